@@ -1,0 +1,1 @@
+"""Text, pixels and mel features: the parts of `ms_omni.processor`. No MindSpore, no PyTorch."""
