@@ -1,0 +1,34 @@
+"""Configuration objects: strict, frozen, equal whatever version of transformers wrote the JSON."""
+from .fields import CONFIG_FILE, ConfigSection, read_config_json, read_json_object
+from .named import load_named_config, named_config_files
+from .omni import Qwen3OmniMoeConfig
+from .talker import (
+    Qwen3OmniMoeCode2WavConfig,
+    Qwen3OmniMoeTalkerCodePredictorConfig,
+    Qwen3OmniMoeTalkerConfig,
+    Qwen3OmniMoeTalkerTextConfig,
+)
+from .thinker import (
+    Qwen3OmniMoeAudioEncoderConfig,
+    Qwen3OmniMoeTextConfig,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeVisionEncoderConfig,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "ConfigSection",
+    "Qwen3OmniMoeAudioEncoderConfig",
+    "Qwen3OmniMoeCode2WavConfig",
+    "Qwen3OmniMoeConfig",
+    "Qwen3OmniMoeTalkerCodePredictorConfig",
+    "Qwen3OmniMoeTalkerConfig",
+    "Qwen3OmniMoeTalkerTextConfig",
+    "Qwen3OmniMoeTextConfig",
+    "Qwen3OmniMoeThinkerConfig",
+    "Qwen3OmniMoeVisionEncoderConfig",
+    "load_named_config",
+    "named_config_files",
+    "read_config_json",
+    "read_json_object",
+]

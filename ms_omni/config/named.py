@@ -1,0 +1,27 @@
+"""Configurations that come with the package: configs/*.json of the repository, shipped as package data."""
+import json
+from pathlib import Path
+
+from ms_omni.errors import ConfigError
+
+from .omni import Qwen3OmniMoeConfig
+
+# In an installed package setup.py puts them beside ms_omni; in a checkout they stand at the top of the repository.
+_FOLDERS = (Path(__file__).resolve().parents[1] / "_configs", Path(__file__).resolve().parents[2] / "configs")
+
+
+def named_config_files() -> dict[str, Path]:
+    """{name: file} of every configuration that comes along."""
+    for folder in _FOLDERS:
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.json"))
+                    if "thinker_config" in json.loads(path.read_text(encoding="utf-8"))}
+    raise ConfigError(f"the configurations that come with ms_omni are in none of {[str(f) for f in _FOLDERS]}; reinstall it.")
+
+
+def load_named_config(name: str) -> Qwen3OmniMoeConfig:
+    """The configuration `name`, such as "tiny". Raises ConfigError that lists the names when there is none."""
+    files = named_config_files()
+    if name not in files:
+        raise ConfigError(f"there is no configuration named {name!r}; expected one of {', '.join(files)}.")
+    return Qwen3OmniMoeConfig.from_dict(json.loads(files[name].read_text(encoding="utf-8")), str(files[name]))
