@@ -1,0 +1,1 @@
+"""The tests mirror the tree of ms_omni; `reference` holds recorded values and the scripts that recorded them."""

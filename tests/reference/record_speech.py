@@ -1,0 +1,191 @@
+"""Speech values: projections, talker prompt, talker and predictor steps, code2wav blocks, waves (see record_model)."""
+
+import numpy as np
+import torch
+
+from tests.reference.cases import Case
+from tests.reference.record_thinker import columns, margin, watching
+from tests.reference.reference_model import tensors
+from tests.reference.store import Recorder
+
+SPEAKER = "Ethan"
+THINKER_TOKENS = 6  # shorter than the speech, so that tts_eos and then tts_pad rows are reached
+TALKER_TOKENS = 11  # ten frames: the codes of the last token are never predicted
+CODE_FRAMES = 30  # longer than the sliding window of both geometries
+SPEECH_CASES = (
+    "text",
+    "two_images",
+    "audio_11s",
+    "video",
+    "image_audio_video",
+    "audio_in_video",
+    "silent_and_sound_video",
+    "batch",
+)
+
+
+class TalkerTrace:
+    """What goes through the talker during one `generate`: its prompt, its logits and the smallest decision margins."""
+
+    def __init__(self, model):
+        self.model, self.talker = model, model.talker
+        self.handles = []
+        self.logits, self.positions, self.predictor_logits = [], [], []
+        self.prompt, self.result = {}, None
+
+    def __enter__(self):
+        original = self.talker.generate
+
+        def generate(**arguments):
+            self.prompt = arguments
+            self.result = original(**arguments, output_scores=True)
+            return self.result
+
+        self.talker.generate = generate
+        self.handles = [
+            self.talker.register_forward_hook(self._talker_step, with_kwargs=True),
+            self.talker.code_predictor.register_forward_hook(
+                lambda _, __, out: self.predictor_logits.append(out.logits[:, -1].detach().clone())
+            ),
+        ]
+        return self
+
+    def _talker_step(self, _, __, arguments, out):
+        self.logits.append(out.logits[:, -1].detach().clone())
+        self.positions.append(arguments["position_ids"][-3:].detach().clone())
+
+    def __exit__(self, *_):
+        del self.talker.generate
+        for handle in self.handles:
+            handle.remove()
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """All frames that were computed [B, 16, frames], those after a row's end included."""
+        return torch.stack([hidden[-1] for hidden in self.result.hidden_states if hidden[-1] is not None], dim=-1)
+
+    def margin(self, frames: list[int]) -> float:
+        """Smallest gap between best and second choice among the decisions that matter (each row up to its end)."""
+        gaps = []
+        residuals = self.predictor_logits[0].shape[0] and len(self.predictor_logits) // max(self.codes.shape[-1], 1)
+        for row, count in enumerate(frames):
+            gaps += [margin(scores[row : row + 1]) for scores in self.result.scores[: count + 1]]
+            gaps += [margin(logits[row : row + 1]) for logits in self.predictor_logits[: count * residuals]]
+        return min(gaps)
+
+
+def speak(model, case: Case, **arguments):
+    """The reference's whole generate, greedy. Returns (ids [B, T], waves: one 1-D array per row, trace)."""
+    config = model.config
+    with TalkerTrace(model) as trace:
+        ids, waves = model.generate(
+            **tensors(case.inputs),
+            speaker=SPEAKER,
+            use_audio_in_video=case.use_audio_in_video,
+            # The reference does not pass this flag on to the talker; its prefix does.
+            talker_use_audio_in_video=case.use_audio_in_video,
+            thinker_max_new_tokens=arguments.pop("thinker_max_new_tokens", THINKER_TOKENS),
+            thinker_do_sample=False,
+            thinker_eos_token_id=config.im_end_token_id,
+            thinker_pad_token_id=config.im_end_token_id,
+            talker_max_new_tokens=TALKER_TOKENS,
+            talker_do_sample=False,
+            talker_pad_token_id=config.talker_config.codec_eos_token_id,
+            **arguments,
+        )
+    waves = [waves.reshape(-1)] if isinstance(waves, torch.Tensor) else waves
+    return ids, [wave.reshape(-1).numpy() for wave in waves], trace
+
+
+def variations(config: dict) -> list[tuple[str, dict]]:
+    """(case, further arguments of generate) of every spoken answer that is recorded."""
+    plain = [(name, {}) for name in SPEECH_CASES]
+    return plain + [("text", {"thinker_max_new_tokens": 2})]
+
+
+def frame_counts(trace: TalkerTrace, arguments: dict) -> list[int]:
+    """Frames of each row before its own end."""
+    total = trace.codes.shape[-1]
+    eos = set(trace.prompt["eos_token_id"] if isinstance(trace.prompt["eos_token_id"], list) else [trace.prompt["eos_token_id"]])
+    counts = []
+    for row in trace.result.sequences.tolist():
+        ends = [i for i, code in enumerate(row) if code in eos]
+        counts.append(min(ends[0] if ends else total, total))
+    return counts
+
+
+def record_speech(rec: Recorder, key: str, ids, waves, trace: TalkerTrace, frames: list[int]):
+    """One spoken answer: everything at the seams between thinker, talker, predictor and code2wav."""
+    prompt = trace.prompt
+    mask = prompt["attention_mask"].bool()
+    rec.add(f"{key}/ids", ids, limit=10**9)
+    rec.add(f"{key}/prompt", prompt["inputs_embeds"][mask], limit=1024)
+    rec.add(f"{key}/prompt_mask", prompt["attention_mask"], limit=10**9, dtype=np.int8)
+    rec.add(f"{key}/prompt_ids", prompt["talker_input_ids"], limit=10**9)
+    rec.add(f"{key}/trailing", prompt["trailing_text_hidden"], limit=1024)
+    rec.add(f"{key}/pad_row", prompt["tts_pad_embed"][:1])
+    rec.add(f"{key}/positions", trace.positions[0], limit=10**9)
+    rec.add(f"{key}/step_positions", torch.cat(trace.positions[1:], dim=-1), limit=10**9)
+    logits = torch.stack(trace.logits, dim=1)  # [B, steps, V]
+    rec.add(f"{key}/logits", logits[..., columns(logits.shape[-1])], limit=10**9)
+    rec.add(f"{key}/codec_tokens", trace.result.sequences, limit=10**9)
+    rec.notes[f"{key}/frames"] = frames
+    for row, count in enumerate(frames):
+        rec.add(f"{key}/codes/{row}", trace.codes[row, :, :count], limit=10**9, dtype=np.int16)
+        rec.add(f"{key}/wave/{row}", waves[row], limit=10**9, dtype=np.float16)
+        rec.add(f"{key}/wave_exact/{row}", waves[row], limit=1024)
+
+
+def record_projections(rec: Recorder, talker, seed: int):
+    """Both projections and the talker's decoder on seeded random rows."""
+    rng = np.random.default_rng([seed, 1000])
+    width = talker.config.thinker_hidden_size
+    rows = torch.from_numpy(rng.standard_normal((7, width), dtype=np.float32))
+    rec.add("projection/text", talker.text_projection(rows))
+    rec.add("projection/hidden", talker.hidden_projection(rows))
+    hidden = talker.config.text_config.hidden_size
+    embeds = torch.from_numpy(rng.standard_normal((1, 9, hidden), dtype=np.float32))
+    modules = {f"layer{i}": layer for i, layer in enumerate(talker.model.layers)}
+    modules |= {f"mlp{i}": layer.mlp for i, layer in enumerate(talker.model.layers)}
+    positions = torch.arange(9).view(1, 1, 9).expand(3, 1, 9).clone()
+    positions[0, 0, 3:] += 2  # the three axes differ, so a one-dimensional rotation would show
+    with watching(**modules) as seen:
+        out = talker.model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
+    for name in modules:
+        rec.add(f"talker/{name}", seen[name][0])
+    rec.add("talker/last", out.last_hidden_state)
+    rec.add("talker/codec_logits", talker.codec_head(out.last_hidden_state), limit=2048)
+
+
+def record_predictor(rec: Recorder, talker, seed: int):
+    """The code predictor, teacher-forced on seeded codes: logits of each of its heads [groups - 1, 3, V]."""
+    predictor, groups = talker.code_predictor, talker.config.num_code_groups
+    rng = np.random.default_rng([seed, 1001])
+    hidden = torch.from_numpy(rng.standard_normal((3, 1, talker.config.text_config.hidden_size), dtype=np.float32))
+    first = torch.from_numpy(rng.integers(0, talker.config.code_predictor_config.vocab_size, (3, 1)))
+    codes = torch.from_numpy(rng.integers(0, talker.config.code_predictor_config.vocab_size, (3, groups - 2)))
+    rows = [hidden, talker.get_input_embeddings()(first)]
+    rows += [predictor.get_input_embeddings()[i](codes[:, i : i + 1]) for i in range(groups - 2)]
+    states = predictor.model(inputs_embeds=torch.cat(rows, dim=1), use_cache=False).last_hidden_state
+    rec.add("predictor/states", states)
+    logits = torch.stack([head(states[:, 1 + i]) for i, head in enumerate(predictor.lm_head)])
+    rec.add("predictor/logits", logits, limit=4096)
+
+
+def record_code2wav(rec: Recorder, vocoder, seed: int):
+    """Code2wav on seeded codes [2, 16, frames]: embedding, each block and the whole wave [2, 1, samples]."""
+    config = vocoder.config
+    rng = np.random.default_rng([seed, 1002])
+    codes = torch.from_numpy(rng.integers(0, config.codebook_size, (2, config.num_quantizers, CODE_FRAMES)))
+    modules = {f"layer{i}": layer for i, layer in enumerate(vocoder.pre_transformer.layers)}
+    modules |= {"pre_transformer_norm": vocoder.pre_transformer.norm}
+    modules |= {f"upsample{i}/{j}": block for i, pair in enumerate(vocoder.upsample) for j, block in enumerate(pair)}
+    modules |= {f"decoder{i}": block for i, block in enumerate(vocoder.decoder)}
+    with watching(**modules) as seen:
+        wave = vocoder(codes)
+    rec.add("code2wav/embedding", seen["layer0.in"][0])
+    for name in modules:
+        rec.add(f"code2wav/{name}", seen[name][0])
+    rec.add("code2wav/wave", wave, limit=8192)
+    rec.add("code2wav/wave_range", torch.stack([wave.abs().max(), wave.std()]))
+    rec.add("code2wav/chunked", vocoder.chunked_decode(codes, chunk_size=12, left_context_size=5), limit=1024)
