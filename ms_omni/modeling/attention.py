@@ -1,0 +1,33 @@
+"""Self-attention of the decoder stacks: grouped kv heads, optional norms of queries and keys, rotary positions."""
+
+from mindspore import nn
+
+from . import ops
+from .layers import Linear, RMSNorm, identity
+
+
+class Attention(nn.Cell):
+    """`[B, S, D]` -> `[B, S, D]`, reading and extending one layer of a cache."""
+
+    def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, bias=False, qk_norm_eps=None):
+        super().__init__()
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+        self.q_proj = Linear(hidden_size, num_heads * head_dim, bias)
+        self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, bias)
+        self.v_proj = Linear(hidden_size, num_kv_heads * head_dim, bias)
+        self.o_proj = Linear(num_heads * head_dim, hidden_size, bias)
+        self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else identity
+        self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else identity
+        self.reduce = identity  # sums the partial results of split heads under a tensor-parallel plan
+
+    def construct(self, x, rope, context, layer):
+        """x `[B, S, D]`; rope (cos, sin) `[B, S, head_dim / 2]`; context: see `cache.py`; layer: its index there."""
+        b, s, _ = x.shape
+        q = self.q_norm(self.q_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, H, D]
+        k = self.k_norm(self.k_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, K, D]
+        v = self.v_proj(x).reshape(b, s, -1, self.head_dim)
+        q, k = ops.rotary(q, *rope), ops.rotary(k, *rope)
+        k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
+        k, v = context.extend(layer, k, v)
+        return self.reduce(self.o_proj(ops.attention(q, k, v, context.mask, self.scale)))

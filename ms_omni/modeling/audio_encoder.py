@@ -1,0 +1,161 @@
+"""The audio encoder: mel frames -> 13 vectors per second (Whisper-like encoder with attention windows).
+
+    mel [128, n] --chunks of 100 frames--> [C, 1, 128, 100] --3 convolutions, stride 2--> [C, 480, 16, 13]
+        --linear, + sinusoids--> [C, 13, D] --valid rows, packed--> [N, D] --layers in windows of 8 s--> [N, out]
+"""
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from ..errors import InputError
+from . import ops
+from .layers import ACTIVATIONS, LayerNorm, Linear, parameter
+from .packing import host_array, segments_of
+
+NORM_EPS = 1e-5
+
+
+def conv_length(frames):
+    """Length after one convolution of kernel 3, stride 2, padding 1."""
+    return (frames - 1) // 2 + 1
+
+
+def audio_token_count(frames, n_window):
+    """Number of encoder outputs for mel frames (an int or an array): 13 per whole chunk of `2 * n_window` = 100.
+
+    Reference: `_get_feat_extract_output_lengths` (module level; the method of the same purpose is wrong).
+    """
+    chunk = 2 * n_window
+    whole, rest = frames // chunk, frames % chunk
+    return conv_length(conv_length(conv_length(rest))) + whole * conv_length(conv_length(conv_length(chunk)))
+
+
+def sinusoids(length, channels, max_timescale=10000):
+    """Sine and cosine position table `[length, channels]` (Vaswani et al. 2017, in Whisper's layout)."""
+    step = np.log(max_timescale) / (channels // 2 - 1)
+    scales = np.exp((-step * np.arange(channels // 2)).astype(np.float32))
+    angles = np.arange(length, dtype=np.float32)[:, None] * scales[None]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+class AudioAttention(nn.Cell):
+    """Full attention inside each window, `[N, D]` -> `[N, D]`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.encoder_attention_heads
+        self.scale = (config.d_model // self.heads) ** -0.5
+        self.q_proj = Linear(config.d_model, config.d_model)
+        self.k_proj = Linear(config.d_model, config.d_model)
+        self.v_proj = Linear(config.d_model, config.d_model)
+        self.out_proj = Linear(config.d_model, config.d_model)
+
+    def construct(self, x, segments):
+        shape = (x.shape[0], self.heads, -1)
+        q, k, v = (proj(x).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))  # [N, H, D]
+        return self.out_proj(ops.packed_attention(q, k, v, segments, self.scale))
+
+
+class AudioEncoderLayer(nn.Cell):
+    """Pre-norm transformer layer on packed rows."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.self_attn = AudioAttention(config)
+        self.self_attn_layer_norm = LayerNorm(config.d_model, NORM_EPS)
+        self.fc1 = Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = Linear(config.encoder_ffn_dim, config.d_model)
+        self.final_layer_norm = LayerNorm(config.d_model, NORM_EPS)
+        self.activation_fn = ACTIVATIONS[config.activation_function]
+
+    def construct(self, x, segments):
+        x = x + self.self_attn(self.self_attn_layer_norm(x), segments)
+        return x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
+
+
+class Conv2d(nn.Cell):
+    """3 x 3 convolution with stride 2 and padding 1."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.weight = parameter(out_channels, in_channels, 3, 3)
+        self.bias = parameter(out_channels)
+
+    def construct(self, x):
+        return ops.conv2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
+class AudioEncoder(nn.Cell):
+    """Mirrors `Qwen3OmniMoeAudioEncoder`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        channels, width = config.downsample_hidden_size, config.d_model
+        self.conv2d1 = Conv2d(1, channels)
+        self.conv2d2 = Conv2d(channels, channels)
+        self.conv2d3 = Conv2d(channels, channels)
+        bands = conv_length(conv_length(conv_length(config.num_mel_bins)))
+        self.conv_out = Linear(channels * bands, width, bias=False)
+        self.layers = nn.CellList([AudioEncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.ln_post = LayerNorm(width, NORM_EPS)
+        self.proj1 = Linear(width, width)
+        self.proj2 = Linear(width, config.output_dim)
+        self.act = ACTIVATIONS[config.activation_function]
+        self.positions = sinusoids(config.max_source_positions, width)
+
+    def construct(self, input_features, feature_lens):
+        """Encodes clips laid end to end: input_features `[mel, total frames]`, feature_lens `[clips]` -> `[N, out]`."""
+        chunks, rows, segments = self.pack(host_array(input_features), host_array(feature_lens))
+        return self.encode(Tensor(chunks), Tensor(rows), segments)
+
+    def pack(self, features, lengths):
+        """Cuts clips into chunks, on the host.
+
+        Returns chunks `[C, 1, mel, frames]` float32, the rows of the chunk grid that hold tokens int32 `[N]`, and the
+        attention segments. As in the reference, a chunk is padded with zeros to the longest chunk of the call.
+        Raises `InputError` for empty clips and lengths that do not add up.
+        """
+        if lengths.sum() != features.shape[1] or (lengths < 1).any():
+            raise InputError(f"got {features.shape[1]} mel frames for clips of {lengths.tolist()} frames; every clip needs "
+                             "at least one frame and the lengths must add up")  # fmt: skip
+        chunk = 2 * self.config.n_window
+        sizes = [min(chunk, n - start) for n in lengths.tolist() for start in range(0, n, chunk)]
+        chunks = np.zeros((len(sizes), 1, features.shape[0], max(sizes)), np.float32)
+        start = 0
+        for row, size in enumerate(sizes):
+            chunks[row, 0, :, :size] = features[:, start : start + size]
+            start += size
+        tokens = [audio_token_count(size, self.config.n_window) for size in sizes]
+        rows = np.concatenate([np.arange(n) + row * max(tokens) for row, n in enumerate(tokens)]).astype(np.int32)
+        return chunks, rows, self._windows(lengths, max(tokens))
+
+    def _windows(self, lengths, chunk_tokens):
+        window = chunk_tokens * (self.config.n_window_infer // (2 * self.config.n_window))
+        sizes = []
+        for total in audio_token_count(lengths, self.config.n_window).tolist():
+            sizes += [window] * (total // window) + ([total % window] if total % window else [])
+        return segments_of(sizes)
+
+    def encode(self, chunks, rows, segments):
+        """The device part: chunks `[C, 1, mel, frames]` -> `[N, out]`."""
+        x = self.downsample(chunks)  # [C, t, D]
+        x = ops.gather_rows(x.reshape(-1, x.shape[-1]), rows)  # [N, D]
+        for layer in self.layers:
+            x = layer(x, segments)
+        return self.proj2(self.act(self.proj1(self.ln_post(x))))
+
+    def downsample(self, chunks):
+        """Convolutions, projection and positions, `conv_chunksize` chunks at a time: -> `[C, t, D]`."""
+        limit = self.config.conv_chunksize
+        parts = [self._downsample(chunks[i : i + limit]) for i in range(0, chunks.shape[0], limit)]
+        return parts[0] if len(parts) == 1 else ops.concat(parts, 0)
+
+    def _downsample(self, chunks):
+        x = chunks.astype(self.conv2d1.weight.dtype)
+        for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
+            x = ops.gelu(convolution(x))
+        c, channels, bands, t = x.shape
+        x = self.conv_out(ops.transpose(x, (0, 3, 1, 2)).reshape(c, t, channels * bands))
+        positions = np.broadcast_to(self.positions[:t], (c, *self.positions[:t].shape))
+        return x + Tensor(np.ascontiguousarray(positions)).astype(x.dtype)

@@ -1,0 +1,54 @@
+"""The code predictor: codes 1 .. n-1 of one frame, one after the other, from the talker's hidden state and code 0.
+
+    position   0                1                2                   ...   n - 1
+    input      talker hidden    embed(code 0)    embed_0(code 1)     ...   embed_{n-3}(code n-2)
+    output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
+"""
+
+import numpy as np
+from mindspore import nn
+
+from .cache import KVCache
+from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
+from .layers import Embedding, Linear
+from .rope import inverse_frequencies, rope_tables
+
+
+class CodePredictorModel(Decoder):
+    """Mirrors `Qwen3OmniMoeTalkerCodePredictorModel`: a dense decoder and one embedding per residual code."""
+
+    def __init__(self, config):
+        super().__init__(config, [self._layer(config) for _ in range(config.num_hidden_layers)])
+        residuals = config.num_code_groups - 1
+        self.codec_embedding = nn.CellList([Embedding(config.vocab_size, config.hidden_size) for _ in range(residuals)])
+
+    @staticmethod
+    def _layer(config):
+        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True),
+                            build_dense_mlp(config))  # fmt: skip
+
+
+class CodePredictor(nn.Cell):
+    """Mirrors `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = CodePredictorModel(config)
+        heads = config.num_code_groups - 1
+        self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
+        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+
+    def new_cache(self, batch_size):
+        """A cache that holds one frame, at most num_code_groups positions; `clear()` it for the next frame."""
+        config = self.config
+        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim,
+                       config.num_code_groups, self.model.norm.weight.dtype, bucket=config.num_code_groups)  # fmt: skip
+
+    def construct(self, inputs_embeds, cache, group):
+        """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""
+        b, s, _ = inputs_embeds.shape
+        positions = np.broadcast_to(np.arange(cache.length, cache.length + s), (b, s))
+        context = cache.context(np.ones((b, s), bool))
+        hidden = self.model(inputs_embeds, rope_tables(positions, self.inv_freq), context)
+        return self.lm_head[group](hidden[:, -1])

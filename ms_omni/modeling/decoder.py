@@ -1,0 +1,67 @@
+"""The decoder stack that thinker, talker, code predictor and code2wav's transformer share."""
+
+from mindspore import nn
+
+from .attention import Attention
+from .layers import GatedMLP, RMSNorm, identity
+
+
+class DecoderLayer(nn.Cell):
+    """Pre-norm attention and MLP with residuals, `[B, S, D]` -> `[B, S, D]`."""
+
+    def __init__(self, hidden_size, eps, self_attn, mlp):
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(hidden_size, eps)
+        self.post_attention_layernorm = RMSNorm(hidden_size, eps)
+        self.self_attn_layer_scale = identity
+        self.mlp_layer_scale = identity
+
+    def construct(self, x, rope, context, layer):
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rope, context, layer))
+        return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+
+
+def build_attention(config, qk_norm):
+    """The attention cell of a decoder config; `qk_norm` says whether queries and keys are normalised per head."""
+    return Attention(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        bias=config.attention_bias,
+        qk_norm_eps=config.rms_norm_eps if qk_norm else None,
+    )
+
+
+def build_dense_mlp(config):
+    return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+
+class Decoder(nn.Cell):
+    """A stack of decoder layers and the final norm.
+
+    `construct` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
+    output of layer i - 1 (i = 0: the input) before anything is added to it.
+    """
+
+    def __init__(self, config, layers):
+        super().__init__()
+        self.layers = nn.CellList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def construct(self, x, rope, context, inject=None, observe=None):
+        """x `[B, S, D]`; rope (cos, sin) `[B, S, head_dim / 2]`; context: see `cache.py`.
+
+        inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack).
+        """
+        if observe is not None:
+            observe(0, x)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, context, index)
+            if observe is not None:
+                observe(index + 1, x)
+            if inject is not None:
+                x = inject(index, x)
+        return self.norm(x)

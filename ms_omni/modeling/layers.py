@@ -1,0 +1,117 @@
+"""The small layers that every part of the model shares.
+
+`source` is where a layer reads its weight. It is the identity unless a parallel plan replaces it, for example by a
+gather of the shards of that weight (see `ms_omni.parallel`).
+"""
+
+from contextlib import contextmanager
+
+import mindspore as ms
+from mindspore import Parameter, nn
+from mindspore.common.initializer import initializer
+from mindspore.nn.utils import no_init_parameters
+
+from . import ops
+
+_dtype = ms.float32
+
+
+@contextmanager
+def lazy_parameters(dtype):
+    """Inside this context cells are built with parameters of `dtype` that own no memory until they are loaded."""
+    global _dtype
+    before, _dtype = _dtype, dtype
+    try:
+        with no_init_parameters():
+            yield
+    finally:
+        _dtype = before
+
+
+def parameter(*shape):
+    """A zero parameter of the dtype in force."""
+    return Parameter(initializer("zeros", shape, _dtype))
+
+
+def identity(x):
+    return x
+
+
+ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu_tanh}
+
+
+class Linear(nn.Cell):
+    """`[..., in]` -> `[..., out]`; weight `[out, in]`."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        super().__init__()
+        self.weight = parameter(out_features, in_features)
+        self.bias = parameter(out_features) if bias else None
+        self.source = identity
+
+    def construct(self, x):
+        return ops.linear(x, self.source(self.weight), self.bias)
+
+
+class Embedding(nn.Cell):
+    """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
+
+    def __init__(self, num_embeddings, embedding_dim):
+        super().__init__()
+        self.weight = parameter(num_embeddings, embedding_dim)
+        self.source = identity
+
+    def construct(self, ids):
+        return ops.embedding(ids, self.source(self.weight))
+
+
+class RMSNorm(nn.Cell):
+    """Root-mean-square norm of the last axis."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight = parameter(dim)
+        self.eps = eps
+
+    def construct(self, x):
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Cell):
+    """Layer norm of the last axis."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight = parameter(dim)
+        self.bias = parameter(dim)
+        self.eps = eps
+
+    def construct(self, x):
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GatedMLP(nn.Cell):
+    """`down(act(gate(x)) * up(x))`, `[..., D]` -> `[..., D]`."""
+
+    def __init__(self, hidden_size, intermediate_size, hidden_act="silu"):
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
+        self.act_fn = ACTIVATIONS[hidden_act]
+
+    def construct(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class ProjectionMLP(nn.Cell):
+    """`linear_fc2(act(linear_fc1(x)))`: the vision blocks' MLP and the talker's two projections."""
+
+    def __init__(self, in_features, intermediate_size, out_features, hidden_act):
+        super().__init__()
+        self.linear_fc1 = Linear(in_features, intermediate_size)
+        self.linear_fc2 = Linear(intermediate_size, out_features)
+        self.act_fn = ACTIVATIONS[hidden_act]
+
+    def construct(self, x):
+        return self.linear_fc2(self.act_fn(self.linear_fc1(x)))

@@ -1,0 +1,36 @@
+"""Training losses: next-token cross-entropy and the router's load balance."""
+
+import numpy as np
+from mindspore import Tensor
+
+from ..errors import InputError
+from . import ops
+
+IGNORED = -100
+
+
+def language_model_loss(logits, labels):
+    """Mean cross-entropy of logits `[B, T, V]` at t against labels `[B, T]` at t + 1; labels of -100 do not count."""
+    if labels.shape != tuple(logits.shape[:2]):
+        raise InputError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:2])}")
+    targets = labels[:, 1:].reshape(-1)
+    kept = np.flatnonzero(targets != IGNORED).astype(np.int32)
+    if not len(kept):
+        raise InputError(f"every label after the first is {IGNORED} (ignored); there is nothing to learn from")
+    rows = ops.gather_rows(logits[:, :-1].reshape(-1, logits.shape[-1]), Tensor(kept))
+    return ops.cross_entropy(rows, Tensor(targets[kept].astype(np.int32)))
+
+
+def load_balancing_loss(router_logits, top_k, valid):
+    """Auxiliary loss of Fedus et al. 2021 ("Switch Transformers", equations 4-6), over all layers together.
+
+    router_logits: one `[B * T, E]` per sparse layer; valid bool `[B, T]`, padding does not count.
+    """
+    if not router_logits:
+        raise InputError("output_router_logits was asked for, but this model has no layer with experts")
+    mask = Tensor(valid.reshape(-1).astype(np.float32))
+    loads = [ops.expert_load(logits, top_k, mask) for logits in router_logits]
+    rows = float(valid.sum()) * len(loads)
+    assigned = sum(load[0] for load in loads) / rows
+    probability = sum(load[1] for load in loads) / rows
+    return (assigned * probability).sum() * router_logits[0].shape[-1]

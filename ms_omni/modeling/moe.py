@@ -1,0 +1,56 @@
+"""Sparse mixtures of experts: the thinker's, and the talker's with a shared expert behind a sigmoid gate."""
+
+from mindspore import nn
+
+from . import ops
+from .layers import GatedMLP, Linear, identity, parameter
+
+
+class Experts(nn.Cell):
+    """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
+
+    The layout is `[expert, in, out]`, the one that grouped matrix products want.
+    """
+
+    def __init__(self, num_experts, hidden_size, intermediate_size):
+        super().__init__()
+        self.gate_up = parameter(num_experts, hidden_size, 2 * intermediate_size)
+        self.down = parameter(num_experts, intermediate_size, hidden_size)
+        self.source = identity
+
+    def construct(self, x, weights, indices):
+        return ops.experts(x, self.source(self.gate_up), self.source(self.down), weights, indices)
+
+
+class SparseMoeBlock(nn.Cell):
+    """Top-k mixture of experts, `[B, S, D]` -> `[B, S, D]`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.gate = Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        self.reduce = identity  # sums the experts of all ranks under an expert-parallel plan
+
+    def construct(self, x):
+        rows = x.reshape(-1, x.shape[-1])  # [N, D]
+        weights, indices = ops.route_topk(self.gate(rows), self.top_k, self.norm_topk_prob)
+        return self.reduce(self.experts(rows, weights, indices)).reshape(x.shape)
+
+    def router_logits(self, x):
+        """Logits `[B * S, E]` of the router alone."""
+        return self.gate(x.reshape(-1, x.shape[-1]))
+
+
+class SharedExpertMoeBlock(SparseMoeBlock):
+    """A mixture of experts plus one expert that sees every token, weighted by a sigmoid gate."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shared_expert = GatedMLP(config.hidden_size, config.shared_expert_intermediate_size, config.hidden_act)
+        self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
+
+    def construct(self, x):
+        gate = ops.sigmoid(self.shared_expert_gate(x))  # [B, S, 1]
+        return super().construct(x) + self.shared_expert(x) * gate

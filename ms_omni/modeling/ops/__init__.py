@@ -1,0 +1,200 @@
+"""The operators that the model is made of: one documented signature each, one implementation chosen for the process.
+
+Kernels differ between devices, so modeling code calls only these functions and never `mindspore.mint` or
+`mindspore.ops`. `reference` runs on every device; a fused implementation overrides single functions of it.
+`MS_OMNI_OPS=reference` forces the reference. Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads,
+D channels, E experts, V vocabulary. `rows` means that leading axes are flattened.
+"""
+
+import os
+
+from . import reference
+
+IMPLEMENTATIONS = {"reference": reference}
+
+
+def _select():
+    name = os.environ.get("MS_OMNI_OPS", "reference")
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"MS_OMNI_OPS={name!r} is not an implementation; choose one of {sorted(IMPLEMENTATIONS)}")
+    return name, IMPLEMENTATIONS[name]
+
+
+_name, _impl = _select()
+
+
+def describe():
+    """Returns `[(operator, implementation), ...]`: which implementation each operator resolves to."""
+    return [(name, _name) for name in OPERATORS]
+
+
+def linear(x, weight, bias=None):
+    """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`."""
+    return _impl.linear(x, weight, bias)
+
+
+def embedding(ids, weight):
+    """Rows of weight `[V, D]` at ids `[...]` (integers in `[0, V)`) -> `[..., D]`."""
+    return _impl.embedding(ids, weight)
+
+
+def rms_norm(x, weight, eps):
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; the mean is taken in float32 (Zhang & Sennrich 2019)."""
+    return _impl.rms_norm(x, weight, eps)
+
+
+def layer_norm(x, weight, bias, eps):
+    """Layer normalisation over the last axis, statistics in float32 (Ba et al. 2016)."""
+    return _impl.layer_norm(x, weight, bias, eps)
+
+
+def gelu(x):
+    """`x * Phi(x)` with the exact normal distribution (Hendrycks & Gimpel 2016)."""
+    return _impl.gelu(x)
+
+
+def gelu_tanh(x):
+    """The tanh approximation of `gelu` (same paper, section 2)."""
+    return _impl.gelu_tanh(x)
+
+
+def silu(x):
+    """`x * sigmoid(x)`."""
+    return _impl.silu(x)
+
+
+def sigmoid(x):
+    """`1 / (1 + exp(-x))`."""
+    return _impl.sigmoid(x)
+
+
+def swiglu(gate_up):
+    """`silu(gate) * up` for gate_up `[..., 2I]` = gate and up side by side -> `[..., I]` (Shazeer 2020)."""
+    return _impl.swiglu(gate_up)
+
+
+def rotary(x, cos, sin):
+    """Rotates the pairs `(x[i], x[i + D/2])`: x `[..., H, D]`, cos and sin `[..., D/2]` (Su et al. 2021), in float32."""
+    return _impl.rotary(x, cos, sin)
+
+
+def attention(q, k, v, mask, scale):
+    """Softmax attention with grouped kv heads, softmax in float32.
+
+    q `[B, S, H, D]`, k and v `[B, K, T, D]` with H a multiple of K, mask additive `[B, S, T]` float32 or None
+    -> `[B, S, H * D]`.
+    """
+    return _impl.attention(q, k, v, mask, scale)
+
+
+def packed_attention(q, k, v, segments, scale):
+    """Full attention inside each segment of a packed sequence and none across: q, k, v `[N, H, D]` -> `[N, H * D]`.
+
+    segments: tuple of `(length, count)` python ints, neighbouring segments of one length counted together; they sum
+    to N. It is the host-side form of `cu_seqlens`.
+    """
+    return _impl.packed_attention(q, k, v, segments, scale)
+
+
+def route_topk(logits, k, normalise):
+    """Router: softmax over E in float32, the k largest -> weights `[N, k]` float32, indices `[N, k]` int32.
+
+    `normalise` divides the weights by their sum (the config's `norm_topk_prob`).
+    """
+    return _impl.route_topk(logits, k, normalise)
+
+
+def experts(x, gate_up, down, weights, indices):
+    """Mixture of gated MLPs: `sum_j weights[n, j] * mlp_{indices[n, j]}(x[n])`.
+
+    x `[N, D]`, gate_up `[E, D, 2I]`, down `[E, I, D]`, weights and indices `[N, k]` -> `[N, D]`.
+    """
+    return _impl.experts(x, gate_up, down, weights, indices)
+
+
+def conv1d(x, weight, bias, dilation=1, groups=1):
+    """Convolution without padding: x `[B, C, T]`, weight `[M, C / groups, W]` -> `[B, M, T - (W - 1) * dilation]`."""
+    return _impl.conv1d(x, weight, bias, dilation, groups)
+
+
+def conv_transpose1d(x, weight, bias, stride):
+    """Transposed convolution, nothing trimmed: x `[B, C, T]`, weight `[C, M, W]` -> `[B, M, (T - 1) * stride + W]`."""
+    return _impl.conv_transpose1d(x, weight, bias, stride)
+
+
+def conv2d(x, weight, bias, stride, padding):
+    """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`."""
+    return _impl.conv2d(x, weight, bias, stride, padding)
+
+
+def snake_beta(x, alpha, beta):
+    """`x + sin^2(x e^alpha) / (e^beta + 1e-9)` per channel: x `[B, C, T]`, alpha and beta `[C]` (Lee et al. 2022)."""
+    return _impl.snake_beta(x, alpha, beta)
+
+
+def scale_channels(x, scale):
+    """`x * scale` with scale `[D]` along the last axis of x `[..., D]`."""
+    return _impl.scale_channels(x, scale)
+
+
+def scatter_rows(x, index, rows):
+    """A copy of x `[N, D]` in which the rows at index `[M]` are replaced by rows `[M, D]`."""
+    return _impl.scatter_rows(x, index, rows)
+
+
+def add_rows(x, index, rows):
+    """A copy of x `[N, D]` with rows `[M, D]` added at index `[M]`."""
+    return _impl.add_rows(x, index, rows)
+
+
+def write_rows(buffer, index, rows):
+    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index `[M]`, in place; returns the buffer."""
+    return _impl.write_rows(buffer, index, rows)
+
+
+def gather_rows(x, index):
+    """The rows of x `[N, ...]` at index `[M]` -> `[M, ...]`."""
+    return _impl.gather_rows(x, index)
+
+
+def weighted_sum_rows(x, index, weights):
+    """`sum_j weights[n, j] * x[index[n, j]]`: x `[R, D]`, index and weights `[N, taps]` -> `[N, D]`."""
+    return _impl.weighted_sum_rows(x, index, weights)
+
+
+def concat(parts, axis):
+    """Joins tensors along an axis."""
+    return _impl.concat(parts, axis)
+
+
+def transpose(x, axes):
+    """Permutes the axes into contiguous memory."""
+    return _impl.transpose(x, axes)
+
+
+def clip(x, low, high):
+    """Limits every element to `[low, high]`."""
+    return _impl.clip(x, low, high)
+
+
+def argmax(x):
+    """Index of the largest element of the last axis."""
+    return _impl.argmax(x)
+
+
+def cross_entropy(logits, labels):
+    """Mean negative log-likelihood in float32: logits `[N, V]`, labels `[N]` -> scalar."""
+    return _impl.cross_entropy(logits, labels)
+
+
+def expert_load(logits, k, mask):
+    """Router statistics over the tokens with mask `[N]` 1.0: `(assignments per expert [E], summed probability [E])`."""
+    return _impl.expert_load(logits, k, mask)
+
+
+OPERATORS = (
+    "linear", "embedding", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu", "rotary",
+    "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
+    "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
+    "transpose", "clip", "argmax", "cross_entropy", "expert_load",
+)  # fmt: skip

@@ -1,0 +1,233 @@
+"""Every operator written with MindSpore kernels that exist on CPU and on Ascend.
+
+The spellings are chosen for MindSpore's CPU backend, where they differ by orders of magnitude: `ops.MatMul` instead of
+`mint.nn.functional.linear` (100x), a materialised `tile` and a same-shape product instead of a broadcast one (5x), a
+(1, K) `Conv2D` for one-dimensional convolution. Signatures and meanings are documented in `ops/__init__.py`.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint, ops
+
+GATHERED_ROWS = 64
+"""Up to this many (token, expert) pairs the weights are gathered per pair, which is one graph without a host read."""
+
+
+def linear(x, weight, bias=None):
+    rows = x.reshape(-1, x.shape[-1])  # [N, K]
+    y = ops.MatMul(transpose_b=True)(rows, weight)  # [N, M]
+    if bias is not None:
+        y = ops.BiasAdd()(y, bias)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def embedding(ids, weight):
+    return ops.gather(weight, ids, 0)
+
+
+def rms_norm(x, weight, eps):
+    rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
+    n, d = rows.shape
+    scale = mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps)  # [N, 1]
+    rows = (rows * ops.tile(scale, (1, d))).astype(x.dtype)
+    return (rows * ops.tile(weight.reshape(1, d), (n, 1))).reshape(x.shape)
+
+
+def layer_norm(x, weight, bias, eps):
+    rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
+    n, d = rows.shape
+    rows = rows - ops.tile(mint.mean(rows, -1, True), (1, d))
+    rows = rows * ops.tile(mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps), (1, d))
+    rows = rows.astype(x.dtype) * ops.tile(weight.reshape(1, d), (n, 1))
+    return ops.BiasAdd()(rows, bias).reshape(x.shape)
+
+
+def gelu(x):
+    return x * 0.5 * (ops.erf(x * 0.7071067811865476) + 1.0)
+
+
+def gelu_tanh(x):
+    # tanh(u) = 2 sigmoid(2u) - 1, and MindSpore's CPU sigmoid is the fast one of the two.
+    return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
+
+
+def silu(x):
+    return ops.silu(x)
+
+
+def sigmoid(x):
+    return ops.sigmoid(x)
+
+
+def swiglu(gate_up):
+    gate, up = mint.chunk(gate_up, 2, -1)
+    return ops.silu(gate) * up
+
+
+def rotary(x, cos, sin):
+    heads = x.shape[-2]
+    repeat = (1,) * (x.ndim - 2) + (heads, 1)
+    cos = ops.tile(mint.unsqueeze(cos, -2), repeat)  # [..., H, D/2]
+    sin = ops.tile(mint.unsqueeze(sin, -2), repeat)
+    low, high = mint.chunk(x.astype(ms.float32), 2, -1)
+    return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
+
+
+def attention(q, k, v, mask, scale):
+    b, s, h, d = q.shape
+    t, kv_heads = k.shape[2], k.shape[1]
+    group = h // kv_heads
+    # One batched product per kv head: the query heads that share it are stacked as rows, nothing is repeated.
+    q = mint.permute(q, (0, 2, 1, 3)).reshape(b * kv_heads, group * s, d)
+    k = k.reshape(b * kv_heads, t, d)
+    v = v.reshape(b * kv_heads, t, v.shape[-1])
+    scores = ops.BatchMatMul(transpose_b=True)(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
+    if mask is not None:
+        mask = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
+        scores = scores + mask.reshape(b * kv_heads, group * s, t)
+    probs = ops.softmax(scores, -1).astype(v.dtype)
+    out = ops.BatchMatMul()(probs, v).reshape(b, h, s, v.shape[-1])
+    return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
+
+
+def packed_attention(q, k, v, segments, scale):
+    n, h, d = q.shape
+    outputs, start = [], 0
+    for length, count in segments:  # equal neighbours run as one batch
+        stop = start + length * count
+        parts = [x[start:stop].reshape(count, length, h, d) for x in (q, k, v)]
+        keys, values = (mint.permute(x, (0, 2, 1, 3)).contiguous() for x in parts[1:])  # [count, H, length, D]
+        outputs.append(attention(parts[0], keys, values, None, scale).reshape(stop - start, h * d))
+        start = stop
+    return outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
+
+
+def route_topk(logits, k, normalise):
+    probs = ops.softmax(logits.astype(ms.float32), -1)
+    weights, indices = ops.topk(probs, k, dim=-1)
+    if normalise:
+        total = mint.sum(weights, -1, True)
+        weights = weights / ops.tile(total, (1, k))
+    return weights, indices.astype(ms.int32)
+
+
+def experts(x, gate_up, down, weights, indices):
+    if indices.shape[0] * indices.shape[1] <= GATHERED_ROWS:
+        return _gathered_experts(x, gate_up, down, weights, indices)
+    return _grouped_experts(x, gate_up, down, weights, indices)
+
+
+def _gathered_experts(x, gate_up, down, weights, indices):
+    n, k = indices.shape
+    picked = indices.reshape(-1)  # [N*k]
+    rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
+    hidden = swiglu(ops.BatchMatMul()(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
+    out = ops.BatchMatMul()(hidden, ops.gather(down, picked, 0)).reshape(n, k, -1)
+    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
+
+
+def _grouped_experts(x, gate_up, down, weights, indices):
+    """Tokens sorted by expert, one product per expert in use, results brought back into token order.
+
+    The split sizes must be known on the host: one read of `indices` per block, during prefill only.
+    """
+    n, k = indices.shape
+    flat = indices.asnumpy().reshape(-1)
+    order = np.argsort(flat, kind="stable").astype(np.int32)  # [N*k] pairs, grouped by expert
+    used, counts = np.unique(flat, return_counts=True)
+    rows = ops.gather(x, Tensor(order // k), 0)
+    parts = ops.split(rows, [int(count) for count in counts], 0)
+    outputs = []
+    for expert, part in zip(used.tolist(), parts):
+        hidden = swiglu(ops.MatMul()(part, gate_up[expert]))
+        outputs.append(ops.MatMul()(hidden, down[expert]))
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(n * k, dtype=np.int32)
+    out = ops.gather(mint.cat(outputs, 0), Tensor(inverse), 0).reshape(n, k, -1)
+    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
+
+
+def conv1d(x, weight, bias, dilation=1, groups=1):
+    kernel = weight.shape[-1]
+    convolution = ops.Conv2D(weight.shape[0], (1, kernel), pad_mode="valid", dilation=(1, dilation), group=groups)
+    y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
+    return ops.BiasAdd()(y, bias).squeeze(2)
+
+
+def conv_transpose1d(x, weight, bias, stride):
+    b, _, t = x.shape
+    channels, kernel = weight.shape[1:]
+    transposed = ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
+    shape = (b, channels, 1, (t - 1) * stride + kernel)
+    y = transposed(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
+    return ops.BiasAdd()(y, bias).squeeze(2)
+
+
+def conv2d(x, weight, bias, stride, padding):
+    kernel = tuple(weight.shape[2:])
+    return ops.BiasAdd()(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
+
+
+def snake_beta(x, alpha, beta):
+    b, c, t = x.shape
+    alpha = ops.tile(ops.exp(alpha).reshape(1, c, 1), (b, 1, t))
+    beta = ops.tile((1.0 / (ops.exp(beta) + 1e-9)).reshape(1, c, 1), (b, 1, t))
+    return x + beta * mint.square(ops.sin(x * alpha))
+
+
+def scale_channels(x, scale):
+    repeat = tuple(x.shape[:-1]) + (1,)
+    return x * ops.tile(scale.reshape((1,) * (x.ndim - 1) + (-1,)), repeat)
+
+
+def scatter_rows(x, index, rows):
+    return ops.tensor_scatter_update(x, mint.unsqueeze(index, -1), rows)
+
+
+def add_rows(x, index, rows):
+    return ops.tensor_scatter_add(x, mint.unsqueeze(index, -1), rows)
+
+
+def write_rows(buffer, index, rows):
+    return ops.ScatterUpdate()(buffer, index, rows)
+
+
+def gather_rows(x, index):
+    return ops.gather(x, index, 0)
+
+
+def weighted_sum_rows(x, index, weights):
+    n, taps = index.shape
+    rows = ops.gather(x, index.reshape(-1), 0).reshape(n, taps, -1)
+    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
+
+
+def concat(parts, axis):
+    return mint.cat(tuple(parts), axis)
+
+
+def transpose(x, axes):
+    return mint.permute(x, axes).contiguous()
+
+
+def clip(x, low, high):
+    return ops.clamp(x, low, high)
+
+
+def argmax(x):
+    return ops.argmax(x, -1)
+
+
+def cross_entropy(logits, labels):
+    log_probs = ops.log_softmax(logits.astype(ms.float32), -1)
+    picked = ops.gather_elements(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
+    return -mint.mean(picked)
+
+
+def expert_load(logits, k, mask):
+    probs = ops.softmax(logits.astype(ms.float32), -1)  # [N, E]
+    n, e = probs.shape
+    _, indices = ops.topk(probs, k, dim=-1)
+    rows = ops.tile(mask.reshape(n, 1), (1, k)).reshape(-1)
+    counts = ops.tensor_scatter_add(mint.zeros((e,), dtype=ms.float32), indices.reshape(-1, 1), rows)
+    return counts, mint.sum(probs * ops.tile(mask.reshape(n, 1), (1, e)), 0)

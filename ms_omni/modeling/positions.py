@@ -1,0 +1,151 @@
+"""Three-dimensional positions (time, height, width) of a multimodal prompt, on the host.
+
+The positions are read off the tokens themselves, so that every mix of media in a prompt is counted right:
+
+    text          one step per token on all three axes
+    audio         one step per token (13 tokens per second of sound)
+    image         time stands still, height and width count grid cells
+    video         time advances by seconds per grid * positions per second, possibly a fraction
+    audio in video  both start together; each token keeps the positions of its own medium
+
+Everything is float32 with the reference's order of operations, so that fractional times agree to the last bit.
+Reference: transformers 5.x, `Qwen3OmniMoePreTrainedModelForConditionalGeneration.get_rope_index`.
+"""
+
+import numpy as np
+
+from ..errors import InputError
+
+
+def get_rope_index(config, spatial_merge_size, input_ids, attention_mask=None, image_grid_thw=None,
+                   video_grid_thw=None, second_per_grids=None):  # fmt: skip
+    """Positions float32 `[3, B, T]` and deltas float32 `[B, 1]`.
+
+    The delta of a row is its next position minus its number of tokens: a generated token n (counting unpadded tokens
+    from 0) has position n + delta. config needs the token ids and `position_id_per_seconds`; grids are int `[n, 3]`
+    in patches; second_per_grids float `[n_videos]` in s, one per row of `video_grid_thw`. Padding gets position 1.
+    Raises `InputError` when placeholders and grids disagree.
+    """
+    valid = np.ones(input_ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) == 1
+    walker = _Walker(config, spatial_merge_size, image_grid_thw, video_grid_thw, second_per_grids)
+    positions = np.ones((3, *input_ids.shape), np.float32)
+    deltas = np.zeros((len(input_ids), 1), np.float32)
+    for row, (ids, mask) in enumerate(zip(np.asarray(input_ids), valid)):
+        ids = ids[mask]
+        if not len(ids):
+            raise InputError(f"row {row} of the batch holds only padding; give every conversation at least one token")
+        found = walker.walk(ids)
+        positions[:, row, mask] = found
+        deltas[row] = found.max() + np.float32(1) - np.float32(len(ids))
+    walker.finish()
+    return positions, deltas
+
+
+class _Walker:
+    """Walks over the rows of a batch and takes images and videos in order."""
+
+    def __init__(self, config, merge, image_grids, video_grids, second_per_grids):
+        self.config = config
+        self.merge = merge
+        self.image_grids = np.zeros((0, 3), np.int64) if image_grids is None else np.asarray(image_grids)
+        self.video_grids = np.zeros((0, 3), np.int64) if video_grids is None else np.asarray(video_grids)
+        self.seconds = self._seconds(second_per_grids)
+        self.images = self.videos = 0
+
+    def _seconds(self, second_per_grids):
+        count = len(self.video_grids)
+        if second_per_grids is None:
+            if count:
+                raise InputError(
+                    f"got {count} videos but no video_second_per_grid; pass the seconds that one temporal grid step "
+                    "covers, one number per video (the processor returns them)"
+                )
+            return np.zeros(0, np.float32)
+        seconds = np.asarray(second_per_grids, np.float32).reshape(-1)
+        if len(seconds) != count:
+            raise InputError(f"got {len(seconds)} values of video_second_per_grid for {count} videos; pass one per video")
+        return seconds
+
+    def walk(self, ids):
+        """Positions `[3, n]` of one row without its padding."""
+        config, parts, text_from, at = self.config, [], 0, 0
+        media = (config.image_token_id, config.video_token_id, config.audio_token_id)
+        isin = np.isin(ids, media)
+        following = np.float32(0)
+        while at < len(ids):
+            if not isin[at]:
+                at += 1
+                continue
+            text = _line(at - text_from, following)
+            following = following + np.float32(at - text_from)
+            stop = at
+            while stop < len(ids) and isin[stop]:
+                stop += 1
+            block, last = self._block(ids[at:stop], following)
+            parts += [text, block]
+            following = last + np.float32(1)
+            text_from = at = stop
+        parts.append(_line(len(ids) - text_from, following))
+        return np.concatenate(parts, axis=1)
+
+    def _block(self, ids, start):
+        """Positions `[3, n]` of one run of placeholders, and the largest that the following text counts from."""
+        kinds = set(ids.tolist())
+        if kinds == {self.config.audio_token_id}:
+            block = _line(len(ids), start)
+            return block, block.max()
+        if kinds == {self.config.image_token_id}:
+            block = self._image(len(ids), start)
+            return block, block.max()
+        if kinds == {self.config.video_token_id}:
+            block = self._video(len(ids), start)
+            return block, block.max()
+        if kinds == {self.config.video_token_id, self.config.audio_token_id}:
+            return self._audio_in_video(ids, start)
+        raise InputError("image placeholders stand directly beside audio or video placeholders; wrap each medium in its "
+                         "start and end tokens")  # fmt: skip
+
+    def _image(self, tokens, start):
+        if self.images >= len(self.image_grids):
+            raise InputError(f"the prompt shows more images than the {len(self.image_grids)} rows of image_grid_thw")
+        grid = self.image_grids[self.images]
+        self.images += 1
+        times = np.arange(grid[0]).astype(np.float32) * np.float32(self.config.position_id_per_seconds)
+        return self._grid("image", self.images, grid, times, tokens, start)
+
+    def _video(self, tokens, start):
+        if self.videos >= len(self.video_grids):
+            raise InputError(f"the prompt shows more videos than the {len(self.video_grids)} rows of video_grid_thw")
+        grid, seconds = self.video_grids[self.videos], self.seconds[self.videos]
+        self.videos += 1
+        times = np.arange(grid[0]).astype(np.float32) * seconds * np.float32(self.config.position_id_per_seconds)
+        return self._grid("video", self.videos, grid, times, tokens, start)
+
+    def _grid(self, kind, number, grid, times, tokens, start):
+        rows, columns = grid[1] // self.merge, grid[2] // self.merge
+        if len(times) * rows * columns != tokens:
+            raise InputError(
+                f"{kind} {number} has a grid of {grid.tolist()} patches, which makes {len(times) * rows * columns} "
+                f"tokens, but the prompt has {tokens} placeholders for it"
+            )
+        t, h, w = np.meshgrid(times, np.arange(rows), np.arange(columns), indexing="ij")
+        return np.stack([t, h, w]).reshape(3, -1).astype(np.float32) + start
+
+    def _audio_in_video(self, ids, start):
+        is_video = ids == self.config.video_token_id
+        block = np.empty((3, len(ids)), np.float32)
+        block[:, is_video] = self._video(int(is_video.sum()), start)
+        block[:, ~is_video] = _line(int((~is_video).sum()), start)
+        # The text goes on from the medium that outlasts the other, as in the reference.
+        changes = np.flatnonzero(is_video != is_video[-1])
+        return block, block[:, changes[-1] + 1 :].max()
+
+    def finish(self):
+        for kind, used, grids in (("image", self.images, self.image_grids), ("video", self.videos, self.video_grids)):
+            if used != len(grids):
+                raise InputError(f"{kind}_grid_thw has {len(grids)} rows but the prompt shows {used} {kind}s")
+
+
+def _line(count, start):
+    """`count` equal steps from `start` on all three axes, `[3, count]`."""
+    return np.tile(np.arange(count).astype(np.float32) + start, (3, 1))

@@ -1,0 +1,275 @@
+"""The thinker: audio and vision encoders in front of a mixture-of-experts text decoder."""
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from ..errors import InputError
+from ..outputs import ThinkerOutput
+from . import ops
+from .audio_encoder import AudioEncoder
+from .cache import KVCache, NoCache
+from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
+from .layers import Embedding, Linear
+from .losses import language_model_loss, load_balancing_loss
+from .moe import SparseMoeBlock
+from .packing import host_array
+from .positions import get_rope_index
+from .rope import inverse_frequencies, mrope_tables
+from .vision_encoder import VisionEncoder
+from .watch import Watch
+
+
+class ThinkerTextModel(Decoder):
+    """Token embedding and decoder stack; mirrors `Qwen3OmniMoeThinkerTextModel`."""
+
+    def __init__(self, config):
+        super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+
+    @staticmethod
+    def _layer(config, index):
+        mlp = SparseMoeBlock(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
+        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), mlp)
+
+    def rope(self, positions):
+        """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
+        return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
+
+    def new_cache(self, batch_size, capacity):
+        """An empty cache for `capacity` positions."""
+        config = self.config
+        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim, capacity,
+                       self.norm.weight.dtype)  # fmt: skip
+
+
+class Thinker(nn.Cell):
+    """Mirrors `Qwen3OmniMoeThinkerForConditionalGeneration` (attribute paths of transformers 4.57)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.audio_tower = AudioEncoder(config.audio_config)
+        self.visual = VisionEncoder(config.vision_config)
+        self.model = ThinkerTextModel(config.text_config)
+        if not config.text_config.tie_word_embeddings:
+            self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+
+    def get_input_embeddings(self):
+        return self.model.embed_tokens
+
+    def logits(self, hidden):
+        """Vocabulary logits `[..., V]` of last hidden states `[..., D]`."""
+        if self.config.text_config.tie_word_embeddings:
+            table = self.model.embed_tokens
+            return ops.linear(hidden, table.source(table.weight))
+        return self.lm_head(hidden)
+
+    # -- features ----------------------------------------------------------------------------------------------------
+
+    def get_audio_features(self, input_features, feature_attention_mask=None, audio_feature_lengths=None):
+        """Audio tokens `[N, D]` of all clips in order.
+
+        input_features `[clips, mel, frames]` with feature_attention_mask `[clips, frames]` or audio_feature_lengths
+        `[clips]` (mel frames; clips without either are taken whole); or `[mel, total frames]` with lengths.
+        """
+        features = host_array(input_features)
+        if features.ndim == 3:
+            lengths = self._clip_lengths(features, feature_attention_mask, audio_feature_lengths)
+            features = np.concatenate([clip[:, :n] for clip, n in zip(features, lengths)], axis=1)
+        elif audio_feature_lengths is None:
+            raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
+        else:
+            lengths = host_array(audio_feature_lengths).reshape(-1)
+        return self.audio_tower(features, lengths)
+
+    @staticmethod
+    def _clip_lengths(features, mask, lengths):
+        clips, _, frames = features.shape
+        if mask is not None:
+            mask = host_array(mask).astype(bool)
+            lengths = mask.sum(axis=1)
+            if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
+                raise InputError(f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
+                                 f"{clips} clips of {frames} mel frames")  # fmt: skip
+        lengths = np.full(clips, frames) if lengths is None else host_array(lengths).reshape(-1)
+        if len(lengths) != clips or (lengths > frames).any():
+            raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
+        return lengths
+
+    def get_image_features(self, pixel_values, image_grid_thw):
+        """Image tokens `[N, D]` of all images in order, and their deepstack features, a list of `[N, D]`."""
+        return self.visual(host_array(pixel_values), image_grid_thw)
+
+    def get_video_features(self, pixel_values_videos, video_grid_thw):
+        """Video tokens `[N, D]` of all videos in order, and their deepstack features, a list of `[N, D]`."""
+        return self.visual(host_array(pixel_values_videos), video_grid_thw)
+
+    def get_placeholder_mask(self, input_ids, image_tokens=None, video_tokens=None, audio_tokens=None):
+        """Where the placeholders of images, videos and sounds stand: three bool arrays `[B, T]`.
+
+        Each count that is given must equal the number of its placeholders, or `InputError` is raised.
+        """
+        masks, config = [], self.config
+        wanted = (("image", config.image_token_id, image_tokens), ("video", config.video_token_id, video_tokens),
+                  ("audio", config.audio_token_id, audio_tokens))  # fmt: skip
+        for kind, token, count in wanted:
+            mask = input_ids == token
+            if count is not None and mask.sum() != count:
+                raise InputError(f"the prompt has {mask.sum()} {kind} placeholders but the {kind} inputs make {count} "
+                                 "tokens; pass the ids and features of one processor call")  # fmt: skip
+            masks.append(mask)
+        return tuple(masks)
+
+    def get_rope_index(self, input_ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None,
+                       use_audio_in_video=False, audio_seqlens=None, second_per_grids=None):  # fmt: skip
+        """Positions float32 `[3, B, T]` and deltas `[B, 1]`; see `positions.get_rope_index`.
+
+        use_audio_in_video and audio_seqlens are part of the reference's signature; the tokens already say both.
+        """
+        return get_rope_index(self.config, self.config.vision_config.spatial_merge_size, host_array(input_ids),
+                              None if attention_mask is None else host_array(attention_mask),
+                              None if image_grid_thw is None else host_array(image_grid_thw),
+                              None if video_grid_thw is None else host_array(video_grid_thw),
+                              None if second_per_grids is None else host_array(second_per_grids))  # fmt: skip
+
+    # -- the prompt --------------------------------------------------------------------------------------------------
+
+    def embed(self, input_ids, input_features=None, feature_attention_mask=None, audio_feature_lengths=None,
+              pixel_values=None, image_grid_thw=None, pixel_values_videos=None, video_grid_thw=None):  # fmt: skip
+        """Embeddings `[B, T, D]` with features in place of placeholders, and the deepstack injection or None.
+
+        Every encoder runs once; placeholders without features, and features without placeholders, are errors.
+        """
+        self._check_ids(input_ids)
+        encoded = self._encode_media(input_features, feature_attention_mask, audio_feature_lengths, pixel_values,
+                                     image_grid_thw, pixel_values_videos, video_grid_thw)  # fmt: skip
+        counts = [0 if part is None else part[0].shape[0] for part in encoded]
+        masks = self.get_placeholder_mask(input_ids, *counts)
+        x = self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
+        shape, rows = x.shape, x.reshape(-1, x.shape[-1])  # [B * T, D]
+        deepstack = []
+        for mask, part in zip(masks, encoded):
+            if part is not None:
+                index = Tensor(np.flatnonzero(mask).astype(np.int32))
+                rows = ops.scatter_rows(rows, index, part[0].astype(rows.dtype))
+                deepstack += [(index, part[1])] if part[1] else []
+        return rows.reshape(shape), _injection(deepstack)
+
+    def _encode_media(self, input_features, feature_mask, lengths, pixels, image_grids, video_pixels, video_grids):
+        image = video = audio = None
+        if pixels is not None:
+            image = self.get_image_features(pixels, _needed(image_grids, "pixel_values", "image_grid_thw"))
+        if video_pixels is not None:
+            grids = _needed(video_grids, "pixel_values_videos", "video_grid_thw")
+            video = self.get_video_features(video_pixels, grids)
+        if input_features is not None:
+            audio = (self.get_audio_features(input_features, feature_mask, lengths), [])
+        return image, video, audio
+
+    def _check_ids(self, input_ids):
+        vocabulary = self.config.text_config.vocab_size
+        if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
+            raise InputError(f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
+                             f"{list(input_ids.shape)}")  # fmt: skip
+        if input_ids.min() < 0 or input_ids.max() >= vocabulary:
+            raise InputError(f"input_ids must lie in [0, {vocabulary}); got {input_ids.min()} to {input_ids.max()}")
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def construct(self, input_ids=None, input_features=None, pixel_values=None, pixel_values_videos=None,
+                  image_grid_thw=None, video_grid_thw=None, attention_mask=None, feature_attention_mask=None,
+                  audio_feature_lengths=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
+                  use_cache=True, output_hidden_states=False, output_router_logits=False, use_audio_in_video=False,
+                  video_second_per_grid=None):  # fmt: skip
+        """One pass over a prompt, or over the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
+
+        Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
+        labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds `aux_loss`, weighted into the loss.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("pass either input_ids or inputs_embeds, and not both")
+        inject, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
+        if inputs_embeds is None:
+            input_ids = host_array(input_ids)
+            inputs_embeds, inject = self.embed(
+                input_ids, input_features, feature_attention_mask, audio_feature_lengths, pixel_values, image_grid_thw,
+                pixel_values_videos, video_grid_thw)  # fmt: skip
+        valid = self._valid(valid, inputs_embeds, past_key_values)
+        position_ids, deltas = self._positions(position_ids, input_ids, valid, past_key_values, image_grid_thw,
+                                               video_grid_thw, video_second_per_grid)  # fmt: skip
+        if use_cache and past_key_values is None:
+            past_key_values = self.model.new_cache(*valid.shape)
+        context = NoCache(valid) if past_key_values is None else past_key_values.context(valid)
+        with Watch(self.model, output_hidden_states, output_router_logits) as watch:
+            hidden = self.model(inputs_embeds, self.model.rope(position_ids), context, inject, watch.observer)
+        logits = self.logits(hidden)
+        loss, aux_loss = self._losses(logits, labels, watch.router_logits, valid, past_key_values)
+        if past_key_values is not None:
+            past_key_values.rope_deltas = deltas
+        states = watch.hidden_states
+        return ThinkerOutput(logits, past_key_values, deltas, states[:-1] + (hidden,) if states else None,
+                             watch.router_logits, loss, aux_loss)  # fmt: skip
+
+    def _valid(self, valid, x, cache):
+        """The mask `[B, S]` of the new tokens; a mask over the cached ones too is cut to its end."""
+        shape = tuple(x.shape[:2])
+        if valid is None:
+            return np.ones(shape, bool)
+        cached = 0 if cache is None else cache.length
+        if valid.shape not in (shape, (shape[0], cached + shape[1])):
+            raise InputError(f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"
+                             + (f" or {[shape[0], cached + shape[1]]}" if cached else ""))  # fmt: skip
+        return valid[:, -shape[1] :]
+
+    def _positions(self, position_ids, input_ids, valid, cache, image_grids, video_grids, seconds):
+        cached = 0 if cache is None else cache.length
+        if position_ids is not None:
+            position_ids = np.asarray(host_array(position_ids), np.float32)
+            if position_ids.ndim == 2:
+                position_ids = np.broadcast_to(position_ids, (3, *position_ids.shape))
+            if position_ids.shape != (3, *valid.shape):
+                raise InputError(f"position_ids has shape {list(position_ids.shape)}, expected {[3, *valid.shape]} or "
+                                 f"{list(valid.shape)}")  # fmt: skip
+            return position_ids, None if cache is None else getattr(cache, "rope_deltas", None)
+        if cached:
+            seen = cache.valid.sum(axis=1, keepdims=True)
+            steps = np.cumsum(valid, axis=1) - 1
+            line = (seen + steps).astype(np.float32) + cache.rope_deltas
+            return np.broadcast_to(line, (3, *line.shape)), cache.rope_deltas
+        if input_ids is None:
+            line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32)
+            return np.broadcast_to(line, (3, *line.shape)), np.zeros((len(line), 1), np.float32)
+        return self.get_rope_index(input_ids, image_grids, video_grids, valid, second_per_grids=seconds)
+
+    def _losses(self, logits, labels, router_logits, valid, cache):
+        config, aux_loss, loss = self.config.text_config, None, None
+        if router_logits is not None:
+            aux_loss = load_balancing_loss(router_logits, config.num_experts_per_tok, valid)
+        if labels is not None:
+            loss = language_model_loss(logits, host_array(labels))
+            if aux_loss is not None:
+                loss = loss + config.router_aux_loss_coef * aux_loss
+        return loss, aux_loss
+
+
+def _needed(grid, pixels, name):
+    if grid is None:
+        raise InputError(f"{pixels} came without {name}; pass the grids of one processor call")
+    return grid
+
+
+def _injection(deepstack):
+    """A function that adds deepstack features to the outputs of the first layers, or None without any."""
+    if not deepstack:
+        return None
+
+    def inject(layer, x):
+        for index, features in deepstack:
+            if layer < len(features):
+                rows = ops.add_rows(x.reshape(-1, x.shape[-1]), index, features[layer].astype(x.dtype))
+                x = rows.reshape(x.shape)
+        return x
+
+    return inject

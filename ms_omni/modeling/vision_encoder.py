@@ -1,0 +1,167 @@
+"""The vision encoder: patches -> one vector per merged 2 x 2 block, plus deepstack features from inner layers.
+
+    pixels [N, C*t*p*p] --linear, + interpolated positions--> [N, D] --blocks, attention per frame--> [N, D]
+        --merger--> [N/4, out]            after some blocks: --merger_list[i]--> [N/4, out] (deepstack)
+"""
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from ..errors import InputError
+from . import ops
+from .layers import ACTIVATIONS, Embedding, LayerNorm, Linear, ProjectionMLP
+from .packing import host_array, segments_of
+from .rope import axial_tables, inverse_frequencies
+
+NORM_EPS = 1e-6
+
+
+def grid_positions(grids, merge):
+    """Row and column `[N]` each of every patch, in the order of merged blocks: all patches of a block in a row."""
+    rows, columns = [], []
+    for t, h, w in grids.tolist():
+        blocks = (h // merge, merge, w // merge, merge)
+        y, x = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+        rows.append(np.tile(y.reshape(blocks).transpose(0, 2, 1, 3).reshape(-1), t))
+        columns.append(np.tile(x.reshape(blocks).transpose(0, 2, 1, 3).reshape(-1), t))
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def interpolation_taps(index, size, side):
+    """Bilinear resampling of an axis of `side` learned positions to `size`, corners aligned.
+
+    index `[N]`, size `[N]` -> neighbours `[N, 2]` and weights float32 `[N, 2]`.
+    """
+    source = index.astype(np.float32) * np.float32(side - 1) / np.maximum(size - 1, 1).astype(np.float32)
+    low = np.floor(source)
+    high_weight = source - low
+    taps = np.clip(np.stack([low, low + 1], axis=-1).astype(np.int32), 0, side - 1)
+    return taps, np.stack([1 - high_weight, high_weight], axis=-1)
+
+
+class VisionAttention(nn.Cell):
+    """Full attention inside each frame, `[N, D]` -> `[N, D]`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_heads
+        self.scale = (config.hidden_size // config.num_heads) ** -0.5
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
+
+    def construct(self, x, segments, rope):
+        qkv = self.qkv(x).reshape(x.shape[0], 3, self.heads, -1)
+        q, k, v = (qkv[:, i] for i in range(3))  # [N, H, D]
+        q, k = ops.rotary(q, *rope), ops.rotary(k, *rope)
+        return self.proj(ops.packed_attention(q, k, v, segments, self.scale))
+
+
+class VisionBlock(nn.Cell):
+    """Pre-norm transformer block on packed patches."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm1 = LayerNorm(config.hidden_size, NORM_EPS)
+        self.norm2 = LayerNorm(config.hidden_size, NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = ProjectionMLP(config.hidden_size, config.intermediate_size, config.hidden_size, config.hidden_act)
+
+    def construct(self, x, segments, rope):
+        x = x + self.attn(self.norm1(x), segments, rope)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Cell):
+    """The 3-D convolution whose kernel equals its stride, as the one linear layer that it is."""
+
+    def __init__(self, config):
+        super().__init__()
+        patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        self.proj = Linear(patch, config.hidden_size)
+
+    def construct(self, x):
+        return self.proj(x)
+
+
+class PatchMerger(nn.Cell):
+    """Merges `merge * merge` neighbouring patches: `[N, D]` -> `[N / merge^2, out]`."""
+
+    def __init__(self, config, use_postshuffle_norm):
+        super().__init__()
+        self.merged = config.hidden_size * config.spatial_merge_size**2
+        self.use_postshuffle_norm = use_postshuffle_norm
+        self.ln_q = LayerNorm(self.merged if use_postshuffle_norm else config.hidden_size, NORM_EPS)
+        self.mlp = nn.CellList([Linear(self.merged, self.merged), Gelu(), Linear(self.merged, config.out_hidden_size)])
+
+    def construct(self, x):
+        x = self.ln_q(x.reshape(-1, self.merged) if self.use_postshuffle_norm else x).reshape(-1, self.merged)
+        for layer in self.mlp:
+            x = layer(x)
+        return x
+
+
+class Gelu(nn.Cell):
+    """Keeps the numbering of the checkpoint: `mlp.0` and `mlp.2` are linear, `mlp.1` is this."""
+
+    def construct(self, x):
+        return ops.gelu(x)
+
+
+class VisionEncoder(nn.Cell):
+    """Mirrors `Qwen3OmniMoeVisionEncoder`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.spatial_merge_size = config.spatial_merge_size
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = Embedding(config.num_position_embeddings, config.hidden_size)
+        self.blocks = nn.CellList([VisionBlock(config) for _ in range(config.depth)])
+        self.merger = PatchMerger(config, use_postshuffle_norm=False)
+        self.merger_list = nn.CellList([PatchMerger(config, True) for _ in config.deepstack_visual_indexes])
+        self.side = round(config.num_position_embeddings**0.5)
+        head_dim = config.hidden_size // config.num_heads
+        self.inv_freq = inverse_frequencies(config.rope_theta, head_dim // 2)
+
+    def construct(self, hidden_states, grid_thw):
+        """hidden_states `[N, C*t*p*p]` pixels of all images or frames, grid_thw `[n, 3]` in patches.
+
+        Returns the merged features `[N / merge^2, out]` and the list of deepstack features of the same shape.
+        Raises `InputError` when the grids do not cover the patches.
+        """
+        grids = self.check_grids(host_array(grid_thw), hidden_states.shape[0])
+        rows, columns = grid_positions(grids, self.spatial_merge_size)
+        segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
+        x = self.patch_embed(Tensor(hidden_states).astype(self.patch_embed.proj.weight.dtype))
+        x = x + self.position_embeddings(grids, rows, columns)
+        return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq))
+
+    def check_grids(self, grids, patches):
+        grids = grids.reshape(-1, 3)
+        if (grids < 1).any() or (grids[:, 1:] % self.spatial_merge_size).any():
+            raise InputError(f"grid_thw must hold positive patch counts whose height and width are multiples of "
+                             f"{self.spatial_merge_size}; got {grids.tolist()}")  # fmt: skip
+        if grids.prod(axis=1).sum() != patches:
+            raise InputError(f"grid_thw {grids.tolist()} describes {grids.prod(axis=1).sum()} patches, "
+                             f"but pixel values have {patches} rows")  # fmt: skip
+        return grids
+
+    def position_embeddings(self, grids, rows, columns):
+        """The learned square of positions, resampled to each grid: `[N, D]`."""
+        sizes = np.repeat(grids[:, 1:], grids.prod(axis=1), axis=0)  # [N, 2]
+        row_taps, row_weights = interpolation_taps(rows, sizes[:, 0], self.side)
+        column_taps, column_weights = interpolation_taps(columns, sizes[:, 1], self.side)
+        index = (row_taps[:, :, None] * self.side + column_taps[:, None, :]).reshape(-1, 4)
+        weights = (row_weights[:, :, None] * column_weights[:, None, :]).reshape(-1, 4).astype(np.float32)
+        table = self.pos_embed.source(self.pos_embed.weight)
+        return ops.weighted_sum_rows(table, Tensor(index), Tensor(weights))
+
+    def encode(self, x, segments, rope):
+        """The blocks on embedded patches `[N, D]`."""
+        deepstack = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, segments, rope)
+            if index in self.config.deepstack_visual_indexes:
+                merger = self.merger_list[self.config.deepstack_visual_indexes.index(index)]
+                deepstack.append(merger(x))
+        return self.merger(x), deepstack

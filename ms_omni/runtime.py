@@ -1,0 +1,59 @@
+"""The one place that talks to MindSpore's global state: device, compute dtype, context."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """device: "CPU" or "Ascend"; dtype: MindSpore dtype of weights and activations; reason: why that dtype."""
+
+    device: str
+    dtype: object
+    reason: str
+
+
+def require_mindspore():
+    """Imports MindSpore, or raises `ImportError` with one line that says what to install."""
+    try:
+        import mindspore
+    except Exception as error:  # a broken installation fails with anything from ImportError to OSError
+        raise ImportError(
+            f"ms_omni needs MindSpore 2.7.1 or newer, and importing it failed: {type(error).__name__}: {error}. "
+            "Install it with: pip install mindspore==2.7.1"
+        ) from None
+    return mindspore
+
+
+def setup(dtype=None):
+    """Prepares MindSpore for inference and returns the `Runtime`. Safe to call more than once.
+
+    dtype: a MindSpore dtype, its name ("float32", "bfloat16", "float16"), "auto" or None for the device's own.
+    Raises `ValueError` for a dtype that the device cannot compute with.
+    """
+    ms = require_mindspore()
+    device = ms.get_context("device_target")
+    if device == "CPU":
+        _prepare_cpu(ms)
+    return Runtime(device, *_resolve_dtype(ms, device, dtype))
+
+
+def _prepare_cpu(ms):
+    # MindSpore's asynchronous dispatch threads fight with the kernels' pool on CPU: synchronous launches are 10x
+    # faster there. On Ascend the overlap is what one wants.
+    if os.environ.get("MS_OMNI_ASYNC_CPU") != "1":
+        ms.runtime.launch_blocking()
+
+
+def _resolve_dtype(ms, device, dtype):
+    if dtype is None or dtype == "auto":
+        if device == "CPU":
+            return ms.float32, "MindSpore's CPU kernels compute in float32"
+        return ms.bfloat16, "the published weights are bfloat16 and Ascend computes in it"
+    name = dtype if isinstance(dtype, str) else str(dtype).lower()
+    known = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
+    if name not in known:
+        raise ValueError(f"dtype {dtype!r} is unknown; use one of {sorted(known)} or 'auto'")
+    if device == "CPU" and name != "float32":
+        raise ValueError(f"{name} cannot be computed with on CPU (MindSpore has no such kernels there); use 'float32'")
+    return known[name], "as asked for"
