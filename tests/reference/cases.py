@@ -229,7 +229,8 @@ def _audio_in_video(p):
 
 
 def _silent_and_sound_video(p):
-    p.open("user").video(2, 2, 2, 1.0).text(2).video_with_sound(3, 1, 3, FRACTIONAL_SECOND_PER_GRID, 291)
+    """A silent video beside one with sound, whose picture outlasts its sound, then a clip of its own."""
+    p.open("user").video(2, 2, 2, 1.0).text(2).video_with_sound(3, 1, 3, FRACTIONAL_SECOND_PER_GRID, 120)
     return p.text(3).audio(64).video(2, 1, 2, 0.75).text(4).close().open("assistant")
 
 

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from tests.reference import cases, checkpoints
+from tests.reference.record_columns import columns
 from tests.reference.store import DATA, Recorder
 
 MARGIN = 1e-3
@@ -70,7 +71,7 @@ def _record_thinker(model, config: dict) -> Recorder:
         )
         rec.notes[f"{name}/seed"], rec.notes[f"{name}/margin"] = seed, gap
         rec.add(f"{name}/generated", ids, limit=10**9)
-        rec.add(f"{name}/generated_logits", logits[..., part.columns(logits.shape[-1])], limit=10**9)
+        rec.add(f"{name}/generated_logits", logits[..., columns(logits.shape[-1])], limit=10**9)
         part.record_forward(rec, thinker, case)
         if name in part.AUDIO_CASES:
             part.record_audio(rec, thinker, case)
@@ -89,18 +90,14 @@ def _record_speech(model, config: dict) -> Recorder:
     part.record_projections(rec, model.talker, seed=0)
     part.record_predictor(rec, model.talker, seed=0)
     part.record_code2wav(rec, model.code2wav, seed=0)
-    for name, arguments in part.variations(config):
-        def attempt(case, arguments=arguments):
-            ids, waves, trace = part.speak(model, case, **arguments)
-            frames = part.frame_counts(trace, arguments)
-            return ids, waves, trace, frames, trace.margin(frames)
-
-        key = name if not arguments else f"{name}+{'+'.join(arguments)}"
-        case, seed, (*values, gap) = _first_clear(config, name, attempt, SPEECH_MARGIN)
+    for key, arguments in part.variations():
+        case, seed, (*spoken, frames, arguments, gap) = _first_clear(
+            config, key.split("+")[0], lambda c, k=key, a=arguments: part.attempt(model, k, c, a), SPEECH_MARGIN
+        )
         rec.notes[f"{key}/seed"], rec.notes[f"{key}/margin"], rec.notes[f"{key}/digest"] = seed, gap, case.digest
-        rec.notes[f"{key}/arguments"] = arguments
-        part.record_speech(rec, key, *values)
-        print(f"  speech {key}: seed {seed}, margin {gap:.4f}, frames {values[-1]}")
+        rec.notes[f"{key}/arguments"], rec.notes[f"{key}/frames"] = arguments, frames
+        part.record_speech(rec, key, *spoken, frames)
+        print(f"  speech {key}: seed {seed}, margin {gap:.4f}, frames {frames}")
     return rec
 
 

@@ -5,19 +5,14 @@ from contextlib import contextmanager
 import torch
 
 from tests.reference.cases import Case
+from tests.reference.record_columns import columns
 from tests.reference.reference_model import tensors
 from tests.reference.store import Recorder
 
-VOCABULARY_COLUMNS = 16
 NEW_TOKENS = 16
 AUDIO_CASES = ("audio_11s", "two_audios")
 VISION_CASES = ("two_images", "video")
 LAYER_CASES = ("text", "image_audio_video")
-
-
-def columns(vocabulary: int) -> list[int]:
-    """The vocabulary columns whose logits are recorded at every position."""
-    return [i * (vocabulary - 1) // (VOCABULARY_COLUMNS - 1) for i in range(VOCABULARY_COLUMNS)]
 
 
 @contextmanager
@@ -44,7 +39,12 @@ def watching(**modules):
 
 
 def record_forward(rec: Recorder, thinker, case: Case):
-    """One forward pass with labels: positions, every hidden state at unpadded positions, logits, losses."""
+    """One forward pass with labels: positions, every hidden state at unpadded positions, logits, losses.
+
+    Hidden state 0 is what enters layer 0 (features merged in); i is what layer i - 1 returned, before deepstack
+    features are added to it (in 4.57 they are already in it); the last is taken after the final norm. The talker
+    listens to hidden state `accept_hidden_layer` of this list.
+    """
     inputs = tensors(case.inputs)
     name, mask = case.name, inputs["attention_mask"].bool()
     rec.notes[f"{name}/digest"] = case.digest

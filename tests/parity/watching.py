@@ -1,0 +1,25 @@
+"""Seeing what enters and leaves the cells of a model while it runs."""
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def watching(**cells):
+    """For each named cell, the lists of first inputs (`name.in`) and outputs (`name`) of its calls, as numpy arrays."""
+    seen, handles = {}, []
+
+    def hook(name):
+        def keep(_, inputs, output):
+            seen.setdefault(f"{name}.in", []).append(inputs[0].asnumpy().copy())
+            output = output[0] if isinstance(output, tuple) else output
+            seen.setdefault(name, []).append(output.asnumpy().copy())
+
+        return keep
+
+    for name, cell in cells.items():
+        handles.append(cell.register_forward_hook(hook(name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
