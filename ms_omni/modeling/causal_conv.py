@@ -1,0 +1,99 @@
+"""Convolutions over time that can be continued: what a step needs of earlier steps travels in a `History`.
+
+    x  ... 5 6 7 | 8 9       a causal convolution reads (kernel - 1) * dilation inputs before each output; those in front
+         `-----'             of the step (5 6 7) come from the history, zeros at the start of the stream
+
+A whole signal is one step from an empty history, so there is no second implementation.
+"""
+
+from mindspore import mint, nn
+
+from . import ops
+from .layers import identity, parameter
+
+
+class History:
+    """The last inputs of every convolution of a stream: `tails[slot]` is `[B, C, n]`, or None before the first input.
+
+    Cells replace entries of their own slot in this list; the tensors themselves are never written to.
+    """
+
+    def __init__(self, tails):
+        self.tails = list(tails)
+
+    def extend(self, slot, x, width, padded):
+        """x `[B, C, T]` with up to `width` earlier inputs in front -> `[B, C, n + T]`; keeps the last `width` of that.
+
+        Before the first input there are `width` zeros if padded, else nothing.
+        """
+        before = self.tails[slot]
+        if before is None and padded:
+            before = mint.zeros((*x.shape[:2], width), dtype=x.dtype)
+        if before is not None:
+            x = ops.concat((before, x), -1)
+        # A copy: a view would keep the whole of x alive.
+        self.tails[slot] = x[..., max(x.shape[-1] - width, 0) :].contiguous()
+        return x
+
+
+class Convolution(nn.Cell):
+    """Weight and bias of a convolution; `source` is where the weight is read (see `layers.py`)."""
+
+    def __init__(self, shape, out_channels):
+        super().__init__()
+        self.weight = parameter(*shape)
+        self.bias = parameter(out_channels)
+        self.source = identity
+
+    def read(self):
+        return self.source(self.weight), self.bias
+
+
+class StreamingCell(nn.Cell):
+    """A cell with a place of its own in the `History`; `slot` is given out by whoever owns the whole network."""
+
+    def __init__(self):
+        super().__init__()
+        self.slot = None
+
+
+class CausalConv1d(StreamingCell):
+    """`[B, C, T]` -> `[B, M, T]`, zeros before the stream; mirrors `Qwen3OmniMoeCausalConvNet`."""
+
+    def __init__(self, in_channels, out_channels, kernel, dilation=1, groups=1):
+        super().__init__()
+        self.conv = Convolution((out_channels, in_channels // groups, kernel), out_channels)
+        self.dilation = dilation
+        self.groups = groups
+        self.reach = (kernel - 1) * dilation
+
+    def construct(self, x, history):
+        if self.reach:
+            x = history.extend(self.slot, x, self.reach, padded=True)
+        return ops.conv1d(x, *self.conv.read(), self.dilation, self.groups)
+
+
+class CausalConvTranspose1d(StreamingCell):
+    """`[B, C, T]` -> `[B, M, T * stride]`, less (kernel - stride) once per stream; kernel a multiple of stride.
+
+    Mirrors `Qwen3OmniMoeCausalTransConvNet`, which cuts kernel - stride outputs off both ends. Those at the beginning
+    lack earlier inputs, those at the end wait for later ones, so that what is left is complete. Reading
+    kernel / stride - 1 earlier inputs again makes every step complete in the same way: its first outputs, cut off here,
+    came out of the step before, and the last come out of the next. With kernel = 2 * stride:
+
+        inputs                 a        b        c
+        outputs    |  a  | a + b | b + c |  c  |        kept: a + b, b + c; the next step starts from c again
+    """
+
+    def __init__(self, in_channels, out_channels, kernel, stride):
+        super().__init__()
+        self.conv = Convolution((in_channels, out_channels, kernel), out_channels)
+        self.stride = stride
+        self.cut = kernel - stride
+        self.reach = self.cut // stride
+
+    def construct(self, x, history):
+        if self.reach:
+            x = history.extend(self.slot, x, self.reach, padded=False)
+        y = ops.conv_transpose1d(x, *self.conv.read(), self.stride)
+        return y[..., self.cut : max(y.shape[-1] - self.cut, self.cut)]

@@ -1,0 +1,88 @@
+"""The blocks of the vocoder's convolutional half. `history` is what earlier steps left (see `causal_conv.py`)."""
+
+from mindspore import nn
+
+from . import ops
+from .causal_conv import CausalConv1d, CausalConvTranspose1d
+from .layers import LayerNorm, Linear, parameter
+
+KERNEL = 7
+DILATIONS = (1, 3, 9)
+NORM_EPS = 1e-6  # fixed in the reference, not part of the configuration
+
+
+class LayerScale(nn.Cell):
+    """A learnt factor per channel, `[..., D]` -> `[..., D]` (Touvron et al. 2021)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.scale = parameter(dim)
+
+    def construct(self, x):
+        return ops.scale_channels(x, self.scale)
+
+
+class SnakeBeta(nn.Cell):
+    """`x + sin^2(x e^alpha) / e^beta` per channel, `[B, C, T]` -> `[B, C, T]` (Lee et al. 2022, "BigVGAN")."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.alpha = parameter(channels)
+        self.beta = parameter(channels)
+
+    def construct(self, x):
+        return ops.snake_beta(x, self.alpha, self.beta)
+
+
+class ConvNeXtBlock(nn.Cell):
+    """Depthwise convolution, then an MLP over channels, scaled and added: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dwconv = CausalConv1d(dim, dim, KERNEL, groups=dim)
+        self.norm = LayerNorm(dim, NORM_EPS)
+        self.pwconv1 = Linear(dim, 4 * dim)
+        self.pwconv2 = Linear(4 * dim, dim)
+        self.gamma = parameter(dim)
+
+    def construct(self, x, history):
+        rows = ops.transpose(self.dwconv(x, history), (0, 2, 1))  # [B, T, C]
+        rows = self.pwconv2(ops.gelu(self.pwconv1(self.norm(rows))))
+        return x + ops.transpose(ops.scale_channels(rows, self.gamma), (0, 2, 1))
+
+
+class ResidualUnit(nn.Cell):
+    """Snake, dilated convolution, snake, 1x1 convolution, and the input added: `[B, C, T]` -> `[B, C, T]`."""
+
+    def __init__(self, dim, dilation):
+        super().__init__()
+        self.act1 = SnakeBeta(dim)
+        self.conv1 = CausalConv1d(dim, dim, KERNEL, dilation)
+        self.act2 = SnakeBeta(dim)
+        self.conv2 = CausalConv1d(dim, dim, 1)
+
+    def construct(self, x, history):
+        y = self.conv1(self.act1(x), history)
+        return x + self.conv2(self.act2(y), history)
+
+
+class DecoderBlock(nn.Cell):
+    """Snake, upsampling by `rate`, and one residual unit per dilation: `[B, C, T]` -> `[B, C / 2, T * rate]`.
+
+    The first step of a stream gives `rate` fewer (see `CausalConvTranspose1d`), which may leave nothing.
+    """
+
+    def __init__(self, in_channels, rate):
+        super().__init__()
+        out_channels = in_channels // 2
+        upsampling = CausalConvTranspose1d(in_channels, out_channels, 2 * rate, rate)
+        units = [ResidualUnit(out_channels, dilation) for dilation in DILATIONS]
+        self.block = nn.CellList([SnakeBeta(in_channels), upsampling, *units])
+
+    def construct(self, x, history):
+        snake, upsampling, *units = self.block
+        x = upsampling(snake(x), history)
+        if x.shape[-1]:
+            for unit in units:
+                x = unit(x, history)
+        return x
