@@ -87,9 +87,9 @@ def _record_speech(model, config: dict) -> Recorder:
     from tests.reference import record_speech as part
 
     rec = Recorder()
-    part.record_projections(rec, model.talker, seed=0)
-    part.record_predictor(rec, model.talker, seed=0)
-    part.record_code2wav(rec, model.code2wav, seed=0)
+    part.record_talker(rec, model.talker, config)
+    part.record_predictor(rec, model.talker, config)
+    part.record_code2wav(rec, model.code2wav, config)
     for key, arguments in part.variations():
         case, seed, (*spoken, frames, arguments, gap) = _first_clear(
             config, key.split("+")[0], lambda c, k=key, a=arguments: part.attempt(model, k, c, a), SPEECH_MARGIN

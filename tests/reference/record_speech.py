@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from tests.reference.cases import Case
+from tests.reference.random_rows import predictor_rows, talker_rows, vocoder_codes
 from tests.reference.record_columns import columns
 from tests.reference.record_thinker import margin, watching
 from tests.reference.reference_model import tensors
@@ -12,7 +13,6 @@ from tests.reference.store import Recorder
 SPEAKER = "Ethan"
 THINKER_TOKENS = 6  # shorter than the speech, so that tts_eos and then tts_pad rows are reached
 TALKER_TOKENS = 11  # ten frames: the codes of the last token are never predicted
-CODE_FRAMES = 30  # longer than the sliding window of both geometries
 SPEECH_CASES = (
     "text",
     "two_images",
@@ -147,19 +147,13 @@ def record_speech(rec: Recorder, key: str, ids, waves, trace: TalkerTrace, frame
         rec.add(f"{key}/wave_exact/{row}", waves[row], limit=1024)
 
 
-def record_projections(rec: Recorder, talker, seed: int):
+def record_talker(rec: Recorder, talker, config: dict):
     """Both projections and the talker's decoder on seeded random rows."""
-    rng = np.random.default_rng([seed, 1000])
-    width = talker.config.thinker_hidden_size
-    rows = torch.from_numpy(rng.standard_normal((7, width), dtype=np.float32))
+    rows, embeds, positions = map(torch.from_numpy, talker_rows(config))
     rec.add("projection/text", talker.text_projection(rows))
     rec.add("projection/hidden", talker.hidden_projection(rows))
-    hidden = talker.config.text_config.hidden_size
-    embeds = torch.from_numpy(rng.standard_normal((1, 9, hidden), dtype=np.float32))
     modules = {f"layer{i}": layer for i, layer in enumerate(talker.model.layers)}
     modules |= {f"mlp{i}": layer.mlp for i, layer in enumerate(talker.model.layers)}
-    positions = torch.arange(9).view(1, 1, 9).expand(3, 1, 9).clone()
-    positions[0, 0, 3:] += 2  # the three axes differ, so a one-dimensional rotation would show
     with watching(**modules) as seen:
         out = talker.model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
     for name in modules:
@@ -168,26 +162,20 @@ def record_projections(rec: Recorder, talker, seed: int):
     rec.add("talker/codec_logits", talker.codec_head(out.last_hidden_state), limit=2048)
 
 
-def record_predictor(rec: Recorder, talker, seed: int):
+def record_predictor(rec: Recorder, talker, config: dict):
     """The code predictor, teacher-forced on seeded codes: logits of each of its heads [groups - 1, 3, V]."""
-    predictor, groups = talker.code_predictor, talker.config.num_code_groups
-    rng = np.random.default_rng([seed, 1001])
-    hidden = torch.from_numpy(rng.standard_normal((3, 1, talker.config.text_config.hidden_size), dtype=np.float32))
-    first = torch.from_numpy(rng.integers(0, talker.config.code_predictor_config.vocab_size, (3, 1)))
-    codes = torch.from_numpy(rng.integers(0, talker.config.code_predictor_config.vocab_size, (3, groups - 2)))
+    predictor = talker.code_predictor
+    hidden, first, codes = map(torch.from_numpy, predictor_rows(config))
     rows = [hidden, talker.get_input_embeddings()(first)]
-    rows += [predictor.get_input_embeddings()[i](codes[:, i : i + 1]) for i in range(groups - 2)]
+    rows += [table(codes[:, i : i + 1]) for i, table in enumerate(predictor.get_input_embeddings()[: codes.shape[1]])]
     states = predictor.model(inputs_embeds=torch.cat(rows, dim=1), use_cache=False).last_hidden_state
-    rec.add("predictor/states", states)
     logits = torch.stack([head(states[:, 1 + i]) for i, head in enumerate(predictor.lm_head)])
     rec.add("predictor/logits", logits, limit=4096)
 
 
-def record_code2wav(rec: Recorder, vocoder, seed: int):
-    """Code2wav on seeded codes [2, 16, frames]: embedding, each block and the whole wave [2, 1, samples]."""
-    config = vocoder.config
-    rng = np.random.default_rng([seed, 1002])
-    codes = torch.from_numpy(rng.integers(0, config.codebook_size, (2, config.num_quantizers, CODE_FRAMES)))
+def record_code2wav(rec: Recorder, vocoder, config: dict):
+    """Code2wav on seeded codes [2, quantizers, frames]: embedding, each block and the whole wave [2, 1, samples]."""
+    codes = torch.from_numpy(vocoder_codes(config))
     modules = {f"layer{i}": layer for i, layer in enumerate(vocoder.pre_transformer.layers)}
     modules |= {"pre_transformer_norm": vocoder.pre_transformer.norm}
     modules |= {f"upsample{i}/{j}": block for i, pair in enumerate(vocoder.upsample) for j, block in enumerate(pair)}
@@ -198,5 +186,6 @@ def record_code2wav(rec: Recorder, vocoder, seed: int):
     for name in modules:
         rec.add(f"code2wav/{name}", seen[name][0])
     rec.add("code2wav/wave", wave, limit=8192)
-    rec.add("code2wav/wave_range", torch.stack([wave.abs().max(), wave.std()]))
+    rec.notes["code2wav/loudness"] = [float(wave.abs().max()), float(wave.std())]
+    # The lossy decoding in chunks, which is only of interest for comparison.
     rec.add("code2wav/chunked", vocoder.chunked_decode(codes, chunk_size=12, left_context_size=5), limit=1024)
