@@ -18,6 +18,10 @@ class Qwen3OmniMoeTalkerTextConfig(MoeDecoderConfig):
     shared_expert_intermediate_size: int = integer()
     tie_word_embeddings: bool = choice(False, default=False)
 
+    def is_sparse_layer(self, layer: int) -> bool:
+        """True: the talker has experts in every layer; both versions of the reference ignore mlp_only_layers here."""
+        return True
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3OmniMoeTalkerCodePredictorConfig(DecoderConfig):

@@ -1,0 +1,183 @@
+"""Checkpoints in our parameter names and back: `convert` between folders, `save_checkpoint` from a cell.
+
+A converted folder is again safetensors with config.json and the processor's files, but its tensors are the model's
+parameters (experts stacked), so that loading copies them as they are. Its header metadata says `"format": "ms_omni"`.
+Converting there and back gives the same tensors bit by bit, each in its original dtype.
+"""
+import functools
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ms_omni.config import read_config_json
+from ms_omni.config.fields import ConfigSection
+from ms_omni.errors import CheckpointError
+
+from .load import copy_into, numpy_dtype, progress_bar
+from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
+from .plan import file_root
+from .reader import DTYPES, INDEX_FILE, MARKER, CheckpointReader, checkpoint_folder, report
+from .writer import SHARD_BYTES, Pending, dtype_name, new_folder, write_shards
+
+PUBLISHED_METADATA = {"format": "pt"}
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What was written: "ms_omni" or "published" form, number of tensors, bytes, files."""
+
+    form: str
+    tensors: int
+    nbytes: int
+    files: tuple[str, ...]
+
+
+def convert(src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True) -> ConvertReport:
+    """Write the checkpoint `src` to the new folder `dst` in the other form: published -> ms_omni, or ms_omni -> published.
+
+    Raises:
+        CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
+    """
+    source = checkpoint_folder(src)
+    if Path(dst).resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
+    config, _ = read_config_json(source)
+    reader = CheckpointReader(source)
+    if reader.is_converted:
+        form, tensors, metadata = "published", _to_published(reader, config), PUBLISHED_METADATA
+    else:
+        form, (tensors, metadata) = "ms_omni", _to_parameters(reader)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    with new_folder(dst, nbytes) as folder, progress_bar(nbytes, f"converting to {form}", progress) as bar:
+        files = write_shards(folder, tensors, metadata, shard_bytes=shard_bytes, written=bar.update)
+        _copy_other_files(source, folder)
+    return ConvertReport(form, len(tensors), nbytes, tuple(files))
+
+
+def _to_parameters(reader: CheckpointReader) -> tuple[list[Pending], dict[str, str]]:
+    """Published tensors gathered into parameters; dtypes and shapes that a parameter cannot show go to the metadata."""
+    root, gathered, problems = file_root(reader.entries), {}, []
+    for name in reader.entries:
+        spot = place(root + name)
+        if spot is None:
+            problems.append(f"{name}: no tensor of this name in Qwen3-Omni")
+        else:
+            gathered.setdefault(spot.target, []).append((spot, name))
+    tensors, dtypes, shapes = [], {}, {}
+    for target, parts in gathered.items():
+        parts.sort(key=lambda part: (part[0].expert or 0, part[0].transform != "gate"))
+        shape = _stacked_shape(target, parts, reader, problems)
+        if shape is None:
+            continue
+        kinds = {reader.entries[name].dtype for _, name in parts}
+        dtype = next(iter(kinds)) if len(kinds) == 1 else "F32"     # exact for bf16 and fp16 alike
+        dtypes.update({name: reader.entries[name].dtype for _, name in parts if len(kinds) > 1})
+        if parts[0][0].transform == FLATTEN:
+            shapes[parts[0][1]] = list(reader.entries[parts[0][1]].shape)
+        tensors.append(Pending(target[len(root):], dtype, shape, _gather(reader, parts, shape, dtype)))
+    if problems:
+        raise report(problems, f"{reader.folder} cannot be converted")
+    return tensors, {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+
+
+def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
+    """Shape of the parameter that the parts make; None, with a problem noted, when parts are absent or differ."""
+    spot, first = parts[0]
+    shape = reader.entries[first].shape
+    if spot.transform in (KEEP, IGNORE):
+        return shape
+    if spot.transform == FLATTEN:
+        return (shape[0], int(np.prod(shape[1:])))
+    per_expert = 2 if target.endswith(".gate_up") else 1
+    experts = max(part.expert for part, _ in parts) + 1
+    if len(parts) != per_expert * experts:
+        problems.append(f"{target}: {len(parts)} expert matrices, expected {per_expert} for each of {experts} experts")
+        return None
+    if len(shape) != 2 or any(reader.entries[name].shape != shape for _, name in parts):
+        problems.append(f"{target}: its expert matrices differ in shape, or have not two axes")
+        return None
+    return (experts, shape[1], per_expert * shape[0])
+
+
+def _gather(reader, parts, shape, dtype):
+    def read():
+        buffer = np.empty(shape, DTYPES[dtype])
+        for spot, name in parts:
+            source = Source(name, reader.entries[name].shape, KEEP if spot.transform == IGNORE else spot.transform, spot.expert)
+            copy_into(slot(source, buffer), reader.array(name))
+            reader.release(name)
+        return buffer
+    return read
+
+
+def _to_published(reader: CheckpointReader, config: dict) -> list[Pending]:
+    """Parameters taken apart into the tensors they came from, each in its own dtype and shape."""
+    root, tensors = file_root(reader.entries), []
+    dtypes, shapes = {}, {}
+    for metadata in reader.metadata.values():
+        dtypes.update(json.loads(metadata.get("source_dtypes", "{}")))
+        shapes.update(json.loads(metadata.get("source_shapes", "{}")))
+    for name, entry in reader.entries.items():
+        for part in sources(root + name, entry.shape):
+            stored = part.name[len(root):]
+            part = Source(part.name, tuple(shapes.get(stored, part.shape)), part.transform, part.expert)
+            tensors.append(Pending(stored, dtypes.get(stored, entry.dtype), part.shape,
+                                   _extract(reader, name, part, dtypes.get(stored, entry.dtype))))
+    return tensors
+
+
+def _extract(reader, name, part, dtype):
+    def read():
+        array = np.array(slot(part, reader.array(name)), dtype=DTYPES[dtype], order="C")
+        reader.release(name)
+        return array
+    return read
+
+
+def _copy_other_files(source: Path, target: Path) -> None:
+    """Configuration, tokenizer, template and preprocessor files, as they are."""
+    for item in sorted(source.iterdir()):
+        weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
+        if item.is_file() and not weights and not item.name.startswith("."):
+            shutil.copy2(item, target / item.name)
+
+
+def save_checkpoint(cell, folder: str | Path, config: ConfigSection, dtype=None, *, prefix: str = "",
+                    shard_bytes: int = SHARD_BYTES, progress: bool = True) -> list[str]:
+    """Write the cell's parameters under the published names and shapes, with config.json; returns the weight files.
+
+    Args:
+        cell: a loaded model or sub-model.
+        folder: made if needed; files of the processor may be there already, weights may not.
+        config: the configuration of the cell; written to config.json.
+        dtype: MindSpore dtype of the file; by default each parameter's own.
+        prefix: what stands before the cell's names in a full checkpoint; names are written without it.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.glob("*.safetensors")) or (target / INDEX_FILE).exists()):
+        raise CheckpointError(f"{target} already holds weights or is no folder; nothing is overwritten. Choose another name.")
+    target.mkdir(parents=True, exist_ok=True)
+    thinker = getattr(config, "thinker_config", config)
+    patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
+    parameters, tensors = dict(cell.parameters_and_names()), []
+    values = functools.lru_cache(maxsize=2)(lambda name: parameters[name].asnumpy())    # parts of two stacks take turns
+    for name, parameter in parameters.items():
+        kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
+        for part in sources(prefix + name, tuple(parameter.shape), patch_shape):
+            tensors.append(Pending(part.name[len(prefix):], kind, part.shape, _cut(values, name, part, kind)))
+    total = sum(tensor.nbytes for tensor in tensors)
+    with new_folder(target / ".weights", total) as fresh, progress_bar(total, "saving weights", progress) as bar:
+        files = write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update)
+        for item in list(fresh.iterdir()):
+            item.rename(target / item.name)
+    (target / ".weights").rmdir()
+    config.save_pretrained(target)
+    return files
+
+
+def _cut(values, name, part, kind):
+    return lambda: np.array(slot(part, values(name)), dtype=DTYPES[kind], order="C")

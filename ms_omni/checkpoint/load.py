@@ -1,0 +1,97 @@
+"""Filling a lazily built cell from a checkpoint folder, tensor by tensor."""
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from ms_omni.errors import CheckpointError
+
+from .names import slot
+from .plan import Fill, plan_loading
+from .reader import CheckpointReader
+
+PROGRESS_DELAY_S = 1.0      # a load that is done sooner shows no bar
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded: number of parameters (tensors), their elements and bytes, time, and stored names not used."""
+
+    tensors: int
+    elements: int
+    nbytes: int
+    seconds: float
+    unused: tuple[str, ...] = field(repr=False)
+
+
+def numpy_dtype(dtype) -> np.dtype:
+    """The numpy dtype of a MindSpore float dtype (or its name). Raises CheckpointError for any other dtype."""
+    name = str(dtype).lower().rsplit(".", 1)[-1]
+    known = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+    if name not in known:
+        raise CheckpointError(f"got dtype {dtype}, expected float32, float16 or bfloat16.")
+    return np.dtype(known[name])
+
+
+def progress_bar(total: int, title: str, shown: bool = True):
+    """A bar over bytes on a terminal's standard error; elsewhere, or for short work, nothing is printed."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, leave=False,
+                disable=not (shown and sys.stderr.isatty()), delay=PROGRESS_DELAY_S)
+
+
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source` with conversion. A transposed target is filled through a contiguous copy: twice as fast."""
+    if target.ndim == 2 and not target.flags.c_contiguous and target.dtype != source.dtype:
+        target, source = target.T, np.ascontiguousarray(source.T)
+    np.copyto(target, source, casting="unsafe")
+
+
+def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
+    """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
+    buffer = np.empty(fill.shape, dtype)
+    for stored, source in fill.parts:
+        copy_into(slot(source, buffer), reader.array(stored))
+        reader.release(stored)
+    return buffer
+
+
+def load_checkpoint(cell, folder: str | Path, *, prefix: str = "", dtype=None, progress: bool = True) -> LoadReport:
+    """Fill every parameter of `cell` from `folder` (published form or the converted one).
+
+    Names and shapes are compared first; nothing is allocated when they do not fit. Peak memory is the weights in the
+    target dtype plus one stored tensor.
+
+    Args:
+        cell: built under `no_init_parameters`, so that its parameters own no memory yet.
+        folder: the checkpoint; one of the thinker alone will do for a thinker.
+        prefix: what stands before the cell's names in a full checkpoint, such as "thinker."; other components are left
+            aside.
+        dtype: MindSpore dtype of the loaded weights; by default each parameter keeps its own.
+        progress: whether a long load shows a bar on a terminal.
+
+    Raises:
+        CheckpointError: one error that lists all that is wrong with the files, or all that does not fit.
+    """
+    from mindspore import Tensor
+
+    started = time.monotonic()
+    parameters = dict(cell.parameters_and_names())
+    reader = CheckpointReader(folder)
+    fills, unused = plan_loading({name: tuple(value.shape) for name, value in parameters.items()}, reader, prefix)
+    elements = nbytes = 0
+    with progress_bar(sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts),
+                      "loading weights", progress) as bar:
+        for fill in fills:
+            parameter = parameters[fill.parameter]
+            array = read_parameter(reader, fill, numpy_dtype(parameter.dtype if dtype is None else dtype))
+            if dtype is not None and parameter.dtype != dtype:
+                parameter.set_dtype(dtype)
+            parameter.set_data(Tensor.from_numpy(array))
+            elements, nbytes = elements + array.size, nbytes + array.nbytes
+            bar.update(sum(reader.entries[stored].nbytes for stored, _ in fill.parts))
+    return LoadReport(len(fills), elements, nbytes, time.monotonic() - started, tuple(unused))

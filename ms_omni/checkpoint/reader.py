@@ -1,0 +1,251 @@
+"""Lazy reading of safetensors: headers are checked against the files, tensors are views of a memory map.
+
+A file is `<u64 header length> <JSON header> <data>`; the header gives each tensor's dtype, shape and byte range.
+"""
+import json
+import math
+import mmap
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from ms_omni.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000      # the limit of the safetensors format
+SHOWN_PROBLEMS = 50
+DTYPES = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+WEIGHT_DTYPES = ("BF16", "F16", "F32")
+MARKER = "ms_omni"                  # metadata "format" of a checkpoint in our parameter names (see convert.py)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: dtype as in the header, shape, byte range in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def report(problems: list[str], headline: str) -> CheckpointError:
+    """One error with every problem (the first 50 written out)."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = problems[:SHOWN_PROBLEMS]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
+    return CheckpointError(f"{headline}, {count}:\n  " + "\n  ".join(lines))
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint folder by name. Opening reads the headers only.
+
+    Raises CheckpointError for a folder without weights, and one that lists every missing shard, truncated file, corrupt
+    header and disagreement between the index and the files.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = checkpoint_folder(folder)
+        self.entries: dict[str, Entry] = {}
+        self.metadata: dict[str, dict] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        problems: list[str] = []
+        expected = self._expected(problems)
+        self.files = sorted(set(expected.values())) if expected is not None else [SINGLE_FILE]
+        listed: dict[str, list[Entry]] = {}
+        for file in self.files:
+            if not (self.folder / file).is_file():
+                problems.append(f"{file}: this shard is missing ({INDEX_FILE} names it)")
+                continue
+            entries, self.metadata[file] = read_header(self.folder / file, problems)
+            for entry in entries:
+                listed.setdefault(entry.name, []).append(entry)
+        if expected is not None:
+            _compare_index(expected, listed, set(self.metadata), problems)
+        for name, found in listed.items():
+            if len(found) > 1:
+                problems.append(f"{name}: stands in {len(found)} files: {', '.join(entry.file for entry in found)}")
+            self.entries[name] = found[0]
+        if problems:
+            raise report(problems, f"{self.folder} is damaged or incomplete")
+
+    def _expected(self, problems) -> dict[str, str] | None:
+        """{tensor: file} of the index, or None for a single file."""
+        single, index = (self.folder / SINGLE_FILE).is_file(), (self.folder / INDEX_FILE).is_file()
+        if not index:
+            if not single:
+                raise CheckpointError(_why_no_weights(self.folder))
+            return None
+        expected = _read_index(self.folder / INDEX_FILE)
+        if single and SINGLE_FILE not in expected.values():
+            problems.append(f"holds both {SINGLE_FILE} and an index of other files; keep the one that is meant")
+        return expected
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the tensors stand under our parameter names, as `convert` writes them."""
+        return any(metadata.get("format") == MARKER for metadata in self.metadata.values())
+
+    def array(self, name: str) -> np.ndarray:
+        """A read-only view of the tensor in the file: nothing is read before it is used."""
+        entry = self.entries[name]
+        if entry.nbytes == 0:
+            return np.empty(entry.shape, DTYPES[entry.dtype])
+        flat = np.frombuffer(self._map(entry.file), np.uint8, entry.nbytes, entry.begin)
+        return flat.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Drop the file's pages of this tensor from memory; they are read again when needed."""
+        entry = self.entries[name]
+        if entry.nbytes and hasattr(mmap, "MADV_DONTNEED"):
+            start = entry.begin - entry.begin % mmap.PAGESIZE
+            self._map(entry.file).madvise(mmap.MADV_DONTNEED, start, entry.end - start)
+
+    def _map(self, file: str) -> mmap.mmap:
+        if file not in self._maps:
+            with open(self.folder / file, "rb") as handle:
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[file]
+
+
+def checkpoint_folder(folder: str | Path) -> Path:
+    """`folder` as an existing directory. Raises CheckpointError that says what was found instead."""
+    root = Path(folder)
+    if not root.exists():
+        raise CheckpointError(f"{str(folder)!r} is not a folder on this machine. A checkpoint is read from a local folder "
+                              "and nothing is downloaded: fetch the checkpoint first and pass the folder's path.")
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is a file; expected the checkpoint's folder.")
+    return root
+
+
+def _why_no_weights(folder: Path) -> str:
+    names = sorted(item.name for item in folder.iterdir())
+    expected = f"expected {SINGLE_FILE}, or {INDEX_FILE} with the shards it names"
+    if any(re.fullmatch(r".*\.(bin|pt|pth|ckpt)(\.index\.json)?", name) for name in names):
+        pickled = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt)", name)]
+        return (f"{folder} holds weights in another format ({', '.join(pickled[:4])}); {expected}. Save the checkpoint as "
+                "safetensors first.")
+    shards = [name for name in names if name.endswith(".safetensors")]
+    if shards:
+        return f"{folder} holds {', '.join(shards[:4])} but no {INDEX_FILE}; {expected}."
+    return f"{folder} holds no weights (it holds: {', '.join(names[:8]) or 'nothing'}); {expected}."
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(file, str) and file == os.path.basename(file) and file.endswith(".safetensors")
+                    for file in table.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not an index (JSON object with a weight_map from tensor to file): "
+                              f"{type(error).__name__}: {error}. Fetch it again.") from None
+    if not table or not plain:
+        raise CheckpointError(f"{path}: weight_map is empty or names something that is no .safetensors file beside it.")
+    return table
+
+
+def _compare_index(expected, listed, readable, problems):
+    for name, file in expected.items():
+        where = [entry.file for entry in listed.get(name, [])]
+        if file in readable and file not in where:
+            problems.append(f"{name}: the index says {file}, but " +
+                            (f"it stands in {where[0]}" if where else "no file holds it"))
+    for name, found in listed.items():
+        if name not in expected:
+            problems.append(f"{name}: stands in {found[0].file}, but the index does not name it")
+
+
+def read_header(path: Path, problems: list[str]) -> tuple[list[Entry], dict]:
+    """The tensors and the metadata of one file; what is wrong with it goes to `problems` (then both are empty)."""
+    try:
+        entries, metadata = _parse_header(path)
+    except ValueError as error:
+        problems.append(f"{path.name}: {error}")
+        return [], {}
+    except OSError as error:
+        problems.append(f"{path.name}: cannot be read ({error.strerror or error})")
+        return [], {}
+    return entries, metadata
+
+
+def _parse_header(path: Path) -> tuple[list[Entry], dict]:
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        start = handle.read(8)
+        if start == b"version ":
+            raise ValueError("is a Git LFS pointer, not the weights; run `git lfs pull` in the checkpoint")
+        if len(start) < 8:
+            raise ValueError(f"is truncated: {size} bytes, not even a header")
+        length = int.from_bytes(start, "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("is corrupt or no safetensors file (impossible header length)")
+        if length > size - 8:
+            raise ValueError(f"is truncated: {size} bytes, its header alone takes {length + 8}")
+        raw = handle.read(length)
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is corrupt ({error})") from None
+    if not isinstance(table, dict):
+        raise ValueError("its header is corrupt (no JSON object)")
+    metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise ValueError("its header is corrupt (metadata is no JSON object)")
+    entries = [_parse_entry(name, fields, path.name, 8 + length) for name, fields in table.items()]
+    _check_ranges(entries, 8 + length, size)
+    return entries, metadata
+
+
+def _without_repeats(pairs):
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError("repeated name " + next(name for name in names if names.count(name) > 1))
+    return out
+
+
+def _parse_entry(name, fields, file, base) -> Entry:
+    try:
+        dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"its header is corrupt (entry of {name})") from None
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
+    if not whole or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"its header is corrupt ({name}: {dtype} {list(shape)} does not take bytes {begin} to {end})")
+    return Entry(name, dtype, shape, file, base + begin, base + end)
+
+
+def _check_ranges(entries, base, size):
+    position = base
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != position:
+            raise ValueError(f"its header is corrupt ({entry.name} begins at byte {entry.begin}, expected {position})")
+        position = entry.end
+    if size < position:
+        raise ValueError(f"is truncated: {size} bytes, its header describes {position}")
+    if size > position:
+        raise ValueError(f"is corrupt: {size} bytes, its header describes {position}")

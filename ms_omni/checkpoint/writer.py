@@ -1,0 +1,123 @@
+"""Writing sharded safetensors one tensor at a time, in a folder that appears only when it is complete."""
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ms_omni.errors import CheckpointError
+
+from .reader import DTYPES, INDEX_FILE, SINGLE_FILE
+
+SHARD_BYTES = 5_000_000_000
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor to be written: `read()` is called when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """The safetensors name of a numpy dtype."""
+    return _NAMES[np.dtype(dtype)]
+
+
+def natural(name: str) -> list:
+    """Sort key that puts layer 2 before layer 10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+
+
+def write_shards(folder: Path, tensors: list[Pending], metadata: dict[str, str], *, shard_bytes: int = SHARD_BYTES,
+                 shards: int | None = None, written: Callable[[int], None] = lambda nbytes: None) -> list[str]:
+    """Write the tensors in natural order of their names and return the file names.
+
+    Args:
+        folder: an existing folder.
+        metadata: the header's metadata, in every shard.
+        shard_bytes: a shard is closed before it would exceed this, unless `shards` asks for that many of even size.
+        written: called with the bytes of each tensor once it is written.
+    """
+    tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
+    total = sum(tensor.nbytes for tensor in tensors)
+    groups = _split(tensors, shard_bytes if shards is None else -(-total // shards))
+    files = [SINGLE_FILE] if len(groups) == 1 else [
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for file, group in zip(files, groups):
+        _write_file(folder / file, group, metadata, written)
+    if len(files) > 1:
+        table = {tensor.name: file for file, group in zip(files, groups) for tensor in group}
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _split(tensors, limit) -> list[list[Pending]]:
+    groups, filled = [[]], 0
+    for tensor in tensors:
+        if groups[-1] and filled + tensor.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return groups
+
+
+def _write_file(path, group, metadata, written):
+    """Wider dtypes first, so that every tensor is aligned in the file."""
+    group = sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+    header, position = {"__metadata__": metadata}, 0
+    for tensor in group:
+        end = position + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    raw += b" " * (-len(raw) % 8)
+    with open(path, "wb") as handle:
+        handle.write(len(raw).to_bytes(8, "little") + raw)
+        for tensor in group:
+            array = np.ascontiguousarray(tensor.read())
+            assert array.shape == tuple(tensor.shape) and array.dtype == DTYPES[tensor.dtype], tensor.name
+            handle.write(array.reshape(-1).view(np.uint8).data)
+            written(tensor.nbytes)
+
+
+@contextmanager
+def new_folder(target: str | Path, needed_bytes: int) -> Iterator[Path]:
+    """A folder to write into that takes the name `target` only when the block ends well; else it is removed.
+
+    Raises CheckpointError when `target` exists and is not an empty folder, or the disk lacks `needed_bytes`.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+        if free < needed_bytes:
+            raise CheckpointError(f"{target.parent} has {free:,} bytes free, {needed_bytes:,} are needed.")
+        partial.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from None
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
