@@ -54,7 +54,7 @@ def write_shards(folder: Path, tensors: list[Pending], metadata: dict[str, str],
     """
     tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
     total = sum(tensor.nbytes for tensor in tensors)
-    groups = _split(tensors, shard_bytes if shards is None else -(-total // shards))
+    groups = _split_by_size(tensors, shard_bytes) if shards is None else _split_evenly(tensors, shards, total)
     files = [SINGLE_FILE] if len(groups) == 1 else [
         f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     for file, group in zip(files, groups):
@@ -66,7 +66,7 @@ def write_shards(folder: Path, tensors: list[Pending], metadata: dict[str, str],
     return files
 
 
-def _split(tensors, limit) -> list[list[Pending]]:
+def _split_by_size(tensors, limit) -> list[list[Pending]]:
     groups, filled = [[]], 0
     for tensor in tensors:
         if groups[-1] and filled + tensor.nbytes > limit:
@@ -75,6 +75,14 @@ def _split(tensors, limit) -> list[list[Pending]]:
         groups[-1].append(tensor)
         filled += tensor.nbytes
     return groups
+
+
+def _split_evenly(tensors, count, total) -> list[list[Pending]]:
+    groups, start = [[] for _ in range(count)], 0
+    for tensor in tensors:
+        groups[min(start * count // max(total, 1), count - 1)].append(tensor)
+        start += tensor.nbytes
+    return [group for group in groups if group]
 
 
 def _write_file(path, group, metadata, written):
