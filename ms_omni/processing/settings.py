@@ -1,0 +1,170 @@
+"""Preprocessor settings as the checkpoint's files state them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ms_omni.errors import CheckpointError, InputError
+from ms_omni.media.audio import SAMPLING_RATE_HZ
+from ms_omni.media.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
+
+BICUBIC = 3  # Pillow's number
+_NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+_NEEDED_AUDIO_KEYS = ("feature_size", "hop_length", "n_fft", "sampling_rate")
+_AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """How pictures or frames become patches. Sizes in pixels; `temporal_patch_size` in frames; mean and std for 0..1."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+    rescale_factor: float = 1 / 255
+
+    @property
+    def factor(self) -> int:
+        """Sides of a resized picture are multiples of this many pixels."""
+        return self.patch_size * self.merge_size
+
+    def changed(self, options: Mapping[str, Any], where: str) -> VisionSettings:
+        """A copy with the options of one call; `size` may stand for min_pixels and max_pixels.
+
+        Raises:
+            InputError: a size that is not one of these, or limits that cross.
+        """
+        options = {key: value for key, value in options.items() if value is not None}
+        size = options.pop("size", None)
+        if size is not None:
+            options = {**_pixel_limits(size, where, InputError), **options}
+        for key in ("image_mean", "image_std"):
+            if key in options:
+                options[key] = _per_channel(options[key], f"{where}.{key}", InputError)
+        settings = replace(self, **options)
+        if not 0 < settings.min_pixels <= settings.max_pixels:
+            raise InputError(f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; expected "
+                             "0 < min_pixels <= max_pixels.")
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings under their names in `preprocessor_config.json`."""
+        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std), "resample": BICUBIC}
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """Settings for pictures, for video frames, and the mel extractor's arguments."""
+
+    image: VisionSettings
+    video: VisionSettings
+    audio: Mapping[str, Any]
+
+
+def read_settings(folder: Path) -> ProcessorSettings:
+    """Read the settings in either layout.
+
+    The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
+    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor` inside,
+    which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of 32 x 32),
+    whatever the file says: its limits are those of pictures.
+
+    Raises:
+        CheckpointError: no such file, not JSON, or a needed key is missing or unsupported.
+    """
+    flat = read_json(folder / "preprocessor_config.json")
+    nested = read_json(folder / "processor_config.json") or {}
+    image = nested.get("image_processor") or flat
+    if image is None:
+        raise CheckpointError(f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
+                              "image_processor; the preprocessor settings of the checkpoint are needed.")
+    video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
+    audio = nested.get("feature_extractor") or flat
+    if audio is None:
+        raise CheckpointError(f"{folder}/processor_config.json has no feature_extractor, and there is no "
+                              "preprocessor_config.json.")
+    frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
+    return ProcessorSettings(_vision_settings(image, f"{folder}: the image settings"),
+                             _vision_settings({**_without_limits(video), **frame_limits}, f"{folder}: the video settings"),
+                             _audio_settings(audio, f"{folder}: the audio settings"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None when there is no file.
+
+    Raises:
+        CheckpointError: not readable as a JSON object.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
+
+
+def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
+
+
+def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
+    missing = [key for key in _NEEDED_VISION_KEYS if config.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{where} lack {', '.join(missing)}.")
+    if config.get("resample", BICUBIC) != BICUBIC:
+        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
+    limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
+    limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
+    if len(limits) != 2:
+        raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
+    numbers = {key: config[key] for key in ("patch_size", "temporal_patch_size", "merge_size")} | limits
+    wrong = [key for key, value in numbers.items() if not isinstance(value, int) or isinstance(value, bool) or value < 1]
+    if wrong:
+        raise CheckpointError(f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole numbers of at "
+                              "least 1.")
+    given = {key: config[key] for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
+             if config.get(key) is not None}
+    return VisionSettings(**numbers, **given, image_mean=_per_channel(config["image_mean"], where, CheckpointError),
+                          image_std=_per_channel(config["image_std"], where, CheckpointError))
+
+
+def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
+    """min_pixels and max_pixels from a `size` in one of its two spellings."""
+    names = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels", "min_pixels": "min_pixels",
+             "max_pixels": "max_pixels"}
+    if not isinstance(size, Mapping) or not set(size) <= set(names):
+        raise error(f"{where}: size is {size!r}; expected shortest_edge and longest_edge (areas in pixels).")
+    return {names[key]: value for key, value in size.items() if value is not None}
+
+
+def _per_channel(values: Any, where: str, error: type[Exception]) -> tuple[float, ...]:
+    if isinstance(values, (int, float)):
+        values = [values] * 3
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise error(f"{where}: mean and std must hold three numbers; got {values!r}.")
+    return tuple(float(value) for value in values)
+
+
+def _audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    missing = [key for key in _NEEDED_AUDIO_KEYS if config.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{where} lack {', '.join(missing)}.")
+    if config["sampling_rate"] != SAMPLING_RATE_HZ:
+        raise CheckpointError(f"{where} ask for {config['sampling_rate']} Hz; only {SAMPLING_RATE_HZ} Hz is supported.")
+    if config.get("dither"):
+        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not supported.")
+    return {key: config[key] for key in _AUDIO_KEYS if config.get(key) is not None}
