@@ -28,19 +28,69 @@ class ThinkerOutput:
 class ThinkerStep:
     """One generated text token per row.
 
-    token int64 `[B]` (finished rows hold the padding id); active bool `[B]`: rows for which the token counts; embed
-    `[B, 1, D]` its embedding and accept_hidden `[B, 1, D]` the hidden state that the talker listens to, both of the
-    token *before* it was generated from (the last token that the thinker was fed), or None when nobody asked.
+    token int64 `[B]` (rows that ended earlier hold the padding id); active bool `[B]`: rows for which it counts;
+    logits float32 `[B, V]` it was chosen from; last: no further step follows.
     """
 
     token: np.ndarray
     active: np.ndarray
-    logits: Optional[np.ndarray] = None
+    logits: np.ndarray
+    last: bool
+
+
+@dataclass(frozen=True)
+class PromptStates:
+    """What a talker reads of the prompt: ids int `[B, T]`, valid bool `[B, T]` (False: padding), embeds and hidden
+    `[B, T, D]`: the thinker's input embeddings and the hidden states at the layer that the talker listens to."""
+
+    ids: np.ndarray
+    valid: np.ndarray
+    embeds: Any
+    hidden: Any
 
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """Token ids with what else was asked for: sequences int64 `[B, T + new]`; scores: new x `[B, V]` float32."""
+    """Token ids with what else was asked for: sequences int64 `[B, T + new]`; scores: new x `[B, V]` float32 logits."""
 
     sequences: np.ndarray
     scores: Optional[tuple] = None
+
+
+@dataclass(frozen=True)
+class CodecFrame:
+    """80 ms of speech as codes: index counts frames; codes int64 `[B, Q]`; active bool `[B]`: rows that still speak."""
+
+    index: int
+    codes: np.ndarray
+    active: np.ndarray
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """New text: token int64 `[B]`, active bool `[B]` (rows for which it counts), text per row if a tokenizer is known."""
+
+    token: np.ndarray
+    active: np.ndarray
+    text: Optional[tuple] = None
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """New sound: pcm float32 `[B, n]` at 24 kHz in [-1, 1], from sample `first_sample` on; row b owns pcm[b, :samples[b]]."""
+
+    first_sample: int
+    pcm: np.ndarray
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The last event: sequences int64 `[B, T + new]`, counts per row, and seconds since the start of the request."""
+
+    sequences: np.ndarray
+    text_tokens: np.ndarray
+    frames: np.ndarray
+    first_text_s: Optional[float]
+    first_audio_s: Optional[float]
+    total_s: float

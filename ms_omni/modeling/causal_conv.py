@@ -6,7 +6,8 @@
 A whole signal is one step from an empty history, so there is no second implementation.
 """
 
-from mindspore import mint, nn
+import numpy as np
+from mindspore import Tensor, nn
 
 from . import ops
 from .layers import identity, parameter
@@ -28,7 +29,7 @@ class History:
         """
         before = self.tails[slot]
         if before is None and padded:
-            before = mint.zeros((*x.shape[:2], width), dtype=x.dtype)
+            before = Tensor(np.zeros((*x.shape[:2], width), np.float32)).astype(x.dtype)
         if before is not None:
             x = ops.concat((before, x), -1)
         # A copy: a view would keep the whole of x alive.

@@ -3,12 +3,13 @@
     codes [B, Q, n] -> mean of Q embeddings -> transformer with a sliding window -> upsample -> decoder -> wave [B, 1, *]
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn
+from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
@@ -54,7 +55,23 @@ class PreTransformer(Decoder):
 
 
 class Code2Wav(nn.Cell):
-    """Mirrors `Qwen3OmniMoeCode2Wav`."""
+    """Mirrors `Qwen3OmniMoeCode2Wav`; codes are integers `[B, Q, n]` (numpy or Tensor), waves float32 in [-1, 1].
+
+    decode(codes)          the whole wave
+    step(codes), reset()   the next piece of one stream, which this cell keeps
+    stream()               a stream of one's own, also with step and reset; any number of them beside one another
+    advance(codes, state)  the primitive under all of these: state in, state out
+
+    Concatenated pieces equal the whole, however the frames are split. Rows of a batch do not influence one another,
+    and later frames do not influence samples that are out already: a shorter row's wave can be cut at
+    `num_samples(its frames)`.
+
+    n frames give `samples_per_frame * n - held_samples` samples, as in the reference: each upsampling by a rate s in
+    `decoder` adds up the contributions of two neighbouring inputs, so its last s outputs wait for the next input and its
+    first s, which have one contribution only, are dropped. A stream therefore runs one input of every level late. At the
+    published rates (8, 5, 4, 3) that is 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms). The reference's chunked decoding
+    loses them at every boundary; here the next step brings them out.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -64,6 +81,8 @@ class Code2Wav(nn.Cell):
         self.upsample = nn.CellList([self._upsampling(config, factor) for factor in config.upsampling_ratios])
         self.decoder = nn.CellList(self._decoder(config))
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+        self.slots = self._give_out_slots()
+        self.own = Code2WavStream(self)
 
     @staticmethod
     def _upsampling(config, factor):
@@ -77,3 +96,133 @@ class Code2Wav(nn.Cell):
         last = channels[-1]
         return [CausalConv1d(config.hidden_size, channels[0], KERNEL), *blocks, SnakeBeta(last),
                 CausalConv1d(last, 1, KERNEL)]  # fmt: skip
+
+    def _give_out_slots(self):
+        """Numbers the convolutions that remember inputs; returns how many there are."""
+        cells = [cell for _, cell in self.cells_and_names() if isinstance(cell, StreamingCell) and cell.reach]
+        for slot, cell in enumerate(cells):
+            cell.slot = slot
+        return len(cells)
+
+    @property
+    def held_samples(self):
+        """Samples that the last frames of a stream still owe (see the class): 555 at the published rates."""
+        rates = self.config.upsample_rates
+        return sum(math.prod(rates[level:]) for level in range(len(rates)))
+
+    def num_samples(self, frames):
+        """Length of the wave that `frames` frames give; frames so few that a level has no complete output give 0."""
+        return max(self.config.samples_per_frame * frames - self.held_samples, 0)
+
+    def construct(self, codes):
+        """As the reference's forward: `decode`."""
+        return self.decode(codes)
+
+    def decode(self, codes):
+        """The whole wave `[B, 1, num_samples(n)]` of codes `[B, Q, n]`, n >= 0. Raises `InputError`."""
+        stream = self.stream()
+        codes = check_codes(codes, self.config)
+        frames = codes.shape[-1]
+        starts = range(0, max(frames, 1), CHUNK_FRAMES)
+        waves = [stream.step(codes[..., start : start + CHUNK_FRAMES]) for start in starts]
+        return waves[0] if len(waves) == 1 else ops.concat(waves, -1)
+
+    def step(self, codes):
+        """The next piece of this cell's own stream (see `Code2WavStream.step`)."""
+        return self.own.step(codes)
+
+    def reset(self):
+        """Forgets this cell's own stream."""
+        self.own.reset()
+
+    def stream(self):
+        """A new stream, independent of all others."""
+        return Code2WavStream(self)
+
+    def new_state(self):
+        """The state of a stream that has not begun; its first step decides the batch size."""
+        layers = (None,) * self.config.num_hidden_layers
+        return Code2WavState(None, 0, layers, layers, (None,) * self.slots)
+
+    def advance(self, codes, state):
+        """One step: codes `[B, Q, n]`, n >= 0, and a state -> the wave that n more frames complete, and the next state.
+
+        Cost and memory depend on n and on the sliding window, not on what has passed. Raises `InputError`.
+        """
+        codes = check_codes(codes, self.config)
+        batch, _, frames = codes.shape
+        if state.batch not in (None, batch):
+            raise InputError(
+                f"code2wav: this stream has {state.batch} rows, got codes for {batch}; reset() it or use a stream for each"
+            )
+        if frames == 0:
+            return silence(batch), replace(state, batch=batch)
+        context = WindowContext(state.keys, state.values, batch, frames, self.config.sliding_window)
+        history = History(state.tails)
+        rope = stream_rope_tables(state.frames, frames, batch, self.inv_freq)
+        hidden = self.pre_transformer(self._embed(codes), rope, context)
+        wave = self._synthesise(ops.transpose(hidden, (0, 2, 1)), history)
+        passed = state.frames + frames
+        return wave, Code2WavState(batch, passed, tuple(context.keys), tuple(context.values), tuple(history.tails))
+
+    def _embed(self, codes):
+        """The mean of each frame's embeddings, one table per quantizer: `[B, Q, n]` -> `[B, n, D]`."""
+        batch, quantizers, frames = codes.shape
+        table = self.code_embedding.source(self.code_embedding.weight)
+        rows = codes.transpose(0, 2, 1) + np.arange(quantizers) * self.config.codebook_size  # [B, n, Q]
+        rows = rows.reshape(-1, quantizers).astype(np.int32)
+        mean = np.full(rows.shape, 1 / quantizers, np.float32)
+        return ops.weighted_sum_rows(table, Tensor(rows), Tensor(mean)).reshape(batch, frames, -1)
+
+    def _synthesise(self, x, history):
+        """`[B, D, n]` -> `[B, 1, samples]`."""
+        for upsampling, block in self.upsample:
+            x = block(upsampling(x, history), history)
+        first, *blocks, snake, last = self.decoder
+        x = first(x, history)
+        for block in blocks:
+            x = block(x, history)
+            if x.shape[-1] == 0:  # the first frames may not complete an output; the levels above have nothing to do
+                return silence(x.shape[0])
+        return ops.clip(last(snake(x), history).astype(ms.float32), -1.0, 1.0)
+
+
+class Code2WavStream:
+    """One utterance (or batch of them) spoken piece by piece."""
+
+    def __init__(self, code2wav):
+        self.code2wav = code2wav
+        self.reset()
+
+    def reset(self):
+        """Starts a new utterance."""
+        self.state = self.code2wav.new_state()
+
+    def step(self, codes):
+        """The samples `[B, 1, *]` that codes `[B, Q, n]` complete, n >= 0; none at all when the first steps are small.
+
+        Raises `InputError` and leaves the stream as it was.
+        """
+        wave, self.state = self.code2wav.advance(codes, self.state)
+        return wave
+
+
+def silence(batch):
+    """A wave without samples, `[B, 1, 0]`."""
+    return Tensor(np.zeros((batch, 1, 0), np.float32))
+
+
+def check_codes(codes, config):
+    """codes as an integer array `[B, Q, n]` with values in `[0, codebook_size)`, or `InputError`."""
+    codes = host_array(codes)
+    quantizers, size = config.num_quantizers, config.codebook_size
+    expected = f"expected integers of shape [batch, {quantizers}, frames], each from 0 to {size - 1}"
+    if codes.ndim != 3 or codes.shape[1] != quantizers or codes.shape[0] == 0:
+        raise InputError(f"code2wav: got codes of shape {list(codes.shape)}; {expected}")
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise InputError(f"code2wav: got codes of dtype {codes.dtype}; {expected}")
+    if codes.size and not 0 <= codes.min() <= codes.max() < size:
+        raise InputError(
+            f"code2wav: got codes from {codes.min()} to {codes.max()}; {expected}. Leave out the frame of the end token"
+        )
+    return codes

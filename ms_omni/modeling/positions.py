@@ -41,6 +41,27 @@ def get_rope_index(config, spatial_merge_size, input_ids, attention_mask=None, i
     return positions, deltas
 
 
+def media_runs(ids, config):
+    """The runs of placeholders in one row of ids `[n]`: a list of (kind, start, stop).
+
+    kind: "audio", "image", "video" or "audio_in_video". Raises `InputError` for media that are not kept apart by their
+    start and end tokens.
+    """
+    kinds = {frozenset([config.audio_token_id]): "audio", frozenset([config.image_token_id]): "image",
+             frozenset([config.video_token_id]): "video",
+             frozenset([config.video_token_id, config.audio_token_id]): "audio_in_video"}  # fmt: skip
+    is_media = np.isin(ids, (config.audio_token_id, config.image_token_id, config.video_token_id)).astype(np.int8)
+    edges = np.flatnonzero(np.diff(is_media, prepend=0, append=0))
+    runs = []
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist()):
+        kind = kinds.get(frozenset(ids[start:stop].tolist()))
+        if kind is None:
+            raise InputError("image placeholders stand directly beside audio or video placeholders; wrap each medium in "
+                             "its start and end tokens")  # fmt: skip
+        runs.append((kind, start, stop))
+    return runs
+
+
 class _Walker:
     """Walks over the rows of a batch and takes images and videos in order."""
 
@@ -68,42 +89,22 @@ class _Walker:
 
     def walk(self, ids):
         """Positions `[3, n]` of one row without its padding."""
-        config, parts, text_from, at = self.config, [], 0, 0
-        media = (config.image_token_id, config.video_token_id, config.audio_token_id)
-        isin = np.isin(ids, media)
-        following = np.float32(0)
-        while at < len(ids):
-            if not isin[at]:
-                at += 1
-                continue
-            text = _line(at - text_from, following)
-            following = following + np.float32(at - text_from)
-            stop = at
-            while stop < len(ids) and isin[stop]:
-                stop += 1
-            block, last = self._block(ids[at:stop], following)
-            parts += [text, block]
-            following = last + np.float32(1)
-            text_from = at = stop
+        parts, text_from, following = [], 0, np.float32(0)
+        for kind, start, stop in media_runs(ids, self.config):
+            parts.append(_line(start - text_from, following))
+            block, last = self._block(kind, ids[start:stop], following + np.float32(start - text_from))
+            parts.append(block)
+            following, text_from = last + np.float32(1), stop
         parts.append(_line(len(ids) - text_from, following))
         return np.concatenate(parts, axis=1)
 
-    def _block(self, ids, start):
+    def _block(self, kind, ids, start):
         """Positions `[3, n]` of one run of placeholders, and the largest that the following text counts from."""
-        kinds = set(ids.tolist())
-        if kinds == {self.config.audio_token_id}:
-            block = _line(len(ids), start)
-            return block, block.max()
-        if kinds == {self.config.image_token_id}:
-            block = self._image(len(ids), start)
-            return block, block.max()
-        if kinds == {self.config.video_token_id}:
-            block = self._video(len(ids), start)
-            return block, block.max()
-        if kinds == {self.config.video_token_id, self.config.audio_token_id}:
+        if kind == "audio_in_video":
             return self._audio_in_video(ids, start)
-        raise InputError("image placeholders stand directly beside audio or video placeholders; wrap each medium in its "
-                         "start and end tokens")  # fmt: skip
+        makers = {"audio": _line, "image": self._image, "video": self._video}
+        block = makers[kind](len(ids), start)
+        return block, block.max()
 
     def _image(self, tokens, start):
         if self.images >= len(self.image_grids):

@@ -8,16 +8,17 @@ from .cache import MASKED
 
 
 class WindowContext:
-    """The context (see `cache.py`) of the next `new` positions of a stream of which `start` have passed.
+    """The context (see `cache.py`) of the next `new` positions of a stream.
 
-    keys and values: per layer `[B, K, n, D]`, the last n = min(start, window - 1) positions, or None when n = 0. After
+    keys and values: per layer `[B, K, n, D]`, the last n < window positions that have passed, or None when n = 0. After
     the pass they hold the last positions of the stream as it then is.
     """
 
-    def __init__(self, keys, values, batch, start, new, window):
+    def __init__(self, keys, values, batch, new, window):
         self.keys, self.values = list(keys), list(values)
-        self.keep = min(start + new, window - 1)
-        self.mask = Tensor(np.repeat(window_mask(min(start, window - 1), new, window)[None], batch, 0))
+        old = 0 if keys[0] is None else keys[0].shape[2]
+        self.keep = min(old + new, window - 1)
+        self.mask = Tensor(np.repeat(window_mask(old, new, window)[None], batch, 0))
 
     def extend(self, layer, k, v):
         k = self._extended(self.keys, layer, k)

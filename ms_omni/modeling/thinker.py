@@ -182,11 +182,13 @@ class Thinker(nn.Cell):
                   image_grid_thw=None, video_grid_thw=None, attention_mask=None, feature_attention_mask=None,
                   audio_feature_lengths=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
                   use_cache=True, output_hidden_states=False, output_router_logits=False, use_audio_in_video=False,
-                  video_second_per_grid=None):  # fmt: skip
+                  video_second_per_grid=None, logits_to_keep=0):  # fmt: skip
         """One pass over a prompt, or over the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
 
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
         labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds `aux_loss`, weighted into the loss.
+        output_hidden_states: True, or the indices to keep (the others are None); logits_to_keep: logits of only so many
+        last positions (0: all). use_audio_in_video is the reference's; the tokens already say it.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
@@ -204,13 +206,11 @@ class Thinker(nn.Cell):
         context = NoCache(valid) if past_key_values is None else past_key_values.context(valid)
         with Watch(self.model, output_hidden_states, output_router_logits) as watch:
             hidden = self.model(inputs_embeds, self.model.rope(position_ids), context, inject, watch.observer)
-        logits = self.logits(hidden)
+        logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss, aux_loss = self._losses(logits, labels, watch.router_logits, valid, past_key_values)
         if past_key_values is not None:
             past_key_values.rope_deltas = deltas
-        states = watch.hidden_states
-        return ThinkerOutput(logits, past_key_values, deltas, states[:-1] + (hidden,) if states else None,
-                             watch.router_logits, loss, aux_loss)  # fmt: skip
+        return ThinkerOutput(logits, past_key_values, deltas, watch.finished(hidden), watch.router_logits, loss, aux_loss)
 
     def _valid(self, valid, x, cache):
         """The mask `[B, S]` of the new tokens; a mask over the cached ones too is cut to its end."""

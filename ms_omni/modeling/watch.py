@@ -6,15 +6,17 @@ from .moe import SparseMoeBlock
 class Watch:
     """Context manager around a decoder call; `observer` goes into the call.
 
-    hidden_states becomes the input and every layer's output `[B, S, D]`; router_logits one `[B * S, E]` per sparse
-    layer. Both stay None when they are not asked for.
+    hidden_states: True, or the indices to keep (0: the input, i: layer i's output, before deepstack features are
+    added); the others become None. router_logits becomes one `[B * S, E]` per sparse layer.
     """
 
     def __init__(self, decoder, hidden_states=False, router_logits=False):
         self.gates = [layer.mlp.gate for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)]
-        self.hidden_states = () if hidden_states else None
+        self.layers = len(decoder.layers)
+        self.wanted = range(self.layers + 1) if hidden_states is True else hidden_states or ()
+        self.hidden_states = [None] * (self.layers + 1)
         self.router_logits = () if router_logits else None
-        self.observer = self._see_hidden if hidden_states else None
+        self.observer = self._see_hidden if self.wanted else None
 
     def __enter__(self):
         gates = self.gates if self.router_logits is not None else ()
@@ -26,7 +28,14 @@ class Watch:
             hook.remove()
 
     def _see_hidden(self, index, x):
-        self.hidden_states += (x,)
+        if index in self.wanted:
+            self.hidden_states[index] = x
+
+    def finished(self, last):
+        """The collected states; the last is the decoder's result after its final norm, as in transformers."""
+        if not self.wanted:
+            return None
+        return (*self.hidden_states[:-1], last if self.layers in self.wanted else None)
 
     def _see_logits(self, cell, inputs, output):
         self.router_logits += (output,)

@@ -1,0 +1,31 @@
+"""Qwen3-Omni on MindSpore: text, images, audio and video in; text and 24 kHz speech out."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Qwen3OmniMoeForConditionalGeneration": "model",
+    "Qwen3OmniMoeThinkerForConditionalGeneration": "model",
+    "Qwen3OmniMoeTalkerForConditionalGeneration": "model",
+    "Qwen3OmniMoeCode2Wav": "model",
+    "Qwen3OmniMoeProcessor": "processor",
+    "process_mm_info": "media",
+    "Qwen3OmniMoeConfig": "config",
+    "Qwen3OmniMoeThinkerConfig": "config",
+    "Qwen3OmniMoeTalkerConfig": "config",
+    "Qwen3OmniMoeCode2WavConfig": "config",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name):
+    # Imported on first use: `import ms_omni` costs nothing, and MindSpore is only needed by the model classes.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'ms_omni' has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

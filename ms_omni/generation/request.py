@@ -1,0 +1,110 @@
+"""What one call of `generate`, `stream` or `say` asks for, with everything checked before any work."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from ..errors import InputError
+from ..modeling.packing import host_array
+from .arguments import sampling_params, take_inputs, take_prefixed, take_text_options
+from .hand_over import assistant_turns
+from .sampling import SamplingParams
+from .speech import SpeechParams
+from .talker_prompt import user_mask
+from .text import StopStrings
+from .waves import CHUNK_FRAMES
+
+TALKER_DEFAULTS = {
+    "max_new_tokens": 4096, "do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9, "repetition_penalty": 1.05,
+}  # fmt: skip
+PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
+SUPPRESSED_TAIL = 1024
+"""The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """inputs of the thinker, sampling of the text, `SpeechParams` or None, stopping rule, options of the text result."""
+
+    inputs: dict
+    text: SamplingParams
+    speech: Optional[SpeechParams] = None
+    stopping: Optional[StopStrings] = None
+    output: dict = field(default_factory=dict)
+    given: bool = False
+
+
+def parse_request(model, kwargs, given=False):
+    """Splits the keyword arguments by prefix, once. Raises `InputError` for whatever does not fit this model."""
+    kwargs = dict(kwargs)
+    inputs = take_inputs(kwargs)
+    speaker, wants_audio = kwargs.pop("speaker", None), _wants_audio(model, kwargs, given)
+    seed = kwargs.pop("seed", None)
+    talker, predictor = take_prefixed(kwargs, "talker_"), take_prefixed(kwargs, "predictor_")
+    vocoder = take_prefixed(kwargs, "token2wav_")
+    text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
+    options = take_text_options(text)
+    stops, tokenizer = options.pop("stop_strings", None), options.pop("tokenizer", None)
+    params = model.thinker.sampling_params({"seed": seed, **text}, eos_token_id=model.config.im_end_token_id)
+    speech = None
+    if wants_audio:
+        speech = _speech(model, speaker, {"seed": seed, **talker}, {"seed": seed, **predictor}, vocoder)
+        _check_prompt(model, inputs)
+    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given)
+
+
+def _wants_audio(model, kwargs, given):
+    mode, wanted = kwargs.pop("generation_mode", None), kwargs.pop("return_audio", None)
+    if mode not in (None, "text", "audio"):
+        raise InputError(f"generation_mode is {mode!r}, expected 'text' or 'audio'")
+    if wanted is None and mode is not None:
+        wanted = mode != "text"
+    if (wanted or given) and not model.has_talker:
+        raise InputError("this model has no talker: a Thinking or Captioner checkpoint answers in text only; a model loaded "
+                         "with enable_audio_output=False gets its talker by enable_talker()")  # fmt: skip
+    return model.has_talker if wanted is None else bool(wanted)
+
+
+def _merge_text(prefixed, plain):
+    """Sampling of the text: `thinker_*` and unprefixed names mean the same; saying both differently is an error."""
+    for name in prefixed.keys() & plain.keys():
+        if prefixed[name] != plain[name]:
+            raise InputError(f"got both thinker_{name}={prefixed[name]!r} and {name}={plain[name]!r}; pass one of them")
+    return {**plain, **prefixed}
+
+
+def _speech(model, speaker, talker, predictor, vocoder):
+    config = model.config.talker_config
+    speaker = "Ethan" if speaker is None else speaker
+    known = {name.lower(): code for name, code in config.speaker_id.items()}
+    if not isinstance(speaker, str) or speaker.lower() not in known:
+        raise InputError(f"unknown speaker {speaker!r}; this checkpoint has {', '.join(sorted(known))}")
+    vocabulary = config.text_config.vocab_size
+    tail = range(max(vocabulary - SUPPRESSED_TAIL, 0), vocabulary)
+    suppressed = [token for token in tail if token != config.codec_eos_token_id]
+    ids = {"eos_token_id": config.codec_eos_token_id, "suppress_tokens": suppressed}
+    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **ids)
+    rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
+    return SpeechParams(known[speaker.lower()], code, rest, _chunk_frames(vocoder))
+
+
+def _chunk_frames(vocoder):
+    frames = vocoder.pop("chunk_frames", CHUNK_FRAMES)
+    if vocoder:
+        raise InputError(f"token2wav_{next(iter(vocoder))} is unknown; the vocoder's one option is token2wav_chunk_frames")
+    frames = tuple(np.atleast_1d(frames).tolist())
+    if not frames or any(not isinstance(n, int) or n < 1 for n in frames):
+        raise InputError(f"token2wav_chunk_frames is {frames!r}, expected frame counts of at least 1")
+    return frames
+
+
+def _check_prompt(model, inputs):
+    ids, config = host_array(inputs["input_ids"]), model.config
+    mask = inputs.get("attention_mask")
+    valid = np.ones(ids.shape, bool) if mask is None else host_array(mask) == 1
+    if ids.ndim != 2 or ids.shape != valid.shape:
+        raise InputError(f"input_ids {list(ids.shape)} and attention_mask {list(valid.shape)} must be [batch, tokens] both")
+    if not user_mask(ids, valid, config).any(axis=1).all():
+        raise InputError("the prompt has no user turn, and the talker speaks to a user; add a message with role 'user'")
+    assistant_turns(ids, config.im_start_token_id, config.assistant_token_id)

@@ -1,0 +1,153 @@
+"""Text and speech together: three pull-based generators, one feeding the next.
+
+    thinker steps -> hand-over -> codec frames -> audio chunks
+
+Asking for the next chunk runs the talker, and the talker runs the thinker only as far as it needs text, so the first
+sound does not wait for the whole answer.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..outputs import AudioChunk, StreamEnd, TextDelta
+from .frames import codec_frames
+from .hand_over import TextHandOver, assistant_turns
+from .text import TextGeneration
+from .waves import CHUNK_FRAMES, AudioChunker
+
+
+@dataclass(frozen=True)
+class SpeechParams:
+    """How an answer is spoken: codec id of the speaker, sampling of code 0 and of the other codes, frames per chunk."""
+
+    speaker_id: int
+    talker: object
+    predictor: object
+    chunk_frames: tuple = CHUNK_FRAMES
+
+
+class OmniStream:
+    """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches.
+
+    speech: `SpeechParams`, or None for text alone. given: say the assistant turn of the prompt and generate no text.
+    """
+
+    def __init__(self, model, inputs, text_params, speech=None, stopping=None, given=False):
+        self.started = time.perf_counter()
+        self.model, self.inputs, self.speech, self.given = model, inputs, speech, given
+        listen = None if speech is None else model.config.talker_config.accept_hidden_layer
+        self.text = TextGeneration(model.thinker, inputs, text_params, listen, stopping)
+        self.tokens, self.active, self.fresh = [], [], []
+        self.batch = len(self.text.prompt_ids)
+        self.chunker = None if speech is None else AudioChunker(model.code2wav, self.batch, speech.chunk_frames)
+        self.first_text_s = self.first_audio_s = None
+        self._events = self._run()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._events)
+
+    def close(self):
+        """Stops early; the caches of thinker, talker, predictor and vocoder are freed."""
+        self._events.close()
+
+    def _run(self):
+        source = self._speak() if self.speech is not None else self._write()
+        try:
+            for event in source:
+                yield from self._take_fresh()
+                if event is not None:
+                    yield event
+            yield from self._take_fresh()
+            yield self._end()
+        finally:
+            source.close()
+            self.text.close()
+
+    def _write(self):
+        """Text alone: None per step, the deltas come from `_watched`."""
+        for _ in self._watched():
+            yield None
+
+    def _watched(self):
+        """The thinker's steps, noted down as they pass."""
+        for step in self.text:
+            self.first_text_s = self.first_text_s or self._clock()
+            self.tokens.append(step.token)
+            self.active.append(step.active)
+            self.fresh.append(TextDelta(step.token, step.active))
+            yield step
+
+    def _speak(self):
+        model, config, speech = self.model, self.model.config, self.speech
+        turns = assistant_turns(self.text.prompt_ids, config.im_start_token_id, config.assistant_token_id)
+        steps = self._watched()
+        if self.given:
+            prompt, steps = self.text.read_prompt(), iter(())
+        else:
+            first = next(steps)
+            prompt, steps = self.text.prompt, _chain(first, steps)
+        hand_over = TextHandOver(steps, turns, config.tts_eos_token_id, config.tts_pad_token_id)
+        media = {"image_grid_thw": self.inputs.get("image_grid_thw"),
+                 "video_grid_thw": self.inputs.get("video_grid_thw"),
+                 "second_per_grids": self.inputs.get("video_second_per_grid")}  # fmt: skip
+        yield None
+        if hand_over.has_text().any():
+            frames = codec_frames(model, prompt, media, hand_over, speech.speaker_id, speech.talker, speech.predictor)
+            yield from self._sound(frames)
+        while hand_over.running:
+            hand_over.pull()
+            yield None
+
+    def _sound(self, frames):
+        """A chunk or None after every frame."""
+        for frame in frames:
+            yield self._timed(self.chunker.push(frame))
+        yield self._timed(self.chunker.flush())
+
+    def _timed(self, chunk):
+        if chunk is not None:
+            self.first_audio_s = self.first_audio_s or self._clock()
+        return chunk
+
+    def _take_fresh(self):
+        deltas, self.fresh = self.fresh, []
+        yield from deltas
+
+    def _clock(self):
+        return time.perf_counter() - self.started
+
+    def _end(self):
+        prompt = self.text.prompt_ids.astype(np.int64)
+        new = np.stack(self.tokens, axis=1) if self.tokens else prompt[:, :0]
+        counts = np.sum(self.active, axis=0) if self.active else np.zeros(self.batch, np.int64)
+        frames = np.zeros(self.batch, np.int64) if self.chunker is None else self.chunker.spoken
+        return StreamEnd(np.concatenate([prompt, new], axis=1), counts, frames, self.first_text_s, self.first_audio_s,
+                         self._clock())  # fmt: skip
+
+
+def _chain(first, rest):
+    yield first
+    yield from rest
+
+
+def join_audio(chunks, batch):
+    """The chunks of a stream as waves: `[1, 1, samples]` for one conversation, a list of `[samples]` for a batch."""
+    rows = [np.concatenate([chunk.pcm[row, : chunk.samples[row]] for chunk in chunks] or [np.zeros(0, np.float32)])
+            for row in range(batch)]  # fmt: skip
+    return rows[0][None, None] if batch == 1 else rows
+
+
+def split_events(events):
+    """The audio chunks and the end event of a whole stream."""
+    chunks, end = [], None
+    for event in events:
+        if isinstance(event, AudioChunk):
+            chunks.append(event)
+        elif isinstance(event, StreamEnd):
+            end = event
+    return chunks, end

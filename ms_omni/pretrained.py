@@ -1,0 +1,68 @@
+"""`from_pretrained` and `save_pretrained`, shared by the public model classes."""
+
+import warnings
+
+from .errors import InputError
+from .runtime import require_mindspore, setup
+
+require_mindspore()
+
+from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402  (needs MindSpore)
+from .generation.defaults import GenerationDefaults  # noqa: E402
+from .modeling.layers import lazy_parameters  # noqa: E402
+
+ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
+
+
+class PretrainedMixin:
+    """Loads and saves a cell whose parameters carry the checkpoint's names behind `checkpoint_prefix`."""
+
+    config_class = None
+    checkpoint_prefix = ""
+    generation_defaults = GenerationDefaults()
+
+    @classmethod
+    def from_pretrained(cls, folder, *, mindspore_dtype=None, dtype=None, attn_implementation=None, progress=True,
+                        **config_changes):  # fmt: skip
+        """Builds the model of a checkpoint folder and fills it tensor by tensor.
+
+        folder: holds config.json and model.safetensors or shards with an index (bf16, fp16 or fp32), as published or
+        as `ms-omni convert` wrote it; nothing is downloaded. mindspore_dtype (or dtype): dtype to compute in, default:
+        the device's own (float32 on CPU, bfloat16 on Ascend). attn_implementation: "eager", "sdpa" or
+        "flash_attention_2"; all mean the same numbers, the fused kernels are used where the device has them.
+        config_changes: `enable_audio_output=False` leaves talker and code2wav out.
+        Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
+        """
+        check_attention(attn_implementation)
+        runtime = setup(mindspore_dtype if mindspore_dtype is not None else dtype)
+        config = cls._read_config(folder, **config_changes)
+        with lazy_parameters(runtime.dtype):
+            model = cls(config)
+        load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, progress=progress)
+        model.generation_defaults = GenerationDefaults.from_pretrained(folder)
+        model.set_train(False)
+        return model
+
+    @classmethod
+    def _read_config(cls, folder, **changes):
+        if changes:
+            raise InputError(f"{cls.__name__}.from_pretrained has no argument {', '.join(sorted(changes))}")
+        return cls.config_class.from_pretrained(folder)
+
+    def save_pretrained(self, folder, dtype=None):
+        """Writes config.json and safetensors shards under the checkpoint's own names; dtype: default, as computed in."""
+        save_checkpoint(self, folder, self.config, dtype)
+
+    @property
+    def dtype(self):
+        """MindSpore dtype of the weights."""
+        return next(iter(self.get_parameters())).dtype
+
+
+def check_attention(name):
+    """Raises `InputError` for an unknown attention implementation; says so when a fused one is not to be had."""
+    if name not in ATTENTION:
+        raise InputError(f"attn_implementation is {name!r}, expected one of 'eager', 'sdpa', 'flash_attention_2'")
+    device = require_mindspore().get_context("device_target")
+    if name == "flash_attention_2" and device == "CPU":
+        warnings.warn("CPU has no fused attention kernel; the reference operator computes the same numbers", stacklevel=3)
