@@ -3,6 +3,7 @@
 The weights are random but not degenerate: activations stay near one, every bias, gain, gate and layer scale matters, so
 that a part which is left out or mixed up changes the result.
 """
+
 import copy
 import hashlib
 import json
@@ -12,32 +13,41 @@ from pathlib import Path
 
 import numpy as np
 
+from .checkpoint.header import DTYPES
 from .checkpoint.names import patch_shape_of, sources
-from .checkpoint.reader import DTYPES
 from .checkpoint.writer import Pending, new_folder, write_shards
 from .config import Qwen3OmniMoeConfig, load_named_config, read_config_json, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-PLACEHOLDER_IDS = ("audio_token_id", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
-                   "audio_start_token_id", "audio_end_token_id", "user_token_id")
-ROUTER_GAIN = 2.0       # spreads the router's logits, so that the chosen experts are no near-ties
-HEAD_GAIN = 2.0         # the same for the next token
-EMBEDDING_STD = 0.4     # also the head's scale where the two are tied
-UNIT_GAIN = 0.4         # of the vocoder's residual units: many in a row, each adds to the stream
-WAVE_GAIN = 0.06        # keeps the waveform between -1 and 1
+PLACEHOLDER_IDS = (
+    "audio_token_id",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "audio_start_token_id",
+    "audio_end_token_id",
+    "user_token_id",
+)
+ROUTER_GAIN = 2.0  # spreads the router's logits, so that the chosen experts are no near-ties
+HEAD_GAIN = 2.0  # the same for the next token
+EMBEDDING_STD = 0.4  # also the head's scale where the two are tied
+UNIT_GAIN = 0.4  # of the vocoder's residual units: many in a row, each adds to the stream
+WAVE_GAIN = 0.06  # keeps the waveform between -1 and 1
 
 
-def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0, geometry="tiny", dtype: str = "bfloat16", shards: int = 2,
-                          talker: bool = True) -> Qwen3OmniMoeConfig:
+def write_tiny_checkpoint(
+    folder: str | Path, *, seed: int = 0, geometry="tiny", dtype: str = "bfloat16", shards: int = 2, talker: bool = True
+) -> Qwen3OmniMoeConfig:
     """Write config, weights, tokenizer, chat template and preprocessor settings to the new folder `folder`.
 
     Args:
         folder: new, or empty.
         seed: the same seed and geometry give the same bytes; each tensor depends on the seed and its own name only.
-        geometry: name of a configuration that comes along ("tiny", "odd"), a config.json or the folder that holds one, a
-            dict, or a Qwen3OmniMoeConfig. Special token ids are replaced by those of the tiny tokenizer.
+        geometry: name of a configuration that comes along ("tiny", "odd"), a config.json or the folder that holds one,
+            a dict, or a Qwen3OmniMoeConfig. Special token ids are replaced by those of the tiny tokenizer.
         dtype: of the weights in the files: "bfloat16", "float16" or "float32".
         shards: number of weight files; with one there is no index.
         talker: False writes a checkpoint that only understands, as Thinking and Captioner do.
@@ -46,7 +56,8 @@ def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0, geometry="tiny",
         The configuration that was written.
 
     Raises:
-        InputError: unknown dtype or number of shards. CheckpointError: `folder` is not empty. ConfigError: unusable geometry.
+        InputError: unknown dtype or number of shards.
+        CheckpointError: `folder` is not empty, or (ConfigError) the geometry is unusable.
     """
     if dtype not in DTYPE_NAMES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPE_NAMES)}.")
@@ -56,8 +67,10 @@ def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0, geometry="tiny",
     with new_folder(folder, needed_bytes=0) as target:
         config = _write_settings(target, config, dtype, talker)
         kind = DTYPE_NAMES[dtype]
-        tensors = [Pending(source.name, kind, source.shape, _values(seed, source.name, source.shape, kind))
-                   for source in _published_tensors(config)]
+        tensors = [
+            Pending(source.name, kind, source.shape, _values(seed, source.name, source.shape, kind))
+            for source in _published_tensors(config)
+        ]
         write_shards(target, tensors, {"format": "pt"}, shards=shards)
     return config
 
@@ -99,14 +112,17 @@ def _write_settings(folder: Path, config: Qwen3OmniMoeConfig, dtype: str, talker
 def _match_preprocessor(path: Path, thinker) -> None:
     """Patches and mel bins as the encoders of this geometry take them."""
     settings = read_json_object(path)
-    settings.update(patch_size=thinker.vision_config.patch_size, merge_size=thinker.vision_config.spatial_merge_size,
-                    temporal_patch_size=thinker.vision_config.temporal_patch_size,
-                    feature_size=thinker.audio_config.num_mel_bins)
+    settings.update(
+        patch_size=thinker.vision_config.patch_size,
+        merge_size=thinker.vision_config.spatial_merge_size,
+        temporal_patch_size=thinker.vision_config.temporal_patch_size,
+        feature_size=thinker.audio_config.num_mel_bins,
+    )
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _published_tensors(config: Qwen3OmniMoeConfig):
-    """The tensors of a checkpoint of this geometry, named and shaped as published: read off the cells, without memory."""
+    """The tensors of a checkpoint of this geometry, named and shaped as published: read off cells without memory."""
     from mindspore.nn.utils import no_init_parameters
 
     from .model import Qwen3OmniMoeForConditionalGeneration
@@ -131,17 +147,17 @@ def random_weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise, last = state.standard_normal(shape), name.rsplit(".", 1)[-1]
     if last == "bias":
         return 0.1 * noise
-    if last in ("alpha", "beta"):           # snake: exponents of frequency and height
+    if last in ("alpha", "beta"):  # snake: exponents of frequency and height
         return 0.3 * noise
-    if last in ("scale", "gamma"):          # layer scales
+    if last in ("scale", "gamma"):  # layer scales
         return 0.6 + 0.15 * np.clip(noise, -2, 2)
-    if len(shape) == 1:                     # gains of norms
+    if len(shape) == 1:  # gains of norms
         return 1 + 0.2 * noise
     if "pos_embed" in name:
         return 0.3 * noise
     if name.endswith("model.embed_tokens.weight"):
         return EMBEDDING_STD * noise
-    if "embedding" in name:                 # codes
+    if "embedding" in name:  # codes
         return noise
     return _gain(name, shape) / math.sqrt(_fan_in(name, shape)) * noise
 
@@ -159,7 +175,7 @@ def _gain(name: str, shape: tuple[int, ...]) -> float:
 def _fan_in(name: str, shape: tuple[int, ...]) -> int:
     """Inputs that one output sums over. A transposed convolution [in, out, k] sees k / stride taps of each channel."""
     if name.startswith("code2wav.upsample.") and name.endswith(".0.conv.weight"):
-        return shape[0]                     # kernel = stride
+        return shape[0]  # kernel = stride
     if name.startswith("code2wav.decoder.") and name.endswith(".block.1.conv.weight"):
-        return 2 * shape[0]                 # kernel = 2 * stride
+        return 2 * shape[0]  # kernel = 2 * stride
     return math.prod(shape[1:])

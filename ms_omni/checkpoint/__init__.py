@@ -1,4 +1,5 @@
 """Checkpoints: the rule table of names, lazy reading, loading, conversion and back, inspection."""
+
 from .convert import ConvertReport, convert, save_checkpoint
 from .inspect import Summary, inspect_checkpoint
 from .load import LoadReport, load_checkpoint

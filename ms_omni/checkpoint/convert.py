@@ -4,6 +4,7 @@ A converted folder is again safetensors with config.json and the processor's fil
 parameters (experts stacked), so that loading copies them as they are. Its header metadata says `"format": "ms_omni"`.
 Converting there and back gives the same tensors bit by bit, each in its original dtype.
 """
+
 import functools
 import json
 import shutil
@@ -12,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ms_omni.config import read_config_json
-from ms_omni.config.fields import ConfigSection
+from ms_omni.config import ConfigSection, read_config_json
 from ms_omni.errors import CheckpointError
 
+from .header import DTYPES
 from .load import copy_into, numpy_dtype, progress_bar
 from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
 from .plan import file_root
-from .reader import DTYPES, INDEX_FILE, MARKER, CheckpointReader, checkpoint_folder, report
+from .reader import INDEX_FILE, MARKER, CheckpointReader, checkpoint_folder, report
 from .writer import SHARD_BYTES, Pending, dtype_name, new_folder, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
@@ -36,8 +37,10 @@ class ConvertReport:
     files: tuple[str, ...]
 
 
-def convert(src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True) -> ConvertReport:
-    """Write the checkpoint `src` to the new folder `dst` in the other form: published -> ms_omni, or ms_omni -> published.
+def convert(
+    src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True
+) -> ConvertReport:
+    """Write the checkpoint `src` to the new folder `dst` in the other form: published or, if it is that, ms_omni.
 
     Raises:
         CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
@@ -74,11 +77,11 @@ def _to_parameters(reader: CheckpointReader) -> tuple[list[Pending], dict[str, s
         if shape is None:
             continue
         kinds = {reader.entries[name].dtype for _, name in parts}
-        dtype = next(iter(kinds)) if len(kinds) == 1 else "F32"     # exact for bf16 and fp16 alike
+        dtype = next(iter(kinds)) if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
         dtypes.update({name: reader.entries[name].dtype for _, name in parts if len(kinds) > 1})
         if parts[0][0].transform == FLATTEN:
             shapes[parts[0][1]] = list(reader.entries[parts[0][1]].shape)
-        tensors.append(Pending(target[len(root):], dtype, shape, _gather(reader, parts, shape, dtype)))
+        tensors.append(Pending(target[len(root) :], dtype, shape, _gather(reader, parts, shape, dtype)))
     if problems:
         raise report(problems, f"{reader.folder} cannot be converted")
     return tensors, {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
@@ -107,10 +110,13 @@ def _gather(reader, parts, shape, dtype):
     def read():
         buffer = np.empty(shape, DTYPES[dtype])
         for spot, name in parts:
-            source = Source(name, reader.entries[name].shape, KEEP if spot.transform == IGNORE else spot.transform, spot.expert)
+            source = Source(
+                name, reader.entries[name].shape, KEEP if spot.transform == IGNORE else spot.transform, spot.expert
+            )
             copy_into(slot(source, buffer), reader.array(name))
             reader.release(name)
         return buffer
+
     return read
 
 
@@ -123,10 +129,16 @@ def _to_published(reader: CheckpointReader, config: dict) -> list[Pending]:
         shapes.update(json.loads(metadata.get("source_shapes", "{}")))
     for name, entry in reader.entries.items():
         for part in sources(root + name, entry.shape):
-            stored = part.name[len(root):]
+            stored = part.name[len(root) :]
             part = Source(part.name, tuple(shapes.get(stored, part.shape)), part.transform, part.expert)
-            tensors.append(Pending(stored, dtypes.get(stored, entry.dtype), part.shape,
-                                   _extract(reader, name, part, dtypes.get(stored, entry.dtype))))
+            tensors.append(
+                Pending(
+                    stored,
+                    dtypes.get(stored, entry.dtype),
+                    part.shape,
+                    _extract(reader, name, part, dtypes.get(stored, entry.dtype)),
+                )
+            )
     return tensors
 
 
@@ -135,6 +147,7 @@ def _extract(reader, name, part, dtype):
         array = np.array(slot(part, reader.array(name)), dtype=DTYPES[dtype], order="C")
         reader.release(name)
         return array
+
     return read
 
 
@@ -146,8 +159,16 @@ def _copy_other_files(source: Path, target: Path) -> None:
             shutil.copy2(item, target / item.name)
 
 
-def save_checkpoint(cell, folder: str | Path, config: ConfigSection, dtype=None, *, prefix: str = "",
-                    shard_bytes: int = SHARD_BYTES, progress: bool = True) -> list[str]:
+def save_checkpoint(
+    cell,
+    folder: str | Path,
+    config: ConfigSection,
+    dtype=None,
+    *,
+    prefix: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+) -> list[str]:
     """Write the cell's parameters under the published names and shapes, with config.json; returns the weight files.
 
     Args:
@@ -159,16 +180,18 @@ def save_checkpoint(cell, folder: str | Path, config: ConfigSection, dtype=None,
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.glob("*.safetensors")) or (target / INDEX_FILE).exists()):
-        raise CheckpointError(f"{target} already holds weights or is no folder; nothing is overwritten. Choose another name.")
+        raise CheckpointError(
+            f"{target} already holds weights or is no folder; nothing is overwritten. Choose another name."
+        )
     target.mkdir(parents=True, exist_ok=True)
     thinker = getattr(config, "thinker_config", config)
     patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
     parameters, tensors = dict(cell.parameters_and_names()), []
-    values = functools.lru_cache(maxsize=2)(lambda name: parameters[name].asnumpy())    # parts of two stacks take turns
+    values = functools.lru_cache(maxsize=2)(lambda name: parameters[name].asnumpy())  # parts of two stacks take turns
     for name, parameter in parameters.items():
         kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
         for part in sources(prefix + name, tuple(parameter.shape), patch_shape):
-            tensors.append(Pending(part.name[len(prefix):], kind, part.shape, _cut(values, name, part, kind)))
+            tensors.append(Pending(part.name[len(prefix) :], kind, part.shape, _cut(values, name, part, kind)))
     total = sum(tensor.nbytes for tensor in tensors)
     with new_folder(target / ".weights", total) as fresh, progress_bar(total, "saving weights", progress) as bar:
         files = write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update)

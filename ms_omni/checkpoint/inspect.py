@@ -1,9 +1,10 @@
 """What a checkpoint holds: parameters and bytes by part of the model, and names that no rule knows."""
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .names import place, part_of
+from .names import part_of, place
 from .plan import file_root
 from .reader import CheckpointReader
 
@@ -41,13 +42,21 @@ class Summary:
         """Lines for a terminal, with a total and the unmatched names."""
         rows = [("part", "tensors", "parameters", "bytes", "dtype")]
         for part in self.parts:
-            rows.append((part.part, f"{part.tensors:,}", f"{part.elements:,}", f"{part.nbytes:,}", " ".join(part.dtypes)))
-        rows.append(("total", f"{sum(part.tensors for part in self.parts):,}", f"{self.elements:,}", f"{self.nbytes:,}", ""))
+            rows.append(
+                (part.part, f"{part.tensors:,}", f"{part.elements:,}", f"{part.nbytes:,}", " ".join(part.dtypes))
+            )
+        rows.append(
+            ("total", f"{sum(part.tensors for part in self.parts):,}", f"{self.elements:,}", f"{self.nbytes:,}", "")
+        )
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [f"{self.folder}: {self.form} form, {len(self.files)} weight file{'s'[:len(self.files) > 1]}"]
-        lines += ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4])),
-                             row[4]]).rstrip() for row in rows]
-        lines += [f"{len(self.unmatched)} unmatched name{'s'[:len(self.unmatched) != 1]}"]
+        lines = [f"{self.folder}: {self.form} form, {len(self.files)} weight file{'s'[: len(self.files) > 1]}"]
+        lines += [
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4])), row[4]]
+            ).rstrip()
+            for row in rows
+        ]
+        lines += [f"{len(self.unmatched)} unmatched name{'s'[: len(self.unmatched) != 1]}"]
         return "\n".join(lines + [f"  {name}" for name in self.unmatched])
 
 
@@ -62,8 +71,16 @@ def inspect_checkpoint(folder: str | Path) -> Summary:
             unmatched.append(name)
             part = "unmatched"
         held.setdefault(part, []).append(entry)
-    parts = tuple(PartSize(part, len(entries), sum(entry.size for entry in entries), sum(entry.nbytes for entry in entries),
-                           dict(Counter(entry.dtype for entry in entries))) for part, entries in sorted(held.items()))
+    parts = tuple(
+        PartSize(
+            part,
+            len(entries),
+            sum(entry.size for entry in entries),
+            sum(entry.nbytes for entry in entries),
+            dict(Counter(entry.dtype for entry in entries)),
+        )
+        for part, entries in sorted(held.items())
+    )
     return Summary(str(folder), MARKED[reader.is_converted], tuple(reader.files), parts, tuple(sorted(unmatched)))
 
 

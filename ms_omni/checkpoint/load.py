@@ -1,4 +1,5 @@
 """Filling a lazily built cell from a checkpoint folder, tensor by tensor."""
+
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from .names import slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
 
-PROGRESS_DELAY_S = 1.0      # a load that is done sooner shows no bar
+PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,21 @@ def progress_bar(total: int, title: str, shown: bool = True):
     """A bar over bytes on a terminal's standard error; elsewhere, or for short work, nothing is printed."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, leave=False,
-                disable=not (shown and sys.stderr.isatty()), delay=PROGRESS_DELAY_S)
+    return tqdm(
+        total=total,
+        desc=title,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        file=sys.stderr,
+        leave=False,
+        disable=not (shown and sys.stderr.isatty()),
+        delay=PROGRESS_DELAY_S,
+    )
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source` with conversion. A transposed target is filled through a contiguous copy: twice as fast."""
+    """`target[...] = source` with conversion. A transposed target goes through a contiguous copy: twice as fast."""
     if target.ndim == 2 and not target.flags.c_contiguous and target.dtype != source.dtype:
         target, source = target.T, np.ascontiguousarray(source.T)
     np.copyto(target, source, casting="unsafe")
@@ -84,8 +94,9 @@ def load_checkpoint(cell, folder: str | Path, *, prefix: str = "", dtype=None, p
     reader = CheckpointReader(folder)
     fills, unused = plan_loading({name: tuple(value.shape) for name, value in parameters.items()}, reader, prefix)
     elements = nbytes = 0
-    with progress_bar(sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts),
-                      "loading weights", progress) as bar:
+    with progress_bar(
+        sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts), "loading weights", progress
+    ) as bar:
         for fill in fills:
             parameter = parameters[fill.parameter]
             array = read_parameter(reader, fill, numpy_dtype(parameter.dtype if dtype is None else dtype))

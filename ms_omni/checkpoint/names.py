@@ -9,6 +9,7 @@ Source names are those of the published files and of transformers' `save_pretrai
                  gate_up[e, :, :I] = gate_proj.T, gate_up[e, :, I:] = up_proj.T, down[e] = down_proj.T
   IGNORE         a constant that some versions save; the model computes it
 """
+
 import math
 import re
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ COMPONENTS = ("thinker", "talker", "code2wav")
 class Rule:
     """One row: names that fully match `pattern` go to `target` (same name when None) by `transform`."""
 
-    part: str            # the line of `ms-omni inspect` that counts it
+    part: str  # the line of `ms-omni inspect` that counts it
     pattern: re.Pattern
     transform: str = KEEP
     target: str | None = None
@@ -66,8 +67,12 @@ def _attention_rows(part, stack):
 def _expert_rows(part, stack):
     rows = _rows(part, stack + r"layers\.<n>\.mlp\.gate\.weight")
     for matrix, transform, stacked in (("gate", GATE, "gate_up"), ("up", UP, "gate_up"), ("down", DOWN, "down")):
-        rows += _rows(part, rf"(?P<experts>{stack}layers\.<n>\.mlp\.experts)\.(?P<e><n>)\.{matrix}_proj\.weight",
-                      transform=transform, target=r"{experts}." + stacked)
+        rows += _rows(
+            part,
+            rf"(?P<experts>{stack}layers\.<n>\.mlp\.experts)\.(?P<e><n>)\.{matrix}_proj\.weight",
+            transform=transform,
+            target=r"{experts}." + stacked,
+        )
     return rows
 
 
@@ -138,9 +143,12 @@ def place(name: str) -> Place | None:
 def part_of(parameter: str) -> str | None:
     """The line of `ms-omni inspect` that counts the parameter (our name), or None when no rule makes it."""
     probe = parameter
-    for stacked, source in ((".experts.gate_up", ".experts.0.gate_proj.weight"), (".experts.down", ".experts.0.down_proj.weight")):
+    for stacked, source in (
+        (".experts.gate_up", ".experts.0.gate_proj.weight"),
+        (".experts.down", ".experts.0.down_proj.weight"),
+    ):
         if parameter.endswith(stacked):
-            probe = parameter[:-len(stacked)] + source
+            probe = parameter[: -len(stacked)] + source
     spot = place(probe)
     return spot.part if spot and spot.target == parameter else None
 
@@ -156,11 +164,13 @@ def sources(parameter: str, shape: tuple[int, ...], patch_shape: tuple[int, ...]
     """
     if parameter.endswith(".experts.gate_up"):
         experts, width, twice = shape
-        stem, matrix = parameter[:-len(".gate_up")], (twice // 2, width)
-        return [Source(f"{stem}.{e}.{kind}_proj.weight", matrix, kind, e) for e in range(experts) for kind in (GATE, UP)]
+        stem, matrix = parameter[: -len(".gate_up")], (twice // 2, width)
+        return [
+            Source(f"{stem}.{e}.{kind}_proj.weight", matrix, kind, e) for e in range(experts) for kind in (GATE, UP)
+        ]
     if parameter.endswith(".experts.down"):
         experts, inner, width = shape
-        stem = parameter[:-len(".down")]
+        stem = parameter[: -len(".down")]
         return [Source(f"{stem}.{e}.down_proj.weight", (width, inner), DOWN, e) for e in range(experts)]
     if parameter.endswith("visual.patch_embed.proj.weight"):
         if patch_shape is None or math.prod(patch_shape) != shape[1]:
@@ -171,7 +181,12 @@ def sources(parameter: str, shape: tuple[int, ...], patch_shape: tuple[int, ...]
 
 def patch_shape_of(vision_config) -> tuple[int, int, int, int]:
     """(C, t, p, p) of a vision configuration: the trailing axes of the published patch embedding."""
-    return (vision_config.in_channels, vision_config.temporal_patch_size, vision_config.patch_size, vision_config.patch_size)
+    return (
+        vision_config.in_channels,
+        vision_config.temporal_patch_size,
+        vision_config.patch_size,
+        vision_config.patch_size,
+    )
 
 
 def slot(source: Source, buffer):
@@ -180,8 +195,8 @@ def slot(source: Source, buffer):
         return buffer
     if source.transform == FLATTEN:
         return buffer.reshape(source.shape)
-    stack = buffer[source.expert]                       # [D, 2I] or [I, D]
+    stack = buffer[source.expert]  # [D, 2I] or [I, D]
     if source.transform == DOWN:
-        return stack.T                                  # [D, I]
+        return stack.T  # [D, I]
     inner = stack.shape[1] // 2
-    return (stack[:, :inner] if source.transform == GATE else stack[:, inner:]).T    # [I, D]
+    return (stack[:, :inner] if source.transform == GATE else stack[:, inner:]).T  # [I, D]

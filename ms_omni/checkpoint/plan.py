@@ -1,11 +1,13 @@
 """Matching a checkpoint's tensors with a cell's parameters, by name and shape, before anything is read."""
+
 import math
 from dataclasses import dataclass, field
 
 from ms_omni.errors import CheckpointError
 
+from .header import WEIGHT_DTYPES
 from .names import COMPONENTS, FLATTEN, IGNORE, KEEP, Source, place, sources
-from .reader import WEIGHT_DTYPES, CheckpointReader
+from .reader import CheckpointReader
 
 SHOWN_PER_KIND = 25
 HEAD, EMBEDDING = "thinker.lm_head.weight", "thinker.model.embed_tokens.weight"
@@ -37,9 +39,13 @@ class Problems:
 
     def raise_if_any(self, folder) -> None:
         """Raises CheckpointError with all of them."""
-        kinds = (("missing tensors", self.missing), ("tensors that the model does not have", self.extra),
-                 ("tensors of another shape", self.misshapen), ("tensors of an unsupported dtype", self.dtypes),
-                 ("contradictions", self.other))
+        kinds = (
+            ("missing tensors", self.missing),
+            ("tensors that the model does not have", self.extra),
+            ("tensors of another shape", self.misshapen),
+            ("tensors of an unsupported dtype", self.dtypes),
+            ("contradictions", self.other),
+        )
         lines = []
         for title, names in kinds:
             if names:
@@ -48,7 +54,9 @@ class Problems:
                 if len(names) > SHOWN_PER_KIND:
                     lines.append(f"    ... and {len(names) - SHOWN_PER_KIND} more")
         if lines:
-            raise CheckpointError(f"{folder} does not fit the model that its config.json describes:\n" + "\n".join(lines))
+            raise CheckpointError(
+                f"{folder} does not fit the model that its config.json describes:\n" + "\n".join(lines)
+            )
 
 
 def file_root(names) -> str:
@@ -61,8 +69,9 @@ def file_root(names) -> str:
     return ""
 
 
-def plan_loading(shapes: dict[str, tuple[int, ...]], reader: CheckpointReader,
-                 prefix: str = "") -> tuple[list[Fill], list[str]]:
+def plan_loading(
+    shapes: dict[str, tuple[int, ...]], reader: CheckpointReader, prefix: str = ""
+) -> tuple[list[Fill], list[str]]:
     """Which stored tensors fill which parameter.
 
     Args:
@@ -78,8 +87,9 @@ def plan_loading(shapes: dict[str, tuple[int, ...]], reader: CheckpointReader,
     """
     root = file_root(reader.entries)
     stored = {root + name: name for name in reader.entries}
-    expected = {prefix + name: _expected_sources(prefix + name, shape, reader.is_converted)
-                for name, shape in shapes.items()}
+    expected = {
+        prefix + name: _expected_sources(prefix + name, shape, reader.is_converted) for name, shape in shapes.items()
+    }
     wanted = {source.name for parts in expected.values() for source in parts}
     problems = Problems()
     unused = _sort_out_rest(stored, wanted, expected, reader, problems)
@@ -90,7 +100,7 @@ def plan_loading(shapes: dict[str, tuple[int, ...]], reader: CheckpointReader,
             if source.name in stored:
                 parts.append((stored[source.name], _fit(source, reader.entries[stored[source.name]], problems)))
             else:
-                problems.missing.append(f"{source.name} {list(source.shape)}")
+                problems.missing.append(f"{source.name.removeprefix(root)} {list(source.shape)}")
         fills.append(Fill(name, tuple(shape), tuple(parts)))
     problems.raise_if_any(reader.folder)
     return fills, unused
@@ -101,7 +111,7 @@ def _expected_sources(parameter, shape, converted) -> list[Source]:
 
 
 def _fit(source: Source, entry, problems: Problems) -> Source:
-    """`source` with the stored shape, where that is another spelling of the same (a patch embedding's trailing axes)."""
+    """`source` with the stored shape, which may have a patch embedding's trailing axes apart."""
     if entry.dtype not in WEIGHT_DTYPES:
         problems.dtypes.append(f"{entry.name}: got {entry.dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
     same = entry.shape == source.shape
@@ -134,9 +144,16 @@ def _check_tied(head, embedding, reader, problems):
     """A head that is stored although config.json ties it to the embedding must be the embedding."""
     first, second = reader.array(head), reader.array(embedding)
     rows = 4096
-    same = first.shape == second.shape and first.dtype == second.dtype and all(
-        first[at:at + rows].tobytes() == second[at:at + rows].tobytes() for at in range(0, len(first), rows))
+    same = (
+        first.shape == second.shape
+        and first.dtype == second.dtype
+        and all(
+            first[at : at + rows].tobytes() == second[at : at + rows].tobytes() for at in range(0, len(first), rows)
+        )
+    )
     if not same:
-        problems.other.append(f"{head}: differs from {embedding}, but config.json says tie_word_embeddings; set it to false")
+        problems.other.append(
+            f"{head}: differs from {embedding}, but config.json says tie_word_embeddings; set it to false"
+        )
     reader.release(head)
     reader.release(embedding)

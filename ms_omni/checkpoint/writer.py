@@ -1,4 +1,5 @@
 """Writing sharded safetensors one tensor at a time, in a folder that appears only when it is complete."""
+
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
-from .reader import DTYPES, INDEX_FILE, SINGLE_FILE
+from .header import DTYPES
+from .reader import INDEX_FILE, SINGLE_FILE
 
 SHARD_BYTES = 5_000_000_000
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -42,8 +44,15 @@ def natural(name: str) -> list:
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
-def write_shards(folder: Path, tensors: list[Pending], metadata: dict[str, str], *, shard_bytes: int = SHARD_BYTES,
-                 shards: int | None = None, written: Callable[[int], None] = lambda nbytes: None) -> list[str]:
+def write_shards(
+    folder: Path,
+    tensors: list[Pending],
+    metadata: dict[str, str],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    shards: int | None = None,
+    written: Callable[[int], None] = lambda nbytes: None,
+) -> list[str]:
     """Write the tensors in natural order of their names and return the file names.
 
     Args:
@@ -55,8 +64,11 @@ def write_shards(folder: Path, tensors: list[Pending], metadata: dict[str, str],
     tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
     total = sum(tensor.nbytes for tensor in tensors)
     groups = _split_by_size(tensors, shard_bytes) if shards is None else _split_evenly(tensors, shards, total)
-    files = [SINGLE_FILE] if len(groups) == 1 else [
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    files = (
+        [SINGLE_FILE]
+        if len(groups) == 1
+        else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    )
     for file, group in zip(files, groups):
         _write_file(folder / file, group, metadata, written)
     if len(files) > 1:
@@ -112,7 +124,9 @@ def new_folder(target: str | Path, needed_bytes: int) -> Iterator[Path]:
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name.")
+        raise CheckpointError(
+            f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free

@@ -1,7 +1,9 @@
 """Configuration objects: strict, frozen, equal whatever version of transformers wrote the JSON."""
-from .fields import CONFIG_FILE, ConfigSection, read_config_json, read_json_object
+
+from .files import CONFIG_FILE, read_config_json, read_json_object
 from .named import load_named_config, named_config_files
 from .omni import Qwen3OmniMoeConfig
+from .section import ConfigSection
 from .talker import (
     Qwen3OmniMoeCode2WavConfig,
     Qwen3OmniMoeTalkerCodePredictorConfig,

@@ -1,9 +1,11 @@
 """What the text stacks share: attention sizes, which layers have experts, checks on both."""
-import dataclasses
-from typing import Callable
 
-from .fields import ConfigSection, choice, flag, integer, integers, number, shown
+import dataclasses
+from collections.abc import Callable
+
+from .fields import choice, flag, integer, integers, number, shown
 from .rope import check_mrope_section, normalise_rope
+from .section import ConfigSection
 
 GATED_ACTIVATIONS = ("silu",)
 
@@ -26,7 +28,7 @@ class DecoderConfig(ConfigSection):
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
-        """Rope spellings, and head_dim = hidden_size / num_attention_heads where it is not written (as the reference)."""
+        """Rope spellings, and head_dim = hidden_size / num_attention_heads where it is not written."""
         data = normalise_rope(data, report)
         hidden, heads = data.get("hidden_size"), data.get("num_attention_heads")
         if data.get("head_dim") is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
@@ -40,8 +42,13 @@ class DecoderConfig(ConfigSection):
         """Heads divide, and rotary halves exist."""
         problems = []
         if self.num_attention_heads % self.num_key_value_heads:
-            problems.append(("num_key_value_heads", f"got {self.num_key_value_heads}, expected a divisor of "
-                             f"num_attention_heads = {self.num_attention_heads}"))
+            problems.append(
+                (
+                    "num_key_value_heads",
+                    f"got {self.num_key_value_heads}, expected a divisor of "
+                    f"num_attention_heads = {self.num_attention_heads}",
+                )
+            )
         if self.head_dim % 2:
             problems.append(("head_dim", f"got {self.head_dim}, expected an even number (rotary halves)"))
         return problems
@@ -51,8 +58,13 @@ class DecoderConfig(ConfigSection):
         out = super().published()
         section = out.pop("mrope_section", None)
         if section is not None:
-            out["rope_scaling"] = {"rope_type": "default", "type": "default", "mrope_section": section,
-                                   "interleaved": True, "mrope_interleaved": True}
+            out["rope_scaling"] = {
+                "rope_type": "default",
+                "type": "default",
+                "mrope_section": section,
+                "interleaved": True,
+                "mrope_interleaved": True,
+            }
         return out
 
 
@@ -89,10 +101,18 @@ class MoeDecoderConfig(DecoderConfig):
         """Routing sizes, dense layers that exist, sections that fit the head."""
         problems = super().check() + check_mrope_section(self.mrope_section, self.head_dim)
         if self.num_experts_per_tok > self.num_experts:
-            problems.append(("num_experts_per_tok",
-                             f"got {self.num_experts_per_tok}, expected at most num_experts = {self.num_experts}"))
+            problems.append(
+                (
+                    "num_experts_per_tok",
+                    f"got {self.num_experts_per_tok}, expected at most num_experts = {self.num_experts}",
+                )
+            )
         beyond = [layer for layer in self.mlp_only_layers if layer >= self.num_hidden_layers]
         if beyond:
-            problems.append(("mlp_only_layers", f"got layers {beyond}, expected numbers below "
-                             f"num_hidden_layers = {self.num_hidden_layers}"))
+            problems.append(
+                (
+                    "mlp_only_layers",
+                    f"got layers {beyond}, expected numbers below num_hidden_layers = {self.num_hidden_layers}",
+                )
+            )
         return problems

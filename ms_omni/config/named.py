@@ -1,4 +1,5 @@
 """Configurations that come with the package: configs/*.json of the repository, shipped as package data."""
+
 import json
 from pathlib import Path
 
@@ -14,9 +15,14 @@ def named_config_files() -> dict[str, Path]:
     """{name: file} of every configuration that comes along."""
     for folder in _FOLDERS:
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.json"))
-                    if "thinker_config" in json.loads(path.read_text(encoding="utf-8"))}
-    raise ConfigError(f"the configurations that come with ms_omni are in none of {[str(f) for f in _FOLDERS]}; reinstall it.")
+            return {
+                path.stem: path
+                for path in sorted(folder.glob("*.json"))
+                if "thinker_config" in json.loads(path.read_text(encoding="utf-8"))
+            }
+    raise ConfigError(
+        f"the configurations that come with ms_omni are in none of {[str(f) for f in _FOLDERS]}; reinstall it."
+    )
 
 
 def load_named_config(name: str) -> Qwen3OmniMoeConfig:

@@ -3,12 +3,12 @@
 4.57 and the published files:  "rope_theta": 1e6, "rope_scaling": {"rope_type": "default", "mrope_section": [...]}
 5.x:                           "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "mrope_section": [...]}
 """
-from collections.abc import Mapping
-from typing import Callable
+
+from collections.abc import Callable, Mapping
 
 from .fields import shown
 
-PLAIN_TYPES = ("default", "mrope")    # "mrope" is the older name of the default type with sections
+PLAIN_TYPES = ("default", "mrope")  # "mrope" is the older name of the default type with sections
 
 
 def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[str, ...] = PLAIN_TYPES) -> dict:
@@ -37,7 +37,9 @@ def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[
 def _check_settings(key, settings, types, report):
     for name in ("rope_type", "type"):
         if settings.get(name, types[0]) not in (*types, None):
-            report(f"{key}.{name}", f"got {shown(settings[name])}, expected {shown(types[0])} (no other type is supported)")
+            report(
+                f"{key}.{name}", f"got {shown(settings[name])}, expected {shown(types[0])} (no other type is supported)"
+            )
     for name in ("interleaved", "mrope_interleaved"):
         if settings.get(name, True) is not True:
             report(f"{key}.{name}", f"got {shown(settings[name])}, expected true (sections are always interleaved)")
@@ -48,5 +50,10 @@ def _check_settings(key, settings, types, report):
 def check_mrope_section(section: tuple[int, ...] | None, head_dim: int) -> list[tuple[str, str]]:
     """Sections must be three and cover half of the head."""
     if section is not None and (len(section) != 3 or 2 * sum(section) != head_dim):
-        return [("mrope_section", f"got {list(section)}, expected three numbers that sum to head_dim / 2 = {head_dim / 2:g}")]
+        return [
+            (
+                "mrope_section",
+                f"got {list(section)}, expected three numbers that sum to head_dim / 2 = {head_dim / 2:g}",
+            )
+        ]
     return []

@@ -1,20 +1,28 @@
 """Configuration of the talker (codec tokens out of thinker states), its code predictor, and the vocoder code2wav."""
+
 import dataclasses
 import math
-from typing import Callable
+from collections.abc import Callable
 
 from .decoder import DecoderConfig, MoeDecoderConfig
-from .fields import ConfigSection, choice, integer, integers, name_table, number, section, shown
+from .fields import choice, integer, integers, name_table, number, section, shown
+from .section import ConfigSection
 
-CODEC_IDS = ("codec_pad_id", "codec_bos_id", "codec_eos_token_id", "codec_nothink_id", "codec_think_bos_id",
-             "codec_think_eos_id")
+CODEC_IDS = (
+    "codec_pad_id",
+    "codec_bos_id",
+    "codec_eos_token_id",
+    "codec_nothink_id",
+    "codec_think_bos_id",
+    "codec_think_eos_id",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3OmniMoeTalkerTextConfig(MoeDecoderConfig):
     """The talker's decoder: routed experts plus one shared expert behind a sigmoid gate."""
 
-    num_experts: int = integer(aliases=("num_local_experts",))    # 5.x saves it under the second name
+    num_experts: int = integer(aliases=("num_local_experts",))  # 5.x saves it under the second name
     shared_expert_intermediate_size: int = integer()
     tie_word_embeddings: bool = choice(False, default=False)
 
@@ -73,11 +81,19 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
         """The predictor continues the talker's width and code groups; ids are in the talker's vocabulary."""
         problems, text, predictor = [], self.text_config, self.code_predictor_config
         if predictor.hidden_size != text.hidden_size:
-            problems.append(("code_predictor_config.hidden_size",
-                             f"got {predictor.hidden_size}, expected text_config.hidden_size = {text.hidden_size}"))
+            problems.append(
+                (
+                    "code_predictor_config.hidden_size",
+                    f"got {predictor.hidden_size}, expected text_config.hidden_size = {text.hidden_size}",
+                )
+            )
         if predictor.num_code_groups != self.num_code_groups:
-            problems.append(("code_predictor_config.num_code_groups",
-                             f"got {predictor.num_code_groups}, expected num_code_groups = {self.num_code_groups}"))
+            problems.append(
+                (
+                    "code_predictor_config.num_code_groups",
+                    f"got {predictor.num_code_groups}, expected num_code_groups = {self.num_code_groups}",
+                )
+            )
         ids = {key: getattr(self, key) for key in CODEC_IDS}
         ids.update({f"speaker_id.{name}": value for name, value in self.speaker_id.items()})
         for key, value in ids.items():
@@ -106,7 +122,12 @@ class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
     def check(self) -> list[tuple[str, str]]:
         """Each upsampling block halves the channels, so decoder_dim must allow it."""
         problems, halvings = super().check(), len(self.upsample_rates)
-        if self.decoder_dim % 2 ** halvings:
-            problems.append(("decoder_dim", f"got {self.decoder_dim}, expected a multiple of {2 ** halvings} (each of the "
-                             f"{halvings} upsample_rates halves the channels)"))
+        if self.decoder_dim % 2**halvings:
+            problems.append(
+                (
+                    "decoder_dim",
+                    f"got {self.decoder_dim}, expected a multiple of {2**halvings} (each of the "
+                    f"{halvings} upsample_rates halves the channels)",
+                )
+            )
         return problems

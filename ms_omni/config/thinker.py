@@ -1,12 +1,15 @@
 """Configuration of the thinker: text decoder, audio encoder, vision encoder, special token ids."""
+
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .decoder import MoeDecoderConfig
-from .fields import ConfigSection, choice, flag, integer, integers, number, read_config_json, section
+from .fields import choice, flag, integer, integers, number, section
+from .files import read_config_json
 from .rope import normalise_rope
+from .section import ConfigSection
 
 ENCODER_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
 
@@ -40,19 +43,29 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
         """Heads divide, sine and cosine halves exist, and a window holds at least one chunk."""
         problems = []
         if self.d_model % self.encoder_attention_heads:
-            problems.append(("d_model", f"got {self.d_model}, expected a multiple of encoder_attention_heads = "
-                             f"{self.encoder_attention_heads}"))
+            problems.append(
+                (
+                    "d_model",
+                    f"got {self.d_model}, expected a multiple of encoder_attention_heads = "
+                    f"{self.encoder_attention_heads}",
+                )
+            )
         if self.d_model % 2:
             problems.append(("d_model", f"got {self.d_model}, expected an even number (sine and cosine halves)"))
         if self.n_window_infer < 2 * self.n_window:
-            problems.append(("n_window_infer", f"got {self.n_window_infer}, expected at least one chunk of "
-                             f"2 * n_window = {2 * self.n_window} frames"))
+            problems.append(
+                (
+                    "n_window_infer",
+                    f"got {self.n_window_infer}, expected at least one chunk of "
+                    f"2 * n_window = {2 * self.n_window} frames",
+                )
+            )
         return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3OmniMoeVisionEncoderConfig(ConfigSection):
-    """The vision encoder: patches of `patch_size` squared by `temporal_patch_size`, merged `spatial_merge_size` squared."""
+    """Frames in groups of `temporal_patch_size`, patches of `patch_size`, `spatial_merge_size` squared to a token."""
 
     depth: int = integer()
     hidden_size: int = integer()
@@ -77,15 +90,28 @@ class Qwen3OmniMoeVisionEncoderConfig(ConfigSection):
         """Heads divide into rotary quarters, taps exist, position table is square."""
         problems = []
         if self.hidden_size % (4 * self.num_heads):
-            problems.append(("hidden_size", f"got {self.hidden_size}, expected a multiple of 4 * num_heads = "
-                             f"{4 * self.num_heads} (rows and columns each rotate half of a head)"))
+            problems.append(
+                (
+                    "hidden_size",
+                    f"got {self.hidden_size}, expected a multiple of 4 * num_heads = "
+                    f"{4 * self.num_heads} (rows and columns each rotate half of a head)",
+                )
+            )
         beyond = [index for index in self.deepstack_visual_indexes if index >= self.depth]
         if beyond or list(self.deepstack_visual_indexes) != sorted(set(self.deepstack_visual_indexes)):
-            problems.append(("deepstack_visual_indexes", f"got {list(self.deepstack_visual_indexes)}, expected rising "
-                             f"numbers below depth = {self.depth}"))
+            problems.append(
+                (
+                    "deepstack_visual_indexes",
+                    f"got {list(self.deepstack_visual_indexes)}, expected rising numbers below depth = {self.depth}",
+                )
+            )
         if math.isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
-            problems.append(("num_position_embeddings",
-                             f"got {self.num_position_embeddings}, expected a square (rows times columns)"))
+            problems.append(
+                (
+                    "num_position_embeddings",
+                    f"got {self.num_position_embeddings}, expected a square (rows times columns)",
+                )
+            )
         return problems
 
 
@@ -129,13 +155,23 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
     def check(self) -> list[tuple[str, str]]:
         """Encoders end in the text decoder's width; placeholder ids are in its vocabulary."""
         width, vocabulary, problems = self.text_config.hidden_size, self.text_config.vocab_size, []
-        for key, value in (("audio_config.output_dim", self.audio_config.output_dim),
-                           ("vision_config.out_hidden_size", self.vision_config.out_hidden_size)):
+        for key, value in (
+            ("audio_config.output_dim", self.audio_config.output_dim),
+            ("vision_config.out_hidden_size", self.vision_config.out_hidden_size),
+        ):
             if value != width:
                 problems.append((key, f"got {value}, expected text_config.hidden_size = {width}"))
-        for key in ("audio_token_id", "image_token_id", "video_token_id", "vision_start_token_id", "audio_start_token_id"):
+        for key in (
+            "audio_token_id",
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "audio_start_token_id",
+        ):
             if getattr(self, key) >= vocabulary:
-                problems.append((key, f"got {getattr(self, key)}, expected an id below text_config.vocab_size = {vocabulary}"))
+                problems.append(
+                    (key, f"got {getattr(self, key)}, expected an id below text_config.vocab_size = {vocabulary}")
+                )
         if len({self.audio_token_id, self.image_token_id, self.video_token_id}) < 3:
             problems.append(("audio_token_id, image_token_id, video_token_id", "expected three different ids"))
         return problems
