@@ -16,7 +16,8 @@ from ms_omni.media.options import SamplingOptions, number
 from ms_omni.media.sources import to_array
 from ms_omni.processing.arguments import CallOptions, argument_names, call_options, fps_per_video
 from ms_omni.processing.files import (
-    PAD_TOKEN, checked_folder, choose_template, import_transformers, load_chat_template, load_tokenizer, save, special_tokens,
+    PAD_TOKEN, checked_folder, choose_template, import_transformers, load_chat_template, load_tokenizer, save,
+    special_tokens,
 )
 from ms_omni.processing.inputs import ModelInputs, pad_left
 from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio
@@ -36,10 +37,12 @@ class Qwen3OmniMoeProcessor:
         feature_extractor: transformers' `WhisperFeatureExtractor`.
         image_processor, video_processor: the `VisionSettings` of pictures and of video frames.
         chat_template: Jinja text, or several by name.
-        image_token, audio_token, video_token, ...: the special tokens' texts; image_token_id, ...: the placeholders' ids.
+        image_token, audio_token, video_token, ...: the special tokens' texts; image_token_id, ...: the placeholders'
+        ids.
     """
 
-    def __init__(self, tokenizer: Any, settings: ProcessorSettings, chat_template: str | dict[str, str] | None = None) -> None:
+    def __init__(self, tokenizer: Any, settings: ProcessorSettings,
+                 chat_template: str | dict[str, str] | None = None) -> None:
         """Usually called through `from_pretrained`.
 
         Raises:
@@ -76,11 +79,11 @@ class Qwen3OmniMoeProcessor:
     @property
     def model_input_names(self) -> list[str]:
         """Names that the result may hold."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw",
-                "video_second_per_grid", "input_features", "feature_attention_mask"]
+        return ["input_ids", "attention_mask", "pixel_values", "image_grid_thw", "pixel_values_videos",
+                "video_grid_thw", "video_second_per_grid", "input_features", "feature_attention_mask"]
 
-    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, videos: Any = None, audio: Any = None,
-                 **kwargs: Any) -> ModelInputs:
+    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, videos: Any = None,
+                 audio: Any = None, **kwargs: Any) -> ModelInputs:
         """Model inputs of texts that hold one placeholder for each picture, sound and video.
 
         Args:
@@ -94,9 +97,9 @@ class Qwen3OmniMoeProcessor:
                 return_tensors (None or "np": numpy; "ms": MindSpore), ...; see `processing.arguments`.
 
         Returns:
-            input_ids, attention_mask int64 `[B, T]`, padded on the left with <|endoftext|>; with pictures pixel_values float32
-            `[N, C*t*p*p]` and image_grid_thw int64 `[n, 3]`; with videos pixel_values_videos, video_grid_thw and
-            video_second_per_grid float64 `[n]`; with sounds input_features float32 `[n, mel, frames]` and
+            input_ids, attention_mask int64 `[B, T]`, padded on the left with <|endoftext|>; with pictures pixel_values
+            float32 `[N, C*t*p*p]` and image_grid_thw int64 `[n, 3]`; with videos pixel_values_videos, video_grid_thw
+            and video_second_per_grid float64 `[n]`; with sounds input_features float32 `[n, mel, frames]` and
             feature_attention_mask int32 `[n, frames]`.
 
         Raises:
@@ -110,8 +113,9 @@ class Qwen3OmniMoeProcessor:
             clips = as_clips(video_list, fps_per_video(options.fps, len(video_list)))
         rate = options.audio.get("sampling_rate", self.feature_extractor.sampling_rate)
         if rate != self.feature_extractor.sampling_rate:
-            raise InputError(f"sampling_rate is {rate!r}; sounds are expected at {self.feature_extractor.sampling_rate} Hz. Give "
-                             "(array, sampling_rate) for each sound to have it resampled.")
+            raise InputError(f"sampling_rate is {rate!r}; sounds are expected at "
+                             f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
+                             "to have it resampled.")
         sounds = [] if audio is None else as_audio_list(audio, rate)
         pictures = [] if images is None else as_image_list(images)
         return self._encode(texts, pictures, clips, sounds, options)
@@ -143,13 +147,14 @@ class Qwen3OmniMoeProcessor:
             (image_grids.prod(-1) // self.image_processor.merge_size**2).tolist(), audio_tokens.tolist(), video_grids,
             seconds.tolist(), has_sound, self.video_processor.merge_size, options.position_id_per_seconds))
         ids, mask = self._tokenize(expanded, options.text)
-        return ModelInputs({"input_ids": ids, "attention_mask": mask, **media}).convert_to_tensors(options.return_tensors)
+        inputs = ModelInputs({"input_ids": ids, "attention_mask": mask, **media})
+        return inputs.convert_to_tensors(options.return_tensors)
 
     def _seconds_per_grid(self, clips: list[Any]) -> np.ndarray:
         """Seconds between two time steps of each video: float64 `[n]`."""
         if any(clip.sample_fps is None for clip in clips):
-            warnings.warn(f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference does. Pass "
-                          "fps= (process_mm_info returns it with return_video_kwargs=True).", stacklevel=4)
+            warnings.warn(f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
+                          "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).", stacklevel=4)
         rates = np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
         return self.video_processor.temporal_patch_size / rates
 
@@ -168,16 +173,17 @@ class Qwen3OmniMoeProcessor:
             for token in (tokens.image_token, tokens.audio_token, tokens.video_token):
                 token_id = self.tokenizer.convert_tokens_to_ids(token)
                 if [row.count(token_id) for row in rows] != [text.count(token) for text in texts]:
-                    raise InputError(f"truncation to {max_length} tokens cuts off some of the media's {token} tokens. Raise "
-                                     "max_length or turn truncation off.")
+                    raise InputError(f"truncation to {max_length} tokens cuts off some of the media's {token} tokens. "
+                                     "Raise max_length or turn truncation off.")
         if not all(rows):
             raise InputError("A text is empty: it has no tokens.")
         return pad_left(rows, self.pad_token_id, padding=options.get("padding", True),
                         side=options.get("padding_side", "left"), max_length=max_length,
                         multiple_of=options.get("pad_to_multiple_of"))
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, *, tools: list[Any] | None = None,
-                            documents: list[Any] | None = None, add_generation_prompt: bool = False,
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, *,
+                            tools: list[Any] | None = None, documents: list[Any] | None = None,
+                            add_generation_prompt: bool = False,
                             continue_final_message: bool = False, tokenize: bool = False, return_dict: bool = False,
                             return_tensors: str | None = None, use_audio_in_video: bool = False,
                             load_audio_from_video: bool = False, processor_kwargs: Mapping[str, Any] | None = None,
@@ -193,8 +199,8 @@ class Qwen3OmniMoeProcessor:
             return_dict: with `tokenize`, return all model inputs rather than the ids alone.
             return_tensors: as in `__call__`.
             use_audio_in_video, load_audio_from_video: the same: hear the sound tracks of videos that have one.
-            processor_kwargs: arguments for `__call__`, and fps, nframes (num_frames), min_frames, max_frames for sampling
-                videos that do not say themselves; they may also stand among `kwargs`.
+            processor_kwargs: arguments for `__call__`, and fps, nframes (num_frames), min_frames, max_frames for
+                sampling videos that do not say themselves; they may also stand among `kwargs`.
             **kwargs: whatever is none of those goes to the template as a variable.
 
         Raises:
@@ -204,7 +210,8 @@ class Qwen3OmniMoeProcessor:
         batch, several = as_batch(conversation)
         call_kwargs, sampling, variables = _split_kwargs({**kwargs, **(processor_kwargs or {})})
         prompts = self._render(batch, template, variables, tools=tools, documents=documents,
-                               add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+                               add_generation_prompt=add_generation_prompt,
+                               continue_final_message=continue_final_message)
         if not tokenize:
             return prompts if several else prompts[0]
         call_kwargs.update(return_tensors=return_tensors or call_kwargs.get("return_tensors"))
@@ -226,7 +233,8 @@ class Qwen3OmniMoeProcessor:
 
         plain = [_for_template(conversation) for conversation in batch]
         try:
-            return self.tokenizer.apply_chat_template(plain, chat_template=template, tokenize=False, **arguments, **variables)
+            return self.tokenizer.apply_chat_template(plain, chat_template=template, tokenize=False, **arguments,
+                                                      **variables)
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise InputError(f"The chat template cannot render this conversation: {error}") from error
 
@@ -237,8 +245,9 @@ class Qwen3OmniMoeProcessor:
 
     def decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         """Text of the token ids `[T]` of one sequence."""
-        row = to_array(ids)
-        return self.tokenizer.decode(ids if row is None else row.tolist(), skip_special_tokens=skip_special_tokens, **kwargs)
+        array = to_array(ids)
+        row = ids if array is None else array.tolist()
+        return self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True,
                                         **kwargs: Any) -> list[str]:
@@ -256,8 +265,8 @@ def _texts(text: Any) -> list[str]:
     if isinstance(text, str):
         return [text]
     if not isinstance(text, (list, tuple)) or not text or not all(isinstance(item, str) for item in text):
-        raise InputError("text must be a text or a non-empty list of texts (apply_chat_template makes them of conversations); got "
-                         f"{'None' if text is None else type(text).__name__}.")
+        raise InputError("text must be a text or a non-empty list of texts (apply_chat_template makes them of "
+                         f"conversations); got {'None' if text is None else type(text).__name__}.")
     return list(text)
 
 
@@ -265,14 +274,15 @@ def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingOp
     """Arguments of `__call__`, the sampling of videos, and what is left for the template."""
     kwargs = dict(kwargs)
     videos = dict(kwargs.get("videos_kwargs") or {})
-    sampling = {key: kwargs.pop(key, None) if kwargs.get(key) is not None else videos.get(key) for key in _SAMPLING_KEYS}
+    sampling = {key: kwargs[key] if kwargs.get(key) is not None else videos.get(key) for key in _SAMPLING_KEYS}
     for key in _SAMPLING_KEYS:
         kwargs.pop(key, None)
         videos.pop(key, None)
     if "videos_kwargs" in kwargs:
         kwargs["videos_kwargs"] = {key: value for key, value in videos.items() if key != "do_sample_frames"}
     if kwargs.pop("do_sample_frames", True) is False or videos.get("do_sample_frames") is False:
-        raise InputError("do_sample_frames=False is for ready-made frames; to take more frames of a file, give fps or nframes.")
+        raise InputError("do_sample_frames=False is for ready-made frames; to take more frames of a file, give fps or "
+                         "nframes.")
     where = "apply_chat_template"
     frames = number(sampling, "nframes", where, whole=True) or number(sampling, "num_frames", where, whole=True)
     options = SamplingOptions(number(sampling, "fps", where), frames, number(sampling, "min_frames", where, whole=True),
@@ -285,7 +295,7 @@ def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingOp
 
 
 def _for_template(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation as chat templates expect it: each media item with its plain type, and without the media itself."""
+    """The conversation as chat templates expect it: media items have their plain type, and not the media itself."""
     kinds = {id(part.item): part.kind for part in media_parts(conversation)}
 
     def plain(item: Any) -> Any:
@@ -295,9 +305,11 @@ def _for_template(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         rest = {key: value for key, value in item.items() if key not in (f"{kind}_url", "path", "url")}
         return {**rest, "type": kind, kind: ""}
 
-    return [{**{key: value for key, value in message.items() if value is not None},
-             "content": [plain(item) for item in message["content"]] if isinstance(message.get("content"), (list, tuple))
-             else message.get("content") or ""} for message in conversation]
+    messages = [{key: value for key, value in message.items() if value is not None} for message in conversation]
+    for message in messages:
+        content = message.get("content", "")
+        message["content"] = [plain(item) for item in content] if isinstance(content, (list, tuple)) else content
+    return messages
 
 
 def _id_rows(ids: Any) -> list[list[int]]:

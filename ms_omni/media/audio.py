@@ -85,8 +85,8 @@ def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 def _checked_rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 100 <= rate <= 1_000_000:
-        raise MediaError(f"{name}: the sampling rate is {rate!r}; expected (array, sampling_rate_hz), a rate from 100 to "
-                         "1000000.")
+        raise MediaError(f"{name}: the sampling rate is {rate!r}; expected (array, sampling_rate_hz), a rate from 100 "
+                         "to 1000000.")
     if rate != int(rate):
         raise MediaError(f"{name}: the sampling rate is {rate!r} Hz; expected a whole number.")
     return int(rate)
@@ -97,8 +97,8 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.ndim != 1:
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected one axis of samples (mono). Average the "
-                         "channels first.")
+        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected one axis of samples (mono). "
+                         "Average the channels first.")
     if array.dtype in _INTEGER_SCALE:
         return (array / _INTEGER_SCALE[array.dtype]).astype(np.float32)
     if array.dtype.kind != "f":
@@ -145,8 +145,8 @@ def _decode_with_soundfile(source: Source) -> tuple[np.ndarray, int] | None:
     # libsndfile only learns the length of MP3 and Ogg from the last page or the bit rate: it is no promise there.
     tolerance = 0 if kind in ("WAV", "FLAC", "AIFF", "RF64", "W64") else int(_MISSING_TOLERANCE_S * rate_hz)
     if len(samples) + tolerance < declared:
-        raise MediaError(f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. Copy or "
-                         "download it again.")
+        raise MediaError(f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. "
+                         "Copy or download it again.")
     return samples.mean(axis=1, dtype=np.float32), rate_hz
 
 
@@ -170,8 +170,8 @@ def _decode_with_ffmpeg(source: Source) -> tuple[np.ndarray, int]:
         raise MediaError(f"{source.name} holds no samples.")
     # A track may be trimmed by its edit list, so only a large difference counts.
     if len(samples) / rate_hz < 0.9 * declared_s - _MISSING_TOLERANCE_S:
-        raise MediaError(f"{source.name} is cut short: {len(samples) / rate_hz:.2f} of {declared_s:.2f} s of sound can be "
-                         "read. Copy or download it again.")
+        raise MediaError(f"{source.name} is cut short: {len(samples) / rate_hz:.2f} of {declared_s:.2f} s of sound can "
+                         "be read. Copy or download it again.")
     return samples, rate_hz
 
 

@@ -27,7 +27,7 @@ _IMAGE_TOKEN_LIMITS = (4, 16384)  # of qwen_omni_utils
 
 @dataclass(frozen=True)
 class MediaPart:
-    """One picture, sound or video item: its kind, its source (None: a bare placeholder), its options and where it stands."""
+    """One picture, sound or video item: kind, source (None: a bare placeholder), options, and where it stands."""
 
     kind: str
     value: Any
@@ -62,8 +62,8 @@ def as_batch(conversations: Any) -> tuple[list[Sequence[Mapping[str, Any]]], boo
                              f"{_kind_of(conversation)}.")
         for index, message in enumerate(conversation):
             if not isinstance(message, Mapping) or "role" not in message:
-                raise InputError(f"Message {index} of conversation {number_in_batch} must be a dict with a role and content; "
-                                 f"got {_kind_of(message)}.")
+                raise InputError(f"Message {index} of conversation {number_in_batch} must be a dict with a role and "
+                                 f"content; got {_kind_of(message)}.")
     return batch, several
 
 
@@ -104,8 +104,8 @@ def media_kind(item: Mapping[str, Any], place: str) -> str | None:
             return found[0]
         if not found and "text" in item:
             return None
-        raise InputError(f"{place} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': one of text, "
-                         f"{', '.join(KINDS)}.")
+        raise InputError(f"{place} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': "
+                         f"one of text, {', '.join(KINDS)}.")
     kind = stated.removesuffix("_url") if isinstance(stated, str) else None
     if kind in KINDS:
         return kind
@@ -146,8 +146,8 @@ def collect_media(batch: Sequence[Sequence[Mapping[str, Any]]], use_audio_in_vid
     for index, conversation in enumerate(batch):
         for part in media_parts(conversation, f"Conversation {index}, " if len(batch) > 1 else ""):
             if part.value is None:
-                raise InputError(f"{part.where} names no {part.kind}; add one of the keys {part.kind}, {part.kind}_url, path "
-                                 "or url.")
+                raise InputError(f"{part.where} names no {part.kind}; add one of the keys {part.kind}, "
+                                 f"{part.kind}_url, path or url.")
             warn_unknown_options(part.item, part.kind, part.where)
             if part.kind == "image":
                 media.images.append((load_image(part.value, part.where), size_options(part.item, part.where)))
@@ -190,8 +190,8 @@ def process_mm_info(conversations: Any, use_audio_in_video: bool, return_video_k
         image_patch_size: resize here already, to multiples of twice this, as the original does (its default is 14).
 
     Returns:
-        `(audios, images, videos)` or `(audios, images, videos, video_kwargs)`. Audios are float32 arrays at 16 kHz, images
-        RGB PIL images, videos uint8 `[T, C, H, W]`; each of the three is None when there are none.
+        `(audios, images, videos)` or `(audios, images, videos, video_kwargs)`. Audios are float32 arrays at 16 kHz,
+        images RGB PIL images, videos uint8 `[T, C, H, W]`; each of the three is None when there are none.
 
     Raises:
         InputError, MediaError: an item that cannot be understood or read; the message says which.
@@ -237,4 +237,5 @@ def _sized_clip(clip: VideoClip, factor: int, always: bool) -> VideoClip:
 
 
 def _kind_of(value: Any) -> str:
-    return f"an empty {type(value).__name__}" if isinstance(value, (list, tuple, str)) and not value else type(value).__name__
+    empty = isinstance(value, (list, tuple, str)) and not value
+    return f"an empty {type(value).__name__}" if empty else type(value).__name__

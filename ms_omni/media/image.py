@@ -82,7 +82,8 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     """Scale 0..65535 to 0..255; Pillow's own conversion clips, which makes such pictures white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are understood.")
+        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are "
+                         "understood.")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -100,8 +101,8 @@ def channels_last(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [H, W], [H, W, C] or [C, H, W] with 1, "
-                         "3 or 4 channels.")
+        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [H, W], [H, W, C] or [C, H, W] "
+                         "with 1, 3 or 4 channels.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return np.ascontiguousarray(to_bytes(array, name))

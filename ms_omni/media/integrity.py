@@ -23,9 +23,10 @@ def sniff(head: bytes) -> str | None:
     signatures = (
         (b"\xff\xd8\xff", "a JPEG picture"), (b"\x89PNG", "a PNG picture"), (b"GIF8", "a GIF picture"),
         (b"BM", "a BMP picture"), (b"II*\0", "a TIFF picture"), (b"MM\0*", "a TIFF picture"),
-        (b"fLaC", "FLAC sound"), (b"ID3", "MP3 sound"), (b"OggS", "an Ogg file"), (b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
-        (b"%PDF", "a PDF document"), (b"PK\x03\x04", "a ZIP archive"), (b"<svg", "an SVG drawing"), (b"<?xml", "an XML text"),
-        (b"<!DOCTYPE", "a web page"), (b"<html", "a web page"), (b"#EXTM3U", "a playlist"),
+        (b"fLaC", "FLAC sound"), (b"ID3", "MP3 sound"), (b"OggS", "an Ogg file"),
+        (b"\x1a\x45\xdf\xa3", "Matroska or WebM"), (b"%PDF", "a PDF document"), (b"PK\x03\x04", "a ZIP archive"),
+        (b"<svg", "an SVG drawing"), (b"<?xml", "an XML text"), (b"<!DOCTYPE", "a web page"), (b"<html", "a web page"),
+        (b"#EXTM3U", "a playlist"),
     )
     if head[:4] == b"RIFF":
         return {b"WAVE": "WAV sound", b"AVI ": "an AVI video", b"WEBP": "a WebP picture"}.get(head[8:12], "a RIFF file")
@@ -63,8 +64,8 @@ def check_whole(source: Source) -> None:
         else:
             missing = 0
     if missing > 0:
-        raise MediaError(f"{source.name} is cut short: its container declares {missing} bytes more than the {size} there "
-                         "are. Copy or download it again.")
+        raise MediaError(f"{source.name} is cut short: its container declares {missing} bytes more than the {size} "
+                         "there are. Copy or download it again.")
 
 
 def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
@@ -83,7 +84,7 @@ def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
 
 
 def _iso_missing(file: BinaryIO, size: int) -> int:
-    """Bytes by which the last top-level box reaches beyond the end; a missing index (moov) is the decoder's to report."""
+    """Bytes by which the last top-level box reaches beyond the end; the decoder reports a missing index (moov)."""
     position = 0
     while position + 8 <= size:
         file.seek(position)

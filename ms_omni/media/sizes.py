@@ -21,15 +21,15 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
                  name: str = "The picture") -> tuple[int, int]:
     """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
 
-    As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that a
-    thin strip is enlarged to `min_pixels`.
+    As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that
+    a thin strip is enlarged to `min_pixels`.
 
     Raises:
         MediaError: one side is more than 200 times the other.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other. "
-                         "Crop or pad it.")
+        raise MediaError(f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+                         "other. Crop or pad it.")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -51,8 +51,8 @@ def image_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     return smart_resize(height, width, factor, low, high, name)
 
 
-def video_size(frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions,
-               name: str) -> tuple[int, int]:
+def video_size(frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int,
+               options: SizeOptions, name: str) -> tuple[int, int]:
     """Target size of a video's frames, so that the whole video also stays within its budget."""
     if options.resized_height is not None:
         height, width = options.resized_height, options.resized_width
@@ -87,7 +87,7 @@ def _bicubic_weights(length: int, new_length: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _weights(length: int, new_length: int, quantised: bool) -> np.ndarray:
-    """float32 weights; quantised as torchvision's 16-bit integers are, so that sums over bytes come out exactly alike."""
+    """float32 weights; quantised as torchvision's 16-bit integers, so that sums over bytes come out alike."""
     weights = _bicubic_weights(length, new_length)
     if quantised:
         bits = next(bits for bits in range(23) if bits == 22 or int(0.5 + weights.max() * (1 << (bits + 1))) >= 1 << 15)

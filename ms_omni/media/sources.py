@@ -66,7 +66,8 @@ def open_source(value: Any, what: str) -> Source:
     elif isinstance(value, str):
         source = _from_address(value, what)
     elif hasattr(value, "read"):
-        source = Source(f"{what} {getattr(value, 'name', 'given as an open file')!s}", data=_read_open_file(value, what))
+        name = f"{what} {getattr(value, 'name', 'given as an open file')}"
+        source = Source(name, data=_read_open_file(value, what))
     else:
         raise MediaError(f"A {what} cannot be a {type(value).__name__}; give {ACCEPTED}.")
     if source.size_bytes() == 0:
@@ -77,7 +78,8 @@ def open_source(value: Any, what: str) -> Source:
 def _read_open_file(file: Any, what: str) -> bytes:
     content = file.read()
     if not isinstance(content, bytes):
-        raise MediaError(f"The open file given as {what} yields {type(content).__name__}; open it in binary mode ('rb').")
+        raise MediaError(f"The open file given as {what} yields {type(content).__name__}; open it in binary mode "
+                         "('rb').")
     return content
 
 
@@ -145,7 +147,8 @@ def _download(address: str, what: str) -> bytes:
     except MediaError:
         raise
     except urllib.error.HTTPError as error:
-        raise MediaError(f"The {what} {_short(address)} cannot be downloaded: HTTP {error.code} {error.reason}.") from error
+        reason = f"HTTP {error.code} {error.reason}"
+        raise MediaError(f"The {what} {_short(address)} cannot be downloaded: {reason}.") from error
     except (OSError, ValueError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", None) or error
         raise MediaError(f"The {what} {_short(address)} cannot be downloaded: {reason}.") from error
@@ -162,11 +165,11 @@ def _read_within_limits(response: Any, address: str) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > DOWNLOAD_LIMIT_BYTES:
-            raise MediaError(f"{_short(address)} is over {DOWNLOAD_LIMIT_BYTES >> 30} GiB; download it yourself and give "
-                             "the path.")
+            raise MediaError(f"{_short(address)} is over {DOWNLOAD_LIMIT_BYTES >> 30} GiB; download it yourself and "
+                             "give the path.")
         if time.monotonic() > deadline:
-            raise MediaError(f"The download of {_short(address)} took over {DOWNLOAD_TOTAL_S:.0f} s; download it yourself "
-                             "and give the path.")
+            raise MediaError(f"The download of {_short(address)} took over {DOWNLOAD_TOTAL_S:.0f} s; download it "
+                             "yourself and give the path.")
     return b"".join(chunks)
 
 

@@ -145,8 +145,8 @@ def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or 0 in array.shape or array.shape[1] not in (1, 3):
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with 1 or 3 "
-                         "channels.")
+        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with "
+                         "1 or 3 channels.")
     frames = to_bytes(array, name)
     if array.dtype.kind == "f" and not np.array_equal(frames, array):
         frames = array.astype(np.float32)
@@ -160,7 +160,7 @@ def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, si
     try:
         plan = _plan(source, sampling, None)
         frames, decoded = _decode(source, plan, sizes, size_rule)
-        if len(frames) < len(plan.indices):  # some packets hold no picture (VP8's hidden frames): plan with what there is
+        if len(frames) < len(plan.indices):  # some packets hold no picture (VP8's hidden frames)
             plan = _plan(source, sampling, decoded)
             frames, _ = _decode(source, plan, sizes, size_rule)
     except MediaError:
@@ -169,7 +169,8 @@ def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, si
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{source.name} cannot be read as a video: {reason}; {describe(source)}.") from error
     if len(frames) < len(plan.indices):
-        raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be decoded.")
+        raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be "
+                         "decoded.")
     total = plan.last - plan.first + 1
     metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(),
                 "video_backend": "pyav"}
@@ -228,7 +229,7 @@ def _plan(source: Source, sampling: SamplingOptions, total: int | None) -> _Plan
 
 
 def _average_fps(stream: Any, declared_frames: int, times: list[int | None], name: str) -> float:
-    """The stream's average rate; from the time stamps where the container does not count its frames and only guesses."""
+    """The stream's average rate; from the time stamps where the container only guesses it."""
     known = [time for time in times if time is not None]
     span_s = float((max(known) - min(known)) * stream.time_base) if known else 0.0
     measured = (len(known) - 1) / span_s if span_s > 0 else None
@@ -240,7 +241,8 @@ def _average_fps(stream: Any, declared_frames: int, times: list[int | None], nam
     raise MediaError(f"{name} does not say how many frames it shows per second; convert it to MP4 first.")
 
 
-def _decode(source: Source, plan: _Plan, sizes: SizeOptions, size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
+def _decode(source: Source, plan: _Plan, sizes: SizeOptions,
+            size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
     """Chosen frames `[C, H, W]`, as many as could be had, and the number of frames that were decoded on the way."""
     from ms_omni.media.sizes import resize_frame
 
@@ -268,8 +270,10 @@ def _upright(frame: Any, name: str, shape: tuple[int, ...] | None) -> np.ndarray
         raise MediaError(f"{name} is damaged: the frame at {frame.time or 0.0:.2f} s cannot be decoded whole.")
     quarters = round(frame.rotation / 90)
     if abs(frame.rotation - 90 * quarters) > 1:
-        raise MediaError(f"{name} is to be shown rotated by {frame.rotation:g} degrees; only quarter turns are understood.")
-    picture = np.rot90(frame.to_ndarray(format="rgb24"), quarters).transpose(2, 0, 1)  # rotation counts counterclockwise
+        raise MediaError(f"{name} is to be shown rotated by {frame.rotation:g} degrees; only quarter turns are "
+                         "understood.")
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), quarters)  # both count counterclockwise
+    picture = turned.transpose(2, 0, 1)
     if shape is not None and picture.shape != shape:
         raise MediaError(f"{name} changes its picture size from {shape[2]} x {shape[1]} to {picture.shape[2]} x "
                          f"{picture.shape[1]} on the way; convert it to one size first.")

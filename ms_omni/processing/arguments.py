@@ -9,8 +9,8 @@ from typing import Any
 
 from ms_omni.errors import InputError
 
-_VISION_KEYS = ("min_pixels", "max_pixels", "size", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-                "image_std")
+_VISION_KEYS = ("min_pixels", "max_pixels", "size", "do_resize", "do_rescale", "rescale_factor", "do_normalize",
+                "image_mean", "image_std")
 GROUPS = {
     "text_kwargs": ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens"),
     "images_kwargs": _VISION_KEYS,
@@ -18,8 +18,8 @@ GROUPS = {
                       "seconds_per_chunk", "position_id_per_seconds"),
     "audio_kwargs": ("sampling_rate", "padding", "truncation", "return_attention_mask"),
 }
-_COMMON_KEYS = ("return_tensors", "use_audio_in_video", "load_audio_from_video", "audio_from_video_indices", "seconds_per_chunk",
-                "position_id_per_seconds")
+_COMMON_KEYS = ("return_tensors", "use_audio_in_video", "load_audio_from_video", "audio_from_video_indices",
+                "seconds_per_chunk", "position_id_per_seconds")
 POSITION_ID_PER_SECONDS = 13.0
 
 
@@ -41,8 +41,8 @@ def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
     """Sort the keyword arguments of `Qwen3OmniMoeProcessor.__call__`.
 
     An argument may stand by itself (it then goes to every group that knows it) or within text_kwargs, images_kwargs,
-    videos_kwargs or audio_kwargs. `seconds_per_chunk` is accepted because scripts pass it; it has no effect in the reference
-    either. `load_audio_from_video` is the newer name of `use_audio_in_video`.
+    videos_kwargs or audio_kwargs. `seconds_per_chunk` is accepted because scripts pass it; it has no effect in the
+    reference either. `load_audio_from_video` is the newer name of `use_audio_in_video`.
 
     Raises:
         InputError: an argument that no group knows, or a value that would cut sound or sample frames again.
@@ -87,8 +87,8 @@ def _checked(groups: dict[str, dict[str, Any]], common: dict[str, Any]) -> CallO
         if key in videos:
             common.setdefault(key, videos[key])
     if videos.get("do_sample_frames"):
-        raise InputError("do_sample_frames is set, but frames given to the processor are taken as they are. Choose frames in the "
-                         "conversation item (fps or nframes), or with apply_chat_template(..., fps=).")
+        raise InputError("do_sample_frames is set, but frames given to the processor are taken as they are. Choose "
+                         "frames in the conversation item (fps or nframes), or with apply_chat_template(..., fps=).")
     for name in GROUPS:
         common.setdefault("return_tensors", groups[name].get("return_tensors"))
     rate = common.get("position_id_per_seconds")

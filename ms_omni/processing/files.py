@@ -38,8 +38,8 @@ def checked_folder(folder: str | os.PathLike) -> Path:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder. Give the local folder of a checkpoint; names on a model hub are not "
-                              "looked up, so download it first.")
+        raise CheckpointError(f"{path} is not a folder. Give the local folder of a checkpoint; names on a model hub "
+                              "are not looked up, so download it first.")
     return path
 
 
@@ -73,8 +73,8 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     vocabulary = tokenizer.get_vocab()
     missing = [text for text in (*texts.values(), PAD_TOKEN) if text not in vocabulary]
     if missing:
-        raise CheckpointError(f"The tokenizer lacks {', '.join(sorted(set(missing)))}; it is not Qwen3-Omni's. Check that the "
-                              "tokenizer files belong to this checkpoint.")
+        raise CheckpointError(f"The tokenizer lacks {', '.join(sorted(set(missing)))}; it is not Qwen3-Omni's. Check "
+                              "that the tokenizer files belong to this checkpoint.")
     return SpecialTokens(**texts)
 
 
@@ -117,7 +117,8 @@ def choose_template(known: str | dict[str, str] | None, asked: str | None) -> st
             return known.get(asked, asked)
         if "default" in known:
             return known["default"]
-        raise InputError(f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with one name.")
+        raise InputError(f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with "
+                         "one name.")
     template = asked if asked is not None else known
     if template is None:
         raise InputError("The checkpoint has no chat template (chat_template.json, chat_template.jinja or in "

@@ -16,7 +16,7 @@ TOKENS_PER_CHUNK = 13
 
 
 def audio_token_count(frames: Any) -> Any:
-    """Tokens of `frames` mel frames (an int or an integer array): whole seconds give 13 each, the rest is halved three times."""
+    """Tokens of `frames` mel frames (int or integer array): 13 for each whole second, the rest halved three times."""
     rest = frames % FRAMES_PER_CHUNK
     halved = (rest - 1) // 2 + 1
     return ((halved - 1) // 2 + 1 - 1) // 2 + 1 + frames // FRAMES_PER_CHUNK * TOKENS_PER_CHUNK
@@ -25,7 +25,8 @@ def audio_token_count(frames: Any) -> Any:
 def as_audio_list(audio: Any, sampling_rate_hz: int) -> list[np.ndarray]:
     """Mono float32 clips at `sampling_rate_hz` from one clip, or a list of clips or of lists of clips.
 
-    A clip is an array or tensor, a list of numbers, (array, sampling rate), or a file in any spelling that `load_audio` knows.
+    A clip is an array or tensor, a list of numbers, (array, sampling rate), or a file in any spelling that `load_audio`
+    knows.
 
     Raises:
         MediaError: a clip that cannot be used; the message says which.
@@ -62,8 +63,8 @@ def encode_audio(clips: Sequence[np.ndarray], extractor: Any) -> tuple[np.ndarra
     """
     for index, clip in enumerate(clips):
         check_clip(clip, f"Sound {index}")
-    features = extractor([np.asarray(clip, np.float32) for clip in clips], sampling_rate=extractor.sampling_rate, padding=True,
-                         truncation=False, return_attention_mask=True, return_tensors="np")
+    features = extractor([np.asarray(clip, np.float32) for clip in clips], sampling_rate=extractor.sampling_rate,
+                         padding=True, truncation=False, return_attention_mask=True, return_tensors="np")
     mask = np.asarray(features["attention_mask"], np.int32)
     values = np.asarray(features["input_features"], np.float32)
     if values.shape[-1] != mask.shape[-1]:

@@ -56,7 +56,8 @@ def expand_placeholders(texts: Sequence[str], tokens: SpecialTokens, counts: Med
     _check_counts(texts, tokens, counts)
     images, videos = iter(counts.image_tokens), iter(range(len(counts.video_grids)))
     audios = iter(counts.audio_tokens)
-    pattern = re.compile("|".join(re.escape(token) for token in (tokens.image_token, tokens.audio_token, tokens.video_token)))
+    placeholders = (tokens.image_token, tokens.audio_token, tokens.video_token)
+    pattern = re.compile("|".join(map(re.escape, placeholders)))
 
     def replacement(match: re.Match[str]) -> str:
         if match.group() == tokens.image_token:
@@ -119,17 +120,18 @@ def videos_with_sound(known: Sequence[bool | None], sounds: int, audio_placehold
     left = sounds - audio_placeholders - sum(value is True for value in known)
     if left not in (0, open_count):
         raise InputError(
-            f"use_audio_in_video: {sounds} sound(s) were given for {audio_placeholders} audio placeholder(s) and {len(known)} "
-            f"video(s), of which {sum(value is True for value in known)} are known to have sound and {open_count} unknown. Pass "
-            "the sound tracks among `audio` in the order of the prompt, and audio_from_video_indices to say which is whose.")
+            f"use_audio_in_video: {sounds} sound(s) were given for {audio_placeholders} audio placeholder(s) and "
+            f"{len(known)} video(s), of which {sum(value is True for value in known)} are known to have sound and "
+            f"{open_count} unknown. Pass the sound tracks among `audio` in the order of the prompt, and "
+            "audio_from_video_indices to say which is whose.")
     return [left > 0 if value is None else value for value in known]
 
 
 def _sound_by_indices(videos: int, sounds: int, indices: Sequence[int | None]) -> list[bool]:
     owners = [index for index in indices if index is not None]
     if len(indices) != sounds or len(set(owners)) != len(owners) or any(not 0 <= owner < videos for owner in owners):
-        raise InputError(f"audio_from_video_indices is {list(indices)!r}; expected for each of the {sounds} sound(s) None or the "
-                         f"number (below {videos}) of the one video it belongs to.")
+        raise InputError(f"audio_from_video_indices is {list(indices)!r}; expected for each of the {sounds} sound(s) "
+                         f"None or the number (below {videos}) of the one video it belongs to.")
     if owners != sorted(owners):
         raise InputError(f"audio_from_video_indices is {list(indices)!r}; sounds must come in the order of the prompt.")
     return [index in owners for index in range(videos)]

@@ -20,7 +20,7 @@ _AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """How pictures or frames become patches. Sizes in pixels; `temporal_patch_size` in frames; mean and std for 0..1."""
+    """How frames become patches. Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1."""
 
     patch_size: int
     temporal_patch_size: int
@@ -54,13 +54,14 @@ class VisionSettings:
                 options[key] = _per_channel(options[key], f"{where}.{key}", InputError)
         settings = replace(self, **options)
         if not 0 < settings.min_pixels <= settings.max_pixels:
-            raise InputError(f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; expected "
-                             "0 < min_pixels <= max_pixels.")
+            raise InputError(f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; "
+                             "expected 0 < min_pixels <= max_pixels.")
         return settings
 
     def to_dict(self) -> dict[str, Any]:
         """The settings under their names in `preprocessor_config.json`."""
-        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std), "resample": BICUBIC}
+        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std),
+                "resample": BICUBIC}
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def read_settings(folder: Path) -> ProcessorSettings:
     """Read the settings in either layout.
 
     The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
-    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor` inside,
-    which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of 32 x 32),
-    whatever the file says: its limits are those of pictures.
+    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor`
+    inside, which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of
+    32 x 32 pixels), whatever the file says: its limits are those of pictures.
 
     Raises:
         CheckpointError: no such file, not JSON, or a needed key is missing or unsupported.
@@ -95,8 +96,9 @@ def read_settings(folder: Path) -> ProcessorSettings:
         raise CheckpointError(f"{folder}/processor_config.json has no feature_extractor, and there is no "
                               "preprocessor_config.json.")
     frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
+    video = {**_without_limits(video), **frame_limits}
     return ProcessorSettings(_vision_settings(image, f"{folder}: the image settings"),
-                             _vision_settings({**_without_limits(video), **frame_limits}, f"{folder}: the video settings"),
+                             _vision_settings(video, f"{folder}: the video settings"),
                              _audio_settings(audio, f"{folder}: the audio settings"))
 
 
@@ -126,16 +128,17 @@ def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
     if config.get("resample", BICUBIC) != BICUBIC:
-        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
+        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is "
+                              "supported.")
     limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
     limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
     if len(limits) != 2:
         raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
     numbers = {key: config[key] for key in ("patch_size", "temporal_patch_size", "merge_size")} | limits
-    wrong = [key for key, value in numbers.items() if not isinstance(value, int) or isinstance(value, bool) or value < 1]
+    wrong = [key for key, value in numbers.items() if type(value) is not int or value < 1]
     if wrong:
-        raise CheckpointError(f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole numbers of at "
-                              "least 1.")
+        raise CheckpointError(f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole "
+                              "numbers of at least 1.")
     given = {key: config[key] for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
              if config.get(key) is not None}
     return VisionSettings(**numbers, **given, image_mean=_per_channel(config["image_mean"], where, CheckpointError),
@@ -166,5 +169,6 @@ def _audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config["sampling_rate"] != SAMPLING_RATE_HZ:
         raise CheckpointError(f"{where} ask for {config['sampling_rate']} Hz; only {SAMPLING_RATE_HZ} Hz is supported.")
     if config.get("dither"):
-        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not supported.")
+        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not "
+                              "supported.")
     return {key: config[key] for key in _AUDIO_KEYS if config.get(key) is not None}

@@ -1,4 +1,4 @@
-"""A tiny tokenizer with Qwen's special tokens, a chat template and preprocessor settings, written in the published layout.
+"""A tiny tokenizer with Qwen's special tokens, chat template and preprocessor settings, in the published layout.
 
 `ms-omni tiny` uses it, and so do the tests, so that everything can be tried without downloading a checkpoint.
 """
@@ -178,9 +178,9 @@ def write_tiny_processor(folder: str | Path, *, vocab_size: int | None = None) -
             as many rows). By default as many as the words in this module need (about 500).
 
     Returns:
-        Every added token's id under its own text, the role words under `system`, `user` and `assistant`, the new line under
-        `newline`, and the ids a `config.json` needs under its own key names (`im_start_token_id`, `audio_token_id`, ...);
-        `vocab_size` is the number of ids used.
+        Every added token's id under its own text, the role words under `system`, `user` and `assistant`, the new line
+        under `newline`, and the ids a `config.json` needs under its own key names (`im_start_token_id`,
+        `audio_token_id`, ...); `vocab_size` is the number of ids used.
 
     Raises:
         ValueError: `vocab_size` is too small for the bytes, the role words and the added tokens.

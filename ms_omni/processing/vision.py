@@ -22,7 +22,8 @@ def patchify(frames: np.ndarray, settings: VisionSettings) -> tuple[np.ndarray, 
     """Normalise and cut frames into patches.
 
     Args:
-        frames: `[T, C, H, W]`, H and W multiples of `settings.factor`; the last frame is repeated to fill its time patch.
+        frames: `[T, C, H, W]`, H and W multiples of `settings.factor`; the last frame is repeated to fill its time
+            patch.
 
     Returns:
         float32 `[gt * gh * gw, C * t * p * p]`, in blocks of merge x merge patches, and the grid `(gt, gh, gw)`.
@@ -65,7 +66,8 @@ def encode_images(images: Sequence[Any], settings: VisionSettings) -> tuple[np.n
         image, options = image if _has_options(image) else (image, SizeOptions())
         pixels = _picture_pixels(image, name)
         if settings.do_resize:
-            size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+            size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options,
+                              name)
             pixels = pixels if pixels.shape[1:] == size else resize_frame(pixels, *size)
         _check_multiple(pixels.shape[1:], settings, name)
         picture_patches, grid = patchify(pixels[None], settings)
@@ -88,16 +90,16 @@ def _picture_pixels(image: Any, name: str) -> np.ndarray:
 
 def _check_multiple(size: tuple[int, ...], settings: VisionSettings, name: str) -> None:
     if size[0] % settings.factor or size[1] % settings.factor:
-        raise InputError(f"{name} is {size[1]} x {size[0]} pixels and do_resize is off; both sides must be multiples of "
-                         f"{settings.factor}.")
+        raise InputError(f"{name} is {size[1]} x {size[0]} pixels and do_resize is off; both sides must be multiples "
+                         f"of {settings.factor}.")
 
 
 def as_clips(videos: Sequence[Any], fps: Sequence[float | None]) -> list[VideoClip]:
     """Clips from what a caller may pass as videos, with the frames per second that hold.
 
     Args:
-        videos: `VideoClip`, `VideoFrames`, arrays or tensors `[T, C, H, W]` or `[T, H, W, C]`, lists of frames, files, or
-            pairs of one of these and qwen_omni_utils' metadata.
+        videos: `VideoClip`, `VideoFrames`, arrays or tensors `[T, C, H, W]` or `[T, H, W, C]`, lists of frames, files,
+            or pairs of one of these and qwen_omni_utils' metadata.
         fps: for each video what the caller said; it wins over what the clip remembers.
     """
     return [_as_clip(video, rate, f"video {index}") for index, (video, rate) in enumerate(zip(videos, fps))]
@@ -144,7 +146,8 @@ def encode_clips(clips: Sequence[VideoClip], settings: VisionSettings) -> tuple[
 def size_rule(settings: VisionSettings) -> Any:
     """The target size of a video's frames under `settings`, as `load_video` wants it."""
     def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
-        return video_size(frames, height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+        return video_size(frames, height, width, settings.factor, settings.min_pixels, settings.max_pixels, options,
+                          name)
     return rule
 
 
@@ -159,7 +162,7 @@ def as_image_list(images: Any) -> list[Any]:
     """One picture, a list of them, or a list of such lists, as a flat list."""
     if not isinstance(images, (list, tuple)) or _has_options(images):
         return [images]
-    return [flat for image in images for flat in (as_image_list(image) if isinstance(image, (list, tuple)) else [image])]
+    return [flat for image in images for flat in as_image_list(image)]
 
 
 def as_video_list(videos: Any) -> list[Any]:
