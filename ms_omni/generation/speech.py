@@ -8,6 +8,7 @@ sound does not wait for the whole answer.
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -87,17 +88,17 @@ class OmniStream:
         turns = assistant_turns(self.text.prompt_ids, config.im_start_token_id, config.assistant_token_id)
         steps = self._watched()
         if self.given:
-            prompt, steps = self.text.read_prompt(), iter(())
+            self.text.read_prompt()
+            steps = iter(())
         else:
-            first = next(steps)
-            prompt, steps = self.text.prompt, _chain(first, steps)
+            steps = chain([next(steps)], steps)  # the first step reads the prompt
         hand_over = TextHandOver(steps, turns, config.tts_eos_token_id, config.tts_pad_token_id)
         media = {"image_grid_thw": self.inputs.get("image_grid_thw"),
                  "video_grid_thw": self.inputs.get("video_grid_thw"),
                  "second_per_grids": self.inputs.get("video_second_per_grid")}  # fmt: skip
         yield None
         if hand_over.has_text().any():
-            frames = codec_frames(model, prompt, media, hand_over, speech.speaker_id, speech.talker, speech.predictor)
+            frames = codec_frames(model, self.text.prompt, media, hand_over, speech.speaker_id, speech.talker, speech.predictor)
             yield from self._sound(frames)
         while hand_over.running:
             hand_over.pull()
@@ -128,11 +129,6 @@ class OmniStream:
         frames = np.zeros(self.batch, np.int64) if self.chunker is None else self.chunker.spoken
         return StreamEnd(np.concatenate([prompt, new], axis=1), counts, frames, self.first_text_s, self.first_audio_s,
                          self._clock())  # fmt: skip
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest
 
 
 def join_audio(chunks, batch):

@@ -1,0 +1,121 @@
+"""`ms-omni generate`: ask the model about text, pictures, sound and video; it answers in text and speech."""
+
+import json
+import sys
+import time
+
+from .messages import (
+    add_media_arguments,
+    add_model_arguments,
+    add_speech_arguments,
+    clear_status,
+    conversation,
+    speech_options,
+    status,
+)
+from .speech_output import SpeechOutput
+
+NAME = "generate"
+HELP = "Ask the model about text, pictures, sound and video; the answer appears while it is written."
+
+
+def add_arguments(parser):
+    add_model_arguments(parser)
+    add_media_arguments(parser)
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit of the answer (default: 1024)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample the text at this temperature")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that sum to P")
+    add_speech_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    parser.add_argument("prompt", help="what to ask")
+
+
+def run(arguments):
+    started = time.perf_counter()
+    status("starting MindSpore ...")
+    from ..model import Qwen3OmniMoeForConditionalGeneration
+    from ..processor import Qwen3OmniMoeProcessor
+
+    speaks = arguments.speech is not None
+    status("reading media ...")
+    processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
+    inputs = read_inputs(processor, arguments)
+    status("loading weights ...")
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        arguments.model, dtype=arguments.dtype, enable_audio_output=speaks
+    )
+    loaded_s = time.perf_counter() - started
+    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, **text_options(arguments),
+                          **(speech_options(arguments) if speaks else {}))  # fmt: skip
+    status("reading the prompt ...")
+    with SpeechOutput(arguments.speech) as speech:
+        end, text = show(events, processor, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")
+    if arguments.json:
+        report = summary(end, text, speech, inputs["input_ids"].shape[1], loaded_s)
+        print(json.dumps(report, ensure_ascii=False), file=sys.stderr if arguments.speech == "-" else sys.stdout)
+
+
+def read_inputs(processor, arguments):
+    """The processor's outputs for one user turn."""
+    messages = conversation(arguments.prompt, getattr(arguments, "media", ()), arguments.system)
+    inputs = processor.apply_chat_template(
+        [messages], tokenize=True, return_dict=True, add_generation_prompt=True,
+        use_audio_in_video=arguments.use_audio_in_video,
+    )  # fmt: skip
+    return {**inputs, "use_audio_in_video": arguments.use_audio_in_video}
+
+
+def text_options(arguments):
+    """Keyword arguments of `generate` for the sampling of the text."""
+    sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    options = {name: value for name, value in sampling.items() if value is not None}
+    if options:
+        options["do_sample"] = True
+    if arguments.max_new_tokens is not None:
+        options["max_new_tokens"] = arguments.max_new_tokens
+    return options
+
+
+def show(events, processor, speech, quiet=False, to_stderr=False):
+    """Prints text and writes speech as they come; returns the end event and the whole text."""
+    from ..outputs import AudioChunk, StreamEnd, TextDelta
+    from ..processing.detokenize import IncrementalDecoder
+
+    decoder, out, end, text = IncrementalDecoder(processor), sys.stderr if to_stderr else sys.stdout, None, ""
+    for event in events:
+        piece = ""
+        if isinstance(event, TextDelta):
+            piece = decoder.push(event.token[0]) if event.active[0] else ""
+        elif isinstance(event, AudioChunk):
+            speech.write(event.pcm[0, : event.samples[0]])
+        elif isinstance(event, StreamEnd):
+            end, piece = event, decoder.flush()
+        text += piece
+        if piece and not quiet:
+            clear_status()
+            print(piece, end="", file=out, flush=True)
+    clear_status()
+    if not quiet:
+        print(file=out)
+        speech.report(end)
+    return end, text
+
+
+def summary(end, text, speech, prompt_tokens, loaded_s):
+    """What `--json` prints."""
+    result = {
+        "text": text,
+        "prompt_tokens": int(prompt_tokens),
+        "text_tokens": int(end.text_tokens[0]),
+        "timings_s": {"load": round(loaded_s, 3), "first_text": rounded(end.first_text_s), "total": rounded(end.total_s)},
+    }
+    if speech.target is not None:
+        result["timings_s"]["first_audio"] = rounded(end.first_audio_s)
+        result["speech"] = {"file": str(speech.target), "samples": speech.samples, "seconds": rounded(speech.seconds),
+                            "frames": int(end.frames[0]), "real_time_factor": speech.real_time_factor(end)}  # fmt: skip
+    return result
+
+
+def rounded(seconds):
+    return None if seconds is None else round(seconds, 3)

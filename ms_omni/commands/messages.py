@@ -1,0 +1,67 @@
+"""From command line arguments to a conversation, and the arguments that several commands share."""
+
+import argparse
+import sys
+from pathlib import Path
+
+MEDIA = ("image", "audio", "video")
+
+
+class AppendMedia(argparse.Action):
+    """Keeps media of all kinds in the order in which they were given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        items = list(getattr(namespace, "media", None) or [])
+        items.append({"type": self.dest, self.dest: values})
+        namespace.media = items
+
+
+def add_model_arguments(parser):
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
+    parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")
+
+
+def add_media_arguments(parser):
+    for kind in MEDIA:
+        parser.add_argument(f"--{kind}", action=AppendMedia, default=argparse.SUPPRESS, metavar="F",
+                            help=f"{kind} to show: a file or URL; may be repeated, order is kept")  # fmt: skip
+    parser.add_argument("--use-audio-in-video", action="store_true", help="listen to the sound of the videos as well")
+    parser.add_argument("--system", metavar="S", help="system message")
+
+
+def add_speech_arguments(parser, default=None):
+    parser.add_argument("--speech", metavar="OUT.wav", default=default,
+                        help="write the spoken answer here while it is produced; '-' writes raw 16-bit little-endian "
+                             "mono PCM at 24 kHz to standard output"
+                             + (f" (default: {default})" if default else ""))  # fmt: skip
+    parser.add_argument("--speaker", default="Ethan", help="voice (default: Ethan)")
+    parser.add_argument("--talker-max-new-tokens", type=int, metavar="N", help="limit of codec frames, 80 ms each")
+    parser.add_argument("--greedy-speech", action="store_true", help="no sampling in talker and code predictor")
+
+
+def speech_options(arguments):
+    """Keyword arguments of `generate` for the speech options of a command."""
+    options = {"speaker": arguments.speaker}
+    if arguments.talker_max_new_tokens is not None:
+        options["talker_max_new_tokens"] = arguments.talker_max_new_tokens
+    if arguments.greedy_speech:
+        options["talker_do_sample"] = False
+    return options
+
+
+def conversation(prompt, media=(), system=None):
+    """Messages of one user turn: media in their order, then the prompt."""
+    messages = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    content = [*media, {"type": "text", "text": prompt}]
+    return [*messages, {"role": "user", "content": content}]
+
+
+def status(text):
+    """A line on a terminal's standard error about what takes long just now; silent elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def clear_status():
+    status("")

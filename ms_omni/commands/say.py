@@ -1,0 +1,46 @@
+"""`ms-omni say`: speak a given text."""
+
+import sys
+
+import numpy as np
+
+from .generate import show
+from .messages import add_model_arguments, add_speech_arguments, conversation, speech_options, status
+from .speech_output import SpeechOutput
+
+NAME = "say"
+HELP = "Speak a given text with the talker."
+REQUEST = "Read this text aloud."
+
+
+def add_arguments(parser):
+    add_model_arguments(parser)
+    add_speech_arguments(parser, default="speech.wav")
+    parser.add_argument("text", help="what to say")
+
+
+def run(arguments):
+    status("starting MindSpore ...")
+    from ..model import Qwen3OmniMoeForConditionalGeneration
+    from ..processor import Qwen3OmniMoeProcessor
+
+    processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
+    inputs = spoken_turn(processor, arguments.text)
+    status("loading weights ...")
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        arguments.model, dtype=arguments.dtype, enable_audio_output=True
+    )
+    events = model.say(**inputs, seed=arguments.seed, **speech_options(arguments))
+    with SpeechOutput(arguments.speech) as speech:
+        end, _ = show(events, processor, speech, quiet=True)
+    speech.report(end)
+    print(arguments.text, file=sys.stderr if arguments.speech == "-" else sys.stdout)
+
+
+def spoken_turn(processor, text):
+    """Ids of a conversation whose assistant turn is the given text."""
+    ids = processor.apply_chat_template([conversation(REQUEST)], tokenize=True, return_dict=True,
+                                        add_generation_prompt=True)["input_ids"]  # fmt: skip
+    said = np.array([processor.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64).reshape(1, -1)
+    ids = np.concatenate([ids, said], axis=1)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -1,0 +1,41 @@
+"""Installs ms_omni; see README.md."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ms_omni/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="ms-omni",
+    version=VERSION,
+    description="Qwen3-Omni on MindSpore: text, images, audio and video in; text and speech out",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.12",
+    packages=[*find_packages(include=["ms_omni", "ms_omni.*"]), "ms_omni._configs"],
+    package_dir={"ms_omni._configs": "configs"},
+    package_data={"ms_omni._configs": ["*.json"]},
+    install_requires=[
+        "mindspore>=2.7.1,<2.11",
+        "transformers==4.57.1",
+        "numpy<2",
+        "safetensors",
+        "ml_dtypes<0.6",
+        "pillow",
+        "soundfile",
+        "soxr",
+        "av",
+        "jinja2",
+        "tqdm",
+    ],
+    extras_require={
+        "parallel": ["mindone==0.5.0"],
+        "utils": ["qwen-omni-utils==0.0.9"],
+        "dev": ["pytest", "psutil", "ruff"],
+    },
+    entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},
+)
