@@ -5,6 +5,7 @@ parameters (experts stacked), so that loading copies them as they are. Its heade
 Converting there and back gives the same tensors bit by bit, each in its original dtype.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -165,7 +166,6 @@ def save_checkpoint(
     config: ConfigSection,
     dtype=None,
     *,
-    prefix: str = "",
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
 ) -> list[str]:
@@ -176,7 +176,6 @@ def save_checkpoint(
         folder: made if needed; files of the processor may be there already, weights may not.
         config: the configuration of the cell; written to config.json.
         dtype: MindSpore dtype of the file; by default each parameter's own.
-        prefix: what stands before the cell's names in a full checkpoint; names are written without it.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.glob("*.safetensors")) or (target / INDEX_FILE).exists()):
@@ -190,16 +189,24 @@ def save_checkpoint(
     values = functools.lru_cache(maxsize=2)(lambda name: parameters[name].asnumpy())  # parts of two stacks take turns
     for name, parameter in parameters.items():
         kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
-        for part in sources(prefix + name, tuple(parameter.shape), patch_shape):
-            tensors.append(Pending(part.name[len(prefix) :], kind, part.shape, _cut(values, name, part, kind)))
+        for part in sources(name, tuple(parameter.shape), patch_shape):
+            tensors.append(Pending(part.name, kind, part.shape, _cut(values, name, part, kind)))
     total = sum(tensor.nbytes for tensor in tensors)
     with new_folder(target / ".weights", total) as fresh, progress_bar(total, "saving weights", progress) as bar:
         files = write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update)
         for item in list(fresh.iterdir()):
             item.rename(target / item.name)
     (target / ".weights").rmdir()
-    config.save_pretrained(target)
+    _with_dtype(config, {tensor.dtype for tensor in tensors}).save_pretrained(target)
     return files
+
+
+def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:
+    """The configuration with `dtype` naming what the files hold, where it is one."""
+    content = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
+    if len(kinds) == 1:
+        content["dtype"] = DTYPES[next(iter(kinds))].name
+    return dataclasses.replace(config, raw=content)
 
 
 def _cut(values, name, part, kind):

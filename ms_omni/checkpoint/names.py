@@ -53,15 +53,18 @@ def _rows(part, *patterns, transform=KEEP, target=None):
     return [Rule(part, re.compile(pattern.replace("<n>", r"\d+")), transform, target) for pattern in patterns]
 
 
-def _attention_rows(part, stack):
-    return _rows(
+def _decoder_rows(part, stack, dense=True, head_norms=True):
+    rows = _rows(
         part,
         stack + r"layers\.<n>\.(input|post_attention)_layernorm\.weight",
         stack + r"layers\.<n>\.self_attn\.[qkvo]_proj\.(weight|bias)",
-        stack + r"layers\.<n>\.self_attn\.[qk]_norm\.weight",
-        stack + r"layers\.<n>\.mlp\.(gate|up|down)_proj\.weight",
         stack + r"norm\.weight",
     )
+    if head_norms:
+        rows += _rows(part, stack + r"layers\.<n>\.self_attn\.[qk]_norm\.weight")
+    if dense:
+        rows += _rows(part, stack + r"layers\.<n>\.mlp\.(gate|up|down)_proj\.weight")
+    return rows
 
 
 def _expert_rows(part, stack):
@@ -78,7 +81,7 @@ def _expert_rows(part, stack):
 
 RULES: tuple[Rule, ...] = tuple(
     _rows("thinker decoder", r"thinker\.model\.embed_tokens\.weight")
-    + _attention_rows("thinker decoder", r"thinker\.model\.")
+    + _decoder_rows("thinker decoder", r"thinker\.model\.")
     + _expert_rows("thinker decoder", r"thinker\.model\.")
     + _rows("thinker head", r"thinker\.lm_head\.weight")
     + _rows(
@@ -97,7 +100,7 @@ RULES: tuple[Rule, ...] = tuple(
         r"thinker\.visual\.(merger|merger_list\.<n>)\.(ln_q|mlp\.<n>)\.(weight|bias)",
     )
     + _rows("talker decoder", r"talker\.model\.codec_embedding\.weight")
-    + _attention_rows("talker decoder", r"talker\.model\.")
+    + _decoder_rows("talker decoder", r"talker\.model\.", dense=False)
     + _expert_rows("talker decoder", r"talker\.model\.")
     + _rows(
         "talker decoder",
@@ -106,9 +109,9 @@ RULES: tuple[Rule, ...] = tuple(
     )
     + _rows("talker projections", r"talker\.(text|hidden)_projection\.linear_fc[12]\.(weight|bias)")
     + _rows("codec head", r"talker\.codec_head\.weight")
-    + _attention_rows("code predictor", r"talker\.code_predictor\.model\.")
+    + _decoder_rows("code predictor", r"talker\.code_predictor\.model\.")
     + _rows("code predictor", r"talker\.code_predictor\.(model\.codec_embedding|lm_head)\.<n>\.weight")
-    + _attention_rows("code2wav", r"code2wav\.pre_transformer\.")
+    + _decoder_rows("code2wav", r"code2wav\.pre_transformer\.", head_norms=False)
     + _rows(
         "code2wav",
         r"code2wav\.pre_transformer\.layers\.<n>\.(self_attn|mlp)_layer_scale\.scale",

@@ -128,13 +128,13 @@ class ConfigSection:
         """The JSON object: exactly what was read, or, where fields were replaced since, that with the new values."""
         if self.raw and type(self).read(self.raw, "", []) == self:
             return copy.deepcopy(self.raw)
-        known = {
-            alias
-            for field in dataclasses.fields(self)
-            if "spec" in field.metadata
-            for alias in field.metadata["spec"].aliases
-        }
-        kept = {key: value for key, value in self.raw.items() if key not in known | {"rope_parameters"}}
+        replaced = {"rope_parameters"}  # other spellings of what `published` writes, and sections left out since
+        for field in dataclasses.fields(self):
+            if "spec" in field.metadata:
+                replaced.update(field.metadata["spec"].aliases)
+            elif "section" in field.metadata:
+                replaced.add(field.name)
+        kept = {key: value for key, value in self.raw.items() if key not in replaced}
         return {**copy.deepcopy(kept), **self.published()}
 
     def save_pretrained(self, folder: str | Path) -> Path:

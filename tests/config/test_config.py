@@ -76,6 +76,12 @@ def test_export_is_lossless_and_follows_replaced_fields(published):
         assert again.to_dict().get("something_new") == content.get("something_new")
 
 
+def test_speech_that_was_taken_out_is_not_exported(published):
+    config = Qwen3OmniMoeConfig.from_dict(published)
+    silent = dataclasses.replace(config, enable_audio_output=False, talker_config=None, code2wav_config=None)
+    assert "talker_config" not in silent.to_dict() and Qwen3OmniMoeConfig.from_dict(silent.to_dict()) == silent
+
+
 def test_accepts_objects_with_to_dict(published):
     class Other:
         def to_dict(self):

@@ -1,0 +1,175 @@
+"""Conversion to our parameter names and back, export, inspection."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint, load_checkpoint, save_checkpoint
+from ms_omni.checkpoint.reader import INDEX_FILE
+from ms_omni.config import Qwen3OmniMoeConfig
+from ms_omni.errors import CheckpointError
+from ms_omni.tiny import write_tiny_checkpoint
+from tests.checkpoint.conftest import bits, edit_header, rewrite, tensors_of
+from tests.checkpoint.test_load import full, thinker, values
+
+
+def assert_same_tensors(first, second):
+    first, second = tensors_of(first), tensors_of(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert (value.dtype, value.shape) == (second[name].dtype, second[name].shape), name
+        assert bits(value) == bits(second[name]), name
+
+
+def test_round_trip_is_bit_exact_and_both_forms_load_alike(sharded, tmp_path):
+    there = convert(sharded, tmp_path / "there", shard_bytes=1_000_000)
+    back = convert(tmp_path / "there", tmp_path / "back")
+    assert (there.form, back.form) == ("ms_omni", "published")
+    assert there.nbytes == back.nbytes and len(there.files) > 3
+    assert_same_tensors(sharded, tmp_path / "back")
+    published, converted = full(sharded), full(tmp_path / "there")
+    load_checkpoint(published, sharded)
+    load_checkpoint(converted, tmp_path / "there")
+    for name, value in values(published).items():
+        np.testing.assert_array_equal(values(converted)[name], value)
+    assert {entry for entry in CheckpointReader(tmp_path / "there").entries} == set(values(published))
+
+
+def test_other_files_are_copied_as_they_are(sharded, tmp_path):
+    convert(sharded, tmp_path / "there")
+    others = {path.name for path in sharded.iterdir() if not path.name.startswith("model")}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == others | {"model.safetensors"}
+    for name in others:
+        assert (tmp_path / "there" / name).read_bytes() == (sharded / name).read_bytes()
+
+
+@pytest.mark.parametrize("geometry", ["tiny", "odd"])
+def test_mixed_dtypes_special_values_and_constants_survive(tmp_path, geometry):
+    write_tiny_checkpoint(tmp_path / "start", geometry=geometry)
+    tensors, kinds = tensors_of(tmp_path / "start"), [ml_dtypes.bfloat16, np.float16, np.float32]
+    tensors = {name: value.astype(kinds[at % 3]) for at, (name, value) in enumerate(tensors.items())}
+    expert = "thinker.model.layers.1.mlp.experts.0.up_proj.weight"
+    specials = np.array([0x7F80, 0xFF80, 0x8000, 0x0001, 0x7F7F, 0x8001], np.uint16).view(ml_dtypes.bfloat16)
+    tensors[expert] = tensors[expert].astype(ml_dtypes.bfloat16)
+    tensors[expert].reshape(-1)[: len(specials)] = specials  # infinities, minus zero, subnormals, the largest
+    tensors["code2wav.code_offset"] = np.arange(16, dtype=np.int64).reshape(1, 16, 1)
+    rewrite(tmp_path / "start", tensors, shards=2)
+    convert(tmp_path / "start", tmp_path / "there")
+    convert(tmp_path / "there", tmp_path / "back")
+    assert_same_tensors(tmp_path / "start", tmp_path / "back")
+    load_checkpoint(full(tmp_path / "there"), tmp_path / "there")
+
+
+def test_thinker_alone_round_trip(damaged, tmp_path):
+    tensors = tensors_of(damaged)
+    rewrite(damaged, {name.removeprefix("thinker."): tensors[name] for name in tensors if name.startswith("thinker.")})
+    convert(damaged, tmp_path / "there")
+    convert(tmp_path / "there", tmp_path / "back")
+    assert_same_tensors(damaged, tmp_path / "back")
+    load_checkpoint(thinker(damaged), tmp_path / "there", prefix="thinker.")
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_behind(damaged, tmp_path):
+    target = tmp_path / "there"
+    target.mkdir()
+    (target / "mine.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
+        convert(damaged, target)
+    with pytest.raises(CheckpointError, match="lies inside"):
+        convert(damaged, damaged / "inside")
+    tensors = tensors_of(damaged)
+    rewrite(damaged, {name: value for name, value in tensors.items() if "experts.7.up" not in name})
+    with pytest.raises(CheckpointError, match="15 expert matrices, expected 2 for each of 8 experts"):
+        convert(damaged, tmp_path / "new")
+    rewrite(damaged, {**tensors, "thinker.unknown": np.zeros(1, np.float32)})
+    with pytest.raises(CheckpointError, match="thinker.unknown: no tensor of this name"):
+        convert(damaged, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "there"]
+
+
+def test_an_interrupted_conversion_leaves_no_folder(sharded, tmp_path, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copy2", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(sharded, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_target_folder_may_exist(sharded, tmp_path):
+    (tmp_path / "there").mkdir()
+    convert(sharded, tmp_path / "there")
+    assert CheckpointReader(tmp_path / "there").is_converted
+
+
+def test_save_writes_the_checkpoints_own_names(sharded, tmp_path):
+    import mindspore as ms
+
+    model, config = full(sharded), Qwen3OmniMoeConfig.from_pretrained(sharded)
+    load_checkpoint(model, sharded)
+    files = save_checkpoint(model, tmp_path / "saved", config, ms.bfloat16, shard_bytes=1_500_000)
+    assert len(files) > 2 and (tmp_path / "saved" / INDEX_FILE).is_file()
+    assert_same_tensors(sharded, tmp_path / "saved")
+    assert Qwen3OmniMoeConfig.from_pretrained(tmp_path / "saved") == config
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")]
+    with pytest.raises(CheckpointError, match="already holds weights"):
+        save_checkpoint(model, tmp_path / "saved", config)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
+    alone = thinker(sharded)
+    load_checkpoint(alone, sharded, prefix="thinker.")
+    save_checkpoint(alone, tmp_path / "alone", config.thinker_config)
+    assert json.loads((tmp_path / "alone" / "config.json").read_text())["dtype"] == "float32"
+    again = thinker(sharded)
+    load_checkpoint(again, tmp_path / "alone", prefix="thinker.")
+    for name, value in values(again).items():
+        np.testing.assert_array_equal(value, values(alone)[name])
+
+
+def test_files_can_be_read_by_safetensors(sharded):
+    from safetensors import safe_open
+
+    for path in sharded.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            assert file.metadata() == {"format": "pt"}
+            for name in file.keys():
+                assert file.get_slice(name).get_shape() is not None
+            assert path.stat().st_size > 1000 and len(file.keys()) > 10
+
+
+def test_inspection_counts_parts_and_names_strangers(damaged, tmp_path):
+    summary = inspect_checkpoint(damaged)
+    stored = tensors_of(damaged)
+    assert summary.elements == sum(value.size for value in stored.values())
+    assert summary.nbytes == 2 * summary.elements and summary.unmatched == () and summary.form == "published"
+    assert "thinker decoder" in summary.table() and "0 unmatched names" in summary.table()
+    convert(damaged, tmp_path / "there")
+    converted = inspect_checkpoint(tmp_path / "there")
+    assert converted.form == "ms_omni"
+    sizes = {part.part: part.elements for part in summary.parts}
+    assert {part.part: part.elements for part in converted.parts} == sizes
+    rewrite(damaged, {**stored, "stranger": np.zeros((2, 3), np.float32)})
+    summary = inspect_checkpoint(damaged)
+    assert summary.unmatched == ("stranger",) and "1 unmatched name\n  stranger" in summary.table()
+
+
+def test_a_converted_folder_that_is_damaged(sharded, tmp_path):
+    convert(sharded, tmp_path / "there")
+    name = "thinker.model.layers.0.mlp.experts.down"
+
+    def rename(header):
+        header["thinker.other"] = header.pop(name)
+        return header
+
+    edit_header(tmp_path / "there" / "model.safetensors", rename)
+    with pytest.raises(CheckpointError, match=rf"(?s)1 of missing tensors:\n    {name} .*thinker.other"):
+        load_checkpoint(full(sharded), tmp_path / "there")
+
+
+def test_metadata_records_what_a_parameter_cannot_show(sharded, tmp_path):
+    convert(sharded, tmp_path / "there")
+    metadata = CheckpointReader(tmp_path / "there").metadata["model.safetensors"]
+    assert metadata["format"] == "ms_omni"
+    assert json.loads(metadata["source_shapes"]) == {"thinker.visual.patch_embed.proj.weight": [64, 3, 2, 16, 16]}
