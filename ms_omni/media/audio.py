@@ -142,9 +142,8 @@ def _decode_with_soundfile(source: Source) -> tuple[np.ndarray, int] | None:
             except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
                 raise MediaError(f"{source.name} is damaged: {error}") from error
             declared, rate_hz, kind = sound.frames, sound.samplerate, sound.format
-    # libsndfile only learns the length of MP3 and Ogg from the last page or the bit rate: it is no promise there.
-    tolerance = 0 if kind in ("WAV", "FLAC", "AIFF", "RF64", "W64") else int(_MISSING_TOLERANCE_S * rate_hz)
-    if len(samples) + tolerance < declared:
+    # Of MP3 and Ogg libsndfile may only estimate the length; `check_whole` has looked at what those declare.
+    if len(samples) < declared and kind not in ("MP3", "MPEG", "OGG"):
         raise MediaError(f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. "
                          "Copy or download it again.")
     return samples.mean(axis=1, dtype=np.float32), rate_hz

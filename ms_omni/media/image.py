@@ -79,8 +79,10 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
 
 
 def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
-    """Scale 0..65535 to 0..255; Pillow's own conversion clips, which makes such pictures white."""
+    """Scale 0..65535 to 0..255; Pillow's own conversion would clip, and so make such pictures white."""
     values = np.asarray(image).astype(np.int64)
+    if image.mode == "I" and values.min() >= 0 and values.max() <= 255:  # 8-bit values held as 32-bit integers
+        return Image.fromarray(values.astype(np.uint8))
     if values.min() < 0 or values.max() > 65535:
         raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are "
                          "understood.")

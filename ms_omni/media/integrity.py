@@ -1,9 +1,9 @@
 """Is the file whole? Containers say how long they are; decoders often return what is left of a cut file without a word.
 
-Checked here, from the container's own structure and before any decoding:
-RIFF (WAV, AVI), ISO media (MP4, MOV, M4A), Matroska and WebM, Ogg, FLAC is left to the decoder's frame count.
-Formats that declare no length (MPEG-TS, raw streams, MP3 and Ogg recordings that were simply stopped between two pages)
-cannot be told from whole ones and are taken as they are.
+Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV, M4A),
+Matroska and WebM, Ogg, MP3 with a length header, GIF. FLAC is left to its decoder, which knows the length.
+What declares no length cannot be told from a whole file and is taken as it is: MPEG-TS, FLV, raw streams, MP3 without a
+length header, and Ogg or live Matroska that was stopped between two pages or clusters.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ def check_whole(source: Source) -> None:
             missing = _matroska_missing(file, size)
         elif head[:4] == b"OggS":
             missing = _ogg_missing(file, size)
+        elif head[:4] == b"FORM":
+            missing = struct.unpack(">I", head[4:8])[0] + 8 - size
+        elif head[:4] == b"GIF8":
+            missing = _gif_missing(file, size)
+        elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe2"):  # MPEG sound: eleven sync bits
+            missing = _mp3_missing(file, size)
         else:
             missing = 0
     if missing > 0:
@@ -146,3 +152,28 @@ def _ogg_missing(file: BinaryIO, size: int) -> int:
     if len(page) < 27 or len(page) < 27 + page[26]:
         return 27 + (page[26] if len(page) > 26 else 0) - len(page)
     return 27 + page[26] + sum(page[27:27 + page[26]]) - len(page)
+
+
+def _gif_missing(file: BinaryIO, size: int) -> int:
+    """1 when the closing byte of a GIF is not there (zeros after it are padding)."""
+    file.seek(max(0, size - 64))
+    return 0 if file.read().rstrip(b"\0").endswith(b";") else 1
+
+
+def _mp3_missing(file: BinaryIO, size: int) -> int:
+    """Bytes that the length header (Xing or Info) in the first frame declares beyond the end; 0 without such a header."""
+    file.seek(0)
+    head = file.read(10)
+    start = 0
+    if head[:3] == b"ID3" and len(head) == 10:  # a tag in front, its size in four groups of seven bits
+        start = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+    file.seek(start)
+    frame = file.read(256)
+    at = max(frame.find(b"Xing", 4), frame.find(b"Info", 4))
+    if at < 0 or len(frame) < at + 16:
+        return 0
+    flags = struct.unpack(">I", frame[at + 4:at + 8])[0]
+    if not flags & 2:  # no byte count
+        return 0
+    place = at + 8 + (4 if flags & 1 else 0)
+    return start + struct.unpack(">I", frame[place:place + 4])[0] - size

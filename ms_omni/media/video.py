@@ -218,7 +218,10 @@ def _plan(source: Source, sampling: SamplingOptions, total: int | None) -> _Plan
         stream = _video_stream(container, source)
         has_audio = bool(container.streams.audio)
         declared = stream.frames
-        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
+        if len(packets) < declared:
+            raise MediaError(f"{source.name} is damaged: {len(packets)} of {declared} frames are there.")
+        times = [pts for pts, discard in packets if not discard]  # an edit list may leave some out
         total = len(times) if total is None else total
         if not total:
             raise MediaError(f"{source.name} has a video track without frames.")
