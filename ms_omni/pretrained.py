@@ -58,6 +58,11 @@ class PretrainedMixin:
         """MindSpore dtype of the weights."""
         return next(iter(self.get_parameters())).dtype
 
+    @property
+    def device(self):
+        """Name of the device that MindSpore computes on: "CPU" or "Ascend"."""
+        return require_mindspore().get_context("device_target")
+
 
 def check_attention(name):
     """Raises `InputError` for an unknown attention implementation; says so when a fused one is not to be had."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..outputs import GenerateOutput, TextDelta, ThinkerStep
+from ..outputs import GenerateOutput, HostArray, TextDelta, ThinkerStep
 from .text import StopStrings, TextGeneration
 
 
@@ -30,6 +30,7 @@ def collect_text(steps, streamer=None, return_dict_in_generate=False, output_sco
 
 def text_result(sequences, scores=(), streamer=None, return_dict_in_generate=False, output_scores=False):
     """The ids, or the ids with what else was asked for."""
+    sequences = HostArray.of(sequences)
     return GenerateOutput(sequences, scores or None) if return_dict_in_generate else sequences
 
 

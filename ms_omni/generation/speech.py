@@ -12,7 +12,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..outputs import AudioChunk, StreamEnd, TextDelta
+from ..outputs import AudioChunk, HostArray, StreamEnd, TextDelta
 from .frames import codec_frames
 from .hand_over import TextHandOver, assistant_turns
 from .text import TextGeneration
@@ -133,7 +133,8 @@ class OmniStream:
 
 def join_audio(chunks, batch):
     """The chunks of a stream as waves: `[1, 1, samples]` for one conversation, a list of `[samples]` for a batch."""
-    rows = [np.concatenate([chunk.pcm[row, : chunk.samples[row]] for chunk in chunks] or [np.zeros(0, np.float32)])
+    silence = np.zeros(0, np.float32)
+    rows = [HostArray.of(np.concatenate([silence, *(chunk.pcm[row, : chunk.samples[row]] for chunk in chunks)]))
             for row in range(batch)]  # fmt: skip
     return rows[0][None, None] if batch == 1 else rows
 

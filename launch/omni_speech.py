@@ -1,0 +1,56 @@
+"""Shows the model a video with sound; prints its answer and writes the spoken one.
+
+    python launch/omni_speech.py --model_name build/tiny --output build/output.wav
+"""
+
+import argparse
+from pathlib import Path
+
+import soundfile
+
+from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor, process_mm_info
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_name", required=True, help="checkpoint folder")
+    parser.add_argument("--video", default=str(EXAMPLES / "video.mp4"), help="file or URL")
+    parser.add_argument("--prompt", default="What happens in this video? Answer in one short sentence.")
+    parser.add_argument("--speaker", default="Ethan")
+    parser.add_argument("--output", default="output.wav", help="WAV file to write")
+    parser.add_argument("--max_new_tokens", type=int, default=1024)
+    parser.add_argument("--talker_max_new_tokens", type=int, default=4096, help="limit of codec frames, 80 ms each")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(args.model_name)
+    processor = Qwen3OmniMoeProcessor.from_pretrained(args.model_name)
+
+    content = [{"type": "video", "video": args.video}, {"type": "text", "text": args.prompt}]
+    conversation = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    audios, images, videos, video_kwargs = process_mm_info(conversation, use_audio_in_video=True, return_video_kwargs=True)
+    inputs = processor(text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True,
+                       use_audio_in_video=True, **video_kwargs)  # fmt: skip
+
+    text_ids, audio = model.generate(
+        **inputs,
+        speaker=args.speaker,
+        use_audio_in_video=True,
+        thinker_return_dict_in_generate=True,
+        thinker_max_new_tokens=args.max_new_tokens,
+        talker_max_new_tokens=args.talker_max_new_tokens,
+    )
+    answer = text_ids.sequences[:, inputs["input_ids"].shape[1] :]
+    print(processor.batch_decode(answer, skip_special_tokens=True)[0])
+    if audio.size:
+        soundfile.write(args.output, audio.reshape(-1), samplerate=24000)
+        print(f"spoken answer: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
