@@ -72,17 +72,56 @@ def test_forward(model, thinker_values, build, close, name):
     np.testing.assert_allclose(out.rope_deltas, thinker_values[f"{name}/deltas"], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["text", "image_audio_video"])
+def test_continuation(model, thinker_values, build, config, close, name):
+    """Tokens after a prompt, through the cache; a placeholder that the model itself wrote is an ordinary token."""
+    case = build(thinker_values, name)
+    ids = np.array([case.continuation(config["thinker_config"])])
+    cache = model.thinker(**case.inputs, use_audio_in_video=case.use_audio_in_video).past_key_values
+    at_once = model.thinker(input_ids=ids, past_key_values=cache).logits.asnumpy()
+    close(thinker_values, f"{name}/continuation", at_once, "thinker: logits through the cache")
+    cache = model.thinker(**case.inputs, use_audio_in_video=case.use_audio_in_video).past_key_values
+    steps = [model.thinker(input_ids=ids[:, i : i + 1], past_key_values=cache).logits.asnumpy() for i in range(3)]
+    close(thinker_values, f"{name}/continuation", np.concatenate(steps, axis=1), "thinker: logits through the cache")
+
+
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_greedy_tokens(model, thinker_values, build, config, name):
+    """16 tokens, and the logits that each was chosen from up to the row's end."""
     case, expected = build(thinker_values, name), thinker_values[f"{name}/generated"]
-    ids = model.thinker.generate(
+    out = model.thinker.generate(
         **case.inputs,
         use_audio_in_video=case.use_audio_in_video,
         max_new_tokens=16,
         do_sample=False,
         eos_token_id=config["im_end_token_id"],
         pad_token_id=config["im_end_token_id"],
+        return_dict_in_generate=True,
+        output_scores=True,
     )
-    prompt = case.inputs["input_ids"]
-    np.testing.assert_array_equal(ids[:, : prompt.shape[1]], prompt)
-    np.testing.assert_array_equal(ids[:, prompt.shape[1] :], expected)
+    prompt, scores = case.inputs["input_ids"], np.stack(out.scores, axis=1)
+    np.testing.assert_array_equal(out.sequences[:, : prompt.shape[1]], prompt)
+    np.testing.assert_array_equal(out.sequences[:, prompt.shape[1] :], expected)
+    before_end = np.cumsum(expected == config["im_end_token_id"], axis=1) - (expected == config["im_end_token_id"]) == 0
+    np.testing.assert_allclose(
+        scores[before_end][:, columns(scores.shape[-1])],
+        thinker_values[f"{name}/generated_logits"][before_end],
+        rtol=0,
+        atol=LOGITS_TOLERANCE,
+    )
+
+
+@pytest.mark.parametrize("name", ["text", "audio_in_video"])
+def test_steered_tokens(model, thinker_values, build, config, name):
+    """Repetition penalty, suppressed ids, a minimum length and several end ids have the reference's meaning."""
+    case, options = build(thinker_values, name), thinker_values.notes[f"{name}/steering"]
+    ids = model.thinker.generate(
+        **case.inputs,
+        use_audio_in_video=case.use_audio_in_video,
+        max_new_tokens=16,
+        do_sample=False,
+        pad_token_id=config["im_end_token_id"],
+        **options,
+    )
+    new = ids[:, case.inputs["input_ids"].shape[1] :]
+    np.testing.assert_array_equal(new, thinker_values[f"{name}/steered"])

@@ -54,6 +54,11 @@ class Case:
         second_half = np.cumsum(mask, axis=-1) > mask.sum(axis=-1, keepdims=True) // 2
         return np.where(second_half & (mask == 1), ids, -100)
 
+    def continuation(self, thinker_config: dict) -> list[int]:
+        """Ids to go on with, as if the model had written them: placeholders without any medium, and a plain token."""
+        plain = int(self.inputs["input_ids"][0, 2])
+        return [thinker_config["audio_token_id"], plain, thinker_config["video_token_id"]]
+
 
 def audio_tokens(mel_frames: int) -> int:
     """Number of audio tokens for a clip of `mel_frames` (100 frames per second, 13 tokens per full second)."""
@@ -78,7 +83,7 @@ class PromptBuilder:
     """Writes one conversation: token ids and, in the order of their placeholders, the media arrays."""
 
     config: dict
-    rng: np.random.Generator
+    rng: np.random.RandomState
     ids: list[int] = field(default_factory=list)
     media: dict[str, list] = field(default_factory=dict)
 
@@ -139,14 +144,14 @@ class PromptBuilder:
         merge, patch = self.vision["spatial_merge_size"], self.vision["patch_size"]
         grid = (grids, rows * merge, columns * merge)
         width = self.vision["in_channels"] * self.vision["temporal_patch_size"] * patch * patch
-        pixels = self.rng.standard_normal((int(np.prod(grid)), width), dtype=np.float32)
+        pixels = self.rng.standard_normal((int(np.prod(grid)), width)).astype(np.float32)
         self._append(pixels_key, pixels)
         self._append(grid_key, grid)
         return grids * rows * columns
 
     def _mel(self, mel_frames: int) -> int:
         bins = self.thinker["audio_config"]["num_mel_bins"]
-        self._append("input_features", self.rng.standard_normal((bins, mel_frames), dtype=np.float32))
+        self._append("input_features", self.rng.standard_normal((bins, mel_frames)).astype(np.float32))
         return audio_tokens(mel_frames)
 
     def _append(self, key: str, value):
@@ -155,7 +160,7 @@ class PromptBuilder:
 
 def build_case(config: dict, name: str, seed: int) -> Case:
     """Build case `name` for a checkpoint's `config.json` (as a dict). Raises KeyError for an unknown name."""
-    rng = np.random.default_rng([seed, CASE_NAMES.index(name)])
+    rng = np.random.RandomState([seed, CASE_NAMES.index(name)])  # its stream is frozen for ever
     prompts = [write(PromptBuilder(config, rng)) for write in _PROMPTS[name]]
     return Case(name, collate(prompts), name in SOUND_IN_VIDEO)
 
@@ -185,9 +190,9 @@ def collate(prompts: list[PromptBuilder]) -> dict[str, np.ndarray]:
     return inputs
 
 
-def _pad_mel(clips: list[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _pad_mel(clips: list[np.ndarray], rng: np.random.RandomState) -> dict[str, np.ndarray]:
     longest = max(clip.shape[1] for clip in clips)
-    features = rng.standard_normal((len(clips), clips[0].shape[0], longest), dtype=np.float32)
+    features = rng.standard_normal((len(clips), clips[0].shape[0], longest)).astype(np.float32)
     mask = np.zeros((len(clips), longest), dtype=np.int32)
     for row, clip in enumerate(clips):
         features[row, :, : clip.shape[1]] = clip

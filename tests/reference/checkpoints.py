@@ -5,3 +5,22 @@ from pathlib import Path
 
 GEOMETRIES = ("tiny", "odd")
 SEED = 20
+
+
+def write(geometry: str, folder: Path):
+    """Seeded float32 weights, configuration and tokenizer in the published format; `folder` must be new."""
+    from ms_omni.config import load_named_config
+    from ms_omni.tiny import write_tiny_checkpoint
+
+    config = load_named_config(geometry).to_dict()
+    if geometry == "odd":
+        # What the reference can compute: it counts 13 tokens per chunk whatever n_window says (so only 50 is usable), and
+        # its talker has experts in every layer whatever mlp_only_layers says. 300 gives an 11 s clip four windows.
+        config["thinker_config"]["audio_config"]["n_window"] = 50
+        config["thinker_config"]["audio_config"]["n_window_infer"] = 300
+        config["talker_config"]["text_config"]["mlp_only_layers"] = []
+    write_tiny_checkpoint(folder, geometry=config, seed=SEED, dtype="float32")
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))

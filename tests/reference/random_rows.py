@@ -11,9 +11,9 @@ def talker_rows(config: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     The three axes differ from the fourth row on, so that a one-dimensional rotation would show.
     """
-    rng, talker = np.random.default_rng(_ROWS), config["talker_config"]
-    rows = rng.standard_normal((7, talker["thinker_hidden_size"]), dtype=np.float32)
-    embeds = rng.standard_normal((1, 9, talker["text_config"]["hidden_size"]), dtype=np.float32)
+    rng, talker = np.random.RandomState(_ROWS), config["talker_config"]
+    rows = rng.standard_normal((7, talker["thinker_hidden_size"])).astype(np.float32)
+    embeds = rng.standard_normal((1, 9, talker["text_config"]["hidden_size"])).astype(np.float32)
     positions = np.tile(np.arange(9, dtype=np.float32), (3, 1, 1))
     positions[0, 0, 3:] += 2.5
     positions[2, 0, 5:] += 4
@@ -22,9 +22,9 @@ def talker_rows(config: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def predictor_rows(config: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Talker hidden states [3, 1, D], codes of group 0 [3, 1] and of the groups 1 .. n-2 [3, n-2]."""
-    rng, talker = np.random.default_rng(_PREDICTOR), config["talker_config"]
-    hidden = rng.standard_normal((3, 1, talker["text_config"]["hidden_size"]), dtype=np.float32)
-    codes = rng.integers(0, talker["code_predictor_config"]["vocab_size"], (3, talker["num_code_groups"] - 1))
+    rng, talker = np.random.RandomState(_PREDICTOR), config["talker_config"]
+    hidden = rng.standard_normal((3, 1, talker["text_config"]["hidden_size"])).astype(np.float32)
+    codes = rng.randint(0, talker["code_predictor_config"]["vocab_size"], (3, talker["num_code_groups"] - 1))
     return hidden, codes[:, :1], codes[:, 1:]
 
 
@@ -32,4 +32,4 @@ def vocoder_codes(config: dict) -> np.ndarray:
     """Codes [2, quantizers, CODE_FRAMES]."""
     vocoder = config["code2wav_config"]
     shape = (2, vocoder["num_quantizers"], CODE_FRAMES)
-    return np.random.default_rng(_CODES).integers(0, vocoder["codebook_size"], shape)
+    return np.random.RandomState(_CODES).randint(0, vocoder["codebook_size"], shape)

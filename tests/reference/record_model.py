@@ -65,13 +65,24 @@ def _record_thinker(model, config: dict) -> Recorder:
     from tests.reference import record_thinker as part
 
     rec, thinker = Recorder(), model.thinker
+    im_end = config["im_end_token_id"]
+
+    def attempt(case):
+        ids, logits, gap = part.generate_greedy(thinker, case, im_end)
+        if case.name not in part.STEERED_CASES:
+            return ids, logits, None, None, gap
+        options = part.steering(ids, im_end)
+        steered, _, second_gap = part.generate_greedy(thinker, case, **options)
+        return ids, logits, options, steered, min(gap, second_gap)
+
     for name in cases.CASE_NAMES:
-        case, seed, (ids, logits, gap) = _first_clear(
-            config, name, lambda c: part.generate_greedy(thinker, c, config["im_end_token_id"]), MARGIN
-        )
+        case, seed, (ids, logits, options, steered, gap) = _first_clear(config, name, attempt, MARGIN)
         rec.notes[f"{name}/seed"], rec.notes[f"{name}/margin"] = seed, gap
         rec.add(f"{name}/generated", ids, limit=10**9)
         rec.add(f"{name}/generated_logits", logits[..., columns(logits.shape[-1])], limit=10**9)
+        if steered is not None:
+            rec.notes[f"{name}/steering"] = options
+            rec.add(f"{name}/steered", steered, limit=10**9)
         part.record_forward(rec, thinker, case)
         if name in part.AUDIO_CASES:
             part.record_audio(rec, thinker, case)
@@ -79,6 +90,7 @@ def _record_thinker(model, config: dict) -> Recorder:
             part.record_vision(rec, thinker, case)
         if name in part.LAYER_CASES:
             part.record_layers(rec, thinker, case)
+            part.record_continuation(rec, thinker, case)
         print(f"  {name}: seed {seed}, margin {gap:.4f}, tokens {case.inputs['input_ids'].shape}")
     return rec
 
@@ -90,7 +102,7 @@ def _record_speech(model, config: dict) -> Recorder:
     part.record_talker(rec, model.talker, config)
     part.record_predictor(rec, model.talker, config)
     part.record_code2wav(rec, model.code2wav, config)
-    for key, arguments in part.variations():
+    for key, arguments in part.variations(config["thinker_config"]["text_config"]["tie_word_embeddings"]):
         case, seed, (*spoken, frames, arguments, gap) = _first_clear(
             config, key.split("+")[0], lambda c, k=key, a=arguments: part.attempt(model, k, c, a), SPEECH_MARGIN
         )

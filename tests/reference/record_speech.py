@@ -31,7 +31,7 @@ class TalkerTrace:
     def __init__(self, model):
         self.model, self.talker = model, model.talker
         self.handles = []
-        self.logits, self.positions, self.predictor_logits = [], [], []
+        self.logits, self.rows, self.positions, self.predictor_logits = [], [], [], []
         self.prompt, self.result = {}, None
 
     def __enter__(self):
@@ -53,6 +53,7 @@ class TalkerTrace:
 
     def _talker_step(self, _, __, arguments, out):
         self.logits.append(out.logits[:, -1].detach().clone())
+        self.rows.append(arguments["inputs_embeds"][:, -1].detach().clone())
         self.positions.append(arguments["position_ids"][-3:].detach().clone())
 
     def __exit__(self, *_):
@@ -86,7 +87,7 @@ def speak(model, case: Case, **arguments):
             talker_use_audio_in_video=case.use_audio_in_video,
             thinker_max_new_tokens=arguments.pop("thinker_max_new_tokens", THINKER_TOKENS),
             thinker_do_sample=False,
-            thinker_eos_token_id=config.im_end_token_id,
+            thinker_eos_token_id=arguments.pop("thinker_eos_token_id", config.im_end_token_id),
             thinker_pad_token_id=config.im_end_token_id,
             talker_max_new_tokens=TALKER_TOKENS,
             talker_do_sample=False,
@@ -97,26 +98,46 @@ def speak(model, case: Case, **arguments):
     return ids, [wave.reshape(-1).numpy() for wave in waves], trace
 
 
-def variations() -> list[tuple[str, dict]]:
-    """(key, further arguments of generate) of every spoken answer that is recorded; the case is what precedes "+"."""
-    plain = [(name, {}) for name in SPEECH_CASES]
-    return plain + [("text+two_tokens", {"thinker_max_new_tokens": 2}), ("batch+ragged", {})]
+def variations(tied: bool) -> list[tuple[str, dict]]:
+    """(key, further arguments of generate) of every spoken answer that is recorded; the case is what precedes "+".
+
+    tied: with tied random embeddings every answer repeats one token, so that no row can end earlier than another.
+    """
+    keys = [(name, {}) for name in SPEECH_CASES]
+    keys += [("text+two_tokens", {"thinker_max_new_tokens": 2}), ("batch+ragged", {})]
+    return keys if tied else [*keys, ("batch+early_text", {})]
 
 
 def attempt(model, key: str, case: Case, arguments: dict):
-    """Speak one variation. Returns (ids, waves, trace, frames per row, arguments used, smallest margin)."""
+    """Speak one variation. Returns (ids, waves, trace, frames per row, arguments used, smallest margin).
+
+    Random weights hardly ever end a row by themselves. "+ragged": codes that two rows say early are made end codes as
+    well. "+early_text": the same with text tokens, so that two rows have less to say than the third.
+    """
     ids, waves, trace = speak(model, case, **arguments)
     if key.endswith("+ragged"):
-        # Random weights hardly ever end a row by themselves: codes that two rows say early are made end codes as well.
         said = trace.result.sequences
         ends = [int(said[1, 4]), int(said[2, 7]), model.config.talker_config.codec_eos_token_id]
         arguments = arguments | {"talker_eos_token_id": ends}
+        ids, waves, trace = speak(model, case, **arguments)
+    if key.endswith("+early_text"):
+        said = ids[:, case.inputs["input_ids"].shape[1] :]
+        ends = [int(said[1, 2]), int(said[2, 3]), model.config.im_end_token_id]
+        arguments = arguments | {"thinker_eos_token_id": ends}
         ids, waves, trace = speak(model, case, **arguments)
     frames = frame_counts(trace)
     clear = trace.margin(frames)
     if key.endswith("+ragged") and len(set(frames)) < len(frames):
         clear = 0.0
+    if key.endswith("+early_text") and not _ends_early(ids[:, case.inputs["input_ids"].shape[1] :], ends):
+        clear = 0.0
     return ids, waves, trace, frames, arguments, clear
+
+
+def _ends_early(said: torch.Tensor, ends: list[int]) -> bool:
+    """Whether rows 1 and 2 end inside the text, after at least two tokens, and row 0 goes on to the limit."""
+    first = [min([i for i, token in enumerate(row) if token in ends] + [len(row)]) for row in said.tolist()]
+    return first[0] == len(said[0]) and all(2 <= n < len(said[0]) - 1 for n in first[1:])
 
 
 def frame_counts(trace: TalkerTrace) -> list[int]:
@@ -127,21 +148,22 @@ def frame_counts(trace: TalkerTrace) -> list[int]:
 
 
 def record_speech(rec: Recorder, key: str, ids, waves, trace: TalkerTrace, frames: list[int]):
-    """One spoken answer: everything at the seams between thinker, talker, predictor and code2wav."""
+    """One spoken answer: everything at the seams between thinker, talker, predictor and code2wav.
+
+    Steps are recorded up to each row's own end; what a batch still computes for rows that have ended has no meaning.
+    """
     prompt = trace.prompt
     mask = prompt["attention_mask"].bool()
     rec.add(f"{key}/ids", ids, limit=10**9)
     rec.add(f"{key}/prompt", prompt["inputs_embeds"][mask], limit=1024)
     rec.add(f"{key}/prompt_mask", prompt["attention_mask"], limit=10**9, dtype=np.int8)
-    rec.add(f"{key}/prompt_ids", prompt["talker_input_ids"], limit=10**9)
-    rec.add(f"{key}/trailing", prompt["trailing_text_hidden"], limit=1024)
-    rec.add(f"{key}/pad_row", prompt["tts_pad_embed"][:1])
-    rec.add(f"{key}/positions", trace.positions[0], limit=10**9)
-    rec.add(f"{key}/step_positions", torch.cat(trace.positions[1:], dim=-1), limit=10**9)
-    logits = torch.stack(trace.logits, dim=1)  # [B, steps, V]
-    rec.add(f"{key}/logits", logits[..., columns(logits.shape[-1])], limit=10**9)
-    rec.add(f"{key}/codec_tokens", trace.result.sequences, limit=10**9)
+    rec.add(f"{key}/positions", trace.positions[0][:, mask], limit=10**9)
+    rows, logits = torch.stack(trace.rows[1:], dim=1), torch.stack(trace.logits, dim=1)  # [B, steps, D], [B, steps + 1, V]
+    positions = torch.cat(trace.positions[1:], dim=-1)
     for row, count in enumerate(frames):
+        rec.add(f"{key}/step_rows/{row}", rows[row, :count], limit=1024)
+        rec.add(f"{key}/step_positions/{row}", positions[:, row, :count], limit=10**9)
+        rec.add(f"{key}/logits/{row}", logits[row, : count + 1][:, columns(logits.shape[-1])], limit=10**9)
         rec.add(f"{key}/codes/{row}", trace.codes[row, :, :count], limit=10**9, dtype=np.int16)
         rec.add(f"{key}/wave/{row}", waves[row], limit=10**9, dtype=np.float16)
         rec.add(f"{key}/wave_exact/{row}", waves[row], limit=1024)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from tests.reference.cases import Case
@@ -13,6 +14,7 @@ NEW_TOKENS = 16
 AUDIO_CASES = ("audio_11s", "two_audios")
 VISION_CASES = ("two_images", "video")
 LAYER_CASES = ("text", "image_audio_video")
+STEERED_CASES = ("text", "audio_in_video")
 
 
 @contextmanager
@@ -134,7 +136,23 @@ def record_layers(rec: Recorder, thinker, case: Case):
         rec.add(f"{case.name}/layer{i}/mlp", seen[f"{i}/mlp"][0][0])
 
 
-def generate_greedy(thinker, case: Case, eos_token_id: int):
+def record_continuation(rec: Recorder, thinker, case: Case):
+    """Three more tokens through the cache, placeholders among them (a model may write such an id): logits [1, 3, V]."""
+    inputs = tensors(case.inputs)
+    out = thinker(**inputs, use_audio_in_video=case.use_audio_in_video, use_cache=True)
+    ids = torch.tensor([case.continuation(thinker.config.to_dict())])
+    length = inputs["input_ids"].shape[1]
+    positions = torch.arange(length, length + ids.shape[1]) + thinker.model.rope_deltas
+    out = thinker(
+        input_ids=ids,
+        attention_mask=torch.ones(1, length + ids.shape[1], dtype=torch.long),
+        position_ids=positions.expand(3, 1, -1),
+        past_key_values=out.past_key_values,
+    )
+    rec.add(f"{case.name}/continuation", out.logits, limit=2048)
+
+
+def generate_greedy(thinker, case: Case, eos_token_id, **arguments):
     """Greedy continuation. Returns (new ids [B, 16], logits [B, 16, V], smallest gap between best and second best)."""
     length = case.inputs["input_ids"].shape[1]
     out = thinker.generate(
@@ -143,12 +161,24 @@ def generate_greedy(thinker, case: Case, eos_token_id: int):
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         eos_token_id=eos_token_id,
-        pad_token_id=eos_token_id,
+        pad_token_id=np.atleast_1d(eos_token_id)[0].item(),
         return_dict_in_generate=True,
         output_logits=True,
+        output_scores=True,
+        **arguments,
     )
-    logits = torch.stack(out.logits, dim=1)
-    return out.sequences[:, length:], logits, margin(logits)
+    return out.sequences[:, length:], torch.stack(out.logits, dim=1), margin(torch.stack(out.scores, dim=1))
+
+
+def steering(ids: torch.Tensor, im_end: int) -> dict:
+    """Options that force other tokens than the plain greedy `ids` [1, 16]: suppressed, penalised, several end ids."""
+    said = ids[0].tolist()
+    return {
+        "eos_token_id": [im_end, said[1]],
+        "min_new_tokens": 5,
+        "repetition_penalty": 1.4,
+        "suppress_tokens": sorted({said[0], said[3]}),
+    }
 
 
 def margin(logits: torch.Tensor) -> float:
