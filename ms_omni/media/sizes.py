@@ -63,8 +63,10 @@ def video_size(frames: int, height: int, width: int, factor: int, min_pixels: in
 
 
 def _limits(options: SizeOptions, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The item's limits; one that is given alone moves the other where they would cross."""
-    low = options.min_pixels if options.min_pixels is not None else min(min_pixels, options.max_pixels or min_pixels)
+    """The item's limits; one that is given alone lifts the other where they would cross."""
+    low = options.min_pixels if options.min_pixels is not None else min_pixels
+    if options.min_pixels is None and options.max_pixels is not None and options.max_pixels < low:
+        low = 1
     high = options.max_pixels if options.max_pixels is not None else max(max_pixels, low)
     return low, high
 

@@ -181,7 +181,7 @@ def to_array(value: Any) -> np.ndarray | None:
     """Numpy view of an array or of a tensor (PyTorch's and MindSpore's, told by their methods), else None."""
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "detach"):  # PyTorch: off the graph and the device first
+    if hasattr(value, "detach") and hasattr(value, "numpy"):  # PyTorch: off the graph and the device first
         return value.detach().cpu().numpy()
     if hasattr(value, "asnumpy"):  # MindSpore
         return value.asnumpy()

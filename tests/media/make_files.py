@@ -1,0 +1,85 @@
+"""Small media files, whole and odd, written with Pillow, soundfile and PyAV."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def tone(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
+    """int16 `[samples, channels]`."""
+    time_s = np.arange(int(seconds * rate_hz)) / rate_hz
+    return np.stack([8000 * np.sin(2 * np.pi * 330 * (k + 1) * time_s) for k in range(channels)], -1).astype(np.int16)
+
+
+def frame_picture(index: int, width: int, height: int) -> np.ndarray:
+    """Red grows with the frame number; a white mark in the top left corner shows how the picture is turned."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[..., 0] = index * 8 % 256
+    picture[:height // 4, :width // 4] = 255
+    return picture
+
+
+def write_video(path: Path, *, frames: int = 30, fps: int = 10, size: tuple[int, int] = (96, 64), sound: bool = True,
+                codec: str = "libx264", times_ms: list[int] | None = None, options: dict | None = None) -> Path:
+    """A video of `frames` pictures (width, height in `size`), with as long a stereo sound track if asked for.
+
+    `times_ms` gives each frame its own time: variable frame rate.
+    """
+    with av.open(str(path), "w", options=options or {}) as container:
+        video = container.add_stream(codec, rate=fps, options={"threads": "1"})
+        video.width, video.height = size
+        video.pix_fmt = "rgb8" if codec == "gif" else "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if times_ms is not None:
+            video.codec_context.time_base = Fraction(1, 1000)
+        audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(frame_picture(index, *size), format="rgb24")
+            if times_ms is not None:
+                frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound:
+            write_track(container, audio, tone(frames / fps, 44100, 2), 44100)
+    return path
+
+
+def write_track(container, stream, samples: np.ndarray, rate_hz: int) -> None:
+    """Encode int16 `[samples, channels]` into an open container."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
+    frame.sample_rate = rate_hz
+    resampler = av.AudioResampler(stream.format.name, layout, rate_hz, frame_size=stream.frame_size or 1024)
+    for piece in (*resampler.resample(frame), *resampler.resample(None)):
+        container.mux(stream.encode(piece))
+    container.mux(stream.encode(None))
+
+
+def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str) -> Path:
+    """A sound file through FFmpeg's libraries."""
+    with av.open(str(path), "w") as container:
+        layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+        write_track(container, container.add_stream(codec, rate=rate_hz, layout=layout), samples, rate_hz)
+    return path
+
+
+def rotate_in_place(path: Path, degrees: int) -> None:
+    """Write a display rotation (clockwise, quarter turns) into the video track header of an MP4."""
+    matrices = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+    a, b, c, d = (value << 16 for value in matrices[degrees])
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40  # version and flags, times, ids, duration, layer, volume
+    content[at:at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+def cut(path: Path, share: float) -> Path:
+    """A copy with only the first `share` of the bytes."""
+    content = path.read_bytes()
+    target = path.with_name(f"cut_{int(share * 100)}_{path.name}")
+    target.write_bytes(content[:int(len(content) * share)])
+    return target
