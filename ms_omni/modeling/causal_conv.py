@@ -1,7 +1,7 @@
 """Convolutions over time that can be continued: what a step needs of earlier steps travels in a `History`.
 
-    x  ... 5 6 7 | 8 9       a causal convolution reads (kernel - 1) * dilation inputs before each output; those in front
-         `-----'             of the step (5 6 7) come from the history, zeros at the start of the stream
+    x  ... 5 6 7 | 8 9       a causal convolution reads (kernel - 1) * dilation inputs before each output; those before
+         `-----'             the step (5 6 7) come from the history, zeros at the start of the stream
 
 A whole signal is one step from an empty history, so there is no second implementation.
 """

@@ -1,6 +1,6 @@
 """Code2wav, the vocoder: codec frames in, 24 kHz waveform out, whole or step by step with the same result.
 
-    codes [B, Q, n] -> mean of Q embeddings -> transformer with a sliding window -> upsample -> decoder -> wave [B, 1, *]
+    codes [B, Q, n] -> mean of Q embeddings -> sliding-window transformer -> upsample -> decoder -> wave [B, 1, *]
 """
 
 import math
@@ -27,7 +27,7 @@ CHUNK_FRAMES = 50
 
 @dataclass(frozen=True)
 class Code2WavState:
-    """What a stream of `batch` rows remembers after `frames` frames. Never modified: it can be kept and continued twice.
+    """What a stream of `batch` rows remembers after `frames` frames. Never modified, so it can be continued twice.
 
     keys, values: per layer `[B, K, n, D]`, n < sliding_window; tails: per convolution `[B, C, n]`, its last inputs.
     """
@@ -67,10 +67,10 @@ class Code2Wav(nn.Cell):
     `num_samples(its frames)`.
 
     n frames give `samples_per_frame * n - held_samples` samples, as in the reference: each upsampling by a rate s in
-    `decoder` adds up the contributions of two neighbouring inputs, so its last s outputs wait for the next input and its
-    first s, which have one contribution only, are dropped. A stream therefore runs one input of every level late. At the
-    published rates (8, 5, 4, 3) that is 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms). The reference's chunked decoding
-    loses them at every boundary; here the next step brings them out.
+    `decoder` adds up the contributions of two neighbouring inputs, so its last s outputs wait for the next input, and
+    its first s, which have one contribution only, are dropped. A stream therefore runs one input of every level late.
+    At the published rates (8, 5, 4, 3) that is 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms). The reference's chunked
+    decoding loses them at every boundary; here the next step brings them out.
     """
 
     def __init__(self, config):
@@ -82,7 +82,7 @@ class Code2Wav(nn.Cell):
         self.decoder = nn.CellList(self._decoder(config))
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.slots = self._give_out_slots()
-        self.own = Code2WavStream(self)
+        self.reset()
 
     @staticmethod
     def _upsampling(config, factor):
@@ -129,11 +129,12 @@ class Code2Wav(nn.Cell):
 
     def step(self, codes):
         """The next piece of this cell's own stream (see `Code2WavStream.step`)."""
-        return self.own.step(codes)
+        wave, self.own_state = self.advance(codes, self.own_state)
+        return wave
 
     def reset(self):
-        """Forgets this cell's own stream."""
-        self.own.reset()
+        """Starts this cell's own stream anew."""
+        self.own_state = self.new_state()
 
     def stream(self):
         """A new stream, independent of all others."""
@@ -153,7 +154,7 @@ class Code2Wav(nn.Cell):
         batch, _, frames = codes.shape
         if state.batch not in (None, batch):
             raise InputError(
-                f"code2wav: this stream has {state.batch} rows, got codes for {batch}; reset() it or use a stream for each"
+                f"code2wav: this stream has {state.batch} rows, got codes for {batch}; reset() it or use stream()"
             )
         if frames == 0:
             return silence(batch), replace(state, batch=batch)

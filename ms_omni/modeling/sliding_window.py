@@ -1,4 +1,4 @@
-"""Attention over the last `window` positions of a stream, without end: what is kept does not grow with what has passed."""
+"""Attention over the last `window` positions of an endless stream: what is kept does not grow with what has passed."""
 
 import numpy as np
 from mindspore import Tensor

@@ -35,7 +35,7 @@ class SnakeBeta(nn.Cell):
 
 
 class ConvNeXtBlock(nn.Cell):
-    """Depthwise convolution, then an MLP over channels, scaled and added: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
+    """Depthwise convolution, then a scaled MLP over channels: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
 
     def __init__(self, dim):
         super().__init__()

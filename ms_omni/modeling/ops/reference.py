@@ -5,6 +5,8 @@ The spellings are chosen for MindSpore's CPU backend, where they differ by order
 (1, K) `Conv2D` for one-dimensional convolution. Signatures and meanings are documented in `ops/__init__.py`.
 """
 
+import functools
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
@@ -147,9 +149,19 @@ def _grouped_experts(x, gate_up, down, weights, indices):
     return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
+@functools.cache
+def _conv1d(channels, kernel, dilation, groups):
+    # Kept, because building a primitive takes longer than a small convolution (0.16 ms against 0.07 ms).
+    return ops.Conv2D(channels, (1, kernel), pad_mode="valid", dilation=(1, dilation), group=groups)
+
+
+@functools.cache
+def _conv_transpose1d(channels, kernel, stride):
+    return ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
+
+
 def conv1d(x, weight, bias, dilation=1, groups=1):
-    kernel = weight.shape[-1]
-    convolution = ops.Conv2D(weight.shape[0], (1, kernel), pad_mode="valid", dilation=(1, dilation), group=groups)
+    convolution = _conv1d(weight.shape[0], weight.shape[-1], dilation, groups)
     y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
     return ops.BiasAdd()(y, bias).squeeze(2)
 
@@ -157,9 +169,8 @@ def conv1d(x, weight, bias, dilation=1, groups=1):
 def conv_transpose1d(x, weight, bias, stride):
     b, _, t = x.shape
     channels, kernel = weight.shape[1:]
-    transposed = ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
     shape = (b, channels, 1, (t - 1) * stride + kernel)
-    y = transposed(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
+    y = _conv_transpose1d(channels, kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
     return ops.BiasAdd()(y, bias).squeeze(2)
 
 
