@@ -53,7 +53,7 @@ def build(config):
 
 @pytest.fixture
 def close():
-    """`close(values, key, actual, part, relative)`: assert that the largest difference stays under `relative` of scale."""
+    """`close(values, key, actual, part, relative)`: the largest difference stays under `relative` times the scale."""
 
     def check(values: Reference, key: str, actual, part: str, relative: float = 2e-5):
         gap, scale = values.gap(key, _numpy(actual))

@@ -49,7 +49,7 @@ class Case:
         return total.hexdigest()[:16]
 
     def labels(self) -> np.ndarray:
-        """Training labels [B, T] int64: the second half of each prompt is learnt, the first half and padding are not."""
+        """Labels [B, T] int64: the second half of each prompt is learnt; the first half and padding are not."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
         second_half = np.cumsum(mask, axis=-1) > mask.sum(axis=-1, keepdims=True) // 2
         return np.where(second_half & (mask == 1), ids, -100)

@@ -1,4 +1,4 @@
-"""The tiny checkpoints that recorded values belong to. `python -m tests.reference.checkpoints GEOMETRY FOLDER` writes one."""
+"""The tiny checkpoints that recorded values belong to: `python -m tests.reference.checkpoints GEOMETRY FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ def write(geometry: str, folder: Path):
 
     config = load_named_config(geometry).to_dict()
     if geometry == "odd":
-        # What the reference can compute: it counts 13 tokens per chunk whatever n_window says (so only 50 is usable), and
-        # its talker has experts in every layer whatever mlp_only_layers says. 300 gives an 11 s clip four windows.
+        # What the reference can compute: it counts 13 tokens per chunk whatever n_window says (so only 50 is usable),
+        # and its talker has experts in every layer whatever mlp_only_layers says. 300: four windows in 11 s.
         config["thinker_config"]["audio_config"]["n_window"] = 50
         config["thinker_config"]["audio_config"]["n_window_infer"] = 300
         config["talker_config"]["text_config"]["mlp_only_layers"] = []

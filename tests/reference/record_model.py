@@ -6,7 +6,7 @@ Run from the repository's root, in an environment made from tests/reference/requ
 
 For each geometry the runtime python writes a tiny checkpoint with seeded float32 weights (`ms_omni.tiny`, no PyTorch
 there), the reference implementation loads it, and samples of its values go to tests/reference/data/. The tests write
-the same checkpoint again and need only those files. `--checkpoints DIR` takes folders DIR/<geometry> that exist already.
+the same checkpoint again and need only those files. `--checkpoints DIR` takes existing folders DIR/<geometry>.
 
 Greedy decisions must not hang on the last bits of a sum: for each case the first seed is taken for which the two best
 candidates are at least MARGIN apart at every step; the seed is stored with the values.

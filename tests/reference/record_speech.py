@@ -158,7 +158,8 @@ def record_speech(rec: Recorder, key: str, ids, waves, trace: TalkerTrace, frame
     rec.add(f"{key}/prompt", prompt["inputs_embeds"][mask], limit=1024)
     rec.add(f"{key}/prompt_mask", prompt["attention_mask"], limit=10**9, dtype=np.int8)
     rec.add(f"{key}/positions", trace.positions[0][:, mask], limit=10**9)
-    rows, logits = torch.stack(trace.rows[1:], dim=1), torch.stack(trace.logits, dim=1)  # [B, steps, D], [B, steps + 1, V]
+    rows = torch.stack(trace.rows[1:], dim=1)  # [B, steps, D]
+    logits = torch.stack(trace.logits, dim=1)  # [B, steps + 1, V]
     positions = torch.cat(trace.positions[1:], dim=-1)
     for row, count in enumerate(frames):
         rec.add(f"{key}/step_rows/{row}", rows[row, :count], limit=1024)

@@ -1,4 +1,4 @@
-"""Thinker values: audio tower, vision tower, positions, text layers, logits, losses, greedy tokens (see record_model)."""
+"""Thinker values: audio and vision tower, positions, text layers, logits, losses, greedy tokens (see record_model)."""
 
 from contextlib import contextmanager
 
