@@ -126,8 +126,9 @@ def _metadata_fps(video: Any, metadata: dict[str, Any]) -> float | None:
     """Frames per second of the frames taken, from those of the file."""
     if isinstance(video, VideoFrames) and video.sample_fps is not None:
         return video.sample_fps
-    total, fps = metadata.get("total_num_frames"), metadata.get("fps")
-    return float(len(video) / total * fps) if total and fps else None
+    array = to_array(video)
+    count, total, fps = len(video if array is None else array), metadata.get("total_num_frames"), metadata.get("fps")
+    return float(count / total * fps) if total and fps else None
 
 
 def encode_clips(clips: Sequence[VideoClip], settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:

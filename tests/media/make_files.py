@@ -20,12 +20,21 @@ def frame_picture(index: int, width: int, height: int) -> np.ndarray:
     """Red grows with the frame number; a white mark in the top left corner shows how the picture is turned."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[..., 0] = index * 8 % 256
-    picture[:height // 4, :width // 4] = 255
+    picture[: height // 4, : width // 4] = 255
     return picture
 
 
-def write_video(path: Path, *, frames: int = 30, fps: int = 10, size: tuple[int, int] = (96, 64), sound: bool = True,
-                codec: str = "libx264", times_ms: list[int] | None = None, options: dict | None = None) -> Path:
+def write_video(
+    path: Path,
+    *,
+    frames: int = 30,
+    fps: int = 10,
+    size: tuple[int, int] = (96, 64),
+    sound: bool = True,
+    codec: str = "libx264",
+    times_ms: list[int] | None = None,
+    options: dict | None = None,
+) -> Path:
     """A video of `frames` pictures (width, height in `size`), with as long a stereo sound track if asked for.
 
     `times_ms` gives each frame its own time: variable frame rate.
@@ -73,7 +82,7 @@ def rotate_in_place(path: Path, degrees: int) -> None:
     a, b, c, d = (value << 16 for value in matrices[degrees])
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # version and flags, times, ids, duration, layer, volume
-    content[at:at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
 
 
@@ -81,5 +90,5 @@ def cut(path: Path, share: float) -> Path:
     """A copy with only the first `share` of the bytes."""
     content = path.read_bytes()
     target = path.with_name(f"cut_{int(share * 100)}_{path.name}")
-    target.write_bytes(content[:int(len(content) * share)])
+    target.write_bytes(content[: int(len(content) * share)])
     return target

@@ -27,8 +27,18 @@ def test_any_rate_and_channels(tmp_path, rate_hz, channels):
     assert {330 * (k + 1) for k in range(channels)} == set(np.argsort(spectrum)[-channels:].tolist())
 
 
-@pytest.mark.parametrize("name, subtype", [("a.wav", "FLOAT"), ("a.wav", "ULAW"), ("a.wav", "PCM_24"), ("a.flac", "PCM_16"),
-                                           ("a.ogg", "VORBIS"), ("a.mp3", "MPEG_LAYER_III"), ("a.aiff", "PCM_16")])
+@pytest.mark.parametrize(
+    "name, subtype",
+    [
+        ("a.wav", "FLOAT"),
+        ("a.wav", "ULAW"),
+        ("a.wav", "PCM_24"),
+        ("a.flac", "PCM_16"),
+        ("a.ogg", "VORBIS"),
+        ("a.mp3", "MPEG_LAYER_III"),
+        ("a.aiff", "PCM_16"),
+    ],
+)
 def test_formats_and_their_cut_copies(tmp_path, name, subtype):
     path = wav(tmp_path / name, tone(2.0, 8000), 8000, subtype=subtype)
     assert load_audio(path).shape == (32000,)
@@ -37,8 +47,9 @@ def test_formats_and_their_cut_copies(tmp_path, name, subtype):
             load_audio(cut(path, share))
 
 
-@pytest.mark.parametrize("name, codec, channels", [("a.m4a", "aac", 2), ("a.m4a", "aac", 6), ("a.mka", "aac", 1),
-                                                   ("a.opus", "libopus", 2)])
+@pytest.mark.parametrize(
+    "name, codec, channels", [("a.m4a", "aac", 2), ("a.m4a", "aac", 6), ("a.mka", "aac", 1), ("a.opus", "libopus", 2)]
+)
 def test_what_ffmpeg_reads(tmp_path, name, codec, channels):
     path = write_sound(tmp_path / name, tone(2.0, 48000, channels), 48000, codec)
     assert abs(len(load_audio(path)) - 32000) < 1600
@@ -77,10 +88,20 @@ def test_arrays():
     assert load_audio((scaled, 8000)).shape == (16000,)
 
 
-@pytest.mark.parametrize("value, complaint", [
-    (np.zeros((500, 2), np.float32), "mono"), (np.zeros(200, np.float32), "at least 201"), (np.zeros(0, np.float32), "at least"),
-    (np.full(500, np.nan), "not finite"), (np.full(500, np.inf), "not finite"), (np.zeros(500, np.uint8), "type uint8"),
-    ((np.zeros(500), 0), "sampling rate"), ((np.zeros(500), "16k"), "sampling rate"), (None, "give a path")])
+@pytest.mark.parametrize(
+    "value, complaint",
+    [
+        (np.zeros((500, 2), np.float32), "mono"),
+        (np.zeros(200, np.float32), "at least 201"),
+        (np.zeros(0, np.float32), "at least"),
+        (np.full(500, np.nan), "not finite"),
+        (np.full(500, np.inf), "not finite"),
+        (np.zeros(500, np.uint8), "type uint8"),
+        ((np.zeros(500), 0), "sampling rate"),
+        ((np.zeros(500), "16k"), "sampling rate"),
+        (None, "give a path"),
+    ],
+)
 def test_arrays_that_cannot_be_sound(value, complaint):
     with pytest.raises(MediaError, match=complaint):
         load_audio(value)

@@ -84,17 +84,32 @@ def test_floating_point_picture_is_refused():
         load_image(picture().convert("F"))
 
 
-@pytest.mark.parametrize("array", [np.full((4, 5), 7, np.uint8), np.full((4, 5, 3), 7, np.uint8),
-                                   np.full((3, 4, 5), 7, np.uint8), np.full((4, 5, 1), 7.0, np.float32)])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((4, 5), 7, np.uint8),
+        np.full((4, 5, 3), 7, np.uint8),
+        np.full((3, 4, 5), 7, np.uint8),
+        np.full((4, 5, 1), 7.0, np.float32),
+    ],
+)
 def test_arrays(array):
     image = load_image(array)
     assert image.size == (5, 4) and image.getpixel((0, 0)) == (7, 7, 7)
 
 
-@pytest.mark.parametrize("array, complaint", [
-    (np.zeros((5, 6, 2), np.uint8), "shape"), (np.zeros((0, 5, 3), np.uint8), "shape"), (np.zeros(5, np.uint8), "shape"),
-    (np.full((4, 5, 3), 300), "300"), (np.full((4, 5, 3), 0.5), "Multiply by 255"), (np.full((4, 5, 3), np.nan), "nan"),
-    (np.zeros((4, 5), complex), "type")])
+@pytest.mark.parametrize(
+    "array, complaint",
+    [
+        (np.zeros((5, 6, 2), np.uint8), "shape"),
+        (np.zeros((0, 5, 3), np.uint8), "shape"),
+        (np.zeros(5, np.uint8), "shape"),
+        (np.full((4, 5, 3), 300), "300"),
+        (np.full((4, 5, 3), 0.5), "Multiply by 255"),
+        (np.full((4, 5, 3), np.nan), "nan"),
+        (np.zeros((4, 5), complex), "type"),
+    ],
+)
 def test_arrays_that_cannot_be_pictures(array, complaint):
     with pytest.raises(MediaError, match=complaint):
         load_image(array)
@@ -115,9 +130,19 @@ def test_bytes_and_open_files():
     assert load_image(io.BytesIO(buffer.getvalue())).getpixel((0, 0)) == COLOUR
 
 
-@pytest.mark.parametrize("size, expected", [
-    ((100, 150), (96, 160)), ((1, 1), (64, 64)), ((48, 80), (64, 64)), ((20, 31), (64, 96)), ((10, 1000), (32, 576)),
-    ((3, 600), (32, 800)), ((5000, 5000), (3552, 3552)), ((1, 200), (32, 800))])
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((100, 150), (96, 160)),
+        ((1, 1), (64, 64)),
+        ((48, 80), (64, 64)),
+        ((20, 31), (64, 96)),
+        ((10, 1000), (32, 576)),
+        ((3, 600), (32, 800)),
+        ((5000, 5000), (3552, 3552)),
+        ((1, 200), (32, 800)),
+    ],
+)
 def test_smart_resize(size, expected):
     assert smart_resize(*size, 32, 3136, 12845056) == expected
 
@@ -136,7 +161,10 @@ def test_long_videos_share_a_budget():
 
 def test_size_options():
     assert video_size(4, 480, 640, 32, 131072, 786432, SizeOptions(max_pixels=40000), "video") == (160, 224)
-    assert video_size(4, 480, 640, 32, 131072, 786432, SizeOptions(resized_height=400, resized_width=400), "v") == (384, 384)
+    assert video_size(4, 480, 640, 32, 131072, 786432, SizeOptions(resized_height=400, resized_width=400), "v") == (
+        384,
+        384,
+    )
     low_budget = video_size(4, 480, 640, 32, 131072, 786432, SizeOptions(total_pixels=1.0), "video")
     assert low_budget[0] * low_budget[1] <= int(131072 * 1.05)
 

@@ -43,8 +43,17 @@ def server(png):
 
 def test_every_spelling(png, server):
     encoded = base64.b64encode(png.read_bytes()).decode()
-    spellings = [png, str(png), png.read_bytes(), bytearray(png.read_bytes()), f"file://{png}", png.as_uri(),
-                 f"data:image/png;base64,{encoded}", f"data:image/png;base64,{encoded.rstrip('=')}", f"{server}/a.png"]
+    spellings = [
+        png,
+        str(png),
+        png.read_bytes(),
+        bytearray(png.read_bytes()),
+        f"file://{png}",
+        png.as_uri(),
+        f"data:image/png;base64,{encoded}",
+        f"data:image/png;base64,{encoded.rstrip('=')}",
+        f"{server}/a.png",
+    ]
     assert [load_image(spelling).size for spelling in spellings] == [(8, 6)] * len(spellings)
     with open(png, "rb") as file:
         assert load_image(file).size == (8, 6)
@@ -65,10 +74,21 @@ def test_downloads_that_fail(server, monkeypatch):
         load_image("http://127.0.0.1:1/a.png")
 
 
-@pytest.mark.parametrize("value, complaint", [
-    ("no such file.jpg", "does not exist"), ("", "cannot name a file"), ("a\0b", "cannot name a file"), (b"", "empty"),
-    ("x" * 5000, "cannot be read"), ("ftp://host/a.png", "starts with ftp"), ("data:image/png;base64", "no comma"),
-    ("data:image/png;base64,@@@@", "base64"), ("data:image/png;base64,", "empty"), ("http://", "cannot be downloaded")])
+@pytest.mark.parametrize(
+    "value, complaint",
+    [
+        ("no such file.jpg", "does not exist"),
+        ("", "cannot name a file"),
+        ("a\0b", "cannot name a file"),
+        (b"", "empty"),
+        ("x" * 5000, "cannot be read"),
+        ("ftp://host/a.png", "starts with ftp"),
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,@@@@", "base64"),
+        ("data:image/png;base64,", "empty"),
+        ("http://", "cannot be downloaded"),
+    ],
+)
 def test_values_that_name_nothing(value, complaint):
     with pytest.raises(MediaError, match=complaint):
         load_image(value)

@@ -9,8 +9,14 @@ from ms_omni.media import VideoFrames, load_video
 from ms_omni.media.options import SamplingOptions
 from tests.media.make_files import cut, frame_picture, rotate_in_place, tone, write_sound, write_video
 
-TYPES = [("v.mp4", "libx264"), ("v.mkv", "libx264"), ("v.webm", "libvpx"), ("v.webm", "libvpx-vp9"), ("v.avi", "mpeg4"),
-         ("v.gif", "gif")]
+TYPES = [
+    ("v.mp4", "libx264"),
+    ("v.mkv", "libx264"),
+    ("v.webm", "libvpx"),
+    ("v.webm", "libvpx-vp9"),
+    ("v.avi", "mpeg4"),
+    ("v.gif", "gif"),
+]
 
 
 @pytest.mark.parametrize("name, codec", TYPES)
@@ -58,12 +64,19 @@ def test_variable_frame_rate_uses_the_average(tmp_path):
         assert clip.sample_fps == pytest.approx(len(clip.frames) / 20 * clip.metadata["fps"])
 
 
-@pytest.mark.parametrize("options, indices", [
-    (SamplingOptions(fps=4.0), [0, 3, 5, 8, 11, 13, 16, 18, 21, 24, 26, 29]), (SamplingOptions(nframes=4), [0, 10, 19, 29]),
-    (SamplingOptions(nframes=5), [0, 10, 19, 29]), (SamplingOptions(fps=0.1), [0, 10, 19, 29]),
-    (SamplingOptions(fps=0.1, min_frames=2), [0, 29]), (SamplingOptions(max_frames=4), [0, 10, 19, 29]),
-    (SamplingOptions(video_start_s=0.55, video_end_s=1.55), [6, 9, 12, 15]),
-    (SamplingOptions(video_end_s=99.0), [0, 6, 12, 17, 23, 29])])
+@pytest.mark.parametrize(
+    "options, indices",
+    [
+        (SamplingOptions(fps=4.0), [0, 3, 5, 8, 11, 13, 16, 18, 21, 24, 26, 29]),
+        (SamplingOptions(nframes=4), [0, 10, 19, 29]),
+        (SamplingOptions(nframes=5), [0, 10, 19, 29]),
+        (SamplingOptions(fps=0.1), [0, 10, 19, 29]),
+        (SamplingOptions(fps=0.1, min_frames=2), [0, 29]),
+        (SamplingOptions(max_frames=4), [0, 10, 19, 29]),
+        (SamplingOptions(video_start_s=0.55, video_end_s=1.55), [6, 9, 12, 15]),
+        (SamplingOptions(video_end_s=99.0), [0, 6, 12, 17, 23, 29]),
+    ],
+)
 def test_sampling(tmp_path, options, indices):
     clip = load_video(write_video(tmp_path / "v.mp4", sound=False), options)
     assert clip.metadata["frames_indices"] == indices
@@ -95,7 +108,9 @@ def test_files_that_are_no_videos(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
     with pytest.raises(MediaError, match="cannot be read as a video"):
         load_video(tmp_path / "noise.mp4")
-    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://192.0.2.1/a.ts\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.mp4").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://192.0.2.1/a.ts\n#EXT-X-ENDLIST\n"
+    )
     with pytest.raises(MediaError, match="playlist"):
         load_video(tmp_path / "list.mp4")
 

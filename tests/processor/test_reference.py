@@ -1,7 +1,7 @@
 """Our processor against values recorded with transformers 5.x (tests/reference/record_processor.py).
 
-Where the reference is wrong ours is the fixed behaviour: it gives one frame rate to all videos of a call, so each case has
-one rate; 4.57 cut sound at 30 s, 5.x does not (case audio_35s).
+Where the reference is wrong ours is the fixed behaviour: it gives one frame rate to all videos of a call, so each case
+has one rate; 4.57 cut sound at 30 s, 5.x does not (case audio_35s).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Media and prompts for which the reference's results are recorded: made here alike on both sides. Numpy and Pillow only."""
+"""Media and prompts for which the reference's results are recorded, made alike on both sides."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def sound(samples: int, seed: int = 0) -> np.ndarray:
 
 def frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """uint8 `[T, C, H, W]`."""
-    return np.stack([np.asarray(picture(height, width, seed=seed + index)).transpose(2, 0, 1) for index in range(count)])
+    return np.stack(
+        [np.asarray(picture(height, width, seed=seed + index)).transpose(2, 0, 1) for index in range(count)]
+    )
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -49,11 +51,18 @@ def cases() -> dict[str, dict[str, Any]]:
     """
     return {
         "text": {"text": [chat("What is in this picture? caf\u00e9 \u65e5\u672c 42")]},
-        "two_images": {"text": [chat(IMAGE, "and", IMAGE, "describe")], "images": [picture(100, 150), picture(333, 207, seed=1)]},
-        "image_modes": {"text": [chat(IMAGE * 4)], "images": [picture(64, 90, "L"), picture(70, 64, "P"),
-                                                              picture(80, 96, "CMYK"), picture(91, 77, "RGBA")]},
-        "odd_sizes": {"text": [chat(IMAGE * 5)], "images": [picture(1, 1), picture(10, 1000), picture(20, 31), picture(3, 600),
-                                                            picture(48, 80)]},
+        "two_images": {
+            "text": [chat(IMAGE, "and", IMAGE, "describe")],
+            "images": [picture(100, 150), picture(333, 207, seed=1)],
+        },
+        "image_modes": {
+            "text": [chat(IMAGE * 4)],
+            "images": [picture(64, 90, "L"), picture(70, 64, "P"), picture(80, 96, "CMYK"), picture(91, 77, "RGBA")],
+        },
+        "odd_sizes": {
+            "text": [chat(IMAGE * 5)],
+            "images": [picture(1, 1), picture(10, 1000), picture(20, 31), picture(3, 600), picture(48, 80)],
+        },
         "pixel_limits": {"text": [chat(IMAGE)], "images": [picture(480, 640)], "min_pixels": 4096, "max_pixels": 50000},
         "audio": {"text": [chat(AUDIO, "what does it say")], "audio": [sound(33333)]},
         "two_audios": {"text": [chat(AUDIO, AUDIO)], "audio": [sound(16000), sound(48123, 1)]},
@@ -61,15 +70,44 @@ def cases() -> dict[str, dict[str, Any]]:
         "audio_11s": {"text": [chat(AUDIO)], "audio": [sound(11 * 16000 + 77)]},
         "audio_35s": {"text": [chat(AUDIO)], "audio": [sound(35 * 16000)]},
         "video": {"text": [chat(VIDEO, "describe")], "videos": [frames(6, 120, 200)], "fps": 2.0},
-        "two_videos_odd": {"text": [chat(VIDEO, "and", VIDEO)], "videos": [frames(5, 64, 64), frames(4, 100, 60, 3)], "fps": 1.0},
-        "everything": {"text": [chat(IMAGE, AUDIO, VIDEO, "answer")], "images": [picture(64, 96)], "audio": [sound(20000)],
-                       "videos": [frames(4, 96, 128)], "fps": 2.0},
-        "audio_in_video": {"text": [chat(VIDEO, "what")], "videos": [frames(6, 96, 128)], "audio": [sound(48000)],
-                           "sound_of_video": [0], "fps": 2.0},
-        "audio_in_video_fractional": {"text": [chat(VIDEO, AUDIO)], "videos": [frames(8, 96, 128)],
-                                      "audio": [sound(40000), sound(9000, 1)], "sound_of_video": [0, None], "fps": 14 / 3},
-        "silent_and_sounding": {"text": [chat(VIDEO, AUDIO, VIDEO)], "videos": [frames(4, 96, 128), frames(6, 64, 64, 2)],
-                                "audio": [sound(9000), sound(31000, 1)], "sound_of_video": [None, 1], "fps": 1.7},
-        "batch": {"text": [chat(IMAGE, "what is this"), chat("hello"), chat(AUDIO, VIDEO, "hear and see")],
-                  "images": [picture(64, 64)], "audio": [sound(17000)], "videos": [frames(4, 64, 64)], "fps": 2.0},
+        "two_videos_odd": {
+            "text": [chat(VIDEO, "and", VIDEO)],
+            "videos": [frames(5, 64, 64), frames(4, 100, 60, 3)],
+            "fps": 1.0,
+        },
+        "everything": {
+            "text": [chat(IMAGE, AUDIO, VIDEO, "answer")],
+            "images": [picture(64, 96)],
+            "audio": [sound(20000)],
+            "videos": [frames(4, 96, 128)],
+            "fps": 2.0,
+        },
+        "audio_in_video": {
+            "text": [chat(VIDEO, "what")],
+            "videos": [frames(6, 96, 128)],
+            "audio": [sound(48000)],
+            "sound_of_video": [0],
+            "fps": 2.0,
+        },
+        "audio_in_video_fractional": {
+            "text": [chat(VIDEO, AUDIO)],
+            "videos": [frames(8, 96, 128)],
+            "audio": [sound(40000), sound(9000, 1)],
+            "sound_of_video": [0, None],
+            "fps": 14 / 3,
+        },
+        "silent_and_sounding": {
+            "text": [chat(VIDEO, AUDIO, VIDEO)],
+            "videos": [frames(4, 96, 128), frames(6, 64, 64, 2)],
+            "audio": [sound(9000), sound(31000, 1)],
+            "sound_of_video": [None, 1],
+            "fps": 1.7,
+        },
+        "batch": {
+            "text": [chat(IMAGE, "what is this"), chat("hello"), chat(AUDIO, VIDEO, "hear and see")],
+            "images": [picture(64, 64)],
+            "audio": [sound(17000)],
+            "videos": [frames(4, 64, 64)],
+            "fps": 2.0,
+        },
     }

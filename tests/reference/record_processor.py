@@ -21,9 +21,9 @@ KEPT_VALUES = 1500  # per array of pixels or features
 
 
 def load_torchvision() -> None:
-    """Import torchvision although its compiled operators may not fit this PyTorch: declare the two it looks up at import.
+    """Import torchvision even if its compiled operators do not fit this PyTorch.
 
-    Resizing does not use them.
+    The two that it looks up at import are declared instead; resizing does not use them.
     """
     try:
         import torchvision  # noqa: F401
@@ -56,7 +56,9 @@ def kept_places(size: int) -> np.ndarray:
 
 def reference_arguments(case: dict) -> dict:
     """The case in the reference's words."""
-    arguments = {key: value for key, value in case.items() if key not in ("sound_of_video", "fps", "min_pixels", "max_pixels")}
+    arguments = {
+        key: value for key, value in case.items() if key not in ("sound_of_video", "fps", "min_pixels", "max_pixels")
+    }
     arguments["text"] = list(case["text"])
     if "videos" in case:
         arguments["videos"] = [torch.from_numpy(video) for video in case["videos"]]
