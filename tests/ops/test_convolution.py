@@ -1,0 +1,49 @@
+"""Convolutions and the vocoder's activation."""
+
+import pytest
+
+from ms_omni.modeling import ops
+from tests.ops import formulas
+
+
+@pytest.mark.parametrize("channels, out, width, dilation, groups, length", [
+    (3, 5, 1, 1, 1, 4), (4, 6, 7, 1, 1, 11), (4, 4, 7, 1, 4, 9), (6, 4, 3, 1, 2, 8), (3, 2, 7, 9, 1, 60),
+    (2, 2, 3, 2, 2, 5),
+])  # fmt: skip
+def test_conv1d(channels, out, width, dilation, groups, length, normal, tensors, close):
+    x, weight, bias = normal(2, channels, length), normal(out, channels // groups, width), normal(out)
+    close(ops.conv1d(*tensors(x, weight, bias), dilation, groups), formulas.conv1d(x, weight, bias, dilation, groups),
+          5e-6)  # fmt: skip
+
+
+def test_conv1d_settings_are_not_mixed_up(normal, tensors, close):
+    """Primitives are kept per setting; two convolutions of one width must not share one."""
+    x, weight, bias = normal(1, 4, 20), normal(4, 4, 3), normal(4)
+    for dilation in (1, 3, 1, 2):
+        close(ops.conv1d(*tensors(x, weight, bias), dilation), formulas.conv1d(x, weight, bias, dilation), 5e-6)
+    depthwise = normal(4, 1, 3)
+    close(ops.conv1d(*tensors(x, depthwise, bias), 1, 4), formulas.conv1d(x, depthwise, bias, 1, 4), 5e-6)
+
+
+@pytest.mark.parametrize("channels, out, width, stride, length", [
+    (3, 5, 2, 2, 4), (4, 2, 16, 8, 3), (2, 3, 10, 5, 1), (2, 2, 3, 4, 5), (1, 1, 1, 1, 2),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 3])
+def test_conv_transpose1d(batch, channels, out, width, stride, length, normal, tensors, close):
+    x, weight, bias = normal(batch, channels, length), normal(channels, out, width), normal(out)
+    close(ops.conv_transpose1d(*tensors(x, weight, bias), stride), formulas.conv_transpose1d(x, weight, bias, stride),
+          5e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("channels, out, kernel, stride, padding, size", [
+    (1, 3, (3, 3), 2, 1, (8, 9)), (3, 2, (3, 3), 2, 1, (5, 13)), (2, 4, (1, 1), 1, 0, (3, 2)), (2, 1, (2, 3), 1, 2, (4, 4)),
+])  # fmt: skip
+def test_conv2d(channels, out, kernel, stride, padding, size, normal, tensors, close):
+    x, weight, bias = normal(2, channels, *size), normal(out, channels, *kernel), normal(out)
+    close(ops.conv2d(*tensors(x, weight, bias), stride, padding), formulas.conv2d(x, weight, bias, stride, padding), 5e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (2, 7, 1)])
+def test_snake_beta(shape, normal, tensors, close):
+    x, alpha, beta = normal(*shape) * 2, normal(shape[1]) * 0.5, normal(shape[1]) * 0.5
+    close(ops.snake_beta(*tensors(x, alpha, beta)), formulas.snake_beta(x, alpha, beta), 5e-6)
