@@ -1,7 +1,7 @@
 """Is the file whole? Containers say how long they are; decoders often return what is left of a cut file without a word.
 
-Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV, M4A),
-Matroska and WebM, Ogg, MP3 with a length header, GIF. FLAC is left to its decoder, which knows the length.
+Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV,
+M4A), Matroska and WebM, Ogg, MP3 with a length header, GIF. FLAC is left to its decoder, which knows the length.
 What declares no length cannot be told from a whole file and is taken as it is: MPEG-TS, FLV, raw streams, MP3 without a
 length header, and Ogg or live Matroska that was stopped between two pages or clusters.
 """
@@ -161,7 +161,7 @@ def _gif_missing(file: BinaryIO, size: int) -> int:
 
 
 def _mp3_missing(file: BinaryIO, size: int) -> int:
-    """Bytes that the length header (Xing or Info) in the first frame declares beyond the end; 0 without such a header."""
+    """Bytes that the length header (Xing, Info) in the first frame declares beyond the end; 0 without such a header."""
     file.seek(0)
     head = file.read(10)
     start = 0

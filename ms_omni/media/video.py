@@ -25,7 +25,7 @@ class VideoClip:
     """Chosen frames of one video.
 
     Attributes:
-        frames: `[T, C, H, W]`, uint8 (float32 only if an array of fractional values was given).
+        frames: `[T, C, H, W]`, uint8 (float32 only if an array of floats was given).
         sample_fps: frames per second of `frames`; None when nobody said.
         has_audio: whether the file has a sound track; None for frames that came without a file.
         name: for error messages.
@@ -137,7 +137,9 @@ def _ready_made(frames: np.ndarray, fps: float, sizes: SizeOptions, name: str) -
 
 
 def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
-    """`[T, C, H, W]` RGB from an array of either layout, as uint8 or, if values are fractional, float32.
+    """`[T, C, H, W]` RGB from an array of either layout: floats as float32, everything else as uint8.
+
+    Floats stay floats because the reference resizes them without rounding.
 
     Raises:
         MediaError: wrong shape or type, or values outside 0..255.
@@ -148,7 +150,7 @@ def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
         raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with "
                          "1 or 3 channels.")
     frames = to_bytes(array, name)
-    if array.dtype.kind == "f" and not np.array_equal(frames, array):
+    if array.dtype.kind == "f":
         frames = array.astype(np.float32)
     return np.repeat(frames, 3, axis=1) if frames.shape[1] == 1 else frames
 

@@ -81,7 +81,7 @@ def _has_options(image: Any) -> bool:
 
 
 def _picture_pixels(image: Any, name: str) -> np.ndarray:
-    """`[3, H, W]`: uint8, or float32 if an array of fractional values was given."""
+    """`[3, H, W]`: uint8, or float32 if an array of floats was given."""
     array = to_array(image)
     if array is not None and array.dtype.kind == "f" and array.ndim == 3 and (3 in (array.shape[0], array.shape[2])):
         return frames_from_array(array[None], name)[0]

@@ -222,7 +222,7 @@ def test_audio_token_count(length, tokens):
 
 def test_what_the_original_loader_returns(processor):
     """qwen_omni_utils gives PIL images, float torch tensors [T, C, H, W] and numpy sounds."""
-    video = frames(4, 96, 128)
+    video = frames(4, 320, 448)  # at its final size: resizing floats does not round
     ours = processor(
         text=chat(IMAGE, VIDEO, AUDIO), images=[picture(64, 96)], videos=[video], audio=[sound(9000)], fps=[2.0]
     )
