@@ -181,7 +181,7 @@ class Qwen3OmniMoeProcessor:
                         side=options.get("padding_side", "left"), max_length=max_length,
                         multiple_of=options.get("pad_to_multiple_of"))
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, *,
+    def apply_chat_template(self, conversations: Any, chat_template: str | None = None, *,
                             tools: list[Any] | None = None, documents: list[Any] | None = None,
                             add_generation_prompt: bool = False,
                             continue_final_message: bool = False, tokenize: bool = False, return_dict: bool = False,
@@ -191,7 +191,7 @@ class Qwen3OmniMoeProcessor:
         """Render conversations as prompts and, with `tokenize`, load their media and make model inputs.
 
         Args:
-            conversation: a list of messages, or a list of those. Content is a text or a list of items, such as
+            conversations: a list of messages, or a list of those. Content is a text or a list of items, such as
                 `{"type": "image", "image": "cat.jpg"}`; see `ms_omni.media.conversation`.
             chat_template: a template's text or name, instead of the checkpoint's.
             tools, documents, add_generation_prompt, continue_final_message: passed to the template.
@@ -207,7 +207,7 @@ class Qwen3OmniMoeProcessor:
             InputError: a malformed conversation; MediaError: an item that cannot be read.
         """
         template = choose_template(self.chat_template, chat_template)
-        batch, several = as_batch(conversation)
+        batch, several = as_batch(conversations)
         call_kwargs, sampling, variables = _split_kwargs({**kwargs, **(processor_kwargs or {})})
         prompts = self._render(batch, template, variables, tools=tools, documents=documents,
                                add_generation_prompt=add_generation_prompt,

@@ -160,13 +160,15 @@ def collect_media(batch: Sequence[Sequence[Mapping[str, Any]]], use_audio_in_vid
 
 def _add_video(media: MediaItems, part: MediaPart, use_audio_in_video: bool, defaults: SamplingOptions,
                size_rule: SizeRule | None) -> None:
-    value, chosen = part.value, sampling_options(part.item, part.where)
+    value, own = part.value, sampling_options(part.item, part.where)
     if is_source(value):
         value = open_source(value, "video")  # once: an address is not downloaded again for its sound
-    if chosen.fps is None and chosen.nframes is None:
-        chosen = SamplingOptions(defaults.fps, defaults.nframes, chosen.min_frames or defaults.min_frames,
-                                 chosen.max_frames or defaults.max_frames, chosen.video_start_s, chosen.video_end_s)
-    rate = number(part.item, "sample_fps", part.where) or (None if is_source(part.value) else chosen.fps)
+    chosen = own
+    if own.fps is None and own.nframes is None:
+        chosen = SamplingOptions(defaults.fps, defaults.nframes, own.min_frames or defaults.min_frames,
+                                 own.max_frames or defaults.max_frames, own.video_start_s, own.video_end_s)
+    # Frames given one by one are all taken; some scripts call their rate fps.
+    rate = number(part.item, "sample_fps", part.where) or (None if is_source(part.value) else own.fps)
     clip = load_video(value, chosen, size_options(part.item, part.where), sample_fps=rate, size_rule=size_rule,
                       name=part.where)
     media.videos.append(clip)

@@ -16,8 +16,10 @@ GROUPS = {
     "images_kwargs": _VISION_KEYS,
     "videos_kwargs": (*_VISION_KEYS, "fps", "do_sample_frames", "use_audio_in_video", "load_audio_from_video",
                       "seconds_per_chunk", "position_id_per_seconds"),
-    "audio_kwargs": ("sampling_rate", "padding", "truncation", "return_attention_mask"),
+    "audio_kwargs": ("sampling_rate",),
 }
+# What scripts pass, and what sound is always treated with.
+_FIXED_AUDIO = {"padding": (True, "longest"), "truncation": (False,), "return_attention_mask": (True,)}
 _COMMON_KEYS = ("return_tensors", "use_audio_in_video", "load_audio_from_video", "audio_from_video_indices",
                 "seconds_per_chunk", "position_id_per_seconds")
 POSITION_ID_PER_SECONDS = 13.0
@@ -74,11 +76,26 @@ def argument_names() -> list[str]:
 def _group(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"{name} is a {type(value).__name__}; expected a dict.")
+    if name == "audio_kwargs":
+        value = _without_fixed_audio(value)
     allowed = (*GROUPS[name], "return_tensors")
     unknown = [key for key in value if key not in allowed]
     if unknown:
         raise InputError(f"{name} has no {', '.join(map(repr, unknown))}; it has {', '.join(GROUPS[name])}.")
     return {key: item for key, item in value.items() if item is not None}
+
+
+def _without_fixed_audio(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what sound is always treated with.
+
+    Raises:
+        InputError: a value that would cut sound or leave out its mask.
+    """
+    for key, accepted in _FIXED_AUDIO.items():
+        if value.get(key) is not None and value[key] not in accepted:
+            raise InputError(f"audio_kwargs: {key} is {value[key]!r}; sound is never cut, is padded to the longest "
+                             f"clip, and has a mask: only {accepted[0]!r} is accepted.")
+    return {key: item for key, item in value.items() if key not in _FIXED_AUDIO}
 
 
 def _checked(groups: dict[str, dict[str, Any]], common: dict[str, Any]) -> CallOptions:

@@ -312,6 +312,21 @@ def test_refused_arguments(processor, kwargs, complaint):
     assert complaint in str(error.value)
 
 
+def test_sound_is_never_cut_or_left_without_mask(processor):
+    accepted = {"padding": True, "truncation": False, "return_attention_mask": True, "sampling_rate": 16000}
+    assert processor(text=chat(AUDIO), audio=sound(900), audio_kwargs=accepted).feature_attention_mask.shape == (1, 5)
+    for key, value in (("padding", "max_length"), ("truncation", True), ("return_attention_mask", False)):
+        with pytest.raises(InputError, match=key):
+            processor(text=chat(AUDIO), audio=sound(900), audio_kwargs={key: value})
+
+
+def test_mindspore_tensors(processor):
+    mindspore = pytest.importorskip("mindspore")
+    inputs = processor(text=chat(AUDIO), audio=sound(900), return_tensors="ms")
+    assert isinstance(inputs.input_ids, mindspore.Tensor) and inputs.input_ids.dtype == mindspore.int64
+    assert inputs.input_features.shape == (1, 128, 5)
+
+
 def test_refused_media(processor):
     with pytest.raises(MediaError, match="at least 201"):
         processor(text=chat(AUDIO), audio=[sound(200)])
@@ -348,3 +363,7 @@ def test_frames_in_a_conversation(processor):
         user({"type": "video", "video": pictures, "sample_fps": 4.0}), tokenize=True, return_dict=True
     )
     assert inputs.video_grid_thw[0, 0] == 2 and inputs.video_second_per_grid.tolist() == [0.5]
+    bare = processor.apply_chat_template(
+        user({"type": "video", "video": pictures}), tokenize=True, return_dict=True, fps=8
+    )  # the rate asked of files says nothing about frames given one by one
+    assert bare.video_second_per_grid.tolist() == [1.0]
