@@ -44,11 +44,11 @@ def take_text_options(kwargs):
 
 
 def sampling_params(kwargs, what, **defaults):
-    """`SamplingParams` from kwargs over defaults; raises `InputError` for names that it does not know."""
+    """`SamplingParams` from kwargs over defaults (None: the default); raises `InputError` for names it does not know."""
     unknown = [name for name in kwargs if name not in NAMES]
     if unknown:
         raise InputError("; ".join(_unknown(name, what) for name in unknown))
-    given = {name: value for name, value in kwargs.items() if value is not None or name not in defaults}
+    given = {name: value for name, value in kwargs.items() if value is not None}
     return SamplingParams(**{**defaults, **given})
 
 

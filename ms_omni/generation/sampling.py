@@ -4,7 +4,9 @@ The order of the steps is the one of transformers' `generate`: repetition penalt
 then, when sampling, temperature, top-k, top-p.
 """
 
+import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Optional
 
 import numpy as np
@@ -36,10 +38,12 @@ class SamplingParams:
         checks = (
             ("max_new_tokens", _whole(self.max_new_tokens, 1), "an integer of at least 1"),
             ("min_new_tokens", _whole(self.min_new_tokens, 0), "an integer of at least 0"),
-            ("temperature", self.temperature > 0, "a number above 0 (use do_sample=False for greedy decoding)"),
+            ("temperature", _positive(self.temperature), "a number above 0 (use do_sample=False for greedy decoding)"),
             ("top_k", _whole(self.top_k, 0), "an integer of at least 0 (0: no limit)"),
-            ("top_p", 0 < self.top_p <= 1, "a number in (0, 1]"),
-            ("repetition_penalty", self.repetition_penalty > 0, "a number above 0 (1: none)"),
+            ("top_p", _positive(self.top_p) and self.top_p <= 1, "a number in (0, 1]"),
+            ("repetition_penalty", _positive(self.repetition_penalty), "a number above 0 (1: none)"),
+            ("pad_token_id", self.pad_token_id is None or _whole(self.pad_token_id, 0), "a token id"),
+            ("seed", self.seed is None or _whole(self.seed, 0), "an integer of at least 0, or None for another every time"),
         )
         for name, good, expected in checks:
             if not good:
@@ -66,6 +70,10 @@ def _whole(value, low):
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low
 
 
+def _positive(value):
+    return isinstance(value, Real) and 0 < value < math.inf
+
+
 class Sampler:
     """Draws one token per row and step. Each row has a random stream of its own, so batches do not change results."""
 
@@ -82,8 +90,8 @@ class Sampler:
                 self.seen[row, ids if valid is None else ids[valid[row]]] = True
 
     def _check(self, vocab_size):
-        for name in ("eos_token_id", "suppress_tokens"):
-            beyond = [token for token in getattr(self.params, name) if token >= vocab_size]
+        for name in ("eos_token_id", "suppress_tokens", "pad_token_id"):
+            beyond = [token for token in as_ids(name, getattr(self.params, name)) if token >= vocab_size]
             if beyond:
                 raise InputError(f"{name} holds {beyond[:5]}, but the vocabulary has {vocab_size} tokens")
 
