@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -46,6 +47,7 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
         source = open_source(value, "sound")
         name = source.name
         samples, rate_hz = _decode(source, start_s, end_s)
+        _checked_rate(rate_hz, name)
     else:
         raise MediaError(f"{name} is a {type(value).__name__}; give {AUDIO_ACCEPTED}.")
     return check_clip(resample(samples, rate_hz), name)
@@ -85,8 +87,7 @@ def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 def _checked_rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 100 <= rate <= 1_000_000:
-        raise MediaError(f"{name}: the sampling rate is {rate!r}; expected (array, sampling_rate_hz), a rate from 100 "
-                         "to 1000000.")
+        raise MediaError(f"{name}: the sampling rate is {rate!r}; expected 100 to 1000000 (Hz).")
     if rate != int(rate):
         raise MediaError(f"{name}: the sampling rate is {rate!r} Hz; expected a whole number.")
     return int(rate)
@@ -127,21 +128,28 @@ def _decode(source: Source, start_s: float | None, end_s: float | None) -> tuple
     return _cut(samples, rate_hz, start_s, end_s, source.name), rate_hz
 
 
+class _SeekableBytes(io.BytesIO):
+    """Bytes for libsndfile, which on damaged files seeks to before the start: an exception there could not be caught."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}[whence]
+        return super().seek(max(0, base + offset))
+
+
 def _decode_with_soundfile(source: Source) -> tuple[np.ndarray, int] | None:
     """Mono samples and rate, or None when libsndfile does not know the format."""
     import soundfile
 
-    with source.open() as file:
+    try:
+        sound = soundfile.SoundFile(_SeekableBytes(source.data) if source.path is None else str(source.path))
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return None
+    with sound:
         try:
-            sound = soundfile.SoundFile(file)
-        except (soundfile.LibsndfileError, RuntimeError, TypeError):
-            return None
-        with sound:
-            try:
-                samples = sound.read(dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
-                raise MediaError(f"{source.name} is damaged: {error}") from error
-            declared, rate_hz, kind = sound.frames, sound.samplerate, sound.format
+            samples = sound.read(dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
+            raise MediaError(f"{source.name} is damaged: {error}") from error
+        declared, rate_hz, kind = sound.frames, sound.samplerate, sound.format
     # Of MP3 and Ogg libsndfile may only estimate the length; `check_whole` has looked at what those declare.
     if len(samples) < declared and kind not in ("MP3", "MPEG", "OGG"):
         raise MediaError(f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. "

@@ -53,7 +53,9 @@ def check_whole(source: Source) -> None:
     size = source.size_bytes()
     with source.open() as file:
         head = file.read(12)
-        if head[:4] == b"RIFF":
+        if len(head) < 12:
+            missing = 0  # too short for any header: the decoder will say so
+        elif head[:4] == b"RIFF":
             missing = _riff_missing(file, head, size)
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             missing = _iso_missing(file, size)
