@@ -129,7 +129,7 @@ def _decode(source: Source, start_s: float | None, end_s: float | None) -> tuple
 
 
 class _SeekableBytes(io.BytesIO):
-    """Bytes for libsndfile, which on damaged files seeks to before the start: an exception there could not be caught."""
+    """Bytes for libsndfile, which on damaged files seeks to before the start: an error there could not be caught."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}[whence]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ms_omni.media.options import (
 )
 from ms_omni.media.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, image_size, video_size
 from ms_omni.media.sources import is_source, open_source
-from ms_omni.media.video import SizeRule, VideoClip, VideoFrames, load_video
+from ms_omni.media.video import SizeRule, VideoClip, VideoFrames, load_video, resize_clip
 
 KINDS = ("image", "audio", "video")
 MERGE_SIZE = 2
@@ -222,10 +222,6 @@ def _sized_image(image: Image.Image, options: SizeOptions, factor: int, always: 
 
 
 def _sized_clip(clip: VideoClip, factor: int, always: bool) -> VideoClip:
-    from dataclasses import replace
-
-    from ms_omni.media.video import resize_clip
-
     if not (always or clip.sizes):
         return clip
     scale = factor * factor / (LOADER_PATCH_SIZE * MERGE_SIZE) ** 2

@@ -13,6 +13,7 @@ from ms_omni.media.image import load_image, to_bytes
 from ms_omni.media.integrity import check_whole, describe
 from ms_omni.media.options import SamplingOptions, SizeOptions
 from ms_omni.media.sampling import FRAME_FACTOR, frame_count, frame_indices, frame_range
+from ms_omni.media.sizes import resize_frame
 from ms_omni.media.sources import ACCEPTED, Source, is_source, open_source, to_array
 
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
@@ -100,8 +101,6 @@ def load_video(value: Any, sampling: SamplingOptions = SamplingOptions(), sizes:
 
 def resize_clip(clip: VideoClip, size_rule: SizeRule) -> VideoClip:
     """The clip with its frames at the size that `size_rule` says."""
-    from ms_omni.media.sizes import resize_frame
-
     if clip.sized:
         return clip
     count, _, height, width = clip.frames.shape
@@ -249,8 +248,6 @@ def _average_fps(stream: Any, declared_frames: int, times: list[int | None], nam
 def _decode(source: Source, plan: _Plan, sizes: SizeOptions,
             size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
     """Chosen frames `[C, H, W]`, as many as could be had, and the number of frames that were decoded on the way."""
-    from ms_omni.media.sizes import resize_frame
-
     wanted = set(plan.indices.tolist())
     frames: list[np.ndarray] = []
     decoded, size = 0, None
