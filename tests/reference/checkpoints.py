@@ -14,11 +14,10 @@ def write(geometry: str, folder: Path):
 
     config = load_named_config(geometry).to_dict()
     if geometry == "odd":
-        # What the reference can compute: it counts 13 tokens per chunk whatever n_window says (so only 50 is usable),
-        # and its talker has experts in every layer whatever mlp_only_layers says. 300: four windows in 11 s.
+        # The reference counts 13 tokens per chunk whatever n_window says, so it can compute with 50 only. 300 mel frames
+        # per attention window: an 11 s clip has four of them.
         config["thinker_config"]["audio_config"]["n_window"] = 50
         config["thinker_config"]["audio_config"]["n_window_infer"] = 300
-        config["talker_config"]["text_config"]["mlp_only_layers"] = []
     write_tiny_checkpoint(folder, geometry=config, seed=SEED, dtype="float32")
 
 
