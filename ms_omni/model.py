@@ -100,6 +100,9 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
     def from_pretrained(cls, folder, **kwargs):
         model = super().from_pretrained(folder, **kwargs)
         model.folder = folder
+        known = model.generation_defaults
+        end = known.eos_token_id or (model.config.im_end_token_id,)
+        model.thinker.generation_defaults = replace(known, eos_token_id=end)
         return model
 
     from_pretrained.__func__.__doc__ = PretrainedMixin.from_pretrained.__doc__

@@ -37,6 +37,7 @@ class TextGeneration:
     def close(self):
         """Stops early and frees the cache."""
         self._steps.close()
+        self.cache = None  # `read_prompt` may have been all that was asked for
 
     def _run(self):
         try:
