@@ -142,12 +142,11 @@ class Thinker(nn.Cell):
 
         Every encoder runs once; placeholders without features, and features without placeholders, are errors.
         """
-        self._check_ids(input_ids)
         encoded = self._encode_media(input_features, feature_attention_mask, audio_feature_lengths, pixel_values,
                                      image_grid_thw, pixel_values_videos, video_grid_thw)  # fmt: skip
         counts = [0 if part is None else part[0].shape[0] for part in encoded]
         masks = self.get_placeholder_mask(input_ids, *counts)
-        x = self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
+        x = self.embed_text(input_ids)
         shape, rows = x.shape, x.reshape(-1, x.shape[-1])  # [B * T, D]
         deepstack = []
         for mask, part in zip(masks, encoded):
@@ -156,6 +155,16 @@ class Thinker(nn.Cell):
                 rows = ops.scatter_rows(rows, index, part[0].astype(rows.dtype))
                 deepstack += [(index, part[1])] if part[1] else []
         return rows.reshape(shape), _injection(deepstack)
+
+    def embed_text(self, input_ids):
+        """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
+        vocabulary = self.config.text_config.vocab_size
+        if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
+            raise InputError(f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
+                             f"{list(input_ids.shape)}")  # fmt: skip
+        if input_ids.min() < 0 or input_ids.max() >= vocabulary:
+            raise InputError(f"input_ids must lie in [0, {vocabulary}); got {input_ids.min()} to {input_ids.max()}")
+        return self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
 
     def _encode_media(self, input_features, feature_mask, lengths, pixels, image_grids, video_pixels, video_grids):
         image = video = audio = None
@@ -167,14 +176,6 @@ class Thinker(nn.Cell):
         if input_features is not None:
             audio = (self.get_audio_features(input_features, feature_mask, lengths), [])
         return image, video, audio
-
-    def _check_ids(self, input_ids):
-        vocabulary = self.config.text_config.vocab_size
-        if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
-            raise InputError(f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
-                             f"{list(input_ids.shape)}")  # fmt: skip
-        if input_ids.min() < 0 or input_ids.max() >= vocabulary:
-            raise InputError(f"input_ids must lie in [0, {vocabulary}); got {input_ids.min()} to {input_ids.max()}")
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -195,9 +196,12 @@ class Thinker(nn.Cell):
         inject, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
         if inputs_embeds is None:
             input_ids = host_array(input_ids)
-            inputs_embeds, inject = self.embed(
-                input_ids, input_features, feature_attention_mask, audio_feature_lengths, pixel_values, image_grid_thw,
-                pixel_values_videos, video_grid_thw)  # fmt: skip
+            media = (input_features, feature_attention_mask, audio_feature_lengths, pixel_values, image_grid_thw,
+                     pixel_values_videos, video_grid_thw)  # fmt: skip
+            if past_key_values is not None and past_key_values.length and all(part is None for part in media):
+                inputs_embeds = self.embed_text(input_ids)  # a placeholder id that was generated is a word like others
+            else:
+                inputs_embeds, inject = self.embed(input_ids, *media)
         valid = self._valid(valid, inputs_embeds, past_key_values)
         position_ids, deltas = self._positions(position_ids, input_ids, valid, past_key_values, image_grid_thw,
                                                video_grid_thw, video_second_per_grid)  # fmt: skip
