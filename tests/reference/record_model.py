@@ -102,6 +102,7 @@ def _record_speech(model, config: dict) -> Recorder:
     part.record_talker(rec, model.talker, config)
     part.record_predictor(rec, model.talker, config)
     part.record_code2wav(rec, model.code2wav, config)
+    part.record_sampling(rec, model, cases.build_case(config, "text", seed=0))
     for key, arguments in part.variations(config["thinker_config"]["text_config"]["tie_word_embeddings"]):
         case, seed, (*spoken, frames, arguments, gap) = _first_clear(
             config, key.split("+")[0], lambda c, k=key, a=arguments: part.attempt(model, k, c, a), SPEECH_MARGIN

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tests.reference.cases import Case
 from tests.reference.random_rows import predictor_rows, talker_rows, vocoder_codes
@@ -194,6 +195,25 @@ def record_predictor(rec: Recorder, talker, config: dict):
     states = predictor.model(inputs_embeds=torch.cat(rows, dim=1), use_cache=False).last_hidden_state
     logits = torch.stack([head(states[:, 1 + i]) for i, head in enumerate(predictor.lm_head)])
     rec.add("predictor/logits", logits, limit=4096)
+
+
+def record_sampling(rec: Recorder, model, case: Case):
+    """With the reference's default sampling: logits [V] and probabilities [V] of the first code 0 and first code 1."""
+    with TalkerTrace(model) as trace:
+        model.generate(
+            **tensors(case.inputs),
+            speaker=SPEAKER,
+            thinker_max_new_tokens=THINKER_TOKENS,
+            thinker_do_sample=False,
+            thinker_eos_token_id=model.config.im_end_token_id,
+            talker_max_new_tokens=2,
+        )
+    rec.add("sampling/talker_logits", trace.logits[0][0], limit=10**9)
+    rec.add("sampling/talker_probabilities", trace.result.scores[0][0].softmax(-1), limit=10**9)
+    logits = trace.predictor_logits[0][:1]
+    warped = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(50)(None, logits))  # as prepare_inputs_for_generation asks
+    rec.add("sampling/predictor_logits", logits[0], limit=10**9)
+    rec.add("sampling/predictor_probabilities", warped[0].softmax(-1), limit=10**9)
 
 
 def record_code2wav(rec: Recorder, vocoder, config: dict):
