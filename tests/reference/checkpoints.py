@@ -14,8 +14,8 @@ def write(geometry: str, folder: Path):
 
     config = load_named_config(geometry).to_dict()
     if geometry == "odd":
-        # The reference counts 13 tokens per chunk whatever n_window says, so it can compute with 50 only. 300 mel frames
-        # per attention window: an 11 s clip has four of them.
+        # The reference counts 13 tokens per chunk whatever n_window says, so it can compute with 50 only. 300 mel
+        # frames per attention window: an 11 s clip has four of them.
         config["thinker_config"]["audio_config"]["n_window"] = 50
         config["thinker_config"]["audio_config"]["n_window_infer"] = 300
     write_tiny_checkpoint(folder, geometry=config, seed=SEED, dtype="float32")
