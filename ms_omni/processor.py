@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,24 @@ class Qwen3OmniMoeProcessor:
         self.pad_token_id = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> Qwen3OmniMoeProcessor:
+    def from_pretrained(cls, folder: str | os.PathLike, *, min_pixels: int | None = None,
+                        max_pixels: int | None = None) -> Qwen3OmniMoeProcessor:
         """Load from a checkpoint folder, in the published layout or in that of transformers 5.x.
+
+        Args:
+            folder: holds tokenizer, chat template and preprocessor settings; nothing is downloaded.
+            min_pixels, max_pixels: area of a resized picture, and of a video frame, instead of the settings' own:
+                fewer pixels make fewer tokens.
 
         Raises:
             CheckpointError: no such folder, or missing or damaged files in it.
+            InputError: limits that cross.
         """
         path = checked_folder(folder)
         settings = read_settings(path)
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        settings = replace(settings, image=settings.image.changed(limits, "from_pretrained"),
+                           video=settings.video.changed(limits, "from_pretrained"))
         tokenizer = load_tokenizer(path)
         return cls(tokenizer, settings, load_chat_template(path, tokenizer))
 

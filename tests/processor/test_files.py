@@ -211,3 +211,20 @@ def test_no_heavy_imports():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_pixel_limits_of_from_pretrained(folder):
+    from PIL import Image
+
+    from ms_omni import Qwen3OmniMoeProcessor
+    from ms_omni.errors import InputError
+
+    picture = Image.new("RGB", (640, 480))
+    text = "<|vision_start|><|image_pad|><|vision_end|>"
+    whole = Qwen3OmniMoeProcessor.from_pretrained(folder)(text=text, images=[picture])
+    small = Qwen3OmniMoeProcessor.from_pretrained(folder, min_pixels=56 * 56, max_pixels=14 * 14 * 768)
+    limited = small(text=text, images=[picture])
+    assert whole["image_grid_thw"].tolist() == [[1, 30, 40]]
+    assert limited["image_grid_thw"].prod() * 16 * 16 <= 14 * 14 * 768
+    with pytest.raises(InputError, match="expected 0 < min_pixels <= max_pixels"):
+        Qwen3OmniMoeProcessor.from_pretrained(folder, min_pixels=10**9)

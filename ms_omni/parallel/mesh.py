@@ -1,0 +1,45 @@
+"""Start-up of one process among several: `msrun` sets the environment, `start` joins the others."""
+
+import os
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..runtime import require_mindspore
+
+BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """rank of this process in `[0, size)`; backend: "hccl" (Ascend), "mccl" (CPU), or None for a process of its own."""
+
+    rank: int
+    size: int
+    backend: str | None = None
+
+    @property
+    def speaks(self):
+        """Whether this process prints and writes results: rank 0 does."""
+        return self.rank == 0
+
+
+def under_msrun():
+    """Whether msrun started this process."""
+    return os.environ.get("MS_ROLE") == "MS_WORKER"
+
+
+def start():
+    """Joins the processes that msrun started; outside msrun there is one process and no communication.
+
+    Raises `InputError` for a device that MindSpore cannot communicate on.
+    """
+    if not under_msrun():
+        return Mesh(0, 1)
+    ms = require_mindspore()
+    from mindspore.communication import get_group_size, get_rank, init
+
+    device = ms.get_context("device_target")
+    if device not in BACKENDS:
+        raise InputError(f"msrun on device {device!r}: expected one of {', '.join(BACKENDS)}")
+    init(BACKENDS[device])
+    return Mesh(get_rank(), get_group_size(), BACKENDS[device])
