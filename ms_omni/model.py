@@ -93,7 +93,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
             raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
                              "or Captioner checkpoint and answers in text only")  # fmt: skip
         if enable_audio_output is False:
-            config = replace(config, enable_audio_output=False, talker_config=None, code2wav_config=None)
+            config = without_speech(config)
         return config
 
     @classmethod
@@ -127,6 +127,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         """Frees talker and vocoder; the model then answers in text only."""
         if self.has_talker:
             del self.talker, self.code2wav
+            self.config = without_speech(self.config)
 
     def generate(self, **kwargs):
         """Answers a prompt: `(text_ids, audio)`.
@@ -160,6 +161,11 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
 
     def _events(self, request):
         return OmniStream(self, request.inputs, request.text, request.speech, request.stopping, request.given)
+
+
+def without_speech(config):
+    """The configuration of the same model without talker and vocoder."""
+    return replace(config, enable_audio_output=False, talker_config=None, code2wav_config=None)
 
 
 def speech_config(folder, cls, changes):

@@ -68,6 +68,8 @@ class OmniStream:
         finally:
             source.close()
             self.text.close()
+            if self.chunker is not None:
+                self.chunker.stream.reset()
 
     def _write(self):
         """Text alone: None per step, the deltas come from `_watched`."""
