@@ -15,6 +15,7 @@ COMMANDS = (generate, say, convert, inspect, tiny)
 
 
 def build_parser():
+    """The parser of the whole command line, one sub-parser per module of `COMMANDS`."""
     parser = argparse.ArgumentParser(
         prog="ms-omni",
         description="Qwen3-Omni on MindSpore: text, images, audio and video in; text and 24 kHz speech out.",

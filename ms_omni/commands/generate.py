@@ -118,4 +118,5 @@ def summary(end, text, speech, prompt_tokens, loaded_s):
 
 
 def rounded(seconds):
+    """Seconds to the millisecond; None stays None."""
     return None if seconds is None else round(seconds, 3)

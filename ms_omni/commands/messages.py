@@ -17,12 +17,14 @@ class AppendMedia(argparse.Action):
 
 
 def add_model_arguments(parser):
+    """Which checkpoint, in which dtype, with which seed."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint folder")
     parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
     parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")
 
 
 def add_media_arguments(parser):
+    """The pictures, sounds and videos of a question, and its system message."""
     for kind in MEDIA:
         parser.add_argument(f"--{kind}", action=AppendMedia, default=argparse.SUPPRESS, metavar="F",
                             help=f"{kind} to show: a file or URL; may be repeated, order is kept")  # fmt: skip
@@ -31,6 +33,7 @@ def add_media_arguments(parser):
 
 
 def add_speech_arguments(parser, default=None):
+    """Where speech goes and how it is spoken; default: the target when none is given."""
     parser.add_argument("--speech", metavar="OUT.wav", default=default,
                         help="write the spoken answer here while it is produced; '-' writes raw 16-bit little-endian "
                              "mono PCM at 24 kHz to standard output"
@@ -64,4 +67,5 @@ def status(text):
 
 
 def clear_status():
+    """Removes the line of `status`."""
     status("")

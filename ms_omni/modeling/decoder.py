@@ -36,6 +36,7 @@ def build_attention(config, qk_norm):
 
 
 def build_dense_mlp(config):
+    """The gated MLP of a layer without experts."""
     return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
 

@@ -42,6 +42,7 @@ class MediaCounts:
 
 
 def count_placeholders(texts: Sequence[str], token: str) -> int:
+    """How often a placeholder stands in all texts together."""
     return sum(text.count(token) for text in texts)
 
 
