@@ -19,6 +19,7 @@ from .checkpoint.writer import Pending, new_folder, write_shards
 from .config import Qwen3OmniMoeConfig, load_named_config, read_config_json, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
+from .runtime import require_mindspore
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 PLACEHOLDER_IDS = (
@@ -123,6 +124,7 @@ def _match_preprocessor(path: Path, thinker) -> None:
 
 def _published_tensors(config: Qwen3OmniMoeConfig):
     """The tensors of a checkpoint of this geometry, named and shaped as published: read off cells without memory."""
+    require_mindspore()
     from mindspore.nn.utils import no_init_parameters
 
     from .model import Qwen3OmniMoeForConditionalGeneration

@@ -37,7 +37,7 @@ def run(arguments):
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
 
-    speaks = arguments.speech is not None
+    speaks, speech = arguments.speech is not None, SpeechOutput(arguments.speech)
     status("reading media ...")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = read_inputs(processor, arguments)
@@ -49,7 +49,7 @@ def run(arguments):
     events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, **text_options(arguments),
                           **(speech_options(arguments) if speaks else {}))  # fmt: skip
     status("reading the prompt ...")
-    with SpeechOutput(arguments.speech) as speech:
+    with speech:
         end, text = show(events, processor, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")
     if arguments.json:
         report = summary(end, text, speech, inputs["input_ids"].shape[1], loaded_s)

@@ -24,6 +24,7 @@ def run(arguments):
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
 
+    speech = SpeechOutput(arguments.speech)
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = spoken_turn(processor, arguments.text)
     status("loading weights ...")
@@ -31,7 +32,7 @@ def run(arguments):
         arguments.model, dtype=arguments.dtype, enable_audio_output=True
     )
     events = model.say(**inputs, seed=arguments.seed, **speech_options(arguments))
-    with SpeechOutput(arguments.speech) as speech:
+    with speech:
         end, _ = show(events, processor, speech, quiet=True)
     speech.report(end)
     print(arguments.text, file=sys.stderr if arguments.speech == "-" else sys.stdout)

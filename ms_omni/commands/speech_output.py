@@ -16,19 +16,20 @@ class SpeechOutput:
     """Context manager; `write` appends float32 samples. target: a path, "-" for raw PCM, or None for nowhere.
 
     A new file grows in place, so that it can be played while it is written and holds what was said when the program is
-    stopped. A file that was there before is replaced at the end only: until then the sound goes to `NAME.partial`.
+    stopped. A file that was there before is replaced at the end only: until then the sound goes to `NAME.partial`; when
+    the program fails before anything was said, the old file stays. Raises `InputError` for a target that cannot be written.
     """
 
     def __init__(self, target):
         self.target = target
         self.samples = 0
         self._wave = self._writing_to = None
+        if target not in (None, "-") and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
+            raise InputError(f"cannot write speech to {target}: it must be a file in a folder that exists")
 
     def __enter__(self):
         if self.target not in (None, "-"):
             path = Path(self.target)
-            if path.is_dir() or not path.absolute().parent.is_dir():
-                raise InputError(f"cannot write speech to {path}: it must be a file in a folder that exists")
             self._writing_to = path.with_name(path.name + ".partial") if path.exists() else path
             self._file = open(self._writing_to, "w+b")
             self._wave = wave.open(self._file, "wb")
@@ -36,12 +37,17 @@ class SpeechOutput:
             self._flush(b"")
         return self
 
-    def __exit__(self, *_):
-        if self._wave is not None:
-            self._wave.close()
-            self._file.close()
-            if self._writing_to != Path(self.target):
-                os.replace(self._writing_to, self.target)
+    def __exit__(self, error, *_):
+        if self._wave is None:
+            return
+        self._wave.close()
+        self._file.close()
+        if self._writing_to == Path(self.target):
+            return
+        if error is not None and not self.samples:
+            self._writing_to.unlink()
+        else:
+            os.replace(self._writing_to, self.target)
 
     def write(self, samples):
         """samples float32 `[n]` in [-1, 1]."""
