@@ -15,10 +15,12 @@ from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpor
 
 from .generation.arguments import sampling_params, take_inputs, take_text_options
 from .generation.decode import collect_text, feed_streamer, generate_text, text_result
+from .generation.reader import thinker_reader
 from .generation.request import parse_request
 from .generation.speech import OmniStream, join_audio, split_events
 from .generation.text import TextGeneration
 from .modeling.code2wav import Code2Wav
+from .modeling.steps import StepPool
 from .modeling.talker import Talker
 from .modeling.thinker import Thinker
 
@@ -31,6 +33,14 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
 
     config_class = Qwen3OmniMoeThinkerConfig
     checkpoint_prefix = "thinker."
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.steps = StepPool()
+
+    def read(self, batch_size):
+        """A context manager around a `ThinkerReader`: a prompt, then tokens, on a cache of its own."""
+        return thinker_reader(self, batch_size)
 
     def generate(self, **kwargs):
         """Prompt and new token ids int64 `[B, T + new]`; rows that ended earlier are padded.
@@ -81,6 +91,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         super().__init__()
         self.config = config
         self.folder = None
+        self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
         if config.enable_audio_output:
             self.talker = Qwen3OmniMoeTalkerForConditionalGeneration(config.talker_config)

@@ -23,14 +23,15 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(cls, folder, *, mindspore_dtype=None, dtype=None, attn_implementation=None, progress=True,
-                        **config_changes):  # fmt: skip
+                        compile_steps=True, **config_changes):  # fmt: skip
         """Builds the model of a checkpoint folder and fills it tensor by tensor.
 
         folder: holds config.json and model.safetensors or shards with an index (bf16, fp16 or fp32), as published or
         as `ms-omni convert` wrote it; nothing is downloaded. mindspore_dtype (or dtype): dtype to compute in, default:
         the device's own (float32 on CPU, bfloat16 on Ascend). attn_implementation: "eager", "sdpa" or
         "flash_attention_2"; all mean the same numbers, the fused kernels are used where the device has them.
-        config_changes: `enable_audio_output=False` leaves talker and code2wav out.
+        compile_steps: turn the steps of generation into compiled graphs once they have run for a while; the numbers
+        are the same either way. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
         Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
         """
         check_attention(attn_implementation)
@@ -41,6 +42,9 @@ class PretrainedMixin:
         load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, progress=progress)
         model.generation_defaults = GenerationDefaults.from_pretrained(folder)
         model.set_train(False)
+        for cell in model.cells():
+            _set_compile(cell, compile_steps)
+        _set_compile(model, compile_steps)
         return model
 
     @classmethod
@@ -62,6 +66,11 @@ class PretrainedMixin:
     def device(self):
         """Name of the device that MindSpore computes on: "CPU" or "Ascend"."""
         return require_mindspore().get_context("device_target")
+
+
+def _set_compile(cell, compile_steps):
+    if not compile_steps and hasattr(cell, "steps"):
+        cell.steps.compile_after = None
 
 
 def check_attention(name):

@@ -43,7 +43,7 @@ def run(arguments):
     inputs = read_inputs(processor, arguments)
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        arguments.model, dtype=arguments.dtype, enable_audio_output=speaks
+        arguments.model, dtype=arguments.dtype, enable_audio_output=speaks, compile_steps=not arguments.no_compile
     )
     loaded_s = time.perf_counter() - started
     events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, **text_options(arguments),

@@ -29,7 +29,7 @@ def run(arguments):
     inputs = spoken_turn(processor, arguments.text)
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        arguments.model, dtype=arguments.dtype, enable_audio_output=True
+        arguments.model, dtype=arguments.dtype, enable_audio_output=True, compile_steps=not arguments.no_compile
     )
     events = model.say(**inputs, seed=arguments.seed, **speech_options(arguments))
     with speech:

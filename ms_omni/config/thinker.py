@@ -12,6 +12,7 @@ from .rope import normalise_rope
 from .section import ConfigSection
 
 ENCODER_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
+CHUNK_FRAMES = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,14 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
             )
         if self.d_model % 2:
             problems.append(("d_model", f"got {self.d_model}, expected an even number (sine and cosine halves)"))
+        if 2 * self.n_window != CHUNK_FRAMES:
+            problems.append(
+                (
+                    "n_window",
+                    f"got {self.n_window}, expected {CHUNK_FRAMES // 2}: the reference and the processor count 13 tokens "
+                    f"for each chunk of {CHUNK_FRAMES} mel frames, whatever n_window says",
+                )
+            )
         if self.n_window_infer < 2 * self.n_window:
             problems.append(
                 (

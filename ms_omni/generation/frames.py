@@ -3,33 +3,25 @@
 import numpy as np
 from mindspore import Tensor
 
-from ..modeling import ops
 from ..modeling.packing import host_array
+from ..modeling.steps import DecoderStep, FrameStep
 from ..outputs import CodecFrame
-from .sampling import Sampler
+from .sampling import Sampler, row_streams
 from .talker_prompt import ROLE_ROWS, build_prompt, text_rows
 
 
 class FramePredictor:
-    """Codes 1 .. n-1 of one frame after another; owns the predictor's tiny cache and its random streams."""
+    """Codes 1 .. n-1 of one frame after another; every row has a random stream of its own."""
 
-    def __init__(self, talker, params, batch_size):
-        self.talker = talker
-        self.predictor = talker.code_predictor
-        self.cache = self.predictor.new_cache(batch_size)
-        self.sampler = Sampler(params, batch_size, self.predictor.config.vocab_size)
+    def __init__(self, step, params, batch_size):
+        self.step = step
+        self.streams = row_streams(params.seed, batch_size, purpose=1)
 
     def __call__(self, hidden, code):
         """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]` and their summed embeddings `[B, 1, D]`."""
-        self.cache.clear()
-        embed = self.talker.get_input_embeddings()(as_column(code))
-        x, codes, total = ops.concat((hidden, embed), 1), [code], embed
-        for group, embedding in enumerate(self.predictor.model.codec_embedding):
-            logits = self.predictor(x, self.cache, group)
-            codes.append(self.sampler(host_array(logits).astype(np.float32)))
-            x = embedding(as_column(codes[-1]))
-            total = total + x
-        return np.stack(codes, axis=1), total
+        noise = np.stack([stream.random(self.step.groups, np.float32) for stream in self.streams])
+        codes, total = self.step(hidden, as_column(code), Tensor(noise))
+        return host_array(codes).astype(np.int64), total
 
 
 def as_column(ids):
@@ -37,20 +29,34 @@ def as_column(ids):
     return Tensor(ids[:, None].astype(np.int32))
 
 
-def codec_frames(model, prompt, media, hand_over, speaker_id, params, predictor_params):
-    """Yields a `CodecFrame` per 80 ms until every row has ended.
+def codec_frames(model, prompt, media, hand_over, speech):
+    """Yields a `CodecFrame` per 80 ms until every row has ended; speech: `SpeechParams`.
 
-    As in the reference, `params.max_new_tokens` counts draws of code 0, and the last draw makes no frame: it is the end
-    token, or the loop was cut there.
+    As in the reference, the talker's `max_new_tokens` counts draws of code 0, and the last draw makes no frame: it is the
+    end token, or the loop was cut there.
     """
-    talker = model.talker
+    batch, talker, params = hand_over.batch_size, model.talker, speech.predictor
+    sampling = (params.temperature, params.top_k, params.top_p) if params.do_sample else None
+    talker_steps = model.steps.lend(("talker", batch), lambda: talker_step(talker, batch))
+    frame_steps = model.steps.lend(("frame", batch, sampling), lambda: FrameStep(talker, batch, sampling))
+    with talker_steps as step, frame_steps as frame_step:
+        yield from _frames(model, prompt, media, hand_over, speech, step, frame_step)
+
+
+def talker_step(talker, batch_size):
+    """A `DecoderStep` of the talker with an empty cache."""
+    return DecoderStep(talker.model, talker.codec_head, talker.model.new_cache(batch_size, 1))
+
+
+def _frames(model, prompt, media, hand_over, speech, step, frame_step):
+    talker, batch, params = model.talker, hand_over.batch_size, speech.talker
     active = hand_over.has_text()
-    start = build_prompt(model, prompt, media, hand_over, speaker_id)
-    cache = talker.model.new_cache(len(active), start.valid.shape[1])
-    logits, hidden = talker(start.rows, start.positions, cache.context(start.valid))
-    sampler = Sampler(params, len(active), talker.config.text_config.vocab_size)
-    predict = FramePredictor(talker, predictor_params, len(active))
-    still = np.ones((len(active), 1), bool)
+    start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
+    step.cache.clear()
+    logits, hidden = talker(start.rows, start.positions, step.cache, start.valid)
+    sampler = Sampler(params, batch, talker.config.text_config.vocab_size)
+    predict = FramePredictor(frame_step, speech.predictor, batch)
+    still = np.ones((batch, 1), bool)
     for index in range(params.max_new_tokens - 1):
         code = sampler(host_array(logits[:, -1]).astype(np.float32))
         active = active & ~np.isin(code, params.eos_token_id)
@@ -59,5 +65,5 @@ def codec_frames(model, prompt, media, hand_over, speaker_id, params, predictor_
         codes, embeds = predict(hidden[:, -1:], code)
         yield CodecFrame(index, codes, active)
         row = embeds + text_rows(model, hand_over.ids(ROLE_ROWS + 1 + index)[:, None])
-        positions = np.broadcast_to(start.following + np.float32(index), (3, len(active), 1))
-        logits, hidden = talker(row, positions, cache.context(still))
+        positions = np.broadcast_to(start.following + np.float32(index), (3, batch, 1))
+        logits, hidden = step(row, talker.model.rope(positions), still)

@@ -23,6 +23,7 @@ class TextHandOver:
     def __init__(self, steps, turns, tts_eos, tts_pad):
         self.steps = iter(steps)
         self.turns = [list(turn) for turn in turns]
+        self.batch_size = len(turns)
         self.pending = [None] * len(turns)  # the newest token of a row, said only if another one follows
         self.running = True
         self.tts_eos, self.tts_pad = tts_eos, tts_pad

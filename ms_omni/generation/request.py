@@ -19,6 +19,7 @@ TALKER_DEFAULTS = {
     "max_new_tokens": 4096, "do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9, "repetition_penalty": 1.05,
 }  # fmt: skip
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
+PREDICTOR_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "seed")
 SUPPRESSED_TAIL = 1024
 """The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
 
@@ -85,6 +86,10 @@ def _speech(model, speaker, talker, predictor, vocoder):
     suppressed = [token for token in tail if token != config.codec_eos_token_id]
     ids = {"eos_token_id": config.codec_eos_token_id, "suppress_tokens": suppressed}
     code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **ids)
+    unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
+    if unknown:
+        raise InputError(f"predictor_{unknown[0]} is unknown; the code predictor's fixed loop takes "
+                         + ", ".join(f"predictor_{name}" for name in PREDICTOR_OPTIONS))  # fmt: skip
     rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
     return SpeechParams(known[speaker.lower()], code, rest, _chunk_frames(vocoder))
 

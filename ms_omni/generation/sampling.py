@@ -81,8 +81,7 @@ class Sampler:
         """prompt int `[B, T]` and valid bool `[B, T]`: the history that the repetition penalty starts from."""
         self.params = params
         self.steps = 0
-        seed = params.seed if params.seed is not None else np.random.SeedSequence().entropy
-        self.streams = [np.random.default_rng([seed, row]) for row in range(batch_size)]
+        self.streams = row_streams(params.seed, batch_size)
         self.seen = np.zeros((batch_size, vocab_size), bool) if params.repetition_penalty != 1 else None
         self._check(vocab_size)
         if self.seen is not None and prompt is not None:
@@ -129,6 +128,12 @@ class Sampler:
         if params.top_p < 1:
             scores = keep_top_p(scores, params.top_p)
         return softmax(scores)
+
+
+def row_streams(seed, batch_size, purpose=0):
+    """A random generator per row, the same for the same seed (None: a fresh one), row and purpose."""
+    seed = seed if seed is not None else np.random.SeedSequence().entropy
+    return [np.random.default_rng([seed, row, purpose]) for row in range(batch_size)]
 
 
 def softmax(scores):

@@ -100,7 +100,7 @@ class OmniStream:
                  "second_per_grids": self.inputs.get("video_second_per_grid")}  # fmt: skip
         yield None
         if hand_over.has_text().any():
-            frames = codec_frames(model, self.text.prompt, media, hand_over, speech.speaker_id, speech.talker, speech.predictor)
+            frames = codec_frames(model, self.text.prompt, media, hand_over, speech)
             yield from self._sound(frames)
         while hand_over.running:
             hand_over.pull()

@@ -1,5 +1,7 @@
 """The text loop: prompt in, one token per row and step out."""
 
+from contextlib import ExitStack
+
 import numpy as np
 
 from ..modeling.packing import host_array
@@ -12,7 +14,8 @@ class TextGeneration:
 
     inputs: arguments of the thinker (arrays of one processor call). listen: index of the hidden state that a talker
     wants; `prompt` then holds a `PromptStates` after the first step. stopping: optional function from the tokens
-    generated so far, int `[B, n]`, to bool `[B]`. `close()` (or exhaustion) frees the cache.
+    generated so far, int `[B, n]`, to bool `[B]`. `close()` (or exhaustion) gives the cache back.
+    thinker: whatever has `read(batch_size)`, a context manager around a reader (`reader.py`).
     """
 
     def __init__(self, thinker, inputs, params, listen=None, stopping=None):
@@ -22,10 +25,11 @@ class TextGeneration:
         self.stopping = stopping
         self.listen = listen
         self.prompt = None
-        self.cache = None
+        self.reader = None
         self.prompt_ids = host_array(inputs["input_ids"])
         mask = inputs.get("attention_mask")
         self.valid = np.ones(self.prompt_ids.shape, bool) if mask is None else host_array(mask) == 1
+        self._lent = ExitStack()
         self._steps = self._run()
 
     def __iter__(self):
@@ -35,20 +39,23 @@ class TextGeneration:
         return next(self._steps)
 
     def close(self):
-        """Stops early and frees the cache."""
+        """Stops early and gives the cache back."""
         self._steps.close()
-        self.cache = None  # `read_prompt` may have been all that was asked for
+        self._give_back()  # `read_prompt` may have been all that was asked for
+
+    def _give_back(self):
+        self._lent.close()
+        self.reader = None
 
     def _run(self):
         try:
-            yield from self._loop()
+            yield from self._loop(self.read_prompt())
         finally:
-            self.cache = None
+            self._give_back()
 
-    def _loop(self):
-        batch = len(self.prompt_ids)
-        logits = self.read_prompt()
-        sampler = Sampler(self.params, batch, logits.shape[-1], self.prompt_ids, self.valid)
+    def _loop(self, logits):
+        batch, vocabulary = logits.shape
+        sampler = Sampler(self.params, batch, vocabulary, self.prompt_ids, self.valid)
         active = np.ones(batch, bool)
         tokens = np.empty((batch, 0), np.int64)
         while True:
@@ -59,17 +66,15 @@ class TextGeneration:
             yield ThinkerStep(token, counted, logits, last)
             if last:
                 return
-            output = self.thinker(input_ids=token[:, None], past_key_values=self.cache)
-            logits = host_array(output.logits[:, -1]).astype(np.float32)
+            logits = self.reader.token(token)
 
     def read_prompt(self):
         """Runs the prompt; sets `prompt` for a talker and returns the logits float32 `[B, V]` of the first new token."""
-        output = self.thinker(**self.inputs, logits_to_keep=1, output_hidden_states=self._wanted_states())
-        self.cache = output.past_key_values
+        self.reader = self._lent.enter_context(self.thinker.read(len(self.prompt_ids)))
+        logits, states = self.reader.prompt(self.inputs, self._wanted_states())
         if self.listen is not None:
-            states = output.hidden_states
             self.prompt = PromptStates(self.prompt_ids, self.valid, states[0], states[self.listen])
-        return host_array(output.logits[:, -1]).astype(np.float32)
+        return logits
 
     def _wanted_states(self):
         return False if self.listen is None else (0, self.listen)

@@ -3,6 +3,7 @@
 from mindspore import nn
 
 from . import ops
+from .cache import extend
 from .layers import Linear, RMSNorm, identity
 
 
@@ -21,13 +22,14 @@ class Attention(nn.Cell):
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else identity
         self.reduce = identity  # sums the partial results of split heads under a tensor-parallel plan
 
-    def construct(self, x, rope, context, layer):
-        """x `[B, S, D]`; rope (cos, sin) `[B, S, head_dim / 2]`; context: see `cache.py`; layer: its index there."""
+    def construct(self, x, place, store, layer):
+        """x `[B, S, D]`; place and store: see `cache.py`; layer: the index of this layer there."""
+        cos, sin, mask, slots = place
         b, s, _ = x.shape
         q = self.q_norm(self.q_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, H, D]
         k = self.k_norm(self.k_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, K, D]
         v = self.v_proj(x).reshape(b, s, -1, self.head_dim)
-        q, k = ops.rotary(q, *rope), ops.rotary(k, *rope)
+        q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
         k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
-        k, v = context.extend(layer, k, v)
-        return self.reduce(self.o_proj(ops.attention(q, k, v, context.mask, self.scale)))
+        k, v = extend(store, layer, k, v, mask, slots)
+        return self.reduce(self.o_proj(ops.attention(q, k, v, mask, self.scale)))

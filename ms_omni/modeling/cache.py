@@ -1,15 +1,16 @@
 """Where a decoder layer finds the keys and values of earlier tokens, and what it may look at.
 
-A layer receives a context and calls `context.extend(layer, k, v)`, which stores the new keys and values `[B, K, S, D]`
-and returns those to attend to `[B, K, T, D]`; `context.mask` is the additive mask `[B, S, T]` that belongs to them.
+A pass over S new tokens is described by two plain tuples, so that it runs as it is in a compiled graph too:
 
-    NoCache    one whole sequence, nothing is kept
-    KVCache    preallocated; one slot per position, padded rows on the left
+    place   (cos, sin, mask, slots): rotary tables `[B, S, D/2]`, additive mask `[B, S, T]`, rows of the buffers to write
+    store   None: one whole sequence, nothing is kept
+            (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
+            or an object with `extend(layer, k, v)` of its own (`sliding_window.py`)
 """
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
 from . import ops
@@ -29,21 +30,37 @@ def causal_mask(valid, queries):
     return np.where(allowed, np.float32(0), np.float32(MASKED))
 
 
-class NoCache:
-    """The context of a forward pass over a whole sequence that nobody continues."""
+def extend(store, layer, k, v, mask, slots):
+    """Stores new keys and values `[B, K, S, D]` of one layer and returns those to attend to, `[B, K, T, D]`.
 
-    def __init__(self, valid):
-        self.mask = Tensor(causal_mask(valid, valid.shape[1]))
-
-    def extend(self, layer, k, v):
+    A prompt that starts the sequence (T = S) attends to itself without a detour; a single step reads the whole buffer,
+    which has one shape for many steps.
+    """
+    if store is None:
         return k, v
+    if not isinstance(store, tuple):
+        return store.extend(layer, k, v)
+    keys, values = store
+    b, heads, new, d = k.shape
+    total = mask.shape[-1]
+    ops.write_rows(keys[layer], slots, k.reshape(-1, d))
+    ops.write_rows(values[layer], slots, v.reshape(-1, v.shape[-1]))
+    if total == new and new > 1:
+        return k, v
+    k, v = keys[layer].reshape(b, heads, -1, d), values[layer].reshape(b, heads, -1, v.shape[-1])
+    return (k, v) if total == k.shape[2] else (k[:, :, :total], v[:, :, :total])
+
+
+def whole_sequence(rope, valid):
+    """place and store of a pass over a whole sequence that nobody continues; valid bool `[B, T]`."""
+    return (*rope, Tensor(causal_mask(valid, valid.shape[1])), None), None
 
 
 class KVCache:
     """Keys and values of every layer in preallocated buffers, and the length that all rows share.
 
     The buffers are parameters `[B * K * capacity, D]`, one row per slot, so that a step writes in place with one
-    scatter and can become one compiled graph. Their capacity is a multiple of `bucket` positions and grows by reallocation.
+    scatter and can become one compiled graph. Their capacity is a multiple of `bucket` positions and doubles when it is used up.
     """
 
     def __init__(self, num_layers, batch_size, num_kv_heads, head_dim, capacity, dtype=ms.float32,
@@ -53,11 +70,11 @@ class KVCache:
         self.head_dim = head_dim
         self.dtype = dtype
         self.num_layers = num_layers
-        self.length = 0
         self.bucket = bucket
+        self.length = 0
         self.capacity = 0
         self.valid = np.zeros((batch_size, 0), bool)
-        self.keys, self.values = [], []
+        self.keys = self.values = ()
         self.reserve(capacity)
 
     def get_seq_length(self):
@@ -65,7 +82,7 @@ class KVCache:
         return self.length
 
     def clear(self):
-        """Forgets everything but keeps the buffers."""
+        """Forgets what is stored but keeps the buffers."""
         self.length = 0
         self.valid = self.valid[:, :0]
 
@@ -73,14 +90,20 @@ class KVCache:
         """Makes room for `tokens` positions in all; keeps what is stored."""
         if tokens <= self.capacity:
             return
+        tokens = max(tokens, 2 * self.capacity)
         capacity = -(-tokens // self.bucket) * self.bucket
-        self.keys = [self._grown(buffer, capacity) for buffer in self.keys or [None] * self.num_layers]
-        self.values = [self._grown(buffer, capacity) for buffer in self.values or [None] * self.num_layers]
+        self.keys = self._all_grown("key", self.keys, capacity)
+        self.values = self._all_grown("value", self.values, capacity)
         self.capacity = capacity
 
-    def _grown(self, old, capacity):
+    def _all_grown(self, kind, buffers, capacity):
+        buffers = buffers or (None,) * self.num_layers
+        return ParameterTuple([self._grown(f"cache{id(self)}.{kind}{layer}", old, capacity)
+                               for layer, old in enumerate(buffers)])  # fmt: skip
+
+    def _grown(self, name, old, capacity):
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffer is created flat.
-        buffer = Parameter(initializer("zeros", (self.rows * capacity, self.head_dim), self.dtype))
+        buffer = Parameter(initializer("zeros", (self.rows * capacity, self.head_dim), self.dtype), name=name)
         if old is not None and self.length:
             kept = ops.gather_rows(old, self.slots(self.capacity, 0, self.length))
             ops.write_rows(buffer, self.slots(capacity, 0, self.length), kept)
@@ -91,35 +114,15 @@ class KVCache:
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)
         return Tensor(rows.reshape(-1).astype(np.int32))
 
-    def context(self, valid):
-        """The context of the next `valid.shape[1]` tokens; valid `[B, S]` bool, False where a row has padding."""
-        return _CacheContext(self, valid)
-
-
-class _CacheContext:
-    def __init__(self, cache, valid):
-        queries = valid.shape[1]
-        self.cache = cache
-        self.start = cache.length
-        self.stop = cache.length + queries
-        cache.reserve(self.stop)
-        cache.valid = np.concatenate([cache.valid, valid], axis=1)
-        cache.length = self.stop
-        self.slots = cache.slots(cache.capacity, self.start, self.stop)
-        self.whole = queries == 1  # a single step reads the whole buffer: one shape, hence one graph
-        mask = causal_mask(cache.valid, queries)
-        if self.whole:
-            ahead = np.full((*mask.shape[:2], cache.capacity - self.stop), MASKED, np.float32)
+    def admit(self, rope, valid):
+        """place and store of the next tokens; valid `[B, S]` bool, False where a row has padding."""
+        new = valid.shape[1]
+        start, stop = self.length, self.length + new
+        self.reserve(stop)
+        self.valid = np.concatenate([self.valid, valid], axis=1)
+        self.length = stop
+        mask = causal_mask(self.valid, new)
+        if new == 1:
+            ahead = np.full((*mask.shape[:2], self.capacity - stop), MASKED, np.float32)
             mask = np.concatenate([mask, ahead], axis=-1)
-        self.mask = Tensor(mask)
-
-    def extend(self, layer, k, v):
-        k_all = self._write(self.cache.keys[layer], k)
-        v_all = self._write(self.cache.values[layer], v)
-        return (k, v) if self.start == 0 and not self.whole else (k_all, v_all)
-
-    def _write(self, buffer, rows):
-        cache = self.cache
-        ops.write_rows(buffer, self.slots, rows.reshape(-1, cache.head_dim))
-        stored = buffer.reshape(*cache.heads, cache.capacity, cache.head_dim)
-        return stored if self.whole else stored[:, :, : self.stop]
+        return (*rope, Tensor(mask), self.slots(self.capacity, start, stop)), (self.keys, self.values)

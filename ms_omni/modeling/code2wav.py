@@ -161,7 +161,7 @@ class Code2Wav(nn.Cell):
         context = WindowContext(state.keys, state.values, batch, frames, self.config.sliding_window)
         history = History(state.tails)
         rope = stream_rope_tables(state.frames, frames, batch, self.inv_freq)
-        hidden = self.pre_transformer(self._embed(codes), rope, context)
+        hidden = self.pre_transformer(self._embed(codes), (*rope, context.mask, None), context)
         wave = self._synthesise(ops.transpose(hidden, (0, 2, 1)), history)
         passed = state.frames + frames
         return wave, Code2WavState(batch, passed, tuple(context.keys), tuple(context.values), tuple(history.tails))

@@ -6,9 +6,9 @@
 """
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 
-from .cache import KVCache
+from .cache import MASKED
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .layers import Embedding, Linear
 from .rope import inverse_frequencies, rope_tables
@@ -39,16 +39,17 @@ class CodePredictor(nn.Cell):
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
 
-    def new_cache(self, batch_size):
-        """A cache that holds one frame, at most num_code_groups positions; `clear()` it for the next frame."""
-        config = self.config
-        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim,
-                       config.num_code_groups, self.model.norm.weight.dtype, bucket=config.num_code_groups)  # fmt: skip
+    def place(self, position, new, batch_size):
+        """The `place` (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""
+        capacity = self.config.num_code_groups
+        positions = np.broadcast_to(np.arange(position, position + new), (batch_size, new))
+        keys = np.arange(capacity if new == 1 else new)
+        mask = np.where(keys <= positions[0][:, None], np.float32(0), np.float32(MASKED))
+        rows = np.arange(batch_size * self.config.num_key_value_heads)[:, None] * capacity + positions[0]
+        return (*rope_tables(positions, self.inv_freq), Tensor(np.tile(mask, (batch_size, 1, 1))),
+                Tensor(rows.reshape(-1).astype(np.int32)))  # fmt: skip
 
-    def construct(self, inputs_embeds, cache, group):
+    def construct(self, inputs_embeds, place, store, group):
         """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""
-        b, s, _ = inputs_embeds.shape
-        positions = np.broadcast_to(np.arange(cache.length, cache.length + s), (b, s))
-        context = cache.context(np.ones((b, s), bool))
-        hidden = self.model(inputs_embeds, rope_tables(positions, self.inv_freq), context)
+        hidden = self.model(inputs_embeds, place, store)
         return self.lm_head[group](hidden[:, -1])

@@ -18,8 +18,8 @@ class DecoderLayer(nn.Cell):
         self.self_attn_layer_scale = identity
         self.mlp_layer_scale = identity
 
-    def construct(self, x, rope, context, layer):
-        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rope, context, layer))
+    def construct(self, x, place, store, layer):
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), place, store, layer))
         return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -52,15 +52,15 @@ class Decoder(nn.Cell):
         self.layers = nn.CellList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def construct(self, x, rope, context, inject=None, observe=None):
-        """x `[B, S, D]`; rope (cos, sin) `[B, S, head_dim / 2]`; context: see `cache.py`.
+    def construct(self, x, place, store, inject=None, observe=None):
+        """x `[B, S, D]`; place and store: see `cache.py`.
 
         inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack).
         """
         if observe is not None:
             observe(0, x)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, context, index)
+            x = layer(x, place, store, index)
             if observe is not None:
                 observe(index + 1, x)
             if inject is not None:

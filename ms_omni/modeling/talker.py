@@ -60,10 +60,11 @@ class Talker(nn.Cell):
     def get_input_embeddings(self):
         return self.model.codec_embedding
 
-    def construct(self, inputs_embeds, positions, context):
-        """One pass: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, context: see `cache.py`.
+    def construct(self, inputs_embeds, positions, cache, valid):
+        """One pass: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, a `KVCache`, valid bool `[B, S]`.
 
         Returns logits of code 0 `[B, S, V]` and the last hidden states `[B, S, D]`.
         """
-        hidden = self.model(inputs_embeds, self.model.rope(positions), context)
+        place, store = cache.admit(self.model.rope(positions), valid)
+        hidden = self.model(inputs_embeds, place, store)
         return self.codec_head(hidden), hidden

@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..outputs import ThinkerOutput
 from . import ops
 from .audio_encoder import AudioEncoder
-from .cache import KVCache, NoCache
+from .cache import KVCache, whole_sequence
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .layers import Embedding, Linear
 from .losses import language_model_loss, load_balancing_loss
@@ -59,12 +59,14 @@ class Thinker(nn.Cell):
     def get_input_embeddings(self):
         return self.model.embed_tokens
 
+    @property
+    def output_layer(self):
+        """The layer whose weight `[V, D]` turns hidden states into logits: the head, or the tied embedding."""
+        return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
+
     def logits(self, hidden):
         """Vocabulary logits `[..., V]` of last hidden states `[..., D]`."""
-        if self.config.text_config.tie_word_embeddings:
-            table = self.model.embed_tokens
-            return ops.linear(hidden, table.source(table.weight))
-        return self.lm_head(hidden)
+        return ops.linear(hidden, self.output_layer.source(self.output_layer.weight))
 
     # -- features ----------------------------------------------------------------------------------------------------
 
@@ -207,9 +209,10 @@ class Thinker(nn.Cell):
                                                video_grid_thw, video_second_per_grid)  # fmt: skip
         if use_cache and past_key_values is None:
             past_key_values = self.model.new_cache(*valid.shape)
-        context = NoCache(valid) if past_key_values is None else past_key_values.context(valid)
+        rope = self.model.rope(position_ids)
+        place, store = whole_sequence(rope, valid) if past_key_values is None else past_key_values.admit(rope, valid)
         with Watch(self.model, output_hidden_states, output_router_logits) as watch:
-            hidden = self.model(inputs_embeds, self.model.rope(position_ids), context, inject, watch.observer)
+            hidden = self.model(inputs_embeds, place, store, inject, watch.observer)
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss, aux_loss = self._losses(logits, labels, watch.router_logits, valid, past_key_values)
         if past_key_values is not None:

@@ -24,8 +24,8 @@ class Mesh:
 
 
 def under_msrun():
-    """Whether msrun started this process."""
-    return os.environ.get("MS_ROLE") == "MS_WORKER"
+    """Whether msrun started this process, as a worker or as the scheduler."""
+    return "MS_ROLE" in os.environ  # the scheduler runs the same command and must join as well
 
 
 def start():

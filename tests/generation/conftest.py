@@ -1,6 +1,6 @@
 """A thinker without weights for the text loop, and prompts for the tiny model."""
 
-from types import SimpleNamespace
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,22 +11,31 @@ VOCABULARY = 40
 class CountingThinker:
     """Answers token t with t + step: the likeliest successor of a row's token t is `(t + step) % VOCABULARY`.
 
-    `calls` counts forward passes; the cache is a plain object, so that one can see when it is let go.
+    `calls` counts forward passes, `readers` those who hold a cache.
     """
 
     def __init__(self, step=1):
-        self.step, self.calls, self.prompt = step, 0, None
+        self.step, self.calls, self.readers, self.inputs, self.wanted_states = step, 0, 0, None, None
 
-    def __call__(self, input_ids, past_key_values=None, **inputs):
+    @contextmanager
+    def read(self, batch_size):
+        self.readers += 1
+        yield self
+        self.readers -= 1
+
+    def prompt(self, inputs, wanted_states=False):
+        self.inputs, self.wanted_states = inputs, wanted_states
+        ids = np.asarray(inputs["input_ids"])
+        return self._logits(ids), tuple(np.full((*ids.shape, 2), n, np.float32) for n in range(5))
+
+    def token(self, token):
+        return self._logits(token[:, None])
+
+    def _logits(self, ids):
         self.calls += 1
-        if past_key_values is None:
-            self.prompt = inputs
-        ids = np.asarray(input_ids)
-        logits = np.zeros((len(ids), 1, VOCABULARY), np.float32)
-        logits[np.arange(len(ids)), 0, (ids[:, -1] + self.step) % VOCABULARY] = 5
-        logits += np.arange(VOCABULARY, dtype=np.float32) / 1000
-        states = tuple(np.full((*ids.shape, 2), n, np.float32) for n in range(5))
-        return SimpleNamespace(logits=logits, past_key_values=object(), hidden_states=states)
+        logits = np.zeros((len(ids), VOCABULARY), np.float32)
+        logits[np.arange(len(ids)), (ids[:, -1] + self.step) % VOCABULARY] = 5
+        return logits + np.arange(VOCABULARY, dtype=np.float32) / 1000
 
 
 @pytest.fixture

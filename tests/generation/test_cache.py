@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.cache import MASKED, KVCache, NoCache, causal_mask
+from ms_omni.modeling.cache import MASKED, KVCache, causal_mask, extend, whole_sequence
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 3
 
@@ -23,17 +23,25 @@ def sequence():
     return make
 
 
-def attend(context, q, k, v, layer=0):
+NO_ROPE = (None, None)
+
+
+def attend(admitted, q, k, v, layer=0):
+    (_, _, mask, slots), store = admitted
     k, v = (Tensor(np.ascontiguousarray(x.transpose(0, 2, 1, 3))) for x in (k, v))
-    keys, values = context.extend(layer, k, v)
-    return ops.attention(Tensor(q), keys, values, context.mask, 0.6).asnumpy()
+    keys, values = extend(store, layer, k, v, mask, slots)
+    return ops.attention(Tensor(q), keys, values, mask, 0.6).asnumpy()
+
+
+def attend_whole(valid, q, k, v):
+    return attend(whole_sequence(NO_ROPE, valid), q, k, v)
 
 
 def in_pieces(cache, sequence, valid, sizes):
     parts, start = [], 0
     for size in sizes:
         piece = slice(start, start + size)
-        parts.append(attend(cache.context(valid[:, piece]), *(x[:, piece] for x in sequence)))
+        parts.append(attend(cache.admit(NO_ROPE, valid[:, piece]), *(x[:, piece] for x in sequence)))
         start += size
     assert start == valid.shape[1]
     return np.concatenate(parts, axis=1)
@@ -48,7 +56,7 @@ def new_cache(batch, capacity=4, bucket=4, layers=1):
 def test_pieces_equal_the_whole(sizes, bucket, sequence):
     """Steps, continuations of several tokens, and every way to cross the boundary of a bucket."""
     x, valid = sequence(2, 9), np.ones((2, 9), bool)
-    whole = attend(NoCache(valid), *x)
+    whole = attend_whole(valid, *x)
     assert np.abs(in_pieces(new_cache(2, 1, bucket), x, valid, sizes) - whole).max() < 1e-6
 
 
@@ -59,7 +67,7 @@ def test_padding_on_the_left_has_no_influence(sizes, sequence):
     padded = in_pieces(new_cache(3), x, valid, sizes)
     for row, skip in enumerate((0, 4, 1)):
         own = [a[row : row + 1, skip:] for a in x]
-        alone = attend(NoCache(np.ones((1, 9 - skip), bool)), *own)
+        alone = attend_whole(np.ones((1, 9 - skip), bool), *own)
         assert np.abs(padded[row, skip:] - alone[0]).max() < 1e-6
     assert np.isfinite(padded).all()
 
@@ -68,10 +76,10 @@ def test_layers_are_kept_apart(sequence):
     cache, valid = new_cache(1, layers=2), np.ones((1, 6), bool)
     first, second = sequence(1, 6), sequence(1, 6)
     for start, stop in ((0, 4), (4, 5), (5, 6)):
-        context = cache.context(valid[:, start:stop])
-        got = [attend(context, *(a[:, start:stop] for a in x), layer) for layer, x in enumerate((first, second))]
+        admitted = cache.admit(NO_ROPE, valid[:, start:stop])
+        got = [attend(admitted, *(a[:, start:stop] for a in x), layer) for layer, x in enumerate((first, second))]
     for x, part in zip((first, second), got):
-        assert np.abs(attend(NoCache(valid), *x)[:, 5:] - part).max() < 1e-6
+        assert np.abs(attend_whole(valid, *x)[:, 5:] - part).max() < 1e-6
 
 
 def test_clear_forgets_and_keeps_the_buffers(sequence):
@@ -83,7 +91,7 @@ def test_clear_forgets_and_keeps_the_buffers(sequence):
     x = sequence(1, 3)
     again = in_pieces(cache, x, valid[:, :3], [2, 1])
     assert cache.keys[0] is buffers
-    assert np.abs(again - attend(NoCache(valid[:, :3]), *x)).max() < 1e-6
+    assert np.abs(again - attend_whole(valid[:, :3], *x)).max() < 1e-6
 
 
 def test_capacity_is_a_whole_number_of_buckets_and_steps_inside_one_keep_their_shape(sequence):
@@ -91,9 +99,9 @@ def test_capacity_is_a_whole_number_of_buckets_and_steps_inside_one_keep_their_s
     assert cache.capacity == 8
     x, shapes = sequence(1, 9), []
     for at in range(9):
-        context = cache.context(np.ones((1, 1), bool))
-        attend(context, *(a[:, at : at + 1] for a in x))
-        shapes.append(tuple(context.mask.shape))
+        admitted = cache.admit(NO_ROPE, np.ones((1, 1), bool))
+        attend(admitted, *(a[:, at : at + 1] for a in x))
+        shapes.append(tuple(admitted[0][2].shape))
     assert shapes == [(1, 1, 8)] * 8 + [(1, 1, 16)]
     assert cache.get_seq_length() == 9 and cache.capacity == 16
 

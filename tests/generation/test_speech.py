@@ -13,6 +13,7 @@ from PIL import Image
 from ms_omni.generation import frames, sampling, speech
 from ms_omni.generation.speech import join_audio, split_events
 from ms_omni.modeling.cache import KVCache
+from ms_omni.modeling.steps import FrameStep
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
 
 TEXTS = ("hello world", "what is this? one two three", "yes")
@@ -229,7 +230,7 @@ def test_saying_nothing_is_an_empty_wave(run, ask):
 def test_breaking_off_frees_the_caches_of_every_stage(tiny_model, ask, free):
     def caches():
         gc.collect()
-        return sum(isinstance(item, KVCache) for item in gc.get_objects())
+        return sum(isinstance(item, (KVCache, FrameStep)) for item in gc.get_objects())
 
     before = caches()
     stream = tiny_model.stream(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[],

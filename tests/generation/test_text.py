@@ -63,12 +63,11 @@ def test_min_new_tokens_goes_on_past_the_end_token(counting_thinker):
     assert ids[0, 2] == 39
 
 
-def test_only_the_last_logits_of_the_prompt_are_asked_for_and_the_mask_is_passed_on(counting_thinker):
+def test_the_mask_is_passed_on_and_no_states_are_asked_for(counting_thinker):
     mask = np.array([[0, 1], [1, 1]])
     write(counting_thinker, mask=mask, max_new_tokens=1)
-    assert counting_thinker.prompt["logits_to_keep"] == 1
-    assert counting_thinker.prompt["attention_mask"] is mask
-    assert counting_thinker.prompt["output_hidden_states"] is False
+    assert counting_thinker.inputs["attention_mask"] is mask
+    assert counting_thinker.wanted_states is False
 
 
 def test_repetition_penalty_starts_from_the_unpadded_prompt(counting_thinker):
@@ -88,7 +87,7 @@ def test_a_talker_hears_the_embeddings_and_its_layer(counting_thinker):
     text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams(), listen=3)
     assert text.prompt is None
     next(text)
-    assert counting_thinker.prompt["output_hidden_states"] == (0, 3)
+    assert counting_thinker.wanted_states == (0, 3)
     assert text.prompt.embeds.max() == 0 and text.prompt.hidden.min() == 3
     assert text.prompt.valid.all() and text.prompt.ids is text.prompt_ids
 
@@ -97,17 +96,18 @@ def test_iteration_is_lazy_and_closing_lets_the_cache_go(counting_thinker):
     text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams())
     assert counting_thinker.calls == 0
     next(text), next(text)
-    assert counting_thinker.calls == 2 and text.cache is not None
+    assert counting_thinker.calls == 2 and counting_thinker.readers == 1
     text.close()
-    assert text.cache is None
+    assert counting_thinker.readers == 0
     assert list(text) == []
 
 
 def test_a_prompt_that_was_read_but_not_continued_lets_the_cache_go_too(counting_thinker):
     text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams())
     text.read_prompt()
+    assert counting_thinker.readers == 1
     text.close()
-    assert text.cache is None
+    assert counting_thinker.readers == 0
 
 
 # -- stop strings ----------------------------------------------------------------------------------------------------

@@ -35,7 +35,15 @@ class Spoken:
 
         monkeypatch.setattr(frame_loop, "build_prompt", keep_prompt)
         monkeypatch.setattr(speech, "codec_frames", keep_frames)
-        hook = model.talker.register_forward_hook(self._keep_step)
+        hooks = [model.talker.register_forward_hook(self._keep_step)]
+        talker_step = frame_loop.talker_step
+
+        def keep_steps(*args):
+            step = talker_step(*args)
+            hooks.append(step.register_forward_hook(self._keep_step))
+            return step
+
+        monkeypatch.setattr(frame_loop, "talker_step", keep_steps)
         arguments = {"thinker_max_new_tokens": 6, "thinker_eos_token_id": config["im_end_token_id"], **arguments}
         try:
             self.ids, audio = model.generate(
@@ -49,7 +57,8 @@ class Spoken:
                 **arguments,
             )
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         self.audio = [audio.reshape(-1)] if len(case.inputs["input_ids"]) == 1 else audio
 
     def _keep_step(self, _, inputs, output):

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from ms_omni.modeling.cache import NoCache
+from ms_omni.modeling.steps import FrameStep
 from tests.parity.watching import watching
 from tests.reference.random_rows import predictor_rows, talker_rows
 
@@ -21,8 +21,9 @@ def test_talker_layers(model, speech_values, config, close):
     layers = model.talker.model.layers
     cells = {f"layer{i}": layer for i, layer in enumerate(layers)}
     cells |= {f"mlp{i}": layer.mlp for i, layer in enumerate(layers)}
+    cache = model.talker.model.new_cache(len(embeds), embeds.shape[1])
     with watching(**cells) as seen:
-        logits, last = model.talker(Tensor(embeds), positions, NoCache(np.ones(embeds.shape[:2], bool)))
+        logits, last = model.talker(Tensor(embeds), positions, cache, np.ones(embeds.shape[:2], bool))
     for name in cells:
         part = "talker: experts" if name.startswith("mlp") else "talker: layers"
         close(speech_values, f"talker/{name}", seen[name][0], part)
@@ -34,12 +35,13 @@ def test_code_predictor(model, speech_values, config, close):
     """Every residual head on given codes: the first two rows at once, then one row per code through the cache."""
     hidden, first, codes = predictor_rows(config)
     predictor = model.talker.code_predictor
-    cache, logits = predictor.new_cache(len(hidden)), []
+    step, logits = FrameStep(model.talker, len(hidden), None), []
+    store = (step.keys, step.values)
     rows = np.concatenate([hidden, _embed(model.talker.get_input_embeddings(), first)], axis=1)
-    logits.append(predictor(Tensor(rows), cache, 0).asnumpy())
+    logits.append(predictor(Tensor(rows), step.places[0], store, 0).asnumpy())
     for group in range(1, config["talker_config"]["num_code_groups"] - 1):
         rows = _embed(predictor.model.codec_embedding[group - 1], codes[:, group - 1 : group])
-        logits.append(predictor(Tensor(rows), cache, group).asnumpy())
+        logits.append(predictor(Tensor(rows), step.places[group], store, group).asnumpy())
     close(speech_values, "predictor/logits", np.stack(logits), "code predictor: logits")
 
 

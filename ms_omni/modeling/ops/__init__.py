@@ -112,6 +112,11 @@ def experts(x, gate_up, down, weights, indices):
     return _impl.experts(x, gate_up, down, weights, indices)
 
 
+def graph_expert_rows():
+    """Largest number of (token, expert) pairs for which `experts` can be part of a compiled graph."""
+    return _impl.GATHERED_ROWS
+
+
 def conv1d(x, weight, bias, dilation=1, groups=1):
     """Convolution without padding: x `[B, C, T]`, weight `[M, C / groups, W]` -> `[B, M, T - (W - 1) * dilation]`."""
     return _impl.conv1d(x, weight, bias, dilation, groups)
@@ -178,8 +183,17 @@ def clip(x, low, high):
 
 
 def argmax(x):
-    """Index of the largest element of the last axis."""
+    """Index of the largest element of the last axis, int32."""
     return _impl.argmax(x)
+
+
+def draw(logits, noise, temperature, top_k, top_p):
+    """Samples one id per row: temperature, the top_k likeliest (0: all), of them the smallest set that reaches top_p,
+    then inversion of their cumulative distribution at noise.
+
+    logits `[B, V]`, noise float32 `[B, 1]` uniform in [0, 1) -> int32 `[B, 1]`.
+    """
+    return _impl.draw(logits, noise, temperature, top_k, top_p)
 
 
 def cross_entropy(logits, labels):
@@ -196,5 +210,5 @@ OPERATORS = (
     "linear", "embedding", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu", "rotary",
     "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
     "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
-    "transpose", "clip", "argmax", "cross_entropy", "expert_load",
+    "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
 )  # fmt: skip

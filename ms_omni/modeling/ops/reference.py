@@ -11,15 +11,24 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
+# Built once: constructing a primitive costs as much as a small product.
+_matmul = ops.MatMul()
+_matmul_transposed = ops.MatMul(transpose_b=True)
+_batch_matmul = ops.BatchMatMul()
+_batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
+_bias_add = ops.BiasAdd()
+_scatter_update = ops.ScatterUpdate()
+_halve = ops.Split(-1, 2)  # mint.chunk has no kernel in a graph on CPU
+
 GATHERED_ROWS = 64
 """Up to this many (token, expert) pairs the weights are gathered per pair, which is one graph without a host read."""
 
 
 def linear(x, weight, bias=None):
     rows = x.reshape(-1, x.shape[-1])  # [N, K]
-    y = ops.MatMul(transpose_b=True)(rows, weight)  # [N, M]
+    y = _matmul_transposed(rows, weight)  # [N, M]
     if bias is not None:
-        y = ops.BiasAdd()(y, bias)
+        y = _bias_add(y, bias)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -41,7 +50,7 @@ def layer_norm(x, weight, bias, eps):
     rows = rows - ops.tile(mint.mean(rows, -1, True), (1, d))
     rows = rows * ops.tile(mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps), (1, d))
     rows = rows.astype(x.dtype) * ops.tile(weight.reshape(1, d), (n, 1))
-    return ops.BiasAdd()(rows, bias).reshape(x.shape)
+    return _bias_add(rows, bias).reshape(x.shape)
 
 
 def gelu(x):
@@ -62,7 +71,7 @@ def sigmoid(x):
 
 
 def swiglu(gate_up):
-    gate, up = mint.chunk(gate_up, 2, -1)
+    gate, up = _halve(gate_up)
     return ops.silu(gate) * up
 
 
@@ -71,7 +80,7 @@ def rotary(x, cos, sin):
     repeat = (1,) * (x.ndim - 2) + (heads, 1)
     cos = ops.tile(mint.unsqueeze(cos, -2), repeat)  # [..., H, D/2]
     sin = ops.tile(mint.unsqueeze(sin, -2), repeat)
-    low, high = mint.chunk(x.astype(ms.float32), 2, -1)
+    low, high = _halve(x.astype(ms.float32))
     return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
 
 
@@ -83,12 +92,12 @@ def attention(q, k, v, mask, scale):
     q = mint.permute(q, (0, 2, 1, 3)).reshape(b * kv_heads, group * s, d)
     k = k.reshape(b * kv_heads, t, d)
     v = v.reshape(b * kv_heads, t, v.shape[-1])
-    scores = ops.BatchMatMul(transpose_b=True)(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
+    scores = _batch_matmul_transposed(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
     if mask is not None:
         mask = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
         scores = scores + mask.reshape(b * kv_heads, group * s, t)
     probs = ops.softmax(scores, -1).astype(v.dtype)
-    out = ops.BatchMatMul()(probs, v).reshape(b, h, s, v.shape[-1])
+    out = _batch_matmul(probs, v).reshape(b, h, s, v.shape[-1])
     return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
 
 
@@ -123,9 +132,9 @@ def _gathered_experts(x, gate_up, down, weights, indices):
     n, k = indices.shape
     picked = indices.reshape(-1)  # [N*k]
     rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
-    hidden = swiglu(ops.BatchMatMul()(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
-    out = ops.BatchMatMul()(hidden, ops.gather(down, picked, 0)).reshape(n, k, -1)
-    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
+    hidden = swiglu(_batch_matmul(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
+    out = _batch_matmul(hidden, ops.gather(down, picked, 0)).reshape(n, k, -1)
+    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
 def _grouped_experts(x, gate_up, down, weights, indices):
@@ -141,12 +150,12 @@ def _grouped_experts(x, gate_up, down, weights, indices):
     parts = ops.split(rows, [int(count) for count in counts], 0)
     outputs = []
     for expert, part in zip(used.tolist(), parts):
-        hidden = swiglu(ops.MatMul()(part, gate_up[expert]))
-        outputs.append(ops.MatMul()(hidden, down[expert]))
+        hidden = swiglu(_matmul(part, gate_up[expert]))
+        outputs.append(_matmul(hidden, down[expert]))
     inverse = np.empty_like(order)
     inverse[order] = np.arange(n * k, dtype=np.int32)
     out = ops.gather(mint.cat(outputs, 0), Tensor(inverse), 0).reshape(n, k, -1)
-    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
+    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
 @functools.cache
@@ -163,7 +172,7 @@ def _conv_transpose1d(channels, kernel, stride):
 def conv1d(x, weight, bias, dilation=1, groups=1):
     convolution = _conv1d(weight.shape[0], weight.shape[-1], dilation, groups)
     y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
-    return ops.BiasAdd()(y, bias).squeeze(2)
+    return _bias_add(y, bias).squeeze(2)
 
 
 def conv_transpose1d(x, weight, bias, stride):
@@ -171,12 +180,12 @@ def conv_transpose1d(x, weight, bias, stride):
     channels, kernel = weight.shape[1:]
     shape = (b, channels, 1, (t - 1) * stride + kernel)
     y = _conv_transpose1d(channels, kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
-    return ops.BiasAdd()(y, bias).squeeze(2)
+    return _bias_add(y, bias).squeeze(2)
 
 
 def conv2d(x, weight, bias, stride, padding):
     kernel = tuple(weight.shape[2:])
-    return ops.BiasAdd()(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
+    return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
 
 
 def snake_beta(x, alpha, beta):
@@ -200,7 +209,7 @@ def add_rows(x, index, rows):
 
 
 def write_rows(buffer, index, rows):
-    return ops.ScatterUpdate()(buffer, index, rows)
+    return _scatter_update(buffer, index, rows)
 
 
 def gather_rows(x, index):
@@ -210,7 +219,7 @@ def gather_rows(x, index):
 def weighted_sum_rows(x, index, weights):
     n, taps = index.shape
     rows = ops.gather(x, index.reshape(-1), 0).reshape(n, taps, -1)
-    return ops.BatchMatMul()(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
+    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
 
 
 def concat(parts, axis):
@@ -226,7 +235,19 @@ def clip(x, low, high):
 
 
 def argmax(x):
-    return ops.argmax(x, -1)
+    return ops.argmax(x, -1).astype(ms.int32)
+
+
+def draw(logits, noise, temperature, top_k, top_p):
+    size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
+    scores, ids = ops.topk(logits.astype(ms.float32) / temperature, size, dim=-1)  # [B, k], descending
+    probs = ops.softmax(scores, -1)
+    before = ops.cumsum(probs, -1) - probs  # what likelier tokens have already taken
+    total = ops.cumsum(probs * (before < top_p).astype(ms.float32), -1)
+    target = noise * total[:, -1:]
+    index = (total <= target).astype(ms.int32).sum(-1, keepdims=True)
+    index = ops.minimum(index, Tensor(size - 1, ms.int32))
+    return ops.gather_elements(ids, 1, index).astype(ms.int32)
 
 
 def cross_entropy(logits, labels):
