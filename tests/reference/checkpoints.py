@@ -10,6 +10,7 @@ SEED = 20
 def write(geometry: str, folder: Path):
     """Seeded float32 weights, configuration and tokenizer in the published format; `folder` must be new."""
     from ms_omni.tiny import write_tiny_checkpoint
+
     write_tiny_checkpoint(folder, geometry=geometry, seed=SEED, dtype="float32")
 
 
