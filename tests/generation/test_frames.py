@@ -1,0 +1,52 @@
+"""Inside the frame loop: where the talker stands, and that frames are predicted each for itself."""
+
+import numpy as np
+import pytest
+
+from ms_omni.generation import frames
+
+FRAMES = 3
+
+
+@pytest.fixture
+def speak(tiny_model, ask):
+    """`speak("hi", ...)`: greedy speech of three frames for a batch of prompts; returns the inputs."""
+
+    def run(*texts):
+        inputs = ask(*texts)
+        tiny_model.generate(**inputs, max_new_tokens=4, talker_max_new_tokens=FRAMES + 1, talker_do_sample=False,
+                            eos_token_id=[], talker_eos_token_id=[])  # fmt: skip
+        return inputs
+
+    return run
+
+
+def test_talker_positions_go_on_from_the_prompt_one_by_one(tiny_model, speak, monkeypatch):
+    """The prompt is the user's turn (all ids but im_start, assistant, newline) and the nine rows of the opening."""
+    talker, seen = type(tiny_model.talker.model), []
+    original = talker.rope
+    monkeypatch.setattr(talker, "rope", lambda self, at: seen.append(np.array(at)) or original(self, at))
+    lengths = speak("hello world", "yes")["attention_mask"].sum(axis=1) - 3 + 9
+    assert lengths[0] != lengths[1]
+    prompt, *steps = seen
+    assert (prompt[:, :, -1] == lengths - 1).all()
+    assert len(steps) == FRAMES
+    for index, positions in enumerate(steps):
+        assert positions.shape == (3, 2, 1) and (positions[:, :, 0] == lengths + index).all()
+
+
+def test_a_frame_does_not_depend_on_the_frames_before_it(speak, monkeypatch):
+    """Asked again, and out of order, the predictor gives the same codes."""
+    original, asked = frames.FramePredictor.__call__, []
+
+    def again(self, hidden, code):
+        codes, embeds = original(self, hidden, code)
+        asked.append((hidden, code, codes))
+        for earlier_hidden, earlier_code, expected in asked:
+            assert np.array_equal(original(self, earlier_hidden, earlier_code)[0], expected)
+        return codes, embeds
+
+    monkeypatch.setattr(frames.FramePredictor, "__call__", again)
+    speak("hello world")
+    assert len(asked) == FRAMES
+    assert not np.array_equal(asked[0][2], asked[1][2])
