@@ -138,6 +138,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         """Frees talker and vocoder; the model then answers in text only."""
         if self.has_talker:
             del self.talker, self.code2wav
+            self.steps.clear()
             self.config = without_speech(self.config)
 
     def generate(self, **kwargs):
@@ -161,7 +162,8 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         kwargs: the processor's outputs; speaker (a name of the config, default "Ethan"); return_audio or
         generation_mode="text"; sampling of the text as `thinker_*` or without prefix (`max_new_tokens`, `do_sample`,
         ...), of code 0 as `talker_*`, of the other codes as `predictor_*`; `seed` for all three;
-        `token2wav_chunk_frames`: frames per audio chunk, a list whose last number repeats.
+        `token2wav_chunk_frames`: frames per audio chunk, a list whose last number repeats; tokenizer: fills the texts of
+        `TextDelta`.
         Breaking the loop off and closing the iterator frees the caches. Raises `InputError` before any work.
         """
         return self._events(parse_request(self, kwargs))
@@ -171,7 +173,8 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         return self._events(parse_request(self, kwargs, given=True))
 
     def _events(self, request):
-        return OmniStream(self, request.inputs, request.text, request.speech, request.stopping, request.given)
+        return OmniStream(self, request.inputs, request.text, request.speech, request.stopping, request.given,
+                          request.tokenizer)  # fmt: skip
 
 
 def without_speech(config):

@@ -46,11 +46,11 @@ def run(arguments):
         arguments.model, dtype=arguments.dtype, enable_audio_output=speaks, compile_steps=not arguments.no_compile
     )
     loaded_s = time.perf_counter() - started
-    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, **text_options(arguments),
+    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **text_options(arguments),
                           **(speech_options(arguments) if speaks else {}))  # fmt: skip
     status("reading the prompt ...")
     with speech:
-        end, text = show(events, processor, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")
+        end, text = show(events, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")
     if arguments.json:
         report = summary(end, text, speech, inputs["input_ids"].shape[1], loaded_s)
         print(json.dumps(report, ensure_ascii=False), file=sys.stderr if arguments.speech == "-" else sys.stdout)
@@ -77,24 +77,21 @@ def text_options(arguments):
     return options
 
 
-def show(events, processor, speech, quiet=False, to_stderr=False):
+def show(events, speech, quiet=False, to_stderr=False):
     """Prints text and writes speech as they come; returns the end event and the whole text."""
     from ..outputs import AudioChunk, StreamEnd, TextDelta
-    from ..processing.detokenize import IncrementalDecoder
 
-    decoder, out, end, text = IncrementalDecoder(processor), sys.stderr if to_stderr else sys.stdout, None, ""
+    out, end, text = sys.stderr if to_stderr else sys.stdout, None, ""
     for event in events:
-        piece = ""
-        if isinstance(event, TextDelta):
-            piece = decoder.push(event.token[0]) if event.active[0] else ""
-        elif isinstance(event, AudioChunk):
+        if isinstance(event, AudioChunk):
             speech.write(event.pcm[0, : event.samples[0]])
         elif isinstance(event, StreamEnd):
-            end, piece = event, decoder.flush()
-        text += piece
-        if piece and not quiet:
-            clear_status()
-            print(piece, end="", file=out, flush=True)
+            end = event
+        elif isinstance(event, TextDelta) and event.text[0]:
+            text += event.text[0]
+            if not quiet:
+                clear_status()
+                print(event.text[0], end="", file=out, flush=True)
     clear_status()
     if not quiet:
         print(file=out)

@@ -33,7 +33,7 @@ def run(arguments):
     )
     events = model.say(**inputs, seed=arguments.seed, **speech_options(arguments))
     with speech:
-        end, _ = show(events, processor, speech, quiet=True)
+        end, _ = show(events, speech, quiet=True)
     speech.report(end)
     print(arguments.text, file=sys.stderr if arguments.speech == "-" else sys.stdout)
 

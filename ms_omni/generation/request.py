@@ -26,7 +26,8 @@ SUPPRESSED_TAIL = 1024
 
 @dataclass(frozen=True)
 class Request:
-    """inputs of the thinker, sampling of the text, `SpeechParams` or None, stopping rule, options of the text result."""
+    """inputs of the thinker, sampling of the text, `SpeechParams` or None, stopping rule, options of the text result,
+    whether the assistant turn is given, the tokenizer for texts of a stream."""
 
     inputs: dict
     text: SamplingParams
@@ -34,6 +35,7 @@ class Request:
     stopping: Optional[StopStrings] = None
     output: dict = field(default_factory=dict)
     given: bool = False
+    tokenizer: object = None
 
 
 def parse_request(model, kwargs, given=False):
@@ -52,7 +54,8 @@ def parse_request(model, kwargs, given=False):
     if wants_audio:
         speech = _speech(model, speaker, {"seed": seed, **talker}, {"seed": seed, **predictor}, vocoder)
         _check_prompt(model, inputs)
-    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given)
+    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given,
+                   tokenizer)  # fmt: skip
 
 
 def _wants_audio(model, kwargs, given):

@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 
 from ..outputs import AudioChunk, HostArray, StreamEnd, TextDelta
+from .detokenize import IncrementalDecoder
 from .frames import codec_frames
 from .hand_over import TextHandOver, assistant_turns
 from .text import TextGeneration
@@ -32,10 +33,11 @@ class SpeechParams:
 class OmniStream:
     """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches.
 
-    speech: `SpeechParams`, or None for text alone. given: say the assistant turn of the prompt and generate no text.
+    speech: `SpeechParams`, or None for text alone. tokenizer: fills the texts of `TextDelta`. given: say the assistant turn of the prompt and generate no text.
     """
 
-    def __init__(self, model, inputs, text_params, speech=None, stopping=None, given=False):
+    def __init__(self, model, inputs, text_params, speech=None, stopping=None, given=False,
+                 tokenizer=None):  # fmt: skip
         self.started = time.perf_counter()
         self.model, self.inputs, self.speech, self.given = model, inputs, speech, given
         listen = None if speech is None else model.config.talker_config.accept_hidden_layer
@@ -43,6 +45,7 @@ class OmniStream:
         self.tokens, self.active, self.fresh = [], [], []
         self.batch = len(self.text.prompt_ids)
         self.chunker = None if speech is None else AudioChunker(model.code2wav, self.batch, speech.chunk_frames)
+        self.decoders = tokenizer and [IncrementalDecoder(tokenizer) for _ in range(self.batch)]
         self.first_text_s = self.first_audio_s = None
         self._events = self._run()
 
@@ -82,8 +85,15 @@ class OmniStream:
             self.first_text_s = self.first_text_s or self._clock()
             self.tokens.append(step.token)
             self.active.append(step.active)
-            self.fresh.append(TextDelta(step.token, step.active))
+            self.fresh.append(TextDelta(step.token, step.active, self._text(step)))
             yield step
+
+    def _text(self, step):
+        if self.decoders is None:
+            return None
+        ended = np.isin(step.token, self.text.params.eos_token_id) | step.last
+        rows = zip(self.decoders, step.token, step.active, ended)
+        return tuple(decoder.push(token, last) if active else "" for decoder, token, active, last in rows)
 
     def _speak(self):
         model, config, speech = self.model, self.model.config, self.speech

@@ -9,20 +9,13 @@ class IncrementalDecoder:
         self.ids = []
         self.shown = ""
 
-    def push(self, token):
-        """The text that this token completes, possibly none."""
+    def push(self, token, final=False):
+        """The text that this token completes, possibly none; final: nothing follows, so nothing is held back."""
         self.ids.append(int(token))
-        return self._advance(final=False)
-
-    def flush(self):
-        """What was held back."""
-        return self._advance(final=True)
-
-    def _advance(self, final):
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not final and text.endswith("\ufffd"):
+        if text.endswith("\ufffd") and not final:
             return ""
         piece, self.shown = text[len(self.shown) :], text
-        if text.endswith("\n") and not final:  # a safe place to forget: no character spans a line's end
+        if text.endswith("\n"):  # a safe place to forget: no character spans a line's end
             self.ids, self.shown = [], ""
         return piece
