@@ -45,7 +45,8 @@ def python(environment):
         env = dict(environment)
         if ahead_on_path is not None:
             env["PYTHONPATH"] = os.pathsep.join([str(ahead_on_path), env["PYTHONPATH"]])
-        return subprocess.run([sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120)
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
     return run
 
@@ -68,5 +69,6 @@ def media(tmp_path_factory):
         Image.new("RGB", size, colour).save(files[name])
     for name, hertz, seconds in (("low", 110, 0.2), ("high", 880, 0.4)):
         files[name] = folder / f"{name}.wav"
-        soundfile.write(files[name], 0.3 * np.sin(np.arange(int(16_000 * seconds)) * hertz * 2 * np.pi / 16_000), 16_000)
+        times_s = np.arange(int(16_000 * seconds)) / 16_000
+        soundfile.write(files[name], 0.3 * np.sin(2 * np.pi * hertz * times_s), 16_000)
     return files

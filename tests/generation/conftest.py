@@ -56,7 +56,8 @@ def ask(processor):
 
     def inputs(*texts):
         messages = [[{"role": "user", "content": text}] for text in texts]
-        return dict(processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True))
+        options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+        return dict(processor.apply_chat_template(messages, **options))
 
     return inputs
 

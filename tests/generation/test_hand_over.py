@@ -1,6 +1,6 @@
 """Which text row the talker reads at which step, and how far the thinker has to write for it.
 
-The assistant turn opens with im_start, assistant, newline (10, 11, 12 here); 98 is tts_eos, 99 tts_pad, 50 the end token.
+The assistant turn opens with im_start, assistant, newline (10, 11, 12 here); 98 is tts_eos, 99 tts_pad, 50 the end.
 """
 
 import numpy as np

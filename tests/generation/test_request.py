@@ -107,7 +107,8 @@ def test_the_predictor_is_as_greedy_as_the_talker_unless_told(options, rest, tin
 
 
 @pytest.mark.parametrize("options, speaks", [
-    ({}, True), ({"return_audio": False}, False), ({"generation_mode": "text"}, False), ({"generation_mode": "audio"}, True),
+    ({}, True), ({"return_audio": False}, False), ({"generation_mode": "text"}, False),
+    ({"generation_mode": "audio"}, True),
     ({"generation_mode": "text", "return_audio": True}, True), ({"return_audio": None}, True),
 ])  # fmt: skip
 def test_when_speech_is_made(options, speaks, tiny_model, ask):
@@ -119,7 +120,8 @@ def test_when_speech_is_made(options, speaks, tiny_model, ask):
 
 @pytest.fixture
 def listener(tiny_checkpoint):
-    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, enable_audio_output=False, progress=False)
+    options = {"enable_audio_output": False, "progress": False}
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, **options)
 
 
 def parts(model):

@@ -220,7 +220,8 @@ def test_greedy_takes_the_first_of_equals_and_int64():
     ("repetition_penalty", 0, "1: none"), ("repetition_penalty", math.inf, "1: none"),
     ("eos_token_id", "end", "a token id or a list"), ("eos_token_id", [1, -2], "a token id or a list"),
     ("eos_token_id", 1.5, "a token id or a list"), ("suppress_tokens", [None], "a token id or a list"),
-    ("seed", -1, "integer of at least 0"), ("seed", "x", "integer of at least 0"), ("seed", 1.5, "integer of at least 0"),
+    ("seed", -1, "integer of at least 0"), ("seed", "x", "integer of at least 0"),
+    ("seed", 1.5, "integer of at least 0"),
     ("pad_token_id", -1, "a token id"), ("pad_token_id", "pad", "a token id"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named(name, value, said):

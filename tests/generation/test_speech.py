@@ -19,7 +19,7 @@ from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
 TEXTS = ("hello world", "what is this? one two three", "yes")
 FRAMES, WORDS = 6, 5
 ROUNDING = 3e-5
-"""Float32 sums of other shapes run in another order; the tiny vocoder makes up to 1.9e-5 of that, at a loudness of 1."""
+"""Float32 sums of other shapes run in another order; the tiny vocoder makes up to 1.9e-5 of it, at a loudness of 1."""
 GREEDY = {"talker_do_sample": False, "talker_max_new_tokens": FRAMES + 1, "max_new_tokens": WORDS}
 
 
@@ -57,7 +57,7 @@ def free(run, ask):
 
 @pytest.fixture(scope="module")
 def ends(free):
-    """End ids for text and codes, chosen so that row 0 is silenced by its codes after 3 frames and row 2 has no text."""
+    """End ids for text and codes, chosen so that row 0 falls silent by its codes after 3 frames; row 2 has no text."""
     text = free.end.sequences[2, -WORDS]
     assert text not in free.end.sequences[:2, -WORDS : -WORDS + 2]
     assert free.codes[0, 3, 0] not in free.codes[0, :3, 0]
@@ -249,7 +249,7 @@ def test_breaking_off_frees_the_caches_of_every_stage(tiny_model, ask, free):
 
 def test_a_streamer_hears_all_of_a_spoken_answer(tiny_model, ask, free):
     put, ended = [], []
-    streamer = SimpleNamespace(put=lambda ids: put.append(np.asarray(ids).ravel().tolist()), end=lambda: ended.append(1))
+    streamer = SimpleNamespace(put=lambda ids: put.append(np.ravel(ids).tolist()), end=lambda: ended.append(1))
     tiny_model.generate(**ask(TEXTS[0]), **{**GREEDY, "talker_max_new_tokens": 2}, eos_token_id=[], streamer=streamer)
     assert put[0] == ask(TEXTS[0])["input_ids"][0].tolist()
     assert [ids[0] for ids in put[1:]] == free.end.sequences[0, -WORDS:].tolist()
@@ -270,14 +270,14 @@ def sound(seconds):
 
 
 def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
-    """Only the user's picture (96 x 64 pixels: 3 x 2 tokens) and sound reach the talker; the others must not be mixed up."""
+    """Only the user's picture (96 x 64 pixels: 3 x 2 tokens) and sound reach the talker; they must not be mixed up."""
     messages = [
         {"role": "system", "content": [picture(64, 64), {"type": "text", "text": "be kind"}]},
         {"role": "user", "content": [picture(96, 64), sound(0.5), {"type": "text", "text": "what is this"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "this: "}, picture(64, 128)]},
         {"role": "user", "content": "and?"},
     ]
-    inputs = dict(processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True))
+    inputs = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 4, 6], [1, 8, 4]]
     prompts, original = [], frames.build_prompt
     with pytest.MonkeyPatch.context() as patch:

@@ -23,9 +23,8 @@ def mask_of(*rows, padding=0):
 
 
 def test_user_turns_reach_from_their_start_to_the_next_start():
-    assert mask_of([START, SYSTEM, 7, START, USER, 7, 8, END, 9, START, ASSISTANT, 9, START, USER, 6, START, ASSISTANT]) == [
-        [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0]
-    ]
+    ids = [START, SYSTEM, 7, START, USER, 7, 8, END, 9, START, ASSISTANT, 9, START, USER, 6, START, ASSISTANT]
+    assert mask_of(ids) == [[0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0]]
 
 
 def test_padding_and_what_stands_before_the_first_turn_belong_to_nobody():
@@ -46,8 +45,9 @@ def test_left_padded():
 
 
 def test_media_of_other_turns_are_left_out():
-    """Images: one in the system turn, one of the user, one of an earlier answer. Videos: one of the user, with sound."""
-    ids = np.array([[START, SYSTEM, I, START, USER, I, I, 7, V, A, V, START, ASSISTANT, I, START, USER, V, START, ASSISTANT]])
+    """Images: one in the system turn, one of the user, one of an earlier answer. Videos: two of the user."""
+    ids = np.array([[START, SYSTEM, I, START, USER, I, I, 7, V, A, V, START, ASSISTANT, I, START, USER, V, START,
+                     ASSISTANT]])  # fmt: skip
     valid = np.ones(ids.shape, bool)
     media = {"image_grid_thw": np.array([[1, 2, 2], [1, 4, 4], [1, 6, 6]]), "second_per_grids": np.array([0.5, 2.0]),
              "video_grid_thw": np.array([[2, 2, 2], [1, 2, 2]])}  # fmt: skip
@@ -71,11 +71,12 @@ def test_media_are_counted_over_the_rows_of_a_batch():
 
 @pytest.fixture
 def conversation(tiny_model):
-    """Two rows of ids `[B, T]`, the second padded; the first has a system turn, sound, an answer and a second question."""
+    """Two rows of ids `[B, T]`, the second padded; the first has a system turn, sound, an answer, another question."""
     config = tiny_model.config
     start, sound = config.im_start_token_id, config.thinker_config.audio_token_id
     user, assistant, system = config.user_token_id, config.assistant_token_id, config.system_token_id
-    first = [start, system, 20, start, user, 21, sound, sound, 22, start, assistant, 23, start, user, 24, start, assistant, 30]
+    first = [start, system, 20, start, user, 21, sound, sound, 22, start, assistant, 23, start, user, 24, start,
+             assistant, 30]  # fmt: skip
     second = [start, user, 25, 26, start, assistant, 30]
     ids = np.array([first, [0] * (len(first) - len(second)) + second])
     return ids, np.array([[True] * len(first), [n >= len(first) - len(second) for n in range(len(first))]])

@@ -78,7 +78,8 @@ def test_repetition_penalty_starts_from_the_unpadded_prompt(counting_thinker):
 
 
 def test_steps_say_which_rows_still_count_and_which_is_the_last(counting_thinker):
-    steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams(max_new_tokens=3, eos_token_id=11)))
+    params = SamplingParams(max_new_tokens=3, eos_token_id=11)
+    steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT}, params))
     assert [step.active.tolist() for step in steps] == [[True, True], [True, True], [False, True]]
     assert [step.last for step in steps] == [False, False, True]
 

@@ -1,4 +1,4 @@
-"""Text from the tiny model: the cached loop against naive recomputation, batches against single rows, and interruptions."""
+"""Text from the tiny model: the cached loop against naive recomputation, batches against single rows, interruptions."""
 
 import gc
 import threading
