@@ -14,11 +14,10 @@ from .pretrained import PretrainedMixin
 from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpore first)
 
 from .generation.arguments import sampling_params, take_inputs, take_text_options
-from .generation.decode import collect_text, feed_streamer, generate_text, text_result
+from .generation.decode import feed_streamer, generate_text, text_result
 from .generation.reader import thinker_reader
 from .generation.request import parse_request
 from .generation.speech import OmniStream, join_audio, split_events
-from .generation.text import TextGeneration
 from .modeling.code2wav import Code2Wav
 from .modeling.steps import StepPool
 from .modeling.talker import Talker
@@ -57,7 +56,9 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
         """`SamplingParams` of the text; ids that nobody named come from the checkpoint's generation_config.json."""
         known = self.generation_defaults
         ids = {"eos_token_id": known.eos_token_id, "pad_token_id": known.pad_token_id}
-        return sampling_params(kwargs, "generate", **{**ids, **defaults})
+        params = sampling_params(kwargs, "generate", **{**ids, **defaults})
+        params.check_vocabulary(self.config.text_config.vocab_size)
+        return params
 
 
 class Qwen3OmniMoeTalkerForConditionalGeneration(PretrainedMixin, Talker):
@@ -148,13 +149,12 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         `thinker_return_dict_in_generate=True`. audio: None without speech; float32 at 24 kHz, `[1, 1, samples]` for one
         conversation and a list of `[samples]` for a batch. All arguments are those of `stream`.
         """
-        request = parse_request(self, kwargs)
-        if request.speech is None:
-            text = TextGeneration(self.thinker, request.inputs, request.text, stopping=request.stopping)
-            return collect_text(text, **request.output), None
-        events = feed_streamer(self._events(request), request.inputs["input_ids"], request.output.get("streamer"))
+        request = parse_request(self, kwargs, whole=True)
+        stream = self._events(request)
+        events = feed_streamer(stream, request.inputs["input_ids"], request.output.get("streamer"))
         chunks, end = split_events(events)
-        return text_result(end.sequences, **request.output), join_audio(chunks, len(end.sequences))
+        text = text_result(end.sequences, stream.scores, **request.output)
+        return text, None if request.speech is None else join_audio(chunks, len(end.sequences))
 
     def stream(self, **kwargs):
         """Answers a prompt piece by piece: yields `TextDelta`, `AudioChunk` and at last a `StreamEnd`.
@@ -173,8 +173,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         return self._events(parse_request(self, kwargs, given=True))
 
     def _events(self, request):
-        return OmniStream(self, request.inputs, request.text, request.speech, request.stopping, request.given,
-                          request.tokenizer)  # fmt: skip
+        return OmniStream(self, request)
 
 
 def without_speech(config):

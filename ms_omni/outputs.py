@@ -98,7 +98,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class AudioChunk:
-    """New sound: pcm float32 `[B, n]` at 24 kHz in [-1, 1], from sample `first_sample` on; row b owns pcm[b, :samples[b]]."""
+    """New sound: pcm float32 `[B, n]`, 24 kHz, in [-1, 1], from sample `first_sample` on; row b owns pcm[b, :samples[b]]."""
 
     first_sample: int
     pcm: np.ndarray

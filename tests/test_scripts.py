@@ -55,8 +55,8 @@ def test_script_written_for_mindone(tiny_checkpoint):
             inputs[key] = inputs[key].to(ms.int32)
         elif inputs[key].dtype != ms.int32:
             inputs[key] = inputs[key].to(model.dtype)
-    options = dict(speaker="Ethan", thinker_return_dict_in_generate=True, use_audio_in_video=True, talker_do_sample=False,
-                   thinker_max_new_tokens=5, talker_max_new_tokens=5)  # fmt: skip
+    options = {"speaker": "Ethan", "thinker_return_dict_in_generate": True, "use_audio_in_video": True}
+    options |= {"talker_do_sample": False, "thinker_max_new_tokens": 5, "talker_max_new_tokens": 5}
     text_ids, audio = model.generate(**inputs, **options)
     answer = processor.batch_decode(text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True,
                                     clean_up_tokenization_spaces=False)  # fmt: skip

@@ -8,6 +8,7 @@ from .messages import (
     add_media_arguments,
     add_model_arguments,
     add_speech_arguments,
+    check_before_loading,
     clear_status,
     conversation,
     speech_options,
@@ -41,13 +42,18 @@ def run(arguments):
     status("reading media ...")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = read_inputs(processor, arguments)
+    options = text_options(arguments)
+    check_before_loading(arguments, options)
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model, dtype=arguments.dtype, enable_audio_output=speaks, compile_steps=not arguments.no_compile
     )
     loaded_s = time.perf_counter() - started
-    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **text_options(arguments),
-                          **(speech_options(arguments) if speaks else {}))  # fmt: skip
+    if speaks:
+        options |= speech_options(arguments)
+    events = model.stream(
+        **inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **options
+    )
     status("reading the prompt ...")
     with speech:
         end, text = show(events, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")

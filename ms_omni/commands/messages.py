@@ -54,6 +54,18 @@ def speech_options(arguments):
     return options
 
 
+def check_before_loading(arguments, text_options):
+    """Raises `InputError` for a speaker or sampling options that cannot be, before the weights are read."""
+    from ..config import Qwen3OmniMoeConfig
+    from ..generation.arguments import sampling_params
+    from ..generation.request import speaker_code
+
+    sampling_params({"seed": arguments.seed, **text_options}, "generate")
+    config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
+    if arguments.speech is not None and config.talker_config is not None:
+        speaker_code(config.talker_config, arguments.speaker)
+
+
 def conversation(prompt, media=(), system=None):
     """Messages of one user turn: media in their order, then the prompt."""
     messages = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []

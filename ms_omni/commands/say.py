@@ -5,7 +5,14 @@ import sys
 import numpy as np
 
 from .generate import show
-from .messages import add_model_arguments, add_speech_arguments, conversation, speech_options, status
+from .messages import (
+    add_model_arguments,
+    add_speech_arguments,
+    check_before_loading,
+    conversation,
+    speech_options,
+    status,
+)
 from .speech_output import SpeechOutput
 
 NAME = "say"
@@ -27,6 +34,7 @@ def run(arguments):
     speech = SpeechOutput(arguments.speech)
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = spoken_turn(processor, arguments.text)
+    check_before_loading(arguments, {})
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model, dtype=arguments.dtype, enable_audio_output=True, compile_steps=not arguments.no_compile

@@ -18,7 +18,7 @@ class FramePredictor:
         self.streams = row_streams(params.seed, batch_size, purpose=1)
 
     def __call__(self, hidden, code):
-        """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]` and their summed embeddings `[B, 1, D]`."""
+        """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]`, their summed embeddings `[B, 1, D]`."""
         noise = np.stack([stream.random(self.step.groups, np.float32) for stream in self.streams])
         codes, total = self.step(hidden, as_column(code), Tensor(noise))
         return host_array(codes).astype(np.int64), total

@@ -18,7 +18,9 @@ from .waves import CHUNK_FRAMES
 TALKER_DEFAULTS = {
     "max_new_tokens": 4096, "do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9, "repetition_penalty": 1.05,
 }  # fmt: skip
+RESULT_OPTIONS = {"streamer", "return_dict_in_generate", "output_scores"}
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
+DEFAULT_SPEAKER = "Ethan"
 PREDICTOR_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "seed")
 SUPPRESSED_TAIL = 1024
 """The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
@@ -38,8 +40,11 @@ class Request:
     tokenizer: object = None
 
 
-def parse_request(model, kwargs, given=False):
-    """Splits the keyword arguments by prefix, once. Raises `InputError` for whatever does not fit this model."""
+def parse_request(model, kwargs, given=False, whole=False):
+    """Splits the keyword arguments by prefix, once; whole: the caller wants a result and not a stream.
+
+    Raises `InputError` for whatever does not fit this model.
+    """
     kwargs = dict(kwargs)
     inputs = take_inputs(kwargs)
     speaker, wants_audio = kwargs.pop("speaker", None), _wants_audio(model, kwargs, given)
@@ -48,6 +53,9 @@ def parse_request(model, kwargs, given=False):
     vocoder = take_prefixed(kwargs, "token2wav_")
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
     options = take_text_options(text)
+    if not whole and options.keys() & RESULT_OPTIONS:
+        raise InputError(f"{min(options.keys() & RESULT_OPTIONS)} is for generate, which returns a result; a stream yields "
+                         "its events")  # fmt: skip
     stops, tokenizer = options.pop("stop_strings", None), options.pop("tokenizer", None)
     params = model.thinker.sampling_params({"seed": seed, **text}, eos_token_id=model.config.im_end_token_id)
     speech = None
@@ -80,21 +88,27 @@ def _merge_text(prefixed, plain):
 
 def _speech(model, speaker, talker, predictor, vocoder):
     config = model.config.talker_config
-    speaker = "Ethan" if speaker is None else speaker
-    known = {name.lower(): code for name, code in config.speaker_id.items()}
-    if not isinstance(speaker, str) or speaker.lower() not in known:
-        raise InputError(f"unknown speaker {speaker!r}; this checkpoint has {', '.join(sorted(known))}")
+    speaker_id = speaker_code(config, DEFAULT_SPEAKER if speaker is None else speaker)
     vocabulary = config.text_config.vocab_size
     tail = range(max(vocabulary - SUPPRESSED_TAIL, 0), vocabulary)
     suppressed = [token for token in tail if token != config.codec_eos_token_id]
     ids = {"eos_token_id": config.codec_eos_token_id, "suppress_tokens": suppressed}
     code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **ids)
+    code.check_vocabulary(vocabulary)
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:
         raise InputError(f"predictor_{unknown[0]} is unknown; the code predictor's fixed loop takes "
                          + ", ".join(f"predictor_{name}" for name in PREDICTOR_OPTIONS))  # fmt: skip
     rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
-    return SpeechParams(known[speaker.lower()], code, rest, _chunk_frames(vocoder))
+    return SpeechParams(speaker_id, code, rest, _chunk_frames(vocoder))
+
+
+def speaker_code(talker_config, speaker):
+    """The codec id of a speaker's name, in any case. Raises `InputError` that lists the known names."""
+    known = {name.lower(): code for name, code in talker_config.speaker_id.items()}
+    if not isinstance(speaker, str) or speaker.lower() not in known:
+        raise InputError(f"unknown speaker {speaker!r}; this checkpoint has {', '.join(sorted(known))}")
+    return known[speaker.lower()]
 
 
 def _chunk_frames(vocoder):

@@ -49,6 +49,13 @@ class SamplingParams:
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
+    def check_vocabulary(self, vocab_size):
+        """Raises `InputError` for ids that a vocabulary of this size does not have."""
+        for name in ("eos_token_id", "suppress_tokens", "pad_token_id"):
+            beyond = [token for token in as_ids(name, getattr(self, name)) if token >= vocab_size]
+            if beyond:
+                raise InputError(f"{name} holds {beyond[:5]}, but the vocabulary has {vocab_size} tokens")
+
     @property
     def pad_id(self):
         """The id that fills rows which ended early: pad_token_id, else the first eos id, else 0."""
@@ -83,16 +90,10 @@ class Sampler:
         self.steps = 0
         self.streams = row_streams(params.seed, batch_size)
         self.seen = np.zeros((batch_size, vocab_size), bool) if params.repetition_penalty != 1 else None
-        self._check(vocab_size)
+        params.check_vocabulary(vocab_size)
         if self.seen is not None and prompt is not None:
             for row, ids in enumerate(prompt):
                 self.seen[row, ids if valid is None else ids[valid[row]]] = True
-
-    def _check(self, vocab_size):
-        for name in ("eos_token_id", "suppress_tokens", "pad_token_id"):
-            beyond = [token for token in as_ids(name, getattr(self.params, name)) if token >= vocab_size]
-            if beyond:
-                raise InputError(f"{name} holds {beyond[:5]}, but the vocabulary has {vocab_size} tokens")
 
     def __call__(self, logits):
         """logits float32 `[B, V]` -> tokens int64 `[B]`."""

@@ -33,18 +33,20 @@ class SpeechParams:
 class OmniStream:
     """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches.
 
-    speech: `SpeechParams`, or None for text alone. tokenizer: fills the texts of `TextDelta`. given: say the assistant turn of the prompt and generate no text.
+    request: see `request.py`. scores: the logits float32 `[B, V]` of each step so far, if the request wants them.
     """
 
-    def __init__(self, model, inputs, text_params, speech=None, stopping=None, given=False,
-                 tokenizer=None):  # fmt: skip
+    def __init__(self, model, request):
         self.started = time.perf_counter()
-        self.model, self.inputs, self.speech, self.given = model, inputs, speech, given
-        listen = None if speech is None else model.config.talker_config.accept_hidden_layer
-        self.text = TextGeneration(model.thinker, inputs, text_params, listen, stopping)
+        self.model, self.inputs, self.speech, self.given = model, request.inputs, request.speech, request.given
+        listen = None if request.speech is None else model.config.talker_config.accept_hidden_layer
+        self.text = TextGeneration(model.thinker, request.inputs, request.text, listen, request.stopping)
+        self.scores = () if request.output.get("output_scores") else None
         self.tokens, self.active, self.fresh = [], [], []
         self.batch = len(self.text.prompt_ids)
+        speech = request.speech
         self.chunker = None if speech is None else AudioChunker(model.code2wav, self.batch, speech.chunk_frames)
+        tokenizer = request.tokenizer
         self.decoders = tokenizer and [IncrementalDecoder(tokenizer) for _ in range(self.batch)]
         self.first_text_s = self.first_audio_s = None
         self._events = self._run()
@@ -85,6 +87,7 @@ class OmniStream:
             self.first_text_s = self.first_text_s or self._clock()
             self.tokens.append(step.token)
             self.active.append(step.active)
+            self.scores = self.scores if self.scores is None else (*self.scores, step.logits)
             self.fresh.append(TextDelta(step.token, step.active, self._text(step)))
             yield step
 

@@ -60,7 +60,8 @@ class KVCache:
     """Keys and values of every layer in preallocated buffers, and the length that all rows share.
 
     The buffers are parameters `[B * K * capacity, D]`, one row per slot, so that a step writes in place with one
-    scatter and can become one compiled graph. Their capacity is a multiple of `bucket` positions and doubles when it is used up.
+    scatter and can become one compiled graph. Their capacity is a multiple of `bucket` positions and doubles when it is
+    used up.
     """
 
     def __init__(self, num_layers, batch_size, num_kv_heads, head_dim, capacity, dtype=ms.float32,

@@ -1,0 +1,30 @@
+"""Options that only make sense for a whole result, and scores beside speech."""
+
+import numpy as np
+import pytest
+
+from ms_omni.errors import InputError
+
+
+@pytest.mark.parametrize("option", ["streamer", "return_dict_in_generate", "output_scores"])
+def test_a_stream_refuses_what_it_cannot_give(option, tiny_model, ask):
+    for method in (tiny_model.stream, tiny_model.say):
+        with pytest.raises(InputError, match=f"{option} is for generate"):
+            method(**ask("hi"), **{option: True})
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_scores_come_with_and_without_speech(speaks, tiny_model, ask):
+    text, audio = tiny_model.generate(
+        **ask("hi"), return_audio=speaks, max_new_tokens=4, talker_max_new_tokens=3, return_dict_in_generate=True,
+        output_scores=True, eos_token_id=[],
+    )  # fmt: skip
+    assert (audio is not None) == speaks
+    assert np.argmax(text.scores, axis=-1).T.tolist() == text.sequences[:, -4:].tolist()
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_any_work(tiny_model, ask, monkeypatch):
+    monkeypatch.setattr(tiny_model.thinker, "construct", None)
+    for options in ({"eos_token_id": 10**6}, {"thinker_suppress_tokens": [10**6]}, {"talker_eos_token_id": 10**6}):
+        with pytest.raises(InputError, match="the vocabulary has"):
+            tiny_model.generate(**ask("hi"), **options)
