@@ -12,7 +12,6 @@ FILES = {path.relative_to(ROOT).as_posix(): path for folder in ("ms_omni", "laun
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 MODULES = sorted(name for name in FILES if name.startswith("ms_omni/"))
 STANDARD = set(sys.stdlib_module_names)
-            "os", "subprocess", "tempfile", "time", "types", "typing", "warnings", "__future__"}  # fmt: skip
 MODELING = {"mindspore", "numpy", "ms_omni.modeling", "ms_omni.errors", "ms_omni.outputs"}
 TOKENIZER_CODE = ("ms_omni/processor.py", "ms_omni/processing/", "ms_omni/media/")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}
