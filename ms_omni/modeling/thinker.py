@@ -108,19 +108,20 @@ class Thinker(nn.Cell):
         """Video tokens `[N, D]` of all videos in order, and their deepstack features, a list of `[N, D]`."""
         return self.visual(host_array(pixel_values_videos), video_grid_thw)
 
-    def get_placeholder_mask(self, input_ids, image_tokens=None, video_tokens=None, audio_tokens=None):
+    def get_placeholder_mask(self, input_ids, inputs_embeds=None, image_features=None, video_features=None,
+                             audio_features=None):  # fmt: skip
         """Where the placeholders of images, videos and sounds stand: three bool arrays `[B, T]`.
 
-        Each count that is given must equal the number of its placeholders, or `InputError` is raised.
+        Features `[N, D]` that are given must be as many as their placeholders, and as wide as inputs_embeds `[B, T, D]`
+        where those are given, or `InputError` is raised.
         """
-        masks, config = [], self.config
-        wanted = (("image", config.image_token_id, image_tokens), ("video", config.video_token_id, video_tokens),
-                  ("audio", config.audio_token_id, audio_tokens))  # fmt: skip
-        for kind, token, count in wanted:
+        masks, config, input_ids = [], self.config, host_array(input_ids)
+        wanted = (("image", config.image_token_id, image_features), ("video", config.video_token_id, video_features),
+                  ("audio", config.audio_token_id, audio_features))  # fmt: skip
+        for kind, token, features in wanted:
             mask = input_ids == token
-            if count is not None and mask.sum() != count:
-                raise InputError(f"the prompt has {mask.sum()} {kind} placeholders but the {kind} inputs make {count} "
-                                 "tokens; pass the ids and features of one processor call")  # fmt: skip
+            if features is not None:
+                _check_features(kind, mask.sum(), features, inputs_embeds)
             masks.append(mask)
         return tuple(masks)
 
@@ -146,12 +147,14 @@ class Thinker(nn.Cell):
         """
         encoded = self._encode_media(input_features, feature_attention_mask, audio_feature_lengths, pixel_values,
                                      image_grid_thw, pixel_values_videos, video_grid_thw)  # fmt: skip
-        counts = [0 if part is None else part[0].shape[0] for part in encoded]
-        masks = self.get_placeholder_mask(input_ids, *counts)
         x = self.embed_text(input_ids)
+        masks = self.get_placeholder_mask(input_ids, x, *(None if part is None else part[0] for part in encoded))
         shape, rows = x.shape, x.reshape(-1, x.shape[-1])  # [B * T, D]
         deepstack = []
-        for mask, part in zip(masks, encoded):
+        for kind, mask, part in zip(("image", "video", "audio"), masks, encoded):
+            if part is None and mask.any():
+                raise InputError(f"the prompt has {mask.sum()} {kind} placeholders but there are no {kind} inputs; pass all "
+                                 "that the processor returned")  # fmt: skip
             if part is not None:
                 index = Tensor(np.flatnonzero(mask).astype(np.int32))
                 rows = ops.scatter_rows(rows, index, part[0].astype(rows.dtype))
@@ -259,6 +262,14 @@ class Thinker(nn.Cell):
             if aux_loss is not None:
                 loss = loss + config.router_aux_loss_coef * aux_loss
         return loss, aux_loss
+
+
+def _check_features(kind, placeholders, features, embeds):
+    if placeholders != features.shape[0]:
+        raise InputError(f"the prompt has {placeholders} {kind} placeholders but the {kind} inputs make {features.shape[0]} "
+                         "tokens; pass the ids and features of one processor call")  # fmt: skip
+    if embeds is not None and embeds.shape[-1] != features.shape[-1]:
+        raise InputError(f"{kind} features are {features.shape[-1]} wide, but embeddings {embeds.shape[-1]}")
 
 
 def _needed(grid, pixels, name):
