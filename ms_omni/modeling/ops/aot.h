@@ -1,0 +1,92 @@
+// What every file of kernels needs: the calling convention of MindSpore's ops.Custom(..., "aot"), and threads.
+//
+// Every entry gets contiguous arrays: its inputs in the order of the Python call and its outputs behind them. Data is
+// float32, indices int32, and constants (eps, scale, axes) come as small arrays. Small work runs in the calling thread;
+// large work is split over threads that live for one call: they cost about 20 us, and no waiting pool competes with
+// MindSpore's.
+
+#pragma once
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using i64 = int64_t;
+
+// ---- arguments -----------------------------------------------------------------------------------------------------
+
+struct Arguments {
+  int count;
+  void **data;
+  int *ranks;
+  i64 **shapes;
+
+  template <class T = float>
+  T *get(int i) const { return static_cast<T *>(data[i]); }
+  i64 rank(int i) const { return ranks[i]; }
+  i64 dim(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
+  i64 size(int i, int first = 0, int last = 100) const {
+    i64 total = 1;
+    for (int axis = first; axis < std::min(last, ranks[i]); ++axis) total *= shapes[i][axis];
+    return total;
+  }
+};
+
+#define KERNEL(name)                                                                                              \
+  int name(const Arguments &a);                                                                                   \
+  }                                                                                                               \
+  extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **, void *, void *) { \
+    return name(Arguments{count, data, ranks, shapes});                                                           \
+  }                                                                                                               \
+  namespace {                                                                                                     \
+  int name(const Arguments &a)
+
+// ---- threads -------------------------------------------------------------------------------------------------------
+
+int available_threads() {
+  static const int threads = [] {
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const char *limit = std::getenv("OMP_NUM_THREADS");
+    if (limit && std::atoi(limit) > 0) cores = std::min(cores, std::atoi(limit));
+    return std::max(cores, 1);
+  }();
+  return threads;
+}
+
+// Runs task(i) for i in [0, tasks). nanoseconds: estimate for all of them; a thread must have 100 us to do.
+template <class Task>
+void for_each(i64 tasks, double nanoseconds, const Task &task) {
+  const i64 workers = std::min<i64>({available_threads(), tasks, static_cast<i64>(nanoseconds / 1e5)});
+  std::atomic<i64> next{0};
+  auto work = [&] {
+    for (i64 i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
+  };
+  std::vector<std::thread> threads;
+  try {
+    for (i64 i = 1; i < workers; ++i) threads.emplace_back(work);
+  } catch (const std::system_error &) {  // no more threads to be had: those that run, and this one, do it all
+  }
+  work();
+  for (auto &thread : threads) thread.join();
+}
+
+// The same over [0, n) in pieces: task(begin, end).
+template <class Task>
+void for_ranges(i64 n, double nanoseconds_each, const Task &task) {
+  const i64 pieces = std::max<i64>(1, std::min<i64>(n, n * nanoseconds_each / 5e4));
+  for_each(pieces, n * nanoseconds_each, [&](i64 i) { task(n * i / pieces, n * (i + 1) / pieces); });
+}
+
+}  // namespace
