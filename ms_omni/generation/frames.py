@@ -54,15 +54,16 @@ def _frames(model, prompt, media, hand_over, speech, step, frame_step):
     start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
     step.cache.clear()
     logits, hidden = talker(start.rows, start.positions, step.cache, start.valid)
+    logits, hidden = logits[:, -1:], hidden[:, -1:]
     sampler = Sampler(params, batch, talker.config.text_config.vocab_size)
     predict = FramePredictor(frame_step, speech.predictor, batch)
     still = np.ones((batch, 1), bool)
     for index in range(params.max_new_tokens - 1):
-        code = sampler(host_array(logits[:, -1]).astype(np.float32))
+        code = sampler(host_array(logits)[:, -1].astype(np.float32))
         active = active & ~np.isin(code, params.eos_token_id)
         if not active.any():
             return
-        codes, embeds = predict(hidden[:, -1:], code)
+        codes, embeds = predict(hidden, code)
         yield CodecFrame(index, codes, active)
         row = embeds + text_rows(model, hand_over.ids(ROLE_ROWS + 1 + index)[:, None])
         positions = np.broadcast_to(start.following + np.float32(index), (3, batch, 1))

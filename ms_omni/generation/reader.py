@@ -34,7 +34,7 @@ class ThinkerReader:
                               output_hidden_states=wanted_states)  # fmt: skip
         tokens = self.step.cache.valid.sum(axis=1, keepdims=True).astype(np.float32)
         self.following = output.rope_deltas + tokens
-        return host_array(output.logits[:, -1]).astype(np.float32), output.hidden_states
+        return host_array(output.logits)[:, -1].astype(np.float32), output.hidden_states
 
     def token(self, token):
         """Reads one token int64 `[B]`."""
@@ -42,4 +42,4 @@ class ThinkerReader:
         rope = self.thinker.model.rope(np.broadcast_to(self.following, (3, batch, 1)))
         logits, _ = self.step(self.thinker.embed_text(token[:, None]), rope, np.ones((batch, 1), bool))
         self.following = self.following + np.float32(1)
-        return host_array(logits[:, -1]).astype(np.float32)
+        return host_array(logits)[:, -1].astype(np.float32)
