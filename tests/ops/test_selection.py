@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops import reference, select
 
 
 def test_every_operator_is_documented_and_has_a_reference_with_the_same_arguments():
@@ -24,13 +24,12 @@ def test_every_operator_is_documented_and_has_a_reference_with_the_same_argument
 def test_describe_names_each_operator_once():
     described = ops.describe()
     assert [row[0] for row in described] == list(ops.OPERATORS)
-    assert {row[1] for row in described} <= set(ops.IMPLEMENTATIONS)
+    assert {row[1] for row in described} <= set(select.IMPLEMENTATIONS)
 
 
-@pytest.mark.parametrize("name", ["reference"])
-def test_an_implementation_can_be_forced(name, monkeypatch):
-    monkeypatch.setenv("MS_OMNI_OPS", name)
-    assert ops._select() == (name, ops.IMPLEMENTATIONS[name])
+def test_an_implementation_can_be_forced(monkeypatch):
+    monkeypatch.setenv("MS_OMNI_OPS", "reference")
+    assert select.choose() == (reference, "MS_OMNI_OPS=reference")
 
 
 def test_an_unknown_implementation_is_one_clear_error():
@@ -39,5 +38,5 @@ def test_an_unknown_implementation_is_one_clear_error():
                          text=True)  # fmt: skip
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1] == (
-        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; choose one of ['reference']"
+        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; choose one of ['cpu', 'reference']"
     )

@@ -1,31 +1,21 @@
 """The operators that the model is made of: one documented signature each, one implementation chosen for the process.
 
 Kernels differ between devices, so modeling code calls only these functions and never `mindspore.mint` or
-`mindspore.ops`. `reference` runs on every device; a fused implementation overrides single functions of it.
-`MS_OMNI_OPS=reference` forces the reference. Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads,
-D channels, E experts, V vocabulary. `rows` means that leading axes are flattened.
+`mindspore.ops`. `reference` runs on every device; `cpu` replaces single functions of it by C++ kernels and is used on
+CPU where there is a compiler. `MS_OMNI_OPS=reference` or `=cpu` forces one (see `select.py`).
+
+Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads, D channels, E experts, V vocabulary. `rows`
+means that leading axes are flattened.
 """
 
-import os
+from . import select
 
-from . import reference
-
-IMPLEMENTATIONS = {"reference": reference}
-
-
-def _select():
-    name = os.environ.get("MS_OMNI_OPS", "reference")
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"MS_OMNI_OPS={name!r} is not an implementation; choose one of {sorted(IMPLEMENTATIONS)}")
-    return name, IMPLEMENTATIONS[name]
-
-
-_name, _impl = _select()
+_impl, _reason = select.choose()
 
 
 def describe():
-    """Returns `[(operator, implementation), ...]`: which implementation each operator resolves to."""
-    return [(name, _name) for name in OPERATORS]
+    """Returns `[(operator, implementation, reason), ...]`: what each operator resolves to, and why."""
+    return select.rows(OPERATORS, _impl, _reason)
 
 
 def linear(x, weight, bias=None):

@@ -1,0 +1,181 @@
+"""The operators as C++ kernels for float32 on CPU (`kernels.cpp`), one launch each where MindSpore needs several.
+
+A launch costs more than the work of a small operator, so the number of launches is what counts in decoding. Each
+function leaves to `reference` what its kernel is not for: other types, and large products, where MindSpore's own library
+is faster. They have no gradient; `MS_OMNI_OPS=reference` has. Importing this module compiles the kernels; it raises
+`OSError` where that cannot be done.
+"""
+
+import functools
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from . import build, reference
+from .reference import (  # noqa: F401
+    add_rows, concat, clip, conv2d, conv_transpose1d, cross_entropy, embedding, expert_load, gather_rows,
+    packed_attention, scatter_rows, write_rows,
+)  # fmt: skip
+
+_LIBRARY = build.library("kernels")
+LINEAR_PRODUCTS = 1 << 18
+"""Up to this many multiplications a `linear` is one launch of its own instead of MindSpore's threaded product."""
+LINEAR_ROWS = 4
+ATTENTION_SCORES = 1 << 13
+"""Up to this many scores per head an `attention` is one launch; with more, MindSpore's matrix products are faster."""
+ATTENTION_QUERIES = 8
+GATHERED_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
+
+
+def _kernel(name, shape=lambda x, *_: x, dtype=lambda x, *_: x):
+    return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, dtype, "aot")
+
+
+_linear = _kernel("linear", lambda x, weight, *_: [*x[:-1], weight[0]])
+_rms_norm = _kernel("rms_norm")
+_layer_norm = _kernel("layer_norm")
+_gelu = _kernel("gelu")
+_gelu_tanh = _kernel("gelu_tanh")
+_silu = _kernel("silu")
+_sigmoid = _kernel("sigmoid")
+_swiglu = _kernel("swiglu", lambda x: [*x[:-1], x[-1] // 2])
+_rotary = _kernel("rotary")
+_attention = _kernel("attention", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
+_route_topk = _kernel("route_topk", lambda x, k: ([x[0], k[0]], [x[0], k[0]]), lambda *_: (ms.float32, ms.int32))
+_experts = _kernel("experts")
+_scale_channels = _kernel("scale_channels")
+_snake_beta = _kernel("snake_beta")
+_weighted_sum_rows = _kernel("weighted_sum_rows", lambda x, index, _: [index[0], x[1]])
+_argmax = _kernel("argmax", lambda x: x[:-1], lambda _: ms.int32)
+_draw = _kernel("draw", lambda x, *_: [x[0], 1], lambda *_: ms.int32)
+
+
+@functools.cache
+def _floats(*values):
+    # Kernels take constants as arrays. Kept, because building one takes as long as a launch.
+    return Tensor(np.array(values, np.float32))
+
+
+@functools.cache
+def _integers(*values):
+    return Tensor(np.array(values, np.int32))
+
+
+@functools.cache
+def _transpose(axes):
+    return _kernel("transpose", lambda x, _: [x[axis] for axis in axes])
+
+
+@functools.cache
+def _depthwise(reach):
+    return _kernel("depthwise_conv1d", lambda x, *_: [x[0], x[1], x[2] - reach])
+
+
+def _suits(x, *others):
+    """Whether all are float32."""
+    suits = x.dtype == ms.float32
+    for other in others:
+        suits = suits and other.dtype == ms.float32
+    return suits
+
+
+def linear(x, weight, bias=None):
+    rows = x.size // max(x.shape[-1], 1)
+    if rows > LINEAR_ROWS or rows * weight.size > LINEAR_PRODUCTS or not _suits(x, weight):
+        return reference.linear(x, weight, bias)
+    return _linear(x, weight) if bias is None else _linear(x, weight, bias)
+
+
+def rms_norm(x, weight, eps):
+    if not _suits(x, weight):
+        return reference.rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, _floats(eps))
+
+
+def layer_norm(x, weight, bias, eps):
+    if not _suits(x, weight, bias):
+        return reference.layer_norm(x, weight, bias, eps)
+    return _layer_norm(x, weight, bias, _floats(eps))
+
+
+def gelu(x):
+    return _gelu(x) if _suits(x) else reference.gelu(x)
+
+
+def gelu_tanh(x):
+    return _gelu_tanh(x) if _suits(x) else reference.gelu_tanh(x)
+
+
+def silu(x):
+    return _silu(x) if _suits(x) else reference.silu(x)
+
+
+def sigmoid(x):
+    return _sigmoid(x) if _suits(x) else reference.sigmoid(x)
+
+
+def swiglu(gate_up):
+    return _swiglu(gate_up) if _suits(gate_up) else reference.swiglu(gate_up)
+
+
+def rotary(x, cos, sin):
+    return _rotary(x, cos, sin) if _suits(x, cos, sin) else reference.rotary(x, cos, sin)
+
+
+def attention(q, k, v, mask, scale):
+    queries = q.shape[1]
+    if (queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES) or not _suits(q, k, v):
+        return reference.attention(q, k, v, mask, scale)
+    if mask is None:
+        return _attention(q, k, v, _floats(scale))
+    return _attention(q, k, v, _floats(scale), mask)
+
+
+def route_topk(logits, k, normalise):
+    if not _suits(logits) or k > logits.shape[-1]:
+        return reference.route_topk(logits, k, normalise)
+    return _route_topk(logits, _integers(*(int(normalise),) * k))
+
+
+def experts(x, gate_up, down, weights, indices):
+    if not _suits(x, gate_up, down, weights) or indices.dtype != ms.int32:
+        return reference.experts(x, gate_up, down, weights, indices)
+    return _experts(x, gate_up, down, weights, indices)
+
+
+def conv1d(x, weight, bias, dilation=1, groups=1):
+    if groups == 1 or groups != x.shape[1] or groups != weight.shape[0] or not _suits(x, weight, bias):
+        return reference.conv1d(x, weight, bias, dilation, groups)
+    return _depthwise((weight.shape[-1] - 1) * dilation)(x, weight, bias, _integers(dilation))
+
+
+def snake_beta(x, alpha, beta):
+    return _snake_beta(x, alpha, beta) if _suits(x, alpha, beta) else reference.snake_beta(x, alpha, beta)
+
+
+def scale_channels(x, scale):
+    return _scale_channels(x, scale) if _suits(x, scale) else reference.scale_channels(x, scale)
+
+
+def weighted_sum_rows(x, index, weights):
+    if not _suits(x, weights) or index.dtype != ms.int32:
+        return reference.weighted_sum_rows(x, index, weights)
+    return _weighted_sum_rows(x, index, weights)
+
+
+def transpose(x, axes):
+    order = [axis for axis in axes if x.shape[axis] != 1]
+    if order == sorted(order):  # only axes of length 1 move
+        return x.reshape([x.shape[axis] for axis in axes])
+    return _transpose(tuple(axes))(x, _integers(*axes)) if _suits(x) else reference.transpose(x, axes)
+
+
+def argmax(x):
+    return _argmax(x) if _suits(x) and x.ndim > 1 else reference.argmax(x)
+
+
+def draw(logits, noise, temperature, top_k, top_p):
+    if not _suits(logits, noise):
+        return reference.draw(logits, noise, temperature, top_k, top_p)
+    return _draw(logits, noise, _floats(temperature, top_k, top_p))

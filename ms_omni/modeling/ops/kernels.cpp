@@ -1,0 +1,495 @@
+// The kernels behind cpu.py, in the calling convention of MindSpore's ops.Custom(..., "aot").
+//
+// Every entry gets contiguous arrays: its inputs in the order of cpu.py and its outputs behind them. Data is float32,
+// indices int32, and constants (eps, scale, axes) come as small arrays. Small work runs in the calling thread; large
+// work is split over threads that live for one call: they cost about 20 us, and no waiting pool competes with MindSpore's.
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using i64 = int64_t;
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16, kPanel = 4;  // floats per vector, vectors per panel of a product's columns
+#else
+constexpr int kLanes = 8, kPanel = 2;
+#endif
+constexpr int kTile = 6;  // rows that a product keeps in registers
+typedef float vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+// ---- arguments -----------------------------------------------------------------------------------------------------
+
+struct Arguments {
+  int count;
+  void **data;
+  int *ranks;
+  i64 **shapes;
+
+  template <class T = float>
+  T *get(int i) const { return static_cast<T *>(data[i]); }
+  i64 rank(int i) const { return ranks[i]; }
+  i64 dim(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
+  i64 size(int i, int first = 0, int last = 100) const {
+    i64 total = 1;
+    for (int axis = first; axis < std::min(last, ranks[i]); ++axis) total *= shapes[i][axis];
+    return total;
+  }
+};
+
+#define KERNEL(name)                                                                                              \
+  int name(const Arguments &a);                                                                                   \
+  }                                                                                                               \
+  extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **, void *, void *) { \
+    return name(Arguments{count, data, ranks, shapes});                                                           \
+  }                                                                                                               \
+  namespace {                                                                                                     \
+  int name(const Arguments &a)
+
+// ---- threads -------------------------------------------------------------------------------------------------------
+
+int available_threads() {
+  static const int threads = [] {
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const char *limit = std::getenv("OMP_NUM_THREADS");
+    if (limit && std::atoi(limit) > 0) cores = std::min(cores, std::atoi(limit));
+    return std::max(cores, 1);
+  }();
+  return threads;
+}
+
+// Runs task(i) for i in [0, tasks). nanoseconds: estimate for all of them; a thread must have 100 us to do.
+template <class Task>
+void for_each(i64 tasks, double nanoseconds, const Task &task) {
+  const i64 workers = std::min<i64>({available_threads(), tasks, static_cast<i64>(nanoseconds / 1e5)});
+  std::atomic<i64> next{0};
+  auto work = [&] {
+    for (i64 i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
+  };
+  std::vector<std::thread> threads;
+  try {
+    for (i64 i = 1; i < workers; ++i) threads.emplace_back(work);
+  } catch (const std::system_error &) {  // no more threads to be had: those that run, and this one, do it all
+  }
+  work();
+  for (auto &thread : threads) thread.join();
+}
+
+// The same over [0, n) in pieces: task(begin, end).
+template <class Task>
+void for_ranges(i64 n, double nanoseconds_each, const Task &task) {
+  const i64 pieces = std::max<i64>(1, std::min<i64>(n, n * nanoseconds_each / 5e4));
+  for_each(pieces, n * nanoseconds_each, [&](i64 i) { task(n * i / pieces, n * (i + 1) / pieces); });
+}
+
+// ---- functions of one number, written so that the compiler vectorises loops over them ------------------------------
+
+inline float exponential(float x) {  // 2^n e^r with |r| <= ln(2)/2, relative error 1e-7; limited to the normal numbers
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.3f ? 88.3f : x;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.f / 5040;
+  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = p * r + c;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+inline float logistic(float x) { return 1.f / (1.f + exponential(-x)); }
+
+// x Phi(x); erfc by the Chebyshev fit of Press et al., Numerical Recipes 6.2, relative error 1.2e-7.
+inline float gaussian_linear(float x) {
+  const float z = std::fabs(x) * 0.70710678f, t = 1.f / (1.f + 0.5f * z);
+  float p = 0.17087277f;
+  for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f, 0.37409196f,
+                  1.00002368f, -1.26551223f})
+    p = p * t + c;
+  const float half = 0.5f * t * exponential(p - z * z);
+  return x * (x > 0 ? 1.f - half : half);
+}
+
+inline float squared_sine(float y) {  // the argument less a multiple of pi, reduced in double
+  const double turns = __builtin_rint(static_cast<double>(y) * 0.31830988618379067);
+  const float r = static_cast<float>(static_cast<double>(y) - turns * 3.141592653589793), s = r * r;
+  float p = 1.f / 6227020800;
+  for (float c : {-1.f / 39916800, 1.f / 362880, -1.f / 5040, 1.f / 120, -1.f / 6, 1.f}) p = p * s + c;
+  return s * p * p;
+}
+
+inline float dot(const float *a, const float *b, i64 n) {
+  float sum = 0;
+  for (i64 i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+inline void add_scaled(float *y, const float *x, float factor, i64 n) {
+  for (i64 i = 0; i < n; ++i) y[i] += factor * x[i];
+}
+
+inline void gate(const float *gate_up, float *out, i64 n) {
+  for (i64 i = 0; i < n; ++i) out[i] = gate_up[i] * logistic(gate_up[i]) * gate_up[n + i];
+}
+
+template <class Function>
+int elementwise(const Arguments &a, double nanoseconds, const Function &function) {
+  const float *x = a.get(0);
+  float *y = a.get(1);
+  for_ranges(a.size(0), nanoseconds, [=](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) y[i] = function(x[i]);
+  });
+  return 0;
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------
+
+// One row: c = a B, reading B `[k, n]` in order, because fetching it is what takes the time.
+void product_row(const float *a, const float *b, float *c, i64 k, i64 n) {
+  std::fill(c, c + n, 0.f);
+  i64 i = 0;
+  for (; i + 4 <= k; i += 4) {
+    const float a0 = a[i], a1 = a[i + 1], a2 = a[i + 2], a3 = a[i + 3];
+    const float *b0 = b + i * n, *b1 = b0 + n, *b2 = b1 + n, *b3 = b2 + n;
+    for (i64 j = 0; j < n; ++j) c[j] += (a0 * b0[j] + a1 * b1[j]) + (a2 * b2[j] + a3 * b3[j]);
+  }
+  for (; i < k; ++i) add_scaled(c, b + i * n, a[i], n);
+}
+
+// Some rows: a panel of columns of C stays in registers while the panel of B passes by.
+template <int Rows>
+void product_tile(const float *const *a, const float *b, float *const *c, i64 k, i64 n) {
+  constexpr int width = kPanel * kLanes;
+  i64 j = 0;
+  for (; j + width <= n; j += width) {
+    vec sum[Rows][kPanel] = {};
+    for (i64 i = 0; i < k; ++i) {
+      const vec *panel = reinterpret_cast<const vec *>(b + i * n + j);
+      for (int row = 0; row < Rows; ++row)
+        for (int v = 0; v < kPanel; ++v) sum[row][v] += a[row][i] * panel[v];
+    }
+    for (int row = 0; row < Rows; ++row) std::memcpy(c[row] + j, sum[row], width * sizeof(float));
+  }
+  if (j == n) return;
+  for (int row = 0; row < Rows; ++row) std::fill(c[row] + j, c[row] + n, 0.f);
+  for (i64 i = 0; i < k; ++i)
+    for (int row = 0; row < Rows; ++row) add_scaled(c[row] + j, b + i * n + j, a[row][i], n - j);
+}
+
+// c[row] = a[row] B for rows of length k, B `[k, n]`.
+void product(const float *const *a, const float *b, float *const *c, i64 rows, i64 k, i64 n) {
+  for (; rows >= kTile; rows -= kTile, a += kTile, c += kTile) product_tile<kTile>(a, b, c, k, n);
+  switch (rows) {
+    case 5: return product_tile<5>(a, b, c, k, n);
+    case 4: return product_tile<4>(a, b, c, k, n);
+    case 3: return product_tile<3>(a, b, c, k, n);
+    case 2: return product_tile<2>(a, b, c, k, n);
+    case 1: return product_row(a[0], b, c[0], k, n);
+  }
+}
+
+// ---- entries: arguments and results as documented in __init__.py ---------------------------------------------------
+
+KERNEL(linear) {  // x [..., in], weight [out, in], (bias [out]) -> [..., out]
+  const i64 in = a.dim(1, 1), out = a.dim(1, 0), rows = a.size(a.count - 1) / std::max<i64>(out, 1);
+  const float *x = a.get(0), *weight = a.get(1), *bias = a.count == 4 ? a.get(2) : nullptr;
+  float *y = a.get(a.count - 1);
+  for (i64 j = 0; j < out; ++j)
+    for (i64 row = 0; row < rows; ++row)
+      y[row * out + j] = dot(x + row * in, weight + j * in, in) + (bias ? bias[j] : 0.f);
+  return 0;
+}
+
+KERNEL(rms_norm) {  // x [..., D], weight [D], eps
+  const i64 d = a.dim(1, 0), rows = a.size(0) / std::max<i64>(d, 1);
+  const float *weight = a.get(1), eps = *a.get(2);
+  for_ranges(rows, d * 0.3, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      const float *x = a.get(0) + row * d;
+      float *y = a.get(3) + row * d;
+      const float scale = 1.f / std::sqrt(dot(x, x, d) / d + eps);
+      for (i64 i = 0; i < d; ++i) y[i] = x[i] * scale * weight[i];
+    }
+  });
+  return 0;
+}
+
+KERNEL(layer_norm) {  // x [..., D], weight [D], bias [D], eps
+  const i64 d = a.dim(1, 0), rows = a.size(0) / std::max<i64>(d, 1);
+  const float *weight = a.get(1), *bias = a.get(2), eps = *a.get(3);
+  for_ranges(rows, d * 0.4, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      const float *x = a.get(0) + row * d;
+      float *y = a.get(4) + row * d, mean = 0;
+      for (i64 i = 0; i < d; ++i) mean += x[i];
+      mean /= d;
+      for (i64 i = 0; i < d; ++i) y[i] = x[i] - mean;
+      const float scale = 1.f / std::sqrt(dot(y, y, d) / d + eps);
+      for (i64 i = 0; i < d; ++i) y[i] = y[i] * scale * weight[i] + bias[i];
+    }
+  });
+  return 0;
+}
+
+KERNEL(gelu) { return elementwise(a, 0.6, gaussian_linear); }
+
+KERNEL(gelu_tanh) {
+  return elementwise(a, 0.5, [](float x) { return x * logistic(1.59576912f * (x + 0.044715f * x * x * x)); });
+}
+
+KERNEL(silu) {
+  return elementwise(a, 0.4, [](float x) { return x * logistic(x); });
+}
+
+KERNEL(sigmoid) { return elementwise(a, 0.4, logistic); }
+
+KERNEL(swiglu) {  // gate_up [..., 2I]
+  const i64 n = a.dim(1, -1), rows = a.size(1) / std::max<i64>(n, 1);
+  for_ranges(rows, n * 0.5, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) gate(a.get(0) + row * 2 * n, a.get(1) + row * n, n);
+  });
+  return 0;
+}
+
+KERNEL(rotary) {  // x [..., H, D], cos and sin [..., D/2]
+  const i64 heads = a.dim(0, -2), half = a.dim(1, -1), tokens = a.size(1) / std::max<i64>(half, 1);
+  for_ranges(tokens, heads * half * 1.0, [&](i64 begin, i64 end) {
+    for (i64 token = begin; token < end; ++token) {
+      const float *cos = a.get(1) + token * half, *sin = a.get(2) + token * half;
+      for (i64 head = 0; head < heads; ++head) {
+        const float *low = a.get(0) + (token * heads + head) * 2 * half, *high = low + half;
+        float *y = a.get(3) + (low - a.get(0));
+        for (i64 i = 0; i < half; ++i) y[i] = low[i] * cos[i] - high[i] * sin[i];
+        for (i64 i = 0; i < half; ++i) y[half + i] = high[i] * cos[i] + low[i] * sin[i];
+      }
+    }
+  });
+  return 0;
+}
+
+KERNEL(attention) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S, T]) -> [B, S, H * D]
+  const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3);
+  const i64 kv_heads = a.dim(1, 1), total = a.dim(1, 2), dv = a.dim(2, 3), group = heads / kv_heads;
+  const float scale = *a.get(3), *masks = a.count == 6 ? a.get(4) : nullptr;
+  const i64 tasks = a.dim(0, 0) * queries * kv_heads;
+  for_each(tasks, tasks * group * total * (d + dv) * 0.08, [&](i64 task) {
+    const i64 head = task % kv_heads, token = task / kv_heads, batch = token / queries;
+    const float *q = a.get(0) + (token * heads + head * group) * d, *mask = masks ? masks + token * total : nullptr;
+    const float *k = a.get(1) + (batch * kv_heads + head) * total * d;
+    const float *v = a.get(2) + (batch * kv_heads + head) * total * dv;
+    float *y = a.get(a.count - 1) + (token * heads + head * group) * dv;
+    std::vector<i64> keys;  // those that the mask leaves; all where it leaves none
+    const float least = mask && total ? *std::max_element(mask, mask + total) - 1e8f : 0.f;
+    for (i64 t = 0; t < total; ++t)
+      if (!mask || mask[t] >= least) keys.push_back(t);
+    const i64 n = keys.size();
+    std::vector<float> scores(n * group);
+    for (i64 i = 0; i < n; ++i)
+      for (i64 g = 0; g < group; ++g)
+        scores[g * n + i] = dot(q + g * d, k + keys[i] * d, d) * scale + (mask ? mask[keys[i]] : 0.f);
+    for (i64 g = 0; g < group; ++g) {
+      float *row = scores.data() + g * n, sum = 0;
+      const float highest = n ? *std::max_element(row, row + n) : 0.f;
+      for (i64 i = 0; i < n; ++i) sum += row[i] = exponential(row[i] - highest);
+      for (i64 i = 0; i < n; ++i) row[i] /= sum;
+    }
+    std::fill(y, y + group * dv, 0.f);
+    for (i64 i = 0; i < n; ++i)
+      for (i64 g = 0; g < group; ++g) add_scaled(y + g * dv, v + keys[i] * dv, scores[g * n + i], dv);
+  });
+  return 0;
+}
+
+// Places of the `size` largest of scores `[n]`, largest first, equal ones in order.
+std::vector<int32_t> largest(const float *scores, i64 n, i64 size) {
+  std::vector<int32_t> order(n);
+  for (i64 i = 0; i < n; ++i) order[i] = i;
+  std::partial_sort(order.begin(), order.begin() + size, order.end(), [=](int32_t left, int32_t right) {
+    return scores[left] > scores[right] || (scores[left] == scores[right] && left < right);
+  });
+  order.resize(size);
+  return order;
+}
+
+KERNEL(route_topk) {  // logits [N, E], [normalise] * k -> weights [N, k], indices [N, k]
+  const i64 experts = a.dim(0, 1), k = a.dim(1, 0);
+  const bool normalise = *a.get<int32_t>(1);
+  for_ranges(a.dim(0, 0), experts * 4.0, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      const float *logits = a.get(0) + row * experts;
+      float *weights = a.get(2) + row * k, sum = 0, chosen = 0;
+      const auto order = largest(logits, experts, k);
+      const float highest = logits[order[0]];
+      for (i64 e = 0; e < experts; ++e) sum += exponential(logits[e] - highest);
+      for (i64 j = 0; j < k; ++j) chosen += weights[j] = exponential(logits[order[j]] - highest) / sum;
+      for (i64 j = 0; normalise && j < k; ++j) weights[j] /= chosen;
+      std::copy(order.begin(), order.end(), a.get<int32_t>(3) + row * k);
+    }
+  });
+  return 0;
+}
+
+KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and indices [N, k] -> [N, D]
+  const i64 n = a.dim(4, 0), k = a.dim(4, 1), d = a.dim(1, 1), inner = a.dim(2, 1), count = a.dim(1, 0), pairs = n * k;
+  const int32_t *indices = a.get<int32_t>(4);
+  std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert
+  for (i64 pair = 0; pair < pairs; ++pair) {
+    if (indices[pair] < 0 || indices[pair] >= count) return 1;
+    ++first[indices[pair] + 1];
+  }
+  for (i64 e = 0; e < count; ++e) first[e + 1] += first[e];
+  std::vector<i64> free(first.begin(), first.end() - 1);
+  for (i64 pair = 0; pair < pairs; ++pair) order[free[indices[pair]]++] = pair;
+
+  constexpr i64 batch = 8 * kTile;
+  struct Task { i64 expert, begin, end; };
+  std::vector<Task> tasks;
+  for (i64 e = 0; e < count; ++e)
+    for (i64 begin = first[e]; begin < first[e + 1]; begin += batch)
+      tasks.push_back({e, begin, std::min(begin + batch, first[e + 1])});
+  const double work = 3.0 * d * inner;
+  std::unique_ptr<float[]> results(new float[pairs * d]);
+  for_each(tasks.size(), work * (tasks.size() * 0.2 + pairs * 0.03), [&](i64 index) {
+    const Task task = tasks[index];
+    const i64 rows = task.end - task.begin;
+    std::unique_ptr<float[]> space(new float[rows * 3 * inner]);
+    const float *from[batch];
+    float *to[batch], *last[batch];
+    for (i64 row = 0; row < rows; ++row) {
+      from[row] = a.get(0) + order[task.begin + row] / k * d;
+      to[row] = space.get() + row * 3 * inner;
+      last[row] = results.get() + order[task.begin + row] * d;
+    }
+    product(from, a.get(1) + task.expert * d * 2 * inner, to, rows, d, 2 * inner);
+    for (i64 row = 0; row < rows; ++row) {
+      gate(to[row], to[row] + 2 * inner, inner);
+      from[row] = to[row] + 2 * inner;
+    }
+    product(from, a.get(2) + task.expert * inner * d, last, rows, inner, d);
+  });
+  float *y = a.get(5);
+  std::fill(y, y + n * d, 0.f);
+  for (i64 pair = 0; pair < pairs; ++pair) add_scaled(y + pair / k * d, results.get() + pair * d, a.get(3)[pair], d);
+  return 0;
+}
+
+KERNEL(scale_channels) {  // x [..., D], scale [D]
+  const i64 d = a.dim(1, 0), rows = a.size(0) / std::max<i64>(d, 1);
+  for_ranges(rows, d * 0.2, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row)
+      for (i64 i = 0; i < d; ++i) a.get(2)[row * d + i] = a.get(0)[row * d + i] * a.get(1)[i];
+  });
+  return 0;
+}
+
+KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
+  const i64 channels = a.dim(0, 1), length = a.dim(0, 2);
+  for_ranges(a.dim(0, 0) * channels, length * 0.8, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      const float *x = a.get(0) + row * length, alpha = std::exp(a.get(1)[row % channels]);
+      const float factor = 1.f / (std::exp(a.get(2)[row % channels]) + 1e-9f);
+      float *y = a.get(3) + row * length;
+      for (i64 i = 0; i < length; ++i) y[i] = x[i] + factor * squared_sine(x[i] * alpha);
+    }
+  });
+  return 0;
+}
+
+KERNEL(depthwise_conv1d) {  // x [B, C, T], weight [C, 1, W], bias [C], dilation
+  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), taps = a.dim(1, 2), out = a.dim(4, 2);
+  const i64 dilation = *a.get<int32_t>(3);
+  for_ranges(a.dim(0, 0) * channels, out * taps * 0.1, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      float *y = a.get(4) + row * out;
+      std::fill(y, y + out, a.get(2)[row % channels]);
+      for (i64 tap = 0; tap < taps; ++tap)
+        add_scaled(y, a.get(0) + row * length + tap * dilation, a.get(1)[row % channels * taps + tap], out);
+    }
+  });
+  return 0;
+}
+
+KERNEL(weighted_sum_rows) {  // x [R, D], index and weights [N, taps] -> [N, D]
+  const i64 d = a.dim(0, 1), taps = a.dim(1, 1);
+  const int32_t *index = a.get<int32_t>(1);
+  for (i64 i = 0; i < a.size(1); ++i)
+    if (index[i] < 0 || index[i] >= a.dim(0, 0)) return 1;
+  for_ranges(a.dim(1, 0), taps * d * 0.3, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      float *y = a.get(3) + row * d;
+      std::fill(y, y + d, 0.f);
+      for (i64 i = row * taps; i < (row + 1) * taps; ++i) add_scaled(y, a.get(0) + index[i] * d, a.get(2)[i], d);
+    }
+  });
+  return 0;
+}
+
+// y `[shape of the axes]` = x with its axes in another order; strides: those of x for the axes of y.
+void copy_permuted(const float *x, float *&y, const i64 *shape, const i64 *strides, i64 rank) {
+  if (rank == 1 && strides[0] == 1) {
+    y = std::copy(x, x + shape[0], y);
+  } else if (rank == 1) {
+    for (i64 i = 0; i < shape[0]; ++i) *y++ = x[i * strides[0]];
+  } else {
+    for (i64 i = 0; i < shape[0]; ++i) copy_permuted(x + i * strides[0], y, shape + 1, strides + 1, rank - 1);
+  }
+}
+
+KERNEL(transpose) {  // x, axes
+  const i64 rank = a.rank(0);
+  std::vector<i64> shape(rank), strides(rank);
+  for (i64 axis = 0; axis < rank; ++axis) {
+    const int source = a.get<int32_t>(1)[axis];
+    shape[axis] = a.dim(0, source);
+    strides[axis] = a.size(0, source + 1);
+  }
+  float *y = a.get(2);
+  copy_permuted(a.get(0), y, shape.data(), strides.data(), rank);
+  return 0;
+}
+
+KERNEL(argmax) {  // x [..., V] -> int32 [...]
+  const i64 size = a.dim(0, -1), rows = a.size(0) / std::max<i64>(size, 1);
+  for (i64 row = 0; row < rows; ++row) {
+    const float *x = a.get(0) + row * size;
+    a.get<int32_t>(1)[row] = std::max_element(x, x + size) - x;
+  }
+  return 0;
+}
+
+KERNEL(draw) {  // logits [B, V], noise [B, 1], (temperature, top_k, top_p) -> int32 [B, 1]
+  const i64 size = a.dim(0, 1);
+  const float temperature = a.get(2)[0], top_p = a.get(2)[2];
+  const i64 top_k = static_cast<i64>(a.get(2)[1]), kept = top_k == 0 ? size : std::min(top_k, size);
+  for (i64 row = 0; row < a.dim(0, 0); ++row) {
+    const float *logits = a.get(0) + row * size;
+    const auto order = largest(logits, size, kept);
+    std::vector<float> probs(kept), sums(kept);
+    float sum = 0, before = 0, total = 0;
+    for (i64 i = 0; i < kept; ++i) sum += probs[i] = exponential((logits[order[i]] - logits[order[0]]) / temperature);
+    for (i64 i = 0; i < kept; ++i) {
+      const float prob = probs[i] / sum;
+      sums[i] = total += before < top_p ? prob : 0.f;
+      before += prob;
+    }
+    const float target = a.get(1)[row] * total;
+    i64 place = 0;
+    while (place < kept - 1 && sums[place] <= target) ++place;
+    a.get<int32_t>(3)[row] = order[place];
+  }
+  return 0;
+}
+
+}  // namespace
