@@ -8,7 +8,9 @@ from .layers import Linear, RMSNorm, identity
 
 
 class Attention(nn.Cell):
-    """`[B, S, D]` -> `[B, S, D]`, reading and extending one layer of a cache."""
+    """`[B, S, D]` -> `[B, S, D]`, reading and extending one layer of a cache. `stable`: see `ops`."""
+
+    stable = False
 
     def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, bias=False, qk_norm_eps=None):
         super().__init__()
@@ -32,4 +34,4 @@ class Attention(nn.Cell):
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
         k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
         k, v = extend(store, layer, k, v, mask, slots)
-        return self.reduce(self.o_proj(ops.attention(q, k, v, mask, self.scale)))
+        return self.reduce(self.o_proj(ops.attention(q, k, v, mask, self.scale, self.stable)))

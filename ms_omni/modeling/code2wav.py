@@ -13,9 +13,10 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
+from .attention import Attention
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, StreamingCell
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .layers import Embedding
+from .layers import Embedding, Linear
 from .packing import host_array
 from .rope import inverse_frequencies
 from .sliding_window import WindowContext, stream_rope_tables
@@ -62,7 +63,8 @@ class Code2Wav(nn.Cell):
     stream()               a stream of one's own, also with step and reset; any number of them beside one another
     advance(codes, state)  the primitive under all of these: state in, state out
 
-    Concatenated pieces equal the whole, however the frames are split. Rows of a batch do not influence one another,
+    Concatenated pieces equal the whole, however the frames are split: bit for bit where the operators are `cpu`'s
+    float32 kernels (see `ops.describe`), else up to the rounding of sums. Rows of a batch do not influence one another,
     and later frames do not influence samples that are out already: a shorter row's wave can be cut at
     `num_samples(its frames)`.
 
@@ -82,6 +84,7 @@ class Code2Wav(nn.Cell):
         self.decoder = nn.CellList(self._decoder(config))
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.slots = self._give_out_slots()
+        self._ask_for_stable_sums()
         self.reset()
 
     @staticmethod
@@ -103,6 +106,12 @@ class Code2Wav(nn.Cell):
         for slot, cell in enumerate(cells):
             cell.slot = slot
         return len(cells)
+
+    def _ask_for_stable_sums(self):
+        """Rounding that depended on how the frames are split would be amplified by every convolution that follows."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, (Linear, Attention)):
+                cell.stable = True
 
     @property
     def held_samples(self):

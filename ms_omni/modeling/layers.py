@@ -42,7 +42,9 @@ ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu
 
 
 class Linear(nn.Cell):
-    """`[..., in]` -> `[..., out]`; weight `[out, in]`."""
+    """`[..., in]` -> `[..., out]`; weight `[out, in]`. `stable`: see `ops`."""
+
+    stable = False
 
     def __init__(self, in_features, out_features, bias=True):
         super().__init__()
@@ -51,7 +53,7 @@ class Linear(nn.Cell):
         self.source = identity
 
     def construct(self, x):
-        return ops.linear(x, self.source(self.weight), self.bias)
+        return ops.linear(x, self.source(self.weight), self.bias, self.stable)
 
 
 class Embedding(nn.Cell):

@@ -6,6 +6,10 @@ CPU where there is a compiler. `MS_OMNI_OPS=reference` or `=cpu` forces one (see
 
 Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads, D channels, E experts, V vocabulary. `rows`
 means that leading axes are flattened.
+
+`stable` asks for sums whose order does not depend on what else is computed: a row then has the same bits alone, in a
+batch and in any piece of a sequence. `cpu` grants it for float32, `reference` cannot. The operators that only the vocoder
+uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
 from . import select
@@ -18,9 +22,12 @@ def describe():
     return select.rows(OPERATORS, _impl, _reason)
 
 
-def linear(x, weight, bias=None):
-    """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`."""
-    return _impl.linear(x, weight, bias)
+def linear(x, weight, bias=None, stable=False):
+    """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`.
+
+    stable: see above.
+    """
+    return _impl.linear(x, weight, bias, stable)
 
 
 def embedding(ids, weight):
@@ -68,13 +75,13 @@ def rotary(x, cos, sin):
     return _impl.rotary(x, cos, sin)
 
 
-def attention(q, k, v, mask, scale):
+def attention(q, k, v, mask, scale, stable=False):
     """Softmax attention with grouped kv heads, softmax in float32.
 
     q `[B, S, H, D]`, k and v `[B, K, T, D]` with H a multiple of K, mask additive `[B, S, T]` float32 or None
-    -> `[B, S, H * D]`.
+    -> `[B, S, H * D]`. stable: see above; keys that the mask excludes do not count as something beside the row.
     """
-    return _impl.attention(q, k, v, mask, scale)
+    return _impl.attention(q, k, v, mask, scale, stable)
 
 
 def packed_attention(q, k, v, segments, scale):

@@ -12,9 +12,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from . import build, reference
+from . import build, cpu_vocoder, reference
 from .reference import (  # noqa: F401
-    add_rows, concat, clip, conv2d, conv_transpose1d, cross_entropy, embedding, expert_load, gather_rows,
+    add_rows, concat, clip, conv2d, cross_entropy, embedding, expert_load, gather_rows,
     packed_attention, scatter_rows, write_rows,
 )  # fmt: skip
 
@@ -47,6 +47,7 @@ _experts = _kernel("experts")
 _scale_channels = _kernel("scale_channels")
 _snake_beta = _kernel("snake_beta")
 _weighted_sum_rows = _kernel("weighted_sum_rows", lambda x, index, _: [index[0], x[1]])
+_transpose = _kernel("transpose", lambda x, order: [x[place - 1] for place in order])
 _argmax = _kernel("argmax", lambda x: x[:-1], lambda _: ms.int32)
 _draw = _kernel("draw", lambda x, *_: [x[0], 1], lambda *_: ms.int32)
 
@@ -63,13 +64,9 @@ def _integers(*values):
 
 
 @functools.cache
-def _transpose(axes):
-    return _kernel("transpose", lambda x, _: [x[axis] for axis in axes])
-
-
-@functools.cache
-def _depthwise(reach):
-    return _kernel("depthwise_conv1d", lambda x, *_: [x[0], x[1], x[2] - reach])
+def _order(axes):
+    # Told by a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
+    return Tensor(np.zeros([axis + 1 for axis in axes], np.int32))
 
 
 def _suits(x, *others):
@@ -80,7 +77,9 @@ def _suits(x, *others):
     return suits
 
 
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, stable=False):
+    if stable and _suits(x, weight):
+        return cpu_vocoder.linear(x, weight, bias)
     rows = x.size // max(x.shape[-1], 1)
     if rows > LINEAR_ROWS or rows * weight.size > LINEAR_PRODUCTS or not _suits(x, weight):
         return reference.linear(x, weight, bias)
@@ -123,9 +122,10 @@ def rotary(x, cos, sin):
     return _rotary(x, cos, sin) if _suits(x, cos, sin) else reference.rotary(x, cos, sin)
 
 
-def attention(q, k, v, mask, scale):
+def attention(q, k, v, mask, scale, stable=False):
     queries = q.shape[1]
-    if (queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES) or not _suits(q, k, v):
+    large = queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES
+    if (large and not stable) or not _suits(q, k, v):
         return reference.attention(q, k, v, mask, scale)
     if mask is None:
         return _attention(q, k, v, _floats(scale))
@@ -145,9 +145,15 @@ def experts(x, gate_up, down, weights, indices):
 
 
 def conv1d(x, weight, bias, dilation=1, groups=1):
-    if groups == 1 or groups != x.shape[1] or groups != weight.shape[0] or not _suits(x, weight, bias):
+    if not _suits(x, weight, bias):
         return reference.conv1d(x, weight, bias, dilation, groups)
-    return _depthwise((weight.shape[-1] - 1) * dilation)(x, weight, bias, _integers(dilation))
+    return cpu_vocoder.conv1d(x, weight, bias, dilation, groups)
+
+
+def conv_transpose1d(x, weight, bias, stride):
+    if not _suits(x, weight, bias):
+        return reference.conv_transpose1d(x, weight, bias, stride)
+    return cpu_vocoder.conv_transpose1d(x, weight, bias, stride)
 
 
 def snake_beta(x, alpha, beta):
@@ -168,7 +174,7 @@ def transpose(x, axes):
     order = [axis for axis in axes if x.shape[axis] != 1]
     if order == sorted(order):  # only axes of length 1 move
         return x.reshape([x.shape[axis] for axis in axes])
-    return _transpose(tuple(axes))(x, _integers(*axes)) if _suits(x) else reference.transpose(x, axes)
+    return _transpose(x, _order(tuple(axes))) if _suits(x) else reference.transpose(x, axes)
 
 
 def argmax(x):

@@ -7,7 +7,7 @@ a vocoder amplifies that. Here equal inputs give equal bits, however long x is a
 import functools
 
 import mindspore as ms
-from mindspore import Tensor, mint, ops
+from mindspore import mint, ops
 
 from . import build
 
@@ -21,16 +21,14 @@ def _kernel(name, shape):
 _linear = _kernel("stable_linear", lambda x, weight, *_: [*x[:-1], weight[0]])
 
 
-@functools.cache
-def _conv1d(dilation, groups):
-    kernel = _kernel("conv1d", lambda x, weight, *_: [x[0], weight[0], x[2] - (weight[2] - 1) * dilation])
-    return kernel, Tensor([dilation, groups], ms.int32)
+_conv1d = _kernel("conv1d", lambda x, weight, _, s: [x[0], weight[0], x[2] - (weight[2] - 1) * s[0]])
+_conv_transpose1d = _kernel("conv_transpose1d", lambda x, weight, _, s: [x[0], weight[1], (x[2] - 1) * s[0] + weight[2]])
 
 
 @functools.cache
-def _conv_transpose1d(stride):
-    kernel = _kernel("conv_transpose1d", lambda x, weight, *_: [x[0], weight[1], (x[2] - 1) * stride + weight[2]])
-    return kernel, Tensor([stride], ms.int32)
+def _settings(*values):
+    # Told by a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
+    return mint.zeros(values, dtype=ms.int32)
 
 
 def linear(x, weight, bias):
@@ -43,10 +41,8 @@ def conv1d(x, weight, bias, dilation, groups):
     out = x.shape[2] - (weight.shape[2] - 1) * dilation
     if out == 0:
         return mint.zeros((x.shape[0], weight.shape[0], 0))
-    kernel, settings = _conv1d(dilation, groups)
-    return kernel(x, weight, bias, settings)
+    return _conv1d(x, weight, bias, _settings(dilation, groups))
 
 
 def conv_transpose1d(x, weight, bias, stride):
-    kernel, settings = _conv_transpose1d(stride)
-    return kernel(x, weight, bias, settings)
+    return _conv_transpose1d(x, weight, bias, _settings(stride))

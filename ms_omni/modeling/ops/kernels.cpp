@@ -4,22 +4,9 @@
 // indices int32, and constants (eps, scale, axes) come as small arrays. Small work runs in the calling thread; large
 // work is split over threads that live for one call: they cost about 20 us, and no waiting pool competes with MindSpore's.
 
-#include <sched.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include "aot.h"
 
 namespace {
-
-using i64 = int64_t;
 
 #ifdef __AVX512F__
 constexpr int kLanes = 16, kPanel = 4;  // floats per vector, vectors per panel of a product's columns
@@ -28,71 +15,6 @@ constexpr int kLanes = 8, kPanel = 2;
 #endif
 constexpr int kTile = 6;  // rows that a product keeps in registers
 typedef float vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-// ---- arguments -----------------------------------------------------------------------------------------------------
-
-struct Arguments {
-  int count;
-  void **data;
-  int *ranks;
-  i64 **shapes;
-
-  template <class T = float>
-  T *get(int i) const { return static_cast<T *>(data[i]); }
-  i64 rank(int i) const { return ranks[i]; }
-  i64 dim(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
-  i64 size(int i, int first = 0, int last = 100) const {
-    i64 total = 1;
-    for (int axis = first; axis < std::min(last, ranks[i]); ++axis) total *= shapes[i][axis];
-    return total;
-  }
-};
-
-#define KERNEL(name)                                                                                              \
-  int name(const Arguments &a);                                                                                   \
-  }                                                                                                               \
-  extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **, void *, void *) { \
-    return name(Arguments{count, data, ranks, shapes});                                                           \
-  }                                                                                                               \
-  namespace {                                                                                                     \
-  int name(const Arguments &a)
-
-// ---- threads -------------------------------------------------------------------------------------------------------
-
-int available_threads() {
-  static const int threads = [] {
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    const char *limit = std::getenv("OMP_NUM_THREADS");
-    if (limit && std::atoi(limit) > 0) cores = std::min(cores, std::atoi(limit));
-    return std::max(cores, 1);
-  }();
-  return threads;
-}
-
-// Runs task(i) for i in [0, tasks). nanoseconds: estimate for all of them; a thread must have 100 us to do.
-template <class Task>
-void for_each(i64 tasks, double nanoseconds, const Task &task) {
-  const i64 workers = std::min<i64>({available_threads(), tasks, static_cast<i64>(nanoseconds / 1e5)});
-  std::atomic<i64> next{0};
-  auto work = [&] {
-    for (i64 i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
-  };
-  std::vector<std::thread> threads;
-  try {
-    for (i64 i = 1; i < workers; ++i) threads.emplace_back(work);
-  } catch (const std::system_error &) {  // no more threads to be had: those that run, and this one, do it all
-  }
-  work();
-  for (auto &thread : threads) thread.join();
-}
-
-// The same over [0, n) in pieces: task(begin, end).
-template <class Task>
-void for_ranges(i64 n, double nanoseconds_each, const Task &task) {
-  const i64 pieces = std::max<i64>(1, std::min<i64>(n, n * nanoseconds_each / 5e4));
-  for_each(pieces, n * nanoseconds_each, [&](i64 i) { task(n * i / pieces, n * (i + 1) / pieces); });
-}
 
 // ---- functions of one number, written so that the compiler vectorises loops over them ------------------------------
 
@@ -149,7 +71,13 @@ int elementwise(const Arguments &a, double nanoseconds, const Function &function
   const float *x = a.get(0);
   float *y = a.get(1);
   for_ranges(a.size(0), nanoseconds, [=](i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) y[i] = function(x[i]);
+    for (i64 i = begin; i < end; i += 64) {  // always whole blocks: equal bits for equal numbers, wherever they stand
+      const i64 count = std::min<i64>(64, end - i);
+      float block[64] = {};
+      std::copy(x + i, x + i + count, block);
+      for (float &value : block) value = function(value);
+      std::copy(block, block + count, y + i);
+    }
   });
   return 0;
 }
@@ -407,20 +335,6 @@ KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
   return 0;
 }
 
-KERNEL(depthwise_conv1d) {  // x [B, C, T], weight [C, 1, W], bias [C], dilation
-  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), taps = a.dim(1, 2), out = a.dim(4, 2);
-  const i64 dilation = *a.get<int32_t>(3);
-  for_ranges(a.dim(0, 0) * channels, out * taps * 0.1, [&](i64 begin, i64 end) {
-    for (i64 row = begin; row < end; ++row) {
-      float *y = a.get(4) + row * out;
-      std::fill(y, y + out, a.get(2)[row % channels]);
-      for (i64 tap = 0; tap < taps; ++tap)
-        add_scaled(y, a.get(0) + row * length + tap * dilation, a.get(1)[row % channels * taps + tap], out);
-    }
-  });
-  return 0;
-}
-
 KERNEL(weighted_sum_rows) {  // x [R, D], index and weights [N, taps] -> [N, D]
   const i64 d = a.dim(0, 1), taps = a.dim(1, 1);
   const int32_t *index = a.get<int32_t>(1);
@@ -447,11 +361,11 @@ void copy_permuted(const float *x, float *&y, const i64 *shape, const i64 *strid
   }
 }
 
-KERNEL(transpose) {  // x, axes
+KERNEL(transpose) {  // x, [axis + 1 for each axis]
   const i64 rank = a.rank(0);
   std::vector<i64> shape(rank), strides(rank);
   for (i64 axis = 0; axis < rank; ++axis) {
-    const int source = a.get<int32_t>(1)[axis];
+    const i64 source = a.dim(1, axis) - 1;
     shape[axis] = a.dim(0, source);
     strides[axis] = a.size(0, source + 1);
   }

@@ -3,6 +3,8 @@
 The spellings are chosen for MindSpore's CPU backend, where they differ by orders of magnitude: `ops.MatMul` instead of
 `mint.nn.functional.linear` (100x), a materialised `tile` and a same-shape product instead of a broadcast one (5x), a
 (1, K) `Conv2D` for one-dimensional convolution. Signatures and meanings are documented in `ops/__init__.py`.
+
+`stable` is accepted and changes nothing: MindSpore's products have no order of summation that one could ask for.
 """
 
 import functools
@@ -24,7 +26,7 @@ GATHERED_ROWS = 64
 """Up to this many (token, expert) pairs the weights are gathered per pair, which is one graph without a host read."""
 
 
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, stable=False):
     rows = x.reshape(-1, x.shape[-1])  # [N, K]
     y = _matmul_transposed(rows, weight)  # [N, M]
     if bias is not None:
@@ -84,7 +86,7 @@ def rotary(x, cos, sin):
     return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
 
 
-def attention(q, k, v, mask, scale):
+def attention(q, k, v, mask, scale, stable=False):
     b, s, h, d = q.shape
     t, kv_heads = k.shape[2], k.shape[1]
     group = h // kv_heads

@@ -139,8 +139,8 @@ KERNEL(stable_linear) {  // x [..., K], weight [M, K], (bias [M]) -> [..., M]
   return 0;
 }
 
-KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], (dilation, groups) -> [B, M, *]
-  const i64 dilation = a.get<int32_t>(3)[0], groups = a.get<int32_t>(3)[1], rows = a.dim(1, 0) / groups;
+KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], [dilation, groups] -> [B, M, *]
+  const i64 dilation = a.dim(3, 0), groups = a.dim(3, 1), rows = a.dim(1, 0) / groups;
   const i64 channels = a.dim(1, 1), taps = a.dim(1, 2), length = a.dim(0, 2), out = a.dim(4, 2);
   const float *weight = a.get(1);
   const Sum s{a.dim(0, 0) * groups, groups, channels, taps, dilation, 0, rows, 1, out, length, out, length, 1, out, 1};
@@ -150,8 +150,8 @@ KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], (dilation
 }
 
 // Output t * stride + p sums weight tap p + j * stride times input t - j over j: one row of weights per (channel, p).
-KERNEL(conv_transpose1d) {  // x [B, C, T], weight [C, M, W], bias [M], stride -> [B, M, (T - 1) * stride + W]
-  const i64 stride = *a.get<int32_t>(3), channels = a.dim(1, 0), width = a.dim(1, 2), taps = (width + stride - 1) / stride;
+KERNEL(conv_transpose1d) {  // x [B, C, T], weight [C, M, W], bias [M], [stride] -> [B, M, (T - 1) * stride + W]
+  const i64 stride = a.dim(3, 0), channels = a.dim(1, 0), width = a.dim(1, 2), taps = (width + stride - 1) / stride;
   const i64 length = a.dim(0, 2), out = a.dim(4, 2), all = a.dim(1, 1) * width, rows = a.dim(1, 1) * stride;
   const float *weight = a.get(1);
   const Sum s{a.dim(0, 0), 1, channels, taps, 1, taps - 1, rows, stride, length + taps - 1, length, out, length, 1, out, 1};
