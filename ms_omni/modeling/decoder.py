@@ -3,7 +3,9 @@
 from mindspore import nn
 
 from .attention import Attention
+from .cache import KVCache
 from .layers import GatedMLP, RMSNorm, identity
+from .rope import inverse_frequencies, mrope_tables
 
 
 class DecoderLayer(nn.Cell):
@@ -66,3 +68,31 @@ class Decoder(nn.Cell):
             if inject is not None:
                 x = inject(index, x)
         return self.norm(x)
+
+
+class MropeDecoder(Decoder):
+    """A decoder of thinker or talker: three-dimensional positions, and experts in `sparse_block` where the config says.
+
+    sparse_block: the cell class of the mixtures of experts.
+    """
+
+    sparse_block = None
+
+    def __init__(self, config):
+        super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
+        self.config = config
+        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+
+    def _layer(self, config, index):
+        mlp = self.sparse_block(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
+        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), mlp)
+
+    def rope(self, positions):
+        """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
+        return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
+
+    def new_cache(self, batch_size, capacity):
+        """An empty cache for `capacity` positions."""
+        config = self.config
+        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim, capacity,
+                       self.norm.weight.dtype)  # fmt: skip

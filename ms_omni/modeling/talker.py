@@ -3,36 +3,19 @@
 from mindspore import nn
 
 from .code_predictor import CodePredictor
-from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .cache import KVCache
+from .decoder import MropeDecoder
 from .layers import Embedding, Linear, ProjectionMLP
 from .moe import SharedExpertMoeBlock
-from .rope import inverse_frequencies, mrope_tables
 
 
-class TalkerModel(Decoder):
+class TalkerModel(MropeDecoder):
     """Codec embedding and decoder stack with shared experts; mirrors `Qwen3OmniMoeTalkerModel`."""
 
+    sparse_block = SharedExpertMoeBlock
+
     def __init__(self, config):
-        super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
-        self.config = config
+        super().__init__(config)
         self.codec_embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
-
-    @staticmethod
-    def _layer(config, index):
-        mlp = SharedExpertMoeBlock(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
-        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), mlp)
-
-    def rope(self, positions):
-        """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
-        return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
-
-    def new_cache(self, batch_size, capacity):
-        """An empty cache for `capacity` positions."""
-        config = self.config
-        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim, capacity,
-                       self.norm.weight.dtype)  # fmt: skip
 
 
 class Talker(nn.Cell):

@@ -7,41 +7,25 @@ from ..errors import InputError
 from ..outputs import ThinkerOutput
 from . import ops
 from .audio_encoder import AudioEncoder
-from .cache import KVCache, whole_sequence
-from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
+from .cache import whole_sequence
+from .decoder import MropeDecoder
 from .layers import Embedding, Linear
 from .losses import language_model_loss, load_balancing_loss
 from .moe import SparseMoeBlock
 from .packing import host_array
 from .positions import get_rope_index
-from .rope import inverse_frequencies, mrope_tables
 from .vision_encoder import VisionEncoder
 from .watch import Watch
 
 
-class ThinkerTextModel(Decoder):
+class ThinkerTextModel(MropeDecoder):
     """Token embedding and decoder stack; mirrors `Qwen3OmniMoeThinkerTextModel`."""
 
+    sparse_block = SparseMoeBlock
+
     def __init__(self, config):
-        super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
-
-    @staticmethod
-    def _layer(config, index):
-        mlp = SparseMoeBlock(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
-        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), mlp)
-
-    def rope(self, positions):
-        """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
-        return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
-
-    def new_cache(self, batch_size, capacity):
-        """An empty cache for `capacity` positions."""
-        config = self.config
-        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim, capacity,
-                       self.norm.weight.dtype)  # fmt: skip
 
 
 class Thinker(nn.Cell):

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
-from .layers import ACTIVATIONS, Embedding, LayerNorm, Linear, ProjectionMLP
+from .layers import Embedding, LayerNorm, Linear, ProjectionMLP
 from .packing import host_array, segments_of
 from .rope import axial_tables, inverse_frequencies
 
