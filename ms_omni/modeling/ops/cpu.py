@@ -2,8 +2,8 @@
 
 A launch costs more than the work of a small operator, so the number of launches is what counts in decoding. Each
 function leaves to `reference` what its kernel is not for: other types, and, unless a fixed order of sums is asked for
-(`stable`), large products, where MindSpore's own library is faster. They have no gradient; `MS_OMNI_OPS=reference` has. Importing this module compiles the kernels; it raises
-`OSError` where that cannot be done.
+(`stable`), large products, where MindSpore's own library is faster. They have no gradient; `MS_OMNI_OPS=reference` has.
+Importing this module compiles the kernels; it raises `OSError` where that cannot be done.
 """
 
 import functools
