@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..modeling.packing import host_array
 from .arguments import sampling_params, take_inputs, take_prefixed, take_text_options
 from .hand_over import assistant_turns
-from .sampling import SamplingParams
+from .sampling import SamplingParams, as_ids
 from .speech import SpeechParams
 from .talker_prompt import user_mask
 from .text import StopStrings
@@ -91,9 +91,10 @@ def _speech(model, speaker, talker, predictor, vocoder):
     speaker_id = speaker_code(config, DEFAULT_SPEAKER if speaker is None else speaker)
     vocabulary = config.text_config.vocab_size
     tail = range(max(vocabulary - SUPPRESSED_TAIL, 0), vocabulary)
-    suppressed = [token for token in tail if token != config.codec_eos_token_id]
-    ids = {"eos_token_id": config.codec_eos_token_id, "suppress_tokens": suppressed}
-    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **ids)
+    talker.setdefault("eos_token_id", config.codec_eos_token_id)
+    ends = as_ids("talker_eos_token_id", talker["eos_token_id"])
+    suppressed = [token for token in tail if token not in ends]  # no other special is a code that can be spoken
+    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, suppress_tokens=suppressed)
     code.check_vocabulary(vocabulary)
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:

@@ -28,3 +28,13 @@ def test_ids_beyond_the_vocabulary_are_refused_before_any_work(tiny_model, ask, 
     for options in ({"eos_token_id": 10**6}, {"thinker_suppress_tokens": [10**6]}, {"talker_eos_token_id": 10**6}):
         with pytest.raises(InputError, match="the vocabulary has"):
             tiny_model.generate(**ask("hi"), **options)
+
+
+def test_an_end_token_that_ends_nothing_is_never_spoken(tiny_model, ask):
+    """With other end tokens than the config's, or none, the config's own is one more special that is no code."""
+    config = tiny_model.config.talker_config
+    for ends in ([], [7]):
+        stream = tiny_model.stream(**ask("hi"), talker_eos_token_id=ends)
+        assert config.codec_eos_token_id in stream.speech.talker.suppress_tokens
+        assert stream.speech.talker.eos_token_id == tuple(ends)
+    assert config.codec_eos_token_id not in tiny_model.stream(**ask("hi")).speech.talker.suppress_tokens
