@@ -61,26 +61,34 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
         return params
 
 
-class Qwen3OmniMoeTalkerForConditionalGeneration(PretrainedMixin, Talker):
+class SpeechPart(PretrainedMixin):
+    """A part of a checkpoint that speaks; `config_section` names its configuration."""
+
+    config_section = None
+
+    @classmethod
+    def _read_config(cls, folder):
+        config = Qwen3OmniMoeConfig.from_pretrained(folder)
+        if not config.enable_audio_output:
+            raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json), so it holds no "
+                             f"{cls.__name__}")  # fmt: skip
+        return getattr(config, cls.config_section)
+
+
+class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     """The talker alone, loaded from a full checkpoint."""
 
     config_class = Qwen3OmniMoeTalkerConfig
+    config_section = "talker_config"
     checkpoint_prefix = "talker."
 
-    @classmethod
-    def _read_config(cls, folder, **changes):
-        return speech_config(folder, cls, changes).talker_config
 
-
-class Qwen3OmniMoeCode2Wav(PretrainedMixin, Code2Wav):
+class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     """The vocoder alone, loaded from a full checkpoint."""
 
     config_class = Qwen3OmniMoeCode2WavConfig
+    config_section = "code2wav_config"
     checkpoint_prefix = "code2wav."
-
-    @classmethod
-    def _read_config(cls, folder, **changes):
-        return speech_config(folder, cls, changes).code2wav_config
 
 
 class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
@@ -99,8 +107,8 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
             self.code2wav = Qwen3OmniMoeCode2Wav(config.code2wav_config)
 
     @classmethod
-    def _read_config(cls, folder, enable_audio_output=None, **changes):
-        config = super()._read_config(folder, **changes)
+    def _read_config(cls, folder, enable_audio_output=None):
+        config = super()._read_config(folder)
         if enable_audio_output and not config.enable_audio_output:
             raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
                              "or Captioner checkpoint and answers in text only")  # fmt: skip
@@ -153,7 +161,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         stream = self._events(request)
         events = feed_streamer(stream, request.inputs["input_ids"], request.output.get("streamer"))
         chunks, end = split_events(events)
-        text = text_result(end.sequences, stream.scores, **request.output)
+        text = text_result(end.sequences, stream.scores, request.output.get("return_dict_in_generate", False))
         return text, None if request.speech is None else join_audio(chunks, len(end.sequences))
 
     def stream(self, **kwargs):
@@ -179,14 +187,3 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
 def without_speech(config):
     """The configuration of the same model without talker and vocoder."""
     return replace(config, enable_audio_output=False, talker_config=None, code2wav_config=None)
-
-
-def speech_config(folder, cls, changes):
-    """The configuration of a checkpoint that speaks; raises `InputError` for one that does not."""
-    if changes:
-        raise InputError(f"{cls.__name__}.from_pretrained has no argument {', '.join(sorted(changes))}")
-    config = Qwen3OmniMoeConfig.from_pretrained(folder)
-    if not config.enable_audio_output:
-        raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json), so it holds no "
-                         f"{cls.__name__}")  # fmt: skip
-    return config

@@ -1,5 +1,6 @@
 """`from_pretrained` and `save_pretrained`, shared by the public model classes."""
 
+import inspect
 import warnings
 
 from .errors import InputError
@@ -34,6 +35,10 @@ class PretrainedMixin:
         are the same either way. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
         Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
         """
+        known = inspect.signature(cls._read_config).parameters
+        if not config_changes.keys() <= known.keys():
+            unknown = ", ".join(sorted(config_changes.keys() - known.keys()))
+            raise InputError(f"{cls.__name__}.from_pretrained has no argument {unknown}")
         check_attention(attn_implementation)
         runtime = setup(mindspore_dtype if mindspore_dtype is not None else dtype)
         config = cls._read_config(folder, **config_changes)
@@ -48,9 +53,7 @@ class PretrainedMixin:
         return model
 
     @classmethod
-    def _read_config(cls, folder, **changes):
-        if changes:
-            raise InputError(f"{cls.__name__}.from_pretrained has no argument {', '.join(sorted(changes))}")
+    def _read_config(cls, folder):
         return cls.config_class.from_pretrained(folder)
 
     def save_pretrained(self, folder, dtype=None):

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ms_omni.config import ConfigSection, read_config_json
+from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
 
 from .header import DTYPES
 from .load import copy_into, numpy_dtype, progress_bar
 from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
 from .plan import file_root
-from .reader import INDEX_FILE, MARKER, CheckpointReader, checkpoint_folder, report
+from .reader import INDEX_FILE, MARKER, CheckpointReader, report
 from .writer import SHARD_BYTES, Pending, dtype_name, new_folder, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
@@ -46,7 +47,7 @@ def convert(
     Raises:
         CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
     """
-    source = checkpoint_folder(src)
+    source = existing_folder(src)
     if Path(dst).resolve().is_relative_to(source.resolve()):
         raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
     config, _ = read_config_json(source)

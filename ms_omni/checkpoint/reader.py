@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
 
 from .header import DTYPES, Entry, read_header
@@ -35,7 +36,7 @@ class CheckpointReader:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = checkpoint_folder(folder)
+        self.folder = existing_folder(folder)
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, dict] = {}
         self._maps: dict[str, mmap.mmap] = {}
@@ -96,19 +97,6 @@ class CheckpointReader:
             with open(self.folder / file, "rb") as handle:
                 self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[file]
-
-
-def checkpoint_folder(folder: str | Path) -> Path:
-    """`folder` as an existing directory. Raises CheckpointError that says what was found instead."""
-    root = Path(folder)
-    if not root.exists():
-        raise CheckpointError(
-            f"{str(folder)!r} is not a folder on this machine. A checkpoint is read from a local folder "
-            "and nothing is downloaded: fetch the checkpoint first and pass the folder's path."
-        )
-    if not root.is_dir():
-        raise CheckpointError(f"{root} is a file; expected the checkpoint's folder.")
-    return root
 
 
 def _why_no_weights(folder: Path) -> str:

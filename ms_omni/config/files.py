@@ -10,8 +10,8 @@ from .fields import shown
 CONFIG_FILE = "config.json"
 
 
-def read_config_json(folder: str | Path) -> tuple[dict, Path]:
-    """The content of `folder`/config.json and its path. Raises ConfigError for a wrong folder or unreadable JSON."""
+def existing_folder(folder: str | Path) -> Path:
+    """`folder` as an existing directory. Raises ConfigError that says what was found instead."""
     root = Path(folder)
     if not root.exists():
         raise ConfigError(
@@ -20,6 +20,12 @@ def read_config_json(folder: str | Path) -> tuple[dict, Path]:
         )
     if not root.is_dir():
         raise ConfigError(f"{root} is a file; expected the checkpoint's folder, the one that holds {CONFIG_FILE}.")
+    return root
+
+
+def read_config_json(folder: str | Path) -> tuple[dict, Path]:
+    """The content of `folder`/config.json and its path. Raises ConfigError for a wrong folder or unreadable JSON."""
+    root = existing_folder(folder)
     path = root / CONFIG_FILE
     if not path.is_file():
         inside = ", ".join(sorted(item.name for item in root.iterdir())[:8]) or "nothing"

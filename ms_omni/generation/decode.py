@@ -15,23 +15,18 @@ def generate_text(thinker, inputs, params, stop_strings=None, tokenizer=None, st
     """
     stopping = StopStrings(stop_strings, tokenizer) if stop_strings else None
     steps = TextGeneration(thinker, inputs, params, stopping=stopping)
-    return collect_text(steps, streamer, return_dict_in_generate, output_scores)
-
-
-def collect_text(steps, streamer=None, return_dict_in_generate=False, output_scores=False):
-    """Runs a `TextGeneration` to its end."""
     tokens, scores = [], ()
     for step in feed_streamer(steps, steps.prompt_ids, streamer):
         tokens.append(step.token)
         scores += (step.logits,) if output_scores else ()
     sequences = np.concatenate([steps.prompt_ids.astype(np.int64), np.stack(tokens, axis=1)], axis=1)
-    return text_result(sequences, scores, return_dict_in_generate=return_dict_in_generate)
+    return text_result(sequences, scores, return_dict_in_generate)
 
 
-def text_result(sequences, scores=(), streamer=None, return_dict_in_generate=False, output_scores=False):
+def text_result(sequences, scores, return_dict):
     """The ids, or the ids with what else was asked for."""
     sequences = HostArray.of(sequences)
-    return GenerateOutput(sequences, scores or None) if return_dict_in_generate else sequences
+    return GenerateOutput(sequences, scores or None) if return_dict else sequences
 
 
 def feed_streamer(steps, prompt_ids, streamer):

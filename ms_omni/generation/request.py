@@ -6,7 +6,7 @@ from typing import Optional
 import numpy as np
 
 from ..errors import InputError
-from ..modeling.packing import host_array
+from ..modeling.packing import host_array, valid_tokens
 from .arguments import sampling_params, take_inputs, take_prefixed, take_text_options
 from .hand_over import assistant_turns
 from .sampling import SamplingParams, as_ids
@@ -124,8 +124,7 @@ def _chunk_frames(vocoder):
 
 def _check_prompt(model, inputs):
     ids, config = host_array(inputs["input_ids"]), model.config
-    mask = inputs.get("attention_mask")
-    valid = np.ones(ids.shape, bool) if mask is None else host_array(mask) == 1
+    valid = valid_tokens(ids, inputs.get("attention_mask"))
     if ids.ndim != 2 or ids.shape != valid.shape:
         raise InputError(f"input_ids {list(ids.shape)} and attention_mask {list(valid.shape)} must be [batch, tokens] both")
     if not user_mask(ids, valid, config).any(axis=1).all():

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from ..modeling.packing import host_array
+from ..modeling.packing import host_array, valid_tokens
 from ..outputs import PromptStates, ThinkerStep
 from .sampling import Sampler
 
@@ -27,8 +27,7 @@ class TextGeneration:
         self.prompt = None
         self.reader = None
         self.prompt_ids = host_array(inputs["input_ids"])
-        mask = inputs.get("attention_mask")
-        self.valid = np.ones(self.prompt_ids.shape, bool) if mask is None else host_array(mask) == 1
+        self.valid = valid_tokens(self.prompt_ids, inputs.get("attention_mask"))
         self._lent = ExitStack()
         self._steps = self._run()
 

@@ -15,6 +15,7 @@ Reference: transformers 5.x, `Qwen3OmniMoePreTrainedModelForConditionalGeneratio
 import numpy as np
 
 from ..errors import InputError
+from .packing import valid_tokens
 
 
 def get_rope_index(config, spatial_merge_size, input_ids, attention_mask=None, image_grid_thw=None,
@@ -26,7 +27,7 @@ def get_rope_index(config, spatial_merge_size, input_ids, attention_mask=None, i
     in patches; second_per_grids float `[n_videos]` in s, one per row of `video_grid_thw`. Padding gets position 1.
     Raises `InputError` when placeholders and grids disagree.
     """
-    valid = np.ones(input_ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) == 1
+    valid = valid_tokens(input_ids, attention_mask)
     walker = _Walker(config, spatial_merge_size, image_grid_thw, video_grid_thw, second_per_grids)
     positions = np.ones((3, *input_ids.shape), np.float32)
     deltas = np.zeros((len(input_ids), 1), np.float32)

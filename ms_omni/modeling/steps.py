@@ -11,6 +11,7 @@ from mindspore import Parameter, ParameterTuple, nn
 from mindspore.common.initializer import initializer
 
 from . import ops
+from .moe import SparseMoeBlock
 
 COMPILE_AFTER = 32
 """Calls of a step, over all requests, before it is compiled: a graph takes seconds to build and short answers do
@@ -85,20 +86,18 @@ class DecoderStep(Step):
         self.output_layer = output_layer
         self.cache = cache
         self.graph = None
+        mixtures = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)]
+        rows = cache.heads[0]
+        self.fits_graph = all(rows * block.top_k <= ops.graph_expert_rows() for block in mixtures)
 
     def construct(self, x, rope, valid):
         """x `[B, 1, D]`, rope (cos, sin) `[B, 1, D/2]`, valid bool `[B, 1]` -> logits `[B, 1, V]`, hidden `[B, 1, D]`."""
         place, store = self.cache.admit(rope, valid)
         if self.graph is None or self.graph.keys is not store[0]:
             self.graph = _DecoderGraph(self.decoder, self.output_layer, store)
-        if self._fits_graph(x.shape[0]) and self.due():
+        if self.fits_graph and self.due():
             return self.graph(x, *place)
         return self.graph.run(x, *place)
-
-    def _fits_graph(self, batch_size):
-        """Whether every mixture of experts takes its graph path at this batch size."""
-        blocks = [layer.mlp for layer in self.decoder.layers if hasattr(layer.mlp, "top_k")]
-        return all(batch_size * block.top_k <= ops.graph_expert_rows() for block in blocks)
 
 
 class _DecoderGraph(nn.Cell):

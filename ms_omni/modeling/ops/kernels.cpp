@@ -1,8 +1,4 @@
-// The kernels behind cpu.py, in the calling convention of MindSpore's ops.Custom(..., "aot").
-//
-// Every entry gets contiguous arrays: its inputs in the order of cpu.py and its outputs behind them. Data is float32,
-// indices int32, and constants (eps, scale, axes) come as small arrays. Small work runs in the calling thread; large
-// work is split over threads that live for one call: they cost about 20 us, and no waiting pool competes with MindSpore's.
+// The kernels behind cpu.py; aot.h says how they are called. Arguments stand in the order of cpu.py.
 
 #include "aot.h"
 
