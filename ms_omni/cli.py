@@ -33,8 +33,8 @@ def build_parser():
 def main(argv=None):
     """Runs one command and returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    # MindSpore's own log warns of its internals, such as a tensor that an interruption left unfinished. Errors stay.
-    os.environ.setdefault("GLOG_v", "3")
+    # MindSpore logs what an interruption left unfinished inside it; what fails is raised as an exception as well.
+    os.environ.setdefault("GLOG_v", "4")
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
