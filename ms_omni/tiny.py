@@ -1,4 +1,4 @@
-"""A tiny checkpoint in the published format with random weights, so that everything can be tried with no download.
+"""Checkpoints in the published format with random weights, so that everything can be tried with no download.
 
 The weights are random but not degenerate: activations stay near one, every bias, gain, gate and layer scale matters, so
 that a part which is left out or mixed up changes the result.
@@ -16,7 +16,7 @@ import numpy as np
 from .checkpoint.header import DTYPES
 from .checkpoint.names import patch_shape_of, sources
 from .checkpoint.writer import Pending, new_folder, write_shards
-from .config import Qwen3OmniMoeConfig, load_named_config, read_config_json, read_json_object
+from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_config_json, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
 from .runtime import require_mindspore
@@ -47,8 +47,9 @@ def write_tiny_checkpoint(
     Args:
         folder: new, or empty.
         seed: the same seed and geometry give the same bytes; each tensor depends on the seed and its own name only.
-        geometry: name of a configuration that comes along ("tiny", "odd"), a config.json or the folder that holds one,
-            a dict, or a Qwen3OmniMoeConfig. Special token ids are replaced by those of the tiny tokenizer.
+        geometry: name of a configuration that comes along ("tiny", "odd"; for measurements "mini", "mid" and
+            "published"), a config.json or the folder that holds one, a dict, or a Qwen3OmniMoeConfig. Special token ids
+            are replaced by those of the tiny tokenizer.
         dtype: of the weights in the files: "bfloat16", "float16" or "float32".
         shards: number of weight files; with one there is no index.
         talker: False writes a checkpoint that only understands, as Thinking and Captioner do.
@@ -58,16 +59,17 @@ def write_tiny_checkpoint(
 
     Raises:
         InputError: unknown dtype or number of shards.
-        CheckpointError: `folder` is not empty, or (ConfigError) the geometry is unusable.
+        CheckpointError: `folder` is not empty, the disk is too small, or (ConfigError) the geometry is unusable.
     """
     if dtype not in DTYPE_NAMES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPE_NAMES)}.")
     if not isinstance(shards, int) or shards < 1:
         raise InputError(f"shards is {shards!r}, expected a number of files, at least 1.")
     config = _read_geometry(geometry)
-    with new_folder(folder, needed_bytes=0) as target:
+    kind = DTYPE_NAMES[dtype]
+    needed = sum(math.prod(source.shape) for source in _published_tensors(config)) * DTYPES[kind].itemsize
+    with new_folder(folder, needed_bytes=needed) as target:
         config = _write_settings(target, config, dtype, talker)
-        kind = DTYPE_NAMES[dtype]
         tensors = [
             Pending(source.name, kind, source.shape, _values(seed, source.name, source.shape, kind))
             for source in _published_tensors(config)
@@ -81,6 +83,8 @@ def _read_geometry(geometry) -> Qwen3OmniMoeConfig:
         return geometry
     if isinstance(geometry, Mapping):
         return Qwen3OmniMoeConfig.from_dict(geometry)
+    if geometry in named_configurations():
+        return load_named_config(geometry)
     path = Path(geometry)
     if path.is_dir():
         return Qwen3OmniMoeConfig.from_dict(read_config_json(path)[0], str(path))

@@ -1,7 +1,7 @@
 """Configuration objects: strict, frozen, equal whatever version of transformers wrote the JSON."""
 
 from .files import CONFIG_FILE, read_config_json, read_json_object
-from .named import load_named_config, named_config_files
+from .named import load_named_config, named_config_files, named_configurations
 from .omni import Qwen3OmniMoeConfig
 from .section import ConfigSection
 from .talker import (
@@ -31,6 +31,7 @@ __all__ = [
     "Qwen3OmniMoeVisionEncoderConfig",
     "load_named_config",
     "named_config_files",
+    "named_configurations",
     "read_config_json",
     "read_json_object",
 ]

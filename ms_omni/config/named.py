@@ -10,6 +10,8 @@ from .omni import Qwen3OmniMoeConfig
 # In an installed package setup.py puts them beside ms_omni; in a checkout they stand at the top of the repository.
 _FOLDERS = (Path(__file__).resolve().parents[1] / "_configs", Path(__file__).resolve().parents[2] / "configs")
 
+_ALIASES = {"published": "instruct"}
+
 
 def named_config_files() -> dict[str, Path]:
     """{name: file} of every configuration that comes along."""
@@ -25,9 +27,14 @@ def named_config_files() -> dict[str, Path]:
     )
 
 
+def named_configurations() -> tuple[str, ...]:
+    """The names that `load_named_config` takes."""
+    return (*named_config_files(), *_ALIASES)
+
+
 def load_named_config(name: str) -> Qwen3OmniMoeConfig:
-    """The configuration `name`, such as "tiny". Raises ConfigError that lists the names when there is none."""
-    files = named_config_files()
-    if name not in files:
-        raise ConfigError(f"there is no configuration named {name!r}; expected one of {', '.join(files)}.")
+    """The configuration `name`, such as "tiny"; "published" is Instruct. Raises ConfigError that lists the names."""
+    if name not in named_configurations():
+        raise ConfigError(f"there is no configuration named {name!r}; expected one of {', '.join(named_configurations())}.")
+    files, name = named_config_files(), _ALIASES.get(name, name)
     return Qwen3OmniMoeConfig.from_dict(json.loads(files[name].read_text(encoding="utf-8")), str(files[name]))

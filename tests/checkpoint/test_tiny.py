@@ -1,6 +1,7 @@
 """The tiny checkpoint: reproducible, complete, alive."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,19 @@ def test_geometry_from_a_dict_a_file_a_folder_and_an_object(tmp_path):
              write_tiny_checkpoint(tmp_path / "object", geometry=first)]  # fmt: skip
     assert all(config == first for config in again)
     assert json.loads((tmp_path / "dict" / "preprocessor_config.json").read_text())["patch_size"] == 8
+
+
+def test_a_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd").mkdir()
+    assert write_tiny_checkpoint(tmp_path / "new", geometry="odd").thinker_config.text_config.num_hidden_layers == 5
+
+
+def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=70_000_000_000))
+    with pytest.raises(CheckpointError, match="70,000,000,000 bytes free, 70,519,637,090 are needed"):
+        write_tiny_checkpoint(tmp_path / "new", geometry="published")
+    assert not list(tmp_path.iterdir())
 
 
 def test_values_depend_on_seed_and_name_only():

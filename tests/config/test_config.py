@@ -100,10 +100,11 @@ def test_without_audio_output_speech_is_left_out(published, present):
 
 
 def test_named_configurations():
-    assert set(named_config_files()) >= {"instruct", "thinking", "captioner", "tiny", "odd"}
+    assert set(named_config_files()) >= {"instruct", "thinking", "captioner", "tiny", "odd", "mini", "mid"}
     for name in named_config_files():
         assert isinstance(load_named_config(name), ConfigSection)
     assert load_named_config("thinking").talker_config is None
+    assert load_named_config("published") == load_named_config("instruct")
     odd = load_named_config("odd")
     sparse = [odd.thinker_config.text_config.is_sparse_layer(n) for n in range(5)]
     assert sparse == [False, True, False, False, False]
