@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
-from .layers import ACTIVATIONS, LayerNorm, Linear, parameter
+from .layers import ACTIVATIONS, LayerNorm, Linear, identity, parameter
 from .packing import host_array, segments_of
 
 NORM_EPS = 1e-5
@@ -80,9 +80,10 @@ class Conv2d(nn.Cell):
         super().__init__()
         self.weight = parameter(out_channels, in_channels, 3, 3)
         self.bias = parameter(out_channels)
+        self.source = identity
 
     def construct(self, x):
-        return ops.conv2d(x, self.weight, self.bias, stride=2, padding=1)
+        return ops.conv2d(x, self.source(self.weight), self.source(self.bias), stride=2, padding=1)
 
 
 class AudioEncoder(nn.Cell):

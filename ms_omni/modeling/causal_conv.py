@@ -38,7 +38,7 @@ class History:
 
 
 class Convolution(nn.Cell):
-    """Weight and bias of a convolution; `source` is where the weight is read (see `layers.py`)."""
+    """Weight and bias of a convolution; `source` is where they are read (see `layers.py`)."""
 
     def __init__(self, shape, out_channels):
         super().__init__()
@@ -47,7 +47,7 @@ class Convolution(nn.Cell):
         self.source = identity
 
     def read(self):
-        return self.source(self.weight), self.bias
+        return self.source(self.weight), self.source(self.bias)
 
 
 class StreamingCell(nn.Cell):

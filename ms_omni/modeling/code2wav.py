@@ -178,11 +178,11 @@ class Code2Wav(nn.Cell):
     def _embed(self, codes):
         """The mean of each frame's embeddings, one table per quantizer: `[B, Q, n]` -> `[B, n, D]`."""
         batch, quantizers, frames = codes.shape
-        table = self.code_embedding.source(self.code_embedding.weight)
         rows = codes.transpose(0, 2, 1) + np.arange(quantizers) * self.config.codebook_size  # [B, n, Q]
         rows = rows.reshape(-1, quantizers).astype(np.int32)
         mean = np.full(rows.shape, 1 / quantizers, np.float32)
-        return ops.weighted_sum_rows(table, Tensor(rows), Tensor(mean)).reshape(batch, frames, -1)
+        places, table = self.code_embedding.rows(Tensor(rows))
+        return ops.weighted_sum_rows(table, places, Tensor(mean)).reshape(batch, frames, -1)
 
     def _synthesise(self, x, history):
         """`[B, D, n]` -> `[B, 1, samples]`."""

@@ -1,7 +1,8 @@
 """The small layers that every part of the model shares.
 
-`source` is where a layer reads its weight. It is the identity unless a parallel plan replaces it, for example by a
-gather of the shards of that weight (see `ms_omni.parallel`).
+`source` is where a layer reads its parameters. It is the identity unless a parallel plan replaces it, for example by a
+gather of the shards of that parameter (see `ms_omni.parallel`); it hands a bias that is None through. `Embedding.fetch`
+is where the rows of a table are read.
 """
 
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ def identity(x):
     return x
 
 
+def whole_table(ids, weight):
+    """ids, weight: the default of `Embedding.fetch`."""
+    return ids, weight
+
+
 ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu_tanh}
 
 
@@ -53,7 +59,7 @@ class Linear(nn.Cell):
         self.source = identity
 
     def construct(self, x):
-        return ops.linear(x, self.source(self.weight), self.bias, self.stable)
+        return ops.linear(x, self.source(self.weight), self.source(self.bias), self.stable)
 
 
 class Embedding(nn.Cell):
@@ -63,9 +69,14 @@ class Embedding(nn.Cell):
         super().__init__()
         self.weight = parameter(num_embeddings, embedding_dim)
         self.source = identity
+        self.fetch = whole_table
 
     def construct(self, ids):
-        return ops.embedding(ids, self.source(self.weight))
+        return ops.embedding(*self.rows(ids))
+
+    def rows(self, ids):
+        """`(places, table)`: the rows of ids `[...]` are `table[places]`; the table holds all rows, or those asked for."""
+        return self.fetch(ids, self.source(self.weight))
 
 
 class RMSNorm(nn.Cell):
@@ -75,9 +86,10 @@ class RMSNorm(nn.Cell):
         super().__init__()
         self.weight = parameter(dim)
         self.eps = eps
+        self.source = identity
 
     def construct(self, x):
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.source(self.weight), self.eps)
 
 
 class LayerNorm(nn.Cell):
@@ -88,9 +100,10 @@ class LayerNorm(nn.Cell):
         self.weight = parameter(dim)
         self.bias = parameter(dim)
         self.eps = eps
+        self.source = identity
 
     def construct(self, x):
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.layer_norm(x, self.source(self.weight), self.source(self.bias), self.eps)
 
 
 class GatedMLP(nn.Cell):

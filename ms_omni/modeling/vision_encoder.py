@@ -153,8 +153,8 @@ class VisionEncoder(nn.Cell):
         column_taps, column_weights = interpolation_taps(columns, sizes[:, 1], self.side)
         index = (row_taps[:, :, None] * self.side + column_taps[:, None, :]).reshape(-1, 4)
         weights = (row_weights[:, :, None] * column_weights[:, None, :]).reshape(-1, 4).astype(np.float32)
-        table = self.pos_embed.source(self.pos_embed.weight)
-        return ops.weighted_sum_rows(table, Tensor(index), Tensor(weights))
+        places, table = self.pos_embed.rows(Tensor(index))
+        return ops.weighted_sum_rows(table, places, Tensor(weights))
 
     def encode(self, x, segments, rope):
         """The blocks on embedded patches `[N, D]`."""

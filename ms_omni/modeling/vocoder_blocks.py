@@ -4,7 +4,7 @@ from mindspore import nn
 
 from . import ops
 from .causal_conv import CausalConv1d, CausalConvTranspose1d
-from .layers import LayerNorm, Linear, parameter
+from .layers import LayerNorm, Linear, identity, parameter
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
@@ -17,9 +17,10 @@ class LayerScale(nn.Cell):
     def __init__(self, dim):
         super().__init__()
         self.scale = parameter(dim)
+        self.source = identity
 
     def construct(self, x):
-        return ops.scale_channels(x, self.scale)
+        return ops.scale_channels(x, self.source(self.scale))
 
 
 class SnakeBeta(nn.Cell):
@@ -29,9 +30,10 @@ class SnakeBeta(nn.Cell):
         super().__init__()
         self.alpha = parameter(channels)
         self.beta = parameter(channels)
+        self.source = identity
 
     def construct(self, x):
-        return ops.snake_beta(x, self.alpha, self.beta)
+        return ops.snake_beta(x, self.source(self.alpha), self.source(self.beta))
 
 
 class ConvNeXtBlock(nn.Cell):
@@ -44,11 +46,12 @@ class ConvNeXtBlock(nn.Cell):
         self.pwconv1 = Linear(dim, 4 * dim)
         self.pwconv2 = Linear(4 * dim, dim)
         self.gamma = parameter(dim)
+        self.source = identity
 
     def construct(self, x, history):
         rows = ops.transpose(self.dwconv(x, history), (0, 2, 1))  # [B, T, C]
         rows = self.pwconv2(ops.gelu(self.pwconv1(self.norm(rows))))
-        return x + ops.transpose(ops.scale_channels(rows, self.gamma), (0, 2, 1))
+        return x + ops.transpose(ops.scale_channels(rows, self.source(self.gamma)), (0, 2, 1))
 
 
 class ResidualUnit(nn.Cell):
