@@ -15,6 +15,7 @@ STANDARD = set(sys.stdlib_module_names)
 MODELING = {"mindspore", "numpy", "ms_omni.modeling", "ms_omni.errors", "ms_omni.outputs"}
 TOKENIZER_CODE = ("ms_omni/processor.py", "ms_omni/processing/", "ms_omni/media/")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}
+COLLECTIVES, MESH = "ms_omni/parallel/collectives.py", "ms_omni/parallel/mesh.py"
 LONGEST = 400
 
 
@@ -54,7 +55,7 @@ def test_modeling_knows_only_itself(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_compute_calls_stand_only_with_the_operators(name):
     """Gathering them in one place is what lets a kernel be replaced."""
-    if name.startswith("ms_omni/modeling/ops/"):
+    if name.startswith("ms_omni/modeling/ops/") or name == COLLECTIVES:
         return
     forbidden = ("mindspore.mint", "mindspore.ops", "mindspore.numpy", "mindspore.nn.functional")
     assert not {item for item in imports(name) if under(item, *forbidden)}
@@ -63,6 +64,24 @@ def test_compute_calls_stand_only_with_the_operators(name):
     reached = {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)
                and isinstance(node.value, ast.Name) and node.value.id in aliases}  # fmt: skip
     assert not reached & {"mint", "ops", "numpy"}
+
+
+def test_processes_talk_in_one_place_only():
+    """The collectives are counted there, so nothing may be communicated anywhere else; joining is for the mesh."""
+    used = {node.attr for node in ast.walk(TREES[COLLECTIVES]) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "ops"}  # fmt: skip
+    assert used == {"AllReduce", "AllGather", "Broadcast"}
+    for name in MODULES:
+        if name != MESH:
+            assert not {item for item in imports(name) if under(item, "mindspore.communication", "mindspore.mint.distributed")}
+        attributes = {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
+        assert name == COLLECTIVES or not attributes & {"AllReduce", "AllGather", "Broadcast", "ReduceScatter", "AlltoAll"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_public_classes_know_parallelism(name):
+    if name.startswith(("ms_omni/modeling/", "ms_omni/generation/", "ms_omni/checkpoint/", "ms_omni/config/")):
+        assert not {item for item in imports(name) if under(item, "ms_omni.parallel")}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -31,15 +31,16 @@ def under_msrun():
 def start():
     """Joins the processes that msrun started; outside msrun there is one process and no communication.
 
-    Raises `InputError` for a device that MindSpore cannot communicate on.
+    Safe to call more than once. Raises `InputError` for a device that MindSpore cannot communicate on.
     """
     if not under_msrun():
         return Mesh(0, 1)
     ms = require_mindspore()
-    from mindspore.communication import get_group_size, get_rank, init
+    from mindspore.communication import GlobalComm, get_group_size, get_rank, init
 
     device = ms.get_context("device_target")
     if device not in BACKENDS:
         raise InputError(f"msrun on device {device!r}: expected one of {', '.join(BACKENDS)}")
-    init(BACKENDS[device])
+    if not GlobalComm.INITED:
+        init(BACKENDS[device])
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
