@@ -9,7 +9,8 @@ from .layers import GatedMLP, Linear, identity, parameter
 class Experts(nn.Cell):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
-    The layout is `[expert, in, out]`, the one that grouped matrix products want.
+    The layout is `[expert, in, out]`, the one that grouped matrix products want. Under an expert-parallel plan a rank
+    holds some of them: those from number `first` on.
     """
 
     def __init__(self, num_experts, hidden_size, intermediate_size):
@@ -17,9 +18,10 @@ class Experts(nn.Cell):
         self.gate_up = parameter(num_experts, hidden_size, 2 * intermediate_size)
         self.down = parameter(num_experts, intermediate_size, hidden_size)
         self.source = identity
+        self.first = None
 
     def construct(self, x, weights, indices):
-        return ops.experts(x, self.source(self.gate_up), self.source(self.down), weights, indices)
+        return ops.experts(x, self.source(self.gate_up), self.source(self.down), weights, indices, self.first)
 
 
 class SparseMoeBlock(nn.Cell):

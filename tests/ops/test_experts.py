@@ -50,6 +50,17 @@ def test_experts(path, n, e, k, normal, rng, tensors, close):
     close(PATHS[path](*tensors(*case)), formulas.experts(*case), 5e-6)
 
 
+@pytest.mark.parametrize("path", [*PATHS.values(), ops.experts])
+@pytest.mark.parametrize("n, e, k", [(1, 5, 3), (7, 5, 2), (40, 3, 3), (2, 9, 1)])
+def test_shares_of_the_experts_add_up(path, n, e, k, normal, rng, tensors, close):
+    """Each share computes what its own experts say; one that nobody asks for adds nothing."""
+    case = moe(normal, rng, n, e, k)
+    x, gate_up, down, weights, indices = case
+    bounds = [0, 1, e - 1, e]
+    parts = [path(*tensors(x, gate_up[a:b], down[a:b], weights, indices), a) for a, b in zip(bounds, bounds[1:])]
+    close(sum(part.asnumpy() for part in parts), formulas.experts(*case), 5e-6)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_all_tokens_to_one_expert(path, normal, rng, tensors, close):
     case = moe(normal, rng, 9, 4, 1)

@@ -101,12 +101,14 @@ def route_topk(logits, k, normalise):
     return _impl.route_topk(logits, k, normalise)
 
 
-def experts(x, gate_up, down, weights, indices):
+def experts(x, gate_up, down, weights, indices, first=None):
     """Mixture of gated MLPs: `sum_j weights[n, j] * mlp_{indices[n, j]}(x[n])`.
 
-    x `[N, D]`, gate_up `[E, D, 2I]`, down `[E, I, D]`, weights and indices `[N, k]` -> `[N, D]`.
+    x `[N, D]`, gate_up `[E, D, 2I]`, down `[E, I, D]`, weights and indices `[N, k]` -> `[N, D]`. first: None where
+    all experts are here; else the number (a python int) of the first one, and experts outside `[first, first + E)` add
+    nothing.
     """
-    return _impl.experts(x, gate_up, down, weights, indices)
+    return _impl.experts(x, gate_up, down, weights, indices, first)
 
 
 def graph_expert_rows():

@@ -138,10 +138,10 @@ def route_topk(logits, k, normalise):
     return _route_topk(logits, _integers(*(int(normalise),) * k))
 
 
-def experts(x, gate_up, down, weights, indices):
+def experts(x, gate_up, down, weights, indices, first=None):
     if not _suits(x, gate_up, down, weights) or indices.dtype != ms.int32:
-        return reference.experts(x, gate_up, down, weights, indices)
-    return _experts(x, gate_up, down, weights, indices)
+        return reference.experts(x, gate_up, down, weights, indices, first)
+    return _experts(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
 
 
 def conv1d(x, weight, bias, dilation=1, groups=1):

@@ -265,17 +265,19 @@ KERNEL(route_topk) {  // logits [N, E], [normalise] * k -> weights [N, k], indic
   return 0;
 }
 
-KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and indices [N, k] -> [N, D]
+KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and indices [N, k], first [1] or -1 -> [N, D]
   const i64 n = a.dim(4, 0), k = a.dim(4, 1), d = a.dim(1, 1), inner = a.dim(2, 1), count = a.dim(1, 0), pairs = n * k;
-  const int32_t *indices = a.get<int32_t>(4);
-  std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert
+  const int32_t *indices = a.get<int32_t>(4), given = *a.get<int32_t>(5), offset = std::max(given, 0);
+  const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
+  std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
   for (i64 pair = 0; pair < pairs; ++pair) {
-    if (indices[pair] < 0 || indices[pair] >= count) return 1;
-    ++first[indices[pair] + 1];
+    if (indices[pair] < 0 || (given < 0 && !here(pair))) return 1;
+    if (here(pair)) ++first[indices[pair] - offset + 1];
   }
   for (i64 e = 0; e < count; ++e) first[e + 1] += first[e];
   std::vector<i64> free(first.begin(), first.end() - 1);
-  for (i64 pair = 0; pair < pairs; ++pair) order[free[indices[pair]]++] = pair;
+  for (i64 pair = 0; pair < pairs; ++pair)
+    if (here(pair)) order[free[indices[pair] - offset]++] = pair;
 
   constexpr i64 batch = 8 * kTile;
   struct Task { i64 expert, begin, end; };
@@ -285,7 +287,7 @@ KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and 
       tasks.push_back({e, begin, std::min(begin + batch, first[e + 1])});
   const double work = 3.0 * d * inner;
   std::unique_ptr<float[]> results(new float[pairs * d]);
-  for_each(tasks.size(), work * (tasks.size() * 0.2 + pairs * 0.03), [&](i64 index) {
+  for_each(tasks.size(), work * (tasks.size() * 0.2 + first[count] * 0.03), [&](i64 index) {
     const Task task = tasks[index];
     const i64 rows = task.end - task.begin;
     std::unique_ptr<float[]> space(new float[rows * 3 * inner]);
@@ -303,9 +305,10 @@ KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and 
     }
     product(from, a.get(2) + task.expert * inner * d, last, rows, inner, d);
   });
-  float *y = a.get(5);
+  float *y = a.get(6);
   std::fill(y, y + n * d, 0.f);
-  for (i64 pair = 0; pair < pairs; ++pair) add_scaled(y + pair / k * d, results.get() + pair * d, a.get(3)[pair], d);
+  for (i64 pair = 0; pair < pairs; ++pair)
+    if (here(pair)) add_scaled(y + pair / k * d, results.get() + pair * d, a.get(3)[pair], d);
   return 0;
 }
 

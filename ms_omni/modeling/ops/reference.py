@@ -124,14 +124,18 @@ def route_topk(logits, k, normalise):
     return weights, indices.astype(ms.int32)
 
 
-def experts(x, gate_up, down, weights, indices):
+def experts(x, gate_up, down, weights, indices, first=None):
     if indices.shape[0] * indices.shape[1] <= GATHERED_ROWS:
-        return _gathered_experts(x, gate_up, down, weights, indices)
-    return _grouped_experts(x, gate_up, down, weights, indices)
+        return _gathered_experts(x, gate_up, down, weights, indices, first)
+    return _grouped_experts(x, gate_up, down, weights, indices, first)
 
 
-def _gathered_experts(x, gate_up, down, weights, indices):
+def _gathered_experts(x, gate_up, down, weights, indices, first=None):
     n, k = indices.shape
+    if first is not None:
+        place = indices - first
+        indices = ops.clamp(place, 0, gate_up.shape[0] - 1)  # those that are not here weigh nothing
+        weights = weights * (place == indices).astype(weights.dtype)
     picked = indices.reshape(-1)  # [N*k]
     rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
     hidden = swiglu(_batch_matmul(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
@@ -139,23 +143,28 @@ def _gathered_experts(x, gate_up, down, weights, indices):
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
-def _grouped_experts(x, gate_up, down, weights, indices):
+def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     """Tokens sorted by expert, one product per expert in use, results brought back into token order.
 
     The split sizes must be known on the host: one read of `indices` per block, during prefill only.
     """
     n, k = indices.shape
-    flat = indices.asnumpy().reshape(-1)
-    order = np.argsort(flat, kind="stable").astype(np.int32)  # [N*k] pairs, grouped by expert
-    used, counts = np.unique(flat, return_counts=True)
+    flat = indices.asnumpy().reshape(-1) - (first or 0)
+    here = (flat >= 0) & (flat < gate_up.shape[0])
+    if not here.any():
+        return ops.zeros_like(x)
+    order = np.flatnonzero(here)[np.argsort(flat[here], kind="stable")].astype(np.int32)  # pairs, grouped by expert
+    used, counts = np.unique(flat[here], return_counts=True)
     rows = ops.gather(x, Tensor(order // k), 0)
     parts = ops.split(rows, [int(count) for count in counts], 0)
     outputs = []
     for expert, part in zip(used.tolist(), parts):
         hidden = swiglu(_matmul(part, gate_up[expert]))
         outputs.append(_matmul(hidden, down[expert]))
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(n * k, dtype=np.int32)
+    inverse = np.zeros(n * k, np.int32)  # a pair whose expert is not here takes any row, with weight 0
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    if not here.all():
+        weights = weights * Tensor(here.reshape(n, k).astype(np.float32)).astype(weights.dtype)
     out = ops.gather(mint.cat(outputs, 0), Tensor(inverse), 0).reshape(n, k, -1)
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
