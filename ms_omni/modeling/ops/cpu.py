@@ -1,9 +1,10 @@
 """The operators as C++ kernels for float32 on CPU (`kernels.cpp`), one launch each where MindSpore needs several.
 
 A launch costs more than the work of a small operator, so the number of launches is what counts in decoding. Each
-function leaves to `reference` what its kernel is not for: other types, and, unless a fixed order of sums is asked for
-(`stable`), large products, where MindSpore's own library is faster. They have no gradient; `MS_OMNI_OPS=reference` has.
-Importing this module compiles the kernels; it raises `OSError` where that cannot be done.
+function leaves to `reference` what its kernel is not for: other types. Large work has kernels of its own: `cpu_dense`
+(products), `cpu_attention`, `cpu_vocoder` (sums in a fixed order, which `stable` asks for).
+They have no gradient; `MS_OMNI_OPS=reference` has. Importing this module compiles the kernels; it raises `OSError` where
+that cannot be done.
 """
 
 import functools
@@ -12,18 +13,20 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from . import build, cpu_vocoder, reference
+from . import build, cpu_attention, cpu_dense, cpu_vocoder, reference
 from .reference import (  # noqa: F401
-    add_rows, concat, clip, conv2d, cross_entropy, embedding, expert_load, gather_rows,
-    packed_attention, scatter_rows, write_rows,
+    add_rows, concat, clip, cross_entropy, embedding, expert_load, gather_rows, scatter_rows, write_rows,
 )  # fmt: skip
 
 _LIBRARY = build.library("kernels")
 LINEAR_PRODUCTS = 1 << 18
-"""Up to this many multiplications a `linear` is one launch of its own instead of MindSpore's threaded product."""
+"""Up to this many multiplications a `linear` of a few rows is one launch of its own instead of MindSpore's threaded product."""
 LINEAR_ROWS = 4
+"""With more rows than this the weights are packed, which costs as much as passing them by a few times."""
+EXPERT_ROWS = 16
+"""Up to this many rows the weights of an expert pass by once; with more they are packed and kept near."""
 ATTENTION_SCORES = 1 << 13
-"""Up to this many scores per head an `attention` is one launch; with more, MindSpore's matrix products are faster."""
+"""Up to this many scores per head an `attention` takes each query by itself; more are computed in tiles."""
 ATTENTION_QUERIES = 8
 GATHERED_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
 
@@ -35,8 +38,6 @@ def _kernel(name, shape=lambda x, *_: x, dtype=lambda x, *_: x):
 _linear = _kernel("linear", lambda x, weight, *_: [*x[:-1], weight[0]])
 _rms_norm = _kernel("rms_norm")
 _layer_norm = _kernel("layer_norm")
-_gelu = _kernel("gelu")
-_gelu_tanh = _kernel("gelu_tanh")
 _silu = _kernel("silu")
 _sigmoid = _kernel("sigmoid")
 _swiglu = _kernel("swiglu", lambda x: [*x[:-1], x[-1] // 2])
@@ -81,7 +82,11 @@ def linear(x, weight, bias=None, stable=False):
     if stable and _suits(x, weight):
         return cpu_vocoder.linear(x, weight, bias)
     rows = x.size // max(x.shape[-1], 1)
-    if rows > LINEAR_ROWS or rows * weight.size > LINEAR_PRODUCTS or not _suits(x, weight):
+    if not _suits(x, weight):
+        return reference.linear(x, weight, bias)
+    if rows > LINEAR_ROWS:
+        return cpu_dense.linear(x, weight, bias)
+    if rows * weight.size > LINEAR_PRODUCTS:
         return reference.linear(x, weight, bias)
     return _linear(x, weight) if bias is None else _linear(x, weight, bias)
 
@@ -99,11 +104,11 @@ def layer_norm(x, weight, bias, eps):
 
 
 def gelu(x):
-    return _gelu(x) if _suits(x) else reference.gelu(x)
+    return cpu_dense.gelu(x) if _suits(x) else reference.gelu(x)
 
 
 def gelu_tanh(x):
-    return _gelu_tanh(x) if _suits(x) else reference.gelu_tanh(x)
+    return cpu_dense.gelu_tanh(x) if _suits(x) else reference.gelu_tanh(x)
 
 
 def silu(x):
@@ -125,11 +130,16 @@ def rotary(x, cos, sin):
 def attention(q, k, v, mask, scale, stable=False):
     queries = q.shape[1]
     large = queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES
-    if (large and not stable) or not _suits(q, k, v):
+    if not _suits(q, k, v):
         return reference.attention(q, k, v, mask, scale)
-    if mask is None:
-        return _attention(q, k, v, _floats(scale))
-    return _attention(q, k, v, _floats(scale), mask)
+    kernel = cpu_attention.tiles if large and not stable else _attention
+    return kernel(q, k, v, _floats(scale)) if mask is None else kernel(q, k, v, _floats(scale), mask)
+
+
+def packed_attention(q, k, v, segments, scale):
+    if not _suits(q, k, v):
+        return reference.packed_attention(q, k, v, segments, scale)
+    return cpu_attention.packed(q, k, v, segments, _floats(scale))
 
 
 def route_topk(logits, k, normalise):
@@ -141,7 +151,8 @@ def route_topk(logits, k, normalise):
 def experts(x, gate_up, down, weights, indices, first=None):
     if not _suits(x, gate_up, down, weights) or indices.dtype != ms.int32:
         return reference.experts(x, gate_up, down, weights, indices, first)
-    return _experts(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
+    kernel = _experts if indices.shape[0] <= EXPERT_ROWS else cpu_dense.experts
+    return kernel(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
 
 
 def conv1d(x, weight, bias, dilation=1, groups=1):
@@ -154,6 +165,12 @@ def conv_transpose1d(x, weight, bias, stride):
     if not _suits(x, weight, bias):
         return reference.conv_transpose1d(x, weight, bias, stride)
     return cpu_vocoder.conv_transpose1d(x, weight, bias, stride)
+
+
+def conv2d(x, weight, bias, stride, padding):
+    if not _suits(x, weight, bias):
+        return reference.conv2d(x, weight, bias, stride, padding)
+    return cpu_dense.conv2d(x, weight, bias, stride, padding)
 
 
 def snake_beta(x, alpha, beta):

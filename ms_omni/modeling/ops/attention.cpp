@@ -1,0 +1,199 @@
+// Softmax attention of many queries, in tiles: scores of 6 rows by 256 keys exist at a time, whatever the lengths are.
+//
+//     for each block of queries (one head, or the query heads that share one):
+//         for each tile of keys:  s = q k' + mask;  m' = max(m, s);  p = exp(s - m')
+//                                 sum = sum exp(m - m') + p;  y = y exp(m - m') + p v        (Milakov & Gimelshein 2018)
+//         y /= sum
+
+#pragma GCC optimize("no-associative-math")
+
+#include "gemm.h"
+
+namespace {
+
+constexpr i64 kKeys = 256;          // of a tile; a multiple of kWide
+constexpr i64 kQueryRows = 256;     // (query, head) rows that share the packing of a tile
+constexpr float kExcluded = -1e8f;  // a key whose mask is this far below the largest of its row is out of sight
+
+struct Heads {  // one kv head of one sequence, with the query heads that read it
+  const float *q, *k, *v, *mask;    // mask [queries][keys] or null
+  float *y;
+  i64 queries, keys, group, d, dv;  // query heads of a group lie side by side
+  i64 q_step, k_step, v_step, y_step;  // floats from one query or key to the next
+  float scale;
+};
+
+enum Sight : char { kNone, kAll, kMixed };  // what a query sees of kWide keys
+
+// sight[query][block of keys]; a query that may see nothing sees everything alike, so blocks are compared with its best.
+void look(const Heads &h, i64 first, i64 count, i64 blocks, Sight *sight) {
+  for (i64 i = 0; i < count; ++i, sight += blocks) {
+    if (!h.mask) {
+      std::fill(sight, sight + blocks, kAll);
+      continue;
+    }
+    const float *row = h.mask + (first + i) * h.keys, least = *std::max_element(row, row + h.keys) + kExcluded;
+    for (i64 b = 0; b < blocks; ++b) {
+      bool none = true, everything = true;
+      for (i64 t = b * kWide; t < std::min<i64>((b + 1) * kWide, h.keys); ++t) {
+        none &= row[t] < least;
+        everything &= row[t] == 0.f;
+      }
+      sight[b] = none ? kNone : everything ? kAll : kMixed;
+    }
+  }
+}
+
+inline float largest(const float *x, i64 n) {  // n a multiple of kLanes
+  vec top = load(x);
+  for (i64 i = kLanes; i < n; i += kLanes) {
+    const vec next = load(x + i);
+    top = next > top ? next : top;
+  }
+  float most = top[0];
+  for (int lane = 1; lane < kLanes; ++lane) most = std::max(most, top[lane]);
+  return most;
+}
+
+// One tile of keys for up to kRows rows. scores [kRows][kKeys] holds q k'; y, m and sum are the rows' own.
+void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *scores, const Sight *const *sight,
+                const float *const *mask, const float *values, i64 dv, float *const *y, float *m, float *sum) {
+  const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
+  const float *from[kRows];
+  for (i64 r = 0; r < rows; ++r) {
+    float *s = scores + r * kKeys;
+    for (i64 t = 0; t < count; t += kWide) {
+      const i64 stop = std::min<i64>(t + kWide, count);
+      const Sight seen = sight[r][(first_key + t) / kWide];
+      if (seen == kNone)
+        std::fill(s + t, s + stop, -3e38f);
+      else if (seen == kMixed)
+        for (i64 i = t; i < stop; ++i) s[i] += mask[r][first_key + i];
+    }
+    std::fill(s + count, s + padded, -3e38f);
+    const float top = std::max(m[r], largest(s, padded)), fade = exponential(all(m[r] - top))[0];
+    vec total = {};
+    for (i64 i = 0; i < padded; i += kLanes) {
+      const vec p = exponential(load(s + i) - top);
+      store(s + i, p);
+      total += p;
+    }
+    float added = 0;
+    for (int lane = 0; lane < kLanes; ++lane) added += total[lane];
+    sum[r] = sum[r] * fade + added;
+    m[r] = top;
+    for (i64 i = 0; i < dv; i += kLanes) store(y[r] + i, load(y[r] + i) * fade);
+    from[r] = s;
+  }
+  for (i64 column = 0; column < dv; column += kWide) {
+    const i64 columns = std::min<i64>(kWide, dv - column);
+    tile_of(rows, columns)(from, 0, values + column, dv, count, y, column, columns, false, nullptr);
+  }
+}
+
+void attend(const Heads &h, i64 first, i64 queries) {
+  const i64 rows = queries * h.group, dv = (h.dv + kLanes - 1) / kLanes * kLanes, blocks = (h.keys + kWide - 1) / kWide;
+  std::unique_ptr<float[]> keys(new float[h.d * kKeys]), values(new float[kKeys * dv]), q(new float[rows * h.d]),
+      y(new float[rows * dv]());
+  std::vector<float> m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
+  std::vector<Sight> sights(queries * blocks);
+  look(h, first, queries, blocks, sights.data());
+  std::vector<const float *> q_rows(rows), masks(rows);
+  std::vector<const Sight *> sight(rows);
+  std::vector<float *> y_rows(rows);
+  for (i64 row = 0; row < rows; ++row) {
+    const i64 query = row / h.group;
+    const float *from = h.q + (first + query) * h.q_step + row % h.group * h.d;
+    for (i64 i = 0; i < h.d; ++i) q[row * h.d + i] = from[i] * h.scale;
+    q_rows[row] = q.get() + row * h.d;
+    y_rows[row] = y.get() + row * dv;
+    sight[row] = sights.data() + query * blocks;
+    masks[row] = h.mask ? h.mask + (first + query) * h.keys : nullptr;
+  }
+  float *targets[kRows];
+  for (int r = 0; r < kRows; ++r) targets[r] = scores.data() + r * kKeys;
+  for (i64 key = 0; key < h.keys; key += kKeys) {
+    const i64 count = std::min(kKeys, h.keys - key);
+    bool packed = false;
+    for (i64 row = 0; row < rows; row += kRows) {
+      const i64 n = std::min<i64>(kRows, rows - row);
+      bool seen[kKeys / kWide] = {}, any = false;
+      for (i64 b = 0; b * kWide < count; ++b)
+        for (i64 r = row; r < row + n; ++r) any |= seen[b] |= sight[r][key / kWide + b] != kNone;
+      if (!any) continue;
+      if (!packed) {
+        pack_rows(h.k + key * h.k_step, h.k_step, count, h.d, keys.get(), kKeys);
+        pack_columns(h.v + key * h.v_step, h.v_step, h.dv, count, values.get(), dv);
+        packed = true;
+      }
+      for (i64 b = 0; b * kWide < count; ++b) {
+        const i64 columns = (std::min<i64>(kWide, count - b * kWide) + kLanes - 1) / kLanes * kLanes;
+        if (seen[b])
+          tile_of(n, columns)(q_rows.data() + row, 0, keys.get() + b * kWide, kKeys, h.d, targets, b * kWide, columns,
+                              true, nullptr);
+      }
+      accumulate(h, n, key, count, scores.data(), sight.data() + row, masks.data() + row, values.get(), dv,
+                 y_rows.data() + row, m.data() + row, sum.data() + row);
+    }
+  }
+  for (i64 row = 0; row < rows; ++row) {
+    float *to = h.y + (first + row / h.group) * h.y_step + row % h.group * h.dv;
+    const float factor = sum[row] > 0 ? 1.f / sum[row] : 0.f;
+    for (i64 i = 0; i < h.dv; ++i) to[i] = y_rows[row][i] * factor;
+  }
+}
+
+struct Piece { Heads heads; i64 first, queries; };
+
+void add_pieces(std::vector<Piece> &pieces, const Heads &heads) {
+  const i64 most = std::max<i64>(kQueryRows / heads.group, 1), parts = (heads.queries + most - 1) / most;
+  for (i64 i = 0; i < parts; ++i) {
+    const i64 begin = heads.queries * i / parts, end = heads.queries * (i + 1) / parts;
+    pieces.push_back({heads, begin, end - begin});
+  }
+}
+
+int run(std::vector<Piece> &pieces) {
+  double work = 0;
+  for (const Piece &piece : pieces)
+    work += 0.012 * piece.queries * piece.heads.group * piece.heads.keys * (piece.heads.d + piece.heads.dv + 32);
+  for_each(pieces.size(), work, [&](i64 i) {  // late queries see more keys: they go first
+    const Piece &piece = pieces[pieces.size() - 1 - i];
+    attend(piece.heads, piece.first, piece.queries);
+  });
+  return 0;
+}
+
+KERNEL(attention_tiles) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S, T]) -> [B, S, H * D]
+  const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3), kv_heads = a.dim(1, 1), keys = a.dim(1, 2);
+  const i64 dv = a.dim(2, 3), group = heads / kv_heads;
+  std::vector<Piece> pieces;
+  for (i64 batch = 0; batch < a.dim(0, 0); ++batch)
+    for (i64 head = 0; head < kv_heads; ++head) {
+      const float *mask = a.count == 6 ? a.get(4) + batch * queries * keys : nullptr;
+      add_pieces(pieces, {a.get(0) + batch * queries * heads * d + head * group * d,
+                          a.get(1) + (batch * kv_heads + head) * keys * d, a.get(2) + (batch * kv_heads + head) * keys * dv,
+                          mask, a.get(a.count - 1) + batch * queries * heads * dv + head * group * dv, queries, keys, group,
+                          d, dv, heads * d, d, dv, heads * dv, *a.get(3)});
+    }
+  return run(pieces);
+}
+
+KERNEL(packed_attention) {  // q, k, v [N, H, D], scale, ends of the segments [n] -> [N, H * D]
+  const i64 heads = a.dim(0, 1), d = a.dim(0, 2), step = heads * d;
+  std::vector<Piece> pieces;
+  i64 begin = 0;
+  for (i64 i = 0; i < a.dim(4, 0); ++i) {
+    const i64 end = a.get<int32_t>(4)[i];
+    if (end < begin || end > a.dim(0, 0)) return 1;
+    for (i64 head = 0; head < heads; ++head) {
+      const i64 at = begin * step + head * d;
+      add_pieces(pieces, {a.get(0) + at, a.get(1) + at, a.get(2) + at, nullptr, a.get(5) + at, end - begin, end - begin, 1,
+                          d, d, step, step, step, step, *a.get(3)});
+    }
+    begin = end;
+  }
+  return begin == a.dim(0, 0) ? run(pieces) : 1;
+}
+
+}  // namespace

@@ -1,0 +1,174 @@
+// The large products: many rows through a linear layer or through experts, convolutions of pictures.
+
+#pragma GCC optimize("no-associative-math")
+
+#include "gemm.h"
+
+namespace {
+
+using Space = std::unique_ptr<float[]>;
+using Sources = std::vector<const float *>;
+using Targets = std::vector<float *>;
+
+// Pieces that the rows of a product are cut into, so that `panels` of columns keep all threads busy.
+inline i64 row_pieces(i64 rows, i64 panels) {
+  const i64 wanted = (4 * available_threads() + panels - 1) / panels;
+  return std::max<i64>(1, std::min(wanted, rows / (8 * kRows)));
+}
+
+KERNEL(linear) {  // x [..., K], weight [M, K], (bias [M]) -> [..., M]
+  const i64 in = a.dim(1, 1), out = a.dim(1, 0), rows = a.size(a.count - 1) / std::max<i64>(out, 1);
+  const float *weight = a.get(1), *bias = a.count == 4 ? a.get(2) : nullptr;
+  Sources x(rows);
+  Targets y(rows);
+  for (i64 row = 0; row < rows; ++row) x[row] = a.get(0) + row * in, y[row] = a.get(a.count - 1) + row * out;
+  const i64 panels = (out + kWide - 1) / kWide, pieces = row_pieces(rows, panels);
+  for_each(panels * pieces, 0.006 * rows * in * out, [&](i64 task) {
+    const i64 column = task / pieces * kWide, columns = std::min<i64>(kWide, out - column);
+    const i64 begin = rows * (task % pieces) / pieces, end = rows * (task % pieces + 1) / pieces;
+    Space panel(new float[kDepth * kWide]);
+    for (i64 i = 0; i < in; i += kDepth) {
+      const i64 k = std::min(kDepth, in - i);
+      pack_rows(weight + column * in + i, in, columns, k, panel.get(), kWide);
+      multiply(x.data() + begin, end - begin, i, panel.get(), kWide, k, y.data() + begin, column, columns,
+               bias ? bias + column : nullptr);
+    }
+  });
+  return 0;
+}
+
+// ---- experts -------------------------------------------------------------------------------------------------------
+
+// c[row] = a[row] B for a whole B `[k, n]`.
+void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, float *panel) {
+  for (i64 column = 0; column < n; column += kWide) {
+    const i64 columns = std::min<i64>(kWide, n - column);
+    for (i64 i = 0; i < k; i += kDepth) {
+      const float *from = b + i * n + column;
+      const i64 steps = std::min(kDepth, k - i);
+      const bool direct = a.size() <= 2 * kRows && columns % kLanes == 0;  // read as often as packing would
+      if (!direct) pack_columns(from, n, columns, steps, panel, kWide);
+      multiply(a.data(), a.size(), i, direct ? from : panel, direct ? n : kWide, steps, c.data(), column, columns);
+    }
+  }
+}
+
+KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and indices [N, k], first [1] or -1 -> [N, D]
+  const i64 n = a.dim(4, 0), k = a.dim(4, 1), d = a.dim(1, 1), inner = a.dim(2, 1), count = a.dim(1, 0), pairs = n * k;
+  const int32_t *indices = a.get<int32_t>(4), given = *a.get<int32_t>(5), offset = std::max(given, 0);
+  const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
+  std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
+  for (i64 pair = 0; pair < pairs; ++pair) {
+    if (indices[pair] < 0 || (given < 0 && !here(pair))) return 1;
+    if (here(pair)) ++first[indices[pair] - offset + 1];
+  }
+  for (i64 e = 0; e < count; ++e) first[e + 1] += first[e];
+  std::vector<i64> free(first.begin(), first.end() - 1);
+  for (i64 pair = 0; pair < pairs; ++pair)
+    if (here(pair)) order[free[indices[pair] - offset]++] = pair;
+
+  constexpr i64 batch = 32 * kRows;
+  struct Task { i64 expert, begin, end; };
+  std::vector<Task> tasks;
+  for (i64 e = 0; e < count; ++e)
+    for (i64 begin = first[e]; begin < first[e + 1]; begin += batch)
+      tasks.push_back({e, begin, std::min(begin + batch, first[e + 1])});
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task &left, const Task &right) {
+    return left.end - left.begin > right.end - right.begin;  // the largest first: no thread is left with one at the end
+  });
+  Space results(new float[pairs * d]);
+  for_each(tasks.size(), 0.02 * first[count] * d * inner, [&](i64 index) {
+    const Task task = tasks[index];
+    const i64 rows = task.end - task.begin;
+    Space panel(new float[kDepth * kWide]), hidden(new float[rows * 2 * inner]);
+    Sources from(rows);
+    Targets to(rows);
+    for (i64 row = 0; row < rows; ++row) {
+      from[row] = a.get(0) + order[task.begin + row] / k * d;
+      to[row] = hidden.get() + row * 2 * inner;
+    }
+    product(from, a.get(1) + task.expert * d * 2 * inner, to, d, 2 * inner, panel.get());
+    for (i64 row = 0; row < rows; ++row) {
+      float *gate = to[row], *up = gate + inner;
+      map(gate, gate, inner, [](vec x) { return x * logistic(x); });
+      for (i64 i = 0; i < inner; ++i) gate[i] *= up[i];
+      from[row] = gate;
+      to[row] = results.get() + order[task.begin + row] * d;
+    }
+    product(from, a.get(2) + task.expert * inner * d, to, inner, d, panel.get());
+  });
+  for_ranges(n, k * d * 0.2, [&](i64 begin, i64 end) {
+    for (i64 token = begin; token < end; ++token) {
+      float *y = a.get(6) + token * d;
+      std::fill(y, y + d, 0.f);
+      for (i64 pair = token * k; pair < (token + 1) * k; ++pair) {
+        if (!here(pair)) continue;
+        const float weight = a.get(3)[pair], *x = results.get() + pair * d;
+        for (i64 i = 0; i < d; ++i) y[i] += weight * x[i];
+      }
+    }
+  });
+  return 0;
+}
+
+// ---- convolution ---------------------------------------------------------------------------------------------------
+
+// panel[(c, h, w)][j]: what output position first + j of one picture sees through tap (h, w) of channel c.
+struct Picture {
+  i64 channels, height, width, taps_h, taps_w, stride, padding, columns;
+
+  void pack(const float *x, i64 first, i64 count, i64 step, i64 steps, float *panel) const {
+    for (i64 i = step; i < step + steps; ++i, panel += kWide) {
+      const i64 c = i / (taps_h * taps_w), h = i / taps_w % taps_h - padding, w = i % taps_w - padding;
+      const float *plane = x + c * height * width;
+      std::fill(panel, panel + kWide, 0.f);
+      for (i64 j = 0, row = first / columns, column = first % columns; j < count; ++row, column = 0) {
+        const i64 stop = std::min(columns, column + count - j), y = row * stride + h;
+        if (y >= 0 && y < height) {
+          const i64 from = std::max(column, (-w + stride - 1) / stride), last = std::min(stop, (width - w + stride - 1) / stride);
+          const float *source = plane + y * width + w;
+          for (i64 at = from; at < last; ++at) panel[j + at - column] = source[at * stride];
+        }
+        j += stop - column;
+      }
+    }
+  }
+};
+
+KERNEL(conv2d) {  // x [B, C, H, W], weight [M, C, h, w], bias [M], [stride, padding + 1] -> [B, M, *, *]
+  const i64 out = a.dim(1, 0), steps = a.size(1, 1), positions = a.size(4, 2);
+  const Picture picture{a.dim(0, 1), a.dim(0, 2), a.dim(0, 3), a.dim(1, 2), a.dim(1, 3), a.dim(3, 0), a.dim(3, 1) - 1, a.dim(4, 3)};
+  Sources weight(out);
+  for (i64 m = 0; m < out; ++m) weight[m] = a.get(1) + m * steps;
+  const i64 panels = (positions + kWide - 1) / kWide;
+  for_each(a.dim(0, 0) * panels, 0.006 * a.size(4) * steps, [&](i64 task) {
+    const i64 unit = task / panels, first = task % panels * kWide, count = std::min<i64>(kWide, positions - first);
+    Targets y(out);
+    for (i64 m = 0; m < out; ++m) y[m] = a.get(4) + (unit * out + m) * positions;
+    Space panel(new float[kDepth * kWide]);
+    for (i64 i = 0; i < steps; i += kDepth) {
+      const i64 k = std::min(kDepth, steps - i);
+      picture.pack(a.get(0) + unit * a.size(0, 1), first, count, i, k, panel.get());
+      multiply(weight.data(), out, i, panel.get(), kWide, k, y.data(), first, count);
+    }
+    for (i64 m = 0; m < out; ++m)
+      for (i64 j = first; j < first + count; ++j) y[m][j] += a.get(2)[m];
+  });
+  return 0;
+}
+
+// ---- functions of one number ---------------------------------------------------------------------------------------
+
+template <class Function>
+int elementwise(const Arguments &a, double nanoseconds, const Function &function) {
+  for_ranges(a.size(0), nanoseconds, [&](i64 begin, i64 end) {
+    map(a.get(0) + begin, a.get(1) + begin, end - begin, function);
+  });
+  return 0;
+}
+
+KERNEL(gelu) { return elementwise(a, 0.6, gaussian_linear); }
+
+KERNEL(gelu_tanh) { return elementwise(a, 0.4, gaussian_tanh); }
+
+}  // namespace
