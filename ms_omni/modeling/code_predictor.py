@@ -5,6 +5,8 @@
     output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -38,6 +40,7 @@ class CodePredictor(nn.Cell):
         heads = config.num_code_groups - 1
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+        self.frame = nullcontext  # surrounds all passes of a frame; a plan that gathers weights does so once here
 
     def place(self, position, new, batch_size):
         """The `place` (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""

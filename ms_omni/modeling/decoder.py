@@ -47,7 +47,10 @@ class Decoder(nn.Cell):
 
     `construct` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
     output of layer i - 1 (i = 0: the input) before anything is added to it.
+    compilable: whether a pass can be a graph; False where a plan gathers the weights of one layer after another.
     """
+
+    compilable = True
 
     def __init__(self, config, layers):
         super().__init__()

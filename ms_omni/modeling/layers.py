@@ -39,11 +39,6 @@ def identity(x):
     return x
 
 
-def whole_table(ids, weight):
-    """ids, weight: the default of `Embedding.fetch`."""
-    return ids, weight
-
-
 ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu_tanh}
 
 
@@ -69,14 +64,16 @@ class Embedding(nn.Cell):
         super().__init__()
         self.weight = parameter(num_embeddings, embedding_dim)
         self.source = identity
-        self.fetch = whole_table
+        self.fetch = None  # rows(ids, weight) -> (places, table), where a plan keeps the table in pieces
 
     def construct(self, ids):
         return ops.embedding(*self.rows(ids))
 
     def rows(self, ids):
         """`(places, table)`: the rows of ids `[...]` are `table[places]`; the table holds all rows, or those asked for."""
-        return self.fetch(ids, self.source(self.weight))
+        if self.fetch is not None:
+            return self.fetch(ids, self.weight)
+        return ids, self.source(self.weight)
 
 
 class RMSNorm(nn.Cell):

@@ -95,7 +95,7 @@ class DecoderStep(Step):
         place, store = self.cache.admit(rope, valid)
         if self.graph is None or self.graph.keys is not store[0]:
             self.graph = _DecoderGraph(self.decoder, self.output_layer, store)
-        if self.fits_graph and self.due():
+        if self.fits_graph and self.decoder.compilable and self.due():
             return self.graph(x, *place)
         return self.graph.run(x, *place)
 
@@ -141,7 +141,9 @@ class FrameStep(Step):
     def construct(self, hidden, code, noise):
         """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
         -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`."""
-        return self.graph(hidden, code, noise) if self.due() else self.run(hidden, code, noise)
+        with self.predictor.frame():
+            graph = self.predictor.model.compilable and self.due()
+            return self.graph(hidden, code, noise) if graph else self.run(hidden, code, noise)
 
     @ms.jit
     def graph(self, hidden, code, noise):

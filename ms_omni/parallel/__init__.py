@@ -3,4 +3,12 @@
 from .mesh import Mesh, start
 from .plan import Placement, Plan, Row, Slice
 
-__all__ = ["Mesh", "Placement", "Plan", "Row", "Slice", "start"]
+__all__ = ["Mesh", "Placement", "Plan", "Row", "Slice", "prepare_network", "start"]
+
+
+def __getattr__(name):
+    if name == "prepare_network":  # the only name here that needs MindSpore to be imported
+        from .zero3 import prepare_network
+
+        return prepare_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

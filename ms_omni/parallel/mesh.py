@@ -44,3 +44,10 @@ def start():
     if not GlobalComm.INITED:
         init(BACKENDS[device])
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
+
+
+def world_group():
+    """MindSpore's name of the group of all ranks; only after `start`."""
+    from mindspore.communication import GlobalComm
+
+    return GlobalComm.WORLD_COMM_GROUP

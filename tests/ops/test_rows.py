@@ -48,3 +48,12 @@ def test_weighted_sum_rows(taps, rng, normal, tensors, close):
     index = rng.integers(0, 9, (4, taps)).astype(np.int32)
     expected = np.einsum("nt,ntd->nd", formulas.f64(weights), formulas.f64(x)[index])
     close(ops.weighted_sum_rows(*tensors(x, index, weights)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_embedding_parts_add_up_to_the_table(dtype, normal, tensors):
+    """Exactly: the rows of other parts are zeros, not small."""
+    table, ids = normal(9, 4), np.array([[0, 8, 3], [4, 5, 4]], dtype)
+    parts = [ops.embedding_part(*tensors(ids, table[first:last]), first).asnumpy() for first, last in ((0, 4), (4, 9))]
+    assert parts[0].shape == (2, 3, 4) and not parts[0][0, 1].any() and not parts[1][0, 0].any()
+    assert (parts[0] + parts[1] == table[ids]).all()

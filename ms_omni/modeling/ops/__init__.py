@@ -35,6 +35,11 @@ def embedding(ids, weight):
     return _impl.embedding(ids, weight)
 
 
+def embedding_part(ids, weight, first):
+    """As `embedding` for a table of which weight `[R, D]` holds the rows from `first` on; other ids give zeros."""
+    return _impl.embedding_part(ids, weight, first)
+
+
 def rms_norm(x, weight, eps):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; the mean is taken in float32 (Zhang & Sennrich 2019)."""
     return _impl.rms_norm(x, weight, eps)
@@ -206,8 +211,8 @@ def expert_load(logits, k, mask):
 
 
 OPERATORS = (
-    "linear", "embedding", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu", "rotary",
-    "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
+    "linear", "embedding", "embedding_part", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu",
+    "rotary", "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
     "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
     "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from mindspore import Tensor, ops
 
 from . import build, cpu_attention, cpu_dense, cpu_vocoder, reference
 from .reference import (  # noqa: F401
-    add_rows, concat, clip, cross_entropy, embedding, expert_load, gather_rows, scatter_rows, write_rows,
+    add_rows, concat, clip, cross_entropy, embedding, embedding_part, expert_load, gather_rows, scatter_rows, write_rows,
 )  # fmt: skip
 
 _LIBRARY = build.library("kernels")

@@ -38,6 +38,13 @@ def embedding(ids, weight):
     return ops.gather(weight, ids, 0)
 
 
+def embedding_part(ids, weight, first):
+    places = ids.astype(ms.int32) - first
+    inside = ops.logical_and(places >= 0, places < weight.shape[0])
+    rows = ops.gather(weight, places * inside.astype(ms.int32), 0)
+    return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
+
+
 def rms_norm(x, weight, eps):
     rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
     n, d = rows.shape

@@ -1,0 +1,184 @@
+"""The plan "zero3": every rank holds an N-th of every parameter; a block's weights are gathered when it is used.
+
+mindone's `ZeroParamWrapper` does the gathering. It stands behind the seam `layer.source` of our layers, one gather per
+large parameter and one for all small ones of a block (`blocks.py`). Nothing is replicated, norms and biases neither.
+"""
+
+import functools
+import re
+
+import mindspore as ms
+from mindspore import Parameter, Tensor
+
+from ..errors import InputError
+from . import mindone
+from .blocks import Block, Bundle, StreamAhead, bundles
+from .collectives import Collectives
+from .flat import Flat
+from .mesh import start, world_group
+from .plan import Plan, Row
+from .tables import SplitTable
+
+WORLD_GROUPS = (None, "hccl_world_group", "nccl_world_group", "mccl_world_group")
+COMPONENTS = ("thinker", "talker", "code2wav")
+
+# `block` names the cell around which the weights are gathered. `(?!...)` leaves out what another row places.
+ROWS = (
+    Row(r"thinker\.model\.embed_tokens\.weight", Flat(by_rows=True)),
+    Row(r"(?P<block>thinker\.model\.layers\.<n>)\..+", Flat()),
+    Row(r"(?P<block>thinker\.(model\.norm|lm_head))\.weight", Flat()),
+    Row(r"(?P<block>thinker\.audio_tower\.layers\.<n>)\..+", Flat()),
+    Row(r"(?P<block>thinker\.audio_tower)\.(?!layers\.).+", Flat()),
+    Row(r"(?P<block>thinker\.visual\.(blocks\.<n>|merger|merger_list\.<n>))\..+", Flat()),
+    Row(r"(?P<block>thinker\.visual)\.(patch_embed|pos_embed)\..+", Flat()),
+    Row(r"talker\.(code_predictor\.)?model\.codec_embedding\.(<n>\.)?weight", Flat(by_rows=True)),
+    Row(r"(?P<block>talker\.model\.layers\.<n>)\..+", Flat()),
+    Row(r"(?P<block>talker\.(model\.norm|codec_head))\.weight", Flat()),
+    Row(r"(?P<block>talker\.(text|hidden)_projection)\..+", Flat()),
+    Row(r"(?P<block>talker\.code_predictor)\.(?!model\.codec_embedding\.).+", Flat()),  # once per frame, not per code
+    Row(r"code2wav\.code_embedding\.weight", Flat(by_rows=True)),
+    Row(r"(?P<block>code2wav\.pre_transformer\.(layers\.<n>|norm))\..+", Flat()),
+    Row(r"(?P<block>code2wav\.upsample\.<n>\.<n>)\..+", Flat()),
+    Row(r"(?P<block>code2wav\.decoder\.<n>)\..+", Flat()),
+)
+
+
+def zero3_plan(names):
+    """The `Plan` of the components that the parameters `names` (full names) belong to."""
+    parts = {name.split(".", 1)[0] for name in names}
+    rows = [row for row in ROWS if re.search("[a-z0-9]+", row.pattern.replace("?P<block>", ""))[0] in parts]
+    return Plan("zero3", tuple(rows))
+
+
+def block_of(name):
+    """The name of the cell around which a parameter (full name) is gathered, or None for tables read by row."""
+    hits = [hit for row in ROWS if (hit := re.fullmatch(row.pattern.replace("<n>", r"\d+"), name))]
+    return hits[0].groupdict().get("block")
+
+
+def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parallel_modules=None,
+                    special_cases_parallel_module=None):  # fmt: skip
+    """Spreads the weights of a loaded model, or of one of its parts, over all ranks; mindone's signature.
+
+    network: the model, or its thinker, talker or code2wav; it is changed and returned. zero_stage: 3; stages below
+    spread what only training has, so nothing happens. optimizer_parallel_group: all ranks. parallel_modules and
+    special_cases_parallel_module: `{cell class: wrapper}` for cells of the caller's own, given to mindone. With one
+    process, and for what is spread already, nothing happens. `from_pretrained(parallel="zero3")` does the same without
+    ever holding the whole model. Raises `InputError`.
+    """
+    if zero_stage not in (0, 1, 2, 3):
+        raise InputError(f"zero_stage is {zero_stage!r}, expected 0, 1, 2 or 3")
+    if optimizer_parallel_group not in WORLD_GROUPS:
+        raise InputError(f"optimizer_parallel_group is {optimizer_parallel_group!r}; the weights are spread over all ranks, "
+                         "pass GlobalComm.WORLD_COMM_GROUP")  # fmt: skip
+    mesh = start() if zero_stage == 3 else None
+    if mesh is None or mesh.size == 1:
+        return network
+    for prefix, part in _parts(network):
+        if not hasattr(part, "zero3"):
+            runs = place(part, prefix, mesh)
+            cut(part, prefix, runs)
+            connect(part, prefix, runs, mesh, Collectives(mesh))
+    if parallel_modules or special_cases_parallel_module:
+        network = mindone.rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
+    return network
+
+
+def _parts(network):
+    """`(prefix, cell)` of the components of a network."""
+    prefix = getattr(network, "checkpoint_prefix", None)
+    if prefix:
+        return [(prefix, network)]
+    found = [(f"{name}.", network._cells[name]) for name in COMPONENTS if name in getattr(network, "_cells", ())]
+    if prefix is None or not found:
+        raise InputError(f"prepare_network got a {type(network).__name__}; expected the model, or its thinker, talker or "
+                         "code2wav")  # fmt: skip
+    return found
+
+
+class Shards:
+    """What stands behind a sharded component: `collectives` (with the traffic), the `Run` of each parameter by name."""
+
+    def __init__(self, collectives, runs):
+        self.collectives = collectives
+        self.runs = runs
+
+
+def place(part, prefix, mesh):
+    """The `Run` of every parameter of a whole component, by full name."""
+    shapes = {prefix + name: tuple(parameter.shape) for name, parameter in part.parameters_and_names()}
+    return zero3_plan(shapes).place(shapes, mesh.rank, mesh.size)
+
+
+def cut(part, prefix, runs):
+    """Replaces the loaded parameters of a component by this rank's runs of them, one after another."""
+    cells = _cells(part, prefix)
+    for name, run in runs.items():
+        owner, _, leaf = name.rpartition(".")
+        old = getattr(cells[owner], leaf)  # a new Parameter: one that has been computed with keeps its device memory
+        new = Parameter(Tensor.from_numpy(run.cut(old.asnumpy())), name=old.name, requires_grad=False)
+        setattr(cells[owner], leaf, new)
+
+
+def connect(part, prefix, runs, mesh, collectives):
+    """Lets the layers of a component, whose parameters are runs, gather what they read."""
+    cells = _cells(part, prefix)
+    gather = Gather(collectives, next(iter(part.get_parameters())).dtype)
+    groups = {}
+    for name in runs:
+        owner, _, leaf = name.rpartition(".")
+        groups.setdefault(block_of(name), []).append((name, cells[owner], leaf))
+    for name, cell, leaf in groups.pop(None, ()):
+        cell.source = Block(_bundled([(name, cell, leaf)], runs, gather)).source  # a tied head reads the whole table
+        cell.fetch = SplitTable(runs[name].start // runs[name].row, collectives.all_reduce)
+    _chain({owner: _block(cells[owner], members, runs, gather, mesh) for owner, members in groups.items()})
+    for cell in cells.values():
+        if hasattr(cell, "compilable"):
+            cell.compilable = False
+    part.zero3 = Shards(collectives, {name.removeprefix(prefix): run for name, run in runs.items()})
+
+
+def _cells(part, prefix):
+    return {(prefix + name).rstrip("."): cell for name, cell in part.cells_and_names()}
+
+
+def _block(owner, members, runs, gather, mesh):
+    block = Block(_bundled(members, runs, gather), stream_ahead(mesh))
+    for _, cell, _ in members:
+        cell.source = block.source
+    owner.construct = block.around(owner.construct)
+    if hasattr(owner, "frame"):
+        owner.frame = block.held
+    return block
+
+
+def _chain(blocks):
+    """Tells each block of a list which one is used after it."""
+    for owner, block in blocks.items():
+        parent, _, index = owner.rpartition(".")
+        block.following = blocks.get(f"{parent}.{int(index) + 1}") if index.isdigit() else None
+
+
+def _bundled(members, runs, gather):
+    parameters = {name: getattr(cell, leaf) for name, cell, leaf in members}
+    sizes = {name: runs[name].elements * parameter.itemsize for name, parameter in parameters.items()}
+    return [Bundle([parameters[name] for name in names], [runs[name] for name in names], gather) for names in bundles(sizes)]
+
+
+class Gather:
+    """Parts of all ranks behind one another, by mindone's wrapper; counted."""
+
+    def __init__(self, collectives, dtype):
+        self.collectives = collectives
+        self.wrapper = mindone.gatherer(dtype, world_group(), collectives.size)
+
+    def __call__(self, part):
+        whole = self.wrapper(part)
+        self.collectives.traffic.add("all_gather", whole.size * whole.itemsize)
+        return whole
+
+
+@functools.cache
+def stream_ahead(mesh):
+    """What gathers ahead of the computation, or None on devices that cannot do both at once."""
+    return StreamAhead(ms.runtime) if mesh.backend == "hccl" else None

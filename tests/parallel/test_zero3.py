@@ -1,0 +1,34 @@
+"""ZeRO-3 in real msrun jobs: every rank says what one process says, and holds its share of everything."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from tests.parallel.answers import answers, compare
+from tests.parallel.launching import ROOT, msrun
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mindone") is None, reason="ZeRO-3 needs mindone: pip install "
+                                                                                    "-e .[parallel]")  # fmt: skip
+WORKER = ROOT / "tests/parallel/zero3_worker.py"
+JOBS = {
+    "parts": ("tiny", 2, {"names": ["text"], "spoken": ["audio_in_video"]}),
+    "network": ("odd", 4, {"names": ["image_audio_video"], "spoken": ["text"]}),
+}
+
+
+@pytest.mark.parametrize("how", JOBS)
+def test_every_rank_answers_as_one_process_does(how, checkpoint_of, model_of, tmp_path):
+    geometry, workers, wanted = JOBS[how]
+    folder, model = checkpoint_of(geometry), model_of(geometry)
+    job = msrun(workers, tmp_path, WORKER, folder, tmp_path, how, json.dumps(wanted))
+    assert job.code == 0, job.explain()
+    expected = answers(model, folder, **wanted)
+    total = sum(parameter.nbytes for parameter in model.get_parameters())
+    for rank in range(workers):
+        with np.load(tmp_path / f"rank{rank}.npz") as found:
+            compare(dict(found), expected)
+        facts = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert facts["size"] == workers
+        assert abs(facts["held"] * workers / total - 1) < 0.05
