@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..runtime import require_mindspore
+from . import watch
 
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
 
@@ -31,7 +32,8 @@ def under_msrun():
 def start():
     """Joins the processes that msrun started; outside msrun there is one process and no communication.
 
-    Safe to call more than once. Raises `InputError` for a device that MindSpore cannot communicate on.
+    Safe to call more than once. Raises `InputError` for a device that MindSpore cannot communicate on, and for a job that
+    cannot start (see `watch`).
     """
     if not under_msrun():
         return Mesh(0, 1)
@@ -42,7 +44,9 @@ def start():
     if device not in BACKENDS:
         raise InputError(f"msrun on device {device!r}: expected one of {', '.join(BACKENDS)}")
     if not GlobalComm.INITED:
+        watch.start()
         init(BACKENDS[device])
+        watch.rank_is(get_rank())
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
 
 
