@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from . import watch
+
 KINDS = ("all_reduce", "all_gather", "broadcast")
 
 
@@ -20,7 +22,8 @@ class Traffic:
     nbytes: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
     def add(self, kind, nbytes, calls=1):
-        """Counts `calls` collectives that moved `nbytes` in all."""
+        """Counts `calls` collectives that move `nbytes` in all, before they begin: the watch tells from it who waits."""
+        watch.step()
         self.calls[kind] += calls
         self.nbytes[kind] += nbytes
 
