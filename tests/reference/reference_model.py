@@ -24,8 +24,12 @@ from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as modeli
 EXPECTED_VERSION = "5.23.0"
 
 
-def load(folder) -> Qwen3OmniMoeForConditionalGeneration:
-    """Load a checkpoint folder in float32 with the repairs above. Raises RuntimeError for another version."""
+def load(folder, experts_implementation="eager") -> Qwen3OmniMoeForConditionalGeneration:
+    """Load a checkpoint folder in float32 with the repairs above. Raises RuntimeError for another version.
+
+    experts_implementation: None for transformers' default, a grouped kernel that takes only widths that are multiples of
+    four.
+    """
     if transformers.__version__ != EXPECTED_VERSION:
         raise RuntimeError(f"recorded values follow transformers {EXPECTED_VERSION}, found {transformers.__version__}")
     _count_silent_videos()
@@ -33,7 +37,7 @@ def load(folder) -> Qwen3OmniMoeForConditionalGeneration:
         folder,
         dtype=torch.float32,
         attn_implementation="sdpa",
-        experts_implementation="eager",  # the grouped kernel takes only widths that are multiples of four
+        experts_implementation=experts_implementation,
         output_loading_info=True,
     )
     problems = {key: value for key, value in report.items() if value}

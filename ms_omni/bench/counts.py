@@ -1,0 +1,94 @@
+"""What a step does, counted instead of timed: launches, reads from the device, graphs built, bytes between cards."""
+
+from itertools import islice
+
+import numpy as np
+
+from ..generation.text import TextGeneration
+from ..modeling.steps import COMPILE_AFTER
+from . import speech as spoken
+from .inputs import part
+from .kernels import kernel_starts
+from .meter import Meter
+
+WARM_STEPS = COMPILE_AFTER + 4
+COUNTED_STEPS = 8
+SHORTEST, LONGEST = 6, 10  # tokens or frames of a request
+
+
+def text(model, ids):
+    """Per text token, in the long run: see `per_step`."""
+    params = model.thinker.sampling_params({"max_new_tokens": WARM_STEPS + 3 * COUNTED_STEPS, "eos_token_id": []})
+    generation = TextGeneration(model.thinker, {"input_ids": ids}, params)
+    try:
+        return per_step(generation, "token")
+    finally:
+        generation.close()
+
+
+def speech(model, inputs):
+    """Per codec frame, in the long run: see `per_step`."""
+    total = WARM_STEPS + 3 * COUNTED_STEPS
+    generation = spoken.frame_steps(model, inputs, total + 1)
+    try:
+        return per_step(generation, "frame")
+    finally:
+        generation.close()
+
+
+def per_step(steps, what):
+    """Runs an iterator of steps until it is warm, then counts `COUNTED_STEPS` of them.
+
+    `launches_per_*`: what the host starts, a compiled graph counting as one; `graphs_per_*`: the graphs among them;
+    `kernels_per_*`: kernels that run, those inside graphs included, or absent where MindSpore's profiler does not say;
+    `reads_per_*`: transfers from the device that the host waits for.
+    """
+    advance(steps, WARM_STEPS)
+    with Meter() as meter:
+        advance(steps, COUNTED_STEPS)
+    found = {f"reads_per_{what}": meter.reads / COUNTED_STEPS, f"graphs_per_{what}": meter.graphs / COUNTED_STEPS}
+    with Meter(wait=True) as meter:
+        starts = kernel_starts(lambda: advance(steps, COUNTED_STEPS))
+    if starts is not None:
+        inside = sum(((starts >= begin) & (starts <= end)).sum() for begin, end in meter.spans)
+        found[f"kernels_per_{what}"] = len(starts) / COUNTED_STEPS
+        found[f"launches_per_{what}"] = (len(starts) - inside + meter.graphs) / COUNTED_STEPS
+    return found
+
+
+def advance(steps, count):
+    """Takes `count` steps."""
+    taken = sum(1 for _ in islice(steps, count))
+    assert taken == count, (taken, count)
+
+
+def requests(model, arrays, requests):
+    """Graphs built during requests of different shapes and lengths, after a few that are like them."""
+    rng = np.random.default_rng(0)
+    kinds = (spoken_request, text_request) if model.has_talker else (text_request,)
+    warm = 2 * COMPILE_AFTER // SHORTEST  # so many that every step has been compiled
+    for index in range(warm):
+        kinds[index % len(kinds)](model, arrays, rng)
+    with Meter() as meter:
+        for index in range(requests):
+            kinds[index % len(kinds)](model, arrays, rng)
+    return {"requests": requests, "compiled_in_requests": meter.compiled}
+
+
+def spoken_request(model, arrays, rng):
+    """A question with a picture and a sound, answered by a few tokens and frames."""
+    tokens, frames = rng.integers(SHORTEST, LONGEST, 2).tolist()
+    for _ in model.stream(**part(arrays, "question"), **spoken.exactly(tokens, frames)):
+        pass
+
+
+def text_request(model, arrays, rng):
+    """A picture and a sound of any size, a prompt of any length, and a few tokens of answer."""
+    vision = model.config.thinker_config.vision_config
+    grid = np.array([[1, *(vision.spatial_merge_size * rng.integers(2, 8, 2))]])
+    model.thinker.get_image_features(rng.standard_normal((grid.prod(), arrays["image.pixels"].shape[1]), np.float32), grid)
+    frames = int(rng.integers(30, min(arrays["audio.features"].shape[-1], 800)))
+    model.thinker.get_audio_features(arrays["audio.features"][..., :frames])
+    params = model.thinker.sampling_params({"max_new_tokens": int(rng.integers(SHORTEST, LONGEST)), "eos_token_id": []})
+    for _ in TextGeneration(model.thinker, {"input_ids": arrays["ids"][:1, : int(rng.integers(8, 200))]}, params):
+        pass

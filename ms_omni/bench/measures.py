@@ -1,0 +1,74 @@
+"""One repetition of each scenario on this model: `run(kind, settings)` -> {metric: number}."""
+
+import time
+
+import numpy as np
+
+from ..generation.text import TextGeneration
+from ..modeling.packing import host_array
+from . import counts, speech
+from .inputs import part
+from .meter import Meter
+
+
+class Measures:
+    """model: a `Qwen3OmniMoeForConditionalGeneration`; arrays: the inputs of all scenarios."""
+
+    def __init__(self, model, arrays):
+        self.model = model
+        self.arrays = arrays
+        self.question = part(arrays, "question")
+        self.kinds = {
+            "image": self.image, "video": self.video, "audio": self.audio, "prefill": self.prefill,
+            "decode": self.decode, "cached": self.cached,
+            "speech": lambda **settings: speech.talk(model, self.question, **settings),
+            "wave_whole": lambda frames: speech.whole(model.code2wav, arrays["codes"][..., :frames]),
+            "wave_stream": lambda frames, pieces: speech.pieces(model.code2wav, arrays["codes"][..., :frames], pieces),
+            "answer": lambda **settings: speech.answer(model, self.question, **settings),
+            "count_text": lambda: counts.text(model, arrays["ids"][:1, :64]),
+            "count_speech": lambda: counts.speech(model, self.question),
+            "count_requests": lambda requests: counts.requests(model, arrays, requests),
+        }  # fmt: skip
+
+    def run(self, kind, settings):
+        """The numbers of one repetition; `compiled` counts the graphs that were built during it."""
+        with Meter() as meter:
+            numbers = self.kinds[kind](**settings)
+        return {**numbers, "compiled": meter.compiled}
+
+    def image(self):
+        return self._encode(self.model.thinker.get_image_features, "image")
+
+    def video(self):
+        return self._encode(self.model.thinker.get_video_features, "video")
+
+    def _encode(self, encode, name):
+        started = time.perf_counter()
+        features, _ = encode(self.arrays[f"{name}.pixels"], self.arrays[f"{name}.grid"])
+        host_array(features)
+        return {"encode_s": time.perf_counter() - started}
+
+    def audio(self):
+        started = time.perf_counter()
+        host_array(self.model.thinker.get_audio_features(self.arrays["audio.features"]))
+        return {"encode_s": time.perf_counter() - started}
+
+    def prefill(self, tokens):
+        started = time.perf_counter()
+        moments = step_moments(self.model.thinker, self.arrays["ids"][:1, :tokens], 1)
+        return {"tokens_per_s": tokens / (moments[0] - started)}
+
+    def decode(self, batch, prompt, tokens):
+        moments = step_moments(self.model.thinker, self.arrays["ids"][:batch, :prompt], tokens)
+        return {"tokens_per_s": batch * (tokens - 1) / (moments[-1] - moments[0])}
+
+    def cached(self, cached, tokens=25):
+        """Steps around `cached` cached tokens."""
+        moments = step_moments(self.model.thinker, self.arrays["ids"][:1, : cached - tokens // 2], tokens)
+        return {"token_s": float(np.median(np.diff(moments)))}
+
+
+def step_moments(thinker, ids, tokens):
+    """Greedy generation of exactly `tokens` tokens after ids `[B, T]`: when each one was known."""
+    params = thinker.sampling_params({"max_new_tokens": tokens, "eos_token_id": []})
+    return [time.perf_counter() for _ in TextGeneration(thinker, {"input_ids": ids}, params)]

@@ -1,0 +1,39 @@
+"""The parties of a benchmark: how each is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from .side import ChildSide
+
+REFERENCE_SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "reference" / "benchmark.py"
+IMPORT_LIMIT_S = 120
+
+
+def our_party(out, threads):
+    """A function that starts this model in a process of its own."""
+    command = [sys.executable, "-m", "ms_omni.bench.worker"]
+    return lambda: ChildSide("ms_omni", command, out / "ms_omni.log", threads)
+
+
+def reference_party(python, out, threads):
+    """A function that starts the reference."""
+    return lambda: ChildSide("reference", [str(python), str(REFERENCE_SCRIPT)], out / "reference.log", threads)
+
+
+def check_reference(python):
+    """Raises `InputError` unless `python` can run the reference."""
+    if python is None:
+        raise InputError("--reference needs --reference-python PATH, an interpreter with tests/reference/requirements.txt")
+    if not REFERENCE_SCRIPT.is_file():
+        raise InputError(f"--reference needs {REFERENCE_SCRIPT}, which comes with a checkout of the repository")
+    code = "import torch, importlib.metadata as m; print(m.version('transformers'))"
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=IMPORT_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"--reference-python {python} cannot be run: {error}") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"--reference-python {python} cannot run the reference: {reason}; install "
+                         "tests/reference/requirements.txt there")  # fmt: skip

@@ -1,0 +1,148 @@
+"""The results as JSON and as Markdown."""
+
+import json
+
+from .files import write_file
+from .metrics import MEMORY, derived
+
+FACTORS = {"s": (1e3, "ms")}  # shown in another unit than measured
+NAMES = {  # of a metric; empty where the scenario's own label says it
+    "load_s": "load", "import_s": "import of the software", "peak_gb": "peak memory", "encode_s": "", "token_s": "per token",
+    "tokens_per_s": "", "frames_per_s": "", "talker_s": "talker, per frame", "predictor_s": "predictor, per frame",
+    "real_time_factor": "real-time factor", "first_token_s": "first token", "first_sound_s": "first sound",
+    "total_s": "total",
+}  # fmt: skip
+LABELS = {
+    "load": "", "image": "image", "audio": "audio", "video": "video", "prefill": "prefill, {} tokens",
+    "decode": "decode, batch {}", "cached": "decode at {} cached tokens", "speech": "talker + predictor",
+    "code2wav": "code2wav, {}", "answer": "spoken answer",
+}  # fmt: skip
+SPEED = ("tokens_per_s", "frames_per_s")
+
+
+def label(result):
+    """What a result is called in tables and pictures."""
+    group, _, size = result.scenario.partition("/")
+    words = [LABELS.get(group, result.scenario).format(size), NAMES[result.metric]]
+    return ": ".join(word for word in words if word)
+
+
+def shown(result):
+    """(ours, reference or None, unit) as they are printed: short times in milliseconds."""
+    factor, unit = (1.0, result.unit)
+    if result.unit == "s" and result.ours.median < 1:
+        factor, unit = FACTORS["s"]
+    reference = None if result.reference is None else result.reference.median * factor
+    return result.ours.median * factor, reference, unit
+
+
+def digits(value):
+    """Three significant digits, no exponent."""
+    if value is None:
+        return "-"
+    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
+    return f"{value:,.{places}f}"
+
+
+def as_json(head, outcome):
+    """Everything that was measured, as plain data."""
+    return {
+        **head,
+        "sides": outcome.about,
+        "results": [_plain(result) for result in outcome.results],
+        "derived": [{"what": what, "value": value, "unit": unit} for what, value, unit in derived(outcome.results)],
+        "counts": outcome.counts,
+        "compiled_in_timed_repetitions": outcome.recompiled,
+        "failures": outcome.failures,
+    }
+
+
+def _plain(result):
+    def summary(side):
+        return None if side is None else {"median": side.median, "low": side.low, "high": side.high,
+                                          "runs": list(side.runs)}  # fmt: skip
+
+    return {"scenario": result.scenario, "part": result.part, "metric": result.metric, "unit": result.unit,
+            "ours": summary(result.ours), "reference": summary(result.reference), "ratio": result.ratio}  # fmt: skip
+
+
+def as_markdown(head, outcome):
+    """A report that can be read as it is."""
+    about = outcome.about.get("ms_omni", {})
+    lines = [f"# Benchmark of {head['model']}", ""]
+    facts = {**head["machine"], "when": head["when"], "parameters": head["parameters"], "cards": str(head["cards"]),
+             "threads": head["threads"], **{f"ms_omni, {key}": value for key, value in about.items()}}  # fmt: skip
+    other = next((name for name in outcome.about if name != "ms_omni"), None)
+    if other:
+        facts |= {f"{other}, {key}": value for key, value in outcome.about[other].items()}
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    if head["busy"]:
+        lines += ["", f"**{head['busy']}**"]
+    lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
+    lines += ["", "## All figures", "", *full_table(outcome, other)]
+    found = derived(outcome.results)
+    if found:
+        lines += ["", "## Compared", "", *(f"- {what}: {digits(value)} {unit}" for what, value, unit in found)]
+    if outcome.counts:
+        lines += ["", "## Counted", "", *count_lines(outcome)]
+    if outcome.failures:
+        lines += ["", "## Failed", "", *(f"- {line}" for line in outcome.failures)]
+    return "\n".join(lines) + "\n"
+
+
+def speed_table(head, outcome):
+    """The columns of mindone's table; rates are medians, in tokens or codec frames per second."""
+    about = outcome.about.get("ms_omni", {})
+    version = about.get("software", "").removeprefix("MindSpore ")
+    rows = ["| model | mindspore version | precision | cards | part | attention type | tokens/s |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for result in outcome.results:
+        if result.metric in SPEED:
+            part = f"{label(result)}{' (frames/s)' if result.metric == 'frames_per_s' else ''}"
+            rows.append(f"| {head['model']} | {version} | {about.get('precision', '')} | {head['cards']} | {part} | "
+                        f"{about.get('attention', '')} | {digits(result.ours.median)} |")  # fmt: skip
+    return rows
+
+
+def full_table(outcome, other):
+    """Median, lowest to highest, and beside them the reference's and the ratio."""
+    rows = ["| part | what | median | lowest to highest | unit |", "|---|---|---|---|---|"]
+    if other:
+        rows = [f"| part | what | ms_omni | lowest to highest | {other} | lowest to highest | unit | times as fast |",
+                "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for result in outcome.results:
+        ours, reference, unit = shown(result)
+        factor = ours / result.ours.median if result.ours.median else 1.0
+        cells = [result.part, label(result), digits(ours), _range(result.ours, factor)]
+        if other:
+            cells += [digits(reference), "-" if result.reference is None else _range(result.reference, factor)]
+        cells.append(unit)
+        if other:
+            times = digits(result.ratio)
+            cells.append(f"{times} of its memory" if result.metric == MEMORY and result.ratio else times)
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _range(side, factor):
+    return f"{digits(side.low * factor)} - {digits(side.high * factor)}"
+
+
+def count_lines(outcome):
+    """One line per figure that was counted."""
+    lines = []
+    for counts in outcome.counts.values():
+        lines += [f"- {name.replace('_', ' ')}: {value:g}" for name, value in counts.items() if name != "compiled"]
+    return [*lines, f"- graphs built in timed repetitions: {outcome.recompiled}"]
+
+
+def write_reports(folder, head, outcome):
+    """benchmark.json, benchmark.md and benchmark.png in `folder`; returns their paths."""
+    from .picture import draw
+
+    text = json.dumps(as_json(head, outcome), indent=2) + "\n"
+    page = as_markdown(head, outcome)
+    write_file(folder / "benchmark.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_file(folder / "benchmark.md", lambda file: file.write_text(page, encoding="utf-8"))
+    write_file(folder / "benchmark.png", lambda file: draw(head, outcome, file))
+    return [folder / f"benchmark.{suffix}" for suffix in ("json", "md", "png")]

@@ -1,0 +1,90 @@
+"""What is measured: names, the work of each scenario, and how large it is for a geometry."""
+
+from dataclasses import dataclass, field
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """name: "decode/4"; part of the model; kind: the measuring function; settings: its keyword arguments;
+    counted: it counts events instead of taking time, so one repetition says all and no reference takes part."""
+
+    name: str
+    part: str
+    kind: str
+    settings: dict = field(default_factory=dict)
+    counted: bool = False
+
+    @property
+    def group(self):
+        """The name without its size: what `--only` chooses by."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a scenario is. Lengths in tokens, frames (80 ms of speech) or pixels."""
+
+    image_pixels: int = 448
+    video_pixels: int = 224
+    video_frames: int = 8
+    audio_s: float = 20.0
+    prefill: tuple = (128, 512, 1024, 4096)
+    batches: tuple = (1, 4, 16)
+    decode_tokens: int = 64
+    cached: tuple = (100, 1000)
+    speech_frames: int = 50
+    wave_frames: int = 100
+    answer_tokens: int = 64
+    answer_frames: int = 100
+    requests: int = 50
+
+
+SMALL = Sizes(audio_s=10.0, decode_tokens=48, speech_frames=36, answer_tokens=32, answer_frames=36)
+STREAM_FRAMES = (4, 8, 16, 25)  # the pieces that generation feeds to the vocoder
+GROUPS = ("load", "image", "audio", "video", "prefill", "decode", "cached", "speech", "code2wav", "answer", "steps",
+          "requests")  # fmt: skip
+
+
+def sizes_of(geometry):
+    """`Sizes` for a geometry: the small ones let "mini" and "tiny" finish in three minutes."""
+    return SMALL if geometry in ("mini", "tiny", "odd") else Sizes()
+
+
+def scenarios(sizes, speaks=True):
+    """All scenarios in the order in which they run; speaks: the checkpoint has talker and vocoder."""
+    listed = [
+        Scenario("image", "vision encoder", "image"),
+        Scenario("audio", "audio encoder", "audio"),
+        Scenario("video", "vision encoder", "video"),
+        *(Scenario(f"prefill/{n}", "thinker prefill", "prefill", {"tokens": n}) for n in sizes.prefill),
+        *(Scenario(f"decode/{n}", "thinker decode", "decode", {"batch": n, "prompt": 64, "tokens": sizes.decode_tokens})
+          for n in sizes.batches),
+        *(Scenario(f"cached/{n}", "thinker decode", "cached", {"cached": n}) for n in sizes.cached),
+    ]  # fmt: skip
+    if speaks:
+        listed += [
+            Scenario("speech", "talker + predictor", "speech", {"frames": sizes.speech_frames}),
+            Scenario("code2wav/whole", "code2wav", "wave_whole", {"frames": sizes.wave_frames}),
+            Scenario("code2wav/stream", "code2wav", "wave_stream", {"frames": sizes.wave_frames,
+                                                                    "pieces": list(STREAM_FRAMES)}),
+            Scenario("answer", "whole model", "answer", {"tokens": sizes.answer_tokens, "frames": sizes.answer_frames}),
+        ]  # fmt: skip
+    listed.append(Scenario("steps/text", "thinker decode", "count_text", counted=True))
+    if speaks:
+        listed.append(Scenario("steps/speech", "talker + predictor", "count_speech", counted=True))
+    listed.append(Scenario("requests", "whole model", "count_requests", {"requests": sizes.requests}, counted=True))
+    return listed
+
+
+def chosen(listed, only):
+    """The scenarios whose name or group is in `only`, all without it. Raises `InputError` for a name that is none."""
+    if not only:
+        return listed, True
+    known = {"load", *(item.name for item in listed), *(item.group for item in listed)}
+    unknown = sorted(set(only) - known)
+    if unknown:
+        raise InputError(f"there is no scenario {unknown[0]!r} for this checkpoint; expected some of "
+                         f"{', '.join(name for name in GROUPS if name in known)}")  # fmt: skip
+    return [item for item in listed if item.name in only or item.group in only], "load" in only
