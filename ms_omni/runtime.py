@@ -1,6 +1,7 @@
 """The one place that talks to MindSpore's global state: device, compute dtype, context."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 
@@ -28,8 +29,9 @@ def require_mindspore():
 def setup(dtype=None):
     """Prepares MindSpore for inference and returns the `Runtime`. Safe to call more than once.
 
-    dtype: a MindSpore dtype, its name ("float32", "bfloat16", "float16"), "auto" or None for the device's own.
-    Raises `ValueError` for a dtype that the device cannot compute with.
+    dtype: a MindSpore dtype, its name ("float32", "bfloat16", "float16"), "auto" or None for the device's own. On CPU,
+    which computes in float32 only, the half types give a warning and float32: the weights are the same numbers, and a
+    script that was written for Ascend runs. Raises `ValueError` for an unknown dtype.
     """
     ms = require_mindspore()
     device = ms.get_context("device_target")
@@ -55,5 +57,7 @@ def _resolve_dtype(ms, device, dtype):
     if name not in known:
         raise ValueError(f"dtype {dtype!r} is unknown; use one of {sorted(known)} or 'auto'")
     if device == "CPU" and name != "float32":
-        raise ValueError(f"{name} cannot be computed with on CPU (MindSpore has no such kernels there); use 'float32'")
+        reason = f"MindSpore has no {name} kernels on CPU; the same weights are computed with in float32"
+        warnings.warn(reason, stacklevel=4)
+        return ms.float32, reason
     return known[name], "as asked for"

@@ -29,7 +29,7 @@ def environment(clone, tmp_path_factory):
     """Variables under which launch/ scripts find an environment that is ready: this interpreter's, with this copy."""
     venv = tmp_path_factory.mktemp("venv")
     (venv / "bin").mkdir()
-    for extras in ("", "[dev]"):
+    for extras in ("", "[dev,parallel]"):
         (venv / f".ms_omni-installed{extras}").touch()
     for name, arguments in (("python", ""), ("ms-omni", " -m ms_omni.cli")):
         script = venv / "bin" / name
