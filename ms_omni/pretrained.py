@@ -10,6 +10,7 @@ require_mindspore()
 
 from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402  (needs MindSpore)
 from .generation.defaults import GenerationDefaults  # noqa: E402
+from .modeling import ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
 
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
@@ -42,6 +43,7 @@ class PretrainedMixin:
         check_attention(attn_implementation)
         runtime = setup(mindspore_dtype if mindspore_dtype is not None else dtype)
         config = cls._read_config(folder, **config_changes)
+        ops.settle(runtime.dtype)
         with lazy_parameters(runtime.dtype):
             model = cls(config)
         load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, progress=progress)

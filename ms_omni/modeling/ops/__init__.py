@@ -2,7 +2,8 @@
 
 Kernels differ between devices, so modeling code calls only these functions and never `mindspore.mint` or
 `mindspore.ops`. `reference` runs on every device; `cpu` replaces single functions of it by C++ kernels and is used on
-CPU where there is a compiler. `MS_OMNI_OPS=reference` or `=cpu` forces one (see `select.py`).
+CPU where there is a compiler; `ascend` holds the fused kernels of Ascend. `MS_OMNI_OPS` forces one of them, or
+`ascend-emulated`: the operators of Ascend on kernels written in numpy (see `select.py`).
 
 Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads, D channels, E experts, V vocabulary. `rows`
 means that leading axes are flattened.
@@ -20,6 +21,14 @@ _impl, _reason = select.choose()
 def describe():
     """Returns `[(operator, implementation, reason), ...]`: what each operator resolves to, and why."""
     return select.rows(OPERATORS, _impl, _reason)
+
+
+def settle(dtype):
+    """Call before the first model of a dtype is built: lets an implementation compare itself with `reference`.
+
+    Operators may be exchanged by it, so nothing may have been compiled with them before.
+    """
+    select.settle(_impl, dtype)
 
 
 def linear(x, weight, bias=None, stable=False):

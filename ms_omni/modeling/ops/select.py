@@ -6,7 +6,7 @@ import warnings
 
 import mindspore as ms
 
-IMPLEMENTATIONS = ("cpu", "reference")
+IMPLEMENTATIONS = ("ascend", "ascend-emulated", "cpu", "reference")
 
 
 def choose():
@@ -15,28 +15,37 @@ def choose():
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(f"MS_OMNI_OPS={name!r} is not an implementation; choose one of {sorted(IMPLEMENTATIONS)}")
     device = ms.get_context("device_target")
-    if name is None and device != "CPU":
-        return _module("reference"), f"the device is {device}"
-    if name == "reference":
-        return _module("reference"), "MS_OMNI_OPS=reference"
+    reason = f"the device is {device}" if name is None else f"MS_OMNI_OPS={name}"
+    if name is None:
+        name = {"CPU": "cpu", "Ascend": "ascend"}.get(device, "reference")
+    if name == "ascend-emulated":
+        _module("emulation").install()
+        name, reason = "ascend", f"{reason}, numpy stands in for its kernels"
     try:
-        return _module("cpu"), "the device is CPU" if name is None else "MS_OMNI_OPS=cpu"
+        return _module(name), reason
     except OSError as error:
         warnings.warn(f"the slower reference operators are used: {error}", stacklevel=2)
         return _module("reference"), str(error)
 
 
+def settle(module, dtype):
+    """Lets an implementation that checks itself do so for a dtype (see `ops.settle`)."""
+    if hasattr(module, "settle"):
+        module.settle(dtype)
+
+
 def rows(operators, module, reason):
     """`[(operator, implementation, reason), ...]` of a chosen module."""
-    return [_row(name, getattr(module, name), module, reason) for name in operators]
+    outcomes = getattr(module, "OUTCOMES", {})
+    return [_row(name, getattr(module, name), module, outcomes.get(name, reason)) for name in operators]
 
 
 def _row(name, function, module, reason):
-    home = function.__module__
-    implementation = home.rpartition(".")[2]
-    if home != module.__name__:
-        reason = f"{module.__name__.rpartition('.')[2]} has none of its own"
-    return name, implementation, reason
+    short = module.__name__.rpartition(".")[2]
+    own = function.__module__.rpartition(".")[2].startswith(short)  # its own file or one that belongs to it
+    if not own and name not in getattr(module, "OUTCOMES", {}):
+        reason = f"{short} has none of its own"
+    return name, short if own else function.__module__.rpartition(".")[2], reason
 
 
 def _module(name):

@@ -1,0 +1,80 @@
+"""Compares operators with `reference` on the device, and chooses between them.
+
+This happens before the first model is built (`ops.settle`), never inside a graph: later on an operator is what it is. All
+processes compare the same numbers; should one device fail where another does not, only the operators of that process
+change. No operator communicates, so the sequence of collectives is the same either way.
+"""
+
+import warnings
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from . import reference
+from .ascend_cases import CASES
+
+TOLERANCE = {ms.float32: 2e-3, ms.float16: 1e-2, ms.bfloat16: 2e-2}
+"""Largest difference relative to the largest expected value. Rounding stays below; a wrong meaning (mask polarity, order
+of experts, pairing of channels, ...) is off by the size of the numbers. float32 may be rounded to HF32 on Ascend."""
+
+
+def choose(operator, candidates, dtype):
+    """The first candidate that agrees with `reference`, or `reference` itself with a warning; and why, in one line."""
+    complaints = []
+    for function in candidates:
+        label = f"{function.__name__}: " if len(candidates) > 1 else ""
+        try:
+            gap = largest_difference(operator, function, dtype)
+        except Exception as error:  # CANN and MindSpore report what they do not support as almost anything
+            complaints.append(f"{label}{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+            continue
+        if gap <= TOLERANCE[dtype]:
+            verdict = f"{label}agrees with reference in {_name(dtype)}, largest difference {gap:.1e}"
+            return function, "; ".join([*complaints, verdict])
+        complaints.append(f"{label}off by {gap:.2g} of its scale in {_name(dtype)}, allowed {TOLERANCE[dtype]:g}")
+    reason = "; ".join(complaints)
+    warnings.warn(f"operator {operator}: reference is used instead of the fused kernels ({reason})", stacklevel=4)
+    return getattr(reference, operator), reason
+
+
+def largest_difference(operator, function, dtype):
+    """Over all cases of the operator, relative to the scale; the reference gets the same rounded inputs in float32."""
+    worst = 0.0
+    for case in CASES[operator](np.random.default_rng(5)):
+        inputs = [_tensor(value, dtype) for value in case]
+        actual = function(*inputs)
+        expected = getattr(reference, operator)(*(_widened(value) for value in inputs))
+        worst = max([worst, *(_difference(*pair) for pair in zip(_arrays(actual), _arrays(expected)))])
+    return worst
+
+
+def _tensor(value, dtype):
+    """float32 arrays in the dtype under test, float64 arrays in float32 whatever the dtype, all else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == np.float64:
+        return Tensor(value.astype(np.float32))
+    return Tensor(value).astype(dtype) if value.dtype == np.float32 else Tensor(value)
+
+
+def _widened(value):
+    return value.astype(ms.float32) if isinstance(value, Tensor) and value.dtype in TOLERANCE else value
+
+
+def _arrays(result):
+    results = result if isinstance(result, tuple) else (result,)
+    return [_widened(item).asnumpy() for item in results]
+
+
+def _difference(actual, expected):
+    if actual.shape != expected.shape:
+        raise ValueError(f"result of shape {actual.shape}, expected {expected.shape}")
+    if not np.isfinite(actual).all():
+        return float("inf")
+    gap = np.abs(actual.astype(np.float64) - expected).max(initial=0.0)
+    return float(gap / max(np.abs(expected).max(initial=0.0), 1e-6))
+
+
+def _name(dtype):
+    return str(dtype).lower()

@@ -1,0 +1,166 @@
+"""The fused kernels of Ascend, one function per kernel of MindSpore 2.7.1, with the arguments that we give it.
+
+Nothing here could be run on an NPU by us. What each docstring says was read in MindSpore 2.7.1's documentation
+(`DOCS`/<api>.html, the installed docstring has the same text) and in CANN's page of the underlying kernel
+(`CANN`/<aclnn name>.md); "unverified" names what they leave open or contradict each other in. `emulation.py` holds the
+same functions in numpy, as strict as these pages, and `ascend_check.py` compares the kernels with `reference` on the
+device before they are used.
+
+Axes: B batch, S new tokens, T cached tokens, N tokens or rows, H query heads, K kv heads (topk: experts per token),
+D channels, E experts.
+"""
+
+import mindspore as ms
+from mindspore import mint, ops
+from mindspore.ops.auto_generate import grouped_matmul_v4
+
+DOCS = "https://www.mindspore.cn/docs/en/r2.7.1/api_python"
+CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aolapi/context"
+
+ATTENTION_TYPES = (ms.float16, ms.bfloat16)
+"""What both attention kernels are documented for."""
+VARLEN_SEGMENTS = 1024
+"""`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
+
+
+def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
+    """Attention of prompts and of single tokens, grouped kv heads, on caches: `ops.fused_infer_attention_score`.
+
+    layout "BNSD": q `[B, H, S, D]`, k and v `[B, K, T, D]` -> as q. "BNSD_BSND" (S > 1 only): the same inputs, result
+    `[B, S, H, D]`. "BSND": `[B, S, H, D]` throughout. mask None or bool `[B, 1, S, T]`, True discards (sparse_mode 0).
+
+    DOCS/ops/mindspore.ops.fused_infer_attention_score.html, CANN/aclnnFusedInferAttentionScoreV2.md: float16 and bfloat16;
+    inputs must be contiguous; D a multiple of 16 and at most 512; H / K at most 64; no row of the mask may discard
+    everything (inner_precise 2 would mend it for S > 1). S = 1 takes another kernel (IncreFlashAttention) than S > 1.
+    Softmax runs in float32: bfloat16 knows no other mode (inner_precise 0 asks for it in float16).
+    Unverified: support on Atlas A3, for which CANN documents V3 of this kernel and MindSpore calls V2.
+    """
+    heads = q.shape[2] if layout == "BSND" else q.shape[1]
+    return ops.fused_infer_attention_score(
+        q, k, v, atten_mask=mask, num_heads=heads, scale=scale, input_layout=layout, num_key_value_heads=kv_heads,
+        sparse_mode=0, inner_precise=0,
+    )[0]  # fmt: skip
+
+
+def varlen_attention(q, k, v, ends, scale):
+    """Attention inside each segment of a packed sequence: `ops.flash_attention_score` with layout TND, no mask.
+
+    q, k, v `[N, H, D]`, ends: tuple of python ints, the cumulative lengths, the last one N -> `[N, H, D]`.
+
+    DOCS/ops/mindspore.ops.flash_attention_score.html, CANN/aclnnFlashAttentionVarLenScore.md: float16 and bfloat16; the
+    lengths are cumulative; at most 1024 segments, none empty; D a multiple of 16, at most 512. "Without a mask
+    sparse_mode is without effect: everything is computed" (CANN).
+    Unverified: MindSpore's page wants a triangular mask for TND, CANN's does not; CANN lists training cards of Atlas
+    A2 only. Where it is not to be had, `fused_infer_attention` does the same with one launch per run of equal lengths.
+    """
+    return ops.flash_attention_score(
+        q, k, v, q.shape[1], actual_seq_qlen=ends, actual_seq_kvlen=ends, scalar_value=scale, input_layout="TND"
+    )
+
+
+def rms_norm(x, weight, eps):
+    """`ops.rms_norm`: x `[..., D]`, weight `[D]` of the same type -> `[..., D]`.
+
+    DOCS/ops/mindspore.ops.rms_norm.html, CANN/aclnnRmsNorm.md: float16, bfloat16, float32; 0 < eps <= 1. The second
+    result, the reciprocal deviation, is float32 for every type.
+    Unverified: that the mean is taken in float32, which that second result suggests.
+    """
+    return ops.rms_norm(x, weight, eps)[0]
+
+
+def layer_norm(x, weight, bias, eps):
+    """`mint.nn.functional.layer_norm` over the last axis. DOCS/mint/mindspore.mint.nn.functional.layer_norm.html,
+    CANN/aclnnLayerNorm.md: float16, bfloat16, float32, statistics in float32. Unverified: nothing that matters here."""
+    return mint.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def gelu(x, approximate):
+    """`mint.nn.functional.gelu`, approximate "none" or "tanh". DOCS/mint/mindspore.mint.nn.functional.gelu.html,
+    CANN/aclnnGeluV2.md: float16, bfloat16, float32. Unverified: how close its erf is."""
+    return mint.nn.functional.gelu(x, approximate=approximate)
+
+
+def swiglu(x):
+    """`ops.swiglu` along the last axis: `silu(first half) * second half`.
+
+    DOCS/ops/mindspore.ops.swiglu.html, CANN/aclnnSwiGlu.md: float16, bfloat16, float32; an even number of channels.
+    Unverified: nothing beyond the numbers.
+    """
+    return ops.swiglu(x, -1)
+
+
+def rotary_position_embedding(x, cos, sin):
+    """`ops.rotary_position_embedding` in mode 0, pairs (i, i + D/2): `x * cos + [-x2, x1] * sin`.
+
+    x `[1, N, H, D]` (BSND), cos and sin `[1, N, 1, D]` (1S1D), both halves filled, all of one type.
+
+    DOCS/ops/mindspore.ops.rotary_position_embedding.html, CANN/aclnnRotaryPositionEmbedding.md: float16, bfloat16,
+    float32; D even and below 896; B and H below 1000.
+    Unverified: how the kernel tells BSND from BNSD when H or N is 1 (both readings then agree).
+    """
+    return ops.rotary_position_embedding(x, cos, sin, 0)
+
+
+def topk(x, k):
+    """`mint.topk` over the last axis, in descending order -> values and int64 indices.
+
+    DOCS/mint/mindspore.mint.topk.html, CANN/aclnnTopk.md. Unverified: which of two equal elements comes first.
+    """
+    return mint.topk(x, k, -1)
+
+
+def moe_init_routing(x, indices, experts):
+    """Rows sorted by expert: `ops.moe_init_routing_v2`, dropless (active_num 0, drop_pad_mode 0).
+
+    x `[N, D]`, indices int32 `[N, K]` in `[0, experts)` -> rows `[N * K, D]`; places int32 `[N * K]`, where the row of
+    pair n * K + j has gone; ends int32 `[experts]`, cumulative counts (flag 1).
+
+    DOCS/ops/mindspore.ops.moe_init_routing_v2.html, CANN/aclnnMoeInitRoutingV2.md: float16, bfloat16, float32.
+    Unverified: older pages of CANN give `rows[i] = x[order[i] % N]`, as if pairs were numbered by columns; MindSpore's
+    example and newer pages number them by rows, as here.
+    """
+    rows, places, ends, _ = ops.moe_init_routing_v2(x, indices, 0, 0, experts, 0, 1, False)
+    return rows, places, ends
+
+
+def grouped_matmul(x, weight, ends):
+    """`x[start:end] @ weight[e]` for each group of rows: `grouped_matmul_v4`, split_item 3, group_type 0.
+
+    x `[N, C]`, weight `[E, C, M]`, ends int64 `[E]`: cumulative counts (group_list_type 0), the last one N -> `[N, M]`.
+
+    DOCS/ops/mindspore.ops.auto_generate.grouped_matmul_v4.html, CANN/aclnnGroupedMatmulV4.md: float16, bfloat16, float32;
+    at most 1024 groups, C and M below 65536; ends do not decrease (CANN), so a group may be empty.
+    Unverified: empty groups, since MindSpore's page says "positive, increasing"; rows past the last group: MindSpore allows
+    them, CANN does not, so there are never any.
+    """
+    return grouped_matmul_v4([x], [weight], group_list=ends, split_item=3, group_type=0, group_list_type=0)[0]
+
+
+def moe_token_unpermute(rows, places, probs):
+    """`sum_j probs[n, j] * rows[places[n * K + j]]`: `ops.moe_token_unpermute`, padded_mode off.
+
+    rows `[N * K, D]`, places int32 `[N * K]` without duplicates, probs `[N, K]` -> `[N, D]` of the type of rows.
+
+    DOCS/ops/mindspore.ops.moe_token_unpermute.html, CANN/aclnnMoeTokenUnpermute.md: float16, bfloat16, float32; K at most 512.
+    Unverified: everything that a run would show. On CPU MindSpore stops before it looks at the arguments.
+    """
+    return ops.moe_token_unpermute(rows, places, probs)
+
+
+def dense(x, weight, bias):
+    """`mint.nn.functional.linear`: x `[..., C]`, weight `[M, C]`, bias `[M]` or None -> `[..., M]`.
+
+    DOCS/mint/mindspore.mint.nn.functional.linear.html, CANN/aclnnMatmul.md, CANN/aclnnAddmm.md: sums in float32.
+    Unverified: nothing beyond the numbers.
+    """
+    return mint.nn.functional.linear(x, weight, bias)
+
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups):
+    """`mint.nn.functional.conv2d`: x `[B, C, h, w]`, weight `[M, C / groups, kh, kw]`; pairs for the other arguments.
+
+    DOCS/mint/mindspore.mint.nn.functional.conv2d.html, CANN/aclnnConvolution.md: float16, bfloat16, float32.
+    Unverified: "due to the limitation of the L1 cache size of different NPU chip, if input size or kernel size is too
+    large, it may trigger an error"; float32 may be rounded to HF32 (1e-3) before the product.
+    """
+    return mint.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
