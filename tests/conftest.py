@@ -74,3 +74,21 @@ def tiny_checkpoint(checkpoint_of):
 @pytest.fixture(scope="session")
 def tiny_model(model_of):
     return model_of("tiny")
+
+
+@pytest.fixture
+def ascend(monkeypatch):
+    """The operators of Ascend on emulated kernels, in force for every model while a test runs; as they were afterwards."""
+    from ms_omni.modeling import ops
+    from ms_omni.modeling.ops import ascend as operators
+    from ms_omni.modeling.ops import ascend_kernels, emulation
+
+    for name, value in vars(ascend_kernels).items():
+        monkeypatch.setattr(ascend_kernels, name, value)
+    emulation.install()
+    monkeypatch.setattr(ops, "_impl", operators)
+    for name in (*operators.FUSED, "GATHERED_ROWS"):
+        monkeypatch.setattr(operators, name, vars(operators)[name])
+    monkeypatch.setattr(operators, "OUTCOMES", {})
+    monkeypatch.setattr(operators, "_settled", set())
+    return operators

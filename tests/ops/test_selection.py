@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 
 from ms_omni.modeling import ops
 from ms_omni.modeling.ops import reference, select
@@ -13,7 +12,7 @@ from ms_omni.modeling.ops import reference, select
 
 def test_every_operator_is_documented_and_has_a_reference_with_the_same_arguments():
     public = {name for name, value in vars(ops).items() if inspect.isfunction(value) and not name.startswith("_")}
-    questions = {"describe", "graph_expert_rows"}  # asked about operators, not computed by them
+    questions = {"describe", "graph_expert_rows", "settle"}  # asked about operators, not computed by them
     assert public - questions == set(ops.OPERATORS)
     for name in ops.OPERATORS:
         documented, implemented = getattr(ops, name), getattr(reference, name)
@@ -38,5 +37,5 @@ def test_an_unknown_implementation_is_one_clear_error():
                          text=True)  # fmt: skip
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1] == (
-        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; choose one of ['cpu', 'reference']"
+        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; choose one of ['ascend', 'ascend-emulated', 'cpu', 'reference']"
     )

@@ -11,8 +11,8 @@ from mindspore import mint, ops
 
 from . import ascend_kernels as kernels
 from . import ascend_check, reference
-from .ascend_attention import attention, packed_attention, packed_attention_by_runs  # noqa: F401
-from .ascend_moe import experts, route_topk  # noqa: F401
+from .ascend_attention import attention, packed_attention, packed_attention_by_runs
+from .ascend_moe import experts, experts_of_all_pairs, route_topk
 from .reference import (  # noqa: F401
     add_rows, argmax, clip, concat, cross_entropy, draw, embedding, expert_load, gather_rows, scatter_rows, sigmoid, silu,
     transpose, weighted_sum_rows, write_rows,
@@ -114,6 +114,7 @@ def scale_channels(x, scale):
 FUSED = {name: (globals()[name],) for name in ascend_check.CASES}
 """operator -> its forms here, the preferred one first."""
 FUSED["packed_attention"] += (packed_attention_by_runs,)
+FUSED["experts"] += (experts_of_all_pairs,)
 OUTCOMES = {}
 """operator -> what the comparison on this device said; `describe` shows it."""
 _settled = set()
@@ -131,5 +132,8 @@ def settle(dtype):
     for name, forms in FUSED.items():
         if globals()[name] is not getattr(reference, name):
             globals()[name], OUTCOMES[name] = ascend_check.choose(name, forms, dtype)
+    if dtype not in kernels.ATTENTION_TYPES:
+        for name in ("attention", "packed_attention"):
+            OUTCOMES[name] = f"the kernels take half precision only, reference computes in {str(dtype).lower()}"
     if experts is reference.experts:
         GATHERED_ROWS = reference.GATHERED_ROWS

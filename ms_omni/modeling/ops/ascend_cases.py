@@ -78,7 +78,10 @@ def _experts(rng):
     weights = _normal(rng, experts, width, 2 * inner, scale=0.2), _normal(rng, experts, inner, width, scale=0.2)
     for tokens in (1, 13):  # with one token most experts are empty, the first and the last among them
         indices = np.stack([rng.permutation(experts - 4)[:4] + 2 for _ in range(tokens)]).astype(np.int32)
-        yield _normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, 4)), indices
+        case = _normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, 4)), indices
+        yield case
+        yield (*case, 8)  # those from 8 on are held here, the last ones of them do not exist
+        yield (*case, 20)  # nobody wants the experts of this process
 
 
 def _conv1d(rng):

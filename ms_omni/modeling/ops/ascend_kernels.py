@@ -126,12 +126,13 @@ def moe_init_routing(x, indices, experts):
 def grouped_matmul(x, weight, ends):
     """`x[start:end] @ weight[e]` for each group of rows: `grouped_matmul_v4`, split_item 3, group_type 0.
 
-    x `[N, C]`, weight `[E, C, M]`, ends int64 `[E]`: cumulative counts (group_list_type 0), the last one N -> `[N, M]`.
+    x `[N, C]`, weight `[E, C, M]`, ends int64 `[E]`: cumulative counts (group_list_type 0) -> `[N, M]`, undefined in the
+    rows past the last group.
 
     DOCS/ops/mindspore.ops.auto_generate.grouped_matmul_v4.html, CANN/aclnnGroupedMatmulV4.md: float16, bfloat16, float32;
     at most 1024 groups, C and M below 65536; ends do not decrease (CANN), so a group may be empty.
-    Unverified: empty groups, since MindSpore's page says "positive, increasing"; rows past the last group: MindSpore allows
-    them, CANN does not, so there are never any.
+    Unverified: empty groups, since MindSpore's page says "positive, increasing"; rows past the last group, which MindSpore
+    allows and CANN does not.
     """
     return grouped_matmul_v4([x], [weight], group_list=ends, split_item=3, group_type=0, group_list_type=0)[0]
 

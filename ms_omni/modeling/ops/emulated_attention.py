@@ -19,6 +19,7 @@ def _infer_attention(kv_heads, scale, layout, masked):
     head_axis, time_axis = (2, 1) if layout == "BSND" else (1, 2)
 
     def shape(q, k, v, mask=None):
+        require(isinstance(scale, float), f"scale {scale!r}")
         require(len(q) == len(k) == 4 and k == v, f"q {q}, k {k}, v {v}: four axes each, k and v alike")
         require(layout in ("BNSD", "BSND", "BNSD_BSND"), f"layout {layout}")
         require(layout != "BNSD_BSND" or q[time_axis] > 1, "BNSD_BSND is for more than one query")

@@ -4,6 +4,7 @@ import functools
 import math
 
 import numpy as np
+from mindspore import ops
 
 from .emulation_rules import FLOATS, primitive, require, same_type
 
@@ -109,6 +110,8 @@ _dense_bias = primitive(
 
 
 def dense(x, weight, bias):
+    if x.size == 0:  # MindSpore hands no empty array to numpy
+        return ops.zeros((*x.shape[:-1], weight.shape[0]), x.dtype)
     return _dense(x, weight) if bias is None else _dense_bias(x, weight, bias)
 
 

@@ -66,8 +66,8 @@ def _grouped_dtype(x, weight, ends):
 
 def _grouped_compute(x, weight, ends):
     starts = np.concatenate([[0], ends[:-1]])
-    require((starts <= ends).all() and ends[-1] == len(x), f"cumulative counts {ends.tolist()} for {len(x)} rows")
-    out = np.empty((len(x), weight.shape[2]), x.dtype)
+    require((starts <= ends).all() and ends[-1] <= len(x), f"cumulative counts {ends.tolist()} for {len(x)} rows")
+    out = np.full((len(x), weight.shape[2]), np.nan, x.dtype)  # nobody says what becomes of rows past the last group
     for expert in np.flatnonzero(ends > starts):
         rows = slice(starts[expert], ends[expert])
         out[rows] = x[rows] @ weight[expert]

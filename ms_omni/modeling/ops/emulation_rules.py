@@ -8,7 +8,12 @@ FLOATS = (ms.float16, ms.bfloat16, ms.float32)
 
 def primitive(function, shape, dtype):
     """A MindSpore primitive around a numpy function; `shape` and `dtype` infer its results and may refuse arguments."""
-    return ops.Custom(function, shape, dtype, "pyfunc")
+    return ops.Custom(function, shape, lambda *types: dtype(*map(_element, types)), "pyfunc")
+
+
+def _element(dtype):
+    """The type of the elements: outside graphs MindSpore hands over types of tensors."""
+    return dtype.element_type() if isinstance(dtype, ms.TensorType) else dtype
 
 
 def require(condition, message):

@@ -1,0 +1,191 @@
+"""Operators that do not mean what their documentation says are found on the device, named, and replaced."""
+
+import warnings
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from ms_omni.modeling import ops
+from ms_omni.modeling.ops import ascend_cases, ascend_kernels, emulation, reference
+
+KERNELS = emulation.KERNELS
+
+
+@pytest.fixture
+def settled(ascend):
+    """`settled(kernel=function, ...)`: what `ops.describe` says of each operator with these kernels exchanged, as a dict
+    operator -> (implementation, reason), and the warnings."""
+
+    def settle(**kernels):
+        for name, function in kernels.items():
+            assert name in KERNELS
+            setattr(ascend_kernels, name, function)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ops.settle(ms.float32)
+        rows = {operator: (implementation, reason) for operator, implementation, reason in ops.describe()}
+        return rows, [str(item.message) for item in caught if "operator " in str(item.message)]
+
+    return settle
+
+
+def test_kernels_that_do_as_documented_are_used(settled, ascend):
+    rows, complaints = settled()
+    assert not complaints
+    for operator, (implementation, reason) in rows.items():
+        if operator in ascend.FUSED:
+            assert implementation == "ascend" and "agrees with reference" in reason
+        else:
+            assert implementation == "reference" and reason == "ascend has none of its own"
+    assert ops.graph_expert_rows() > 10**6
+
+
+def test_every_operator_is_written_for_ascend_or_taken_from_reference_by_name(ascend):
+    taken = {name for name in ops.OPERATORS if getattr(ascend, name) is getattr(reference, name)}
+    assert taken | set(ascend.FUSED) == set(ops.OPERATORS) and not taken & set(ascend.FUSED)
+    assert set(ascend.FUSED) == set(ascend_cases.CASES)
+    for name, forms in ascend.FUSED.items():
+        assert forms[0] is getattr(ascend, name), name
+
+
+def keeps_what_it_should_discard(q, k, v, mask, *others):
+    return KERNELS["fused_infer_attention"](q, k, v, None if mask is None else ~mask, *others)
+
+
+def ignores_the_mask(q, k, v, mask, *others):
+    return KERNELS["fused_infer_attention"](q, k, v, None, *others)
+
+
+def other_heads(q, k, v, mask, *others):
+    """Query head h reads kv head h mod K instead of h // (H / K)."""
+    flipped = ms.mint.flip(q, (1,)) if others[-1] != "BSND" else q
+    return KERNELS["fused_infer_attention"](flipped, k, v, mask, *others)
+
+
+def one_segment(q, k, v, ends, scale):
+    return KERNELS["varlen_attention"](q, k, v, (ends[-1],), scale)
+
+
+def neighbours(x, cos, sin):
+    """Pairs (2 i, 2 i + 1), the kernel's mode 1."""
+    d = x.shape[-1]
+    order = np.arange(d).reshape(2, d // 2).T.reshape(-1)
+    out = KERNELS["rotary_position_embedding"](x[..., ms.Tensor(np.argsort(order))], cos, sin)
+    return out[..., ms.Tensor(order)]
+
+
+def pairs_by_columns(x, indices, experts):
+    n, k = indices.shape
+    rows, places, ends = KERNELS["moe_init_routing"](x, indices, experts)
+    return rows, places.reshape(n, k).T.reshape(-1), ends
+
+
+def counts(x, weight, ends):
+    sizes = np.diff(ends.asnumpy(), prepend=0)
+    return KERNELS["grouped_matmul"](x, weight, ms.Tensor(np.sort(sizes), ms.int64))
+
+
+def up_first(x):
+    up, gate = ms.mint.chunk(x, 2, -1)
+    return KERNELS["swiglu"](ms.mint.cat((gate, up), -1))
+
+
+def smallest_first(x, k):
+    values, indices = KERNELS["topk"](-x, k)
+    return -values, indices
+
+
+def not_dilated(x, weight, bias, stride, padding, dilation, groups):
+    out = KERNELS["conv2d"](x, weight, bias, stride, padding, (1, 1), groups)
+    missing = (weight.shape[3] - 1) * (dilation[1] - 1)
+    return out[..., : out.shape[3] - missing]
+
+
+def without_eps(x, weight, eps):
+    return KERNELS["rms_norm"](x, weight, 1e-12)
+
+
+MEANINGS = [
+    ("fused_infer_attention", keeps_what_it_should_discard, {"attention"}),
+    ("fused_infer_attention", ignores_the_mask, {"attention"}),
+    ("fused_infer_attention", other_heads, {"attention"}),
+    ("rotary_position_embedding", neighbours, {"rotary"}),
+    ("moe_init_routing", pairs_by_columns, {"experts"}),
+    ("grouped_matmul", counts, {"experts"}),
+    ("swiglu", up_first, {"swiglu", "experts"}),
+    ("topk", smallest_first, {"route_topk"}),
+    ("conv2d", not_dilated, {"conv1d"}),
+    ("rms_norm", without_eps, {"rms_norm"}),
+]
+
+
+@pytest.mark.parametrize("kernel, function, operators", MEANINGS, ids=[row[1].__name__ for row in MEANINGS])
+def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, settled, ascend):
+    rows, complaints = settled(**{kernel: function})
+    replaced = {operator for operator in ascend.FUSED if rows[operator][0] == "reference"}
+    assert replaced == operators
+    for operator in operators:
+        assert getattr(ascend, operator) is getattr(reference, operator)
+        assert "off by" in rows[operator][1] or "Error" in rows[operator][1]
+    assert len(complaints) == len(operators)
+    assert all(any(text.startswith(f"operator {operator}: ") for text in complaints) for operator in operators)
+
+
+def test_packed_attention_has_a_second_form(settled, ascend):
+    rows, complaints = settled(varlen_attention=one_segment)
+    implementation, reason = rows["packed_attention"]
+    assert implementation == "ascend" and not complaints
+    assert reason.startswith("packed_attention: off by") and "packed_attention_by_runs: agrees" in reason
+    assert ascend.packed_attention.__name__ == "packed_attention_by_runs"
+
+
+def test_experts_have_a_form_that_gives_every_row_a_group(settled, ascend):
+    def insists(x, weight, ends):
+        if ends.asnumpy()[-1] != len(x):
+            raise RuntimeError("aclnnGroupedMatmulV4GetWorkspaceSize failed\nstack")
+        return KERNELS["grouped_matmul"](x, weight, ends)
+
+    rows, complaints = settled(grouped_matmul=insists)
+    assert not complaints and ascend.experts.__name__ == "experts_of_all_pairs"
+    assert "experts: RuntimeError: aclnnGroupedMatmulV4GetWorkspaceSize failed;" in rows["experts"][1]
+
+
+def test_experts_on_the_host_limit_the_graphs(settled):
+    settled(moe_init_routing=pairs_by_columns)
+    assert ops.graph_expert_rows() == reference.GATHERED_ROWS
+
+
+def test_rubbish_is_not_taken_for_a_result(settled):
+    rows, _ = settled(rms_norm=lambda x, weight, eps: x * float("nan"), gelu=lambda x, approximate: x[:1])
+    assert "off by inf" in rows["rms_norm"][1] and "result of shape" in rows["gelu"][1]
+
+
+def test_what_is_settled_stays_settled(settled, ascend):
+    settled(gelu=lambda x, approximate: x)
+    assert ascend.gelu is reference.gelu
+    rows, complaints = settled(gelu=KERNELS["gelu"], swiglu=up_first)
+    assert not complaints and rows["gelu"][0] == "reference" and rows["swiglu"][0] == "ascend"
+
+
+def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, tiny_model):
+    """What happens when this is forced on a machine without an NPU."""
+
+    def missing(*_):
+        raise RuntimeError("The kernel unregistered.")
+
+    rows, complaints = settled(**dict.fromkeys(KERNELS, missing))
+    own = {operator for operator in ascend.FUSED if rows[operator][0] == "ascend"}
+    assert own == {"conv_transpose1d", "snake_beta", "scale_channels"}  # these need no kernel of Ascend's own
+    assert len(complaints) == len(ascend.FUSED) - len(own)
+    ids = tiny_model.thinker.generate(input_ids=np.array([[5, 6, 7]]), max_new_tokens=2, eos_token_id=[])
+    assert ids.shape == (1, 5)
+
+
+def test_models_are_built_after_the_comparison(ascend, tiny_checkpoint, monkeypatch):
+    from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
+
+    seen = []
+    monkeypatch.setattr(ascend, "settle", lambda dtype: seen.append(dtype))
+    Thinker.from_pretrained(tiny_checkpoint, progress=False)
+    assert seen == [ms.float32]

@@ -1,0 +1,78 @@
+"""The whole model along the path that it takes on Ascend, its kernels emulated, against the reference.
+
+Some cases run here; `test_all_of_it` (slow) runs every test of the model's numbers that way.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ms_omni.modeling import ops
+from ms_omni.modeling.ops import ascend_kernels, emulation, reference
+from tests.parity import test_speech as speech
+from tests.parity import test_thinker as thinker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def called(ascend, monkeypatch):
+    """Names of the kernels that have been called."""
+    names = set()
+
+    def counting(name, kernel):
+        def call(*args):
+            names.add(name)
+            return kernel(*args)
+
+        return call
+
+    for name, kernel in emulation.KERNELS.items():
+        monkeypatch.setattr(ascend_kernels, name, counting(name, kernel))
+    return names
+
+
+def test_thinker(called, model, thinker_values, build, close):
+    """All media in one prompt, which takes every kernel; `test_speech` continues on caches."""
+    thinker.test_forward(model, thinker_values, build, close, "image_audio_video")
+    assert called == set(emulation.KERNELS)
+
+
+def test_encoders_where_packed_sequences_have_no_kernel(ascend, called, model, thinker_values, build, close, monkeypatch):
+    monkeypatch.setattr(ascend, "packed_attention", ascend.packed_attention_by_runs)
+    thinker.test_forward(model, thinker_values, build, close, "two_audios")
+    assert "varlen_attention" not in called
+
+
+def test_speech(ascend, model, speech_values, build, config, close, monkeypatch):
+    """A padded batch with all media: tokens and codes are equal, talker, predictor and code2wav within their tolerances."""
+    key = "batch"
+    with monkeypatch.context() as patches:
+        spoken = speech.Spoken(model, build(speech_values, key), speech_values.notes[f"{key}/arguments"], config, patches)
+    speech.test_speech(spoken, speech_values, config, key, close)
+
+
+def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_model, monkeypatch):
+    config = tiny_model.config
+    prompt = [config.im_start_token_id, config.user_token_id, 31, 32, 33, config.im_end_token_id, config.im_start_token_id,
+              config.assistant_token_id, 31]  # fmt: skip
+    options = dict(input_ids=np.array([prompt]), max_new_tokens=12, eos_token_id=[], talker_max_new_tokens=6,
+                   talker_eos_token_id=[], talker_do_sample=False)  # fmt: skip
+    ids, wave = tiny_model.generate(**options)
+    monkeypatch.setattr(ops, "_impl", reference)
+    expected_ids, expected_wave = tiny_model.generate(**options)
+    assert (ids == expected_ids).all() and ids.shape == (1, len(prompt) + 12)
+    np.testing.assert_allclose(wave, expected_wave, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_of_it():
+    """Parity, generation (compiled steps among it) and the cells, in a process of their own."""
+    tests = ["tests/parity", "tests/generation", "tests/modeling", "--ignore=tests/parity/test_ascend.py"]
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=ROOT, text=True,
+                         env={**os.environ, "MS_OMNI_OPS": "ascend-emulated"}, capture_output=True)  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
