@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-
 from ms_omni.modeling import ops
 from ms_omni.modeling.ops import reference, select
 
@@ -37,5 +36,6 @@ def test_an_unknown_implementation_is_one_clear_error():
                          text=True)  # fmt: skip
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1] == (
-        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; choose one of ['ascend', 'ascend-emulated', 'cpu', 'reference']"
+        "ValueError: MS_OMNI_OPS='cuda' is not an implementation; "
+        "choose one of ['ascend', 'ascend-emulated', 'cpu', 'reference']"
     )

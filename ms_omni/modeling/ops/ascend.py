@@ -11,11 +11,11 @@ from mindspore import mint, ops
 
 from . import ascend_kernels as kernels
 from . import ascend_check, reference
-from .ascend_attention import attention, packed_attention, packed_attention_by_runs
-from .ascend_moe import experts, experts_of_all_pairs, route_topk
+from .ascend_attention import attention, packed_attention, packed_attention_by_runs  # noqa: F401
+from .ascend_moe import experts, experts_of_all_pairs, route_topk  # noqa: F401
 from .reference import (  # noqa: F401
-    add_rows, argmax, clip, concat, cross_entropy, draw, embedding, expert_load, gather_rows, scatter_rows, sigmoid, silu,
-    transpose, weighted_sum_rows, write_rows,
+    add_rows, argmax, clip, concat, cross_entropy, draw, embedding, embedding_part, expert_load, gather_rows, scatter_rows,
+    sigmoid, silu, transpose, weighted_sum_rows, write_rows,
 )  # fmt: skip
 
 GATHERED_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size

@@ -142,7 +142,8 @@ def moe_token_unpermute(rows, places, probs):
 
     rows `[N * K, D]`, places int32 `[N * K]` without duplicates, probs `[N, K]` -> `[N, D]` of the type of rows.
 
-    DOCS/ops/mindspore.ops.moe_token_unpermute.html, CANN/aclnnMoeTokenUnpermute.md: float16, bfloat16, float32; K at most 512.
+    DOCS/ops/mindspore.ops.moe_token_unpermute.html, CANN/aclnnMoeTokenUnpermute.md: float16, bfloat16, float32; K at most
+    512.
     Unverified: everything that a run would show. On CPU MindSpore stops before it looks at the arguments.
     """
     return ops.moe_token_unpermute(rows, places, probs)

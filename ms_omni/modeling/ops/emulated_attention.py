@@ -26,7 +26,7 @@ def _infer_attention(kv_heads, scale, layout, masked):
         require(q[0] == k[0] and q[3] == k[3], f"batch and channels of q {q} and k {k}")
         require(q[3] % 16 == 0 and q[3] <= 512, f"{q[3]} channels: a multiple of 16, at most 512")
         heads = q[head_axis]
-        require(k[head_axis] == kv_heads and heads % kv_heads == 0, f"{heads} heads, {k[head_axis]} kv heads, {kv_heads} said")
+        require(k[head_axis] == kv_heads and heads % kv_heads == 0, f"{heads} heads, {k[head_axis]} not {kv_heads} for kv")
         require(heads // kv_heads <= 64 and heads <= 256, f"{heads} heads for {kv_heads} kv heads: at most 256 and 64 each")
         expected = [q[0], 1, q[time_axis], k[time_axis]]
         require(mask is None or mask == expected, f"mask {mask}, expected {expected}")
