@@ -74,7 +74,7 @@ class KVCache:
         self.bucket = bucket
         self.length = 0
         self.capacity = 0
-        self.valid = np.zeros((batch_size, 0), bool)
+        self.seen = np.zeros((batch_size, 0), np.uint8)  # [B, capacity], 1 where a position is no padding
         self.keys = self.values = ()
         self.reserve(capacity)
 
@@ -82,10 +82,14 @@ class KVCache:
         """Number of positions filled so far, padding included."""
         return self.length
 
+    @property
+    def valid(self):
+        """Which of the positions filled so far are no padding, bool `[B, length]`."""
+        return self.seen[:, : self.length].view(bool)
+
     def clear(self):
         """Forgets what is stored but keeps the buffers."""
         self.length = 0
-        self.valid = self.valid[:, :0]
 
     def reserve(self, tokens):
         """Makes room for `tokens` positions in all; keeps what is stored."""
@@ -95,6 +99,8 @@ class KVCache:
         capacity = -(-tokens // self.bucket) * self.bucket
         self.keys = self._all_grown("key", self.keys, capacity)
         self.values = self._all_grown("value", self.values, capacity)
+        seen, self.seen = self.seen, np.zeros((self.heads[0], capacity), np.uint8)
+        self.seen[:, : self.length] = seen[:, : self.length]
         self.capacity = capacity
 
     def _all_grown(self, kind, buffers, capacity):
@@ -115,15 +121,20 @@ class KVCache:
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)
         return Tensor(rows.reshape(-1).astype(np.int32))
 
-    def admit(self, rope, valid):
-        """place and store of the next tokens; valid `[B, S]` bool, False where a row has padding."""
-        new = valid.shape[1]
-        start, stop = self.length, self.length + new
+    def advance(self, valid):
+        """Makes room for the next tokens and counts them in; valid `[B, S]` bool, False where a row has padding."""
+        start, stop = self.length, self.length + valid.shape[1]
         self.reserve(stop)
-        self.valid = np.concatenate([self.valid, valid], axis=1)
+        self.seen[:, start:stop] = valid
         self.length = stop
+
+    def admit(self, rope, valid):
+        """place and store of the next tokens; valid as for `advance`."""
+        self.advance(valid)
+        new = valid.shape[1]
         mask = causal_mask(self.valid, new)
         if new == 1:
-            ahead = np.full((*mask.shape[:2], self.capacity - stop), MASKED, np.float32)
+            ahead = np.full((*mask.shape[:2], self.capacity - self.length), MASKED, np.float32)
             mask = np.concatenate([mask, ahead], axis=-1)
-        return (*rope, Tensor(mask), self.slots(self.capacity, start, stop)), (self.keys, self.values)
+        slots = self.slots(self.capacity, self.length - new, self.length)
+        return (*rope, Tensor(mask), slots), (self.keys, self.values)

@@ -16,7 +16,13 @@ def inverse_frequencies(theta, dim):
 
 def rope_tables(positions, inv_freq):
     """One position per token: positions `[B, T]` -> cos, sin tensors `[B, T, D/2]`."""
-    return _tables(np.asarray(positions, np.float32)[..., None] * inv_freq)
+    return tuple(Tensor(table) for table in rope_angles(positions, inv_freq))
+
+
+def rope_angles(positions, inv_freq):
+    """The same on the host: cos, sin float32 `[..., D/2]` for positions `[...]`."""
+    angles = np.asarray(positions, np.float32)[..., None] * inv_freq
+    return np.cos(angles), np.sin(angles)
 
 
 def mrope_tables(positions, inv_freq, section):

@@ -1,4 +1,5 @@
-"""The cells that generation calls once per token or frame; each becomes one compiled graph when it is used enough.
+"""The cells that generation calls once per token or frame: one fused operator each where there is one (see `ops`);
+elsewhere each becomes one compiled graph when it is used enough.
 
 They own the buffers that a graph writes to, so a step serves one request at a time; `StepPool` lends them out and keeps
 them, with their graphs, for the next one.
@@ -12,6 +13,7 @@ from mindspore.common.initializer import initializer
 
 from . import ops
 from .moe import SparseMoeBlock
+from .step_weights import frame_weights, is_plain, stack_weights
 
 COMPILE_AFTER = 32
 """Calls of a step, over all requests, before it is compiled: a graph takes seconds to build and short answers do
@@ -22,7 +24,7 @@ KEPT_STEPS = 4
 class StepPool:
     """Lends out steps by what they are built for, and keeps compiled ones, at most `KEPT_STEPS`, for the next request.
 
-    Buffers of a step that has no graph yet are freed with the request. compile_after: see `COMPILE_AFTER`; None never
+    Buffers of a step that has no graph are freed with the request. compile_after: see `COMPILE_AFTER`; None never
     compiles.
     """
 
@@ -77,7 +79,9 @@ class Step(nn.Cell):
 class DecoderStep(Step):
     """One token per row through a decoder and its output layer, on a cache of its own.
 
-    The cache's capacity doubles when it is used up, and there is one graph per capacity, so there are few of them.
+    Where there is a fused operator (`ops.decoder_step`) that is all of it, and nothing is compiled. Else the cells run,
+    as a graph when it pays. The cache's capacity doubles when it is used up, and there is one graph per capacity, so
+    there are few of them.
     """
 
     def __init__(self, decoder, output_layer, cache):
@@ -86,12 +90,17 @@ class DecoderStep(Step):
         self.output_layer = output_layer
         self.cache = cache
         self.graph = None
+        weights = stack_weights(decoder) if is_plain(output_layer) else None
+        self.fused = weights and ops.prepare(weights)
         mixtures = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)]
         rows = cache.heads[0]
         self.fits_graph = all(rows * block.top_k <= ops.graph_expert_rows() for block in mixtures)
 
     def construct(self, x, rope, valid):
         """x `[B, 1, D]`, rope (cos, sin) `[B, 1, D/2]`, valid bool `[B, 1]` -> logits `[B, 1, V]`, hidden `[B, 1, D]`."""
+        if self.fused is not None:
+            self.cache.advance(valid)
+            return ops.decoder_step(x, *rope, self.output_layer.weight, self.cache, self.fused)
         place, store = self.cache.admit(rope, valid)
         if self.graph is None or self.graph.keys is not store[0]:
             self.graph = _DecoderGraph(self.decoder, self.output_layer, store)
@@ -119,11 +128,33 @@ class _DecoderGraph(nn.Cell):
 class FrameStep(Step):
     """Codes 1 .. n-1 of one frame: the code predictor's fixed loop, as a whole.
 
+    Where there is a fused operator (`ops.code_frame`) that is all of it; else the cells run, as a graph when it pays.
     sampling: (temperature, top_k, top_p), or None for greedy decoding, which does not look at the noise.
     """
 
     def __init__(self, talker, batch_size, sampling):
         super().__init__()
+        self.sampling = sampling
+        self.groups = talker.code_predictor.config.num_code_groups - 1
+        weights = frame_weights(talker)
+        talker.prepared_frame = self.fused = weights and ops.prepare(weights, talker.prepared_frame)
+        self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
+
+    def construct(self, hidden, code, noise):
+        """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
+        -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`."""
+        if self.fused is not None:
+            return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
+        with self.graph.predictor.frame():
+            compiled = self.graph.predictor.model.compilable and self.due()
+            return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
+
+
+class FrameGraph(nn.Cell):
+    """The loop of `FrameStep` as cells, with its own buffers."""
+
+    def __init__(self, talker, batch_size, sampling):
+        super().__init__(auto_prefix=False)
         self.embed = talker.model.codec_embedding
         self.predictor = talker.code_predictor
         self.sampling = sampling
@@ -138,15 +169,8 @@ class FrameStep(Step):
                             for layer in range(config.num_hidden_layers)])
             for kind in ("key", "value"))  # fmt: skip
 
-    def construct(self, hidden, code, noise):
-        """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
-        -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`."""
-        with self.predictor.frame():
-            graph = self.predictor.model.compilable and self.due()
-            return self.graph(hidden, code, noise) if graph else self.run(hidden, code, noise)
-
     @ms.jit
-    def graph(self, hidden, code, noise):
+    def construct(self, hidden, code, noise):
         return self.run(hidden, code, noise)
 
     def run(self, hidden, code, noise):

@@ -34,6 +34,7 @@ class Talker(nn.Cell):
         self.hidden_projection = self._projection(config)
         self.codec_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.code_predictor = CodePredictor(config.code_predictor_config)
+        self.prepared_frame = None  # its weights as `ops.code_frame` takes them, from the first frame on
 
     @staticmethod
     def _projection(config):

@@ -8,6 +8,14 @@ from ms_omni.modeling.steps import KEPT_STEPS, StepPool
 FRAMES = 6
 
 
+@pytest.fixture
+def cells_only(monkeypatch):
+    """No fused operators, as where there is no compiler, on other devices and under a parallel plan."""
+    from ms_omni.modeling import ops
+
+    monkeypatch.setattr(ops, "prepare", lambda weights, kept=None: None)
+
+
 @pytest.fixture(scope="module")
 def eager_and_compiled(tiny_checkpoint):
     from ms_omni import Qwen3OmniMoeForConditionalGeneration
@@ -18,11 +26,14 @@ def eager_and_compiled(tiny_checkpoint):
     return eager, compiled
 
 
+def speaking(greedy):
+    return dict(max_new_tokens=6, talker_max_new_tokens=FRAMES, eos_token_id=[], talker_eos_token_id=[], seed=5,
+                talker_do_sample=not greedy, do_sample=not greedy, top_k=20)  # fmt: skip
+
+
 @pytest.mark.parametrize("greedy", [True, False])
-def test_compiled_steps_give_the_same_answer(greedy, eager_and_compiled, ask):
-    inputs = ask("hello")
-    options = dict(max_new_tokens=6, talker_max_new_tokens=FRAMES, eos_token_id=[], talker_eos_token_id=[], seed=5,
-                   talker_do_sample=not greedy, do_sample=not greedy, top_k=20)  # fmt: skip
+def test_compiled_steps_give_the_same_answer(greedy, cells_only, eager_and_compiled, ask):
+    inputs, options = ask("hello"), speaking(greedy)
     results = [model.generate(**inputs, **options) for model in eager_and_compiled]
     (ids, wave), (same_ids, same_wave) = results
     assert (ids == same_ids).all()
@@ -34,7 +45,19 @@ def test_compiled_steps_give_the_same_answer(greedy, eager_and_compiled, ask):
     assert (again_ids == ids).all() and np.abs(again_wave - same_wave).max() < 1e-5
 
 
-def test_two_streams_at_once_do_not_share_a_step(eager_and_compiled, ask):
+@pytest.mark.parametrize("greedy", [True, False])
+def test_fused_steps_give_the_same_answer_and_need_no_graph(greedy, eager_and_compiled, ask, request):
+    eager, _ = eager_and_compiled
+    inputs, options = ask("hello"), speaking(greedy)
+    ids, wave = eager.generate(**inputs, **options)
+    assert not eager.steps.free and not eager.thinker.steps.free
+    request.getfixturevalue("cells_only")
+    same_ids, same_wave = eager.generate(**inputs, **options)
+    assert (ids == same_ids).all()
+    assert np.abs(wave - same_wave).max() < 1e-5
+
+
+def test_two_streams_at_once_do_not_share_a_step(cells_only, eager_and_compiled, ask):
     _, compiled = eager_and_compiled
     inputs, options = ask("hello"), dict(max_new_tokens=5, eos_token_id=[], return_audio=False)
     alone = [event.token.tolist() for event in compiled.stream(**inputs, **options) if hasattr(event, "token")]

@@ -11,8 +11,9 @@ from ms_omni.modeling.ops import reference, select
 
 def test_every_operator_is_documented_and_has_a_reference_with_the_same_arguments():
     public = {name for name, value in vars(ops).items() if inspect.isfunction(value) and not name.startswith("_")}
-    questions = {"describe", "graph_expert_rows", "settle"}  # asked about operators, not computed by them
-    assert public - questions == set(ops.OPERATORS)
+    questions = {"describe", "graph_expert_rows", "prepare", "settle"}  # asked about operators, not computed by them
+    assert public - questions == {*ops.OPERATORS, *ops.FUSED}
+    assert not any(hasattr(reference, name) for name in ops.FUSED)  # the cells are their reference
     for name in ops.OPERATORS:
         documented, implemented = getattr(ops, name), getattr(reference, name)
         assert documented.__doc__, name
@@ -21,8 +22,9 @@ def test_every_operator_is_documented_and_has_a_reference_with_the_same_argument
 
 def test_describe_names_each_operator_once():
     described = ops.describe()
-    assert [row[0] for row in described] == list(ops.OPERATORS)
-    assert {row[1] for row in described} <= set(select.IMPLEMENTATIONS)
+    assert [row[0] for row in described] == [*ops.OPERATORS, *ops.FUSED]
+    assert {row[1] for row in described} <= {*select.IMPLEMENTATIONS, "cells"}
+    assert [row[1] for row in select.rows(ops.FUSED, reference, "a reason")] == ["cells", "cells"]
 
 
 def test_an_implementation_can_be_forced(monkeypatch):

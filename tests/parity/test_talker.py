@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from ms_omni.modeling.steps import FrameStep
+from ms_omni.modeling.steps import FrameGraph
 from tests.parity.watching import watching
 from tests.reference.random_rows import predictor_rows, talker_rows
 
@@ -35,7 +35,7 @@ def test_code_predictor(model, speech_values, config, close):
     """Every residual head on given codes: the first two rows at once, then one row per code through the cache."""
     hidden, first, codes = predictor_rows(config)
     predictor = model.talker.code_predictor
-    step, logits = FrameStep(model.talker, len(hidden), None), []
+    step, logits = FrameGraph(model.talker, len(hidden), None), []
     store = (step.keys, step.values)
     rows = np.concatenate([hidden, _embed(model.talker.get_input_embeddings(), first)], axis=1)
     logits.append(predictor(Tensor(rows), step.places[0], store, 0).asnumpy())

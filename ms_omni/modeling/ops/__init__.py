@@ -13,14 +13,14 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
-from . import select
+from . import fused, select
 
 _impl, _reason = select.choose()
 
 
 def describe():
     """Returns `[(operator, implementation, reason), ...]`: what each operator resolves to, and why."""
-    return select.rows(OPERATORS, _impl, _reason)
+    return select.rows(OPERATORS, _impl, _reason) + select.rows(FUSED, _impl, _reason)
 
 
 def settle(dtype):
@@ -219,9 +219,43 @@ def expert_load(logits, k, mask):
     return _impl.expert_load(logits, k, mask)
 
 
+# ---- whole steps of generation: one launch where the operators above need hundreds -----------------------------------
+#
+# They do what the cells do when called on new tokens, and they are optional: where an implementation has none, the cells
+# run. So `reference` has none: the cells over its operators are what these must equal.
+
+
+def prepare(weights, kept=None):
+    """What `decoder_step` (of `StackWeights`) or `code_frame` (of `FrameWeights`, see `fused.py`) takes for these
+    weights, or None where the cells must run. Parameters that are given other data later are read with that.
+
+    kept: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
+    """
+    return _impl.prepare(weights, kept) if hasattr(_impl, "prepare") else None
+
+
+def decoder_step(x, cos, sin, head, cache, prepared):
+    """One new token per row through a decoder stack and its output layer.
+
+    x `[B, 1, D]`, cos and sin `[B, 1, D/2]`, head `[V, D]`; cache: a `KVCache` (`cache.py`) that has counted the new
+    tokens in, whose buffers are written to -> logits `[B, 1, V]`, hidden `[B, 1, D]` (after the final norm).
+    """
+    return _impl.decoder_step(x, cos, sin, head, cache, prepared)
+
+
+def code_frame(hidden, code, noise, sampling, prepared):
+    """Codes 1 .. n-1 of one frame, each chosen from logits that depend on the one before.
+
+    hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]`; sampling: (temperature, top_k, top_p)
+    of `draw`, or None for the likeliest code -> codes int32 `[B, n]`, the sum of their embeddings `[B, 1, D]`.
+    """
+    return _impl.code_frame(hidden, code, noise, sampling, prepared)
+
+
 OPERATORS = (
     "linear", "embedding", "embedding_part", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu",
     "rotary", "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
     "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
     "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
 )  # fmt: skip
+FUSED = ("decoder_step", "code_frame")

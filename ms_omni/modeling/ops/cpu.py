@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from . import build, cpu_attention, cpu_dense, cpu_vocoder, reference
+from . import build, cpu_attention, cpu_dense, cpu_fused, cpu_vocoder, reference
 from .reference import (  # noqa: F401
     add_rows, concat, clip, cross_entropy, embedding, embedding_part, expert_load, gather_rows, scatter_rows, write_rows,
 )  # fmt: skip
@@ -202,3 +202,15 @@ def draw(logits, noise, temperature, top_k, top_p):
     if not _suits(logits, noise):
         return reference.draw(logits, noise, temperature, top_k, top_p)
     return _draw(logits, noise, _floats(temperature, top_k, top_p))
+
+
+def prepare(weights, kept=None):
+    return cpu_fused.prepare(weights, kept)
+
+
+def decoder_step(x, cos, sin, head, cache, prepared):
+    return cpu_fused.decoder_step(x, cos, sin, head, cache, prepared)
+
+
+def code_frame(hidden, code, noise, sampling, prepared):
+    return cpu_fused.code_frame(hidden, code, noise, sampling, prepared)

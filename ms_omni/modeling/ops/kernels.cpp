@@ -1,66 +1,11 @@
 // The kernels behind cpu.py; aot.h says how they are called. Arguments stand in the order of cpu.py.
 
-#include "aot.h"
+#include "numeric.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16, kPanel = 4;  // floats per vector, vectors per panel of a product's columns
-#else
-constexpr int kLanes = 8, kPanel = 2;
-#endif
-constexpr int kTile = 6;  // rows that a product keeps in registers
-typedef float vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-// ---- functions of one number, written so that the compiler vectorises loops over them ------------------------------
-
-inline float exponential(float x) {  // 2^n e^r with |r| <= ln(2)/2, relative error 1e-7; limited to the normal numbers
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 88.3f ? 88.3f : x;
-  const float n = __builtin_rintf(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.f / 5040;
-  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = p * r + c;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
-}
-
-inline float logistic(float x) { return 1.f / (1.f + exponential(-x)); }
-
-// x Phi(x); erfc by the Chebyshev fit of Press et al., Numerical Recipes 6.2, relative error 1.2e-7.
-inline float gaussian_linear(float x) {
-  const float z = std::fabs(x) * 0.70710678f, t = 1.f / (1.f + 0.5f * z);
-  float p = 0.17087277f;
-  for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f, 0.37409196f,
-                  1.00002368f, -1.26551223f})
-    p = p * t + c;
-  const float half = 0.5f * t * exponential(p - z * z);
-  return x * (x > 0 ? 1.f - half : half);
-}
-
-inline float squared_sine(float y) {  // the argument less a multiple of pi, reduced in double
-  const double turns = __builtin_rint(static_cast<double>(y) * 0.31830988618379067);
-  const float r = static_cast<float>(static_cast<double>(y) - turns * 3.141592653589793), s = r * r;
-  float p = 1.f / 6227020800;
-  for (float c : {-1.f / 39916800, 1.f / 362880, -1.f / 5040, 1.f / 120, -1.f / 6, 1.f}) p = p * s + c;
-  return s * p * p;
-}
-
-inline float dot(const float *a, const float *b, i64 n) {
-  float sum = 0;
-  for (i64 i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-inline void add_scaled(float *y, const float *x, float factor, i64 n) {
-  for (i64 i = 0; i < n; ++i) y[i] += factor * x[i];
-}
-
-inline void gate(const float *gate_up, float *out, i64 n) {
-  for (i64 i = 0; i < n; ++i) out[i] = gate_up[i] * logistic(gate_up[i]) * gate_up[n + i];
-}
+constexpr int kPanel = kLanes / 4;  // vectors per panel of a product's columns
+constexpr int kTile = 6;            // rows that a product keeps in registers
 
 template <class Function>
 int elementwise(const Arguments &a, double nanoseconds, const Function &function) {
@@ -236,31 +181,12 @@ KERNEL(attention) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S
   return 0;
 }
 
-// Places of the `size` largest of scores `[n]`, largest first, equal ones in order.
-std::vector<int32_t> largest(const float *scores, i64 n, i64 size) {
-  std::vector<int32_t> order(n);
-  for (i64 i = 0; i < n; ++i) order[i] = i;
-  std::partial_sort(order.begin(), order.begin() + size, order.end(), [=](int32_t left, int32_t right) {
-    return scores[left] > scores[right] || (scores[left] == scores[right] && left < right);
-  });
-  order.resize(size);
-  return order;
-}
-
 KERNEL(route_topk) {  // logits [N, E], [normalise] * k -> weights [N, k], indices [N, k]
   const i64 experts = a.dim(0, 1), k = a.dim(1, 0);
   const bool normalise = *a.get<int32_t>(1);
   for_ranges(a.dim(0, 0), experts * 4.0, [&](i64 begin, i64 end) {
-    for (i64 row = begin; row < end; ++row) {
-      const float *logits = a.get(0) + row * experts;
-      float *weights = a.get(2) + row * k, sum = 0, chosen = 0;
-      const auto order = largest(logits, experts, k);
-      const float highest = logits[order[0]];
-      for (i64 e = 0; e < experts; ++e) sum += exponential(logits[e] - highest);
-      for (i64 j = 0; j < k; ++j) chosen += weights[j] = exponential(logits[order[j]] - highest) / sum;
-      for (i64 j = 0; normalise && j < k; ++j) weights[j] /= chosen;
-      std::copy(order.begin(), order.end(), a.get<int32_t>(3) + row * k);
-    }
+    for (i64 row = begin; row < end; ++row)
+      route(a.get(0) + row * experts, experts, k, normalise, a.get(2) + row * k, a.get<int32_t>(3) + row * k);
   });
   return 0;
 }
@@ -383,25 +309,10 @@ KERNEL(argmax) {  // x [..., V] -> int32 [...]
 }
 
 KERNEL(draw) {  // logits [B, V], noise [B, 1], (temperature, top_k, top_p) -> int32 [B, 1]
-  const i64 size = a.dim(0, 1);
-  const float temperature = a.get(2)[0], top_p = a.get(2)[2];
-  const i64 top_k = static_cast<i64>(a.get(2)[1]), kept = top_k == 0 ? size : std::min(top_k, size);
-  for (i64 row = 0; row < a.dim(0, 0); ++row) {
-    const float *logits = a.get(0) + row * size;
-    const auto order = largest(logits, size, kept);
-    std::vector<float> probs(kept), sums(kept);
-    float sum = 0, before = 0, total = 0;
-    for (i64 i = 0; i < kept; ++i) sum += probs[i] = exponential((logits[order[i]] - logits[order[0]]) / temperature);
-    for (i64 i = 0; i < kept; ++i) {
-      const float prob = probs[i] / sum;
-      sums[i] = total += before < top_p ? prob : 0.f;
-      before += prob;
-    }
-    const float target = a.get(1)[row] * total;
-    i64 place = 0;
-    while (place < kept - 1 && sums[place] <= target) ++place;
-    a.get<int32_t>(3)[row] = order[place];
-  }
+  const float *settings = a.get(2);
+  for (i64 row = 0; row < a.dim(0, 0); ++row)
+    a.get<int32_t>(3)[row] = draw_one(a.get(0) + row * a.dim(0, 1), a.dim(0, 1), a.get(1)[row], settings[0],
+                                      static_cast<i64>(settings[1]), settings[2]);
   return 0;
 }
 

@@ -37,11 +37,13 @@ def settle(module, dtype):
 def rows(operators, module, reason):
     """`[(operator, implementation, reason), ...]` of a chosen module."""
     outcomes = getattr(module, "OUTCOMES", {})
-    return [_row(name, getattr(module, name), module, outcomes.get(name, reason)) for name in operators]
+    return [_row(name, getattr(module, name, None), module, outcomes.get(name, reason)) for name in operators]
 
 
 def _row(name, function, module, reason):
     short = module.__name__.rpartition(".")[2]
+    if function is None:
+        return name, "cells", f"{short} has none: the cells run it operator by operator"
     own = function.__module__.rpartition(".")[2].startswith(short)  # its own file or one that belongs to it
     if not own and name not in getattr(module, "OUTCOMES", {}):
         reason = f"{short} has none of its own"

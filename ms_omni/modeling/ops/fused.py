@@ -1,0 +1,56 @@
+"""The weights that the fused operators work on: `prepare`, `decoder_step` and `code_frame` of the interface."""
+
+from typing import NamedTuple
+
+import numpy as np
+from mindspore import Parameter
+
+
+class LayerWeights(NamedTuple):
+    """Parameters of one decoder layer, None where it has none, and what says how to use them.
+
+    A dense MLP is gate, up, down; with a router these are the shared expert (if shared_gate is there, else None).
+    """
+
+    input_norm: Parameter
+    q: Parameter
+    k: Parameter
+    v: Parameter
+    o: Parameter
+    q_bias: Parameter
+    k_bias: Parameter
+    v_bias: Parameter
+    o_bias: Parameter
+    q_norm: Parameter
+    k_norm: Parameter
+    post_norm: Parameter
+    gate: Parameter = None
+    up: Parameter = None
+    down: Parameter = None
+    shared_gate: Parameter = None
+    router: Parameter = None
+    experts_gate_up: Parameter = None
+    experts_down: Parameter = None
+    top_k: int = 0
+    normalise: bool = False
+
+
+class StackWeights(NamedTuple):
+    """A decoder stack with SiLU-gated MLPs: its layers, the final norm, the eps of all its norms."""
+
+    layers: tuple
+    norm: Parameter
+    eps: float
+    head_dim: int
+
+
+class FrameWeights(NamedTuple):
+    """What makes codes 1 .. n-1 of a frame: the code predictor's stack, the embedding of code 0 `[V0, D]`, embeddings
+    and heads `[V, D]` of the others, rotary tables float32 `[n, D/2]`."""
+
+    stack: StackWeights
+    first_embedding: Parameter
+    embeddings: tuple
+    heads: tuple
+    cos: np.ndarray
+    sin: np.ndarray

@@ -1,0 +1,91 @@
+// Threads that live for one call and share the work of its many small parts.
+//
+// A step of a decoder is hundreds of products that depend on one another, each a few microseconds long. Between two of
+// them a thread waits in a loop, so that the next one starts at once; after the call no thread is left.
+
+#pragma once
+
+#include "aot.h"
+
+namespace {
+
+class Team {
+ public:
+  // nanoseconds: estimate of all that will be run; a thread must have 200 us to do.
+  explicit Team(double nanoseconds) {
+    const i64 size = std::min<i64>(available_threads(), static_cast<i64>(nanoseconds / 2e5));
+    try {
+      for (i64 i = 1; i < size; ++i) threads_.emplace_back([this] { help(); });
+    } catch (const std::system_error &) {  // no more threads to be had: those that run, and the caller, do it all
+    }
+  }
+
+  ~Team() {
+    ended_.store(true, std::memory_order_release);
+    for (auto &thread : threads_) thread.join();
+  }
+
+  Team(const Team &) = delete;
+  Team &operator=(const Team &) = delete;
+
+  i64 size() const { return threads_.size() + 1; }
+
+  // Runs task(i) for i in [0, tasks) and returns when all are done. The caller works too and waits for nobody who has
+  // not begun: a thread that the system has put aside delays nothing.
+  template <class Task>
+  void run(i64 tasks, const Task &task) {
+    if (threads_.empty() || tasks < 2) {
+      for (i64 i = 0; i < tasks; ++i) task(i);
+      return;
+    }
+    context_.store(&task, std::memory_order_relaxed);
+    call_.store([](const void *context, i64 i) { (*static_cast<const Task *>(context))(i); }, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    round_ += 1;
+    ticket_.store(round_ << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
+    while (take()) {
+    }
+    for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins) pause(spins);
+  }
+
+ private:
+  // One task of the current round, if there is one. What was read of the round is valid if the ticket has not changed:
+  // a round's function is replaced only after its last task was taken, and no two rounds have equal tickets.
+  bool take() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    while (static_cast<uint32_t>(ticket)) {
+      const auto call = call_.load(std::memory_order_relaxed);
+      const void *context = context_.load(std::memory_order_relaxed);
+      if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
+      call(context, static_cast<uint32_t>(ticket) - 1);
+      done_.fetch_add(1, std::memory_order_release);
+      return true;
+    }
+    return false;
+  }
+
+  void help() {
+    for (int spins = 0; !ended_.load(std::memory_order_acquire);) {
+      if (take()) spins = 0;
+      else pause(spins++);
+    }
+  }
+
+  static void pause(int spins) {
+    if (spins > 2000) std::this_thread::yield();  // somebody else may need this core
+#if defined(__x86_64__)
+    else __builtin_ia32_pause();
+#endif
+  }
+
+  std::vector<std::thread> threads_;
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // round << 32 | tasks left
+  std::atomic<void (*)(const void *, i64)> call_{nullptr};
+  std::atomic<const void *> context_{nullptr};
+  uint64_t round_ = 0;
+  alignas(64) std::atomic<i64> done_{0};
+  alignas(64) std::atomic<bool> ended_{false};
+};
+
+}  // namespace

@@ -1,0 +1,221 @@
+"""The fused steps against the cells over the `reference` operators: odd sizes, batches, both samplings, other seams."""
+
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from ms_omni.modeling import ops
+from ms_omni.modeling.cache import BUCKET_TOKENS
+from ms_omni.modeling.code_predictor import CodePredictor
+from ms_omni.modeling.layers import Linear
+from ms_omni.modeling.ops import reference
+from ms_omni.modeling.steps import DecoderStep, FrameStep
+from ms_omni.modeling.talker import TalkerModel
+from ms_omni.modeling.thinker import ThinkerTextModel
+
+pytestmark = pytest.mark.skipif(not hasattr(ops._impl, "prepare"), reason="no C++ compiler, so no fused steps")
+SMALL = dict(vocab_size=37, hidden_size=20, intermediate_size=13, num_hidden_layers=3, num_attention_heads=6,
+             num_key_value_heads=2, head_dim=6, num_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
+             moe_intermediate_size=9, shared_expert_intermediate_size=11, rope_theta=1e4, mrope_section=(1, 1, 1),
+             rms_norm_eps=1e-5, hidden_act="silu", attention_bias=False, sparse=(True, True, True))  # fmt: skip
+ODD = dict(hidden_size=67, head_dim=34, num_attention_heads=3, num_key_value_heads=3, num_experts=7,
+           num_experts_per_tok=7, moe_intermediate_size=35, mrope_section=(6, 6, 5), norm_topk_prob=False,
+           intermediate_size=130)  # fmt: skip
+THREADED = dict(hidden_size=512, head_dim=64, num_attention_heads=8, num_experts=8, moe_intermediate_size=200,
+                num_experts_per_tok=3, mrope_section=(12, 10, 10), vocab_size=3001, intermediate_size=1100)  # fmt: skip
+STACKS = {
+    "small": {},
+    "odd": ODD,
+    "dense layers and biases": dict(sparse=(False, True, False), attention_bias=True),
+    "one head": dict(num_attention_heads=1, num_key_value_heads=1, num_hidden_layers=1),
+    "threads": THREADED,
+}
+
+
+def configured(**changes):
+    values = {**SMALL, **changes}
+    return SimpleNamespace(**values, is_sparse_layer=lambda index: values["sparse"][index])
+
+
+def fill(cell, rng):
+    """Random weights that keep activations near one; no two equal."""
+    for parameter in cell.get_parameters():
+        value = rng.standard_normal(parameter.shape)
+        value = 1 + 0.2 * value if parameter.ndim == 1 else value / np.sqrt(parameter.shape[-1])
+        parameter.set_data(Tensor(value.astype(np.float32)))
+    return cell
+
+
+@pytest.fixture
+def cells_only(monkeypatch):
+    """Switches to the `reference` operators, under which there is no fused step."""
+
+    def switch():
+        monkeypatch.setattr(ops, "_impl", reference)
+
+    yield switch
+    monkeypatch.undo()
+
+
+def decode(model, head, rows, prompt, padding):
+    """Logits and hidden states of the tokens behind a prompt, one by one; `padding` tokens of the last row are none."""
+    batch, total, _ = rows.shape
+    step = DecoderStep(model, head, model.new_cache(batch, 1))
+    positions = np.broadcast_to(np.arange(total, dtype=np.float32) * 1.25, (3, batch, total))
+    valid = np.ones((batch, total), bool)
+    valid[-1, :padding] = False
+    place, store = step.cache.admit(model.rope(positions[:, :, :prompt]), valid[:, :prompt])
+    model(Tensor(rows[:, :prompt]), place, store)
+    results = []
+    for at in range(prompt, total):
+        here = slice(at, at + 1)
+        results += step(Tensor(rows[:, here].copy()), model.rope(positions[:, :, here]), valid[:, here])
+    return step, [x.asnumpy() for x in results]
+
+
+@pytest.mark.parametrize("batch, prompt, tokens", [(1, 2, 3), (3, 5, 2), (13, 2, 1)])
+@pytest.mark.parametrize("model_class", [ThinkerTextModel, TalkerModel])
+@pytest.mark.parametrize("stack", STACKS)
+def test_decoder_step(stack, model_class, batch, prompt, tokens, rng, normal, close, cells_only):
+    config = configured(**STACKS[stack])
+    model, head = fill(model_class(config), rng), fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
+    rows = normal(batch, prompt + tokens, config.hidden_size)
+    step, fused = decode(model, head, rows, prompt, padding=min(prompt - 1, 5))
+    assert step.fused is not None and step.cache.length == prompt + tokens
+    cells_only()
+    plain, expected = decode(model, head, rows, prompt, padding=min(prompt - 1, 5))
+    assert plain.fused is None
+    for got, want in zip(fused, expected, strict=True):
+        close(got, want, 2e-5)
+    for kept, other in zip((*step.cache.keys, *step.cache.values), (*plain.cache.keys, *plain.cache.values)):
+        close(kept, other.asnumpy(), 2e-5)
+
+
+def test_decoder_step_across_the_end_of_a_buffer(rng, normal, close, cells_only):
+    config = configured()
+    model, head = fill(TalkerModel(config), rng), fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
+    rows = normal(2, BUCKET_TOKENS + 2, config.hidden_size)
+    step, fused = decode(model, head, rows, BUCKET_TOKENS - 1, padding=9)
+    assert step.cache.capacity == 2 * BUCKET_TOKENS
+    cells_only()
+    for got, want in zip(fused, decode(model, head, rows, BUCKET_TOKENS - 1, padding=9)[1], strict=True):
+        close(got, want, 2e-5)
+
+
+def talker_like(groups, rng, **changes):
+    """The parts of a talker that make codes 1 .. n-1."""
+    config = configured(num_code_groups=groups, **changes)
+    parts = SimpleNamespace(code_predictor=fill(CodePredictor(config), rng), prepared_frame=None,
+                            model=fill(TalkerModel(configured(**{**changes, "vocab_size": 90})), rng))  # fmt: skip
+    return parts
+
+
+def frame_inputs(talker, batch, rng, normal):
+    groups, width = talker.code_predictor.config.num_code_groups, talker.code_predictor.config.hidden_size
+    code = rng.integers(0, 90, (batch, 1)).astype(np.int32)
+    noise = rng.uniform(size=(batch, groups - 1)).astype(np.float32)
+    return normal(batch, 1, width), code, noise
+
+
+def frames(talker, sampling, arrays):
+    step = FrameStep(talker, len(arrays[0]), sampling)
+    codes, total = step(*(Tensor(x) for x in arrays))
+    assert codes.dtype == ms.int32
+    return step, codes.asnumpy(), total.asnumpy()
+
+
+@pytest.mark.parametrize("sampling", [None, (0.8, 20, 0.9), (1.2, 0, 1.0), (1.0, 5, 0.4)])
+@pytest.mark.parametrize("stack, groups, batch", [("small", 2, 1), ("small", 3, 2), ("one head", 16, 5), ("odd", 32, 3),
+                                                  ("threads", 8, 1), ("threads", 4, 7)])  # fmt: skip
+def test_code_frame(stack, groups, batch, sampling, rng, normal, close, cells_only):
+    talker = talker_like(groups, rng, **{**STACKS[stack], "vocab_size": 211})
+    arrays = frame_inputs(talker, batch, rng, normal)
+    step, codes, total = frames(talker, sampling, arrays)
+    assert step.fused is not None and step.graph is None
+    cells_only()
+    talker.prepared_frame = None
+    _, expected, summed = frames(talker, sampling, arrays)
+    assert codes.tolist() == expected.tolist()
+    assert (codes[:, 0] == arrays[1][:, 0]).all()
+    close(total, summed, 2e-6)
+
+
+def bfloat16(cell):
+    """Rounds all weights to numbers of eight bits; returns the cell."""
+    for parameter in cell.get_parameters():
+        bits = parameter.asnumpy().view(np.uint32) & np.uint32(0xFFFF0000)
+        parameter.set_data(Tensor(bits.view(np.float32).copy()))
+    return cell
+
+
+def test_bfloat16_weights_are_read_as_such_and_change_no_bit(rng, normal):
+    talker = talker_like(16, rng, **ODD)
+    bfloat16(talker.code_predictor)
+    arrays = frame_inputs(talker, 3, rng, normal)
+    step, codes, total = frames(talker, None, arrays)
+    assert step.fused.halves is not None
+    weight = talker.code_predictor.lm_head[0].weight
+    array = weight.asnumpy().copy()
+    array[-1] *= np.float32(1.0001)  # no such number any more: all weights are read as float32
+    weight.set_data(Tensor(array))
+    exact, same_codes, same_total = frames(talker, None, arrays)
+    assert exact.fused.halves is None
+    assert (codes == same_codes).all() and (total == same_total).all()
+
+
+def test_weights_given_later_are_used(rng, normal):
+    talker = talker_like(8, rng)
+    arrays = frame_inputs(talker, 2, rng, normal)
+    step, codes, _ = frames(talker, None, arrays)
+    first = fill(talker_like(8, rng).code_predictor, rng)
+    for parameter, other in zip(talker.code_predictor.get_parameters(), first.get_parameters()):
+        parameter.set_data(Tensor(other.asnumpy().copy()))
+    fresh = frames(talker, None, arrays)[1]
+    assert (step(*(Tensor(x) for x in arrays))[0].asnumpy() == fresh).all()
+    assert not (codes == fresh).all()
+
+
+def test_a_code_outside_the_vocabulary_is_an_error(rng, normal):
+    talker = talker_like(4, rng)
+    hidden, code, noise = frame_inputs(talker, 1, rng, normal)
+    with pytest.raises(RuntimeError):
+        frames(talker, None, (hidden, code + 90, noise))
+
+
+def other(x):
+    return x
+
+
+CHANGES = {
+    "reduce of attention": lambda layer: setattr(layer.self_attn, "reduce", other),
+    "reduce of experts": lambda layer: setattr(layer.mlp, "reduce", other),
+    "source of experts": lambda layer: setattr(layer.mlp.experts, "source", other),
+    "some of the experts": lambda layer: setattr(layer.mlp.experts, "first", 0),
+    "source of a norm": lambda layer: setattr(layer.self_attn.q_norm, "source", other),
+    "source of a projection": lambda layer: setattr(layer.self_attn.k_proj, "source", other),
+    "source of the shared expert": lambda layer: setattr(layer.mlp.shared_expert.up_proj, "source", other),
+    "source of the router": lambda layer: setattr(layer.mlp.gate, "source", other),
+    "layer scale": lambda layer: setattr(layer, "mlp_layer_scale", other),
+    "another activation": lambda layer: setattr(layer.mlp.shared_expert, "act_fn", ops.gelu),
+    "another eps": lambda layer: setattr(layer.input_layernorm, "eps", 1e-3),
+    "stable sums": lambda layer: setattr(layer.self_attn, "stable", True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_cells_that_do_something_else_run_themselves(change, rng):
+    model = fill(TalkerModel(configured()), rng)
+    head = Linear(model.config.hidden_size, 7, bias=False)
+    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is not None
+    CHANGES[change](model.layers[-1])
+    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is None
+
+
+def test_an_output_layer_that_gathers_its_weight_runs_itself(rng):
+    model = fill(TalkerModel(configured()), rng)
+    head = Linear(model.config.hidden_size, 7, bias=False)
+    head.source = other
+    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is None
