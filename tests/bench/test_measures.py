@@ -37,11 +37,20 @@ def test_a_scenario_gives_positive_numbers_that_have_units(measures, scenario):
         assert numbers and numbers.keys() <= UNITS.keys() and all(value > 0 for value in numbers.values())
 
 
-def test_reads_and_launches_of_a_text_token(measures):
+@pytest.mark.parametrize("fused", [True, False])
+def test_reads_and_launches_of_a_text_token(fused, measures, monkeypatch):
+    from ms_omni.modeling import ops
+
+    if fused and not hasattr(ops._impl, "prepare"):
+        pytest.skip("no C++ compiler, so no fused steps")
+    if not fused:
+        monkeypatch.setattr(ops, "prepare", lambda weights, kept=None: None)
     numbers = measures.run("count_text", {})
     assert numbers["reads_per_token"] == 1  # the logits
     assert numbers["graphs_per_token"] == 0
-    assert numbers["launches_per_token"] == numbers["kernels_per_token"] > 10  # one by one without a graph
+    launches = numbers["launches_per_token"]
+    assert launches == numbers["kernels_per_token"]
+    assert launches == 2 if fused else launches > 10  # the embedding and the step; or one by one without a graph
 
 
 def test_reads_of_a_frame(measures):
