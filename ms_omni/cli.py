@@ -8,10 +8,10 @@ import os
 import sys
 
 from . import __version__
-from .commands import bench, convert, generate, inspect, say, tiny
+from .commands import bench, convert, generate, inspect, launch, say, tiny
 from .errors import OmniError
 
-COMMANDS = (generate, say, convert, inspect, tiny, bench)
+COMMANDS = (generate, say, launch, convert, inspect, tiny, bench)
 
 
 def build_parser():
