@@ -10,6 +10,7 @@ import sys
 from . import __version__
 from .commands import bench, convert, generate, inspect, launch, say, tiny
 from .errors import OmniError
+from .parallel import watch
 
 COMMANDS = (generate, say, launch, convert, inspect, tiny, bench)
 
@@ -45,6 +46,7 @@ def main(argv=None):
         return 141
     except (OmniError, ImportError, OSError, ValueError) as error:
         print(f"ms-omni: error: {error}", file=sys.stderr)
+        watch.fail()
         return 1
 
 

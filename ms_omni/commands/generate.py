@@ -11,6 +11,7 @@ from .messages import (
     check_before_loading,
     clear_status,
     conversation,
+    join_others,
     speech_options,
     status,
 )
@@ -38,7 +39,8 @@ def run(arguments):
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
 
-    speaks, speech = arguments.speech is not None, SpeechOutput(arguments.speech)
+    speaks, target = arguments.speech is not None, arguments.speech if join_others() else None
+    speech = SpeechOutput(target)
     status("reading media ...")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = read_inputs(processor, arguments)
@@ -56,10 +58,10 @@ def run(arguments):
     )
     status("reading the prompt ...")
     with speech:
-        end, text = show(events, speech, quiet=arguments.json, to_stderr=arguments.speech == "-")
+        end, text = show(events, speech, quiet=arguments.json, to_stderr=target == "-")
     if arguments.json:
         report = summary(end, text, speech, inputs["input_ids"].shape[1], loaded_s)
-        print(json.dumps(report, ensure_ascii=False), file=sys.stderr if arguments.speech == "-" else sys.stdout)
+        print(json.dumps(report, ensure_ascii=False), file=sys.stderr if target == "-" else sys.stdout)
 
 
 def read_inputs(processor, arguments):

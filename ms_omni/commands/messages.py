@@ -1,6 +1,7 @@
 """From command line arguments to a conversation, and the arguments that several commands share."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def conversation(prompt, media=(), system=None):
     messages = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     content = [*media, {"type": "text", "text": prompt}]
     return [*messages, {"role": "user", "content": content}]
+
+
+def join_others():
+    """Under msrun: waits for the other processes. Returns whether this one speaks; rank 0 does, the others are quiet."""
+    from ..parallel import start
+
+    mesh = start()
+    if not mesh.speaks:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    return mesh.speaks
 
 
 def status(text):

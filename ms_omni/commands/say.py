@@ -10,6 +10,7 @@ from .messages import (
     add_speech_arguments,
     check_before_loading,
     conversation,
+    join_others,
     speech_options,
     status,
 )
@@ -31,7 +32,8 @@ def run(arguments):
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
 
-    speech = SpeechOutput(arguments.speech)
+    target = arguments.speech if join_others() else None
+    speech = SpeechOutput(target)
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = spoken_turn(processor, arguments.text)
     check_before_loading(arguments, {})
@@ -43,7 +45,7 @@ def run(arguments):
     with speech:
         end, _ = show(events, speech, quiet=True)
     speech.report(end)
-    print(arguments.text, file=sys.stderr if arguments.speech == "-" else sys.stdout)
+    print(arguments.text, file=sys.stderr if target == "-" else sys.stdout)
 
 
 def spoken_turn(processor, text):

@@ -28,6 +28,7 @@ PORT_OFFSET = 1009
 HANG_S = 20.0
 PORTS = range(1024, 65536)
 _stamps = None
+_failed = False
 
 
 def watch_port(scheduler_port):
@@ -102,8 +103,14 @@ def _begin(module, settings, *descriptors):
     process.returncode = 0  # it ends after this process, so nobody waits for it
 
 
+def fail():
+    """This process is about to end with an error; the watch ends the others, unless they end the same way."""
+    global _failed
+    _failed = True
+
+
 def _leave():
-    _stamps[LEFT] = FAILED if getattr(sys, "last_value", None) is not None else LEAVING
+    _stamps[LEFT] = FAILED if _failed or getattr(sys, "last_value", None) is not None else LEAVING
 
 
 def rank_is(rank):

@@ -129,7 +129,7 @@ class Companion:
                 return None if left is not None else self.hub.send(gone=time.time())
             for order in orders:
                 if "end" in order and left is None:
-                    return self._end(order["end"])
+                    return self._end(order["end"], order.get("stuck", False))
             if left is not None and now - left > LEAVING_S:
                 return self.worker.end()
             if left is None and now - self.heard > SILENT_S:
@@ -142,10 +142,11 @@ class Companion:
                     self.rank = state["rank"] = self.stamps[RANK] - 1
                 self.hub.send(state=state)
 
-    def _end(self, reason):
+    def _end(self, reason, stuck=False):
         say(f"{'this process' if self.rank is None else f'rank {self.rank}'} ends with the job: {reason}")
-        self.worker.signal(signal.SIGUSR2)  # writes where each thread stands, see `watch.start`
-        time.sleep(0.2)
+        if stuck:
+            self.worker.signal(signal.SIGUSR2)  # writes where each thread stands, see `watch.start`
+            time.sleep(0.2)
         self.worker.end()
 
 

@@ -130,7 +130,8 @@ class Hub:
         if not self.going and self.roster.members:
             reason += ", before the job had started"
         print(f"ERROR: the job ends: {reason}", file=sys.stderr, flush=True)
-        self._tell(end=reason)
+        stuck = not any(member.failed or member.gone is not None for member in self.roster.members)
+        self._tell(end=reason, stuck=stuck)
         self.scheduler.end()
         time.sleep(TICK_S)  # what was sent is on its way
 
