@@ -1,0 +1,187 @@
+"""Driver, firmware and CANN against the versions that go with MindSpore, and the NPUs.
+
+Where the versions stand (CANN software installation guide, "Querying the Software Package Version"):
+    driver     ROOT/driver/version.info, `Version=`             ROOT: /usr/local/Ascend
+    firmware   ROOT/firmware/version.info, `Version=`
+    CANN       TOOLKIT/<arch>-linux/ascend_toolkit_install.info, `version=`; TOOLKIT: $ASCEND_HOME_PATH or
+               ROOT/ascend-toolkit/latest (ROOT/cann from 8.5 on); else TOOLKIT/compiler/version.info, as MindSpore reads it
+    all        npu-smi info -t board -i ID: Software Version, Firmware Version, Compatibility
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from .finding import error, note, ok, one_line, warning
+from .software import numbers
+
+SUPPORTED = {"2.7.1": ("8.3.RC1", "24.1.RC3"), "2.7.2": ("8.5.0", "24.1.RC3")}  # MindSpore: CANN, oldest driver
+DEFAULT = "2.7.1"
+ACCEPTED_CANN = ((7, 8), (8, 2), (8, 3))  # what MindSpore 2.7.1 does not warn about
+INSTALL = "https://www.mindspore.cn/install names the packages that go together"
+SMI_LIMIT_S = 20
+NO_NPU = "no Ascend NPU and none of its software here: the model runs on CPU, in float32"
+
+
+def order(version):
+    """A key that sorts versions: "24.1.RC3" before "24.1.0" before "25.0.RC1"."""
+    main, _, rest = version.lower().partition("rc")
+    head = tuple(int(part) for part in re.findall(r"\d+", main))
+    if rest:
+        return (*head[:2], 0, int(re.match(r"\d*", rest)[0] or 0))
+    return (*head[:2], 1, *head[2:])
+
+
+def is_present(options):
+    """Whether anything says that this machine has, or should have, an NPU."""
+    return bool(device_files() or shutil.which("npu-smi") or Path(options.ascend_root).exists()
+                or os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"))  # fmt: skip
+
+
+def device_files():
+    """/dev/davinci0 and so on."""
+    return sorted(Path("/dev").glob("davinci[0-9]*"))
+
+
+def software(options):
+    """Findings on driver, firmware and CANN."""
+    if not is_present(options):
+        yield note(NO_NPU)
+        return
+    cann, driver = SUPPORTED.get(mindspore_version(), SUPPORTED[DEFAULT])
+    yield _driver(Path(options.ascend_root), driver)
+    firmware = _field(Path(options.ascend_root) / "firmware" / "version.info", "version")[0]
+    yield ok(f"firmware {firmware}") if firmware else note("the firmware's version file is missing; npu-smi may tell")
+    yield from _cann(options, cann)
+
+
+def mindspore_version():
+    """Of the installed package, or "none"."""
+    try:
+        return metadata.version("mindspore")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _driver(root, oldest):
+    found, problem = _field(root / "driver" / "version.info", "version")
+    if problem:
+        return error(f"the NPU driver's version cannot be read: {problem}",
+                     f"install driver {oldest} or newer ({INSTALL}); in a container, mount {root}/driver into it")  # fmt: skip
+    if order(found) < order(oldest):
+        return error(f"NPU driver {found} is older than {oldest}, the oldest that goes with this MindSpore",
+                     f"install driver {oldest} or newer and its firmware, then restart the machine")  # fmt: skip
+    return ok(f"driver {found}")
+
+
+def _cann(options, wanted):
+    homes = toolkit_folders(options)
+    found = [(home, _cann_version(home)) for home in homes if home.exists()]
+    if not found:
+        yield error(f"CANN is not found in {' or '.join(map(str, homes))}",
+                    f"install CANN {wanted} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'")  # fmt: skip
+        return
+    home, (version, problem) = found[0]
+    again = f"install CANN {wanted} ({INSTALL}) and 'source {home.parent}/set_env.sh'"
+    if problem:
+        yield error(f"CANN's version cannot be read: {problem}", again)
+    elif numbers(version)[:2] == numbers(wanted)[:2]:
+        yield ok(f"CANN {version} in {home}")
+    elif numbers(version)[:2] in ACCEPTED_CANN and wanted == SUPPORTED[DEFAULT][0]:
+        yield warning(f"CANN {version} is not the {wanted} that MindSpore {DEFAULT} was released with, but is accepted", again)
+    else:
+        yield error(f"CANN {version} does not go with MindSpore {mindspore_version()}, which needs {wanted}", again)
+    if not os.environ.get("ASCEND_OPP_PATH"):
+        yield error("the environment of CANN is not set (ASCEND_OPP_PATH is empty)", f"source {home.parent}/set_env.sh")
+
+
+def toolkit_folders(options):
+    """Where CANN may be, the most telling first."""
+    root = Path(options.ascend_root)
+    named = [os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")]
+    return [*dict.fromkeys(Path(name) for name in named if name), root / "ascend-toolkit" / "latest", root / "cann",
+            root / "nnae" / "latest"]  # fmt: skip
+
+
+def _cann_version(home):
+    files = [home / f"{platform.machine()}-linux" / "ascend_toolkit_install.info", home / "ascend_nnae_install.info",
+             home / "compiler" / "version.info"]  # fmt: skip
+    answers = [_field(file, "version") for file in files]
+    return next((answer for answer in answers if not answer[1]), answers[0])
+
+
+def _field(path, name):
+    """(value of `name=value` in a file, None) or (None, why there is none)."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as reason:
+        return None, f"{path}: {reason.strerror or reason}"
+    for line in lines:
+        key, _, value = line.partition("=")
+        if key.strip().lower() == name and re.search(r"\d", value):
+            return value.strip().strip("[]"), None
+    return None, f"{path} has no line '{name}='"
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def devices(options):
+    """Findings on the NPUs: files, permissions, what npu-smi says about each, free memory."""
+    if not is_present(options):
+        yield ok(f"CPU, {os.cpu_count()} cores")
+        return
+    files = device_files()
+    shut = [file for file in files if not os.access(file, os.R_OK | os.W_OK)]
+    if shut:
+        yield error(f"{shut[0]} may not be opened by this user", "add the user to the group HwHiAiUser and log in again")
+    if not files:
+        yield error("there is no /dev/davinci*: the driver sees no NPU, or this container was given none",
+                    "check 'npu-smi info' on the host; pass --device /dev/davinci0 ... to the container")  # fmt: skip
+    if shutil.which("npu-smi") is None:
+        yield warning("npu-smi is not on PATH, so nothing more is known about the NPUs",
+                      f"add {options.ascend_root}/driver/tools or /usr/local/bin to PATH")  # fmt: skip
+        return
+    listing, problem = smi("-l")
+    if problem:
+        yield error(f"npu-smi info -l {problem}", "see dmesg and the driver's log in /var/log/npu; restart the machine")
+        return
+    for npu in fields(listing, "NPU ID"):
+        yield _npu(npu)
+
+
+def _npu(npu):
+    board, problem = smi("-t", "board", "-i", npu)
+    if problem:
+        return error(f"NPU {npu}: npu-smi {problem}", "see 'npu-smi info'; another process may hold the NPU")
+    fits = (fields(board, "Compatibility") or ["unknown"])[0]
+    versions = ", ".join(f"{name.lower()} {value}" for name in ("Software Version", "Firmware Version")
+                         for value in fields(board, name)[:1])  # fmt: skip
+    if fits.upper() == "NOK":
+        return error(f"NPU {npu}: driver and firmware do not go together ({versions})",
+                     "install the firmware of the same release as the driver and restart the machine")  # fmt: skip
+    usage, problem = smi("-t", "usages", "-i", npu)
+    sizes, rates = fields(usage, "HBM Capacity(MB)"), fields(usage, "HBM Usage Rate(%)")
+    if problem or not sizes or not rates:
+        return note(f"NPU {npu}: {versions}; its free memory is unknown")
+    free = float(sizes[0]) * (1 - float(rates[0]) / 100) / 1e3
+    return ok(f"NPU {npu}: {versions}, {free:.1f} of {float(sizes[0]) / 1e3:.1f} GB free")
+
+
+def smi(*arguments):
+    """(output, None) of `npu-smi info ...`, or ("", what went wrong)."""
+    try:
+        done = subprocess.run(["npu-smi", "info", *arguments], capture_output=True, text=True, timeout=SMI_LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        return "", "did not answer" if isinstance(reason, subprocess.TimeoutExpired) else f"cannot be run: {reason}"
+    return (done.stdout, None) if done.returncode == 0 else ("", f"fails: {one_line(done.stdout + done.stderr, 120)}")
+
+
+def fields(text, name):
+    """Values of the lines `name : value`."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return [value.strip() for key, _, value in pairs if key.strip().lower() == name.lower()]

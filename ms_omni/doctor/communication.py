@@ -1,0 +1,117 @@
+"""Can processes on this machine talk to each other, and do two of them sum with MindSpore's collectives?"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from . import ascend
+from .finding import error, ok, one_line, warning
+
+LOCAL = "127.0.0.1"
+SOCKET_LIMIT_S = 5
+MSRUN_PORT = 8118
+JOB_LIMIT_S = 150
+TASK = Path(__file__).with_name("sum_task.py")
+
+
+def level():
+    """Several processes are needed on several NPUs; elsewhere the model runs without them."""
+    return error if len(ascend.device_files()) > 1 else warning
+
+
+def loopback(_):
+    """Findings on a connection of this process with itself, and on msrun's usual port."""
+    try:
+        echo()
+    except OSError as reason:
+        yield error(f"processes cannot connect over {LOCAL}: {one_line(reason)}",
+                    "bring the loopback interface up ('ip link set lo up') and let the firewall pass it")  # fmt: skip
+        return
+    yield ok(f"connections over {LOCAL} work")
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOCAL, MSRUN_PORT))
+        except OSError as reason:
+            yield warning(f"port {MSRUN_PORT}, which msrun takes by default, is not free: {reason.strerror or reason}",
+                          "give msrun another one with --master_port")  # fmt: skip
+
+
+def echo():
+    """One byte from a socket of this process to another one. Raises OSError."""
+    with socket.socket() as server, socket.socket() as client:
+        for end in (server, client):
+            end.settimeout(SOCKET_LIMIT_S)
+        server.bind((LOCAL, 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        with server.accept()[0] as accepted:
+            accepted.settimeout(SOCKET_LIMIT_S)
+            client.sendall(b"x")
+            if accepted.recv(1) != b"x":
+                raise OSError("what arrived is not what was sent")
+
+
+def launcher():
+    """Path of msrun, or None."""
+    beside = Path(sys.executable).with_name("msrun")
+    return str(beside) if beside.exists() else shutil.which("msrun")
+
+
+def msrun(_):
+    """Findings on two processes that msrun starts and that sum over HCCL (NPUs) or MindSpore's CPU collectives."""
+    program = launcher()
+    if program is None:
+        yield level()("msrun is not found, so the model runs in one process only",
+                      "pip install --force-reinstall mindspore==2.7.1, and put its bin folder on PATH")  # fmt: skip
+        return
+    with tempfile.TemporaryDirectory(prefix="ms_omni-msrun-") as folder:
+        code, log = run_job(program, Path(folder))
+    backend = "HCCL" if len(ascend.device_files()) > 1 else "MindSpore's CPU collectives"
+    if code is None:
+        yield level()(f"two processes under msrun did not finish in {JOB_LIMIT_S} s", _advice())
+    elif code or log.count("sum is right") < 2:
+        yield level()(f"two processes under msrun failed: {_reason(log)}", _advice())
+    else:
+        yield ok(f"two processes under msrun sum over {backend}")
+
+
+def run_job(program, folder):
+    """(exit code or None when it was stopped, text of all logs) of the sum in two processes."""
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        port = probe.getsockname()[1]
+    options = ["--worker_num=2", "--local_worker_num=2", f"--master_addr={LOCAL}", f"--master_port={port}",
+               f"--log_dir={folder / 'logs'}", "--join=True"]  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # msrun starts `python`
+    with open(folder / "msrun.txt", "wb") as output:
+        process = subprocess.Popen([program, *options, str(TASK)], cwd=folder, env={**os.environ, "PATH": path},
+                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   start_new_session=True)  # fmt: skip
+        try:
+            code = process.wait(JOB_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+    files = [folder / "msrun.txt", *sorted(folder.glob("logs/worker_*.log"))]
+    return code, "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.exists())
+
+
+def _reason(log):
+    lines = [line for line in log.splitlines() if "Error" in line or "ERROR" in line or "error" in line]
+    return one_line((lines or log.splitlines() or ["it said nothing"])[-1], 200)
+
+
+def _advice():
+    if len(ascend.device_files()) > 1:
+        return "check 'hccn_tool -i 0 -net_health -g' and the links of the NPUs; see the plog files in ~/ascend/log"
+    return "unset http_proxy and MS_* variables of an earlier job, and look at the worker logs of a job of yours"

@@ -1,0 +1,95 @@
+"""Memory, disk, and the folders that are written to."""
+
+import os
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+from .finding import error, note, ok, one_line, warning
+
+SELF_CHECK_GB = 2.0  # memory that importing MindSpore and the tiny model take, with room
+DISK_GB = 0.5  # kernels, temporary files, the tiny model
+CPU_GROWTH = 2  # bfloat16 in the files, float32 in memory
+PUBLISHED_GB = 70.5
+GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+GROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+def memory(options):
+    """Findings on the memory of the host: what is free for this process, whatever limits it."""
+    free, why = free_memory_gb()
+    if free < SELF_CHECK_GB:
+        yield error(f"{free:.1f} GB of memory are free ({why}); even a tiny model needs {SELF_CHECK_GB:.0f} GB",
+                    "end other programs, or raise the limit of this shell or container")  # fmt: skip
+        return
+    yield ok(f"{free:.1f} GB free ({why})")
+    if options.model is None:
+        yield note(f"the published checkpoint takes {PUBLISHED_GB:.0f} GB in bfloat16 and {CPU_GROWTH * PUBLISHED_GB:.0f} GB "
+                   "in float32 (CPU); 'ms-omni doctor --model DIR' tells whether yours fits")  # fmt: skip
+        return
+    size = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors")) / 1e9
+    if not size:
+        yield error(f"{options.model} holds no *.safetensors files", "pass the folder of a checkpoint as --model")
+    elif size * CPU_GROWTH > free:
+        yield warning(f"{options.model} is {size:.1f} GB of weights; in float32, as on CPU, it takes about "
+                      f"{size * CPU_GROWTH:.0f} GB, more than are free here", "use NPUs, or a host with more memory")  # fmt: skip
+    else:
+        yield ok(f"{options.model}: {size:.1f} GB of weights fit")
+
+
+def free_memory_gb():
+    """(GB that this process may still take, what says so)."""
+    found = [(available_gb(), "of the machine")]
+    for limit, use in zip(GROUP_LIMITS, GROUP_USES):
+        allowed, used = _number(limit), _number(use)
+        if allowed is not None and used is not None and allowed < 1 << 60:
+            found.append(((allowed - used) / 1e9, "limit of the container"))
+    for kind, why in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            found.append((limit / 1e9, why))
+    return min(found)
+
+
+def available_gb():
+    """MemAvailable of the system."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024 / 1e9
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def _number(path):
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def disk(_):
+    """Findings on the cache folder, where compiled kernels are kept, and the temporary folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    yield _folder(base / "ms_omni", "cache folder", warning, "kernels of the CPU cannot be kept, so slower ones are used",
+                  "set XDG_CACHE_HOME to a folder that you may write to")  # fmt: skip
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError as reason:
+        yield error(f"there is no temporary folder: {one_line(reason)}", "set TMPDIR to a folder that you may write to")
+        return
+    yield _folder(temporary, "temporary folder", error, "MindSpore and msrun need one",
+                  "set TMPDIR to a folder that you may write to and that has room")  # fmt: skip
+
+
+def _folder(path, name, level, why, do):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+        free = shutil.disk_usage(path).free / 1e9
+    except OSError as reason:
+        return level(f"the {name} {path} cannot be written to ({reason.strerror or reason}): {why}", do)
+    if free < DISK_GB:
+        return level(f"the {name} {path} has {free:.2f} GB free, {DISK_GB} are needed: {why}", do)
+    return ok(f"{name} {path}: {free:.0f} GB free")
