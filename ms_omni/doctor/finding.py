@@ -48,6 +48,6 @@ class Options:
 
 
 def one_line(text, longest=300):
-    """The text without line breaks, cut where nobody reads on."""
-    text = " ".join(str(text).split())
+    """The text without line breaks, cut where nobody reads on: before MindSpore's list of C++ calls, or at `longest`."""
+    text = " ".join(str(text).partition("\n----")[0].split())
     return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -77,6 +77,10 @@ def disk(_):
     except OSError as reason:
         yield error(f"there is no temporary folder: {one_line(reason)}", "set TMPDIR to a folder that you may write to")
         return
+    asked = os.environ.get("TMPDIR")
+    if asked and not temporary.samefile(asked if os.path.isdir(asked) else "/"):
+        yield warning(f"TMPDIR names {asked}, which cannot be written to; {temporary} is used instead",
+                      "set TMPDIR to a folder that you may write to")  # fmt: skip
     yield _folder(temporary, "temporary folder", error, "MindSpore and msrun need one",
                   "set TMPDIR to a folder that you may write to and that has room")  # fmt: skip
 

@@ -34,7 +34,7 @@ CHECKS = (
     Check("disk", "disk", "machine:disk", 30),
     Check("ascend", "Ascend software", "ascend:software", 60),
     Check("devices", "devices", "ascend:devices", 120),
-    Check("mindspore", "MindSpore", "mindspore_check:import_and_compute", 180, ("python",)),
+    Check("mindspore", "MindSpore", "mindspore_check:import_and_compute", 180, ("python", "memory")),
     Check("operators", "operators", "operators:table_and_numbers", 420, ("mindspore",)),
     Check("loopback", "ports and loopback", "communication:loopback", 30),
     Check("msrun", "msrun", "communication:msrun", 200, ("mindspore", "loopback")),

@@ -24,11 +24,11 @@ def run_stages(model):
 
 def predictor_logits(model):
     """Logits of the second code of a frame."""
-    from ..modeling.steps import FrameStep
+    from ..modeling.steps import FrameGraph
 
     talker = model.talker
     hidden, first = probe.predictor(talker.config.text_config.hidden_size)
-    step = FrameStep(talker, 1, None)
+    step = FrameGraph(talker, 1, None)
     embed = _float(talker.get_input_embeddings()(Tensor(first.astype(np.int32))))
     rows = Tensor(np.concatenate([hidden, embed], axis=1)).astype(model.dtype)
     return _float(talker.code_predictor(rows, step.places[0], (step.keys, step.values), 0))

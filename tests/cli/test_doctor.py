@@ -1,0 +1,39 @@
+"""`ms-omni doctor`: the whole report, its exit code, and what follows from a fault."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.slow
+def test_this_machine(cli):
+    """Everything at once, as a user runs it first."""
+    code, out, err = cli("doctor")
+    text = out.decode()
+    assert code == 0, text
+    assert text.splitlines()[-1] == "This machine can run the model."
+    for title in ("Python", "packages", "memory", "disk", "devices", "MindSpore", "operators", "msrun", "self-check"):
+        assert any(line.startswith(title) for line in text.splitlines())
+    assert "XX" not in text and "Traceback" not in text + err
+
+
+def test_what_rests_on_a_fault_is_not_tried(cli, broken_mindspore, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(broken_mindspore))
+    code, out, _ = cli("doctor", "--only", "python,mindspore,operators,msrun,selfcheck")
+    lines = out.decode().splitlines()
+    assert code == 1 and lines[-1] == "This machine cannot run the model: see MindSpore above."
+    assert sum("XX" in line for line in lines) == 1
+    assert sum("not tried, because of what is said under" in line for line in lines) == 3
+    assert any("-> pip install --force-reinstall mindspore" in line for line in lines)
+
+
+def test_json(cli):
+    code, out, _ = cli("doctor", "--only", "python,disk", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["runs"] is True and list(report["checks"]) == ["python", "disk"]
+    assert report["checks"]["python"][0].keys() == {"level", "what", "do"}
+
+
+def test_an_unknown_check(cli):
+    code, _, err = cli("doctor", "--only", "luck")
+    assert code == 1 and "there is no check 'luck'; expected some of python, packages" in err

@@ -1,0 +1,95 @@
+"""Simulated installations of driver, firmware and CANN, and a simulated npu-smi."""
+
+import pytest
+
+from ms_omni.doctor import ascend as checks
+from tests.doctor.conftest import said, the_one
+
+
+def test_a_machine_without_npu(child, tmp_path):
+    from ms_omni.doctor.finding import Options
+
+    options = Options(ascend_root=str(tmp_path / "none"))
+    assert [finding.what for finding in child("ascend", options)] == [checks.NO_NPU]
+    assert said(child("devices", options), "ok")
+
+
+def test_versions_that_go_together(child, ascend):
+    findings = child("ascend", ascend())
+    assert {finding.level for finding in findings} == {"ok"}
+    assert [finding.what for finding in findings][:2] == ["driver 24.1.rc3", "firmware 7.5.0.1.129"]
+    assert "CANN 8.3.RC1" in findings[2].what
+
+
+@pytest.mark.parametrize(
+    "broken, level, what, do",
+    [
+        ({"driver": None}, "error", "driver's version cannot be read", "install driver 24.1.RC3 or newer"),
+        ({"driver": "23.0.3"}, "error", "NPU driver 23.0.3 is older than 24.1.RC3", "restart the machine"),
+        ({"driver": "24.1.rc2"}, "error", "NPU driver 24.1.rc2 is older", "install driver 24.1.RC3"),
+        ({"driver": "unknown"}, "error", "has no line 'version='", "install driver"),
+        ({"cann": None}, "error", "CANN is not found in", "install CANN 8.3.RC1"),
+        ({"cann": "unreadable"}, "error", "CANN's version cannot be read", "install CANN 8.3.RC1"),
+        ({"cann": "8.0.RC2"}, "error", "CANN 8.0.RC2 does not go with MindSpore", "install CANN 8.3.RC1"),
+        ({"cann": "8.5.0"}, "error", "CANN 8.5.0 does not go with MindSpore", "install CANN 8.3.RC1"),
+        ({"cann": "8.2.RC1"}, "warning", "CANN 8.2.RC1 is not the 8.3.RC1", "set_env.sh"),
+        ({"sourced": False}, "error", "the environment of CANN is not set", "set_env.sh"),
+    ],
+)
+def test_a_fault(child, ascend, broken, level, what, do):
+    finding = the_one(child("ascend", ascend(**broken)), level)
+    assert what in finding.what and do in finding.do
+
+
+def test_cann_elsewhere_is_named_by_its_environment(child, ascend, tmp_path):
+    options = ascend(cann=None)
+    home = tmp_path / "cann"
+    (home / "compiler").mkdir(parents=True)
+    (home / "compiler" / "version.info").write_text("Version=8.3.0.1.200\n")
+    assert "CANN 8.3.0.1.200" in child("ascend", options, ASCEND_HOME_PATH=home)[2].what
+
+
+def test_a_version_file_that_is_a_folder(child, ascend):
+    from pathlib import Path
+
+    options = ascend(driver=None)
+    (Path(options.ascend_root) / "driver" / "version.info").mkdir(parents=True)
+    assert "Is a directory" in the_one(child("ascend", options), "error").what
+
+
+def test_order():
+    versions = ["23.0.3", "24.1.RC2", "24.1.rc3", "24.1.0", "24.1.0.3", "25.0.RC1", "25.2.1", "25.3.RC1"]
+    assert sorted(reversed(versions), key=checks.order) == versions
+
+
+def test_an_npu(child, ascend, npu_smi, monkeypatch):
+    npu_smi()
+    options = ascend()
+    findings = child("devices", options)
+    assert "NPU 0: software version 24.1.rc3, firmware version 7.5.0.1.129, 49.2 of 65.5 GB free" in said(findings, "ok")[0].what
+    assert "no /dev/davinci*" in the_one(findings, "error").what  # this machine has none
+
+
+def test_driver_and_firmware_apart(child, ascend, npu_smi):
+    npu_smi(fits="NOK")
+    assert any("driver and firmware do not go together" in item.what for item in said(child("devices", ascend()), "error"))
+
+
+def test_an_npu_smi_that_fails(child, ascend, npu_smi):
+    npu_smi(fails=True)
+    assert any("dcmi initialize failed" in item.what for item in said(child("devices", ascend()), "error"))
+
+
+def test_an_npu_smi_that_hangs(ascend, program, monkeypatch):
+    monkeypatch.setenv("PATH", program("npu-smi", "exec sleep 60"))
+    monkeypatch.setattr(checks, "SMI_LIMIT_S", 1)
+    assert any("did not answer" in item.what for item in said(checks.devices(ascend()), "error"))
+
+
+def test_a_device_that_may_not_be_opened(ascend, monkeypatch, tmp_path):
+    device = tmp_path / "davinci0"
+    device.write_text("")
+    monkeypatch.setattr(checks, "device_files", lambda: [device])
+    monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    assert "HwHiAiUser" in the_one(checks.devices(ascend()), "error").do

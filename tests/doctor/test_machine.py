@@ -1,0 +1,110 @@
+"""Too little memory or disk, folders that cannot be written to, ports and msrun."""
+
+import shutil
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from ms_omni.doctor import communication, machine
+from ms_omni.doctor.finding import Options, one_line
+from tests.doctor.conftest import said, the_one
+
+
+def test_enough_memory(child):
+    assert not said(child("memory"), "error")
+
+
+def test_too_little_memory(monkeypatch):
+    monkeypatch.setattr(machine, "available_gb", lambda: 0.7)
+    finding = the_one(machine.memory(Options()), "error")
+    assert "0.7 GB of memory are free (of the machine)" in finding.what
+
+
+def test_a_limit_of_the_shell(monkeypatch):
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: (10**9 if kind == machine.resource.RLIMIT_AS else -1, -1))
+    assert "1.0 GB of memory are free (ulimit -v)" in the_one(machine.memory(Options()), "error").what
+
+
+def test_a_limit_of_the_container(tmp_path, monkeypatch):
+    for name, value in (("limit", 3 * 10**9), ("use", 2 * 10**9)):
+        (tmp_path / name).write_text(str(value))
+    monkeypatch.setattr(machine, "GROUP_LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr(machine, "GROUP_USES", (str(tmp_path / "use"),))
+    assert "1.0 GB of memory are free (limit of the container)" in the_one(machine.memory(Options()), "error").what
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path, monkeypatch):
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(7_000_000_000)  # takes no room on the disk
+    monkeypatch.setattr(machine, "free_memory_gb", lambda: (8.0, "of the machine"))
+    finding = the_one(machine.memory(Options(str(tmp_path))), "warning")
+    assert "7.0 GB of weights" in finding.what and "about 14 GB" in finding.what
+    assert "holds no *.safetensors" in the_one(machine.memory(Options(str(tmp_path / "none"))), "error").what
+
+
+def test_too_little_disk(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**8))
+    findings = list(machine.disk(Options()))
+    assert "has 0.10 GB free" in the_one(findings, "warning").what and "TMPDIR" in the_one(findings, "error").do
+
+
+def test_a_cache_folder_that_cannot_be_written_to(child, tmp_path):
+    (tmp_path / "file").write_text("")
+    finding = the_one(child("disk", XDG_CACHE_HOME=tmp_path / "file"), "warning")
+    assert f"the cache folder {tmp_path}/file/ms_omni cannot be written to" in finding.what
+    assert finding.do.startswith("set XDG_CACHE_HOME")
+
+
+def test_a_temporary_folder_that_is_not_there(child):
+    assert "TMPDIR names /no/such/folder" in the_one(child("disk", TMPDIR="/no/such/folder"), "warning").what
+
+
+def test_a_message_is_one_line():
+    text = one_line("Allocate memory\nfailed\n\n----------------\n- C++ Call Stack:\nfile.cc:1 f")
+    assert text == "Allocate memory failed" and len(one_line("x" * 1000)) == 300
+
+
+def test_loopback_that_is_down(monkeypatch):
+    def refuse(*_):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(communication, "echo", refuse)
+    finding = the_one(communication.loopback(Options()), "warning")
+    assert "127.0.0.1" in finding.what and "ip link set lo up" in finding.do
+    monkeypatch.setattr(communication.ascend, "device_files", lambda: ["/dev/davinci0", "/dev/davinci1"])
+    the_one(communication.loopback(Options()), "error")  # two NPUs are of use together only
+
+
+def test_msrun_is_not_tried_then(monkeypatch):
+    def refuse(*_):
+        raise OSError("down")
+
+    monkeypatch.setattr(communication, "echo", refuse)
+    assert [finding.level for finding in communication.msrun(Options())] == ["note"]
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen(1)
+        monkeypatch.setattr(communication, "MSRUN_PORT", holder.getsockname()[1])
+        finding = the_one(communication.loopback(Options()), "warning")
+    assert "--master_port" in finding.do
+
+
+def test_no_msrun(monkeypatch):
+    monkeypatch.setattr(communication, "launcher", lambda: None)
+    assert "msrun is not found" in the_one(communication.msrun(Options()), "warning").what
+
+
+@pytest.mark.parametrize("script, what", [("exit 3", "failed"), ("sleep 60", "did not finish in 2 s")])
+def test_an_msrun_that_fails_or_hangs(program, monkeypatch, script, what):
+    path = program("msrun", script).partition(":")[0]
+    monkeypatch.setattr(communication, "launcher", lambda: f"{path}/msrun")
+    monkeypatch.setattr(communication, "JOB_LIMIT_S", 2)
+    assert what in the_one(communication.msrun(Options()), "warning").what
+
+
+def test_msrun_that_works(child):
+    assert [finding.level for finding in child("msrun")] == ["ok"]

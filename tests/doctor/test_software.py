@@ -1,0 +1,87 @@
+"""Wrong versions, missing and broken packages, a MindSpore that does not start."""
+
+import re
+
+import pytest
+
+from ms_omni.doctor.finding import Options
+from ms_omni.doctor.software import REQUIREMENTS, numbers
+from tests.doctor.conftest import ROOT, said, the_one
+
+
+def test_the_table_is_that_of_setup_py():
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    listed = re.search(r"install_requires=\[(.*?)\]", text, re.DOTALL)[1]
+    assert sorted(re.findall(r'"([^"]+)"', listed)) == sorted(wanted for _, wanted, _, _ in REQUIREMENTS)
+
+
+@pytest.mark.parametrize(
+    "name, version, wanted",
+    [
+        ("mindspore", "2.5.0", "mindspore>=2.7.1,<2.11"),
+        ("mindspore", "2.11.0", "mindspore>=2.7.1,<2.11"),
+        ("numpy", "2.1.3", "numpy<2"),
+        ("transformers", "4.40.0", "transformers==4.57.1"),
+        ("transformers", "5.23.0", "transformers==4.57.1"),
+    ],
+)
+def test_a_wrong_version(child, distribution, name, version, wanted):
+    finding = the_one(child("packages", PYTHONPATH=distribution(name, version)), "error")
+    assert finding.what == f"{name} {version} is installed, expected {wanted}"
+    assert finding.do == f"pip install '{wanted}'"
+
+
+def test_a_missing_package(monkeypatch):
+    from ms_omni.doctor import software
+
+    monkeypatch.setattr(software, "REQUIREMENTS", (("no_such_thing", "no_such_thing<3", (), None),))
+    finding = the_one(software.packages(Options()), "error")
+    assert (finding.what, finding.do) == ("no_such_thing is not installed", "pip install 'no_such_thing<3'")
+
+
+def test_versions_that_are_right(child):
+    assert not said(child("packages"), "error") and not said(child("python"), "error")
+
+
+@pytest.mark.parametrize("text, expected", [("4.57.1rc1", (4, 57, 1)), ("2.13.0+cpu", (2, 13, 0)), ("8.3.RC1", (8, 3)), ("x", ())])
+def test_numbers(text, expected):
+    assert numbers(text) == expected
+
+
+@pytest.mark.parametrize(
+    "name, what, package",
+    [("soundfile", "sounds", "soundfile"), ("av", "videos", "av"), ("soxr", "resampling of sounds", "soxr"), ("PIL", "pictures", "pillow")],
+)
+def test_a_media_library_that_does_not_load(child, module, name, what, package):
+    folder = module(name, "raise OSError('libsomething.so.1: cannot open shared object file')")
+    finding = the_one(child("media", PYTHONPATH=folder), "error")
+    assert finding.what.startswith(f"{what} cannot be read: OSError: libsomething.so.1")
+    assert finding.do == f"pip install --force-reinstall --no-deps {package}"
+
+
+def test_media_libraries_that_work(child):
+    assert [finding.level for finding in child("media")] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "code, what",
+    [
+        ("raise OSError('libmindspore_core.so: cannot open shared object file')", "OSError: libmindspore_core.so"),
+        ("import os; os.abort()", "signal 6 (SIGABRT)"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+        ("import time; time.sleep(60)", "did not end within 4 s"),
+    ],
+)
+def test_a_mindspore_that_does_not_start(child, module, code, what):
+    finding = the_one(child("mindspore", limit_s=4, PYTHONPATH=module("mindspore", code)), "error")
+    assert what in finding.what
+
+
+def test_another_mindspore_in_the_way(child, module):
+    code = "__version__ = '2.2.0'\ndef get_context(name): return 'CPU'\n"
+    finding = the_one(child("mindspore", PYTHONPATH=module("mindspore", code)), "error")
+    assert "is 2.2.0" in finding.what and "PYTHONPATH" in finding.do
+
+
+def test_mindspore_that_works(child):
+    assert [finding.level for finding in child("mindspore")] == ["ok"]
