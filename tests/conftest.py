@@ -87,7 +87,7 @@ def ascend(monkeypatch):
         monkeypatch.setattr(ascend_kernels, name, value)
     emulation.install()
     monkeypatch.setattr(ops, "_impl", operators)
-    for name in (*operators.FUSED, "GATHERED_ROWS"):
+    for name in (*operators.FORMS, "GATHERED_ROWS"):
         monkeypatch.setattr(operators, name, vars(operators)[name])
     monkeypatch.setattr(operators, "OUTCOMES", {})
     monkeypatch.setattr(operators, "_settled", set())

@@ -1,5 +1,6 @@
 """Operators that do not mean what their documentation says are found on the device, named, and replaced."""
 
+import inspect
 import warnings
 
 import mindspore as ms
@@ -36,19 +37,17 @@ def test_kernels_that_do_as_documented_are_used(settled, ascend):
     rows, complaints = settled()
     assert not complaints
     for operator, (implementation, reason) in rows.items():
-        if operator in ascend.FUSED:
-            assert implementation == "ascend" and "agrees with reference" in reason
-        else:
-            assert implementation == "reference" and reason == "ascend has none of its own"
+        assert implementation == ("reference" if operator in ascend.TAKEN else "ascend")
+        assert "agrees with reference, largest difference" in reason
     assert ops.graph_expert_rows() > 10**6
 
 
 def test_every_operator_is_written_for_ascend_or_taken_from_reference_by_name(ascend):
-    taken = {name for name in ops.OPERATORS if getattr(ascend, name) is getattr(reference, name)}
-    assert taken | set(ascend.FUSED) == set(ops.OPERATORS) and not taken & set(ascend.FUSED)
-    assert set(ascend.FUSED) == set(ascend_cases.CASES)
-    for name, forms in ascend.FUSED.items():
+    assert set(ascend.FORMS) == set(ascend_cases.CASES) == set(ops.OPERATORS)
+    for name, forms in ascend.FORMS.items():
         assert forms[0] is getattr(ascend, name), name
+        assert (forms[0] is getattr(reference, name)) == (name in ascend.TAKEN), name
+        assert inspect.signature(forms[0]) == inspect.signature(getattr(reference, name)), name
 
 
 def keeps_what_it_should_discard(q, k, v, mask, *others):
@@ -125,7 +124,7 @@ MEANINGS = [
 @pytest.mark.parametrize("kernel, function, operators", MEANINGS, ids=[row[1].__name__ for row in MEANINGS])
 def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, settled, ascend):
     rows, complaints = settled(**{kernel: function})
-    replaced = {operator for operator in ascend.FUSED if rows[operator][0] == "reference"}
+    replaced = {operator for operator in ascend.FORMS if rows[operator][0] == "reference"} - set(ascend.TAKEN)
     assert replaced == operators
     for operator in operators:
         assert getattr(ascend, operator) is getattr(reference, operator)
@@ -153,6 +152,18 @@ def test_experts_have_a_form_that_gives_every_row_a_group(settled, ascend):
     assert "experts: RuntimeError: aclnnGroupedMatmulV4GetWorkspaceSize failed;" in rows["experts"][1]
 
 
+def test_an_operator_of_reference_that_the_device_cannot_compute_is_named(settled, ascend, monkeypatch):
+    def no_kernel(*_):
+        raise TypeError("ScatterUpdate: Unsupported data type")
+
+    monkeypatch.setattr(ascend, "FORMS", {**ascend.FORMS, "write_rows": (no_kernel, ascend.write_rows_by_copy),
+                                          "clip": (no_kernel, reference.clip)})  # fmt: skip
+    monkeypatch.setattr(reference, "clip", lambda x, low, high: x * 0.5)
+    rows, complaints = settled()
+    assert rows["write_rows"][0] == "ascend" and "no_kernel: TypeError: ScatterUpdate" in rows["write_rows"][1]
+    assert len(complaints) == 1 and complaints[0].startswith("operator clip: ")
+
+
 def test_experts_on_the_host_limit_the_graphs(settled):
     settled(moe_init_routing=pairs_by_columns)
     assert ops.graph_expert_rows() == reference.GATHERED_ROWS
@@ -177,9 +188,9 @@ def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, 
         raise RuntimeError("The kernel unregistered.")
 
     rows, complaints = settled(**dict.fromkeys(KERNELS, missing))
-    own = {operator for operator in ascend.FUSED if rows[operator][0] == "ascend"}
+    own = {operator for operator in ascend.FORMS if rows[operator][0] == "ascend"}
     assert own == {"conv_transpose1d", "snake_beta", "scale_channels"}  # these need no kernel of Ascend's own
-    assert len(complaints) == len(ascend.FUSED) - len(own)
+    assert len(complaints) == len(ascend.FORMS) - len(ascend.TAKEN) - len(own)
     ids = tiny_model.thinker.generate(input_ids=np.array([[5, 6, 7]]), max_new_tokens=2, eos_token_id=[])
     assert ids.shape == (1, 5)
 

@@ -10,7 +10,7 @@ import importlib.util
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from ms_omni.modeling.ops import ascend_kernels, emulation
 
@@ -29,14 +29,15 @@ RAW = raw_kernels()
 class T:
     """A tensor to be made: a shape of random floats in the dtype under test, or given values and another dtype."""
 
-    def __init__(self, *shape, values=None, dtype=None):
-        self.shape, self.values, self.dtype = shape, values, dtype
+    def __init__(self, *shape, values=None, dtype=None, buffer=False):
+        self.shape, self.values, self.dtype, self.buffer = shape, values, dtype, buffer
 
     def tensor(self, dtype):
         if self.values is not None:
             return Tensor(np.array(self.values), self.dtype)
         values = np.random.default_rng(3).uniform(-1, 1, self.shape).astype(np.float32)
-        return Tensor(values).astype(self.dtype or dtype)
+        made = Tensor(values).astype(self.dtype or dtype)
+        return Parameter(made) if self.buffer else made
 
 
 def int32(*values):
@@ -53,6 +54,7 @@ def mask(*shape):
 
 Q, KV, STEP = T(2, 8, 5, 32), T(2, 2, 9, 32), T(2, 8, 1, 32)
 PACKED, ROWS, EXPERTS = T(12, 4, 32), T(6, 32), T(4, 32, 24)
+BUFFER = T(7, 32, buffer=True)
 GRID = [[0, 1], [2, 1], [0, 3]]
 FLOAT = ms.float32
 
@@ -77,6 +79,7 @@ RIGHT = {
         (T(1, 4, 9, 9), T(6, 4, 3, 3), T(6), (2, 2), (1, 1), (1, 1), 1),
         (T(1, 4, 1, 9), T(6, 4, 1, 3), T(6), (1, 1), (0, 0), (1, 2), 1),
     ],
+    "index_copy": [(BUFFER, int32(3, 1), T(2, 32))],
 }  # fmt: skip
 
 BOTH, DOCUMENTATION = "both", "documentation"
@@ -123,6 +126,8 @@ WRONG = [
     ("moe_token_unpermute", (ROWS, int32(0, 0, 1, 2, 3, 4), T(3, 2)), DOCUMENTATION, "a place that comes twice"),
     ("dense", (T(2, 32), T(8, 31), None), BOTH, "other inner sizes"),
     ("conv2d", (T(1, 4, 9, 9), T(6, 5, 3, 3), T(6), (2, 2), (1, 1), (1, 1), 1), BOTH, "other channels"),
+    ("index_copy", (BUFFER, int32(3, 1), T(2, 31)), DOCUMENTATION, "rows too short"),
+    ("index_copy", (BUFFER, int32(3, 1, 2), T(2, 32)), DOCUMENTATION, "more places than rows"),
     ("conv2d", (T(1, 4, 2, 2), T(6, 4, 7, 7), T(6), (2, 2), (1, 1), (1, 1), 1), BOTH, "smaller than the kernel"),
 ]  # fmt: skip
 

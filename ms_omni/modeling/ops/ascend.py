@@ -2,7 +2,7 @@
 
 `reference` avoids what is slow on CPU: broadcasting, native convolutions, one kernel per activation. On Ascend these
 are the fast way. What is taken over unchanged are single kernels of MindSpore that exist on both. Before the first
-model is built, every operator defined here is compared with `reference` on the device, and those that differ are replaced
+model is built, every operator is compared on the device with `reference` in float32, and those that differ are replaced
 (`settle`).
 """
 
@@ -111,26 +111,37 @@ def scale_channels(x, scale):
     return x * scale
 
 
-FUSED = {name: (globals()[name],) for name in ascend_check.CASES}
-"""operator -> its forms here, the preferred one first."""
-FUSED["packed_attention"] += (packed_attention_by_runs,)
-FUSED["experts"] += (experts_of_all_pairs,)
+def write_rows_by_copy(buffer, index, rows):
+    """Should the scatter that `reference` writes with not know the device's dtype."""
+    return kernels.index_copy(buffer, index, rows)
+
+
+TAKEN = (
+    "embedding", "embedding_part", "silu", "sigmoid", "scatter_rows", "add_rows", "write_rows", "gather_rows",
+    "weighted_sum_rows", "concat", "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
+)  # fmt: skip
+"""What is `reference`'s: single kernels of MindSpore on every device, or not worth a form of its own."""
+FORMS = {name: (globals()[name],) for name in ascend_check.CASES}
+"""operator -> its forms on Ascend, the preferred one first."""
+FORMS["packed_attention"] += (packed_attention_by_runs,)
+FORMS["experts"] += (experts_of_all_pairs,)
+FORMS["write_rows"] += (write_rows_by_copy,)
 OUTCOMES = {}
 """operator -> what the comparison on this device said; `describe` shows it."""
 _settled = set()
 
 
 def settle(dtype):
-    """Compares each operator with `reference` in this dtype and keeps the form that agrees; once per dtype.
+    """Compares each operator with `reference` in float32 and keeps the form that agrees in this dtype; once per dtype.
 
-    What has been replaced for one dtype stays replaced for all.
+    What has been replaced by `reference` for one dtype stays replaced for all.
     """
     global GATHERED_ROWS
     if dtype in _settled:
         return
     _settled.add(dtype)
-    for name, forms in FUSED.items():
-        if globals()[name] is not getattr(reference, name):
+    for name, forms in FORMS.items():
+        if name in TAKEN or globals()[name] is not getattr(reference, name):
             globals()[name], OUTCOMES[name] = ascend_check.choose(name, forms, dtype)
     if dtype not in kernels.ATTENTION_TYPES:
         for name in ("attention", "packed_attention"):

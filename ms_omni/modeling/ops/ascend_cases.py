@@ -2,12 +2,21 @@
 
 Head sizes, group sizes and alignments are those of the published checkpoints: 128 channels per head with 8 queries per kv
 head, 64 (audio), 72 (vision, no multiple of 16), up to 128 experts of which some stay empty. float32 arrays are rounded
-to the dtype under test, float64 arrays become float32 tensors.
+to the dtype under test, float64 arrays become float32 tensors, a `Buffer` becomes a Parameter.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 MASKED = -1e9
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An array that the operator writes to."""
+
+    array: np.ndarray
 
 
 def _normal(rng, *shape, scale=1.0):
@@ -108,10 +117,72 @@ def _scale_channels(rng):
     yield _normal(rng, 2, 5, 32), _normal(rng, 32)
 
 
+def _embedding(rng):
+    yield np.array([[3, 0], [8, 3]], np.int32), _normal(rng, 9, 32)
+
+
+def _embedding_part(rng):
+    yield np.array([[3, 0], [8, 12]], np.int32), _normal(rng, 6, 32), 3
+
+
+def _place_rows(rng):
+    yield _normal(rng, 9, 32), np.array([7, 2], np.int32), _normal(rng, 2, 32)
+
+
+def _write_rows(rng):
+    yield Buffer(_normal(rng, 9, 32)), np.array([7, 2], np.int32), _normal(rng, 2, 32)
+
+
+def _gather_rows(rng):
+    yield _normal(rng, 9, 3, 16), np.array([7, 7, 0], np.int32)
+
+
+def _weighted_sum_rows(rng):
+    yield _normal(rng, 9, 32), np.array([[7, 2], [0, 0], [8, 1]], np.int32), rng.uniform(0, 1, (3, 2))
+
+
+def _concat(rng):
+    yield (_normal(rng, 2, 3, 16), _normal(rng, 2, 4, 16)), 1
+
+
+def _transpose(rng):
+    yield _normal(rng, 2, 3, 5, 16), (0, 2, 1, 3)
+
+
+def _clip(rng):
+    yield _normal(rng, 3, 16, scale=2.0), -1.0, 1.0
+
+
+def _scores(rng):
+    """Logits of which no two are alike, in bfloat16 neither."""
+    return np.stack([rng.permutation(100) for _ in range(3)]).astype(np.float32) / np.float32(8)
+
+
+def _argmax(rng):
+    yield (_scores(rng),)
+
+
+def _draw(rng):
+    for top_k, top_p in ((0, 1.0), (7, 0.8)):
+        yield _scores(rng), np.array([[0.03], [0.5], [0.97]]), 0.9, top_k, top_p
+
+
+def _cross_entropy(rng):
+    yield _scores(rng), np.array([5, 0, 99], np.int32)
+
+
+def _expert_load(rng):
+    yield _scores(rng), 4, np.array([1.0, 0.0, 1.0])
+
+
 CASES = {
     "linear": _linear, "rms_norm": _rms_norm, "layer_norm": _layer_norm, "gelu": _activation, "gelu_tanh": _activation,
     "swiglu": _activation, "rotary": _rotary, "attention": _attention, "packed_attention": _packed_attention,
     "route_topk": _route_topk, "experts": _experts, "conv1d": _conv1d, "conv_transpose1d": _conv_transpose1d,
-    "conv2d": _conv2d, "snake_beta": _snake_beta, "scale_channels": _scale_channels,
+    "conv2d": _conv2d, "snake_beta": _snake_beta, "scale_channels": _scale_channels, "embedding": _embedding,
+    "embedding_part": _embedding_part, "silu": _activation, "sigmoid": _activation, "scatter_rows": _place_rows,
+    "add_rows": _place_rows, "write_rows": _write_rows, "gather_rows": _gather_rows, "concat": _concat,
+    "weighted_sum_rows": _weighted_sum_rows, "transpose": _transpose, "clip": _clip, "argmax": _argmax, "draw": _draw,
+    "cross_entropy": _cross_entropy, "expert_load": _expert_load,
 }  # fmt: skip
-"""operator -> function from a numpy generator to the tuples of arguments; every operator that `ascend` defines itself."""
+"""operator -> function from a numpy generator to the tuples of its arguments."""

@@ -1,4 +1,4 @@
-"""Compares operators with `reference` on the device, and chooses between them.
+"""Compares operators with `reference` in float32 on the device, and chooses between them.
 
 This happens before the first model is built (`ops.settle`), never inside a graph: later on an operator is what it is. All
 processes compare the same numbers; should one device fail where another does not, only the operators of that process
@@ -9,10 +9,10 @@ import warnings
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from . import reference
-from .ascend_cases import CASES
+from .ascend_cases import CASES, Buffer
 
 TOLERANCE = {ms.float32: 2e-3, ms.float16: 1e-2, ms.bfloat16: 2e-2}
 """Largest difference relative to the largest expected value. Rounding stays below; a wrong meaning (mask polarity, order
@@ -20,8 +20,12 @@ of experts, pairing of channels, ...) is off by the size of the numbers. float32
 
 
 def choose(operator, candidates, dtype):
-    """The first candidate that agrees with `reference`, or `reference` itself with a warning; and why, in one line."""
-    complaints = []
+    """The first candidate that agrees with `reference`, or `reference` itself with a warning; and why, in one line.
+
+    candidates: functions, the preferred one first; `reference`'s own may be among them, which then has to compute in
+    `dtype` what it computes in float32.
+    """
+    complaints, last = [], getattr(reference, operator)
     for function in candidates:
         label = f"{function.__name__}: " if len(candidates) > 1 else ""
         try:
@@ -30,12 +34,13 @@ def choose(operator, candidates, dtype):
             complaints.append(f"{label}{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
             continue
         if gap <= TOLERANCE[dtype]:
-            verdict = f"{label}agrees with reference in {_name(dtype)}, largest difference {gap:.1e}"
+            verdict = f"{label}agrees with reference, largest difference {gap:.1e} in {_name(dtype)}"
             return function, "; ".join([*complaints, verdict])
         complaints.append(f"{label}off by {gap:.2g} of its scale in {_name(dtype)}, allowed {TOLERANCE[dtype]:g}")
     reason = "; ".join(complaints)
-    warnings.warn(f"operator {operator}: reference is used instead of the fused kernels ({reason})", stacklevel=4)
-    return getattr(reference, operator), reason
+    instead = "there is no other form" if last in candidates else "reference is used instead of the fused kernels"
+    warnings.warn(f"operator {operator}: {instead} ({reason})", stacklevel=4)
+    return last, reason
 
 
 def largest_difference(operator, function, dtype):
@@ -43,14 +48,18 @@ def largest_difference(operator, function, dtype):
     worst = 0.0
     for case in CASES[operator](np.random.default_rng(5)):
         inputs = [_tensor(value, dtype) for value in case]
-        actual = function(*inputs)
-        expected = getattr(reference, operator)(*(_widened(value) for value in inputs))
+        exact = [_widened(value) for value in inputs]
+        actual, expected = function(*inputs), getattr(reference, operator)(*exact)
         worst = max([worst, *(_difference(*pair) for pair in zip(_arrays(actual), _arrays(expected)))])
     return worst
 
 
 def _tensor(value, dtype):
     """float32 arrays in the dtype under test, float64 arrays in float32 whatever the dtype, all else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_tensor(item, dtype) for item in value)
+    if isinstance(value, Buffer):
+        return Parameter(_tensor(value.array, dtype))
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype == np.float64:
@@ -59,6 +68,10 @@ def _tensor(value, dtype):
 
 
 def _widened(value):
+    if isinstance(value, tuple):
+        return tuple(_widened(item) for item in value)
+    if isinstance(value, Parameter):
+        return Parameter(value.astype(ms.float32).copy())
     return value.astype(ms.float32) if isinstance(value, Tensor) and value.dtype in TOLERANCE else value
 
 

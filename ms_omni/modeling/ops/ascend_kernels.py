@@ -166,3 +166,12 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
     large, it may trigger an error"; float32 may be rounded to HF32 (1e-3) before the product.
     """
     return mint.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def index_copy(buffer, index, rows):
+    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index int32 `[M]`, in place: `Tensor.index_copy_`.
+
+    DOCS/mindspore/Tensor/mindspore.Tensor.index_copy_.html, CANN/aclnnInplaceIndexCopy.md.
+    Unverified: that it writes into a Parameter inside a graph.
+    """
+    return buffer.index_copy_(0, index, rows)

@@ -8,7 +8,7 @@ What runs is an `ops.Custom` primitive around a numpy function; shapes and types
 values when the function runs.
 """
 
-from . import ascend_kernels, emulated_attention, emulated_dense, emulated_moe
+from . import ascend_kernels, emulated_attention, emulated_dense, emulated_moe, reference
 from .emulation_rules import FLOATS
 
 KERNELS = {
@@ -20,6 +20,7 @@ KERNELS = {
     )
     for name in names
 }
+KERNELS["index_copy"] = reference.write_rows  # numpy gets copies, so what writes in place is the kernel of CPU
 
 
 def install():
