@@ -73,8 +73,12 @@ def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_mode
 @pytest.mark.slow
 @pytest.mark.skip("not run since the fused steps of CPU joined the tree")
 def test_all_of_it():
-    """Parity, generation (compiled steps among it) and the cells, in a process of their own."""
-    tests = ["tests/parity", "tests/generation", "tests/modeling", "--ignore=tests/parity/test_ascend.py"]
+    """Parity, generation (compiled steps among it) and the cells, in a process of their own.
+
+    But for what is measured in memory: numpy's functions settle at other sizes.
+    """
+    tests = ["tests/parity", "tests/generation", "tests/modeling", "--ignore=tests/parity/test_ascend.py", "-k",
+             "not memory"]  # fmt: skip
     run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=ROOT, text=True,
                          env={**os.environ, "MS_OMNI_OPS": "ascend-emulated"}, capture_output=True)  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
