@@ -5,6 +5,7 @@ They own the buffers that a graph writes to, so a step serves one request at a t
 them, with their graphs, for the next one.
 """
 
+import os
 from contextlib import contextmanager
 
 import mindspore as ms
@@ -19,6 +20,9 @@ COMPILE_AFTER = 32
 """Calls of a step, over all requests, before it is compiled: a graph takes seconds to build and short answers do
 without. Both ways compute the same numbers."""
 KEPT_STEPS = 4
+CAPTURE = os.environ.get("MS_OMNI_CAPTURE") == "1"
+"""Whether graphs are marked as steps of incremental inference. Once `runtime` has switched capture on, MindSpore records the
+launches of such a graph on Ascend and repeats them as one."""
 
 
 class StepPool:
@@ -109,9 +113,18 @@ class DecoderStep(Step):
         return self.graph.run(x, *place)
 
 
-class _DecoderGraph(nn.Cell):
-    def __init__(self, decoder, output_layer, store):
+class _Graph(nn.Cell):
+    """A cell that is compiled once: every call has inputs of the same shapes (the captured launches rely on it)."""
+
+    def __init__(self):
         super().__init__(auto_prefix=False)
+        if CAPTURE:
+            self.phase = "increment"
+
+
+class _DecoderGraph(_Graph):
+    def __init__(self, decoder, output_layer, store):
+        super().__init__()
         self.decoder = decoder
         self.output_layer = output_layer
         self.keys, self.values = store
@@ -150,11 +163,11 @@ class FrameStep(Step):
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 
 
-class FrameGraph(nn.Cell):
+class FrameGraph(_Graph):
     """The loop of `FrameStep` as cells, with its own buffers."""
 
     def __init__(self, talker, batch_size, sampling):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.embed = talker.model.codec_embedding
         self.predictor = talker.code_predictor
         self.sampling = sampling
