@@ -165,6 +165,16 @@ def test_an_operator_of_reference_that_the_device_cannot_compute_is_named(settle
     assert len(complaints) == 1 and complaints[0].startswith("operator clip: ")
 
 
+def test_a_kernel_stays_where_reference_itself_fails(settled, ascend, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("Tile: no such kernel\nstack")
+
+    monkeypatch.setattr(reference, "rotary", fails)
+    rows, complaints = settled()
+    assert rows["rotary"] == ("ascend", "runs, compared with nothing: reference fails with RuntimeError: Tile: no such kernel")
+    assert not complaints
+
+
 def test_experts_on_the_host_limit_the_graphs(settled):
     settled(moe_init_routing=pairs_by_columns)
     assert ops.graph_expert_rows() == reference.GATHERED_ROWS
