@@ -21,7 +21,7 @@ def text(model, ids):
     params = model.thinker.sampling_params({"max_new_tokens": WARM_STEPS + 3 * COUNTED_STEPS, "eos_token_id": []})
     generation = TextGeneration(model.thinker, {"input_ids": ids}, params)
     try:
-        return per_step(generation, "token")
+        return per_step(generation, "token", traffic_of(model))
     finally:
         generation.close()
 
@@ -31,22 +31,34 @@ def speech(model, inputs):
     total = WARM_STEPS + 3 * COUNTED_STEPS
     generation = spoken.frame_steps(model, inputs, total + 1)
     try:
-        return per_step(generation, "frame")
+        return per_step(generation, "frame", traffic_of(model))
     finally:
         generation.close()
 
 
-def per_step(steps, what):
+def traffic_of(model):
+    """What the collectives of this process count, or None for a model in one process."""
+    team = getattr(model, "team", None)
+    return None if team is None else team.traffic
+
+
+def per_step(steps, what, traffic=None):
     """Runs an iterator of steps until it is warm, then counts `COUNTED_STEPS` of them.
 
     `launches_per_*`: what the host starts, a compiled graph counting as one; `graphs_per_*`: the graphs among them;
     `kernels_per_*`: kernels that run, those inside graphs included, or absent where MindSpore's profiler does not say;
-    `reads_per_*`: transfers from the device that the host waits for.
+    `reads_per_*`: transfers from the device that the host waits for; `collectives_per_*` and `collective_bytes_per_*`,
+    among several processes: how often they communicate and what one of them is sent.
     """
     advance(steps, WARM_STEPS)
+    before = traffic and traffic.copy()
     with Meter() as meter:
         advance(steps, COUNTED_STEPS)
     found = {f"reads_per_{what}": meter.reads / COUNTED_STEPS, f"graphs_per_{what}": meter.graphs / COUNTED_STEPS}
+    if traffic is not None:
+        moved = traffic.since(before)
+        found[f"collectives_per_{what}"] = moved.total_calls / COUNTED_STEPS
+        found[f"collective_bytes_per_{what}"] = moved.total_bytes / COUNTED_STEPS
     with Meter(wait=True) as meter:
         starts = kernel_starts(lambda: advance(steps, COUNTED_STEPS))
     if starts is not None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .side import ChildSide
+from .side import ChildSide, HereSide
 
 REFERENCE_SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "reference" / "benchmark.py"
 IMPORT_LIMIT_S = 120
@@ -15,6 +15,13 @@ def our_party(out, threads):
     """A function that starts this model in a process of its own."""
     command = [sys.executable, "-m", "ms_omni.bench.worker"]
     return lambda: ChildSide("ms_omni", command, out / "ms_omni.log", threads)
+
+
+def here():
+    """A function that makes this process a party: one rank of a job of msrun."""
+    from . import worker
+
+    return lambda: HereSide(worker.load, worker.run)
 
 
 def reference_party(python, out, threads):

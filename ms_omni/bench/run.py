@@ -1,38 +1,67 @@
 """A whole benchmark: weights, inputs, the session, the reports."""
 
+import signal
+import threading
 import time
+from contextlib import contextmanager
 
 from .inputs import write_inputs
 from .machine import describe_machine, other_load
-from .parties import our_party, reference_party
+from .parties import here, our_party, reference_party
 from .report import as_markdown, write_reports
 from .session import Session, show_progress
 from .weights import parameters_of, weights_of
 
 
-def weights_for(arguments, out):
-    """Folder of the weights that the arguments name."""
-    return weights_of(arguments.geometry, out / "weights", arguments.seed, show_progress)
+def weights_for(arguments, out, mesh):
+    """Folder of the weights that the arguments name. Raises `InputError` for ones that several processes would write."""
+    return weights_of(arguments.geometry, out / "weights", arguments.seed, show_progress, may_write=mesh.size == 1)
 
 
-def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions):
-    """Runs the scenarios `listed`, prints the report and writes it to `out`. Returns the exit code: 1 if any failed."""
+def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions, mesh):
+    """Runs the scenarios `listed`, prints the report and writes it to `out`. Returns the exit code: 1 if any failed.
+
+    mesh: who is who among the processes of msrun; all of them measure, rank 0 reports.
+    """
+    say = show_progress if mesh.speaks else lambda text: None
     busy = other_load()
-    show_progress("preparing inputs")
-    inputs = out / "inputs.npz"
+    say("preparing inputs")
+    inputs = out / f"inputs{mesh.rank or ''}.npz"
     write_inputs(folder, sizes, arguments.seed, inputs)
-    start, settings = [our_party(out, arguments.threads)], {"model": str(folder), "inputs": str(inputs)}
+    settings = {"model": str(folder), "inputs": str(inputs)}
+    own = {**settings, "compile_steps": not arguments.no_compile}
+    alone = mesh.size == 1
+    start = [our_party(out, arguments.threads) if alone else here()]
     if arguments.reference or arguments.reference_python:
         start.append(reference_party(arguments.reference_python, out, arguments.threads))
-    own = {**settings, "compile_steps": not arguments.no_compile}
-    session = Session(start, [own, settings][: len(start)], repetitions, show_progress)
-    outcome = session.run(listed, measure_load)
-    head = {**head_of(arguments, folder, repetitions), "busy": busy}
-    show_progress("")
+    session = Session(start, [own, settings][: len(start)], repetitions, say)
+    with stopped_like_interrupted():
+        outcome = session.run(listed, measure_load and alone)
+    if not mesh.speaks:
+        return 1 if outcome.failures else 0
+    head = {**head_of(arguments, folder, repetitions), "cards": mesh.size, "busy": busy}
+    say("")
     print(as_markdown(head, outcome))
     for path in write_reports(out, head, outcome):
         print(f"wrote {path}")
     return 1 if outcome.failures else 0
+
+
+@contextmanager
+def stopped_like_interrupted():
+    """A request to end (SIGTERM) is taken as Ctrl-C, so that what has been measured is reported."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def head_of(arguments, folder, repetitions):
@@ -44,7 +73,6 @@ def head_of(arguments, folder, repetitions):
         "parameters": parameters_of(folder),
         "seed": arguments.seed,
         "repetitions": repetitions,
-        "cards": 1,
         "threads": str(arguments.threads or machine["cores"]),
         "machine": machine,
         "when": time.strftime("%Y-%m-%d %H:%M"),

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from .metrics import combine
-from .side import SideError
+from .side import HereSide, SideError
 
 WARM_UPS = 4
 
@@ -42,6 +42,8 @@ class Session:
             if sides and sides[0].name == "ms_omni":
                 for scenario in scenarios:
                     self._measure(scenario, [sides[0]] if scenario.counted else sides)
+        except KeyboardInterrupt:  # what has been measured is kept
+            self.outcome.failures.append("interrupted; what is missing was not measured")
         finally:
             for side in sides:
                 side.close()
@@ -55,6 +57,8 @@ class Session:
             self.outcome.failures.append(str(error))
             side.close()
             return False
+        if isinstance(side, HereSide):
+            self.outcome.results += combine("load", "load", [done])
         self.outcome.about[side.name] = {key: value for key, value in done.items() if isinstance(value, str)}
         return True
 

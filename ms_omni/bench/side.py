@@ -99,7 +99,7 @@ def _only(threads):
 
 
 class HereSide:
-    """This process as a party; needed where other processes take part in every step (msrun)."""
+    """This process as a party; needed where other processes take part in every step (msrun). The model stays loaded."""
 
     name = "ms_omni"
 

@@ -9,10 +9,11 @@ from ..errors import InputError
 FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-def weights_of(geometry, folder, seed, say=lambda text: None):
+def weights_of(geometry, folder, seed, say=lambda text: None, may_write=True):
     """Folder of the weights of `geometry` (see `--geometry`); writes them below `folder` unless they stand there.
 
-    Raises `InputError` for a name that is neither a geometry nor a folder.
+    Raises `InputError` for a name that is neither a geometry nor a folder, and for weights that are not there when
+    `may_write` is False.
     """
     if geometry not in named_configurations():
         path = Path(geometry)
@@ -23,6 +24,9 @@ def weights_of(geometry, folder, seed, say=lambda text: None):
             return path
     target = folder / f"{Path(geometry).name}-seed{seed}"
     if not (target / "config.json").is_file():
+        if not may_write:
+            raise InputError(f"several processes do not write weights: run 'ms-omni tiny DIR --geometry {geometry}' first and "
+                             "pass that folder as --geometry DIR")  # fmt: skip
         from ..tiny import write_tiny_checkpoint
 
         say(f"writing weights to {target}")

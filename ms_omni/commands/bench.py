@@ -38,17 +38,21 @@ def run(arguments):
     from ..bench.parties import check_reference
     from ..bench.scenarios import SMALL, chosen, scenarios, sizes_of
     from ..config import Qwen3OmniMoeConfig
+    from ..parallel import start
 
     if arguments.threads is not None and arguments.threads > len(os.sched_getaffinity(0)):
         raise ValueError(f"--threads {arguments.threads}: this process may use {len(os.sched_getaffinity(0))} processors")
+    mesh = start()
     if arguments.reference or arguments.reference_python:
+        if mesh.size > 1:
+            raise ValueError("--reference runs beside one process; leave it out under msrun")
         check_reference(arguments.reference_python)
     out = output_folder(arguments.out)
     from ..bench.run import benchmark, weights_for
 
-    folder = weights_for(arguments, out)
+    folder = weights_for(arguments, out, mesh)
     sizes = sizes_of(arguments.geometry)
     speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
     listed, load = chosen(scenarios(sizes, speaks), arguments.only)
     repetitions = arguments.repetitions or (3 if sizes is SMALL else 5)
-    return benchmark(arguments, out, folder, sizes, listed, load, repetitions)
+    return benchmark(arguments, out, folder, sizes, listed, load, repetitions, mesh)
