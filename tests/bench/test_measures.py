@@ -57,6 +57,22 @@ def test_reads_of_a_frame(measures):
     assert measures.run("count_speech", {})["reads_per_frame"] == 2  # the talker's logits, the frame's codes
 
 
+def test_collectives_of_a_step_are_counted():
+    from ms_omni.bench.counts import COUNTED_STEPS, per_step
+    from ms_omni.parallel.collectives import Traffic
+
+    traffic = Traffic()
+
+    def steps():
+        while True:
+            traffic.add("all_reduce", 100, calls=2)
+            yield None
+
+    numbers = per_step(steps(), "token", traffic)
+    assert numbers["collectives_per_token"] == 2 and numbers["collective_bytes_per_token"] == 100
+    assert numbers["reads_per_token"] == 0 and COUNTED_STEPS > 1
+
+
 def test_inputs_depend_on_the_seed_alone(tiny_checkpoint, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_inputs(tiny_checkpoint, SIZES, seed, tmp_path / f"{name}.npz")

@@ -2,7 +2,7 @@
 
 from ms_omni.bench.scenarios import Scenario
 from ms_omni.bench.session import Session
-from ms_omni.bench.side import SideError
+from ms_omni.bench.side import HereSide, SideError
 
 WORK = Scenario("work", "a part", "work", {"n": 1})
 COUNTED = Scenario("steps/text", "a part", "count", counted=True)
@@ -84,3 +84,29 @@ def test_nothing_is_measured_without_our_side():
     log = []
     outcome = session(log, ours={"broken": ("load",)}).run([WORK], measure_load=True)
     assert outcome.failures and not outcome.results and ("reference", "work") not in log
+
+
+def test_an_interruption_keeps_what_was_measured():
+    log = []
+
+    def interrupted(text):
+        if text.startswith("other"):
+            raise KeyboardInterrupt
+
+    outcome = session(log, say=interrupted).run([WORK, Scenario("other", "a part", "other")], measure_load=False)
+    assert [item.scenario for item in outcome.results] == ["work"] and "interrupted" in outcome.failures[0]
+    assert log[-2:] == [("ms_omni", "close"), ("reference", "close")]
+
+
+def test_a_party_in_this_process_loads_once_and_that_counts():
+    loads = []
+
+    def load(**settings):
+        loads.append(settings)
+        return {"load_s": 2.0, "peak_gb": 1.0, "software": "x"}
+
+    outcome = Session([lambda: HereSide(load, lambda kind, settings: {"token_s": 1.0})], [{"model": "m"}], 2).run(
+        [WORK], measure_load=False
+    )
+    assert loads == [{"model": "m"}]
+    assert [(item.scenario, item.metric) for item in outcome.results] == [("load", "load_s"), ("load", "peak_gb"), ("work", "token_s")]
