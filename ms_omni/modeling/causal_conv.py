@@ -27,14 +27,26 @@ class History:
 
         Before the first input there are `width` zeros if padded, else nothing.
         """
-        before = self.tails[slot]
-        if before is None and padded:
-            before = Tensor(np.zeros((*x.shape[:2], width), np.float32)).astype(x.dtype)
+        before = self._zeros(x, width) if self.tails[slot] is None and padded else self.tails[slot]
         if before is not None:
             x = ops.concat((before, x), -1)
-        # A copy: a view would keep the whole of x alive.
-        self.tails[slot] = x[..., max(x.shape[-1] - width, 0) :].contiguous()
+        self.tails[slot] = self._last(x, width)
         return x
+
+    def take(self, slot, x, width):
+        """The `width` inputs before x `[B, C, T]`, zeros before the stream: `[B, C, width]`; keeps the last ones of x."""
+        before = self._zeros(x, width) if self.tails[slot] is None else self.tails[slot]
+        self.tails[slot] = self._last(x if x.shape[-1] >= width else ops.concat((before, x), -1), width)
+        return before
+
+    @staticmethod
+    def _zeros(x, width):
+        return Tensor(np.zeros((*x.shape[:2], width), np.float32)).astype(x.dtype)
+
+    @staticmethod
+    def _last(x, width):
+        # A copy: a view would keep the whole of x alive.
+        return x[..., max(x.shape[-1] - width, 0) :].contiguous()
 
 
 class Convolution(nn.Cell):
@@ -96,5 +108,4 @@ class CausalConvTranspose1d(StreamingCell):
     def construct(self, x, history):
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=False)
-        y = ops.conv_transpose1d(x, *self.conv.read(), self.stride)
-        return y[..., self.cut : max(y.shape[-1] - self.cut, self.cut)]
+        return ops.conv_transpose1d(x, *self.conv.read(), self.stride, self.cut)

@@ -32,8 +32,11 @@ class SnakeBeta(nn.Cell):
         self.beta = parameter(channels)
         self.source = identity
 
+    def read(self):
+        return self.source(self.alpha), self.source(self.beta)
+
     def construct(self, x):
-        return ops.snake_beta(x, self.source(self.alpha), self.source(self.beta))
+        return ops.snake_beta(x, *self.read())
 
 
 class ConvNeXtBlock(nn.Cell):
@@ -65,8 +68,9 @@ class ResidualUnit(nn.Cell):
         self.conv2 = CausalConv1d(dim, dim, 1)
 
     def construct(self, x, history):
-        y = self.conv1(self.act1(x), history)
-        return x + self.conv2(self.act2(y), history)
+        before = history.take(self.conv1.slot, x, self.conv1.reach)
+        return ops.residual_unit(x, before, self.act1.read(), self.conv1.conv.read(), self.conv1.dilation,
+                                 self.act2.read(), self.conv2.conv.read())  # fmt: skip
 
 
 class DecoderBlock(nn.Cell):

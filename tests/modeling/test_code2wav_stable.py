@@ -9,6 +9,7 @@ from ms_omni.config import Qwen3OmniMoeCode2WavConfig
 from ms_omni.modeling import ops
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
 from ms_omni.modeling.layers import lazy_parameters
+from ms_omni.modeling.ops import reference
 from tests.ops import formulas
 from tests.ops.conftest import close  # noqa: F401
 from tests.reference import code2wav_cases as cases
@@ -105,6 +106,32 @@ def test_conv_transpose1d(channels, outputs, width, stride, close):
         found = found[..., reach * stride : part.shape[-1] * stride]
         first = (17 + reach) * stride
         assert np.array_equal(found, whole[1:, :, first : first + found.shape[-1]])
+
+
+def test_conv_transpose1d_leaves_out_both_ends():
+    x, weight, bias = (Tensor(normal(*shape)) for shape in ((2, 9, 50), (9, 4, 6), (4,)))
+    whole = ops.conv_transpose1d(x, weight, bias, 3).asnumpy()
+    assert np.array_equal(ops.conv_transpose1d(x, weight, bias, 3, 2).asnumpy(), whole[..., 2:-2])
+    assert ops.conv_transpose1d(x[..., :1], weight, bias, 3, 3).shape == (2, 4, 0)
+
+
+@pytest.mark.parametrize("channels, width, dilation", [(1, 1, 1), (5, 7, 9), (24, 3, 2), (70, 7, 1)])
+def test_residual_unit(channels, width, dilation, close):
+    """As its parts one by one, and in pieces as in the whole, bit by bit."""
+    reach, total = (width - 1) * dilation, 700
+    x, before = normal(2, channels, total), normal(2, channels, reach)
+    snakes = [tuple(Tensor(normal(channels) * 0.3) for _ in range(2)) for _ in range(2)]
+    convs = [tuple(Tensor(normal(*shape) / 8) for shape in ((channels, channels, w), (channels,))) for w in (width, 1)]
+    parts = (snakes[0], convs[0], dilation, snakes[1], convs[1])
+    whole = ops.residual_unit(Tensor(x), Tensor(before), *parts).asnumpy()
+    y = reference.snake_beta(Tensor(np.concatenate([before, x], -1)), *snakes[0])
+    y = reference.snake_beta(reference.conv1d(y, *convs[0], dilation), *snakes[1])
+    close(whole, x + reference.conv1d(y, *convs[1]).asnumpy(), 5e-6)
+    history = np.concatenate([before, x], -1)
+    for length in LENGTHS:
+        part = slice(length, min(2 * length, total))
+        found = ops.residual_unit(Tensor(x[..., part].copy()), Tensor(history[..., length : length + reach].copy()), *parts)
+        assert np.array_equal(found.asnumpy(), whole[..., part])
 
 
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (48, 96), (131, 19), (300, 7)])

@@ -13,6 +13,8 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
+import mindspore as ms
+
 from . import fused, select
 
 _impl, _reason = select.choose()
@@ -135,9 +137,12 @@ def conv1d(x, weight, bias, dilation=1, groups=1):
     return _impl.conv1d(x, weight, bias, dilation, groups)
 
 
-def conv_transpose1d(x, weight, bias, stride):
-    """Transposed convolution, nothing trimmed: x `[B, C, T]`, weight `[C, M, W]` -> `[B, M, (T - 1) * stride + W]`."""
-    return _impl.conv_transpose1d(x, weight, bias, stride)
+def conv_transpose1d(x, weight, bias, stride, trim=0):
+    """Transposed convolution: x `[B, C, T]`, weight `[C, M, W]` -> `[B, M, (T - 1) * stride + W - 2 * trim]`.
+
+    trim: outputs that are left out at both ends; with fewer outputs than that there are none.
+    """
+    return _impl.conv_transpose1d(x, weight, bias, stride, trim)
 
 
 def conv2d(x, weight, bias, stride, padding):
@@ -219,7 +224,7 @@ def expert_load(logits, k, mask):
     return _impl.expert_load(logits, k, mask)
 
 
-# ---- whole steps of generation: one launch where the operators above need hundreds -----------------------------------
+# ---- whole steps and units: one launch where the operators above need many --------------------------------------------
 #
 # They do what the cells do when called on new tokens, and they are optional: where an implementation has none, the cells
 # run. So `reference` has none: the cells over its operators are what these must equal.
@@ -252,10 +257,23 @@ def code_frame(hidden, code, noise, sampling, prepared):
     return _impl.code_frame(hidden, code, noise, sampling, prepared)
 
 
+def residual_unit(x, before, snake, conv, dilation, last_snake, last_conv):
+    """`x + last_conv(last_snake(conv(snake(before, x))))`: the vocoder's unit, x `[B, C, T]` -> `[B, C, T]`.
+
+    before `[B, C, (W - 1) * dilation]`: the inputs that precede x. snake and last_snake: (alpha, beta) of `snake_beta`;
+    conv and last_conv: (weight, bias) of `conv1d`, weights `[C, C, W]` and `[C, C, 1]`.
+    """
+    if hasattr(_impl, "residual_unit") and x.dtype == ms.float32:
+        return _impl.residual_unit(x, before, snake, conv, dilation, last_snake, last_conv)
+    y = snake_beta(concat((before, x), -1), *snake)
+    y = snake_beta(conv1d(y, *conv, dilation), *last_snake)
+    return x + conv1d(y, *last_conv)
+
+
 OPERATORS = (
     "linear", "embedding", "embedding_part", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu",
     "rotary", "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
     "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
     "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
 )  # fmt: skip
-FUSED = ("decoder_step", "code_frame")
+FUSED = ("decoder_step", "code_frame", "residual_unit")

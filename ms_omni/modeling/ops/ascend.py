@@ -68,7 +68,7 @@ def conv2d(x, weight, bias, stride, padding):
     return kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
 
 
-def conv_transpose1d(x, weight, bias, stride):
+def conv_transpose1d(x, weight, bias, stride, trim=0):
     """One product and shifted sums; the vocoder's kernels are one or two strides long.
 
     Input t contributes `x[t] @ weight[:, :, w]` to output `t * stride + w`. Cut into pieces of one stride, the
@@ -82,14 +82,14 @@ def conv_transpose1d(x, weight, bias, stride):
     channels, width = weight.shape[1:]
     pieces = width // stride
     if pieces * stride != width:
-        return reference.conv_transpose1d(x, weight, bias, stride)
+        return reference.conv_transpose1d(x, weight, bias, stride, trim)
     rows = mint.permute(x, (0, 2, 1)).reshape(b * t, c)
     products = _matmul(rows, weight.reshape(c, channels * width)).reshape(b, t, channels, pieces, stride)
     total = bias.reshape(1, channels, 1)
     for piece in range(pieces):
         part = mint.permute(products[:, :, :, piece], (0, 2, 1, 3)).reshape(b, channels, t * stride)
         total = total + _padded(part, piece * stride, (pieces - 1 - piece) * stride)
-    return total
+    return total[..., trim : max(total.shape[-1] - trim, trim)] if trim else total
 
 
 def _padded(x, before, after):

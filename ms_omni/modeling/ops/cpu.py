@@ -46,7 +46,6 @@ _attention = _kernel("attention", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
 _route_topk = _kernel("route_topk", lambda x, k: ([x[0], k[0]], [x[0], k[0]]), lambda *_: (ms.float32, ms.int32))
 _experts = _kernel("experts")
 _scale_channels = _kernel("scale_channels")
-_snake_beta = _kernel("snake_beta")
 _weighted_sum_rows = _kernel("weighted_sum_rows", lambda x, index, _: [index[0], x[1]])
 _transpose = _kernel("transpose", lambda x, order: [x[place - 1] for place in order])
 _argmax = _kernel("argmax", lambda x: x[:-1], lambda _: ms.int32)
@@ -79,12 +78,10 @@ def _suits(x, *others):
 
 
 def linear(x, weight, bias=None, stable=False):
-    if stable and _suits(x, weight):
-        return cpu_vocoder.linear(x, weight, bias)
     rows = x.size // max(x.shape[-1], 1)
     if not _suits(x, weight):
         return reference.linear(x, weight, bias)
-    if rows > LINEAR_ROWS:
+    if stable or rows > LINEAR_ROWS:  # its sums have one order, whatever the number of rows
         return cpu_dense.linear(x, weight, bias)
     if rows * weight.size > LINEAR_PRODUCTS:
         return reference.linear(x, weight, bias)
@@ -161,10 +158,10 @@ def conv1d(x, weight, bias, dilation=1, groups=1):
     return cpu_vocoder.conv1d(x, weight, bias, dilation, groups)
 
 
-def conv_transpose1d(x, weight, bias, stride):
+def conv_transpose1d(x, weight, bias, stride, trim=0):
     if not _suits(x, weight, bias):
-        return reference.conv_transpose1d(x, weight, bias, stride)
-    return cpu_vocoder.conv_transpose1d(x, weight, bias, stride)
+        return reference.conv_transpose1d(x, weight, bias, stride, trim)
+    return cpu_vocoder.conv_transpose1d(x, weight, bias, stride, trim)
 
 
 def conv2d(x, weight, bias, stride, padding):
@@ -174,7 +171,11 @@ def conv2d(x, weight, bias, stride, padding):
 
 
 def snake_beta(x, alpha, beta):
-    return _snake_beta(x, alpha, beta) if _suits(x, alpha, beta) else reference.snake_beta(x, alpha, beta)
+    return cpu_vocoder.snake_beta(x, alpha, beta) if _suits(x, alpha, beta) else reference.snake_beta(x, alpha, beta)
+
+
+def residual_unit(x, before, snake, conv, dilation, last_snake, last_conv):
+    return cpu_vocoder.residual_unit(x, before, snake, conv, dilation, last_snake, last_conv)
 
 
 def scale_channels(x, scale):

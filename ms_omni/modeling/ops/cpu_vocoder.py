@@ -1,4 +1,4 @@
-"""Products and convolutions with one order of summation, as C++ kernels (`vocoder.cpp`): float32 on CPU.
+"""The vocoder's convolutions with one order of summation, as C++ kernels (`wave.cpp`): float32 on CPU.
 
 MindSpore's own choose the order by the shape, so that the pieces of a stream differ from the whole in the last bits, and
 a vocoder amplifies that. Here equal inputs give equal bits, however long x is and whatever the other rows are.
@@ -11,30 +11,28 @@ from mindspore import mint, ops
 
 from . import build
 
-_LIBRARY = build.library("vocoder")
+
+_LIBRARY = build.library("wave")
 
 
 def _kernel(name, shape):
     return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, lambda x, *_: x, "aot")
 
 
-_linear = _kernel("stable_linear", lambda x, weight, *_: [*x[:-1], weight[0]])
+def _upsampled(x, weight, bias, settings):
+    return [x[0], weight[1], (x[2] - 1) * settings[0] + weight[2] - 2 * (settings[1] - 1)]
 
 
 _conv1d = _kernel("conv1d", lambda x, weight, _, s: [x[0], weight[0], x[2] - (weight[2] - 1) * s[0]])
-_conv_transpose1d = _kernel("conv_transpose1d", lambda x, weight, _, s: [x[0], weight[1], (x[2] - 1) * s[0] + weight[2]])
+_conv_transpose1d = _kernel("conv_transpose1d", _upsampled)
+_residual_unit = _kernel("residual_unit", lambda x, *_: x)
+snake_beta = _kernel("snake_beta", lambda x, *_: x)
 
 
 @functools.cache
 def _settings(*values):
     # Told by a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
     return mint.zeros(values, dtype=ms.int32)
-
-
-def linear(x, weight, bias):
-    if x.size == 0:
-        return mint.zeros((*x.shape[:-1], weight.shape[0]))
-    return _linear(x, weight) if bias is None else _linear(x, weight, bias)
 
 
 def conv1d(x, weight, bias, dilation, groups):
@@ -44,5 +42,11 @@ def conv1d(x, weight, bias, dilation, groups):
     return _conv1d(x, weight, bias, _settings(dilation, groups))
 
 
-def conv_transpose1d(x, weight, bias, stride):
-    return _conv_transpose1d(x, weight, bias, _settings(stride))
+def conv_transpose1d(x, weight, bias, stride, trim):
+    if (x.shape[2] - 1) * stride + weight.shape[2] <= 2 * trim:
+        return mint.zeros((x.shape[0], weight.shape[1], 0))
+    return _conv_transpose1d(x, weight, bias, _settings(stride, trim + 1))
+
+
+def residual_unit(x, before, snake, conv, dilation, last_snake, last_conv):
+    return _residual_unit(x, before, *snake, *conv, *last_snake, *last_conv, _settings(dilation))

@@ -112,12 +112,6 @@ KERNEL(layer_norm) {  // x [..., D], weight [D], bias [D], eps
   return 0;
 }
 
-KERNEL(gelu) { return elementwise(a, 0.6, gaussian_linear); }
-
-KERNEL(gelu_tanh) {
-  return elementwise(a, 0.5, [](float x) { return x * logistic(1.59576912f * (x + 0.044715f * x * x * x)); });
-}
-
 KERNEL(silu) {
   return elementwise(a, 0.4, [](float x) { return x * logistic(x); });
 }
@@ -243,19 +237,6 @@ KERNEL(scale_channels) {  // x [..., D], scale [D]
   for_ranges(rows, d * 0.2, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row)
       for (i64 i = 0; i < d; ++i) a.get(2)[row * d + i] = a.get(0)[row * d + i] * a.get(1)[i];
-  });
-  return 0;
-}
-
-KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
-  const i64 channels = a.dim(0, 1), length = a.dim(0, 2);
-  for_ranges(a.dim(0, 0) * channels, length * 0.8, [&](i64 begin, i64 end) {
-    for (i64 row = begin; row < end; ++row) {
-      const float *x = a.get(0) + row * length, alpha = std::exp(a.get(1)[row % channels]);
-      const float factor = 1.f / (std::exp(a.get(2)[row % channels]) + 1e-9f);
-      float *y = a.get(3) + row * length;
-      for (i64 i = 0; i < length; ++i) y[i] = x[i] + factor * squared_sine(x[i] * alpha);
-    }
   });
   return 0;
 }

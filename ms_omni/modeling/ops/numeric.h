@@ -30,25 +30,6 @@ inline float exponential(float x) {  // 2^n e^r with |r| <= ln(2)/2, relative er
 
 inline float logistic(float x) { return 1.f / (1.f + exponential(-x)); }
 
-// x Phi(x); erfc by the Chebyshev fit of Press et al., Numerical Recipes 6.2, relative error 1.2e-7.
-inline float gaussian_linear(float x) {
-  const float z = std::fabs(x) * 0.70710678f, t = 1.f / (1.f + 0.5f * z);
-  float p = 0.17087277f;
-  for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f, 0.37409196f,
-                  1.00002368f, -1.26551223f})
-    p = p * t + c;
-  const float half = 0.5f * t * exponential(p - z * z);
-  return x * (x > 0 ? 1.f - half : half);
-}
-
-inline float squared_sine(float y) {  // the argument less a multiple of pi, reduced in double
-  const double turns = __builtin_rint(static_cast<double>(y) * 0.31830988618379067);
-  const float r = static_cast<float>(static_cast<double>(y) - turns * 3.141592653589793), s = r * r;
-  float p = 1.f / 6227020800;
-  for (float c : {-1.f / 39916800, 1.f / 362880, -1.f / 5040, 1.f / 120, -1.f / 6, 1.f}) p = p * s + c;
-  return s * p * p;
-}
-
 inline float dot(const float *a, const float *b, i64 n) {
   float sum = 0;
   for (i64 i = 0; i < n; ++i) sum += a[i] * b[i];

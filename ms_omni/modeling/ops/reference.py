@@ -193,12 +193,13 @@ def conv1d(x, weight, bias, dilation=1, groups=1):
     return _bias_add(y, bias).squeeze(2)
 
 
-def conv_transpose1d(x, weight, bias, stride):
+def conv_transpose1d(x, weight, bias, stride, trim=0):
     b, _, t = x.shape
     channels, kernel = weight.shape[1:]
     shape = (b, channels, 1, (t - 1) * stride + kernel)
     y = _conv_transpose1d(channels, kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
-    return _bias_add(y, bias).squeeze(2)
+    y = _bias_add(y, bias).squeeze(2)
+    return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 
 
 def conv2d(x, weight, bias, stride, padding):

@@ -1,0 +1,190 @@
+// The vocoder's convolutions and snakes, alone and as whole residual units.
+//
+// A block of time is taken through all of a unit while it is in a near cache. Every output is summed in one order (see
+// gemm.h), whatever the block, the thread and the piece of the stream that it is computed in.
+
+#pragma GCC optimize("no-associative-math")
+
+#include "gemm.h"
+
+namespace {
+
+using Space = std::unique_ptr<float[]>;
+
+constexpr i64 kNear = 64 * 1024;  // floats of a unit's input that are kept at hand
+
+inline auto snake(float alpha, float beta) {  // the exponentials of one channel, as a function of its elements
+  const float turn = std::exp(alpha), height = 1.f / (std::exp(beta) + 1e-9f);
+  return [=](vec x) { return x + height * squared_sine(x * turn); };
+}
+
+KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
+  const i64 channels = a.dim(0, 1), length = a.dim(0, 2);
+  for_ranges(a.dim(0, 0) * channels, length * 0.4, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) {
+      const i64 c = row % channels;
+      map(a.get(0) + row * length, a.get(3) + row * length, length, snake(a.get(1)[c], a.get(2)[c]));
+    }
+  });
+  return 0;
+}
+
+// c[r][t ..] = (begins ? start[r] : c) + sum over channels and taps of w[r] x, positions side by side.
+template <int R, int V>
+void dilated_tile(const float *w, i64 distance, const float *x, i64 span, i64 channels, i64 taps, i64 dilation, float *c,
+                  i64 width, const float *start) {
+  vec sum[R][V] = {};
+  for (i64 channel = 0; channel < channels; ++channel)
+    for (i64 tap = 0; tap < taps; ++tap) {
+      const float *from = x + channel * span + tap * dilation, *factor = w + channel * taps + tap;
+      vec in[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) in[v] = load(from + v * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] += factor[r * distance] * in[v];
+    }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      float *to = c + r * width + v * kLanes;
+      store(to, (start ? all(start[r]) : load(to)) + sum[r][v]);
+    }
+}
+
+using DilatedTile = void (*)(const float *, i64, const float *, i64, i64, i64, i64, float *, i64, const float *);
+
+template <int V>
+DilatedTile dilated_tile_of(i64 rows) {
+  static constexpr DilatedTile tiles[kRows] = {dilated_tile<1, V>, dilated_tile<2, V>, dilated_tile<3, V>,
+                                               dilated_tile<4, V>, dilated_tile<5, V>, dilated_tile<6, V>};
+  return tiles[rows - 1];
+}
+
+// y [M][width] for `count` positions of x [C][span], in whole vectors; w [M][C * taps].
+void convolve(const float *x, i64 span, i64 channels, const float *w, const float *bias, i64 out, i64 taps, i64 dilation,
+              float *y, i64 width, i64 count) {
+  const i64 group = std::max<i64>(kSum / taps, 1);  // channels that are summed before they are added to the rest
+  for (i64 row = 0; row < out; row += kRows) {
+    const i64 rows = std::min<i64>(kRows, out - row);
+    for (i64 t = 0; t < count;) {
+      const bool wide = count - t > kLanes;
+      const DilatedTile run = wide ? dilated_tile_of<kVectors>(rows) : dilated_tile_of<1>(rows);
+      for (i64 c = 0; c < channels; c += group)
+        run(w + (row * channels + c) * taps, channels * taps, x + c * span + t, span, std::min(group, channels - c), taps,
+            dilation, y + row * width + t, width, c ? nullptr : bias + row);
+      t += wide ? kWide : kLanes;
+    }
+  }
+}
+
+KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], [dilation, groups] -> [B, M, *]
+  const i64 dilation = a.dim(3, 0), groups = a.dim(3, 1), outputs = a.dim(1, 0) / groups;
+  const i64 channels = a.dim(1, 1), taps = a.dim(1, 2), length = a.dim(0, 2), positions = a.dim(4, 2);
+  const i64 units = a.dim(0, 0) * groups, reach = (taps - 1) * dilation;
+  const i64 block = std::max<i64>(std::min(kNear / channels, positions) / kWide * kWide, kWide);
+  const i64 blocks = (positions + block - 1) / block, span = reach + block;
+  const i64 wanted = (4 * available_threads() + units * blocks - 1) / (units * blocks);  // pieces of the outputs
+  const i64 pieces = std::max<i64>(1, std::min(wanted, outputs / (8 * kRows)));
+  for_each(units * blocks * pieces, 0.007 * units * outputs * positions * channels * taps, [&](i64 task) {
+    const i64 unit = task / (blocks * pieces), start = task / pieces % blocks * block, group = unit % groups;
+    const i64 first = outputs * (task % pieces) / pieces, count = outputs * (task % pieces + 1) / pieces - first;
+    const i64 wide = std::min(block, positions - start), whole = (wide + kWide - 1) / kWide * kWide;
+    const float *x = a.get(0) + unit * channels * length + start;
+    Space in(new float[channels * span]), out(new float[count * block]);
+    for (i64 c = 0; c < channels; ++c) {
+      float *to = std::copy(x + c * length, x + c * length + wide + reach, in.get() + c * span);
+      std::fill(to, in.get() + c * span + reach + whole, 0.f);
+    }
+    const i64 row = group * outputs + first;
+    convolve(in.get(), span, channels, a.get(1) + row * channels * taps, a.get(2) + row, count, taps, dilation, out.get(),
+             block, wide);
+    for (i64 m = 0; m < count; ++m)
+      std::copy(out.get() + m * block, out.get() + m * block + wide, a.get(4) + (unit * outputs + first + m) * positions + start);
+  });
+  return 0;
+}
+
+// x [B, C, T], before [B, C, reach], alpha, beta, weight [C, C, W], bias, alpha, beta, weight [C, C, 1], bias, and the
+// dilation as a length -> x + conv(snake(conv(snake(before and x)))), [B, C, T].
+KERNEL(residual_unit) {
+  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), reach = a.dim(1, 2), taps = a.dim(4, 2), dilation = a.dim(10, 0);
+  const i64 fair = (length + available_threads() - 1) / available_threads();
+  const i64 most = std::min(kNear / channels, fair) / kWide * kWide, block = std::max<i64>(most, kWide);
+  const i64 blocks = (length + block - 1) / block, span = reach + block;
+  for_each(a.dim(0, 0) * blocks, 0.007 * a.size(0) * channels * (taps + 1), [&](i64 task) {
+    const i64 unit = task / blocks, start = task % blocks * block, count = std::min(block, length - start);
+    const i64 whole = (count + kWide - 1) / kWide * kWide;
+    const float *x = a.get(0) + unit * channels * length, *before = a.get(1) + unit * channels * reach;
+    Space in(new float[channels * span]), hidden(new float[channels * block]), out(new float[channels * block]);
+    for (i64 c = 0; c < channels; ++c) {
+      float *to = in.get() + c * span;
+      const i64 old = std::max<i64>(reach - start, 0);  // of the positions start - reach .. start + count
+      std::copy(before + c * reach + reach - old, before + (c + 1) * reach, to);
+      std::copy(x + c * length + start - (reach - old), x + c * length + start + count, to + old);
+      map(to, to, reach + count, snake(a.get(2)[c], a.get(3)[c]));
+      std::fill(to + reach + count, to + reach + whole, 0.f);
+    }
+    convolve(in.get(), span, channels, a.get(4), a.get(5), channels, taps, dilation, hidden.get(), block, count);
+    for (i64 c = 0; c < channels; ++c) {
+      float *row = hidden.get() + c * block;
+      std::fill(row + count, row + whole, 0.f);
+      map(row, row, count, snake(a.get(6)[c], a.get(7)[c]));
+    }
+    convolve(hidden.get(), block, channels, a.get(8), a.get(9), channels, 1, 1, out.get(), block, count);
+    for (i64 c = 0; c < channels; ++c) {
+      const float *from = x + c * length + start, *change = out.get() + c * block;
+      float *y = a.get(11) + (unit * channels + c) * length + start;
+      for (i64 t = 0; t < count; ++t) y[t] = from[t] + change[t];
+    }
+  });
+  return 0;
+}
+
+// Output t * stride + p sums what inputs t, t - 1, ... give through the taps p, p + stride, ...: first the products
+// z[t][m, tap] of every input with every tap, as one matrix product, then their sums. `trim` outputs are left out at both
+// ends. x [B, C, T], weight [C, M, W], bias [M], [stride, trim + 1] -> [B, M, (T - 1) * stride + W - 2 * trim]
+KERNEL(conv_transpose1d) {
+  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), outputs = a.dim(1, 1), width = a.dim(1, 2), limit = a.dim(4, 2);
+  const i64 stride = a.dim(3, 0), trim = a.dim(3, 1) - 1, older = (width - 1) / stride, times = length + older;
+  constexpr i64 block = 16 * kRows;
+  const i64 group = std::max<i64>(kWide / width, 1), groups = (outputs + group - 1) / group;
+  const i64 wanted = (4 * available_threads() + groups - 1) / groups;
+  const i64 pieces = std::max<i64>(1, std::min(wanted, times / block));
+  const i64 depth = (channels + kLanes - 1) / kLanes * kLanes;
+  for_each(a.dim(0, 0) * groups * pieces, 0.007 * a.dim(0, 0) * times * outputs * width * channels, [&](i64 task) {
+    const i64 unit = task / (groups * pieces), first = task / pieces % groups * group, count = std::min(group, outputs - first);
+    const i64 begin = times * (task % pieces) / pieces, end = times * (task % pieces + 1) / pieces, columns = count * width;
+    const i64 padded = (columns + kLanes - 1) / kLanes * kLanes;
+    const float *x = a.get(0) + unit * channels * length;
+    Space panel(new float[channels * padded]), turned(new float[(block + older) * depth]), z(new float[(block + older) * padded]);
+    pack_columns(a.get(1) + first * width, outputs * width, columns, channels, panel.get(), padded);
+    std::vector<const float *> from(block + older);
+    std::vector<float *> to(block + older);
+    for (i64 i = 0; i < block + older; ++i) from[i] = turned.get() + i * depth, to[i] = z.get() + i * padded;
+    for (i64 t = begin; t < end; t += block) {
+      const i64 rows = std::min(block, end - t) + older, low = std::max<i64>(t - older, 0);  // inputs t - older .. t + rows
+      const i64 high = std::max(low, std::min(t - older + rows, length)), offset = low - (t - older);
+      std::fill(turned.get(), turned.get() + rows * depth, 0.f);
+      pack_rows(x + low, length, channels, high - low, turned.get() + offset * depth, depth);
+      for (i64 column = 0; column < columns; column += kWide)
+        multiply(from.data(), rows, 0, panel.get() + column, padded, channels, to.data(), column,
+                 std::min<i64>(kWide, columns - column));
+      for (i64 m = 0; m < count; ++m) {
+        float *y = a.get(4) + (unit * outputs + first + m) * limit - trim;
+        const float bias = a.get(2) ? a.get(2)[first + m] : 0.f;
+        for (i64 i = older; i < rows; ++i)
+          for (i64 p = 0; p < stride; ++p) {
+            const i64 at = (t + i - older) * stride + p;
+            if (at < trim || at >= limit + trim) continue;
+            float sum = bias;
+            for (i64 j = 0; p + j * stride < width; ++j) sum += to[i - j][m * width + p + j * stride];
+            y[at] = sum;
+          }
+      }
+    }
+  });
+  return 0;
+}
+
+}  // namespace
