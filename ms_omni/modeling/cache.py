@@ -33,7 +33,7 @@ def causal_mask(valid, queries):
 def extend(store, layer, k, v, mask, slots):
     """Stores new keys and values `[B, K, S, D]` of one layer and returns those to attend to, `[B, K, T, D]`.
 
-    A prompt that starts the sequence (T = S) attends to itself without a detour; a single step reads the whole buffer,
+    A prompt that starts the sequence (T = S) attends to itself without a detour; what follows reads the whole buffer,
     which has one shape for many steps.
     """
     if store is None:
@@ -42,13 +42,11 @@ def extend(store, layer, k, v, mask, slots):
         return store.extend(layer, k, v)
     keys, values = store
     b, heads, new, d = k.shape
-    total = mask.shape[-1]
     ops.write_rows(keys[layer], slots, k.reshape(-1, d))
     ops.write_rows(values[layer], slots, v.reshape(-1, v.shape[-1]))
-    if total == new and new > 1:
+    if mask.shape[-1] == new and new > 1:
         return k, v
-    k, v = keys[layer].reshape(b, heads, -1, d), values[layer].reshape(b, heads, -1, v.shape[-1])
-    return (k, v) if total == k.shape[2] else (k[:, :, :total], v[:, :, :total])
+    return keys[layer].reshape(b, heads, -1, d), values[layer].reshape(b, heads, -1, v.shape[-1])
 
 
 def whole_sequence(rope, valid):
@@ -131,10 +129,14 @@ class KVCache:
     def admit(self, rope, valid):
         """place and store of the next tokens; valid as for `advance`."""
         self.advance(valid)
-        new = valid.shape[1]
-        mask = causal_mask(self.valid, new)
-        if new == 1:
-            ahead = np.full((*mask.shape[:2], self.capacity - self.length), MASKED, np.float32)
-            mask = np.concatenate([mask, ahead], axis=-1)
-        slots = self.slots(self.capacity, self.length - new, self.length)
+        start, new = self.length - valid.shape[1], valid.shape[1]
+        mask = causal_mask(valid, new) if start == 0 and new > 1 else self._mask(start, valid)
+        slots = self.slots(self.capacity, start, self.length)
         return (*rope, Tensor(mask), slots), (self.keys, self.values)
+
+    def _mask(self, start, valid):
+        """The mask over the whole buffer, `[B, S, capacity]`: one shape for many steps and chunks."""
+        mask = np.full((*valid.shape, self.capacity), MASKED, np.float32)
+        mask[:, :, :start] = np.where(self.valid[:, None, :start], np.float32(0), np.float32(MASKED))
+        mask[:, :, start : self.length] = causal_mask(valid, valid.shape[1])
+        return mask

@@ -7,15 +7,14 @@ from ..errors import InputError
 from ..outputs import ThinkerOutput
 from . import ops
 from .audio_encoder import AudioEncoder
-from .cache import whole_sequence
 from .decoder import MropeDecoder
 from .layers import Embedding, Linear
 from .losses import language_model_loss, load_balancing_loss
 from .moe import SparseMoeBlock
 from .packing import host_array
 from .positions import get_rope_index
+from .prefill import Deepstack, read_tokens
 from .vision_encoder import VisionEncoder
-from .watch import Watch
 
 
 class ThinkerTextModel(MropeDecoder):
@@ -125,7 +124,7 @@ class Thinker(nn.Cell):
 
     def embed(self, input_ids, input_features=None, feature_attention_mask=None, audio_feature_lengths=None,
               pixel_values=None, image_grid_thw=None, pixel_values_videos=None, video_grid_thw=None):  # fmt: skip
-        """Embeddings `[B, T, D]` with features in place of placeholders, and the deepstack injection or None.
+        """Embeddings `[B, T, D]` with features in place of placeholders, and a `Deepstack` or None.
 
         Every encoder runs once; placeholders without features, and features without placeholders, are errors.
         """
@@ -140,10 +139,10 @@ class Thinker(nn.Cell):
                 raise InputError(f"the prompt has {mask.sum()} {kind} placeholders but there are no {kind} inputs; pass all "
                                  "that the processor returned")  # fmt: skip
             if part is not None:
-                index = Tensor(np.flatnonzero(mask).astype(np.int32))
-                rows = ops.scatter_rows(rows, index, part[0].astype(rows.dtype))
+                index = np.flatnonzero(mask).astype(np.int32)
+                rows = ops.scatter_rows(rows, Tensor(index), part[0].astype(rows.dtype))
                 deepstack += [(index, part[1])] if part[1] else []
-        return rows.reshape(shape), _injection(deepstack)
+        return rows.reshape(shape), Deepstack(deepstack, shape[1]) if deepstack else None
 
     def embed_text(self, input_ids):
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
@@ -173,7 +172,9 @@ class Thinker(nn.Cell):
                   audio_feature_lengths=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
                   use_cache=True, output_hidden_states=False, output_router_logits=False, use_audio_in_video=False,
                   video_second_per_grid=None, logits_to_keep=0):  # fmt: skip
-        """One pass over a prompt, or over the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
+        """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
+
+        With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, in one pass.
 
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
         labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds `aux_loss`, weighted into the loss.
@@ -182,7 +183,7 @@ class Thinker(nn.Cell):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
-        inject, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
+        deepstack, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
         if inputs_embeds is None:
             input_ids = host_array(input_ids)
             media = (input_features, feature_attention_mask, audio_feature_lengths, pixel_values, image_grid_thw,
@@ -190,21 +191,19 @@ class Thinker(nn.Cell):
             if past_key_values is not None and past_key_values.length and all(part is None for part in media):
                 inputs_embeds = self.embed_text(input_ids)  # a placeholder id that was generated is a word like others
             else:
-                inputs_embeds, inject = self.embed(input_ids, *media)
+                inputs_embeds, deepstack = self.embed(input_ids, *media)
         valid = self._valid(valid, inputs_embeds, past_key_values)
         position_ids, deltas = self._positions(position_ids, input_ids, valid, past_key_values, image_grid_thw,
                                                video_grid_thw, video_second_per_grid)  # fmt: skip
         if use_cache and past_key_values is None:
             past_key_values = self.model.new_cache(*valid.shape)
-        rope = self.model.rope(position_ids)
-        place, store = whole_sequence(rope, valid) if past_key_values is None else past_key_values.admit(rope, valid)
-        with Watch(self.model, output_hidden_states, output_router_logits) as watch:
-            hidden = self.model(inputs_embeds, place, store, inject, watch.observer)
+        hidden, hidden_states, router_logits = read_tokens(self.model, inputs_embeds, position_ids, valid, past_key_values,
+                                                           deepstack, output_hidden_states, output_router_logits)  # fmt: skip
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        loss, aux_loss = self._losses(logits, labels, watch.router_logits, valid, past_key_values)
+        loss, aux_loss = self._losses(logits, labels, router_logits, valid, past_key_values)
         if past_key_values is not None:
             past_key_values.rope_deltas = deltas
-        return ThinkerOutput(logits, past_key_values, deltas, watch.finished(hidden), watch.router_logits, loss, aux_loss)
+        return ThinkerOutput(logits, past_key_values, deltas, hidden_states, router_logits, loss, aux_loss)
 
     def _valid(self, valid, x, cache):
         """The mask `[B, S]` of the new tokens; a mask over the cached ones too is cut to its end."""
@@ -260,18 +259,3 @@ def _needed(grid, pixels, name):
     if grid is None:
         raise InputError(f"{pixels} came without {name}; pass the grids of one processor call")
     return grid
-
-
-def _injection(deepstack):
-    """A function that adds deepstack features to the outputs of the first layers, or None without any."""
-    if not deepstack:
-        return None
-
-    def inject(layer, x):
-        for index, features in deepstack:
-            if layer < len(features):
-                rows = ops.add_rows(x.reshape(-1, x.shape[-1]), index, features[layer].astype(x.dtype))
-                x = rows.reshape(x.shape)
-        return x
-
-    return inject

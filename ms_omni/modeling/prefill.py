@@ -1,0 +1,89 @@
+"""Reading a prompt in chunks: memory grows with the chunk, not with the square of the prompt.
+
+A pass over S tokens after T earlier ones needs a mask `[B, S, T]`, and operators without tiles need scores
+`[B, H, S, T]`: for 30,000 tokens at once 3.6 GB and 115 GB (32 heads, float32). In chunks of `CHUNK_TOKENS` the mask of the
+last chunk is 61 MB. The numbers are those of one pass over everything.
+"""
+
+import numpy as np
+from mindspore import Tensor
+
+from . import ops
+from .cache import whole_sequence
+from .watch import Watch
+
+CHUNK_TOKENS = 512
+"""Enough rows to keep matrix products busy: more are not faster, fewer read the weights more often."""
+
+
+class Deepstack:
+    """Features that are added to the outputs of the first layers, at the tokens of the pictures they come from.
+
+    parts: `(index, features)` per kind of medium: places int `[M]` among the B * T tokens, row after row, and one
+    `[M, D]` per layer; tokens: T.
+    """
+
+    def __init__(self, parts, tokens):
+        self.parts = parts
+        self.tokens = tokens
+
+    def between(self, start, stop):
+        """The function `inject(layer, x) -> x` for the tokens `[start, stop)` of every row, or None without any."""
+        chosen = []
+        for index, features in self.parts:
+            row, column = np.divmod(index, self.tokens)
+            inside = np.flatnonzero((column >= start) & (column < stop)).astype(np.int32)
+            if len(inside):
+                place = (row * (stop - start) + column - start)[inside].astype(np.int32)
+                chosen.append((Tensor(place), [_rows(feature, inside) for feature in features]))
+        if not chosen:
+            return None
+
+        def inject(layer, x):
+            for place, features in chosen:
+                if layer < len(features):
+                    x = ops.add_rows(x.reshape(-1, x.shape[-1]), place, features[layer].astype(x.dtype)).reshape(x.shape)
+            return x
+
+        return inject
+
+
+def _rows(x, index):
+    return x if len(index) == x.shape[0] else ops.gather_rows(x, Tensor(index))
+
+
+def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states=False, router_logits=False):
+    """The decoder on the tokens that follow what `cache` holds, or on a whole sequence where that is None.
+
+    x `[B, S, D]`, position_ids float32 `[3, B, S]`, valid bool `[B, S]`; deepstack: a `Deepstack` or None; the last two as
+    for `Watch`. Returns the last hidden states `[B, S, D]`, and the watched ones and router logits as `Watch` does.
+    Without a cache it is one pass, which has a gradient.
+    """
+    tokens = x.shape[1]
+    if cache is not None:
+        cache.reserve(cache.length + tokens)  # once: every chunk then sees buffers of one shape
+    size = tokens if cache is None else CHUNK_TOKENS
+    passes = []
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        rope = decoder.rope(position_ids[:, :, start:stop])
+        place, store = (cache.admit if cache is not None else whole_sequence)(rope, valid[:, start:stop])
+        inject = None if deepstack is None else deepstack.between(start, stop)
+        piece = x if stop - start == tokens else x[:, start:stop]
+        with Watch(decoder, hidden_states, router_logits) as watch:
+            hidden = decoder(piece, place, store, inject, watch.observer)
+        passes.append((hidden, watch.finished(hidden), watch.router_logits))
+    return passes[0] if len(passes) == 1 else _joined(passes, x.shape[0])
+
+
+def _joined(passes, batch):
+    hidden, states, logits = zip(*passes)
+    states = states[0] and tuple(None if parts[0] is None else ops.concat(parts, 1) for parts in zip(*states))
+    logits = logits[0] and tuple(_joined_rows(parts, batch) for parts in zip(*logits))
+    return ops.concat(hidden, 1), states, logits
+
+
+def _joined_rows(parts, batch):
+    """Router logits `[B * S, E]` of every chunk -> `[B * T, E]`."""
+    joined = ops.concat([part.reshape(batch, -1, part.shape[-1]) for part in parts], 1)
+    return joined.reshape(-1, joined.shape[-1])
