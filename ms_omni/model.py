@@ -13,6 +13,7 @@ from .pretrained import PretrainedMixin
 
 from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpore first)
 
+from .generation.accord import Alone
 from .generation.arguments import sampling_params, take_inputs, take_text_options
 from .generation.decode import feed_streamer, generate_text, text_result
 from .generation.reader import thinker_reader
@@ -32,6 +33,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
 
     config_class = Qwen3OmniMoeThinkerConfig
     checkpoint_prefix = "thinker."
+    accord = Alone()  # see generation/accord.py
 
     def __init__(self, config):
         super().__init__(config)
@@ -161,7 +163,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         stream = self._events(request)
         events = feed_streamer(stream, request.inputs["input_ids"], request.output.get("streamer"))
         chunks, end = split_events(events)
-        text = text_result(end.sequences, stream.scores, request.output.get("return_dict_in_generate", False))
+        text = text_result(end.sequences, stream.work.scores, request.output.get("return_dict_in_generate", False))
         return text, None if request.speech is None else join_audio(chunks, len(end.sequences))
 
     def stream(self, **kwargs):

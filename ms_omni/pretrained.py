@@ -1,5 +1,6 @@
 """`from_pretrained` and `save_pretrained`, shared by the public model classes."""
 
+import functools
 import inspect
 import warnings
 
@@ -12,6 +13,7 @@ from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402  (needs M
 from .generation.defaults import GenerationDefaults  # noqa: E402
 from .modeling import ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
+from .parallel.team import AUTO, join  # noqa: E402
 
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
 
@@ -22,10 +24,11 @@ class PretrainedMixin:
     config_class = None
     checkpoint_prefix = ""
     generation_defaults = GenerationDefaults()
+    team = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
 
     @classmethod
     def from_pretrained(cls, folder, *, mindspore_dtype=None, dtype=None, attn_implementation=None, progress=True,
-                        compile_steps=True, **config_changes):  # fmt: skip
+                        compile_steps=True, parallel=AUTO, split_heads=None, **config_changes):  # fmt: skip
         """Builds the model of a checkpoint folder and fills it tensor by tensor.
 
         folder: holds config.json and model.safetensors or shards with an index (bf16, fp16 or fp32), as published or
@@ -33,7 +36,10 @@ class PretrainedMixin:
         the device's own (float32 on CPU, bfloat16 on Ascend). attn_implementation: "eager", "sdpa" or
         "flash_attention_2"; all mean the same numbers, the fused kernels are used where the device has them.
         compile_steps: turn the steps of generation into compiled graphs once they have run for a while; the numbers
-        are the same either way. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
+        are the same either way. parallel: how the processes that msrun started share the model: "ep" (experts,
+        attention heads and vocabulary split; the default, "auto", under msrun), "zero3" (everything split, gathered
+        when used) or None (each process holds a model of its own). split_heads: for "ep", whether attention heads are
+        split; by default where they divide. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
         Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
         """
         known = inspect.signature(cls._read_config).parameters
@@ -42,11 +48,20 @@ class PretrainedMixin:
             raise InputError(f"{cls.__name__}.from_pretrained has no argument {unknown}")
         check_attention(attn_implementation)
         runtime = setup(mindspore_dtype if mindspore_dtype is not None else dtype)
-        config = cls._read_config(folder, **config_changes)
+        team = join(parallel, **({} if split_heads is None else {"split_heads": split_heads}))
+        read_config = functools.partial(cls._read_config, folder, **config_changes)
+        if team is None:
+            config = read_config()
+        else:
+            config = team.check(folder, (cls.__name__, runtime, compile_steps, config_changes), read_config)
         ops.settle(runtime.dtype)
         with lazy_parameters(runtime.dtype):
             model = cls(config)
-        load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, progress=progress)
+        slices = team and team.place(model, config, cls.checkpoint_prefix)
+        load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, slices=slices,
+                        progress=progress and (team is None or team.mesh.speaks))  # fmt: skip
+        if team is not None:
+            team.attach(model)
         model.generation_defaults = GenerationDefaults.from_pretrained(folder)
         model.set_train(False)
         for cell in model.cells():
@@ -60,6 +75,9 @@ class PretrainedMixin:
 
     def save_pretrained(self, folder, dtype=None):
         """Writes config.json and safetensors shards under the checkpoint's own names; dtype: default, as computed in."""
+        if self.team is not None:
+            raise InputError("this process holds a part of the model only; save it from one process (parallel=None), or use "
+                             "ms-omni convert")  # fmt: skip
         save_checkpoint(self, folder, self.config, dtype)
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
-from .names import slot
+from .names import STACKED, region, slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
 
@@ -70,7 +70,35 @@ def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.
     return buffer
 
 
-def load_checkpoint(cell, folder: str | Path, *, prefix: str = "", dtype=None, progress: bool = True) -> LoadReport:
+def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
+    """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
+
+    part: a `ms_omni.parallel.Slice`, or None for the whole parameter.
+    """
+    if part is None or part.is_whole:
+        return read_parameter(reader, fill, dtype)
+    buffer = np.zeros(part.local_shape, dtype)
+    for stored, source in fill.parts:
+        box = region(source, fill.shape)
+        first, last = box[part.axis]
+        low, high = max(first, part.start), min(last, part.stop)
+        if low >= high:
+            continue
+        target = [slice(*bounds) for bounds in box]
+        target[part.axis] = slice(low - part.start, high - part.start)
+        wanted = [slice(None)] * len(box)
+        wanted[part.axis] = slice(low - first, high - first)
+        if source.transform in STACKED:  # [out, in] in the file, one [in, out] of the stack here
+            copy_into(buffer[tuple(target)][0].T, reader.array(stored)[wanted[2], wanted[1]])
+        else:
+            copy_into(buffer[tuple(target)], reader.array(stored).reshape(fill.shape)[tuple(wanted)])
+        reader.release(stored)
+    return buffer
+
+
+def load_checkpoint(
+    cell, folder: str | Path, *, prefix: str = "", dtype=None, progress: bool = True, slices=None
+) -> LoadReport:
     """Fill every parameter of `cell` from `folder` (published form or the converted one).
 
     Names and shapes are compared first; nothing is allocated when they do not fit. Peak memory is the weights in the
@@ -83,6 +111,7 @@ def load_checkpoint(cell, folder: str | Path, *, prefix: str = "", dtype=None, p
             aside.
         dtype: MindSpore dtype of the loaded weights; by default each parameter keeps its own.
         progress: whether a long load shows a bar on a terminal.
+        slices: {full parameter name: `ms_omni.parallel.Slice`} of what this process holds, for one among several.
 
     Raises:
         CheckpointError: one error that lists all that is wrong with the files, or all that does not fit.
@@ -99,10 +128,11 @@ def load_checkpoint(cell, folder: str | Path, *, prefix: str = "", dtype=None, p
     ) as bar:
         for fill in fills:
             parameter = parameters[fill.parameter]
-            array = read_parameter(reader, fill, numpy_dtype(parameter.dtype if dtype is None else dtype))
+            part = None if slices is None else slices[prefix + fill.parameter]
+            array = read_slice(reader, fill, numpy_dtype(parameter.dtype if dtype is None else dtype), part)
             if dtype is not None and parameter.dtype != dtype:
                 parameter.set_dtype(dtype)
-            parameter.set_data(Tensor.from_numpy(array))
+            parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
             elements, nbytes = elements + array.size, nbytes + array.nbytes
             bar.update(sum(reader.entries[stored].nbytes for stored, _ in fill.parts))
     return LoadReport(len(fills), elements, nbytes, time.monotonic() - started, tuple(unused))

@@ -192,6 +192,16 @@ def patch_shape_of(vision_config) -> tuple[int, int, int, int]:
     )
 
 
+def region(source: Source, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Which part of a parameter of `shape` the source fills: `(start, stop)` per axis."""
+    whole = [(0, n) for n in shape]
+    if source.transform not in STACKED:
+        return whole
+    inner = shape[2] // 2
+    columns = {GATE: (0, inner), UP: (inner, shape[2]), DOWN: whole[2]}[source.transform]
+    return [(source.expert, source.expert + 1), whole[1], columns]
+
+
 def slot(source: Source, buffer):
     """The view of the parameter's `buffer` that `source` fills, laid out as the source tensor is (transposed back)."""
     if source.transform == KEEP:

@@ -1,5 +1,6 @@
 """A checkpoint folder as tensors by name: files and index are compared on opening, tensors are read lazily."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -16,6 +17,7 @@ from .header import DTYPES, Entry, read_header
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHOWN_PROBLEMS = 50
+SAMPLED_TENSORS, SAMPLED_ELEMENTS = 128, 64  # of a fingerprint
 MARKER = "ms_omni"  # metadata "format" of a checkpoint in our parameter names (see convert.py)
 
 
@@ -76,6 +78,18 @@ class CheckpointReader:
     def is_converted(self) -> bool:
         """Whether the tensors stand under our parameter names, as `convert` writes them."""
         return any(metadata.get("format") == MARKER for metadata in self.metadata.values())
+
+    def fingerprint(self) -> str:
+        """Tells checkpoints apart: a hash of all names, types, shapes and places, and of some of the content."""
+        state = hashlib.blake2b(digest_size=16)
+        names = sorted(self.entries)
+        for name in names:
+            entry = self.entries[name]
+            state.update(f"{name} {entry.dtype} {entry.shape} {entry.file} {entry.begin}\n".encode())
+        for name in names[:: -(-len(names) // SAMPLED_TENSORS)]:
+            state.update(self.array(name).reshape(-1)[:SAMPLED_ELEMENTS].tobytes())
+            self.release(name)
+        return state.hexdigest()
 
     def array(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in the file: nothing is read before it is used."""

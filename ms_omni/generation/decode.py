@@ -14,9 +14,10 @@ def generate_text(thinker, inputs, params, stop_strings=None, tokenizer=None, st
     given the prompt and then one token per step.
     """
     stopping = StopStrings(stop_strings, tokenizer) if stop_strings else None
-    steps = TextGeneration(thinker, inputs, params, stopping=stopping)
+    thinker.accord.begin(inputs, params, stop_strings, output_scores)
+    steps = TextGeneration(thinker, inputs, params, stopping=stopping, whole_logits=output_scores)
     tokens, scores = [], ()
-    for step in feed_streamer(steps, steps.prompt_ids, streamer):
+    for step in feed_streamer(thinker.accord.turns(steps), steps.prompt_ids, streamer):
         tokens.append(step.token)
         scores += (step.logits,) if output_scores else ()
     sequences = np.concatenate([steps.prompt_ids.astype(np.int64), np.stack(tokens, axis=1)], axis=1)

@@ -6,22 +6,23 @@ from mindspore import Tensor
 from ..modeling.packing import host_array
 from ..modeling.steps import DecoderStep, FrameStep
 from ..outputs import CodecFrame
-from .sampling import Sampler, row_streams
+from .sampling import row_streams
 from .talker_prompt import ROLE_ROWS, build_prompt, text_rows
 
 
 class FramePredictor:
     """Codes 1 .. n-1 of one frame after another; every row has a random stream of its own."""
 
-    def __init__(self, step, params, batch_size):
+    def __init__(self, step, params, batch_size, accord):
         self.step = step
+        self.accord = accord
         self.streams = row_streams(params.seed, batch_size, purpose=1)
 
     def __call__(self, hidden, code):
         """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]`, their summed embeddings `[B, 1, D]`."""
         noise = np.stack([stream.random(self.step.groups, np.float32) for stream in self.streams])
         codes, total = self.step(hidden, as_column(code), Tensor(noise))
-        return host_array(codes).astype(np.int64), total
+        return self.accord.agree(host_array(codes).astype(np.int64)), self.accord.share(total)
 
 
 def as_column(ids):
@@ -49,17 +50,18 @@ def talker_step(talker, batch_size):
 
 
 def _frames(model, prompt, media, hand_over, speech, step, frame_step):
-    talker, batch, params = model.talker, hand_over.batch_size, speech.talker
+    talker, batch, accord = model.talker, hand_over.batch_size, model.thinker.accord
+    params = accord.params(speech.talker)
     active = hand_over.has_text()
     start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
     step.cache.clear()
     logits, hidden = talker(start.rows, start.positions, step.cache, start.valid)
     logits, hidden = logits[:, -1:], hidden[:, -1:]
-    sampler = Sampler(params, batch, talker.config.text_config.vocab_size)
-    predict = FramePredictor(frame_step, speech.predictor, batch)
+    sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size)
+    predict = FramePredictor(frame_step, accord.params(speech.predictor), batch, accord)
     still = np.ones((batch, 1), bool)
     for index in range(params.max_new_tokens - 1):
-        code = sampler(host_array(logits)[:, -1].astype(np.float32))
+        code = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
         active = active & ~np.isin(code, params.eos_token_id)
         if not active.any():
             return

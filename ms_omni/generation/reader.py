@@ -21,7 +21,10 @@ def _new_step(thinker, batch_size):
 
 
 class ThinkerReader:
-    """`prompt` first, then `token` as often as one likes; both return logits float32 `[B, V]` of the next token."""
+    """`prompt` first, then `token` as often as one likes; both return logits float32 `[B, V]` of the next token.
+
+    Under a plan V is the part of the vocabulary that this process holds.
+    """
 
     def __init__(self, thinker, step):
         self.thinker = thinker
@@ -30,7 +33,7 @@ class ThinkerReader:
 
     def prompt(self, inputs, wanted_states=False):
         """Reads the model inputs of a prompt; also returns the hidden states at the wanted indices."""
-        output = self.thinker(**inputs, past_key_values=self.step.cache, logits_to_keep=1,
+        output = self.thinker(**inputs, past_key_values=self.step.cache, logits_to_keep=1, whole_logits=False,
                               output_hidden_states=wanted_states)  # fmt: skip
         tokens = self.step.cache.valid.sum(axis=1, keepdims=True).astype(np.float32)
         self.following = output.rope_deltas + tokens

@@ -97,27 +97,35 @@ class Sampler:
 
     def __call__(self, logits):
         """logits float32 `[B, V]` -> tokens int64 `[B]`."""
-        scores = self.adjust(logits)
-        if self.params.do_sample:
-            tokens = np.array([draw(p, stream) for p, stream in zip(self.probabilities(scores), self.streams)])
-        else:
-            tokens = scores.argmax(axis=-1)
+        tokens = self.choose(self.adjust(logits))
+        self.note(tokens)
+        return tokens
+
+    def choose(self, scores):
+        """One token int64 `[B]` per row of adjusted scores `[B, V]`."""
+        if not self.params.do_sample:
+            return scores.argmax(axis=-1).astype(np.int64)
+        rows = zip(self.probabilities(scores), self.streams)
+        return np.array([draw(probabilities, stream) for probabilities, stream in rows], np.int64)
+
+    def note(self, tokens):
+        """Remembers the tokens `[B]` that a step ended with."""
         if self.seen is not None:
             self.seen[np.arange(len(tokens)), tokens] = True
         self.steps += 1
-        return tokens.astype(np.int64)
 
-    def adjust(self, logits):
-        """Penalties and masks that also hold for greedy decoding."""
-        params, scores = self.params, logits
+    def adjust(self, logits, first=0):
+        """Penalties and masks that also hold for greedy decoding; logits `[B, n]` are those of the ids from `first` on."""
+        params, scores, width = self.params, logits, logits.shape[1]
         if self.seen is not None:
             penalty = np.float32(params.repetition_penalty)
             penalised = np.where(scores < 0, scores * penalty, scores / penalty)
-            scores = np.where(self.seen, penalised, scores)
+            scores = np.where(self.seen[:, first : first + width], penalised, scores)
         banned = params.suppress_tokens + (params.eos_token_id if self.steps < params.min_new_tokens else ())
+        banned = [token - first for token in banned if first <= token < first + width]
         if banned:
             scores = scores.copy() if scores is logits else scores
-            scores[:, list(banned)] = -np.inf
+            scores[:, banned] = -np.inf
         return scores
 
     def probabilities(self, scores):

@@ -12,6 +12,7 @@ from itertools import chain
 
 import numpy as np
 
+from ..errors import InputError
 from ..outputs import AudioChunk, HostArray, StreamEnd, TextDelta
 from .detokenize import IncrementalDecoder
 from .frames import codec_frames
@@ -31,25 +32,15 @@ class SpeechParams:
 
 
 class OmniStream:
-    """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches.
+    """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches; so does
+    dropping the iterator, which is why the work behind it does not know it.
 
-    request: see `request.py`. scores: the logits float32 `[B, V]` of each step so far, if the request wants them.
+    request: see `request.py`.
     """
 
     def __init__(self, model, request):
-        self.started = time.perf_counter()
-        self.model, self.inputs, self.speech, self.given = model, request.inputs, request.speech, request.given
-        listen = None if request.speech is None else model.config.talker_config.accept_hidden_layer
-        self.text = TextGeneration(model.thinker, request.inputs, request.text, listen, request.stopping)
-        self.scores = () if request.output.get("output_scores") else None
-        self.tokens, self.active, self.fresh = [], [], []
-        self.batch = len(self.text.prompt_ids)
-        speech = request.speech
-        self.chunker = None if speech is None else AudioChunker(model.code2wav, self.batch, speech.chunk_frames)
-        tokenizer = request.tokenizer
-        self.decoders = tokenizer and [IncrementalDecoder(tokenizer) for _ in range(self.batch)]
-        self.first_text_s = self.first_audio_s = None
-        self._events = self._run()
+        self.work = Answer(model, request)
+        self._events = model.thinker.accord.turns(self.work.events())
 
     def __iter__(self):
         return self
@@ -61,7 +52,30 @@ class OmniStream:
         """Stops early; the caches of thinker, talker, predictor and vocoder are freed."""
         self._events.close()
 
-    def _run(self):
+
+class Answer:
+    """The work behind an `OmniStream`: `events()` does it. scores: the logits float32 `[B, V]` of each step so far, if the
+    request wants them."""
+
+    def __init__(self, model, request):
+        self.started = time.perf_counter()
+        self.model, self.inputs, self.speech, self.given = model, request.inputs, request.speech, request.given
+        listen = None if request.speech is None else model.config.talker_config.accept_hidden_layer
+        self.scores = () if request.output.get("output_scores") else None
+        model.thinker.accord.begin(request.inputs, request.text, request.speech, request.given, self.scores,
+                                   request.stopping and request.stopping.strings)  # fmt: skip
+        self.text = TextGeneration(model.thinker, request.inputs, request.text, listen, request.stopping,
+                                   whole_logits=self.scores is not None)  # fmt: skip
+        self.tokens, self.active, self.fresh = [], [], []
+        self.batch = len(self.text.prompt_ids)
+        speech = request.speech
+        self.chunker = None if speech is None else AudioChunker(model.code2wav, self.batch, speech.chunk_frames)
+        tokenizer = request.tokenizer
+        self.decoders = tokenizer and [IncrementalDecoder(tokenizer) for _ in range(self.batch)]
+        self.first_text_s = self.first_audio_s = None
+
+    def events(self):
+        """All events; closing the generator frees the caches."""
         source = self._speak() if self.speech is not None else self._write()
         try:
             for event in source:
@@ -162,4 +176,6 @@ def split_events(events):
             chunks.append(event)
         elif isinstance(event, StreamEnd):
             end = event
+    if end is None:
+        raise InputError("rank 0 stopped this request before its end, so there is no result")
     return chunks, end

@@ -6,7 +6,6 @@ import numpy as np
 
 from ..modeling.packing import host_array, valid_tokens
 from ..outputs import PromptStates, ThinkerStep
-from .sampling import Sampler
 
 
 class TextGeneration:
@@ -14,12 +13,15 @@ class TextGeneration:
 
     inputs: arguments of the thinker (arrays of one processor call). listen: index of the hidden state that a talker
     wants; `prompt` then holds a `PromptStates` after the first step. stopping: optional function from the tokens
-    generated so far, int `[B, n]`, to bool `[B]`. `close()` (or exhaustion) gives the cache back.
-    thinker: whatever has `read(batch_size)`, a context manager around a reader (`reader.py`).
+    generated so far, int `[B, n]`, to bool `[B]`. whole_logits: the steps' logits are wanted, of the whole vocabulary.
+    `close()` (or exhaustion) gives the cache back.
+    thinker: whatever has `read(batch_size)`, a context manager around a reader (`reader.py`), and an `accord`.
     """
 
-    def __init__(self, thinker, inputs, params, listen=None, stopping=None):
+    def __init__(self, thinker, inputs, params, listen=None, stopping=None, whole_logits=False):
         self.thinker = thinker
+        self.accord = thinker.accord
+        self.whole_logits = whole_logits
         self.inputs = dict(inputs)
         self.params = params
         self.stopping = stopping
@@ -53,12 +55,16 @@ class TextGeneration:
             self._give_back()
 
     def _loop(self, logits):
-        batch, vocabulary = logits.shape
-        sampler = Sampler(self.params, batch, vocabulary, self.prompt_ids, self.valid)
+        batch = len(logits)
+        vocabulary = self.thinker.config.text_config.vocab_size
+        params = self.accord.params(self.params)
+        sampler = self.accord.sampler(params, batch, vocabulary, self.prompt_ids, self.valid)
         active = np.ones(batch, bool)
         tokens = np.empty((batch, 0), np.int64)
         while True:
-            token = np.where(active, sampler(logits), self.params.pad_id)
+            if self.whole_logits:
+                logits = self.accord.whole(logits)
+            token = np.where(active, self.accord.choose(sampler, logits, split=True), self.params.pad_id)
             tokens = np.concatenate([tokens, token[:, None]], axis=1)
             counted, active = active, active & ~self._ended(tokens)
             last = not active.any() or tokens.shape[1] == self.params.max_new_tokens
@@ -80,7 +86,7 @@ class TextGeneration:
 
     def _ended(self, tokens):
         ended = np.isin(tokens[:, -1], self.params.eos_token_id)
-        return ended if self.stopping is None else ended | self.stopping(tokens)
+        return ended if self.stopping is None else self.accord.agree(ended | self.stopping(tokens))
 
 
 class StopStrings:

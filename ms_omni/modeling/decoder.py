@@ -95,7 +95,6 @@ class MropeDecoder(Decoder):
         return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
 
     def new_cache(self, batch_size, capacity):
-        """An empty cache for `capacity` positions."""
-        config = self.config
-        return KVCache(config.num_hidden_layers, batch_size, config.num_key_value_heads, config.head_dim, capacity,
-                       self.norm.weight.dtype)  # fmt: skip
+        """An empty cache for `capacity` positions of the kv heads that this process holds."""
+        width, heads = self.config.head_dim, self.layers[0].self_attn.k_proj.weight.shape[0] // self.config.head_dim
+        return KVCache(self.config.num_hidden_layers, batch_size, heads, width, capacity, self.norm.weight.dtype)

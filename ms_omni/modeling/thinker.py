@@ -8,7 +8,7 @@ from ..outputs import ThinkerOutput
 from . import ops
 from .audio_encoder import AudioEncoder
 from .decoder import MropeDecoder
-from .layers import Embedding, Linear
+from .layers import Embedding, Linear, identity
 from .losses import language_model_loss, load_balancing_loss
 from .moe import SparseMoeBlock
 from .packing import host_array
@@ -38,6 +38,7 @@ class Thinker(nn.Cell):
         self.model = ThinkerTextModel(config.text_config)
         if not config.text_config.tie_word_embeddings:
             self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.collect = identity  # puts the vocabulary together where a plan splits the head
 
     def get_input_embeddings(self):
         return self.model.embed_tokens
@@ -48,7 +49,7 @@ class Thinker(nn.Cell):
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
 
     def logits(self, hidden):
-        """Vocabulary logits `[..., V]` of last hidden states `[..., D]`."""
+        """Vocabulary logits `[..., V]` of last hidden states `[..., D]`; under a plan those of this rank's part of V."""
         return ops.linear(hidden, self.output_layer.source(self.output_layer.weight))
 
     # -- features ----------------------------------------------------------------------------------------------------
@@ -67,7 +68,15 @@ class Thinker(nn.Cell):
             raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
         else:
             lengths = host_array(audio_feature_lengths).reshape(-1)
+        return self.hear(features, lengths)
+
+    def hear(self, features, lengths):
+        """The audio encoder; a plan may put one in this place that shares the work with other ranks."""
         return self.audio_tower(features, lengths)
+
+    def see(self, pixels, grids):
+        """The vision encoder; a plan may put one in this place that shares the work with other ranks."""
+        return self.visual(pixels, grids)
 
     @staticmethod
     def _clip_lengths(features, mask, lengths):
@@ -85,11 +94,11 @@ class Thinker(nn.Cell):
 
     def get_image_features(self, pixel_values, image_grid_thw):
         """Image tokens `[N, D]` of all images in order, and their deepstack features, a list of `[N, D]`."""
-        return self.visual(host_array(pixel_values), image_grid_thw)
+        return self.see(host_array(pixel_values), image_grid_thw)
 
     def get_video_features(self, pixel_values_videos, video_grid_thw):
         """Video tokens `[N, D]` of all videos in order, and their deepstack features, a list of `[N, D]`."""
-        return self.visual(host_array(pixel_values_videos), video_grid_thw)
+        return self.see(host_array(pixel_values_videos), video_grid_thw)
 
     def get_placeholder_mask(self, input_ids, inputs_embeds=None, image_features=None, video_features=None,
                              audio_features=None):  # fmt: skip
@@ -171,7 +180,7 @@ class Thinker(nn.Cell):
                   image_grid_thw=None, video_grid_thw=None, attention_mask=None, feature_attention_mask=None,
                   audio_feature_lengths=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
                   use_cache=True, output_hidden_states=False, output_router_logits=False, use_audio_in_video=False,
-                  video_second_per_grid=None, logits_to_keep=0):  # fmt: skip
+                  video_second_per_grid=None, logits_to_keep=0, whole_logits=True):  # fmt: skip
         """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
 
         With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, in one pass.
@@ -179,7 +188,8 @@ class Thinker(nn.Cell):
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
         labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds `aux_loss`, weighted into the loss.
         output_hidden_states: True, or the indices to keep (the others are None); logits_to_keep: logits of only so many
-        last positions (0: all). use_audio_in_video is the reference's; the tokens already say it.
+        last positions (0: all); whole_logits=False: only those of the part of the vocabulary that this process holds
+        under a plan. use_audio_in_video is the reference's; the tokens already say it.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
@@ -200,6 +210,7 @@ class Thinker(nn.Cell):
         hidden, hidden_states, router_logits = read_tokens(self.model, inputs_embeds, position_ids, valid, past_key_values,
                                                            deepstack, output_hidden_states, output_router_logits)  # fmt: skip
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = self.collect(logits) if whole_logits else logits
         loss, aux_loss = self._losses(logits, labels, router_logits, valid, past_key_values)
         if past_key_values is not None:
             past_key_values.rope_deltas = deltas

@@ -10,13 +10,16 @@ from .plan import ONCE, REPLICATE, Plan, Row, split
 LAYER = r"thinker\.model\.layers\.<n>\."
 
 
-def expert_plan(config, size, split_heads=None):
-    """The `Plan` of a model configuration (the whole model's or the thinker's) for `size` ranks.
+def make_plan(config, shapes, size, split_heads=None):
+    """The `Plan` of a configuration (of the whole model or of a part) for `size` ranks; shapes are not needed.
 
     split_heads: None splits attention heads where their numbers divide, True insists, False keeps attention whole.
     Raises `InputError` for a model that `size` ranks cannot share.
     """
-    text = getattr(config, "thinker_config", config).text_config
+    thinker = getattr(config, "thinker_config", config)
+    if not hasattr(thinker, "audio_config"):
+        return Plan("ep", (Row(r"(talker|code2wav)\..+", REPLICATE),))
+    text = thinker.text_config
     _check(text, size)
     rows = [
         Row(r"thinker\.(audio_tower|visual)\..+", REPLICATE),
@@ -33,7 +36,7 @@ def expert_plan(config, size, split_heads=None):
 
 
 def splits_heads(text, size, wanted=None):
-    """Whether the attention heads of a text configuration are split over `size` ranks; wanted: see `expert_plan`."""
+    """Whether the attention heads of a text configuration are split over `size` ranks; wanted: see `make_plan`."""
     heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
     divides = heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
     if wanted and not divides:
@@ -78,3 +81,10 @@ def _mlp_rows(text):
     if False in kinds:
         rows.append(Row(LAYER + r"mlp\.(gate|up|down)_proj\.weight", REPLICATE))
     return rows
+
+
+def attach(model, slices, comm):
+    """Puts the collectives of this plan into a loaded model; see `expert_seams.py`."""
+    from .expert_seams import attach as fill  # needs MindSpore; the table does not
+
+    return fill(model, slices, comm)

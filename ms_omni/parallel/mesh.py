@@ -8,6 +8,9 @@ from ..runtime import require_mindspore
 from . import watch
 
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
+CPU_WAIT_S = 600
+"""How long a rank waits in a collective on CPU. MindSpore's 30 s are less than a slow disk or a user's pause takes; a
+worker that is gone is noticed by msrun and by the scheduler, which keeps its own limit."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def start():
         raise InputError(f"msrun on device {device!r}: expected one of {', '.join(BACKENDS)}")
     if not GlobalComm.INITED:
         watch.start()
+        if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
+            os.environ.setdefault("MS_NODE_TIMEOUT", str(CPU_WAIT_S))
         init(BACKENDS[device])
         watch.rank_is(get_rank())
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])

@@ -139,7 +139,7 @@ def test_no_progress_is_printed_when_nobody_looks(sharded, capfd):
 
 
 MEASURE = """
-    import json, resource, sys
+    import json, sys
     import ms_omni.model as model
     from ms_omni.checkpoint import CheckpointReader, load_checkpoint
     from ms_omni.config import Qwen3OmniMoeThinkerConfig
@@ -148,12 +148,12 @@ MEASURE = """
     folder = sys.argv[1]
     with no_init_parameters():
         cell = model.Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoeThinkerConfig.from_pretrained(folder))
-    def resident():
+    def status(field):  # of this process since it was started: getrusage counts what its parent had, too
         with open("/proc/self/status") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-    before = resident()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    before = status("VmRSS")
     load_checkpoint(cell, folder, prefix="thinker.")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = status("VmHWM")
     sizes = [parameter.size * 4 for parameter in cell.get_parameters()]
     print(json.dumps({"grown": peak - before, "weights": sum(sizes), "largest": max(sizes)}))
 """

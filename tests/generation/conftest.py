@@ -1,9 +1,12 @@
 """A thinker without weights for the text loop, and prompts for the tiny model."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from ms_omni.generation.accord import Alone
 
 VOCABULARY = 40
 
@@ -13,6 +16,9 @@ class CountingThinker:
 
     `calls` counts forward passes, `readers` those who hold a cache.
     """
+
+    accord = Alone()
+    config = SimpleNamespace(text_config=SimpleNamespace(vocab_size=VOCABULARY))
 
     def __init__(self, step=1):
         self.step, self.calls, self.readers, self.inputs, self.wanted_states = step, 0, 0, None, None

@@ -241,7 +241,7 @@ def test_breaking_off_frees_the_caches_of_every_stage(tiny_model, ask, free):
     assert caches() == before + 3  # thinker, talker and predictor
     stream.close()
     assert caches() == before
-    assert stream.chunker.stream.state.frames == 0  # and the vocoder's window
+    assert stream.work.chunker.stream.state.frames == 0  # and the vocoder's window
     assert list(stream) == []
     _, wave = tiny_model.generate(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[])
     assert np.abs(wave[0, 0] - free.waves[0]).max() < ROUNDING

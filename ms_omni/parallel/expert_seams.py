@@ -1,0 +1,31 @@
+"""Putting the plan "ep" to work: the collectives and shares that go into the seams of a loaded model."""
+
+from ..modeling.moe import SparseMoeBlock
+from .encoders import SharedHearing, SharedVision
+from .vocabulary import SplitVocabulary
+
+
+def attach(model, slices, comm):
+    """Fills the seams of `model` for this rank; returns its `SplitVocabulary`, or None where the head is whole.
+
+    slices: `{full name: Slice}` of this rank.
+    """
+    thinker = getattr(model, "thinker", model)
+    if not hasattr(thinker, "audio_tower"):
+        return None  # a talker or vocoder alone: nothing is split
+    for index, layer in enumerate(thinker.model.layers):
+        stem = f"thinker.model.layers.{index}."
+        if not slices[stem + "self_attn.o_proj.weight"].is_whole:
+            layer.self_attn.reduce = comm.reducer()
+        if isinstance(layer.mlp, SparseMoeBlock):
+            layer.mlp.reduce = comm.reducer()
+            layer.mlp.experts.first = slices[stem + "mlp.experts.down"].start
+    thinker.see = SharedVision(thinker.visual, comm)
+    thinker.hear = SharedHearing(thinker.audio_tower, comm)
+    head = slices.get("thinker.lm_head.weight")
+    if head is None:
+        return None
+    size = head.shape[0]
+    vocabulary = SplitVocabulary(comm, [size * rank // comm.size for rank in range(comm.size + 1)])
+    thinker.collect = vocabulary.collect
+    return vocabulary

@@ -1,0 +1,105 @@
+"""The ranks that hold one model together: they check that they mean the same one, and each takes its part."""
+
+import hashlib
+import json
+from importlib import import_module
+from pathlib import Path
+
+from .. import __version__
+from ..checkpoint.reader import CheckpointReader
+from ..errors import CheckpointError, InputError, OmniError
+from ..runtime import require_mindspore
+from .collectives import Collectives
+from .mesh import start, under_msrun
+
+AUTO = "auto"
+STRATEGIES = {"ep": "expert_parallel", "zero3": "zero3"}
+"""Modules of this package with `make_plan(config, shapes, size, **options) -> Plan` and
+`attach(model, slices, comm) -> SplitVocabulary or None`, which puts the collectives into the seams of a model."""
+SETTINGS = ("config.json", "generation_config.json")
+
+
+def join(strategy=AUTO, **options):
+    """The `Team` of this process, or None for a process that holds its model alone.
+
+    strategy: "ep", "zero3", None (no plan, even under msrun) or "auto": "ep" under msrun. options: of the strategy's plan.
+    """
+    if strategy not in (AUTO, None, *STRATEGIES):
+        raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
+    if strategy is None or not under_msrun():
+        return None
+    mesh = start()
+    return None if mesh.size == 1 else Team(mesh, "ep" if strategy == AUTO else strategy, options)
+
+
+class Team:
+    """mesh: who is who; comm: `Collectives` with their `traffic`; after loading, plan and slices of this rank."""
+
+    def __init__(self, mesh, strategy, options):
+        self.mesh = mesh
+        self.strategy = strategy
+        self.options = options
+        self.comm = Collectives(mesh)
+        self.plan = None
+        self.slices = {}
+
+    @property
+    def traffic(self):
+        """Calls and bytes of all collectives so far."""
+        return self.comm.traffic
+
+    def check(self, folder, arguments, read_config):
+        """The configuration that `read_config()` gives, once all ranks have found the same checkpoint.
+
+        A rank that cannot read its folder, or whose versions, arguments or files differ, is one error on every rank.
+        Nothing is loaded yet.
+        """
+        try:
+            config = read_config()
+            mine = {"arguments": f"{self.strategy} {self.options} {arguments}", **fingerprint(folder)}
+        except OmniError as error:
+            config, mine = None, {"error": f"{type(error).__name__}: {error}"}
+        everyone = [json.loads(data) for data in self.comm.gather_bytes(json.dumps(mine).encode())]
+        failed = [f"rank {rank}: {found['error']}" for rank, found in enumerate(everyone) if "error" in found]
+        if failed:
+            raise CheckpointError("the checkpoint cannot be loaded.\n" + "\n".join(failed))
+        different = [f"{what}: " + ", ".join(f"rank {rank} has {found[what]}" for rank, found in enumerate(everyone))
+                     for what in mine if len({found[what] for found in everyone}) > 1]  # fmt: skip
+        if different:
+            raise InputError("the ranks do not mean the same model; start all with the same checkpoint, versions and arguments.\n"
+                             + "\n".join(different))  # fmt: skip
+        return config
+
+    def place(self, model, config, prefix):
+        """`{full name: Slice}` of this rank. Raises `InputError` for a model that so many ranks cannot hold."""
+        shapes = {prefix + name: tuple(value.shape) for name, value in model.parameters_and_names()}
+        self.plan = self._strategy().make_plan(config, shapes, self.mesh.size, **self.options)
+        self.slices = self.plan.place(shapes, self.mesh.rank, self.mesh.size)
+        return self.slices
+
+    def attach(self, model):
+        """Puts the collectives into a loaded model, and rank 0's decisions into its generation."""
+        from .accord import Accord
+
+        vocabulary = self._strategy().attach(model, self.slices, self.comm)
+        thinker = getattr(model, "thinker", model)
+        if hasattr(thinker, "accord"):
+            thinker.accord = Accord(self.comm, vocabulary)
+        model.team = self
+
+    def _strategy(self):
+        return import_module(f".{STRATEGIES[self.strategy]}", __package__)
+
+
+def fingerprint(folder):
+    """What must be the same on all ranks: versions, configuration, weights; short strings by what they tell."""
+    settings = hashlib.blake2b(digest_size=8)
+    for name in SETTINGS:
+        path = Path(folder) / name
+        settings.update(path.read_bytes() if path.is_file() else b"none")
+    return {
+        "ms_omni": __version__,
+        "MindSpore": require_mindspore().__version__,
+        "configuration": settings.hexdigest(),
+        "weights": CheckpointReader(folder).fingerprint(),
+    }

@@ -1,0 +1,90 @@
+"""Choosing tokens while every rank knows the logits of its own part of the vocabulary only.
+
+What travels per step and row is the largest score of each rank for greedy decoding, the `top_k + 1` largest for sampling
+with top_k, and all logits only where every one may be drawn (sampling without top_k) or is asked for (output_scores).
+"""
+
+import numpy as np
+
+from ..modeling import ops
+
+
+class SplitVocabulary:
+    """bounds: ids `[bounds[r], bounds[r + 1])` are rank r's."""
+
+    def __init__(self, comm, bounds):
+        self.comm = comm
+        self.bounds = bounds
+        self.size = bounds[-1]
+        self.first = bounds[comm.rank]
+        self.widest = max(np.diff(bounds).tolist())
+
+    def scores(self, sampler, logits):
+        """Adjusted scores `[B, V]` that `sampler` chooses from as it would from all; -inf where nothing can be chosen.
+
+        logits float32 `[B, n]` of this rank's ids, or `[B, V]` of all.
+        """
+        if logits.shape[1] == self.size:
+            return sampler.adjust(logits)
+        mine, params = sampler.adjust(logits, self.first), sampler.params
+        if not params.do_sample:
+            return self._largest(mine, mine, 1)[0]
+        if not 0 < params.top_k < self.size:
+            return self.whole(mine)
+        tempered = mine / np.float32(params.temperature)
+        scores, sent = self._largest(mine, tempered, params.top_k + 1)
+        return self.whole(mine) if self._cut_a_tie(sent, params.top_k) else scores
+
+    def _largest(self, scores, order, count):
+        """All ranks' `count` largest scores by `order`, put in place among -inf: `[B, V]`; and what each sent of `order`,
+        `[size, B, count]`, NaN where a rank has fewer."""
+        batch, width = scores.shape
+        count = min(count, self.widest)
+        taken = min(count, width)
+        if taken == 1:
+            picked = order.argmax(axis=1)[:, None]  # the first of equals, as in one process
+        else:
+            picked = np.argpartition(-order, taken - 1, axis=1)[:, :taken]
+        message = np.zeros((batch, count, 3), np.float32)
+        message[:, taken:, 2] = np.nan
+        message[:, :taken, 0] = np.take_along_axis(scores, picked, 1)
+        message[:, :taken, 1] = (picked + self.first).astype(np.int32).view(np.float32)
+        message[:, :taken, 2] = np.take_along_axis(order, picked, 1)
+        sent = self.comm.gather_array(message[:, :, : 3 if count > 1 else 2])
+        whole = np.full((batch, self.size), -np.inf, np.float32)
+        for rank in range(self.comm.size):
+            held = min(count, self.bounds[rank + 1] - self.bounds[rank])
+            ids = np.ascontiguousarray(sent[rank, :, :held, 1]).view(np.int32)
+            np.put_along_axis(whole, ids, sent[rank, :, :held, 0], 1)
+        return whole, sent[..., -1]
+
+    def _cut_a_tie(self, sent, top_k):
+        """Whether a rank may hold more scores equal to the k-th largest than it sent, `[size, B, count]`; they count too."""
+        everything = np.nan_to_num(np.moveaxis(sent, 0, 1).reshape(sent.shape[1], -1), nan=-np.inf, neginf=-np.inf)
+        threshold = np.partition(everything, -top_k, axis=1)[:, -top_k]  # [B]
+        for rank, row in enumerate(sent):
+            complete = self.bounds[rank + 1] - self.bounds[rank] <= row.shape[1]
+            if not complete and ((row.min(axis=1) >= threshold) & np.isfinite(threshold)).any():
+                return True
+        return False
+
+    def whole(self, logits):
+        """Rows `[B, n]` of every rank's part -> `[B, V]`."""
+        if logits.shape[1] == self.size:
+            return logits
+        padded = np.zeros((len(logits), self.widest), np.float32)
+        padded[:, : logits.shape[1]] = logits
+        rows = self.comm.gather_array(padded)
+        return np.concatenate([rows[rank, :, :width] for rank, width in enumerate(np.diff(self.bounds))], axis=1)
+
+    def collect(self, logits):
+        """Device logits `[..., n]` of every rank's part -> `[..., V]`."""
+        shape = tuple(logits.shape[:-1])
+        rows = logits.reshape(-1, logits.shape[-1])
+        count, width = rows.shape
+        if width < self.widest:
+            rows = ops.concat((rows, rows[:, : self.widest - width]), 1)  # any filling will do
+        everything = self.comm.all_gather(rows)  # [size * rows, widest]
+        widths = np.diff(self.bounds).tolist()
+        parts = [everything[rank * count : (rank + 1) * count, :width] for rank, width in enumerate(widths)]
+        return ops.concat(parts, 1).reshape(*shape, self.size)
