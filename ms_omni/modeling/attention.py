@@ -15,6 +15,7 @@ class Attention(nn.Cell):
     def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, bias=False, qk_norm_eps=None):
         super().__init__()
         self.head_dim = head_dim
+        self.num_kv_heads = num_kv_heads  # fewer under a plan that splits them
         self.scale = head_dim**-0.5
         self.q_proj = Linear(hidden_size, num_heads * head_dim, bias)
         self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, bias)

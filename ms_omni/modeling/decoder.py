@@ -96,5 +96,6 @@ class MropeDecoder(Decoder):
 
     def new_cache(self, batch_size, capacity):
         """An empty cache for `capacity` positions of the kv heads that this process holds."""
-        width, heads = self.config.head_dim, self.layers[0].self_attn.k_proj.weight.shape[0] // self.config.head_dim
-        return KVCache(self.config.num_hidden_layers, batch_size, heads, width, capacity, self.norm.weight.dtype)
+        config = self.config
+        return KVCache(config.num_hidden_layers, batch_size, self.layers[0].self_attn.num_kv_heads, config.head_dim, capacity,
+                       self.norm.weight.dtype)  # fmt: skip

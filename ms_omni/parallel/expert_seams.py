@@ -17,6 +17,7 @@ def attach(model, slices, comm):
         stem = f"thinker.model.layers.{index}."
         if not slices[stem + "self_attn.o_proj.weight"].is_whole:
             layer.self_attn.reduce = comm.reducer()
+            layer.self_attn.num_kv_heads = slices[stem + "self_attn.k_proj.weight"].length // layer.self_attn.head_dim
         if isinstance(layer.mlp, SparseMoeBlock):
             layer.mlp.reduce = comm.reducer()
             layer.mlp.experts.first = slices[stem + "mlp.experts.down"].start

@@ -85,7 +85,9 @@ class Team:
         thinker = getattr(model, "thinker", model)
         if hasattr(thinker, "accord"):
             thinker.accord = Accord(self.comm, vocabulary)
-        model.team = self
+        for cell in (model, *model.cells()):
+            if hasattr(cell, "team"):
+                cell.team = self
 
     def _strategy(self):
         return import_module(f".{STRATEGIES[self.strategy]}", __package__)

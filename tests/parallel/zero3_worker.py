@@ -19,7 +19,7 @@ def load(folder, how):
     mesh = start()
     if how == "pretrained":
         return mesh, Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, parallel="zero3", progress=False)
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False)
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, parallel=None, progress=False)
     if how == "network":
         return mesh, prepare_network(model, zero_stage=3)
     for part in ("thinker", "talker", "code2wav"):
