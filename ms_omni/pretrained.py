@@ -13,6 +13,7 @@ from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402  (needs M
 from .generation.defaults import GenerationDefaults  # noqa: E402
 from .modeling import ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
+from .parallel import watch  # noqa: E402
 from .parallel.team import AUTO, join  # noqa: E402
 
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
@@ -47,7 +48,13 @@ class PretrainedMixin:
             unknown = ", ".join(sorted(config_changes.keys() - known.keys()))
             raise InputError(f"{cls.__name__}.from_pretrained has no argument {unknown}")
         check_attention(attn_implementation)
-        runtime = setup(mindspore_dtype if mindspore_dtype is not None else dtype)
+        with watch.busy():
+            return cls._load(folder, mindspore_dtype if mindspore_dtype is not None else dtype, progress, compile_steps,
+                             parallel, split_heads, config_changes)  # fmt: skip
+
+    @classmethod
+    def _load(cls, folder, dtype, progress, compile_steps, parallel, split_heads, config_changes):
+        runtime = setup(dtype)
         team = join(parallel, **({} if split_heads is None else {"split_heads": split_heads}))
         read_config = functools.partial(cls._read_config, folder, **config_changes)
         if team is None:

@@ -97,5 +97,5 @@ class MropeDecoder(Decoder):
     def new_cache(self, batch_size, capacity):
         """An empty cache for `capacity` positions of the kv heads that this process holds."""
         config = self.config
-        return KVCache(config.num_hidden_layers, batch_size, self.layers[0].self_attn.num_kv_heads, config.head_dim, capacity,
-                       self.norm.weight.dtype)  # fmt: skip
+        heads = self.layers[0].self_attn.num_kv_heads
+        return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.weight.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.accord import Alone
+from . import watch
 
 GO, CLOSED, INTERRUPTED = 0, 1, 2
 DIGEST_BYTES = 16
@@ -75,7 +76,7 @@ class Accord(Alone):
         """
         try:
             while True:
-                with self.interrupts.held():
+                with self.interrupts.held(), watch.busy():
                     item = next(source, self)
                 if item is self:
                     break
@@ -84,7 +85,7 @@ class Accord(Alone):
                 except BaseException as error:  # GeneratorExit, or what the caller throws in
                     self._leave(source, error)
                     raise
-                with self.interrupts.held():
+                with self.interrupts.held(), watch.busy():
                     state = self._tell(INTERRUPTED if self.interrupts.pending else GO)
                 if state == INTERRUPTED:
                     self.interrupts.act()
@@ -100,7 +101,7 @@ class Accord(Alone):
 
     def _leave(self, source, error):
         """This rank stops listening: rank 0 tells the others, another rank keeps them company until rank 0 is done."""
-        with self.interrupts.held():
+        with self.interrupts.held(), watch.busy():
             if self.leads:
                 self._tell(CLOSED if isinstance(error, GeneratorExit) else INTERRUPTED)
                 return

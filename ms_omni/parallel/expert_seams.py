@@ -13,6 +13,7 @@ def attach(model, slices, comm):
     thinker = getattr(model, "thinker", model)
     if not hasattr(thinker, "audio_tower"):
         return None  # a talker or vocoder alone: nothing is split
+    thinker.model.compilable = False
     for index, layer in enumerate(thinker.model.layers):
         stem = f"thinker.model.layers.{index}."
         if not slices[stem + "self_attn.o_proj.weight"].is_whole:

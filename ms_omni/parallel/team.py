@@ -66,8 +66,8 @@ class Team:
         different = [f"{what}: " + ", ".join(f"rank {rank} has {found[what]}" for rank, found in enumerate(everyone))
                      for what in mine if len({found[what] for found in everyone}) > 1]  # fmt: skip
         if different:
-            raise InputError("the ranks do not mean the same model; start all with the same checkpoint, versions and arguments.\n"
-                             + "\n".join(different))  # fmt: skip
+            raise InputError("the ranks do not mean the same model; start all of them with the same checkpoint, versions "
+                             "and arguments.\n" + "\n".join(different))  # fmt: skip
         return config
 
     def place(self, model, config, prefix):

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ms_omni.parallel.watch import watch_port
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 420
 
@@ -27,10 +29,16 @@ class Job:
 
 
 def free_port():
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nobody listens on, nor on the one of the job's watch that goes with it."""
+    while True:
+        with socket.socket() as probe, socket.socket() as watch:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            try:
+                watch.bind(("127.0.0.1", watch_port(port)))
+                return port
+            except OSError:
+                continue
 
 
 def msrun(workers, folder, *command, limit_s=LIMIT_S, environment=None):
@@ -41,7 +49,7 @@ def msrun(workers, folder, *command, limit_s=LIMIT_S, environment=None):
     options = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}",
                f"--log_dir={folder / 'logs'}", "--join=True", "--bind_core=False"]  # fmt: skip
     variables = {**os.environ, "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                 "PYTHONPATH": str(ROOT), **(environment or {})}  # fmt: skip
+                 "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "GLOG_v": "3", **(environment or {})}  # fmt: skip
     program = str(launcher) if launcher.exists() else shutil.which("msrun")
     with open(folder / "msrun.txt", "w+", encoding="utf-8") as output:
         process = subprocess.Popen([program, *options, *map(str, command)], cwd=folder, env=variables, stdout=output,

@@ -65,7 +65,7 @@ def check_refusals(facts):
     for fact in facts:
         said = fact["refused"]
         assert "weights: rank 0 has" in said["other weights"] and "configuration: " in said["other weights"]
-        assert "rank 1: " in said["no folder"] and "does not exist" in said["no folder"]
+        assert "rank 1: " in said["no folder"] and "is not a folder" in said["no folder"]
         assert "arguments: rank 0 has" in said["other arguments"]
         assert "[1" in fact["agreed"]["other requests"]
 
