@@ -39,7 +39,8 @@ class PretrainedMixin:
         compile_steps: turn the steps of generation into compiled graphs once they have run for a while; the numbers
         are the same either way. parallel: how the processes that msrun started share the model: "ep" (experts,
         attention heads and vocabulary split; the default, "auto", under msrun), "zero3" (everything split, gathered
-        when used) or None (each process holds a model of its own). split_heads: for "ep", whether attention heads are
+        when used) or None (each process holds a model of its own, for `prepare_network` perhaps; the default in
+        MindSpore's data-parallel mode). split_heads: for "ep", whether attention heads are
         split; by default where they divide. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
         Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
         """
@@ -82,7 +83,7 @@ class PretrainedMixin:
 
     def save_pretrained(self, folder, dtype=None):
         """Writes config.json and safetensors shards under the checkpoint's own names; dtype: default, as computed in."""
-        if self.team is not None:
+        if any(getattr(cell, "team", None) is not None for cell in (self, *self.cells())):
             raise InputError("this process holds a part of the model only; save it from one process (parallel=None), or use "
                              "ms-omni convert")  # fmt: skip
         save_checkpoint(self, folder, self.config, dtype)

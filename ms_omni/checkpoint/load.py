@@ -13,6 +13,7 @@ from ms_omni.errors import CheckpointError
 from .names import STACKED, region, slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
+from .runs import read_run
 
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
 
@@ -73,10 +74,12 @@ def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.
 def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
     """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
 
-    part: a `ms_omni.parallel.Slice`, or None for the whole parameter.
+    part: a `ms_omni.parallel.Slice` or `Run`, or None for the whole parameter.
     """
     if part is None or part.is_whole:
         return read_parameter(reader, fill, dtype)
+    if part.flat:
+        return read_run(reader, fill, dtype, part)
     buffer = np.zeros(part.local_shape, dtype)
     for stored, source in fill.parts:
         box = region(source, fill.shape)

@@ -2,8 +2,9 @@
 
 from .mesh import Mesh, start
 from .plan import Placement, Plan, Row, Slice
+from .script import init_process_group
 
-__all__ = ["Mesh", "Placement", "Plan", "Row", "Slice", "prepare_network", "start"]
+__all__ = ["Mesh", "Placement", "Plan", "Row", "Slice", "init_process_group", "prepare_network", "start"]
 
 
 def __getattr__(name):

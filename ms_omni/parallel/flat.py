@@ -20,6 +20,13 @@ class Run:
     stop: int
     length: int
 
+    flat = True  # elements, not indices of an axis
+
+    @property
+    def is_whole(self):
+        """Whether the rank holds the parameter as it is."""
+        return self.length == self.elements and self.in_rows
+
     @property
     def row(self):
         """Elements of a row, which is what the first axis counts."""

@@ -58,6 +58,7 @@ class Slice:
     start: int = 0
     stop: int = 0
     length: int = 0
+    flat = False  # a `Run` counts elements instead
 
     @property
     def local_shape(self):

@@ -22,14 +22,20 @@ SETTINGS = ("config.json", "generation_config.json")
 def join(strategy=AUTO, **options):
     """The `Team` of this process, or None for a process that holds its model alone.
 
-    strategy: "ep", "zero3", None (no plan, even under msrun) or "auto": "ep" under msrun. options: of the strategy's plan.
+    strategy: "ep", "zero3", None (no plan, even under msrun) or "auto": "ep" under msrun, but None for a script that has
+    set MindSpore's data-parallel mode, where each process holds a model until `prepare_network` spreads it. options: of
+    the strategy's plan.
     """
     if strategy not in (AUTO, None, *STRATEGIES):
         raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
-    if strategy is None or not under_msrun():
+    if strategy is None or not under_msrun() or (strategy == AUTO and _is_data_parallel()):
         return None
     mesh = start()
     return None if mesh.size == 1 else Team(mesh, "ep" if strategy == AUTO else strategy, options)
+
+
+def _is_data_parallel():
+    return require_mindspore().get_auto_parallel_context("parallel_mode") == "data_parallel"
 
 
 class Team:

@@ -13,11 +13,11 @@ from mindspore import Parameter, Tensor
 from ..errors import InputError
 from . import mindone
 from .blocks import Block, Bundle, StreamAhead, bundles
-from .collectives import Collectives
 from .flat import Flat
-from .mesh import start, world_group
+from .mesh import world_group
 from .plan import Plan, Row
 from .tables import SplitTable
+from .team import join
 
 WORLD_GROUPS = (None, "hccl_world_group", "nccl_world_group", "mccl_world_group")
 COMPONENTS = ("thinker", "talker", "code2wav")
@@ -43,9 +43,9 @@ ROWS = (
 )
 
 
-def zero3_plan(names):
-    """The `Plan` of the components that the parameters `names` (full names) belong to."""
-    parts = {name.split(".", 1)[0] for name in names}
+def make_plan(config, shapes, size):
+    """The `Plan` of the components that the parameters in `shapes` (by full name) belong to; for any model and size."""
+    parts = {name.split(".", 1)[0] for name in shapes}
     rows = [row for row in ROWS if re.search("[a-z0-9]+", row.pattern.replace("?P<block>", ""))[0] in parts]
     return Plan("zero3", tuple(rows))
 
@@ -71,21 +71,29 @@ def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parall
     if optimizer_parallel_group not in WORLD_GROUPS:
         raise InputError(f"optimizer_parallel_group is {optimizer_parallel_group!r}; the weights are spread over all ranks, "
                          "pass GlobalComm.WORLD_COMM_GROUP")  # fmt: skip
-    mesh = start() if zero_stage == 3 else None
-    if mesh is None or mesh.size == 1:
+    team = network_team() if zero_stage == 3 else None
+    if team is None:
         return network
-    for prefix, part in _parts(network):
-        if not hasattr(part, "zero3"):
-            runs = place(part, prefix, mesh)
+    for prefix, part in parts_of(network):
+        if part.team is None:
+            runs = place(part, prefix, team.mesh)
             cut(part, prefix, runs)
-            connect(part, prefix, runs, mesh, Collectives(mesh))
+            team.slices.update(runs)
+            team.attach(part)
+    network.team = network.team or team
     if parallel_modules or special_cases_parallel_module:
         network = mindone.rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
     return network
 
 
-def _parts(network):
-    """`(prefix, cell)` of the components of a network."""
+@functools.cache
+def network_team():
+    """The `Team` of everything that `prepare_network` spreads in this process, or None for a process of its own."""
+    return join("zero3")
+
+
+def parts_of(network):
+    """`[(prefix, cell)]`: the components of a model."""
     prefix = getattr(network, "checkpoint_prefix", None)
     if prefix:
         return [(prefix, network)]
@@ -96,18 +104,10 @@ def _parts(network):
     return found
 
 
-class Shards:
-    """What stands behind a sharded component: `collectives` (with the traffic), the `Run` of each parameter by name."""
-
-    def __init__(self, collectives, runs):
-        self.collectives = collectives
-        self.runs = runs
-
-
 def place(part, prefix, mesh):
     """The `Run` of every parameter of a whole component, by full name."""
     shapes = {prefix + name: tuple(parameter.shape) for name, parameter in part.parameters_and_names()}
-    return zero3_plan(shapes).place(shapes, mesh.rank, mesh.size)
+    return make_plan(None, shapes, mesh.size).place(shapes, mesh.rank, mesh.size)
 
 
 def cut(part, prefix, runs):
@@ -118,24 +118,28 @@ def cut(part, prefix, runs):
         old = getattr(cells[owner], leaf)  # a new Parameter: one that has been computed with keeps its device memory
         new = Parameter(Tensor.from_numpy(run.cut(old.asnumpy())), name=old.name, requires_grad=False)
         setattr(cells[owner], leaf, new)
+    if hasattr(part, "prepared_frame"):
+        part.prepared_frame = None  # weights as an operator wants them that is not used any more
 
 
-def connect(part, prefix, runs, mesh, collectives):
-    """Lets the layers of a component, whose parameters are runs, gather what they read."""
-    cells = _cells(part, prefix)
-    gather = Gather(collectives, next(iter(part.get_parameters())).dtype)
-    groups = {}
-    for name in runs:
-        owner, _, leaf = name.rpartition(".")
-        groups.setdefault(block_of(name), []).append((name, cells[owner], leaf))
-    for name, cell, leaf in groups.pop(None, ()):
-        cell.source = Block(_bundled([(name, cell, leaf)], runs, gather)).source  # a tied head reads the whole table
-        cell.fetch = SplitTable(runs[name].start // runs[name].row, collectives.all_reduce)
-    _chain({owner: _block(cells[owner], members, runs, gather, mesh) for owner, members in groups.items()})
-    for cell in cells.values():
-        if hasattr(cell, "compilable"):
-            cell.compilable = False
-    part.zero3 = Shards(collectives, {name.removeprefix(prefix): run for name, run in runs.items()})
+def attach(model, slices, comm):
+    """Lets the layers of a model, whose parameters are this rank's runs, gather what they read.
+
+    slices: `{full name: Run}`; comm: `Collectives`. Returns None: every rank computes the whole vocabulary.
+    """
+    for prefix, part in parts_of(model):
+        cells, groups = _cells(part, prefix), {}
+        gather = Gather(comm, next(iter(part.get_parameters())).dtype)
+        for name in (prefix + name for name, _ in part.parameters_and_names()):
+            owner, _, leaf = name.rpartition(".")
+            groups.setdefault(block_of(name), []).append((name, cells[owner], leaf))
+        for name, cell, leaf in groups.pop(None, ()):
+            cell.source = Block(_bundled([(name, cell, leaf)], slices, gather)).source  # a tied head reads the whole table
+            cell.fetch = SplitTable(slices[name].start // slices[name].row, comm.all_reduce)
+        _chain({owner: _block(cells[owner], members, slices, gather, comm.mesh) for owner, members in groups.items()})
+        for cell in cells.values():
+            if hasattr(cell, "compilable"):
+                cell.compilable = False
 
 
 def _cells(part, prefix):
@@ -168,13 +172,13 @@ def _bundled(members, runs, gather):
 class Gather:
     """Parts of all ranks behind one another, by mindone's wrapper; counted."""
 
-    def __init__(self, collectives, dtype):
-        self.collectives = collectives
-        self.wrapper = mindone.gatherer(dtype, world_group(), collectives.size)
+    def __init__(self, comm, dtype):
+        self.comm = comm
+        self.wrapper = mindone.gatherer(dtype, world_group(), comm.size)
 
     def __call__(self, part):
         whole = self.wrapper(part)
-        self.collectives.traffic.add("all_gather", whole.size * whole.itemsize)
+        self.comm.traffic.add("all_gather", whole.size * whole.itemsize)
         return whole
 
 

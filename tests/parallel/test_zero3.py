@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
@@ -13,12 +14,13 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("mindone") is None, rea
                                                                                     "-e .[parallel]")  # fmt: skip
 WORKER = ROOT / "tests/parallel/zero3_worker.py"
 JOBS = {
+    "pretrained": ("odd", 2, {"names": ["text", "image_audio_video", "batch"], "spoken": ["batch"], "sampled": ["text"]}),
     "parts": ("tiny", 2, {"names": ["text"], "spoken": ["audio_in_video"]}),
     "network": ("odd", 4, {"names": ["image_audio_video"], "spoken": ["text"]}),
 }
 
 
-@pytest.mark.parametrize("how", JOBS)
+@pytest.mark.parametrize("how", ["pretrained", *(pytest.param(how, marks=pytest.mark.slow) for how in ("parts", "network"))])
 def test_every_rank_answers_as_one_process_does(how, checkpoint_of, model_of, tmp_path):
     geometry, workers, wanted = JOBS[how]
     folder, model = checkpoint_of(geometry), model_of(geometry)
@@ -32,3 +34,17 @@ def test_every_rank_answers_as_one_process_does(how, checkpoint_of, model_of, tm
         facts = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert facts["size"] == workers
         assert abs(facts["held"] * workers / total - 1) < 0.05
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_script_written_for_mindone(whole, tiny_checkpoint, tmp_path):
+    """bfloat16 and hccl are what Ascend has: on CPU it says so and runs all the same, with one answer on all ranks."""
+    media = ["--image", ROOT / "examples/picture.jpg", "--audio", ROOT / "examples/speech.wav"]
+    script = ROOT / "tests/parallel/mindone_script.py"
+    job = msrun(2, tmp_path, script, "--model_name", tiny_checkpoint, *media, *(["--whole"] if whole else []))
+    assert job.code == 0, job.explain()
+    said = {line for log in job.logs for line in log.splitlines() if line.startswith("answer ")}
+    assert len(said) == 1
+    assert all("no bfloat16 kernels on CPU" in log and "'hccl' is not this device's" in log for log in job.logs)
+    wave, rate = soundfile.read(tmp_path / "output.wav")
+    assert rate == 24000 and len(wave) > 0

@@ -4,7 +4,7 @@ import pytest
 
 from ms_omni.errors import InputError
 from ms_omni.parallel.mesh import Mesh
-from ms_omni.parallel.zero3 import block_of, place, prepare_network, zero3_plan
+from ms_omni.parallel.zero3 import block_of, make_plan, place, prepare_network
 
 
 @pytest.fixture(params=["tiny", "odd"])
@@ -35,10 +35,10 @@ def test_blocks_are_cells_of_the_model_and_tables_are_embeddings(model):
 def test_a_parameter_that_no_row_places_is_an_error():
     shapes = {"code2wav.code_embedding.weight": (8, 4), "code2wav.newcomer.weight": (2, 2)}
     with pytest.raises(InputError, match=r"code2wav\.newcomer\.weight: placed by no rows"):
-        zero3_plan(shapes).place(shapes, 0, 2)
+        make_plan(None, shapes, 2).place(shapes, 0, 2)
 
 
 def test_only_the_model_and_its_components_can_be_prepared(monkeypatch, tiny_model):
-    monkeypatch.setattr("ms_omni.parallel.zero3.start", lambda: Mesh(0, 2, "mccl"))
+    monkeypatch.setattr("ms_omni.parallel.zero3.network_team", lambda: object())
     with pytest.raises(InputError, match="got a VisionEncoder; expected the model, or its thinker"):
         prepare_network(tiny_model.thinker.visual, zero_stage=3)
