@@ -8,11 +8,11 @@ import os
 import sys
 
 from . import __version__
-from .commands import bench, convert, doctor, generate, inspect, launch, say, tiny
+from .commands import bench, convert, doctor, generate, inspect, launch, plan, say, tiny
 from .errors import OmniError
 from .parallel import watch
 
-COMMANDS = (generate, say, launch, convert, inspect, tiny, bench, doctor)
+COMMANDS = (generate, say, launch, plan, convert, inspect, tiny, bench, doctor)
 
 
 def build_parser():

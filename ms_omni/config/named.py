@@ -13,18 +13,23 @@ _FOLDERS = (Path(__file__).resolve().parents[1] / "_configs", Path(__file__).res
 _ALIASES = {"published": "instruct"}
 
 
-def named_config_files() -> dict[str, Path]:
-    """{name: file} of every configuration that comes along."""
+def config_folder() -> Path:
+    """The folder of the JSON files that come along. Raises ConfigError when there is none."""
     for folder in _FOLDERS:
         if folder.is_dir():
-            return {
-                path.stem: path
-                for path in sorted(folder.glob("*.json"))
-                if "thinker_config" in json.loads(path.read_text(encoding="utf-8"))
-            }
+            return folder
     raise ConfigError(
         f"the configurations that come with ms_omni are in none of {[str(f) for f in _FOLDERS]}; reinstall it."
     )
+
+
+def named_config_files() -> dict[str, Path]:
+    """{name: file} of every configuration of a model that comes along."""
+    return {
+        path.stem: path
+        for path in sorted(config_folder().glob("*.json"))
+        if "thinker_config" in json.loads(path.read_text(encoding="utf-8"))
+    }
 
 
 def named_configurations() -> tuple[str, ...]:

@@ -96,7 +96,12 @@ class Team:
                 cell.team = self
 
     def _strategy(self):
-        return import_module(f".{STRATEGIES[self.strategy]}", __package__)
+        return strategy_module(self.strategy)
+
+
+def strategy_module(strategy):
+    """The module of a strategy; see `STRATEGIES`."""
+    return import_module(f".{STRATEGIES[strategy]}", __package__)
 
 
 def fingerprint(folder):
