@@ -1,6 +1,9 @@
 """Shows the model a video with sound; prints its answer and writes the spoken one.
 
     python launch/omni_speech.py --model_name build/tiny --output build/output.wav
+    ms-omni launch --cards 2 launch/omni_speech.py --model_name build/tiny --output build/output.wav
+
+Several processes share the model, under `ms-omni launch` or msrun; rank 0 prints and writes.
 """
 
 import argparse
@@ -9,6 +12,7 @@ from pathlib import Path
 import soundfile
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor, process_mm_info
+from ms_omni.parallel import start
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -27,6 +31,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    mesh = start()
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(args.model_name)
     processor = Qwen3OmniMoeProcessor.from_pretrained(args.model_name)
 
@@ -45,6 +50,8 @@ def main():
         thinker_max_new_tokens=args.max_new_tokens,
         talker_max_new_tokens=args.talker_max_new_tokens,
     )
+    if not mesh.speaks:
+        return
     answer = text_ids.sequences[:, inputs["input_ids"].shape[1] :]
     print(processor.batch_decode(answer, skip_special_tokens=True)[0])
     if audio.size:

@@ -1,12 +1,16 @@
 """Shows the model a picture and a sound and prints its answer.
 
     python launch/omni_understanding.py --model_name build/tiny
+    ms-omni launch --cards 2 launch/omni_understanding.py --model_name build/tiny
+
+Several processes share the model, under `ms-omni launch` or msrun; rank 0 prints.
 """
 
 import argparse
 from pathlib import Path
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor, process_mm_info
+from ms_omni.parallel import start
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -23,6 +27,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    mesh = start()
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(args.model_name, enable_audio_output=False)
     processor = Qwen3OmniMoeProcessor.from_pretrained(args.model_name)
 
@@ -36,7 +41,8 @@ def main():
 
     text_ids, _ = model.generate(**inputs, return_audio=False, use_audio_in_video=True,
                                  thinker_max_new_tokens=args.max_new_tokens)  # fmt: skip
-    print(processor.batch_decode(text_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+    if mesh.speaks:
+        print(processor.batch_decode(text_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
 
 
 if __name__ == "__main__":

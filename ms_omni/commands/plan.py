@@ -79,8 +79,9 @@ def gb(nbytes):
 
 
 def ms(seconds):
-    """A time in milliseconds, with three digits."""
-    return f"{1000 * seconds:.3g} ms"
+    """A time in milliseconds, with three digits or all before the point."""
+    value = 1000 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def table(found, hardware, memory_gb):

@@ -83,7 +83,7 @@ class Roster:
         lines = []
         for key in sorted({key for member in self.members for key in member.facts}):
             values = {}
-            for member in self.members:
+            for member in sorted(self.members, key=lambda member: (member.rank is None, member.rank or 0)):
                 values.setdefault(str(member.facts.get(key)), []).append(member)
             if len(values) > 1:
                 said = [f"{value} on {names(members)}" for value, members in values.items()]
