@@ -154,7 +154,6 @@ def test_every_kernel_has_a_contract_and_an_emulation():
     assert public == set(RIGHT) == set(emulation.KERNELS) == {row[0] for row in WRONG}
 
 
-@pytest.mark.skip("fails in a whole run of the suite though it passes alone; the cause is not found yet")
 @pytest.mark.parametrize("name, arguments", [(name, item) for name, items in RIGHT.items() for item in items])
 def test_right_calls_reach_the_kernel(name, arguments):
     if name == "moe_token_unpermute":  # MindSpore has no inference of its shapes on CPU, right or wrong
