@@ -1,4 +1,4 @@
-"""What scripts written with `mindspore.mint.distributed` call to join the other processes: `import ms_omni.parallel as dist`."""
+"""How scripts written with `mindspore.mint.distributed` join the other processes: `import ms_omni.parallel as dist`."""
 
 import warnings
 

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor
 
 from ..errors import InputError
-from . import mindone
+from . import mindone, watch
 from .blocks import Block, Bundle, StreamAhead, bundles
 from .flat import Flat
 from .mesh import world_group
@@ -74,12 +74,13 @@ def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parall
     team = network_team() if zero_stage == 3 else None
     if team is None:
         return network
-    for prefix, part in parts_of(network):
-        if part.team is None:
-            runs = place(part, prefix, team.mesh)
-            cut(part, prefix, runs)
-            team.slices.update(runs)
-            team.attach(part)
+    with watch.busy():
+        for prefix, part in parts_of(network):
+            if part.team is None:
+                runs = place(part, prefix, team.mesh)
+                cut(part, prefix, runs)
+                team.slices.update(runs)
+                team.attach(part)
     network.team = network.team or team
     if parallel_modules or special_cases_parallel_module:
         network = mindone.rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
@@ -177,9 +178,8 @@ class Gather:
         self.wrapper = mindone.gatherer(dtype, world_group(), comm.size)
 
     def __call__(self, part):
-        whole = self.wrapper(part)
-        self.comm.traffic.add("all_gather", whole.size * whole.itemsize)
-        return whole
+        self.comm.traffic.add("all_gather", self.comm.size * part.size * part.itemsize)
+        return self.wrapper(part)
 
 
 @functools.cache

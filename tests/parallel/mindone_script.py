@@ -43,9 +43,15 @@ def generate(args):
         elif inputs[key].dtype != ms.int32:
             inputs[key] = inputs[key].to(model.dtype)
 
-    text_ids, audio = model.generate(**inputs, speaker="Ethan", thinker_return_dict_in_generate=True, use_audio_in_video=True,
-                                     talker_do_sample=False, thinker_max_new_tokens=4,
-                                     talker_max_new_tokens=4)  # fmt: skip
+    text_ids, audio = model.generate(
+        **inputs,
+        speaker="Ethan",
+        thinker_return_dict_in_generate=True,
+        use_audio_in_video=True,
+        talker_do_sample=False,
+        thinker_max_new_tokens=4,
+        talker_max_new_tokens=4,
+    )
     answer = processor.batch_decode(text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True,
                                     clean_up_tokenization_spaces=False)  # fmt: skip
     print("answer", text_ids.sequences[0, inputs["input_ids"].shape[1] :].tolist(), answer)
