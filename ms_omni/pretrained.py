@@ -9,12 +9,12 @@ from .runtime import require_mindspore, setup
 
 require_mindspore()
 
-from .checkpoint import load_checkpoint, save_checkpoint  # noqa: E402  (needs MindSpore)
+from .checkpoint import load_checkpoint, load_rank_file, save_checkpoint  # noqa: E402  (needs MindSpore)
 from .generation.defaults import GenerationDefaults  # noqa: E402
 from .modeling import ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
-from .parallel.team import AUTO, join  # noqa: E402
+from .parallel.team import AUTO, choose, join  # noqa: E402
 
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2")
 
@@ -40,8 +40,8 @@ class PretrainedMixin:
         are the same either way. parallel: how the processes that msrun started share the model: "ep" (experts,
         attention heads and vocabulary split; the default, "auto", under msrun), "zero3" (everything split, gathered
         when used) or None (each process holds a model of its own, for `prepare_network` perhaps; the default in
-        MindSpore's data-parallel mode). split_heads: for "ep", whether attention heads are
-        split; by default where they divide. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
+        MindSpore's data-parallel mode). split_heads: for "ep", whether attention heads are split; by default where they
+        divide. config_changes: `enable_audio_output=False` leaves talker and code2wav out.
         Raises `CheckpointError` with every problem found, before anything is allocated, and `InputError`.
         """
         known = inspect.signature(cls._read_config).parameters
@@ -56,7 +56,9 @@ class PretrainedMixin:
     @classmethod
     def _load(cls, folder, dtype, progress, compile_steps, parallel, split_heads, config_changes):
         runtime = setup(dtype)
-        team = join(parallel, **({} if split_heads is None else {"split_heads": split_heads}))
+        options = {} if split_heads is None else {"split_heads": split_heads}
+        parallel, options, rank_index = choose(folder, parallel, options)
+        team = join(parallel, **options)
         read_config = functools.partial(cls._read_config, folder, **config_changes)
         if team is None:
             config = read_config()
@@ -66,8 +68,12 @@ class PretrainedMixin:
         with lazy_parameters(runtime.dtype):
             model = cls(config)
         slices = team and team.place(model, config, cls.checkpoint_prefix)
-        load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, slices=slices,
-                        progress=progress and (team is None or team.mesh.speaks))  # fmt: skip
+        if rank_index is not None:
+            load_rank_file(model, folder, rank_index, team.mesh.rank, slices, prefix=cls.checkpoint_prefix,
+                           dtype=runtime.dtype)  # fmt: skip
+        else:
+            load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, slices=slices,
+                            progress=progress and (team is None or team.mesh.speaks))  # fmt: skip
         if team is not None:
             team.attach(model)
         model.generation_defaults = GenerationDefaults.from_pretrained(folder)

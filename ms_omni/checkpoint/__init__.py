@@ -4,6 +4,8 @@ from .convert import ConvertReport, convert, save_checkpoint
 from .inspect import Summary, inspect_checkpoint
 from .load import LoadReport, load_checkpoint
 from .names import RULES, place, sources
+from .rank_files import load_rank_file
+from .rank_index import read_rank_index
 from .reader import CheckpointReader
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "convert",
     "inspect_checkpoint",
     "load_checkpoint",
+    "load_rank_file",
     "place",
+    "read_rank_index",
     "save_checkpoint",
     "sources",
 ]

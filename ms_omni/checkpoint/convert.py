@@ -40,9 +40,11 @@ class ConvertReport:
 
 
 def convert(
-    src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True
+    src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True, reader=None
 ) -> ConvertReport:
     """Write the checkpoint `src` to the new folder `dst` in the other form: published or, if it is that, ms_omni.
+
+    reader: what reads `src` where its weights are cut for ranks.
 
     Raises:
         CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
@@ -51,19 +53,19 @@ def convert(
     if Path(dst).resolve().is_relative_to(source.resolve()):
         raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
     config, _ = read_config_json(source)
-    reader = CheckpointReader(source)
+    reader = CheckpointReader(source) if reader is None else reader
     if reader.is_converted:
         form, tensors, metadata = "published", _to_published(reader, config), PUBLISHED_METADATA
     else:
-        form, (tensors, metadata) = "ms_omni", _to_parameters(reader)
+        form, (tensors, metadata) = "ms_omni", to_parameters(reader)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     with new_folder(dst, nbytes) as folder, progress_bar(nbytes, f"converting to {form}", progress) as bar:
         files = write_shards(folder, tensors, metadata, shard_bytes=shard_bytes, written=bar.update)
-        _copy_other_files(source, folder)
+        copy_other_files(source, folder)
     return ConvertReport(form, len(tensors), nbytes, tuple(files))
 
 
-def _to_parameters(reader: CheckpointReader) -> tuple[list[Pending], dict[str, str]]:
+def to_parameters(reader: CheckpointReader) -> tuple[list[Pending], dict[str, str]]:
     """Published tensors gathered into parameters; dtypes and shapes that a parameter cannot show go to the metadata."""
     root, gathered, problems = file_root(reader.entries), {}, []
     for name in reader.entries:
@@ -153,7 +155,7 @@ def _extract(reader, name, part, dtype):
     return read
 
 
-def _copy_other_files(source: Path, target: Path) -> None:
+def copy_other_files(source: Path, target: Path) -> None:
     """Configuration, tokenizer, template and preprocessor files, as they are."""
     for item in sorted(source.iterdir()):
         weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")

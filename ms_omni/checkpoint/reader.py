@@ -13,6 +13,7 @@ from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
 
 from .header import DTYPES, Entry, read_header
+from .rank_index import RANKS_INDEX
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -115,6 +116,11 @@ class CheckpointReader:
 
 def _why_no_weights(folder: Path) -> str:
     names = sorted(item.name for item in folder.iterdir())
+    if RANKS_INDEX in names:
+        return (
+            f"{folder} is cut for several ranks and cannot be read as a whole: start as many processes with msrun, or "
+            "convert it back with `ms-omni convert`."
+        )
     expected = f"expected {SINGLE_FILE}, or {INDEX_FILE} with the shards it names"
     if any(re.fullmatch(r".*\.(bin|pt|pth|ckpt)(\.index\.json)?", name) for name in names):
         pickled = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt)", name)]

@@ -70,7 +70,7 @@ def write_shards(
         else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     )
     for file, group in zip(files, groups):
-        _write_file(folder / file, group, metadata, written)
+        write_file(folder / file, group, metadata, written)
     if len(files) > 1:
         table = {tensor.name: file for file, group in zip(files, groups) for tensor in group}
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
@@ -97,8 +97,8 @@ def _split_evenly(tensors, count, total) -> list[list[Pending]]:
     return [group for group in groups if group]
 
 
-def _write_file(path, group, metadata, written):
-    """Wider dtypes first, so that every tensor is aligned in the file."""
+def write_file(path, group, metadata, written):
+    """One file of the tensors `group`, wider dtypes first, so that every tensor is aligned in it."""
     group = sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     header, position = {"__metadata__": metadata}, 0
     for tensor in group:

@@ -53,6 +53,10 @@ class Run:
         part[: self.stop - self.start] = whole.reshape(-1)[self.start : self.stop]
         return part.reshape(self.local_shape)
 
+    def put(self, whole, local):
+        """Writes the rank's part `local` to where it belongs in the numpy array of the whole parameter."""
+        whole.reshape(-1)[self.start : self.stop] = local.reshape(-1)[: self.stop - self.start]
+
     def join(self, parts):
         """The parameter out of the parts of all ranks behind one another, `[ranks * n, ...]` or flat (tensor or array)."""
         if self.in_rows:

@@ -82,6 +82,11 @@ class Slice:
         return tuple(slice(read) if axis == self.axis else slice(None) for axis in range(len(self.shape)))
 
 
+    def put(self, whole, local):
+        """Writes the rank's part `local` to where it belongs in the numpy array of the whole parameter."""
+        whole[self.index] = local[self.filled]
+
+
 @dataclass(frozen=True)
 class Row:
     """Parameters whose full name matches `pattern` (a regular expression; `<n>` is a number) are placed so."""

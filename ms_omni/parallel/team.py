@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
+from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.reader import CheckpointReader
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
@@ -100,8 +101,29 @@ class Team:
 
 
 def strategy_module(strategy):
-    """The module of a strategy; see `STRATEGIES`."""
+    """The module of a strategy, see `STRATEGIES`."""
     return import_module(f".{STRATEGIES[strategy]}", __package__)
+
+
+def choose(folder, strategy, options):
+    """Strategy, options and `RankIndex` for a checkpoint folder: one that is cut for ranks has chosen already.
+
+    The index is None for a checkpoint that is whole. Raises `InputError` for a process or a wish that does not fit it.
+    """
+    index = read_rank_index(folder)
+    if index is None:
+        return strategy, options, None
+    cut = f"{folder} is cut for {index.ranks} ranks with the plan {index.plan!r}"
+    back = "or convert it back with ms-omni convert"
+    if strategy is None or not under_msrun():
+        raise InputError(f"{cut}, and this process is to hold a model of its own; start {index.ranks} with msrun, {back}")
+    if strategy not in (AUTO, index.plan) or (options and options != index.options):
+        wish = " ".join([repr(strategy), *(f"{name}={value!r}" for name, value in options.items())])
+        raise InputError(f"{cut}, but parallel is {wish}; leave it out, {back}")
+    size = start().size
+    if size != index.ranks:
+        raise InputError(f"{cut}, but {size} were started; start {index.ranks}, {back}")
+    return index.plan, index.options, index
 
 
 def fingerprint(folder):
@@ -114,5 +136,5 @@ def fingerprint(folder):
         "ms_omni": __version__,
         "MindSpore": require_mindspore().__version__,
         "configuration": settings.hexdigest(),
-        "weights": CheckpointReader(folder).fingerprint(),
+        "weights": (read_rank_index(folder) or CheckpointReader(folder)).fingerprint(),
     }

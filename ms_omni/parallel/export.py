@@ -1,0 +1,59 @@
+"""Checkpoints cut for the ranks of a plan: one file per rank, which later starts map; and whole again.
+
+The plan's table decides what is in each file, as it does when a rank reads its slices of a whole checkpoint.
+"""
+
+from ..checkpoint.convert import convert
+from ..checkpoint.cut import Cuttable
+from ..checkpoint.load import numpy_dtype
+from ..checkpoint.rank_files import AssembledReader
+from ..checkpoint.rank_index import read_rank_index
+from ..checkpoint.writer import dtype_name
+from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_json
+from ..errors import InputError
+from ..runtime import setup
+from .team import STRATEGIES, strategy_module
+
+
+def convert_for_ranks(src, dst, ranks, strategy, *, dtype=None, options=None, progress=True):
+    """Writes the checkpoint `src` (published or converted) to the new folder `dst`, cut for `ranks` processes.
+
+    strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own.
+    Raises `CheckpointError`, and `InputError` for a number of ranks that the plan cannot serve.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"the plan is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}")
+    if ranks < 2:
+        raise InputError(f"got {ranks} ranks, expected at least 2: one process reads the checkpoint as it is")
+    options = options or {}
+    config = _config(src)
+    checkpoint = Cuttable(src, _is_tied(config))
+    plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
+    parts = [plan.place(checkpoint.shapes, rank, ranks) for rank in range(ranks)]
+    return checkpoint.write(dst, parts, dtype_name(numpy_dtype(setup(dtype).dtype)), plan=strategy, options=options,
+                            progress=progress)  # fmt: skip
+
+
+def convert_from_ranks(src, dst, *, progress=True):
+    """Writes a checkpoint that is cut for ranks to the new folder `dst` as it was published, bit by bit.
+
+    Raises `CheckpointError` for one whose numbers were rounded, or that is damaged.
+    """
+    index = read_rank_index(src)
+    shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
+    plan = strategy_module(index.plan).make_plan(_config(src), shapes, index.ranks, **index.options)
+    parts = [plan.place(shapes, rank, index.ranks) for rank in range(index.ranks)]
+    return convert(src, dst, progress=progress, reader=AssembledReader(src, index, parts))
+
+
+def _config(folder):
+    """The configuration of a full checkpoint or of a thinker alone; None for other parts, whose plans need none."""
+    content, _ = read_config_json(folder)
+    if "thinker_config" in content:
+        return Qwen3OmniMoeConfig.from_pretrained(folder)
+    return Qwen3OmniMoeThinkerConfig.from_pretrained(folder) if "audio_config" in content else None
+
+
+def _is_tied(config):
+    thinker = getattr(config, "thinker_config", config)
+    return thinker is not None and thinker.text_config.tie_word_embeddings
