@@ -35,6 +35,6 @@ def test_an_end_token_that_ends_nothing_is_never_spoken(tiny_model, ask):
     config = tiny_model.config.talker_config
     for ends in ([], [7]):
         stream = tiny_model.stream(**ask("hi"), talker_eos_token_id=ends)
-        assert config.codec_eos_token_id in stream.speech.talker.suppress_tokens
-        assert stream.speech.talker.eos_token_id == tuple(ends)
-    assert config.codec_eos_token_id not in tiny_model.stream(**ask("hi")).speech.talker.suppress_tokens
+        assert config.codec_eos_token_id in stream.work.speech.talker.suppress_tokens
+        assert stream.work.speech.talker.eos_token_id == tuple(ends)
+    assert config.codec_eos_token_id not in tiny_model.stream(**ask("hi")).work.speech.talker.suppress_tokens

@@ -24,7 +24,7 @@ def test_describe_names_each_operator_once():
     described = ops.describe()
     assert [row[0] for row in described] == [*ops.OPERATORS, *ops.FUSED]
     assert {row[1] for row in described} <= {*select.IMPLEMENTATIONS, "cells"}
-    assert [row[1] for row in select.rows(ops.FUSED, reference, "a reason")] == ["cells", "cells"]
+    assert {row[1] for row in select.rows(ops.FUSED, reference, "a reason")} == {"cells"}
 
 
 def test_an_implementation_can_be_forced(monkeypatch):
