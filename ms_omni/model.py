@@ -140,7 +140,8 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
             return
         if self.folder is None:
             raise InputError("this model was not loaded from a folder, so there is no talker to load")
-        kwargs = {"mindspore_dtype": self.dtype, "progress": False}
+        strategy = None if self.team is None else self.team.strategy
+        kwargs = {"mindspore_dtype": self.dtype, "progress": False, "parallel": strategy}
         self.talker = Qwen3OmniMoeTalkerForConditionalGeneration.from_pretrained(self.folder, **kwargs)
         self.code2wav = Qwen3OmniMoeCode2Wav.from_pretrained(self.folder, **kwargs)
         self.config = Qwen3OmniMoeConfig.from_pretrained(self.folder)

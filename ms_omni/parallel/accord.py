@@ -31,8 +31,12 @@ class Accord(Alone):
         self.interrupts = Interrupts()
 
     def begin(self, *request):
-        digests = self.comm.gather_array(np.frombuffer(digest(request), np.uint8))
-        others = [rank for rank in range(self.comm.size) if (digests[rank] != digests[0]).any()]
+        with self.interrupts.held(), watch.busy():
+            said = digest(request) + bytes([INTERRUPTED if self.interrupts.pending else GO])
+            everyone = self.comm.gather_array(np.frombuffer(said, np.uint8))
+        if everyone[0][-1] == INTERRUPTED:
+            self.interrupts.act()
+        others = [rank for rank in range(self.comm.size) if (everyone[rank] != everyone[0])[:-1].any()]
         if others:
             raise InputError(f"ranks {others} were asked something else than rank 0; run the same script with the same "
                              "inputs and arguments on every rank")  # fmt: skip

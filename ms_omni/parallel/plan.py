@@ -81,7 +81,6 @@ class Slice:
         read = self.stop - self.start
         return tuple(slice(read) if axis == self.axis else slice(None) for axis in range(len(self.shape)))
 
-
     def put(self, whole, local):
         """Writes the rank's part `local` to where it belongs in the numpy array of the whole parameter."""
         whole[self.index] = local[self.filled]

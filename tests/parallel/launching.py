@@ -1,5 +1,6 @@
 """Real msrun jobs: a free port, folders of their own, a time limit, nothing left running."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from ms_omni.parallel.watch import watch_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 420
+STRATEGIES = ["ep"] + ["zero3"] * (importlib.util.find_spec("mindone") is not None)
 
 
 @dataclass

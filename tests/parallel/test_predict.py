@@ -1,6 +1,5 @@
 """`ms-omni plan` says what the real run counts, and nothing that it cannot know."""
 
-import importlib.util
 import json
 
 import pytest
@@ -10,9 +9,7 @@ from ms_omni.config.named import config_folder, load_named_config
 from ms_omni.errors import ConfigError, InputError
 from ms_omni.parallel.hardware import load_hardware
 from ms_omni.parallel.predict import predict
-from tests.parallel.launching import ROOT, msrun
-
-STRATEGIES = ["ep"] + ["zero3"] * (importlib.util.find_spec("mindone") is not None)
+from tests.parallel.launching import ROOT, STRATEGIES, msrun
 
 
 @pytest.fixture(scope="module")
