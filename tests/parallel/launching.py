@@ -1,4 +1,4 @@
-"""Real msrun jobs: a free port, folders of their own, a time limit, nothing left running."""
+"""Real jobs of several processes: a free port, folders of their own, a time limit, nothing left running."""
 
 import importlib.util
 import os
@@ -7,6 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import uuid
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from ms_omni.parallel.watch import watch_port
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 420
 STRATEGIES = ["ep"] + ["zero3"] * (importlib.util.find_spec("mindone") is not None)
+MARK = "MS_OMNI_TEST_JOB"
 
 
 @dataclass
@@ -43,34 +47,71 @@ def free_port():
                 continue
 
 
+def msrun_command(workers, logs, *command):
+    """msrun for `python COMMAND` in `workers` processes."""
+    beside = Path(sys.executable).parent / "msrun"
+    program = str(beside) if beside.exists() else shutil.which("msrun")
+    return [program, f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}",
+            f"--log_dir={logs}", "--join=True", "--bind_core=False", *map(str, command)]  # fmt: skip
+
+
+def launch_command(workers, logs, *command):
+    """`ms-omni launch` for the same."""
+    return [sys.executable, "-m", "ms_omni.cli", "launch", "--cards", str(workers), "--log-dir", str(logs), *map(str, command)]
+
+
+class Started:
+    """A job that runs; mark: what tells its processes from all others, wherever they went."""
+
+    def __init__(self, process, mark):
+        self.process, self.mark = process, mark
+
+    def processes(self):
+        """Numbers of all processes of the job that are alive."""
+        needle, found = f"{MARK}={self.mark}".encode(), []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdecimal() and needle in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def left_behind(self, seconds):
+        """Those that are still there `seconds` later; fewer when all go sooner."""
+        deadline = time.monotonic() + seconds
+        while (found := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+
+@contextmanager
+def started(program, folder, output, environment=None):
+    """A job in a session of its own, with `folder` as its working directory; in the end nothing of it is left."""
+    mark = uuid.uuid4().hex
+    beside = Path(sys.executable).parent
+    variables = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", MARK: mark,
+                 "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "GLOG_v": "3", **(environment or {})}  # fmt: skip
+    process = subprocess.Popen(program, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT,
+                               stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    job = Started(process, mark)
+    try:
+        yield job
+    finally:
+        for pid in job.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
 def msrun(workers, folder, *command, limit_s=LIMIT_S, environment=None):
     """Runs `python COMMAND` in `workers` processes; `folder` (made) is the working directory and takes the logs."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    launcher = Path(sys.executable).parent / "msrun"
-    options = [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}",
-               f"--log_dir={folder / 'logs'}", "--join=True", "--bind_core=False"]  # fmt: skip
-    variables = {**os.environ, "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                 "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "GLOG_v": "3", **(environment or {})}  # fmt: skip
-    program = str(launcher) if launcher.exists() else shutil.which("msrun")
     with open(folder / "msrun.txt", "w+", encoding="utf-8") as output:
-        process = subprocess.Popen([program, *options, *map(str, command)], cwd=folder, env=variables, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-        try:
-            code = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = -1
-        finally:
-            stop(process)
+        with started(msrun_command(workers, folder / "logs", *command), folder, output, environment) as job:
+            try:
+                code = job.process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                code = -1
         output.seek(0)
         logs = [(folder / "logs" / f"worker_{rank}.log") for rank in range(workers)]
         return Job(code, output.read(), [log.read_text(errors="replace") if log.exists() else "" for log in logs])
-
-
-def stop(process):
-    """Ends what is left of the job's session."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
