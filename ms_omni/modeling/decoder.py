@@ -48,6 +48,7 @@ class Decoder(nn.Cell):
     `construct` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
     output of layer i - 1 (i = 0: the input) before anything is added to it.
     compilable: whether a pass can be a graph; False where a plan gathers the weights of one layer after another.
+    announce: called with the input of a pass that runs as a graph, which a plan cannot look into.
     """
 
     compilable = True
@@ -56,6 +57,7 @@ class Decoder(nn.Cell):
         super().__init__()
         self.layers = nn.CellList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.announce = identity
 
     def construct(self, x, place, store, inject=None, observe=None):
         """x `[B, S, D]`; place and store: see `cache.py`.

@@ -109,6 +109,7 @@ class DecoderStep(Step):
         if self.graph is None or self.graph.keys is not store[0]:
             self.graph = _DecoderGraph(self.decoder, self.output_layer, store)
         if self.fits_graph and self.decoder.compilable and self.due():
+            self.decoder.announce(x)
             return self.graph(x, *place)
         return self.graph.run(x, *place)
 

@@ -36,11 +36,6 @@ class Traffic:
         return Traffic({kind: self.calls[kind] - before.calls[kind] for kind in KINDS},
                        {kind: self.nbytes[kind] - before.nbytes[kind] for kind in KINDS})  # fmt: skip
 
-    def replay(self, other):
-        """Counts once more what `other` holds: a compiled graph does what the same step did before it was compiled."""
-        for kind in KINDS:
-            self.add(kind, other.nbytes[kind], other.calls[kind])
-
     @property
     def total_bytes(self):
         return sum(self.nbytes.values())
@@ -59,7 +54,7 @@ class AllReduce(nn.Cell):
         self.op = ops.AllReduce()
 
     def __call__(self, x):
-        # Only outside a graph: the compiler reads `construct`. What a graph does is counted by `Traffic.replay`.
+        # Only outside a graph: the compiler reads `construct`. `expert_seams` counts what a graph does.
         self.traffic.add("all_reduce", _nbytes(x))
         return super().__call__(x)
 

@@ -13,15 +13,16 @@ def attach(model, slices, comm):
     thinker = getattr(model, "thinker", model)
     if not hasattr(thinker, "audio_tower"):
         return None  # a talker or vocoder alone: nothing is split
-    thinker.model.compilable = False
+    sums = 0
     for index, layer in enumerate(thinker.model.layers):
         stem = f"thinker.model.layers.{index}."
         if not slices[stem + "self_attn.o_proj.weight"].is_whole:
-            layer.self_attn.reduce = comm.reducer()
+            layer.self_attn.reduce, sums = comm.reducer(), sums + 1
             layer.self_attn.num_kv_heads = slices[stem + "self_attn.k_proj.weight"].length // layer.self_attn.head_dim
         if isinstance(layer.mlp, SparseMoeBlock):
-            layer.mlp.reduce = comm.reducer()
+            layer.mlp.reduce, sums = comm.reducer(), sums + 1
             layer.mlp.experts.first = slices[stem + "mlp.experts.down"].start
+    thinker.model.announce = lambda x: comm.traffic.add("all_reduce", sums * x.size * x.itemsize, sums)
     thinker.see = SharedVision(thinker.visual, comm)
     thinker.hear = SharedHearing(thinker.audio_tower, comm)
     head = slices.get("thinker.lm_head.weight")

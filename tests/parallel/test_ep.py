@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.config import Qwen3OmniMoeConfig
-from ms_omni.parallel.expert_parallel import make_plan
+from ms_omni.parallel.expert_parallel import make_plan, splits_heads
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
 
@@ -51,7 +51,7 @@ def token_traffic(model, workers):
     """Collectives of one token, from the configuration: what `Team.traffic` must count."""
     text = model.config.thinker_config.text_config
     blocks = sum(text.is_sparse_layer(layer) for layer in range(text.num_hidden_layers))
-    if text.num_attention_heads % workers == 0:
+    if splits_heads(text, workers):
         blocks += text.num_hidden_layers
     gathers = 0 if text.tie_word_embeddings else 1
     calls = {"all_reduce": blocks, "all_gather": gathers, "broadcast": 2}
