@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from ms_omni.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
@@ -54,6 +56,7 @@ def test_commands(clone, environment):
         assert "Traceback" not in result.stderr
     assert soundfile.info(clone / "build/answer.wav").samplerate == 24000
     assert soundfile.info(clone / "build/hello.wav").duration > 0.5
+    assert soundfile.info(clone / "build/two.wav").samplerate == 24000
 
 
 def test_python(clone, environment):
@@ -74,3 +77,9 @@ def test_tree_names_what_is_there():
         if not line.startswith("  "):
             folder = path
         assert (ROOT / path).exists(), f"README names {path}"
+
+
+@pytest.mark.parametrize("strategy", ["ep", "zero3"])
+def test_tables_are_what_plan_prints(strategy, capsys):
+    assert main(["plan", "--config", "instruct", "--cards", "1,2,4,8", "--strategy", strategy]) == 0
+    assert capsys.readouterr().out in (ROOT / "README.md").read_text(encoding="utf-8")

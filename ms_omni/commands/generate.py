@@ -48,7 +48,11 @@ def run(arguments):
     check_before_loading(arguments, options)
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        arguments.model, dtype=arguments.dtype, enable_audio_output=speaks, compile_steps=not arguments.no_compile
+        arguments.model,
+        dtype=arguments.dtype,
+        enable_audio_output=speaks,
+        compile_steps=not arguments.no_compile,
+        parallel=arguments.parallel,
     )
     loaded_s = time.perf_counter() - started
     if speaks:

@@ -23,6 +23,8 @@ def add_model_arguments(parser):
     parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
     parser.add_argument("--no-compile", action="store_true", help="never compile the steps of generation into graphs")
     parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")
+    parser.add_argument("--parallel", default="auto", choices=("auto", "ep", "zero3"),
+                        help="how the processes of `ms-omni launch` or msrun share the model (default: ep)")  # fmt: skip
 
 
 def add_media_arguments(parser):

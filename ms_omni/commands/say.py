@@ -39,7 +39,11 @@ def run(arguments):
     check_before_loading(arguments, {})
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        arguments.model, dtype=arguments.dtype, enable_audio_output=True, compile_steps=not arguments.no_compile
+        arguments.model,
+        dtype=arguments.dtype,
+        enable_audio_output=True,
+        compile_steps=not arguments.no_compile,
+        parallel=arguments.parallel,
     )
     events = model.say(**inputs, seed=arguments.seed, **speech_options(arguments))
     with speech:

@@ -13,6 +13,7 @@ from mindspore import Parameter, ParameterTuple, nn
 from mindspore.common.initializer import initializer
 
 from . import ops
+from .interruption import interruptible
 from .moe import SparseMoeBlock
 from .step_weights import frame_weights, is_plain, stack_weights
 
@@ -121,6 +122,10 @@ class _Graph(nn.Cell):
         super().__init__(auto_prefix=False)
         if CAPTURE:
             self.phase = "increment"
+
+    def __call__(self, *arguments):
+        with interruptible():
+            return super().__call__(*arguments)
 
 
 class _DecoderGraph(_Graph):

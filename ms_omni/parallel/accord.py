@@ -115,7 +115,11 @@ class Accord(Alone):
 
 
 class Interrupts:
-    """SIGINT, held back while collectives may be under way. pending: whether one came meanwhile."""
+    """SIGINT, held back while collectives may be under way. pending: whether one came meanwhile.
+
+    So is SIGTERM: once a graph has been compiled, MindSpore's own handler of SIGINT may be in force, now and then, and all that
+    it does is to send SIGTERM (see `modeling/interruption.py`). Who means it sends SIGKILL afterwards, as the watch does.
+    """
 
     def __init__(self):
         self.pending = False
@@ -126,15 +130,17 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.getsignal(signal.SIGINT)
-        if before is None or before == self._note:  # not installed from Python, or held already
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        if None in before.values() or before[signal.SIGINT] == self._note:  # not from Python, or held already
             yield
             return
-        signal.signal(signal.SIGINT, self._note)
+        for number in before:
+            signal.signal(number, self._note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():  # SIGINT last: its handler may raise
+                signal.signal(number, handler)
 
     def act(self):
         """Raises what was held back."""

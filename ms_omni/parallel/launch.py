@@ -9,6 +9,7 @@ leaves at once, and prints a traceback for every failure.
 import contextlib
 import ipaddress
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from .watch import PORTS, watch_port
 from .watch.hub import free
 
 LOCAL = "127.0.0.1"
+OWN_PORTS = range(12_000, 30_000)
 SCHEDULER = "from ms_omni.parallel import start; start()"
 GATHER_S = 300  # for all processes of all machines to come
 FOLLOW_S = 8.0  # for the others to end once one has failed; the watch ends them sooner
@@ -207,11 +209,10 @@ def _check_ports(address, port):
 
 
 def _free_port():
-    """A port that is free now and whose watch port is, too."""
+    """A port that is free now and whose watch port is, too; not one that the system hands out to whoever connects somewhere."""
     for _ in range(100):
-        with socket.create_server((LOCAL, 0)) as probe:
-            port = probe.getsockname()[1]
-        if free((LOCAL, watch_port(port))) is None:
+        port = random.choice(OWN_PORTS)
+        if free((LOCAL, port)) is None and free((LOCAL, watch_port(port))) is None:
             return port
     raise InputError("there is no free port; give one as --master-port")
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..modeling.interruption import interruptible
 from ..runtime import require_mindspore
 from . import watch
 
@@ -50,7 +51,8 @@ def start():
         watch.start()
         if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
             os.environ.setdefault("MS_NODE_TIMEOUT", str(CPU_WAIT_S))
-        init(BACKENDS[device])
+        with interruptible():
+            init(BACKENDS[device])
         watch.rank_is(get_rank())
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
 

@@ -25,10 +25,13 @@ def join(strategy=AUTO, **options):
 
     strategy: "ep", "zero3", None (no plan, even under msrun) or "auto": "ep" under msrun, but None for a script that has
     set MindSpore's data-parallel mode, where each process holds a model until `prepare_network` spreads it. options: of
-    the strategy's plan.
+    the strategy's plan. Raises `InputError` for a strategy where there is one process that nobody started others with.
     """
     if strategy not in (AUTO, None, *STRATEGIES):
         raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
+    if strategy in STRATEGIES and not under_msrun():
+        raise InputError(f"parallel is {strategy!r}, but this process was started alone; start several with `ms-omni launch` or "
+                         "msrun, or leave it out")  # fmt: skip
     if strategy is None or not under_msrun() or (strategy == AUTO and _is_data_parallel()):
         return None
     mesh = start()

@@ -14,7 +14,7 @@ from ..errors import InputError
 from . import mindone, watch
 from .blocks import Block, Bundle, StreamAhead, bundles
 from .flat import Flat
-from .mesh import world_group
+from .mesh import under_msrun, world_group
 from .plan import Plan, Row
 from .tables import SplitTable
 from .team import join
@@ -90,7 +90,7 @@ def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parall
 @functools.cache
 def network_team():
     """The `Team` of everything that `prepare_network` spreads in this process, or None for a process of its own."""
-    return join("zero3")
+    return join("zero3") if under_msrun() else None
 
 
 def parts_of(network):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,16 +36,14 @@ class Job:
 
 
 def free_port():
-    """A TCP port that nobody listens on, nor on the one of the job's watch that goes with it."""
+    """A TCP port that nobody listens on, nor on the one of the job's watch that goes with it; not one of those that the system
+    hands out to whoever connects somewhere."""
     while True:
-        with socket.socket() as probe, socket.socket() as watch:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            try:
-                watch.bind(("127.0.0.1", watch_port(port)))
-                return port
-            except OSError:
-                continue
+        port = random.randrange(12_000, 30_000)
+        with socket.socket() as probe, socket.socket() as watch, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            watch.bind(("127.0.0.1", watch_port(port)))
+            return port
 
 
 def msrun_command(workers, logs, *command):

@@ -106,13 +106,15 @@ def test_a_digest_sees_every_difference():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) and digest([array[::2]]) == digest([array[::2].copy()])
 
 
-def test_sigint_is_noted_while_held_and_raised_afterwards():
-    interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_noted_while_held_and_raised_afterwards(number):
+    """SIGTERM is what MindSpore makes of SIGINT."""
+    interrupts, before = Interrupts(), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     with interrupts.held():
         with interrupts.held():
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         assert interrupts.pending
-    assert signal.getsignal(signal.SIGINT) is before
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with pytest.raises(KeyboardInterrupt):
         interrupts.act()
     assert not interrupts.pending

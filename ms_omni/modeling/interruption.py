@@ -1,0 +1,30 @@
+"""Ctrl-C while a compiled graph runs.
+
+MindSpore 2.7.1 puts a handler of its own in the place of Python's whenever a graph is compiled or called, after the first call
+also a little later, and leaves it there: from then on SIGINT makes the process send itself SIGTERM, and it is gone without a
+word, its files unfinished.
+"""
+
+import signal
+import threading
+from contextlib import contextmanager
+
+
+@contextmanager
+def interruptible():
+    """Around a call of a graph: SIGINT, also in the guise of SIGTERM, reaches the handler that Python knows for SIGINT, and
+    afterwards that handler is in its place again."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    ended = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(interrupt) or ended is None:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: interrupt(signal.SIGINT, frame))
+    try:
+        yield
+    finally:
+        try:
+            signal.signal(signal.SIGINT, interrupt)  # takes care of one that has come meanwhile, and may raise
+        finally:
+            signal.signal(signal.SIGTERM, ended)
+            signal.signal(signal.SIGINT, interrupt)
