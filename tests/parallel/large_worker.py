@@ -1,5 +1,6 @@
 """Memory, time and traffic of a checkpoint that is not tiny: `large_worker.py FOLDER OUT STRATEGY...`, in `OUT/rank<n>.json`."""
 
+import ctypes
 import gc
 import json
 import sys
@@ -30,6 +31,7 @@ def forget_peak():
 
 def measure(folder, strategy):
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the one before has freed
     forget_peak()
     before = resident()
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, parallel=strategy, progress=False)
