@@ -10,6 +10,13 @@ import threading
 from contextlib import contextmanager
 
 
+def restore():
+    """Puts the handler that Python knows for SIGINT in its place again."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGINT, handler)
+
+
 @contextmanager
 def interruptible():
     """Around a call of a graph: SIGINT, also in the guise of SIGTERM, reaches the handler that Python knows for SIGINT, and

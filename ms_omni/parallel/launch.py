@@ -209,7 +209,7 @@ def _check_ports(address, port):
 
 
 def _free_port():
-    """A port that is free now and whose watch port is, too; not one that the system hands out to whoever connects somewhere."""
+    """A port that is free now and whose watch port is, too; none that the system hands out to whoever connects somewhere."""
     for _ in range(100):
         port = random.choice(OWN_PORTS)
         if free((LOCAL, port)) is None and free((LOCAL, watch_port(port))) is None:

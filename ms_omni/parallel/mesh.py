@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..modeling.interruption import interruptible
+from ..modeling import interruption
 from ..runtime import require_mindspore
 from . import watch
 
@@ -51,8 +51,8 @@ def start():
         watch.start()
         if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
             os.environ.setdefault("MS_NODE_TIMEOUT", str(CPU_WAIT_S))
-        with interruptible():
-            init(BACKENDS[device])
+        init(BACKENDS[device])
+        interruption.restore()  # MindSpore has put its own there
         watch.rank_is(get_rank())
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
 

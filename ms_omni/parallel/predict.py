@@ -6,8 +6,8 @@ collectives those that `Team.traffic` counts: one conversation, greedy text.
     seconds per token >= max(reads / memory bandwidth, operations / peak)
                          + sum(bytes / bandwidth of the collective) + collectives * latency
 
-where `reads` are the weights that one token uses and its keys and values, with two operations for each element. ZeRO-3 gathers ahead while it computes, so there
-the larger of the two sides counts instead of their sum.
+where `reads` are the weights that one token uses and its keys and values, with two operations for each element. ZeRO-3
+gathers ahead while it computes, so there the larger of the two sides counts instead of their sum.
 """
 
 import math
