@@ -18,8 +18,9 @@ from ms_omni.config import ConfigSection, read_config_json
 from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
 
+from .copying import copy_into
 from .header import DTYPES
-from .load import copy_into, numpy_dtype, progress_bar
+from .load import numpy_dtype, progress_bar
 from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
 from .plan import file_root
 from .reader import INDEX_FILE, MARKER, CheckpointReader, report

@@ -1,7 +1,9 @@
 """Filling a lazily built cell from a checkpoint folder, tensor by tensor."""
 
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
+from .copying import copy_into, copy_turned
 from .names import STACKED, region, slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
 from .runs import read_run
 
+READERS = 8  # threads that read at a time, at most: more than that no memory feeds
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
 
 
@@ -55,13 +59,6 @@ def progress_bar(total: int, title: str, shown: bool = True):
     )
 
 
-def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source` with conversion. A transposed target goes through a contiguous copy: twice as fast."""
-    if target.ndim == 2 and not target.flags.c_contiguous and target.dtype != source.dtype:
-        target, source = target.T, np.ascontiguousarray(source.T)
-    np.copyto(target, source, casting="unsafe")
-
-
 def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
     """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
     buffer = np.empty(fill.shape, dtype)
@@ -92,7 +89,7 @@ def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> n
         wanted = [slice(None)] * len(box)
         wanted[part.axis] = slice(low - first, high - first)
         if source.transform in STACKED:  # [out, in] in the file, one [in, out] of the stack here
-            copy_into(buffer[tuple(target)][0].T, reader.array(stored)[wanted[2], wanted[1]])
+            copy_turned(buffer[tuple(target)][0], reader.array(stored)[wanted[2], wanted[1]])
         else:
             copy_into(buffer[tuple(target)], reader.array(stored).reshape(fill.shape)[tuple(wanted)])
         reader.release(stored)
@@ -105,7 +102,7 @@ def load_checkpoint(
     """Fill every parameter of `cell` from `folder` (published form or the converted one).
 
     Names and shapes are compared first; nothing is allocated when they do not fit. Peak memory is the weights in the
-    target dtype plus one stored tensor.
+    target dtype plus one stored tensor per thread.
 
     Args:
         cell: built under `no_init_parameters`, so that its parameters own no memory yet.
@@ -129,13 +126,25 @@ def load_checkpoint(
     with progress_bar(
         sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts), "loading weights", progress
     ) as bar:
-        for fill in fills:
+        for fill, array in zip(fills, _read_all(reader, fills, parameters, prefix, dtype, slices)):
             parameter = parameters[fill.parameter]
-            part = None if slices is None else slices[prefix + fill.parameter]
-            array = read_slice(reader, fill, numpy_dtype(parameter.dtype if dtype is None else dtype), part)
             if dtype is not None and parameter.dtype != dtype:
                 parameter.set_dtype(dtype)
             parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
             elements, nbytes = elements + array.size, nbytes + array.nbytes
             bar.update(sum(reader.entries[stored].nbytes for stored, _ in fill.parts))
     return LoadReport(len(fills), elements, nbytes, time.monotonic() - started, tuple(unused))
+
+
+def _read_all(reader, fills, parameters, prefix, dtype, slices):
+    """The arrays of all fills, in order; several are read at a time."""
+
+    def read(fill):
+        part = None if slices is None else slices[prefix + fill.parameter]
+        return read_slice(reader, fill, numpy_dtype(parameters[fill.parameter].dtype if dtype is None else dtype), part)
+
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), READERS)) as pool:
+        try:
+            yield from pool.map(read, fills)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ class CheckpointReader:
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, dict] = {}
         self._maps: dict[str, mmap.mmap] = {}
+        self._opening = threading.Lock()  # several threads read
         problems: list[str] = []
         expected = self._expected(problems)
         self.files = sorted(set(expected.values())) if expected is not None else [SINGLE_FILE]
@@ -108,10 +110,11 @@ class CheckpointReader:
             self._map(entry.file).madvise(mmap.MADV_DONTNEED, start, entry.end - start)
 
     def _map(self, file: str) -> mmap.mmap:
-        if file not in self._maps:
-            with open(self.folder / file, "rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[file]
+        with self._opening:
+            if file not in self._maps:
+                with open(self.folder / file, "rb") as handle:
+                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._maps[file]
 
 
 def _why_no_weights(folder: Path) -> str:

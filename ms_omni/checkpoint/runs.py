@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .copying import copy_into
 from .names import STACKED, slot
 from .plan import Fill
 from .reader import CheckpointReader
@@ -41,12 +42,7 @@ def _read_experts(reader, fill, wanted, start):
         whole = len(piece) == size
         stack = (piece if whole else np.empty(size, wanted.dtype)).reshape(1, *shape)
         for stored, source in parts[expert]:
-            _copy(slot(replace(source, expert=0), stack), reader.array(stored))
+            copy_into(slot(replace(source, expert=0), stack), reader.array(stored))
             reader.release(stored)
         if not whole:
             np.copyto(piece, stack.reshape(-1)[low - expert * size : high - expert * size])
-
-
-def _copy(target, source):
-    # The target is a transposed view; converting into one is slow, so the source is turned first.
-    np.copyto(target.T, np.ascontiguousarray(source.T), casting="unsafe")
