@@ -142,24 +142,31 @@ class Stack {
     }
   }
 
-  // Softmax attention of a group of query heads over the positions up to `last`.
+  // Softmax attention of a group of query heads over the positions up to `last`; keys and values pass by once for all.
   void look(const float *q, const float *keys, const float *values, i64 last, const uint8_t *seen, float *scores,
             float *y) const {
     const i64 group = heads / kv_heads, n = last + 1;
     const float scale = 1.f / std::sqrt(static_cast<float>(d));
-    for (i64 t = 0; t < n; ++t)
-      for (i64 g = 0; g < group; ++g)
-        scores[g * n + t] = !seen || seen[t] || t == last ? dot(q + g * d, keys + t * d, d) * scale : -1e9f;
+    dot_block(q, group, d, Product<float>{keys, nullptr, n, scores}, 0, n);
+    std::vector<const float *> from(group);
+    std::vector<float *> to(group);
     for (i64 g = 0; g < group; ++g) {
-      float *row = scores + g * n, sum = 0;
-      const float highest = *std::max_element(row, row + n);
-      for (i64 t = 0; t < n; ++t) row[t] = row[t] < highest - 100.f ? 0.f : exponential(row[t] - highest);
-      for (i64 t = 0; t < n; ++t) sum += row[t];
-      for (i64 t = 0; t < n; ++t) row[t] /= sum;
+      float *row = scores + g * n;
+      for (i64 t = 0; t < n; ++t) row[t] *= scale;
+      for (i64 t = 0; seen && t < last; ++t) row[t] = seen[t] ? row[t] : -1e9f;
+      soften(row, n);
+      from[g] = row, to[g] = y + g * d;
     }
     std::fill(y, y + group * d, 0.f);
-    for (i64 t = 0; t < n; ++t)
-      for (i64 g = 0; g < group; ++g) add_scaled(y + g * d, values + t * d, scores[g * n + t], d);
+    add_product(from.data(), group, n, values, d, to.data(), d);
+  }
+
+  static void soften(float *row, i64 n) {
+    float sum = 0;
+    const float highest = *std::max_element(row, row + n);
+    for (i64 t = 0; t < n; ++t) row[t] = row[t] < highest - 100.f ? 0.f : exponential(row[t] - highest);
+    for (i64 t = 0; t < n; ++t) sum += row[t];
+    for (i64 t = 0; t < n; ++t) row[t] /= sum;
   }
 
   void dense(Team &team, const Layer<W> &l, float *x, i64 rows) {
