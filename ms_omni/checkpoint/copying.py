@@ -6,11 +6,28 @@ the speed of `ops/turn.cpp`, which is used where there is a compiler; the number
 
 import ctypes
 import functools
+import math
+import mmap
 
 import ml_dtypes
 import numpy as np
 
 STORED = {np.dtype(ml_dtypes.bfloat16): "bfloat16", np.dtype(np.float32): "float32"}
+
+
+SMALL_BYTES = 1 << 22  # below this numpy asks for no huge pages
+
+
+def fresh(shape, dtype) -> np.ndarray:
+    """An array that is to be written, in memory of ordinary pages.
+
+    numpy asks for huge pages, and a virtual machine may have to fetch each of them from its host: 10 s for 4 GB here,
+    where ordinary ones took 2. Weights are read in long runs, which are as fast in either.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if nbytes < SMALL_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:

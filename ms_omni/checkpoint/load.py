@@ -12,7 +12,7 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
-from .copying import copy_into, copy_turned
+from .copying import copy_into, copy_turned, fresh
 from .names import STACKED, region, slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
@@ -61,7 +61,7 @@ def progress_bar(total: int, title: str, shown: bool = True):
 
 def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
     """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
-    buffer = np.empty(fill.shape, dtype)
+    buffer = fresh(fill.shape, dtype)
     for stored, source in fill.parts:
         copy_into(slot(source, buffer), reader.array(stored))
         reader.release(stored)
