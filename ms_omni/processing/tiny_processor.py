@@ -189,9 +189,23 @@ def write_tiny_processor(folder: str | Path, *, vocab_size: int | None = None) -
     if base_size is not None and base_size < _smallest_base():
         raise ValueError(f"vocab_size is {vocab_size}; the tiny tokenizer needs at least "
                          f"{_smallest_base() + len(ADDED_TOKENS)}.")
+    return write_processor_files(folder, *_vocabulary_and_merges(base_size))
+
+
+def write_processor_files(folder: str | Path, vocabulary: dict[str, int],
+                          merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Write tokenizer, chat template, preprocessor and generation settings around a byte-level BPE of one's own.
+
+    Args:
+        folder: where to write; made if it does not exist.
+        vocabulary: ids from 0 without gaps of all byte characters, every merge's result and the role words.
+        merges: pairs in the order of their rank.
+
+    Returns:
+        The ids that `write_tiny_processor` returns.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary, merges = _vocabulary_and_merges(base_size)
     ids = _token_ids(vocabulary)
 
     def write_json(name: str, content: dict) -> None:
