@@ -170,6 +170,10 @@ class Maker:
         high, wide = USUAL if self.rng.random() > 0.35 * self.variety else self.rng.choice(OTHERS)
         return wide * CELL, high * CELL
 
+    def _frame_count(self, seconds: float) -> int:
+        """Frames of a video as the processor samples it: two a second, an even number, at least four."""
+        return max(4, int(seconds) * 2)
+
     def _digit_clip(self) -> Clip:
         count = self.rng.choices(range(1, self.longest + 1), range(1, self.longest + 1))[0]
         return self.rng.choice(self.by_length[count])
@@ -181,7 +185,7 @@ class Maker:
             seconds = max(seconds, len(clip.samples) / RATE_HZ + 0.1)
             free = seconds - len(clip.samples) / RATE_HZ
             sound = self._sound(clip, before_s=self.rng.uniform(0, free), total_s=seconds)
-        count = max(4, int(seconds) * 2)
+        count = self._frame_count(seconds)
         frames, colour, shape, direction = pictures.moving(self.rng, self._size(), count, self.variety)
         return Video(frames, count / seconds, sound), colour, shape, direction
 

@@ -29,7 +29,7 @@ def _initialise(name: str, weight: torch.Tensor) -> None:
         if name.endswith("gamma"):
             weight.fill_(0.1)
         return
-    if name.startswith("code2wav.decoder") or name.startswith("code2wav.upsample"):
+    if name.startswith(("code2wav.decoder", "code2wav.upsample")):
         return  # PyTorch's own, which suits convolutions
     if "pos_embed" in name:
         weight.normal_(0, POSITION_STD)

@@ -2,7 +2,12 @@
 
 import random
 
-NOUNS = """time year people way day man thing woman life child world school state family student group country problem
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words("""time year people way day man thing woman life child world school state family student group country problem
 hand part place case week company system program work government night point home water room mother area money story
 fact month lot right study book eye job word business issue side kind head house service friend father power hour game
 line end member law car city community name president team minute idea kid body information back parent face others
@@ -13,17 +18,17 @@ China India Brazil Canada London Paris Berlin Rome Madrid Tokyo Moscow Einstein 
 capital king queen emperor planet moon sun star galaxy atom molecule energy speed temperature weather rain snow wind
 bread cheese apple banana potato coffee tea wine recipe cake soup kitchen garden window table chair lamp computer phone
 internet software code function python email password price euro dollar bank market doctor hospital medicine heart
-blood brain bone tooth skin eye ear leg arm winter summer spring autumn Monday Sunday January birthday holiday""".split()
-VERBS = """go make know take see come think look want give use find tell ask work seem feel try leave call write read
+blood brain bone tooth skin eye ear leg arm winter summer spring autumn Monday Sunday January birthday holiday""")
+VERBS = _words("""go make know take see come think look want give use find tell ask work seem feel try leave call write read
 run move live believe hold bring happen provide sit stand lose pay meet include continue set learn change lead
 understand watch follow stop create speak spend grow open walk win teach offer remember consider appear buy serve die
 send build stay fall cut reach kill raise pass sell decide return explain hope develop carry break receive agree
 support hit produce eat cover catch draw choose cook drive fly swim sing dance paint invent discover translate
-summarise""".split()
-ADJECTIVES = """new good high old great big small large national young different long little important political bad
+summarise""")
+ADJECTIVES = _words("""new good high old great big small large national young different long little important political bad
 real best social only free able whole hot cold fast slow heavy light strong weak happy sad rich poor deep wide short
 tall easy hard early late clear dark bright dry wet clean dirty famous ancient modern wild quiet loud sweet bitter
-expensive cheap dangerous safe beautiful ugly clever stupid green red blue round square""".split()
+expensive cheap dangerous safe beautiful ugly clever stupid green red blue round square""")
 TEMPLATES = """What is the {n} of {n}?|Who is the {n} of {n}?|Where is the {n}?|When did the {n} {v}?|Why do {n}s {v}?
 How do I {v} a {n}?|How many {n}s are there in {n}?|Tell me about {n}.|Explain {n}.|Write a {n} about {n}.
 Which {n} is the {a}est?|Is the {n} {a}?|Do you {v} {n}s?|What does {n} mean?|Who wrote the {n}?|Who invented the {n}?

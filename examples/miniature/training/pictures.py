@@ -11,7 +11,7 @@ from .world import COLOURS, DIRECTIONS, SHAPES
 
 SUPERSAMPLING = 2
 STAR_INNER = 0.45  # inner radius of a star's corners by the outer
-MIN_RADIUS, MAX_RADIUS = 0.11, 0.42  # of the shorter side
+MIN_RADIUS, MAX_RADIUS = 0.13, 0.42  # of the shorter side
 
 
 def draw_shape(size: tuple[int, int], ground: tuple, colour: tuple, shape: str, centre: tuple[float, float],
@@ -89,7 +89,6 @@ def picture(rng: random.Random, size: tuple[int, int], variety: float = 1.0) -> 
 
 def moving(rng: random.Random, size: tuple[int, int], count: int, variety: float = 1.0):
     """A shape that moves straight: uint8 frames `[count, H, W, 3]`, colour, shape, direction."""
-    width, height = size
     short = min(size)
     colour, shape, direction = rng.choice(tuple(COLOURS)), rng.choice(SHAPES), rng.choice(tuple(DIRECTIONS))
     step = DIRECTIONS[direction]

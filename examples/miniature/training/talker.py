@@ -26,7 +26,7 @@ from .settings import CODES, SPEAKERS, write_settings
 from .voices import load_clips
 from .world import UNKNOWN, sayable
 
-STEPS = 1200
+STEPS = 1000
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
 POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
@@ -174,9 +174,9 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(folder: Path, steps: int = STEPS, seed: int = 9) -> None:
-    """Train, or go on with a training, in `folder` (with `thinker.pt` and `codec.pt`): writes `talker.pt`."""
+    """Train, or go on with a training, in `folder` (with `thinker.1.pt` and `codec.pt`): writes `talker.pt`."""
     model = build(write_settings(folder / "processor"), seed)
-    model.thinker.load_state_dict(torch.load(folder / "thinker.pt"))
+    model.thinker.load_state_dict(torch.load(folder / "thinker.1.pt"))
     model.thinker.requires_grad_(False).eval()
     stored = codec.load(folder)
     stored["end"] = codec.Codec(**stored["codec"]).encode(np.zeros(codec.FRAME, np.float32))

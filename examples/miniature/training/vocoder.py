@@ -20,7 +20,7 @@ SEGMENT, BATCH = 12, 8  # frames of a segment; segments per step
 LEARNING_RATE = 1e-3
 SHIFT = 555  # the reference leaves out this many samples at the start: what its transposed convolutions trim
 RESOLUTIONS = (256, 512, 1024, 2048)
-SAVE_EVERY = 200
+SAVE_EVERY = 100
 
 
 def word_sequence(rng: random.Random, stored: dict, speaker: str) -> tuple[torch.Tensor, np.ndarray]:

@@ -18,9 +18,13 @@ from .world import DIGITS, digit_string
 
 RATE_HZ = 16_000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029")
-VARIANTS = """m1 m2 m3 m5 m6 m7 m8 f1 f2 f3 f4 klatt klatt3 klatt4 adam Alex Alicia Andy Annie aunty belinda benjamin
-boris caleb david Denis Diogo ed Gene Hugo iven Jacky john Lee Linda marcelo Marco max Michael miguel Mike norbert
-pablo pedro quincy rob robert sandro shelby Steph travis victor Zac""".split()
+VARIANTS = (
+    "m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "klatt", "klatt3", "klatt4", "adam", "Alex",
+    "Alicia", "Andy", "Annie", "aunty", "belinda", "benjamin", "boris", "caleb", "david", "Denis", "Diogo", "ed",
+    "Gene", "Hugo", "iven", "Jacky", "john", "Lee", "Linda", "marcelo", "Marco", "max", "Michael", "miguel",
+    "Mike", "norbert", "pablo", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "Steph", "travis",
+    "victor", "Zac",
+)
 UNHEARD_ACCENTS = (*ACCENTS, "en-us-nyc")
 UNHEARD_VARIANTS = ("m4", "f5", "klatt2", "Andrea", "edward", "paul", "Steph2", "grandpa")
 

@@ -1,0 +1,72 @@
+"""The whole training in one command; what is interrupted goes on where it was when the command is given again.
+
+    python -m examples.miniature.training.run --folder build/miniature
+
+Two lanes, one core each: thinker and talker, and the vocoder. Then the checkpoint is written and examined.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .settings import REPOSITORY
+
+PACKAGE = __package__
+CLIPS = {"heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1), "unheard": ({"digits": 600, "sum": 150,
+                                                                                   "outside": 150}, 77)}  # fmt: skip
+# Module, its arguments, the file that tells that it is done; lane by lane.
+LANES = (
+    (("thinker", ("--phase", "0"), "thinker.0.pt"), ("sight", (), "thinker.sight.pt"),
+     ("thinker", ("--phase", "1"), "thinker.1.pt"), ("talker", (), "talker.pt")),
+    (("vocoder", (), "vocoder.pt"),),
+)  # fmt: skip
+
+
+def run_lane(folder: Path, lane, failures: list) -> None:
+    for module, arguments, result in lane:
+        if (folder / result).exists() or failures:
+            continue
+        command = [sys.executable, "-m", f"{PACKAGE}.{module}", "--folder", str(folder), *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "2" if module != "vocoder" else "1", "GOMP_SPINCOUNT": "0"}
+        begin, log = time.time(), folder / f"{module}.{result}.log"
+        print(f"{module} {' '.join(arguments)}: see {log}", flush=True)
+        with log.open("a") as output:
+            code = subprocess.call(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output)
+        print(f"{module} {' '.join(arguments)}: exit code {code} after {(time.time() - begin) / 60:.1f} min", flush=True)
+        if code:
+            failures.append(module)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where clips, states and logs are kept")
+    parser.add_argument("--target", type=Path, help="checkpoint to write (default: FOLDER/checkpoint)")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    from .voices import make_clips
+
+    for name, (counts, seed) in CLIPS.items():
+        make_clips(folder / "clips" / f"{name}.npz", counts, heard=name == "heard", seed=seed)
+    failures: list = []
+    lanes = [threading.Thread(target=run_lane, args=(folder, lane, failures)) for lane in LANES]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    if failures:
+        return 1
+    target = arguments.target or folder / "checkpoint"
+    for module, options in (("export", ("--folder", str(folder), "--target", str(target))),
+                            ("evaluate", ("--model", str(target)))):  # fmt: skip
+        code = subprocess.call([sys.executable, "-m", f"{PACKAGE}.{module}", *options], cwd=REPOSITORY)
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

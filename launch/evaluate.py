@@ -1,0 +1,154 @@
+"""Asks the miniature what it has not seen, and counts the right answers, task by task; then listens to its own speech.
+
+    python launch/evaluate.py --model examples/miniature
+    python launch/evaluate.py --model examples/miniature --seed 7 --fresh-voices   # needs espeak-ng
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from examples.miniature import held_out
+from examples.miniature.training.voices import load_clips, make_clips
+from examples.miniature.training.world import UNKNOWN, digit_string
+from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from ms_omni.commands.say import spoken_turn
+from ms_omni.outputs import AudioChunk
+
+SPEECH_HZ, HEARING_HZ = 24_000, 16_000
+QUIET = 0.02  # of the loudest sample: below it is silence or noise
+MAX_TAIL_S = 1.5
+MAX_FRAMES = 200  # of one utterance: 16 s
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(ROOT / "examples/miniature"), help="checkpoint folder")
+    parser.add_argument("--tasks", nargs="+", choices=[*held_out.TASKS, "round_trip"], help="default: all of them")
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual number of questions (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    parser.add_argument("--batch", type=int, default=10, help="conversations answered together (default: 10)")
+    parser.add_argument("--round-trips", type=int, default=40, help="spoken texts for each speaker (default: 40)")
+    parser.add_argument("--fresh-voices", action="store_true", help="synthesise new clips with espeak-ng")
+    parser.add_argument("--json", type=Path, help="also write the counts and every wrong answer here")
+    return parser.parse_args()
+
+
+def interval(right, count):
+    """Wilson's 95 % confidence interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.96, right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+def answers(model, processor, questions, batch_size):
+    """What the model says to each question, greedily."""
+    texts = [None] * len(questions)
+    for with_sound in (False, True):
+        chosen = [index for index, item in enumerate(questions) if item.use_audio_in_video is with_sound]
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start:start + batch_size]
+            inputs = processor.apply_chat_template(
+                [questions[index].messages for index in part], tokenize=True, return_dict=True,
+                add_generation_prompt=True, use_audio_in_video=with_sound)  # fmt: skip
+            ids, _ = model.generate(**inputs, use_audio_in_video=with_sound, return_audio=False, max_new_tokens=32)
+            new = ids[:, inputs["input_ids"].shape[1]:]
+            for index, text in zip(part, processor.batch_decode(new, skip_special_tokens=True)):
+                texts[index] = text.strip()
+    return texts
+
+
+def speak(model, processor, text, speaker, seed):
+    """The spoken text, float32 at 24 kHz, and whether it ended by itself."""
+    events = model.say(**spoken_turn(processor, text), speaker=speaker, seed=seed, talker_max_new_tokens=MAX_FRAMES)
+    sound = np.concatenate([event.pcm[0, : event.samples[0]] for event in events if isinstance(event, AudioChunk)] or [np.zeros(0, np.float32)])
+    return sound, len(sound) < MAX_FRAMES * 1920
+
+
+def tail_s(sound):
+    """Seconds of silence or faint noise at the end."""
+    loud = np.flatnonzero(np.abs(sound) > QUIET * max(1e-6, np.abs(sound).max(initial=0)))
+    return (len(sound) - 1 - loud[-1]) / SPEECH_HZ if len(loud) else len(sound) / SPEECH_HZ
+
+
+def round_trips(model, processor, count, seed, batch_size):
+    """Per speaker the results of digit strings that are spoken and heard again."""
+    found = {}
+    for speaker in model.config.talker_config.speaker_id:
+        rng = random.Random(f"{seed}/{speaker}")
+        texts = [digit_string(rng) for _ in range(count)]
+        spoken = [speak(model, processor, text, speaker, seed + index) for index, text in enumerate(texts)]
+        heard = []
+        for text, (sound, _) in zip(texts, spoken):
+            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, HEARING_HZ)
+            content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
+            heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
+        said = answers(model, processor, heard, batch_size)
+        rows = [{"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(tail_s(sound), 2)}
+                for text, answer, (sound, stopped) in zip(texts, said, spoken)]  # fmt: skip
+        found[speaker] = rows
+    return found
+
+
+def report(name, right, count, note=""):
+    low, high = interval(right, count)
+    print(f"{name:24} {right:4d} of {count:4d}   {right / max(1, count):7.1%}   [{low:.1%}, {high:.1%}]{note}", flush=True)
+    return {"right": right, "count": count, "low": low, "high": high}
+
+
+def main():
+    arguments = parse_arguments()
+    begin = time.perf_counter()
+    processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(arguments.model)
+    wanted = arguments.tasks or [*held_out.TASKS, "round_trip"]
+    results, wrong, in_world = {}, [], [0, 0]
+    with tempfile.TemporaryDirectory() as folder:
+        speech = held_out.load_speech()
+        if arguments.fresh_voices:
+            path = Path(folder) / "clips.npz"
+            make_clips(path, {"digits": 200, "sum": 60, "outside": 40}, heard=False, seed=10_000 + arguments.seed)
+            speech = load_clips(path)
+        print(f"{'task':24} {'right':>4}            share     95 % confidence")
+        for task in (task for task in wanted if task in held_out.TASKS):
+            count = max(1, round(held_out.TASKS[task] * arguments.share))
+            asked = held_out.questions(task, count, arguments.seed, Path(folder), speech)
+            said = answers(model, processor, asked, arguments.batch)
+            right = sum(text == item.answer for text, item in zip(said, asked))
+            wrong += [{"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
+                      for text, item in zip(said, asked) if text != item.answer]  # fmt: skip
+            results[task] = report(task, right, count)
+            if task not in held_out.OUTSIDE:
+                in_world[0] += sum(text == UNKNOWN != item.answer for text, item in zip(said, asked))
+                in_world[1] += count
+    if in_world[1]:
+        results["does_not_know_in_world"] = report("wrongly does not know", *in_world)
+    if "round_trip" in wanted and model.has_talker:
+        for speaker, rows in round_trips(model, processor, arguments.round_trips, arguments.seed, arguments.batch).items():
+            right = sum(row["asked"] == row["heard"] for row in rows)
+            stopped = sum(row["stopped"] and row["tail_s"] <= MAX_TAIL_S for row in rows)
+            longest = max((row["tail_s"] for row in rows), default=0)
+            note = f"   {stopped} of {len(rows)} stopped by themselves, longest silence at the end {longest:.2f} s"
+            results[f"round_trip_{speaker}"] = report(f"round trip, {speaker}", right, len(rows), note)
+            wrong += [{"task": "round_trip", "speaker": speaker, **row} for row in rows if row["asked"] != row["heard"]]
+    print(f"{time.perf_counter() - begin:.0f} s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"results": results, "wrong": wrong}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
