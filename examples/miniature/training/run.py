@@ -2,7 +2,7 @@
 
     python -m examples.miniature.training.run --folder build/miniature
 
-Two lanes, one core each: thinker and talker, and the vocoder. Then the checkpoint is written and examined.
+Two lanes, one core each: thinker and talker, and the vocoder. Then the checkpoint is written; `launch/evaluate.py` examines it.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main() -> int:
     if failures:
         return 1
     target = arguments.target or folder / "checkpoint"
-    for module, options in (("export", ("--folder", str(folder), "--target", str(target))),
-                            ("evaluate", ("--model", str(target)))):  # fmt: skip
-        code = subprocess.call([sys.executable, "-m", f"{PACKAGE}.{module}", *options], cwd=REPOSITORY)
-        if code:
-            return code
+    code = subprocess.call([sys.executable, "-m", f"{PACKAGE}.export", "--folder", str(folder), "--target", str(target)],
+                           cwd=REPOSITORY)  # fmt: skip
+    if code:
+        return code
+    print(f"now, where ms_omni runs: python launch/evaluate.py --model {target}")
     return 0
 
 
