@@ -12,7 +12,7 @@ from .models import build
 from .settings import PIXEL_SCALE, write_settings
 
 PARTS = {"thinker": "thinker.1.pt", "talker": "talker.pt", "code2wav": "vocoder.pt"}
-PATCHES = "visual.patch_embed.proj.weight"
+PATCHES = "visual.patch_embed.proj.weight"  # how its name ends
 MAX_BYTES = 20_000_000
 
 
@@ -40,8 +40,8 @@ def export(folder: Path, target: Path) -> int:
             print(f"{name} is not there: {part} stays random")
             continue
         weights = torch.load(folder / name)
-        if PATCHES in weights:
-            weights[PATCHES] = coarser_patches(weights[PATCHES], PIXEL_SCALE)
+        for key in [key for key in weights if key.endswith(PATCHES)]:
+            weights[key] = coarser_patches(weights[key], PIXEL_SCALE)
         getattr(model, part).load_state_dict(weights)
     with tempfile.TemporaryDirectory() as temporary:
         model.to(torch.bfloat16).save_pretrained(temporary, max_shard_size="1GB")
