@@ -2,7 +2,8 @@
 
     python -m examples.miniature.training.run --folder build/miniature
 
-Two lanes, one core each: thinker and talker, and the vocoder. Then the checkpoint is written; `launch/evaluate.py` examines it.
+Two lanes, one core each: the thinker; the vocoder and most of the talker. The talker's last steps follow on both, then
+the checkpoint is written; `launch/evaluate.py` examines it.
 """
 
 import argparse
@@ -18,20 +19,24 @@ from .settings import REPOSITORY
 PACKAGE = __package__
 CLIPS = {"heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1), "unheard": ({"digits": 600, "sum": 150,
                                                                                    "outside": 150}, 77)}  # fmt: skip
-# Module, its arguments, the file that tells that it is done; lane by lane.
+# Module, its arguments, the file that tells that it is done, the file that it waits for; lane by lane, and what needs both.
 LANES = (
-    (("thinker", ("--phase", "0"), "thinker.0.pt"), ("sight", (), "thinker.sight.pt"),
-     ("thinker", ("--phase", "1"), "thinker.1.pt"), ("talker", (), "talker.pt")),
-    (("vocoder", (), "vocoder.pt"),),
+    (("thinker", ("--phase", "0"), "thinker.0.pt", ""), ("sight", (), "thinker.sight.pt", ""),
+     ("thinker", ("--phase", "1"), "thinker.1.pt", "")),
+    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--early",), "talker.early.pt", "thinker.sight.pt")),
 )  # fmt: skip
+LAST = (("talker", (), "talker.pt", ""),)
+TWO_CORES = ("thinker", "sight")
 
 
 def run_lane(folder: Path, lane, failures: list) -> None:
-    for module, arguments, result in lane:
+    for module, arguments, result, needed in lane:
+        while not (folder / needed).exists() and not failures:
+            time.sleep(1)
         if (folder / result).exists() or failures:
             continue
         command = [sys.executable, "-m", f"{PACKAGE}.{module}", "--folder", str(folder), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "2" if module != "vocoder" else "1", "GOMP_SPINCOUNT": "0"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "2" if module in TWO_CORES else "1", "GOMP_SPINCOUNT": "0"}
         begin, log = time.time(), folder / f"{module}.{result}.log"
         print(f"{module} {' '.join(arguments)}: see {log}", flush=True)
         with log.open("a") as output:
@@ -57,6 +62,7 @@ def main() -> int:
         lane.start()
     for lane in lanes:
         lane.join()
+    run_lane(folder, LAST, failures)
     if failures:
         return 1
     target = arguments.target or folder / "checkpoint"

@@ -26,7 +26,7 @@ from .settings import CODES, SPEAKERS, write_settings
 from .voices import load_clips
 from .world import UNKNOWN, sayable
 
-STEPS = 1000
+STEPS, EARLY_STEPS = 1000, 800  # the early ones do not wait for the thinker's last phase
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
 POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
@@ -173,10 +173,15 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
-def train(folder: Path, steps: int = STEPS, seed: int = 9) -> None:
-    """Train, or go on with a training, in `folder` (with `thinker.1.pt` and `codec.pt`): writes `talker.pt`."""
+def train(folder: Path, early: bool = False, steps: int = STEPS, seed: int = 9) -> None:
+    """Train, or go on with a training, in `folder` (with `codec.pt`).
+
+    early: the first steps, on `thinker.sight.pt`; else all that are left, on `thinker.1.pt`, whose words are the same
+    and whose states of media differ. Writes `talker.early.pt` or `talker.pt`.
+    """
+    last = min(steps, EARLY_STEPS) if early else steps
     model = build(write_settings(folder / "processor"), seed)
-    model.thinker.load_state_dict(torch.load(folder / "thinker.1.pt"))
+    model.thinker.load_state_dict(torch.load(folder / ("thinker.sight.pt" if early else "thinker.1.pt")))
     model.thinker.requires_grad_(False).eval()
     stored = codec.load(folder)
     stored["end"] = codec.Codec(**stored["codec"]).encode(np.zeros(codec.FRAME, np.float32))
@@ -192,7 +197,7 @@ def train(folder: Path, steps: int = STEPS, seed: int = 9) -> None:
         optimiser.load_state_dict(state["optimiser"])
         first_step = state["step"]
     begin, recent = time.time(), []
-    for step in range(first_step, steps):
+    for step in range(first_step, last):
         rng = random.Random(f"{seed}/{step}")
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps)
@@ -208,17 +213,18 @@ def train(folder: Path, steps: int = STEPS, seed: int = 9) -> None:
             pace = (time.time() - begin) / (step + 1 - first_step)
             print(f"step {step + 1}/{steps} code 0: {loss_0:.3f} ({right_0:.2%})  others: {loss_rest:.3f} "
                   f"({right_rest:.2%})  {pace:.2f} s/step", flush=True)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == last:
             partial = state_path.with_suffix(".partial")
             torch.save({"model": model.talker.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
             partial.rename(state_path)
-    torch.save(model.talker.state_dict(), folder / "talker.pt")
+    torch.save(model.talker.state_dict(), folder / ("talker.early.pt" if early else "talker.pt"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--early", action="store_true", help="the first steps, before the thinker is done")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=9)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.steps, arguments.seed)
+    train(arguments.folder, arguments.early, arguments.steps, arguments.seed)
