@@ -8,11 +8,11 @@ import os
 import sys
 
 from . import __version__
-from .commands import bench, convert, doctor, generate, inspect, launch, plan, say, tiny
+from .commands import bench, convert, demo, doctor, generate, inspect, launch, plan, say, tiny
 from .errors import OmniError
 from .parallel import watch
 
-COMMANDS = (generate, say, launch, plan, convert, inspect, tiny, bench, doctor)
+COMMANDS = (demo, generate, say, launch, plan, convert, inspect, tiny, bench, doctor)
 
 
 def build_parser():
@@ -20,7 +20,7 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog="ms-omni",
         description="Qwen3-Omni on MindSpore: text, images, audio and video in; text and 24 kHz speech out.",
-        epilog="Try it without a download: ms-omni tiny /tmp/tiny && ms-omni generate --model /tmp/tiny 'Hello'",
+        epilog="Try it without a download, in a clone of the repository: ms-omni demo",
     )
     parser.add_argument("--version", action="version", version=f"ms-omni {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,0 +1,104 @@
+"""`ms-omni demo`: the miniature checkpoint on its sample files, in words, sound and one picture. Downloads nothing."""
+
+import json
+import time
+from pathlib import Path
+
+NAME = "demo"
+HELP = "Show the miniature checkpoint of this repository sample files of every kind; writes its spoken answers and a picture."
+RESULT, PICTURE = "demo.json", "demo.png"
+
+
+def add_arguments(parser):
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (default: examples/miniature of the clone)")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), metavar="DIR",
+                        help="folder of the results (default: build/demo); new, empty, or of an earlier demo")  # fmt: skip
+    parser.add_argument("--speaker", help="voice of all answers (default: each of the checkpoint's in turn)")
+    parser.add_argument("--seed", type=int, default=0, help="of the speech (default: 0)")
+
+
+def run(arguments):
+    begin = time.perf_counter()
+    from ..demo.samples import find_miniature, find_samples, load_samples
+    from .messages import clear_status, status
+
+    folder = arguments.model or find_miniature()
+    samples = load_samples(find_samples(folder))
+    out = own_folder(arguments.out)
+    status("starting MindSpore ...")
+    from ..demo import table
+    from ..demo.asking import ask
+    from ..model import Qwen3OmniMoeForConditionalGeneration
+    from ..processor import Qwen3OmniMoeProcessor
+
+    processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
+    status("loading weights ...")
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False, compile_steps=False)
+    speakers = voices(model, arguments.speaker)
+    clear_status()
+    print(table.head())
+    answers = []
+    for index, sample in enumerate(samples):
+        status(f"{sample.name} ...")
+        answers.append(ask(model, processor, sample, speakers[index % len(speakers)], arguments.seed))
+        clear_status()
+        print(table.row(sample, answers[-1]), flush=True)
+    write_results(out, folder, samples, answers)
+    report(out, samples, answers, time.perf_counter() - begin)
+
+
+def voices(model, wanted):
+    """Speakers that take turns. Raises `InputError` for one that the checkpoint does not have."""
+    from ..generation.request import speaker_code
+
+    if not model.has_talker:
+        return [None]
+    if wanted is None:
+        return [name.capitalize() for name in model.config.talker_config.speaker_id]
+    speaker_code(model.config.talker_config, wanted)
+    return [wanted]
+
+
+def own_folder(path):
+    """The folder for the results, made if need be. Raises `InputError` for one that holds something else."""
+    from ..bench.files import output_folder
+    from ..errors import InputError
+
+    if path.is_dir() and any(path.iterdir()) and not (path / RESULT).is_file():
+        raise InputError(f"{path} holds files that are not of a demo; choose another folder with --out")
+    return output_folder(path)
+
+
+def write_results(out, folder, samples, answers):
+    """Spoken answers, the picture, and all of it as JSON; each file appears when it is complete."""
+    import soundfile
+
+    from ..bench.files import write_file
+    from ..demo.asking import SPEECH_HZ
+    from ..demo.sheet import draw
+
+    rows = []
+    for sample, answer in zip(samples, answers):
+        row = {"name": sample.name, "shown": sample.shown, "question": sample.question, "expected": sample.answer,
+               "answer": answer.text, "right": answer.text == sample.answer, "total_s": round(answer.total_s, 3)}  # fmt: skip
+        if len(answer.speech):
+            row |= {"speech": f"{sample.name}.wav", "speaker": answer.speaker, "heard": answer.heard,
+                    "speech_s": round(len(answer.speech) / SPEECH_HZ, 2), "first_sound_s": round(answer.first_sound_s, 3)}  # fmt: skip
+        rows.append(row)
+    write_file(out / RESULT, lambda file: file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8"))
+    for sample, answer in zip(samples, answers):
+        if len(answer.speech):
+            write_file(out / f"{sample.name}.wav",
+                       lambda file, speech=answer.speech: soundfile.write(file, speech, SPEECH_HZ, subtype="PCM_16"))  # fmt: skip
+    title = f"ms_omni: {Path(folder).resolve().name} on MindSpore"
+    write_file(out / PICTURE, lambda file: draw(title, samples, answers, file))
+
+
+def report(out, samples, answers, seconds):
+    """The sum of it, in a few lines."""
+    right = sum(answer.text == sample.answer for sample, answer in zip(samples, answers))
+    again = [f"{answer.text} as {answer.heard}" for answer in answers if answer.heard is not None]
+    print(f"\n{right} of {len(samples)} answers as expected; {seconds:.0f} s in all")
+    if again:
+        print(f"its own spoken numbers, played back to it, it heard: {', '.join(again)}")
+    print(f"spoken answers: {out}/*.wav; all of it in one picture: {out / PICTURE}")

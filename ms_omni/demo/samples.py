@@ -1,0 +1,78 @@
+"""The miniature checkpoint and its sample files: where they are, and what is asked about them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError, InputError
+
+MINIATURE = Path("examples/miniature")
+INDEX = "samples.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. media: (kind, file) in order; answer: the right one; shown: what is to be seen and heard, in words."""
+
+    name: str
+    question: str
+    answer: str
+    shown: str
+    media: tuple
+    use_audio_in_video: bool
+
+    @property
+    def messages(self):
+        """The conversation, in the schema of `apply_chat_template`."""
+        content = [{"type": kind, kind: str(file)} for kind, file in self.media]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": self.question}]}]
+
+
+def find_miniature():
+    """The folder of the miniature checkpoint in this clone of the repository.
+
+    Raises `CheckpointError` when it is nowhere to be found.
+    """
+    for folder in _places():
+        if (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(f"the miniature checkpoint is not in {' or '.join(map(str, _places()))}; run ms-omni demo in a clone "
+                          "of the repository, or name a checkpoint with --model")  # fmt: skip
+
+
+def find_samples(model):
+    """The folder of sample files: those beside the checkpoint, else the miniature's.
+
+    Raises `InputError` when there are none.
+    """
+    folders = [folder / "samples" for folder in (Path(model), *_places())]
+    for folder in folders:
+        if (folder / INDEX).is_file():
+            return folder
+    raise InputError(f"there are no sample files in {' or '.join(map(str, folders))}; run ms-omni demo in a clone of the "
+                     "repository")  # fmt: skip
+
+
+def _places():
+    """Where the miniature may be: in the clone that this package runs from, or in the one that we stand in."""
+    return list(dict.fromkeys(root / MINIATURE for root in (Path(__file__).resolve().parents[2], Path.cwd())))
+
+
+def load_samples(folder):
+    """The `Sample`s of a folder, in order. Raises `InputError` for a folder without them or with files missing."""
+    folder = Path(folder)
+    try:
+        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / INDEX} cannot be read: {error}; it comes with the repository (git checkout restores it)") from None
+    samples = [_sample(folder, entry) for entry in entries]
+    missing = sorted({file.name for sample in samples for _, file in sample.media if not file.is_file()})
+    if missing:
+        raise InputError(f"{folder} lacks {', '.join(missing)}; git checkout restores the sample files")
+    return samples
+
+
+def _sample(folder, entry):
+    media = tuple((item["type"], folder / item["file"]) for item in entry["media"])
+    known = {name: entry[name] for name in ("name", "question", "answer", "shown", "use_audio_in_video")}
+    return Sample(media=media, **known)

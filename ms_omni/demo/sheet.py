@@ -1,0 +1,123 @@
+"""One picture of the whole demo: what went in at the left, question and answer, and the spoken answer at the right."""
+
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..media.audio import load_audio
+from ..media.image import load_image
+from ..media.video import load_video
+from .asking import SPEECH_HZ
+from .spectrogram import DARK, RATE_HZ, spectrogram, waveform
+
+WIDTH, ROW, HEAD, MARGIN, GAP = 1640, 176, 96, 28, 12
+LEFT, MIDDLE = 520, 440  # widths of the columns; the rest is for speech
+WAVE = 44  # height of a waveform
+INK, PALE, RULE, GOOD, BAD, HEARD, SAID, PAPER = ("#1b1f24", "#6b7480", "#e1e5ea", "#1a7f4b", "#b3402e", "#2f6fde", "#b0487a",
+                                                  "#f3f5f8")  # fmt: skip
+
+
+def draw(title, samples, answers, file):
+    """Writes the picture to `file` (.png)."""
+    sheet = Image.new("RGB", (WIDTH, HEAD + ROW * len(samples) + MARGIN), "white")
+    canvas = ImageDraw.Draw(sheet)
+    _write(canvas, (MARGIN, 18), title, 26)
+    for x, words in ((MARGIN, "goes in"), (MARGIN + LEFT, "asked and answered"), (MARGIN + LEFT + MIDDLE, "comes out")):
+        _write(canvas, (x, 66), words, 14, PALE)
+    space = WIDTH - LEFT - MIDDLE - 2 * MARGIN
+    longest_s = max([len(answer.speech) / SPEECH_HZ for answer in answers] + [1.0])
+    for index, (sample, answer) in enumerate(zip(samples, answers)):
+        top = HEAD + index * ROW
+        canvas.line((MARGIN, top - GAP / 2, WIDTH - MARGIN, top - GAP / 2), fill=RULE)
+        sheet.paste(_input(sample, (LEFT - 2 * GAP, ROW - GAP)), (MARGIN, top))
+        _words(canvas, (MARGIN + LEFT, top), sample, answer)
+        if len(answer.speech):
+            samples_16k = load_audio((answer.speech, SPEECH_HZ))
+            width = max(40, round(space * len(answer.speech) / SPEECH_HZ / longest_s))
+            sheet.paste(_sound(samples_16k, (width, ROW - GAP), SAID), (MARGIN + LEFT + MIDDLE, top))
+    sheet.save(file, format="PNG", optimize=True)
+
+
+def _words(canvas, corner, sample, answer):
+    x, y = corner
+    for part in textwrap.wrap(sample.shown, 52):
+        _write(canvas, (x, y), part, 14, PALE)
+        y += 18
+    for part in textwrap.wrap(sample.question, 44):
+        _write(canvas, (x, y + 6), part, 17)
+        y += 22
+    right = answer.text == sample.answer
+    for part in textwrap.wrap(answer.text, 30):
+        _write(canvas, (x, y + 14), part, 23, GOOD if right else BAD)
+        y += 28
+    if not right:
+        _write(canvas, (x, y + 14), f"expected: {sample.answer}", 14, BAD)
+        y += 18
+    notes = [answer.speaker, f"{len(answer.speech) / SPEECH_HZ:.2f} s of speech"] if len(answer.speech) else []
+    if answer.heard is not None:
+        notes.append(f"heard by its own ears: {answer.heard}")
+    _write(canvas, (x, y + 20), ", ".join(notes), 13, PALE)
+
+
+def _input(sample, size):
+    """What is shown and heard, next to or above each other."""
+    sheet = Image.new("RGB", size, "white")
+    if not sample.media:
+        ImageDraw.Draw(sheet).rounded_rectangle((0, 0, size[0] - 1, size[1] - 1), 8, fill=PAPER)
+        lines = textwrap.wrap(f"\u201c{sample.question}\u201d", 30)
+        for index, part in enumerate(lines):
+            place = (size[0] / 2, size[1] / 2 + 30 * (index - (len(lines) - 1) / 2))
+            _write(ImageDraw.Draw(sheet), place, part, 22, PALE, "mm")
+        return sheet
+    width = (size[0] - GAP * (len(sample.media) - 1)) // len(sample.media)
+    for index, (kind, file) in enumerate(sample.media):
+        sheet.paste(_medium(kind, file, sample.use_audio_in_video, (width, size[1])), (index * (width + GAP), 0))
+    return sheet
+
+
+def _medium(kind, file, with_sound, size):
+    if kind == "audio":
+        return _sound(load_audio(str(file)), size, HEARD)
+    if kind == "image":
+        return _fit(load_image(str(file)), size)
+    strip_height = size[1] if not with_sound else round(size[1] * 0.5)
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(_strip(load_video(str(file)).frames, (size[0], strip_height)), (0, 0))
+    if with_sound:
+        sheet.paste(_sound(load_audio(str(file)), (size[0], size[1] - strip_height - 4), HEARD), (0, strip_height + 4))
+    return sheet
+
+
+def _fit(image, size):
+    """The image in its proportions, at the left of its room."""
+    scale = min(size[0] / image.width, size[1] / image.height)
+    small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(small, (0, 0))
+    return sheet
+
+
+def _strip(frames, size):
+    """Frames `[T, C, H, W]` of a video side by side, evenly spread over it, as many as fit."""
+    pictures = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in frames]
+    high, wide = frames.shape[2:]
+    count = int(np.clip(round(size[0] * high / (size[1] * wide)), 2, len(pictures)))
+    sheet, width = Image.new("RGB", size, "white"), (size[0] - 4 * (count - 1)) // count
+    for place, index in enumerate(np.linspace(0, len(pictures) - 1, count).round().astype(int)):
+        sheet.paste(_fit(pictures[index], (width, size[1])), (place * (width + 4), 0))
+    return sheet
+
+
+def _sound(samples, size, colour):
+    """Waveform above spectrogram; samples float32 at 16 kHz."""
+    wave = min(WAVE, size[1] // 3)
+    sheet = Image.new("RGB", size, DARK)
+    sheet.paste(waveform(samples, (size[0], wave), colour, PAPER), (0, 0))
+    sheet.paste(spectrogram(samples, (size[0], size[1] - wave)), (0, wave))
+    _write(ImageDraw.Draw(sheet), (size[0] - 5, wave - 3), f"{len(samples) / RATE_HZ:.1f} s", 12, PALE, "rs")
+    return sheet
+
+
+def _write(canvas, place, text, size, colour=INK, anchor="la"):
+    canvas.text(place, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)
