@@ -25,7 +25,13 @@ VIDEO_SIZES = ((256, 256), (320, 240), (192, 192), (240, 320))
 VIDEO_FPS = 10
 TASKS = {  # how many of each are asked by default
     "digits": 120, "spoken_sum": 40, "shape": 100, "two_shapes": 40, "motion": 60, "motion_and_digits": 40, "sum": 100,
-    "repeat": 40, "strange_text": 60, "strange_sound": 30, "strange_picture": 30,
+    "repeat": 40, "strange_text": 60, "strange_sound": 30, "strange_picture": 30, "several_turns": 30,
+}  # fmt: skip
+LAST_TURNS = ("digits", "shape", "two_shapes", "motion", "motion_and_digits", "sum", "repeat", "strange_text")
+FIXED_SEED = 2024  # of the 200 questions whose answers were recorded with transformers
+FIXED = {
+    "digits": 36, "spoken_sum": 10, "shape": 32, "two_shapes": 14, "motion": 20, "motion_and_digits": 20, "sum": 20,
+    "repeat": 12, "strange_text": 14, "strange_sound": 6, "strange_picture": 6, "several_turns": 10,
 }  # fmt: skip
 OUTSIDE = ("strange_text", "strange_sound", "strange_picture")  # tasks whose right answer is that it does not know
 ORDINARY_PROMPTS = """What is the capital of France?|Who wrote Romeo and Juliet?|How do I bake bread?|What time is it?
@@ -58,6 +64,11 @@ class UsersMaker(Maker):
     """Pictures and videos of the sizes and frame rates that files have."""
 
     moving = False
+
+    def several_turns(self):
+        """A conversation of three to six turns on different matters; the answers before the last one are given."""
+        turns = self.earlier_turns(self.rng.randint(2, 5))
+        return Conversation("several_turns", (*turns, getattr(self, self.rng.choice(LAST_TURNS))()))
 
     def _size(self):
         return self.rng.choice(VIDEO_SIZES if self.moving else SIZES)
@@ -99,12 +110,18 @@ def questions(task: str, count: int, seed: int, folder: Path, speech: dict[str, 
     found = []
     for index in range(count):
         maker = UsersMaker(speech, random.Random(f"{seed}/{task}/{index}"), plain=True)
-        conversation = maker.conversation(task)
+        conversation = maker.several_turns() if task == "several_turns" else maker.conversation(task)
         if task == "strange_text" and index < len(ORDINARY_PROMPTS):
             turn = Turn((ORDINARY_PROMPTS[index],), UNKNOWN)
             conversation = Conversation(task, (turn,))
         found.append(_question(conversation, folder / f"{task}-{index}"))
     return found
+
+
+def fixed_questions(folder: Path) -> list[Question]:
+    """The 200 questions of `FIXED`, the same ones every time; videos are written to `folder`."""
+    speech = load_speech()
+    return [item for task, count in FIXED.items() for item in questions(task, count, FIXED_SEED, folder, speech)]
 
 
 def _question(conversation: Conversation, stem: Path) -> Question:

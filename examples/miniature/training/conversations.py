@@ -70,10 +70,14 @@ class Maker:
     def conversation(self, task: str) -> Conversation:
         """One conversation whose last turn is of this task."""
         turns = (getattr(self, task)(),)
-        if self.rng.random() < 0.06 and not self.plain:
-            turns = (getattr(self, self.rng.choice(EARLIER_TURNS))(), *turns)
+        if self.rng.random() < 0.15 and not self.plain:
+            turns = (*self.earlier_turns(self.rng.choice((1, 1, 2, 3, 4))), *turns)
         system = self.rng.choice(SYSTEM_PROMPTS) if self.rng.random() < 0.12 else None
         return Conversation(task, turns, system)
+
+    def earlier_turns(self, count: int) -> tuple[Turn, ...]:
+        """What may stand before the last turn."""
+        return tuple(getattr(self, self.rng.choice(EARLIER_TURNS))() for _ in range(count))
 
     # What is heard.
 
@@ -225,7 +229,7 @@ class Maker:
         return Sound(track.astype(np.float32))
 
 
-EARLIER_TURNS = ("sum", "repeat", "strange_text", "shape", "digits")
+EARLIER_TURNS = ("sum", "repeat", "strange_text", "shape", "two_shapes", "digits")
 
 
 def _sum(meaning: str) -> str:
