@@ -1,13 +1,20 @@
 """Asks the miniature what it has not seen, and counts the right answers, task by task; then listens to its own speech.
 
     python launch/evaluate.py --model examples/miniature
-    python launch/evaluate.py --model examples/miniature --seed 7 --fresh-voices   # needs espeak-ng
+    python launch/evaluate.py --seed 7 --fresh-voices                    # needs espeak-ng
+    python launch/evaluate.py --reference-python PYTHON --tasks same     # the same answers as PyTorch transformers?
+    msrun --worker_num=2 --local_worker_num=2 --join=True launch/evaluate.py
+
+Under msrun the processes share the model; rank 0 prints and writes.
 """
 
 import argparse
 import json
 import math
+import os
+import pickle
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +32,9 @@ from examples.miniature.training.world import UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.commands.say import spoken_turn
 from ms_omni.outputs import AudioChunk
+from ms_omni.parallel import start
 
+EXTRAS = ("round_trip", "same")  # its own speech in its own ears; answers beside the reference's
 SPEECH_HZ, HEARING_HZ = 24_000, 16_000
 QUIET = 0.02  # of the loudest sample: below it is silence or noise
 MAX_TAIL_S = 1.5
@@ -35,12 +44,14 @@ MAX_FRAMES = 200  # of one utterance: 16 s
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(ROOT / "examples/miniature"), help="checkpoint folder")
-    parser.add_argument("--tasks", nargs="+", choices=[*held_out.TASKS, "round_trip"], help="default: all of them")
+    parser.add_argument("--tasks", nargs="+", choices=[*held_out.TASKS, *EXTRAS], help="default: all of them")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual number of questions (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
     parser.add_argument("--batch", type=int, default=10, help="conversations answered together (default: 10)")
     parser.add_argument("--round-trips", type=int, default=40, help="spoken texts for each speaker (default: 40)")
     parser.add_argument("--fresh-voices", action="store_true", help="synthesise new clips with espeak-ng")
+    parser.add_argument("--reference-python", type=Path, metavar="PATH",
+                        help="interpreter with tests/reference/requirements.txt: 200 fixed questions also go to the reference")
     parser.add_argument("--json", type=Path, help="also write the counts and every wrong answer here")
     return parser.parse_args()
 
@@ -55,6 +66,14 @@ def interval(right, count):
     return middle - half, middle + half
 
 
+def of_rank_0(team, make):
+    """What `make()` gives on rank 0, on every rank: encoded videos may differ in a bit from one process to the next."""
+    if team is None:
+        return make()
+    data = pickle.dumps(make()) if team.mesh.rank == 0 else b""
+    return pickle.loads(team.comm.gather_bytes(data)[0])
+
+
 def answers(model, processor, questions, batch_size):
     """What the model says to each question, greedily."""
     texts = [None] * len(questions)
@@ -62,9 +81,9 @@ def answers(model, processor, questions, batch_size):
         chosen = [index for index, item in enumerate(questions) if item.use_audio_in_video is with_sound]
         for start in range(0, len(chosen), batch_size):
             part = chosen[start:start + batch_size]
-            inputs = processor.apply_chat_template(
+            inputs = of_rank_0(model.team, lambda: dict(processor.apply_chat_template(
                 [questions[index].messages for index in part], tokenize=True, return_dict=True,
-                add_generation_prompt=True, use_audio_in_video=with_sound)  # fmt: skip
+                add_generation_prompt=True, use_audio_in_video=with_sound)))  # fmt: skip
             ids, _ = model.generate(**inputs, use_audio_in_video=with_sound, return_audio=False, max_new_tokens=32)
             new = ids[:, inputs["input_ids"].shape[1]:]
             for index, text in zip(part, processor.batch_decode(new, skip_special_tokens=True)):
@@ -104,19 +123,66 @@ def round_trips(model, processor, count, seed, batch_size):
     return found
 
 
+def same_answers(model, processor, python, folder, model_folder, batch_size):
+    """Whether both say the same to the fixed questions: rows of task, the reference's answer and ours."""
+    file = Path(folder) / "reference.json"
+    command = [python, "-m", "tests.reference.record_miniature", "--model", model_folder, "--out", file]
+    subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    by_task = json.loads(file.read_text(encoding="utf-8"))["answers"]
+    theirs = [text for texts in by_task.values() for text in texts]
+    asked = held_out.fixed_questions(Path(folder))
+    said = answers(model, processor, asked, batch_size)
+    return [{"task": item.task, "reference": other, "said": text} for item, other, text in zip(asked, theirs, said)]
+
+
 def report(name, right, count, note=""):
     low, high = interval(right, count)
     print(f"{name:24} {right:4d} of {count:4d}   {right / max(1, count):7.1%}   [{low:.1%}, {high:.1%}]{note}", flush=True)
     return {"right": right, "count": count, "low": low, "high": high}
 
 
+def ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong):
+    """Puts the questions of each task to the model; what it wrongly does not know is counted over all of them."""
+    in_world = [0, 0]
+    for task in tasks:
+        count = max(1, round(held_out.TASKS[task] * arguments.share))
+        asked = held_out.questions(task, count, arguments.seed, Path(folder), speech)
+        said = answers(model, processor, asked, arguments.batch)
+        pairs = list(zip(asked, said))
+        results[task] = report(task, sum(text == item.answer for item, text in pairs), count)
+        wrong += [{"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
+                  for item, text in pairs if text != item.answer]  # fmt: skip
+        if task == "motion_and_digits":
+            both = [text == item.answer for item, text in pairs if " and " in item.answer]
+            results["both_parts"] = report("  asked for both parts", sum(both), len(both))
+        known = [text == UNKNOWN for item, text in pairs if item.answer != UNKNOWN]
+        in_world = [in_world[0] + sum(known), in_world[1] + len(known)]
+    if in_world[1]:
+        results["does_not_know_in_world"] = report("wrongly does not know", *in_world)
+
+
+def report_round_trips(model, processor, arguments, results, wrong):
+    """Digit strings spoken by each speaker and heard again; whether the speech stopped, and what follows its last sound."""
+    for speaker, rows in round_trips(model, processor, arguments.round_trips, arguments.seed, arguments.batch).items():
+        right = sum(row["asked"] == row["heard"] for row in rows)
+        stopped = sum(row["stopped"] and row["tail_s"] <= MAX_TAIL_S for row in rows)
+        longest = max((row["tail_s"] for row in rows), default=0)
+        note = f"   {stopped} of {len(rows)} stopped by themselves, longest silence at the end {longest:.2f} s"
+        found = report(f"round trip, {speaker}", right, len(rows), note)
+        results[f"round_trip_{speaker}"] = found | {"stopped": stopped, "longest_tail_s": longest}
+        wrong += [{"task": "round_trip", "speaker": speaker, **row} for row in rows
+                  if row["asked"] != row["heard"] or not row["stopped"]]  # fmt: skip
+
+
 def main():
     arguments = parse_arguments()
-    begin = time.perf_counter()
+    mesh, begin = start(), time.perf_counter()
+    if not mesh.speaks:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(arguments.model)
-    wanted = arguments.tasks or [*held_out.TASKS, "round_trip"]
-    results, wrong, in_world = {}, [], [0, 0]
+    wanted = arguments.tasks or [*held_out.TASKS, *EXTRAS]
+    results, wrong = {}, []
     with tempfile.TemporaryDirectory() as folder:
         speech = held_out.load_speech()
         if arguments.fresh_voices:
@@ -124,30 +190,21 @@ def main():
             make_clips(path, {"digits": 200, "sum": 60, "outside": 40}, heard=False, seed=10_000 + arguments.seed)
             speech = load_clips(path)
         print(f"{'task':24} {'right':>4}            share     95 % confidence")
-        for task in (task for task in wanted if task in held_out.TASKS):
-            count = max(1, round(held_out.TASKS[task] * arguments.share))
-            asked = held_out.questions(task, count, arguments.seed, Path(folder), speech)
-            said = answers(model, processor, asked, arguments.batch)
-            right = sum(text == item.answer for text, item in zip(said, asked))
-            wrong += [{"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
-                      for text, item in zip(said, asked) if text != item.answer]  # fmt: skip
-            results[task] = report(task, right, count)
-            if task not in held_out.OUTSIDE:
-                in_world[0] += sum(text == UNKNOWN != item.answer for text, item in zip(said, asked))
-                in_world[1] += count
-    if in_world[1]:
-        results["does_not_know_in_world"] = report("wrongly does not know", *in_world)
-    if "round_trip" in wanted and model.has_talker:
-        for speaker, rows in round_trips(model, processor, arguments.round_trips, arguments.seed, arguments.batch).items():
-            right = sum(row["asked"] == row["heard"] for row in rows)
-            stopped = sum(row["stopped"] and row["tail_s"] <= MAX_TAIL_S for row in rows)
-            longest = max((row["tail_s"] for row in rows), default=0)
-            note = f"   {stopped} of {len(rows)} stopped by themselves, longest silence at the end {longest:.2f} s"
-            results[f"round_trip_{speaker}"] = report(f"round trip, {speaker}", right, len(rows), note)
-            wrong += [{"task": "round_trip", "speaker": speaker, **row} for row in rows if row["asked"] != row["heard"]]
-    print(f"{time.perf_counter() - begin:.0f} s")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"results": results, "wrong": wrong}, indent=1) + "\n", encoding="utf-8")
+        tasks = [task for task in wanted if task in held_out.TASKS]
+        ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong)
+        if "round_trip" in wanted and model.has_talker:
+            report_round_trips(model, processor, arguments, results, wrong)
+        if "same" in wanted and arguments.reference_python and mesh.size == 1:
+            rows = same_answers(model, processor, arguments.reference_python, folder, arguments.model, arguments.batch)
+            different = [row for row in rows if row["reference"] != row["said"]]
+            results["same_as_reference"] = report("same as the reference", len(rows) - len(different), len(rows))
+            wrong += different
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.0f} s, {mesh.size} process(es)")
+    if arguments.json and mesh.speaks:
+        about = {"seed": arguments.seed, "processes": mesh.size, "fresh_voices": arguments.fresh_voices,
+                 "seconds": round(seconds)}  # fmt: skip
+        arguments.json.write_text(json.dumps({"about": about, "results": results, "wrong": wrong}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

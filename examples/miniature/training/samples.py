@@ -19,7 +19,7 @@ from .voices import RATE_HZ, Voice, speak, trim
 from .world import DIGITS, DIRECTIONS, UNKNOWN, phrase
 
 FOLDER = Path(__file__).resolve().parents[1] / "samples"
-SIZE, VIDEO_SIZE = (400, 300), (320, 240)  # pixels, width first
+SIZE, VIDEO_SIZE = (400, 300), (384, 256)  # pixels, width first
 VIDEO_S = 3.0
 LOUDNESS = 0.6  # of the loudest sample
 PALE, DARK, GREY = (244, 241, 232), (28, 30, 40), (205, 208, 214)
