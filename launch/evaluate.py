@@ -31,7 +31,7 @@ from examples.miniature.training.voices import load_clips, make_clips
 from examples.miniature.training.world import UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.commands.say import spoken_turn
-from ms_omni.outputs import AudioChunk
+from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
 
 EXTRAS = ("round_trip", "same")  # its own speech in its own ears; answers beside the reference's
@@ -93,9 +93,13 @@ def answers(model, processor, questions, batch_size):
 
 def speak(model, processor, text, speaker, seed):
     """The spoken text, float32 at 24 kHz, and whether it ended by itself."""
-    events = model.say(**spoken_turn(processor, text), speaker=speaker, seed=seed, talker_max_new_tokens=MAX_FRAMES)
-    sound = np.concatenate([event.pcm[0, : event.samples[0]] for event in events if isinstance(event, AudioChunk)] or [np.zeros(0, np.float32)])
-    return sound, len(sound) < MAX_FRAMES * 1920
+    chunks, frames = [np.zeros(0, np.float32)], 0
+    for event in model.say(**spoken_turn(processor, text), speaker=speaker, seed=seed, talker_max_new_tokens=MAX_FRAMES):
+        if isinstance(event, AudioChunk):
+            chunks.append(event.pcm[0, : event.samples[0]])
+        elif isinstance(event, StreamEnd):
+            frames = int(event.frames[0])
+    return np.concatenate(chunks), frames < MAX_FRAMES - 1  # the last code has no frame
 
 
 def tail_s(sound):
@@ -117,7 +121,7 @@ def round_trips(model, processor, count, seed, batch_size):
             content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
             heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
         said = answers(model, processor, heard, batch_size)
-        rows = [{"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(tail_s(sound), 2)}
+        rows = [{"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(float(tail_s(sound)), 2)}
                 for text, answer, (sound, stopped) in zip(texts, said, spoken)]  # fmt: skip
         found[speaker] = rows
     return found
