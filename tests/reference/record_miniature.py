@@ -7,7 +7,6 @@ its own against the reference's.
 """
 
 import argparse
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -15,16 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.miniature.weights import checksum
 from tests.reference import reference_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = ROOT / "tests/miniature/data/answers.json"
 MAX_NEW_TOKENS = 32
-
-
-def checksum(folder) -> str:
-    """Of the weights that the answers belong to."""
-    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 @torch.no_grad()
