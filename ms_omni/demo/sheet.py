@@ -14,6 +14,8 @@ from .spectrogram import DARK, RATE_HZ, spectrogram, waveform
 WIDTH, ROW, HEAD, MARGIN, GAP = 1640, 176, 96, 28, 12
 LEFT, MIDDLE = 520, 440  # widths of the columns; the rest is for speech
 WAVE = 44  # height of a waveform
+LEAST_FRAMES = 3  # shown of a video
+HEARD_LETTERS = 28  # shown of what it heard in its own speech
 INK, PALE, RULE, GOOD, BAD, HEARD, SAID, PAPER = ("#1b1f24", "#6b7480", "#e1e5ea", "#1a7f4b", "#b3402e", "#2f6fde", "#b0487a",
                                                   "#f3f5f8")  # fmt: skip
 
@@ -56,7 +58,7 @@ def _words(canvas, corner, sample, answer):
         y += 18
     notes = [answer.speaker, f"{len(answer.speech) / SPEECH_HZ:.2f} s of speech"] if len(answer.speech) else []
     if answer.heard is not None:
-        notes.append(f"heard by its own ears: {answer.heard}")
+        notes.append(f"its own ears hear {textwrap.shorten(answer.heard, HEARD_LETTERS, placeholder=' ...')}")
     _write(canvas, (x, y + 20), ", ".join(notes), 13, PALE)
 
 
@@ -102,7 +104,7 @@ def _strip(frames, size):
     """Frames `[T, C, H, W]` of a video side by side, evenly spread over it, as many as fit."""
     pictures = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in frames]
     high, wide = frames.shape[2:]
-    count = int(np.clip(round(size[0] * high / (size[1] * wide)), 2, len(pictures)))
+    count = int(np.clip(round(size[0] * high / (size[1] * wide)), min(LEAST_FRAMES, len(pictures)), len(pictures)))
     sheet, width = Image.new("RGB", size, "white"), (size[0] - 4 * (count - 1)) // count
     for place, index in enumerate(np.linspace(0, len(pictures) - 1, count).round().astype(int)):
         sheet.paste(_fit(pictures[index], (width, size[1])), (place * (width + 4), 0))
@@ -115,7 +117,7 @@ def _sound(samples, size, colour):
     sheet = Image.new("RGB", size, DARK)
     sheet.paste(waveform(samples, (size[0], wave), colour, PAPER), (0, 0))
     sheet.paste(spectrogram(samples, (size[0], size[1] - wave)), (0, wave))
-    _write(ImageDraw.Draw(sheet), (size[0] - 5, wave - 3), f"{len(samples) / RATE_HZ:.1f} s", 12, PALE, "rs")
+    _write(ImageDraw.Draw(sheet), (size[0] - 6, wave + 16), f"{len(samples) / RATE_HZ:.1f} s", 12, PAPER, "rs")
     return sheet
 
 
