@@ -2,7 +2,7 @@
 
     python launch/evaluate.py --model examples/miniature
     python launch/evaluate.py --seed 7 --fresh-voices                    # needs espeak-ng
-    python launch/evaluate.py --reference-python PYTHON --tasks same     # the same answers as PyTorch transformers?
+    python launch/evaluate.py --tasks same --reference-python PYTHON     # the same answers as PyTorch transformers?
     msrun --worker_num=2 --local_worker_num=2 --join=True launch/evaluate.py
 
 Under msrun the processes share the model; rank 0 prints and writes.
@@ -51,7 +51,8 @@ def parse_arguments():
     parser.add_argument("--round-trips", type=int, default=40, help="spoken texts for each speaker (default: 40)")
     parser.add_argument("--fresh-voices", action="store_true", help="synthesise new clips with espeak-ng")
     parser.add_argument("--reference-python", type=Path, metavar="PATH",
-                        help="interpreter with tests/reference/requirements.txt: 200 fixed questions also go to the reference")
+                        help="interpreter with tests/reference/requirements.txt: asks PyTorch transformers the 200 fixed "
+                             "questions, instead of reading what was recorded for these weights")  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write the counts and every wrong answer here")
     return parser.parse_args()
 
@@ -127,12 +128,24 @@ def round_trips(model, processor, count, seed, batch_size):
     return found
 
 
-def same_answers(model, processor, python, folder, model_folder, batch_size):
-    """Whether both say the same to the fixed questions: rows of task, the reference's answer and ours."""
-    file = Path(folder) / "reference.json"
-    command = [python, "-m", "tests.reference.record_miniature", "--model", model_folder, "--out", file]
-    subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    by_task = json.loads(file.read_text(encoding="utf-8"))["answers"]
+def reference_answers(model_folder, python, folder):
+    """The reference's answers to the fixed questions: those recorded for these weights, else (with `python`) fresh ones.
+
+    None when there are neither.
+    """
+    file = held_out.ANSWERS
+    if python:
+        file = Path(folder) / "reference.json"
+        command = [python, "-m", "tests.reference.record_miniature", "--model", model_folder, "--out", file]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    if not file.is_file():
+        return None
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    return recorded["answers"] if recorded["weights"] == held_out.checksum(model_folder) else None
+
+
+def compare(model, processor, by_task, folder, batch_size):
+    """Rows of task, the reference's answer and ours."""
     theirs = [text for texts in by_task.values() for text in texts]
     asked = held_out.fixed_questions(Path(folder))
     said = answers(model, processor, asked, batch_size)
@@ -198,8 +211,10 @@ def main():
         ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong)
         if "round_trip" in wanted and model.has_talker:
             report_round_trips(model, processor, arguments, results, wrong)
-        if "same" in wanted and arguments.reference_python and mesh.size == 1:
-            rows = same_answers(model, processor, arguments.reference_python, folder, arguments.model, arguments.batch)
+        python = arguments.reference_python if mesh.size == 1 else None
+        by_task = reference_answers(arguments.model, python, folder) if "same" in wanted else None
+        if by_task is not None:
+            rows = compare(model, processor, by_task, folder, arguments.batch)
             different = [row for row in rows if row["reference"] != row["said"]]
             results["same_as_reference"] = report("same as the reference", len(rows) - len(different), len(rows))
             wrong += different

@@ -4,6 +4,7 @@ The spoken clips beside this file are by voices, accents and speeds that its tra
 espeak-ng are needed.
 """
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .training.world import UNKNOWN
 
 FOLDER = Path(__file__).resolve().parent
 SPEECH = FOLDER / "held_out.flac"
+ANSWERS = FOLDER / "held_out_answers.json"  # what transformers said to `fixed_questions`
 SIZES = ((256, 256), (320, 240), (240, 320), (400, 300), (300, 300), (384, 384), (200, 150), (480, 360))
 VIDEO_SIZES = ((256, 256), (384, 256), (256, 192), (256, 384))  # x264 writes the same file every time for such widths
 VIDEO_FPS = 10
@@ -122,6 +124,11 @@ def fixed_questions(folder: Path) -> list[Question]:
     """The 200 questions of `FIXED`, the same ones every time; videos are written to `folder`."""
     speech = load_speech()
     return [item for task, count in FIXED.items() for item in questions(task, count, FIXED_SEED, folder, speech)]
+
+
+def checksum(model: Path | str) -> str:
+    """Of the weights in a checkpoint folder, to tell which ones recorded answers belong to: 16 hexadecimal digits."""
+    return hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def _question(conversation: Conversation, stem: Path) -> Question:

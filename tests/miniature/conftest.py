@@ -9,7 +9,6 @@ from examples.miniature import held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = ROOT / "examples/miniature"
-ANSWERS = Path(__file__).parent / "data/answers.json"
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +23,7 @@ def miniature():
 @pytest.fixture(scope="session")
 def recorded():
     """What transformers answered to the fixed questions (tests/reference/record_miniature.py)."""
-    return json.loads(ANSWERS.read_text(encoding="utf-8"))
+    return json.loads(held_out.ANSWERS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

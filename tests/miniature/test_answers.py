@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.miniature.held_out import FIXED, Question, load_speech
-from tests.miniature.weights import checksum
+from examples.miniature.held_out import FIXED, Question, checksum, load_speech
 
 LEAST = {"digits": 0.9, "shape": 0.9, "motion": 0.9, "sum": 0.95, "motion_and_digits": 0.85, "strange_text": 0.8}
 """Shares that must be right among the few questions of each task; the card has the figures of the long evaluation."""

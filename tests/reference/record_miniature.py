@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.miniature.weights import checksum
+from examples.miniature import held_out
 from tests.reference import reference_model
 
 ROOT = Path(__file__).resolve().parents[2]
-ANSWERS = ROOT / "tests/miniature/data/answers.json"
 MAX_NEW_TOKENS = 32
 
 
@@ -46,10 +45,8 @@ def answers(folder, questions) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "examples/miniature", help="checkpoint folder")
-    parser.add_argument("--out", type=Path, default=ANSWERS, help="file to write")
+    parser.add_argument("--out", type=Path, default=held_out.ANSWERS, help="file to write")
     arguments = parser.parse_args()
-    from examples.miniature import held_out
-
     with tempfile.TemporaryDirectory() as folder:
         questions = held_out.fixed_questions(Path(folder))
         said = answers(arguments.model, questions)
@@ -58,7 +55,7 @@ def main() -> None:
         by_task.setdefault(question.task, []).append(text)
     right = {task: sum(item.answer == text for item, text in zip(questions, said) if item.task == task) for task in by_task}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"reference": f"transformers {reference_model.EXPECTED_VERSION}", "weights": checksum(arguments.model),
+    record = {"reference": f"transformers {reference_model.EXPECTED_VERSION}", "weights": held_out.checksum(arguments.model),
               "right": right, "answers": by_task}  # fmt: skip
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(" ".join(f"{task} {count}/{len(by_task[task])}" for task, count in right.items()))
