@@ -26,7 +26,7 @@ from .settings import CODES, SPEAKERS, write_settings
 from .voices import load_clips
 from .world import UNKNOWN, sayable
 
-STEPS, EARLY_STEPS = 1000, 800  # the early ones do not wait for the thinker's last phase
+STEPS, EARLY_STEPS = 2000, 1600  # the early ones do not wait for the thinker's last phase
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
 POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
