@@ -67,11 +67,11 @@ def interval(right, count):
     return middle - half, middle + half
 
 
-def of_rank_0(team, make):
-    """What `make()` gives on rank 0, on every rank: encoded videos may differ in a bit from one process to the next."""
+def of_rank_0(team, make, *arguments, **options):
+    """What rank 0 makes of these arguments, on every rank: encoded videos may differ in a bit between processes."""
     if team is None:
-        return make()
-    data = pickle.dumps(make()) if team.mesh.rank == 0 else b""
+        return make(*arguments, **options)
+    data = pickle.dumps(dict(make(*arguments, **options))) if team.mesh.rank == 0 else b""
     return pickle.loads(team.comm.gather_bytes(data)[0])
 
 
@@ -80,11 +80,11 @@ def answers(model, processor, questions, batch_size):
     texts = [None] * len(questions)
     for with_sound in (False, True):
         chosen = [index for index, item in enumerate(questions) if item.use_audio_in_video is with_sound]
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start:start + batch_size]
-            inputs = of_rank_0(model.team, lambda: dict(processor.apply_chat_template(
-                [questions[index].messages for index in part], tokenize=True, return_dict=True,
-                add_generation_prompt=True, use_audio_in_video=with_sound)))  # fmt: skip
+        for first in range(0, len(chosen), batch_size):
+            part = chosen[first:first + batch_size]
+            asked = [questions[index].messages for index in part]
+            inputs = of_rank_0(model.team, processor.apply_chat_template, asked, tokenize=True, return_dict=True,
+                               add_generation_prompt=True, use_audio_in_video=with_sound)  # fmt: skip
             ids, _ = model.generate(**inputs, use_audio_in_video=with_sound, return_audio=False, max_new_tokens=32)
             new = ids[:, inputs["input_ids"].shape[1]:]
             for index, text in zip(part, processor.batch_decode(new, skip_special_tokens=True)):

@@ -2,8 +2,8 @@
 
     python -m examples.miniature.training.run --folder build/miniature
 
-Two lanes, one core each: the thinker; the vocoder and most of the talker. The talker's last steps follow on both, then
-the checkpoint is written; `launch/evaluate.py` examines it.
+Two lanes, one core each: the thinker; the vocoder and the talker. Then the checkpoint is written; `launch/evaluate.py`
+examines it.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from .settings import REPOSITORY
 PACKAGE = __package__
 CLIPS = {"heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1), "unheard": ({"digits": 600, "sum": 150,
                                                                                    "outside": 150}, 77)}  # fmt: skip
-# Module, its arguments, the file that tells that it is done, the file that it waits for; lane by lane, and what needs both.
+# Module, its arguments, the file that tells that it is done, the file that it waits for; lane by lane.
 LANES = (
     (("thinker", ("--phase", "0"), "thinker.0.pt", ""), ("sight", (), "thinker.sight.pt", ""),
-     ("thinker", ("--phase", "1"), "thinker.1.pt", "")),
-    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--early",), "talker.early.pt", "thinker.sight.pt")),
+     ("thinker", ("--phase", "1"), "thinker.1.pt", ""), ("thinker", ("--phase", "2"), "thinker.2.pt", "")),
+    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--early",), "talker.early.pt", "thinker.sight.pt"),
+     ("talker", (), "talker.pt", "thinker.1.pt")),
 )  # fmt: skip
-LAST = (("talker", (), "talker.pt", ""),)
 TWO_CORES = ("thinker", "sight")
 
 
@@ -62,7 +62,6 @@ def main() -> int:
         lane.start()
     for lane in lanes:
         lane.join()
-    run_lane(folder, LAST, failures)
     if failures:
         return 1
     target = arguments.target or folder / "checkpoint"

@@ -176,8 +176,8 @@ def learning_rate(step: int, steps: int) -> float:
 def train(folder: Path, early: bool = False, steps: int = STEPS, seed: int = 9) -> None:
     """Train, or go on with a training, in `folder` (with `codec.pt`).
 
-    early: the first steps, on `thinker.sight.pt`; else all that are left, on `thinker.1.pt`, whose words are the same
-    and whose states of media differ. Writes `talker.early.pt` or `talker.pt`.
+    early: the first steps, on `thinker.sight.pt`; else all that are left, on `thinker.1.pt`. The words of all phases are
+    the same; their states of media differ, but matter little: a talker reads its text. Writes `talker.early.pt` or `talker.pt`.
     """
     last = min(steps, EARLY_STEPS) if early else steps
     model = build(write_settings(folder / "processor"), seed)

@@ -36,7 +36,7 @@ class Phase:
     learn_words: bool
 
 
-PHASES = (  # first mainly to hear and to read, then mainly to see
+PHASES = (  # first mainly to hear and to read, then mainly to see, at last what moves while somebody speaks
     Phase(1500, {
         "digits": 17, "spoken_sum": 5, "strange_sound": 2, "shape": 8, "two_shapes": 2, "strange_picture": 1, "motion": 5,
         "motion_and_digits": 4, "sum": 5, "repeat": 3, "strange_text": 9,
@@ -45,7 +45,12 @@ PHASES = (  # first mainly to hear and to read, then mainly to see
         "digits": 6, "spoken_sum": 9, "strange_sound": 4, "shape": 14, "two_shapes": 5, "strange_picture": 3, "motion": 6,
         "motion_and_digits": 6, "sum": 2, "repeat": 2, "strange_text": 5,
     }, 1e-3, 0.6, False),
+    Phase(700, {
+        "digits": 6, "spoken_sum": 4, "strange_sound": 3, "shape": 7, "two_shapes": 7, "strange_picture": 2, "motion": 13,
+        "motion_and_digits": 13, "sum": 2, "repeat": 2, "strange_text": 3,
+    }, 5e-4, 1.0, False),
 )  # fmt: skip
+SOURCES = {1: "thinker.sight.pt", 2: "thinker.1.pt"}  # what a phase starts from
 HELD_OUT = {
     "digits": 300, "spoken_sum": 100, "strange_sound": 100, "shape": 200, "two_shapes": 60, "strange_picture": 60,
     "motion": 120, "motion_and_digits": 100, "sum": 100, "repeat": 60, "strange_text": 150,
@@ -127,14 +132,14 @@ def optimiser_for(thinker, phase: Phase):
 def train(folder: Path, number: int, seed: int = 1) -> None:
     """Train one phase, or go on with it, in `folder` (clips are in `folder/clips`).
 
-    Phase 0 starts from fresh weights, phase 1 from `thinker.sight.pt`; writes `thinker.<number>.pt`.
+    Phase 0 starts from fresh weights, the others from `SOURCES`; writes `thinker.<number>.pt`.
     """
     phase = PHASES[number]
     thinker = build(write_settings(folder / "processor"), seed).thinker
     batcher = batcher_for(thinker, folder)
     test = held_out(load_clips(folder / "clips/unheard.npz"))
-    if number:
-        thinker.load_state_dict(torch.load(folder / "thinker.sight.pt"))
+    if number in SOURCES:
+        thinker.load_state_dict(torch.load(folder / SOURCES[number]))
     optimiser, state_path, first = optimiser_for(thinker, phase), folder / f"thinker.{number}.state.pt", 0
     if state_path.exists():
         state = torch.load(state_path)
