@@ -68,7 +68,7 @@ class Batcher:
         rows = [self._row(conversation) for conversation in conversations]
         woven = [_has_woven_sound(conversation) for conversation in conversations]
         places = self._places(rows, woven)
-        bins = _pack([len(row.ids) for row in rows])
+        bins = pack([len(row.ids) for row in rows])
         shape = (len(bins), max(sum(len(rows[index].ids) for index in group) for group in bins))
         ids, labels, owner = torch.full(shape, self.pad), torch.full(shape, IGNORED), torch.full(shape, -1)
         place = torch.zeros(3, *shape)
@@ -217,7 +217,7 @@ def _grids(rows: list[Row], kind: type) -> torch.Tensor:
     return torch.tensor([grid for row in rows for grid in row.grids[kind]], dtype=torch.long).reshape(-1, 3)
 
 
-def _pack(lengths: list[int]) -> list[list[int]]:
+def pack(lengths: list[int]) -> list[list[int]]:
     """Groups of conversations whose lengths add up to at most ROW_TOKENS: longest first, each into the first that fits."""
     room, bins = max(ROW_TOKENS, *lengths), []
     for index in sorted(range(len(lengths)), key=lambda item: -lengths[item]):

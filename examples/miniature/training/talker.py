@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as modeling
 
 from . import codec
-from .batches import IGNORED, Batcher
+from .batches import IGNORED, Batcher, pack
 from .conversations import Conversation, Maker, Turn
 from .models import build
 from .outside import outside_text
@@ -26,7 +26,7 @@ from .settings import CODES, SPEAKERS, write_settings
 from .voices import load_clips
 from .world import UNKNOWN, sayable
 
-STEPS, EARLY_STEPS = 2000, 1600  # the early ones do not wait for the thinker's last phase
+STEPS, EARLY_STEPS = 1600, 1300  # the early ones do not wait for the thinker's last phase
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
 POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
@@ -136,12 +136,12 @@ def losses(model, batcher: Batcher, utterances: list, generator: torch.Generator
     """Losses of code 0 and of the other 15, and both accuracies."""
     talker = model.talker
     built = [build_rows(model, batcher, *item) for item in utterances]
-    longest = max(len(rows) for rows, _, _ in built)
-    rows = torch.stack([F.pad(item, (0, 0, 0, longest - len(item))) for item, _, _ in built])
-    place = torch.stack([F.pad(item, (0, longest - item.shape[1])) for _, item, _ in built], 1)
-    labels = torch.stack([F.pad(item, (0, longest - len(item)), value=IGNORED) for _, _, item in built])
-    inside = torch.tensor([[index < len(item) for index in range(longest)] for item, _, _ in built])
-    mask = torch.ones(longest, longest, dtype=torch.bool).tril()[None, None].expand(len(built), 1, -1, -1)
+    bins = pack([len(rows) for rows, _, _ in built])  # several utterances stand in one row and do not see each other
+    ordered = [index for group in bins for index in group]
+    rows, place, labels, owner = _packed(built, bins)
+    inside, length = owner >= 0, owner.shape[1]
+    mask = (owner[:, :, None] == owner[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
+    mask = mask[:, None]
     output = talker.model(inputs_embeds=rows, attention_mask=mask, position_ids=place, use_cache=False,
                           output_router_logits=True)  # fmt: skip
     hidden, chosen = output.last_hidden_state, labels != IGNORED
@@ -152,10 +152,22 @@ def losses(model, batcher: Batcher, utterances: list, generator: torch.Generator
         inside.long())  # fmt: skip
     right = (logits.argmax(-1) == labels[chosen]).float().mean()
     states = hidden[chosen & (labels < CODES)]
-    codes = torch.cat([item[3] for item in utterances])
+    codes = torch.cat([utterances[index][3] for index in ordered])
     picked = torch.randperm(len(codes), generator=generator)[:FRAMES]
     rest, rest_right = _residual(talker, states[picked], codes[picked])
     return first, rest, balance, right.item(), rest_right
+
+
+def _packed(built: list, bins: list[list[int]]):
+    """Rows `[R, L, D]`, positions `[3, R, L]`, labels and owners (-1: padding) `[R, L]` of utterances in these groups."""
+    longest = max(sum(len(built[index][0]) for index in group) for group in bins)
+    owners = [torch.cat([torch.full((len(built[index][0]),), index) for index in group]) for group in bins]
+    parts = [[torch.cat(part, axis) for part, axis in zip(zip(*(built[index] for index in group)), (0, 1, 0))] for group in bins]
+    fill = [(longest - len(item[0])) for item in parts]
+    rows = torch.stack([F.pad(item[0], (0, 0, 0, free)) for item, free in zip(parts, fill)])
+    place = torch.stack([F.pad(item[1], (0, free)) for item, free in zip(parts, fill)], 1)
+    labels = torch.stack([F.pad(item[2], (0, free), value=IGNORED) for item, free in zip(parts, fill)])
+    return rows, place, labels, torch.stack([F.pad(item, (0, free), value=-1) for item, free in zip(owners, fill)])
 
 
 def _residual(talker, states: torch.Tensor, codes: torch.Tensor):
