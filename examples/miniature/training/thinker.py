@@ -45,7 +45,7 @@ PHASES = (  # first mainly to hear and to read, then mainly to see, at last what
         "digits": 6, "spoken_sum": 9, "strange_sound": 4, "shape": 14, "two_shapes": 5, "strange_picture": 3, "motion": 6,
         "motion_and_digits": 6, "sum": 2, "repeat": 2, "strange_text": 5,
     }, 1e-3, 0.6, False),
-    Phase(700, {
+    Phase(300, {
         "digits": 6, "spoken_sum": 4, "strange_sound": 3, "shape": 7, "two_shapes": 7, "strange_picture": 2, "motion": 13,
         "motion_and_digits": 13, "sum": 2, "repeat": 2, "strange_text": 3,
     }, 5e-4, 1.0, False),
