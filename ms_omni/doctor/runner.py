@@ -39,6 +39,7 @@ CHECKS = (
     Check("loopback", "ports and loopback", "communication:loopback", 30),
     Check("msrun", "msrun", "communication:msrun", 200, ("mindspore", "loopback")),
     Check("selfcheck", "self-check", "selfcheck:stages", 300, ("mindspore", "operators", "packages")),
+    Check("miniature", "the miniature", "miniature:answers", 300, ("mindspore", "operators", "packages")),
 )
 
 

@@ -1,0 +1,40 @@
+"""What `ms-omni doctor` says about the miniature."""
+
+from dataclasses import replace
+
+import pytest
+
+from ms_omni.demo import samples as demo_samples
+from ms_omni.doctor import miniature as check
+from ms_omni.doctor.finding import Options
+
+
+@pytest.fixture
+def few(model, monkeypatch):
+    """Two samples instead of all, and the model that is loaded already; `few(answer)` changes what is right."""
+
+    def samples_with(answer=None):
+        kept = demo_samples.load_samples(demo_samples.find_miniature() / "samples")[7:9]
+        kept = [replace(sample, answer=answer or sample.answer) for sample in kept]
+        monkeypatch.setattr(demo_samples, "load_samples", lambda _: kept)
+        monkeypatch.setattr(type(model), "from_pretrained", lambda *_, **__: model)
+        return list(check.answers(Options()))
+
+    return samples_with
+
+
+def test_all_is_well(few):
+    right, heard = few()
+    assert right.level == "ok" and right.what.startswith("right answers to all 2 samples")
+    assert heard.level == "ok"
+
+
+def test_wrong_answers_are_named(few):
+    finding = few("eleven")[0]
+    assert finding.level == "error" and "text: '9'" in finding.what and "MS_OMNI_OPS=reference" in finding.do
+
+
+def test_outside_a_clone_it_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_samples, "_places", lambda: [tmp_path])
+    (finding,) = check.answers(Options())
+    assert finding.level == "note" and finding.what.startswith("not tried")
