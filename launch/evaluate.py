@@ -223,7 +223,8 @@ def main():
     if arguments.json and mesh.speaks:
         about = {"seed": arguments.seed, "processes": mesh.size, "fresh_voices": arguments.fresh_voices,
                  "seconds": round(seconds)}  # fmt: skip
-        arguments.json.write_text(json.dumps({"about": about, "results": results, "wrong": wrong}, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({"about": about, "results": results, "wrong": wrong}, indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """`ms-omni demo`: the miniature checkpoint on its sample files, in words, sound and one picture. Downloads nothing."""
 
+import functools
 import json
 import time
 from pathlib import Path
 
 NAME = "demo"
-HELP = "Show the miniature checkpoint of this repository sample files of every kind; writes its spoken answers and a picture."
+HELP = "Show the miniature checkpoint of this repository files of every kind; writes spoken answers and a picture."
 RESULT, PICTURE = "demo.json", "demo.png"
 
 
@@ -80,16 +81,18 @@ def write_results(out, folder, samples, answers):
     rows = []
     for sample, answer in zip(samples, answers):
         row = {"name": sample.name, "shown": sample.shown, "question": sample.question, "expected": sample.answer,
-               "answer": answer.text, "right": answer.text == sample.answer, "total_s": round(answer.total_s, 3)}  # fmt: skip
+               "answer": answer.text, "right": answer.text == sample.answer,
+               "total_s": round(answer.total_s, 3)}  # fmt: skip
         if len(answer.speech):
             row |= {"speech": f"{sample.name}.wav", "speaker": answer.speaker, "heard": answer.heard,
-                    "speech_s": round(len(answer.speech) / SPEECH_HZ, 2), "first_sound_s": round(answer.first_sound_s, 3)}  # fmt: skip
+                    "speech_s": round(len(answer.speech) / SPEECH_HZ, 2),
+                    "first_sound_s": round(answer.first_sound_s, 3)}  # fmt: skip
         rows.append(row)
     write_file(out / RESULT, lambda file: file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8"))
     for sample, answer in zip(samples, answers):
         if len(answer.speech):
-            write_file(out / f"{sample.name}.wav",
-                       lambda file, speech=answer.speech: soundfile.write(file, speech, SPEECH_HZ, subtype="PCM_16"))  # fmt: skip
+            write = functools.partial(soundfile.write, data=answer.speech, samplerate=SPEECH_HZ, subtype="PCM_16")
+            write_file(out / f"{sample.name}.wav", write)
     title = f"ms_omni: {Path(folder).resolve().name} on MindSpore"
     write_file(out / PICTURE, lambda file: draw(title, samples, answers, file))
 

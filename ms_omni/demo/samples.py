@@ -36,8 +36,9 @@ def find_miniature():
     for folder in _places():
         if (folder / "config.json").is_file():
             return folder
-    raise CheckpointError(f"the miniature checkpoint is not in {' or '.join(map(str, _places()))}; run ms-omni demo in a clone "
-                          "of the repository, or name a checkpoint with --model")  # fmt: skip
+    tried = " or ".join(map(str, _places()))
+    raise CheckpointError(f"the miniature checkpoint is not in {tried}; run ms-omni demo in a clone of the repository, or name "
+                          "a checkpoint with --model")  # fmt: skip
 
 
 def find_samples(model):
@@ -64,7 +65,7 @@ def load_samples(folder):
     try:
         entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / INDEX} cannot be read: {error}; it comes with the repository (git checkout restores it)") from None
+        raise InputError(f"{folder / INDEX} cannot be read: {error}; git checkout restores it") from None
     samples = [_sample(folder, entry) for entry in entries]
     missing = sorted({file.name for sample in samples for _, file in sample.media if not file.is_file()})
     if missing:

@@ -16,8 +16,8 @@ LEFT, MIDDLE = 520, 440  # widths of the columns; the rest is for speech
 WAVE = 44  # height of a waveform
 LEAST_FRAMES = 3  # shown of a video
 HEARD_LETTERS = 28  # shown of what it heard in its own speech
-INK, PALE, RULE, GOOD, BAD, HEARD, SAID, PAPER = ("#1b1f24", "#6b7480", "#e1e5ea", "#1a7f4b", "#b3402e", "#2f6fde", "#b0487a",
-                                                  "#f3f5f8")  # fmt: skip
+INK, PALE, RULE, PAPER = "#1b1f24", "#6b7480", "#e1e5ea", "#f3f5f8"
+GOOD, BAD, HEARD, SAID = "#1a7f4b", "#b3402e", "#2f6fde", "#b0487a"
 
 
 def draw(title, samples, answers, file):

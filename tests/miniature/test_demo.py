@@ -30,7 +30,8 @@ def test_every_answer_is_right(shown):
     rows = json.loads((shown[0] / "demo.json").read_text(encoding="utf-8"))
     assert [(row["question"], row["answer"]) for row in rows if not row["right"]] == []
     assert {row["speaker"] for row in rows} == {"Ethan", "Chelsie"}
-    assert [row["heard"] for row in rows if row["answer"].isdigit()] == [row["answer"] for row in rows if row["answer"].isdigit()]
+    numbers = [row for row in rows if row["answer"].isdigit()]
+    assert [row["heard"] for row in numbers] == [row["answer"] for row in numbers]
 
 
 def test_question_and_answer_stand_side_by_side(shown, miniature):

@@ -39,11 +39,13 @@ def table(evaluation: dict) -> str:
     for key in (key for key in results if key.startswith("round_trip_")):
         lines.append(_row(f"its own spoken digits, heard by itself ({key.split('_')[-1]})", "95 %", results[key]))
     spoken = [result for key, result in results.items() if key.startswith("round_trip_")]
-    notes = [f"Seed {about['seed']}; {'voices synthesised for this evaluation' if about['fresh_voices'] else 'the clips in held_out.flac'}."]
+    clips = "voices synthesised for this evaluation" if about["fresh_voices"] else "the clips in `held_out.flac`"
+    notes = [f"Seed {about['seed']}; {clips}."]
     if spoken:
         stopped, count = (sum(result[part] for result in spoken) for part in ("stopped", "count"))
+        longest_s = max(result["longest_tail_s"] for result in spoken)
         notes.append(f"{stopped} of {count} utterances ended by themselves with at most 1.5 s of silence or faint noise; the "
-                     f"longest had {max(result['longest_tail_s'] for result in spoken):.2f} s.")  # fmt: skip
+                     f"longest had {longest_s:.2f} s.")  # fmt: skip
     return "\n".join(lines) + "\n\n" + " ".join(notes)
 
 

@@ -162,12 +162,14 @@ def _packed(built: list, bins: list[list[int]]):
     """Rows `[R, L, D]`, positions `[3, R, L]`, labels and owners (-1: padding) `[R, L]` of utterances in these groups."""
     longest = max(sum(len(built[index][0]) for index in group) for group in bins)
     owners = [torch.cat([torch.full((len(built[index][0]),), index) for index in group]) for group in bins]
-    parts = [[torch.cat(part, axis) for part, axis in zip(zip(*(built[index] for index in group)), (0, 1, 0))] for group in bins]
-    fill = [(longest - len(item[0])) for item in parts]
+    joined = [zip(*(built[index] for index in group)) for group in bins]
+    parts = [[torch.cat(part, axis) for part, axis in zip(group, (0, 1, 0))] for group in joined]
+    fill = [longest - len(item[0]) for item in parts]
     rows = torch.stack([F.pad(item[0], (0, 0, 0, free)) for item, free in zip(parts, fill)])
     place = torch.stack([F.pad(item[1], (0, free)) for item, free in zip(parts, fill)], 1)
     labels = torch.stack([F.pad(item[2], (0, free), value=IGNORED) for item, free in zip(parts, fill)])
-    return rows, place, labels, torch.stack([F.pad(item, (0, free), value=-1) for item, free in zip(owners, fill)])
+    owner = torch.stack([F.pad(item, (0, free), value=-1) for item, free in zip(owners, fill)])
+    return rows, place, labels, owner
 
 
 def _residual(talker, states: torch.Tensor, codes: torch.Tensor):
