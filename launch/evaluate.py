@@ -28,13 +28,17 @@ sys.path.insert(0, str(ROOT))
 
 from examples.miniature import held_out
 from examples.miniature.training.voices import load_clips, make_clips
-from examples.miniature.training.world import UNKNOWN, digit_string
+from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.commands.say import spoken_turn
 from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
 
 EXTRAS = ("round_trip", "same")  # its own speech in its own ears; answers beside the reference's
+PARTS = {  # questions of a task that are counted once more: key, name, by the right answer
+    "motion": ("direction", "the direction", lambda answer: answer in DIRECTIONS),
+    "motion_and_digits": ("both_parts", "both parts", lambda answer: " and " in answer),
+}
 SPEECH_HZ, HEARING_HZ = 24_000, 16_000
 QUIET = 0.02  # of the loudest sample: below it is silence or noise
 MAX_TAIL_S = 1.5
@@ -118,7 +122,11 @@ def round_trips(model, processor, count, seed, batch_size):
         spoken = [speak(model, processor, text, speaker, seed + index) for index, text in enumerate(texts)]
         heard = []
         for text, (sound, _) in zip(texts, spoken):
-            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, HEARING_HZ)
+            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), PARTS = {  # questions of a task that are counted once more: key, name, by the right answer
+    "motion": ("direction", "the direction", lambda answer: answer in DIRECTIONS),
+    "motion_and_digits": ("both_parts", "both parts", lambda answer: " and " in answer),
+}
+SPEECH_HZ, HEARING_HZ)
             content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
             heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
         said = answers(model, processor, heard, batch_size)
@@ -169,9 +177,10 @@ def ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong
         results[task] = report(task, sum(text == item.answer for item, text in pairs), count)
         wrong += [{"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
                   for item, text in pairs if text != item.answer]  # fmt: skip
-        if task == "motion_and_digits":
-            both = [text == item.answer for item, text in pairs if " and " in item.answer]
-            results["both_parts"] = report("  asked for both parts", sum(both), len(both))
+        if task in PARTS:
+            key, name, belongs = PARTS[task]
+            chosen = [text == item.answer for item, text in pairs if belongs(item.answer)]
+            results[key] = report(f"  asked for {name}", sum(chosen), len(chosen))
         known = [text == UNKNOWN for item, text in pairs if item.answer != UNKNOWN]
         in_world = [in_world[0] + sum(known), in_world[1] + len(known)]
     if in_world[1]:
