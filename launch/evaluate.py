@@ -122,11 +122,7 @@ def round_trips(model, processor, count, seed, batch_size):
         spoken = [speak(model, processor, text, speaker, seed + index) for index, text in enumerate(texts)]
         heard = []
         for text, (sound, _) in zip(texts, spoken):
-            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), PARTS = {  # questions of a task that are counted once more: key, name, by the right answer
-    "motion": ("direction", "the direction", lambda answer: answer in DIRECTIONS),
-    "motion_and_digits": ("both_parts", "both parts", lambda answer: " and " in answer),
-}
-SPEECH_HZ, HEARING_HZ)
+            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, HEARING_HZ)
             content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
             heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
         said = answers(model, processor, heard, batch_size)
