@@ -11,7 +11,8 @@ from .voices import RATE_HZ, Clip
 from .world import SYSTEM_PROMPTS, UNKNOWN, phrase, question, sayable
 
 CELL = 32  # pixels of one picture token, in training pictures
-USUAL, OTHERS = (4, 4), ((4, 5), (5, 4), (3, 5), (5, 3), (3, 6), (6, 3), (5, 5), (3, 4), (4, 3))  # tokens: high, wide
+USUAL = (4, 4)  # tokens: high, wide
+OTHERS = (*((4, 5), (5, 4)) * 3, (3, 5), (5, 3), (3, 6), (6, 3), (5, 5), (3, 4), (4, 3))
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Maker:
     variety: float = 1.0
     longest: int = 4
     plain: bool = False
+    others: float = 0.35  # share of pictures that are not square; most files have 4 : 3, which is 4 x 5 tokens
     by_length: dict[int, list[Clip]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -171,7 +173,7 @@ class Maker:
         return Turn((asked, *media) if self.rng.random() < 0.15 else (*media, asked), answer)
 
     def _size(self) -> tuple[int, int]:
-        high, wide = USUAL if self.rng.random() > 0.35 * self.variety else self.rng.choice(OTHERS)
+        high, wide = USUAL if self.rng.random() > self.others * self.variety else self.rng.choice(OTHERS)
         return wide * CELL, high * CELL
 
     def _frame_count(self, seconds: float) -> int:

@@ -11,7 +11,7 @@ import torch
 from .models import build
 from .settings import PIXEL_SCALE, write_settings
 
-PARTS = {"thinker": "thinker.2.pt", "talker": "talker.pt", "code2wav": "vocoder.pt"}
+PARTS = {"thinker": "thinker.3.pt", "talker": "talker.digits.pt", "code2wav": "vocoder.pt"}
 PATCHES = "visual.patch_embed.proj.weight"  # how its name ends
 MAX_BYTES = 20_000_000
 

@@ -22,9 +22,11 @@ CLIPS = {"heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1), "unheard"
 # Module, its arguments, the file that tells that it is done, the file that it waits for; lane by lane.
 LANES = (
     (("thinker", ("--phase", "0"), "thinker.0.pt", ""), ("sight", (), "thinker.sight.pt", ""),
-     ("thinker", ("--phase", "1"), "thinker.1.pt", ""), ("thinker", ("--phase", "2"), "thinker.2.pt", "")),
-    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--early",), "talker.early.pt", "thinker.sight.pt"),
-     ("talker", (), "talker.pt", "thinker.1.pt")),
+     ("thinker", ("--phase", "1"), "thinker.1.pt", ""), ("thinker", ("--phase", "2"), "thinker.2.pt", ""),
+     ("thinker", ("--phase", "3"), "thinker.3.pt", "")),
+    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--stage", "early"), "talker.early.pt", "thinker.sight.pt"),
+     ("talker", ("--stage", "full"), "talker.pt", "thinker.1.pt"),
+     ("talker", ("--stage", "digits"), "talker.digits.pt", "thinker.3.pt")),
 )  # fmt: skip
 TWO_CORES = ("thinker", "sight")
 

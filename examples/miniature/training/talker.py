@@ -26,13 +26,31 @@ from .settings import CODES, SPEAKERS, write_settings
 from .voices import load_clips
 from .world import UNKNOWN, sayable
 
-STEPS, EARLY_STEPS = 1600, 1300  # the early ones do not wait for the thinker's last phase
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: up to which of its schedule's steps, on which thinker, from and to which file."""
+
+    last: int
+    steps: int
+    learning_rate: float
+    thinker: str
+    source: str  # weights to start from; empty: those of the stage before, with the optimiser's state
+    result: str
+    digits: float  # share of utterances that are strings of digits
+
+
+STAGES = {
+    "early": Stage(1300, 1600, 1.5e-3, "thinker.sight.pt", "", "talker.early.pt", 0.0),  # waits for no later thinker
+    "full": Stage(1600, 1600, 1.5e-3, "thinker.1.pt", "", "talker.pt", 0.0),
+    "digits": Stage(500, 500, 5e-4, "thinker.3.pt", "talker.pt", "talker.digits.pt", 0.5),
+}
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
 POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
         "repeat": 60, "strange_text": 50, "strange_sound": 15, "strange_picture": 15}  # fmt: skip
 READ_ALOUD = "Read this text aloud."  # how `ms-omni say` asks
-LEARNING_RATE = 1.5e-3
 SAVE_EVERY = 100
 
 
@@ -67,6 +85,12 @@ def speakable(rng: random.Random) -> tuple[str, list[str]]:
     return text, words
 
 
+def digit_string(rng: random.Random) -> str:
+    """One to six digits, often the same ones in turn: the next word must be found by its place in the text."""
+    among = rng.sample("0123456789", rng.choice((2, 3, 10)))
+    return "".join(rng.choice(among) for _ in range(rng.randint(1, 6)))
+
+
 @torch.no_grad()
 def make_pool(thinker, talker, batcher: Batcher, clips, seed: int) -> list[Prompt]:
     """User turns of all kinds, through the thinker."""
@@ -98,10 +122,17 @@ def _prompt(ids, embeds, hidden, batcher, conversation, config) -> Prompt:
     return Prompt(text, media, is_media[user], place, conversation.turns[-1].answer)
 
 
-def utterance(rng: random.Random, pool: list[Prompt], stored: dict) -> tuple[Prompt, str, str, torch.Tensor]:
-    """A prompt, a speaker, the text and its codes `[frames, 16]`: in a third of the cases the prompt's own answer."""
+def utterance(rng: random.Random, pool: list[Prompt], stored: dict, digits: float):
+    """A prompt, a speaker, the text and its codes `[frames, 16]`: in a third of the cases the prompt's own answer.
+
+    digits: the share of utterances that are strings of digits instead.
+    """
     prompt, speaker = rng.choice(pool), rng.choice(SPEAKERS)
-    text, words = (prompt.answer, codec.spoken_words(prompt.answer)) if rng.random() < 0.35 else speakable(rng)
+    if digits and rng.random() < digits:
+        text = digit_string(rng)
+        words = codec.spoken_words(text)
+    else:
+        text, words = (prompt.answer, codec.spoken_words(prompt.answer)) if rng.random() < 0.35 else speakable(rng)
     by_word = stored["word_codes"][speaker]
     return prompt, speaker, text, torch.cat([*(by_word[word] for word in words), stored["end"]])
 
@@ -183,19 +214,22 @@ def _residual(talker, states: torch.Tensor, codes: torch.Tensor):
     return F.cross_entropy(logits.flatten(0, 1), codes[:, 1:].flatten()), right
 
 
-def learning_rate(step: int, steps: int) -> float:
-    return LEARNING_RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+def learning_rate(step: int, stage: Stage) -> float:
+    fall = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / stage.steps))
+    return stage.learning_rate * min(1.0, (step + 1) / 50) * fall
 
 
-def train(folder: Path, early: bool = False, steps: int = STEPS, seed: int = 9) -> None:
+def train(folder: Path, name: str = "full", seed: int = 9) -> None:
     """Train, or go on with a training, in `folder` (with `codec.pt`).
 
-    early: the first steps, on `thinker.sight.pt`; else all that are left, on `thinker.1.pt`. The words of all phases are
-    the same; their states of media differ, but matter little: a talker reads its text. Writes `talker.early.pt` or `talker.pt`.
+    name: of a stage, see `STAGES`. The words of all of the thinker's phases are the same; their states of media differ,
+    but matter little: a talker reads its text.
     """
-    last = min(steps, EARLY_STEPS) if early else steps
+    stage = STAGES[name]
     model = build(write_settings(folder / "processor"), seed)
-    model.thinker.load_state_dict(torch.load(folder / ("thinker.sight.pt" if early else "thinker.1.pt")))
+    model.thinker.load_state_dict(torch.load(folder / stage.thinker))
+    if stage.source:
+        model.talker.load_state_dict(torch.load(folder / stage.source))
     model.thinker.requires_grad_(False).eval()
     stored = codec.load(folder)
     stored["end"] = codec.Codec(**stored["codec"]).encode(np.zeros(codec.FRAME, np.float32))
@@ -203,19 +237,19 @@ def train(folder: Path, early: bool = False, steps: int = STEPS, seed: int = 9) 
                       WhisperFeatureExtractor(feature_size=128).mel_filters, model.thinker.model.get_rope_index)  # fmt: skip
     pool = make_pool(model.thinker, model.talker, batcher, load_clips(folder / "clips/heard.npz"), seed)
     weights = list(model.talker.parameters())
-    optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.03, fused=True)
-    state_path, first_step = folder / "talker.state.pt", 0
+    optimiser = torch.optim.AdamW(weights, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.03, fused=True)
+    state_path, first_step = folder / (f"talker.{name}.state.pt" if stage.source else "talker.state.pt"), 0
     if state_path.exists():
         state = torch.load(state_path)
         model.talker.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         first_step = state["step"]
     begin, recent = time.time(), []
-    for step in range(first_step, last):
+    for step in range(first_step, stage.last):
         rng = random.Random(f"{seed}/{step}")
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        rows = [utterance(rng, pool, stored) for _ in range(BATCH)]
+            group["lr"] = learning_rate(step, stage)
+        rows = [utterance(rng, pool, stored, stage.digits) for _ in range(BATCH)]
         first, rest, balance, *right = losses(model, batcher, rows, torch.Generator().manual_seed(step))
         (first + rest + 0.003 * balance).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -225,20 +259,19 @@ def train(folder: Path, early: bool = False, steps: int = STEPS, seed: int = 9) 
         if (step + 1) % 20 == 0:
             loss_0, loss_rest, right_0, right_rest = np.mean(recent[-20:], 0)
             pace = (time.time() - begin) / (step + 1 - first_step)
-            print(f"step {step + 1}/{steps} code 0: {loss_0:.3f} ({right_0:.2%})  others: {loss_rest:.3f} "
+            print(f"step {step + 1}/{stage.steps} code 0: {loss_0:.3f} ({right_0:.2%})  others: {loss_rest:.3f} "
                   f"({right_rest:.2%})  {pace:.2f} s/step", flush=True)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == last:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.last:
             partial = state_path.with_suffix(".partial")
             torch.save({"model": model.talker.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
             partial.rename(state_path)
-    torch.save(model.talker.state_dict(), folder / ("talker.early.pt" if early else "talker.pt"))
+    torch.save(model.talker.state_dict(), folder / stage.result)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--early", action="store_true", help="the first steps, before the thinker is done")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--stage", choices=STAGES, default="full")
     parser.add_argument("--seed", type=int, default=9)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.early, arguments.steps, arguments.seed)
+    train(arguments.folder, arguments.stage, arguments.seed)

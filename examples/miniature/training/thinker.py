@@ -27,6 +27,7 @@ class Phase:
 
     mix: conversations of each step by task. first_variety: of the pictures at its start (1 after half of it).
     learn_words: whether the token embeddings change; the talker relies on those of the first phase.
+    others: share of pictures that are not square.
     """
 
     steps: int
@@ -34,9 +35,10 @@ class Phase:
     learning_rate: float
     first_variety: float
     learn_words: bool
+    others: float = 0.35
 
 
-PHASES = (  # first mainly to hear and to read, then mainly to see, at last what moves while somebody speaks
+PHASES = (  # first mainly to hear and to read, then mainly to see, what moves while somebody speaks, pictures of usual sides
     Phase(1500, {
         "digits": 17, "spoken_sum": 5, "strange_sound": 2, "shape": 8, "two_shapes": 2, "strange_picture": 1, "motion": 5,
         "motion_and_digits": 4, "sum": 5, "repeat": 3, "strange_text": 9,
@@ -49,8 +51,12 @@ PHASES = (  # first mainly to hear and to read, then mainly to see, at last what
         "digits": 6, "spoken_sum": 4, "strange_sound": 3, "shape": 7, "two_shapes": 7, "strange_picture": 2, "motion": 13,
         "motion_and_digits": 13, "sum": 2, "repeat": 2, "strange_text": 3,
     }, 5e-4, 1.0, False),
+    Phase(300, {
+        "digits": 8, "spoken_sum": 3, "strange_sound": 2, "shape": 20, "two_shapes": 9, "strange_picture": 3, "motion": 7,
+        "motion_and_digits": 5, "sum": 4, "repeat": 2, "strange_text": 3,
+    }, 5e-4, 1.0, False, 0.75),
 )  # fmt: skip
-SOURCES = {1: "thinker.sight.pt", 2: "thinker.1.pt"}  # what a phase starts from
+SOURCES = {1: "thinker.sight.pt", 2: "thinker.1.pt", 3: "thinker.2.pt"}  # what a phase starts from
 HELD_OUT = {
     "digits": 300, "spoken_sum": 100, "strange_sound": 100, "shape": 200, "two_shapes": 60, "strange_picture": 60,
     "motion": 120, "motion_and_digits": 100, "sum": 100, "repeat": 60, "strange_text": 150,
@@ -81,6 +87,7 @@ class Steps(IterableDataset):
         for step in range(self.first, phase.steps):
             done = step / phase.steps
             self.maker.rng = random.Random(f"{self.seed}/{self.number}/{step}")
+            self.maker.others = phase.others
             self.maker.longest = 2 if done < 0.1 and not self.number else 4
             growth = min(1.0, max(0.0, (done - 0.1) / 0.4))
             self.maker.variety = phase.first_variety + (1 - phase.first_variety) * growth
