@@ -1,7 +1,7 @@
 """Shows the model a video with sound; prints its answer and writes the spoken one.
 
-    python launch/omni_speech.py --model_name build/tiny --output build/output.wav
-    ms-omni launch --cards 2 launch/omni_speech.py --model_name build/tiny --output build/output.wav
+    python launch/omni_speech.py --model_name examples/miniature --output build/output.wav
+    ms-omni launch --cards 2 launch/omni_speech.py --model_name examples/miniature --output build/output.wav
 
 Several processes share the model, under `ms-omni launch` or msrun; rank 0 prints and writes.
 """

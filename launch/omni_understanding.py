@@ -1,7 +1,7 @@
 """Shows the model a picture and a sound and prints its answer.
 
-    python launch/omni_understanding.py --model_name build/tiny
-    ms-omni launch --cards 2 launch/omni_understanding.py --model_name build/tiny
+    python launch/omni_understanding.py --model_name examples/miniature
+    ms-omni launch --cards 2 launch/omni_understanding.py --model_name examples/miniature
 
 Several processes share the model, under `ms-omni launch` or msrun; rank 0 prints.
 """

@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
-# Two processes on CPU share a tiny checkpoint: what runs on several cards, without one. Options go to `ms-omni generate`.
+# Two processes on CPU share the miniature checkpoint: what runs on several cards, without one. Options go to `ms-omni generate`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment ""
 
-model="${MS_OMNI_MODEL:-$root/build/tiny}"
-if [ ! -e "$model/config.json" ]; then
-  ms-omni tiny "$model"
-fi
+model="${MS_OMNI_MODEL:-$root/examples/miniature}"
 exec ms-omni launch --cards 2 ${MS_OMNI_LOGS:+--log-dir "$MS_OMNI_LOGS"} generate --model "$model" --max-new-tokens 16 \
-  "$@" "What do you see and hear?"
+  "$@" "What do you see?"
