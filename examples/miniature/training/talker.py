@@ -27,7 +27,6 @@ from .voices import load_clips
 from .world import UNKNOWN, sayable
 
 
-
 @dataclass(frozen=True)
 class Stage:
     """A part of the training: up to which of its schedule's steps, on which thinker, from and to which file."""

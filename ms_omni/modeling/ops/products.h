@@ -5,13 +5,10 @@
 #pragma once
 
 #include "numeric.h"
+#include "half.h"
 #include "team.h"
 
 namespace {
-
-using Half = uint16_t;  // the upper half of a float32
-typedef Half half_vec __attribute__((vector_size(kLanes * sizeof(Half)), aligned(2), may_alias));
-typedef uint32_t bits_vec __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
 constexpr i64 kFetch = 64 * 1024;  // bytes of weights per task: long enough to be fetched at full speed
 constexpr int kRowTile = 6;        // rows of x whose sums stay in registers
@@ -22,16 +19,6 @@ constexpr int kOutputs = 2;
 #endif
 
 inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
-inline vec load(const Half *p) {
-  return (vec)(__builtin_convertvector(*reinterpret_cast<const half_vec *>(p), bits_vec) << 16);
-}
-inline float widen(float x) { return x; }
-inline float widen(Half x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
 
 inline float total(const vec &x) {
   float sum = 0;

@@ -1,0 +1,25 @@
+// bfloat16 numbers as they lie in memory, widened to float32. Included after what defines `vec` and `kLanes`.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using Half = uint16_t;  // the upper half of a float32
+typedef Half half_vec __attribute__((vector_size(kLanes * sizeof(Half)), aligned(2), may_alias));
+typedef uint32_t bits_vec __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+inline vec load(const Half *p) {
+  return (vec)(__builtin_convertvector(*reinterpret_cast<const half_vec *>(p), bits_vec) << 16);
+}
+inline float widen(float x) { return x; }
+inline float widen(Half x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+}  // namespace
