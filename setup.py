@@ -18,8 +18,11 @@ setup(
     python_requires=">=3.10,<3.12",
     packages=[*find_packages(include=["ms_omni", "ms_omni.*"]), "ms_omni._configs"],
     package_dir={"ms_omni._configs": "configs"},
-    package_data={"ms_omni._configs": ["*.json", "hardware/*.json"], "ms_omni.modeling.ops": ["*.cpp", "*.h"],
-                  "ms_omni.doctor": ["data/*.npz"]},
+    package_data={
+        "ms_omni._configs": ["*.json", "hardware/*.json"],
+        "ms_omni.modeling.ops": ["*.cpp", "*.h"],
+        "ms_omni.doctor": ["data/*.npz"],
+    },
     install_requires=[
         "mindspore>=2.7.1,<2.11",
         "transformers==4.57.1",

@@ -70,8 +70,8 @@ def sound_track() -> np.ndarray:
     for word, start_s in zip(COUNTING.split(), BOUNCES_S):
         for sound, delay_s in ((knock, 0.0), (0.8 * speak(word, 170), 0.1)):
             first = int((start_s + delay_s) * RATE_HZ)
-            part = sound[:len(track) - first]
-            track[first:first + len(part)] += part
+            part = sound[: len(track) - first]
+            track[first : first + len(part)] += part
     return np.clip(track, -1.0, 1.0)
 
 

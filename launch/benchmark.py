@@ -1,7 +1,7 @@
 """Measures every part of the model; the same as `ms-omni bench`.
 
-    python launch/benchmark.py --geometry mini
-    python launch/benchmark.py --geometry mid --reference --reference-python /path/to/reference/bin/python
+python launch/benchmark.py --geometry mini
+python launch/benchmark.py --geometry mid --reference --reference-python /path/to/reference/bin/python
 """
 
 import sys

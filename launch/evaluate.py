@@ -54,9 +54,13 @@ def parse_arguments():
     parser.add_argument("--batch", type=int, default=10, help="conversations answered together (default: 10)")
     parser.add_argument("--round-trips", type=int, default=40, help="spoken texts for each speaker (default: 40)")
     parser.add_argument("--fresh-voices", action="store_true", help="synthesise new clips with espeak-ng")
-    parser.add_argument("--reference-python", type=Path, metavar="PATH",
-                        help="interpreter with tests/reference/requirements.txt: asks PyTorch transformers the 200 fixed "
-                             "questions, instead of reading what was recorded for these weights")  # fmt: skip
+    parser.add_argument(
+        "--reference-python",
+        type=Path,
+        metavar="PATH",
+        help="interpreter with tests/reference/requirements.txt: asks PyTorch transformers the 200 fixed "
+        "questions, instead of reading what was recorded for these weights",
+    )
     parser.add_argument("--json", type=Path, help="also write the counts and every wrong answer here")
     return parser.parse_args()
 
@@ -85,12 +89,19 @@ def answers(model, processor, questions, batch_size):
     for with_sound in (False, True):
         chosen = [index for index, item in enumerate(questions) if item.use_audio_in_video is with_sound]
         for first in range(0, len(chosen), batch_size):
-            part = chosen[first:first + batch_size]
+            part = chosen[first : first + batch_size]
             asked = [questions[index].messages for index in part]
-            inputs = of_rank_0(model.team, processor.apply_chat_template, asked, tokenize=True, return_dict=True,
-                               add_generation_prompt=True, use_audio_in_video=with_sound)  # fmt: skip
+            inputs = of_rank_0(
+                model.team,
+                processor.apply_chat_template,
+                asked,
+                tokenize=True,
+                return_dict=True,
+                add_generation_prompt=True,
+                use_audio_in_video=with_sound,
+            )
             ids, _ = model.generate(**inputs, use_audio_in_video=with_sound, return_audio=False, max_new_tokens=32)
-            new = ids[:, inputs["input_ids"].shape[1]:]
+            new = ids[:, inputs["input_ids"].shape[1] :]
             for index, text in zip(part, processor.batch_decode(new, skip_special_tokens=True)):
                 texts[index] = text.strip()
     return texts
@@ -126,8 +137,10 @@ def round_trips(model, processor, count, seed, batch_size):
             content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
             heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
         said = answers(model, processor, heard, batch_size)
-        rows = [{"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(float(tail_s(sound)), 2)}
-                for text, answer, (sound, stopped) in zip(texts, said, spoken)]  # fmt: skip
+        rows = [
+            {"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(float(tail_s(sound)), 2)}
+            for text, answer, (sound, stopped) in zip(texts, said, spoken)
+        ]
         found[speaker] = rows
     return found
 
@@ -171,8 +184,11 @@ def ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong
         said = answers(model, processor, asked, arguments.batch)
         pairs = list(zip(asked, said))
         results[task] = report(task, sum(text == item.answer for item, text in pairs), count)
-        wrong += [{"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
-                  for item, text in pairs if text != item.answer]  # fmt: skip
+        wrong += [
+            {"task": task, "messages": str(item.messages), "answer": item.answer, "said": text}
+            for item, text in pairs
+            if text != item.answer
+        ]
         if task in PARTS:
             key, name, belongs = PARTS[task]
             chosen = [text == item.answer for item, text in pairs if belongs(item.answer)]
@@ -192,8 +208,11 @@ def report_round_trips(model, processor, arguments, results, wrong):
         note = f"   {stopped} of {len(rows)} stopped by themselves, longest silence at the end {longest:.2f} s"
         found = report(f"round trip, {speaker}", right, len(rows), note)
         results[f"round_trip_{speaker}"] = found | {"stopped": stopped, "longest_tail_s": longest}
-        wrong += [{"task": "round_trip", "speaker": speaker, **row} for row in rows
-                  if row["asked"] != row["heard"] or not row["stopped"]]  # fmt: skip
+        wrong += [
+            {"task": "round_trip", "speaker": speaker, **row}
+            for row in rows
+            if row["asked"] != row["heard"] or not row["stopped"]
+        ]
 
 
 def main():
@@ -226,8 +245,12 @@ def main():
     seconds = time.perf_counter() - begin
     print(f"{seconds:.0f} s, {mesh.size} process(es)")
     if arguments.json and mesh.speaks:
-        about = {"seed": arguments.seed, "processes": mesh.size, "fresh_voices": arguments.fresh_voices,
-                 "seconds": round(seconds)}  # fmt: skip
+        about = {
+            "seed": arguments.seed,
+            "processes": mesh.size,
+            "fresh_voices": arguments.fresh_voices,
+            "seconds": round(seconds),
+        }
         text = json.dumps({"about": about, "results": results, "wrong": wrong}, indent=1)
         arguments.json.write_text(text + "\n", encoding="utf-8")
 

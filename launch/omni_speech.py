@@ -39,8 +39,16 @@ def main():
     conversation = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     audios, images, videos, video_kwargs = process_mm_info(conversation, use_audio_in_video=True, return_video_kwargs=True)
-    inputs = processor(text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True,
-                       use_audio_in_video=True, **video_kwargs)  # fmt: skip
+    inputs = processor(
+        text=text,
+        audio=audios,
+        images=images,
+        videos=videos,
+        return_tensors="np",
+        padding=True,
+        use_audio_in_video=True,
+        **video_kwargs,
+    )
 
     text_ids, audio = model.generate(
         **inputs,

@@ -31,16 +31,21 @@ def main():
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(args.model_name, enable_audio_output=False)
     processor = Qwen3OmniMoeProcessor.from_pretrained(args.model_name)
 
-    content = [{"type": "image", "image": args.image}, {"type": "audio", "audio": args.audio},
-               {"type": "text", "text": args.prompt}]  # fmt: skip
+    content = [
+        {"type": "image", "image": args.image},
+        {"type": "audio", "audio": args.audio},
+        {"type": "text", "text": args.prompt},
+    ]
     conversation = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     audios, images, videos = process_mm_info(conversation, use_audio_in_video=True)
-    inputs = processor(text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True,
-                       use_audio_in_video=True)  # fmt: skip
+    inputs = processor(
+        text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True, use_audio_in_video=True
+    )
 
-    text_ids, _ = model.generate(**inputs, return_audio=False, use_audio_in_video=True,
-                                 thinker_max_new_tokens=args.max_new_tokens)  # fmt: skip
+    text_ids, _ = model.generate(
+        **inputs, return_audio=False, use_audio_in_video=True, thinker_max_new_tokens=args.max_new_tokens
+    )
     if mesh.speaks:
         print(processor.batch_decode(text_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
 

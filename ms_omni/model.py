@@ -72,8 +72,9 @@ class SpeechPart(PretrainedMixin):
     def _read_config(cls, folder):
         config = Qwen3OmniMoeConfig.from_pretrained(folder)
         if not config.enable_audio_output:
-            raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json), so it holds no "
-                             f"{cls.__name__}")  # fmt: skip
+            raise InputError(
+                f"{folder} has no talker (enable_audio_output is false in its config.json), so it holds no {cls.__name__}"
+            )
         return getattr(config, cls.config_section)
 
 
@@ -112,8 +113,10 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
     def _read_config(cls, folder, enable_audio_output=None):
         config = super()._read_config(folder)
         if enable_audio_output and not config.enable_audio_output:
-            raise InputError(f"{folder} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
-                             "or Captioner checkpoint and answers in text only")  # fmt: skip
+            raise InputError(
+                f"{folder} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
+                "or Captioner checkpoint and answers in text only"
+            )
         if enable_audio_output is False:
             config = without_speech(config)
         return config

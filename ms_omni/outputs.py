@@ -1,14 +1,15 @@
 """What travels between the stages and to the caller: small dataclasses without behaviour."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
 
 class HostArray(np.ndarray):
     """A numpy array that also answers to the conversions which scripts for mindone (`.asnumpy()`) and for transformers
-    (`.detach().cpu().numpy()`) put behind a result. `HostArray.of(array)` makes one without a copy."""
+    (`.detach().cpu().numpy()`) put behind a result. `HostArray.of(array)` makes one without a copy.
+    """
 
     @classmethod
     def of(cls, array):
@@ -38,9 +39,9 @@ class ThinkerOutput:
 
     logits: Any
     past_key_values: Any = None
-    rope_deltas: Optional[np.ndarray] = None
-    hidden_states: Optional[tuple] = None
-    router_logits: Optional[tuple] = None
+    rope_deltas: np.ndarray | None = None
+    hidden_states: tuple | None = None
+    router_logits: tuple | None = None
     loss: Any = None
     aux_loss: Any = None
 
@@ -62,7 +63,8 @@ class ThinkerStep:
 @dataclass(frozen=True)
 class PromptStates:
     """What a talker reads of the prompt: ids int `[B, T]`, valid bool `[B, T]` (False: padding), embeds and hidden
-    `[B, T, D]`: the thinker's input embeddings and the hidden states at the layer that the talker listens to."""
+    `[B, T, D]`: the thinker's input embeddings and the hidden states at the layer that the talker listens to.
+    """
 
     ids: np.ndarray
     valid: np.ndarray
@@ -75,7 +77,7 @@ class GenerateOutput:
     """Token ids with what else was asked for: sequences int64 `[B, T + new]`; scores: new x `[B, V]` float32 logits."""
 
     sequences: np.ndarray
-    scores: Optional[tuple] = None
+    scores: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class TextDelta:
 
     token: np.ndarray
     active: np.ndarray
-    text: Optional[tuple] = None
+    text: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,6 @@ class StreamEnd:
     sequences: np.ndarray
     text_tokens: np.ndarray
     frames: np.ndarray
-    first_text_s: Optional[float]
-    first_audio_s: Optional[float]
+    first_text_s: float | None
+    first_audio_s: float | None
     total_s: float

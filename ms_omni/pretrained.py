@@ -28,8 +28,19 @@ class PretrainedMixin:
     team = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
 
     @classmethod
-    def from_pretrained(cls, folder, *, mindspore_dtype=None, dtype=None, attn_implementation=None, progress=True,
-                        compile_steps=True, parallel=AUTO, split_heads=None, **config_changes):  # fmt: skip
+    def from_pretrained(
+        cls,
+        folder,
+        *,
+        mindspore_dtype=None,
+        dtype=None,
+        attn_implementation=None,
+        progress=True,
+        compile_steps=True,
+        parallel=AUTO,
+        split_heads=None,
+        **config_changes,
+    ):
         """Builds the model of a checkpoint folder and fills it tensor by tensor.
 
         folder: holds config.json and model.safetensors or shards with an index (bf16, fp16 or fp32), as published or
@@ -50,8 +61,15 @@ class PretrainedMixin:
             raise InputError(f"{cls.__name__}.from_pretrained has no argument {unknown}")
         check_attention(attn_implementation)
         with watch.busy():
-            return cls._load(folder, mindspore_dtype if mindspore_dtype is not None else dtype, progress, compile_steps,
-                             parallel, split_heads, config_changes)  # fmt: skip
+            return cls._load(
+                folder,
+                mindspore_dtype if mindspore_dtype is not None else dtype,
+                progress,
+                compile_steps,
+                parallel,
+                split_heads,
+                config_changes,
+            )
 
     @classmethod
     def _load(cls, folder, dtype, progress, compile_steps, parallel, split_heads, config_changes):
@@ -69,11 +87,18 @@ class PretrainedMixin:
             model = cls(config)
         slices = team and team.place(model, config, cls.checkpoint_prefix)
         if rank_index is not None:
-            load_rank_file(model, folder, rank_index, team.mesh.rank, slices, prefix=cls.checkpoint_prefix,
-                           dtype=runtime.dtype)  # fmt: skip
+            load_rank_file(
+                model, folder, rank_index, team.mesh.rank, slices, prefix=cls.checkpoint_prefix, dtype=runtime.dtype
+            )
         else:
-            load_checkpoint(model, folder, prefix=cls.checkpoint_prefix, dtype=runtime.dtype, slices=slices,
-                            progress=progress and (team is None or team.mesh.speaks))  # fmt: skip
+            load_checkpoint(
+                model,
+                folder,
+                prefix=cls.checkpoint_prefix,
+                dtype=runtime.dtype,
+                slices=slices,
+                progress=progress and (team is None or team.mesh.speaks),
+            )
         if team is not None:
             team.attach(model)
         model.generation_defaults = GenerationDefaults.from_pretrained(folder)
@@ -90,8 +115,10 @@ class PretrainedMixin:
     def save_pretrained(self, folder, dtype=None):
         """Writes config.json and safetensors shards under the checkpoint's own names; dtype: default, as computed in."""
         if any(getattr(cell, "team", None) is not None for cell in (self, *self.cells())):
-            raise InputError("this process holds a part of the model only; save it from one process (parallel=None), or use "
-                             "ms-omni convert")  # fmt: skip
+            raise InputError(
+                "this process holds a part of the model only; save it from one process (parallel=None), or use "
+                "ms-omni convert"
+            )
         save_checkpoint(self, folder, self.config, dtype)
 
     @property

@@ -17,7 +17,13 @@ from ms_omni.media.options import SamplingOptions, number
 from ms_omni.media.sources import to_array
 from ms_omni.processing.arguments import CallOptions, argument_names, call_options, fps_per_video
 from ms_omni.processing.files import (
-    PAD_TOKEN, checked_folder, choose_template, import_transformers, load_chat_template, load_tokenizer, save,
+    PAD_TOKEN,
+    checked_folder,
+    choose_template,
+    import_transformers,
+    load_chat_template,
+    load_tokenizer,
+    save,
     special_tokens,
 )
 from ms_omni.processing.inputs import ModelInputs, pad_left
@@ -42,8 +48,9 @@ class Qwen3OmniMoeProcessor:
         ids.
     """
 
-    def __init__(self, tokenizer: Any, settings: ProcessorSettings,
-                 chat_template: str | dict[str, str] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, settings: ProcessorSettings, chat_template: str | dict[str, str] | None = None
+    ) -> None:
         """Usually called through `from_pretrained`.
 
         Raises:
@@ -58,12 +65,14 @@ class Qwen3OmniMoeProcessor:
         for name, text in vars(self.special_tokens).items():
             setattr(self, name, text)
         self.image_token_id, self.audio_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-            [self.special_tokens.image_token, self.special_tokens.audio_token, self.special_tokens.video_token])
+            [self.special_tokens.image_token, self.special_tokens.audio_token, self.special_tokens.video_token]
+        )
         self.pad_token_id = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, *, min_pixels: int | None = None,
-                        max_pixels: int | None = None) -> Qwen3OmniMoeProcessor:
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> Qwen3OmniMoeProcessor:
         """Load from a checkpoint folder, in the published layout or in that of transformers 5.x.
 
         Args:
@@ -78,8 +87,11 @@ class Qwen3OmniMoeProcessor:
         path = checked_folder(folder)
         settings = read_settings(path)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        settings = replace(settings, image=settings.image.changed(limits, "from_pretrained"),
-                           video=settings.video.changed(limits, "from_pretrained"))
+        settings = replace(
+            settings,
+            image=settings.image.changed(limits, "from_pretrained"),
+            video=settings.video.changed(limits, "from_pretrained"),
+        )
         tokenizer = load_tokenizer(path)
         return cls(tokenizer, settings, load_chat_template(path, tokenizer))
 
@@ -90,11 +102,26 @@ class Qwen3OmniMoeProcessor:
     @property
     def model_input_names(self) -> list[str]:
         """Names that the result may hold."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_grid_thw", "pixel_values_videos",
-                "video_grid_thw", "video_second_per_grid", "input_features", "feature_attention_mask"]
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "image_grid_thw",
+            "pixel_values_videos",
+            "video_grid_thw",
+            "video_second_per_grid",
+            "input_features",
+            "feature_attention_mask",
+        ]
 
-    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, videos: Any = None,
-                 audio: Any = None, **kwargs: Any) -> ModelInputs:
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
+    ) -> ModelInputs:
         """Model inputs of texts that hold one placeholder for each picture, sound and video.
 
         Args:
@@ -124,39 +151,57 @@ class Qwen3OmniMoeProcessor:
             clips = as_clips(video_list, fps_per_video(options.fps, len(video_list)))
         rate = options.audio.get("sampling_rate", self.feature_extractor.sampling_rate)
         if rate != self.feature_extractor.sampling_rate:
-            raise InputError(f"sampling_rate is {rate!r}; sounds are expected at "
-                             f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
-                             "to have it resampled.")
+            raise InputError(
+                f"sampling_rate is {rate!r}; sounds are expected at "
+                f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
+                "to have it resampled."
+            )
         sounds = [] if audio is None else as_audio_list(audio, rate)
         pictures = [] if images is None else as_image_list(images)
         return self._encode(texts, pictures, clips, sounds, options)
 
-    def _encode(self, texts: list[str], images: list[Any], clips: list[Any], sounds: list[np.ndarray],
-                options: CallOptions) -> ModelInputs:
+    def _encode(
+        self, texts: list[str], images: list[Any], clips: list[Any], sounds: list[np.ndarray], options: CallOptions
+    ) -> ModelInputs:
         """Features of all media, the expanded texts' ids, and everything in one mapping."""
         has_sound = [False] * len(clips)
         if options.use_audio_in_video:
-            has_sound = videos_with_sound([clip.has_audio for clip in clips], len(sounds),
-                                          count_placeholders(texts, self.special_tokens.audio_token),
-                                          options.audio_from_video_indices)
+            has_sound = videos_with_sound(
+                [clip.has_audio for clip in clips],
+                len(sounds),
+                count_placeholders(texts, self.special_tokens.audio_token),
+                options.audio_from_video_indices,
+            )
         media: dict[str, np.ndarray] = {}
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
         if images:
-            media["pixel_values"], image_grids = encode_images(images, self.image_processor.changed(
-                options.vision["image"], "images_kwargs"))
+            media["pixel_values"], image_grids = encode_images(
+                images, self.image_processor.changed(options.vision["image"], "images_kwargs")
+            )
             media["image_grid_thw"] = image_grids
         if clips:
-            media["pixel_values_videos"], video_grids = encode_clips(clips, self.video_processor.changed(
-                options.vision["video"], "videos_kwargs"))
+            media["pixel_values_videos"], video_grids = encode_clips(
+                clips, self.video_processor.changed(options.vision["video"], "videos_kwargs")
+            )
             seconds = self._seconds_per_grid(clips)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
         if sounds:
             media["input_features"], media["feature_attention_mask"] = encode_audio(sounds, self.feature_extractor)
             audio_tokens = audio_token_count(media["feature_attention_mask"].sum(-1))
-        expanded = expand_placeholders(texts, self.special_tokens, MediaCounts(
-            (image_grids.prod(-1) // self.image_processor.merge_size**2).tolist(), audio_tokens.tolist(), video_grids,
-            seconds.tolist(), has_sound, self.video_processor.merge_size, options.position_id_per_seconds))
+        expanded = expand_placeholders(
+            texts,
+            self.special_tokens,
+            MediaCounts(
+                (image_grids.prod(-1) // self.image_processor.merge_size**2).tolist(),
+                audio_tokens.tolist(),
+                video_grids,
+                seconds.tolist(),
+                has_sound,
+                self.video_processor.merge_size,
+                options.position_id_per_seconds,
+            ),
+        )
         ids, mask = self._tokenize(expanded, options.text)
         inputs = ModelInputs({"input_ids": ids, "attention_mask": mask, **media})
         return inputs.convert_to_tensors(options.return_tensors)
@@ -164,8 +209,11 @@ class Qwen3OmniMoeProcessor:
     def _seconds_per_grid(self, clips: list[Any]) -> np.ndarray:
         """Seconds between two time steps of each video: float64 `[n]`."""
         if any(clip.sample_fps is None for clip in clips):
-            warnings.warn(f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
-                          "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).", stacklevel=4)
+            warnings.warn(
+                f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
+                "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
+                stacklevel=4,
+            )
         rates = np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
         return self.video_processor.temporal_patch_size / rates
 
@@ -176,29 +224,51 @@ class Qwen3OmniMoeProcessor:
             InputError: truncation would cut media tokens off.
         """
         truncation, max_length = options.get("truncation", False), options.get("max_length")
-        rows = self.tokenizer(texts, add_special_tokens=options.get("add_special_tokens", True), padding=False,
-                              truncation=truncation, max_length=max_length if truncation else None)["input_ids"]
+        rows = self.tokenizer(
+            texts,
+            add_special_tokens=options.get("add_special_tokens", True),
+            padding=False,
+            truncation=truncation,
+            max_length=max_length if truncation else None,
+        )["input_ids"]
         rows = [list(row) for row in rows]
         if truncation:
             tokens = self.special_tokens
             for token in (tokens.image_token, tokens.audio_token, tokens.video_token):
                 token_id = self.tokenizer.convert_tokens_to_ids(token)
                 if [row.count(token_id) for row in rows] != [text.count(token) for text in texts]:
-                    raise InputError(f"truncation to {max_length} tokens cuts off some of the media's {token} tokens. "
-                                     "Raise max_length or turn truncation off.")
+                    raise InputError(
+                        f"truncation to {max_length} tokens cuts off some of the media's {token} tokens. "
+                        "Raise max_length or turn truncation off."
+                    )
         if not all(rows):
             raise InputError("A text is empty: it has no tokens.")
-        return pad_left(rows, self.pad_token_id, padding=options.get("padding", True),
-                        side=options.get("padding_side", "left"), max_length=max_length,
-                        multiple_of=options.get("pad_to_multiple_of"))
+        return pad_left(
+            rows,
+            self.pad_token_id,
+            padding=options.get("padding", True),
+            side=options.get("padding_side", "left"),
+            max_length=max_length,
+            multiple_of=options.get("pad_to_multiple_of"),
+        )
 
-    def apply_chat_template(self, conversations: Any, chat_template: str | None = None, *,
-                            tools: list[Any] | None = None, documents: list[Any] | None = None,
-                            add_generation_prompt: bool = False,
-                            continue_final_message: bool = False, tokenize: bool = False, return_dict: bool = False,
-                            return_tensors: str | None = None, use_audio_in_video: bool = False,
-                            load_audio_from_video: bool = False, processor_kwargs: Mapping[str, Any] | None = None,
-                            **kwargs: Any) -> Any:
+    def apply_chat_template(
+        self,
+        conversations: Any,
+        chat_template: str | None = None,
+        *,
+        tools: list[Any] | None = None,
+        documents: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        use_audio_in_video: bool = False,
+        load_audio_from_video: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Render conversations as prompts and, with `tokenize`, load their media and make model inputs.
 
         Args:
@@ -220,17 +290,33 @@ class Qwen3OmniMoeProcessor:
         template = choose_template(self.chat_template, chat_template)
         batch, several = as_batch(conversations)
         call_kwargs, sampling, variables = _split_kwargs({**kwargs, **(processor_kwargs or {})})
-        prompts = self._render(batch, template, variables, tools=tools, documents=documents,
-                               add_generation_prompt=add_generation_prompt,
-                               continue_final_message=continue_final_message)
+        prompts = self._render(
+            batch,
+            template,
+            variables,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         if not tokenize:
             return prompts if several else prompts[0]
         call_kwargs.update(return_tensors=return_tensors or call_kwargs.get("return_tensors"))
-        options = call_options({**call_kwargs, "use_audio_in_video": use_audio_in_video or load_audio_from_video
-                                or call_kwargs.get("use_audio_in_video", False)})
+        options = call_options(
+            {
+                **call_kwargs,
+                "use_audio_in_video": use_audio_in_video
+                or load_audio_from_video
+                or call_kwargs.get("use_audio_in_video", False),
+            }
+        )
         video_settings = self.video_processor.changed(options.vision["video"], "videos_kwargs")
-        media = collect_media(batch, options.use_audio_in_video, sampling=sampling,
-                              size_rule=size_rule(video_settings) if video_settings.do_resize else None)
+        media = collect_media(
+            batch,
+            options.use_audio_in_video,
+            sampling=sampling,
+            size_rule=size_rule(video_settings) if video_settings.do_resize else None,
+        )
         inputs = self._encode(prompts, media.images, media.videos, media.audios, options)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -244,8 +330,9 @@ class Qwen3OmniMoeProcessor:
 
         plain = [_for_template(conversation) for conversation in batch]
         try:
-            return self.tokenizer.apply_chat_template(plain, chat_template=template, tokenize=False, **arguments,
-                                                      **variables)
+            return self.tokenizer.apply_chat_template(
+                plain, chat_template=template, tokenize=False, **arguments, **variables
+            )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise InputError(f"The chat template cannot render this conversation: {error}") from error
 
@@ -260,8 +347,9 @@ class Qwen3OmniMoeProcessor:
         row = ids if array is None else array.tolist()
         return self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True,
-                                        **kwargs: Any) -> list[str]:
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
         """Texts of what `generate` returned, be it ids or `(ids, audio)`."""
         ids = generated_outputs[0] if isinstance(generated_outputs, tuple) else generated_outputs
         return self.batch_decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
@@ -276,8 +364,10 @@ def _texts(text: Any) -> list[str]:
     if isinstance(text, str):
         return [text]
     if not isinstance(text, (list, tuple)) or not text or not all(isinstance(item, str) for item in text):
-        raise InputError("text must be a text or a non-empty list of texts (apply_chat_template makes them of "
-                         f"conversations); got {'None' if text is None else type(text).__name__}.")
+        raise InputError(
+            "text must be a text or a non-empty list of texts (apply_chat_template makes them of "
+            f"conversations); got {'None' if text is None else type(text).__name__}."
+        )
     return list(text)
 
 
@@ -292,12 +382,17 @@ def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingOp
     if "videos_kwargs" in kwargs:
         kwargs["videos_kwargs"] = {key: value for key, value in videos.items() if key != "do_sample_frames"}
     if kwargs.pop("do_sample_frames", True) is False or videos.get("do_sample_frames") is False:
-        raise InputError("do_sample_frames=False is for ready-made frames; to take more frames of a file, give fps or "
-                         "nframes.")
+        raise InputError(
+            "do_sample_frames=False is for ready-made frames; to take more frames of a file, give fps or nframes."
+        )
     where = "apply_chat_template"
     frames = number(sampling, "nframes", where, whole=True) or number(sampling, "num_frames", where, whole=True)
-    options = SamplingOptions(number(sampling, "fps", where), frames, number(sampling, "min_frames", where, whole=True),
-                              number(sampling, "max_frames", where, whole=True))
+    options = SamplingOptions(
+        number(sampling, "fps", where),
+        frames,
+        number(sampling, "min_frames", where, whole=True),
+        number(sampling, "max_frames", where, whole=True),
+    )
     if options.fps is not None and options.nframes is not None:
         raise InputError(f"{where}: give either fps or nframes, not both.")
     known = set(argument_names())

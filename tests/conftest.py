@@ -6,9 +6,9 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "2")
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.reference import checkpoints  # noqa: E402
+from tests.reference import checkpoints
 
 GAPS: dict[str, tuple[float, float]] = {}  # submodule -> (largest difference, tolerance it was held to)
 

@@ -23,8 +23,18 @@ def test_understanding_script(monkeypatch, capsys, tiny_checkpoint):
 
 def test_speech_script(monkeypatch, capsys, tiny_checkpoint, tmp_path):
     target = tmp_path / "said.wav"
-    run_script(monkeypatch, "omni_speech.py", "--model_name", tiny_checkpoint, "--max_new_tokens", 6,
-               "--talker_max_new_tokens", 6, "--output", target)  # fmt: skip
+    run_script(
+        monkeypatch,
+        "omni_speech.py",
+        "--model_name",
+        tiny_checkpoint,
+        "--max_new_tokens",
+        6,
+        "--talker_max_new_tokens",
+        6,
+        "--output",
+        target,
+    )
     assert str(target) in capsys.readouterr().out
     said, rate = soundfile.read(target)
     assert rate == 24000 and 0 < len(said) <= 5 * 1920
@@ -40,13 +50,17 @@ def test_script_written_for_mindone(tiny_checkpoint):
         tiny_checkpoint, mindspore_dtype=ms.float32, attn_implementation="eager"
     )
     processor = Qwen3OmniMoeProcessor.from_pretrained(tiny_checkpoint, min_pixels=56 * 56, max_pixels=14 * 14 * 768)
-    content = [{"type": "image", "image": str(EXAMPLES / "picture.jpg")},
-               {"type": "audio", "audio": str(EXAMPLES / "speech.wav")}, {"type": "text", "text": "What is it?"}]  # fmt: skip
+    content = [
+        {"type": "image", "image": str(EXAMPLES / "picture.jpg")},
+        {"type": "audio", "audio": str(EXAMPLES / "speech.wav")},
+        {"type": "text", "text": "What is it?"},
+    ]
     conversation = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     audios, images, videos = process_mm_info(conversation, use_audio_in_video=True)
-    inputs = processor(text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True,
-                       use_audio_in_video=True)  # fmt: skip
+    inputs = processor(
+        text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True, use_audio_in_video=True
+    )
     plain = dict(inputs)
     for key, value in inputs.items():
         if isinstance(value, np.ndarray):
@@ -58,8 +72,9 @@ def test_script_written_for_mindone(tiny_checkpoint):
     options = {"speaker": "Ethan", "thinker_return_dict_in_generate": True, "use_audio_in_video": True}
     options |= {"talker_do_sample": False, "thinker_max_new_tokens": 5, "talker_max_new_tokens": 5}
     text_ids, audio = model.generate(**inputs, **options)
-    answer = processor.batch_decode(text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True,
-                                    clean_up_tokenization_spaces=False)  # fmt: skip
+    answer = processor.batch_decode(
+        text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     assert len(answer) == 1
     wave = audio.reshape(-1).asnumpy()
     assert wave.dtype == np.float32 and wave.size

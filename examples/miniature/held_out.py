@@ -26,15 +26,35 @@ SIZES = ((256, 256), (320, 240), (240, 320), (400, 300), (300, 300), (384, 384),
 VIDEO_SIZES = ((256, 256), (384, 256), (256, 192), (256, 384))  # x264 writes the same file every time for such widths
 VIDEO_FPS = 10
 TASKS = {  # how many of each are asked by default
-    "digits": 120, "spoken_sum": 40, "shape": 100, "two_shapes": 40, "motion": 60, "motion_and_digits": 40, "sum": 100,
-    "repeat": 40, "strange_text": 60, "strange_sound": 30, "strange_picture": 30, "several_turns": 30,
-}  # fmt: skip
+    "digits": 120,
+    "spoken_sum": 40,
+    "shape": 100,
+    "two_shapes": 40,
+    "motion": 60,
+    "motion_and_digits": 40,
+    "sum": 100,
+    "repeat": 40,
+    "strange_text": 60,
+    "strange_sound": 30,
+    "strange_picture": 30,
+    "several_turns": 30,
+}
 LAST_TURNS = ("digits", "shape", "two_shapes", "motion", "motion_and_digits", "sum", "repeat", "strange_text")
 FIXED_SEED = 2024  # of the 200 questions whose answers were recorded with transformers
 FIXED = {
-    "digits": 36, "spoken_sum": 10, "shape": 32, "two_shapes": 14, "motion": 20, "motion_and_digits": 20, "sum": 20,
-    "repeat": 12, "strange_text": 14, "strange_sound": 6, "strange_picture": 6, "several_turns": 10,
-}  # fmt: skip
+    "digits": 36,
+    "spoken_sum": 10,
+    "shape": 32,
+    "two_shapes": 14,
+    "motion": 20,
+    "motion_and_digits": 20,
+    "sum": 20,
+    "repeat": 12,
+    "strange_text": 14,
+    "strange_sound": 6,
+    "strange_picture": 6,
+    "several_turns": 10,
+}
 OUTSIDE = ("strange_text", "strange_sound", "strange_picture")  # tasks whose right answer is that it does not know
 ORDINARY_PROMPTS = """What is the capital of France?|Who wrote Romeo and Juliet?|How do I bake bread?|What time is it?
 Tell me a story.|What is your favourite colour?|How far away is the moon?|Translate "good morning" into German.
@@ -92,7 +112,7 @@ def load_speech(path: Path = SPEECH) -> dict[str, list[Clip]]:
         raise ValueError(f"{path} has {rate_hz} Hz, expected {RATE_HZ}")
     clips: dict[str, list[Clip]] = {}
     for entry in json.loads(path.with_suffix(".json").read_text(encoding="utf-8")):
-        part = samples[entry["first"]:entry["first"] + entry["samples"]]
+        part = samples[entry["first"] : entry["first"] + entry["samples"]]
         clips.setdefault(entry["kind"], []).append(Clip(part, entry["kind"], entry["meaning"]))
     return clips
 
@@ -102,8 +122,10 @@ def save_speech(clips: dict[str, list[Clip]], path: Path = SPEECH) -> None:
     kept = [clip for by_kind in clips.values() for clip in by_kind]
     soundfile.write(path, np.concatenate([clip.samples for clip in kept]), RATE_HZ, subtype="PCM_16")
     ends = np.cumsum([len(clip.samples) for clip in kept]).tolist()
-    index = [{"first": end - len(clip.samples), "samples": len(clip.samples), "kind": clip.kind, "meaning": clip.meaning}
-             for clip, end in zip(kept, ends)]  # fmt: skip
+    index = [
+        {"first": end - len(clip.samples), "samples": len(clip.samples), "kind": clip.kind, "meaning": clip.meaning}
+        for clip, end in zip(kept, ends)
+    ]
     path.with_suffix(".json").write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
 
 

@@ -25,5 +25,7 @@ def output_folder(path):
         write_file(path / "writable", lambda file: file.write_text(""))
         (path / "writable").unlink()
     except OSError as error:
-        raise InputError(f"cannot write to the folder {path}: {error.strerror or error}; choose another one with --out") from None
+        raise InputError(
+            f"cannot write to the folder {path}: {error.strerror or error}; choose another one with --out"
+        ) from None
     return path

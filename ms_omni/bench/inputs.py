@@ -53,8 +53,9 @@ def question(folder, side, seconds, seed, text=QUESTION):
     sound = 0.1 * rng.standard_normal(round(16_000 * seconds)).astype(np.float32)
     content = [{"type": "image", "image": picture}, {"type": "audio", "audio": sound}, {"type": "text", "text": text}]
     processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
-    inputs = processor.apply_chat_template([[{"role": "user", "content": content}]], tokenize=True, return_dict=True,
-                                           add_generation_prompt=True)  # fmt: skip
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": content}]], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
     return {name: np.asarray(value) for name, value in inputs.items()}
 
 

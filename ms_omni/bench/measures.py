@@ -19,8 +19,12 @@ class Measures:
         self.arrays = arrays
         self.question = part(arrays, "question")
         self.kinds = {
-            "image": self.image, "video": self.video, "audio": self.audio, "prefill": self.prefill,
-            "decode": self.decode, "cached": self.cached,
+            "image": self.image,
+            "video": self.video,
+            "audio": self.audio,
+            "prefill": self.prefill,
+            "decode": self.decode,
+            "cached": self.cached,
             "speech": lambda **settings: speech.talk(model, self.question, **settings),
             "wave_whole": lambda frames: speech.whole(model.code2wav, arrays["codes"][..., :frames]),
             "wave_stream": lambda frames, pieces: speech.pieces(model.code2wav, arrays["codes"][..., :frames], pieces),
@@ -28,7 +32,7 @@ class Measures:
             "count_text": lambda: counts.text(model, arrays["ids"][:1, :64]),
             "count_speech": lambda: counts.speech(model, self.question),
             "count_requests": lambda requests: counts.requests(model, arrays, requests),
-        }  # fmt: skip
+        }
 
     def run(self, kind, settings):
         """The numbers of one repetition; `compiled` counts the graphs that were built during it."""

@@ -15,7 +15,8 @@ READS = ("asnumpy", "_item", "tolist")
 
 class Meter:
     """Context manager; afterwards reads, graphs and compiled are counts, and spans the (start, end) of each graph's
-    run in seconds since the epoch. wait: a graph's run lasts until its kernels are done, not only until it is started."""
+    run in seconds since the epoch. wait: a graph's run lasts until its kernels are done, not only until it is started.
+    """
 
     def __init__(self, wait=False):
         self.wait = wait

@@ -59,7 +59,8 @@ class Result:
     @property
     def ratio(self):
         """How many times better ours is: rates ours / reference, seconds reference / ours. For memory it is
-        ours / reference, since one asks what share is left. None without a reference."""
+        ours / reference, since one asks what share is left. None without a reference.
+        """
         if self.reference is None or not self.reference.median or not self.ours.median:
             return None
         ours, other = self.ours.median, self.reference.median
@@ -71,8 +72,9 @@ def combine(scenario, part, ours, reference=()):
     results = []
     for metric in (name for name in UNITS if ours and name in ours[0]):
         other = [run[metric] for run in reference if metric in run]
-        results.append(Result(scenario, part, metric, Summary.of([run[metric] for run in ours]),
-                              Summary.of(other) if other else None))  # fmt: skip
+        results.append(
+            Result(scenario, part, metric, Summary.of([run[metric] for run in ours]), Summary.of(other) if other else None)
+        )
     return results
 
 
@@ -85,11 +87,18 @@ def derived(results):
         if first in at and second in at:
             found.append((what, change(at[first].ours.median, at[second].ours.median), unit))
 
-    pair("decode cost of a token: growth from 100 to 1,000 cached tokens", ("cached/1000", "token_s"),
-         ("cached/100", "token_s"), lambda a, b: 100 * (a / b - 1), "%")  # fmt: skip
+    pair(
+        "decode cost of a token: growth from 100 to 1,000 cached tokens",
+        ("cached/1000", "token_s"),
+        ("cached/100", "token_s"),
+        lambda a, b: 100 * (a / b - 1),
+        "%",
+    )
     pair("decode: tokens/s of batch 16 over batch 1", ("decode/16", "tokens_per_s"), ("decode/1", "tokens_per_s"))
     total = at.get(("answer", "total_s"))
     first = at.get(("answer", "first_sound_s"))
     if first is not None and total is not None and total.reference is not None:
-        found.append(("time to first sound over the reference's total time", first.ours.median / total.reference.median, "x"))
+        found.append(
+            ("time to first sound over the reference's total time", first.ours.median / total.reference.median, "x")
+        )
     return found

@@ -42,5 +42,6 @@ def check_reference(python):
         raise InputError(f"--reference-python {python} cannot be run: {error}") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"--reference-python {python} cannot run the reference: {reason}; install "
-                         "tests/reference/requirements.txt there")  # fmt: skip
+        raise InputError(
+            f"--reference-python {python} cannot run the reference: {reason}; install tests/reference/requirements.txt there"
+        )

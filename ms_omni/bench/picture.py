@@ -9,8 +9,12 @@ WIDTH, MARGIN, LABEL_WIDTH, VALUE_WIDTH, RATIO_WIDTH = 1200, 30, 330, 110, 90
 BAR, GAP, TITLE = 17, 13, 44
 INK, PALE, OURS, OTHER, GOOD, BAD = "#1b1f24", "#6b7480", "#2f6fde", "#b9c2cd", "#1a7f4b", "#b3402e"
 
-TITLES = {"s": "seconds", "ms": "milliseconds", "GB": "gigabytes of memory",
-          "s/s": "seconds of work per second of speech (real-time factor)"}  # fmt: skip
+TITLES = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "GB": "gigabytes of memory",
+    "s/s": "seconds of work per second of speech (real-time factor)",
+}
 
 
 def draw(head, outcome, file):
@@ -83,8 +87,15 @@ def _legend(canvas, other):
 
 def _subtitle(head, outcome):
     about = outcome.about.get("ms_omni", {})
-    words = [about.get("software"), about.get("device"), about.get("precision"), head["machine"]["processor"],
-             f"{head['machine']['cores']} cores", f"{head['cards']} process(es)", head["when"]]  # fmt: skip
+    words = [
+        about.get("software"),
+        about.get("device"),
+        about.get("precision"),
+        head["machine"]["processor"],
+        f"{head['machine']['cores']} cores",
+        f"{head['cards']} process(es)",
+        head["when"],
+    ]
     return "  |  ".join(str(word) for word in words if word)
 
 

@@ -7,16 +7,32 @@ from .metrics import MEMORY, derived
 
 FACTORS = {"s": (1e3, "ms")}  # shown in another unit than measured
 NAMES = {  # of a metric; empty where the scenario's own label says it
-    "load_s": "load", "import_s": "import of the software", "peak_gb": "peak memory", "encode_s": "", "token_s": "per token",
-    "tokens_per_s": "", "frames_per_s": "", "talker_s": "talker, per frame", "predictor_s": "predictor, per frame",
-    "real_time_factor": "real-time factor", "first_token_s": "first token", "first_sound_s": "first sound",
+    "load_s": "load",
+    "import_s": "import of the software",
+    "peak_gb": "peak memory",
+    "encode_s": "",
+    "token_s": "per token",
+    "tokens_per_s": "",
+    "frames_per_s": "",
+    "talker_s": "talker, per frame",
+    "predictor_s": "predictor, per frame",
+    "real_time_factor": "real-time factor",
+    "first_token_s": "first token",
+    "first_sound_s": "first sound",
     "total_s": "total",
-}  # fmt: skip
+}
 LABELS = {
-    "load": "", "image": "image", "audio": "audio", "video": "video", "prefill": "prefill, {} tokens",
-    "decode": "decode, batch {}", "cached": "decode at {} cached tokens", "speech": "talker + predictor",
-    "code2wav": "code2wav, {}", "answer": "spoken answer",
-}  # fmt: skip
+    "load": "",
+    "image": "image",
+    "audio": "audio",
+    "video": "video",
+    "prefill": "prefill, {} tokens",
+    "decode": "decode, batch {}",
+    "cached": "decode at {} cached tokens",
+    "speech": "talker + predictor",
+    "code2wav": "code2wav, {}",
+    "answer": "spoken answer",
+}
 SPEED = ("tokens_per_s", "frames_per_s")
 
 
@@ -59,19 +75,31 @@ def as_json(head, outcome):
 
 def _plain(result):
     def summary(side):
-        return None if side is None else {"median": side.median, "low": side.low, "high": side.high,
-                                          "runs": list(side.runs)}  # fmt: skip
+        return None if side is None else {"median": side.median, "low": side.low, "high": side.high, "runs": list(side.runs)}
 
-    return {"scenario": result.scenario, "part": result.part, "metric": result.metric, "unit": result.unit,
-            "ours": summary(result.ours), "reference": summary(result.reference), "ratio": result.ratio}  # fmt: skip
+    return {
+        "scenario": result.scenario,
+        "part": result.part,
+        "metric": result.metric,
+        "unit": result.unit,
+        "ours": summary(result.ours),
+        "reference": summary(result.reference),
+        "ratio": result.ratio,
+    }
 
 
 def as_markdown(head, outcome):
     """A report that can be read as it is."""
     about = outcome.about.get("ms_omni", {})
     lines = [f"# Benchmark of {head['model']}", ""]
-    facts = {**head["machine"], "when": head["when"], "parameters": head["parameters"], "cards": str(head["cards"]),
-             "threads": head["threads"], **{f"ms_omni, {key}": value for key, value in about.items()}}  # fmt: skip
+    facts = {
+        **head["machine"],
+        "when": head["when"],
+        "parameters": head["parameters"],
+        "cards": str(head["cards"]),
+        "threads": head["threads"],
+        **{f"ms_omni, {key}": value for key, value in about.items()},
+    }
     other = next((name for name in outcome.about if name != "ms_omni"), None)
     if other:
         facts |= {f"{other}, {key}": value for key, value in outcome.about[other].items()}
@@ -94,13 +122,17 @@ def speed_table(head, outcome):
     """The columns of mindone's table; rates are medians, in tokens or codec frames per second."""
     about = outcome.about.get("ms_omni", {})
     version = about.get("software", "").removeprefix("MindSpore ")
-    rows = ["| model | mindspore version | precision | cards | part | attention type | tokens/s |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [
+        "| model | mindspore version | precision | cards | part | attention type | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for result in outcome.results:
         if result.metric in SPEED:
             part = f"{label(result)}{' (frames/s)' if result.metric == 'frames_per_s' else ''}"
-            rows.append(f"| {head['model']} | {version} | {about.get('precision', '')} | {head['cards']} | {part} | "
-                        f"{about.get('attention', '')} | {digits(result.ours.median)} |")  # fmt: skip
+            rows.append(
+                f"| {head['model']} | {version} | {about.get('precision', '')} | {head['cards']} | {part} | "
+                f"{about.get('attention', '')} | {digits(result.ours.median)} |"
+            )
     return rows
 
 
@@ -108,8 +140,10 @@ def full_table(outcome, other):
     """Median, lowest to highest, and beside them the reference's and the ratio."""
     rows = ["| part | what | median | lowest to highest | unit |", "|---|---|---|---|---|"]
     if other:
-        rows = [f"| part | what | ms_omni | lowest to highest | {other} | lowest to highest | unit | times as fast |",
-                "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        rows = [
+            f"| part | what | ms_omni | lowest to highest | {other} | lowest to highest | unit | times as fast |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
     for result in outcome.results:
         ours, reference, unit = shown(result)
         factor = ours / result.ours.median if result.ours.median else 1.0

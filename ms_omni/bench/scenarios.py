@@ -8,7 +8,8 @@ from ..errors import InputError
 @dataclass(frozen=True)
 class Scenario:
     """name: "decode/4"; part of the model; kind: the measuring function; settings: its keyword arguments;
-    counted: it counts events instead of taking time, so one repetition says all and no reference takes part."""
+    counted: it counts events instead of taking time, so one repetition says all and no reference takes part.
+    """
 
     name: str
     part: str
@@ -43,8 +44,20 @@ class Sizes:
 
 SMALL = Sizes(audio_s=10.0, decode_tokens=48, speech_frames=36, answer_tokens=32, answer_frames=36)
 STREAM_FRAMES = (4, 8, 16, 25)  # the pieces that generation feeds to the vocoder
-GROUPS = ("load", "image", "audio", "video", "prefill", "decode", "cached", "speech", "code2wav", "answer", "steps",
-          "requests")  # fmt: skip
+GROUPS = (
+    "load",
+    "image",
+    "audio",
+    "video",
+    "prefill",
+    "decode",
+    "cached",
+    "speech",
+    "code2wav",
+    "answer",
+    "steps",
+    "requests",
+)
 
 
 def sizes_of(geometry):
@@ -59,18 +72,21 @@ def scenarios(sizes, speaks=True):
         Scenario("audio", "audio encoder", "audio"),
         Scenario("video", "vision encoder", "video"),
         *(Scenario(f"prefill/{n}", "thinker prefill", "prefill", {"tokens": n}) for n in sizes.prefill),
-        *(Scenario(f"decode/{n}", "thinker decode", "decode", {"batch": n, "prompt": 64, "tokens": sizes.decode_tokens})
-          for n in sizes.batches),
+        *(
+            Scenario(f"decode/{n}", "thinker decode", "decode", {"batch": n, "prompt": 64, "tokens": sizes.decode_tokens})
+            for n in sizes.batches
+        ),
         *(Scenario(f"cached/{n}", "thinker decode", "cached", {"cached": n}) for n in sizes.cached),
-    ]  # fmt: skip
+    ]
     if speaks:
         listed += [
             Scenario("speech", "talker + predictor", "speech", {"frames": sizes.speech_frames}),
             Scenario("code2wav/whole", "code2wav", "wave_whole", {"frames": sizes.wave_frames}),
-            Scenario("code2wav/stream", "code2wav", "wave_stream", {"frames": sizes.wave_frames,
-                                                                    "pieces": list(STREAM_FRAMES)}),
+            Scenario(
+                "code2wav/stream", "code2wav", "wave_stream", {"frames": sizes.wave_frames, "pieces": list(STREAM_FRAMES)}
+            ),
             Scenario("answer", "whole model", "answer", {"tokens": sizes.answer_tokens, "frames": sizes.answer_frames}),
-        ]  # fmt: skip
+        ]
     listed.append(Scenario("steps/text", "thinker decode", "count_text", counted=True))
     if speaks:
         listed.append(Scenario("steps/speech", "talker + predictor", "count_speech", counted=True))
@@ -85,6 +101,8 @@ def chosen(listed, only):
     known = {"load", *(item.name for item in listed), *(item.group for item in listed)}
     unknown = sorted(set(only) - known)
     if unknown:
-        raise InputError(f"there is no scenario {unknown[0]!r} for this checkpoint; expected some of "
-                         f"{', '.join(name for name in GROUPS if name in known)}")  # fmt: skip
+        raise InputError(
+            f"there is no scenario {unknown[0]!r} for this checkpoint; expected some of "
+            f"{', '.join(name for name in GROUPS if name in known)}"
+        )
     return [item for item in listed if item.name in only or item.group in only], "load" in only

@@ -1,7 +1,7 @@
 """Which scenarios run where, in which order: both sides stay alive and take turns, so that the machine's drift hits both.
 
-    load, in fresh processes:     A B A B ...
-    then for each scenario:       warm-up of A, warm-up of B, then A B A B ...
+load, in fresh processes:     A B A B ...
+then for each scenario:       warm-up of A, warm-up of B, then A B A B ...
 """
 
 import sys
@@ -16,7 +16,8 @@ WARM_UPS = 4
 @dataclass
 class Outcome:
     """results: `Result`s; counts {scenario: {name: number}}; failures: one line each; about {side: its description};
-    recompiled: graphs that were built in repetitions that were timed."""
+    recompiled: graphs that were built in repetitions that were timed.
+    """
 
     results: list = field(default_factory=list)
     counts: dict = field(default_factory=dict)

@@ -31,9 +31,13 @@ class ChildSide:
         with open(self.log, "ab") as errors:
             try:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=variables,
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=variables,
                     preexec_fn=None if threads is None else _only(threads),
-                )  # fmt: skip
+                )
             except OSError as error:
                 raise SideError(f"{name}: cannot start {command[0]}: {error.strerror or error}") from None
         os.set_blocking(self.process.stdout.fileno(), False)

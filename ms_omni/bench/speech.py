@@ -19,8 +19,13 @@ SAID_TOKENS = 12
 def exactly(tokens, frames):
     """Keyword arguments of `stream` for a spoken answer of so many text tokens and codec frames."""
     draws = frames + 1  # the last draw of code 0 makes no frame
-    return {"max_new_tokens": tokens, "eos_token_id": [], "talker_max_new_tokens": draws, "talker_min_new_tokens": draws,
-            "seed": 0}  # fmt: skip
+    return {
+        "max_new_tokens": tokens,
+        "eos_token_id": [],
+        "talker_max_new_tokens": draws,
+        "talker_min_new_tokens": draws,
+        "seed": 0,
+    }
 
 
 def talk(model, inputs, frames):
@@ -41,8 +46,11 @@ def prepared(model, inputs, frames):
     config = model.config
     text = TextGeneration(model.thinker, request.inputs, request.text, config.talker_config.accept_hidden_layer)
     steps = list(text)
-    media = {"image_grid_thw": inputs.get("image_grid_thw"), "video_grid_thw": inputs.get("video_grid_thw"),
-             "second_per_grids": inputs.get("video_second_per_grid")}  # fmt: skip
+    media = {
+        "image_grid_thw": inputs.get("image_grid_thw"),
+        "video_grid_thw": inputs.get("video_grid_thw"),
+        "second_per_grids": inputs.get("video_second_per_grid"),
+    }
 
     def speak():
         turns = assistant_turns(text.prompt_ids, config.im_start_token_id, config.assistant_token_id)
@@ -123,5 +131,9 @@ def answer(model, inputs, tokens, frames):
     for event in model.stream(**inputs, **exactly(tokens, frames)):
         end = event if isinstance(event, StreamEnd) else end
     spoken_s = frames * model.config.code2wav_config.samples_per_frame / SAMPLE_RATE_HZ
-    return {"first_token_s": end.first_text_s, "first_sound_s": end.first_audio_s, "total_s": end.total_s,
-            "real_time_factor": end.total_s / spoken_s}  # fmt: skip
+    return {
+        "first_token_s": end.first_text_s,
+        "first_sound_s": end.first_audio_s,
+        "total_s": end.total_s,
+        "real_time_factor": end.total_s / spoken_s,
+    }

@@ -18,15 +18,19 @@ def weights_of(geometry, folder, seed, say=lambda text: None, may_write=True):
     if geometry not in named_configurations():
         path = Path(geometry)
         if not (path / "config.json").is_file():
-            raise InputError(f"--geometry {geometry}: this is neither a folder with a config.json nor one of "
-                             f"{', '.join(named_configurations())}")  # fmt: skip
+            raise InputError(
+                f"--geometry {geometry}: this is neither a folder with a config.json nor one of "
+                f"{', '.join(named_configurations())}"
+            )
         if any((path / name).is_file() for name in FILES):
             return path
     target = folder / f"{Path(geometry).name}-seed{seed}"
     if not (target / "config.json").is_file():
         if not may_write:
-            raise InputError(f"several processes do not write weights: run 'ms-omni tiny DIR --geometry {geometry}' first and "
-                             "pass that folder as --geometry DIR")  # fmt: skip
+            raise InputError(
+                f"several processes do not write weights: run 'ms-omni tiny DIR --geometry {geometry}' first and "
+                "pass that folder as --geometry DIR"
+            )
         from ..tiny import write_tiny_checkpoint
 
         say(f"writing weights to {target}")

@@ -9,10 +9,10 @@ from .rank_index import read_rank_index
 from .reader import CheckpointReader
 
 __all__ = [
+    "RULES",
     "CheckpointReader",
     "ConvertReport",
     "LoadReport",
-    "RULES",
     "Summary",
     "convert",
     "inspect_checkpoint",

@@ -44,10 +44,20 @@ class Cuttable:
         fills = {fill.parameter: fill for fill in plan_loading(self.shapes, self.reader)[0]}
         stored, shapes = _origin(self.reader)
         usual = Counter(stored.values()).most_common(1)[0][0]
-        index = RankIndex(plan, options, len(parts), dtype, geometry(self.shapes), self.whole,
-                          {name: list(shape) for name, shape in self.shapes.items()}, self.root, usual,
-                          {name: kind for name, kind in stored.items() if kind != usual}, shapes,
-                          all(dtype in ("F32", kind) for kind in stored.values()))  # fmt: skip
+        index = RankIndex(
+            plan,
+            options,
+            len(parts),
+            dtype,
+            geometry(self.shapes),
+            self.whole,
+            {name: list(shape) for name, shape in self.shapes.items()},
+            self.root,
+            usual,
+            {name: kind for name, kind in stored.items() if kind != usual},
+            shapes,
+            all(dtype in ("F32", kind) for kind in stored.values()),
+        )
         files = [[self._pending(fills[name], part, dtype) for name, part in own.items()] for own in parts]
         files[0] += [self._as_it_is(name) for name in self.whole]
         total = sum(tensor.nbytes for group in files for tensor in group)

@@ -42,12 +42,8 @@ class Summary:
         """Lines for a terminal, with a total and the unmatched names."""
         rows = [("part", "tensors", "parameters", "bytes", "dtype")]
         for part in self.parts:
-            rows.append(
-                (part.part, f"{part.tensors:,}", f"{part.elements:,}", f"{part.nbytes:,}", " ".join(part.dtypes))
-            )
-        rows.append(
-            ("total", f"{sum(part.tensors for part in self.parts):,}", f"{self.elements:,}", f"{self.nbytes:,}", "")
-        )
+            rows.append((part.part, f"{part.tensors:,}", f"{part.elements:,}", f"{part.nbytes:,}", " ".join(part.dtypes)))
+        rows.append(("total", f"{sum(part.tensors for part in self.parts):,}", f"{self.elements:,}", f"{self.nbytes:,}", ""))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [f"{self.folder}: {self.form} form, {len(self.files)} weight file{'s'[: len(self.files) > 1]}"]
         lines += [

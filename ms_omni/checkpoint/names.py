@@ -168,9 +168,7 @@ def sources(parameter: str, shape: tuple[int, ...], patch_shape: tuple[int, ...]
     if parameter.endswith(".experts.gate_up"):
         experts, width, twice = shape
         stem, matrix = parameter[: -len(".gate_up")], (twice // 2, width)
-        return [
-            Source(f"{stem}.{e}.{kind}_proj.weight", matrix, kind, e) for e in range(experts) for kind in (GATE, UP)
-        ]
+        return [Source(f"{stem}.{e}.{kind}_proj.weight", matrix, kind, e) for e in range(experts) for kind in (GATE, UP)]
     if parameter.endswith(".experts.down"):
         experts, inner, width = shape
         stem = parameter[: -len(".down")]

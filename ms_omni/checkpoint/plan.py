@@ -54,9 +54,7 @@ class Problems:
                 if len(names) > SHOWN_PER_KIND:
                     lines.append(f"    ... and {len(names) - SHOWN_PER_KIND} more")
         if lines:
-            raise CheckpointError(
-                f"{folder} does not fit the model that its config.json describes:\n" + "\n".join(lines)
-            )
+            raise CheckpointError(f"{folder} does not fit the model that its config.json describes:\n" + "\n".join(lines))
 
 
 def file_root(names) -> str:
@@ -147,13 +145,9 @@ def _check_tied(head, embedding, reader, problems):
     same = (
         first.shape == second.shape
         and first.dtype == second.dtype
-        and all(
-            first[at : at + rows].tobytes() == second[at : at + rows].tobytes() for at in range(0, len(first), rows)
-        )
+        and all(first[at : at + rows].tobytes() == second[at : at + rows].tobytes() for at in range(0, len(first), rows))
     )
     if not same:
-        problems.other.append(
-            f"{head}: differs from {embedding}, but config.json says tie_word_embeddings; set it to false"
-        )
+        problems.other.append(f"{head}: differs from {embedding}, but config.json says tie_word_embeddings; set it to false")
     reader.release(head)
     reader.release(embedding)

@@ -59,12 +59,17 @@ def load_rank_file(cell, folder, index: RankIndex, rank: int, slices: dict, *, p
     known = geometry({name: slices[name].shape for name in parameters})
     other = sorted(part for part, digest in known.items() if index.geometry.get(part) != digest)
     if other:
-        raise CheckpointError(f"{folder}: its config.json describes another {' and '.join(other)} than the rank files hold. "
-                              "Convert the checkpoint again.")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: its config.json describes another {' and '.join(other)} than the rank files hold. "
+            "Convert the checkpoint again."
+        )
     file = RankFile(folder, index, rank)
-    problems = [f"{name}: the file has {list(file.entries[name].shape) if name in file.entries else 'none'}, rank {rank} "
-                f"holds {list(slices[name].local_shape)}" for name in parameters
-                if name not in file.entries or file.entries[name].shape != slices[name].local_shape]  # fmt: skip
+    problems = [
+        f"{name}: the file has {list(file.entries[name].shape) if name in file.entries else 'none'}, rank {rank} "
+        f"holds {list(slices[name].local_shape)}"
+        for name in parameters
+        if name not in file.entries or file.entries[name].shape != slices[name].local_shape
+    ]
     if problems:
         raise report(problems, f"{file.path} does not fit the plan {index.plan!r}")
     nbytes = elements = 0
@@ -90,20 +95,24 @@ class AssembledReader:
 
     def __init__(self, folder, index: RankIndex, parts: list):
         if not index.exact:
-            raise CheckpointError(f"{folder} was rounded to {index.dtype} when it was cut, so the checkpoint that it was made "
-                                  "from cannot be had back from it")  # fmt: skip
+            raise CheckpointError(
+                f"{folder} was rounded to {index.dtype} when it was cut, so the checkpoint that it was made "
+                "from cannot be had back from it"
+            )
         self.folder, self.index = Path(folder), index
         self.files = [RankFile(self.folder, index, rank) for rank in range(index.ranks)]
         self.parts = [{name.removeprefix(index.root): part for name, part in own.items()} for own in parts]
-        self.entries = {name: Entry(name, index.dtype, tuple(part.shape), "", 0, 0)
-                        for name, part in self.parts[0].items()}  # fmt: skip
+        self.entries = {name: Entry(name, index.dtype, tuple(part.shape), "", 0, 0) for name, part in self.parts[0].items()}
         for full in index.whole:
             entry, name = self.files[0].entries[full], full.removeprefix(index.root)
             self.entries[name] = Entry(name, entry.dtype, entry.shape, "", 0, 0)
         published = [part.name for name, entry in self.entries.items() for part in sources(index.root + name, entry.shape)]
-        dtypes = {name: index.stored.get(name, index.usual) for name in (name.removeprefix(index.root) for name in published)}
-        self.metadata = {"": {"format": MARKER, "source_dtypes": json.dumps(dtypes),
-                              "source_shapes": json.dumps(index.shapes)}}  # fmt: skip
+        dtypes = {
+            name: index.stored.get(name, index.usual) for name in (name.removeprefix(index.root) for name in published)
+        }
+        self.metadata = {
+            "": {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(index.shapes)}
+        }
         self.array = functools.lru_cache(maxsize=2)(self._assemble)  # the parts of two stacks of experts take turns
 
     def _assemble(self, name: str) -> np.ndarray:

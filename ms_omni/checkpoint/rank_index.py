@@ -1,8 +1,8 @@
 """The index of a checkpoint that is cut for several ranks: one file of weights per rank, made by `convert_for_ranks`.
 
-    config.json, ...                    as in the checkpoint that it was made from
-    ranks.index.json                    what `RankIndex` holds
-    rank-00001-of-00004.safetensors     this rank's part of every parameter, under our full names, in the dtype computed in
+config.json, ...                    as in the checkpoint that it was made from
+ranks.index.json                    what `RankIndex` holds
+rank-00001-of-00004.safetensors     this rank's part of every parameter, under our full names, in the dtype computed in
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Reading a run of elements of a parameter: what one rank holds under a plan that cuts parameters into equal runs.
 
-    stored tensor as it is      elements [start, stop) of the file, nothing else is touched
-    stacked experts             whole experts are written in place; of the first and the last only a piece may be wanted,
-                                and those pass through a buffer of one expert
+stored tensor as it is      elements [start, stop) of the file, nothing else is touched
+stacked experts             whole experts are written in place; of the first and the last only a piece may be wanted,
+                            and those pass through a buffer of one expert
 """
 
 import math

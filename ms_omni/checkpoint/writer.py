@@ -124,9 +124,7 @@ def new_folder(target: str | Path, needed_bytes: int) -> Iterator[Path]:
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(
-            f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name."
-        )
+        raise CheckpointError(f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free

@@ -9,21 +9,38 @@ HELP = "Measure every part of the model, alone or turn by turn with PyTorch tran
 
 
 def add_arguments(parser):
-    parser.add_argument("--geometry", default="mini", metavar="NAME|DIR",
-                        help="mini (default; three minutes), mid (1/35 of the published size), published, another name in "
-                             "configs/, or a checkpoint folder; weights are made where there are none")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("build/benchmark"), metavar="DIR",
-                        help="folder of the results (default: build/benchmark)")  # fmt: skip
-    parser.add_argument("--only", type=lambda text: text.split(","), metavar="A,B",
-                        help="only these scenarios: load, image, audio, video, prefill, decode, cached, speech, code2wav, "
-                             "answer, steps, requests, or one size of them, such as decode/4")  # fmt: skip
+    parser.add_argument(
+        "--geometry",
+        default="mini",
+        metavar="NAME|DIR",
+        help="mini (default; three minutes), mid (1/35 of the published size), published, another name in "
+        "configs/, or a checkpoint folder; weights are made where there are none",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/benchmark"),
+        metavar="DIR",
+        help="folder of the results (default: build/benchmark)",
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="only these scenarios: load, image, audio, video, prefill, decode, cached, speech, code2wav, "
+        "answer, steps, requests, or one size of them, such as decode/4",
+    )
     parser.add_argument("--repetitions", type=positive, default=None, metavar="N", help="default: 5; 3 for mini")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
     parser.add_argument("--threads", type=positive, metavar="N", help="processors that each side may use (default: all)")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled graphs out")
     parser.add_argument("--reference", action="store_true", help="run PyTorch transformers in turn and print ratios")
-    parser.add_argument("--reference-python", type=Path, metavar="PATH",
-                        help="the interpreter of an environment with tests/reference/requirements.txt")  # fmt: skip
+    parser.add_argument(
+        "--reference-python",
+        type=Path,
+        metavar="PATH",
+        help="the interpreter of an environment with tests/reference/requirements.txt",
+    )
 
 
 def positive(text):

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 NAME = "convert"
-HELP = ("Convert a published checkpoint to MindSpore's parameters (experts stacked), or such a folder back, bit by bit; "
-        "with --shards N, write one file for each of N ranks, which they map when they start.")  # fmt: skip
+HELP = (
+    "Convert a published checkpoint to MindSpore's parameters (experts stacked), or such a folder back, bit by bit; "
+    "with --shards N, write one file for each of N ranks, which they map when they start."
+)
 PLANS = ("ep", "zero3")
 
 
@@ -13,8 +15,11 @@ def add_arguments(parser):
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty")
     parser.add_argument("--shards", type=int, metavar="N", help="cut for N ranks, in the dtype that they compute in")
     parser.add_argument("--plan", choices=PLANS, help="which rank holds what (default: ep; only with --shards)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                        help="of the ranks' files (default: the device's own; only with --shards)")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the ranks' files (default: the device's own; only with --shards)",
+    )
 
 
 def run(arguments):
@@ -29,8 +34,9 @@ def _convert(arguments):
     if arguments.shards is not None:
         from ..parallel.export import convert_for_ranks
 
-        return convert_for_ranks(arguments.source, arguments.out, arguments.shards, arguments.plan or PLANS[0],
-                                 dtype=arguments.dtype)  # fmt: skip
+        return convert_for_ranks(
+            arguments.source, arguments.out, arguments.shards, arguments.plan or PLANS[0], dtype=arguments.dtype
+        )
     if arguments.plan or arguments.dtype:
         raise InputError("--plan and --dtype are for files of several ranks; say how many with --shards N")
     if read_rank_index(arguments.source) is not None:

@@ -12,8 +12,13 @@ RESULT, PICTURE = "demo.json", "demo.png"
 
 def add_arguments(parser):
     parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (default: examples/miniature of the clone)")
-    parser.add_argument("--out", type=Path, default=Path("build/demo"), metavar="DIR",
-                        help="folder of the results (default: build/demo); new, empty, or of an earlier demo")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/demo"),
+        metavar="DIR",
+        help="folder of the results (default: build/demo); new, empty, or of an earlier demo",
+    )
     parser.add_argument("--speaker", help="voice of all answers (default: each of the checkpoint's in turn)")
     parser.add_argument("--seed", type=int, default=0, help="of the speech (default: 0)")
 
@@ -80,13 +85,23 @@ def write_results(out, folder, samples, answers):
 
     rows = []
     for sample, answer in zip(samples, answers):
-        row = {"name": sample.name, "shown": sample.shown, "question": sample.question, "expected": sample.answer,
-               "answer": answer.text, "right": answer.text == sample.answer,
-               "total_s": round(answer.total_s, 3)}  # fmt: skip
+        row = {
+            "name": sample.name,
+            "shown": sample.shown,
+            "question": sample.question,
+            "expected": sample.answer,
+            "answer": answer.text,
+            "right": answer.text == sample.answer,
+            "total_s": round(answer.total_s, 3),
+        }
         if len(answer.speech):
-            row |= {"speech": f"{sample.name}.wav", "speaker": answer.speaker, "heard": answer.heard,
-                    "speech_s": round(len(answer.speech) / SPEECH_HZ, 2),
-                    "first_sound_s": round(answer.first_sound_s, 3)}  # fmt: skip
+            row |= {
+                "speech": f"{sample.name}.wav",
+                "speaker": answer.speaker,
+                "heard": answer.heard,
+                "speech_s": round(len(answer.speech) / SPEECH_HZ, 2),
+                "first_sound_s": round(answer.first_sound_s, 3),
+            }
         rows.append(row)
     write_file(out / RESULT, lambda file: file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8"))
     for sample, answer in zip(samples, answers):

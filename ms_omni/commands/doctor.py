@@ -14,8 +14,12 @@ def add_arguments(parser):
     parser.add_argument("--model", metavar="DIR", help="a checkpoint: does it fit into memory?")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="A,B", help="only these checks")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parser.add_argument("--ascend-root", default="/usr/local/Ascend", metavar="DIR",
-                        help="where the NPU driver is installed (default: /usr/local/Ascend)")  # fmt: skip
+    parser.add_argument(
+        "--ascend-root",
+        default="/usr/local/Ascend",
+        metavar="DIR",
+        help="where the NPU driver is installed (default: /usr/local/Ascend)",
+    )
 
 
 def run(arguments):

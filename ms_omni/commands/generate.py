@@ -57,9 +57,7 @@ def run(arguments):
     loaded_s = time.perf_counter() - started
     if speaks:
         options |= speech_options(arguments)
-    events = model.stream(
-        **inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **options
-    )
+    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **options)
     status("reading the prompt ...")
     with speech:
         end, text = show(events, speech, quiet=arguments.json, to_stderr=target == "-")
@@ -72,9 +70,12 @@ def read_inputs(processor, arguments):
     """The processor's outputs for one user turn."""
     messages = conversation(arguments.prompt, getattr(arguments, "media", ()), arguments.system)
     inputs = processor.apply_chat_template(
-        [messages], tokenize=True, return_dict=True, add_generation_prompt=True,
+        [messages],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
         use_audio_in_video=arguments.use_audio_in_video,
-    )  # fmt: skip
+    )
     return {**inputs, "use_audio_in_video": arguments.use_audio_in_video}
 
 
@@ -121,8 +122,13 @@ def summary(end, text, speech, prompt_tokens, loaded_s):
     }
     if speech.target is not None:
         result["timings_s"]["first_audio"] = rounded(end.first_audio_s)
-        result["speech"] = {"file": str(speech.target), "samples": speech.samples, "seconds": rounded(speech.seconds),
-                            "frames": int(end.frames[0]), "real_time_factor": speech.real_time_factor(end)}  # fmt: skip
+        result["speech"] = {
+            "file": str(speech.target),
+            "samples": speech.samples,
+            "seconds": rounded(speech.seconds),
+            "frames": int(end.frames[0]),
+            "real_time_factor": speech.real_time_factor(end),
+        }
     return result
 
 

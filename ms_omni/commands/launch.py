@@ -12,19 +12,36 @@ def add_arguments(parser):
     parser.add_argument("--nodes", type=int, default=1, metavar="M", help="number of machines, N cards each (default: 1)")
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="which machine this is, from 0 (default: 0)")
     parser.add_argument("--master-addr", default="127.0.0.1", metavar="A", help="address of machine 0")
-    parser.add_argument("--master-port", type=int, metavar="P", help="free port of machine 0 (default: one is chosen); "
-                                                                     "port P + 1009 is used as well")  # fmt: skip
+    parser.add_argument(
+        "--master-port",
+        type=int,
+        metavar="P",
+        help="free port of machine 0 (default: one is chosen); port P + 1009 is used as well",
+    )
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="folder for the logs (default: a temporary one)")
-    parser.add_argument("command_line", nargs=argparse.REMAINDER, metavar="...",
-                        help="SCRIPT.py or a command of ms-omni, with its own arguments")  # fmt: skip
+    parser.add_argument(
+        "command_line",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="SCRIPT.py or a command of ms-omni, with its own arguments",
+    )
 
 
 def run(arguments):
     from ..parallel import launch
 
     command = python_command(arguments.command_line)
-    return launch.run(launch.Job(command, arguments.cards, arguments.nodes, arguments.node_rank, arguments.master_addr,
-                                 arguments.master_port, arguments.log_dir))  # fmt: skip
+    return launch.run(
+        launch.Job(
+            command,
+            arguments.cards,
+            arguments.nodes,
+            arguments.node_rank,
+            arguments.master_addr,
+            arguments.master_port,
+            arguments.log_dir,
+        )
+    )
 
 
 def python_command(words):
@@ -39,4 +56,6 @@ def python_command(words):
         if not Path(words[0]).is_file():
             raise InputError(f"there is no script {words[0]}")
         return tuple(words)
-    raise InputError(f"ms-omni launch got {' '.join(words) or 'nothing'!r} to run, expected SCRIPT.py, {generate.NAME} or {say.NAME}")
+    raise InputError(
+        f"ms-omni launch got {' '.join(words) or 'nothing'!r} to run, expected SCRIPT.py, {generate.NAME} or {say.NAME}"
+    )

@@ -23,25 +23,37 @@ def add_model_arguments(parser):
     parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
     parser.add_argument("--no-compile", action="store_true", help="never compile the steps of generation into graphs")
     parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")
-    parser.add_argument("--parallel", default="auto", choices=("auto", "ep", "zero3"),
-                        help="how the processes of `ms-omni launch` or msrun share the model (default: ep)")  # fmt: skip
+    parser.add_argument(
+        "--parallel",
+        default="auto",
+        choices=("auto", "ep", "zero3"),
+        help="how the processes of `ms-omni launch` or msrun share the model (default: ep)",
+    )
 
 
 def add_media_arguments(parser):
     """The pictures, sounds and videos of a question, and its system message."""
     for kind in MEDIA:
-        parser.add_argument(f"--{kind}", action=AppendMedia, default=argparse.SUPPRESS, metavar="F",
-                            help=f"{kind} to show: a file or URL; may be repeated, order is kept")  # fmt: skip
+        parser.add_argument(
+            f"--{kind}",
+            action=AppendMedia,
+            default=argparse.SUPPRESS,
+            metavar="F",
+            help=f"{kind} to show: a file or URL; may be repeated, order is kept",
+        )
     parser.add_argument("--use-audio-in-video", action="store_true", help="listen to the sound of the videos as well")
     parser.add_argument("--system", metavar="S", help="system message")
 
 
 def add_speech_arguments(parser, default=None):
     """Where speech goes and how it is spoken; default: the target when none is given."""
-    parser.add_argument("--speech", metavar="OUT.wav", default=default,
-                        help="write the spoken answer here while it is produced; '-' writes raw 16-bit little-endian "
-                             "mono PCM at 24 kHz to standard output"
-                             + (f" (default: {default})" if default else ""))  # fmt: skip
+    parser.add_argument(
+        "--speech",
+        metavar="OUT.wav",
+        default=default,
+        help="write the spoken answer here while it is produced; '-' writes raw 16-bit little-endian "
+        "mono PCM at 24 kHz to standard output" + (f" (default: {default})" if default else ""),
+    )
     parser.add_argument("--speaker", default="Ethan", help="voice (default: Ethan)")
     parser.add_argument("--talker-max-new-tokens", type=int, metavar="N", help="limit of codec frames, 80 ms each")
     parser.add_argument("--greedy-speech", action="store_true", help="no sampling in talker and code predictor")

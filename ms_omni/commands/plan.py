@@ -24,7 +24,7 @@ def add_arguments(parser):
 
 
 def numbers(text):
-    """"1,2,4" -> [1, 2, 4]."""
+    """ "1,2,4" -> [1, 2, 4]."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
@@ -42,8 +42,10 @@ def run(arguments):
         raise InputError(f"--memory-gb is {memory_gb}, expected a positive number")
     config = read_config(arguments)
     shapes = shapes_of(config)
-    found = [predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype])
-             for cards in arguments.cards]  # fmt: skip
+    found = [
+        predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype])
+        for cards in arguments.cards
+    ]
     if len(found) > 1:
         print(table(found, hardware, memory_gb))
     else:
@@ -88,21 +90,33 @@ def table(found, hardware, memory_gb):
     """A Markdown table, one row per number of cards."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for item in found:
-        rows.append((str(item.cards), gb(item.held), gb(item.kv_cache), gb(item.peak), fits(item, memory_gb),
-                     gb(item.traffic.total_bytes), str(item.traffic.total_calls), ms(item.seconds(hardware)[2])))  # fmt: skip
+        rows.append(
+            (
+                str(item.cards),
+                gb(item.held),
+                gb(item.kv_cache),
+                gb(item.peak),
+                fits(item, memory_gb),
+                gb(item.traffic.total_bytes),
+                str(item.traffic.total_calls),
+                ms(item.seconds(hardware)[2]),
+            )
+        )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def fits(item, memory_gb):
-    """"yes" or "no"."""
+    """ "yes" or "no"."""
     return "yes" if item.peak <= 1e9 * memory_gb else "no"
 
 
 def details(item, hardware, memory_gb, arguments):
     """Everything about one number of cards."""
     computing, sent, least = item.seconds(hardware)
-    lines = [f"{item.strategy} on {item.cards} x {hardware.name}, {arguments.dtype}, context of {arguments.context:,} tokens",
-             "weights on the card that holds most:"]  # fmt: skip
+    lines = [
+        f"{item.strategy} on {item.cards} x {hardware.name}, {arguments.dtype}, context of {arguments.context:,} tokens",
+        "weights on the card that holds most:",
+    ]
     lines += [f"  {part:20s} {gb(nbytes):>12s}" for part, nbytes in sorted(item.weights.items())]
     lines += [
         f"  {'total':20s} {gb(item.held):>12s}",
@@ -112,7 +126,10 @@ def details(item, hardware, memory_gb, arguments):
         f"peak                   {gb(item.peak):>12s}  {'fits' if fits(item, memory_gb) == 'yes' else 'does not fit'} "
         f"{memory_gb:g} GB (activations and MindSpore itself come on top)",
         f"sent per token         {gb(item.traffic.total_bytes):>12s}  in {item.traffic.total_calls} collectives: "
-        + (", ".join(f"{n} {kind} ({item.traffic.nbytes[kind]:,} B)" for kind, n in item.traffic.calls.items() if n) or "none"),
+        + (
+            ", ".join(f"{n} {kind} ({item.traffic.nbytes[kind]:,} B)" for kind, n in item.traffic.calls.items() if n)
+            or "none"
+        ),
         f"read per token         {gb(item.reads):>12s}",
         f"token, at least        {ms(least):>12s}  = {'max(a, b)' if item.strategy == 'zero3' else 'a + b'}",
         f"  a = {ms(computing)}: {COMPUTING}",

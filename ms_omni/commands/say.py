@@ -54,8 +54,9 @@ def run(arguments):
 
 def spoken_turn(processor, text):
     """Ids of a conversation whose assistant turn is the given text."""
-    ids = processor.apply_chat_template([conversation(REQUEST)], tokenize=True, return_dict=True,
-                                        add_generation_prompt=True)["input_ids"]  # fmt: skip
+    ids = processor.apply_chat_template(
+        [conversation(REQUEST)], tokenize=True, return_dict=True, add_generation_prompt=True
+    )["input_ids"]
     said = np.array([processor.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64).reshape(1, -1)
     ids = np.concatenate([ids, said], axis=1)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}

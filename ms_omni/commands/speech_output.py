@@ -78,5 +78,8 @@ class SpeechOutput:
         if not self.samples:
             print("nothing was said", file=sys.stderr)
             return
-        print(f"{self.seconds:.2f} s of speech -> {self.target}; real-time factor {self.real_time_factor(end)}, "
-              f"first sound after {end.first_audio_s:.2f} s", file=sys.stderr)  # fmt: skip
+        print(
+            f"{self.seconds:.2f} s of speech -> {self.target}; real-time factor {self.real_time_factor(end)}, "
+            f"first sound after {end.first_audio_s:.2f} s",
+            file=sys.stderr,
+        )

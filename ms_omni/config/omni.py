@@ -93,9 +93,7 @@ class Qwen3OmniMoeConfig(ConfigSection):
                 talker.num_code_groups,
             )
         )
-        problems = [
-            (key, f"got {got}, expected {source} = {value}") for key, got, source, value in expected if got != value
-        ]
+        problems = [(key, f"got {got}, expected {source} = {value}") for key, got, source, value in expected if got != value]
         if talker.accept_hidden_layer > text.num_hidden_layers:
             problems.append(
                 (

@@ -37,9 +37,7 @@ def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[
 def _check_settings(key, settings, types, report):
     for name in ("rope_type", "type"):
         if settings.get(name, types[0]) not in (*types, None):
-            report(
-                f"{key}.{name}", f"got {shown(settings[name])}, expected {shown(types[0])} (no other type is supported)"
-            )
+            report(f"{key}.{name}", f"got {shown(settings[name])}, expected {shown(types[0])} (no other type is supported)")
     for name in ("interleaved", "mrope_interleaved"):
         if settings.get(name, True) is not True:
             report(f"{key}.{name}", f"got {shown(settings[name])}, expected true (sections are always interleaved)")

@@ -47,8 +47,7 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
             problems.append(
                 (
                     "d_model",
-                    f"got {self.d_model}, expected a multiple of encoder_attention_heads = "
-                    f"{self.encoder_attention_heads}",
+                    f"got {self.d_model}, expected a multiple of encoder_attention_heads = {self.encoder_attention_heads}",
                 )
             )
         if self.d_model % 2:
@@ -65,8 +64,7 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
             problems.append(
                 (
                     "n_window_infer",
-                    f"got {self.n_window_infer}, expected at least one chunk of "
-                    f"2 * n_window = {2 * self.n_window} frames",
+                    f"got {self.n_window_infer}, expected at least one chunk of 2 * n_window = {2 * self.n_window} frames",
                 )
             )
         return problems

@@ -31,8 +31,13 @@ class Answer:
 def ask(model, processor, sample, speaker, seed):
     """The `Answer` to one sample."""
     inputs = _inputs(processor, sample.messages, sample.use_audio_in_video)
-    options = {"use_audio_in_video": sample.use_audio_in_video, "seed": seed, "tokenizer": processor.tokenizer,
-               "max_new_tokens": MAX_TOKENS, "return_audio": model.has_talker}  # fmt: skip
+    options = {
+        "use_audio_in_video": sample.use_audio_in_video,
+        "seed": seed,
+        "tokenizer": processor.tokenizer,
+        "max_new_tokens": MAX_TOKENS,
+        "return_audio": model.has_talker,
+    }
     if model.has_talker:
         options |= {"speaker": speaker, "talker_max_new_tokens": MAX_FRAMES}
     text, chunks, end = "", [np.zeros(0, np.float32)], None
@@ -57,5 +62,6 @@ def hear(model, processor, speech):
 
 
 def _inputs(processor, messages, use_audio_in_video):
-    return processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True,
-                                         use_audio_in_video=use_audio_in_video)  # fmt: skip
+    return processor.apply_chat_template(
+        [messages], tokenize=True, return_dict=True, add_generation_prompt=True, use_audio_in_video=use_audio_in_video
+    )

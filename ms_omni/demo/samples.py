@@ -37,8 +37,10 @@ def find_miniature():
         if (folder / "config.json").is_file():
             return folder
     tried = " or ".join(map(str, _places()))
-    raise CheckpointError(f"the miniature checkpoint is not in {tried}; run ms-omni demo in a clone of the repository, or name "
-                          "a checkpoint with --model")  # fmt: skip
+    raise CheckpointError(
+        f"the miniature checkpoint is not in {tried}; run ms-omni demo in a clone of the repository, or name "
+        "a checkpoint with --model"
+    )
 
 
 def find_samples(model):
@@ -50,8 +52,9 @@ def find_samples(model):
     for folder in folders:
         if (folder / INDEX).is_file():
             return folder
-    raise InputError(f"there are no sample files in {' or '.join(map(str, folders))}; run ms-omni demo in a clone of the "
-                     "repository")  # fmt: skip
+    raise InputError(
+        f"there are no sample files in {' or '.join(map(str, folders))}; run ms-omni demo in a clone of the repository"
+    )
 
 
 def _places():

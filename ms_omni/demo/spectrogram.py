@@ -9,8 +9,9 @@ TRANSFORM = 1024
 TOP_HZ = 7_000
 RANGE_DB = 65  # below the loudest moment everything is dark
 DARK = (14, 12, 30)
-COLOURS = np.array([DARK, (56, 16, 98), (130, 34, 120), (205, 62, 92), (250, 130, 70), (254, 205, 120), (252, 250, 215)],
-                   np.float64)  # fmt: skip
+COLOURS = np.array(
+    [DARK, (56, 16, 98), (130, 34, 120), (205, 62, 92), (250, 130, 70), (254, 205, 120), (252, 250, 215)], np.float64
+)
 
 
 def spectrogram(samples, size):

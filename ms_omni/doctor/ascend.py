@@ -38,8 +38,13 @@ def order(version):
 
 def is_present(options):
     """Whether anything says that this machine has, or should have, an NPU."""
-    return bool(device_files() or shutil.which("npu-smi") or Path(options.ascend_root).exists()
-                or os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"))  # fmt: skip
+    return bool(
+        device_files()
+        or shutil.which("npu-smi")
+        or Path(options.ascend_root).exists()
+        or os.environ.get("ASCEND_HOME_PATH")
+        or os.environ.get("ASCEND_TOOLKIT_HOME")
+    )
 
 
 def device_files():
@@ -70,11 +75,15 @@ def mindspore_version():
 def _driver(root, oldest):
     found, problem = _field(root / "driver" / "version.info", "version")
     if problem:
-        return error(f"the NPU driver's version cannot be read: {problem}",
-                     f"install driver {oldest} or newer ({INSTALL}); in a container, mount {root}/driver into it")  # fmt: skip
+        return error(
+            f"the NPU driver's version cannot be read: {problem}",
+            f"install driver {oldest} or newer ({INSTALL}); in a container, mount {root}/driver into it",
+        )
     if order(found) < order(oldest):
-        return error(f"NPU driver {found} is older than {oldest}, the oldest that goes with this MindSpore",
-                     f"install driver {oldest} or newer and its firmware, then restart the machine")  # fmt: skip
+        return error(
+            f"NPU driver {found} is older than {oldest}, the oldest that goes with this MindSpore",
+            f"install driver {oldest} or newer and its firmware, then restart the machine",
+        )
     return ok(f"driver {found}")
 
 
@@ -82,8 +91,10 @@ def _cann(options, wanted):
     homes = toolkit_folders(options)
     found = [(home, _cann_version(home)) for home in homes if home.exists()]
     if not found:
-        yield error(f"CANN is not found in {' or '.join(map(str, homes))}",
-                    f"install CANN {wanted} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'")  # fmt: skip
+        yield error(
+            f"CANN is not found in {' or '.join(map(str, homes))}",
+            f"install CANN {wanted} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'",
+        )
         return
     home, (version, problem) = found[0]
     again = f"install CANN {wanted} ({INSTALL}) and 'source {home.parent}/set_env.sh'"
@@ -92,7 +103,9 @@ def _cann(options, wanted):
     elif numbers(version)[:2] == numbers(wanted)[:2]:
         yield ok(f"CANN {version} in {home}")
     elif numbers(version)[:2] in ACCEPTED_CANN and wanted == SUPPORTED[DEFAULT][0]:
-        yield warning(f"CANN {version} is not the {wanted} that MindSpore {DEFAULT} was released with, but is accepted", again)
+        yield warning(
+            f"CANN {version} is not the {wanted} that MindSpore {DEFAULT} was released with, but is accepted", again
+        )
     else:
         yield error(f"CANN {version} does not go with MindSpore {mindspore_version()}, which needs {wanted}", again)
     if not os.environ.get("ASCEND_OPP_PATH"):
@@ -103,13 +116,20 @@ def toolkit_folders(options):
     """Where CANN may be, the most telling first."""
     root = Path(options.ascend_root)
     named = [os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")]
-    return [*dict.fromkeys(Path(name) for name in named if name), root / "ascend-toolkit" / "latest", root / "cann",
-            root / "nnae" / "latest"]  # fmt: skip
+    return [
+        *dict.fromkeys(Path(name) for name in named if name),
+        root / "ascend-toolkit" / "latest",
+        root / "cann",
+        root / "nnae" / "latest",
+    ]
 
 
 def _cann_version(home):
-    files = [home / f"{platform.machine()}-linux" / "ascend_toolkit_install.info", home / "ascend_nnae_install.info",
-             home / "compiler" / "version.info"]  # fmt: skip
+    files = [
+        home / f"{platform.machine()}-linux" / "ascend_toolkit_install.info",
+        home / "ascend_nnae_install.info",
+        home / "compiler" / "version.info",
+    ]
     answers = [_field(file, "version") for file in files]
     return next((answer for answer in answers if not answer[1]), answers[0])
 
@@ -140,11 +160,15 @@ def devices(options):
     if shut:
         yield error(f"{shut[0]} may not be opened by this user", "add the user to the group HwHiAiUser and log in again")
     if not files:
-        yield error("there is no /dev/davinci*: the driver sees no NPU, or this container was given none",
-                    "check 'npu-smi info' on the host; pass --device /dev/davinci0 ... to the container")  # fmt: skip
+        yield error(
+            "there is no /dev/davinci*: the driver sees no NPU, or this container was given none",
+            "check 'npu-smi info' on the host; pass --device /dev/davinci0 ... to the container",
+        )
     if shutil.which("npu-smi") is None:
-        yield warning("npu-smi is not on PATH, so nothing more is known about the NPUs",
-                      f"add {options.ascend_root}/driver/tools or /usr/local/bin to PATH")  # fmt: skip
+        yield warning(
+            "npu-smi is not on PATH, so nothing more is known about the NPUs",
+            f"add {options.ascend_root}/driver/tools or /usr/local/bin to PATH",
+        )
         return
     listing, problem = smi("-l")
     if problem:
@@ -159,11 +183,14 @@ def _npu(npu):
     if problem:
         return error(f"NPU {npu}: npu-smi {problem}", "see 'npu-smi info'; another process may hold the NPU")
     fits = (fields(board, "Compatibility") or ["unknown"])[0]
-    versions = ", ".join(f"{name.lower()} {value}" for name in ("Software Version", "Firmware Version")
-                         for value in fields(board, name)[:1])  # fmt: skip
+    versions = ", ".join(
+        f"{name.lower()} {value}" for name in ("Software Version", "Firmware Version") for value in fields(board, name)[:1]
+    )
     if fits.upper() == "NOK":
-        return error(f"NPU {npu}: driver and firmware do not go together ({versions})",
-                     "install the firmware of the same release as the driver and restart the machine")  # fmt: skip
+        return error(
+            f"NPU {npu}: driver and firmware do not go together ({versions})",
+            "install the firmware of the same release as the driver and restart the machine",
+        )
     usage, problem = smi("-t", "usages", "-i", npu)
     sizes, rates = fields(usage, "HBM Capacity(MB)"), fields(usage, "HBM Usage Rate(%)")
     if problem or not sizes or not rates:

@@ -20,8 +20,12 @@ def main(where, options="{}"):
     except MemoryError:
         findings = [error("there was too little memory for this check", "free memory, or raise the limit (ulimit -v)")]
     except Exception as reason:
-        findings = [error(f"the check failed: {type(reason).__name__}: {one_line(reason)}",
-                          f"look at what it prints by itself: python -m ms_omni.doctor.child {where}")]  # fmt: skip
+        findings = [
+            error(
+                f"the check failed: {type(reason).__name__}: {one_line(reason)}",
+                f"look at what it prints by itself: python -m ms_omni.doctor.child {where}",
+            )
+        ]
     json.dump([asdict(finding) for finding in findings], answer)
     answer.flush()
     os._exit(0)  # a library that crashes while it is unloaded does not change what was found

@@ -29,16 +29,20 @@ def loopback(_):
     try:
         echo()
     except OSError as reason:
-        yield level()(f"processes cannot connect over {LOCAL}: {one_line(reason)}",
-                      "bring the loopback interface up ('ip link set lo up') and let the firewall pass it")  # fmt: skip
+        yield level()(
+            f"processes cannot connect over {LOCAL}: {one_line(reason)}",
+            "bring the loopback interface up ('ip link set lo up') and let the firewall pass it",
+        )
         return
     yield ok(f"connections over {LOCAL} work")
     with socket.socket() as probe:
         try:
             probe.bind((LOCAL, MSRUN_PORT))
         except OSError as reason:
-            yield warning(f"port {MSRUN_PORT}, which msrun takes by default, is not free: {reason.strerror or reason}",
-                          "give msrun another one with --master_port")  # fmt: skip
+            yield warning(
+                f"port {MSRUN_PORT}, which msrun takes by default, is not free: {reason.strerror or reason}",
+                "give msrun another one with --master_port",
+            )
 
 
 def echo():
@@ -71,8 +75,10 @@ def msrun(_):
         return
     program = launcher()
     if program is None:
-        yield level()("msrun is not found, so the model runs in one process only",
-                      "pip install --force-reinstall mindspore==2.7.1, and put its bin folder on PATH")  # fmt: skip
+        yield level()(
+            "msrun is not found, so the model runs in one process only",
+            "pip install --force-reinstall mindspore==2.7.1, and put its bin folder on PATH",
+        )
         return
     with tempfile.TemporaryDirectory(prefix="ms_omni-msrun-") as folder:
         code, log = run_job(program, Path(folder))
@@ -90,13 +96,25 @@ def run_job(program, folder):
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         port = probe.getsockname()[1]
-    options = ["--worker_num=2", "--local_worker_num=2", f"--master_addr={LOCAL}", f"--master_port={port}",
-               f"--log_dir={folder / 'logs'}", "--join=True"]  # fmt: skip
+    options = [
+        "--worker_num=2",
+        "--local_worker_num=2",
+        f"--master_addr={LOCAL}",
+        f"--master_port={port}",
+        f"--log_dir={folder / 'logs'}",
+        "--join=True",
+    ]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # msrun starts `python`
     with open(folder / "msrun.txt", "wb") as output:
-        process = subprocess.Popen([program, *options, str(TASK)], cwd=folder, env={**os.environ, "PATH": path},
-                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [program, *options, str(TASK)],
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = process.wait(JOB_LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -9,7 +9,8 @@ LEVELS = (OK, NOTE, WARNING, ERROR)
 @dataclass(frozen=True)
 class Finding:
     """level: ok, note (for information), warning (it runs, but worse), error (it does not run here); what was found;
-    do: what to do about it, given with every warning and error."""
+    do: what to do about it, given with every warning and error.
+    """
 
     level: str
     what: str

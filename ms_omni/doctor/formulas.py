@@ -40,8 +40,9 @@ def convolution(x, weight, bias, dilation):
     """x `[B, C, T]`, weight `[M, C, W]`."""
     width = weight.shape[-1]
     length = x.shape[-1] - (width - 1) * dilation
-    taps = [np.einsum("bct,mc->bmt", x[..., tap * dilation : tap * dilation + length], weight[..., tap])
-            for tap in range(width)]  # fmt: skip
+    taps = [
+        np.einsum("bct,mc->bmt", x[..., tap * dilation : tap * dilation + length], weight[..., tap]) for tap in range(width)
+    ]
     return sum(taps) + bias[:, None]
 
 
@@ -74,15 +75,28 @@ def _attention_cases(normal):
     angles = normal(1, 3, 16)
     low, high = np.split(q.astype(np.float64), 2, axis=-1)
     cos, sin = np.cos(angles)[..., None, :], np.sin(angles)[..., None, :]
-    yield ("rotary", (q, np.cos(angles), np.sin(angles)),
-           np.concatenate([low * cos - high * sin, high * cos + low * sin], -1))  # fmt: skip
+    yield (
+        "rotary",
+        (q, np.cos(angles), np.sin(angles)),
+        np.concatenate([low * cos - high * sin, high * cos + low * sin], -1),
+    )
     mask = np.where(np.arange(5) <= np.arange(2, 5)[:, None], np.float32(0), np.float32(-1e9))[None]
     yield "attention", (q, k, v, mask, 0.2), attention(*(a.astype(np.float64) for a in (q, k, v, mask)), 0.2)
     packed = [normal(7, 4, 32) for _ in range(3)]
     pieces = [slice(0, 3), slice(3, 7)]
-    whole = [attention(*(part.astype(np.float64)[None, piece] if index == 0 else
-                         part.astype(np.float64)[None, piece].transpose(0, 2, 1, 3) for index, part in enumerate(packed)),
-                       np.zeros((1, 1, 1)), 0.2)[0] for piece in pieces]  # fmt: skip
+    whole = [
+        attention(
+            *(
+                part.astype(np.float64)[None, piece]
+                if index == 0
+                else part.astype(np.float64)[None, piece].transpose(0, 2, 1, 3)
+                for index, part in enumerate(packed)
+            ),
+            np.zeros((1, 1, 1)),
+            0.2,
+        )[0]
+        for piece in pieces
+    ]
     yield "packed_attention", (*packed, ((3, 1), (4, 1)), 0.2), np.concatenate(whole)
 
 

@@ -20,20 +20,27 @@ def memory(options):
     """Findings on the memory of the host: what is free for this process, whatever limits it."""
     free, why = free_memory_gb()
     if free < SELF_CHECK_GB:
-        yield error(f"{free:.1f} GB of memory are free ({why}); even a tiny model needs {SELF_CHECK_GB:.0f} GB",
-                    "end other programs, or raise the limit of this shell or container")  # fmt: skip
+        yield error(
+            f"{free:.1f} GB of memory are free ({why}); even a tiny model needs {SELF_CHECK_GB:.0f} GB",
+            "end other programs, or raise the limit of this shell or container",
+        )
         return
     yield ok(f"{free:.1f} GB free ({why})")
     if options.model is None:
-        yield note(f"the published checkpoint takes {PUBLISHED_GB:.0f} GB in bfloat16 and {CPU_GROWTH * PUBLISHED_GB:.0f} GB "
-                   "in float32 (CPU); 'ms-omni doctor --model DIR' tells whether yours fits")  # fmt: skip
+        yield note(
+            f"the published checkpoint takes {PUBLISHED_GB:.0f} GB in bfloat16 and {CPU_GROWTH * PUBLISHED_GB:.0f} GB "
+            "in float32 (CPU); 'ms-omni doctor --model DIR' tells whether yours fits"
+        )
         return
     size = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors")) / 1e9
     if not size:
         yield error(f"{options.model} holds no *.safetensors files", "pass the folder of a checkpoint as --model")
     elif size * CPU_GROWTH > free:
-        yield warning(f"{options.model} is {size:.1f} GB of weights; in float32, as on CPU, it takes about "
-                      f"{size * CPU_GROWTH:.0f} GB, more than are free here", "use NPUs, or a host with more memory")  # fmt: skip
+        yield warning(
+            f"{options.model} is {size:.1f} GB of weights; in float32, as on CPU, it takes about "
+            f"{size * CPU_GROWTH:.0f} GB, more than are free here",
+            "use NPUs, or a host with more memory",
+        )
     else:
         yield ok(f"{options.model}: {size:.1f} GB of weights fit")
 
@@ -70,8 +77,13 @@ def _number(path):
 def disk(_):
     """Findings on the cache folder, where compiled kernels are kept, and the temporary folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    yield _folder(base / "ms_omni", "cache folder", warning, "kernels of the CPU cannot be kept, so slower ones are used",
-                  "set XDG_CACHE_HOME to a folder that you may write to")  # fmt: skip
+    yield _folder(
+        base / "ms_omni",
+        "cache folder",
+        warning,
+        "kernels of the CPU cannot be kept, so slower ones are used",
+        "set XDG_CACHE_HOME to a folder that you may write to",
+    )
     try:
         temporary = Path(tempfile.gettempdir())
     except OSError as reason:
@@ -79,10 +91,17 @@ def disk(_):
         return
     asked = os.environ.get("TMPDIR")
     if asked and not temporary.samefile(asked if os.path.isdir(asked) else "/"):
-        yield warning(f"TMPDIR names {asked}, which cannot be written to; {temporary} is used instead",
-                      "set TMPDIR to a folder that you may write to")  # fmt: skip
-    yield _folder(temporary, "temporary folder", error, "MindSpore and msrun need one",
-                  "set TMPDIR to a folder that you may write to and that has room")  # fmt: skip
+        yield warning(
+            f"TMPDIR names {asked}, which cannot be written to; {temporary} is used instead",
+            "set TMPDIR to a folder that you may write to",
+        )
+    yield _folder(
+        temporary,
+        "temporary folder",
+        error,
+        "MindSpore and msrun need one",
+        "set TMPDIR to a folder that you may write to and that has room",
+    )
 
 
 def _folder(path, name, level, why, do):

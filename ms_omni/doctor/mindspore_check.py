@@ -19,12 +19,16 @@ def import_and_compute(options):
     found, where = getattr(mindspore, "__version__", "without a version"), getattr(mindspore, "__file__", None)
     installed = metadata.version("mindspore")
     if found != installed:
-        yield error(f"the MindSpore that is imported is {found} ({where}), the installed one {installed}",
-                    "remove that folder from PYTHONPATH or from the current folder")  # fmt: skip
+        yield error(
+            f"the MindSpore that is imported is {found} ({where}), the installed one {installed}",
+            "remove that folder from PYTHONPATH or from the current folder",
+        )
         return
     if device == "CPU" and ascend.device_files():
-        yield error("MindSpore computes on CPU although there is an NPU: it could not load its Ascend library",
-                    "source CANN's set_env.sh and import mindspore again; its warnings name the library that is missing")  # fmt: skip
+        yield error(
+            "MindSpore computes on CPU although there is an NPU: it could not load its Ascend library",
+            "source CANN's set_env.sh and import mindspore again; its warnings name the library that is missing",
+        )
     one = mindspore.Tensor(np.ones(4, np.float32))
     if not np.array_equal((one + one).asnumpy(), np.full(4, 2, np.float32)):
         yield error(f"MindSpore {found} computes 1 + 1 wrongly on {device}", "reinstall mindspore and CANN")

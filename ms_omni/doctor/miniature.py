@@ -23,10 +23,14 @@ def answers(_):
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False, compile_steps=False)
     speaker = next(iter(model.config.talker_config.speaker_id))
     said = [ask(model, processor, sample, speaker, seed=0) for sample in samples]
-    wrong = [f"{sample.shown}: {one_line(answer.text)!r}" for sample, answer in zip(samples, said)
-             if answer.text != sample.answer]  # fmt: skip
-    yield error(f"wrong answers to {len(wrong)} of {len(samples)} samples: {'; '.join(wrong)}", ADVICE) if wrong else ok(
-        f"right answers to all {len(samples)} samples: sound, pictures, video with and without its sound, text")
+    wrong = [
+        f"{sample.shown}: {one_line(answer.text)!r}" for sample, answer in zip(samples, said) if answer.text != sample.answer
+    ]
+    yield (
+        error(f"wrong answers to {len(wrong)} of {len(samples)} samples: {'; '.join(wrong)}", ADVICE)
+        if wrong
+        else ok(f"right answers to all {len(samples)} samples: sound, pictures, video with and without its sound, text")
+    )
     misheard = [f"{answer.text} as {one_line(answer.heard)}" for answer in said if answer.heard not in (None, answer.text)]
     if misheard:
         yield note(f"in its own speech it heard {', '.join(misheard)}; sampled speech is not always clear")

@@ -17,7 +17,8 @@ ROOT = str(Path(__file__).resolve().parents[2])
 @dataclass(frozen=True)
 class Check:
     """name; title for the report; where: "module:function" in this package; limit_s; needs: checks without which it
-    is pointless, since it would only say the same again."""
+    is pointless, since it would only say the same again.
+    """
 
     name: str
     title: str
@@ -83,8 +84,9 @@ def run_check(check, options, python=sys.executable):
 
 def _answer(command, environment, log, limit_s):
     """(exit code or None when it had to be stopped, what it wrote to its answer pipe)."""
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+    )
     try:
         answer, _ = process.communicate(timeout=limit_s)
         return process.returncode, answer

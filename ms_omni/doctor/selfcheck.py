@@ -14,7 +14,9 @@ from .finding import error, ok, one_line
 STORED = Path(__file__).with_name("data") / "selfcheck.npz"
 FLOAT32_LIMIT = 1e-3
 HALF_FACTOR = 4
-ADVICE = "compare the versions above with the table; run it with MS_OMNI_OPS=reference to see whether an operator is at fault"
+ADVICE = (
+    "compare the versions above with the table; run it with MS_OMNI_OPS=reference to see whether an operator is at fault"
+)
 
 
 def stages(_):

@@ -34,7 +34,9 @@ def python_version(_):
     found, machine = sys.version_info[:2], platform.machine()
     name = f"Python {platform.python_version()} on {platform.system()} {machine}"
     if not PYTHON[0] <= found < PYTHON[1]:
-        yield error(f"{name}: expected Python 3.10 or 3.11", "make an environment with Python 3.11 and install ms_omni there")
+        yield error(
+            f"{name}: expected Python 3.10 or 3.11", "make an environment with Python 3.11 and install ms_omni there"
+        )
     elif platform.system() != "Linux" or machine not in MACHINES:
         yield warning(f"{name}: tested on Linux, x86_64 and aarch64", "use such a machine if something fails")
     else:
@@ -69,14 +71,20 @@ def numbers(version):
 def media(_):
     """Findings on pictures, sounds and videos: each library reads what it has just written."""
     bad = 0
-    for what, package, attempt in (("pictures", "pillow", _picture), ("sounds", "soundfile", _sound),
-                                   ("resampling of sounds", "soxr", _resample), ("videos", "av", _video)):  # fmt: skip
+    for what, package, attempt in (
+        ("pictures", "pillow", _picture),
+        ("sounds", "soundfile", _sound),
+        ("resampling of sounds", "soxr", _resample),
+        ("videos", "av", _video),
+    ):
         try:
             attempt()
         except Exception as reason:  # from ImportError to errors of the C library behind it
             bad += 1
-            yield error(f"{what} cannot be read: {type(reason).__name__}: {one_line(reason)}",
-                        f"pip install --force-reinstall --no-deps {package}")  # fmt: skip
+            yield error(
+                f"{what} cannot be read: {type(reason).__name__}: {one_line(reason)}",
+                f"pip install --force-reinstall --no-deps {package}",
+            )
     if not bad:
         yield ok("pictures (JPEG, PNG), sounds (WAV, FLAC), resampling, videos (MP4)")
 

@@ -43,6 +43,12 @@ def answer(model):
     config = model.config
     turn = [config.im_start_token_id, config.user_token_id, 10, *probe.text()[0], config.im_end_token_id, 10]
     ids = np.array([[*turn, config.im_start_token_id, config.assistant_token_id, 10]])
-    said, wave = model.generate(input_ids=ids, max_new_tokens=6, eos_token_id=[], talker_do_sample=False,
-                                talker_max_new_tokens=6, talker_min_new_tokens=6)  # fmt: skip
+    said, wave = model.generate(
+        input_ids=ids,
+        max_new_tokens=6,
+        eos_token_id=[],
+        talker_do_sample=False,
+        talker_max_new_tokens=6,
+        talker_min_new_tokens=6,
+    )
     return np.asarray(said)[0, ids.shape[1] :], np.asarray(wave).reshape(-1)

@@ -1,8 +1,8 @@
 """The door: keyword arguments of `generate` and `stream` become model inputs and typed sampling parameters, once.
 
-    input_ids, attention_mask, pixel_values, ...   model inputs
-    thinker_* (or without prefix)                  sampling of the text
-    talker_*, predictor_*                          sampling of code 0 and of the other codes of a frame
+input_ids, attention_mask, pixel_values, ...   model inputs
+thinker_* (or without prefix)                  sampling of the text
+talker_*, predictor_*                          sampling of code 0 and of the other codes of a frame
 """
 
 import difflib
@@ -11,9 +11,18 @@ from ..errors import InputError
 from .sampling import NAMES, SamplingParams
 
 MODEL_INPUTS = (
-    "input_ids", "attention_mask", "input_features", "feature_attention_mask", "audio_feature_lengths", "pixel_values",
-    "image_grid_thw", "pixel_values_videos", "video_grid_thw", "video_second_per_grid", "use_audio_in_video",
-)  # fmt: skip
+    "input_ids",
+    "attention_mask",
+    "input_features",
+    "feature_attention_mask",
+    "audio_feature_lengths",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "video_second_per_grid",
+    "use_audio_in_video",
+)
 TEXT_OPTIONS = ("stop_strings", "tokenizer", "streamer", "return_dict_in_generate", "output_scores", "use_cache")
 
 

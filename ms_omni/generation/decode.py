@@ -6,8 +6,16 @@ from ..outputs import GenerateOutput, HostArray, TextDelta, ThinkerStep
 from .text import StopStrings, TextGeneration
 
 
-def generate_text(thinker, inputs, params, stop_strings=None, tokenizer=None, streamer=None,
-                  return_dict_in_generate=False, output_scores=False):  # fmt: skip
+def generate_text(
+    thinker,
+    inputs,
+    params,
+    stop_strings=None,
+    tokenizer=None,
+    streamer=None,
+    return_dict_in_generate=False,
+    output_scores=False,
+):
     """Prompt and new ids int64 `[B, T + new]`, or a `GenerateOutput` around them.
 
     streamer: an object with `put(ids)` and `end()`, as transformers' `TextStreamer` and `TextIteratorStreamer`; it is

@@ -69,7 +69,9 @@ def assistant_turns(ids, im_start, assistant):
     for row, line in enumerate(ids):
         starts = np.flatnonzero((line[:-1] == im_start) & (line[1:] == assistant))
         if not len(starts):
-            raise InputError(f"row {row} of the prompt does not open an assistant turn, so there is nothing to say; use "
-                             "apply_chat_template(..., add_generation_prompt=True)")  # fmt: skip
+            raise InputError(
+                f"row {row} of the prompt does not open an assistant turn, so there is nothing to say; use "
+                "apply_chat_template(..., add_generation_prompt=True)"
+            )
         turns.append(line[starts[-1] :].tolist())
     return turns

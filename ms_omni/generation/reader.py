@@ -33,8 +33,13 @@ class ThinkerReader:
 
     def prompt(self, inputs, wanted_states=False):
         """Reads the model inputs of a prompt; also returns the hidden states at the wanted indices."""
-        output = self.thinker(**inputs, past_key_values=self.step.cache, logits_to_keep=1, whole_logits=False,
-                              output_hidden_states=wanted_states)  # fmt: skip
+        output = self.thinker(
+            **inputs,
+            past_key_values=self.step.cache,
+            logits_to_keep=1,
+            whole_logits=False,
+            output_hidden_states=wanted_states,
+        )
         tokens = self.step.cache.valid.sum(axis=1, keepdims=True).astype(np.float32)
         self.following = output.rope_deltas + tokens
         return host_array(output.logits)[:, -1].astype(np.float32), output.hidden_states

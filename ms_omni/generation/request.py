@@ -1,7 +1,6 @@
 """What one call of `generate`, `stream` or `say` asks for, with everything checked before any work."""
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -16,8 +15,13 @@ from .text import StopStrings
 from .waves import CHUNK_FRAMES
 
 TALKER_DEFAULTS = {
-    "max_new_tokens": 4096, "do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9, "repetition_penalty": 1.05,
-}  # fmt: skip
+    "max_new_tokens": 4096,
+    "do_sample": True,
+    "top_k": 50,
+    "top_p": 1.0,
+    "temperature": 0.9,
+    "repetition_penalty": 1.05,
+}
 RESULT_OPTIONS = {"streamer", "return_dict_in_generate", "output_scores"}
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
 DEFAULT_SPEAKER = "Ethan"
@@ -29,12 +33,13 @@ SUPPRESSED_TAIL = 1024
 @dataclass(frozen=True)
 class Request:
     """inputs of the thinker, sampling of the text, `SpeechParams` or None, stopping rule, options of the text result,
-    whether the assistant turn is given, the tokenizer for texts of a stream."""
+    whether the assistant turn is given, the tokenizer for texts of a stream.
+    """
 
     inputs: dict
     text: SamplingParams
-    speech: Optional[SpeechParams] = None
-    stopping: Optional[StopStrings] = None
+    speech: SpeechParams | None = None
+    stopping: StopStrings | None = None
     output: dict = field(default_factory=dict)
     given: bool = False
     tokenizer: object = None
@@ -54,16 +59,16 @@ def parse_request(model, kwargs, given=False, whole=False):
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
     options = take_text_options(text)
     if not whole and options.keys() & RESULT_OPTIONS:
-        raise InputError(f"{min(options.keys() & RESULT_OPTIONS)} is for generate, which returns a result; a stream yields "
-                         "its events")  # fmt: skip
+        raise InputError(
+            f"{min(options.keys() & RESULT_OPTIONS)} is for generate, which returns a result; a stream yields its events"
+        )
     stops, tokenizer = options.pop("stop_strings", None), options.pop("tokenizer", None)
     params = model.thinker.sampling_params({"seed": seed, **text}, eos_token_id=model.config.im_end_token_id)
     speech = None
     if wants_audio:
         speech = _speech(model, speaker, {"seed": seed, **talker}, {"seed": seed, **predictor}, vocoder)
         _check_prompt(model, inputs)
-    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given,
-                   tokenizer)  # fmt: skip
+    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given, tokenizer)
 
 
 def _wants_audio(model, kwargs, given):
@@ -73,8 +78,10 @@ def _wants_audio(model, kwargs, given):
     if wanted is None and mode is not None:
         wanted = mode != "text"
     if (wanted or given) and not model.has_talker:
-        raise InputError("this model has no talker: a Thinking or Captioner checkpoint answers in text only; a model loaded "
-                         "with enable_audio_output=False gets its talker by enable_talker()")  # fmt: skip
+        raise InputError(
+            "this model has no talker: a Thinking or Captioner checkpoint answers in text only; a model loaded "
+            "with enable_audio_output=False gets its talker by enable_talker()"
+        )
     return model.has_talker if wanted is None else bool(wanted)
 
 
@@ -98,8 +105,10 @@ def _speech(model, speaker, talker, predictor, vocoder):
     code.check_vocabulary(vocabulary)
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:
-        raise InputError(f"predictor_{unknown[0]} is unknown; the code predictor's fixed loop takes "
-                         + ", ".join(f"predictor_{name}" for name in PREDICTOR_OPTIONS))  # fmt: skip
+        raise InputError(
+            f"predictor_{unknown[0]} is unknown; the code predictor's fixed loop takes "
+            + ", ".join(f"predictor_{name}" for name in PREDICTOR_OPTIONS)
+        )
     rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
     return SpeechParams(speaker_id, code, rest, _chunk_frames(vocoder))
 

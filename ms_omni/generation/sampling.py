@@ -7,7 +7,6 @@ then, when sampling, temperature, top-k, top-p.
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Optional
 
 import numpy as np
 
@@ -27,8 +26,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     suppress_tokens: tuple = ()
     eos_token_id: tuple = ()
-    pad_token_id: Optional[int] = None
-    seed: Optional[int] = None
+    pad_token_id: int | None = None
+    seed: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "eos_token_id", as_ids("eos_token_id", self.eos_token_id))

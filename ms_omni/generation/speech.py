@@ -55,17 +55,25 @@ class OmniStream:
 
 class Answer:
     """The work behind an `OmniStream`: `events()` does it. scores: the logits float32 `[B, V]` of each step so far, if the
-    request wants them."""
+    request wants them.
+    """
 
     def __init__(self, model, request):
         self.started = time.perf_counter()
         self.model, self.inputs, self.speech, self.given = model, request.inputs, request.speech, request.given
         listen = None if request.speech is None else model.config.talker_config.accept_hidden_layer
         self.scores = () if request.output.get("output_scores") else None
-        model.thinker.accord.begin(request.inputs, request.text, request.speech, request.given, self.scores,
-                                   request.stopping and request.stopping.strings)  # fmt: skip
-        self.text = TextGeneration(model.thinker, request.inputs, request.text, listen, request.stopping,
-                                   whole_logits=self.scores is not None)  # fmt: skip
+        model.thinker.accord.begin(
+            request.inputs,
+            request.text,
+            request.speech,
+            request.given,
+            self.scores,
+            request.stopping and request.stopping.strings,
+        )
+        self.text = TextGeneration(
+            model.thinker, request.inputs, request.text, listen, request.stopping, whole_logits=self.scores is not None
+        )
         self.tokens, self.active, self.fresh = [], [], []
         self.batch = len(self.text.prompt_ids)
         speech = request.speech
@@ -122,9 +130,11 @@ class Answer:
         else:
             steps = chain([next(steps)], steps)  # the first step reads the prompt
         hand_over = TextHandOver(steps, turns, config.tts_eos_token_id, config.tts_pad_token_id)
-        media = {"image_grid_thw": self.inputs.get("image_grid_thw"),
-                 "video_grid_thw": self.inputs.get("video_grid_thw"),
-                 "second_per_grids": self.inputs.get("video_second_per_grid")}  # fmt: skip
+        media = {
+            "image_grid_thw": self.inputs.get("image_grid_thw"),
+            "video_grid_thw": self.inputs.get("video_grid_thw"),
+            "second_per_grids": self.inputs.get("video_second_per_grid"),
+        }
         yield None
         if hand_over.has_text().any():
             frames = codec_frames(model, self.text.prompt, media, hand_over, speech)
@@ -156,15 +166,18 @@ class Answer:
         new = np.stack(self.tokens, axis=1) if self.tokens else prompt[:, :0]
         counts = np.sum(self.active, axis=0) if self.active else np.zeros(self.batch, np.int64)
         frames = np.zeros(self.batch, np.int64) if self.chunker is None else self.chunker.spoken
-        return StreamEnd(np.concatenate([prompt, new], axis=1), counts, frames, self.first_text_s, self.first_audio_s,
-                         self._clock())  # fmt: skip
+        return StreamEnd(
+            np.concatenate([prompt, new], axis=1), counts, frames, self.first_text_s, self.first_audio_s, self._clock()
+        )
 
 
 def join_audio(chunks, batch):
     """The chunks of a stream as waves: `[1, 1, samples]` for one conversation, a list of `[samples]` for a batch."""
     silence = np.zeros(0, np.float32)
-    rows = [HostArray.of(np.concatenate([silence, *(chunk.pcm[row, : chunk.samples[row]] for chunk in chunks)]))
-            for row in range(batch)]  # fmt: skip
+    rows = [
+        HostArray.of(np.concatenate([silence, *(chunk.pcm[row, : chunk.samples[row]] for chunk in chunks)]))
+        for row in range(batch)
+    ]
     return rows[0][None, None] if batch == 1 else rows
 
 

@@ -71,8 +71,10 @@ def user_rows(model, prompt, mask, valid):
     targets[mask] = np.flatnonzero(valid)
     width = talker.config.text_config.hidden_size
     rows = Tensor(np.zeros((valid.size, width), np.float32)).astype(talker.dtype)
-    sides = ((mask & ~is_media, prompt.embeds, talker.text_projection),
-             (mask & is_media, prompt.hidden, talker.hidden_projection))  # fmt: skip
+    sides = (
+        (mask & ~is_media, prompt.embeds, talker.text_projection),
+        (mask & is_media, prompt.hidden, talker.hidden_projection),
+    )
     for chosen, states, project in sides:
         if chosen.any():
             index = Tensor(np.flatnonzero(chosen).astype(np.int32))
@@ -88,8 +90,14 @@ def opening_rows(model, hand_over, speaker_id):
     batch = len(first)
     spoken = [config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]
     text = np.concatenate([first[:, :ROLE_ROWS], np.tile(spoken, (batch, 1)), first[:, ROLE_ROWS:]], axis=1)
-    codec = [talker_config.codec_nothink_id, talker_config.codec_think_bos_id, talker_config.codec_think_eos_id,
-             speaker_id, talker_config.codec_pad_id, talker_config.codec_bos_id]  # fmt: skip
+    codec = [
+        talker_config.codec_nothink_id,
+        talker_config.codec_think_bos_id,
+        talker_config.codec_think_eos_id,
+        speaker_id,
+        talker_config.codec_pad_id,
+        talker_config.codec_bos_id,
+    ]
     codes = model.talker.get_input_embeddings()(Tensor(np.tile(codec, (batch, 1)).astype(np.int32)))
     silent = Tensor(np.zeros((batch, ROLE_ROWS, codes.shape[-1]), np.float32)).astype(codes.dtype)
     rows = text_rows(model, text) + ops.concat((silent, codes), 1)

@@ -6,6 +6,14 @@ from ms_omni.media.image import load_image
 from ms_omni.media.video import VideoClip, VideoFrames, load_video
 
 __all__ = [
-    "SAMPLING_RATE_HZ", "MediaItems", "VideoClip", "VideoFrames", "collect_media", "load_audio", "load_image",
-    "load_video", "media_parts", "process_mm_info",
+    "SAMPLING_RATE_HZ",
+    "MediaItems",
+    "VideoClip",
+    "VideoFrames",
+    "collect_media",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "media_parts",
+    "process_mm_info",
 ]

@@ -56,8 +56,9 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
 def load_sound_track(source: Source, start_s: float | None, end_s: float | None) -> np.ndarray:
     """The sound of a video that is known to have some: as `load_audio`, always through FFmpeg's libraries."""
     samples, rate_hz = _decode_with_ffmpeg(source)
-    return check_clip(resample(_cut(samples, rate_hz, start_s, end_s, source.name), rate_hz),
-                      f"The sound track of {source.name}")
+    return check_clip(
+        resample(_cut(samples, rate_hz, start_s, end_s, source.name), rate_hz), f"The sound track of {source.name}"
+    )
 
 
 def check_clip(samples: np.ndarray, name: str) -> np.ndarray:
@@ -67,8 +68,10 @@ def check_clip(samples: np.ndarray, name: str) -> np.ndarray:
         MediaError: fewer than `MIN_SAMPLES`, or not finite.
     """
     if len(samples) < MIN_SAMPLES:
-        raise MediaError(f"{name} has {len(samples)} samples at {SAMPLING_RATE_HZ} Hz; at least {MIN_SAMPLES} "
-                         f"({MIN_SAMPLES / SAMPLING_RATE_HZ * 1000:.1f} ms) are needed.")
+        raise MediaError(
+            f"{name} has {len(samples)} samples at {SAMPLING_RATE_HZ} Hz; at least {MIN_SAMPLES} "
+            f"({MIN_SAMPLES / SAMPLING_RATE_HZ * 1000:.1f} ms) are needed."
+        )
     if not np.isfinite(samples).all():
         raise MediaError(f"{name} holds samples that are not finite (NaN or infinity).")
     return samples
@@ -98,8 +101,10 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.ndim != 1:
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected one axis of samples (mono). "
-                         "Average the channels first.")
+        raise MediaError(
+            f"{name} is an array of shape {list(array.shape)}; expected one axis of samples (mono). "
+            "Average the channels first."
+        )
     if array.dtype in _INTEGER_SCALE:
         return (array / _INTEGER_SCALE[array.dtype]).astype(np.float32)
     if array.dtype.kind != "f":
@@ -113,8 +118,10 @@ def _cut(samples: np.ndarray, rate_hz: int, start_s: float | None, end_s: float 
     last = None if end_s is None else int(end_s * rate_hz)
     part = samples[first:last]
     if len(samples) and not len(part):
-        raise MediaError(f"{name} lasts {len(samples) / rate_hz:.2f} s; nothing lies between {start_s or 0.0:g} s and "
-                         f"{'its end' if end_s is None else f'{end_s:g} s'}.")
+        raise MediaError(
+            f"{name} lasts {len(samples) / rate_hz:.2f} s; nothing lies between {start_s or 0.0:g} s and "
+            f"{'its end' if end_s is None else f'{end_s:g} s'}."
+        )
     return part
 
 
@@ -152,8 +159,10 @@ def _decode_with_soundfile(source: Source) -> tuple[np.ndarray, int] | None:
         declared, rate_hz, kind = sound.frames, sound.samplerate, sound.format
     # Of MP3 and Ogg libsndfile may only estimate the length; `check_whole` has looked at what those declare.
     if len(samples) < declared and kind not in ("MP3", "MPEG", "OGG"):
-        raise MediaError(f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. "
-                         "Copy or download it again.")
+        raise MediaError(
+            f"{source.name} is cut short or damaged: {len(samples)} of {declared} samples can be read. "
+            "Copy or download it again."
+        )
     return samples.mean(axis=1, dtype=np.float32), rate_hz
 
 
@@ -177,8 +186,10 @@ def _decode_with_ffmpeg(source: Source) -> tuple[np.ndarray, int]:
         raise MediaError(f"{source.name} holds no samples.")
     # A track may be trimmed by its edit list, so only a large difference counts.
     if len(samples) / rate_hz < 0.9 * declared_s - _MISSING_TOLERANCE_S:
-        raise MediaError(f"{source.name} is cut short: {len(samples) / rate_hz:.2f} of {declared_s:.2f} s of sound can "
-                         "be read. Copy or download it again.")
+        raise MediaError(
+            f"{source.name} is cut short: {len(samples) / rate_hz:.2f} of {declared_s:.2f} s of sound can "
+            "be read. Copy or download it again."
+        )
     return samples, rate_hz
 
 

@@ -13,7 +13,13 @@ from ms_omni.errors import InputError
 from ms_omni.media.audio import load_audio, load_sound_track
 from ms_omni.media.image import load_image
 from ms_omni.media.options import (
-    SamplingOptions, SizeOptions, number, sampling_options, size_options, time_range, warn_unknown_options,
+    SamplingOptions,
+    SizeOptions,
+    number,
+    sampling_options,
+    size_options,
+    time_range,
+    warn_unknown_options,
 )
 from ms_omni.media.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, image_size, video_size
 from ms_omni.media.sources import is_source, open_source
@@ -58,12 +64,15 @@ def as_batch(conversations: Any) -> tuple[list[Sequence[Mapping[str, Any]]], boo
     batch = list(conversations) if several else [conversations]
     for number_in_batch, conversation in enumerate(batch):
         if not isinstance(conversation, (list, tuple)) or not conversation:
-            raise InputError(f"Conversation {number_in_batch} must be a non-empty list of messages; got "
-                             f"{_kind_of(conversation)}.")
+            raise InputError(
+                f"Conversation {number_in_batch} must be a non-empty list of messages; got {_kind_of(conversation)}."
+            )
         for index, message in enumerate(conversation):
             if not isinstance(message, Mapping) or "role" not in message:
-                raise InputError(f"Message {index} of conversation {number_in_batch} must be a dict with a role and "
-                                 f"content; got {_kind_of(message)}.")
+                raise InputError(
+                    f"Message {index} of conversation {number_in_batch} must be a dict with a role and "
+                    f"content; got {_kind_of(message)}."
+                )
     return batch, several
 
 
@@ -84,15 +93,17 @@ def media_parts(conversation: Sequence[Mapping[str, Any]], where: str = "") -> I
             if isinstance(item, str):
                 continue
             if not isinstance(item, Mapping):
-                raise InputError(f"{place} is a {type(item).__name__}; expected a dict with a type, such as "
-                                 "{'type': 'text', 'text': ...}.")
+                raise InputError(
+                    f"{place} is a {type(item).__name__}; expected a dict with a type, such as "
+                    "{'type': 'text', 'text': ...}."
+                )
             kind = media_kind(item, place)
             if kind is not None:
                 yield MediaPart(kind, _source_of(item, kind, place), item, f"{place} ({kind})")
 
 
 def media_kind(item: Mapping[str, Any], place: str) -> str | None:
-    """"image", "audio" or "video", by the type or else by the keys; None for text.
+    """ "image", "audio" or "video", by the type or else by the keys; None for text.
 
     Raises:
         InputError: a type that is none of these.
@@ -104,8 +115,10 @@ def media_kind(item: Mapping[str, Any], place: str) -> str | None:
             return found[0]
         if not found and "text" in item:
             return None
-        raise InputError(f"{place} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': "
-                         f"one of text, {', '.join(KINDS)}.")
+        raise InputError(
+            f"{place} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': "
+            f"one of text, {', '.join(KINDS)}."
+        )
     kind = stated.removesuffix("_url") if isinstance(stated, str) else None
     if kind in KINDS:
         return kind
@@ -129,8 +142,13 @@ def _source_of(item: Mapping[str, Any], kind: str, place: str) -> Any:
     return value
 
 
-def collect_media(batch: Sequence[Sequence[Mapping[str, Any]]], use_audio_in_video: bool = False, *,
-                  sampling: SamplingOptions = SamplingOptions(), size_rule: SizeRule | None = None) -> MediaItems:
+def collect_media(
+    batch: Sequence[Sequence[Mapping[str, Any]]],
+    use_audio_in_video: bool = False,
+    *,
+    sampling: SamplingOptions = SamplingOptions(),
+    size_rule: SizeRule | None = None,
+) -> MediaItems:
     """Load everything that a batch of conversations refers to.
 
     Args:
@@ -146,8 +164,9 @@ def collect_media(batch: Sequence[Sequence[Mapping[str, Any]]], use_audio_in_vid
     for index, conversation in enumerate(batch):
         for part in media_parts(conversation, f"Conversation {index}, " if len(batch) > 1 else ""):
             if part.value is None:
-                raise InputError(f"{part.where} names no {part.kind}; add one of the keys {part.kind}, "
-                                 f"{part.kind}_url, path or url.")
+                raise InputError(
+                    f"{part.where} names no {part.kind}; add one of the keys {part.kind}, {part.kind}_url, path or url."
+                )
             warn_unknown_options(part.item, part.kind, part.where)
             if part.kind == "image":
                 media.images.append((load_image(part.value, part.where), size_options(part.item, part.where)))
@@ -158,26 +177,39 @@ def collect_media(batch: Sequence[Sequence[Mapping[str, Any]]], use_audio_in_vid
     return media
 
 
-def _add_video(media: MediaItems, part: MediaPart, use_audio_in_video: bool, defaults: SamplingOptions,
-               size_rule: SizeRule | None) -> None:
+def _add_video(
+    media: MediaItems, part: MediaPart, use_audio_in_video: bool, defaults: SamplingOptions, size_rule: SizeRule | None
+) -> None:
     value, own = part.value, sampling_options(part.item, part.where)
     if is_source(value):
         value = open_source(value, "video")  # once: an address is not downloaded again for its sound
     chosen = own
     if own.fps is None and own.nframes is None:
-        chosen = SamplingOptions(defaults.fps, defaults.nframes, own.min_frames or defaults.min_frames,
-                                 own.max_frames or defaults.max_frames, own.video_start_s, own.video_end_s)
+        chosen = SamplingOptions(
+            defaults.fps,
+            defaults.nframes,
+            own.min_frames or defaults.min_frames,
+            own.max_frames or defaults.max_frames,
+            own.video_start_s,
+            own.video_end_s,
+        )
     # Frames given one by one are all taken; some scripts call their rate fps.
     rate = number(part.item, "sample_fps", part.where) or (None if is_source(part.value) else own.fps)
-    clip = load_video(value, chosen, size_options(part.item, part.where), sample_fps=rate, size_rule=size_rule,
-                      name=part.where)
+    clip = load_video(
+        value, chosen, size_options(part.item, part.where), sample_fps=rate, size_rule=size_rule, name=part.where
+    )
     media.videos.append(clip)
     if use_audio_in_video and clip.has_audio:
         media.audios.append(load_sound_track(value, chosen.video_start_s, chosen.video_end_s))
 
 
-def process_mm_info(conversations: Any, use_audio_in_video: bool, return_video_kwargs: bool = False,
-                    return_video_metadata: bool = False, image_patch_size: int | None = None) -> tuple[Any, ...]:
+def process_mm_info(
+    conversations: Any,
+    use_audio_in_video: bool,
+    return_video_kwargs: bool = False,
+    return_video_metadata: bool = False,
+    image_patch_size: int | None = None,
+) -> tuple[Any, ...]:
     """Drop-in for `qwen_omni_utils.process_mm_info`: audios, images, videos (and video kwargs) of the conversations.
 
     It differs where the original harms: pictures and frames keep their own size, unless an item carries size options or

@@ -84,8 +84,7 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I" and values.min() >= 0 and values.max() <= 255:  # 8-bit values held as 32-bit integers
         return Image.fromarray(values.astype(np.uint8))
     if values.min() < 0 or values.max() > 65535:
-        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are "
-                         "understood.")
+        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are understood.")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -103,8 +102,10 @@ def channels_last(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [H, W], [H, W, C] or [C, H, W] "
-                         "with 1, 3 or 4 channels.")
+        raise MediaError(
+            f"{name} is an array of shape {list(array.shape)}; expected [H, W], [H, W, C] or [C, H, W] "
+            "with 1, 3 or 4 channels."
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return np.ascontiguousarray(to_bytes(array, name))

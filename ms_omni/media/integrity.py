@@ -21,11 +21,22 @@ _OGG_TAIL_BYTES = 1 << 17  # a page is at most 65,307 bytes
 def sniff(head: bytes) -> str | None:
     """What the first bytes say the file is, in words, or None when they say nothing known."""
     signatures = (
-        (b"\xff\xd8\xff", "a JPEG picture"), (b"\x89PNG", "a PNG picture"), (b"GIF8", "a GIF picture"),
-        (b"BM", "a BMP picture"), (b"II*\0", "a TIFF picture"), (b"MM\0*", "a TIFF picture"),
-        (b"fLaC", "FLAC sound"), (b"ID3", "MP3 sound"), (b"OggS", "an Ogg file"),
-        (b"\x1a\x45\xdf\xa3", "Matroska or WebM"), (b"%PDF", "a PDF document"), (b"PK\x03\x04", "a ZIP archive"),
-        (b"<svg", "an SVG drawing"), (b"<?xml", "an XML text"), (b"<!DOCTYPE", "a web page"), (b"<html", "a web page"),
+        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"\x89PNG", "a PNG picture"),
+        (b"GIF8", "a GIF picture"),
+        (b"BM", "a BMP picture"),
+        (b"II*\0", "a TIFF picture"),
+        (b"MM\0*", "a TIFF picture"),
+        (b"fLaC", "FLAC sound"),
+        (b"ID3", "MP3 sound"),
+        (b"OggS", "an Ogg file"),
+        (b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+        (b"%PDF", "a PDF document"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"<svg", "an SVG drawing"),
+        (b"<?xml", "an XML text"),
+        (b"<!DOCTYPE", "a web page"),
+        (b"<html", "a web page"),
         (b"#EXTM3U", "a playlist"),
     )
     if head[:4] == b"RIFF":
@@ -72,8 +83,10 @@ def check_whole(source: Source) -> None:
         else:
             missing = 0
     if missing > 0:
-        raise MediaError(f"{source.name} is cut short: its container declares {missing} bytes more than the {size} "
-                         "there are. Copy or download it again.")
+        raise MediaError(
+            f"{source.name} is cut short: its container declares {missing} bytes more than the {size} "
+            "there are. Copy or download it again."
+        )
 
 
 def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
@@ -153,7 +166,7 @@ def _ogg_missing(file: BinaryIO, size: int) -> int:
     page = tail[at:]
     if len(page) < 27 or len(page) < 27 + page[26]:
         return 27 + (page[26] if len(page) > 26 else 0) - len(page)
-    return 27 + page[26] + sum(page[27:27 + page[26]]) - len(page)
+    return 27 + page[26] + sum(page[27 : 27 + page[26]]) - len(page)
 
 
 def _gif_missing(file: BinaryIO, size: int) -> int:
@@ -174,8 +187,8 @@ def _mp3_missing(file: BinaryIO, size: int) -> int:
     at = max(frame.find(b"Xing", 4), frame.find(b"Info", 4))
     if at < 0 or len(frame) < at + 16:
         return 0
-    flags = struct.unpack(">I", frame[at + 4:at + 8])[0]
+    flags = struct.unpack(">I", frame[at + 4 : at + 8])[0]
     if not flags & 2:  # no byte count
         return 0
     place = at + 8 + (4 if flags & 1 else 0)
-    return start + struct.unpack(">I", frame[place:place + 4])[0] - size
+    return start + struct.unpack(">I", frame[place : place + 4])[0] - size

@@ -12,13 +12,24 @@ from typing import Any
 from ms_omni.errors import InputError
 
 _STRUCTURE_KEYS = frozenset(
-    ("type", "text", "path", "url", "image", "image_url", "audio", "audio_url", "video", "video_url", "cache_control"))
+    ("type", "text", "path", "url", "image", "image_url", "audio", "audio_url", "video", "video_url", "cache_control")
+)
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTION_KEYS = {
     "image": _SIZE_KEYS,
     "audio": ("audio_start", "audio_end"),
-    "video": (*_SIZE_KEYS, "total_pixels", "fps", "nframes", "min_frames", "max_frames", "sample_fps", "raw_fps",
-              "video_start", "video_end"),
+    "video": (
+        *_SIZE_KEYS,
+        "total_pixels",
+        "fps",
+        "nframes",
+        "min_frames",
+        "max_frames",
+        "sample_fps",
+        "raw_fps",
+        "video_start",
+        "video_end",
+    ),
 }
 
 
@@ -83,8 +94,9 @@ def size_options(item: Mapping[str, Any], where: str) -> SizeOptions:
     Raises:
         InputError: not positive numbers, only one of resized_height and resized_width, or min_pixels over max_pixels.
     """
-    options = SizeOptions(**{key: number(item, key, where, whole=True) for key in _SIZE_KEYS},
-                          total_pixels=number(item, "total_pixels", where))
+    options = SizeOptions(
+        **{key: number(item, key, where, whole=True) for key in _SIZE_KEYS}, total_pixels=number(item, "total_pixels", where)
+    )
     if (options.resized_height is None) != (options.resized_width is None):
         raise InputError(f"{where}: give resized_height and resized_width together.")
     if None not in (options.min_pixels, options.max_pixels) and options.min_pixels > options.max_pixels:
@@ -102,13 +114,21 @@ def sampling_options(item: Mapping[str, Any], where: str) -> SamplingOptions:
     fps, nframes = number(item, "fps", where), number(item, "nframes", where, whole=True)
     if fps is not None and nframes is not None:
         raise InputError(f"{where}: give either fps or nframes, not both.")
-    return SamplingOptions(fps, nframes, number(item, "min_frames", where, whole=True),
-                           number(item, "max_frames", where, whole=True), start, end)
+    return SamplingOptions(
+        fps,
+        nframes,
+        number(item, "min_frames", where, whole=True),
+        number(item, "max_frames", where, whole=True),
+        start,
+        end,
+    )
 
 
 def warn_unknown_options(item: Mapping[str, Any], kind: str, where: str) -> None:
     """A misspelt option would otherwise change nothing in silence."""
     unknown = sorted(str(key) for key in item if key not in _STRUCTURE_KEYS and key not in OPTION_KEYS[kind])
     if unknown:
-        warnings.warn(f"{where}: {', '.join(unknown)} not known for {kind} items and ignored; known: "
-                      f"{', '.join(OPTION_KEYS[kind])}.", stacklevel=2)
+        warnings.warn(
+            f"{where}: {', '.join(unknown)} not known for {kind} items and ignored; known: {', '.join(OPTION_KEYS[kind])}.",
+            stacklevel=2,
+        )

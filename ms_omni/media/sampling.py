@@ -30,8 +30,10 @@ def frame_range(total: int, fps: float, options: SamplingOptions, name: str) -> 
     if last - first + 1 < FRAME_FACTOR:
         cut = options.video_start_s is not None or options.video_end_s is not None
         where = " between video_start and video_end" if cut else ""
-        raise MediaError(f"{name} has {max(0, last - first + 1)} frame(s){where}, of {total} in {duration_s:.2f} s; at "
-                         f"least {FRAME_FACTOR} are needed. A single frame can be given as a picture.")
+        raise MediaError(
+            f"{name} has {max(0, last - first + 1)} frame(s){where}, of {total} in {duration_s:.2f} s; at "
+            f"least {FRAME_FACTOR} are needed. A single frame can be given as a picture."
+        )
     return first, last
 
 
@@ -44,8 +46,9 @@ def frame_count(total: int, fps: float, options: SamplingOptions, name: str) -> 
     if options.nframes is not None:
         count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
         if not FRAME_FACTOR <= count <= total:
-            raise MediaError(f"{name}: nframes is {options.nframes}; expected {FRAME_FACTOR} to {total}, the frames "
-                             "there are.")
+            raise MediaError(
+                f"{name}: nframes is {options.nframes}; expected {FRAME_FACTOR} to {total}, the frames there are."
+            )
         return count
     least = math.ceil((options.min_frames or MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
     most = math.floor((options.max_frames or min(MAX_FRAMES, total)) / FRAME_FACTOR) * FRAME_FACTOR

@@ -17,8 +17,9 @@ VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x fact
 _BLOCK = 64  # output columns per matrix product: keeps the products narrow around the band of non-zero weights
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float,
-                 name: str = "The picture") -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: float, max_pixels: float, name: str = "The picture"
+) -> tuple[int, int]:
     """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
 
     As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that
@@ -28,8 +29,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
         MediaError: one side is more than 200 times the other.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
-                         "other. Crop or pad it.")
+        raise MediaError(
+            f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other. Crop or pad it."
+        )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -42,8 +45,9 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
     return max(factor, new_height), max(factor, new_width)
 
 
-def image_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions,
-               name: str) -> tuple[int, int]:
+def image_size(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
     """Target size of a picture: the item's own options win over the settings `min_pixels` and `max_pixels`."""
     if options.resized_height is not None:
         height, width = options.resized_height, options.resized_width
@@ -51,8 +55,9 @@ def image_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     return smart_resize(height, width, factor, low, high, name)
 
 
-def video_size(frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int,
-               options: SizeOptions, name: str) -> tuple[int, int]:
+def video_size(
+    frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
     """Target size of a video's frames, so that the whole video also stays within its budget."""
     if options.resized_height is not None:
         height, width = options.resized_height, options.resized_width
@@ -102,10 +107,10 @@ def _resample_last(rows: np.ndarray, new_length: int, quantised: bool) -> np.nda
     weights = _weights(rows.shape[-1], new_length, quantised)
     out = np.empty((*rows.shape[:-1], new_length), np.float32)
     for start in range(0, new_length, _BLOCK):
-        block = weights[:, start:start + _BLOCK]
+        block = weights[:, start : start + _BLOCK]
         used = np.flatnonzero(block.any(1))
         band = slice(used[0], used[-1] + 1)
-        np.matmul(rows[..., band], block[band], out=out[..., start:start + _BLOCK])
+        np.matmul(rows[..., band], block[band], out=out[..., start : start + _BLOCK])
     return out
 
 

@@ -78,8 +78,7 @@ def open_source(value: Any, what: str) -> Source:
 def _read_open_file(file: Any, what: str) -> bytes:
     content = file.read()
     if not isinstance(content, bytes):
-        raise MediaError(f"The open file given as {what} yields {type(content).__name__}; open it in binary mode "
-                         "('rb').")
+        raise MediaError(f"The open file given as {what} yields {type(content).__name__}; open it in binary mode ('rb').")
     return content
 
 
@@ -111,8 +110,8 @@ def _from_address(address: str, what: str) -> Source:
     if scheme == "file":
         parts = urllib.parse.urlsplit(address)
         if parts.netloc not in ("", "localhost"):  # file://picture.jpg, as some write a relative path
-            return _from_path(urllib.parse.unquote(address[len("file://"):]), what)
-        return _from_path(_unquoted_unless_there(parts.path or address[len("file://"):]), what)
+            return _from_path(urllib.parse.unquote(address[len("file://") :]), what)
+        return _from_path(_unquoted_unless_there(parts.path or address[len("file://") :]), what)
     if scheme in ("http", "https"):
         return Source(f"{what} {_short(address)}", data=_download(address, what))
     if Path(address).exists():
@@ -165,16 +164,19 @@ def _read_within_limits(response: Any, address: str) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > DOWNLOAD_LIMIT_BYTES:
-            raise MediaError(f"{_short(address)} is over {DOWNLOAD_LIMIT_BYTES >> 30} GiB; download it yourself and "
-                             "give the path.")
+            raise MediaError(
+                f"{_short(address)} is over {DOWNLOAD_LIMIT_BYTES >> 30} GiB; download it yourself and give the path."
+            )
         if time.monotonic() > deadline:
-            raise MediaError(f"The download of {_short(address)} took over {DOWNLOAD_TOTAL_S:.0f} s; download it "
-                             "yourself and give the path.")
+            raise MediaError(
+                f"The download of {_short(address)} took over {DOWNLOAD_TOTAL_S:.0f} s; download it "
+                "yourself and give the path."
+            )
     return b"".join(chunks)
 
 
 def _short(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else f"{text[:limit - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def to_array(value: Any) -> np.ndarray | None:

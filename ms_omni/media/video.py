@@ -69,8 +69,15 @@ class VideoFrames(np.ndarray):
         return None if self.clip is None else self.clip.has_audio
 
 
-def load_video(value: Any, sampling: SamplingOptions = SamplingOptions(), sizes: SizeOptions = SizeOptions(), *,
-               sample_fps: float | None = None, size_rule: SizeRule | None = None, name: str = "video") -> VideoClip:
+def load_video(
+    value: Any,
+    sampling: SamplingOptions = SamplingOptions(),
+    sizes: SizeOptions = SizeOptions(),
+    *,
+    sample_fps: float | None = None,
+    size_rule: SizeRule | None = None,
+    name: str = "video",
+) -> VideoClip:
     """Any accepted video as sampled, upright RGB frames.
 
     A file is read twice: first its packets are counted, then it is decoded and only the chosen frames are kept, so that
@@ -146,8 +153,9 @@ def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or 0 in array.shape or array.shape[1] not in (1, 3):
-        raise MediaError(f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with "
-                         "1 or 3 channels.")
+        raise MediaError(
+            f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with 1 or 3 channels."
+        )
     frames = to_bytes(array, name)
     if array.dtype.kind == "f":
         frames = array.astype(np.float32)
@@ -170,13 +178,18 @@ def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, si
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{source.name} cannot be read as a video: {reason}; {describe(source)}.") from error
     if len(frames) < len(plan.indices):
-        raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be "
-                         "decoded.")
+        raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be decoded.")
     total = plan.last - plan.first + 1
-    metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(),
-                "video_backend": "pyav"}
-    return VideoClip(np.stack(frames), len(frames) / total * plan.fps, plan.has_audio, source.name, sizes,
-                     sized=size_rule is not None, metadata=metadata)
+    metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(), "video_backend": "pyav"}
+    return VideoClip(
+        np.stack(frames),
+        len(frames) / total * plan.fps,
+        plan.has_audio,
+        source.name,
+        sizes,
+        sized=size_rule is not None,
+        metadata=metadata,
+    )
 
 
 @dataclass(frozen=True)
@@ -245,8 +258,7 @@ def _average_fps(stream: Any, declared_frames: int, times: list[int | None], nam
     raise MediaError(f"{name} does not say how many frames it shows per second; convert it to MP4 first.")
 
 
-def _decode(source: Source, plan: _Plan, sizes: SizeOptions,
-            size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
+def _decode(source: Source, plan: _Plan, sizes: SizeOptions, size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
     """Chosen frames `[C, H, W]`, as many as could be had, and the number of frames that were decoded on the way."""
     wanted = set(plan.indices.tolist())
     frames: list[np.ndarray] = []
@@ -272,11 +284,12 @@ def _upright(frame: Any, name: str, shape: tuple[int, ...] | None) -> np.ndarray
         raise MediaError(f"{name} is damaged: the frame at {frame.time or 0.0:.2f} s cannot be decoded whole.")
     quarters = round(frame.rotation / 90)
     if abs(frame.rotation - 90 * quarters) > 1:
-        raise MediaError(f"{name} is to be shown rotated by {frame.rotation:g} degrees; only quarter turns are "
-                         "understood.")
+        raise MediaError(f"{name} is to be shown rotated by {frame.rotation:g} degrees; only quarter turns are understood.")
     turned = np.rot90(frame.to_ndarray(format="rgb24"), quarters)  # both count counterclockwise
     picture = turned.transpose(2, 0, 1)
     if shape is not None and picture.shape != shape:
-        raise MediaError(f"{name} changes its picture size from {shape[2]} x {shape[1]} to {picture.shape[2]} x "
-                         f"{picture.shape[1]} on the way; convert it to one size first.")
+        raise MediaError(
+            f"{name} changes its picture size from {shape[2]} x {shape[1]} to {picture.shape[2]} x "
+            f"{picture.shape[1]} on the way; convert it to one size first."
+        )
     return np.ascontiguousarray(picture)

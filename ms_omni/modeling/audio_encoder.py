@@ -1,7 +1,7 @@
 """The audio encoder: mel frames -> 13 vectors per second (Whisper-like encoder with attention windows).
 
-    mel [128, n] --chunks of 100 frames--> [C, 1, 128, 100] --3 convolutions, stride 2--> [C, 480, 16, 13]
-        --linear, + sinusoids--> [C, 13, D] --valid rows, packed--> [N, D] --layers in windows of 8 s--> [N, out]
+mel [128, n] --chunks of 100 frames--> [C, 1, 128, 100] --3 convolutions, stride 2--> [C, 480, 16, 13]
+    --linear, + sinusoids--> [C, 13, D] --valid rows, packed--> [N, D] --layers in windows of 8 s--> [N, out]
 """
 
 import numpy as np
@@ -118,8 +118,10 @@ class AudioEncoder(nn.Cell):
         Raises `InputError` for empty clips and lengths that do not add up.
         """
         if lengths.sum() != features.shape[1] or (lengths < 1).any():
-            raise InputError(f"got {features.shape[1]} mel frames for clips of {lengths.tolist()} frames; every clip needs "
-                             "at least one frame and the lengths must add up")  # fmt: skip
+            raise InputError(
+                f"got {features.shape[1]} mel frames for clips of {lengths.tolist()} frames; every clip needs "
+                "at least one frame and the lengths must add up"
+            )
         chunk = 2 * self.config.n_window
         sizes = [min(chunk, n - start) for n in lengths.tolist() for start in range(0, n, chunk)]
         chunks = np.zeros((len(sizes), 1, features.shape[0], max(sizes)), np.float32)

@@ -62,8 +62,7 @@ class KVCache:
     used up.
     """
 
-    def __init__(self, num_layers, batch_size, num_kv_heads, head_dim, capacity, dtype=ms.float32,
-                 bucket=BUCKET_TOKENS):  # fmt: skip
+    def __init__(self, num_layers, batch_size, num_kv_heads, head_dim, capacity, dtype=ms.float32, bucket=BUCKET_TOKENS):
         self.heads = (batch_size, num_kv_heads)
         self.rows = batch_size * num_kv_heads
         self.head_dim = head_dim
@@ -103,8 +102,9 @@ class KVCache:
 
     def _all_grown(self, kind, buffers, capacity):
         buffers = buffers or (None,) * self.num_layers
-        return ParameterTuple([self._grown(f"cache{id(self)}.{kind}{layer}", old, capacity)
-                               for layer, old in enumerate(buffers)])  # fmt: skip
+        return ParameterTuple(
+            [self._grown(f"cache{id(self)}.{kind}{layer}", old, capacity) for layer, old in enumerate(buffers)]
+        )
 
     def _grown(self, name, old, capacity):
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffer is created flat.

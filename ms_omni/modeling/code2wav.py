@@ -1,11 +1,10 @@
 """Code2wav, the vocoder: codec frames in, 24 kHz waveform out, whole or step by step with the same result.
 
-    codes [B, Q, n] -> mean of Q embeddings -> sliding-window transformer -> upsample -> decoder -> wave [B, 1, *]
+codes [B, Q, n] -> mean of Q embeddings -> sliding-window transformer -> upsample -> decoder -> wave [B, 1, *]
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -33,7 +32,7 @@ class Code2WavState:
     keys, values: per layer `[B, K, n, D]`, n < sliding_window; tails: per convolution `[B, C, n]`, its last inputs.
     """
 
-    batch: Optional[int]
+    batch: int | None
     frames: int
     keys: tuple
     values: tuple
@@ -48,8 +47,9 @@ class PreTransformer(Decoder):
 
     @staticmethod
     def _layer(config):
-        layer = DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=False),
-                             build_dense_mlp(config))  # fmt: skip
+        layer = DecoderLayer(
+            config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=False), build_dense_mlp(config)
+        )
         layer.self_attn_layer_scale = LayerScale(config.hidden_size)
         layer.mlp_layer_scale = LayerScale(config.hidden_size)
         return layer
@@ -97,8 +97,12 @@ class Code2Wav(nn.Cell):
         channels = [config.decoder_dim // 2**level for level in range(len(config.upsample_rates) + 1)]
         blocks = [DecoderBlock(width, rate) for width, rate in zip(channels, config.upsample_rates)]
         last = channels[-1]
-        return [CausalConv1d(config.hidden_size, channels[0], KERNEL), *blocks, SnakeBeta(last),
-                CausalConv1d(last, 1, KERNEL)]  # fmt: skip
+        return [
+            CausalConv1d(config.hidden_size, channels[0], KERNEL),
+            *blocks,
+            SnakeBeta(last),
+            CausalConv1d(last, 1, KERNEL),
+        ]
 
     def _give_out_slots(self):
         """Numbers the convolutions that remember inputs; returns how many there are."""

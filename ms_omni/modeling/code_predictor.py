@@ -1,8 +1,8 @@
 """The code predictor: codes 1 .. n-1 of one frame, one after the other, from the talker's hidden state and code 0.
 
-    position   0                1                2                   ...   n - 1
-    input      talker hidden    embed(code 0)    embed_0(code 1)     ...   embed_{n-3}(code n-2)
-    output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
+position   0                1                2                   ...   n - 1
+input      talker hidden    embed(code 0)    embed_0(code 1)     ...   embed_{n-3}(code n-2)
+output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
 """
 
 from contextlib import nullcontext
@@ -26,8 +26,9 @@ class CodePredictorModel(Decoder):
 
     @staticmethod
     def _layer(config):
-        return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True),
-                            build_dense_mlp(config))  # fmt: skip
+        return DecoderLayer(
+            config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), build_dense_mlp(config)
+        )
 
 
 class CodePredictor(nn.Cell):
@@ -49,8 +50,11 @@ class CodePredictor(nn.Cell):
         keys = np.arange(capacity if new == 1 else new)
         mask = np.where(keys <= positions[0][:, None], np.float32(0), np.float32(MASKED))
         rows = np.arange(batch_size * self.config.num_key_value_heads)[:, None] * capacity + positions[0]
-        return (*rope_tables(positions, self.inv_freq), Tensor(np.tile(mask, (batch_size, 1, 1))),
-                Tensor(rows.reshape(-1).astype(np.int32)))  # fmt: skip
+        return (
+            *rope_tables(positions, self.inv_freq),
+            Tensor(np.tile(mask, (batch_size, 1, 1))),
+            Tensor(rows.reshape(-1).astype(np.int32)),
+        )
 
     def construct(self, inputs_embeds, place, store, group):
         """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""

@@ -20,7 +20,8 @@ def restore():
 @contextmanager
 def interruptible():
     """Around a call of a graph: SIGINT, also in the guise of SIGTERM, reaches the handler that Python knows for SIGINT, and
-    afterwards that handler is in its place again."""
+    afterwards that handler is in its place again.
+    """
     interrupt = signal.getsignal(signal.SIGINT)
     ended = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or not callable(interrupt) or ended is None:

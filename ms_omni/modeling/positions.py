@@ -18,8 +18,15 @@ from ..errors import InputError
 from .packing import valid_tokens
 
 
-def get_rope_index(config, spatial_merge_size, input_ids, attention_mask=None, image_grid_thw=None,
-                   video_grid_thw=None, second_per_grids=None):  # fmt: skip
+def get_rope_index(
+    config,
+    spatial_merge_size,
+    input_ids,
+    attention_mask=None,
+    image_grid_thw=None,
+    video_grid_thw=None,
+    second_per_grids=None,
+):
     """Positions float32 `[3, B, T]` and deltas float32 `[B, 1]`.
 
     The delta of a row is its next position minus its number of tokens: a generated token n (counting unpadded tokens
@@ -48,17 +55,22 @@ def media_runs(ids, config):
     kind: "audio", "image", "video" or "audio_in_video". Raises `InputError` for media that are not kept apart by their
     start and end tokens.
     """
-    kinds = {frozenset([config.audio_token_id]): "audio", frozenset([config.image_token_id]): "image",
-             frozenset([config.video_token_id]): "video",
-             frozenset([config.video_token_id, config.audio_token_id]): "audio_in_video"}  # fmt: skip
+    kinds = {
+        frozenset([config.audio_token_id]): "audio",
+        frozenset([config.image_token_id]): "image",
+        frozenset([config.video_token_id]): "video",
+        frozenset([config.video_token_id, config.audio_token_id]): "audio_in_video",
+    }
     is_media = np.isin(ids, (config.audio_token_id, config.image_token_id, config.video_token_id)).astype(np.int8)
     edges = np.flatnonzero(np.diff(is_media, prepend=0, append=0))
     runs = []
     for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist()):
         kind = kinds.get(frozenset(ids[start:stop].tolist()))
         if kind is None:
-            raise InputError("image placeholders stand directly beside audio or video placeholders; wrap each medium in "
-                             "its start and end tokens")  # fmt: skip
+            raise InputError(
+                "image placeholders stand directly beside audio or video placeholders; wrap each medium in "
+                "its start and end tokens"
+            )
         runs.append((kind, start, stop))
     return runs
 

@@ -41,7 +41,8 @@ def mrope_tables(positions, inv_freq, section):
 
 def axial_tables(rows, columns, inv_freq):
     """Two-dimensional positions `[N]` each; the first half of the frequencies turns with the row, the second with the
-    column -> cos, sin tensors `[N, 2 * len(inv_freq)]`."""
+    column -> cos, sin tensors `[N, 2 * len(inv_freq)]`.
+    """
     parts = [np.asarray(axis, np.float32)[:, None] * inv_freq for axis in (rows, columns)]
     return _tables(np.concatenate(parts, axis=-1))
 

@@ -29,14 +29,22 @@ def frame_weights(talker):
     if stack is None or not is_plain(talker.model.codec_embedding, *embeddings, *heads):
         return None
     cos, sin = rope_angles(np.arange(predictor.config.num_code_groups), predictor.inv_freq)
-    return ops.fused.FrameWeights(stack, talker.model.codec_embedding.weight, tuple(cell.weight for cell in embeddings),
-                                  tuple(cell.weight for cell in heads), cos, sin)  # fmt: skip
+    return ops.fused.FrameWeights(
+        stack,
+        talker.model.codec_embedding.weight,
+        tuple(cell.weight for cell in embeddings),
+        tuple(cell.weight for cell in heads),
+        cos,
+        sin,
+    )
 
 
 def is_plain(*cells):
     """Whether linear layers, norms and embeddings read their own parameters, and sum in any order."""
-    return all(cell.source is identity and not getattr(cell, "stable", False) and getattr(cell, "fetch", None) is None
-               for cell in cells)  # fmt: skip
+    return all(
+        cell.source is identity and not getattr(cell, "stable", False) and getattr(cell, "fetch", None) is None
+        for cell in cells
+    )
 
 
 def _layer(layer, eps):
@@ -46,17 +54,23 @@ def _layer(layer, eps):
     head_norms = [None if norm is identity else norm for norm in (attention.q_norm, attention.k_norm)]
     known = (
         type(layer) is DecoderLayer
-        and layer.self_attn_layer_scale is identity and layer.mlp_layer_scale is identity
-        and attention.reduce is identity and not attention.stable
+        and layer.self_attn_layer_scale is identity
+        and layer.mlp_layer_scale is identity
+        and attention.reduce is identity
+        and not attention.stable
         and is_plain(*projections)
-        and all(norm is None or norm.eps == eps and is_plain(norm) for norm in norms + head_norms)
-    )  # fmt: skip
+        and all(norm is None or (norm.eps == eps and is_plain(norm)) for norm in norms + head_norms)
+    )
     if mlp is None or not known:
         return None
     return ops.fused.LayerWeights(
-        norms[0].weight, *(cell.weight for cell in projections), *(cell.bias for cell in projections),
-        *(norm and norm.weight for norm in head_norms), norms[1].weight, **mlp,
-    )  # fmt: skip
+        norms[0].weight,
+        *(cell.weight for cell in projections),
+        *(cell.bias for cell in projections),
+        *(norm and norm.weight for norm in head_norms),
+        norms[1].weight,
+        **mlp,
+    )
 
 
 def _mlp(mlp):
@@ -67,8 +81,13 @@ def _mlp(mlp):
     experts = mlp.experts
     if mlp.reduce is not identity or experts.source is not identity or experts.first is not None or not is_plain(mlp.gate):
         return None
-    mixture = {"router": mlp.gate.weight, "experts_gate_up": experts.gate_up, "experts_down": experts.down,
-               "top_k": mlp.top_k, "normalise": mlp.norm_topk_prob}  # fmt: skip
+    mixture = {
+        "router": mlp.gate.weight,
+        "experts_gate_up": experts.gate_up,
+        "experts_down": experts.down,
+        "top_k": mlp.top_k,
+        "normalise": mlp.norm_topk_prob,
+    }
     if type(mlp) is SparseMoeBlock:
         return mixture
     shared = _dense(mlp.shared_expert) if is_plain(mlp.shared_expert_gate) else None

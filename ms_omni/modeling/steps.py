@@ -161,7 +161,8 @@ class FrameStep(Step):
 
     def construct(self, hidden, code, noise):
         """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
-        -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`."""
+        -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`.
+        """
         if self.fused is not None:
             return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
         with self.graph.predictor.frame():
@@ -184,9 +185,14 @@ class FrameGraph(_Graph):
         rows = batch_size * config.num_key_value_heads * config.num_code_groups
         shape, dtype = (rows, config.head_dim), self.embed.weight.dtype
         self.keys, self.values = (
-            ParameterTuple([Parameter(initializer("zeros", shape, dtype), name=f"frame{id(self)}.{kind}{layer}")
-                            for layer in range(config.num_hidden_layers)])
-            for kind in ("key", "value"))  # fmt: skip
+            ParameterTuple(
+                [
+                    Parameter(initializer("zeros", shape, dtype), name=f"frame{id(self)}.{kind}{layer}")
+                    for layer in range(config.num_hidden_layers)
+                ]
+            )
+            for kind in ("key", "value")
+        )
 
     @ms.jit
     def construct(self, hidden, code, noise):

@@ -85,8 +85,10 @@ class Thinker(nn.Cell):
             mask = host_array(mask).astype(bool)
             lengths = mask.sum(axis=1)
             if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
-                raise InputError(f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
-                                 f"{clips} clips of {frames} mel frames")  # fmt: skip
+                raise InputError(
+                    f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
+                    f"{clips} clips of {frames} mel frames"
+                )
         lengths = np.full(clips, frames) if lengths is None else host_array(lengths).reshape(-1)
         if len(lengths) != clips or (lengths > frames).any():
             raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
@@ -100,16 +102,20 @@ class Thinker(nn.Cell):
         """Video tokens `[N, D]` of all videos in order, and their deepstack features, a list of `[N, D]`."""
         return self.see(host_array(pixel_values_videos), video_grid_thw)
 
-    def get_placeholder_mask(self, input_ids, inputs_embeds=None, image_features=None, video_features=None,
-                             audio_features=None):  # fmt: skip
+    def get_placeholder_mask(
+        self, input_ids, inputs_embeds=None, image_features=None, video_features=None, audio_features=None
+    ):
         """Where the placeholders of images, videos and sounds stand: three bool arrays `[B, T]`.
 
         Features `[N, D]` that are given must be as many as their placeholders, and as wide as inputs_embeds `[B, T, D]`
         where those are given, or `InputError` is raised.
         """
         masks, config, input_ids = [], self.config, host_array(input_ids)
-        wanted = (("image", config.image_token_id, image_features), ("video", config.video_token_id, video_features),
-                  ("audio", config.audio_token_id, audio_features))  # fmt: skip
+        wanted = (
+            ("image", config.image_token_id, image_features),
+            ("video", config.video_token_id, video_features),
+            ("audio", config.audio_token_id, audio_features),
+        )
         for kind, token, features in wanted:
             mask = input_ids == token
             if features is not None:
@@ -117,36 +123,66 @@ class Thinker(nn.Cell):
             masks.append(mask)
         return tuple(masks)
 
-    def get_rope_index(self, input_ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None,
-                       use_audio_in_video=False, audio_seqlens=None, second_per_grids=None):  # fmt: skip
+    def get_rope_index(
+        self,
+        input_ids,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        attention_mask=None,
+        use_audio_in_video=False,
+        audio_seqlens=None,
+        second_per_grids=None,
+    ):
         """Positions float32 `[3, B, T]` and deltas `[B, 1]`; see `positions.get_rope_index`.
 
         use_audio_in_video and audio_seqlens are part of the reference's signature; the tokens already say both.
         """
-        return get_rope_index(self.config, self.config.vision_config.spatial_merge_size, host_array(input_ids),
-                              None if attention_mask is None else host_array(attention_mask),
-                              None if image_grid_thw is None else host_array(image_grid_thw),
-                              None if video_grid_thw is None else host_array(video_grid_thw),
-                              None if second_per_grids is None else host_array(second_per_grids))  # fmt: skip
+        return get_rope_index(
+            self.config,
+            self.config.vision_config.spatial_merge_size,
+            host_array(input_ids),
+            None if attention_mask is None else host_array(attention_mask),
+            None if image_grid_thw is None else host_array(image_grid_thw),
+            None if video_grid_thw is None else host_array(video_grid_thw),
+            None if second_per_grids is None else host_array(second_per_grids),
+        )
 
     # -- the prompt --------------------------------------------------------------------------------------------------
 
-    def embed(self, input_ids, input_features=None, feature_attention_mask=None, audio_feature_lengths=None,
-              pixel_values=None, image_grid_thw=None, pixel_values_videos=None, video_grid_thw=None):  # fmt: skip
+    def embed(
+        self,
+        input_ids,
+        input_features=None,
+        feature_attention_mask=None,
+        audio_feature_lengths=None,
+        pixel_values=None,
+        image_grid_thw=None,
+        pixel_values_videos=None,
+        video_grid_thw=None,
+    ):
         """Embeddings `[B, T, D]` with features in place of placeholders, and a `Deepstack` or None.
 
         Every encoder runs once; placeholders without features, and features without placeholders, are errors.
         """
-        encoded = self._encode_media(input_features, feature_attention_mask, audio_feature_lengths, pixel_values,
-                                     image_grid_thw, pixel_values_videos, video_grid_thw)  # fmt: skip
+        encoded = self._encode_media(
+            input_features,
+            feature_attention_mask,
+            audio_feature_lengths,
+            pixel_values,
+            image_grid_thw,
+            pixel_values_videos,
+            video_grid_thw,
+        )
         x = self.embed_text(input_ids)
         masks = self.get_placeholder_mask(input_ids, x, *(None if part is None else part[0] for part in encoded))
         shape, rows = x.shape, x.reshape(-1, x.shape[-1])  # [B * T, D]
         deepstack = []
         for kind, mask, part in zip(("image", "video", "audio"), masks, encoded):
             if part is None and mask.any():
-                raise InputError(f"the prompt has {mask.sum()} {kind} placeholders but there are no {kind} inputs; pass all "
-                                 "that the processor returned")  # fmt: skip
+                raise InputError(
+                    f"the prompt has {mask.sum()} {kind} placeholders but there are no {kind} inputs; pass all "
+                    "that the processor returned"
+                )
             if part is not None:
                 index = np.flatnonzero(mask).astype(np.int32)
                 rows = ops.scatter_rows(rows, Tensor(index), part[0].astype(rows.dtype))
@@ -157,8 +193,10 @@ class Thinker(nn.Cell):
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
         vocabulary = self.config.text_config.vocab_size
         if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
-            raise InputError(f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
-                             f"{list(input_ids.shape)}")  # fmt: skip
+            raise InputError(
+                f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
+                f"{list(input_ids.shape)}"
+            )
         if input_ids.min() < 0 or input_ids.max() >= vocabulary:
             raise InputError(f"input_ids must lie in [0, {vocabulary}); got {input_ids.min()} to {input_ids.max()}")
         return self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
@@ -176,11 +214,29 @@ class Thinker(nn.Cell):
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
-    def construct(self, input_ids=None, input_features=None, pixel_values=None, pixel_values_videos=None,
-                  image_grid_thw=None, video_grid_thw=None, attention_mask=None, feature_attention_mask=None,
-                  audio_feature_lengths=None, position_ids=None, past_key_values=None, inputs_embeds=None, labels=None,
-                  use_cache=True, output_hidden_states=False, output_router_logits=False, use_audio_in_video=False,
-                  video_second_per_grid=None, logits_to_keep=0, whole_logits=True):  # fmt: skip
+    def construct(
+        self,
+        input_ids=None,
+        input_features=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        attention_mask=None,
+        feature_attention_mask=None,
+        audio_feature_lengths=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=True,
+        output_hidden_states=False,
+        output_router_logits=False,
+        use_audio_in_video=False,
+        video_second_per_grid=None,
+        logits_to_keep=0,
+        whole_logits=True,
+    ):
         """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
 
         With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, in one pass.
@@ -196,19 +252,35 @@ class Thinker(nn.Cell):
         deepstack, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
         if inputs_embeds is None:
             input_ids = host_array(input_ids)
-            media = (input_features, feature_attention_mask, audio_feature_lengths, pixel_values, image_grid_thw,
-                     pixel_values_videos, video_grid_thw)  # fmt: skip
+            media = (
+                input_features,
+                feature_attention_mask,
+                audio_feature_lengths,
+                pixel_values,
+                image_grid_thw,
+                pixel_values_videos,
+                video_grid_thw,
+            )
             if past_key_values is not None and past_key_values.length and all(part is None for part in media):
                 inputs_embeds = self.embed_text(input_ids)  # a placeholder id that was generated is a word like others
             else:
                 inputs_embeds, deepstack = self.embed(input_ids, *media)
         valid = self._valid(valid, inputs_embeds, past_key_values)
-        position_ids, deltas = self._positions(position_ids, input_ids, valid, past_key_values, image_grid_thw,
-                                               video_grid_thw, video_second_per_grid)  # fmt: skip
+        position_ids, deltas = self._positions(
+            position_ids, input_ids, valid, past_key_values, image_grid_thw, video_grid_thw, video_second_per_grid
+        )
         if use_cache and past_key_values is None:
             past_key_values = self.model.new_cache(*valid.shape)
-        hidden, hidden_states, router_logits = read_tokens(self.model, inputs_embeds, position_ids, valid, past_key_values,
-                                                           deepstack, output_hidden_states, output_router_logits)  # fmt: skip
+        hidden, hidden_states, router_logits = read_tokens(
+            self.model,
+            inputs_embeds,
+            position_ids,
+            valid,
+            past_key_values,
+            deepstack,
+            output_hidden_states,
+            output_router_logits,
+        )
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         logits = self.collect(logits) if whole_logits else logits
         loss, aux_loss = self._losses(logits, labels, router_logits, valid, past_key_values)
@@ -223,8 +295,10 @@ class Thinker(nn.Cell):
             return np.ones(shape, bool)
         cached = 0 if cache is None else cache.length
         if valid.shape not in (shape, (shape[0], cached + shape[1])):
-            raise InputError(f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"
-                             + (f" or {[shape[0], cached + shape[1]]}" if cached else ""))  # fmt: skip
+            raise InputError(
+                f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"
+                + (f" or {[shape[0], cached + shape[1]]}" if cached else "")
+            )
         return valid[:, -shape[1] :]
 
     def _positions(self, position_ids, input_ids, valid, cache, image_grids, video_grids, seconds):
@@ -234,8 +308,9 @@ class Thinker(nn.Cell):
             if position_ids.ndim == 2:
                 position_ids = np.broadcast_to(position_ids, (3, *position_ids.shape))
             if position_ids.shape != (3, *valid.shape):
-                raise InputError(f"position_ids has shape {list(position_ids.shape)}, expected {[3, *valid.shape]} or "
-                                 f"{list(valid.shape)}")  # fmt: skip
+                raise InputError(
+                    f"position_ids has shape {list(position_ids.shape)}, expected {[3, *valid.shape]} or {list(valid.shape)}"
+                )
             return position_ids, None if cache is None else getattr(cache, "rope_deltas", None)
         if cached:
             seen = cache.valid.sum(axis=1, keepdims=True)
@@ -260,8 +335,10 @@ class Thinker(nn.Cell):
 
 def _check_features(kind, placeholders, features, embeds):
     if placeholders != features.shape[0]:
-        raise InputError(f"the prompt has {placeholders} {kind} placeholders but the {kind} inputs make {features.shape[0]} "
-                         "tokens; pass the ids and features of one processor call")  # fmt: skip
+        raise InputError(
+            f"the prompt has {placeholders} {kind} placeholders but the {kind} inputs make {features.shape[0]} "
+            "tokens; pass the ids and features of one processor call"
+        )
     if embeds is not None and embeds.shape[-1] != features.shape[-1]:
         raise InputError(f"{kind} features are {features.shape[-1]} wide, but embeddings {embeds.shape[-1]}")
 

@@ -1,7 +1,7 @@
 """The vision encoder: patches -> one vector per merged 2 x 2 block, plus deepstack features from inner layers.
 
-    pixels [N, C*t*p*p] --linear, + interpolated positions--> [N, D] --blocks, attention per frame--> [N, D]
-        --merger--> [N/4, out]            after some blocks: --merger_list[i]--> [N/4, out] (deepstack)
+pixels [N, C*t*p*p] --linear, + interpolated positions--> [N, D] --blocks, attention per frame--> [N, D]
+    --merger--> [N/4, out]            after some blocks: --merger_list[i]--> [N/4, out] (deepstack)
 """
 
 import numpy as np
@@ -139,11 +139,15 @@ class VisionEncoder(nn.Cell):
     def check_grids(self, grids, patches):
         grids = grids.reshape(-1, 3)
         if (grids < 1).any() or (grids[:, 1:] % self.spatial_merge_size).any():
-            raise InputError(f"grid_thw must hold positive patch counts whose height and width are multiples of "
-                             f"{self.spatial_merge_size}; got {grids.tolist()}")  # fmt: skip
+            raise InputError(
+                f"grid_thw must hold positive patch counts whose height and width are multiples of "
+                f"{self.spatial_merge_size}; got {grids.tolist()}"
+            )
         if grids.prod(axis=1).sum() != patches:
-            raise InputError(f"grid_thw {grids.tolist()} describes {grids.prod(axis=1).sum()} patches, "
-                             f"but pixel values have {patches} rows")  # fmt: skip
+            raise InputError(
+                f"grid_thw {grids.tolist()} describes {grids.prod(axis=1).sum()} patches, "
+                f"but pixel values have {patches} rows"
+            )
         return grids
 
     def position_embeddings(self, grids, rows, columns):

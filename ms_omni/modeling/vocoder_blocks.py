@@ -69,8 +69,15 @@ class ResidualUnit(nn.Cell):
 
     def construct(self, x, history):
         before = history.take(self.conv1.slot, x, self.conv1.reach)
-        return ops.residual_unit(x, before, self.act1.read(), self.conv1.conv.read(), self.conv1.dilation,
-                                 self.act2.read(), self.conv2.conv.read())  # fmt: skip
+        return ops.residual_unit(
+            x,
+            before,
+            self.act1.read(),
+            self.conv1.conv.read(),
+            self.conv1.dilation,
+            self.act2.read(),
+            self.conv2.conv.read(),
+        )
 
 
 class DecoderBlock(nn.Cell):

@@ -38,8 +38,10 @@ class Accord(Alone):
             self.interrupts.act()
         others = [rank for rank in range(self.comm.size) if (everyone[rank] != everyone[0])[:-1].any()]
         if others:
-            raise InputError(f"ranks {others} were asked something else than rank 0; run the same script with the same "
-                             "inputs and arguments on every rank")  # fmt: skip
+            raise InputError(
+                f"ranks {others} were asked something else than rank 0; run the same script with the same "
+                "inputs and arguments on every rank"
+            )
 
     def params(self, params):
         if params.seed is not None or not params.do_sample:

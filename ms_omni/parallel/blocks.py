@@ -54,8 +54,9 @@ class Block:
 
     def __init__(self, members, ahead=None):
         self.bundles = members
-        self.home = {id(parameter): (bundle, place) for bundle in members
-                     for place, parameter in enumerate(bundle.parameters)}  # fmt: skip
+        self.home = {
+            id(parameter): (bundle, place) for bundle in members for place, parameter in enumerate(bundle.parameters)
+        }
         self.ahead = ahead
         self.following = None
         self.coming = None

@@ -33,8 +33,10 @@ class Traffic:
 
     def since(self, before):
         """What was counted after the copy `before` was taken."""
-        return Traffic({kind: self.calls[kind] - before.calls[kind] for kind in KINDS},
-                       {kind: self.nbytes[kind] - before.nbytes[kind] for kind in KINDS})  # fmt: skip
+        return Traffic(
+            {kind: self.calls[kind] - before.calls[kind] for kind in KINDS},
+            {kind: self.nbytes[kind] - before.nbytes[kind] for kind in KINDS},
+        )
 
     @property
     def total_bytes(self):

@@ -40,8 +40,10 @@ def splits_heads(text, size, wanted=None):
     heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
     divides = heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
     if wanted and not divides:
-        raise InputError(f"{heads} attention heads with {kv_heads} kv heads cannot be split over {size} ranks; leave "
-                         "split_heads to the model, or set it to False")  # fmt: skip
+        raise InputError(
+            f"{heads} attention heads with {kv_heads} kv heads cannot be split over {size} ranks; leave "
+            "split_heads to the model, or set it to False"
+        )
     return divides and wanted is not False
 
 

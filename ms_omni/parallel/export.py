@@ -30,8 +30,9 @@ def convert_for_ranks(src, dst, ranks, strategy, *, dtype=None, options=None, pr
     checkpoint = Cuttable(src, _is_tied(config))
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
     parts = [plan.place(checkpoint.shapes, rank, ranks) for rank in range(ranks)]
-    return checkpoint.write(dst, parts, dtype_name(numpy_dtype(setup(dtype).dtype)), plan=strategy, options=options,
-                            progress=progress)  # fmt: skip
+    return checkpoint.write(
+        dst, parts, dtype_name(numpy_dtype(setup(dtype).dtype)), plan=strategy, options=options, progress=progress
+    )
 
 
 def convert_from_ranks(src, dst, *, progress=True):

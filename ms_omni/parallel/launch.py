@@ -60,8 +60,10 @@ class Job:
         if self.port is not None and self.port not in PORTS:
             raise InputError(f"--master-port is {self.port}, expected {PORTS.start} to {PORTS.stop - 1}")
         if self.machines > 1 and _ip(self.address).is_loopback:
-            raise InputError(f"--master-addr is {self.address}, which other machines cannot reach; give an address of "
-                             "machine 0 in their network")  # fmt: skip
+            raise InputError(
+                f"--master-addr is {self.address}, which other machines cannot reach; give an address of "
+                "machine 0 in their network"
+            )
 
     @property
     def size(self):
@@ -83,11 +85,16 @@ def run(job):
     with Processes(folder) as processes:
         variables = _variables(job, address, port)
         if job.machine == 0:
-            processes.start("scheduler", [sys.executable, "-c", SCHEDULER], variables | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"})
+            processes.start(
+                "scheduler", [sys.executable, "-c", SCHEDULER], variables | {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+            )
         for card in range(job.cards):
             rank = job.machine * job.cards + card
-            processes.start(rank, [sys.executable, *job.command], variables | {
-                "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(card)})  # fmt: skip
+            processes.start(
+                rank,
+                [sys.executable, *job.command],
+                variables | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(card)},
+            )
         return processes.attend()
 
 
@@ -193,19 +200,29 @@ def _variables(job, address, port):
     """What all processes of the job here have in their environment."""
     root = str(Path(__file__).resolve().parents[2])
     cores = max((os.cpu_count() or 1) // job.cards, 1)
-    return {"OMP_NUM_THREADS": str(cores), "GLOG_v": "4", **os.environ,
-            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "MS_WORKER_NUM": str(job.size), "RANK_SIZE": str(job.size), "MS_SCHED_HOST": address, "MS_SCHED_PORT": str(port),
-            "MS_TOPO_TIMEOUT": os.environ.get("MS_TOPO_TIMEOUT", str(GATHER_S)), "MS_NODE_RANK": str(job.machine),
-            "MS_OMNI_LAUNCHER": str(os.getpid())}  # fmt: skip
+    return {
+        "OMP_NUM_THREADS": str(cores),
+        "GLOG_v": "4",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "MS_WORKER_NUM": str(job.size),
+        "RANK_SIZE": str(job.size),
+        "MS_SCHED_HOST": address,
+        "MS_SCHED_PORT": str(port),
+        "MS_TOPO_TIMEOUT": os.environ.get("MS_TOPO_TIMEOUT", str(GATHER_S)),
+        "MS_NODE_RANK": str(job.machine),
+        "MS_OMNI_LAUNCHER": str(os.getpid()),
+    }
 
 
 def _check_ports(address, port):
     for number in (port, watch_port(port)):
         problem = free((address, number))
         if problem:
-            raise InputError(f"port {number} of {address} cannot be used: {problem}. Give another --master-port, or on machine 0 "
-                             "an address of this machine as --master-addr")  # fmt: skip
+            raise InputError(
+                f"port {number} of {address} cannot be used: {problem}. Give another --master-port, or on machine 0 "
+                "an address of this machine as --master-addr"
+            )
 
 
 def _free_port():
@@ -221,7 +238,9 @@ def _ip(address):
     try:
         return ipaddress.ip_address(socket.gethostbyname(address))
     except OSError as error:
-        raise InputError(f"--master-addr is {address!r}, which is no address that this machine knows ({error.strerror})") from None
+        raise InputError(
+            f"--master-addr is {address!r}, which is no address that this machine knows ({error.strerror})"
+        ) from None
 
 
 def _kill(process, number):

@@ -38,8 +38,9 @@ def _load(file):
         spec.loader.exec_module(module)
         return module.ZeroParamWrapper
     except Exception as error:  # whatever a version that is not meant for this MindSpore raises
-        raise InputError(f"ZeRO-3 is mindone's, and loading {file} failed: {type(error).__name__}: {error}. "
-                         f"{INSTALL}") from None  # fmt: skip
+        raise InputError(
+            f"ZeRO-3 is mindone's, and loading {file} failed: {type(error).__name__}: {error}. {INSTALL}"
+        ) from None
 
 
 def gatherer(dtype, group, size):
@@ -62,8 +63,9 @@ def rewrite(network, group, parallel_modules, special_cases):
     try:
         from mindone.trainers.zero import prepare_network
     except Exception as error:  # it imports half a world
-        raise InputError(f"parallel_modules are for mindone, and importing it failed: {type(error).__name__}: {error}. "
-                         f"{INSTALL}") from None  # fmt: skip
+        raise InputError(
+            f"parallel_modules are for mindone, and importing it failed: {type(error).__name__}: {error}. {INSTALL}"
+        ) from None
     with _data_parallel():
         return prepare_network(network, 3, group, parallel_modules or {}, special_cases or {})
 

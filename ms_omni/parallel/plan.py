@@ -51,7 +51,8 @@ class Placement:
 @dataclass(frozen=True)
 class Slice:
     """A rank's part of a parameter of `shape`: `[start, stop)` of `axis` (None: all of it), followed by zeros up to
-    `length`."""
+    `length`.
+    """
 
     shape: tuple
     axis: int | None = None

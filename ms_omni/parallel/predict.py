@@ -142,7 +142,7 @@ def _reads(text, sizes):
     for name, nbytes in sizes.items():
         if EXPERTS.fullmatch(name) and TEXT.fullmatch(name):
             total += nbytes * text.num_experts_per_tok // text.num_experts
-        elif TEXT.fullmatch(name) or text.tie_word_embeddings and name == "thinker.model.embed_tokens.weight":
+        elif TEXT.fullmatch(name) or (text.tie_word_embeddings and name == "thinker.model.embed_tokens.weight"):
             total += nbytes
     return total
 
@@ -177,7 +177,9 @@ def _traffic(text, parts, groups, cards, itemsize):
         return traffic
     for name, part in parts.items():
         layer = name.startswith("thinker.model.layers.")
-        if layer and (name.endswith(".mlp.experts.down") or name.endswith(".self_attn.o_proj.weight") and not part.is_whole):
+        if layer and (
+            name.endswith(".mlp.experts.down") or (name.endswith(".self_attn.o_proj.weight") and not part.is_whole)
+        ):
             traffic.add("all_reduce", row)
     if "thinker.lm_head.weight" in parts:
         traffic.add("all_gather", CHOICE_BYTES * cards)

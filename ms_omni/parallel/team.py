@@ -30,8 +30,10 @@ def join(strategy=AUTO, **options):
     if strategy not in (AUTO, None, *STRATEGIES):
         raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
     if strategy in STRATEGIES and not under_msrun():
-        raise InputError(f"parallel is {strategy!r}, but this process was started alone; start several with `ms-omni launch` or "
-                         "msrun, or leave it out")  # fmt: skip
+        raise InputError(
+            f"parallel is {strategy!r}, but this process was started alone; start several with `ms-omni launch` or "
+            "msrun, or leave it out"
+        )
     if strategy is None or not under_msrun() or (strategy == AUTO and _is_data_parallel()):
         return None
     mesh = start()
@@ -73,11 +75,16 @@ class Team:
         failed = [f"rank {rank}: {found['error']}" for rank, found in enumerate(everyone) if "error" in found]
         if failed:
             raise CheckpointError("the checkpoint cannot be loaded.\n" + "\n".join(failed))
-        different = [f"{what}: " + ", ".join(f"rank {rank} has {found[what]}" for rank, found in enumerate(everyone))
-                     for what in mine if len({found[what] for found in everyone}) > 1]  # fmt: skip
+        different = [
+            f"{what}: " + ", ".join(f"rank {rank} has {found[what]}" for rank, found in enumerate(everyone))
+            for what in mine
+            if len({found[what] for found in everyone}) > 1
+        ]
         if different:
-            raise InputError("the ranks do not mean the same model; start all of them with the same checkpoint, versions "
-                             "and arguments.\n" + "\n".join(different))  # fmt: skip
+            raise InputError(
+                "the ranks do not mean the same model; start all of them with the same checkpoint, versions "
+                "and arguments.\n" + "\n".join(different)
+            )
         return config
 
     def place(self, model, config, prefix):

@@ -37,7 +37,8 @@ class SplitVocabulary:
 
     def _largest(self, scores, order, count):
         """All ranks' `count` largest scores by `order`, put in place among -inf: `[B, V]`; and what each sent of `order`,
-        `[size, B, count]`, NaN where a rank has fewer."""
+        `[size, B, count]`, NaN where a rank has fewer.
+        """
         batch, width = scores.shape
         count = min(count, self.widest)
         taken = min(count, width)

@@ -56,8 +56,9 @@ def block_of(name):
     return hits[0].groupdict().get("block")
 
 
-def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parallel_modules=None,
-                    special_cases_parallel_module=None):  # fmt: skip
+def prepare_network(
+    network, zero_stage=0, optimizer_parallel_group=None, parallel_modules=None, special_cases_parallel_module=None
+):
     """Spreads the weights of a loaded model, or of one of its parts, over all ranks; mindone's signature.
 
     network: the model, or its thinker, talker or code2wav; it is changed and returned. zero_stage: 3; stages below
@@ -69,8 +70,10 @@ def prepare_network(network, zero_stage=0, optimizer_parallel_group=None, parall
     if zero_stage not in (0, 1, 2, 3):
         raise InputError(f"zero_stage is {zero_stage!r}, expected 0, 1, 2 or 3")
     if optimizer_parallel_group not in WORLD_GROUPS:
-        raise InputError(f"optimizer_parallel_group is {optimizer_parallel_group!r}; the weights are spread over all ranks, "
-                         "pass GlobalComm.WORLD_COMM_GROUP")  # fmt: skip
+        raise InputError(
+            f"optimizer_parallel_group is {optimizer_parallel_group!r}; the weights are spread over all ranks, "
+            "pass GlobalComm.WORLD_COMM_GROUP"
+        )
     team = network_team() if zero_stage == 3 else None
     if team is None:
         return network
@@ -100,8 +103,9 @@ def parts_of(network):
         return [(prefix, network)]
     found = [(f"{name}.", network._cells[name]) for name in COMPONENTS if name in getattr(network, "_cells", ())]
     if prefix is None or not found:
-        raise InputError(f"prepare_network got a {type(network).__name__}; expected the model, or its thinker, talker or "
-                         "code2wav")  # fmt: skip
+        raise InputError(
+            f"prepare_network got a {type(network).__name__}; expected the model, or its thinker, talker or code2wav"
+        )
     return found
 
 

@@ -9,19 +9,41 @@ from typing import Any
 
 from ms_omni.errors import InputError
 
-_VISION_KEYS = ("min_pixels", "max_pixels", "size", "do_resize", "do_rescale", "rescale_factor", "do_normalize",
-                "image_mean", "image_std")
+_VISION_KEYS = (
+    "min_pixels",
+    "max_pixels",
+    "size",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 GROUPS = {
     "text_kwargs": ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens"),
     "images_kwargs": _VISION_KEYS,
-    "videos_kwargs": (*_VISION_KEYS, "fps", "do_sample_frames", "use_audio_in_video", "load_audio_from_video",
-                      "seconds_per_chunk", "position_id_per_seconds"),
+    "videos_kwargs": (
+        *_VISION_KEYS,
+        "fps",
+        "do_sample_frames",
+        "use_audio_in_video",
+        "load_audio_from_video",
+        "seconds_per_chunk",
+        "position_id_per_seconds",
+    ),
     "audio_kwargs": ("sampling_rate",),
 }
 # What scripts pass, and what sound is always treated with.
 _FIXED_AUDIO = {"padding": (True, "longest"), "truncation": (False,), "return_attention_mask": (True,)}
-_COMMON_KEYS = ("return_tensors", "use_audio_in_video", "load_audio_from_video", "audio_from_video_indices",
-                "seconds_per_chunk", "position_id_per_seconds")
+_COMMON_KEYS = (
+    "return_tensors",
+    "use_audio_in_video",
+    "load_audio_from_video",
+    "audio_from_video_indices",
+    "seconds_per_chunk",
+    "position_id_per_seconds",
+)
 POSITION_ID_PER_SECONDS = 13.0
 
 
@@ -57,8 +79,9 @@ def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
             continue
         takers = [name for name, keys in GROUPS.items() if key in keys and key not in kwargs.get(name, {})]
         if key not in _COMMON_KEYS and not any(key in keys for keys in GROUPS.values()):
-            raise InputError(f"The processor has no argument {key!r}; it has text, images, videos, audio, "
-                             f"{', '.join(argument_names())}.")
+            raise InputError(
+                f"The processor has no argument {key!r}; it has text, images, videos, audio, {', '.join(argument_names())}."
+            )
         if key in _COMMON_KEYS:
             common[key] = value
             continue
@@ -93,8 +116,10 @@ def _without_fixed_audio(value: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key, accepted in _FIXED_AUDIO.items():
         if value.get(key) is not None and value[key] not in accepted:
-            raise InputError(f"audio_kwargs: {key} is {value[key]!r}; sound is never cut, is padded to the longest "
-                             f"clip, and has a mask: only {accepted[0]!r} is accepted.")
+            raise InputError(
+                f"audio_kwargs: {key} is {value[key]!r}; sound is never cut, is padded to the longest "
+                f"clip, and has a mask: only {accepted[0]!r} is accepted."
+            )
     return {key: item for key, item in value.items() if key not in _FIXED_AUDIO}
 
 
@@ -104,21 +129,30 @@ def _checked(groups: dict[str, dict[str, Any]], common: dict[str, Any]) -> CallO
         if key in videos:
             common.setdefault(key, videos[key])
     if videos.get("do_sample_frames"):
-        raise InputError("do_sample_frames is set, but frames given to the processor are taken as they are. Choose "
-                         "frames in the conversation item (fps or nframes), or with apply_chat_template(..., fps=).")
+        raise InputError(
+            "do_sample_frames is set, but frames given to the processor are taken as they are. Choose "
+            "frames in the conversation item (fps or nframes), or with apply_chat_template(..., fps=)."
+        )
     for name in GROUPS:
         common.setdefault("return_tensors", groups[name].get("return_tensors"))
     rate = common.get("position_id_per_seconds")
     rate = POSITION_ID_PER_SECONDS if rate is None else rate
     if isinstance(rate, bool) or not isinstance(rate, Real) or rate <= 0:
         raise InputError(f"position_id_per_seconds is {rate!r}; expected a number greater than 0.")
-    vision = {kind: {key: groups[name][key] for key in _VISION_KEYS if key in groups[name]}
-              for kind, name in (("image", "images_kwargs"), ("video", "videos_kwargs"))}
+    vision = {
+        kind: {key: groups[name][key] for key in _VISION_KEYS if key in groups[name]}
+        for kind, name in (("image", "images_kwargs"), ("video", "videos_kwargs"))
+    }
     return CallOptions(
         text={key: groups["text_kwargs"][key] for key in GROUPS["text_kwargs"] if key in groups["text_kwargs"]},
-        vision=vision, fps=videos.get("fps"), position_id_per_seconds=float(rate), audio=groups["audio_kwargs"],
+        vision=vision,
+        fps=videos.get("fps"),
+        position_id_per_seconds=float(rate),
+        audio=groups["audio_kwargs"],
         use_audio_in_video=bool(common.get("use_audio_in_video") or common.get("load_audio_from_video")),
-        audio_from_video_indices=common.get("audio_from_video_indices"), return_tensors=common.get("return_tensors"))
+        audio_from_video_indices=common.get("audio_from_video_indices"),
+        return_tensors=common.get("return_tensors"),
+    )
 
 
 def fps_per_video(fps: Any, count: int) -> list[float | None]:

@@ -38,8 +38,10 @@ def checked_folder(folder: str | os.PathLike) -> Path:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder. Give the local folder of a checkpoint; names on a model hub "
-                              "are not looked up, so download it first.")
+        raise CheckpointError(
+            f"{path} is not a folder. Give the local folder of a checkpoint; names on a model hub "
+            "are not looked up, so download it first."
+        )
     return path
 
 
@@ -73,8 +75,10 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     vocabulary = tokenizer.get_vocab()
     missing = [text for text in (*texts.values(), PAD_TOKEN) if text not in vocabulary]
     if missing:
-        raise CheckpointError(f"The tokenizer lacks {', '.join(sorted(set(missing)))}; it is not Qwen3-Omni's. Check "
-                              "that the tokenizer files belong to this checkpoint.")
+        raise CheckpointError(
+            f"The tokenizer lacks {', '.join(sorted(set(missing)))}; it is not Qwen3-Omni's. Check "
+            "that the tokenizer files belong to this checkpoint."
+        )
     return SpecialTokens(**texts)
 
 
@@ -84,8 +88,10 @@ def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | N
     More templates by name may stand in additional_chat_templates/; the result is then a dict.
     """
     template = _first_template(folder, tokenizer)
-    named = {path.stem: path.read_text(encoding="utf-8")
-             for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    named = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
     if not named:
         return template
     default = template if isinstance(template, dict) else {"default": template} if template else {}
@@ -117,12 +123,15 @@ def choose_template(known: str | dict[str, str] | None, asked: str | None) -> st
             return known.get(asked, asked)
         if "default" in known:
             return known["default"]
-        raise InputError(f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with "
-                         "one name.")
+        raise InputError(
+            f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with one name."
+        )
     template = asked if asked is not None else known
     if template is None:
-        raise InputError("The checkpoint has no chat template (chat_template.json, chat_template.jinja or in "
-                         "tokenizer_config.json); pass chat_template= with the Jinja text.")
+        raise InputError(
+            "The checkpoint has no chat template (chat_template.json, chat_template.jinja or in "
+            "tokenizer_config.json); pass chat_template= with the Jinja text."
+        )
     return template
 
 
@@ -137,9 +146,16 @@ def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, se
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     vision = settings.image.to_dict()
-    write_json("preprocessor_config.json", {
-        **settings.audio, **vision, "feature_extractor_type": "WhisperFeatureExtractor",
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3OmniMoeProcessor"})
+    write_json(
+        "preprocessor_config.json",
+        {
+            **settings.audio,
+            **vision,
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen3OmniMoeProcessor",
+        },
+    )
     if settings.video.patch_size != settings.image.patch_size or settings.video.image_mean != settings.image.image_mean:
         write_json("video_preprocessor_config.json", settings.video.to_dict())
     if template is not None:
@@ -147,7 +163,7 @@ def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, se
         if default is not None:
             write_json("chat_template.json", {"chat_template": default})
             (folder / "chat_template.jinja").write_text(default, encoding="utf-8")
-        for name, text in (template.items() if isinstance(template, dict) else ()):
+        for name, text in template.items() if isinstance(template, dict) else ():
             if name != "default":
                 extra = folder / "additional_chat_templates"
                 extra.mkdir(exist_ok=True)

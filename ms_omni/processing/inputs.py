@@ -15,8 +15,7 @@ class ModelInputs(UserDict):
 
     def __getattr__(self, name: str) -> Any:
         if name == "data" or name not in self.data:
-            raise AttributeError(f"The model inputs have no {name!r}; they have "
-                                 f"{', '.join(self.__dict__.get('data', ()))}.")
+            raise AttributeError(f"The model inputs have no {name!r}; they have {', '.join(self.__dict__.get('data', ()))}.")
         return self.data[name]
 
     def to(self, *_: Any, **__: Any) -> ModelInputs:
@@ -33,16 +32,25 @@ class ModelInputs(UserDict):
         if kind in (None, "np"):
             return self
         if kind != "ms":
-            raise InputError(f"return_tensors is {kind!r}; expected None or 'np' for numpy arrays, or 'ms' for "
-                             "MindSpore tensors.")
+            raise InputError(
+                f"return_tensors is {kind!r}; expected None or 'np' for numpy arrays, or 'ms' for MindSpore tensors."
+            )
         import mindspore
 
-        return ModelInputs({name: mindspore.Tensor(value) if isinstance(value, np.ndarray) else value
-                            for name, value in self.data.items()})
+        return ModelInputs(
+            {name: mindspore.Tensor(value) if isinstance(value, np.ndarray) else value for name, value in self.data.items()}
+        )
 
 
-def pad_left(rows: list[list[int]], pad_id: int, *, padding: bool | str = True, side: str = "left",
-             max_length: int | None = None, multiple_of: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(
+    rows: list[list[int]],
+    pad_id: int,
+    *,
+    padding: bool | str = True,
+    side: str = "left",
+    max_length: int | None = None,
+    multiple_of: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and attention mask `[B, T]` int64 of rows of any lengths.
 
     Args:
@@ -56,8 +64,10 @@ def pad_left(rows: list[list[int]], pad_id: int, *, padding: bool | str = True, 
     """
     padding = getattr(padding, "value", padding)
     if padding not in (True, False, None, "longest", "max_length", "do_not_pad") or side not in ("left", "right"):
-        raise InputError(f"padding is {padding!r} on the {side!r} side; expected True, False, 'longest', 'max_length' "
-                         "or 'do_not_pad', on 'left' or 'right'.")
+        raise InputError(
+            f"padding is {padding!r} on the {side!r} side; expected True, False, 'longest', 'max_length' "
+            "or 'do_not_pad', on 'left' or 'right'."
+        )
     lengths = [len(row) for row in rows]
     length = max(lengths)
     if padding == "max_length":
@@ -66,8 +76,10 @@ def pad_left(rows: list[list[int]], pad_id: int, *, padding: bool | str = True, 
         length = max(length, max_length)
     if padding in (False, None, "do_not_pad"):
         if min(lengths) != length:
-            raise InputError(f"The texts have {min(lengths)} to {length} tokens and padding is off; one array cannot "
-                             "hold them. Leave padding on.")
+            raise InputError(
+                f"The texts have {min(lengths)} to {length} tokens and padding is off; one array cannot "
+                "hold them. Leave padding on."
+            )
     elif multiple_of:
         length = -(-length // multiple_of) * multiple_of
     ids = np.full((len(rows), length), pad_id, np.int64)

@@ -63,8 +63,14 @@ def encode_audio(clips: Sequence[np.ndarray], extractor: Any) -> tuple[np.ndarra
     """
     for index, clip in enumerate(clips):
         check_clip(clip, f"Sound {index}")
-    features = extractor([np.asarray(clip, np.float32) for clip in clips], sampling_rate=extractor.sampling_rate,
-                         padding=True, truncation=False, return_attention_mask=True, return_tensors="np")
+    features = extractor(
+        [np.asarray(clip, np.float32) for clip in clips],
+        sampling_rate=extractor.sampling_rate,
+        padding=True,
+        truncation=False,
+        return_attention_mask=True,
+        return_tensors="np",
+    )
     mask = np.asarray(features["attention_mask"], np.int32)
     values = np.asarray(features["input_features"], np.float32)
     if values.shape[-1] != mask.shape[-1]:

@@ -76,20 +76,28 @@ def expand_placeholders(texts: Sequence[str], tokens: SpecialTokens, counts: Med
 
 def _check_counts(texts: Sequence[str], tokens: SpecialTokens, counts: MediaCounts) -> None:
     standalone = len(counts.audio_tokens) - sum(counts.video_has_sound)
-    rows = (("image", tokens.image_token, len(counts.image_tokens)), ("audio", tokens.audio_token, standalone),
-            ("video", tokens.video_token, len(counts.video_grids)))
-    wrong = [f"{count_placeholders(texts, token)} {token} but {given} {kind} item(s)"
-             for kind, token, given in rows if count_placeholders(texts, token) != given]
+    rows = (
+        ("image", tokens.image_token, len(counts.image_tokens)),
+        ("audio", tokens.audio_token, standalone),
+        ("video", tokens.video_token, len(counts.video_grids)),
+    )
+    wrong = [
+        f"{count_placeholders(texts, token)} {token} but {given} {kind} item(s)"
+        for kind, token, given in rows
+        if count_placeholders(texts, token) != given
+    ]
     if wrong:
         hint = " (sound tracks of videos not counted)" if any(counts.video_has_sound) else ""
         raise InputError(f"The text holds {'; '.join(wrong)}{hint}. There must be one placeholder for each.")
 
 
 def _check_enclosed(match: re.Match[str], tokens: SpecialTokens) -> None:
-    before, after = match.string[:match.start()], match.string[match.end():]
+    before, after = match.string[: match.start()], match.string[match.end() :]
     if not (before.endswith(tokens.vision_bos_token) and after.startswith(tokens.vision_eos_token)):
-        raise InputError(f"The video placeholder at character {match.start()} of the text must stand as "
-                         f"{tokens.vision_bos_token}{tokens.video_token}{tokens.vision_eos_token}.")
+        raise InputError(
+            f"The video placeholder at character {match.start()} of the text must stand as "
+            f"{tokens.vision_bos_token}{tokens.video_token}{tokens.vision_eos_token}."
+        )
 
 
 def _weave(index: int, audio_tokens: int, tokens: SpecialTokens, counts: MediaCounts) -> str:
@@ -102,8 +110,9 @@ def _weave(index: int, audio_tokens: int, tokens: SpecialTokens, counts: MediaCo
     return tokens.audio_bos_token + woven + tokens.audio_eos_token
 
 
-def videos_with_sound(known: Sequence[bool | None], sounds: int, audio_placeholders: int,
-                      audio_from_video_indices: Sequence[int | None] | None) -> list[bool]:
+def videos_with_sound(
+    known: Sequence[bool | None], sounds: int, audio_placeholders: int, audio_from_video_indices: Sequence[int | None] | None
+) -> list[bool]:
     """Which videos have their sound track among the sounds.
 
     Args:
@@ -124,15 +133,18 @@ def videos_with_sound(known: Sequence[bool | None], sounds: int, audio_placehold
             f"use_audio_in_video: {sounds} sound(s) were given for {audio_placeholders} audio placeholder(s) and "
             f"{len(known)} video(s), of which {sum(value is True for value in known)} are known to have sound and "
             f"{open_count} unknown. Pass the sound tracks among `audio` in the order of the prompt, and "
-            "audio_from_video_indices to say which is whose.")
+            "audio_from_video_indices to say which is whose."
+        )
     return [left > 0 if value is None else value for value in known]
 
 
 def _sound_by_indices(videos: int, sounds: int, indices: Sequence[int | None]) -> list[bool]:
     owners = [index for index in indices if index is not None]
     if len(indices) != sounds or len(set(owners)) != len(owners) or any(not 0 <= owner < videos for owner in owners):
-        raise InputError(f"audio_from_video_indices is {list(indices)!r}; expected for each of the {sounds} sound(s) "
-                         f"None or the number (below {videos}) of the one video it belongs to.")
+        raise InputError(
+            f"audio_from_video_indices is {list(indices)!r}; expected for each of the {sounds} sound(s) "
+            f"None or the number (below {videos}) of the one video it belongs to."
+        )
     if owners != sorted(owners):
         raise InputError(f"audio_from_video_indices is {list(indices)!r}; sounds must come in the order of the prompt.")
     return [index in owners for index in range(videos)]

@@ -54,14 +54,15 @@ class VisionSettings:
                 options[key] = _per_channel(options[key], f"{where}.{key}", InputError)
         settings = replace(self, **options)
         if not 0 < settings.min_pixels <= settings.max_pixels:
-            raise InputError(f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; "
-                             "expected 0 < min_pixels <= max_pixels.")
+            raise InputError(
+                f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; "
+                "expected 0 < min_pixels <= max_pixels."
+            )
         return settings
 
     def to_dict(self) -> dict[str, Any]:
         """The settings under their names in `preprocessor_config.json`."""
-        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std),
-                "resample": BICUBIC}
+        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std), "resample": BICUBIC}
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,23 @@ def read_settings(folder: Path) -> ProcessorSettings:
     nested = read_json(folder / "processor_config.json") or {}
     image = nested.get("image_processor") or flat
     if image is None:
-        raise CheckpointError(f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
-                              "image_processor; the preprocessor settings of the checkpoint are needed.")
+        raise CheckpointError(
+            f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
+            "image_processor; the preprocessor settings of the checkpoint are needed."
+        )
     video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
     audio = nested.get("feature_extractor") or flat
     if audio is None:
-        raise CheckpointError(f"{folder}/processor_config.json has no feature_extractor, and there is no "
-                              "preprocessor_config.json.")
+        raise CheckpointError(
+            f"{folder}/processor_config.json has no feature_extractor, and there is no preprocessor_config.json."
+        )
     frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
     video = {**_without_limits(video), **frame_limits}
-    return ProcessorSettings(_vision_settings(image, f"{folder}: the image settings"),
-                             _vision_settings(video, f"{folder}: the video settings"),
-                             _audio_settings(audio, f"{folder}: the audio settings"))
+    return ProcessorSettings(
+        _vision_settings(image, f"{folder}: the image settings"),
+        _vision_settings(video, f"{folder}: the video settings"),
+        _audio_settings(audio, f"{folder}: the audio settings"),
+    )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -128,8 +134,7 @@ def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
     if config.get("resample", BICUBIC) != BICUBIC:
-        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is "
-                              "supported.")
+        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
     limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
     limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
     if len(limits) != 2:
@@ -137,18 +142,30 @@ def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     numbers = {key: config[key] for key in ("patch_size", "temporal_patch_size", "merge_size")} | limits
     wrong = [key for key, value in numbers.items() if type(value) is not int or value < 1]
     if wrong:
-        raise CheckpointError(f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole "
-                              "numbers of at least 1.")
-    given = {key: config[key] for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
-             if config.get(key) is not None}
-    return VisionSettings(**numbers, **given, image_mean=_per_channel(config["image_mean"], where, CheckpointError),
-                          image_std=_per_channel(config["image_std"], where, CheckpointError))
+        raise CheckpointError(
+            f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole numbers of at least 1."
+        )
+    given = {
+        key: config[key]
+        for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
+        if config.get(key) is not None
+    }
+    return VisionSettings(
+        **numbers,
+        **given,
+        image_mean=_per_channel(config["image_mean"], where, CheckpointError),
+        image_std=_per_channel(config["image_std"], where, CheckpointError),
+    )
 
 
 def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
     """min_pixels and max_pixels from a `size` in one of its two spellings."""
-    names = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels", "min_pixels": "min_pixels",
-             "max_pixels": "max_pixels"}
+    names = {
+        "shortest_edge": "min_pixels",
+        "longest_edge": "max_pixels",
+        "min_pixels": "min_pixels",
+        "max_pixels": "max_pixels",
+    }
     if not isinstance(size, Mapping) or not set(size) <= set(names):
         raise error(f"{where}: size is {size!r}; expected shortest_edge and longest_edge (areas in pixels).")
     return {names[key]: value for key, value in size.items() if value is not None}
@@ -169,6 +186,5 @@ def _audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if config["sampling_rate"] != SAMPLING_RATE_HZ:
         raise CheckpointError(f"{where} ask for {config['sampling_rate']} Hz; only {SAMPLING_RATE_HZ} Hz is supported.")
     if config.get("dither"):
-        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not "
-                              "supported.")
+        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not supported.")
     return {key: config[key] for key in _AUDIO_KEYS if config.get(key) is not None}

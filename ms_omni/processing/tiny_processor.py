@@ -9,26 +9,109 @@ import json
 from pathlib import Path
 
 ADDED_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
-    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>",
-    "</think>", "<|audio_start|>", "<|audio_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>",
-    "<tts_text_bos_single>", "<|audio_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<tts_pad>",
+    "<tts_text_bos>",
+    "<tts_text_eod>",
+    "<tts_text_bos_single>",
+    "<|audio_pad|>",
 )  # in the published order: the first has id len(base vocabulary), 151643 in the published tokenizer
 PLAIN_ADDED_TOKENS = frozenset(  # added, but not special: decoding with skip_special_tokens keeps them
-    ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
-     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"))
+    (
+        "<tool_call>",
+        "</tool_call>",
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+        "<tool_response>",
+        "</tool_response>",
+        "<think>",
+        "</think>",
+    )
+)
 NAMED_TOKENS = {
-    "image_token": "<|image_pad|>", "audio_token": "<|audio_pad|>", "video_token": "<|video_pad|>",
-    "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
-    "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
+    "image_token": "<|image_pad|>",
+    "audio_token": "<|audio_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>",
+    "audio_eos_token": "<|audio_end|>",
 }
 ROLE_WORDS = ("system", "user", "assistant")  # each must be one token: the talker counts on a three-token role header
 COMMON_WORDS = (
-    "the", "and", "you", "is", "are", "what", "in", "this", "of", "to", "it", "that", "see", "hear", "picture", "video",
-    "sound", "speech", "describe", "say", "says", "said", "yes", "no", "one", "two", "three", "red", "green", "blue",
-    "hello", "world", "helpful", "with", "for", "who", "how", "many", "colour", "voice", "answer", "question",
+    "the",
+    "and",
+    "you",
+    "is",
+    "are",
+    "what",
+    "in",
+    "this",
+    "of",
+    "to",
+    "it",
+    "that",
+    "see",
+    "hear",
+    "picture",
+    "video",
+    "sound",
+    "speech",
+    "describe",
+    "say",
+    "says",
+    "said",
+    "yes",
+    "no",
+    "one",
+    "two",
+    "three",
+    "red",
+    "green",
+    "blue",
+    "hello",
+    "world",
+    "helpful",
+    "with",
+    "for",
+    "who",
+    "how",
+    "many",
+    "colour",
+    "voice",
+    "answer",
+    "question",
 )
 SPACE, LINE_FEED = "\u0120", "\u010a"  # how byte-level BPE writes them
 
@@ -131,22 +214,31 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=False, fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.add_tokens([AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False)
-                          for token in ADDED_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False) for token in ADDED_TOKENS]
+    )
     return tokenizer.to_str(pretty=False)
 
 
 def _tokenizer_config(first_added_id: int) -> dict:
     """The `tokenizer_config.json` that goes with it, keys as in the published one."""
     decoder = {
-        str(first_added_id + index): {"content": token, "lstrip": False, "normalized": False, "rstrip": False,
-                                      "single_word": False, "special": token not in PLAIN_ADDED_TOKENS}
+        str(first_added_id + index): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": token not in PLAIN_ADDED_TOKENS,
+        }
         for index, token in enumerate(ADDED_TOKENS)
     }
     special = [token for token in ADDED_TOKENS if token not in PLAIN_ADDED_TOKENS]
@@ -187,13 +279,13 @@ def write_tiny_processor(folder: str | Path, *, vocab_size: int | None = None) -
     """
     base_size = None if vocab_size is None else vocab_size - len(ADDED_TOKENS)
     if base_size is not None and base_size < _smallest_base():
-        raise ValueError(f"vocab_size is {vocab_size}; the tiny tokenizer needs at least "
-                         f"{_smallest_base() + len(ADDED_TOKENS)}.")
+        raise ValueError(
+            f"vocab_size is {vocab_size}; the tiny tokenizer needs at least {_smallest_base() + len(ADDED_TOKENS)}."
+        )
     return write_processor_files(folder, *_vocabulary_and_merges(base_size))
 
 
-def write_processor_files(folder: str | Path, vocabulary: dict[str, int],
-                          merges: list[tuple[str, str]]) -> dict[str, int]:
+def write_processor_files(folder: str | Path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, int]:
     """Write tokenizer, chat template, preprocessor and generation settings around a byte-level BPE of one's own.
 
     Args:

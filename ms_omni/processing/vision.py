@@ -66,8 +66,7 @@ def encode_images(images: Sequence[Any], settings: VisionSettings) -> tuple[np.n
         image, options = image if _has_options(image) else (image, SizeOptions())
         pixels = _picture_pixels(image, name)
         if settings.do_resize:
-            size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options,
-                              name)
+            size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options, name)
             pixels = pixels if pixels.shape[1:] == size else resize_frame(pixels, *size)
         _check_multiple(pixels.shape[1:], settings, name)
         picture_patches, grid = patchify(pixels[None], settings)
@@ -90,8 +89,10 @@ def _picture_pixels(image: Any, name: str) -> np.ndarray:
 
 def _check_multiple(size: tuple[int, ...], settings: VisionSettings, name: str) -> None:
     if size[0] % settings.factor or size[1] % settings.factor:
-        raise InputError(f"{name} is {size[1]} x {size[0]} pixels and do_resize is off; both sides must be multiples "
-                         f"of {settings.factor}.")
+        raise InputError(
+            f"{name} is {size[1]} x {size[0]} pixels and do_resize is off; both sides must be multiples "
+            f"of {settings.factor}."
+        )
 
 
 def as_clips(videos: Sequence[Any], fps: Sequence[float | None]) -> list[VideoClip]:
@@ -146,16 +147,19 @@ def encode_clips(clips: Sequence[VideoClip], settings: VisionSettings) -> tuple[
 
 def size_rule(settings: VisionSettings) -> Any:
     """The target size of a video's frames under `settings`, as `load_video` wants it."""
+
     def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
-        return video_size(frames, height, width, settings.factor, settings.min_pixels, settings.max_pixels, options,
-                          name)
+        return video_size(frames, height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+
     return rule
 
 
 def _size_without_budget(settings: VisionSettings) -> Any:
     """Arrays given ready-made are only held to the per-frame limits, as in the reference."""
+
     def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
         return image_size(height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+
     return rule
 
 

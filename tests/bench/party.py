@@ -7,12 +7,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ms_omni.bench.serve import serve  # noqa: E402
+from ms_omni.bench.serve import serve
 
 
 def load(**settings):
     print("noise of a library on standard output")
-    return {"load_s": float((sys.argv + ["1"])[1]), "software": "fake", "threads": os.environ.get("OMP_NUM_THREADS", ""), **settings}
+    return {
+        "load_s": float((sys.argv + ["1"])[1]),
+        "software": "fake",
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        **settings,
+    }
 
 
 def run(kind, settings):

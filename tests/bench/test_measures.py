@@ -11,8 +11,21 @@ from ms_omni.bench.metrics import UNITS
 from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, sizes_of
 from ms_omni.errors import InputError
 
-SIZES = Sizes(image_pixels=96, video_pixels=64, video_frames=4, audio_s=1.0, prefill=(8, 90), batches=(1, 2), decode_tokens=4,
-              cached=(40,), speech_frames=3, wave_frames=6, answer_tokens=3, answer_frames=5, requests=2)  # fmt: skip
+SIZES = Sizes(
+    image_pixels=96,
+    video_pixels=64,
+    video_frames=4,
+    audio_s=1.0,
+    prefill=(8, 90),
+    batches=(1, 2),
+    decode_tokens=4,
+    cached=(40,),
+    speech_frames=3,
+    wave_frames=6,
+    answer_tokens=3,
+    answer_frames=5,
+    requests=2,
+)
 ALL = scenarios(SIZES)
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "benchmark.py"
 
@@ -115,7 +128,9 @@ def test_sizes():
 def test_the_reference_knows_every_scenario_that_is_timed():
     tree = ast.parse(REFERENCE.read_text(encoding="utf-8"))
     party = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Reference")
-    known = {node.name: {argument.arg for argument in node.args.args} for node in party.body if isinstance(node, ast.FunctionDef)}
+    known = {
+        node.name: {argument.arg for argument in node.args.args} for node in party.body if isinstance(node, ast.FunctionDef)
+    }
     for scenario in ALL:
         if not scenario.counted:
             assert scenario.settings.keys() <= known[scenario.kind], scenario.name

@@ -17,7 +17,9 @@ def test_a_summary():
     assert Summary.of([0.0]).spread == 0
 
 
-@pytest.mark.parametrize("metric, ratio", [("tokens_per_s", 0.5), ("total_s", 2.0), ("real_time_factor", 2.0), ("peak_gb", 0.5)])
+@pytest.mark.parametrize(
+    "metric, ratio", [("tokens_per_s", 0.5), ("total_s", 2.0), ("real_time_factor", 2.0), ("peak_gb", 0.5)]
+)
 def test_a_ratio_says_how_many_times_better_and_of_memory_which_share(metric, ratio):
     assert result("x", metric, [1.0, 2.0, 3.0], [3.0, 4.0, 9.0]).ratio == ratio
 
@@ -35,16 +37,28 @@ def test_what_only_one_side_knows():
 
 
 def test_figures_that_compare_two_results():
-    results = [result("cached/100", "token_s", [2.0]), result("cached/1000", "token_s", [2.5]),
-               result("decode/1", "tokens_per_s", [10.0]), result("decode/16", "tokens_per_s", [40.0]),
-               result("answer", "first_sound_s", [1.0], [8.0]), result("answer", "total_s", [4.0], [8.0])]  # fmt: skip
+    results = [
+        result("cached/100", "token_s", [2.0]),
+        result("cached/1000", "token_s", [2.5]),
+        result("decode/1", "tokens_per_s", [10.0]),
+        result("decode/16", "tokens_per_s", [40.0]),
+        result("answer", "first_sound_s", [1.0], [8.0]),
+        result("answer", "total_s", [4.0], [8.0]),
+    ]
     assert [(round(value, 6), unit) for _, value, unit in derived(results)] == [(25.0, "%"), (4.0, "x"), (0.125, "x")]
     assert derived(results[:1]) == []
 
 
 def test_every_metric_has_a_unit_that_its_name_says():
     for metric, (unit, better) in UNITS.items():
-        assert unit == ("s/s" if metric == "real_time_factor" else metric.rpartition("_")[2].upper() if metric == "peak_gb"
-                        else metric.replace("_per_", "/") if "_per_" in metric else "s")  # fmt: skip
+        assert unit == (
+            "s/s"
+            if metric == "real_time_factor"
+            else metric.rpartition("_")[2].upper()
+            if metric == "peak_gb"
+            else metric.replace("_per_", "/")
+            if "_per_" in metric
+            else "s"
+        )
         assert better == ("more" if "_per_s" in metric else "less")
     assert isinstance(Result("x", "y", "token_s", Summary.of([1.0])).unit, str)

@@ -11,9 +11,18 @@ from ms_omni.bench.report import digits, write_reports
 from ms_omni.bench.session import Outcome
 from ms_omni.errors import InputError
 
-HEAD = {"model": "mini geometry", "weights": "/w", "parameters": "18 million", "seed": 0, "repetitions": 2, "cards": 1,
-        "threads": "2", "machine": {"processor": "P", "cores": "2", "memory": "8 GB", "system": "Linux"},
-        "when": "2026-01-01 00:00", "busy": None}  # fmt: skip
+HEAD = {
+    "model": "mini geometry",
+    "weights": "/w",
+    "parameters": "18 million",
+    "seed": 0,
+    "repetitions": 2,
+    "cards": 1,
+    "threads": "2",
+    "machine": {"processor": "P", "cores": "2", "memory": "8 GB", "system": "Linux"},
+    "when": "2026-01-01 00:00",
+    "busy": None,
+}
 
 
 def outcome(reference):
@@ -54,7 +63,9 @@ def test_nothing_measured_still_gives_readable_files(tmp_path):
     assert "loading failed" in (tmp_path / "benchmark.md").read_text()
 
 
-@pytest.mark.parametrize("value, text", [(None, "-"), (12345.6, "12,346"), (99.94, "99.9"), (1.234, "1.23"), (0.01234, "0.0123")])
+@pytest.mark.parametrize(
+    "value, text", [(None, "-"), (12345.6, "12,346"), (99.94, "99.9"), (1.234, "1.23"), (0.01234, "0.0123")]
+)
 def test_digits(value, text):
     assert digits(value) == text
 

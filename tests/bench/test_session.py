@@ -33,8 +33,10 @@ class FakeSide:
 
 
 def session(log, ours=None, reference=None, repetitions=2, **options):
-    sides = [lambda: FakeSide("ms_omni", log, **(ours or {})),
-             lambda: FakeSide("reference", log, second=3.0, **(reference or {}))]  # fmt: skip
+    sides = [
+        lambda: FakeSide("ms_omni", log, **(ours or {})),
+        lambda: FakeSide("reference", log, second=3.0, **(reference or {})),
+    ]
     return Session(sides, [{}, {}], repetitions, **options)
 
 
@@ -109,4 +111,8 @@ def test_a_party_in_this_process_loads_once_and_that_counts():
         [WORK], measure_load=False
     )
     assert loads == [{"model": "m"}]
-    assert [(item.scenario, item.metric) for item in outcome.results] == [("load", "load_s"), ("load", "peak_gb"), ("work", "token_s")]
+    assert [(item.scenario, item.metric) for item in outcome.results] == [
+        ("load", "load_s"),
+        ("load", "peak_gb"),
+        ("work", "token_s"),
+    ]

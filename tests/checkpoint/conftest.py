@@ -38,8 +38,9 @@ def rewrite(folder: Path, tensors: dict[str, np.ndarray], metadata=None, shards=
     """Replace the weights of `folder`."""
     for path in [*folder.glob("*.safetensors"), *folder.glob(INDEX_FILE)]:
         path.unlink()
-    pending = [Pending(name, dtype_name(value.dtype), value.shape, lambda value=value: value)
-               for name, value in tensors.items()]  # fmt: skip
+    pending = [
+        Pending(name, dtype_name(value.dtype), value.shape, lambda value=value: value) for name, value in tensors.items()
+    ]
     write_shards(folder, pending, metadata or {"format": "pt"}, shards=shards)
 
 

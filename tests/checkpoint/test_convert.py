@@ -34,7 +34,7 @@ def test_round_trip_is_bit_exact_and_both_forms_load_alike(sharded, tmp_path):
     load_checkpoint(converted, tmp_path / "there")
     for name, value in values(published).items():
         np.testing.assert_array_equal(values(converted)[name], value)
-    assert {entry for entry in CheckpointReader(tmp_path / "there").entries} == set(values(published))
+    assert set(CheckpointReader(tmp_path / "there").entries) == set(values(published))
 
 
 def test_other_files_are_copied_as_they_are(sharded, tmp_path):
@@ -134,7 +134,7 @@ def test_files_can_be_read_by_safetensors(sharded):
     for path in sharded.glob("*.safetensors"):
         with safe_open(path, "np") as file:
             assert file.metadata() == {"format": "pt"}
-            for name in file.keys():
+            for name in file:
                 assert file.get_slice(name).get_shape() is not None
             assert path.stat().st_size > 1000 and len(file.keys()) > 10
 

@@ -76,9 +76,7 @@ def unknown_component(folder):
 
 
 def five_x_memory_names(folder):
-    change_tensors(
-        folder, lambda t: {k.replace("thinker.model.", "thinker.model.language_model."): v for k, v in t.items()}
-    )
+    change_tensors(folder, lambda t: {k.replace("thinker.model.", "thinker.model.language_model."): v for k, v in t.items()})
 
 
 DAMAGE = {
@@ -139,7 +137,7 @@ DAMAGE = {
     "pytorch_model.bin only": (pickled_only, ["another format (pytorch_model.bin)", "safetensors"]),
     "no weights": (no_weights, ["holds no weights"]),
     "missing tensors": (
-        lambda f: change_tensors(f, lambda t: (t.pop(NORM), t.pop(GATE)) and None),
+        lambda f: change_tensors(f, lambda t: None),
         ["2 missing tensors", f"{NORM} [64]", f"{GATE} [48, 64]"],
     ),
     "extra tensor": (

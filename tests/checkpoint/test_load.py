@@ -59,8 +59,10 @@ def test_every_dtype_to_every_dtype(damaged, stored, target):
     import mindspore as ms
 
     kinds = [ml_dtypes.bfloat16, np.float16, np.float32]
-    tensors = {name: value.astype(kinds[at % 3] if stored == "mixed" else stored)
-               for at, (name, value) in enumerate(tensors_of(damaged).items())}  # fmt: skip
+    tensors = {
+        name: value.astype(kinds[at % 3] if stored == "mixed" else stored)
+        for at, (name, value) in enumerate(tensors_of(damaged).items())
+    }
     rewrite(damaged, tensors)
     model = full(damaged)
     load_checkpoint(model, damaged, dtype=getattr(ms, target))
@@ -162,8 +164,13 @@ MEASURE = """
 def test_peak_memory_is_the_weights_and_two_of_the_largest_tensors(tmp_path):
     """200 MB of bfloat16, loaded as 400 MB of float32 in a process of its own."""
     write_large_thinker(tmp_path)
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)], cwd=ROOT, text=True,
-                         capture_output=True, timeout=120)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     measured = json.loads(run.stdout.splitlines()[-1])
     assert measured["weights"] > 380e6
@@ -182,7 +189,9 @@ def write_large_thinker(folder):
     config = Qwen3OmniMoeThinkerConfig.from_dict(content)
     config.save_pretrained(folder)
     patch_shape = patch_shape_of(config.vision_config)
-    pending = [Pending(source.name, "BF16", source.shape, lambda shape=source.shape: np.ones(shape, ml_dtypes.bfloat16))
-               for name, parameter in lazy(Qwen3OmniMoeThinkerForConditionalGeneration, config).parameters_and_names()
-               for source in sources("thinker." + name, tuple(parameter.shape), patch_shape)]  # fmt: skip
+    pending = [
+        Pending(source.name, "BF16", source.shape, lambda shape=source.shape: np.ones(shape, ml_dtypes.bfloat16))
+        for name, parameter in lazy(Qwen3OmniMoeThinkerForConditionalGeneration, config).parameters_and_names()
+        for source in sources("thinker." + name, tuple(parameter.shape), patch_shape)
+    ]
     write_shards(folder, pending, {"format": "pt"}, shard_bytes=60_000_000)

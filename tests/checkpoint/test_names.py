@@ -15,9 +15,16 @@ from tests.checkpoint.conftest import lazy
 
 NAMES = Path(__file__).parent / "data" / "published_names.txt.gz"
 MILLIONS = {  # from the published checkpoint
-    "thinker decoder": 30_221, "thinker head": 311, "audio encoder": 648, "vision encoder": 539,
-    "talker decoder": 3_167, "talker projections": 13, "codec head": 3, "code predictor": 142, "code2wav": 216,
-}  # fmt: skip
+    "thinker decoder": 30_221,
+    "thinker head": 311,
+    "audio encoder": 648,
+    "vision encoder": 539,
+    "talker decoder": 3_167,
+    "talker projections": 13,
+    "codec head": 3,
+    "code predictor": 142,
+    "code2wav": 216,
+}
 
 
 @pytest.fixture(scope="module")

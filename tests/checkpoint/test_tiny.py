@@ -35,7 +35,7 @@ def test_it_loads_completely_and_is_not_degenerate(tmp_path, geometry, talker):
     model = full(tmp_path / "new")
     assert load_checkpoint(model, tmp_path / "new").unused == ()
     for name, value in values(model).items():
-        assert np.isfinite(value).all() and value.std() > 0 or value.size == 1, name
+        assert (np.isfinite(value).all() and value.std() > 0) or value.size == 1, name
         assert 1e-3 < np.abs(value).mean() < 3, name
 
 
@@ -54,9 +54,11 @@ def test_geometry_from_a_dict_a_file_a_folder_and_an_object(tmp_path):
     content = load_named_config("odd").to_dict()
     content["thinker_config"]["vision_config"]["patch_size"] = 8
     first = write_tiny_checkpoint(tmp_path / "dict", geometry=content)
-    again = [write_tiny_checkpoint(tmp_path / "folder", geometry=tmp_path / "dict"),
-             write_tiny_checkpoint(tmp_path / "file", geometry=tmp_path / "dict" / "config.json"),
-             write_tiny_checkpoint(tmp_path / "object", geometry=first)]  # fmt: skip
+    again = [
+        write_tiny_checkpoint(tmp_path / "folder", geometry=tmp_path / "dict"),
+        write_tiny_checkpoint(tmp_path / "file", geometry=tmp_path / "dict" / "config.json"),
+        write_tiny_checkpoint(tmp_path / "object", geometry=first),
+    ]
     assert all(config == first for config in again)
     assert json.loads((tmp_path / "dict" / "preprocessor_config.json").read_text())["patch_size"] == 8
 

@@ -38,8 +38,19 @@ def test_numbers(cli, number):
 def test_a_run_beside_a_reference(cli, tmp_path, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(parties, "REFERENCE_SCRIPT", PARTY)
     monkeypatch.setattr(parties, "check_reference", lambda python: None)
-    code, out, err = cli("bench", "--geometry", tiny_checkpoint, "--only", "cached/100", "--repetitions", 2, "--out", tmp_path,
-                         "--reference-python", sys.executable)  # fmt: skip
+    code, out, err = cli(
+        "bench",
+        "--geometry",
+        tiny_checkpoint,
+        "--only",
+        "cached/100",
+        "--repetitions",
+        2,
+        "--out",
+        tmp_path,
+        "--reference-python",
+        sys.executable,
+    )
     assert code == 0, err
     data = json.loads((tmp_path / "benchmark.json").read_text())
     (result,) = data["results"]

@@ -45,11 +45,22 @@ def test_help_names_every_command_and_each_explains_itself(cli):
         assert code == 0 and command.HELP.split()[0] in text.decode()
 
 
-@pytest.mark.parametrize("arguments", [
-    (), ("sing",), ("generate", "hi"), ("generate", "--model", "x"), ("tiny",), ("convert", "x"), ("inspect",),
-    ("generate", "--model", "x", "--top-k", "many", "hi"), ("tiny", "x", "--dtype", "int8"),
-    ("generate", "--model", "x", "--loud", "hi"),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("sing",),
+        ("generate", "hi"),
+        ("generate", "--model", "x"),
+        ("tiny",),
+        ("convert", "x"),
+        ("inspect",),
+        ("generate", "--model", "x", "--top-k", "many", "hi"),
+        ("tiny", "x", "--dtype", "int8"),
+        ("generate", "--model", "x", "--loud", "hi"),
+    ],
+    ids=" ".join,
+)
 def test_wrong_usage(arguments, cli):
     code, out, err = cli(*arguments)
     assert code == 2 and not out and err.startswith("usage: ms-omni")
@@ -93,9 +104,12 @@ def test_json_is_one_object(cli, tiny_checkpoint, spoken):
 def test_json_of_a_spoken_answer(spoken):
     report, samples, target = spoken
     assert report["speech"] == {
-        "file": str(target), "samples": 1920 * 3 - 555, "seconds": round((1920 * 3 - 555) / 24_000, 3), "frames": 3,
+        "file": str(target),
+        "samples": 1920 * 3 - 555,
+        "seconds": round((1920 * 3 - 555) / 24_000, 3),
+        "frames": 3,
         "real_time_factor": report["speech"]["real_time_factor"],
-    }  # fmt: skip
+    }
     assert len(samples) == 2 * report["speech"]["samples"] and any(samples)
     assert report["timings_s"]["first_text"] < report["timings_s"]["first_audio"] <= report["timings_s"]["total"]
 
@@ -112,22 +126,41 @@ def test_greedy_speech_and_speakers(cli, tiny_checkpoint, spoken, tmp_path):
     waves = []
     for name, seed in (("Aiden", 1), ("Aiden", 2), ("chelsie", 1)):
         target = tmp_path / f"{name}{seed}.wav"
-        code, _, err = cli("generate", "--model", tiny_checkpoint, *SPOKEN[:3], seed, *SPOKEN[4:], "--greedy-speech",
-                           "--speaker", name, "--speech", target, "hello")  # fmt: skip
+        code, _, err = cli(
+            "generate",
+            "--model",
+            tiny_checkpoint,
+            *SPOKEN[:3],
+            seed,
+            *SPOKEN[4:],
+            "--greedy-speech",
+            "--speaker",
+            name,
+            "--speech",
+            target,
+            "hello",
+        )
         assert code == 0 and str(target) in err
         waves.append(frames(target))
     assert waves[0] == waves[1] != waves[2]
     assert spoken[1] not in waves
 
 
-@pytest.mark.parametrize("change, said", [
-    (("--temperature", 0), "temperature is 0.0, expected a number above 0"),
-    (("--max-new-tokens", 0), "max_new_tokens is 0"), (("--top-p", 3), "top_p is 3.0"), (("--seed", -1), "seed is -1"),
-    (("--speech", "/no/such/folder/x.wav"), "cannot write speech to /no/such/folder/x.wav"),
-    (("--speech", "x.wav", "--speaker", "Nobody"), "unknown speaker 'Nobody'; this checkpoint has aiden"),
-    (("--dtype", "float8"), "float8"), (("--image", "/no/such.jpg"), "/no/such.jpg"),
-    (("--model", "/no/such/model"), "/no/such/model"),
-], ids=lambda value: value[0] if isinstance(value, tuple) else None)  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (("--temperature", 0), "temperature is 0.0, expected a number above 0"),
+        (("--max-new-tokens", 0), "max_new_tokens is 0"),
+        (("--top-p", 3), "top_p is 3.0"),
+        (("--seed", -1), "seed is -1"),
+        (("--speech", "/no/such/folder/x.wav"), "cannot write speech to /no/such/folder/x.wav"),
+        (("--speech", "x.wav", "--speaker", "Nobody"), "unknown speaker 'Nobody'; this checkpoint has aiden"),
+        (("--dtype", "float8"), "float8"),
+        (("--image", "/no/such.jpg"), "/no/such.jpg"),
+        (("--model", "/no/such/model"), "/no/such/model"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
 def test_one_line_says_what_is_wrong(change, said, cli, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_refused(cli("generate", "--model", tiny_checkpoint, *change, "hello"), said)
@@ -155,10 +188,15 @@ def test_media_keep_their_order(order, tiny_checkpoint, media):
     text = processor.decode(inputs["input_ids"][0])
     assert text.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n<|")
     assert text.endswith("what?<|im_end|>\n<|im_start|>assistant\n")
-    starts = {"<|vision_start|>": [name for name in order if name in ("red", "blue")],
-              "<|audio_start|>": [name for name in order if name in ("low", "high")]}  # fmt: skip
-    found = sorted((at, names[nth]) for mark, names in starts.items()
-                   for nth, at in enumerate(at for at in range(len(text)) if text.startswith(mark, at)))  # fmt: skip
+    starts = {
+        "<|vision_start|>": [name for name in order if name in ("red", "blue")],
+        "<|audio_start|>": [name for name in order if name in ("low", "high")],
+    }
+    found = sorted(
+        (at, names[nth])
+        for mark, names in starts.items()
+        for nth, at in enumerate(at for at in range(len(text)) if text.startswith(mark, at))
+    )
     assert tuple(name for _, name in found) == order
     sizes = {"red": [1, 4, 4], "blue": [1, 4, 6]}
     assert inputs["image_grid_thw"].tolist() == [sizes[name] for name in order if name in sizes]
@@ -168,8 +206,9 @@ def test_media_keep_their_order(order, tiny_checkpoint, media):
 
 
 def test_an_answer_about_media(cli, tiny_checkpoint, media):
-    code, out, _ = cli("generate", "--model", tiny_checkpoint, *SHORT, "--image", media["red"], "--audio", media["low"],
-                       "--json", "what?")  # fmt: skip
+    code, out, _ = cli(
+        "generate", "--model", tiny_checkpoint, *SHORT, "--image", media["red"], "--audio", media["low"], "--json", "what?"
+    )
     assert code == 0 and json.loads(out)["text_tokens"] == 3
 
 
@@ -225,8 +264,7 @@ def test_tiny_inspect_convert_and_back(cli, tmp_path):
         code, out, _ = cli("convert", source, target)
         assert code == 0 and f"in {form} form to {target}" in out.decode()
     assert cli("inspect", back)[1].split(b"\n", 1)[1] == table.split(b"\n", 1)[1]
-    reports = [json.loads(cli("generate", "--model", folder, *SHORT, "--json", "hi")[1])
-               for folder in (tiny, ours, back)]  # fmt: skip
+    reports = [json.loads(cli("generate", "--model", folder, *SHORT, "--json", "hi")[1]) for folder in (tiny, ours, back)]
     assert reports[0]["text"] == reports[1]["text"] == reports[2]["text"]
 
 

@@ -12,8 +12,18 @@ def test_this_machine(cli):
     text = out.decode()
     assert code == 0, text
     assert text.splitlines()[-1] == "This machine can run the model."
-    for title in ("Python", "packages", "memory", "disk", "devices", "MindSpore", "operators", "msrun", "self-check",
-                  "the miniature"):
+    for title in (
+        "Python",
+        "packages",
+        "memory",
+        "disk",
+        "devices",
+        "MindSpore",
+        "operators",
+        "msrun",
+        "self-check",
+        "the miniature",
+    ):
         assert any(line.startswith(title) for line in text.splitlines())
     assert "XX" not in text and "Traceback" not in text + err
 

@@ -56,10 +56,14 @@ def wait_until(condition, process, seconds=90):
 
 def test_ctrl_c_leaves_a_valid_file(environment, tiny_checkpoint, tmp_path):
     target = tmp_path / "said.wav"
-    arguments = ["generate", "--model", tiny_checkpoint, "--max-new-tokens", "1000", "--speech", target, "--seed", "7",
-                 "hi"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "ms_omni.cli", *map(str, arguments)], env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    arguments = ["generate", "--model", tiny_checkpoint, "--max-new-tokens", "1000", "--speech", target, "--seed", "7", "hi"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ms_omni.cli", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_until(lambda: target.exists() and target.stat().st_size > 44, process)
         process.send_signal(signal.SIGINT)
@@ -75,8 +79,13 @@ def test_ctrl_c_leaves_a_valid_file(environment, tiny_checkpoint, tmp_path):
 
 def test_a_reader_who_goes_away_is_no_error_message(environment, tiny_checkpoint):
     arguments = ["generate", "--model", tiny_checkpoint, "--max-new-tokens", "500", "--seed", "1", "hi"]
-    process = subprocess.Popen([sys.executable, "-m", "ms_omni.cli", *map(str, arguments)], env=environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ms_omni.cli", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process.stdout.close()
     try:
         assert process.wait(timeout=90) == 141

@@ -68,9 +68,7 @@ def test_export_is_lossless_and_follows_replaced_fields(published):
     for content in (published, read("instruct_saved_by_5.23")):
         config = Qwen3OmniMoeConfig.from_dict(content)
         text = dataclasses.replace(config.thinker_config.text_config, num_hidden_layers=40, rope_theta=5e5)
-        changed = dataclasses.replace(
-            config, thinker_config=dataclasses.replace(config.thinker_config, text_config=text)
-        )
+        changed = dataclasses.replace(config, thinker_config=dataclasses.replace(config.thinker_config, text_config=text))
         again = Qwen3OmniMoeConfig.from_dict(changed.to_dict())
         assert again == changed != config
         assert again.to_dict().get("something_new") == content.get("something_new")
@@ -115,18 +113,34 @@ def test_named_configurations():
 
 
 REQUIRED = [
-    "enable_audio_output", "im_start_token_id", "tts_eos_token_id", "assistant_token_id", "thinker_config",
-    "thinker_config.audio_token_id", "thinker_config.position_id_per_seconds", "thinker_config.vision_start_token_id",
-    "thinker_config.text_config", "thinker_config.text_config.num_experts", "thinker_config.text_config.norm_topk_prob",
-    "thinker_config.text_config.rms_norm_eps", "thinker_config.text_config.hidden_act",
-    "thinker_config.audio_config.n_window", "thinker_config.audio_config.n_window_infer",
-    "thinker_config.vision_config.deepstack_visual_indexes", "thinker_config.vision_config.spatial_merge_size",
+    "enable_audio_output",
+    "im_start_token_id",
+    "tts_eos_token_id",
+    "assistant_token_id",
+    "thinker_config",
+    "thinker_config.audio_token_id",
+    "thinker_config.position_id_per_seconds",
+    "thinker_config.vision_start_token_id",
+    "thinker_config.text_config",
+    "thinker_config.text_config.num_experts",
+    "thinker_config.text_config.norm_topk_prob",
+    "thinker_config.text_config.rms_norm_eps",
+    "thinker_config.text_config.hidden_act",
+    "thinker_config.audio_config.n_window",
+    "thinker_config.audio_config.n_window_infer",
+    "thinker_config.vision_config.deepstack_visual_indexes",
+    "thinker_config.vision_config.spatial_merge_size",
     "talker_config",
-    "talker_config.accept_hidden_layer", "talker_config.codec_think_bos_id", "talker_config.speaker_id",
-    "talker_config.text_config.num_experts", "talker_config.text_config.shared_expert_intermediate_size",
-    "talker_config.code_predictor_config.num_code_groups", "code2wav_config", "code2wav_config.sliding_window",
+    "talker_config.accept_hidden_layer",
+    "talker_config.codec_think_bos_id",
+    "talker_config.speaker_id",
+    "talker_config.text_config.num_experts",
+    "talker_config.text_config.shared_expert_intermediate_size",
+    "talker_config.code_predictor_config.num_code_groups",
+    "code2wav_config",
+    "code2wav_config.sliding_window",
     "code2wav_config.upsample_rates",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", REQUIRED)

@@ -80,10 +80,14 @@ def ascend(tmp_path, monkeypatch):
         root = tmp_path / "Ascend"
         root.mkdir()
         toolkit = root / "ascend-toolkit" / "latest"
-        for path, text in ((root / "driver" / "version.info", driver and f"package_version=x\nVersion={driver}\n"),
-                           (root / "firmware" / "version.info", firmware and f"Version={firmware}\n"),
-                           (toolkit / f"{platform.machine()}-linux" / "ascend_toolkit_install.info",
-                            cann and f"package_name=Ascend-cann-toolkit\nversion={cann}\ninnerversion=V1\n")):  # fmt: skip
+        for path, text in (
+            (root / "driver" / "version.info", driver and f"package_version=x\nVersion={driver}\n"),
+            (root / "firmware" / "version.info", firmware and f"Version={firmware}\n"),
+            (
+                toolkit / f"{platform.machine()}-linux" / "ascend_toolkit_install.info",
+                cann and f"package_name=Ascend-cann-toolkit\nversion={cann}\ninnerversion=V1\n",
+            ),
+        ):
             if text:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
@@ -99,12 +103,16 @@ def npu_smi(program, monkeypatch):
     """`npu_smi(driver=..., fits=...)`: an npu-smi that knows one NPU."""
 
     def make(driver="24.1.rc3", fits="OK", fails=False):
-        script = "echo dcmi initialize failed; exit 255" if fails else f"""
+        script = (
+            "echo dcmi initialize failed; exit 255"
+            if fails
+            else f"""
 case "$*" in
   "info -l") printf 'Card Count : 1\\nNPU ID : 0\\nChip Count : 1\\n';;
   *board*) printf '{BOARD.format(driver=driver, fits=fits).replace(chr(10), chr(92) + "n")}';;
   *usages*) printf '{USAGE.replace("%", "%%").replace(chr(10), chr(92) + "n")}';;
 esac"""
+        )
         monkeypatch.setenv("PATH", program("npu-smi", script))
 
     return make

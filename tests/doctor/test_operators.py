@@ -82,7 +82,9 @@ def test_the_stored_values_are_alive():
     for name in stages:
         assert stored[name].size == probe.KEPT and stored[name].std() > 0.1
         assert selfcheck.distance(name, stored[name], stored) == 0
-        assert 1e-3 < selfcheck.limit_of(name, "bfloat16", stored) < 0.5 and selfcheck.limit_of(name, "float32", stored) == 1e-3
+        assert (
+            1e-3 < selfcheck.limit_of(name, "bfloat16", stored) < 0.5 and selfcheck.limit_of(name, "float32", stored) == 1e-3
+        )
         assert selfcheck.distance(name, stored[name] * np.nan, stored) == float("inf")
         assert selfcheck.distance(name, stored[name][::-1], stored) > selfcheck.limit_of(name, "bfloat16", stored)
     assert os.path.getsize(selfcheck.STORED) < 50_000

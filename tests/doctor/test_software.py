@@ -43,14 +43,21 @@ def test_versions_that_are_right(child):
     assert not said(child("packages"), "error") and not said(child("python"), "error")
 
 
-@pytest.mark.parametrize("text, expected", [("4.57.1rc1", (4, 57, 1)), ("2.13.0+cpu", (2, 13, 0)), ("8.3.RC1", (8, 3)), ("x", ())])
+@pytest.mark.parametrize(
+    "text, expected", [("4.57.1rc1", (4, 57, 1)), ("2.13.0+cpu", (2, 13, 0)), ("8.3.RC1", (8, 3)), ("x", ())]
+)
 def test_numbers(text, expected):
     assert numbers(text) == expected
 
 
 @pytest.mark.parametrize(
     "name, what, package",
-    [("soundfile", "sounds", "soundfile"), ("av", "videos", "av"), ("soxr", "resampling of sounds", "soxr"), ("PIL", "pictures", "pillow")],
+    [
+        ("soundfile", "sounds", "soundfile"),
+        ("av", "videos", "av"),
+        ("soxr", "resampling of sounds", "soxr"),
+        ("PIL", "pictures", "pillow"),
+    ],
 )
 def test_a_media_library_that_does_not_load(child, module, name, what, package):
     folder = module(name, "raise OSError('libsomething.so.1: cannot open shared object file')")

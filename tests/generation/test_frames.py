@@ -14,8 +14,14 @@ def speak(tiny_model, ask):
 
     def run(*texts):
         inputs = ask(*texts)
-        tiny_model.generate(**inputs, max_new_tokens=4, talker_max_new_tokens=FRAMES + 1, talker_do_sample=False,
-                            eos_token_id=[], talker_eos_token_id=[])  # fmt: skip
+        tiny_model.generate(
+            **inputs,
+            max_new_tokens=4,
+            talker_max_new_tokens=FRAMES + 1,
+            talker_do_sample=False,
+            eos_token_id=[],
+            talker_eos_token_id=[],
+        )
         return inputs
 
     return run

@@ -114,17 +114,20 @@ def test_grids_of_an_image_with_time():
     assert axes(found)[0] == [0, 13, 14]
 
 
-@pytest.mark.parametrize("grids, ids, said", [
-    ({"image_grid_thw": [[1, 4, 4]]}, [I] * 3, r"image 1 has a grid of \[1, 4, 4\] .* makes 4 tokens.*has 3"),
-    ({"image_grid_thw": [[1, 2, 2]]}, [I, S, I], "more images than the 1 rows of image_grid_thw"),
-    ({}, [I], "more images than the 0 rows"),
-    ({"image_grid_thw": [[1, 2, 2]]}, [1, 2], "image_grid_thw has 1 rows but the prompt shows 0 images"),
-    ({"video_grid_thw": [[1, 2, 2]]}, [V], "1 videos but no video_second_per_grid"),
-    ({"video_grid_thw": [[1, 2, 2]], "second_per_grids": [1.0, 2.0]}, [V], "2 values of video_second_per_grid for 1"),
-    ({"video_grid_thw": [[1, 2, 4]], "second_per_grids": [1.0]}, [V, A], "makes 2 tokens, but the prompt has 1"),
-    ({"second_per_grids": [1.0]}, [V], "1 values of video_second_per_grid for 0 videos"),
-    ({"image_grid_thw": [[1, 2, 2]]}, [I, A], "wrap each medium"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "grids, ids, said",
+    [
+        ({"image_grid_thw": [[1, 4, 4]]}, [I] * 3, r"image 1 has a grid of \[1, 4, 4\] .* makes 4 tokens.*has 3"),
+        ({"image_grid_thw": [[1, 2, 2]]}, [I, S, I], "more images than the 1 rows of image_grid_thw"),
+        ({}, [I], "more images than the 0 rows"),
+        ({"image_grid_thw": [[1, 2, 2]]}, [1, 2], "image_grid_thw has 1 rows but the prompt shows 0 images"),
+        ({"video_grid_thw": [[1, 2, 2]]}, [V], "1 videos but no video_second_per_grid"),
+        ({"video_grid_thw": [[1, 2, 2]], "second_per_grids": [1.0, 2.0]}, [V], "2 values of video_second_per_grid for 1"),
+        ({"video_grid_thw": [[1, 2, 4]], "second_per_grids": [1.0]}, [V, A], "makes 2 tokens, but the prompt has 1"),
+        ({"second_per_grids": [1.0]}, [V], "1 values of video_second_per_grid for 0 videos"),
+        ({"image_grid_thw": [[1, 2, 2]]}, [I, A], "wrap each medium"),
+    ],
+)
 def test_disagreement_is_an_error(grids, ids, said):
     with pytest.raises(InputError, match=said):
         positions(ids, **grids)

@@ -19,19 +19,23 @@ def idle(tiny_model, monkeypatch):
     return tiny_model
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"speaker": "Nobody"}, "unknown speaker 'Nobody'; this checkpoint has aiden, chelsie, ethan"),
-    ({"speaker": 3}, "unknown speaker 3"),
-    ({"generation_mode": "song"}, "generation_mode is 'song', expected 'text' or 'audio'"),
-    ({"max_new_tokens": 3, "thinker_max_new_tokens": 4}, "thinker_max_new_tokens=4 and max_new_tokens=3"),
-    ({"talker_temprature": 1}, "talker has no argument 'temprature'; did you mean 'temperature'"),
-    ({"talker_temperature": 0}, "temperature is 0"),
-    ({"predictor_top_p": 2}, "top_p is 2"),
-    ({"token2wav_chunk_size": 300}, "token2wav_chunk_size is unknown; .* token2wav_chunk_frames"),
-    ({"token2wav_chunk_frames": 0}, r"token2wav_chunk_frames is \(0,\), expected frame counts of at least 1"),
-    ({"token2wav_chunk_frames": []}, "expected frame counts"),
-    ({"frobnicate": 1}, "no argument 'frobnicate'"),
-], ids=lambda value: None if isinstance(value, str) else next(iter(value)))  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"speaker": "Nobody"}, "unknown speaker 'Nobody'; this checkpoint has aiden, chelsie, ethan"),
+        ({"speaker": 3}, "unknown speaker 3"),
+        ({"generation_mode": "song"}, "generation_mode is 'song', expected 'text' or 'audio'"),
+        ({"max_new_tokens": 3, "thinker_max_new_tokens": 4}, "thinker_max_new_tokens=4 and max_new_tokens=3"),
+        ({"talker_temprature": 1}, "talker has no argument 'temprature'; did you mean 'temperature'"),
+        ({"talker_temperature": 0}, "temperature is 0"),
+        ({"predictor_top_p": 2}, "top_p is 2"),
+        ({"token2wav_chunk_size": 300}, "token2wav_chunk_size is unknown; .* token2wav_chunk_frames"),
+        ({"token2wav_chunk_frames": 0}, r"token2wav_chunk_frames is \(0,\), expected frame counts of at least 1"),
+        ({"token2wav_chunk_frames": []}, "expected frame counts"),
+        ({"frobnicate": 1}, "no argument 'frobnicate'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
 @pytest.mark.parametrize("method", ["generate", "stream", "say"])
 def test_wrong_arguments(method, change, said, idle, ask):
     with pytest.raises(InputError, match=said):
@@ -43,9 +47,13 @@ def without(inputs, token):
     return {**inputs, "input_ids": np.where(inputs["input_ids"] == token, 20, inputs["input_ids"])}
 
 
-@pytest.mark.parametrize("role, said", [
-    ("user", "the prompt has no user turn.*role 'user'"), ("assistant", "does not open an assistant turn"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "role, said",
+    [
+        ("user", "the prompt has no user turn.*role 'user'"),
+        ("assistant", "does not open an assistant turn"),
+    ],
+)
 def test_prompts_that_nobody_can_answer_aloud(role, said, idle, ask):
     inputs = without(ask("hi"), getattr(idle.config, f"{role}_token_id"))
     with pytest.raises(InputError, match=said):
@@ -70,10 +78,20 @@ def test_ids_and_mask_of_different_shape(idle, ask):
 
 
 def test_arguments_are_split_by_prefix(tiny_model, ask):
-    request = parse_request(tiny_model, {
-        **ask("hi"), "seed": 5, "top_k": 3, "thinker_do_sample": True, "talker_top_k": 7, "talker_max_new_tokens": 9,
-        "predictor_temperature": 0.5, "speaker": "ChElSiE", "token2wav_chunk_frames": (2, 9),
-    })  # fmt: skip
+    request = parse_request(
+        tiny_model,
+        {
+            **ask("hi"),
+            "seed": 5,
+            "top_k": 3,
+            "thinker_do_sample": True,
+            "talker_top_k": 7,
+            "talker_max_new_tokens": 9,
+            "predictor_temperature": 0.5,
+            "speaker": "ChElSiE",
+            "token2wav_chunk_frames": (2, 9),
+        },
+    )
     text, code, rest = request.text, request.speech.talker, request.speech.predictor
     assert (text.top_k, text.do_sample, text.seed) == (3, True, 5)
     assert (code.top_k, code.max_new_tokens, code.seed, code.temperature) == (7, 9, 5, 0.9)
@@ -98,19 +116,30 @@ def test_defaults_are_those_of_the_reference(tiny_model, ask):
     assert not rest.suppress_tokens and not rest.eos_token_id
 
 
-@pytest.mark.parametrize("options, rest", [
-    ({"talker_do_sample": False}, False), ({"talker_do_sample": False, "predictor_do_sample": True}, True),
-    ({"predictor_do_sample": False}, False), ({}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, rest",
+    [
+        ({"talker_do_sample": False}, False),
+        ({"talker_do_sample": False, "predictor_do_sample": True}, True),
+        ({"predictor_do_sample": False}, False),
+        ({}, True),
+    ],
+)
 def test_the_predictor_is_as_greedy_as_the_talker_unless_told(options, rest, tiny_model, ask):
     assert parse_request(tiny_model, {**ask("hi"), **options}).speech.predictor.do_sample is rest
 
 
-@pytest.mark.parametrize("options, speaks", [
-    ({}, True), ({"return_audio": False}, False), ({"generation_mode": "text"}, False),
-    ({"generation_mode": "audio"}, True),
-    ({"generation_mode": "text", "return_audio": True}, True), ({"return_audio": None}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, speaks",
+    [
+        ({}, True),
+        ({"return_audio": False}, False),
+        ({"generation_mode": "text"}, False),
+        ({"generation_mode": "audio"}, True),
+        ({"generation_mode": "text", "return_audio": True}, True),
+        ({"return_audio": None}, True),
+    ],
+)
 def test_when_speech_is_made(options, speaks, tiny_model, ask):
     assert (parse_request(tiny_model, {**ask("hi"), **options}).speech is not None) is speaks
 

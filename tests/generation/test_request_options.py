@@ -16,9 +16,14 @@ def test_a_stream_refuses_what_it_cannot_give(option, tiny_model, ask):
 @pytest.mark.parametrize("speaks", [True, False])
 def test_scores_come_with_and_without_speech(speaks, tiny_model, ask):
     text, audio = tiny_model.generate(
-        **ask("hi"), return_audio=speaks, max_new_tokens=4, talker_max_new_tokens=3, return_dict_in_generate=True,
-        output_scores=True, eos_token_id=[],
-    )  # fmt: skip
+        **ask("hi"),
+        return_audio=speaks,
+        max_new_tokens=4,
+        talker_max_new_tokens=3,
+        return_dict_in_generate=True,
+        output_scores=True,
+        eos_token_id=[],
+    )
     assert (audio is not None) == speaks
     assert np.argmax(text.scores, axis=-1).T.tolist() == text.sequences[:, -4:].tolist()
 

@@ -138,9 +138,16 @@ def assert_follows(counts, probabilities):
     assert statistic < chi_square_limit(kept.sum() - 1)
 
 
-@pytest.mark.parametrize("params", [
-    {}, {"temperature": 0.9, "top_k": 6}, {"top_p": 0.8}, {"temperature": 1.7, "suppress_tokens": [0, 3]},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temperature": 0.9, "top_k": 6},
+        {"top_p": 0.8},
+        {"temperature": 1.7, "suppress_tokens": [0, 3]},
+    ],
+    ids=str,
+)
 def test_draws_follow_the_probabilities(params, logits):
     """2,000 draws along one row, and one draw in each of 2,000 rows."""
     along = sampler(do_sample=True, seed=11, **params)
@@ -210,20 +217,36 @@ def test_greedy_takes_the_first_of_equals_and_int64():
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("max_new_tokens", 0, "integer of at least 1"), ("max_new_tokens", 2.5, "integer of at least 1"),
-    ("max_new_tokens", True, "integer of at least 1"), ("min_new_tokens", -1, "integer of at least 0"),
-    ("temperature", 0.0, "do_sample=False for greedy"), ("temperature", -1, "above 0"),
-    ("temperature", math.nan, "above 0"), ("temperature", math.inf, "above 0"), ("temperature", "hot", "above 0"),
-    ("top_k", -1, "0: no limit"), ("top_k", 1.5, "0: no limit"),
-    ("top_p", 0, r"\(0, 1\]"), ("top_p", 1.01, r"\(0, 1\]"), ("top_p", "most", r"\(0, 1\]"),
-    ("repetition_penalty", 0, "1: none"), ("repetition_penalty", math.inf, "1: none"),
-    ("eos_token_id", "end", "a token id or a list"), ("eos_token_id", [1, -2], "a token id or a list"),
-    ("eos_token_id", 1.5, "a token id or a list"), ("suppress_tokens", [None], "a token id or a list"),
-    ("seed", -1, "integer of at least 0"), ("seed", "x", "integer of at least 0"),
-    ("seed", 1.5, "integer of at least 0"),
-    ("pad_token_id", -1, "a token id"), ("pad_token_id", "pad", "a token id"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("max_new_tokens", 0, "integer of at least 1"),
+        ("max_new_tokens", 2.5, "integer of at least 1"),
+        ("max_new_tokens", True, "integer of at least 1"),
+        ("min_new_tokens", -1, "integer of at least 0"),
+        ("temperature", 0.0, "do_sample=False for greedy"),
+        ("temperature", -1, "above 0"),
+        ("temperature", math.nan, "above 0"),
+        ("temperature", math.inf, "above 0"),
+        ("temperature", "hot", "above 0"),
+        ("top_k", -1, "0: no limit"),
+        ("top_k", 1.5, "0: no limit"),
+        ("top_p", 0, r"\(0, 1\]"),
+        ("top_p", 1.01, r"\(0, 1\]"),
+        ("top_p", "most", r"\(0, 1\]"),
+        ("repetition_penalty", 0, "1: none"),
+        ("repetition_penalty", math.inf, "1: none"),
+        ("eos_token_id", "end", "a token id or a list"),
+        ("eos_token_id", [1, -2], "a token id or a list"),
+        ("eos_token_id", 1.5, "a token id or a list"),
+        ("suppress_tokens", [None], "a token id or a list"),
+        ("seed", -1, "integer of at least 0"),
+        ("seed", "x", "integer of at least 0"),
+        ("seed", 1.5, "integer of at least 0"),
+        ("pad_token_id", -1, "a token id"),
+        ("pad_token_id", "pad", "a token id"),
+    ],
+)
 def test_a_wrong_value_is_named(name, value, said):
     with pytest.raises(InputError, match=f"{name} is .*{said}"):
         SamplingParams(**{name: value})

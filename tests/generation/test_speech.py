@@ -43,8 +43,9 @@ def run(tiny_model):
             speech.codec_frames = original
         chunks, end = split_events(events)
         codes = np.stack([frame.codes for frame in made], axis=1) if made else None
-        return SimpleNamespace(events=events, chunks=chunks, end=end, frames=made, codes=codes,
-                               waves=join_audio(chunks, len(end.sequences)))  # fmt: skip
+        return SimpleNamespace(
+            events=events, chunks=chunks, end=end, frames=made, codes=codes, waves=join_audio(chunks, len(end.sequences))
+        )
 
     return stream
 
@@ -107,8 +108,9 @@ def test_chunks_follow_one_another_without_a_gap(tiny_model, ask, run, free):
 
 def test_the_first_sound_comes_long_before_the_text_is_written(tiny_model, ask):
     """Four frames need text rows 0 to 3, and row 3 needs to know that a fifth token follows."""
-    stream = tiny_model.stream(**ask("hi"), max_new_tokens=64, eos_token_id=[], talker_do_sample=False,
-                               talker_eos_token_id=[])  # fmt: skip
+    stream = tiny_model.stream(
+        **ask("hi"), max_new_tokens=64, eos_token_id=[], talker_do_sample=False, talker_eos_token_id=[]
+    )
     before = []
     for event in stream:
         if isinstance(event, AudioChunk):
@@ -131,8 +133,7 @@ def test_the_events_end_with_counts_and_timings(batch, ask, ends):
 
 
 def test_text_is_the_same_with_and_without_speech(batch, tiny_model, ask, ends):
-    ids, _ = tiny_model.generate(**ask(*TEXTS), max_new_tokens=WORDS, eos_token_id=ends["eos_token_id"],
-                                 return_audio=False)  # fmt: skip
+    ids, _ = tiny_model.generate(**ask(*TEXTS), max_new_tokens=WORDS, eos_token_id=ends["eos_token_id"], return_audio=False)
     assert np.array_equal(ids, batch.end.sequences)
 
 
@@ -184,8 +185,14 @@ def test_greedy_draws_nothing_anywhere(tiny_model, ask, monkeypatch):
         raise AssertionError("a random number was drawn")
 
     monkeypatch.setattr(sampling, "draw", draw)
-    _, wave = tiny_model.generate(**ask("hi"), talker_do_sample=False, talker_max_new_tokens=2, max_new_tokens=2,
-                                  eos_token_id=[], talker_eos_token_id=[])  # fmt: skip
+    _, wave = tiny_model.generate(
+        **ask("hi"),
+        talker_do_sample=False,
+        talker_max_new_tokens=2,
+        max_new_tokens=2,
+        eos_token_id=[],
+        talker_eos_token_id=[],
+    )
     assert wave.size
 
 
@@ -201,7 +208,7 @@ def test_the_same_seed_gives_the_same_codes_and_wave(run, ask, free):
 
 def test_codes_stay_in_the_codebook(free, tiny_model):
     """The specials at the end of the talker's vocabulary are suppressed."""
-    assert 0 <= free.codes.min() and free.codes.max() < tiny_model.config.code2wav_config.codebook_size
+    assert free.codes.min() >= 0 and free.codes.max() < tiny_model.config.code2wav_config.codebook_size
 
 
 # -- a given text ----------------------------------------------------------------------------------------------------
@@ -211,8 +218,14 @@ def test_say_sounds_like_an_answer_of_the_same_words(run, ask, free):
     """The answer's last token is not said, so saying the others must give the same wave."""
     inputs = ask(TEXTS[0])
     ids = np.concatenate([inputs["input_ids"], free.end.sequences[:1, -WORDS:-1]], axis=1)
-    spoken = run("say", input_ids=ids, attention_mask=np.ones_like(ids), talker_do_sample=False,
-                 talker_max_new_tokens=FRAMES + 1, talker_eos_token_id=[])  # fmt: skip
+    spoken = run(
+        "say",
+        input_ids=ids,
+        attention_mask=np.ones_like(ids),
+        talker_do_sample=False,
+        talker_max_new_tokens=FRAMES + 1,
+        talker_eos_token_id=[],
+    )
     assert not any(isinstance(event, TextDelta) for event in spoken.events)
     assert np.array_equal(spoken.end.sequences, ids) and spoken.end.text_tokens.tolist() == [0]
     assert np.array_equal(spoken.codes[0], free.codes[0])
@@ -233,8 +246,7 @@ def test_breaking_off_frees_the_caches_of_every_stage(tiny_model, ask, free):
         return sum(type(item) in (KVCache, FrameStep) for item in gc.get_objects())
 
     before = caches()
-    stream = tiny_model.stream(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[],
-                               token2wav_chunk_frames=1)  # fmt: skip
+    stream = tiny_model.stream(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[], token2wav_chunk_frames=1)
     for event in stream:
         if isinstance(event, AudioChunk):
             break
@@ -282,8 +294,14 @@ def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
     prompts, original = [], frames.build_prompt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames, "build_prompt", lambda *args: prompts.append(original(*args)) or prompts[-1])
-        _, wave = tiny_model.generate(**inputs, max_new_tokens=2, talker_max_new_tokens=3, talker_do_sample=False,
-                                      eos_token_id=[], talker_eos_token_id=[])  # fmt: skip
+        _, wave = tiny_model.generate(
+            **inputs,
+            max_new_tokens=2,
+            talker_max_new_tokens=3,
+            talker_do_sample=False,
+            eos_token_id=[],
+            talker_eos_token_id=[],
+        )
     assert wave.shape == (1, 1, 1920 * 2 - 555)
     time, height, width = prompts[0].positions[:, 0]
     (first, *_), tokens = np.flatnonzero(time != width), 6

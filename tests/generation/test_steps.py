@@ -27,8 +27,16 @@ def eager_and_compiled(tiny_checkpoint):
 
 
 def speaking(greedy):
-    return dict(max_new_tokens=6, talker_max_new_tokens=FRAMES, eos_token_id=[], talker_eos_token_id=[], seed=5,
-                talker_do_sample=not greedy, do_sample=not greedy, top_k=20)  # fmt: skip
+    return dict(
+        max_new_tokens=6,
+        talker_max_new_tokens=FRAMES,
+        eos_token_id=[],
+        talker_eos_token_id=[],
+        seed=5,
+        talker_do_sample=not greedy,
+        do_sample=not greedy,
+        top_k=20,
+    )
 
 
 @pytest.mark.parametrize("greedy", [True, False])

@@ -46,11 +46,15 @@ def test_left_padded():
 
 def test_media_of_other_turns_are_left_out():
     """Images: one in the system turn, one of the user, one of an earlier answer. Videos: two of the user."""
-    ids = np.array([[START, SYSTEM, I, START, USER, I, I, 7, V, A, V, START, ASSISTANT, I, START, USER, V, START,
-                     ASSISTANT]])  # fmt: skip
+    ids = np.array(
+        [[START, SYSTEM, I, START, USER, I, I, 7, V, A, V, START, ASSISTANT, I, START, USER, V, START, ASSISTANT]]
+    )
     valid = np.ones(ids.shape, bool)
-    media = {"image_grid_thw": np.array([[1, 2, 2], [1, 4, 4], [1, 6, 6]]), "second_per_grids": np.array([0.5, 2.0]),
-             "video_grid_thw": np.array([[2, 2, 2], [1, 2, 2]])}  # fmt: skip
+    media = {
+        "image_grid_thw": np.array([[1, 2, 2], [1, 4, 4], [1, 6, 6]]),
+        "second_per_grids": np.array([0.5, 2.0]),
+        "video_grid_thw": np.array([[2, 2, 2], [1, 2, 2]]),
+    }
     found = user_media(ids, valid, user_mask(ids, valid, IDS), MEDIA, media)
     assert found["image_grid_thw"].tolist() == [[1, 4, 4]]
     assert found["video_grid_thw"].tolist() == [[2, 2, 2], [1, 2, 2]]
@@ -75,8 +79,26 @@ def conversation(tiny_model):
     config = tiny_model.config
     start, sound = config.im_start_token_id, config.thinker_config.audio_token_id
     user, assistant, system = config.user_token_id, config.assistant_token_id, config.system_token_id
-    first = [start, system, 20, start, user, 21, sound, sound, 22, start, assistant, 23, start, user, 24, start,
-             assistant, 30]  # fmt: skip
+    first = [
+        start,
+        system,
+        20,
+        start,
+        user,
+        21,
+        sound,
+        sound,
+        22,
+        start,
+        assistant,
+        23,
+        start,
+        user,
+        24,
+        start,
+        assistant,
+        30,
+    ]
     second = [start, user, 25, 26, start, assistant, 30]
     ids = np.array([first, [0] * (len(first) - len(second)) + second])
     return ids, np.array([[True] * len(first), [n >= len(first) - len(second) for n in range(len(first))]])
@@ -112,9 +134,18 @@ def plain_rows(model, ids, hidden, text, speaker):
     pad = config.tts_pad_token_id
     for token, codec in zip(
         [config.im_start_token_id, config.assistant_token_id, 30, pad, pad, pad, pad, config.tts_bos_token_id, text],
-        [None, None, None, talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id, speaker,
-         talker.codec_pad_id, talker.codec_bos_id],
-    ):  # fmt: skip
+        [
+            None,
+            None,
+            None,
+            talker.codec_nothink_id,
+            talker.codec_think_bos_id,
+            talker.codec_think_eos_id,
+            speaker,
+            talker.codec_pad_id,
+            talker.codec_bos_id,
+        ],
+    ):
         rows.append(said(token) + (0 if codec is None else code(codec)))
     return np.stack(rows)
 
@@ -122,8 +153,10 @@ def plain_rows(model, ids, hidden, text, speaker):
 def test_rows_follow_the_layout(tiny_model, conversation, states):
     ids, valid = conversation
     config = tiny_model.config
-    turns = [turn + [40 + row] for row, turn in enumerate(assistant_turns(ids, config.im_start_token_id,
-                                                                          config.assistant_token_id))]  # fmt: skip
+    turns = [
+        turn + [40 + row]
+        for row, turn in enumerate(assistant_turns(ids, config.im_start_token_id, config.assistant_token_id))
+    ]
     speaker = config.talker_config.speaker_id["aiden"]
     hand = TextHandOver(iter(()), turns, config.tts_eos_token_id, config.tts_pad_token_id)
     prompt = build_prompt(tiny_model, states, {}, hand, speaker)

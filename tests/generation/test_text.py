@@ -171,10 +171,15 @@ def test_prefixed_arguments_lose_their_prefix():
     assert kwargs == {"top_k": 2}
 
 
-@pytest.mark.parametrize("name, hint", [
-    ("max_new_token", "did you mean 'max_new_tokens'"), ("temprature", "did you mean 'temperature'"),
-    ("stop_string", "did you mean 'stop_strings'"), ("xyzzy", "it knows max_new_tokens, min_new_tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("max_new_token", "did you mean 'max_new_tokens'"),
+        ("temprature", "did you mean 'temperature'"),
+        ("stop_string", "did you mean 'stop_strings'"),
+        ("xyzzy", "it knows max_new_tokens, min_new_tokens"),
+    ],
+)
 def test_an_unknown_argument_comes_with_a_hint(name, hint):
     with pytest.raises(InputError, match=f"generate has no argument '{name}'; {hint}"):
         arguments.sampling_params({name: 1}, "generate")

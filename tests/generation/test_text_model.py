@@ -73,8 +73,14 @@ def test_both_models_write_the_same_text(tiny_model, ask, greedy_tokens):
     ids, audio = tiny_model.generate(**inputs, return_audio=False, thinker_max_new_tokens=NEW, thinker_eos_token_id=[])
     assert audio is None
     assert new_tokens(ids, inputs).tolist() == greedy_tokens(inputs, NEW).tolist()
-    result, _ = tiny_model.generate(**inputs, generation_mode="text", max_new_tokens=2, eos_token_id=[],
-                                    thinker_return_dict_in_generate=True, thinker_output_scores=True)  # fmt: skip
+    result, _ = tiny_model.generate(
+        **inputs,
+        generation_mode="text",
+        max_new_tokens=2,
+        eos_token_id=[],
+        thinker_return_dict_in_generate=True,
+        thinker_output_scores=True,
+    )
     assert new_tokens(result.sequences, inputs).tolist() == greedy_tokens(inputs, NEW)[:, :2].tolist()
     assert [int(scores.argmax()) for scores in result.scores] == greedy_tokens(inputs, NEW)[0, :2].tolist()
 
@@ -83,8 +89,9 @@ def test_stop_string_of_the_real_tokenizer(tiny_model, ask, greedy_tokens, proce
     inputs = ask(TEXTS[0])
     tokens = greedy_tokens(inputs, NEW)[0]
     text = processor.tokenizer.decode(tokens[:4].tolist(), skip_special_tokens=True)
-    ids = tiny_model.thinker.generate(**inputs, max_new_tokens=NEW, eos_token_id=[], stop_strings=[text[-2:]],
-                                      tokenizer=processor.tokenizer)  # fmt: skip
+    ids = tiny_model.thinker.generate(
+        **inputs, max_new_tokens=NEW, eos_token_id=[], stop_strings=[text[-2:]], tokenizer=processor.tokenizer
+    )
     found = new_tokens(ids, inputs)[0]
     assert text[-2:] in processor.tokenizer.decode(found.tolist(), skip_special_tokens=True)
     assert text[-2:] not in processor.tokenizer.decode(found[:-1].tolist(), skip_special_tokens=True)
@@ -156,13 +163,16 @@ def test_two_streams_side_by_side_do_not_mix(tiny_model, ask, greedy_tokens):
 # -- errors before any work ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"max_new_token": 3}, "no argument 'max_new_token'; did you mean 'max_new_tokens'"),
-    ({"temperature": 0}, "temperature is 0, expected a number above 0"),
-    ({"input_ids": None}, "needs input_ids"),
-    ({"use_cache": False}, "use_cache=False"),
-    ({"stop_strings": ["x"]}, "stop_strings need the tokenizer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"max_new_token": 3}, "no argument 'max_new_token'; did you mean 'max_new_tokens'"),
+        ({"temperature": 0}, "temperature is 0, expected a number above 0"),
+        ({"input_ids": None}, "needs input_ids"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"stop_strings": ["x"]}, "stop_strings need the tokenizer"),
+    ],
+)
 def test_wrong_arguments(change, said, tiny_model, ask, monkeypatch):
     def work(*_, **__):
         raise AssertionError("the thinker was run")
@@ -174,10 +184,16 @@ def test_wrong_arguments(change, said, tiny_model, ask, monkeypatch):
         tiny_model.generate(**{**ask("hi"), **change})
 
 
-@pytest.mark.parametrize("ids, said", [
-    ([[1, 512]], r"must lie in \[0, 512\); got 1 to 512"), ([[-1, 2]], "got -1 to 2"), ([1, 2], "shape"),
-    ([[]], "not empty"), ([[0.5, 1]], "must be integers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ids, said",
+    [
+        ([[1, 512]], r"must lie in \[0, 512\); got 1 to 512"),
+        ([[-1, 2]], "got -1 to 2"),
+        ([1, 2], "shape"),
+        ([[]], "not empty"),
+        ([[0.5, 1]], "must be integers"),
+    ],
+)
 def test_wrong_ids(ids, said, tiny_model):
     with pytest.raises(InputError, match=said):
         tiny_model.thinker.generate(input_ids=np.array(ids), max_new_tokens=1)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from ms_omni.errors import MediaError
 from ms_omni.media import load_image
-from ms_omni.media.sizes import resize_frame, smart_resize, video_size
 from ms_omni.media.options import SizeOptions
+from ms_omni.media.sizes import resize_frame, smart_resize, video_size
 from tests.media.make_files import cut
 
 COLOUR = (200, 100, 50)

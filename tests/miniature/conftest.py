@@ -52,8 +52,13 @@ def ask(model, processor):
 
     def answer(asked):
         woven = asked[0].use_audio_in_video
-        inputs = processor.apply_chat_template([item.messages for item in asked], tokenize=True, return_dict=True,
-                                               add_generation_prompt=True, use_audio_in_video=woven)  # fmt: skip
+        inputs = processor.apply_chat_template(
+            [item.messages for item in asked],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            use_audio_in_video=woven,
+        )
         ids, _ = model.generate(**inputs, use_audio_in_video=woven, return_audio=False, max_new_tokens=32)
         texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

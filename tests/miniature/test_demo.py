@@ -35,7 +35,7 @@ def test_every_answer_is_right(shown):
 
 
 def test_question_and_answer_stand_side_by_side(shown, miniature):
-    out, printed = shown
+    _out, printed = shown
     for sample in load_samples(miniature / "samples"):
         assert sample.question.split()[0] in printed and sample.answer.split()[0] in printed
     assert max(map(len, printed.split("\n\n")[0].splitlines())) <= 120

@@ -11,8 +11,11 @@ CHECKPOINT_BYTES, FILES_BYTES = 20_000_000, 32_000_000
 
 
 def test_the_checkpoint(miniature):
-    files = [path for path in miniature.iterdir() if path.suffix in (".safetensors", ".json", ".txt")
-             and not path.name.startswith("held_out")]  # fmt: skip
+    files = [
+        path
+        for path in miniature.iterdir()
+        if path.suffix in (".safetensors", ".json", ".txt") and not path.name.startswith("held_out")
+    ]
     assert sum(path.stat().st_size for path in files) <= CHECKPOINT_BYTES
     assert json.loads((miniature / "config.json").read_text())["architectures"] == ["Qwen3OmniMoeForConditionalGeneration"]
 

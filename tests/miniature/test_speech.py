@@ -15,8 +15,9 @@ MAX_TAIL_S = 1.5
 
 
 def events_of(model, processor, prompt, **options):
-    inputs = processor.apply_chat_template([[{"role": "user", "content": prompt}]], tokenize=True, return_dict=True,
-                                           add_generation_prompt=True)  # fmt: skip
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": prompt}]], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
     return inputs, list(model.stream(**inputs, talker_max_new_tokens=MAX_FRAMES, seed=3, **options))
 
 
@@ -52,8 +53,12 @@ def test_say_is_understood_by_its_own_ears(model, processor, tmp_path, ask, spea
 def test_a_spoken_batch(model, processor):
     """Rows of different lengths speak together; each ends by itself."""
     prompts = ["What is 3 + 4?", "Say an orange star and 66.", "What is the capital of France?"]
-    inputs = processor.apply_chat_template([[{"role": "user", "content": prompt}] for prompt in prompts], tokenize=True,
-                                           return_dict=True, add_generation_prompt=True)  # fmt: skip
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": prompt}] for prompt in prompts],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+    )
     ids, waves = model.generate(**inputs, speaker="ethan", talker_max_new_tokens=MAX_FRAMES, seed=5)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert [text.strip() for text in texts] == ["7", "an orange star and 66", "I do not know"]

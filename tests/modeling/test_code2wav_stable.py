@@ -73,9 +73,14 @@ def normal(*shape):
 
 
 CONVOLUTIONS = [  # channels, outputs, width, dilation, groups
-    (1, 1, 1, 1, 1), (3, 7, 7, 1, 1), (65, 13, 7, 3, 1), (130, 6, 1, 1, 1), (6, 1, 7, 9, 1), (6, 9, 3, 2, 3),
+    (1, 1, 1, 1, 1),
+    (3, 7, 7, 1, 1),
+    (65, 13, 7, 3, 1),
+    (130, 6, 1, 1, 1),
+    (6, 1, 7, 9, 1),
+    (6, 9, 3, 2, 3),
     (5, 5, 7, 1, 5),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("channels, outputs, width, dilation, groups", CONVOLUTIONS)
@@ -91,9 +96,17 @@ def test_conv1d(channels, outputs, width, dilation, groups, close):
     assert ops.conv1d(Tensor(x[..., :reach].copy()), *settings).shape == (2, outputs, 0) if reach else True
 
 
-@pytest.mark.parametrize("channels, outputs, width, stride", [
-    (1, 1, 1, 1), (65, 5, 16, 8), (130, 7, 2, 2), (3, 4, 6, 3), (4, 30, 7, 3), (2, 3, 3, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, outputs, width, stride",
+    [
+        (1, 1, 1, 1),
+        (65, 5, 16, 8),
+        (130, 7, 2, 2),
+        (3, 4, 6, 3),
+        (4, 30, 7, 3),
+        (2, 3, 3, 4),
+    ],
+)
 def test_conv_transpose1d(channels, outputs, width, stride, close):
     """Outputs that have all their contributions in the piece are those of the whole."""
     x, weight, bias = normal(2, channels, 330), normal(channels, outputs, width), normal(outputs)
@@ -177,9 +190,12 @@ def test_elements_do_not_depend_on_their_place(name):
 def test_rows_do_not_depend_on_their_place(d):
     x, weight, bias = normal(90, d), Tensor(normal(d)), Tensor(normal(d))
     index, mean = RNG.integers(0, 90, (90, 16)).astype(np.int32), np.full((90, 16), 1 / 16, np.float32)
-    functions = [lambda s: ops.rms_norm(Tensor(x[s]), weight, 1e-5), lambda s: ops.scale_channels(Tensor(x[s]), weight),
-                 lambda s: ops.layer_norm(Tensor(x[s]), weight, bias, 1e-6),
-                 lambda s: ops.weighted_sum_rows(Tensor(x), Tensor(index[s]), Tensor(mean[s]))]  # fmt: skip
+    functions = [
+        lambda s: ops.rms_norm(Tensor(x[s]), weight, 1e-5),
+        lambda s: ops.scale_channels(Tensor(x[s]), weight),
+        lambda s: ops.layer_norm(Tensor(x[s]), weight, bias, 1e-6),
+        lambda s: ops.weighted_sum_rows(Tensor(x), Tensor(index[s]), Tensor(mean[s])),
+    ]
     for function in functions:
         whole = function(slice(0, 90)).asnumpy()
         for length in range(1, 41):
@@ -189,8 +205,10 @@ def test_rows_do_not_depend_on_their_place(d):
 
 def test_views_are_read_as_they_look(close):
     x, weight, bias = normal(2, 40, 6), normal(5, 6, 3), normal(5)
-    close(ops.conv1d(Tensor(x).transpose(0, 2, 1), *map(Tensor, (weight, bias))),
-          formulas.conv1d(x.transpose(0, 2, 1), weight, bias, 1, 1))  # fmt: skip
+    close(
+        ops.conv1d(Tensor(x).transpose(0, 2, 1), *map(Tensor, (weight, bias))),
+        formulas.conv1d(x.transpose(0, 2, 1), weight, bias, 1, 1),
+    )
     cut, turned = slice(3, 21), np.ascontiguousarray(weight.transpose(1, 0, 2))
     found = ops.conv_transpose1d(Tensor(x).transpose(0, 2, 1)[..., cut], Tensor(turned), Tensor(bias), 2)
     close(found, formulas.conv_transpose1d(x.transpose(0, 2, 1)[..., cut], turned, bias, 2))

@@ -30,17 +30,32 @@ def media_prompt(thinker):
     patch = 3 * vision.temporal_patch_size * vision.patch_size**2
     frames = 230
     sound = audio_token_count(frames, config.audio_config.n_window)
-    row = [5, 6, 7, config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id, 8, 9,
-           config.audio_start_token_id, *[config.audio_token_id] * sound, config.audio_end_token_id, 10, 11]  # fmt: skip
+    row = [
+        5,
+        6,
+        7,
+        config.vision_start_token_id,
+        *[config.image_token_id] * 6,
+        config.vision_end_token_id,
+        8,
+        9,
+        config.audio_start_token_id,
+        *[config.audio_token_id] * sound,
+        config.audio_end_token_id,
+        10,
+        11,
+    ]
     ids = np.array([[4, *row], [0, *row]])
     mask = np.ones_like(ids)
     mask[1, 0] = 0
     return {
-        "input_ids": ids, "attention_mask": mask, "image_grid_thw": grid,
+        "input_ids": ids,
+        "attention_mask": mask,
+        "image_grid_thw": grid,
         "pixel_values": RNG.standard_normal((48, patch)).astype(np.float32),
         "input_features": RNG.standard_normal((2, config.audio_config.num_mel_bins, frames)).astype(np.float32),
         "feature_attention_mask": np.ones((2, frames), np.int64),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 16])
@@ -71,8 +86,10 @@ def test_a_continued_conversation(tiny_model, monkeypatch):
 def test_no_mask_over_everything_exists(tiny_model, monkeypatch):
     chunked(monkeypatch, 32)
     shapes = []
-    monkeypatch.setattr("ms_omni.modeling.cache.causal_mask", lambda valid, new, real=causal_mask: shapes.append(
-        (valid.shape, new)) or real(valid, new))  # fmt: skip
+    monkeypatch.setattr(
+        "ms_omni.modeling.cache.causal_mask",
+        lambda valid, new, real=causal_mask: shapes.append((valid.shape, new)) or real(valid, new),
+    )
     tiny_model.thinker(input_ids=RNG.integers(5, 200, (1, 300)), logits_to_keep=1)
     assert len(shapes) == 10 and all(shape[1] <= 32 and new <= 32 for shape, new in shapes)
 

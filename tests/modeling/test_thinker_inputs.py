@@ -13,25 +13,31 @@ def inputs(tiny_model):
     vision = config.vision_config
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     ids = [5, config.vision_start_token_id, *[config.image_token_id] * 4, 6, 7]
-    return {"input_ids": np.array([ids]), "pixel_values": np.ones((16, patch), np.float32),
-            "image_grid_thw": np.array([[1, 4, 4]])}  # fmt: skip
+    return {
+        "input_ids": np.array([ids]),
+        "pixel_values": np.ones((16, patch), np.float32),
+        "image_grid_thw": np.array([[1, 4, 4]]),
+    }
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"pixel_values": None}, "4 image placeholders but there are no image inputs"),
-    ({"image_grid_thw": None}, "pixel_values came without image_grid_thw"),
-    ({"image_grid_thw": np.array([[1, 4, 2]])}, "describes 8 patches, but pixel values have 16 rows"),
-    ({"image_grid_thw": np.array([[1, 3, 4]])}, "multiples of 2"),
-    ({"input_ids": np.array([[5, 6]])}, "0 image placeholders but the image inputs make 4 tokens"),
-    ({"input_ids": np.array([[5, 10**6]])}, "must lie in"),
-    ({"input_ids": np.array([[-1]])}, "must lie in"),
-    ({"input_ids": np.zeros((1, 0), int)}, "not empty"),
-    ({"input_ids": np.array([5, 6])}, r"shape \[batch, tokens\]"),
-    ({"attention_mask": np.ones((1, 3))}, "attention_mask has shape"),
-    ({"labels": np.ones((1, 3), int)}, "labels have shape"),
-    ({"position_ids": np.ones((3, 1, 2))}, "position_ids has shape"),
-    ({"input_features": np.ones((1, 128, 50), np.float32)}, "0 audio placeholders"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"pixel_values": None}, "4 image placeholders but there are no image inputs"),
+        ({"image_grid_thw": None}, "pixel_values came without image_grid_thw"),
+        ({"image_grid_thw": np.array([[1, 4, 2]])}, "describes 8 patches, but pixel values have 16 rows"),
+        ({"image_grid_thw": np.array([[1, 3, 4]])}, "multiples of 2"),
+        ({"input_ids": np.array([[5, 6]])}, "0 image placeholders but the image inputs make 4 tokens"),
+        ({"input_ids": np.array([[5, 10**6]])}, "must lie in"),
+        ({"input_ids": np.array([[-1]])}, "must lie in"),
+        ({"input_ids": np.zeros((1, 0), int)}, "not empty"),
+        ({"input_ids": np.array([5, 6])}, r"shape \[batch, tokens\]"),
+        ({"attention_mask": np.ones((1, 3))}, "attention_mask has shape"),
+        ({"labels": np.ones((1, 3), int)}, "labels have shape"),
+        ({"position_ids": np.ones((3, 1, 2))}, "position_ids has shape"),
+        ({"input_features": np.ones((1, 128, 50), np.float32)}, "0 audio placeholders"),
+    ],
+)
 def test_contradictions_are_named(changes, message, tiny_model, inputs):
     with pytest.raises(InputError, match=message):
         tiny_model.thinker(**{**inputs, **changes})

@@ -155,8 +155,11 @@ def test_an_operator_of_reference_that_the_device_cannot_compute_is_named(settle
     def no_kernel(*_):
         raise TypeError("ScatterUpdate: Unsupported data type")
 
-    monkeypatch.setattr(ascend, "FORMS", {**ascend.FORMS, "write_rows": (no_kernel, ascend.write_rows_by_copy),
-                                          "clip": (no_kernel, reference.clip)})  # fmt: skip
+    monkeypatch.setattr(
+        ascend,
+        "FORMS",
+        {**ascend.FORMS, "write_rows": (no_kernel, ascend.write_rows_by_copy), "clip": (no_kernel, reference.clip)},
+    )
     monkeypatch.setattr(reference, "clip", lambda x, low, high: x * 0.5)
     rows, complaints = settled()
     assert rows["write_rows"][0] == "ascend" and "no_kernel: TypeError: ScatterUpdate" in rows["write_rows"][1]
@@ -169,7 +172,10 @@ def test_a_kernel_stays_where_reference_itself_fails(settled, ascend, monkeypatc
 
     monkeypatch.setattr(reference, "rotary", fails)
     rows, complaints = settled()
-    assert rows["rotary"] == ("ascend", "runs, compared with nothing: reference fails with RuntimeError: Tile: no such kernel")
+    assert rows["rotary"] == (
+        "ascend",
+        "runs, compared with nothing: reference fails with RuntimeError: Tile: no such kernel",
+    )
     assert not complaints
 
 

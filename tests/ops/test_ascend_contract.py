@@ -80,7 +80,7 @@ RIGHT = {
         (T(1, 4, 1, 9), T(6, 4, 1, 3), T(6), (1, 1), (0, 0), (1, 2), 1),
     ],
     "index_copy": [(BUFFER, int32(3, 1), T(2, 32))],
-}  # fmt: skip
+}
 
 BOTH, DOCUMENTATION = "both", "documentation"
 
@@ -91,8 +91,12 @@ WRONG = [
     ("fused_infer_attention", (T(2, 7, 5, 32), KV, KV, None, 2, 0.2, "BNSD"), DOCUMENTATION, "heads not in groups"),
     ("fused_infer_attention", (Q, T(2, 2, 9, 16), T(2, 2, 9, 16), None, 2, 0.2, "BNSD"), DOCUMENTATION, "channels"),
     ("fused_infer_attention", (Q, KV, T(2, 2, 8, 32), None, 2, 0.2, "BNSD"), DOCUMENTATION, "values fewer than keys"),
-    ("fused_infer_attention", (T(2, 8, 5, 24), T(2, 2, 9, 24), T(2, 2, 9, 24), None, 2, 0.2, "BNSD"), DOCUMENTATION,
-     "channels no multiple of 16"),
+    (
+        "fused_infer_attention",
+        (T(2, 8, 5, 24), T(2, 2, 9, 24), T(2, 2, 9, 24), None, 2, 0.2, "BNSD"),
+        DOCUMENTATION,
+        "channels no multiple of 16",
+    ),
     ("fused_infer_attention", (Q, KV, KV, mask(2, 1, 5, 8), 2, 0.2, "BNSD"), DOCUMENTATION, "a mask too narrow"),
     ("fused_infer_attention", (Q, KV, KV, T(2, 1, 5, 9), 2, 0.2, "BNSD"), DOCUMENTATION, "an additive mask"),
     ("fused_infer_attention", (STEP, KV, KV, None, 2, 0.2, "BNSD_BSND"), DOCUMENTATION, "that layout for one query"),
@@ -129,7 +133,7 @@ WRONG = [
     ("index_copy", (BUFFER, int32(3, 1), T(2, 31)), DOCUMENTATION, "rows too short"),
     ("index_copy", (BUFFER, int32(3, 1, 2), T(2, 32)), DOCUMENTATION, "more places than rows"),
     ("conv2d", (T(1, 4, 2, 2), T(6, 4, 7, 7), T(6), (2, 2), (1, 1), (1, 1), 1), BOTH, "smaller than the kernel"),
-]  # fmt: skip
+]
 
 
 def made(arguments, dtype):
@@ -137,7 +141,7 @@ def made(arguments, dtype):
 
 
 def outcome(function, arguments, dtype):
-    """"runs", "unregistered" (stopped for want of a kernel only) or "refused"."""
+    """ "runs", "unregistered" (stopped for want of a kernel only) or "refused"."""
     try:
         function(*made(arguments, dtype))
         return "runs"

@@ -8,9 +8,16 @@ from ms_omni.modeling.packing import segments_of
 from tests.ops import formulas
 
 
-@pytest.mark.parametrize("b, s, t, heads, kv_heads, d", [
-    (1, 1, 1, 1, 1, 1), (1, 1, 9, 6, 2, 5), (2, 3, 3, 4, 4, 6), (3, 5, 11, 6, 3, 4), (2, 7, 7, 8, 1, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "b, s, t, heads, kv_heads, d",
+    [
+        (1, 1, 1, 1, 1, 1),
+        (1, 1, 9, 6, 2, 5),
+        (2, 3, 3, 4, 4, 6),
+        (3, 5, 11, 6, 3, 4),
+        (2, 7, 7, 8, 1, 3),
+    ],
+)
 def test_attention(b, s, t, heads, kv_heads, d, normal, tensors, close):
     q, k, v = normal(b, s, heads, d), normal(b, kv_heads, t, d), normal(b, kv_heads, t, d)
     close(ops.attention(*tensors(q, k, v), None, d**-0.5), formulas.attention(q, k, v, None, d**-0.5))

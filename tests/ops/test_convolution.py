@@ -6,14 +6,20 @@ from ms_omni.modeling import ops
 from tests.ops import formulas
 
 
-@pytest.mark.parametrize("channels, out, width, dilation, groups, length", [
-    (3, 5, 1, 1, 1, 4), (4, 6, 7, 1, 1, 11), (4, 4, 7, 1, 4, 9), (6, 4, 3, 1, 2, 8), (3, 2, 7, 9, 1, 60),
-    (2, 2, 3, 2, 2, 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, out, width, dilation, groups, length",
+    [
+        (3, 5, 1, 1, 1, 4),
+        (4, 6, 7, 1, 1, 11),
+        (4, 4, 7, 1, 4, 9),
+        (6, 4, 3, 1, 2, 8),
+        (3, 2, 7, 9, 1, 60),
+        (2, 2, 3, 2, 2, 5),
+    ],
+)
 def test_conv1d(channels, out, width, dilation, groups, length, normal, tensors, close):
     x, weight, bias = normal(2, channels, length), normal(out, channels // groups, width), normal(out)
-    close(ops.conv1d(*tensors(x, weight, bias), dilation, groups), formulas.conv1d(x, weight, bias, dilation, groups),
-          5e-6)  # fmt: skip
+    close(ops.conv1d(*tensors(x, weight, bias), dilation, groups), formulas.conv1d(x, weight, bias, dilation, groups), 5e-6)
 
 
 def test_conv1d_settings_are_not_mixed_up(normal, tensors, close):
@@ -25,20 +31,31 @@ def test_conv1d_settings_are_not_mixed_up(normal, tensors, close):
     close(ops.conv1d(*tensors(x, depthwise, bias), 1, 4), formulas.conv1d(x, depthwise, bias, 1, 4), 5e-6)
 
 
-@pytest.mark.parametrize("channels, out, width, stride, length", [
-    (3, 5, 2, 2, 4), (4, 2, 16, 8, 3), (2, 3, 10, 5, 1), (2, 2, 3, 4, 5), (1, 1, 1, 1, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, out, width, stride, length",
+    [
+        (3, 5, 2, 2, 4),
+        (4, 2, 16, 8, 3),
+        (2, 3, 10, 5, 1),
+        (2, 2, 3, 4, 5),
+        (1, 1, 1, 1, 2),
+    ],
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_conv_transpose1d(batch, channels, out, width, stride, length, normal, tensors, close):
     x, weight, bias = normal(batch, channels, length), normal(channels, out, width), normal(out)
-    close(ops.conv_transpose1d(*tensors(x, weight, bias), stride), formulas.conv_transpose1d(x, weight, bias, stride),
-          5e-6)  # fmt: skip
+    close(ops.conv_transpose1d(*tensors(x, weight, bias), stride), formulas.conv_transpose1d(x, weight, bias, stride), 5e-6)
 
 
-@pytest.mark.parametrize("channels, out, kernel, stride, padding, size", [
-    (1, 3, (3, 3), 2, 1, (8, 9)), (3, 2, (3, 3), 2, 1, (5, 13)), (2, 4, (1, 1), 1, 0, (3, 2)),
-    (2, 1, (2, 3), 1, 2, (4, 4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, out, kernel, stride, padding, size",
+    [
+        (1, 3, (3, 3), 2, 1, (8, 9)),
+        (3, 2, (3, 3), 2, 1, (5, 13)),
+        (2, 4, (1, 1), 1, 0, (3, 2)),
+        (2, 1, (2, 3), 1, 2, (4, 4)),
+    ],
+)
 def test_conv2d(channels, out, kernel, stride, padding, size, normal, tensors, close):
     x, weight, bias = normal(2, channels, *size), normal(out, channels, *kernel), normal(out)
     expected = formulas.conv2d(x, weight, bias, stride, padding)

@@ -21,9 +21,20 @@ def normal(*shape):
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("rows, inputs, outputs", [
-    (1, 1, 1), (5, 7, 3), (6, 16, 64), (13, 33, 65), (70, 513, 130), (200, 1030, 17), (7, 2049, 95), (64, 40, 200), (0, 3, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, inputs, outputs",
+    [
+        (1, 1, 1),
+        (5, 7, 3),
+        (6, 16, 64),
+        (13, 33, 65),
+        (70, 513, 130),
+        (200, 1030, 17),
+        (7, 2049, 95),
+        (64, 40, 200),
+        (0, 3, 4),
+    ],
+)
 def test_linear(rows, inputs, outputs, biased, close):
     x, weight, bias = normal(rows, inputs), normal(outputs, inputs), normal(outputs) if biased else None
     found = cpu_dense.linear(Tensor(x), Tensor(weight), Tensor(bias) if biased else None)
@@ -37,9 +48,17 @@ def test_a_row_has_the_same_bits_in_every_batch():
         assert np.array_equal(cpu.linear(Tensor(x[17 : 17 + rows]), weight, bias).asnumpy(), whole[17 : 17 + rows])
 
 
-@pytest.mark.parametrize("n, e, k, d, inner", [
-    (1, 1, 1, 1, 1), (17, 3, 2, 20, 7), (40, 40, 1, 33, 64), (300, 4, 3, 70, 65), (230, 2, 1, 520, 40), (90, 16, 4, 64, 96),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, e, k, d, inner",
+    [
+        (1, 1, 1, 1, 1),
+        (17, 3, 2, 20, 7),
+        (40, 40, 1, 33, 64),
+        (300, 4, 3, 70, 65),
+        (230, 2, 1, 520, 40),
+        (90, 16, 4, 64, 96),
+    ],
+)
 def test_experts(n, e, k, d, inner, close):
     index = np.stack([RNG.permutation(e)[:k] for _ in range(n)]).astype(np.int32)
     arguments = normal(n, d), normal(e, d, 2 * inner), normal(e, inner, d), normal(n, k), index
@@ -49,8 +68,10 @@ def test_experts(n, e, k, d, inner, close):
 def test_shares_of_the_experts_add_up(close):
     index = np.stack([RNG.permutation(7)[:3] for _ in range(60)]).astype(np.int32)
     x, gate_up, down, weights = normal(60, 33), normal(7, 33, 40), normal(7, 20, 33), normal(60, 3)
-    shares = [cpu.experts(*map(Tensor, (x, gate_up[part], down[part], weights, index)), part.start)
-              for part in (slice(0, 2), slice(2, 3), slice(3, 7))]  # fmt: skip
+    shares = [
+        cpu.experts(*map(Tensor, (x, gate_up[part], down[part], weights, index)), part.start)
+        for part in (slice(0, 2), slice(2, 3), slice(3, 7))
+    ]
     close(sum(share.asnumpy() for share in shares), formulas.experts(x, gate_up, down, weights, index), 3e-6)
 
 
@@ -62,13 +83,24 @@ def test_experts_all_in_one_and_one_that_does_not_exist(close):
         cpu_dense.experts(*map(Tensor, arguments), ALL).asnumpy()
 
 
-@pytest.mark.parametrize("batch, channels, height, width, outputs, taps, stride, padding", [
-    (1, 1, 3, 3, 1, 3, 2, 1), (2, 3, 7, 5, 9, 3, 2, 1), (1, 2, 6, 9, 5, 3, 1, 0), (3, 70, 16, 13, 7, 3, 2, 1),
-    (1, 2, 20, 1, 3, 3, 2, 1), (1, 4, 11, 130, 6, 5, 3, 2), (2, 3, 1, 8, 4, 1, 1, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch, channels, height, width, outputs, taps, stride, padding",
+    [
+        (1, 1, 3, 3, 1, 3, 2, 1),
+        (2, 3, 7, 5, 9, 3, 2, 1),
+        (1, 2, 6, 9, 5, 3, 1, 0),
+        (3, 70, 16, 13, 7, 3, 2, 1),
+        (1, 2, 20, 1, 3, 3, 2, 1),
+        (1, 4, 11, 130, 6, 5, 3, 2),
+        (2, 3, 1, 8, 4, 1, 1, 0),
+    ],
+)
 def test_conv2d(batch, channels, height, width, outputs, taps, stride, padding, close):
-    arguments = *map(Tensor, (normal(batch, channels, height, width), normal(outputs, channels, taps, taps),
-                              normal(outputs))), stride, padding  # fmt: skip
+    arguments = (
+        *map(Tensor, (normal(batch, channels, height, width), normal(outputs, channels, taps, taps), normal(outputs))),
+        stride,
+        padding,
+    )
     close(cpu.conv2d(*arguments), reference.conv2d(*arguments).asnumpy())
 
 
@@ -83,10 +115,17 @@ def masks(b, s, t):
 
 
 @pytest.mark.parametrize("kind", range(3))
-@pytest.mark.parametrize("b, s, t, h, kv, d", [
-    (1, 1, 1, 1, 1, 1), (2, 9, 70, 6, 2, 5), (1, 300, 300, 2, 1, 16), (2, 40, 600, 4, 4, 72), (1, 65, 257, 7, 1, 33),
-    (1, 530, 530, 1, 1, 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "b, s, t, h, kv, d",
+    [
+        (1, 1, 1, 1, 1, 1),
+        (2, 9, 70, 6, 2, 5),
+        (1, 300, 300, 2, 1, 16),
+        (2, 40, 600, 4, 4, 72),
+        (1, 65, 257, 7, 1, 33),
+        (1, 530, 530, 1, 1, 8),
+    ],
+)
 def test_attention(b, s, t, h, kv, d, kind, close):
     mask = masks(b, s, t)[kind]
     q, k, v = normal(b, s, h, d), normal(b, kv, t, d), normal(b, kv, t, d)
@@ -99,8 +138,11 @@ def test_attention(b, s, t, h, kv, d, kind, close):
 def test_packed_attention(segments, close):
     n = sum(length * count for length, count in segments)
     arguments = [Tensor(normal(n, 3, 20)) for _ in range(3)]
-    close(cpu.packed_attention(*arguments, segments, 0.3),
-          reference.packed_attention(*arguments, segments, 0.3).asnumpy(), 5e-6)  # fmt: skip
+    close(
+        cpu.packed_attention(*arguments, segments, 0.3),
+        reference.packed_attention(*arguments, segments, 0.3).asnumpy(),
+        5e-6,
+    )
 
 
 def test_scores_far_apart_do_not_overflow(close):

@@ -36,42 +36,82 @@ def angles(*shape):
 
 # Name, arguments (arrays become tensors), formula or None for `reference`.
 CASES = [
-    *[("rms_norm", (normal(*shape, d), normal(d), 1e-6), formulas.rms_norm)
-      for shape, d in [((1,), 1), ((2, 3), 17), ((5, 1, 2), 64), ((0, 3), 5), ((300,), 1030)]],
-    *[("layer_norm", (normal(*shape, d), normal(d), normal(d), 1e-5), formulas.layer_norm)
-      for shape, d in [((1,), 3), ((2, 3), 33), ((0,), 5), ((300,), 1030)]],
-    *[(name, (normal(*shape) * 4,), getattr(formulas, name)) for name in ("gelu", "gelu_tanh", "silu", "sigmoid")
-      for shape in [(1,), (3, 37), (0, 4), (700, 1001)]],
+    *[
+        ("rms_norm", (normal(*shape, d), normal(d), 1e-6), formulas.rms_norm)
+        for shape, d in [((1,), 1), ((2, 3), 17), ((5, 1, 2), 64), ((0, 3), 5), ((300,), 1030)]
+    ],
+    *[
+        ("layer_norm", (normal(*shape, d), normal(d), normal(d), 1e-5), formulas.layer_norm)
+        for shape, d in [((1,), 3), ((2, 3), 33), ((0,), 5), ((300,), 1030)]
+    ],
+    *[
+        (name, (normal(*shape) * 4,), getattr(formulas, name))
+        for name in ("gelu", "gelu_tanh", "silu", "sigmoid")
+        for shape in [(1,), (3, 37), (0, 4), (700, 1001)]
+    ],
     *[("swiglu", (normal(*shape),), None) for shape in [(1, 2), (3, 5, 14), (0, 6), (500, 2002)]],
-    *[("rotary", (normal(*lead, h, 2 * half), *angles(*lead, half)), formulas.rotary)
-      for lead, h, half in [((1, 1), 1, 1), ((2, 3), 5, 7), ((9,), 2, 16), ((1, 0), 2, 4), ((2, 300), 8, 32)]],
-    *[("linear", (normal(*lead, k), normal(m, k), *bias), lambda x, w, b=0: formulas.f64(x) @ w.T + b)
-      for lead, k, m in [((1,), 1, 1), ((2, 1), 19, 7), ((1, 3), 64, 33), ((0,), 4, 3), ((70,), 5, 6)]
-      for bias in [(), (normal(m),)]],
-    *[("route_topk", (normal(n, e) * 2, k, normalise), None)
-      for n, e, k in [(1, 1, 1), (5, 7, 3), (4, 4, 4), (500, 128, 8)] for normalise in (True, False)],
-    *[("scale_channels", (normal(*shape), normal(shape[-1])), lambda x, s: formulas.f64(x) * s)
-      for shape in [(1, 1), (2, 3, 19), (0, 4), (900, 1001)]],
-    *[("snake_beta", (normal(b, c, t) * 30, normal(c), normal(c)), formulas.snake_beta)
-      for b, c, t in [(1, 1, 1), (2, 3, 37), (1, 4, 0), (2, 64, 5001)]],
-    *[("conv1d", (normal(b, c, t), normal(c, 1, w), normal(c), dilation, c), formulas.conv1d)
-      for b, c, t, w, dilation in [(1, 2, 7, 7, 1), (2, 5, 23, 3, 4), (1, 96, 301, 7, 1)]],
-    *[("weighted_sum_rows", (normal(9, d), integers(9, n, taps), normal(n, taps)), None)
-      for n, d, taps in [(1, 1, 1), (4, 13, 3), (40, 48, 16)]],
-    *[("transpose", (normal(*shape), axes), lambda x, axes: x.transpose(axes))
-      for shape, axes in [((2, 3), (1, 0)), ((2, 5, 3, 4), (0, 2, 1, 3)), ((2, 5, 3), (0, 2, 1)),
-                          ((1, 1, 3, 4), (0, 2, 1, 3)), ((3, 2, 5, 4), (0, 3, 1, 2)), ((0, 2, 3), (2, 0, 1))]],
+    *[
+        ("rotary", (normal(*lead, h, 2 * half), *angles(*lead, half)), formulas.rotary)
+        for lead, h, half in [((1, 1), 1, 1), ((2, 3), 5, 7), ((9,), 2, 16), ((1, 0), 2, 4), ((2, 300), 8, 32)]
+    ],
+    *[
+        ("linear", (normal(*lead, k), normal(m, k), *bias), lambda x, w, b=0: formulas.f64(x) @ w.T + b)
+        for lead, k, m in [((1,), 1, 1), ((2, 1), 19, 7), ((1, 3), 64, 33), ((0,), 4, 3), ((70,), 5, 6)]
+        for bias in [(), (normal(m),)]
+    ],
+    *[
+        ("route_topk", (normal(n, e) * 2, k, normalise), None)
+        for n, e, k in [(1, 1, 1), (5, 7, 3), (4, 4, 4), (500, 128, 8)]
+        for normalise in (True, False)
+    ],
+    *[
+        ("scale_channels", (normal(*shape), normal(shape[-1])), lambda x, s: formulas.f64(x) * s)
+        for shape in [(1, 1), (2, 3, 19), (0, 4), (900, 1001)]
+    ],
+    *[
+        ("snake_beta", (normal(b, c, t) * 30, normal(c), normal(c)), formulas.snake_beta)
+        for b, c, t in [(1, 1, 1), (2, 3, 37), (1, 4, 0), (2, 64, 5001)]
+    ],
+    *[
+        ("conv1d", (normal(b, c, t), normal(c, 1, w), normal(c), dilation, c), formulas.conv1d)
+        for b, c, t, w, dilation in [(1, 2, 7, 7, 1), (2, 5, 23, 3, 4), (1, 96, 301, 7, 1)]
+    ],
+    *[
+        ("weighted_sum_rows", (normal(9, d), integers(9, n, taps), normal(n, taps)), None)
+        for n, d, taps in [(1, 1, 1), (4, 13, 3), (40, 48, 16)]
+    ],
+    *[
+        ("transpose", (normal(*shape), axes), lambda x, axes: x.transpose(axes))
+        for shape, axes in [
+            ((2, 3), (1, 0)),
+            ((2, 5, 3, 4), (0, 2, 1, 3)),
+            ((2, 5, 3), (0, 2, 1)),
+            ((1, 1, 3, 4), (0, 2, 1, 3)),
+            ((3, 2, 5, 4), (0, 3, 1, 2)),
+            ((0, 2, 3), (2, 0, 1)),
+        ]
+    ],
     *[("argmax", (normal(*shape),), lambda x: x.argmax(-1)) for shape in [(1, 1), (2, 3, 65), (3, 5001)]],
-    *[("draw", (normal(b, v) * 3, RNG.uniform(size=(b, 1)).astype(np.float32), t, k, p), None)
-      for b, v in [(1, 1), (5, 97), (3, 2048)] for t, k, p in [(1.0, 0, 1.0), (0.7, 50, 0.9), (1.3, 5, 0.5)]],
-]  # fmt: skip
+    *[
+        ("draw", (normal(b, v) * 3, RNG.uniform(size=(b, 1)).astype(np.float32), t, k, p), None)
+        for b, v in [(1, 1), (5, 97), (3, 2048)]
+        for t, k, p in [(1.0, 0, 1.0), (0.7, 50, 0.9), (1.3, 5, 0.5)]
+    ],
+]
 
 for n, e, k, d, inner in [(1, 3, 1, 6, 5), (1, 8, 8, 64, 33), (7, 5, 2, 17, 40), (300, 4, 3, 70, 65), (60, 2, 1, 130, 64)]:
     index = np.stack([RNG.permutation(e)[:k] for _ in range(n)]).astype(np.int32)
-    CASES.append(("experts", (normal(n, d), normal(e, d, 2 * inner), normal(e, inner, d), normal(n, k), index),
-                  formulas.experts))  # fmt: skip
-for b, s, t, h, kv, d in [(1, 1, 1, 1, 1, 1), (2, 1, 9, 6, 2, 5), (3, 5, 11, 6, 3, 20), (1, 30, 30, 2, 2, 16),
-                          (1, 1, 3000, 8, 2, 64), (1, 100, 100, 2, 1, 8)]:  # fmt: skip
+    CASES.append(
+        ("experts", (normal(n, d), normal(e, d, 2 * inner), normal(e, inner, d), normal(n, k), index), formulas.experts)
+    )
+for b, s, t, h, kv, d in [
+    (1, 1, 1, 1, 1, 1),
+    (2, 1, 9, 6, 2, 5),
+    (3, 5, 11, 6, 3, 20),
+    (1, 30, 30, 2, 2, 16),
+    (1, 1, 3000, 8, 2, 64),
+    (1, 100, 100, 2, 1, 8),
+]:
     mask = np.where(RNG.uniform(size=(b, s, t)) < 0.4, -1e9, RNG.uniform(size=(b, s, t))).astype(np.float32)
     mask[:, 0] = -1e9  # a query that may see nothing sees everything alike
     arrays = normal(b, s, h, d), normal(b, kv, t, d), normal(b, kv, t, d)
@@ -128,7 +168,7 @@ def number_of(case):
 @pytest.mark.parametrize("case", CASES, ids=number_of)
 def test_kernel(case, graph):
     name, arguments, formula = case
-    if formula is None or not arguments[0].size and name == "gelu":  # numpy cannot vectorise erf over nothing
+    if formula is None or (not arguments[0].size and name == "gelu"):  # numpy cannot vectorise erf over nothing
         formula = getattr(reference, name)
         expected = formula(*[Tensor(x) if isinstance(x, np.ndarray) else x for x in arguments])
     else:
@@ -158,22 +198,34 @@ def test_views_are_read_as_what_they_stand_for(view):
     cos, sin = angles(3, 3)
     compare(cpu.rotary(x, Tensor(cos), Tensor(sin)), formulas.rotary(array, cos, sin))
     keys = mint.unsqueeze(x, 1)
-    compare(cpu.attention(Tensor(x.asnumpy()[:, :2, None]), keys, keys, None, 0.5),
-            formulas.attention(array[:, :2, None], array[:, None], array[:, None], None, 0.5))  # fmt: skip
+    compare(
+        cpu.attention(Tensor(x.asnumpy()[:, :2, None]), keys, keys, None, 0.5),
+        formulas.attention(array[:, :2, None], array[:, None], array[:, None], None, 0.5),
+    )
 
 
 @ms.jit
 def _graph_of_views(x, weight):
     turned = mint.permute(x, (2, 0, 1))
-    return (cpu.silu(turned), cpu.silu(x[:, 1:]), cpu.silu(x[..., 2:4]), cpu.rms_norm(x[1], weight, 1e-6),
-            cpu.silu(turned.reshape(6, 12)), cpu.silu(x.swapaxes(0, 2)))  # fmt: skip
+    return (
+        cpu.silu(turned),
+        cpu.silu(x[:, 1:]),
+        cpu.silu(x[..., 2:4]),
+        cpu.rms_norm(x[1], weight, 1e-6),
+        cpu.silu(turned.reshape(6, 12)),
+        cpu.silu(x.swapaxes(0, 2)),
+    )
 
 
 def test_views_in_a_graph():
     x, weight = normal(3, 4, 6), normal(6)
     turned = x.transpose(2, 0, 1)
-    expected = (*map(formulas.silu, (turned, x[:, 1:], x[..., 2:4])), formulas.rms_norm(x[1], weight, 1e-6),
-                formulas.silu(turned.reshape(6, 12)), formulas.silu(x.swapaxes(0, 2)))  # fmt: skip
+    expected = (
+        *map(formulas.silu, (turned, x[:, 1:], x[..., 2:4])),
+        formulas.rms_norm(x[1], weight, 1e-6),
+        formulas.silu(turned.reshape(6, 12)),
+        formulas.silu(x.swapaxes(0, 2)),
+    )
     compare(_graph_of_views(Tensor(x), Tensor(weight)), expected)
 
 
@@ -208,8 +260,13 @@ print(ops.rms_norm(x, ms.Tensor(np.ones(2, np.float32)), 0.0).asnumpy().tolist()
 
 def chosen(tmp_path, **environment):
     inherited = {key: value for key, value in os.environ.items() if key not in ("MS_OMNI_OPS", "CXX")}
-    done = subprocess.run([sys.executable, "-c", CHOICE], capture_output=True, text=True, check=True,
-                          env={**inherited, "XDG_CACHE_HOME": str(tmp_path), **environment})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CHOICE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**inherited, "XDG_CACHE_HOME": str(tmp_path), **environment},
+    )
     choice, values = done.stdout.strip().splitlines()[-2:]
     assert np.allclose(ast.literal_eval(values), [[0.848528, 1.131371]], atol=1e-5)
     return choice, [line for line in done.stderr.splitlines() if "reference operators" in line]

@@ -1,5 +1,7 @@
 """The router and the mixture of experts, in both of its paths."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ def test_shares_of_the_experts_add_up(path, n, e, k, normal, rng, tensors, close
     case = moe(normal, rng, n, e, k)
     x, gate_up, down, weights, indices = case
     bounds = [0, 1, e - 1, e]
-    parts = [path(*tensors(x, gate_up[a:b], down[a:b], weights, indices), a) for a, b in zip(bounds, bounds[1:])]
+    parts = [path(*tensors(x, gate_up[a:b], down[a:b], weights, indices), a) for a, b in itertools.pairwise(bounds)]
     close(sum(part.asnumpy() for part in parts), formulas.experts(*case), 5e-6)
 
 

@@ -17,15 +17,49 @@ from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
 
 pytestmark = pytest.mark.skipif(not hasattr(ops._impl, "prepare"), reason="no C++ compiler, so no fused steps")
-SMALL = dict(vocab_size=37, hidden_size=20, intermediate_size=13, num_hidden_layers=3, num_attention_heads=6,
-             num_key_value_heads=2, head_dim=6, num_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
-             moe_intermediate_size=9, shared_expert_intermediate_size=11, rope_theta=1e4, mrope_section=(1, 1, 1),
-             rms_norm_eps=1e-5, hidden_act="silu", attention_bias=False, sparse=(True, True, True))  # fmt: skip
-ODD = dict(hidden_size=67, head_dim=34, num_attention_heads=3, num_key_value_heads=3, num_experts=7,
-           num_experts_per_tok=7, moe_intermediate_size=35, mrope_section=(6, 6, 5), norm_topk_prob=False,
-           intermediate_size=130)  # fmt: skip
-THREADED = dict(hidden_size=512, head_dim=64, num_attention_heads=8, num_experts=8, moe_intermediate_size=200,
-                num_experts_per_tok=3, mrope_section=(12, 10, 10), vocab_size=3001, intermediate_size=1100)  # fmt: skip
+SMALL = dict(
+    vocab_size=37,
+    hidden_size=20,
+    intermediate_size=13,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=6,
+    num_experts=5,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+    moe_intermediate_size=9,
+    shared_expert_intermediate_size=11,
+    rope_theta=1e4,
+    mrope_section=(1, 1, 1),
+    rms_norm_eps=1e-5,
+    hidden_act="silu",
+    attention_bias=False,
+    sparse=(True, True, True),
+)
+ODD = dict(
+    hidden_size=67,
+    head_dim=34,
+    num_attention_heads=3,
+    num_key_value_heads=3,
+    num_experts=7,
+    num_experts_per_tok=7,
+    moe_intermediate_size=35,
+    mrope_section=(6, 6, 5),
+    norm_topk_prob=False,
+    intermediate_size=130,
+)
+THREADED = dict(
+    hidden_size=512,
+    head_dim=64,
+    num_attention_heads=8,
+    num_experts=8,
+    moe_intermediate_size=200,
+    num_experts_per_tok=3,
+    mrope_section=(12, 10, 10),
+    vocab_size=3001,
+    intermediate_size=1100,
+)
 STACKS = {
     "small": {},
     "odd": ODD,
@@ -108,8 +142,11 @@ def test_decoder_step_across_the_end_of_a_buffer(rng, normal, close, cells_only)
 def talker_like(groups, rng, **changes):
     """The parts of a talker that make codes 1 .. n-1."""
     config = configured(num_code_groups=groups, **changes)
-    parts = SimpleNamespace(code_predictor=fill(CodePredictor(config), rng), prepared_frame=None,
-                            model=fill(TalkerModel(configured(**{**changes, "vocab_size": 90})), rng))  # fmt: skip
+    parts = SimpleNamespace(
+        code_predictor=fill(CodePredictor(config), rng),
+        prepared_frame=None,
+        model=fill(TalkerModel(configured(**{**changes, "vocab_size": 90})), rng),
+    )
     return parts
 
 
@@ -128,8 +165,10 @@ def frames(talker, sampling, arrays):
 
 
 @pytest.mark.parametrize("sampling", [None, (0.8, 20, 0.9), (1.2, 0, 1.0), (1.0, 5, 0.4)])
-@pytest.mark.parametrize("stack, groups, batch", [("small", 2, 1), ("small", 3, 2), ("one head", 16, 5), ("odd", 32, 3),
-                                                  ("threads", 8, 1), ("threads", 4, 7)])  # fmt: skip
+@pytest.mark.parametrize(
+    "stack, groups, batch",
+    [("small", 2, 1), ("small", 3, 2), ("one head", 16, 5), ("odd", 32, 3), ("threads", 8, 1), ("threads", 4, 7)],
+)
 def test_code_frame(stack, groups, batch, sampling, rng, normal, close, cells_only):
     talker = talker_like(groups, rng, **{**STACKS[stack], "vocab_size": 211})
     arrays = frame_inputs(talker, batch, rng, normal)

@@ -34,8 +34,9 @@ def test_an_implementation_can_be_forced(monkeypatch):
 
 def test_an_unknown_implementation_is_one_clear_error():
     code = "import ms_omni.modeling.ops"
-    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MS_OMNI_OPS": "cuda"}, capture_output=True,
-                         text=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MS_OMNI_OPS": "cuda"}, capture_output=True, text=True
+    )
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1] == (
         "ValueError: MS_OMNI_OPS='cuda' is not an implementation; "

@@ -11,8 +11,15 @@ SEED = 3
 NEW_TOKENS = 32
 DRAWS = 7  # of the talker, one less is spoken
 GREEDY = {"talker_do_sample": False, "talker_max_new_tokens": DRAWS}
-SAMPLED = {"thinker_do_sample": True, "thinker_temperature": 1.3, "thinker_top_p": 0.9, "thinker_repetition_penalty": 1.1,
-           "talker_do_sample": True, "talker_max_new_tokens": DRAWS, "seed": 11}  # fmt: skip
+SAMPLED = {
+    "thinker_do_sample": True,
+    "thinker_temperature": 1.3,
+    "thinker_top_p": 0.9,
+    "thinker_repetition_penalty": 1.1,
+    "talker_do_sample": True,
+    "talker_max_new_tokens": DRAWS,
+    "seed": 11,
+}
 
 
 def inputs_of(folder, name):

@@ -43,8 +43,12 @@ def measure(folder, strategy):
         times.append(time.monotonic())
         bytes_sent.append(model.team.traffic.total_bytes)
     last = slice(-TIMED[strategy] - 2, -1)  # the last event is the end
-    return {"held": held, "peak": peak, "seconds": float(np.median(np.diff(times[last]))),
-            "sent": int(np.median(np.diff(bytes_sent[last])))}  # fmt: skip
+    return {
+        "held": held,
+        "peak": peak,
+        "seconds": float(np.median(np.diff(times[last]))),
+        "sent": int(np.median(np.diff(bytes_sent[last]))),
+    }
 
 
 def main():

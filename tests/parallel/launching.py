@@ -50,13 +50,31 @@ def msrun_command(workers, logs, *command):
     """msrun for `python COMMAND` in `workers` processes."""
     beside = Path(sys.executable).parent / "msrun"
     program = str(beside) if beside.exists() else shutil.which("msrun")
-    return [program, f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={free_port()}",
-            f"--log_dir={logs}", "--join=True", "--bind_core=False", *map(str, command)]  # fmt: skip
+    return [
+        program,
+        f"--worker_num={workers}",
+        f"--local_worker_num={workers}",
+        f"--master_port={free_port()}",
+        f"--log_dir={logs}",
+        "--join=True",
+        "--bind_core=False",
+        *map(str, command),
+    ]
 
 
 def launch_command(workers, logs, *command):
     """`ms-omni launch` for the same."""
-    return [sys.executable, "-m", "ms_omni.cli", "launch", "--cards", str(workers), "--log-dir", str(logs), *map(str, command)]
+    return [
+        sys.executable,
+        "-m",
+        "ms_omni.cli",
+        "launch",
+        "--cards",
+        str(workers),
+        "--log-dir",
+        str(logs),
+        *map(str, command),
+    ]
 
 
 class Started:
@@ -87,10 +105,25 @@ def started(program, folder, output, environment=None):
     """A job in a session of its own, with `folder` as its working directory; in the end nothing of it is left."""
     mark = uuid.uuid4().hex
     beside = Path(sys.executable).parent
-    variables = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", MARK: mark,
-                 "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "GLOG_v": "3", **(environment or {})}  # fmt: skip
-    process = subprocess.Popen(program, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT,
-                               stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    variables = {
+        **os.environ,
+        "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        MARK: mark,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",
+        "GLOG_v": "3",
+        **(environment or {}),
+    }
+    process = subprocess.Popen(
+        program,
+        cwd=folder,
+        env=variables,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     job = Started(process, mark)
     try:
         yield job

@@ -1,6 +1,6 @@
 """mindone's example for two cards with its imports changed and nothing else; files instead of URLs, and fewer tokens.
 
-    msrun --worker_num=2 ... mindone_script.py --model_name DIR --image FILE --audio FILE
+msrun --worker_num=2 ... mindone_script.py --model_name DIR --image FILE --audio FILE
 """
 
 import argparse
@@ -28,13 +28,17 @@ def generate(args):
         model.talker = shard_fn(model.talker)
 
     processor = Qwen3OmniMoeProcessor.from_pretrained(args.model_name, min_pixels=56 * 56, max_pixels=14 * 14 * 768)
-    content = [{"type": "image", "image": args.image}, {"type": "audio", "audio": args.audio},
-               {"type": "text", "text": args.prompt}]  # fmt: skip
+    content = [
+        {"type": "image", "image": args.image},
+        {"type": "audio", "audio": args.audio},
+        {"type": "text", "text": args.prompt},
+    ]
     conversation = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     audios, images, videos = process_mm_info(conversation, use_audio_in_video=True)
-    inputs = processor(text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True,
-                       use_audio_in_video=True)  # fmt: skip
+    inputs = processor(
+        text=text, audio=audios, images=images, videos=videos, return_tensors="np", padding=True, use_audio_in_video=True
+    )
     for key, value in inputs.items():
         if isinstance(value, np.ndarray):
             inputs[key] = ms.tensor(value)
@@ -52,8 +56,9 @@ def generate(args):
         thinker_max_new_tokens=4,
         talker_max_new_tokens=4,
     )
-    answer = processor.batch_decode(text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True,
-                                    clean_up_tokenization_spaces=False)  # fmt: skip
+    answer = processor.batch_decode(
+        text_ids.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     print("answer", text_ids.sequences[0, inputs["input_ids"].shape[1] :].tolist(), answer)
     if audio is not None:
         sf.write("output.wav", audio.reshape(-1).asnumpy(), samplerate=24000)

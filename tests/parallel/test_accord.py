@@ -100,8 +100,24 @@ def test_what_rank_0_says_holds(array):
 
 def test_a_digest_sees_every_difference():
     array = np.arange(6, dtype=np.int32)
-    requests = [None, (), (None,), [array], [array.reshape(2, 3)], [array.astype(np.int64)], [array, None], {"a": array},
-                {"b": array}, {"a": 1, "b": 2}, {"a": 1}, "1", 1, 1.0, SamplingParams(), SamplingParams(seed=1)]  # fmt: skip
+    requests = [
+        None,
+        (),
+        (None,),
+        [array],
+        [array.reshape(2, 3)],
+        [array.astype(np.int64)],
+        [array, None],
+        {"a": array},
+        {"b": array},
+        {"a": 1, "b": 2},
+        {"a": 1},
+        "1",
+        1,
+        1.0,
+        SamplingParams(),
+        SamplingParams(seed=1),
+    ]
     assert len({digest(request) for request in requests}) == len(requests)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) and digest([array[::2]]) == digest([array[::2].copy()])
 

@@ -61,14 +61,17 @@ def test_windows_of_sound(case, shared, size, model_of, tiny_checkpoint):
         np.testing.assert_allclose(own, whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("costs, ranks, expected", [
-    ([1, 1, 1, 1], 2, [2]),
-    ([1, 1, 1, 1], 4, [1, 2, 3]),
-    ([8, 1, 1], 2, [1]),
-    ([1, 1, 8], 2, [2]),
-    ([5], 3, [0, 1]),
-    ([3, 3], 4, [0, 1, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "costs, ranks, expected",
+    [
+        ([1, 1, 1, 1], 2, [2]),
+        ([1, 1, 1, 1], 4, [1, 2, 3]),
+        ([8, 1, 1], 2, [1]),
+        ([1, 1, 8], 2, [2]),
+        ([5], 3, [0, 1]),
+        ([3, 3], 4, [0, 1, 1]),
+    ],
+)
 def test_neighbouring_shares_of_about_equal_cost(costs, ranks, expected):
     found = shares(costs, ranks)
     assert len(found) == ranks - 1 and found == sorted(found) and found[-1] <= len(costs)

@@ -43,8 +43,10 @@ def planned_bytes(model, folder, workers):
     """What the table says that each rank holds, in float32."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.parameters_and_names()}
     plan = make_plan(Qwen3OmniMoeConfig.from_pretrained(folder), shapes, workers)
-    return [4 * sum(math.prod(part.local_shape) for part in plan.place(shapes, rank, workers).values())
-            for rank in range(workers)]  # fmt: skip
+    return [
+        4 * sum(math.prod(part.local_shape) for part in plan.place(shapes, rank, workers).values())
+        for rank in range(workers)
+    ]
 
 
 def token_traffic(model, workers):
@@ -56,8 +58,11 @@ def token_traffic(model, workers):
     gathers = 0 if text.tie_word_embeddings else 1
     calls = {"all_reduce": blocks, "all_gather": gathers, "broadcast": 2}
     token_and_flag, goes_on = 12, 4
-    nbytes = {"all_reduce": 4 * blocks * text.hidden_size, "all_gather": 8 * gathers * workers,
-              "broadcast": token_and_flag + goes_on}  # fmt: skip
+    nbytes = {
+        "all_reduce": 4 * blocks * text.hidden_size,
+        "all_gather": 8 * gathers * workers,
+        "broadcast": token_and_flag + goes_on,
+    }
     return [calls, nbytes]
 
 

@@ -31,7 +31,9 @@ def running(tiny_checkpoint, tmp_path):
 
     def begin(command_of):
         output = open(tmp_path / "output.txt", "wb")
-        command = command_of(WORKERS, tmp_path / "logs", ROOT / "tests/parallel/endless_worker.py", tiny_checkpoint, tmp_path)
+        command = command_of(
+            WORKERS, tmp_path / "logs", ROOT / "tests/parallel/endless_worker.py", tiny_checkpoint, tmp_path
+        )
         contexts.extend([output, started(command, here, output)])
         job = contexts[-1].__enter__()
         return job, wait_for([tmp_path / f"pid{rank}" for rank in range(WORKERS)], job)
@@ -44,11 +46,15 @@ def running(tiny_checkpoint, tmp_path):
 
 
 def said(folder):
-    return "\n".join(path.read_text(errors="replace") for path in [folder / "output.txt", *sorted((folder / "logs").iterdir())])
+    return "\n".join(
+        path.read_text(errors="replace") for path in [folder / "output.txt", *sorted((folder / "logs").iterdir())]
+    )
 
 
-@pytest.mark.parametrize("command_of, victim", [
-    (msrun_command, 1), pytest.param(msrun_command, 0, marks=SLOW), pytest.param(launch_command, 1, marks=SLOW)])  # fmt: skip
+@pytest.mark.parametrize(
+    "command_of, victim",
+    [(msrun_command, 1), pytest.param(msrun_command, 0, marks=SLOW), pytest.param(launch_command, 1, marks=SLOW)],
+)
 def test_a_worker_that_is_killed_ends_the_job(command_of, victim, running, tmp_path):
     job, pids = running(command_of)
     killed = time.monotonic()

@@ -41,14 +41,51 @@ def hosts():
 
 @pytest.mark.slow
 def test_two_hosts_give_the_answer_of_one(hosts, tiny_checkpoint, tmp_path):
-    asked = ["generate", "--model", str(tiny_checkpoint), "--image", str(ROOT / "examples/picture.jpg"),
-             "--max-new-tokens", "12", "What is this?"]  # fmt: skip
-    alone = subprocess.run([sys.executable, "-m", "ms_omni.cli", *asked], capture_output=True, text=True, cwd=tmp_path,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)  # fmt: skip
+    asked = [
+        "generate",
+        "--model",
+        str(tiny_checkpoint),
+        "--image",
+        str(ROOT / "examples/picture.jpg"),
+        "--max-new-tokens",
+        "12",
+        "What is this?",
+    ]
+    alone = subprocess.run(
+        [sys.executable, "-m", "ms_omni.cli", *asked],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
     with open(tmp_path / "0.txt", "wb") as first, open(tmp_path / "1.txt", "wb") as second:
-        commands = [["ip", "netns", "exec", host, sys.executable, "-m", "ms_omni.cli", "launch", "--nodes", "2", "--node-rank",
-                     str(rank), "--master-addr", ADDRESSES[0], "--master-port", str(PORT), "--cards", "1", "--log-dir",
-                     str(tmp_path / f"logs{rank}"), *asked] for rank, host in enumerate(hosts)]  # fmt: skip
+        commands = [
+            [
+                "ip",
+                "netns",
+                "exec",
+                host,
+                sys.executable,
+                "-m",
+                "ms_omni.cli",
+                "launch",
+                "--nodes",
+                "2",
+                "--node-rank",
+                str(rank),
+                "--master-addr",
+                ADDRESSES[0],
+                "--master-port",
+                str(PORT),
+                "--cards",
+                "1",
+                "--log-dir",
+                str(tmp_path / f"logs{rank}"),
+                *asked,
+            ]
+            for rank, host in enumerate(hosts)
+        ]
         with started(commands[0], tmp_path, first) as one, started(commands[1], tmp_path, second) as other:
             codes = [job.process.wait(LIMIT_S) for job in (one, other)]
     texts = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]

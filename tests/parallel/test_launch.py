@@ -51,14 +51,17 @@ def test_one_that_the_watch_ended_did_not_fail_first(capfd, tmp_path):
     assert code == 3 and "rank 1 ended with exit code 3" in err
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"cards": 0}, "the number of cards is 0, expected at least 1"),
-    ({"machines": 2, "machine": 2, "port": 8118}, "--node-rank is 2, but there are 2 machines"),
-    ({"machines": 2, "address": "10.0.0.1"}, "several machines need --master-port"),
-    ({"machines": 2, "port": 8118}, "--master-addr is 127.0.0.1, which other machines cannot reach"),
-    ({"port": 80}, "--master-port is 80, expected 1024 to 65535"),
-    ({"machines": 2, "port": 8118, "address": "no.such.host.invalid"}, "no address that this machine knows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"cards": 0}, "the number of cards is 0, expected at least 1"),
+        ({"machines": 2, "machine": 2, "port": 8118}, "--node-rank is 2, but there are 2 machines"),
+        ({"machines": 2, "address": "10.0.0.1"}, "several machines need --master-port"),
+        ({"machines": 2, "port": 8118}, "--master-addr is 127.0.0.1, which other machines cannot reach"),
+        ({"port": 80}, "--master-port is 80, expected 1024 to 65535"),
+        ({"machines": 2, "port": 8118, "address": "no.such.host.invalid"}, "no address that this machine knows"),
+    ],
+)
 def test_what_cannot_be(wrong, said):
     with pytest.raises(InputError, match=said):
         launch.Job(**{"command": ("x.py",), "cards": 1, **wrong})
@@ -78,7 +81,11 @@ def test_what_can_be_run():
     script = str(ROOT / "launch/omni_speech.py")
     assert python_command(["generate", "--model", "x"]) == ("-m", "ms_omni.cli", "generate", "--model", "x")
     assert python_command(["--", script, "--x"]) == (script, "--x")
-    for words, said in (([], "got 'nothing' to run"), (["tiny", "x"], "got 'tiny x' to run"), (["no.py"], "there is no script")):
+    for words, said in (
+        ([], "got 'nothing' to run"),
+        (["tiny", "x"], "got 'tiny x' to run"),
+        (["no.py"], "there is no script"),
+    ):
         with pytest.raises(InputError, match=said):
             python_command(words)
 

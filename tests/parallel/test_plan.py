@@ -53,8 +53,12 @@ def test_all_that_is_wrong_with_a_table_is_said_at_once():
     plan = Plan("mine", (Row(r"layers\.<n>\.w", REPLICATE), Row(r".*\.w", REPLICATE), Row("idle", REPLICATE)))
     with pytest.raises(InputError) as error:
         plan.placements(["layers.10.w", "head.b", "head.w"])
-    assert str(error.value).splitlines()[1:] == ["  layers.10.w: placed by 2 rows", "  head.b: placed by no rows",
-                                                 r"  row layers\.<n>\.w: matches no parameter", "  row idle: matches no parameter"]
+    assert str(error.value).splitlines()[1:] == [
+        "  layers.10.w: placed by 2 rows",
+        "  head.b: placed by no rows",
+        r"  row layers\.<n>\.w: matches no parameter",
+        "  row idle: matches no parameter",
+    ]
     with pytest.raises(InputError, match=r"\.\.\. and 7 more"):
         Plan("mine", ()).placements([f"p{n}" for n in range(17)])
 

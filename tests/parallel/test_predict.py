@@ -55,13 +55,16 @@ def test_a_longer_context_costs_what_its_keys_and_values_take(instruct):
     assert long.reads - short.reads == 1024 * 2 * 2 * thinker
 
 
-@pytest.mark.parametrize("strategy, cards, context, said", [
-    ("ep", 0, 8192, "cards is 0, expected at least 1"),
-    ("ep", 2, 0, "the context is 0, expected at least 1"),
-    ("ep", 2, 10**9, "the context is 1000000000 tokens, and the model has"),
-    ("tp", 2, 8192, "the strategy is 'tp', expected one of ep, zero3"),
-    ("ep", 129, 8192, "128 experts cannot be shared by 129 ranks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "strategy, cards, context, said",
+    [
+        ("ep", 0, 8192, "cards is 0, expected at least 1"),
+        ("ep", 2, 0, "the context is 0, expected at least 1"),
+        ("ep", 2, 10**9, "the context is 1000000000 tokens, and the model has"),
+        ("tp", 2, 8192, "the strategy is 'tp', expected one of ep, zero3"),
+        ("ep", 129, 8192, "128 experts cannot be shared by 129 ranks"),
+    ],
+)
 def test_what_cannot_be(instruct, strategy, cards, context, said):
     with pytest.raises(InputError, match=said):
         predict(*instruct, strategy, cards, context, 2)
@@ -79,10 +82,13 @@ def test_hardware_names_the_source_of_every_number(name):
 def test_hardware_files_of_ones_own_are_checked(tmp_path):
     entries = json.loads((config_folder() / "hardware/910b.json").read_text())
     path = tmp_path / "mine.json"
-    for broken, said in (({**entries, "memory_gb": 64}, "memory_gb needs a value, its source"),
-                         ({**entries, "memory_gb": {**entries["memory_gb"], "value": -1}}, "expected positive numbers"),
-                         ({**entries, "all_gather_gb_per_s": {**entries["memory_gb"]}}, "expected bandwidths by number of"),
-                         ({"name": "x"}, "expected .'all_gather"), ([], "holds list")):  # fmt: skip
+    for broken, said in (
+        ({**entries, "memory_gb": 64}, "memory_gb needs a value, its source"),
+        ({**entries, "memory_gb": {**entries["memory_gb"], "value": -1}}, "expected positive numbers"),
+        ({**entries, "all_gather_gb_per_s": {**entries["memory_gb"]}}, "expected bandwidths by number of"),
+        ({"name": "x"}, "expected .'all_gather"),
+        ([], "holds list"),
+    ):
         path.write_text(json.dumps(broken))
         with pytest.raises(ConfigError, match=said):
             load_hardware(path)

@@ -38,8 +38,10 @@ def expected(folder, index, rank):
     config = Qwen3OmniMoeConfig.from_pretrained(folder)
     parts = team.strategy_module(index.plan).make_plan(config, shapes, index.ranks).place(shapes, rank, index.ranks)
     reader = CheckpointReader(folder)
-    return {fill.parameter: read_slice(reader, fill, np.dtype(np.float32), parts[fill.parameter])
-            for fill in plan_loading(shapes, reader)[0]}  # fmt: skip
+    return {
+        fill.parameter: read_slice(reader, fill, np.dtype(np.float32), parts[fill.parameter])
+        for fill in plan_loading(shapes, reader)[0]
+    }
 
 
 @pytest.mark.parametrize("plan, ranks", [("ep", 2), ("ep", 3), ("zero3", 2), ("zero3", 4)])
@@ -110,7 +112,9 @@ def cut(checkpoint, tmp_path):
 
 def test_a_process_or_a_wish_that_does_not_fit(cut, monkeypatch):
     """Said before anything is loaded."""
-    with pytest.raises(InputError, match="cut for 2 ranks with the plan 'ep', and this process is to hold a model of its own"):
+    with pytest.raises(
+        InputError, match="cut for 2 ranks with the plan 'ep', and this process is to hold a model of its own"
+    ):
         team.choose(cut, team.AUTO, {})
     monkeypatch.setattr(team, "under_msrun", lambda: True)
     monkeypatch.setattr(team, "start", lambda: Mesh(0, 3))
@@ -123,11 +127,14 @@ def test_a_process_or_a_wish_that_does_not_fit(cut, monkeypatch):
     assert team.choose(cut, team.AUTO, {})[:2] == ("ep", {})
 
 
-@pytest.mark.parametrize("ranks, plan, said", [
-    (1, "ep", "got 1 ranks, expected at least 2"),
-    (2, "tp", "the plan is 'tp', expected one of 'ep', 'zero3'"),
-    (99, "ep", "experts cannot be shared by 99 ranks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ranks, plan, said",
+    [
+        (1, "ep", "got 1 ranks, expected at least 2"),
+        (2, "tp", "the plan is 'tp', expected one of 'ep', 'zero3'"),
+        (99, "ep", "experts cannot be shared by 99 ranks"),
+    ],
+)
 def test_what_cannot_be_cut(ranks, plan, said, checkpoint, tmp_path):
     with pytest.raises(InputError, match=said):
         convert_for_ranks(checkpoint, tmp_path / "cut", ranks, plan, progress=False)

@@ -19,7 +19,9 @@ def test_ranks_start_from_files_of_their_own(geometry, workers, checkpoint_of, m
         convert_for_ranks(folder, tmp_path / strategy, workers, strategy, progress=False)
     convert_for_ranks(folder, tmp_path / "other", workers + 1, "ep", progress=False)
     cut = [tmp_path / strategy for strategy in STRATEGIES]
-    job = msrun(workers, tmp_path, ROOT / "tests/parallel/rank_worker.py", tmp_path, tmp_path / "other", json.dumps(WANTED), *cut)
+    job = msrun(
+        workers, tmp_path, ROOT / "tests/parallel/rank_worker.py", tmp_path, tmp_path / "other", json.dumps(WANTED), *cut
+    )
     assert job.code == 0, job.explain()
     expected = answers(model, folder, **WANTED)
     for rank in range(workers):

@@ -13,11 +13,14 @@ def test_a_process_of_its_own():
     assert join() is None and join(None) is None
 
 
-@pytest.mark.parametrize("strategy, said", [
-    ("ep", "parallel is 'ep', but this process was started alone; start several with `ms-omni launch` or msrun"),
-    ("zero3", "parallel is 'zero3', but this process was started alone"),
-    ("tp", "parallel is 'tp', expected one of 'ep', 'zero3', None or 'auto'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "strategy, said",
+    [
+        ("ep", "parallel is 'ep', but this process was started alone; start several with `ms-omni launch` or msrun"),
+        ("zero3", "parallel is 'zero3', but this process was started alone"),
+        ("tp", "parallel is 'tp', expected one of 'ep', 'zero3', None or 'auto'"),
+    ],
+)
 def test_what_one_process_cannot_be_is_said_before_loading(strategy, said, tmp_path):
     with pytest.raises(InputError, match=said):
         Qwen3OmniMoeForConditionalGeneration.from_pretrained(tmp_path, parallel=strategy)
@@ -56,6 +59,8 @@ def test_all_ranks_must_mean_the_same_model(tiny_checkpoint):
     assert team_of(lambda data: data).check(tiny_checkpoint, "x", lambda: "config") == "config"
     version = fingerprint(tiny_checkpoint)["MindSpore"].encode()
     with pytest.raises(InputError, match=r"MindSpore: rank 0 has .*, rank 1 has .*, rank 2 has 9\.9"):
-        team_of(lambda data: data.replace(b'"MindSpore": "' + version, b'"MindSpore": "9.9')).check(tiny_checkpoint, "x", int)
+        team_of(lambda data: data.replace(b'"MindSpore": "' + version, b'"MindSpore": "9.9')).check(
+            tiny_checkpoint, "x", int
+        )
     with pytest.raises(CheckpointError, match="rank 2: CheckpointError: gone"):
         team_of(lambda data: b'{"error": "CheckpointError: gone"}').check(tiny_checkpoint, "x", int)

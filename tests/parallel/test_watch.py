@@ -22,8 +22,15 @@ class Watched:
 
     def __init__(self, size, folder, hang_s=1.0, busy_port=None):
         self.size, self.folder = size, folder
-        self.settings = {"host": "127.0.0.1", "port": free_port(), "scheduler_port": busy_port or free_port(), "size": size,
-                         "timeout_s": 20.0, "hang_s": hang_s, "launcher": 0}  # fmt: skip
+        self.settings = {
+            "host": "127.0.0.1",
+            "port": free_port(),
+            "scheduler_port": busy_port or free_port(),
+            "size": size,
+            "timeout_s": 20.0,
+            "hang_s": hang_s,
+            "launcher": 0,
+        }
         self.everyone, self.workers, self.stamps, self.companions = [], [], [], []
         self.scheduler = self.sleeper()
         self.hub = self.begin("hub", {"scheduler": self.scheduler.pid})
@@ -36,8 +43,13 @@ class Watched:
     def begin(self, module, settings, *descriptors):
         with open(self.folder / f"{module}{len(self.everyone)}.log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"ms_omni.parallel.watch.{module}", json.dumps(self.settings | settings)], stderr=log,
-                stdout=subprocess.PIPE, text=True, pass_fds=descriptors, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+                [sys.executable, "-m", f"ms_omni.parallel.watch.{module}", json.dumps(self.settings | settings)],
+                stderr=log,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=descriptors,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
         self.everyone.append(process)
         return process
 
@@ -45,8 +57,13 @@ class Watched:
         worker, stamps = self.sleeper(), Stamps.create()
         self.workers.append(worker)
         self.stamps.append(stamps)
-        self.companions.append(self.begin("companion", {"worker": worker.pid, "stamps": stamps.descriptor, "rank": rank,
-                                                        "facts": facts}, stamps.descriptor))  # fmt: skip
+        self.companions.append(
+            self.begin(
+                "companion",
+                {"worker": worker.pid, "stamps": stamps.descriptor, "rank": rank, "facts": facts},
+                stamps.descriptor,
+            )
+        )
 
     def begins(self):
         """All come; every companion says that the job begins."""
@@ -106,7 +123,7 @@ def test_a_hang_is_noticed_by_those_who_wait(watched):
 def test_a_job_that_is_left_in_order_ends_without_a_word(watched):
     job = watched()
     assert job.begins()
-    for stamps, worker in zip(job.stamps, job.workers):
+    for stamps in job.stamps:
         stamps[LEFT] = LEAVING
     time.sleep(1)
     for worker in job.workers:
@@ -132,7 +149,9 @@ def test_different_versions_do_not_begin(watched):
     job.join(0)
     job.join(1, {"MindSpore": "2.10.0"})
     said = {job.answer(companion)["error"] for companion in job.companions}
-    assert said == {f"the processes of this job are not alike: MindSpore is 2.7.1 on {name(job, 0)} but 2.10.0 on {name(job, 1)}"}
+    assert said == {
+        f"the processes of this job are not alike: MindSpore is 2.7.1 on {name(job, 0)} but 2.10.0 on {name(job, 1)}"
+    }
 
 
 def name(job, rank):
@@ -148,9 +167,16 @@ def test_a_second_job_on_the_same_port_is_refused(watched):
 
 
 def test_a_busy_port_is_said_by_all(watched):
-    with subprocess.Popen([sys.executable, "-c", "import socket; s = socket.create_server(('127.0.0.1', 0));"
-                           "print(s.getsockname()[1], flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as other:  # fmt: skip
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import socket; s = socket.create_server(('127.0.0.1', 0));print(s.getsockname()[1], flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
         port = int(other.stdout.readline())
         job = watched(busy_port=port)
         job.join(0)

@@ -10,8 +10,9 @@ import soundfile
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("mindone") is None, reason="ZeRO-3 needs mindone: pip install "
-                                                                                    "-e .[parallel]")  # fmt: skip
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mindone") is None, reason="ZeRO-3 needs mindone: pip install -e .[parallel]"
+)
 WORKER = ROOT / "tests/parallel/zero3_worker.py"
 JOBS = {
     "pretrained": ("odd", 2, {"names": ["text", "image_audio_video", "batch"], "spoken": ["batch"], "sampled": ["text"]}),

@@ -23,11 +23,11 @@ def test_every_rank_holds_its_share_of_each_component(model, ranks):
 
 
 def test_blocks_are_cells_of_the_model_and_tables_are_embeddings(model):
-    cells = {name: cell for name, cell in model.cells_and_names()}
+    cells = dict(model.cells_and_names())
     tables = set()
     for name, _ in model.parameters_and_names():
         block = block_of(name)
-        assert block is None or name.startswith(block + ".") and block in cells
+        assert block is None or (name.startswith(block + ".") and block in cells)
         tables |= {type(cells[name.rpartition(".")[0]]).__name__} if block is None else set()
     assert tables == {"Embedding"}
 

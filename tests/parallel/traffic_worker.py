@@ -20,8 +20,9 @@ def main():
         counts = []
         for tokens in (4, 5):
             before = model.team.traffic.copy()
-            model.thinker.generate(input_ids=PROMPT, attention_mask=np.ones_like(PROMPT), max_new_tokens=tokens,
-                                   eos_token_id=[])  # fmt: skip
+            model.thinker.generate(
+                input_ids=PROMPT, attention_mask=np.ones_like(PROMPT), max_new_tokens=tokens, eos_token_id=[]
+            )
             counts.append(model.team.traffic.since(before))
         more = counts[1].since(counts[0])
         held = sum(parameter.nbytes for parameter in model.get_parameters())

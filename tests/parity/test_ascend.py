@@ -58,10 +58,25 @@ def test_speech(ascend, model, speech_values, build, config, close, monkeypatch)
 
 def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_model, monkeypatch):
     config = tiny_model.config
-    prompt = [config.im_start_token_id, config.user_token_id, 31, 32, 33, config.im_end_token_id, config.im_start_token_id,
-              config.assistant_token_id, 31]  # fmt: skip
-    options = dict(input_ids=np.array([prompt]), max_new_tokens=12, eos_token_id=[], talker_max_new_tokens=6,
-                   talker_eos_token_id=[], talker_do_sample=False)  # fmt: skip
+    prompt = [
+        config.im_start_token_id,
+        config.user_token_id,
+        31,
+        32,
+        33,
+        config.im_end_token_id,
+        config.im_start_token_id,
+        config.assistant_token_id,
+        31,
+    ]
+    options = dict(
+        input_ids=np.array([prompt]),
+        max_new_tokens=12,
+        eos_token_id=[],
+        talker_max_new_tokens=6,
+        talker_eos_token_id=[],
+        talker_do_sample=False,
+    )
     ids, wave = tiny_model.generate(**options)
     monkeypatch.setattr(ops, "_impl", reference)
     expected_ids, expected_wave = tiny_model.generate(**options)
@@ -75,8 +90,19 @@ def test_all_of_it():
 
     But for what is measured in memory: numpy's functions settle at other sizes.
     """
-    tests = ["tests/parity", "tests/generation", "tests/modeling", "--ignore=tests/parity/test_ascend.py", "-k",
-             "not memory"]  # fmt: skip
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests], cwd=ROOT, text=True,
-                         env={**os.environ, "MS_OMNI_OPS": "ascend-emulated"}, capture_output=True)  # fmt: skip
+    tests = [
+        "tests/parity",
+        "tests/generation",
+        "tests/modeling",
+        "--ignore=tests/parity/test_ascend.py",
+        "-k",
+        "not memory",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "MS_OMNI_OPS": "ascend-emulated"},
+        capture_output=True,
+    )
     assert run.returncode == 0, run.stdout[-3000:]

@@ -29,8 +29,9 @@ def test_blocks_and_wave(model, speech_values, config, close):
 def test_chunks_of_the_reference(model, speech_values, config, close):
     """Decoding chunks apart, each with five frames of left context, is what the reference does: it loses samples."""
     vocoder, codes = model.code2wav, vocoder_codes(config)
-    samples_per_frame = int(np.prod([*config["code2wav_config"]["upsample_rates"],
-                                     *config["code2wav_config"]["upsampling_ratios"]]))  # fmt: skip
+    samples_per_frame = int(
+        np.prod([*config["code2wav_config"]["upsample_rates"], *config["code2wav_config"]["upsampling_ratios"]])
+    )
     parts = []
     for start in range(0, codes.shape[-1], 12):
         context = min(start, 5)

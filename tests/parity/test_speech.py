@@ -115,8 +115,11 @@ def test_rows_whose_text_ends_early(model, speech_values, build, config, close, 
 def single(case, row):
     """Row `row` of the case "batch" (text; image and audio; video) without its padding, as a case of its own."""
     mask = case.inputs["attention_mask"][row] == 1
-    wanted = [(), ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask"),
-              ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")][row]  # fmt: skip
+    wanted = [
+        (),
+        ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask"),
+        ("pixel_values_videos", "video_grid_thw", "video_second_per_grid"),
+    ][row]
     inputs = {name: case.inputs[name] for name in wanted}
     ids = {name: case.inputs[name][row : row + 1, mask] for name in ("input_ids", "attention_mask")}
     return Case(f"{case.name}/{row}", ids | inputs, case.use_audio_in_video)

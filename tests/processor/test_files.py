@@ -76,11 +76,7 @@ def test_layout_of_5x(processor, copy):
 def test_round_trip(processor, tmp_path):
     processor.save_pretrained(tmp_path / "saved")
     other = Qwen3OmniMoeProcessor.from_pretrained(tmp_path / "saved")
-    assert (
-        other.settings == processor.settings
-        and other.chat_template == processor.chat_template
-        and same(processor, other)
-    )
+    assert other.settings == processor.settings and other.chat_template == processor.chat_template and same(processor, other)
 
 
 @pytest.mark.parametrize("place", ["jinja", "tokenizer", "named", "none"])
@@ -208,9 +204,7 @@ def test_no_heavy_imports():
         "import sys, ms_omni.processor, ms_omni.media; "
         "print([m for m in ('mindspore', 'torch', 'transformers', 'librosa', 'av', 'soundfile') if m in sys.modules])"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_pixel_limits_of_from_pretrained(folder):

@@ -58,9 +58,7 @@ def everything(videos):
 
 
 def test_everything_in_one_conversation(processor, videos):
-    inputs = processor.apply_chat_template(
-        everything(videos), tokenize=True, return_dict=True, add_generation_prompt=True
-    )
+    inputs = processor.apply_chat_template(everything(videos), tokenize=True, return_dict=True, add_generation_prompt=True)
     assert set(inputs) == set(processor.model_input_names)
     assert inputs.input_ids.dtype == np.int64 and (inputs["attention_mask"] == 1).all()
     assert inputs.pixel_values.dtype == inputs.input_features.dtype == np.float32
@@ -116,9 +114,7 @@ def test_batch_is_padded_on_the_left(processor, videos):
     inputs = processor.apply_chat_template(batch, tokenize=True, return_dict=True)
     alone = processor.apply_chat_template(batch[1], tokenize=True, return_dict=True)
     length = alone.input_ids.shape[1]
-    assert (inputs.input_ids[1, :-length] == processor.pad_token_id).all() and not inputs.attention_mask[
-        1, :-length
-    ].any()
+    assert (inputs.input_ids[1, :-length] == processor.pad_token_id).all() and not inputs.attention_mask[1, :-length].any()
     np.testing.assert_array_equal(inputs.input_ids[1, -length:], alone.input_ids[0])
     assert processor.tokenizer.convert_ids_to_tokens(processor.pad_token_id) == "<|endoftext|>"
 
@@ -137,9 +133,7 @@ def test_padding_choices(processor):
 
 def test_seconds_per_grid_follow_the_real_rate(processor, videos):
     """The reference says 2.0 / fps asked for, or 2.0: ours is the rate of the frames that were taken."""
-    conversation = user(
-        {"type": "video", "video": videos["loud"]}, {"type": "video", "video": videos["fast"], "fps": 5}
-    )
+    conversation = user({"type": "video", "video": videos["loud"]}, {"type": "video", "video": videos["fast"], "fps": 5})
     inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
     np.testing.assert_allclose(inputs.video_second_per_grid, [1.0, 0.4])
     assert inputs.video_second_per_grid.dtype == np.float64

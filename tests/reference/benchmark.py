@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ms_omni.bench.inputs import part  # noqa: E402
-from ms_omni.bench.serve import peak_gb, serve  # noqa: E402
+from ms_omni.bench.inputs import part
+from ms_omni.bench.serve import peak_gb, serve
 
 SAMPLE_RATE_HZ = 24_000
 SAID_TOKENS = 12
@@ -99,9 +99,15 @@ class Reference:
 
         streamer = Moments()
         self.model.thinker.generate(
-            input_ids=ids.contiguous(), attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-            do_sample=False, streamer=streamer, eos_token_id=self.model.config.im_end_token_id, pad_token_id=0,
-        )  # fmt: skip
+            input_ids=ids.contiguous(),
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            streamer=streamer,
+            eos_token_id=self.model.config.im_end_token_id,
+            pad_token_id=0,
+        )
         return streamer.seen[1:]
 
     def prefill(self, tokens):
@@ -135,8 +141,11 @@ class Reference:
             total = time.perf_counter() - started
         finally:
             del self.model.talker.code_predictor.generate
-        return {"frames_per_s": frames / total, "predictor_s": predictor["s"] / frames,
-                "talker_s": (total - predictor["s"]) / frames}  # fmt: skip
+        return {
+            "frames_per_s": frames / total,
+            "predictor_s": predictor["s"] / frames,
+            "talker_s": (total - predictor["s"]) / frames,
+        }
 
     def _talker_arguments(self, frames):
         if self.talker_arguments is None:
@@ -161,9 +170,7 @@ class Reference:
     def wave_stream(self, frames, pieces):
         """Its chunked decoding, in pieces as long as ours become and with the 25 frames of context that it uses."""
         codes = self.arrays["codes"][..., :frames]
-        return self._factor(
-            lambda: self.model.code2wav.chunked_decode(codes, chunk_size=pieces[-1], left_context_size=25)
-        )
+        return self._factor(lambda: self.model.code2wav.chunked_decode(codes, chunk_size=pieces[-1], left_context_size=25))
 
     @staticmethod
     def _factor(decode):
@@ -177,17 +184,28 @@ class Reference:
         self._answer(tokens, frames, thinker_streamer=streamer)
         total = time.perf_counter() - started
         spoken_s = frames * int(self.model.code2wav.total_upsample) / SAMPLE_RATE_HZ
-        return {"first_token_s": streamer.seen[1] - started, "first_sound_s": total, "total_s": total,
-                "real_time_factor": total / spoken_s}  # fmt: skip
+        return {
+            "first_token_s": streamer.seen[1] - started,
+            "first_sound_s": total,
+            "total_s": total,
+            "real_time_factor": total / spoken_s,
+        }
 
     def _answer(self, tokens, frames, **more):
         end = self.model.config.im_end_token_id
         return self.model.generate(
-            **self.question, speaker=next(iter(self.model.config.talker_config.speaker_id)), thinker_max_new_tokens=tokens,
-            thinker_min_new_tokens=tokens, thinker_do_sample=False, thinker_eos_token_id=end, thinker_pad_token_id=end,
-            talker_max_new_tokens=frames + 1, talker_min_new_tokens=frames + 1,
-            talker_pad_token_id=self.model.config.talker_config.codec_eos_token_id, **more,
-        )  # fmt: skip
+            **self.question,
+            speaker=next(iter(self.model.config.talker_config.speaker_id)),
+            thinker_max_new_tokens=tokens,
+            thinker_min_new_tokens=tokens,
+            thinker_do_sample=False,
+            thinker_eos_token_id=end,
+            thinker_pad_token_id=end,
+            talker_max_new_tokens=frames + 1,
+            talker_min_new_tokens=frames + 1,
+            talker_pad_token_id=self.model.config.talker_config.codec_eos_token_id,
+            **more,
+        )
 
 
 if __name__ == "__main__":

@@ -11,18 +11,38 @@ FILE = "code2wav.npz"
 _COMMON = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "max_position_embeddings": 8000, "hidden_act": "silu"}
 GEOMETRIES = {
     # The published rates, windows and layers made small.
-    "published_rates": _COMMON | {
-        "codebook_size": 64, "num_quantizers": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "intermediate_size": 48, "sliding_window": 12, "upsampling_ratios": [2, 2],
-        "upsample_rates": [8, 5, 4, 3], "decoder_dim": 64,
+    "published_rates": _COMMON
+    | {
+        "codebook_size": 64,
+        "num_quantizers": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 48,
+        "sliding_window": 12,
+        "upsampling_ratios": [2, 2],
+        "upsample_rates": [8, 5, 4, 3],
+        "decoder_dim": 64,
     },
     # No upsampling before the decoder (early steps give nothing), shared kv heads, biases, odd sizes, a low rope base.
-    "bare": _COMMON | {
-        "codebook_size": 30, "num_quantizers": 3, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 40, "sliding_window": 5, "upsampling_ratios": [],
-        "upsample_rates": [3, 1, 2], "decoder_dim": 40, "attention_bias": True, "rope_theta": 500.0,
+    "bare": _COMMON
+    | {
+        "codebook_size": 30,
+        "num_quantizers": 3,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "sliding_window": 5,
+        "upsampling_ratios": [],
+        "upsample_rates": [3, 1, 2],
+        "decoder_dim": 40,
+        "attention_bias": True,
+        "rope_theta": 500.0,
     },
-}  # fmt: skip
+}
 FRAMES = {"published_rates": 40, "bare": 240}
 ROWS = 2
 

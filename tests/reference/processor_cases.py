@@ -39,9 +39,7 @@ def sound(samples: int, seed: int = 0) -> np.ndarray:
 
 def frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """uint8 `[T, C, H, W]`."""
-    return np.stack(
-        [np.asarray(picture(height, width, seed=seed + index)).transpose(2, 0, 1) for index in range(count)]
-    )
+    return np.stack([np.asarray(picture(height, width, seed=seed + index)).transpose(2, 0, 1) for index in range(count)])
 
 
 def cases() -> dict[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ def main():
         for geometry in cases.GEOMETRIES:
             record(rec, geometry)
     for key, values in rec.values.items():
-        print(f"  {key:28s} {str(rec.shapes[key]):20s} std {np.std(values):.3f}")
+        print(f"  {key:28s} {rec.shapes[key]!s:20s} std {np.std(values):.3f}")
     rec.save(DATA / cases.FILE)
 
 

@@ -52,7 +52,7 @@ def main(folder):
         scale = float(np.sqrt(np.mean(value**2)))
         stored[name] = probe.kept(value).astype(np.float32)
         stored[f"{name}.bfloat16"] = np.float32(np.sqrt(np.mean((rough[name] - value) ** 2)) / scale)
-        print(f"{name:10s} {str(value.shape):18s} scale {scale:.3g}  bfloat16 {stored[f'{name}.bfloat16']:.2e}")
+        print(f"{name:10s} {value.shape!s:18s} scale {scale:.3g}  bfloat16 {stored[f'{name}.bfloat16']:.2e}")
     FILE.parent.mkdir(exist_ok=True)
     np.savez_compressed(FILE, **stored)
     print(f"wrote {FILE}, {FILE.stat().st_size} bytes")

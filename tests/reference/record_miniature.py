@@ -32,12 +32,18 @@ def answers(folder, questions) -> list[str]:
     found = []
     for question in questions:
         woven = question.use_audio_in_video
-        inputs = processor.apply_chat_template([question.messages], tokenize=True, return_dict=True,
-                                               add_generation_prompt=True, use_audio_in_video=woven)  # fmt: skip
+        inputs = processor.apply_chat_template(
+            [question.messages], tokenize=True, return_dict=True, add_generation_prompt=True, use_audio_in_video=woven
+        )
         arrays = {key: np.asarray(value) for key, value in inputs.items()}
-        ids = thinker.generate(**reference_model.tensors(arrays), use_audio_in_video=woven, do_sample=False,
-                               max_new_tokens=MAX_NEW_TOKENS, eos_token_id=ends)  # fmt: skip
-        new = ids[:, arrays["input_ids"].shape[1]:].numpy()
+        ids = thinker.generate(
+            **reference_model.tensors(arrays),
+            use_audio_in_video=woven,
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=ends,
+        )
+        new = ids[:, arrays["input_ids"].shape[1] :].numpy()
         found.append(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
     return found
 
@@ -55,8 +61,12 @@ def main() -> None:
         by_task.setdefault(question.task, []).append(text)
     right = {task: sum(item.answer == text for item, text in zip(questions, said) if item.task == task) for task in by_task}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"reference": f"transformers {reference_model.EXPECTED_VERSION}", "weights": held_out.checksum(arguments.model),
-              "right": right, "answers": by_task}  # fmt: skip
+    record = {
+        "reference": f"transformers {reference_model.EXPECTED_VERSION}",
+        "weights": held_out.checksum(arguments.model),
+        "right": right,
+        "answers": by_task,
+    }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(" ".join(f"{task} {count}/{len(by_task[task])}" for task, count in right.items()))
 

@@ -26,7 +26,7 @@ def load_torchvision() -> None:
     The two that it looks up at import are declared instead; resizing does not use them.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]

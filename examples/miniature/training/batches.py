@@ -12,8 +12,15 @@ from ms_omni.processing.vision import patchify
 
 from .conversations import Conversation, Picture, Sound, Video
 
-TOKENS = SpecialTokens("<|image_pad|>", "<|audio_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
-                       "<|audio_start|>", "<|audio_end|>")  # fmt: skip
+TOKENS = SpecialTokens(
+    "<|image_pad|>",
+    "<|audio_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+)
 VISION = VisionSettings(16, 2, 2, 1, 1 << 30, (0.5,) * 3, (0.5,) * 3)
 HOP, FFT = 160, 400
 IGNORED = -100
@@ -89,8 +96,10 @@ class Batcher:
 
     def _media(self, rows: list[Row], rng) -> dict:
         media = {}
-        for kind, values, grids in ((Picture, "pixel_values", "image_grid_thw"),
-                                    (Video, "pixel_values_videos", "video_grid_thw")):  # fmt: skip
+        for kind, values, grids in (
+            (Picture, "pixel_values", "image_grid_thw"),
+            (Video, "pixel_values_videos", "video_grid_thw"),
+        ):
             if any(row.grids[kind] for row in rows):
                 media[values] = torch.from_numpy(np.concatenate([part for row in rows for part in row.patches[kind]]))
                 media[grids] = _grids(rows, kind)
@@ -110,13 +119,13 @@ class Batcher:
             longest = max(len(row.ids) for row in group)
             ids, mask = torch.full((len(group), longest), self.pad), torch.zeros(len(group), longest, dtype=torch.long)
             for line, row in enumerate(group):
-                ids[line, :len(row.ids)] = torch.tensor(row.ids)
-                mask[line, :len(row.ids)] = 1
+                ids[line, : len(row.ids)] = torch.tensor(row.ids)
+                mask[line, : len(row.ids)] = 1
             lengths = torch.tensor([len(sound) // HOP for row in group for sound in row.sounds])
             seconds = torch.tensor([value for row in group for value in row.seconds], dtype=torch.float64)
             found, _ = self.rope_index(ids, _grids(group, Picture), _grids(group, Video), mask, kind, lengths, seconds)
             for line, index in enumerate(chosen):
-                places[index] = found[:, line, :len(rows[index].ids)].float()
+                places[index] = found[:, line, : len(rows[index].ids)].float()
         return places
 
     def _row(self, conversation: Conversation) -> Row:
@@ -165,8 +174,9 @@ class Batcher:
                     row.sounds.append(part.sound.samples)
                     audio_tokens.append(int(audio_token_count(len(part.sound.samples) // HOP)))
         row.seconds.extend(video_seconds)
-        return text, MediaCounts(image_tokens, audio_tokens, np.array(video_grids).reshape(-1, 3), video_seconds,
-                                 with_sound, 2, 13.0)
+        return text, MediaCounts(
+            image_tokens, audio_tokens, np.array(video_grids).reshape(-1, 3), video_seconds, with_sound, 2, 13.0
+        )
 
     def mel(self, sounds: list[np.ndarray], rng: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[n, 128, frames]` as Whisper's extractor computes them, and their mask."""
@@ -174,8 +184,8 @@ class Batcher:
         waves = torch.zeros(len(sounds), longest)
         mask = torch.zeros(len(sounds), longest // HOP, dtype=torch.long)
         for row, samples in enumerate(sounds):
-            waves[row, :len(samples)] = torch.from_numpy(samples)
-            mask[row, :len(samples) // HOP] = 1
+            waves[row, : len(samples)] = torch.from_numpy(samples)
+            mask[row, : len(samples) // HOP] = 1
         spectrum = torch.stft(waves, FFT, HOP, window=torch.hann_window(FFT), return_complex=True)[..., :-1].abs() ** 2
         power = torch.einsum("fm,nft->nmt", self.filters, spectrum)
         if rng is not None:
@@ -203,10 +213,10 @@ class Batcher:
             low = float(features[row].min())
             if rng.random() < 0.3:
                 first = rng.integers(0, 118)
-                features[row, first:first + rng.integers(1, 10)] = low
+                features[row, first : first + rng.integers(1, 10)] = low
             if rng.random() < 0.3:
                 first = rng.integers(0, frames)
-                features[row, :, first:first + rng.integers(1, 6)] = low
+                features[row, :, first : first + rng.integers(1, 6)] = low
 
 
 def _has_woven_sound(conversation: Conversation) -> bool:

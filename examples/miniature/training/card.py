@@ -1,7 +1,7 @@
 """Puts the figures of an evaluation into the card (examples/miniature/README.md), between its two marks.
 
-    python launch/evaluate.py --json build/evaluation.json
-    python -m examples.miniature.training.card build/evaluation.json
+python launch/evaluate.py --json build/evaluation.json
+python -m examples.miniature.training.card build/evaluation.json
 """
 
 import argparse
@@ -45,15 +45,19 @@ def table(evaluation: dict) -> str:
     if spoken:
         stopped, count = (sum(result[part] for result in spoken) for part in ("stopped", "count"))
         longest_s = max(result["longest_tail_s"] for result in spoken)
-        notes.append(f"{stopped} of {count} utterances ended by themselves with at most 1.5 s of silence or faint noise; the "
-                     f"longest had {longest_s:.2f} s.")  # fmt: skip
+        notes.append(
+            f"{stopped} of {count} utterances ended by themselves with at most 1.5 s of silence or faint noise; the "
+            f"longest had {longest_s:.2f} s."
+        )
     return "\n".join(lines) + "\n\n" + " ".join(notes)
 
 
 def _row(name: str, wanted: str, result: dict) -> str:
     share = result["right"] / result["count"]
-    return (f"| {name} | {wanted} | {result['right']} | {result['count']} | {share:.1%} | "
-            f"{result['low']:.1%} to {result['high']:.1%} |")  # fmt: skip
+    return (
+        f"| {name} | {wanted} | {result['right']} | {result['count']} | {share:.1%} | "
+        f"{result['low']:.1%} to {result['high']:.1%} |"
+    )
 
 
 def fill(text: str, evaluation: dict) -> str:

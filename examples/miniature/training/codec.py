@@ -130,12 +130,18 @@ def make(folder: Path, seed: int = 3) -> None:
         phrases.append(record(" ".join(spoken_words(sayable(rng))), speaker))
     single = [samples for by_word in words.values() for samples in by_word.values()]
     codec = fit([*single * 3, *phrases], seed)
-    word_codes = {speaker: {word: codec.encode(samples) for word, samples in by_word.items()}
-                  for speaker, by_word in words.items()}  # fmt: skip
-    torch.save({
-        "codec": vars(codec), "word_codes": word_codes, "phrases": [(codec.encode(item), item) for item in phrases],
-        "words": words,
-    }, folder / "codec.pt")  # fmt: skip
+    word_codes = {
+        speaker: {word: codec.encode(samples) for word, samples in by_word.items()} for speaker, by_word in words.items()
+    }
+    torch.save(
+        {
+            "codec": vars(codec),
+            "word_codes": word_codes,
+            "phrases": [(codec.encode(item), item) for item in phrases],
+            "words": words,
+        },
+        folder / "codec.pt",
+    )
 
 
 def load(folder: Path) -> dict:

@@ -140,8 +140,12 @@ class Maker:
         clip = self._digit_clip()
         video, colour, shape, direction = self._video(clip)
         kind = self.rng.choices(("move_hear", "see_hear", "move", "hear"), (0.5, 0.2, 0.15, 0.15))[0]
-        answer = {"move_hear": f"{direction} and {clip.meaning}", "hear": clip.meaning, "move": direction,
-                  "see_hear": f"{phrase(colour, shape)} and {clip.meaning}"}[kind]  # fmt: skip
+        answer = {
+            "move_hear": f"{direction} and {clip.meaning}",
+            "hear": clip.meaning,
+            "move": direction,
+            "see_hear": f"{phrase(colour, shape)} and {clip.meaning}",
+        }[kind]
         return self._turn([video], kind, answer)
 
     # What is written.

@@ -82,8 +82,10 @@ def _attend_in_one_call() -> None:
         return attend(*rows, inside[:, None, None], scaling).transpose(1, 2)[inside]
 
     def audio(self, hidden_states, cu_seqlens, max_seqlen=None, **_):
-        parts = [layer(hidden_states).reshape(len(hidden_states), self.num_heads, -1)
-                 for layer in (self.q_proj, self.k_proj, self.v_proj)]  # fmt: skip
+        parts = [
+            layer(hidden_states).reshape(len(hidden_states), self.num_heads, -1)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        ]
         mixed = padded(*parts, cu_seqlens.diff(), self.scaling)
         return self.out_proj(mixed.reshape(len(hidden_states), -1))
 

@@ -45,7 +45,8 @@ What is the colour of the {n}?|What colour is the {n}?|What shape is the {n}?|Wh
 Describe your {n}.|Who said {n}?|Where does the {n} come from?|What is the number of {n}s?|Where does the {n} {v}?
 Sing a {n}.|Write {n} in {n}.|What number is {a}?|What is {n} plus {n}?|Help me {v} the {n}.|Please {v}.
 How long does it take to {v} a {n}?|Do you know {n}?|Was {n} a {a} {n}?|Should I {v}?|Who discovered {n}?""".replace(
-    "\n", "|").split("|")
+    "\n", "|"
+).split("|")
 PREFIXES = ("Please tell me: ", "Hey, ", "I wonder, ", "Quick question: ", "Can you tell me, ")
 
 
@@ -98,6 +99,8 @@ def _word(rng: random.Random) -> str:
     """A known word or one that does not exist."""
     if rng.random() < 0.4:
         return rng.choice((*NOUNS, *VERBS, *ADJECTIVES))
-    syllables = ("".join(rng.choice(letters) for letters in ("bcdfghklmnprstvwz", "aeiou", "nrslmt "))
-                 for _ in range(rng.randint(1, 3)))
+    syllables = (
+        "".join(rng.choice(letters) for letters in ("bcdfghklmnprstvwz", "aeiou", "nrslmt "))
+        for _ in range(rng.randint(1, 3))
+    )
     return "".join(syllables).replace(" ", "")

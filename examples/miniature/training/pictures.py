@@ -14,8 +14,15 @@ STAR_INNER = 0.45  # inner radius of a star's corners by the outer
 MIN_RADIUS, MAX_RADIUS = 0.13, 0.42  # of the shorter side
 
 
-def draw_shape(size: tuple[int, int], ground: tuple, colour: tuple, shape: str, centre: tuple[float, float],
-               radius: float, turn: float = 0.0) -> Image.Image:
+def draw_shape(
+    size: tuple[int, int],
+    ground: tuple,
+    colour: tuple,
+    shape: str,
+    centre: tuple[float, float],
+    radius: float,
+    turn: float = 0.0,
+) -> Image.Image:
     """A picture `(width, height)` with one shape: centre and radius in pixels, `turn` in radians."""
     scale = SUPERSAMPLING
     image = Image.new("RGB", (size[0] * scale, size[1] * scale), ground)
@@ -39,9 +46,11 @@ def _corners(shape: str, turn: float) -> list[tuple[float, float]]:
 
 def shade(rng: random.Random, colour: str, variety: float = 1.0) -> tuple[int, int, int]:
     """One of the shades that bear this name; `variety` 0 is the middle one."""
+
     def pick(low, high):
         middle = (low + high) / 2
         return middle + (rng.uniform(low, high) - middle) * variety
+
     hue, saturation, value = (pick(*limits) for limits in COLOURS[colour])
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))
 
@@ -140,8 +149,9 @@ def _clutter(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
     image = Image.new("RGB", size, tuple(rng.randrange(256) for _ in range(3)))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(5, 20)):
-        box = [rng.uniform(-0.2, 1.2) * side for side in (width, height)] + [rng.uniform(-0.2, 1.2) * side
-                                                                             for side in (width, height)]
+        box = [rng.uniform(-0.2, 1.2) * side for side in (width, height)] + [
+            rng.uniform(-0.2, 1.2) * side for side in (width, height)
+        ]
         colour = tuple(rng.randrange(256) for _ in range(3))
         if rng.random() < 0.5:
             draw.line(box, fill=colour, width=rng.randint(1, 8))

@@ -17,17 +17,26 @@ from pathlib import Path
 from .settings import REPOSITORY
 
 PACKAGE = __package__
-CLIPS = {"heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1), "unheard": ({"digits": 600, "sum": 150,
-                                                                                   "outside": 150}, 77)}  # fmt: skip
+CLIPS = {
+    "heard": ({"digits": 9000, "sum": 2600, "outside": 1600}, 1),
+    "unheard": ({"digits": 600, "sum": 150, "outside": 150}, 77),
+}
 # Module, its arguments, the file that tells that it is done, the file that it waits for; lane by lane.
 LANES = (
-    (("thinker", ("--phase", "0"), "thinker.0.pt", ""), ("sight", (), "thinker.sight.pt", ""),
-     ("thinker", ("--phase", "1"), "thinker.1.pt", ""), ("thinker", ("--phase", "2"), "thinker.2.pt", ""),
-     ("thinker", ("--phase", "3"), "thinker.3.pt", "")),
-    (("vocoder", (), "vocoder.pt", ""), ("talker", ("--stage", "early"), "talker.early.pt", "thinker.sight.pt"),
-     ("talker", ("--stage", "full"), "talker.pt", "thinker.1.pt"),
-     ("talker", ("--stage", "digits"), "talker.digits.pt", "thinker.3.pt")),
-)  # fmt: skip
+    (
+        ("thinker", ("--phase", "0"), "thinker.0.pt", ""),
+        ("sight", (), "thinker.sight.pt", ""),
+        ("thinker", ("--phase", "1"), "thinker.1.pt", ""),
+        ("thinker", ("--phase", "2"), "thinker.2.pt", ""),
+        ("thinker", ("--phase", "3"), "thinker.3.pt", ""),
+    ),
+    (
+        ("vocoder", (), "vocoder.pt", ""),
+        ("talker", ("--stage", "early"), "talker.early.pt", "thinker.sight.pt"),
+        ("talker", ("--stage", "full"), "talker.pt", "thinker.1.pt"),
+        ("talker", ("--stage", "digits"), "talker.digits.pt", "thinker.3.pt"),
+    ),
+)
 TWO_CORES = ("thinker", "sight")
 
 
@@ -67,8 +76,9 @@ def main() -> int:
     if failures:
         return 1
     target = arguments.target or folder / "checkpoint"
-    code = subprocess.call([sys.executable, "-m", f"{PACKAGE}.export", "--folder", str(folder), "--target", str(target)],
-                           cwd=REPOSITORY)  # fmt: skip
+    code = subprocess.call(
+        [sys.executable, "-m", f"{PACKAGE}.export", "--folder", str(folder), "--target", str(target)], cwd=REPOSITORY
+    )
     if code:
         return code
     print(f"now, where ms_omni runs: python launch/evaluate.py --model {target}")

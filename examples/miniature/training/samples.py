@@ -1,6 +1,6 @@
 """The sample files that `ms-omni demo` shows: every kind of medium, in usual formats, by voices that the training never had.
 
-    python -m examples.miniature.training.samples     # needs espeak-ng; the same files every time
+python -m examples.miniature.training.samples     # needs espeak-ng; the same files every time
 """
 
 import argparse
@@ -62,16 +62,26 @@ def write_media(folder: Path) -> None:
     still("green", "triangle", GREY, (0.62, 0.52), 0.33).save(folder / "triangle.jpg", quality=92)
     write_video(folder / "moving.mp4", moving("red", "square", PALE, "left"), VIDEO_FPS)
     voice = Voice("en-gb-scotland+Andrea", 160, 50)
-    write_video(folder / "moving_and_speech.mp4", moving("purple", "circle", GREY, "up"), VIDEO_FPS,
-                spoken("52", voice, VIDEO_S))  # fmt: skip
+    write_video(
+        folder / "moving_and_speech.mp4", moving("purple", "circle", GREY, "up"), VIDEO_FPS, spoken("52", voice, VIDEO_S)
+    )
 
 
 def entry(name: str, question: str, answer: str, shown: str, use_audio_in_video: bool = False, **media) -> dict:
     """One question of the demo. media: kind of medium -> file name, or several names."""
-    items = [{"type": kind, "file": file} for kind, files in media.items()
-             for file in ((files,) if isinstance(files, str) else files)]  # fmt: skip
-    return {"name": name, "question": question, "answer": answer, "shown": shown, "media": items,
-            "use_audio_in_video": use_audio_in_video}  # fmt: skip
+    items = [
+        {"type": kind, "file": file}
+        for kind, files in media.items()
+        for file in ((files,) if isinstance(files, str) else files)
+    ]
+    return {
+        "name": name,
+        "question": question,
+        "answer": answer,
+        "shown": shown,
+        "media": items,
+        "use_audio_in_video": use_audio_in_video,
+    }
 
 
 def entries() -> list[dict]:
@@ -81,17 +91,33 @@ def entries() -> list[dict]:
         entry("speech_wav", "What number do you hear?", "374", "spoken: three seven four", audio="digits.wav"),
         entry("speech_flac", "Which digits do you hear?", "9061", "spoken: nine zero six one", audio="digits.flac"),
         entry("picture", "What do you see?", phrase("orange", "star"), "picture: an orange star", image="star.jpg"),
-        entry("two_pictures", "What is in the two pictures?", " and ".join(both), f"pictures: {both[0]}, {both[1]}",
-              image=("circle.png", "triangle.jpg")),
+        entry(
+            "two_pictures",
+            "What is in the two pictures?",
+            " and ".join(both),
+            f"pictures: {both[0]}, {both[1]}",
+            image=("circle.png", "triangle.jpg"),
+        ),
         entry("video", "Which way does it move?", "left", "video: a red square goes left", video="moving.mp4"),
-        entry("video_with_sound", "Where does it go, and what number do you hear?", "up and 52",
-              "video: a purple circle goes up; spoken: five two", True, video="moving_and_speech.mp4"),
-        entry("video_without_its_sound", "What number do you hear?", UNKNOWN,
-              "the same video, its sound not listened to", video="moving_and_speech.mp4"),
+        entry(
+            "video_with_sound",
+            "Where does it go, and what number do you hear?",
+            "up and 52",
+            "video: a purple circle goes up; spoken: five two",
+            True,
+            video="moving_and_speech.mp4",
+        ),
+        entry(
+            "video_without_its_sound",
+            "What number do you hear?",
+            UNKNOWN,
+            "the same video, its sound not listened to",
+            video="moving_and_speech.mp4",
+        ),
         entry("sum", "What is 4 + 5?", "9", "text"),
         entry("repeat", "Say a yellow square and 806.", f"{phrase('yellow', 'square')} and 806", "text"),
         entry("outside", "What is the capital of France?", UNKNOWN, "text about something outside its world"),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

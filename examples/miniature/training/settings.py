@@ -51,12 +51,18 @@ def _train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
         if rng.random() < 0.5:
             lines.append(outside.outside_text(rng))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-    ])
-    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
-        vocab_size=BASE_VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=BASE_VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
     trained = json.loads(tokenizer.to_str())["model"]
     vocabulary = dict(sorted(trained["vocab"].items(), key=lambda item: item[1]))
     words = (*world.DIRECTIONS, *world.COLOURS, *world.SHAPES)
@@ -74,26 +80,80 @@ def _geometry(ids: dict[str, int]) -> dict:
         node.update({key: ids[key] for key in ids if key in node})
     thinker, talker = config["thinker_config"], config["talker_config"]
     thinker["text_config"].update(
-        vocab_size=ids["vocab_size"], hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128, intermediate_size=256)
-    thinker["audio_config"].update(d_model=128, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=384,
-                                   downsample_hidden_size=16, output_dim=192)
-    thinker["vision_config"].update(depth=3, hidden_size=128, num_heads=4, intermediate_size=384, out_hidden_size=192,
-                                    deepstack_visual_indexes=[1], num_position_embeddings=64)
-    talker.update(accept_hidden_layer=2, thinker_hidden_size=192, num_code_groups=CODE_GROUPS,
-                  speaker_id={name: CODES + 64 + index for index, name in enumerate(SPEAKERS)},
-                  codec_pad_id=CODES, codec_bos_id=CODES + 1, codec_eos_token_id=CODES + 2, codec_nothink_id=CODES + 7,
-                  codec_think_bos_id=CODES + 8, codec_think_eos_id=CODES + 9)
+        vocab_size=ids["vocab_size"],
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        intermediate_size=256,
+    )
+    thinker["audio_config"].update(
+        d_model=128,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=384,
+        downsample_hidden_size=16,
+        output_dim=192,
+    )
+    thinker["vision_config"].update(
+        depth=3,
+        hidden_size=128,
+        num_heads=4,
+        intermediate_size=384,
+        out_hidden_size=192,
+        deepstack_visual_indexes=[1],
+        num_position_embeddings=64,
+    )
+    talker.update(
+        accept_hidden_layer=2,
+        thinker_hidden_size=192,
+        num_code_groups=CODE_GROUPS,
+        speaker_id={name: CODES + 64 + index for index, name in enumerate(SPEAKERS)},
+        codec_pad_id=CODES,
+        codec_bos_id=CODES + 1,
+        codec_eos_token_id=CODES + 2,
+        codec_nothink_id=CODES + 7,
+        codec_think_bos_id=CODES + 8,
+        codec_think_eos_id=CODES + 9,
+    )
     talker["text_config"].update(
-        vocab_size=CODES + 1024, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, shared_expert_intermediate_size=128,
-        intermediate_size=256)
+        vocab_size=CODES + 1024,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=128,
+        intermediate_size=256,
+    )
     talker["text_config"]["rope_scaling"]["mrope_section"] = [6, 5, 5]
     talker["code_predictor_config"].update(
-        vocab_size=CODES, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, num_code_groups=CODE_GROUPS)
+        vocab_size=CODES,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_code_groups=CODE_GROUPS,
+    )
     config["code2wav_config"].update(
-        codebook_size=CODES, num_quantizers=CODE_GROUPS, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, intermediate_size=192, sliding_window=12, decoder_dim=128,
-        layer_scale_initial_scale=0.1)
+        codebook_size=CODES,
+        num_quantizers=CODE_GROUPS,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=192,
+        sliding_window=12,
+        decoder_dim=128,
+        layer_scale_initial_scale=0.1,
+    )
     return config

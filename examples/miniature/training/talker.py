@@ -47,8 +47,19 @@ STAGES = {
 }
 BATCH = 16  # utterances of a step
 FRAMES = 160  # of them, in each step, the code predictor learns this many
-POOL = {"digits": 80, "spoken_sum": 20, "shape": 60, "two_shapes": 30, "motion": 40, "motion_and_digits": 60, "sum": 50,
-        "repeat": 60, "strange_text": 50, "strange_sound": 15, "strange_picture": 15}  # fmt: skip
+POOL = {
+    "digits": 80,
+    "spoken_sum": 20,
+    "shape": 60,
+    "two_shapes": 30,
+    "motion": 40,
+    "motion_and_digits": 60,
+    "sum": 50,
+    "repeat": 60,
+    "strange_text": 50,
+    "strange_sound": 15,
+    "strange_picture": 15,
+}
 READ_ALOUD = "Read this text aloud."  # how `ms-omni say` asks
 SAVE_EVERY = 100
 
@@ -98,10 +109,16 @@ def make_pool(thinker, talker, batcher: Batcher, clips, seed: int) -> list[Promp
     conversations += [Conversation("say", (Turn((READ_ALOUD,), sayable(maker.rng)),)) for _ in range(80)]
     pool = []
     for start in range(0, len(conversations), 40):
-        part = conversations[start:start + 40]
+        part = conversations[start : start + 40]
         batch = batcher.batch(part)
-        found = thinker(input_ids=batch.input_ids, attention_mask=batch.mask(), position_ids=batch.place,
-                        use_cache=False, output_hidden_states=True, **batch.media)  # fmt: skip
+        found = thinker(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask(),
+            position_ids=batch.place,
+            use_cache=False,
+            output_hidden_states=True,
+            **batch.media,
+        )
         embeds, hidden = found.hidden_states[0], found.hidden_states[talker.config.accept_hidden_layer]
         for index, conversation in enumerate(part):
             chosen = batch.owner == index
@@ -116,8 +133,9 @@ def _prompt(ids, embeds, hidden, batcher, conversation, config) -> Prompt:
     user = ids[(at + 1).clamp(max=len(ids) - 1)] == user_id
     is_media = torch.isin(ids, torch.tensor([config.audio_token_id, config.image_token_id, config.video_token_id]))
     place = batcher.user_places(conversation, ids[user].tolist())
-    text, media = (torch.where(mask[:, None], values, 0)[user].clone()
-                   for mask, values in ((~is_media, embeds), (is_media, hidden)))  # fmt: skip
+    text, media = (
+        torch.where(mask[:, None], values, 0)[user].clone() for mask, values in ((~is_media, embeds), (is_media, hidden))
+    )
     return Prompt(text, media, is_media[user], place, conversation.turns[-1].answer)
 
 
@@ -146,10 +164,18 @@ def build_rows(model, batcher: Batcher, prompt: Prompt, speaker: str, text: str,
     tokens = batcher.tokenizer(text, add_special_tokens=False)["input_ids"]
     opening = [*role, *[config.tts_pad_token_id] * 4, config.tts_bos_token_id, tokens[0]]
     trailing = [*tokens[1:], config.tts_eos_token_id]
-    trailing = (trailing + [config.tts_pad_token_id] * len(codes))[:len(codes)]
+    trailing = (trailing + [config.tts_pad_token_id] * len(codes))[: len(codes)]
     texts = talker.text_projection(table[opening + trailing].detach())
-    special = torch.tensor([settings.codec_nothink_id, settings.codec_think_bos_id, settings.codec_think_eos_id,
-                            settings.speaker_id[speaker], settings.codec_pad_id, settings.codec_bos_id])  # fmt: skip
+    special = torch.tensor(
+        [
+            settings.codec_nothink_id,
+            settings.codec_think_bos_id,
+            settings.codec_think_eos_id,
+            settings.speaker_id[speaker],
+            settings.codec_pad_id,
+            settings.codec_bos_id,
+        ]
+    )
     frames = talker.get_input_embeddings()(codes[:, 0])
     for group, embedding in enumerate(talker.code_predictor.get_input_embeddings()):
         frames = frames + embedding(codes[:, group + 1])
@@ -157,8 +183,9 @@ def build_rows(model, batcher: Batcher, prompt: Prompt, speaker: str, text: str,
     rows = torch.cat([user, texts + side])
     after = prompt.place.max() + 1 if prompt.place.numel() else 0
     place = torch.cat([prompt.place, (after + torch.arange(len(texts)))[None].expand(3, -1)], 1)
-    labels = torch.cat([torch.full((len(user) + len(opening) - 1,), IGNORED), codes[:, 0],
-                        torch.tensor([settings.codec_eos_token_id])])  # fmt: skip
+    labels = torch.cat(
+        [torch.full((len(user) + len(opening) - 1,), IGNORED), codes[:, 0], torch.tensor([settings.codec_eos_token_id])]
+    )
     return rows, place, labels
 
 
@@ -172,14 +199,18 @@ def losses(model, batcher: Batcher, utterances: list, generator: torch.Generator
     inside, length = owner >= 0, owner.shape[1]
     mask = (owner[:, :, None] == owner[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
     mask = mask[:, None]
-    output = talker.model(inputs_embeds=rows, attention_mask=mask, position_ids=place, use_cache=False,
-                          output_router_logits=True)  # fmt: skip
+    output = talker.model(
+        inputs_embeds=rows, attention_mask=mask, position_ids=place, use_cache=False, output_router_logits=True
+    )
     hidden, chosen = output.last_hidden_state, labels != IGNORED
     logits = talker.codec_head(hidden[chosen]).float()
     first = F.cross_entropy(logits, labels[chosen])
     balance = modeling.load_balancing_loss_func(
-        output.router_logits, talker.config.text_config.num_experts, talker.config.text_config.num_experts_per_tok,
-        inside.long())  # fmt: skip
+        output.router_logits,
+        talker.config.text_config.num_experts,
+        talker.config.text_config.num_experts_per_tok,
+        inside.long(),
+    )
     right = (logits.argmax(-1) == labels[chosen]).float().mean()
     states = hidden[chosen & (labels < CODES)]
     codes = torch.cat([utterances[index][3] for index in ordered])
@@ -232,8 +263,11 @@ def train(folder: Path, name: str = "full", seed: int = 9) -> None:
     model.thinker.requires_grad_(False).eval()
     stored = codec.load(folder)
     stored["end"] = codec.Codec(**stored["codec"]).encode(np.zeros(codec.FRAME, np.float32))
-    batcher = Batcher(AutoTokenizer.from_pretrained(folder / "processor"),
-                      WhisperFeatureExtractor(feature_size=128).mel_filters, model.thinker.model.get_rope_index)  # fmt: skip
+    batcher = Batcher(
+        AutoTokenizer.from_pretrained(folder / "processor"),
+        WhisperFeatureExtractor(feature_size=128).mel_filters,
+        model.thinker.model.get_rope_index,
+    )
     pool = make_pool(model.thinker, model.talker, batcher, load_clips(folder / "clips/heard.npz"), seed)
     weights = list(model.talker.parameters())
     optimiser = torch.optim.AdamW(weights, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.03, fused=True)
@@ -258,8 +292,11 @@ def train(folder: Path, name: str = "full", seed: int = 9) -> None:
         if (step + 1) % 20 == 0:
             loss_0, loss_rest, right_0, right_rest = np.mean(recent[-20:], 0)
             pace = (time.time() - begin) / (step + 1 - first_step)
-            print(f"step {step + 1}/{stage.steps} code 0: {loss_0:.3f} ({right_0:.2%})  others: {loss_rest:.3f} "
-                  f"({right_rest:.2%})  {pace:.2f} s/step", flush=True)
+            print(
+                f"step {step + 1}/{stage.steps} code 0: {loss_0:.3f} ({right_0:.2%})  others: {loss_rest:.3f} "
+                f"({right_rest:.2%})  {pace:.2f} s/step",
+                flush=True,
+            )
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.last:
             partial = state_path.with_suffix(".partial")
             torch.save({"model": model.talker.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)

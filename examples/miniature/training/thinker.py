@@ -39,28 +39,98 @@ class Phase:
 
 
 PHASES = (  # first mainly to hear and to read, then mainly to see, what moves while somebody speaks, pictures of usual sides
-    Phase(1500, {
-        "digits": 17, "spoken_sum": 5, "strange_sound": 2, "shape": 8, "two_shapes": 2, "strange_picture": 1, "motion": 5,
-        "motion_and_digits": 4, "sum": 5, "repeat": 3, "strange_text": 9,
-    }, 1e-3, 0.0, True),
-    Phase(1800, {
-        "digits": 6, "spoken_sum": 9, "strange_sound": 4, "shape": 14, "two_shapes": 5, "strange_picture": 3, "motion": 6,
-        "motion_and_digits": 6, "sum": 2, "repeat": 2, "strange_text": 5,
-    }, 1e-3, 0.6, False),
-    Phase(300, {
-        "digits": 6, "spoken_sum": 4, "strange_sound": 3, "shape": 7, "two_shapes": 7, "strange_picture": 2, "motion": 13,
-        "motion_and_digits": 13, "sum": 2, "repeat": 2, "strange_text": 3,
-    }, 5e-4, 1.0, False),
-    Phase(300, {
-        "digits": 8, "spoken_sum": 3, "strange_sound": 2, "shape": 20, "two_shapes": 9, "strange_picture": 3, "motion": 7,
-        "motion_and_digits": 5, "sum": 4, "repeat": 2, "strange_text": 3,
-    }, 5e-4, 1.0, False, 0.75),
-)  # fmt: skip
+    Phase(
+        1500,
+        {
+            "digits": 17,
+            "spoken_sum": 5,
+            "strange_sound": 2,
+            "shape": 8,
+            "two_shapes": 2,
+            "strange_picture": 1,
+            "motion": 5,
+            "motion_and_digits": 4,
+            "sum": 5,
+            "repeat": 3,
+            "strange_text": 9,
+        },
+        1e-3,
+        0.0,
+        True,
+    ),
+    Phase(
+        1800,
+        {
+            "digits": 6,
+            "spoken_sum": 9,
+            "strange_sound": 4,
+            "shape": 14,
+            "two_shapes": 5,
+            "strange_picture": 3,
+            "motion": 6,
+            "motion_and_digits": 6,
+            "sum": 2,
+            "repeat": 2,
+            "strange_text": 5,
+        },
+        1e-3,
+        0.6,
+        False,
+    ),
+    Phase(
+        300,
+        {
+            "digits": 6,
+            "spoken_sum": 4,
+            "strange_sound": 3,
+            "shape": 7,
+            "two_shapes": 7,
+            "strange_picture": 2,
+            "motion": 13,
+            "motion_and_digits": 13,
+            "sum": 2,
+            "repeat": 2,
+            "strange_text": 3,
+        },
+        5e-4,
+        1.0,
+        False,
+    ),
+    Phase(
+        300,
+        {
+            "digits": 8,
+            "spoken_sum": 3,
+            "strange_sound": 2,
+            "shape": 20,
+            "two_shapes": 9,
+            "strange_picture": 3,
+            "motion": 7,
+            "motion_and_digits": 5,
+            "sum": 4,
+            "repeat": 2,
+            "strange_text": 3,
+        },
+        5e-4,
+        1.0,
+        False,
+        0.75,
+    ),
+)
 SOURCES = {1: "thinker.sight.pt", 2: "thinker.1.pt", 3: "thinker.2.pt"}  # what a phase starts from
 HELD_OUT = {
-    "digits": 300, "spoken_sum": 100, "strange_sound": 100, "shape": 200, "two_shapes": 60, "strange_picture": 60,
-    "motion": 120, "motion_and_digits": 100, "sum": 100, "repeat": 60, "strange_text": 150,
-}  # fmt: skip
+    "digits": 300,
+    "spoken_sum": 100,
+    "strange_sound": 100,
+    "shape": 200,
+    "two_shapes": 60,
+    "strange_picture": 60,
+    "motion": 120,
+    "motion_and_digits": 100,
+    "sum": 100,
+    "repeat": 60,
+    "strange_text": 150,
+}
 BETAS, WEIGHT_DECAY, WARM_UP = (0.9, 0.98), 0.05, 100
 BALANCE = 0.003  # weight of the router's balance loss
 SAVE_EVERY = 200
@@ -97,11 +167,18 @@ class Steps(IterableDataset):
 
 def logits_and_labels(thinker, batch):
     """Logits `[N, V]` and labels `[N]` of the answers' tokens, and the routers' balance loss."""
-    output = thinker.model(input_ids=batch.input_ids, attention_mask=batch.mask(), position_ids=batch.place,
-                           use_cache=False, output_router_logits=True, **batch.media)  # fmt: skip
+    output = thinker.model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.mask(),
+        position_ids=batch.place,
+        use_cache=False,
+        output_router_logits=True,
+        **batch.media,
+    )
     chosen = batch.labels != IGNORED
-    balance = modeling.load_balancing_loss_func(output.router_logits, thinker.num_experts, thinker.num_experts_per_tok,
-                                                (batch.owner >= 0).long())  # fmt: skip
+    balance = modeling.load_balancing_loss_func(
+        output.router_logits, thinker.num_experts, thinker.num_experts_per_tok, (batch.owner >= 0).long()
+    )
     return thinker.lm_head(output.last_hidden_state[chosen]).float(), batch.labels[chosen], balance
 
 
@@ -111,7 +188,7 @@ def exact(thinker, batcher, conversations, size: int = 50) -> dict[str, list[boo
     found: dict[str, list[bool]] = {}
     thinker.eval()
     for start in range(0, len(conversations), size):
-        batch = batcher.batch(conversations[start:start + size])
+        batch = batcher.batch(conversations[start : start + size])
         logits, labels, _ = logits_and_labels(thinker, batch)
         owners = batch.owner[batch.labels != IGNORED]
         wrong = torch.zeros(len(batch.tasks), dtype=torch.bool)
@@ -131,8 +208,10 @@ def optimiser_for(thinker, phase: Phase):
     """AdamW; weight decay on matrices only."""
     thinker.get_input_embeddings().requires_grad_(phase.learn_words)
     weights = [weight for weight in thinker.parameters() if weight.requires_grad]
-    groups = ({"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-              {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0})  # fmt: skip
+    groups = (
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    )
     return torch.optim.AdamW(groups, lr=phase.learning_rate, betas=BETAS, fused=True)
 
 

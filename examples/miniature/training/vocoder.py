@@ -41,8 +41,8 @@ def segments(rng: random.Random, stored: dict) -> tuple[torch.Tensor, torch.Tens
         if len(whole) < SEGMENT:
             continue
         first = 0 if rng.random() < 0.33 else rng.randint(0, len(whole) - SEGMENT)
-        codes.append(whole[first:first + SEGMENT].T)
-        sounds.append(torch.from_numpy(sound[first * FRAME:(first + SEGMENT) * FRAME]))
+        codes.append(whole[first : first + SEGMENT].T)
+        sounds.append(torch.from_numpy(sound[first * FRAME : (first + SEGMENT) * FRAME]))
     return torch.stack(codes), torch.stack(sounds)
 
 
@@ -57,8 +57,10 @@ class SpectralLoss:
         """`[B, N]` each -> the loss, and the log-mel distance to report."""
         total, mel = 0.0, 0.0
         for size, window in self.windows.items():
-            ours, theirs = (torch.stft(wave, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-4)
-                            for wave in (made, wanted))  # fmt: skip
+            ours, theirs = (
+                torch.stft(wave, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-4)
+                for wave in (made, wanted)
+            )
             total = total + (ours.log() - theirs.log()).abs().mean() * 0.5
             total = total + (ours - theirs).abs().mean() / theirs.mean() * 0.5
             if size == codec.FFT:
@@ -94,7 +96,7 @@ def train(folder: Path, steps: int = STEPS, seed: int = 5) -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps)
         made = vocoder(codes)[:, 0]
-        loss, mel = distance(made, sounds[:, SHIFT:SHIFT + made.shape[1]])
+        loss, mel = distance(made, sounds[:, SHIFT : SHIFT + made.shape[1]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vocoder.parameters(), 1.0)
         optimiser.step()

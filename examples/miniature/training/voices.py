@@ -19,11 +19,59 @@ from .world import DIGITS, digit_string
 RATE_HZ = 16_000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = (
-    "m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "klatt", "klatt3", "klatt4", "adam", "Alex",
-    "Alicia", "Andy", "Annie", "aunty", "belinda", "benjamin", "boris", "caleb", "david", "Denis", "Diogo", "ed",
-    "Gene", "Hugo", "iven", "Jacky", "john", "Lee", "Linda", "marcelo", "Marco", "max", "Michael", "miguel",
-    "Mike", "norbert", "pablo", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "Steph", "travis",
-    "victor", "Zac",
+    "m1",
+    "m2",
+    "m3",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "klatt",
+    "klatt3",
+    "klatt4",
+    "adam",
+    "Alex",
+    "Alicia",
+    "Andy",
+    "Annie",
+    "aunty",
+    "belinda",
+    "benjamin",
+    "boris",
+    "caleb",
+    "david",
+    "Denis",
+    "Diogo",
+    "ed",
+    "Gene",
+    "Hugo",
+    "iven",
+    "Jacky",
+    "john",
+    "Lee",
+    "Linda",
+    "marcelo",
+    "Marco",
+    "max",
+    "Michael",
+    "miguel",
+    "Mike",
+    "norbert",
+    "pablo",
+    "pedro",
+    "quincy",
+    "rob",
+    "robert",
+    "sandro",
+    "shelby",
+    "Steph",
+    "travis",
+    "victor",
+    "Zac",
 )
 UNHEARD_ACCENTS = (*ACCENTS, "en-us-nyc")
 UNHEARD_VARIANTS = ("m4", "f5", "klatt2", "Andrea", "edward", "paul", "Steph2", "grandpa")
@@ -56,8 +104,19 @@ def _program() -> str:
 
 def speak(text: str, voice: Voice, rate_hz: int = RATE_HZ) -> np.ndarray:
     """The text in this voice: float32 mono at `rate_hz`."""
-    command = [_program(), "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch), "-g", str(voice.gap),
-               "--stdout", text]
+    command = [
+        _program(),
+        "-v",
+        voice.name,
+        "-s",
+        str(voice.speed),
+        "-p",
+        str(voice.pitch),
+        "-g",
+        str(voice.gap),
+        "--stdout",
+        text,
+    ]
     wav = subprocess.run(command, check=True, capture_output=True).stdout
     samples, native_hz = soundfile.read(io.BytesIO(wav), dtype="float32")
     return soxr.resample(samples, native_hz, rate_hz, quality="HQ").astype(np.float32)
@@ -66,7 +125,7 @@ def speak(text: str, voice: Voice, rate_hz: int = RATE_HZ) -> np.ndarray:
 def trim(samples: np.ndarray, floor: float = 0.003, margin: int = 160) -> np.ndarray:
     """The clip without the silence around it."""
     loud = np.flatnonzero(np.abs(samples) > floor * max(1e-6, np.abs(samples).max()))
-    return samples if not len(loud) else samples[max(0, loud[0] - margin):loud[-1] + margin]
+    return samples if not len(loud) else samples[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
 def spoken_form(digits: str, rng: random.Random) -> str:
@@ -110,14 +169,18 @@ def make_clips(path: Path, counts: dict[str, int], heard: bool, seed: int, worke
     if path.exists():
         return
     jobs = [(seed * 1_000_003 + index, kind, heard) for kind, count in counts.items() for index in range(count)]
-    pieces = [jobs[start:start + 50] for start in range(0, len(jobs), 50)]
+    pieces = [jobs[start : start + 50] for start in range(0, len(jobs), 50)]
     with ProcessPoolExecutor(workers) as pool:
         made = [item for piece in pool.map(_utterances, pieces) for item in piece]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, samples=np.concatenate([samples for samples, _ in made]),
-             lengths=np.array([len(samples) for samples, _ in made]), kinds=np.array([job[1] for job in jobs]),
-             meanings=np.array([meaning for _, meaning in made]))
+    np.savez(
+        partial,
+        samples=np.concatenate([samples for samples, _ in made]),
+        lengths=np.array([len(samples) for samples, _ in made]),
+        kinds=np.array([job[1] for job in jobs]),
+        meanings=np.array([meaning for _, meaning in made]),
+    )
     partial.rename(path)
 
 
@@ -128,5 +191,5 @@ def load_clips(path: Path) -> dict[str, list[Clip]]:
         kinds, meanings = stored["kinds"].tolist(), stored["meanings"].tolist()
     clips: dict[str, list[Clip]] = {}
     for end, length, kind, meaning in zip(ends, np.diff(ends, prepend=0), kinds, meanings):
-        clips.setdefault(kind, []).append(Clip(samples[end - length:end], kind, meaning))
+        clips.setdefault(kind, []).append(Clip(samples[end - length : end], kind, meaning))
     return clips

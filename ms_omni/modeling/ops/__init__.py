@@ -15,7 +15,7 @@ uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements an
 
 import mindspore as ms
 
-from . import fused, select
+from . import select
 
 _impl, _reason = select.choose()
 
@@ -271,9 +271,37 @@ def residual_unit(x, before, snake, conv, dilation, last_snake, last_conv):
 
 
 OPERATORS = (
-    "linear", "embedding", "embedding_part", "rms_norm", "layer_norm", "gelu", "gelu_tanh", "silu", "sigmoid", "swiglu",
-    "rotary", "attention", "packed_attention", "route_topk", "experts", "conv1d", "conv_transpose1d", "conv2d", "snake_beta",
-    "scale_channels", "scatter_rows", "add_rows", "write_rows", "gather_rows", "weighted_sum_rows", "concat",
-    "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
-)  # fmt: skip
+    "linear",
+    "embedding",
+    "embedding_part",
+    "rms_norm",
+    "layer_norm",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "sigmoid",
+    "swiglu",
+    "rotary",
+    "attention",
+    "packed_attention",
+    "route_topk",
+    "experts",
+    "conv1d",
+    "conv_transpose1d",
+    "conv2d",
+    "snake_beta",
+    "scale_channels",
+    "scatter_rows",
+    "add_rows",
+    "write_rows",
+    "gather_rows",
+    "weighted_sum_rows",
+    "concat",
+    "transpose",
+    "clip",
+    "argmax",
+    "draw",
+    "cross_entropy",
+    "expert_load",
+)
 FUSED = ("decoder_step", "code_frame", "residual_unit")

@@ -9,14 +9,28 @@ model is built, every operator is compared on the device with `reference` in flo
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_kernels as kernels
 from . import ascend_check, reference
+from . import ascend_kernels as kernels
 from .ascend_attention import attention, packed_attention, packed_attention_by_runs  # noqa: F401
 from .ascend_moe import experts, experts_of_all_pairs, route_topk  # noqa: F401
 from .reference import (  # noqa: F401
-    add_rows, argmax, clip, concat, cross_entropy, draw, embedding, embedding_part, expert_load, gather_rows, scatter_rows,
-    sigmoid, silu, transpose, weighted_sum_rows, write_rows,
-)  # fmt: skip
+    add_rows,
+    argmax,
+    clip,
+    concat,
+    cross_entropy,
+    draw,
+    embedding,
+    embedding_part,
+    expert_load,
+    gather_rows,
+    scatter_rows,
+    sigmoid,
+    silu,
+    transpose,
+    weighted_sum_rows,
+    write_rows,
+)
 
 GATHERED_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size
 _matmul = ops.MatMul()
@@ -117,9 +131,23 @@ def write_rows_by_copy(buffer, index, rows):
 
 
 TAKEN = (
-    "embedding", "embedding_part", "silu", "sigmoid", "scatter_rows", "add_rows", "write_rows", "gather_rows",
-    "weighted_sum_rows", "concat", "transpose", "clip", "argmax", "draw", "cross_entropy", "expert_load",
-)  # fmt: skip
+    "embedding",
+    "embedding_part",
+    "silu",
+    "sigmoid",
+    "scatter_rows",
+    "add_rows",
+    "write_rows",
+    "gather_rows",
+    "weighted_sum_rows",
+    "concat",
+    "transpose",
+    "clip",
+    "argmax",
+    "draw",
+    "cross_entropy",
+    "expert_load",
+)
 """What is `reference`'s: single kernels of MindSpore on every device, or not worth a form of its own."""
 FORMS = {name: (globals()[name],) for name in ascend_check.CASES}
 """operator -> its forms on Ascend, the preferred one first."""

@@ -37,9 +37,17 @@ def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
     """
     heads = q.shape[2] if layout == "BSND" else q.shape[1]
     return ops.fused_infer_attention_score(
-        q, k, v, atten_mask=mask, num_heads=heads, scale=scale, input_layout=layout, num_key_value_heads=kv_heads,
-        sparse_mode=0, inner_precise=0,
-    )[0]  # fmt: skip
+        q,
+        k,
+        v,
+        atten_mask=mask,
+        num_heads=heads,
+        scale=scale,
+        input_layout=layout,
+        num_key_value_heads=kv_heads,
+        sparse_mode=0,
+        inner_precise=0,
+    )[0]
 
 
 def varlen_attention(q, k, v, ends, scale):
@@ -70,13 +78,15 @@ def rms_norm(x, weight, eps):
 
 def layer_norm(x, weight, bias, eps):
     """`mint.nn.functional.layer_norm` over the last axis. DOCS/mint/mindspore.mint.nn.functional.layer_norm.html,
-    CANN/aclnnLayerNorm.md: float16, bfloat16, float32, statistics in float32. Unverified: nothing that matters here."""
+    CANN/aclnnLayerNorm.md: float16, bfloat16, float32, statistics in float32. Unverified: nothing that matters here.
+    """
     return mint.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
 def gelu(x, approximate):
     """`mint.nn.functional.gelu`, approximate "none" or "tanh". DOCS/mint/mindspore.mint.nn.functional.gelu.html,
-    CANN/aclnnGeluV2.md: float16, bfloat16, float32. Unverified: how close its erf is."""
+    CANN/aclnnGeluV2.md: float16, bfloat16, float32. Unverified: how close its erf is.
+    """
     return mint.nn.functional.gelu(x, approximate=approximate)
 
 

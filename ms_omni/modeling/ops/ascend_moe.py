@@ -1,6 +1,6 @@
 """Mixtures of experts with the fused kernels of Ascend: nothing is read on the host, so any size fits a graph.
 
-    x [N, D] --rows by expert--> [N * K, D] --gate_up--> [N * K, 2I] --swiglu--> --down--> [N * K, D] --weighted--> [N, D]
+x [N, D] --rows by expert--> [N * K, D] --gate_up--> [N * K, 2I] --swiglu--> --down--> [N * K, D] --weighted--> [N, D]
 """
 
 import mindspore as ms
@@ -36,7 +36,8 @@ def experts(x, gate_up, down, weights, indices, first=None):
 
 def experts_of_all_pairs(x, gate_up, down, weights, indices, first=None):
     """The same where the kernel insists on a group for every row: pairs whose expert is elsewhere go to one that is here,
-    with weight 0, and cost as much as the others."""
+    with weight 0, and cost as much as the others.
+    """
     if first is not None:
         place, here = _here(indices, first, gate_up.shape[0])
         indices = mint.where(here, place, 0)

@@ -7,8 +7,18 @@ import tempfile
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Sums may be reordered, which is what lets them be vectorised; infinities and NaN keep their meaning.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math", "-fPIC", "-shared", "-pthread")  # fmt: skip
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+)
 PROCESSOR_KEYS = ("model name", "flags", "CPU part", "Features")
 COMPILE_LIMIT_S = 300
 

@@ -15,8 +15,17 @@ from mindspore import Tensor, ops
 
 from . import build, cpu_attention, cpu_dense, cpu_fused, cpu_vocoder, reference
 from .reference import (  # noqa: F401
-    add_rows, concat, clip, cross_entropy, embedding, embedding_part, expert_load, gather_rows, scatter_rows, write_rows,
-)  # fmt: skip
+    add_rows,
+    clip,
+    concat,
+    cross_entropy,
+    embedding,
+    embedding_part,
+    expert_load,
+    gather_rows,
+    scatter_rows,
+    write_rows,
+)
 
 _LIBRARY = build.library("kernels")
 LINEAR_PRODUCTS = 1 << 18

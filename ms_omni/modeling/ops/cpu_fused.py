@@ -17,9 +17,11 @@ _decoder_step = ops.Custom(
     f"{_LIBRARY}:ms_omni_decoder_step", lambda x, cos, sin, head, _: ([x[0], 1, head[0]], x), lambda x, *_: (x, x), "aot"
 )
 _code_frame = ops.Custom(
-    f"{_LIBRARY}:ms_omni_code_frame", lambda x, _, noise, table: ([x[0], noise[1] + 1], x),
-    lambda x, code, *_: (code, x), "aot",
-)  # fmt: skip
+    f"{_LIBRARY}:ms_omni_code_frame",
+    lambda x, _, noise, table: ([x[0], noise[1] + 1], x),
+    lambda x, code, *_: (code, x),
+    "aot",
+)
 
 
 def _bits(number):
@@ -82,10 +84,20 @@ class PreparedFrame:
         weights = self.weights
         stack, heads = self._addresses()
         temperature, top_k, top_p = sampling or (1.0, 0, 1.0)
-        return [int(self.halves is not None), *self.stack.table(stack), int(sampling is not None), _bits(temperature),
-                top_k, _bits(top_p), *(part.shape[0] for part in (weights.heads[0], weights.first_embedding)),
-                weights.cos.ctypes.data, weights.sin.ctypes.data, _address(weights.first_embedding),
-                *map(_address, weights.embeddings), *heads]  # fmt: skip
+        return [
+            int(self.halves is not None),
+            *self.stack.table(stack),
+            int(sampling is not None),
+            _bits(temperature),
+            top_k,
+            _bits(top_p),
+            *(part.shape[0] for part in (weights.heads[0], weights.first_embedding)),
+            weights.cos.ctypes.data,
+            weights.sin.ctypes.data,
+            _address(weights.first_embedding),
+            *map(_address, weights.embeddings),
+            *heads,
+        ]
 
     def _addresses(self):
         parts = [*self.stack.parameters, *self.weights.heads]

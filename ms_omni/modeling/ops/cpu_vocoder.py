@@ -11,7 +11,6 @@ from mindspore import mint, ops
 
 from . import build
 
-
 _LIBRARY = build.library("wave")
 
 

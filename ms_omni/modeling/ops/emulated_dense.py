@@ -104,9 +104,7 @@ def _dense_shape(x, weight, bias=None):
 
 
 _dense = primitive(lambda x, weight: x @ weight.T, _dense_shape, lambda *types: same_type(FLOATS, *types))
-_dense_bias = primitive(
-    lambda x, weight, bias: x @ weight.T + bias, _dense_shape, lambda *types: same_type(FLOATS, *types)
-)
+_dense_bias = primitive(lambda x, weight, bias: x @ weight.T + bias, _dense_shape, lambda *types: same_type(FLOATS, *types))
 
 
 def dense(x, weight, bias):

@@ -46,7 +46,8 @@ class StackWeights(NamedTuple):
 
 class FrameWeights(NamedTuple):
     """What makes codes 1 .. n-1 of a frame: the code predictor's stack, the embedding of code 0 `[V0, D]`, embeddings
-    and heads `[V, D]` of the others, rotary tables float32 `[n, D/2]`."""
+    and heads `[V, D]` of the others, rotary tables float32 `[n, D/2]`.
+    """
 
     stack: StackWeights
     first_embedding: Parameter

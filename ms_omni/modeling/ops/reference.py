@@ -111,7 +111,7 @@ def attention(q, k, v, mask, scale, stable=False):
 
 
 def packed_attention(q, k, v, segments, scale):
-    n, h, d = q.shape
+    _n, h, d = q.shape
     outputs, start = [], 0
     for length, count in segments:  # equal neighbours run as one batch
         stop = start + length * count

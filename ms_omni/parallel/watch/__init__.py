@@ -38,8 +38,10 @@ def watch_port(scheduler_port):
     if port not in PORTS:
         port -= 2 * PORT_OFFSET
     if port not in PORTS or port == scheduler_port:
-        raise InputError(f"MS_OMNI_WATCH_PORT is {named}, expected a port from {PORTS.start} to {PORTS.stop - 1} other than "
-                         f"the scheduler's, {scheduler_port}")  # fmt: skip
+        raise InputError(
+            f"MS_OMNI_WATCH_PORT is {named}, expected a port from {PORTS.start} to {PORTS.stop - 1} other than "
+            f"the scheduler's, {scheduler_port}"
+        )
     return port
 
 
@@ -66,16 +68,29 @@ def start():
         return
     port = number("MS_SCHED_PORT", int)
     settings = {
-        "host": os.environ.get("MS_SCHED_HOST", "127.0.0.1"), "port": watch_port(port), "scheduler_port": port,
-        "size": number("MS_WORKER_NUM", int), "timeout_s": number("MS_TOPO_TIMEOUT", float, 600.0),
-        "hang_s": number("MS_OMNI_HANG_S", float, HANG_S), "launcher": number("MS_OMNI_LAUNCHER", int, 0),
-    }  # fmt: skip
+        "host": os.environ.get("MS_SCHED_HOST", "127.0.0.1"),
+        "port": watch_port(port),
+        "scheduler_port": port,
+        "size": number("MS_WORKER_NUM", int),
+        "timeout_s": number("MS_TOPO_TIMEOUT", float, 600.0),
+        "hang_s": number("MS_OMNI_HANG_S", float, HANG_S),
+        "launcher": number("MS_OMNI_LAUNCHER", int, 0),
+    }
     if os.environ["MS_ROLE"] == "MS_SCHED":
         return _begin("hub", settings | {"scheduler": os.getpid()})
     _stamps = Stamps.create()
     rank = os.environ.get("MS_NODE_ID")  # RANK_ID is 0 everywhere when msrun leaves the numbering to MindSpore
-    _begin("companion", settings | {"worker": os.getpid(), "stamps": _stamps.descriptor, "facts": _facts(settings["size"]),
-                                    "rank": int(rank) if rank else None}, _stamps.descriptor)  # fmt: skip
+    _begin(
+        "companion",
+        settings
+        | {
+            "worker": os.getpid(),
+            "stamps": _stamps.descriptor,
+            "facts": _facts(settings["size"]),
+            "rank": int(rank) if rank else None,
+        },
+        _stamps.descriptor,
+    )
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a standard error without a descriptor
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True)
     atexit.register(_leave)
@@ -84,8 +99,13 @@ def start():
 def _facts(size):
     import mindspore
 
-    return {"MindSpore": mindspore.__version__, "ms_omni": __version__, "the number of processes": size,
-            "Python": ".".join(platform.python_version_tuple()[:2]), "the device": mindspore.get_context("device_target")}  # fmt: skip
+    return {
+        "MindSpore": mindspore.__version__,
+        "ms_omni": __version__,
+        "the number of processes": size,
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "the device": mindspore.get_context("device_target"),
+    }
 
 
 def _begin(module, settings, *descriptors):
@@ -93,8 +113,14 @@ def _begin(module, settings, *descriptors):
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", f"{__name__}.{module}", json.dumps(settings)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-                               pass_fds=descriptors, env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=descriptors,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     with process.stdout as out:
         word = out.readline()
     answer = json.loads(word) if word else {"error": f"the {module} process of the watch could not start"}

@@ -50,8 +50,13 @@ class Progress:
         if state not in ("T", "t"):
             self.running = now
         self.cpu_s, self.looked = cpu_s, now
-        return {"busy": bool(self.stamps[BUSY]), "steps": self.stamps[STEPS], "idle_s": now - self.active,
-                "unmarked_s": now - self.marked, "stopped_s": now - self.running}  # fmt: skip
+        return {
+            "busy": bool(self.stamps[BUSY]),
+            "steps": self.stamps[STEPS],
+            "idle_s": now - self.active,
+            "unmarked_s": now - self.marked,
+            "stopped_s": now - self.running,
+        }
 
 
 def connect(address, deadline, worker):
@@ -61,8 +66,10 @@ def connect(address, deadline, worker):
             return Lines(socket.create_connection(address, timeout=5))
         except OSError as error:
             if worker.gone() or time.monotonic() > deadline:
-                raise Refused(f"no answer from {address[0]}:{address[1]}, where the job's scheduler is watched from "
-                              f"({error.strerror or error}); does the scheduler run, and is the port open?") from None  # fmt: skip
+                raise Refused(
+                    f"no answer from {address[0]}:{address[1]}, where the job's scheduler is watched from "
+                    f"({error.strerror or error}); does the scheduler run, and is the port open?"
+                ) from None
             time.sleep(0.2)
 
 
@@ -76,8 +83,9 @@ class Companion:
         self.rank = settings["rank"]
         self.deadline = time.monotonic() + settings["timeout_s"]
         self.hub = connect((settings["host"], settings["port"]), self.deadline, self.worker)
-        self.hub.send(hello={"host": socket.gethostname(), "pid": self.worker.pid, "rank": self.rank,
-                             "facts": settings["facts"]})  # fmt: skip
+        self.hub.send(
+            hello={"host": socket.gethostname(), "pid": self.worker.pid, "rank": self.rank, "facts": settings["facts"]}
+        )
         self.heard = time.monotonic()
 
     def _messages(self, seconds):
@@ -104,8 +112,10 @@ class Companion:
             except ConnectionError as error:
                 raise Refused(f"the connection to the scheduler's host is lost ({error})") from None
             if not welcome and now - started > ANSWER_S:
-                raise Refused("another program answers at the port of the job's watch; choose another master port, or set "
-                              "MS_OMNI_WATCH_PORT on all hosts")  # fmt: skip
+                raise Refused(
+                    "another program answers at the port of the job's watch; choose another master port, or set "
+                    "MS_OMNI_WATCH_PORT on all hosts"
+                )
             if now > self.deadline:
                 raise Refused(f"{waiting or 'the others'} did not come in time")
             if waiting and self.rank in (0, None) and now - reminded > REMIND_S:

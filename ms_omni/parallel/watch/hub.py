@@ -52,7 +52,7 @@ class Hub:
                 self.pinged = now
                 self._tell(ping=1)
             if self.refusal is not None:
-                if now - self.started > REFUSING_S or self.scheduler.gone() and not self.members and self.roster.complete:
+                if now - self.started > REFUSING_S or (self.scheduler.gone() and not self.members and self.roster.complete):
                     return
             elif (reason := self._reason(now)) is not None:
                 return self._end(reason)
@@ -159,11 +159,20 @@ def main(settings):
     if problem:
         refusal = f"port {settings['scheduler_port']} of {host} cannot be used ({problem}); choose another master port"
     try:
-        hub = Hub((host, port), settings["size"], settings["hang_s"], Process(settings["scheduler"]), settings["timeout_s"],
-                  optional(settings["launcher"]), refusal)  # fmt: skip
+        hub = Hub(
+            (host, port),
+            settings["size"],
+            settings["hang_s"],
+            Process(settings["scheduler"]),
+            settings["timeout_s"],
+            optional(settings["launcher"]),
+            refusal,
+        )
     except OSError as error:
-        refusal = refusal or (f"port {port} of {host} cannot be used ({os.strerror(error.errno or 0)}); choose another "
-                              "master port, or set MS_OMNI_WATCH_PORT on all hosts")  # fmt: skip
+        refusal = refusal or (
+            f"port {port} of {host} cannot be used ({os.strerror(error.errno or 0)}); choose another "
+            "master port, or set MS_OMNI_WATCH_PORT on all hosts"
+        )
         print(json.dumps({"error": refusal}), flush=True)
         return
     print(json.dumps({"error": refusal} if refusal else {"ok": 1}), flush=True)

@@ -42,7 +42,7 @@ class Member:
 
     @property
     def name(self):
-        """"rank 1 (process 123 on host)"."""
+        """ "rank 1 (process 123 on host)"."""
         return f"{'a process of unknown rank' if self.rank is None else f'rank {self.rank}'} (process {self.pid} on {self.host})"
 
 
@@ -65,7 +65,7 @@ class Roster:
         return [member for member in self.members if member.since is None]
 
     def missing(self):
-        """"rank 1, 3", or how many, of those that have not come yet."""
+        """ "rank 1, 3", or how many, of those that have not come yet."""
         known = [member.rank for member in self.members]
         if None in known:
             return f"{self.size - len(known)} of {self.size} processes"
@@ -73,7 +73,7 @@ class Roster:
 
     def join(self, now, host, pid, rank, facts):
         """A new member. Raises ValueError when there is no place for it."""
-        if self.complete or rank is not None and rank in [member.rank for member in self.members]:
+        if self.complete or (rank is not None and rank in [member.rank for member in self.members]):
             raise ValueError("another job uses this port already, or one of its processes was started twice")
         self.members.append(Member(host, pid, rank, facts, now))
         return self.members[-1]
@@ -112,8 +112,9 @@ class Roster:
                 continue
             if member.failed and now - member.since > FOLLOW_S:
                 return f"{member.name} ended with an error"
-            waiting = [other for other in present if other.busy and other.idle_s > LEFT_WAIT_S
-                       and other.steps > member.steps]  # fmt: skip
+            waiting = [
+                other for other in present if other.busy and other.idle_s > LEFT_WAIT_S and other.steps > member.steps
+            ]
             if waiting and now - member.since > LEFT_WAIT_S:
                 return f"{member.name} has left while {names(waiting)} waited for it"
         return None
@@ -130,7 +131,7 @@ class Roster:
 
 
 def names(members):
-    """"rank 0 (...)" or "rank 0, 1, 3"."""
+    """ "rank 0 (...)" or "rank 0, 1, 3"."""
     if len(members) == 1:
         return members[0].name
     return "rank " + ", ".join("?" if member.rank is None else str(member.rank) for member in members)
