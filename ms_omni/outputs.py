@@ -1,6 +1,7 @@
-"""What travels between the stages and to the caller: small dataclasses without behaviour."""
+"""What travels between the stages and to the caller: small dataclasses."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,38 @@ class HostArray(np.ndarray):
     cpu = detach
 
 
-@dataclass(frozen=True)
-class ThinkerOutput:
+class ModelOutput(Mapping):
+    """Base of the dataclasses that a model returns: a field is read as `out.x`, `out["x"]` or by position, `out[0]`, `out[:2]`.
+
+    As in transformers, fields that are None have no position and no key, iteration and `in` go over the names, and
+    `to_tuple()` is what can be unpacked. A field can be set, `out.x = y`; a name that the class does not know is an
+    `AttributeError` or, as a key, a `KeyError`.
+    """
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the fields that are not None, in the order of their positions."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def to_tuple(self) -> tuple:
+        """The fields that are not None."""
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def __getitem__(self, key):
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __len__(self):
+        return len(self.keys())
+
+
+@dataclass(eq=False)
+class ThinkerOutput(ModelOutput):
     """Result of `model.thinker(**inputs)`.
 
     logits `[B, T, V]`; hidden_states: num_layers + 1 tensors `[B, T, D]` (the input embeddings, the layers' outputs
@@ -72,8 +103,8 @@ class PromptStates:
     hidden: Any
 
 
-@dataclass(frozen=True)
-class GenerateOutput:
+@dataclass(eq=False)
+class GenerateOutput(ModelOutput):
     """Token ids with what else was asked for: sequences int64 `[B, T + new]`; scores: new x `[B, V]` float32 logits."""
 
     sequences: np.ndarray
