@@ -6,27 +6,7 @@ from typing import Any
 
 import numpy as np
 
-
-class HostArray(np.ndarray):
-    """A numpy array that also answers to the conversions which scripts for mindone (`.asnumpy()`) and for transformers
-    (`.detach().cpu().numpy()`) put behind a result. `HostArray.of(array)` makes one without a copy.
-    """
-
-    @classmethod
-    def of(cls, array):
-        return np.asarray(array).view(cls)
-
-    def asnumpy(self):
-        """The plain numpy array."""
-        return self.view(np.ndarray)
-
-    numpy = asnumpy
-
-    def detach(self):
-        """Itself: results carry no gradient."""
-        return self
-
-    cpu = detach
+from .arrays import HostArray as HostArray
 
 
 class ModelOutput(Mapping):
