@@ -32,6 +32,7 @@ def numbers(text):
 
 
 def run(arguments):
+    from ..checkpoint.shapes import parameter_shapes
     from ..errors import InputError
     from ..parallel.hardware import load_hardware
     from ..parallel.predict import predict
@@ -41,7 +42,7 @@ def run(arguments):
     if not memory_gb > 0:
         raise InputError(f"--memory-gb is {memory_gb}, expected a positive number")
     config = read_config(arguments)
-    shapes = shapes_of(config)
+    shapes = parameter_shapes(config)
     found = [
         predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype])
         for cards in arguments.cards
@@ -58,18 +59,6 @@ def read_config(arguments):
     from ..config.named import load_named_config
 
     return load_named_config(arguments.config) if arguments.config else Qwen3OmniMoeConfig.from_pretrained(arguments.model)
-
-
-def shapes_of(config):
-    """`{full name: shape}` of the parameters of a model that is built without memory for its weights."""
-    import mindspore as ms
-
-    from ..model import Qwen3OmniMoeForConditionalGeneration
-    from ..modeling.layers import lazy_parameters
-
-    with lazy_parameters(ms.float32):
-        model = Qwen3OmniMoeForConditionalGeneration(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.parameters_and_names()}
 
 
 def gb(nbytes):

@@ -13,10 +13,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
-from . import ops
+from . import BUCKET_TOKENS, ops
 
 MASKED = -1e9
-BUCKET_TOKENS = 256
 
 
 def causal_mask(valid, queries):

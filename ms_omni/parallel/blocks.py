@@ -12,15 +12,6 @@ from contextlib import contextmanager
 
 from ..modeling import ops
 
-BUNDLE_BYTES = 1 << 20
-"""Parameters of up to this size share one gather per block: starting a collective takes as long as sending that much."""
-
-
-def bundles(sizes):
-    """Splits `{name: bytes of the whole parameter}` into tuples of names that are gathered together."""
-    small = tuple(name for name, nbytes in sizes.items() if nbytes <= BUNDLE_BYTES)
-    return [*((name,) for name in sizes if name not in small), *([small] if small else [])]
-
 
 class Bundle:
     """Parameters that one collective gathers.

@@ -12,7 +12,7 @@ from ..checkpoint.writer import dtype_name
 from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_json
 from ..errors import InputError
 from ..runtime import setup
-from .team import STRATEGIES, strategy_module
+from .plan import STRATEGIES, strategy_module
 
 
 def convert_for_ranks(src, dst, ranks, strategy, *, dtype=None, options=None, progress=True):

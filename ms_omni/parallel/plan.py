@@ -6,9 +6,13 @@ One table drives loading (a rank reads its slices), the prediction of memory (`m
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 
 from ..errors import InputError
 
+STRATEGIES = {"ep": "expert_parallel", "zero3": "zero3_plan"}
+"""Modules of this package with `make_plan(config, shapes, size, **options) -> Plan` and
+`attach(model, slices, comm) -> SplitVocabulary or None`, which puts the collectives into the seams of a model."""
 SHOWN = 10
 
 
@@ -144,3 +148,8 @@ def split(axis, unit=1, copies=1):
 def gather(axis, unit=1):
     """Cut along `axis` into parts of one size that the layer collects whenever it reads its weight (ZeRO-3)."""
     return Placement(axis, unit, padded=True, gathered=True)
+
+
+def strategy_module(strategy):
+    """The module of a strategy, see `STRATEGIES`."""
+    return import_module(f".{STRATEGIES[strategy]}", __package__)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from ..checkpoint.names import part_of, sources
 from ..errors import InputError
-from ..modeling.cache import BUCKET_TOKENS
-from .blocks import bundles
-from .collectives import Traffic
-from .team import STRATEGIES, strategy_module
+from ..modeling import BUCKET_TOKENS
+from .plan import STRATEGIES, strategy_module
+from .traffic import Traffic
+from .zero3_plan import block_of, bundles
 
 AGREED = (12, 4)  # bytes of the two broadcasts of a token: rank 0's choice with its flag, and whether it goes on
 CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
@@ -149,8 +149,6 @@ def _reads(text, sizes):
 
 def _gathers(shapes, runs, itemsize, cards):
     """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text."""
-    from .zero3 import block_of
-
     blocks, found = {}, {}
     for name in shapes:
         if TEXT.fullmatch(name):

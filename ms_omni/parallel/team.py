@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
@@ -12,11 +11,9 @@ from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
 from .collectives import Collectives
 from .mesh import start, under_msrun
+from .plan import STRATEGIES, strategy_module
 
 AUTO = "auto"
-STRATEGIES = {"ep": "expert_parallel", "zero3": "zero3"}
-"""Modules of this package with `make_plan(config, shapes, size, **options) -> Plan` and
-`attach(model, slices, comm) -> SplitVocabulary or None`, which puts the collectives into the seams of a model."""
 SETTINGS = ("config.json", "generation_config.json")
 
 
@@ -108,11 +105,6 @@ class Team:
 
     def _strategy(self):
         return strategy_module(self.strategy)
-
-
-def strategy_module(strategy):
-    """The module of a strategy, see `STRATEGIES`."""
-    return import_module(f".{STRATEGIES[strategy]}", __package__)
 
 
 def choose(folder, strategy, options):

@@ -5,55 +5,20 @@ large parameter and one for all small ones of a block (`blocks.py`). Nothing is 
 """
 
 import functools
-import re
 
 import mindspore as ms
 from mindspore import Parameter, Tensor
 
 from ..errors import InputError
 from . import mindone, watch
-from .blocks import Block, Bundle, StreamAhead, bundles
-from .flat import Flat
+from .blocks import Block, Bundle, StreamAhead
 from .mesh import under_msrun, world_group
-from .plan import Plan, Row
 from .tables import SplitTable
 from .team import join
+from .zero3_plan import block_of, bundles, make_plan
 
 WORLD_GROUPS = (None, "hccl_world_group", "nccl_world_group", "mccl_world_group")
 COMPONENTS = ("thinker", "talker", "code2wav")
-
-# `block` names the cell around which the weights are gathered. `(?!...)` leaves out what another row places.
-ROWS = (
-    Row(r"thinker\.model\.embed_tokens\.weight", Flat(by_rows=True)),
-    Row(r"(?P<block>thinker\.model\.layers\.<n>)\..+", Flat()),
-    Row(r"(?P<block>thinker\.(model\.norm|lm_head))\.weight", Flat()),
-    Row(r"(?P<block>thinker\.audio_tower\.layers\.<n>)\..+", Flat()),
-    Row(r"(?P<block>thinker\.audio_tower)\.(?!layers\.).+", Flat()),
-    Row(r"(?P<block>thinker\.visual\.(blocks\.<n>|merger|merger_list\.<n>))\..+", Flat()),
-    Row(r"(?P<block>thinker\.visual)\.(patch_embed|pos_embed)\..+", Flat()),
-    Row(r"talker\.(code_predictor\.)?model\.codec_embedding\.(<n>\.)?weight", Flat(by_rows=True)),
-    Row(r"(?P<block>talker\.model\.layers\.<n>)\..+", Flat()),
-    Row(r"(?P<block>talker\.(model\.norm|codec_head))\.weight", Flat()),
-    Row(r"(?P<block>talker\.(text|hidden)_projection)\..+", Flat()),
-    Row(r"(?P<block>talker\.code_predictor)\.(?!model\.codec_embedding\.).+", Flat()),  # once per frame, not per code
-    Row(r"code2wav\.code_embedding\.weight", Flat(by_rows=True)),
-    Row(r"(?P<block>code2wav\.pre_transformer\.(layers\.<n>|norm))\..+", Flat()),
-    Row(r"(?P<block>code2wav\.upsample\.<n>\.<n>)\..+", Flat()),
-    Row(r"(?P<block>code2wav\.decoder\.<n>)\..+", Flat()),
-)
-
-
-def make_plan(config, shapes, size):
-    """The `Plan` of the components that the parameters in `shapes` (by full name) belong to; for any model and size."""
-    parts = {name.split(".", 1)[0] for name in shapes}
-    rows = [row for row in ROWS if re.search("[a-z0-9]+", row.pattern.replace("?P<block>", ""))[0] in parts]
-    return Plan("zero3", tuple(rows))
-
-
-def block_of(name):
-    """The name of the cell around which a parameter (full name) is gathered, or None for tables read by row."""
-    hits = [hit for row in ROWS if (hit := re.fullmatch(row.pattern.replace("<n>", r"\d+"), name))]
-    return hits[0].groupdict().get("block")
 
 
 def prepare_network(

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.modeling import ops
-from ms_omni.modeling.cache import BUCKET_TOKENS
+from ms_omni.modeling import BUCKET_TOKENS, ops
 from ms_omni.modeling.code_predictor import CodePredictor
 from ms_omni.modeling.layers import Linear
 from ms_omni.modeling.ops import reference

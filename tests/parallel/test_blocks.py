@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from ms_omni.parallel.blocks import BUNDLE_BYTES, Block, Bundle, bundles
+from ms_omni.parallel.blocks import Block, Bundle
 from ms_omni.parallel.flat import Flat
+from ms_omni.parallel.zero3_plan import BUNDLE_BYTES, bundles
 
 RANKS = 3
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ms_omni.commands.plan import shapes_of
+from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.parallel.predict import predict
 from tests.parallel.launching import ROOT, STRATEGIES, msrun
@@ -25,14 +25,14 @@ def test_memory_traffic_and_speed(tmp_path):
     print(*(json.dumps(rank) for rank in ranks), sep="\n")
     config = Qwen3OmniMoeConfig.from_pretrained(FOLDER)
     for strategy in STRATEGIES:
-        expected = predict(config, shapes_of(config), strategy, WORKERS, 256, 4)
+        expected = predict(config, parameter_shapes(config), strategy, WORKERS, 256, 4)
         for rank in ranks:
             found = rank[strategy]
             assert found["peak"] <= found["held"] + 300 * MB
             assert found["held"] == pytest.approx(expected.held, rel=0.02)
             assert found["sent"] == expected.traffic.total_bytes
     if "zero3" in STRATEGIES:
-        total = predict(config, shapes_of(config), "ep", 1, 256, 4).held
+        total = predict(config, parameter_shapes(config), "ep", 1, 256, 4).held
         for rank in ranks:
             assert rank["zero3"]["held"] * WORKERS == pytest.approx(total, rel=0.05)
             assert rank["zero3"]["sent"] >= 1000 * rank["ep"]["sent"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ms_omni.commands.plan import shapes_of
+from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config.named import config_folder, load_named_config
 from ms_omni.errors import ConfigError, InputError
 from ms_omni.parallel.hardware import load_hardware
@@ -15,7 +15,7 @@ from tests.parallel.launching import ROOT, STRATEGIES, msrun
 @pytest.fixture(scope="module")
 def instruct():
     config = load_named_config("instruct")
-    return config, shapes_of(config)
+    return config, parameter_shapes(config)
 
 
 @pytest.mark.parametrize("geometry, workers", [("tiny", 2), pytest.param("odd", 3, marks=pytest.mark.slow)])
@@ -26,7 +26,7 @@ def test_bytes_and_collectives_of_a_token_are_those_that_a_run_counts(geometry, 
     counted = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(workers)]
     config = load_named_config(geometry)
     for strategy in STRATEGIES:
-        expected = predict(config, shapes_of(config), strategy, workers, 256, 4)
+        expected = predict(config, parameter_shapes(config), strategy, workers, 256, 4)
         for rank in counted:
             assert rank[strategy]["calls"] == expected.traffic.calls
             assert rank[strategy]["nbytes"] == expected.traffic.nbytes

@@ -19,6 +19,7 @@ from ms_omni.errors import CheckpointError, InputError
 from ms_omni.parallel import team
 from ms_omni.parallel.export import convert_for_ranks, convert_from_ranks
 from ms_omni.parallel.mesh import Mesh
+from ms_omni.parallel.plan import strategy_module
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import rewrite, tensors_of
 from tests.checkpoint.test_convert import assert_same_tensors
@@ -36,7 +37,7 @@ def expected(folder, index, rank):
     """The parts of a rank, read from the whole checkpoint with the plan."""
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
     config = Qwen3OmniMoeConfig.from_pretrained(folder)
-    parts = team.strategy_module(index.plan).make_plan(config, shapes, index.ranks).place(shapes, rank, index.ranks)
+    parts = strategy_module(index.plan).make_plan(config, shapes, index.ranks).place(shapes, rank, index.ranks)
     reader = CheckpointReader(folder)
     return {
         fill.parameter: read_slice(reader, fill, np.dtype(np.float32), parts[fill.parameter])

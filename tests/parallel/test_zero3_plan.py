@@ -4,7 +4,8 @@ import pytest
 
 from ms_omni.errors import InputError
 from ms_omni.parallel.mesh import Mesh
-from ms_omni.parallel.zero3 import block_of, make_plan, place, prepare_network
+from ms_omni.parallel.zero3 import place, prepare_network
+from ms_omni.parallel.zero3_plan import block_of, make_plan
 
 
 @pytest.fixture(params=["tiny", "odd"])
