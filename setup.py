@@ -28,6 +28,7 @@ setup(
         "transformers==4.57.1",
         "numpy<2",
         "safetensors",
+        "huggingface_hub>=0.34",
         "ml_dtypes<0.6",
         "pillow",
         "soundfile",

@@ -1,0 +1,278 @@
+"""Downloading a model from a hub: the settings first, then, once they have been looked at, the weights. What broke off is
+continued, and of several processes one downloads while the others wait.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ms_omni.errors import CheckpointError, InputError
+
+from . import caches, chosen_hub, published_like
+
+SETTINGS = (".json", ".jinja", ".txt", ".tiktoken", ".model")
+WEIGHTS = ".safetensors"
+TEMPLATES = "additional_chat_templates/"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
+TRIES = 5  # of a download that breaks off
+PAUSE_S = 1.0
+ANSWER_S = 15  # to wait for the hub's list of files
+
+
+def fetch(
+    name: str,
+    *,
+    weights: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+    local_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
+    offline: str | None = None,
+    force: bool = False,
+    token: str | bool | None = None,
+    proxies: dict | None = None,
+    subfolder: str = "",
+    progress: bool = True,
+    hub: str | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
+    """Downloads the files of the model `name` that are needed and returns their folder; arguments as of `hub.resolve`.
+
+    local_dir: a folder for the files, instead of the cache. offline: what forbids to use the network, if something does.
+    hub: "huggingface" or "modelscope", default: what MS_OMNI_HUB says.
+
+    Raises:
+        InputError: an unknown hub, or one whose package is not installed.
+        CheckpointError: no such model or revision, no network, no room, or a download that broke off again and again.
+    """
+    client = {"huggingface": HuggingFace, "modelscope": ModelScope}[chosen_hub(hub)]
+    if offline is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        offline = "HF_HUB_OFFLINE is set"
+
+    def cached():
+        """The copy that will do where the hub cannot be asked: settings need not be complete for that."""
+        for folder in () if local_dir else caches.copies(name, cache_dir, revision):
+            if caches.lacks(folder / subfolder, weights) is None or (
+                not weights and (folder / subfolder / "config.json").is_file()
+            ):
+                return folder
+        return None
+
+    if offline is not None:
+        return cached() or _raise(unreachable(name, offline, weights, cache_dir, revision, subfolder))
+    began = time.time()
+    with _alone(name, cache_dir, local_dir) as waited, _through(proxies):
+        if waited and local_dir is None and (not force or _is_newer(name, cache_dir, revision, began)):
+            found = caches.find(name, weights, cache_dir, revision, subfolder)
+            if found is not None:
+                return found
+        try:
+            source = client(name, revision, cache_dir, local_dir, force, token, subfolder, progress)
+        except Unreachable as error:
+            return cached() or _raise(unreachable(name, str(error), weights, cache_dir, revision, subfolder))
+        folder = source.download(weights=False)
+        if check is not None:
+            check(folder / subfolder)
+        return source.download(weights=True) if weights else folder
+
+
+class Unreachable(Exception):
+    """The hub does not answer; says why."""
+
+
+class HuggingFace:
+    """One model on the Hugging Face hub (or on HF_ENDPOINT), by `huggingface_hub`. Raises `Unreachable`."""
+
+    def __init__(self, name, revision, cache_dir, local_dir, force, token, subfolder, progress):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+        self.name, self.subfolder, self.progress = name, subfolder, progress
+        self.folder = None if local_dir is None else Path(local_dir).expanduser()
+        self.cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
+        self.options = {"revision": revision, "force_download": force, "token": token}
+        self.options |= {"cache_dir": self.cache} if self.folder is None else {"local_dir": self.folder}
+        try:
+            self.info = HfApi(token=token).model_info(name, revision=revision, files_metadata=True, timeout=ANSWER_S)
+        except RevisionNotFoundError:
+            raise CheckpointError(f"{name} has no revision {revision!r} (a branch, a tag or a commit).") from None
+        except GatedRepoError:
+            raise CheckpointError(
+                f"{name} asks for consent on its page before it can be downloaded; then pass token=, or log in (hf auth login)."
+            ) from None
+        except RepositoryNotFoundError:
+            raise no_such_model(name) from None
+        except HfHubHTTPError as error:
+            raise Unreachable(f"it answered: {_line(error)}") from None
+        except Exception as error:  # of whichever package the client talks HTTP with
+            raise Unreachable(_line(error)) from None
+        self.sizes = {file.rfilename: file.size or 0 for file in self.info.siblings or ()}
+
+    def download(self, weights: bool) -> Path:
+        """Downloads what is not there yet and returns the folder."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+        files = [file for file in self.sizes if is_wanted(file, self.subfolder, weights)]
+        self._check(files, weights)
+        quiet = not self.progress and not are_progress_bars_disabled()
+        if quiet:
+            disable_progress_bars()
+        try:
+            for attempt in range(TRIES):
+                try:
+                    folder = Path(snapshot_download(self.name, allow_patterns=files, **self.options))
+                    if all((folder / file).is_file() for file in files):
+                        return folder
+                    problem = "some files did not come"
+                except Exception as error:
+                    problem = _line(error)
+                    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
+                        raise CheckpointError(f"the hub refuses files of {self.name}: {problem}") from None
+                if attempt < TRIES - 1:
+                    time.sleep(PAUSE_S * attempt)
+        finally:
+            if quiet:
+                enable_progress_bars()
+        raise CheckpointError(
+            f"the download of {self.name} broke off {TRIES} times, the last time with: {problem}. What has come is kept: "
+            "the same call continues it."
+        )
+
+    def _check(self, files, weights):
+        """Raises CheckpointError for a repository without weights that we read, and for a disk without room."""
+        if weights and not any(file.endswith(WEIGHTS) for file in files):
+            other = [file for file in self.sizes if file.endswith(PICKLED)]
+            raise CheckpointError(
+                f"{self.name} holds no safetensors{' but ' + ', '.join(other[:4]) if other else ''}; only those are read."
+            )
+        there = self.folder or self._repository() / "snapshots" / (self.info.sha or "")
+        missing = sum(self.sizes[file] for file in files if not (there / file).is_file())
+        missing -= sum(part.stat().st_size for part in self._repository().glob("blobs/*.incomplete"))
+        target = self.folder or self.cache
+        free = shutil.disk_usage(next(folder for folder in (target, *target.absolute().parents) if folder.is_dir())).free
+        if missing > free:
+            raise CheckpointError(
+                f"{self.name} takes {missing / 1e9:.1f} GB more, and {target} has {free / 1e9:.1f} GB free. Choose another "
+                "disk with HF_HOME, cache_dir= or `ms-omni download --local-dir`."
+            )
+
+    def _repository(self) -> Path:
+        return self.cache / f"models--{self.name.replace('/', '--')}"
+
+
+class ModelScope:
+    """One model on ModelScope, by the package `modelscope`. Raises `InputError` where it is not installed."""
+
+    def __init__(self, name, revision, cache_dir, local_dir, force, token, subfolder, progress):
+        try:
+            from modelscope import snapshot_download
+        except ImportError as error:
+            raise InputError(
+                f"MS_OMNI_HUB=modelscope needs the package modelscope ({error}). Install it with: pip install modelscope"
+            ) from None
+        root = f"{subfolder}/" if subfolder else ""
+        self.settings = [f"{root}*{suffix}" for suffix in SETTINGS]
+        self.weights = [*self.settings, f"{root}*{WEIGHTS}"]
+        options = {"revision": revision, "cache_dir": cache_dir, "local_dir": local_dir, "token": token}
+        self.options = {key: value for key, value in options.items() if value is not None}
+        self.name, self._snapshot_download = name, snapshot_download
+
+    def download(self, weights: bool) -> Path:
+        """Downloads what is not there yet and returns the folder."""
+        try:
+            patterns = self.weights if weights else self.settings
+            return Path(self._snapshot_download(self.name, allow_patterns=patterns, **self.options))
+        except Exception as error:  # its errors have no common base
+            raise CheckpointError(f"{self.name} cannot be downloaded from ModelScope: {_line(error)}") from None
+
+
+def is_wanted(file: str, subfolder: str, weights: bool) -> bool:
+    """Whether a file of a repository belongs to the checkpoint: settings and, with `weights`, safetensors; never pickles."""
+    root = f"{subfolder.strip('/')}/" if subfolder else ""
+    if not file.startswith(root):
+        return False
+    name = file[len(root) :].removeprefix(TEMPLATES)
+    return "/" not in name and name.endswith((*SETTINGS, WEIGHTS) if weights else SETTINGS)
+
+
+def unreachable(name, reason, weights, cache_dir=None, revision=None, subfolder="") -> CheckpointError:
+    """The error for a model that is not here while the hub cannot be asked, with the commands of both hubs."""
+    parts = [(folder, caches.lacks(folder / subfolder, weights)) for folder in caches.copies(name, cache_dir, revision)]
+    found = (
+        f"{parts[0][0]} holds a part of it only ({parts[0][1]} is missing)" if parts else "it is in no cache of this machine"
+    )
+    of = f" --revision {revision}" if revision else ""
+    return CheckpointError(
+        f"{name} is not a folder here, {found}, and nothing can be downloaded: {reason}. "
+        f"Fetch it where there is a network, with one of\n  hf download {name}{of}\n"
+        f"  modelscope download --model {name}{of}\nand pass the folder, or keep it in the hub's cache."
+    )
+
+
+def no_such_model(name: str) -> CheckpointError:
+    """The error for a name that the hub does not know."""
+    near = [found for found in published_like(name) if found != name]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return CheckpointError(
+        f"{name!r} is neither a folder on this machine nor a model on the hub (or a private one: pass token=).{hint}"
+    )
+
+
+@contextlib.contextmanager
+def _alone(name, cache_dir, local_dir) -> Iterator[bool]:
+    """Holds the lock of the model's download; gives whether another process was waited for."""
+    from huggingface_hub.utils import WeakFileLock
+
+    if local_dir is not None:  # the client locks each file
+        yield False
+        return
+    cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    lock = cache / ".locks" / f"models--{name.replace('/', '--')}" / "ms_omni.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be kept in {cache}: {error.strerror}. Choose another folder with HF_HOME or cache_dir=."
+        ) from None
+    began = time.monotonic()
+    with WeakFileLock(lock):
+        yield time.monotonic() - began > 0.05
+
+
+def _is_newer(name, cache_dir, revision, began) -> bool:
+    """Whether another process has asked the hub for the revision since then."""
+    cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    reference = cache / f"models--{name.replace('/', '--')}" / "refs" / (revision or caches.MAIN[0])
+    return reference.is_file() and reference.stat().st_mtime >= began
+
+
+@contextlib.contextmanager
+def _through(proxies):
+    """Inside this context the hub is asked through these proxies ({"https": address}); versions 1 and up take no argument."""
+    from huggingface_hub import utils
+
+    names = {f"{scheme.partition(':')[0]}_proxy": address for scheme, address in (proxies or {}).items()}
+    before = {name: os.environ.get(name) for name in names}
+    renew = getattr(utils, "close_session", None) or utils.reset_sessions
+    os.environ.update(names)
+    if names:
+        renew()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if names:
+            renew()
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _raise(error):
+    raise error

@@ -1,0 +1,1 @@
+"""Models by name: paths, caches, and downloads from a hub on loopback."""
