@@ -1,17 +1,17 @@
 # Sourced by the launch scripts: makes (once) and activates a virtual environment with ms_omni in it.
-# MS_OMNI_VENV chooses the folder (default: .venv in the repository), PYTHON the interpreter (3.10 or 3.11).
+# MS_OMNI_VENV chooses the folder (default: .venv in the repository), PYTHON the interpreter (3.10 to 3.12).
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${MS_OMNI_VENV:-$root/.venv}"
 
 find_python() {
-  for candidate in ${PYTHON:-} python3.11 python3.10 python3 python; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null; then
+  for candidate in ${PYTHON:-} python3.11 python3.12 python3.10 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "ms_omni needs Python 3.10 or 3.11 and found neither; install one, or set PYTHON=/path/to/python3.11" >&2
+  echo "ms_omni needs Python 3.10 to 3.12 and found none; install one, or set PYTHON=/path/to/python3.11" >&2
   return 1
 }
 

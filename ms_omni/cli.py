@@ -20,7 +20,7 @@ def build_parser():
     parser = argparse.ArgumentParser(
         prog="ms-omni",
         description="Qwen3-Omni on MindSpore: text, images, audio and video in; text and 24 kHz speech out.",
-        epilog="Try it without a download, in a clone of the repository: ms-omni demo",
+        epilog="Try it without a download: ms-omni demo",
     )
     parser.add_argument("--version", action="version", version=f"ms-omni {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -17,7 +17,7 @@ MODELING = {"mindspore", "numpy", "ms_omni.modeling", "ms_omni.errors", "ms_omni
 TOKENIZER_CODE = ("ms_omni/processor.py", "ms_omni/processing/", "ms_omni/media/")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}
 COLLECTIVES, MESH = "ms_omni/parallel/collectives.py", "ms_omni/parallel/mesh.py"
-LONGEST = 400
+LONGEST = 450
 
 
 def imports(name):
@@ -135,7 +135,7 @@ def test_generation_knows_neither_files_nor_commands(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nobody_imports_the_command_line(name):
-    if not name.startswith(("ms_omni/cli.py", "ms_omni/commands/")):
+    if not name.startswith(("ms_omni/__main__.py", "ms_omni/cli.py", "ms_omni/commands/")):
         assert not {item for item in imports(name) if under(item, "ms_omni.cli", "ms_omni.commands")}
 
 

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 NAME = "demo"
-HELP = "Show the miniature checkpoint of this repository files of every kind; writes spoken answers and a picture."
+HELP = "Show the miniature checkpoint that comes along files of every kind; writes spoken answers and a picture."
 RESULT, PICTURE = "demo.json", "demo.png"
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (default: examples/miniature of the clone)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (default: the miniature that comes along)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -55,7 +55,7 @@ def run(arguments):
 
 def voices(model, wanted):
     """Speakers that take turns. Raises `InputError` for one that the checkpoint does not have."""
-    from ..generation.request import speaker_code
+    from ..generation.speakers import speaker_code
 
     if not model.has_talker:
         return [None]

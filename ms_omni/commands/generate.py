@@ -8,7 +8,7 @@ from .messages import (
     add_media_arguments,
     add_model_arguments,
     add_speech_arguments,
-    check_before_loading,
+    check_before_starting,
     clear_status,
     conversation,
     join_others,
@@ -35,6 +35,9 @@ def add_arguments(parser):
 
 def run(arguments):
     started = time.perf_counter()
+    options = text_options(arguments)
+    check_before_starting(arguments, options)
+    SpeechOutput(arguments.speech)  # raises for a file that cannot be written
     status("starting MindSpore ...")
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
@@ -44,8 +47,6 @@ def run(arguments):
     status("reading media ...")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = read_inputs(processor, arguments)
-    options = text_options(arguments)
-    check_before_loading(arguments, options)
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model,

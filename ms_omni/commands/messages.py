@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from ..errors import InputError
+
 MEDIA = ("image", "audio", "video")
 
 
@@ -69,16 +71,26 @@ def speech_options(arguments):
     return options
 
 
-def check_before_loading(arguments, text_options):
-    """Raises `InputError` for a speaker or sampling options that cannot be, before the weights are read."""
-    from ..config import Qwen3OmniMoeConfig
-    from ..generation.arguments import sampling_params
-    from ..generation.request import speaker_code
+def check_before_starting(arguments, text_options):
+    """Raises `OmniError` for a model, file, speaker or option that cannot be: MindSpore, which takes seconds, comes after.
 
-    sampling_params({"seed": arguments.seed, **text_options}, "generate")
+    Files behind http addresses are fetched later.
+    """
+    from ..config import Qwen3OmniMoeConfig
+    from ..generation.sampling import SamplingParams
+    from ..generation.speakers import speaker_code
+    from ..media.sources import open_source
+
     config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
-    if arguments.speech is not None and config.talker_config is not None:
+    if arguments.speech is not None:
+        if config.talker_config is None:
+            raise InputError(f"{arguments.model} has no talker, so it cannot speak: leave --speech out")
         speaker_code(config.talker_config, arguments.speaker)
+    SamplingParams(seed=arguments.seed, **text_options)
+    for item in getattr(arguments, "media", ()):
+        kind = item["type"]
+        if not item[kind].lower().startswith(("http://", "https://")):
+            open_source(item[kind], kind)
 
 
 def conversation(prompt, media=(), system=None):

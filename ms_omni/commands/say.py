@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 
+from ..errors import InputError
 from .generate import show
 from .messages import (
     add_model_arguments,
     add_speech_arguments,
-    check_before_loading,
+    check_before_starting,
     conversation,
     join_others,
     speech_options,
@@ -28,6 +29,10 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    if not arguments.text.strip():
+        raise InputError("there is nothing to say: the text is empty")
+    check_before_starting(arguments, {})
+    SpeechOutput(arguments.speech)  # raises for a file that cannot be written
     status("starting MindSpore ...")
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
@@ -36,7 +41,6 @@ def run(arguments):
     speech = SpeechOutput(target)
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     inputs = spoken_turn(processor, arguments.text)
-    check_before_loading(arguments, {})
     status("loading weights ...")
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model,

@@ -1,4 +1,4 @@
-"""Where speech goes: a WAV file that is valid at every moment, or raw PCM on standard output."""
+"""Where speech goes: a sound file in the format that its name says, or raw PCM on standard output."""
 
 import os
 import sys
@@ -10,37 +10,43 @@ import numpy as np
 from ..errors import InputError
 
 SAMPLE_RATE_HZ = 24_000
+ENCODED = {
+    ".flac": ("FLAC", "PCM_16"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+}
 
 
 class SpeechOutput:
     """Context manager; `write` appends float32 samples. target: a path, "-" for raw PCM, or None for nowhere.
 
-    A new file grows in place, so that it can be played while it is written and holds what was said when the program is
-    stopped. A file that was there before is replaced at the end only: until then the sound goes to `NAME.partial`; when
-    the program fails before anything was said, the old file stays. Raises `InputError` for a target that cannot be written.
+    The ending of the path chooses the format: .wav (16 bit), .flac, .mp3, .ogg (Vorbis) or .opus. A new file grows in
+    place; a WAV is valid at every moment, so that it can be played while it is written. A file that was there before is
+    replaced at the end only: until then the sound goes to `NAME.partial`; when the program fails before anything was said,
+    the old file stays. Raises `InputError` for a target that cannot be written.
     """
 
     def __init__(self, target):
         self.target = target
         self.samples = 0
-        self._wave = self._writing_to = None
-        if target not in (None, "-") and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
+        self._file = self._writing_to = None
+        if target in (None, "-"):
+            return
+        if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise InputError(f"cannot write speech to {target}: it must be a file in a folder that exists")
+        self._open = _writer_of(Path(target))
 
     def __enter__(self):
         if self.target not in (None, "-"):
             path = Path(self.target)
             self._writing_to = path.with_name(path.name + ".partial") if path.exists() else path
-            self._file = open(self._writing_to, "w+b")
-            self._wave = wave.open(self._file, "wb")
-            self._wave.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", "not compressed"))
-            self._flush(b"")
+            self._file = self._open(self._writing_to)
         return self
 
     def __exit__(self, error, *_):
-        if self._wave is None:
+        if self._file is None:
             return
-        self._wave.close()
         self._file.close()
         if self._writing_to == Path(self.target):
             return
@@ -51,20 +57,17 @@ class SpeechOutput:
 
     def write(self, samples):
         """samples float32 `[n]` in [-1, 1]."""
-        data = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+        pcm = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
         self.samples += len(samples)
         if self.target == "-":
-            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.write(pcm.tobytes())
             sys.stdout.buffer.flush()
-        elif self._wave is not None:
-            self._flush(data)
-
-    def _flush(self, data):
-        self._wave.writeframes(data)  # brings the header up to date as well
-        self._file.flush()
+        elif self._file is not None:
+            self._file.write(pcm)
 
     @property
     def seconds(self):
+        """Seconds of speech so far."""
         return self.samples / SAMPLE_RATE_HZ
 
     def real_time_factor(self, end):
@@ -83,3 +86,43 @@ class SpeechOutput:
             f"first sound after {end.first_audio_s:.2f} s",
             file=sys.stderr,
         )
+
+
+def _writer_of(path):
+    """What opens a file for the ending of `path`. Raises `InputError` for an ending that names no format."""
+    ending = path.suffix.lower()
+    if ending == ".wav":
+        return _GrowingWave
+    if ending not in ENCODED:
+        raise InputError(
+            f"cannot write speech to {path}: the ending is {path.suffix!r}, expected .wav, {', '.join(ENCODED)} "
+            "(or '-' for raw 16-bit PCM on standard output)"
+        )
+    import soundfile
+
+    kind, subtype = ENCODED[ending]
+    if kind not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(kind):
+        raise InputError(f"cannot write speech to {path}: the libsndfile of this machine has no {kind} {subtype}; take .wav")
+
+    def encoded(name):
+        return soundfile.SoundFile(name, "w", samplerate=SAMPLE_RATE_HZ, channels=1, format=kind, subtype=subtype)
+
+    return encoded
+
+
+class _GrowingWave:
+    """A WAV file whose header is true after every write."""
+
+    def __init__(self, path):
+        self._file = open(path, "w+b")
+        self._wave = wave.open(self._file, "wb")
+        self._wave.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", "not compressed"))
+        self.write(np.zeros(0, "<i2"))
+
+    def write(self, pcm):
+        self._wave.writeframes(pcm.tobytes())  # brings the header up to date as well
+        self._file.flush()
+
+    def close(self):
+        self._wave.close()
+        self._file.close()

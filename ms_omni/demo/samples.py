@@ -29,7 +29,7 @@ class Sample:
 
 
 def find_miniature():
-    """The folder of the miniature checkpoint in this clone of the repository.
+    """The folder of the miniature checkpoint, in a clone of the repository or as installed.
 
     Raises `CheckpointError` when it is nowhere to be found.
     """
@@ -38,8 +38,7 @@ def find_miniature():
             return folder
     tried = " or ".join(map(str, _places()))
     raise CheckpointError(
-        f"the miniature checkpoint is not in {tried}; run ms-omni demo in a clone of the repository, or name "
-        "a checkpoint with --model"
+        f"the miniature checkpoint is not in {tried}; install ms_omni again, or name a checkpoint with --model"
     )
 
 
@@ -52,14 +51,15 @@ def find_samples(model):
     for folder in folders:
         if (folder / INDEX).is_file():
             return folder
-    raise InputError(
-        f"there are no sample files in {' or '.join(map(str, folders))}; run ms-omni demo in a clone of the repository"
-    )
+    raise InputError(f"there are no sample files in {' or '.join(map(str, folders))}; install ms_omni again")
 
 
 def _places():
-    """Where the miniature may be: in the clone that this package runs from, or in the one that we stand in."""
-    return list(dict.fromkeys(root / MINIATURE for root in (Path(__file__).resolve().parents[2], Path.cwd())))
+    """Where the miniature may be: in the clone that this package runs from, beside it as setup.py puts it, or in the clone
+    that we stand in.
+    """
+    package = Path(__file__).resolve().parents[1]
+    return list(dict.fromkeys((package.parent / MINIATURE, package / "_miniature", Path.cwd() / MINIATURE)))
 
 
 def load_samples(folder):

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 
 from .finding import error, note, ok, one_line, warning
-from .software import numbers
 
 SUPPORTED = {"2.7.1": ("8.3.RC1", "24.1.RC3"), "2.7.2": ("8.5.0", "24.1.RC3")}  # MindSpore: CANN, oldest driver
 DEFAULT = "2.7.1"
@@ -212,3 +211,8 @@ def fields(text, name):
     """Values of the lines `name : value`."""
     pairs = (line.partition(":") for line in text.splitlines())
     return [value.strip() for key, _, value in pairs if key.strip().lower() == name.lower()]
+
+
+def numbers(version):
+    """The leading numbers of a version of CANN or of the driver: "8.3.RC1" -> (8, 3)."""
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)

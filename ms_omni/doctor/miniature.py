@@ -17,7 +17,7 @@ def answers(_):
         folder = find_miniature()
         samples = load_samples(find_samples(folder))
     except OmniError:
-        yield note("not tried: the miniature checkpoint comes with a clone of the repository, and this is none")
+        yield note("not tried: the miniature checkpoint is not here; install ms_omni again")
         return
     processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False, compile_steps=False)

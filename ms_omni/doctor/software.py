@@ -3,29 +3,17 @@
 import importlib
 import io
 import platform
-import re
 import sys
 from importlib import metadata
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from .finding import error, note, ok, one_line, warning
 
-PYTHON = ((3, 10), (3, 12))
-REQUIREMENTS = (  # as in setup.py: distribution, what pip is told, lowest, first that is too new
-    ("mindspore", "mindspore>=2.7.1,<2.11", (2, 7, 1), (2, 11)),
-    ("transformers", "transformers==4.57.1", (4, 57, 1), (4, 57, 2)),
-    ("numpy", "numpy<2", (1,), (2,)),
-    ("safetensors", "safetensors", (), None),
-    ("ml_dtypes", "ml_dtypes<0.6", (), (0, 6)),
-    ("pillow", "pillow", (), None),
-    ("soundfile", "soundfile", (), None),
-    ("soxr", "soxr", (), None),
-    ("av", "av", (), None),
-    ("jinja2", "jinja2", (), None),
-    ("tqdm", "tqdm", (), None),
-)
-TESTED_MINDSPORE = (2, 7, 1)
+PYTHON = ((3, 10), (3, 13))
+TESTED_MINDSPORE = Version("2.7.1")
 MACHINES = ("x86_64", "aarch64")
 
 
@@ -35,7 +23,7 @@ def python_version(_):
     name = f"Python {platform.python_version()} on {platform.system()} {machine}"
     if not PYTHON[0] <= found < PYTHON[1]:
         yield error(
-            f"{name}: expected Python 3.10 or 3.11", "make an environment with Python 3.11 and install ms_omni there"
+            f"{name}: expected Python 3.10, 3.11 or 3.12", "make an environment with Python 3.11 and install ms_omni there"
         )
     elif platform.system() != "Linux" or machine not in MACHINES:
         yield warning(f"{name}: tested on Linux, x86_64 and aarch64", "use such a machine if something fails")
@@ -43,29 +31,35 @@ def python_version(_):
         yield ok(name)
 
 
+def requirements():
+    """What an installation of ms_omni asks for, extras left out: `[Requirement, ...]`, from its own metadata."""
+    listed = map(Requirement, metadata.requires("ms-omni") or ())
+    return [item for item in listed if item.marker is None or item.marker.evaluate({"extra": ""})]
+
+
 def packages(_):
     """Findings on versions, read from the installed metadata and without an import."""
+    try:
+        wanted = requirements()
+    except metadata.PackageNotFoundError:
+        yield warning("ms_omni runs from a folder and is not installed, so nobody checked its packages", "pip install .")
+        return
     good = []
-    for name, wanted, low, high in REQUIREMENTS:
+    for item in wanted:
+        named = f"{item.name}{item.specifier}"
         try:
-            found = metadata.version(name)
+            found = metadata.version(item.name)
         except metadata.PackageNotFoundError:
-            yield error(f"{name} is not installed", f"pip install '{wanted}'")
+            yield error(f"{item.name} is not installed", f"pip install '{named}'")
             continue
-        version = numbers(found)
-        if version < low or (high is not None and version >= high):
-            yield error(f"{name} {found} is installed, expected {wanted}", f"pip install '{wanted}'")
+        if not item.specifier.contains(found, prereleases=True):
+            yield error(f"{item.name} {found} is installed, expected {named}", f"pip install '{named}'")
             continue
-        good.append(f"{name} {found}")
-        if name == "mindspore" and version != TESTED_MINDSPORE:
+        good.append(f"{item.name} {found}")
+        if item.name == "mindspore" and Version(found) != TESTED_MINDSPORE:
             yield note(f"mindspore {found} works on CPU; on Ascend 2.7.1 is the version that the operators were written for")
     if good:
         yield ok(", ".join(good))
-
-
-def numbers(version):
-    """The leading numbers of a version: "4.57.1rc1" -> (4, 57, 1)."""
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
 
 
 def media(_):

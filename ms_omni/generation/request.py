@@ -9,6 +9,7 @@ from ..modeling.packing import host_array, valid_tokens
 from .arguments import sampling_params, take_inputs, take_prefixed, take_text_options
 from .hand_over import assistant_turns
 from .sampling import SamplingParams, as_ids
+from .speakers import DEFAULT_SPEAKER, speaker_code
 from .speech import SpeechParams
 from .talker_prompt import user_mask
 from .text import StopStrings
@@ -24,7 +25,6 @@ TALKER_DEFAULTS = {
 }
 RESULT_OPTIONS = {"streamer", "return_dict_in_generate", "output_scores"}
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
-DEFAULT_SPEAKER = "Ethan"
 PREDICTOR_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "seed")
 SUPPRESSED_TAIL = 1024
 """The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
@@ -111,14 +111,6 @@ def _speech(model, speaker, talker, predictor, vocoder):
         )
     rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
     return SpeechParams(speaker_id, code, rest, _chunk_frames(vocoder))
-
-
-def speaker_code(talker_config, speaker):
-    """The codec id of a speaker's name, in any case. Raises `InputError` that lists the known names."""
-    known = {name.lower(): code for name, code in talker_config.speaker_id.items()}
-    if not isinstance(speaker, str) or speaker.lower() not in known:
-        raise InputError(f"unknown speaker {speaker!r}; this checkpoint has {', '.join(sorted(known))}")
-    return known[speaker.lower()]
 
 
 def _chunk_frames(vocoder):

@@ -41,12 +41,12 @@ def environment():
 def python(environment):
     """`python("-c", code)`: the finished child process."""
 
-    def run(*arguments, ahead_on_path=None):
+    def run(*arguments, ahead_on_path=None, cwd=None):
         env = dict(environment)
         if ahead_on_path is not None:
             env["PYTHONPATH"] = os.pathsep.join([str(ahead_on_path), env["PYTHONPATH"]])
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
 
     return run
 

@@ -4,6 +4,7 @@ import wave
 
 import numpy as np
 import pytest
+import soundfile
 
 from ms_omni.commands.speech_output import SpeechOutput
 from ms_omni.errors import InputError
@@ -49,6 +50,32 @@ def test_an_older_file_is_replaced_at_the_end(tmp_path):
         assert len(read(tmp_path / "old.wav.partial")) == 1000
     assert len(read(path)) == 1000
     assert [item.name for item in tmp_path.iterdir()] == ["old.wav"]
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("a.flac", "FLAC"), ("a.mp3", "MP3"), ("a.ogg", "VORBIS"), ("a.opus", "OPUS"), ("A.WAV", "WAV")]
+)
+def test_the_ending_chooses_the_format(name, kind, tmp_path):
+    path = tmp_path / name
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(24_000, dtype=np.float32) / 24_000)
+    for _ in ("a new file", "an older file"):
+        with SpeechOutput(path) as speech:
+            for piece in np.array_split(tone, 7):
+                speech.write(piece)
+    about = soundfile.info(path)
+    assert kind in (about.format, about.subtype) and about.samplerate == 24_000 and about.channels == 1
+    heard, _ = soundfile.read(path, dtype="float32")
+    assert abs(len(heard) - len(tone)) <= 1152  # a frame of MP3
+    loudest = np.abs(np.fft.rfft(heard[:23_000], 24_000)).argmax()
+    assert loudest == pytest.approx(440, abs=2)
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt", ".wav"])
+def test_other_endings_are_refused(name, tmp_path):
+    with pytest.raises(InputError, match="expected .wav, .flac, .mp3, .ogg, .opus"):
+        SpeechOutput(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def interrupted(path, words):

@@ -3,6 +3,7 @@
 import pytest
 
 from ms_omni.doctor import ascend as checks
+from ms_omni.doctor.ascend import numbers
 from tests.doctor.conftest import said, the_one
 
 
@@ -96,3 +97,8 @@ def test_a_device_that_may_not_be_opened(ascend, monkeypatch, tmp_path):
     monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
     monkeypatch.setattr(checks.shutil, "which", lambda name: None)
     assert "HwHiAiUser" in the_one(checks.devices(ascend()), "error").do
+
+
+@pytest.mark.parametrize("text, expected", [("8.3.RC1", (8, 3)), ("25.2.0", (25, 2, 0)), ("x", ())])
+def test_numbers(text, expected):
+    assert numbers(text) == expected
