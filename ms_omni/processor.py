@@ -2,65 +2,94 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.media.conversation import as_batch, collect_media, media_parts
-from ms_omni.media.options import SamplingOptions, number
-from ms_omni.media.sources import to_array
-from ms_omni.processing.arguments import CallOptions, argument_names, call_options, fps_per_video
-from ms_omni.processing.files import (
-    PAD_TOKEN,
-    checked_folder,
-    choose_template,
-    import_transformers,
-    load_chat_template,
-    load_tokenizer,
-    save,
-    special_tokens,
+from ms_omni.media.conversation import collect_media
+from ms_omni.media.messages import read_batch
+from ms_omni.processing.arguments import (
+    CallOptions,
+    call_options,
+    is_argument,
+    per_video,
+    renamed_media,
+    sampling_options,
 )
-from ms_omni.processing.inputs import ModelInputs, pad_left
+from ms_omni.processing.chat import choose_template, render
+from ms_omni.processing.counts import MultiModalData, count_tokens
+from ms_omni.processing.decoding import Decoding
+from ms_omni.processing.files import PAD_TOKEN, checked_folder, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.processing.inputs import ModelInputs
 from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio
 from ms_omni.processing.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
 from ms_omni.processing.settings import ProcessorSettings, read_settings
-from ms_omni.processing.vision import as_clips, as_image_list, as_video_list, encode_clips, encode_images, size_rule
+from ms_omni.processing.tokens import tokenize
+from ms_omni.processing.vision import (
+    as_clips,
+    as_image_list,
+    as_video_list,
+    described_clip,
+    encode_clips,
+    encode_images,
+    size_rule,
+)
+from ms_omni.processing.vision_processors import ImageProcessor, VideoProcessor
 
 UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
-_SAMPLING_KEYS = ("fps", "nframes", "num_frames", "min_frames", "max_frames")
 
 
-class Qwen3OmniMoeProcessor:
+class Qwen3OmniMoeProcessor(Decoding):
     """Turns text and media into what the model reads, and token ids back into text.
 
     Attributes:
+        image_processor, video_processor: settings of pictures and of video frames; can be set (`max_pixels`, `size`, ...) and
+            called.
+        feature_extractor: transformers' `WhisperFeatureExtractor`; can be called.
         tokenizer: transformers' tokenizer.
-        feature_extractor: transformers' `WhisperFeatureExtractor`.
-        image_processor, video_processor: the `VisionSettings` of pictures and of video frames.
         chat_template: Jinja text, or several by name.
         image_token, audio_token, video_token, ...: the special tokens' texts; image_token_id, ...: the placeholders'
         ids.
     """
 
+    attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
+
     def __init__(
-        self, tokenizer: Any, settings: ProcessorSettings, chat_template: str | dict[str, str] | None = None
+        self,
+        image_processor: Any = None,
+        video_processor: Any = None,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | dict[str, str] | None = None,
     ) -> None:
         """Usually called through `from_pretrained`.
 
+        Args:
+            image_processor, video_processor: ours, settings, or transformers' (its settings are taken).
+            feature_extractor: a mel extractor, or a dict of its settings.
+            tokenizer: transformers' tokenizer of this family.
+            chat_template: Jinja text, or several by name; by default the tokenizer's.
+
         Raises:
-            CheckpointError: the tokenizer lacks one of the special tokens.
+            InputError: one of the four is missing; CheckpointError: the tokenizer lacks one of the special tokens.
         """
+        parts = dict(zip(self.attributes, (image_processor, video_processor, feature_extractor, tokenizer)))
+        missing = [name for name, part in parts.items() if part is None]
+        if missing:
+            raise InputError(f"Qwen3OmniMoeProcessor needs {', '.join(missing)}; from_pretrained makes all from a folder.")
+        from ms_omni.processing.mel_extractor import mel_extractor  # imports transformers
+
+        self.image_processor = ImageProcessor.of(image_processor, "image_processor")
+        self.video_processor = VideoProcessor.of(video_processor, "video_processor")
+        self.feature_extractor = mel_extractor(feature_extractor)
         self.tokenizer = tokenizer
-        self.settings = settings
-        self.image_processor, self.video_processor = settings.image, settings.video
-        self.chat_template = chat_template
-        self.feature_extractor = import_transformers().WhisperFeatureExtractor(**settings.audio)
+        self.chat_template = chat_template if chat_template is not None else tokenizer.chat_template
         self.special_tokens = special_tokens(tokenizer)
         for name, text in vars(self.special_tokens).items():
             setattr(self, name, text)
@@ -87,17 +116,55 @@ class Qwen3OmniMoeProcessor:
         path = checked_folder(folder)
         settings = read_settings(path)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        settings = replace(
-            settings,
-            image=settings.image.changed(limits, "from_pretrained"),
-            video=settings.video.changed(limits, "from_pretrained"),
-        )
         tokenizer = load_tokenizer(path)
-        return cls(tokenizer, settings, load_chat_template(path, tokenizer))
+        return cls(
+            settings.image.changed(limits, "from_pretrained"),
+            settings.video.changed(limits, "from_pretrained"),
+            settings.audio,
+            tokenizer,
+            load_chat_template(path, tokenizer),
+        )
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    @property
+    def settings(self) -> ProcessorSettings:
+        """The preprocessor settings as they are now."""
+        from ms_omni.processing.mel_extractor import settings_of  # imports transformers
+
+        return ProcessorSettings(self.image_processor, self.video_processor, settings_of(self.feature_extractor))
+
+    def save_pretrained(self, folder: str | os.PathLike, **_: Any) -> None:
         """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too."""
         save(Path(folder).expanduser(), self.tokenizer, self.chat_template, self.settings)
+
+    def to_dict(self, **_: Any) -> dict[str, Any]:
+        """The settings of all parts but the tokenizer, as transformers' processors give them."""
+        parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
+        return {"processor_class": type(self).__name__, **parts}
+
+    def to_json_string(self, **_: Any) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest area of a resized picture; setting it sets that of video frames as well."""
+        return self.image_processor.max_pixels
+
+    @max_pixels.setter
+    def max_pixels(self, value: int) -> None:
+        self.image_processor.max_pixels = self.video_processor.max_pixels = value
+
+    @property
+    def min_pixels(self) -> int:
+        """Smallest area of a resized picture; setting it sets that of video frames as well."""
+        return self.image_processor.min_pixels
+
+    @min_pixels.setter
+    def min_pixels(self, value: int) -> None:
+        self.image_processor.min_pixels = self.video_processor.min_pixels = value
 
     @property
     def model_input_names(self) -> list[str]:
@@ -129,10 +196,11 @@ class Qwen3OmniMoeProcessor:
             images: pictures (PIL, arrays, files), in the order of the placeholders over the whole batch.
             videos: videos as frames (`process_mm_info`'s, arrays, tensors, lists of pictures) or files.
             audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order.
-            **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs:
-                fps (the frames per second of `videos`, one number or one for each), use_audio_in_video (or
-                load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size, padding, max_length,
-                return_tensors (None or "np": numpy; "ms": MindSpore), ...; see `processing.arguments`.
+            **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `processing.vision.as_clips`),
+                use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
+                padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
+                `processing.arguments`. Media may have older names (`audios`).
 
         Returns:
             input_ids, attention_mask int64 `[B, T]`, padded on the left with <|endoftext|>; with pictures pixel_values
@@ -143,12 +211,10 @@ class Qwen3OmniMoeProcessor:
         Raises:
             InputError: arguments that do not fit together; MediaError: media that cannot be used.
         """
+        media = renamed_media({"text": text, "images": images, "videos": videos, "audio": audio}, kwargs)
+        text, images, videos, audio = media.values()
         options = call_options(kwargs)
         texts = _texts(text)
-        clips = []
-        if videos is not None:
-            video_list = as_video_list(videos)
-            clips = as_clips(video_list, fps_per_video(options.fps, len(video_list)))
         rate = options.audio.get("sampling_rate", self.feature_extractor.sampling_rate)
         if rate != self.feature_extractor.sampling_rate:
             raise InputError(
@@ -156,7 +222,8 @@ class Qwen3OmniMoeProcessor:
                 f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
                 "to have it resampled."
             )
-        sounds = [] if audio is None else as_audio_list(audio, rate)
+        clips = [] if videos is None else as_clips(as_video_list(videos), options.video)
+        sounds = [] if audio is None else as_audio_list(audio)
         pictures = [] if images is None else as_image_list(images)
         return self._encode(texts, pictures, clips, sounds, options)
 
@@ -172,22 +239,26 @@ class Qwen3OmniMoeProcessor:
                 count_placeholders(texts, self.special_tokens.audio_token),
                 options.audio_from_video_indices,
             )
-        media: dict[str, np.ndarray] = {}
+        media: dict[str, Any] = {}
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
         if images:
             media["pixel_values"], image_grids = encode_images(
-                images, self.image_processor.changed(options.vision["image"], "images_kwargs")
+                images, self.image_processor.changed(options.vision("image"), "images_kwargs")
             )
             media["image_grid_thw"] = image_grids
         if clips:
             media["pixel_values_videos"], video_grids = encode_clips(
-                clips, self.video_processor.changed(options.vision["video"], "videos_kwargs")
+                clips, self.video_processor.changed(options.vision("video"), "videos_kwargs")
             )
             seconds = self._seconds_per_grid(clips)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
+            if options.video.get("return_metadata"):
+                media["video_metadata"] = [clip.metadata for clip in clips]
         if sounds:
-            media["input_features"], media["feature_attention_mask"] = encode_audio(sounds, self.feature_extractor)
+            media["input_features"], media["feature_attention_mask"] = encode_audio(
+                sounds, self.feature_extractor, options.audio
+            )
             audio_tokens = audio_token_count(media["feature_attention_mask"].sum(-1))
         expanded = expand_placeholders(
             texts,
@@ -202,8 +273,7 @@ class Qwen3OmniMoeProcessor:
                 options.position_id_per_seconds,
             ),
         )
-        ids, mask = self._tokenize(expanded, options.text)
-        inputs = ModelInputs({"input_ids": ids, "attention_mask": mask, **media})
+        inputs = ModelInputs({**tokenize(self.tokenizer, expanded, options.text, self.special_tokens), **media})
         return inputs.convert_to_tensors(options.return_tensors)
 
     def _seconds_per_grid(self, clips: list[Any]) -> np.ndarray:
@@ -216,41 +286,6 @@ class Qwen3OmniMoeProcessor:
             )
         rates = np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
         return self.video_processor.temporal_patch_size / rates
-
-    def _tokenize(self, texts: list[str], options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask `[B, T]` int64.
-
-        Raises:
-            InputError: truncation would cut media tokens off.
-        """
-        truncation, max_length = options.get("truncation", False), options.get("max_length")
-        rows = self.tokenizer(
-            texts,
-            add_special_tokens=options.get("add_special_tokens", True),
-            padding=False,
-            truncation=truncation,
-            max_length=max_length if truncation else None,
-        )["input_ids"]
-        rows = [list(row) for row in rows]
-        if truncation:
-            tokens = self.special_tokens
-            for token in (tokens.image_token, tokens.audio_token, tokens.video_token):
-                token_id = self.tokenizer.convert_tokens_to_ids(token)
-                if [row.count(token_id) for row in rows] != [text.count(token) for text in texts]:
-                    raise InputError(
-                        f"truncation to {max_length} tokens cuts off some of the media's {token} tokens. "
-                        "Raise max_length or turn truncation off."
-                    )
-        if not all(rows):
-            raise InputError("A text is empty: it has no tokens.")
-        return pad_left(
-            rows,
-            self.pad_token_id,
-            padding=options.get("padding", True),
-            side=options.get("padding_side", "left"),
-            max_length=max_length,
-            multiple_of=options.get("pad_to_multiple_of"),
-        )
 
     def apply_chat_template(
         self,
@@ -273,86 +308,69 @@ class Qwen3OmniMoeProcessor:
 
         Args:
             conversations: a list of messages, or a list of those. Content is a text or a list of items, such as
-                `{"type": "image", "image": "cat.jpg"}`; see `ms_omni.media.conversation`.
+                `{"type": "image", "image": "cat.jpg"}`; see `ms_omni.media.messages`.
             chat_template: a template's text or name, instead of the checkpoint's.
-            tools, documents, add_generation_prompt, continue_final_message: passed to the template.
+            tools: functions with annotations and a docstring, or JSON schemas; `ms_omni.parse_tool_calls` reads the calls.
+            documents, add_generation_prompt, continue_final_message: passed to the template.
             tokenize: False returns the prompt text (a list of texts for several conversations).
             return_dict: with `tokenize`, return all model inputs rather than the ids alone.
             return_tensors: as in `__call__`.
             use_audio_in_video, load_audio_from_video: the same: hear the sound tracks of videos that have one.
-            processor_kwargs: arguments for `__call__`, and fps, nframes (num_frames), min_frames, max_frames for
-                sampling videos that do not say themselves; they may also stand among `kwargs`.
+            processor_kwargs: arguments for `__call__`; they may also stand among `kwargs`. fps, nframes (num_frames),
+                min_frames, max_frames and do_sample_frames=False (all frames) are for video files that do not say themselves.
             **kwargs: whatever is none of those goes to the template as a variable.
 
         Raises:
             InputError: a malformed conversation; MediaError: an item that cannot be read.
         """
-        template = choose_template(self.chat_template, chat_template)
-        batch, several = as_batch(conversations)
-        call_kwargs, sampling, variables = _split_kwargs({**kwargs, **(processor_kwargs or {})})
-        prompts = self._render(
+        batch, several = read_batch(conversations)
+        given = {**kwargs, **(processor_kwargs or {})}
+        prompts = render(
+            self.tokenizer,
+            choose_template(self.chat_template, chat_template, tools),
             batch,
-            template,
-            variables,
+            {key: value for key, value in given.items() if not is_argument(key)},
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+        arguments = {key: value for key, value in given.items() if is_argument(key)}
+        if use_audio_in_video or load_audio_from_video:
+            arguments["use_audio_in_video"] = True
+        options = call_options({**arguments, "return_tensors": return_tensors or arguments.get("return_tensors")})
         if not tokenize:
             return prompts if several else prompts[0]
-        call_kwargs.update(return_tensors=return_tensors or call_kwargs.get("return_tensors"))
-        options = call_options(
-            {
-                **call_kwargs,
-                "use_audio_in_video": use_audio_in_video
-                or load_audio_from_video
-                or call_kwargs.get("use_audio_in_video", False),
-            }
-        )
-        video_settings = self.video_processor.changed(options.vision["video"], "videos_kwargs")
+        video_settings = self.video_processor.changed(options.vision("video"), "videos_kwargs")
         media = collect_media(
             batch,
             options.use_audio_in_video,
-            sampling=sampling,
+            sampling=sampling_options(options.video, "apply_chat_template"),
             size_rule=size_rule(video_settings) if video_settings.do_resize else None,
         )
-        inputs = self._encode(prompts, media.images, media.videos, media.audios, options)
+        metadata = per_video(options.video.get("video_metadata"), len(media.videos), "video_metadata")
+        clips = [  # a file knows its own rate
+            described_clip(clip, {"video_metadata": known}) if known is not None and clip.has_audio is None else clip
+            for clip, known in zip(media.videos, metadata)
+        ]
+        inputs = self._encode(prompts, media.images, clips, media.audios, options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _render(self, batch: list[Any], template: str, variables: Mapping[str, Any], **arguments: Any) -> list[str]:
-        """Prompts of all conversations.
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        video_sizes: Sequence[Sequence[int]] | None = None,
+        audio_lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> MultiModalData:
+        """How many placeholder tokens media of these sizes become.
 
-        Raises:
-            InputError: the template refuses the conversation or cannot be parsed.
+        Args:
+            image_sizes: (height, width) of each picture; video_sizes: (frames, height, width) of each video, in pixels.
+            audio_lengths: samples of each sound, at 16 kHz.
+            **kwargs: as in `__call__`.
         """
-        import jinja2
-
-        plain = [_for_template(conversation) for conversation in batch]
-        try:
-            return self.tokenizer.apply_chat_template(
-                plain, chat_template=template, tokenize=False, **arguments, **variables
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise InputError(f"The chat template cannot render this conversation: {error}") from error
-
-    def batch_decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
-        """Texts of token ids `[B, T]` (array, tensor, lists, or the result of `generate` with its `sequences`)."""
-        rows = _id_rows(ids)
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
-
-    def decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
-        """Text of the token ids `[T]` of one sequence."""
-        array = to_array(ids)
-        row = ids if array is None else array.tolist()
-        return self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens, **kwargs)
-
-    def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
-        """Texts of what `generate` returned, be it ids or `(ids, audio)`."""
-        ids = generated_outputs[0] if isinstance(generated_outputs, tuple) else generated_outputs
-        return self.batch_decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        return count_tokens(self, call_options(kwargs), image_sizes, video_sizes, audio_lengths)
 
 
 def _texts(text: Any) -> list[str]:
@@ -369,58 +387,3 @@ def _texts(text: Any) -> list[str]:
             f"conversations); got {'None' if text is None else type(text).__name__}."
         )
     return list(text)
-
-
-def _split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], SamplingOptions, dict[str, Any]]:
-    """Arguments of `__call__`, the sampling of videos, and what is left for the template."""
-    kwargs = dict(kwargs)
-    videos = dict(kwargs.get("videos_kwargs") or {})
-    sampling = {key: kwargs[key] if kwargs.get(key) is not None else videos.get(key) for key in _SAMPLING_KEYS}
-    for key in _SAMPLING_KEYS:
-        kwargs.pop(key, None)
-        videos.pop(key, None)
-    if "videos_kwargs" in kwargs:
-        kwargs["videos_kwargs"] = {key: value for key, value in videos.items() if key != "do_sample_frames"}
-    if kwargs.pop("do_sample_frames", True) is False or videos.get("do_sample_frames") is False:
-        raise InputError(
-            "do_sample_frames=False is for ready-made frames; to take more frames of a file, give fps or nframes."
-        )
-    where = "apply_chat_template"
-    frames = number(sampling, "nframes", where, whole=True) or number(sampling, "num_frames", where, whole=True)
-    options = SamplingOptions(
-        number(sampling, "fps", where),
-        frames,
-        number(sampling, "min_frames", where, whole=True),
-        number(sampling, "max_frames", where, whole=True),
-    )
-    if options.fps is not None and options.nframes is not None:
-        raise InputError(f"{where}: give either fps or nframes, not both.")
-    known = set(argument_names())
-    call = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
-    return call, options, kwargs
-
-
-def _for_template(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation as chat templates expect it: media items have their plain type, and not the media itself."""
-    kinds = {id(part.item): part.kind for part in media_parts(conversation)}
-
-    def plain(item: Any) -> Any:
-        kind = kinds.get(id(item))
-        if kind is None:
-            return item
-        rest = {key: value for key, value in item.items() if key not in (f"{kind}_url", "path", "url")}
-        return {**rest, "type": kind, kind: ""}
-
-    messages = [{key: value for key, value in message.items() if value is not None} for message in conversation]
-    for message in messages:
-        content = message.get("content", "")
-        message["content"] = [plain(item) for item in content] if isinstance(content, (list, tuple)) else content
-    return messages
-
-
-def _id_rows(ids: Any) -> list[list[int]]:
-    ids = getattr(ids, "sequences", ids)
-    array = to_array(ids)
-    if array is not None:
-        return np.atleast_2d(array).tolist()
-    return [row if to_array(row) is None else to_array(row).tolist() for row in ids]

@@ -11,11 +11,13 @@ import numpy as np
 from ms_omni.errors import MediaError
 from ms_omni.media.integrity import check_whole, describe
 from ms_omni.media.sources import ACCEPTED, Source, is_source, open_source, to_array
+from ms_omni.media.spellings import DICT_ACCEPTED, is_number_list, sound_pair, unwrapped
 
 SAMPLING_RATE_HZ = 16_000
 MIN_SAMPLES = 201  # half a mel window at either end is mirrored: shorter clips have nothing to mirror
-AUDIO_ACCEPTED = f"{ACCEPTED}, a 1-D array at {SAMPLING_RATE_HZ} Hz, or (array, sampling_rate_hz)"
-_INTEGER_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+MOST_CHANNELS = 8
+AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
+_INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 _MISSING_TOLERANCE_S = 0.2  # encoders pad and trim; more than this below the declared length is a cut file
 
 
@@ -26,7 +28,8 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
     libraries. Channels are averaged, then resampled with soxr (HQ). An `end_s` past the end means the end.
 
     Args:
-        value: see `AUDIO_ACCEPTED`. int16 and int32 arrays are scaled to -1..1.
+        value: see `AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
+            to -1..1.
         start_s, end_s: the part to take, in seconds.
         name: what error messages call it when it has no file name.
 
@@ -36,10 +39,11 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
     Raises:
         MediaError: not a sound, cut short, damaged, no samples in the part asked for, not finite, or too short.
     """
-    rate_hz = SAMPLING_RATE_HZ
-    if isinstance(value, (tuple, list)) and len(value) == 2 and to_array(value[0]) is not None:
-        value, rate_hz = value[0], _checked_rate(value[1], name)
-    array = to_array(value)
+    value, rate_hz = unwrapped(value, name), SAMPLING_RATE_HZ
+    pair = sound_pair(value)
+    if pair is not None:
+        value, rate_hz = pair[0], _checked_rate(pair[1], name)
+    array = np.asarray(value) if is_number_list(value) else to_array(value)
     if array is not None:
         samples = _from_array(array, name)
         samples = _cut(samples, rate_hz, start_s, end_s, name)
@@ -97,18 +101,30 @@ def _checked_rate(rate: Any, name: str) -> int:
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:
-    """Mono float32 in -1..1 from an array; a second axis of length one is dropped."""
-    if array.ndim == 2 and 1 in array.shape:
-        array = array.reshape(-1)
-    if array.ndim != 1:
+    """Mono float32 in -1..1 from an array: axes of length one are dropped, channels averaged."""
+    if array.ndim > 1:
+        array = array.reshape([length for length in array.shape if length != 1] or [1])
+    samples = _to_float(array, name)
+    if samples.ndim == 1:
+        return samples
+    channels = int(np.argmin(samples.shape)) if samples.ndim == 2 else 0
+    if samples.ndim != 2 or samples.shape[channels] > MOST_CHANNELS or samples.shape[1 - channels] <= MOST_CHANNELS:
         raise MediaError(
-            f"{name} is an array of shape {list(array.shape)}; expected one axis of samples (mono). "
-            "Average the channels first."
+            f"{name} is an array of shape {list(array.shape)}; expected one axis of samples, or two of samples and at most "
+            f"{MOST_CHANNELS} channels."
         )
+    return samples.mean(axis=channels, dtype=np.float32)
+
+
+def _to_float(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.int64 and array.size and max(array.max(), -array.min()) <= 2**15:
+        array = array.astype(np.int32) << 16  # 16-bit samples, as a list of numbers makes them
+    if array.dtype == np.uint8:  # unsigned by the convention of WAV, with silence at 128
+        return ((array.astype(np.float32) - 128) / 128).astype(np.float32)
     if array.dtype in _INTEGER_SCALE:
         return (array / _INTEGER_SCALE[array.dtype]).astype(np.float32)
     if array.dtype.kind != "f":
-        raise MediaError(f"{name} has samples of type {array.dtype}; expected float, int16 or int32.")
+        raise MediaError(f"{name} has samples of type {array.dtype}; expected float, int16, int32 or 8 bits.")
     return array.astype(np.float32, copy=False)
 
 

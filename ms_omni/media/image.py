@@ -10,8 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ms_omni.errors import MediaError
 from ms_omni.media.integrity import describe
 from ms_omni.media.sources import ACCEPTED, is_source, open_source, to_array
+from ms_omni.media.spellings import DICT_ACCEPTED, unwrapped
 
-IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, or an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels"
+IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
 
 
 def load_image(value: Any, name: str = "picture") -> Image.Image:
@@ -27,6 +28,7 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
     Raises:
         MediaError: not a picture, cut short, damaged, empty, or of a mode with no agreed range (floating point).
     """
+    value = unwrapped(value, name)
     if isinstance(value, Image.Image):
         return _decode(value, name)
     array = to_array(value)

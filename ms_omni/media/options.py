@@ -11,9 +11,6 @@ from typing import Any
 
 from ms_omni.errors import InputError
 
-_STRUCTURE_KEYS = frozenset(
-    ("type", "text", "path", "url", "image", "image_url", "audio", "audio_url", "video", "video_url", "cache_control")
-)
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTION_KEYS = {
     "image": _SIZE_KEYS,
@@ -49,7 +46,10 @@ class SizeOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Which frames of a video are taken. `fps` and `nframes` exclude each other; both None means the default rate."""
+    """Which frames of a video are taken. `fps` and `nframes` exclude each other; both None means the default rate.
+
+    With `every_frame` all are taken, and `fps` is the rate at which they are to be understood, if it is given.
+    """
 
     fps: float | None = None
     nframes: int | None = None
@@ -57,6 +57,7 @@ class SamplingOptions:
     max_frames: int | None = None
     video_start_s: float | None = None
     video_end_s: float | None = None
+    every_frame: bool = False
 
 
 def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False, above: float = 0.0) -> Any:
@@ -126,7 +127,7 @@ def sampling_options(item: Mapping[str, Any], where: str) -> SamplingOptions:
 
 def warn_unknown_options(item: Mapping[str, Any], kind: str, where: str) -> None:
     """A misspelt option would otherwise change nothing in silence."""
-    unknown = sorted(str(key) for key in item if key not in _STRUCTURE_KEYS and key not in OPTION_KEYS[kind])
+    unknown = sorted(str(key) for key in item if key not in OPTION_KEYS[kind])
     if unknown:
         warnings.warn(
             f"{where}: {', '.join(unknown)} not known for {kind} items and ignored; known: {', '.join(OPTION_KEYS[kind])}.",

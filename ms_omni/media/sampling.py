@@ -38,11 +38,13 @@ def frame_range(total: int, fps: float, options: SamplingOptions, name: str) -> 
 
 
 def frame_count(total: int, fps: float, options: SamplingOptions, name: str) -> int:
-    """How many of `total` frames at `fps` are taken: an even number from 2 to `total`.
+    """How many of `total` frames at `fps` are taken: an even number from 2 to `total`, or all.
 
     Raises:
         MediaError: `nframes` asks for more frames than there are.
     """
+    if options.every_frame:
+        return total
     if options.nframes is not None:
         count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
         if not FRAME_FACTOR <= count <= total:

@@ -18,12 +18,18 @@ _BLOCK = 64  # output columns per matrix product: keeps the products narrow arou
 
 
 def smart_resize(
-    height: int, width: int, factor: int, min_pixels: float, max_pixels: float, name: str = "The picture"
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: float,
+    max_pixels: float,
+    name: str = "The picture",
+    least: int = 0,
 ) -> tuple[int, int]:
     """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
 
     As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that
-    a thin strip is enlarged to `min_pixels`.
+    a thin strip is enlarged to `min_pixels`; qwen_omni_utils counts it as `least` = `factor`.
 
     Raises:
         MediaError: one side is more than 200 times the other.
@@ -33,7 +39,7 @@ def smart_resize(
             f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
             "other. Crop or pad it."
         )
-    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    new_height, new_width = (max(least, round(side / factor) * factor) for side in (height, width))
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)

@@ -1,4 +1,4 @@
-"""Where a picture, sound or video comes from: path, file://, http(s)://, data: URI, bytes or an open file."""
+"""Where a picture, sound or video comes from: path, file://, http(s)://, data: URI, base64, bytes or an open file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -23,7 +24,8 @@ DOWNLOAD_TOTAL_S = 600.0  # longest download
 DOWNLOAD_LIMIT_BYTES = 4 << 30
 _READ_BYTES = 1 << 20
 
-ACCEPTED = "a path, a file://, http:// or https:// address, a data: URI, bytes or an open binary file"
+ACCEPTED = "a path, a file://, http:// or https:// address, a data: URI, base64, bytes or an open binary file"
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")  # shorter ones could be names of files; none holds a dot
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def open_source(value: Any, what: str) -> Source:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         source = Source(f"{what} given as bytes", data=bytes(value))
+    elif isinstance(value, str) and _BASE64.fullmatch(value) and not os.path.exists(value):
+        source = Source(f"{what} given as base64", data=decode_base64(value, what))
     elif isinstance(value, os.PathLike) or (isinstance(value, str) and "://" not in value and value[:5] != "data:"):
         source = _from_path(os.fspath(value), what)
     elif isinstance(value, str):
@@ -77,6 +81,9 @@ def open_source(value: Any, what: str) -> Source:
 
 def _read_open_file(file: Any, what: str) -> bytes:
     content = file.read()
+    if content == b"" and hasattr(file, "seek"):  # written to, or read, just before
+        file.seek(0)
+        content = file.read()
     if not isinstance(content, bytes):
         raise MediaError(f"The open file given as {what} yields {type(content).__name__}; open it in binary mode ('rb').")
     return content
@@ -130,11 +137,20 @@ def _decode_data_uri(uri: str, what: str) -> bytes:
         raise MediaError(f"The data: URI given as {what} has no comma; expected data:TYPE;base64,CONTENT.")
     if not header.rstrip().endswith(";base64"):
         return urllib.parse.unquote_to_bytes(body)
-    text = "".join(urllib.parse.unquote(body).split())
+    return decode_base64(urllib.parse.unquote(body), f"data: URI given as {what}")
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of base64, in its usual or its URL-safe alphabet, with or without white space and padding.
+
+    Raises:
+        MediaError: not base64.
+    """
+    plain = "".join(text.split()).translate(str.maketrans("-_", "+/"))
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=None, validate=True)
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError(f"The data: URI given as {what} is not valid base64: {error}.") from error
+        raise MediaError(f"The {what} is not valid base64: {error}; give {ACCEPTED}.") from error
 
 
 def _download(address: str, what: str) -> bytes:
@@ -182,7 +198,7 @@ def _short(text: str, limit: int = 120) -> str:
 def to_array(value: Any) -> np.ndarray | None:
     """Numpy view of an array or of a tensor (PyTorch's and MindSpore's, told by their methods), else None."""
     if isinstance(value, np.ndarray):
-        return value
+        return np.asarray(value)  # subclasses may give methods another meaning
     if hasattr(value, "detach") and hasattr(value, "numpy"):  # PyTorch: off the graph and the device first
         return value.detach().cpu().numpy()
     if hasattr(value, "asnumpy"):  # MindSpore

@@ -15,9 +15,13 @@ from ms_omni.media.options import SamplingOptions, SizeOptions
 from ms_omni.media.sampling import FRAME_FACTOR, frame_count, frame_indices, frame_range
 from ms_omni.media.sizes import resize_frame
 from ms_omni.media.sources import ACCEPTED, Source, is_source, open_source, to_array
+from ms_omni.media.spellings import DICT_ACCEPTED, unwrapped
+from ms_omni.outputs import HostArray
 
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
-VIDEO_ACCEPTED = f"{ACCEPTED}, a list of frames (pictures), or an array [T, H, W, C] or [T, C, H, W]"
+VIDEO_ACCEPTED = (
+    f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
+)
 SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
 
 
@@ -46,7 +50,7 @@ class VideoClip:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class VideoFrames(np.ndarray):
+class VideoFrames(HostArray):
     """uint8 frames `[T, C, H, W]` that remember their rate, and whether their file has sound.
 
     `process_mm_info` returns these, so that the processor knows the real seconds per frame without being told.
@@ -94,6 +98,7 @@ def load_video(
     Raises:
         MediaError: not a video, without frames, cut short, damaged, or too short for the sampling options.
     """
+    value = unwrapped(value, name)
     array = to_array(value)
     if array is not None:
         clip = _from_array(array, sample_fps, sizes, name)
@@ -181,9 +186,10 @@ def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, si
         raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be decoded.")
     total = plan.last - plan.first + 1
     metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(), "video_backend": "pyav"}
+    stated = sampling.fps if sampling.every_frame else None
     return VideoClip(
         np.stack(frames),
-        len(frames) / total * plan.fps,
+        stated or len(frames) / total * plan.fps,
         plan.has_audio,
         source.name,
         sizes,
@@ -201,6 +207,21 @@ class _Plan:
     last: int
     fps: float
     has_audio: bool
+
+
+def has_sound(source: Source) -> bool:
+    """Whether a video file has a sound track.
+
+    Raises:
+        MediaError: not a media file.
+    """
+    import av
+
+    try:
+        with source.open() as file, _open(source, file) as container:
+            return bool(container.streams.audio)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{source.name} cannot be read as a video: {error}; {describe(source)}.") from error
 
 
 def _open(source: Source, file: Any) -> Any:

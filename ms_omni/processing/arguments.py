@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from ms_omni.errors import InputError
+from ms_omni.media.options import SamplingOptions, number
+from ms_omni.notices import warn_once
 
-_VISION_KEYS = (
+VISION_KEYS = (
     "min_pixels",
     "max_pixels",
     "size",
@@ -19,140 +23,238 @@ _VISION_KEYS = (
     "do_normalize",
     "image_mean",
     "image_std",
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
 )
+_CROSSWISE = ("use_audio_in_video", "load_audio_from_video", "position_id_per_seconds")
 GROUPS = {
-    "text_kwargs": ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens"),
-    "images_kwargs": _VISION_KEYS,
-    "videos_kwargs": (
-        *_VISION_KEYS,
-        "fps",
-        "do_sample_frames",
-        "use_audio_in_video",
-        "load_audio_from_video",
-        "seconds_per_chunk",
-        "position_id_per_seconds",
+    "text_kwargs": (
+        "padding",
+        "padding_side",
+        "truncation",
+        "max_length",
+        "pad_to_multiple_of",
+        "add_special_tokens",
+        "return_attention_mask",
+        "return_token_type_ids",
+        "return_special_tokens_mask",
+        "return_offsets_mapping",
+        "return_length",
+        "return_mm_token_type_ids",
     ),
-    "audio_kwargs": ("sampling_rate",),
+    "images_kwargs": VISION_KEYS,
+    "videos_kwargs": (
+        *VISION_KEYS,
+        "fps",
+        "nframes",
+        "num_frames",
+        "min_frames",
+        "max_frames",
+        "do_sample_frames",
+        "video_metadata",
+        "return_metadata",
+        *_CROSSWISE,
+    ),
+    "audio_kwargs": ("sampling_rate", "padding", "max_length", "truncation", "pad_to_multiple_of"),
+    "common_kwargs": ("return_tensors", "audio_from_video_indices", *_CROSSWISE),
 }
-# What scripts pass, and what sound is always treated with.
-_FIXED_AUDIO = {"padding": (True, "longest"), "truncation": (False,), "return_attention_mask": (True,)}
-_COMMON_KEYS = (
-    "return_tensors",
-    "use_audio_in_video",
-    "load_audio_from_video",
-    "audio_from_video_indices",
-    "seconds_per_chunk",
-    "position_id_per_seconds",
+# Standing by themselves these go to the text: a length of sound is meant in samples, and is never given so.
+_TEXT_ONLY = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
+OLD_NAMES = {
+    "audios": "audio",
+    "sounds": "audio",
+    "raw_speech": "audio",
+    "image": "images",
+    "video": "videos",
+    "texts": "text",
+}
+# Known to transformers; these values change nothing here, others could not be honoured.
+_ONLY = {
+    "resample": (3, "bicubic"),
+    "interpolation": (3, "bicubic"),
+    "do_center_crop": (False,),
+    "do_pad": (False,),
+    "crop_size": (),
+    "pad_size": (),
+    "is_split_into_words": (False,),
+    "return_overflowing_tokens": (False,),
+    "stride": (0,),
+    "text_pair": (),
+    "text_target": (),
+    "text_pair_target": (),
+    "n_window": (50,),
+    "return_assistant_tokens_mask": (False,),
+    "sanitize_control_tokens": (False,),
+}
+_ONLY_FOR_SOUND = {"return_attention_mask": (True,), "return_token_timestamps": (False,), "do_normalize": (False,)}
+# Known to transformers, and without a meaning here: where and in which layout it computes, and what its readers are.
+_WITHOUT_EFFECT = frozenset(
+    [
+        "seconds_per_chunk",
+        "device",
+        "verbose",
+        "do_convert_rgb",
+        "default_to_square",
+        "data_format",
+        "input_data_format",
+        "disable_grouping",
+        "video_load_backend",
+        "cap_pixels_per_frame",
+        "max_video_tokens",
+        "use_token_compression",
+        "legacy",
+        "return_row_col",
+    ]
 )
 POSITION_ID_PER_SECONDS = 13.0
 
 
 @dataclass(frozen=True)
 class CallOptions:
-    """One call's options. `vision` maps "image" and "video" to the settings that the call changes."""
+    """One call's options: of each group those that were given and are not None."""
 
     text: Mapping[str, Any]
-    vision: Mapping[str, Mapping[str, Any]]
-    fps: Any = None
+    image: Mapping[str, Any]
+    video: Mapping[str, Any]
+    audio: Mapping[str, Any]
     use_audio_in_video: bool = False
     position_id_per_seconds: float = POSITION_ID_PER_SECONDS
     audio_from_video_indices: list[int | None] | None = None
     return_tensors: str | None = None
-    audio: Mapping[str, Any] = field(default_factory=dict)
+
+    def vision(self, kind: str) -> dict[str, Any]:
+        """What the call changes of the settings of pictures ("image") or of video frames ("video")."""
+        group = self.image if kind == "image" else self.video
+        return {key: group[key] for key in VISION_KEYS if key in group}
 
 
 def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
     """Sort the keyword arguments of `Qwen3OmniMoeProcessor.__call__`.
 
     An argument may stand by itself (it then goes to every group that knows it) or within text_kwargs, images_kwargs,
-    videos_kwargs or audio_kwargs. `seconds_per_chunk` is accepted because scripts pass it; it has no effect in the
-    reference either. `load_audio_from_video` is the newer name of `use_audio_in_video`.
+    videos_kwargs, audio_kwargs or common_kwargs. `load_audio_from_video` is the newer name of `use_audio_in_video`. What
+    transformers knows and has no effect here is said in one warning; what nobody knows warns, as in transformers.
 
     Raises:
-        InputError: an argument that no group knows, or a value that would cut sound or sample frames again.
+        InputError: a value that would change the answer and cannot be honoured.
     """
-    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
-    common: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        if key in GROUPS:
-            groups[key].update(_group(key, value))
-            continue
-        takers = [name for name, keys in GROUPS.items() if key in keys and key not in kwargs.get(name, {})]
-        if key not in _COMMON_KEYS and not any(key in keys for keys in GROUPS.values()):
-            raise InputError(
-                f"The processor has no argument {key!r}; it has text, images, videos, audio, {', '.join(argument_names())}."
-            )
-        if key in _COMMON_KEYS:
-            common[key] = value
-            continue
-        if value is not None:
-            for name in takers:
-                groups[name][key] = value
-    return _checked(groups, common)
-
-
-def argument_names() -> list[str]:
-    """Every keyword argument that the processor takes beside the media."""
-    return sorted({*_COMMON_KEYS, *GROUPS, *(key for keys in GROUPS.values() for key in keys)})
-
-
-def _group(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{name} is a {type(value).__name__}; expected a dict.")
-    if name == "audio_kwargs":
-        value = _without_fixed_audio(value)
-    allowed = (*GROUPS[name], "return_tensors")
-    unknown = [key for key in value if key not in allowed]
-    if unknown:
-        raise InputError(f"{name} has no {', '.join(map(repr, unknown))}; it has {', '.join(GROUPS[name])}.")
-    return {key: item for key, item in value.items() if item is not None}
-
-
-def _without_fixed_audio(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what sound is always treated with.
-
-    Raises:
-        InputError: a value that would cut sound or leave out its mask.
-    """
-    for key, accepted in _FIXED_AUDIO.items():
-        if value.get(key) is not None and value[key] not in accepted:
-            raise InputError(
-                f"audio_kwargs: {key} is {value[key]!r}; sound is never cut, is padded to the longest "
-                f"clip, and has a mask: only {accepted[0]!r} is accepted."
-            )
-    return {key: item for key, item in value.items() if key not in _FIXED_AUDIO}
-
-
-def _checked(groups: dict[str, dict[str, Any]], common: dict[str, Any]) -> CallOptions:
-    videos = groups["videos_kwargs"]
-    for key in ("use_audio_in_video", "load_audio_from_video", "seconds_per_chunk", "position_id_per_seconds"):
-        if key in videos:
-            common.setdefault(key, videos[key])
-    if videos.get("do_sample_frames"):
-        raise InputError(
-            "do_sample_frames is set, but frames given to the processor are taken as they are. Choose "
-            "frames in the conversation item (fps or nframes), or with apply_chat_template(..., fps=)."
-        )
-    for name in GROUPS:
-        common.setdefault("return_tensors", groups[name].get("return_tensors"))
-    rate = common.get("position_id_per_seconds")
-    rate = POSITION_ID_PER_SECONDS if rate is None else rate
-    if isinstance(rate, bool) or not isinstance(rate, Real) or rate <= 0:
-        raise InputError(f"position_id_per_seconds is {rate!r}; expected a number greater than 0.")
-    vision = {
-        kind: {key: groups[name][key] for key in _VISION_KEYS if key in groups[name]}
-        for kind, name in (("image", "images_kwargs"), ("video", "videos_kwargs"))
-    }
+    kwargs = dict(kwargs)
+    groups = {name: _group(name, kwargs.pop(name, None)) for name in GROUPS}
+    loose = known_only(kwargs, loose_names(), "The processor")
+    for key, value in loose.items():
+        for name, keys in GROUPS.items():
+            if key in keys and not (name == "audio_kwargs" and key in _TEXT_ONLY):
+                groups[name].setdefault(key, value)
+    videos, common = groups["videos_kwargs"], groups["common_kwargs"]
+    for name in ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs"):
+        common.setdefault("return_tensors", groups[name].pop("return_tensors", None))
+    crosswise = {key: common.get(key, videos.get(key)) for key in _CROSSWISE}
+    rate = number(crosswise, "position_id_per_seconds", "The processor") or POSITION_ID_PER_SECONDS
     return CallOptions(
-        text={key: groups["text_kwargs"][key] for key in GROUPS["text_kwargs"] if key in groups["text_kwargs"]},
-        vision=vision,
-        fps=videos.get("fps"),
-        position_id_per_seconds=float(rate),
+        text=groups["text_kwargs"],
+        image=groups["images_kwargs"],
+        video=videos,
         audio=groups["audio_kwargs"],
-        use_audio_in_video=bool(common.get("use_audio_in_video") or common.get("load_audio_from_video")),
+        use_audio_in_video=bool(crosswise["use_audio_in_video"] or crosswise["load_audio_from_video"]),
+        position_id_per_seconds=rate,
         audio_from_video_indices=common.get("audio_from_video_indices"),
         return_tensors=common.get("return_tensors"),
     )
+
+
+def loose_names() -> set[str]:
+    """Every keyword argument that may stand by itself beside the media."""
+    return {key for keys in GROUPS.values() for key in keys}
+
+
+def is_argument(key: str) -> bool:
+    """Whether the processor takes this keyword argument, be it without effect."""
+    return key in loose_names() or key in GROUPS or key in _ONLY or key in _WITHOUT_EFFECT
+
+
+def group_options(name: str, kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options of one group, `return_tensors` among them, as `image_processor(...)` and `video_processor(...)` take them."""
+    return known_only(kwargs, {*GROUPS[name], "return_tensors"}, where, for_sound=name == "audio_kwargs")
+
+
+def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, for_sound: bool = False) -> dict[str, Any]:
+    """Those of `kwargs` that are among `known` and not None.
+
+    Raises:
+        InputError: a value that transformers would honour and we cannot.
+    """
+    kept, idle, limits = {}, [], {**_ONLY, **(_ONLY_FOR_SOUND if for_sound else {})}
+    for key, value in kwargs.items():
+        if value is None or (key in limits and value in limits[key]):
+            continue
+        if key in limits:
+            accepted = f"only {' or '.join(map(repr, limits[key]))}" if limits[key] else "only None"
+            raise InputError(f"{where}: {key} is {value!r}; {accepted} can be honoured here.")
+        if key in known:
+            kept[key] = value
+        elif key in _WITHOUT_EFFECT:
+            idle.append(key)
+        else:
+            warnings.warn(f"{where} has no argument {key!r}; it is ignored.{did_you_mean(key, known)}", stacklevel=4)
+    if idle:
+        warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=4)
+    return kept
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """A remark on the known name that `key` looks like, or nothing."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def renamed_media(media: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`media` with what stands under older names (`audios=`) in `kwargs`, where it is taken out.
+
+    Raises:
+        InputError: the same given under both names.
+    """
+    for old, name in OLD_NAMES.items():
+        if old in kwargs:
+            value = kwargs.pop(old)
+            if value is not None and media[name] is not None:
+                raise InputError(f"{old} is an older name of {name}, and both were given; keep {name}.")
+            media[name] = value if media[name] is None else media[name]
+    return media
+
+
+def sampling_options(video: Mapping[str, Any], where: str) -> SamplingOptions:
+    """Which frames of a video file are taken, by fps, nframes (num_frames), min_frames, max_frames and do_sample_frames.
+
+    Raises:
+        InputError: not numbers greater than 0, or both a rate and a number of frames.
+    """
+    frames = number(video, "nframes", where, whole=True) or number(video, "num_frames", where, whole=True)
+    every = video.get("do_sample_frames") is False
+    fps = video.get("fps")
+    fps = fps[0] if isinstance(fps, (list, tuple)) and len(set(fps)) == 1 else fps
+    options = SamplingOptions(
+        number({"fps": fps}, "fps", where),
+        None if every else frames,
+        number(video, "min_frames", where, whole=True),
+        number(video, "max_frames", where, whole=True),
+        every_frame=every,
+    )
+    if options.fps is not None and options.nframes is not None:
+        raise InputError(f"{where}: give either fps or nframes, not both.")
+    return options
+
+
+def per_video(values: Any, count: int, name: str) -> list[Any]:
+    """A value for each video, from one value or a list of them.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    listed = list(values) if isinstance(values, (list, tuple)) else [values] * count
+    if len(listed) != count:
+        raise InputError(f"{name} has {len(listed)} values for {count} video(s); give one, or one for each video.")
+    return listed
 
 
 def fps_per_video(fps: Any, count: int) -> list[float | None]:
@@ -161,10 +263,16 @@ def fps_per_video(fps: Any, count: int) -> list[float | None]:
     Raises:
         InputError: not a positive number, or a list of another length.
     """
-    rates = list(fps) if isinstance(fps, (list, tuple)) else [fps] * count
-    if len(rates) != count:
-        raise InputError(f"fps has {len(rates)} values for {count} video(s); give one number, or one for each video.")
+    rates = per_video(fps, count, "fps")
     for rate in rates:
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < float("inf")):
             raise InputError(f"fps is {rate!r}; expected a number greater than 0.")
     return [None if rate is None else float(rate) for rate in rates]
+
+
+def _group(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a dict.")
+    return group_options(name, value, name)

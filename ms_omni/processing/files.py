@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ms_omni.errors import CheckpointError, InputError
+from ms_omni.errors import CheckpointError
 from ms_omni.processing.prompt import SpecialTokens
 from ms_omni.processing.settings import ProcessorSettings, read_json
 from ms_omni.processing.tiny_processor import NAMED_TOKENS
@@ -110,29 +110,6 @@ def _first_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None
         if name == "chat_template.json" and content:
             raise CheckpointError(f"{folder / name} has no chat_template text; it has {', '.join(content)}.")
     return tokenizer.chat_template
-
-
-def choose_template(known: str | dict[str, str] | None, asked: str | None) -> str:
-    """The template to render: the one asked for (by name or as text), else the default.
-
-    Raises:
-        InputError: there is none.
-    """
-    if isinstance(known, dict):
-        if asked is not None:
-            return known.get(asked, asked)
-        if "default" in known:
-            return known["default"]
-        raise InputError(
-            f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with one name."
-        )
-    template = asked if asked is not None else known
-    if template is None:
-        raise InputError(
-            "The checkpoint has no chat template (chat_template.json, chat_template.jinja or in "
-            "tokenizer_config.json); pass chat_template= with the Jinja text."
-        )
-    return template
 
 
 def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, settings: ProcessorSettings) -> None:

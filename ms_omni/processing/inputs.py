@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import InputError
+from ms_omni.outputs import HostArray
 
 
 class ModelInputs(UserDict):
@@ -18,73 +19,46 @@ class ModelInputs(UserDict):
             raise AttributeError(f"The model inputs have no {name!r}; they have {', '.join(self.__dict__.get('data', ()))}.")
         return self.data[name]
 
-    def to(self, *_: Any, **__: Any) -> ModelInputs:
-        """Return the inputs unchanged: the model moves and casts arrays itself. Here so that scripts need no change."""
+    def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
+        """Cast the floating-point arrays when a dtype is among the arguments, and return the inputs.
+
+        Devices and `non_blocking` have no effect: the model takes arrays from the host, and casts them itself as well.
+        """
+        targets = [arg for arg in (*args, kwargs.get("dtype")) if _is_float_type(arg)]
+        for name, value in self.data.items() if targets else ():
+            if _is_float_type(getattr(value, "dtype", None)) and hasattr(value, "to"):
+                self.data[name] = value.to(targets[0])
         return self
 
-    def convert_to_tensors(self, tensor_type: str | None) -> ModelInputs:
-        """The same inputs as numpy arrays (None, "np") or MindSpore tensors ("ms").
+    def convert_to_tensors(self, tensor_type: Any = None, **_: Any) -> ModelInputs:
+        """The same inputs in the form that `return_tensors` names.
+
+        Args:
+            tensor_type: None or "pt": numpy arrays that also answer to the methods which scripts for PyTorch call
+                (`HostArray`); "np": plain numpy arrays; "ms": MindSpore tensors.
 
         Raises:
             InputError: any other framework.
         """
         kind = getattr(tensor_type, "value", tensor_type)
-        if kind in (None, "np"):
-            return self
-        if kind != "ms":
-            raise InputError(
-                f"return_tensors is {kind!r}; expected None or 'np' for numpy arrays, or 'ms' for MindSpore tensors."
-            )
-        import mindspore
+        if kind in (None, "pt"):
+            convert = HostArray.of
+        elif kind == "np":
+            convert = np.asarray
+        elif kind == "ms":
+            import mindspore
 
+            convert = mindspore.Tensor
+        else:
+            raise InputError(
+                f"return_tensors is {kind!r}; expected None, 'np', 'ms' for MindSpore tensors, or 'pt' for arrays that can do "
+                "what scripts for PyTorch ask of tensors."
+            )
         return ModelInputs(
-            {name: mindspore.Tensor(value) if isinstance(value, np.ndarray) else value for name, value in self.data.items()}
+            {name: convert(value) if isinstance(value, np.ndarray) else value for name, value in self.data.items()}
         )
 
 
-def pad_left(
-    rows: list[list[int]],
-    pad_id: int,
-    *,
-    padding: bool | str = True,
-    side: str = "left",
-    max_length: int | None = None,
-    multiple_of: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and attention mask `[B, T]` int64 of rows of any lengths.
-
-    Args:
-        padding: True or "longest"; "max_length"; False or "do_not_pad" (rows must then be of one length).
-        side: "left" or "right".
-        max_length: for "max_length".
-        multiple_of: round the length up to a multiple.
-
-    Raises:
-        InputError: an unknown choice, or rows that cannot stand in one array.
-    """
-    padding = getattr(padding, "value", padding)
-    if padding not in (True, False, None, "longest", "max_length", "do_not_pad") or side not in ("left", "right"):
-        raise InputError(
-            f"padding is {padding!r} on the {side!r} side; expected True, False, 'longest', 'max_length' "
-            "or 'do_not_pad', on 'left' or 'right'."
-        )
-    lengths = [len(row) for row in rows]
-    length = max(lengths)
-    if padding == "max_length":
-        if max_length is None:
-            raise InputError("padding='max_length' needs max_length.")
-        length = max(length, max_length)
-    if padding in (False, None, "do_not_pad"):
-        if min(lengths) != length:
-            raise InputError(
-                f"The texts have {min(lengths)} to {length} tokens and padding is off; one array cannot "
-                "hold them. Leave padding on."
-            )
-    elif multiple_of:
-        length = -(-length // multiple_of) * multiple_of
-    ids = np.full((len(rows), length), pad_id, np.int64)
-    mask = np.zeros((len(rows), length), np.int64)
-    for index, row in enumerate(rows):
-        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        ids[index, place], mask[index, place] = row, 1
-    return ids, mask
+def _is_float_type(dtype: Any) -> bool:
+    """Whether this names a floating-point type of numpy, MindSpore or PyTorch ("torch.bfloat16", `Float16`)."""
+    return dtype is not None and "float" in str(getattr(dtype, "__name__", dtype)).lower()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.media.audio import check_clip, load_audio
+from ms_omni.media.audio import MOST_CHANNELS, check_clip, load_audio
 from ms_omni.media.sources import to_array
+from ms_omni.media.spellings import is_number_list, sound_pair
 
 FRAMES_PER_CHUNK = 100  # one second of mel frames
 TOKENS_PER_CHUNK = 13
@@ -22,54 +23,63 @@ def audio_token_count(frames: Any) -> Any:
     return ((halved - 1) // 2 + 1 - 1) // 2 + 1 + frames // FRAMES_PER_CHUNK * TOKENS_PER_CHUNK
 
 
-def as_audio_list(audio: Any, sampling_rate_hz: int) -> list[np.ndarray]:
-    """Mono float32 clips at `sampling_rate_hz` from one clip, or a list of clips or of lists of clips.
+def as_audio_list(audio: Any) -> list[np.ndarray]:
+    """Mono float32 clips at 16 kHz from one clip, or a list of clips or of lists of clips.
 
-    A clip is an array or tensor, a list of numbers, (array, sampling rate), or a file in any spelling that `load_audio`
-    knows.
+    A clip is whatever `load_audio` knows: an array or tensor, a list of numbers, (array, sampling rate), a file. An array
+    `[n, samples]` that stands alone is a batch of n clips.
 
     Raises:
         MediaError: a clip that cannot be used; the message says which.
     """
-    if _is_clip(audio):
-        audio = [audio]
-    flat = [clip for item in audio for clip in ([item] if _is_clip(item) else item)]
-    return [_as_clip(clip, f"sound {index}") for index, clip in enumerate(flat)]
+    array = to_array(audio)
+    if array is not None:
+        batch = array.ndim == 2 and 1 not in array.shape and array.shape[1] > MOST_CHANNELS
+        flat = list(array) if batch else [array]
+    elif _is_clip(audio):
+        flat = [audio]
+    else:
+        flat = [clip for item in audio for clip in ([item] if _is_clip(item) else item)]
+    return [load_audio(clip, name=f"sound {index}") for index, clip in enumerate(flat)]
 
 
 def _is_clip(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        pair = len(value) == 2 and to_array(value[0]) is not None and np.isscalar(value[1])
-        return pair or (len(value) > 0 and isinstance(value[0], (int, float)))
-    array = to_array(value)
-    return array is None or array.ndim < 2 or 1 in array.shape
+    return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
 
 
-def _as_clip(clip: Any, name: str) -> np.ndarray:
-    if isinstance(clip, list) and clip and isinstance(clip[0], (int, float)):
-        clip = np.asarray(clip, np.float32)
-    return load_audio(clip, name=name)
-
-
-def encode_audio(clips: Sequence[np.ndarray], extractor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Features of clips of any length; nothing is cut.
+def encode_audio(
+    clips: Sequence[np.ndarray], extractor: Any, options: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of clips of any length; nothing is cut unless `options` ask for it.
 
     Args:
         clips: mono float32 at the extractor's rate.
         extractor: transformers' `WhisperFeatureExtractor`.
+        options: padding (True, "longest", "max_length", or False for clips of one length), truncation, max_length and
+            pad_to_multiple_of in samples.
 
     Returns:
         `input_features` float32 `[n, mel, frames]`, padded to the longest clip, and its mask int32 `[n, frames]`.
+
+    Raises:
+        InputError: padding that cannot be; MediaError: a clip that is too short, or not finite.
     """
+    options = dict(options or {})
+    options.pop("sampling_rate", None)
+    padding = options.setdefault("padding", True)
+    options.setdefault("truncation", False)
+    if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+        raise InputError(f"audio_kwargs: padding is {padding!r}; expected True, False, 'longest' or 'max_length'.")
+    if padding in (False, "do_not_pad") and len({len(clip) for clip in clips}) > 1:
+        raise InputError("audio_kwargs: padding is off and the sounds differ in length; one array cannot hold them.")
     for index, clip in enumerate(clips):
-        check_clip(clip, f"Sound {index}")
+        check_clip(clip[: options.get("max_length")] if options["truncation"] else clip, f"Sound {index}")
     features = extractor(
         [np.asarray(clip, np.float32) for clip in clips],
         sampling_rate=extractor.sampling_rate,
-        padding=True,
-        truncation=False,
         return_attention_mask=True,
         return_tensors="np",
+        **options,
     )
     mask = np.asarray(features["attention_mask"], np.int32)
     values = np.asarray(features["input_features"], np.float32)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.media.audio import SAMPLING_RATE_HZ
@@ -15,12 +16,42 @@ from ms_omni.media.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
 BICUBIC = 3  # Pillow's number
 _NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 _NEEDED_AUDIO_KEYS = ("feature_size", "hop_length", "n_fft", "sampling_rate")
-_AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
+AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
 
 
-@dataclass(frozen=True)
+class PixelLimits(MutableMapping):
+    """The `size` of transformers' image processors: a view of its owner's `min_pixels` and `max_pixels`."""
+
+    NAMES: ClassVar[dict[str, str]] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+
+    def __init__(self, owner: VisionSettings) -> None:
+        self._owner = owner
+
+    def __getitem__(self, key: str) -> int:
+        return getattr(self._owner, self.NAMES[key])
+
+    def __setitem__(self, key: str, value: int) -> None:
+        setattr(self._owner, _limit_name(key, "size", InputError), value)
+
+    def __delitem__(self, key: str) -> None:
+        raise InputError(f"size needs both {' and '.join(self.NAMES)}; set another value instead of deleting {key!r}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+@dataclass
 class VisionSettings:
-    """How frames become patches. Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1."""
+    """How frames become patches. Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1.
+
+    May be set at any time, as `size` too (`{"shortest_edge": ..., "longest_edge": ...}`, areas in pixels); checked when used.
+    """
 
     patch_size: int
     temporal_patch_size: int
@@ -39,21 +70,31 @@ class VisionSettings:
         """Sides of a resized picture are multiples of this many pixels."""
         return self.patch_size * self.merge_size
 
+    @property
+    def size(self) -> PixelLimits:
+        """`min_pixels` and `max_pixels` under the names shortest_edge and longest_edge."""
+        return PixelLimits(self)
+
+    @size.setter
+    def size(self, value: Mapping[str, int]) -> None:
+        for name, limit in _pixel_limits(value, "size", InputError).items():
+            setattr(self, name, limit)
+
     def changed(self, options: Mapping[str, Any], where: str) -> VisionSettings:
         """A copy with the options of one call; `size` may stand for min_pixels and max_pixels.
 
         Raises:
-            InputError: a size that is not one of these, or limits that cross.
+            InputError: a size that is not one of these, no whole number, or limits that cross.
         """
         options = {key: value for key, value in options.items() if value is not None}
         size = options.pop("size", None)
         if size is not None:
             options = {**_pixel_limits(size, where, InputError), **options}
-        for key in ("image_mean", "image_std"):
-            if key in options:
-                options[key] = _per_channel(options[key], f"{where}.{key}", InputError)
         settings = replace(self, **options)
-        if not 0 < settings.min_pixels <= settings.max_pixels:
+        for key in ("image_mean", "image_std"):
+            setattr(settings, key, _per_channel(getattr(settings, key), f"{where}.{key}", InputError))
+        _check_whole(vars(settings), where, InputError)
+        if not settings.min_pixels <= settings.max_pixels:
             raise InputError(
                 f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; "
                 "expected 0 < min_pixels <= max_pixels."
@@ -62,7 +103,12 @@ class VisionSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings under their names in `preprocessor_config.json`."""
-        return {**vars(self), "image_mean": list(self.image_mean), "image_std": list(self.image_std), "resample": BICUBIC}
+        lists = {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        return {**asdict(self), **lists, "size": dict(self.size), "resample": BICUBIC}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -102,9 +148,9 @@ def read_settings(folder: Path) -> ProcessorSettings:
     frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
     video = {**_without_limits(video), **frame_limits}
     return ProcessorSettings(
-        _vision_settings(image, f"{folder}: the image settings"),
-        _vision_settings(video, f"{folder}: the video settings"),
-        _audio_settings(audio, f"{folder}: the audio settings"),
+        vision_settings(image, f"{folder}: the image settings"),
+        vision_settings(video, f"{folder}: the video settings"),
+        audio_settings(audio, f"{folder}: the audio settings"),
     )
 
 
@@ -129,7 +175,12 @@ def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
 
 
-def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
+def vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
+    """Settings of frames from the content of a preprocessor file.
+
+    Raises:
+        CheckpointError: a needed key is missing or its value is not supported.
+    """
     missing = [key for key in _NEEDED_VISION_KEYS if config.get(key) is None]
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
@@ -140,11 +191,7 @@ def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     if len(limits) != 2:
         raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
     numbers = {key: config[key] for key in ("patch_size", "temporal_patch_size", "merge_size")} | limits
-    wrong = [key for key, value in numbers.items() if type(value) is not int or value < 1]
-    if wrong:
-        raise CheckpointError(
-            f"{where}: {', '.join(f'{key} is {numbers[key]!r}' for key in wrong)}; expected whole numbers of at least 1."
-        )
+    _check_whole(numbers, where, CheckpointError)
     given = {
         key: config[key]
         for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
@@ -158,17 +205,29 @@ def _vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     )
 
 
+def _check_whole(values: Mapping[str, Any], where: str, error: type[Exception]) -> None:
+    keys = ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
+    wrong = [
+        key for key in keys if isinstance(values[key], bool) or not isinstance(values[key], Integral) or values[key] < 1
+    ]
+    if wrong:
+        found = ", ".join(f"{key} is {values[key]!r}" for key in wrong)
+        raise error(f"{where}: {found}; expected whole numbers of at least 1.")
+
+
 def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
     """min_pixels and max_pixels from a `size` in one of its two spellings."""
-    names = {
-        "shortest_edge": "min_pixels",
-        "longest_edge": "max_pixels",
-        "min_pixels": "min_pixels",
-        "max_pixels": "max_pixels",
-    }
-    if not isinstance(size, Mapping) or not set(size) <= set(names):
+    size = vars(size) if hasattr(size, "shortest_edge") else size  # transformers' SizeDict
+    if not isinstance(size, Mapping):
         raise error(f"{where}: size is {size!r}; expected shortest_edge and longest_edge (areas in pixels).")
-    return {names[key]: value for key, value in size.items() if value is not None}
+    return {_limit_name(key, where, error): value for key, value in size.items() if value is not None}
+
+
+def _limit_name(key: str, where: str, error: type[Exception]) -> str:
+    name = PixelLimits.NAMES.get(key, key)
+    if name not in PixelLimits.NAMES.values():
+        raise error(f"{where}: size is {key!r}; expected shortest_edge and longest_edge (areas in pixels).")
+    return name
 
 
 def _per_channel(values: Any, where: str, error: type[Exception]) -> tuple[float, ...]:
@@ -179,7 +238,12 @@ def _per_channel(values: Any, where: str, error: type[Exception]) -> tuple[float
     return tuple(float(value) for value in values)
 
 
-def _audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The mel extractor's arguments from the content of a preprocessor file.
+
+    Raises:
+        CheckpointError: a needed key is missing or its value is not supported.
+    """
     missing = [key for key in _NEEDED_AUDIO_KEYS if config.get(key) is None]
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
@@ -187,4 +251,4 @@ def _audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where} ask for {config['sampling_rate']} Hz; only {SAMPLING_RATE_HZ} Hz is supported.")
     if config.get("dither"):
         raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not supported.")
-    return {key: config[key] for key in _AUDIO_KEYS if config.get(key) is not None}
+    return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}

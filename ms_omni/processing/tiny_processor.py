@@ -140,10 +140,48 @@ CHAT_TEMPLATE = """\
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
+{%- if tools -%}
+  {{- '<|im_start|>system\\n' -}}
+  {%- if messages[0].role == 'system' -%}
+    {{- render(messages[0].content) + '\\n\\n' -}}
+  {%- endif -%}
+  {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
+  {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
+  {%- for tool in tools -%}
+    {{- '\\n' -}}
+    {{- tool | tojson -}}
+  {%- endfor -%}
+  {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' -}}
+  {{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n' -}}
+  {{- '</tool_call><|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
-  {{- '<|im_start|>' + message.role + '\\n' -}}
-  {{- render(message.content) -}}
-  {{- '<|im_end|>\\n' -}}
+  {%- if message.role == 'tool' -%}
+    {%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}
+      {{- '<|im_start|>user' -}}
+    {%- endif -%}
+    {{- '\\n<tool_response>\\n' + render(message.content) + '\\n</tool_response>' -}}
+    {%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}
+      {{- '<|im_end|>\\n' -}}
+    {%- endif -%}
+  {%- elif not (tools and loop.first and message.role == 'system') -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {{- render(message.content) -}}
+    {%- for call in message.tool_calls or [] -%}
+      {%- if message.content or not loop.first -%}
+        {{- '\\n' -}}
+      {%- endif -%}
+      {%- set function = call.function or call -%}
+      {{- '<tool_call>\\n{"name": "' + function.name + '", "arguments": ' -}}
+      {%- if function.arguments is string -%}
+        {{- function.arguments -}}
+      {%- else -%}
+        {{- function.arguments | tojson -}}
+      {%- endif -%}
+      {{- '}\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
+  {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
   {{- '<|im_start|>assistant\\n' -}}

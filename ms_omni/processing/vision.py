@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,12 @@ from PIL import Image
 from ms_omni.errors import InputError
 from ms_omni.media.image import load_image
 from ms_omni.media.options import SizeOptions
+from ms_omni.media.sampling import frame_count
 from ms_omni.media.sizes import image_size, resize_frame, video_size
-from ms_omni.media.sources import to_array
+from ms_omni.media.sources import is_source, to_array
+from ms_omni.media.spellings import unwrapped
 from ms_omni.media.video import VideoClip, VideoFrames, frames_from_array, load_video, resize_clip
+from ms_omni.processing.arguments import fps_per_video, per_video, sampling_options
 from ms_omni.processing.settings import VisionSettings
 
 
@@ -95,41 +98,86 @@ def _check_multiple(size: tuple[int, ...], settings: VisionSettings, name: str) 
         )
 
 
-def as_clips(videos: Sequence[Any], fps: Sequence[float | None]) -> list[VideoClip]:
+def as_clips(videos: Sequence[Any], options: Mapping[str, Any]) -> list[VideoClip]:
     """Clips from what a caller may pass as videos, with the frames per second that hold.
 
     Args:
         videos: `VideoClip`, `VideoFrames`, arrays or tensors `[T, C, H, W]` or `[T, H, W, C]`, lists of frames, files,
-            or pairs of one of these and qwen_omni_utils' metadata.
-        fps: for each video what the caller said; it wins over what the clip remembers.
+            or pairs of one of these and its metadata (fps, total_num_frames).
+        options: of a file, fps or num_frames says which frames are taken; do_sample_frames=False takes all, understood at
+            fps if that is given. Of ready-made frames all are taken and fps is their rate, unless do_sample_frames or
+            num_frames is given: then some of them are taken. video_metadata tells the rate that they had in their file.
+            fps and video_metadata may be lists, one entry for each video.
+
+    Raises:
+        InputError: options that do not fit together, or fewer frames than asked for; MediaError: unreadable videos.
     """
-    return [_as_clip(video, rate, f"video {index}") for index, (video, rate) in enumerate(zip(videos, fps))]
+    rates = fps_per_video(options.get("fps"), len(videos))
+    stated = options.get("video_metadata")
+    if isinstance(stated, (list, tuple)):
+        stated = [one for entry in stated for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    metadata = per_video(stated, len(videos), "video_metadata")
+    return [
+        _as_clip(video, {**options, "fps": rate, "video_metadata": known}, f"video {index}")
+        for index, (video, rate, known) in enumerate(zip(videos, rates, metadata))
+    ]
 
 
-def _as_clip(video: Any, fps: float | None, name: str) -> VideoClip:
-    if isinstance(video, tuple) and len(video) == 2 and isinstance(video[1], dict):
-        video, metadata = video
-        fps = _metadata_fps(video, metadata) if fps is None else fps
+def _as_clip(video: Any, options: Mapping[str, Any], name: str) -> VideoClip:
+    if _is_described(video):
+        video, known = video
+        options = {**options, "video_metadata": options["video_metadata"] or known}
     if isinstance(video, VideoFrames) and video.clip is not None:
         video = video.clip
-    if isinstance(video, VideoClip):
-        return video if fps is None else replace(video, sample_fps=fps)
-    array = to_array(video)
-    if array is not None:
-        return VideoClip(frames_from_array(array, name), fps, None, name, budgeted=False)
-    clip = load_video(video, sample_fps=fps, name=name)
-    if isinstance(video, (list, tuple)):
-        return replace(clip, sample_fps=fps, budgeted=False)
-    return clip if fps is None else replace(clip, sample_fps=fps)
+    video = unwrapped(video, name)
+    if is_source(video):
+        return load_video(video, sampling_options(options, name), name=name)
+    if not isinstance(video, VideoClip):
+        array = to_array(video)
+        if array is not None:
+            video = VideoClip(frames_from_array(array, name), None, None, name, budgeted=False)
+        else:
+            video = replace(load_video(video, name=name), sample_fps=None, budgeted=False)
+    return described_clip(video, options)
 
 
-def _metadata_fps(video: Any, metadata: dict[str, Any]) -> float | None:
-    """Frames per second of the frames taken, from those of the file."""
-    if isinstance(video, VideoFrames) and video.sample_fps is not None:
-        return video.sample_fps
-    array = to_array(video)
-    count, total, fps = len(video if array is None else array), metadata.get("total_num_frames"), metadata.get("fps")
+def described_clip(clip: VideoClip, options: Mapping[str, Any]) -> VideoClip:
+    """Ready-made frames with their rate, or some of them: see `as_clips`. The caller's fps wins over what the clip remembers."""
+    total, known, fps = len(clip.frames), options.get("video_metadata"), options.get("fps")
+    wanted = options.get("nframes") or options.get("num_frames")
+    rate = clip.sample_fps if known is None else _metadata_fps(total, known)
+    sampled = options.get("do_sample_frames")
+    if not (sampled or (sampled is None and wanted)):
+        return replace(clip, sample_fps=fps or rate, metadata=clip.metadata or _metadata(fps or rate, total, range(total)))
+    if not wanted and not rate:
+        raise InputError(
+            f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
+            "total_num_frames, or num_frames=."
+        )
+    count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
+    indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
+    metadata = _metadata(rate, total, indices.tolist())
+    return replace(clip, frames=clip.frames[indices], sample_fps=rate and count / total * rate, metadata=metadata)
+
+
+def _metadata(fps: float | None, total: int, indices: Sequence[int]) -> dict[str, Any]:
+    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": "frames"}
+
+
+def _metadata_fps(count: int, metadata: Any) -> float | None:
+    """Frames per second of the `count` frames taken, from those of the file: a dict's, or transformers' `VideoMetadata`."""
+    known = metadata if isinstance(metadata, Mapping) else vars(metadata)
+    total, fps = known.get("total_num_frames"), known.get("fps")
     return float(count / total * fps) if total and fps else None
+
+
+def _is_described(video: Any) -> bool:
+    """Whether this is a pair of a video and its metadata."""
+    return (
+        isinstance(video, tuple)
+        and len(video) == 2
+        and (isinstance(video[1], dict) or hasattr(video[1], "total_num_frames"))
+    )
 
 
 def encode_clips(clips: Sequence[VideoClip], settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +212,10 @@ def _size_without_budget(settings: VisionSettings) -> Any:
 
 
 def as_image_list(images: Any) -> list[Any]:
-    """One picture, a list of them, or a list of such lists, as a flat list."""
+    """One picture, a list of them, an array of them, or a list of such lists, as a flat list."""
+    array = to_array(images)
+    if array is not None and array.ndim == 4:
+        return list(array)
     if not isinstance(images, (list, tuple)) or _has_options(images):
         return [images]
     return [flat for image in images for flat in as_image_list(image)]
@@ -179,14 +230,14 @@ def as_video_list(videos: Any) -> list[Any]:
         return [videos]
     if not videos:
         return []
-    if isinstance(videos, tuple) and len(videos) == 2 and isinstance(videos[1], dict):
+    if _is_described(videos):
         return [videos]
     if all(_is_frame(item) for item in videos):
         return [list(videos)]
     flat: list[Any] = []
     for item in videos:
         whole = isinstance(item, list) and item and all(_is_frame(frame) for frame in item)
-        nested = isinstance(item, (list, tuple)) and not whole and not (len(item) == 2 and isinstance(item[1], dict))
+        nested = isinstance(item, (list, tuple)) and not whole and not _is_described(item)
         flat += as_video_list(item) if nested else [item]
     return flat
 

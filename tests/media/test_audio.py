@@ -91,12 +91,13 @@ def test_arrays():
 @pytest.mark.parametrize(
     "value, complaint",
     [
-        (np.zeros((500, 2), np.float32), "mono"),
+        (np.zeros((500, 20), np.float32), "at most 8 channels"),
+        (np.zeros((4, 2), np.float32), "at most 8 channels"),
         (np.zeros(200, np.float32), "at least 201"),
         (np.zeros(0, np.float32), "at least"),
         (np.full(500, np.nan), "not finite"),
         (np.full(500, np.inf), "not finite"),
-        (np.zeros(500, np.uint8), "type uint8"),
+        (np.zeros(500, np.uint32), "type uint32"),
         ((np.zeros(500), 0), "sampling rate"),
         ((np.zeros(500), "16k"), "sampling rate"),
         (None, "give a path"),

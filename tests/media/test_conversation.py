@@ -116,7 +116,7 @@ def test_metadata_instead_of_fps(files):
     "item, complaint",
     [
         ({"type": "picture", "image": "i"}, "type 'picture'"),
-        ({"path": "i"}, "has no type"),
+        ({"path": "notes.txt"}, "has no type"),
         ({"type": "image"}, "names no image"),
         ({"type": "image", "image": "i", "url": "i"}, "2 times"),
         (7, "is a int"),
@@ -156,7 +156,7 @@ def test_items_that_are_refused(files, item, complaint):
         [[]],
         [{"content": "x"}],
         [3],
-        [{"role": "user", "content": {"type": "text"}}],
+        [{"role": "user", "content": 3.5}],
     ],
 )
 def test_conversations_that_are_refused(conversation):
