@@ -43,7 +43,6 @@ setup(
     ],
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
-        "utils": ["qwen-omni-utils==0.0.9"],
         "dev": ["pytest", "psutil", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
+from ms_omni.media.options import OPTION_KEYS
 from ms_omni.media.spellings import SOURCE_KEYS, is_given, kind_of_file, unwrapped
 
 KINDS = ("image", "audio", "video")
@@ -118,7 +119,7 @@ def read_item(item: Any, where: str = "The item") -> Item:
     except MediaError as error:
         raise InputError(str(error)) from error
     inner = given.get(found[0]) if found else None
-    nested = {key: value for key, value in inner.items() if _is_option(key)} if isinstance(inner, Mapping) else {}
+    nested = {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
     return Item(kind, value, {**nested, **{key: given[key] for key in given if _is_option(key)}}, where, item)
 
 
@@ -178,6 +179,7 @@ _STRUCTURE = frozenset(("type", "text", *SOURCE_KEYS)) | {
 _HINTS = frozenset(
     [
         "format",
+        "source_type",
         "detail",
         "mime_type",
         "media_type",

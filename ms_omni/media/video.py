@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ms_omni.arrays import HostArray
 from ms_omni.errors import MediaError
 from ms_omni.media.image import load_image, to_bytes
 from ms_omni.media.integrity import check_whole, describe
@@ -16,7 +17,6 @@ from ms_omni.media.sampling import FRAME_FACTOR, frame_count, frame_indices, fra
 from ms_omni.media.sizes import resize_frame
 from ms_omni.media.sources import ACCEPTED, Source, is_source, open_source, to_array
 from ms_omni.media.spellings import DICT_ACCEPTED, unwrapped
-from ms_omni.outputs import HostArray
 
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
 VIDEO_ACCEPTED = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ms_omni.arrays import HostArray
 from ms_omni.errors import InputError
-from ms_omni.outputs import HostArray
 
 
 class ModelInputs(UserDict):

@@ -289,11 +289,24 @@ def test_settings_of_one_call(processor):
         ({"text": []}, "text must be"),
         ({"text": [3]}, "text must be"),
         ({"text": ""}, "empty"),
-        ({"text": "a", "return_tensors": "pt"}, "'pt'; expected None or 'np'"),
+        ({"text": "a", "return_tensors": "tf"}, "'tf'; expected None, 'np'"),
         ({"text": "a", "sampling_rate": 8000, "audio": []}, "8000"),
-        ({"text": "a", "colour": 1}, "no argument 'colour'"),
-        ({"text": "a", "images_kwargs": {"fps": 1}}, "images_kwargs has no 'fps'"),
-        ({"text": "a", "do_sample_frames": True}, "do_sample_frames"),
+        ({"text": chat(VIDEO), "videos": [frames(4, 64, 64)], "do_sample_frames": True}, "do_sample_frames"),
+        ({"text": "a", "resample": 2}, "resample is 2"),
+        ({"text": "a", "do_center_crop": True}, "do_center_crop"),
+        ({"text": "a", "return_overflowing_tokens": True}, "return_overflowing_tokens"),
+        ({"text": "a", "text_kwargs": [1]}, "text_kwargs is a list"),
+        ({"text": "a", "padding_side": "top"}, "padding_side is 'top'"),
+        ({"text": "a", "audio": [sound(900)], "audios": [sound(900)]}, "older name"),
+        (
+            {"text": chat(AUDIO), "audio": sound(900), "audio_kwargs": {"return_attention_mask": False}},
+            "return_attention_mask",
+        ),
+        (
+            {"text": chat(AUDIO, AUDIO), "audio": [sound(900), sound(800)], "audio_kwargs": {"padding": False}},
+            "padding is off",
+        ),
+        ({"text": chat(AUDIO), "audio": sound(900), "audio_kwargs": {"padding": "most"}}, "padding is 'most'"),
         ({"text": "a", "position_id_per_seconds": 0}, "greater than 0"),
         ({"text": chat(VIDEO), "videos": [frames(4, 64, 64)], "fps": [1.0, 2.0]}, "2 values for 1"),
         ({"text": chat(VIDEO), "videos": [frames(4, 64, 64)], "fps": 0}, "fps is 0"),
@@ -306,12 +319,20 @@ def test_refused_arguments(processor, kwargs, complaint):
     assert complaint in str(error.value)
 
 
-def test_sound_is_never_cut_or_left_without_mask(processor):
+def test_sound_is_cut_or_filled_only_when_asked(processor):
+    def features(length, **options):
+        return processor(text=chat(AUDIO), audio=sound(length), audio_kwargs=options)
+
     accepted = {"padding": True, "truncation": False, "return_attention_mask": True, "sampling_rate": 16000}
-    assert processor(text=chat(AUDIO), audio=sound(900), audio_kwargs=accepted).feature_attention_mask.shape == (1, 5)
-    for key, value in (("padding", "max_length"), ("truncation", True), ("return_attention_mask", False)):
-        with pytest.raises(InputError, match=key):
-            processor(text=chat(AUDIO), audio=sound(900), audio_kwargs={key: value})
+    assert features(900, **accepted).feature_attention_mask.shape == (1, 5)
+    filled = features(1600, padding="max_length", max_length=4800)
+    assert filled.input_features.shape == (1, 128, 30) and filled.feature_attention_mask.sum() == 10
+    assert count(processor, filled, "<|audio_pad|>") == audio_token_count(10)
+    cut = features(4800, truncation=True, max_length=1600)
+    assert cut.feature_attention_mask.sum() == 10 and cut.input_features.shape[-1] == 10
+    assert processor(text=chat(AUDIO), audio=sound(1600), padding="max_length", max_length=60).input_features.shape[-1] == 10
+    with pytest.raises(MediaError, match="at least 201"):
+        features(4800, truncation=True, max_length=100)
 
 
 def test_mindspore_tensors(processor):
@@ -322,6 +343,8 @@ def test_mindspore_tensors(processor):
 
 
 def test_refused_media(processor):
+    with pytest.raises(MediaError, match="nframes is 6"):
+        processor(text=chat(VIDEO), videos=[frames(4, 64, 64)], num_frames=6)
     with pytest.raises(MediaError, match="at least 201"):
         processor(text=chat(AUDIO), audio=[sound(200)])
     with pytest.raises(MediaError, match="at most 200 times"):
