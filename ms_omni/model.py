@@ -192,4 +192,4 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
 
 def without_speech(config):
     """The configuration of the same model without talker and vocoder."""
-    return replace(config, enable_audio_output=False, talker_config=None, code2wav_config=None)
+    return config.copy(enable_audio_output=False, talker_config=None, code2wav_config=None)

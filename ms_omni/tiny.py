@@ -16,7 +16,7 @@ import numpy as np
 from .checkpoint.header import DTYPES
 from .checkpoint.names import patch_shape_of, sources
 from .checkpoint.writer import Pending, new_folder, write_shards
-from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_config_json, read_json_object
+from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
 from .runtime import require_mindspore
@@ -87,9 +87,9 @@ def _read_geometry(geometry) -> Qwen3OmniMoeConfig:
         return load_named_config(geometry)
     path = Path(geometry)
     if path.is_dir():
-        return Qwen3OmniMoeConfig.from_dict(read_config_json(path)[0], str(path))
+        return Qwen3OmniMoeConfig.from_pretrained(path)
     if path.is_file():
-        return Qwen3OmniMoeConfig.from_dict(read_json_object(path), str(path))
+        return Qwen3OmniMoeConfig.from_dict(read_json_object(path), str(path), strict=True)
     return load_named_config(str(geometry))
 
 
@@ -108,7 +108,7 @@ def _write_settings(folder: Path, config: Qwen3OmniMoeConfig, dtype: str, talker
     for name in ("thinker_config", "talker_config"):
         for key in set(PLACEHOLDER_IDS) & set(content.get(name) or {}):
             content[name][key] = ids[key]
-    written = Qwen3OmniMoeConfig.from_dict(content, "the tiny configuration")
+    written = Qwen3OmniMoeConfig.from_dict(content, "the tiny configuration", strict=True)
     written.save_pretrained(folder)
     _match_preprocessor(folder / "preprocessor_config.json", written.thinker_config)
     return written

@@ -5,7 +5,6 @@ parameters (experts stacked), so that loading copies them as they are. Its heade
 Converting there and back gives the same tensors bit by bit, each in its original dtype.
 """
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -207,10 +206,9 @@ def save_checkpoint(
 
 def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:
     """The configuration with `dtype` naming what the files hold, where it is one."""
-    content = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
-    if len(kinds) == 1:
-        content["dtype"] = DTYPES[next(iter(kinds))].name
-    return dataclasses.replace(config, raw=content)
+    config = config.copy()
+    config.dtype = DTYPES[next(iter(kinds))].name if len(kinds) == 1 else None
+    return config
 
 
 def _cut(values, name, part, kind):

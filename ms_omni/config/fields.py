@@ -1,126 +1,111 @@
-"""Declaring what a key of config.json may hold.
+"""What a key of config.json may hold, as pydantic types that say in one phrase what they expect.
 
-The defaults of transformers' configuration classes differ from the published checkpoints (other codec ids, another
-audio window, another rope base), so a field without a default here must stand in the file. Only keys whose value is the
-same constant in every published checkpoint have one.
+The class defaults of transformers differ from the published checkpoints (other codec ids, another audio window, another
+rope base), so a field without a default must stand in a checkpoint's file. A default stands only where transformers'
+class has the published value too.
+
+Sizes have upper bounds far above any model, so that a damaged file is an error at once and not a long wait for memory.
 """
 
-import dataclasses
 import json
-import math
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from numbers import Real
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What one key may hold: `convert` returns the value to keep or raises ValueError with what was expected."""
+def kind(annotation: Any, expected: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any) -> Any:
+    """`annotation`, converted and then checked strictly; every failure is told as "expected `expected`"."""
 
-    convert: Callable[[Any], Any]
-    aliases: tuple[str, ...] = ()
-
-
-def _declare(convert, default=dataclasses.MISSING, aliases=()):
-    return dataclasses.field(default=default, metadata={"spec": Spec(convert, tuple(aliases))})
-
-
-def _as_integer(value, low):
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole or (low is not None and value < low):
-        raise ValueError("an integer" if low is None else f"an integer of at least {low}")
-    return int(value)
-
-
-def integer(low: int | None = 1, default=dataclasses.MISSING, aliases=()):
-    """A whole number of at least `low`. With `default=None` the key may be absent or null."""
-
-    def convert(value):
-        return None if value is None and default is None else _as_integer(value, low)
-
-    return _declare(convert, default, aliases)
-
-
-def number(default=dataclasses.MISSING, positive: bool = True):
-    """A finite number, kept as float."""
-
-    def convert(value):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or (positive and value <= 0):
-            raise ValueError("a positive number" if positive else "a number")
-        return float(value)
-
-    return _declare(convert, default)
-
-
-def flag(default=dataclasses.MISSING):
-    """true or false."""
-
-    def convert(value):
-        if not isinstance(value, bool):
-            raise ValueError("true or false")
-        return value
-
-    return _declare(convert, default)
-
-
-def choice(*values, default=dataclasses.MISSING):
-    """One of the values this implementation supports."""
-
-    def convert(value):
-        if value not in values or isinstance(value, bool) != isinstance(values[0], bool):
-            raise ValueError(
-                f"{json.dumps(values[0])} (the only value supported)"
-                if len(values) == 1
-                else "one of " + ", ".join(map(json.dumps, values))
-            )
-        return value
-
-    return _declare(convert, default)
-
-
-def integers(low: int = 0, at_least: int = 0, default=dataclasses.MISSING):
-    """A list of whole numbers, kept as a tuple; null is an empty list where one is allowed."""
-
-    def convert(value):
-        value = [] if value is None else value
-        if not isinstance(value, (list, tuple)) or len(value) < at_least:
-            raise ValueError(f"a list of at least {at_least} integers" if at_least else "a list of integers")
+    def check(value, validate):
         try:
-            return tuple(_as_integer(item, low) for item in value)
-        except ValueError as error:
-            raise ValueError(f"a list in which each item is {error}") from None
+            return validate(convert(value))
+        except (ValidationError, OverflowError, TypeError):
+            raise PydanticCustomError("unfit", "{expected}", {"expected": expected}) from None
 
-    return _declare(convert, default)
-
-
-def name_table(default=dataclasses.MISSING):
-    """A non-empty table from name to id, such as the talker's speakers."""
-
-    def convert(value):
-        if not isinstance(value, Mapping) or not value:
-            raise ValueError("a table from name to id with at least one entry")
-        try:
-            return {str(name): _as_integer(number_, 0) for name, number_ in value.items()}
-        except ValueError as error:
-            raise ValueError(f"a table in which each id is {error}") from None
-
-    return _declare(convert, default)
+    if get_origin(annotation) is not Literal:  # which is strict anyway
+        annotation = Annotated[annotation, Field(strict=True, **constraints)]
+    return Annotated[annotation, WrapValidator(check)]
 
 
-def section(kind: type):
-    """A nested configuration object of class `kind`."""
-    return dataclasses.field(metadata={"section": kind})
+def _whole(value: Any) -> Any:
+    """Integers of numpy and whole floats as int; true and false stay what they are, and are refused."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, (bool, int)) or not hasattr(value, "__index__") else operator.index(value)
 
 
-def optional_section(kind: type):
-    """A nested configuration object that a class may decide to leave out (None)."""
-    return dataclasses.field(default=None, metadata={"section": kind})
+def _real(value: Any) -> Any:
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+
+
+def integer(low: int, high: int) -> Any:
+    """A whole number in `[low, high]`."""
+    return kind(int, f"an integer of at least {low} and at most {high}", _whole, ge=low, le=high)
+
+
+Width = integer(1, 2**17)
+Heads = integer(1, 4096)
+Layers = integer(1, 1024)
+LayerNumber = integer(0, 1024)
+Experts = integer(1, 4096)
+Groups = integer(2, 256)
+Patch = integer(1, 1024)
+Frames = integer(1, 2**20)
+Positions = integer(1, 2**31 - 1)
+TableRows = integer(1, 2**20)
+Vocabulary = integer(1, 2**24)
+TokenId = integer(0, 2**31 - 1)
+
+Positive = kind(float, "a positive number", _real, gt=0, allow_inf_nan=False)
+NotNegative = kind(float, "a number of at least 0", _real, ge=0, allow_inf_nan=False)
+Flag = kind(bool, "true or false")
+OnlyFalse = kind(Literal[False], "false (the only value supported)")
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return [_whole(item) for item in value]
+
+
+def _list(item: int, high: int, expected: str, longest: int, shortest: int = 0) -> Any:
+    """A list of integers in `[item, high]`."""
+    one = Annotated[int, Field(ge=item, le=high)]
+    return kind(list[one], f"a list of {expected}", _listed, min_length=shortest, max_length=longest)
+
+
+LayerNumbers = _list(0, 1024, "layer numbers (integers of at least 0)", 1024)
+Sections = _list(0, 2**16, "three integers", 16)
+Ratios = _list(1, 1024, "at most 16 integers from 1 to 1024", 16)
+Rates = _list(1, 1024, "1 to 16 integers from 1 to 1024", 16, 1)
+
+
+def _name_table(value: Any) -> Any:
+    return {str(name): _whole(number) for name, number in value.items()} if isinstance(value, Mapping) else value
+
+
+NameTable = kind(
+    dict[str, Annotated[int, Field(ge=0, le=2**31 - 1)]],
+    "a table from name to id (an integer of at least 0) with at least one entry",
+    _name_table,
+    min_length=1,
+)
+
+
+def choice(*values: str) -> Any:
+    """One of the strings that this implementation supports."""
+    words = ", ".join(map(json.dumps, values))
+    return kind(Literal[values], f"one of {words}" if len(values) > 1 else f"{words} (the only value supported)")
 
 
 def shown(value: Any) -> str:
     """A value as it stands in the JSON, short enough for a message."""
     try:
         text = json.dumps(value)
-    except TypeError:
+    except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,13 +1,18 @@
-"""The JSON files of a checkpoint folder."""
+"""The JSON files of a checkpoint folder, and those that come with the package."""
 
+import functools
 import json
+import os
+import tempfile
 from pathlib import Path
 
 from ms_omni.errors import ConfigError
 
-from .fields import shown
-
 CONFIG_FILE = "config.json"
+PUBLISHED = "instruct"
+
+# In an installed package setup.py puts them beside ms_omni; in a checkout they stand at the top of the repository.
+_FOLDERS = (Path(__file__).resolve().parents[1] / "_configs", Path(__file__).resolve().parents[2] / "configs")
 
 
 def existing_folder(folder: str | Path) -> Path:
@@ -33,14 +38,45 @@ def read_config_json(folder: str | Path) -> tuple[dict, Path]:
     return read_json_object(path), path
 
 
-def read_json_object(path: Path) -> dict:
+def read_json_object(path: str | Path) -> dict:
     """A JSON file whose top level is an object. Raises ConfigError saying where it stops being JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of over 4300 digits is a ValueError too
         raise ConfigError(f"{path} is not valid JSON: {error}. Fetch the file again.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {shown(content)}, expected a JSON object.")
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
     return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `path` whole or not at all: whoever reads meanwhile, or after a kill, finds the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def config_folder() -> Path:
+    """The folder of the JSON files that come along. Raises ConfigError when there is none."""
+    for folder in _FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        f"the configurations that come with ms_omni are in none of {[str(f) for f in _FOLDERS]}; reinstall it."
+    )
+
+
+@functools.cache
+def published_content() -> dict:
+    """The config.json of the published Instruct checkpoint, the source of every default; not to be changed."""
+    return read_json_object(config_folder() / f"{PUBLISHED}.json")

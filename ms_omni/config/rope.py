@@ -5,8 +5,12 @@
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-from .fields import shown
+from ms_omni.errors import ConfigError
+
+from .fields import Positive, shown
+from .section import ConfigSection
 
 PLAIN_TYPES = ("default", "mrope")  # "mrope" is the older name of the default type with sections
 
@@ -45,13 +49,61 @@ def _check_settings(key, settings, types, report):
         report(f"{key}.partial_rotary_factor", f"got {shown(settings['partial_rotary_factor'])}, expected 1")
 
 
-def check_mrope_section(section: tuple[int, ...] | None, head_dim: int) -> list[tuple[str, str]]:
-    """Sections must be three and cover half of the head."""
-    if section is not None and (len(section) != 3 or 2 * sum(section) != head_dim):
-        return [
-            (
-                "mrope_section",
-                f"got {list(section)}, expected three numbers that sum to head_dim / 2 = {head_dim / 2:g}",
-            )
-        ]
-    return []
+def interleaved_sections(head_dim: int) -> list[int]:
+    """The sections that transformers falls back to, [24, 20, 20], cut off at the `head_dim / 2` pairs of a smaller head."""
+    pairs = head_dim // 2
+    height, width = (len(range(axis, min(3 * 20, pairs), 3)) for axis in (1, 2))
+    return [pairs - height - width, height, width]
+
+
+class RotarySection(ConfigSection):
+    """A stack with rotary positions, whose settings have two other spellings."""
+
+    rope_types: ClassVar[tuple[str, ...]] = PLAIN_TYPES
+
+    rope_theta: Positive
+
+    @classmethod
+    def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
+        """The settings where the fields stand, whichever form they came in."""
+        return normalise_rope(data, report, cls.rope_types)
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary settings as transformers 5.x writes them; a new dict each time, to be set as a whole."""
+        return {"rope_theta": self.rope_theta, "rope_type": self.rope_types[0], **(self.rope_scaling or {})}
+
+    @rope_parameters.setter
+    def rope_parameters(self, settings: Mapping[str, Any]) -> None:
+        problems: list[str] = []
+        data = self.normalise({"rope_parameters": settings}, lambda key, message: problems.append(f"{key}: {message}"))
+        if problems:
+            raise ConfigError(f"the new value is not usable in {type(self).__name__}:\n  " + "\n  ".join(problems))
+        self.update({key: value for key, value in data.items() if key in type(self).model_fields})
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """The sections of multimodal positions as 4.57 and the published files write them; None without."""
+        sections = getattr(self, "mrope_section", None)
+        if sections is None:
+            return None
+        kinds = {"rope_type": "default", "type": "default"}
+        return {**kinds, "mrope_section": list(sections), "interleaved": True, "mrope_interleaved": True}
+
+    @rope_scaling.setter
+    def rope_scaling(self, settings: Mapping[str, Any] | None) -> None:
+        self.rope_parameters = settings
+
+    def _values(self) -> dict:
+        """Rope goes back into the published spelling: rope_theta, and rope_scaling with the sections."""
+        values = super()._values()
+        if values.pop("mrope_section", None) is not None:
+            values["rope_scaling"] = self.rope_scaling
+        return values
+
+    def _changes(self) -> dict:
+        changes, written = super()._changes(), self._content.get("rope_parameters")
+        if written is not None and changes.keys() & {"rope_theta", "rope_scaling"}:
+            sections = changes.pop("rope_scaling", None) or {}  # stay in the one place where they stood
+            changes["rope_parameters"] = {**written, **sections, "rope_theta": self.rope_theta}
+        return changes

@@ -1,41 +1,79 @@
-"""The base of the configuration classes: strict reading with one report of every problem, lossless writing."""
+"""The base of the configuration classes: pydantic models that read with one report of every problem and write losslessly."""
 
 import copy
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from typing_extensions import Self
 
 from ms_omni.errors import ConfigError
 
-from .fields import shown
-from .files import CONFIG_FILE
+from .fields import NotNegative, shown
+from .files import CONFIG_FILE, published_content, read_config_json, read_json_object, write_text
 
-ROPE_HINTS = {
+MISSING_HINTS = {
     "rope_theta": " (nor is it in rope_parameters)",
     "mrope_section": " (expected in rope_scaling or rope_parameters)",
 }
+# What every configuration of transformers answers, whether or not its file says so.
+GENERIC = {
+    "architectures": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "is_encoder_decoder": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pad_token_id": None,
+    "return_dict": True,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "use_return_dict": True,
+}
+# Arguments of `from_pretrained` that say where and how to fetch a file, which is here already.
+FETCHING = frozenset(
+    "cache_dir force_download local_files_only proxies revision resume_download token trust_remote_code use_auth_token".split()
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConfigSection:
-    """Base of the configuration classes: a frozen record of declared fields plus the JSON it came from.
+class ConfigSection(BaseModel):
+    """Declared fields, checked when they are set, and whatever else stood in the JSON, kept for a re-export.
 
-    `raw` keeps keys that this implementation does not read, so that a re-export loses nothing; it takes no part in
-    comparison, so configurations saved by different versions of transformers are equal when the model is the same.
+    The constructor takes keywords, nested dicts and configurations of transformers, and the published checkpoint's value
+    for what is not given. What belongs together (`check`) is looked at when a file is read, by `copy` with changes, and
+    when a model is built, so that values can be set one after the other.
+
+    Two configurations are equal when their fields are: files that different versions of transformers wrote for one model
+    give equal objects, whatever keys they hold that no model reads.
     """
 
-    raw: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    model_config = ConfigDict(validate_assignment=True, protected_namespaces=())
 
-    def __post_init__(self):
-        problems = [f"{key}: {message}" if key else message for key, message in self.check()]
-        if problems:
-            raise ConfigError(f"{type(self).__name__} does not describe a model:\n  " + "\n  ".join(problems))
+    model_type: ClassVar[str] = ""
+    section_path: ClassVar[tuple[str, ...]] = ()
+    """Where this section stands in the config.json of a full checkpoint."""
+    sub_configs: ClassVar[dict[str, type["ConfigSection"]]] = {}
+    attribute_map: ClassVar[dict[str, str]] = {}
+    """Other names of fields, as transformers has them: {name: field, or field of a section by its path}."""
 
-    def check(self) -> list[tuple[str, str]]:
-        """Relations between fields that do not hold, as (key, message); an empty list when all is well."""
-        return []
+    initializer_range: NotNegative = 0.02
+
+    _content: dict = PrivateAttr(default_factory=dict)  # the JSON object as read; keys that are no fields live here only
+    _read: dict = PrivateAttr(default_factory=dict)  # the fields as they were then
+    _attention: Any = PrivateAttr(default=None)
+    _source: str = PrivateAttr(default="")
+
+    def __init__(self, /, **values: Any):
+        problems: list[str] = []
+        self._load(values, "", problems, strict=False, related=False)
+        _raise(problems, type(self).__name__, "the arguments are")
+
+    # Reading
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
@@ -48,99 +86,314 @@ class ConfigSection:
         return True
 
     @classmethod
-    def read(cls, data: Any, path: str, problems: list[str]) -> "ConfigSection | None":
-        """Parse one JSON object; problems are appended with the full path of their key. None when there were any."""
-        if not isinstance(data, Mapping):
-            problems.append(f"{path or 'the file'}: got {shown(data)}, expected an object with keys and values")
-            return None
-        before, dot = len(problems), path + "." if path else ""
+    def defaults(cls, given: dict) -> dict:
+        """The published checkpoint's values of this section, for what `given` leaves out."""
+        found = reduce(lambda content, key: content[key], cls.section_path, published_content())
+        return cls.normalise(dict(found), lambda key, message: None)
+
+    def check(self) -> list[tuple[str, str]]:
+        """Relations between fields that do not hold, as (key, message); an empty list when all is well."""
+        return []
+
+    def _load(self, data: Mapping, at: str, problems: list[str], *, strict: bool, related: bool) -> bool:
+        """Fill this object from a JSON object that stands at the path `at`; False when problems were found."""
+        before = len(problems)
 
         def report(key, message):
-            problems.append(f"{dot}{key}: {message}" if key else f"{path or cls.__name__}: {message}")
+            problems.append(f"{at}{key}: {message}")
 
-        source = cls.normalise(dict(data), report)
-        values = {}
-        for field in dataclasses.fields(cls):
-            if "section" in field.metadata:
-                values[field.name] = cls._read_section(field, source, dot, report, problems)
-            elif "spec" in field.metadata:
-                cls._read_value(field, source, values, report)
-        if len(problems) > before:
-            return None
-        checked = object.__new__(cls)
-        for name, value in {**values, "raw": copy.deepcopy(dict(data))}.items():
-            object.__setattr__(checked, name, value)
-        for key, message in checked.check():
-            report(key, message)
-        return checked if len(problems) == before else None
-
-    @classmethod
-    def _read_section(cls, field, source, dot, report, problems):
-        if not cls.wants(field.name, source):
-            return None
-        if source.get(field.name) is None:
-            report(field.name, "missing")
-            return None
-        return field.metadata["section"].read(source[field.name], dot + field.name, problems)
-
-    @staticmethod
-    def _read_value(field, source, values, report):
-        spec = field.metadata["spec"]
-        key = next((name for name in (field.name, *spec.aliases) if name in source), None)
-        if key is None:
-            if field.default is dataclasses.MISSING:
-                report(field.name, "missing" + ROPE_HINTS.get(field.name, ""))
+        data = dict(data)
+        attention = data.pop("attn_implementation", None)
+        values = self.normalise(self._spelled(data), report)
+        wanted = {name: kind for name, kind in self.sub_configs.items() if self.wants(name, values)}
+        filled = not strict and self._fill(values, wanted)
+        failed = set()
+        for name in self.sub_configs:
+            if name not in wanted:
+                values[name] = None
+            elif values.get(name) is not None:
+                values[name] = self._section(name, values[name], f"{at}{name}", problems, strict, related)
+                failed |= {name} if values[name] is None else set()
             else:
-                values[field.name] = field.default
-            return
+                values.pop(name, None)
         try:
-            values[field.name] = spec.convert(source[key])
-        except ValueError as error:
-            report(key, f"got {shown(source[key])}, expected {error}")
+            super().__init__(**values)
+        except ValidationError as error:
+            for item in error.errors():
+                if item["loc"][0] not in failed:
+                    report(*_described(item))
+        if len(problems) > before:
+            return False
+        parts = dict(self._sections())
+        self._content = {key: None if key in parts else copy.deepcopy(_as_dict(value)) for key, value in data.items()}
+        self._read = self._values()
+        if filled:  # written in full: the reader of the export may have other defaults
+            kept = {key: value for key, value in self._content.items() if key != "rope_parameters"}
+            typed = {"model_type": self.model_type} if self.model_type else {}
+            self._content = {**typed, **kept, **self._read}
+        if attention is not None:
+            self._attn_implementation = attention
+        if related:
+            for key, message in self.check():
+                report(key, message)
+        return len(problems) == before
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "the configuration") -> "ConfigSection":
+    def _spelled(cls, data: dict) -> dict:
+        """`data` under the names of the fields; where a field stands there under both names, its own is right."""
+        names = {key: cls.attribute_map.get(key, key) for key in data}
+        return {name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data}
+
+    def _fill(self, values: dict, wanted: Mapping) -> bool:
+        """Published values for what is absent, or None though it may not be; whether there were any."""
+        fields, defaults, missing = type(self).model_fields, self.defaults(values), []
+        for name in fields.keys() & defaults.keys() - self.sub_configs.keys():
+            required = fields[name].is_required()
+            if values.get(name) is None if required else fields[name].default is None and name not in values:
+                missing.append(name)
+        values.update((name, copy.deepcopy(defaults[name])) for name in missing)
+        values.update((name, {}) for name in wanted if values.get(name) is None)
+        return bool(missing)
+
+    @classmethod
+    def _section(cls, name: str, value: Any, at: str, problems: list[str], strict: bool, related: bool):
+        """The nested section `name` out of a dict or an object with `to_dict()`; None when it has problems."""
+        kind = cls.sub_configs[name]
+        if isinstance(value, kind):
+            return value
+        value = _as_dict(value)
+        if not isinstance(value, Mapping):
+            problems.append(f"{at}: got {shown(value)}, expected an object with keys and values")
+            return None
+        section = kind.__new__(kind)
+        return section if section._load(value, at + ".", problems, strict=strict, related=related) else None
+
+    @classmethod
+    def from_dict(
+        cls,
+        config_dict: Any,
+        source: str = "the configuration",
+        *,
+        strict: bool = False,
+        return_unused_kwargs: bool = False,
+        **overrides: Any,
+    ) -> Self | tuple[Self, dict]:
         """Build from the content of a config.json, or from any object with `to_dict()` (as transformers' classes have).
+
+        strict: a missing key is an error; by default it takes the published checkpoint's value. overrides: new values of
+        fields, for a section a dict of those that change; others are left out with a warning, or come back beside the
+        configuration with `return_unused_kwargs=True`.
 
         Raises ConfigError that lists every missing or invalid key with its path.
         """
-        if hasattr(data, "to_dict") and not isinstance(data, Mapping):
-            data = data.to_dict()
-        problems: list[str] = []
-        config = cls.read(data, "", problems)
-        if problems:
-            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-            raise ConfigError(f"{source} is not a usable {cls.__name__}, {count}:\n  " + "\n  ".join(problems))
+        data, problems, config = _as_dict(config_dict), [], cls.__new__(cls)
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{source} is {shown(data)}, expected an object with keys and values.")
+        cls._recognise(data, source)
+        config._load(data, "", problems, strict=strict, related=not overrides)
+        _raise(problems, cls.__name__, source + " is")
+        unused = {key: overrides.pop(key) for key in list(overrides) if not hasattr(config, key)}
+        if overrides:
+            config.update(overrides)
+            config.validated(config, source)
+        if return_unused_kwargs:
+            return config, unused
+        unknown = sorted(unused.keys() - FETCHING)
+        if unknown:
+            warnings.warn(f"{cls.__name__} has no {', '.join(unknown)}; left out", stacklevel=2)
         return config
 
-    def published(self) -> dict:
-        """The fields under the published checkpoint's keys (nested sections included)."""
-        out = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if "section" in field.metadata and value is not None:
-                out[field.name] = value.to_dict()
-            elif "spec" in field.metadata and not (value is None and field.default is None):
-                out[field.name] = list(value) if isinstance(value, tuple) else copy.deepcopy(value)
-        return out
+    @classmethod
+    def _recognise(cls, data: Mapping, source: str) -> None:
+        """Raises ConfigError when `data` describes another model."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", **overrides: Any
+    ) -> Self | tuple[Self, dict]:
+        """Read config.json of a folder that holds a full checkpoint, or this part of one; overrides: as `from_dict`.
+
+        Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys.
+        """
+        data, path = read_config_json(Path(pretrained_model_name_or_path, subfolder))
+        source = str(path)
+        for key in cls.section_path:
+            if isinstance(data.get(key), Mapping):
+                data, source = data[key], f"{source} ({key})"
+        config = cls.from_dict(data, source, strict=True, **overrides)
+        (config[0] if isinstance(config, tuple) else config).name_or_path = str(pretrained_model_name_or_path)
+        return config
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """As `from_dict` for the content of a JSON file. Raises ConfigError."""
+        return cls.from_dict(read_json_object(json_file), str(json_file))
+
+    @classmethod
+    def validated(cls, config: Any, source: str = "the configuration") -> Self:
+        """`config` itself when a model can be built from it; a dict or another library's configuration is converted.
+
+        Raises ConfigError that lists every value that does not fit, or does not fit another.
+        """
+        if not isinstance(config, cls):
+            return cls.from_dict(config, source)
+        cls.from_dict(config.to_dict(), source)
+        return config
+
+    # Fields, their other names, and keys that are no fields
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            if name in type(self).attribute_map:
+                return attrgetter(type(self).attribute_map[name])(self)
+            private = object.__getattribute__(self, "__pydantic_private__") or {}
+            for known in (private.get("_content", {}), GENERIC):
+                if name in known:
+                    return known[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        section, _, target = self.attribute_map.get(name, name).rpartition(".")
+        if section:
+            setattr(attrgetter(section)(self), target, value)
+        elif target in self.sub_configs:
+            self._set_section(target, value)
+        elif target in type(self).model_fields:
+            try:
+                super().__setattr__(target, value)
+            except ValidationError as error:
+                _raise([": ".join(_described(item)) for item in error.errors()], type(self).__name__, "the new value is")
+        elif target.startswith("_") or hasattr(type(self), target):
+            super().__setattr__(target, value)
+        else:
+            self._content[target] = value
+
+    def _set_section(self, name: str, value: Any) -> None:
+        problems: list[str] = []
+        if value is None:
+            self._content.pop(name, None)
+        else:
+            value = self._section(name, value, name, problems, strict=False, related=False)
+        _raise(problems, type(self).__name__, "the new value is")
+        super().__setattr__(name, value)
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the dtype that the checkpoint's weights have, such as "bfloat16"; settable with any library's dtype."""
+        return self._content.get("dtype", self._content.get("torch_dtype"))
+
+    @dtype.setter
+    def dtype(self, value: Any) -> None:
+        self._content.pop("dtype", None), self._content.pop("torch_dtype", None)
+        if value is not None:
+            name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+            self._content["dtype"] = name.rpartition(".")[2].lower()
+
+    torch_dtype = dtype
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder that the configuration was read from, or ""."""
+        return self._source
+
+    @name_or_path.setter
+    def name_or_path(self, value: str) -> None:
+        self._source = str(value)
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return self._attention
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: Any) -> None:
+        self._attention = value
+        for _, section in self._sections():
+            section._attn_implementation = value
+
+    def _sections(self) -> Iterator[tuple[str, "ConfigSection"]]:
+        found = ((name, getattr(self, name)) for name in self.sub_configs)
+        return ((name, section) for name, section in found if section is not None)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ConfigSection":
+        """The section of the text decoder; this section itself where it has none, or for `encoder` alone."""
+        return self if "text_config" not in self.sub_configs or (encoder and not decoder) else self.text_config
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set several values; for a section, a dict of those that change. Raises ConfigError."""
+        for key, value in config_dict.items():
+            here = getattr(self, key, None)
+            if isinstance(here, ConfigSection) and isinstance(value, Mapping):
+                here.update(value)
+            else:
+                setattr(self, key, value)
+
+    def copy(self, **changes: Any) -> Self:
+        """A copy that shares nothing, with some values changed as by `update`. Raises ConfigError if they do not fit."""
+        other = copy.deepcopy(self)
+        other.update(changes)
+        return self.validated(other) if changes else other
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
+    # Writing
+
+    def _values(self) -> dict:
+        """The fields under the published checkpoint's keys; nested sections and what is None left out."""
+        values = self.model_dump(exclude=set(self.sub_configs), exclude_none=True)
+        return {**values, **{name: getattr(self, name) for name in self.attribute_map if name in self._content}}
+
+    def _changes(self) -> dict:
+        """What differs from the JSON that was read, by key."""
+        now = self._values()
+        return {key: now.get(key) for key in {**self._read, **now} if now.get(key) != self._read.get(key)}
 
     def to_dict(self) -> dict:
-        """The JSON object: exactly what was read, or, where fields were replaced since, that with the new values."""
-        if self.raw and type(self).read(self.raw, "", []) == self:
-            return copy.deepcopy(self.raw)
-        replaced = {"rope_parameters"}  # other spellings of what `published` writes, and sections left out since
-        for field in dataclasses.fields(self):
-            if "spec" in field.metadata:
-                replaced.update(field.metadata["spec"].aliases)
-            elif "section" in field.metadata:
-                replaced.add(field.name)
-        kept = {key: value for key, value in self.raw.items() if key not in replaced}
-        return {**copy.deepcopy(kept), **self.published()}
+        """The JSON object: exactly what was read, or, where fields were set since, that with the new values."""
+        content = copy.deepcopy(self._content) | self._changes()
+        return content | {name: section.to_dict() for name, section in self._sections()}
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` into `folder` (made if needed) and return its path."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        path = target / CONFIG_FILE
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def to_diff_dict(self) -> dict:
+        """As `to_dict`, which adds none of the generic keys that transformers leaves out here."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The JSON text with sorted keys; `use_diff` changes nothing, see `to_diff_dict`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write `to_json_string` into a file."""
+        write_text(Path(json_file_path), self.to_json_string())
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Write `config.json` into a folder (made if needed), whole or not at all, and return its path."""
+        path = Path(save_directory, CONFIG_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
+
+    def __eq__(self, other: Any) -> bool:
+        return self.__dict__ == other.__dict__ if type(self) is type(other) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    __str__ = __repr__
+
+
+def _as_dict(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, Mapping) else value
+
+
+def _described(item: Mapping) -> tuple[str, str]:
+    """(key, message) of one of pydantic's errors."""
+    key = str(item["loc"][0])
+    if item["type"] == "missing":
+        return key, "missing" + MISSING_HINTS.get(key, "")
+    return key, f"got {shown(item['input'])}, expected {item['msg']}"
+
+
+def _raise(problems: list[str], name: str, source: str) -> None:
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{source} not a usable {name}, {count}:\n  " + "\n  ".join(problems))
