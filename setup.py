@@ -34,6 +34,7 @@ setup(
         "huggingface_hub>=0.34",
         "ml_dtypes",
         "pillow",
+        "pydantic>=2",
         "soundfile>=0.12",
         "soxr",
         "av",

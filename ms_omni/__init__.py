@@ -18,10 +18,15 @@ _EXPORTS = {
     "fetch_video": "media",
     "smart_resize": "media",
     "parse_tool_calls": "processing.tools",
-    "Qwen3OmniMoeConfig": "config",
-    "Qwen3OmniMoeThinkerConfig": "config",
-    "Qwen3OmniMoeTalkerConfig": "config",
+    "Qwen3OmniMoeAudioEncoderConfig": "config",
     "Qwen3OmniMoeCode2WavConfig": "config",
+    "Qwen3OmniMoeConfig": "config",
+    "Qwen3OmniMoeTalkerCodePredictorConfig": "config",
+    "Qwen3OmniMoeTalkerConfig": "config",
+    "Qwen3OmniMoeTalkerTextConfig": "config",
+    "Qwen3OmniMoeTextConfig": "config",
+    "Qwen3OmniMoeThinkerConfig": "config",
+    "Qwen3OmniMoeVisionEncoderConfig": "config",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

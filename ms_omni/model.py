@@ -36,7 +36,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
     accord = Alone()  # see generation/accord.py
 
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(self.config_class.validated(config))
         self.steps = StepPool()
 
     def read(self, batch_size):
@@ -67,6 +67,9 @@ class SpeechPart(PretrainedMixin):
     """A part of a checkpoint that speaks; `config_section` names its configuration."""
 
     config_section = None
+
+    def __init__(self, config):
+        super().__init__(self.config_class.validated(config))
 
     @classmethod
     def _read_config(cls, folder):
@@ -101,7 +104,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config = config = self.config_class.validated(config)
         self.folder = None
         self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)

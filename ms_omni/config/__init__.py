@@ -1,4 +1,4 @@
-"""Configuration objects: strict, frozen, equal whatever version of transformers wrote the JSON."""
+"""Configuration objects: pydantic models, equal whatever version of transformers wrote the JSON."""
 
 from .files import CONFIG_FILE, read_config_json, read_json_object
 from .named import load_named_config, named_config_files, named_configurations

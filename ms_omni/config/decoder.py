@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import Field
+
 from .fields import (
     Experts,
     Flag,
@@ -17,6 +19,7 @@ from .fields import (
     Width,
     choice,
     shown,
+    whole,
 )
 from .rope import RotarySection, interleaved_sections
 
@@ -39,7 +42,7 @@ class DecoderConfig(RotarySection):
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
         """Rope spellings, and head_dim = hidden_size / num_attention_heads where it is not written."""
         data = super().normalise(data, report)
-        hidden, heads = data.get("hidden_size"), data.get("num_attention_heads")
+        hidden, heads = whole(data.get("hidden_size")), whole(data.get("num_attention_heads"))
         if data.get("head_dim") is None:
             data.pop("head_dim", None)
             if cls.model_fields["head_dim"].is_required() and _usable(hidden) and _usable(heads):
@@ -54,7 +57,7 @@ class DecoderConfig(RotarySection):
         found = super().defaults(given)
         if given.get("hidden_size") or given.get("num_attention_heads"):
             found = cls.normalise({**found, **given, "head_dim": given.get("head_dim")}, lambda key, message: None)
-        head_dim = given.get("head_dim", found.get("head_dim"))
+        head_dim = whole(given.get("head_dim", found.get("head_dim")))
         if "mrope_section" in found and _usable(head_dim):
             found["mrope_section"] = interleaved_sections(head_dim)
         return found
@@ -85,7 +88,7 @@ class MoeDecoderConfig(DecoderConfig):
     moe_intermediate_size: Width
     norm_topk_prob: Flag
     decoder_sparse_step: Layers = 1
-    mlp_only_layers: LayerNumbers = []
+    mlp_only_layers: LayerNumbers = Field(default_factory=list)
     mrope_section: Sections
     router_aux_loss_coef: NotNegative = 0.001
 

@@ -31,7 +31,7 @@ def kind(annotation: Any, expected: str, convert: Callable[[Any], Any] = lambda 
     return Annotated[annotation, WrapValidator(check)]
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Integers of numpy and whole floats as int; true and false stay what they are, and are refused."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -44,7 +44,7 @@ def _real(value: Any) -> Any:
 
 def integer(low: int, high: int) -> Any:
     """A whole number in `[low, high]`."""
-    return kind(int, f"an integer of at least {low} and at most {high}", _whole, ge=low, le=high)
+    return kind(int, f"an integer of at least {low} and at most {high}", whole, ge=low, le=high)
 
 
 Width = integer(1, 2**17)
@@ -69,7 +69,7 @@ OnlyFalse = kind(Literal[False], "false (the only value supported)")
 def _listed(value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         raise TypeError
-    return [_whole(item) for item in value]
+    return [whole(item) for item in value]
 
 
 def _list(item: int, high: int, expected: str, longest: int, shortest: int = 0) -> Any:
@@ -85,7 +85,7 @@ Rates = _list(1, 1024, "1 to 16 integers from 1 to 1024", 16, 1)
 
 
 def _name_table(value: Any) -> Any:
-    return {str(name): _whole(number) for name, number in value.items()} if isinstance(value, Mapping) else value
+    return {str(name): whole(number) for name, number in value.items()} if isinstance(value, Mapping) else value
 
 
 NameTable = kind(

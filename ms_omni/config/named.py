@@ -12,9 +12,7 @@ _ALIASES = {"published": PUBLISHED}
 
 def named_config_files() -> dict[str, Path]:
     """{name: file} of every configuration of a model that comes along."""
-    return {
-        path.stem: path for path in sorted(config_folder().glob("*.json")) if "thinker_config" in read_json_object(path)
-    }
+    return {path.stem: path for path in sorted(config_folder().glob("*.json")) if "thinker_config" in read_json_object(path)}
 
 
 def named_configurations() -> tuple[str, ...]:

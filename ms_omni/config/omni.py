@@ -32,7 +32,7 @@ class Qwen3OmniMoeConfig(ConfigSection):
         "talker_config": Qwen3OmniMoeTalkerConfig,
         "code2wav_config": Qwen3OmniMoeCode2WavConfig,
     }
-    attribute_map = {
+    attribute_map: ClassVar = {
         name: f"thinker_config.text_config.{name}"
         for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "tie_word_embeddings", "vocab_size")
     }

@@ -37,7 +37,17 @@ GENERIC = {
 }
 # Arguments of `from_pretrained` that say where and how to fetch a file, which is here already.
 FETCHING = frozenset(
-    "cache_dir force_download local_files_only proxies revision resume_download token trust_remote_code use_auth_token".split()
+    [
+        "cache_dir",
+        "force_download",
+        "local_files_only",
+        "proxies",
+        "revision",
+        "resume_download",
+        "token",
+        "trust_remote_code",
+        "use_auth_token",
+    ]
 )
 
 
@@ -142,7 +152,9 @@ class ConfigSection(BaseModel):
     def _spelled(cls, data: dict) -> dict:
         """`data` under the names of the fields; where a field stands there under both names, its own is right."""
         names = {key: cls.attribute_map.get(key, key) for key in data}
-        return {name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data}
+        return {
+            name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data
+        }
 
     def _fill(self, values: dict, wanted: Mapping) -> bool:
         """Published values for what is absent, or None though it may not be; whether there were any."""
@@ -340,7 +352,7 @@ class ConfigSection(BaseModel):
 
     def _values(self) -> dict:
         """The fields under the published checkpoint's keys; nested sections and what is None left out."""
-        values = self.model_dump(exclude=set(self.sub_configs), exclude_none=True)
+        values = self.model_dump(exclude=set(self.sub_configs), exclude_none=True, warnings=False)
         return {**values, **{name: getattr(self, name) for name in self.attribute_map if name in self._content}}
 
     def _changes(self) -> dict:

@@ -1,6 +1,7 @@
 """Configuration of the talker (codec tokens out of thinker states), its code predictor, and the vocoder code2wav."""
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 from .decoder import DecoderConfig, MoeDecoderConfig
@@ -20,7 +21,7 @@ from .fields import (
     shown,
 )
 from .section import ConfigSection
-from .thinker import beyond_vocabulary
+from .thinker import beyond_vocabulary, without_inherited_tie
 
 CODEC_IDS = (
     "codec_pad_id",
@@ -37,7 +38,7 @@ class Qwen3OmniMoeTalkerTextConfig(MoeDecoderConfig):
 
     model_type = "qwen3_omni_moe_talker_text"
     section_path = ("talker_config", "text_config")
-    attribute_map = {"num_local_experts": "num_experts"}  # 5.x saves it under the first name
+    attribute_map: ClassVar = {"num_local_experts": "num_experts"}  # 5.x saves it under the first name
 
     shared_expert_intermediate_size: Width
     tie_word_embeddings: OnlyFalse = False
@@ -75,7 +76,7 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
         "text_config": Qwen3OmniMoeTalkerTextConfig,
         "code_predictor_config": Qwen3OmniMoeTalkerCodePredictorConfig,
     }
-    attribute_map = {
+    attribute_map: ClassVar = {
         name: f"text_config.{name}" for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
     }
 
@@ -101,6 +102,11 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
     audio_end_token_id: TokenId | None = None
     speaker_id: NameTable
     tie_word_embeddings: OnlyFalse = False
+
+    @classmethod
+    def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
+        """As written, but for what 4.x inherits."""
+        return without_inherited_tie(data)
 
     def check(self) -> list[tuple[str, str]]:
         """The predictor continues the talker's width and code groups; ids are in the talker's vocabulary."""

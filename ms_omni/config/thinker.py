@@ -42,7 +42,7 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
 
     model_type = "qwen3_omni_moe_audio_encoder"
     section_path = ("thinker_config", "audio_config")
-    attribute_map = {
+    attribute_map: ClassVar = {
         "hidden_size": "d_model",
         "intermediate_size": "encoder_ffn_dim",
         "num_attention_heads": "encoder_attention_heads",
@@ -84,7 +84,7 @@ class Qwen3OmniMoeVisionEncoderConfig(RotarySection):
 
     model_type = "qwen3_omni_moe_vision_encoder"
     section_path = ("thinker_config", "vision_config")
-    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
+    attribute_map: ClassVar = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
     rope_types = ("axial", "default")  # how transformers 5.x names the rotary base of (row, column) positions
 
     depth: Layers
@@ -126,7 +126,7 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
         "audio_config": Qwen3OmniMoeAudioEncoderConfig,
         "vision_config": Qwen3OmniMoeVisionEncoderConfig,
     }
-    attribute_map = {
+    attribute_map: ClassVar = {
         name: f"text_config.{name}"
         for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "tie_word_embeddings", "vocab_size")
     }
@@ -151,6 +151,7 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 
         4.57 reads the text section's; 5.x reads the thinker's own key and always writes it, so it wins when present.
         """
+        data = without_inherited_tie(data)
         text, tied = data.get("text_config"), data.get("tie_word_embeddings")
         if tied is not None and (text is None or isinstance(text, Mapping)):
             data["text_config"] = {**(text or {}), "tie_word_embeddings": tied}
@@ -178,6 +179,11 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
         if len({getattr(self, key) for key in placeholders}) < 3:
             problems.append((", ".join(placeholders), "expected three different ids"))
         return problems
+
+
+def without_inherited_tie(data: dict) -> dict:
+    """`data` without the tie_word_embeddings, always true, that `to_dict` of 4.x finds in its base class and nobody reads."""
+    return {key: data[key] for key in data if key != "tie_word_embeddings"} if "tie_encoder_decoder" in data else data
 
 
 def beyond_vocabulary(ids: Mapping[str, int], name: str, size: int) -> list[tuple[str, str]]:

@@ -39,7 +39,16 @@ def identity(x):
     return x
 
 
-ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "gelu_pytorch_tanh": ops.gelu_tanh}
+ACTIVATIONS = {
+    "gelu": ops.gelu,
+    "gelu_fast": ops.gelu_tanh,
+    "gelu_new": ops.gelu_tanh,
+    "gelu_pytorch_tanh": ops.gelu_tanh,
+    "quick_gelu": ops.quick_gelu,
+    "relu": ops.relu,
+    "silu": ops.silu,
+}
+"""By transformers' names, three of which are spellings of one formula; config/thinker.py accepts these."""
 
 
 class Linear(nn.Cell):

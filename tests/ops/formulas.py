@@ -33,6 +33,14 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def quick_gelu(x):
+    return f64(x) * sigmoid(1.702 * f64(x))
+
+
+def relu(x):
+    return np.maximum(f64(x), 0)
+
+
 def rms_norm(x, weight, eps):
     x = f64(x)
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * f64(weight)

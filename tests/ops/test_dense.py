@@ -41,7 +41,7 @@ def test_layer_norm(shape, eps, normal, tensors, close):
     close(ops.layer_norm(*tensors(x, weight, bias), eps), formulas.layer_norm(x, weight, bias, eps), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "sigmoid"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "sigmoid"])
 def test_activation(name, normal, tensors, close):
     x = np.concatenate([normal(33) * 3, np.array([0, -20, 20, -90, 90], np.float32)])
     close(getattr(ops, name)(*tensors(x)), getattr(formulas, name)(x))

@@ -81,6 +81,16 @@ def sigmoid(x):
     return _impl.sigmoid(x)
 
 
+def quick_gelu(x):
+    """`x * sigmoid(1.702 x)`, the sigmoid approximation of `gelu` (same paper, section 2)."""
+    return _impl.quick_gelu(x)
+
+
+def relu(x):
+    """`max(x, 0)`."""
+    return _impl.relu(x)
+
+
 def swiglu(gate_up):
     """`silu(gate) * up` for gate_up `[..., 2I]` = gate and up side by side -> `[..., I]` (Shazeer 2020)."""
     return _impl.swiglu(gate_up)
@@ -278,8 +288,10 @@ OPERATORS = (
     "layer_norm",
     "gelu",
     "gelu_tanh",
+    "quick_gelu",
     "silu",
     "sigmoid",
+    "relu",
     "swiglu",
     "rotary",
     "attention",

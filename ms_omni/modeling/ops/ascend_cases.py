@@ -197,6 +197,8 @@ CASES = {
     "embedding_part": _embedding_part,
     "silu": _activation,
     "sigmoid": _activation,
+    "quick_gelu": _activation,
+    "relu": _activation,
     "scatter_rows": _place_rows,
     "add_rows": _place_rows,
     "write_rows": _write_rows,

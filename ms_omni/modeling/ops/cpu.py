@@ -23,6 +23,8 @@ from .reference import (  # noqa: F401
     embedding_part,
     expert_load,
     gather_rows,
+    quick_gelu,
+    relu,
     scatter_rows,
     write_rows,
 )

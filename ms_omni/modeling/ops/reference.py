@@ -71,12 +71,20 @@ def gelu_tanh(x):
     return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
 
 
+def quick_gelu(x):
+    return x * ops.sigmoid(x * 1.702)
+
+
 def silu(x):
     return ops.silu(x)
 
 
 def sigmoid(x):
     return ops.sigmoid(x)
+
+
+def relu(x):
+    return ops.relu(x)
 
 
 def swiglu(gate_up):
