@@ -11,7 +11,7 @@ PLANS = ("ep", "zero3")
 
 
 def add_arguments(parser):
-    parser.add_argument("source", type=Path, metavar="DIR", help="checkpoint folder, in any form")
+    parser.add_argument("source", metavar="DIR|NAME", help="checkpoint folder, in any form, or a name on a hub")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; it must not exist or be empty")
     parser.add_argument("--shards", type=int, metavar="N", help="cut for N ranks, in the dtype that they compute in")
     parser.add_argument("--plan", choices=PLANS, help="which rank holds what (default: ep; only with --shards)")

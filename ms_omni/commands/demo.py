@@ -11,7 +11,7 @@ RESULT, PICTURE = "demo.json", "demo.png"
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (default: the miniature that comes along)")
+    parser.add_argument("--model", metavar="DIR|NAME", help="checkpoint (default: the miniature that comes along)")
     parser.add_argument(
         "--out",
         type=Path,

@@ -1,13 +1,11 @@
 """`ms-omni inspect`: what a checkpoint folder holds."""
 
-from pathlib import Path
-
 NAME = "inspect"
 HELP = "Show parameters and bytes of a checkpoint by part, and tensor names that do not belong to the model."
 
 
 def add_arguments(parser):
-    parser.add_argument("folder", type=Path, metavar="DIR", help="checkpoint folder, in either form")
+    parser.add_argument("folder", metavar="DIR|NAME", help="checkpoint folder, in either form, or a name on a hub")
 
 
 def run(arguments):

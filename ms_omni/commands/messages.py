@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from ..errors import InputError
 
@@ -21,7 +20,9 @@ class AppendMedia(argparse.Action):
 
 def add_model_arguments(parser):
     """Which checkpoint, in which dtype, with which seed."""
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub"
+    )
     parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
     parser.add_argument("--no-compile", action="store_true", help="never compile the steps of generation into graphs")
     parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")

@@ -1,7 +1,6 @@
 """`ms-omni plan`: what a model needs on N cards, before anything is loaded."""
 
 import argparse
-from pathlib import Path
 
 NAME = "plan"
 HELP = "Predict memory, communication and the least time of a token on several cards; nothing is loaded."
@@ -13,7 +12,7 @@ COLUMNS = ("cards", "weights per card", "KV cache", "peak", "fits", "sent per to
 
 def add_arguments(parser):
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, metavar="DIR", help="checkpoint folder")
+    source.add_argument("--model", metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub")
     source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
     parser.add_argument("--cards", type=numbers, required=True, metavar="N", help="number of cards; 1,2,4 makes a table")
     parser.add_argument("--strategy", default="ep", choices=("ep", "zero3"), help="how the model is spread (default: ep)")
