@@ -41,10 +41,11 @@ setup(
         "jinja2",
         "tqdm",
         "packaging",
+        "psutil>=5.9",
     ],
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
-        "dev": ["pytest", "psutil", "ruff==0.17.6", "pyright==1.1.414"],
+        "dev": ["pytest", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},
 )

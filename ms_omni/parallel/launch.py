@@ -7,9 +7,11 @@ leaves at once, and prints a traceback for every failure.
 """
 
 import contextlib
+import ctypes
 import ipaddress
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,17 +23,18 @@ from pathlib import Path
 
 from ..errors import InputError
 from .output import RankOutput, last_lines
-from .watch import PORTS, watch_port
-from .watch.hub import free
+from .watch import PORTS, problem_of, watch_port
 
 LOCAL = "127.0.0.1"
 OWN_PORTS = range(12_000, 30_000)
 SCHEDULER = "from ms_omni.parallel import start; start()"
 GATHER_S = 300  # for all processes of all machines to come
 FOLLOW_S = 8.0  # for the others to end once one has failed; the watch ends them sooner
-FINISH_S = 15.0  # for the scheduler to end after its workers
+FINISH_S = 5.0  # for the scheduler to end after its workers; it waits for those that never joined
 INTERRUPT_S = 10.0  # for rank 0 to close its files after ctrl-C
 TICK_S = 0.1
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def run(job):
                 [sys.executable, *job.command],
                 variables | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(card)},
             )
+        processes.listen()
         return processes.attend()
 
 
@@ -108,20 +112,29 @@ class Processes:
         self.interrupted = None
 
     def start(self, name, command, variables):
-        """One process with a session of its own, which ctrl-C in a terminal does not reach."""
+        """One process with a session of its own, which ctrl-C in a terminal does not reach; it dies with this one."""
         log = self.folder / (f"rank_{name}.log" if isinstance(name, int) else f"{name}.log")
-        options = {"env": variables, "stdin": subprocess.DEVNULL, "start_new_session": True}
+        options = {
+            "env": variables,
+            "stdin": subprocess.DEVNULL,
+            "start_new_session": True,
+            "preexec_fn": lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        }
         if name == 0:
             self.output = RankOutput(log)
             self.running[name] = subprocess.Popen(command, stderr=self.output.target, **options)
-            return self.output.begin()
+            return
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, **options)
         if isinstance(name, int):
             self.running[name] = process
         else:
             self.scheduler = process
-        return None
+
+    def listen(self):
+        """Once all have been started, as a process with threads should start no others this way."""
+        if self.output is not None:
+            self.output.begin()
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -212,12 +225,13 @@ def _variables(job, address, port):
         "MS_TOPO_TIMEOUT": os.environ.get("MS_TOPO_TIMEOUT", str(GATHER_S)),
         "MS_NODE_RANK": str(job.machine),
         "MS_OMNI_LAUNCHER": str(os.getpid()),
+        **({} if job.machines > 1 else {"MS_OMNI_SECRET": secrets.token_hex()}),
     }
 
 
 def _check_ports(address, port):
     for number in (port, watch_port(port)):
-        problem = free((address, number))
+        problem = problem_of((address, number))
         if problem:
             raise InputError(
                 f"port {number} of {address} cannot be used: {problem}. Give another --master-port, or on machine 0 "
@@ -229,7 +243,7 @@ def _free_port():
     """A port that is free now and whose watch port is, too; none that the system hands out to whoever connects somewhere."""
     for _ in range(100):
         port = random.choice(OWN_PORTS)
-        if free((LOCAL, port)) is None and free((LOCAL, watch_port(port))) is None:
+        if problem_of((LOCAL, port)) is None and problem_of((LOCAL, watch_port(port))) is None:
             return port
     raise InputError("there is no free port; give one as --master-port")
 

@@ -1,6 +1,9 @@
 """Start-up of one process among several: `msrun` sets the environment, `start` joins the others."""
 
+import functools
 import os
+import sys
+import warnings
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -42,19 +45,50 @@ def start():
     if not under_msrun():
         return Mesh(0, 1)
     ms = require_mindspore()
-    from mindspore.communication import GlobalComm, get_group_size, get_rank, init
+    from mindspore.communication import GlobalComm, get_group_size, get_rank, management
 
     device = ms.get_context("device_target")
     if device not in BACKENDS:
         raise InputError(f"msrun on device {device!r}: expected one of {', '.join(BACKENDS)}")
+    adopt_init()
     if not GlobalComm.INITED:
-        watch.start()
-        if device == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
-            os.environ.setdefault("MS_NODE_TIMEOUT", str(CPU_WAIT_S))
-        init(BACKENDS[device])
-        interruption.restore()  # MindSpore has put its own there
-        watch.rank_is(get_rank())
+        management.init(BACKENDS[device])
+    watch.start()  # for a script that had joined before it imported ms_omni
+    watch.rank_is(get_rank())
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
+
+
+def adopt_init():
+    """From here on MindSpore's own `init` joins as `start` does, whoever calls it: a script, or `mint.distributed`.
+
+    That is, the job is watched, a rank waits as long as it must, and "hccl", the only backend that `mint.distributed`
+    knows, becomes on CPU what CPU has, with a warning. Outside msrun nothing is changed.
+    """
+    if not under_msrun():
+        return
+    ms = require_mindspore()
+    from mindspore.communication import management
+
+    joins = management.init
+    if hasattr(joins, "__wrapped__"):
+        return
+
+    @functools.wraps(joins)
+    def init(backend_name=None):
+        device = ms.get_context("device_target")
+        watch.start()
+        if device == "CPU":
+            if os.environ["MS_ROLE"] == "MS_WORKER":
+                os.environ.setdefault("MS_NODE_TIMEOUT", str(CPU_WAIT_S))
+            if backend_name == BACKENDS["Ascend"]:
+                warnings.warn(f"CPU has no {backend_name!r}; the processes talk through {BACKENDS[device]!r}", stacklevel=2)
+                backend_name = BACKENDS[device]
+        joins(backend_name)
+        interruption.restore()  # MindSpore has put its own there
+
+    for module in list(sys.modules.values()):  # a script may have imported it by name before it imports ms_omni
+        if getattr(module, "__dict__", {}).get("init") is joins:
+            module.init = init
 
 
 def world_group():

@@ -10,11 +10,13 @@ from ..checkpoint.reader import CheckpointReader
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
 from .collectives import Collectives
-from .mesh import start, under_msrun
+from .mesh import adopt_init, start, under_msrun
 from .plan import STRATEGIES, strategy_module
 
 AUTO = "auto"
 SETTINGS = ("config.json", "generation_config.json")
+
+adopt_init()  # a script that has imported a model may call it next
 
 
 def join(strategy=AUTO, **options):

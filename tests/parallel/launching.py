@@ -136,14 +136,23 @@ def started(program, folder, output, environment=None):
 
 def msrun(workers, folder, *command, limit_s=LIMIT_S, environment=None):
     """Runs `python COMMAND` in `workers` processes; `folder` (made) is the working directory and takes the logs."""
+    return _run(msrun_command, "worker_{}.log", workers, folder, command, limit_s, environment)
+
+
+def launch(workers, folder, *command, limit_s=LIMIT_S, environment=None):
+    """The same with `ms-omni launch`."""
+    return _run(launch_command, "rank_{}.log", workers, folder, command, limit_s, environment)
+
+
+def _run(command_of, log, workers, folder, command, limit_s, environment):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "msrun.txt", "w+", encoding="utf-8") as output:
-        with started(msrun_command(workers, folder / "logs", *command), folder, output, environment) as job:
+    with open(folder / "output.txt", "w+", encoding="utf-8") as output:
+        with started(command_of(workers, folder / "logs", *command), folder, output, environment) as job:
             try:
                 code = job.process.wait(limit_s)
             except subprocess.TimeoutExpired:
                 code = -1
         output.seek(0)
-        logs = [(folder / "logs" / f"worker_{rank}.log") for rank in range(workers)]
+        logs = [folder / "logs" / log.format(rank) for rank in range(workers)]
         return Job(code, output.read(), [log.read_text(errors="replace") if log.exists() else "" for log in logs])

@@ -4,12 +4,13 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from tests.parallel.launching import ROOT, launch_command, msrun_command, started
 
 WORKERS = 2
-GONE_S = 30
+GONE_S = 60  # 30 on an idle machine
 START_S = 200
 SLOW = pytest.mark.slow
 
@@ -75,3 +76,51 @@ def test_ctrl_c_ends_the_job(command_of, running, tmp_path):
     assert job.left_behind(GONE_S - (time.monotonic() - told)) == []
     if command_of is launch_command:  # msrun itself leaves with 0, see ms_omni/parallel/launch.py
         assert code == 128 + signal.SIGINT, said(tmp_path)
+
+
+def role_of(job, role):
+    """The number of the job's process that has this role, which is no supervisor."""
+    found = [
+        process.pid
+        for process in map(psutil.Process, job.processes())
+        if process.environ().get("MS_ROLE") == role and "supervisor" not in " ".join(process.cmdline())
+    ]
+    return found[0]
+
+
+def supervisor_of(pid):
+    (found,) = (child.pid for child in psutil.Process(pid).children() if "supervisor" in " ".join(child.cmdline()))
+    return found
+
+
+VICTIMS = {
+    "launcher": lambda job, pids: job.process.pid,
+    "scheduler": lambda job, pids: role_of(job, "MS_SCHED"),
+    "rank 0": lambda job, pids: pids[0],
+    "a supervisor": lambda job, pids: supervisor_of(pids[1]),
+    "the scheduler's supervisor": lambda job, pids: supervisor_of(role_of(job, "MS_SCHED")),
+}
+QUICK = [(msrun_command, "launcher", signal.SIGKILL), (launch_command, "launcher", signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(
+    "command_of, victim, number",
+    [
+        pytest.param(*case, marks=() if case in QUICK else SLOW, id=f"{case[0].__name__}-{case[1]}-{case[2].name}")
+        for case in [
+            *((command_of, victim, signal.SIGKILL) for victim in VICTIMS for command_of in (msrun_command, launch_command)),
+            *((command_of, "launcher", signal.SIGTERM) for command_of in (msrun_command, launch_command)),
+            *((command_of, "rank 0", signal.SIGSTOP) for command_of in (msrun_command, launch_command)),
+            (launch_command, "launcher", signal.SIGHUP),
+        ]
+    ],
+)
+def test_nothing_is_left_whoever_is_killed(command_of, victim, number, running, tmp_path):
+    job, pids = running(command_of)
+    killed = time.monotonic()
+    os.kill(VICTIMS[victim](job, pids), number)
+    code = job.process.wait(GONE_S)
+    assert job.left_behind(GONE_S - (time.monotonic() - killed)) == [], said(tmp_path)
+    assert code != 0, said(tmp_path)
+    if number == signal.SIGSTOP:
+        assert f"rank 0 (process {pids[0]} on " in said(tmp_path) and "has been stopped" in said(tmp_path)

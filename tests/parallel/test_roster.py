@@ -2,8 +2,8 @@
 
 import pytest
 
-from ms_omni.parallel.watch import roster
-from ms_omni.parallel.watch.roster import Roster
+from ms_omni.parallel import roster
+from ms_omni.parallel.roster import Roster
 
 HANG_S = 20.0
 

@@ -1,17 +1,24 @@
 """The watch at work on real processes that do nothing but sleep: no MindSpore, a second or two each."""
 
+import contextlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from ms_omni.errors import InputError
 from ms_omni.parallel import watch
-from ms_omni.parallel.watch.stamps import BUSY, LEAVING, LEFT, STEPS, Stamps
+from ms_omni.parallel.hub import NoSecret, forget, job_secret
+from ms_omni.parallel.watch import BUSY, LEAVING, LEFT, STEPS
 from tests.parallel.launching import ROOT, free_port
 
 FACTS = {"MindSpore": "2.7.1"}
@@ -20,62 +27,67 @@ FACTS = {"MindSpore": "2.7.1"}
 class Watched:
     """Sleeping processes that are watched as a job's are."""
 
-    def __init__(self, size, folder, hang_s=1.0, busy_port=None):
-        self.size, self.folder = size, folder
+    def __init__(self, size, folder, hang_s=1.0, refusal=None, launcher=0):
+        self.size, self.folder, self.port = size, folder, free_port()
         self.settings = {
             "host": "127.0.0.1",
-            "port": free_port(),
-            "scheduler_port": busy_port or free_port(),
+            "port": self.port + watch.PORT_OFFSET,
+            "scheduler_port": self.port,
             "size": size,
-            "timeout_s": 20.0,
+            "timeout_s": 60.0,
             "hang_s": hang_s,
-            "launcher": 0,
+            "launcher": launcher,
         }
-        self.everyone, self.workers, self.stamps, self.companions = [], [], [], []
-        self.scheduler = self.sleeper()
-        self.hub = self.begin("hub", {"scheduler": self.scheduler.pid})
+        self.everyone, self.workers, self.marks, self.supervisors = [], [], [], []
+        self.scheduler = self.sleeper("MS_SCHED")
+        self.scheduler_supervisor = self.supervise(self.scheduler, {"refusal": refusal})
 
-    def sleeper(self):
-        process = subprocess.Popen(["sleep", "60"])
+    def environment(self, role):
+        return {**os.environ, "MS_ROLE": role, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(self.port)}
+
+    def sleeper(self, role):
+        process = subprocess.Popen(["sleep", "90"], env=self.environment(role))
+        process.role = role
         self.everyone.append(process)
         return process
 
-    def begin(self, module, settings, *descriptors):
-        with open(self.folder / f"{module}{len(self.everyone)}.log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"ms_omni.parallel.watch.{module}", json.dumps(self.settings | settings)],
+    def supervise(self, process, settings, *descriptors):
+        with open(self.folder / f"{len(self.everyone)}.log", "wb") as log:
+            supervisor = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    watch.BEGIN,
+                    json.dumps(self.settings | {"process": process.pid, "role": process.role} | settings),
+                ],
                 stderr=log,
                 stdout=subprocess.PIPE,
                 text=True,
                 pass_fds=descriptors,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=self.environment(process.role),
             )
-        self.everyone.append(process)
-        return process
+        self.everyone.append(supervisor)
+        return supervisor
 
     def join(self, rank, facts=FACTS):
-        worker, stamps = self.sleeper(), Stamps.create()
+        worker, (descriptor, marks) = self.sleeper("MS_WORKER"), watch.shared_marks()
         self.workers.append(worker)
-        self.stamps.append(stamps)
-        self.companions.append(
-            self.begin(
-                "companion",
-                {"worker": worker.pid, "stamps": stamps.descriptor, "rank": rank, "facts": facts},
-                stamps.descriptor,
-            )
-        )
+        self.marks.append(marks)
+        self.supervisors.append(self.supervise(worker, {"marks": descriptor, "rank": rank, "facts": facts}, descriptor))
+        os.close(descriptor)
 
     def begins(self):
-        """All come; every companion says that the job begins."""
+        """All come; every supervisor says that the job begins."""
         for rank in range(self.size):
             self.join(rank)
-        return [self.answer(companion) for companion in self.companions] == [{"ok": 1}] * self.size
+        everyone = [self.scheduler_supervisor, *self.supervisors]
+        return [self.answer(supervisor) for supervisor in everyone] == [{"ok": 1}] * (self.size + 1)
 
     def answer(self, process):
         return json.loads(process.stdout.readline())
 
-    def ends(self, seconds=15):
-        """How each worker ended; the scheduler, the hub and the companions must have gone, too."""
+    def ends(self, seconds=45):
+        """How each worker ended; the scheduler and the supervisors must have gone, too."""
         deadline = time.monotonic() + seconds
         for process in self.everyone:
             process.wait(max(deadline - time.monotonic(), 0.1))
@@ -114,8 +126,8 @@ def test_a_death_ends_everything_and_is_named(watched):
 def test_a_hang_is_noticed_by_those_who_wait(watched):
     job = watched()
     assert job.begins()
-    for rank, stamps in enumerate(job.stamps):
-        stamps[BUSY], stamps[STEPS] = 1, 5 - rank
+    for rank, marks in enumerate(job.marks):
+        marks[BUSY], marks[STEPS] = 1, 5 - rank
     assert job.ends() == [-signal.SIGUSR2] * 2  # MindSpore's workers write their threads then
     assert f"the job ends: rank 1 (process {job.workers[1].pid} on " in job.said() and "did nothing for 1 s" in job.said()
 
@@ -123,8 +135,8 @@ def test_a_hang_is_noticed_by_those_who_wait(watched):
 def test_a_job_that_is_left_in_order_ends_without_a_word(watched):
     job = watched()
     assert job.begins()
-    for stamps in job.stamps:
-        stamps[LEFT] = LEAVING
+    for marks in job.marks:
+        marks[LEFT] = LEAVING
     time.sleep(1)
     for worker in job.workers:
         worker.kill()
@@ -132,7 +144,7 @@ def test_a_job_that_is_left_in_order_ends_without_a_word(watched):
     job.scheduler.kill()
     job.scheduler.wait()
     job.ends()
-    assert job.said().strip() == "" and job.hub.returncode == 0
+    assert job.said().strip() == "" and job.scheduler_supervisor.returncode == 0
 
 
 def test_the_end_of_the_scheduler_ends_the_job(watched):
@@ -148,7 +160,7 @@ def test_different_versions_do_not_begin(watched):
     job = watched()
     job.join(0)
     job.join(1, {"MindSpore": "2.10.0"})
-    said = {job.answer(companion)["error"] for companion in job.companions}
+    said = {job.answer(supervisor)["error"] for supervisor in job.supervisors}
     assert said == {
         f"the processes of this job are not alike: MindSpore is 2.7.1 on {name(job, 0)} but 2.10.0 on {name(job, 1)}"
     }
@@ -162,34 +174,144 @@ def test_a_second_job_on_the_same_port_is_refused(watched):
     job = watched()
     assert job.begins()
     job.join(0)
-    assert "another job uses this port" in job.answer(job.companions[-1])["error"]
+    assert "another job uses this port" in job.answer(job.supervisors[-1])["error"]
     assert job.workers[0].poll() is None and job.workers[1].poll() is None
 
 
 def test_a_busy_port_is_said_by_all(watched):
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import socket; s = socket.create_server(('127.0.0.1', 0));print(s.getsockname()[1], flush=True); input()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        port = int(other.stdout.readline())
-        job = watched(busy_port=port)
-        job.join(0)
-        expected = f"port {port} of 127.0.0.1 cannot be used (Address already in use); choose another master port"
-        assert job.answer(job.hub)["error"] == job.answer(job.companions[0])["error"] == expected
-        other.communicate("\n")
+    """The scheduler finds it."""
+    expected = "port 8118 of 127.0.0.1 cannot be used (Address already in use); choose another master port"
+    job = watched(refusal=expected)
+    job.join(0)
+    assert job.answer(job.scheduler_supervisor)["error"] == job.answer(job.supervisors[0])["error"] == expected
 
 
 def test_those_who_do_not_come_are_named(watched):
     job = watched()
     job.settings["timeout_s"] = 2.0
     job.join(0)
-    assert job.answer(job.companions[0])["error"] == "rank 1 did not come in time"
+    assert job.answer(job.supervisors[0])["error"] == "rank 1 did not come in time"
+
+
+def test_the_end_of_the_launcher_ends_the_job(watched):
+    with subprocess.Popen(["sleep", "90"]) as launcher:
+        job = watched(launcher=launcher.pid)
+        assert job.begins()
+        launcher.kill()
+    assert job.ends() == [-signal.SIGTERM] * 2 or job.ends() == [-signal.SIGUSR2] * 2
+    assert "the launcher on " in job.said()
+
+
+def test_workers_that_go_before_they_come_end_the_scheduler(watched):
+    """msrun waits for the scheduler, and MindSpore's scheduler for them."""
+    with subprocess.Popen(["sleep", "90"]) as launcher:
+        job = watched(launcher=launcher.pid)
+        job.ends()
+        assert "no worker is left" in job.said()
+        launcher.kill()
+
+
+def test_what_is_left_of_a_job_is_ended_too(watched, monkeypatch):
+    """What msrun has started beside the workers, and a scheduler that nobody watches."""
+    job = watched()
+    assert job.begins()
+    job.sleeper("MS_WORKER")
+    job.scheduler_supervisor.kill()
+    job.workers[0].kill()
+    job.ends()
+
+
+STRANGERS = [
+    b"",
+    b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+    b"[" * 200_000 + b"\n",
+    b'{"rank": 0, "gone": 1}\n',
+    bytes(range(256)) * 40,
+    struct.pack("!iq", -1, 1 << 40),  # a message of a terabyte
+    struct.pack("!i", 20) + b"#CHALLENGE#" + b"x" * 9,
+    struct.pack("!i", 9) + b"#WELCOME#",
+]
+
+
+@pytest.fixture
+def stranger():
+    """`stranger(port, data)`: connects and sends, and stays."""
+    connections = []
+
+    def connect(port, data=b""):
+        connections.append(socket.create_connection(("127.0.0.1", port)))
+        with contextlib.suppress(OSError):  # it has hung up already
+            connections[-1].sendall(data)
+
+    yield connect
+    for connection in connections:
+        connection.close()
+
+
+def test_strangers_at_the_port_are_not_heard(watched, stranger):
+    job = watched()
+    assert job.answer(job.scheduler_supervisor) == {"ok": 1}
+    for data in STRANGERS:
+        stranger(job.settings["port"], data)
+    for _ in range(100):  # more than are listened to at once
+        stranger(job.settings["port"])
+    for rank in range(2):
+        job.join(rank)
+    assert [job.answer(supervisor) for supervisor in job.supervisors] == [{"ok": 1}] * 2
+    for data in STRANGERS:
+        stranger(job.settings["port"], data)
+    with pytest.raises(multiprocessing.AuthenticationError):
+        multiprocessing.connection.Client(("127.0.0.1", job.settings["port"]), authkey=b"a guess")
+    time.sleep(3)
+    assert all(process.poll() is None for process in job.everyone) and job.said().strip() == ""
+    job.workers[0].kill()
+    job.ends()
+    assert "rank 0" in job.said() and "has died" in job.said()
+
+
+def test_a_process_with_another_secret_is_not_taken_in(watched, monkeypatch):
+    job = watched()
+    assert job.answer(job.scheduler_supervisor) == {"ok": 1}
+    monkeypatch.setenv("MS_OMNI_SECRET", "another one")
+    job.join(1)
+    assert "set MS_OMNI_SECRET to the same text for all processes" in job.answer(job.supervisors[0])["error"]
+
+
+def test_the_secret_is_the_users_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("MS_OMNI_SECRET", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(NoSecret):
+        job_secret("10.0.0.1", 9127)
+    secret = job_secret("10.0.0.1", 9127, create=True)
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(secret) >= 32 and file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    assert job_secret("10.0.0.1", 9127) == secret != job_secret("10.0.0.1", 9127, create=True)
+    forget("10.0.0.1", 9127)
+    assert not file.exists()
+    file.parent.chmod(0o777)  # others could put one there
+    (tmp_path / "no folder").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no folder"))
+    with pytest.raises(NoSecret):
+        job_secret("10.0.0.1", 9127, create=True)
+    monkeypatch.setenv("MS_OMNI_SECRET", "told")
+    assert job_secret("10.0.0.1", 9127) == b"told"
+
+
+def test_what_is_busy_before_the_watch_begins(monkeypatch):
+    """`from_pretrained` is, and joins the others inside."""
+    monkeypatch.setattr(watch, "_marks", watch.shared_marks()[1])
+    seen = []
+    monkeypatch.setattr(watch, "supervise", lambda settings, descriptor: seen.append(watch.marks_at(descriptor)))
+    monkeypatch.setattr(watch, "_supervised", None)
+    monkeypatch.setattr(watch, "_facts", lambda size: {})
+    monkeypatch.setattr(watch.atexit, "register", lambda function: None)
+    monkeypatch.setattr(watch.faulthandler, "register", lambda *_, **__: None)
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_SCHED_PORT": "8118", "MS_WORKER_NUM": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with watch.busy():
+        watch.start()
+        assert seen[0][BUSY] == 1
+    assert seen[0][BUSY] == 0
 
 
 def test_ports_and_numbers_from_the_environment(monkeypatch):
@@ -204,7 +326,7 @@ def test_ports_and_numbers_from_the_environment(monkeypatch):
 
 
 def test_the_processes_of_the_watch_are_light(python=sys.executable):
-    code = "import sys, ms_omni.parallel.watch.hub, ms_omni.parallel.watch.companion; print('mindspore' in sys.modules, "
+    code = "import sys, ms_omni.parallel.supervisor; print('mindspore' in sys.modules, "
     code += "'numpy' in sys.modules)"
     run = subprocess.run([python, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert run.stdout.split() == ["False", "False"], run.stderr

@@ -10,7 +10,8 @@ The rules, by which `verdict` ends a job:
   hangs     all are busy with our work, and those that have come least far in the sequence of collectives have neither
             left a mark nor used a processor for `hang_s`; or used one without a mark for SPIN_FACTOR times as long
 
-Waiting for the user between two answers is no hang: a process is busy inside `from_pretrained` and while it generates.
+Waiting for the user between two answers is no hang: a process is busy inside `from_pretrained` and while it generates. Nor is
+work without a mark, such as a compilation or a long prompt, as long as it uses a processor.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ SPIN_FACTOR = 30
 
 @dataclass
 class Member:
-    """One process. Times in seconds; `heard` and `since` on the hub's clock."""
+    """One worker. Times in seconds; `heard` and `since` on the hub's clock."""
 
     host: str
     pid: int
@@ -45,9 +46,20 @@ class Member:
         """ "rank 1 (process 123 on host)"."""
         return f"{'a process of unknown rank' if self.rank is None else f'rank {self.rank}'} (process {self.pid} on {self.host})"
 
+    def update(self, now, marks):
+        """Takes in what its supervisor has found, by the names above."""
+        self.heard = now
+        for name in marks.keys() & {"rank", "busy", "steps", "idle_s", "unmarked_s", "stopped_s"}:
+            setattr(self, name, marks[name])
+
+    def leave(self, now, failed=False, gone=None):
+        """It has left, in order or with an error, or is gone; only the first of these counts."""
+        if self.since is None:
+            self.since, self.failed, self.gone = now, failed, gone
+
 
 class Roster:
-    """All processes of a job of `size`; hang_s: see above, 0 for never."""
+    """The workers of a job of `size`; hang_s: see above, 0 for never."""
 
     def __init__(self, size, hang_s):
         self.size = size
