@@ -123,7 +123,7 @@ class Hub(threading.Thread):
         self.roster = Roster(settings["size"], settings["hang_s"])
         self.lock = threading.Lock()
         self.handshakes = threading.BoundedSemaphore(HANDSHAKES)
-        self.connected, self.scheduler = 0, None
+        self.connected, self.scheduler, self.deserted = 0, None, False
         self.ended, self.stuck = None, False
         self.started = self.served = self.scan = time.monotonic()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -146,10 +146,11 @@ class Hub(threading.Thread):
         if self.scheduler is None and now >= self.scan:
             self.scan = now + SCAN_S
             self.scheduler = next(map(find, (process.pid for process in job_here(*self.job, SCHEDULER))), None)
-        if self.scheduler is None or not self.scheduler.ended():
+        gone = self.scheduler is not None and self.scheduler.ended()
+        if not gone and not self.deserted:
             self.served = now
         if self.roster.present and now - self.served > FOLLOW_S:
-            self._end("the scheduler's process has gone")
+            self._end(f"the scheduler's {'process' if gone else 'supervisor'} has gone")
         elif not self.roster.complete and now - self.started > self.timeout_s:
             self._end(f"{self.roster.missing()} did not come within {self.timeout_s:.0f} s")
         elif reason := self.roster.verdict(now):
@@ -182,7 +183,7 @@ class Hub(threading.Thread):
             return
         finally:
             self.handshakes.release()
-        member = None
+        member, hello = None, {}
         with self.lock:
             self.connected += 1
         try:
@@ -204,6 +205,7 @@ class Hub(threading.Thread):
         connection.close()
         with self.lock:
             self.connected -= 1
+            self.deserted |= hello.get("role") == SCHEDULER
             if member is not None:
                 member.leave(time.monotonic(), gone=time.time())
 
