@@ -41,6 +41,11 @@ def as_dtype(kind: Any) -> np.dtype:
         ) from None
 
 
+def host_array(x: Any) -> np.ndarray:
+    """A plain numpy array of an array-like; reads a MindSpore tensor back from the device."""
+    return x.asnumpy() if hasattr(x, "asnumpy") else np.asarray(x)
+
+
 class Size(int):
     """Number of elements, as numpy's `x.size`; called, the shape or one of its lengths, as PyTorch's `x.size(1)`."""
 

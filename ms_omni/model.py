@@ -1,7 +1,5 @@
 """The public model classes: the cells of `modeling`, put together, loaded from checkpoints, and made to generate."""
 
-from dataclasses import replace
-
 from .config import (
     Qwen3OmniMoeCode2WavConfig,
     Qwen3OmniMoeConfig,
@@ -13,11 +11,12 @@ from .pretrained import PretrainedMixin
 
 from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpore first)
 
+from .answers import without_speech as text_alone
 from .generation.accord import Alone
-from .generation.arguments import sampling_params, take_inputs, take_text_options
-from .generation.decode import feed_streamer, generate_text, text_result
+from .generation.decode import ended_streamer, feed_streamer, generate_text
+from .generation.defaults import GenerationConfig
 from .generation.reader import thinker_reader
-from .generation.request import parse_request
+from .generation.request import arguments_of, parse_request, parse_text_request
 from .generation.speech import OmniStream, join_audio, split_events
 from .modeling.code2wav import Code2Wav
 from .modeling.steps import StepPool
@@ -38,29 +37,31 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
     def __init__(self, config):
         super().__init__(self.config_class.validated(config))
         self.steps = StepPool()
+        self.generation_config = GenerationConfig()
 
-    def read(self, batch_size):
-        """A context manager around a `ThinkerReader`: a prompt, then tokens, on a cache of its own."""
-        return thinker_reader(self, batch_size)
+    def read(self, batch_size, cache=None):
+        """A context manager around a `ThinkerReader`: a prompt, then tokens, on a cache of its own or on the one given."""
+        return thinker_reader(self, batch_size, cache)
 
-    def generate(self, **kwargs):
+    def generate(self, input_ids=None, generation_config=None, logits_processor=None, stopping_criteria=None, **kwargs):
         """Prompt and new token ids int64 `[B, T + new]`; rows that ended earlier are padded.
 
-        kwargs: the processor's outputs, the fields of `SamplingParams` (max_new_tokens, do_sample, temperature, top_k,
-        top_p, repetition_penalty, min_new_tokens, suppress_tokens, eos_token_id, pad_token_id, seed), and
-        stop_strings with tokenizer, streamer, return_dict_in_generate, output_scores.
+        Arguments are the processor's outputs (or `inputs_embeds` `[B, T, D]`: the ids are then the new ones alone), the
+        fields of `SamplingParams` (max_new_tokens, do_sample, temperature, top_k, ...), the options of `TextOptions`
+        (stop_strings with tokenizer, stopping_criteria, logits_processor, num_return_sequences, max_time,
+        past_key_values, ...), max_length and min_length (with the prompt), generation_config (of transformers, of ours, or
+        a dict) and streamer. With return_dict_in_generate the result is a `GenerateOutput`; output_scores, output_logits
+        and output_hidden_states fill it, and use_cache=True its past_key_values, from which a longer prompt can go on.
+        Raises `InputError` before any work, for what is wrong, unknown or not to be had (beam search, attentions).
         """
-        inputs = take_inputs(kwargs)
-        options = take_text_options(kwargs)
-        return generate_text(self, inputs, self.sampling_params(kwargs), **options)
-
-    def sampling_params(self, kwargs, **defaults):
-        """`SamplingParams` of the text; ids that nobody named come from the checkpoint's generation_config.json."""
-        known = self.generation_defaults
-        ids = {"eos_token_id": known.eos_token_id, "pad_token_id": known.pad_token_id}
-        params = sampling_params(kwargs, "generate", **{**ids, **defaults})
-        params.check_vocabulary(self.config.text_config.vocab_size)
-        return params
+        positional = {
+            "input_ids": input_ids,
+            "generation_config": generation_config,
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+        }
+        with ended_streamer(kwargs) as streamer:
+            return generate_text(self, parse_text_request(self, arguments_of(kwargs, **positional)), streamer)
 
 
 class SpeechPart(PretrainedMixin):
@@ -128,9 +129,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
     def from_pretrained(cls, folder, **kwargs):
         model = super().from_pretrained(folder, **kwargs)
         model.folder = folder
-        known = model.generation_defaults
-        end = known.eos_token_id or (model.config.im_end_token_id,)
-        model.thinker.generation_defaults = replace(known, eos_token_id=end)
+        model.generation_config.load(eos_token_id=model.config.im_end_token_id)
         return model
 
     from_pretrained.__func__.__doc__ = PretrainedMixin.from_pretrained.__doc__
@@ -159,35 +158,50 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
             self.steps.clear()
             self.config = without_speech(self.config)
 
-    def generate(self, **kwargs):
-        """Answers a prompt: `(text_ids, audio)`.
+    @property
+    def generation_config(self):
+        """Defaults of the text: those of the thinker."""
+        return self.thinker.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config):
+        self.thinker.generation_config = config
+
+    def generate(self, input_ids=None, speaker=None, **kwargs):
+        """Answers a prompt: `(text_ids, audio)`, or the text ids alone where there is no speech.
 
         text_ids: prompt and new ids int64 `[B, T + new]`, or a `GenerateOutput` with
-        `thinker_return_dict_in_generate=True`. audio: None without speech; float32 at 24 kHz, `[1, 1, samples]` for one
-        conversation and a list of `[samples]` for a batch. All arguments are those of `stream`.
+        `thinker_return_dict_in_generate=True`. audio: float32 at 24 kHz, `[1, 1, samples]` for one conversation and a
+        list of `[samples]` for a batch. Without speech (return_audio=False, generation_mode="text", no talker) scripts of
+        transformers 4.57 unpack a pair and those of 5.x take ids: the value returned does both, see `answers.py`.
+        All arguments are those of `stream`, and beside them streamer, return_dict_in_generate, output_scores,
+        output_logits, output_hidden_states.
         """
-        request = parse_request(self, kwargs, whole=True)
-        stream = self._events(request)
-        events = feed_streamer(stream, request.inputs["input_ids"], request.output.get("streamer"))
-        chunks, end = split_events(events)
-        text = text_result(end.sequences, stream.work.scores, request.output.get("return_dict_in_generate", False))
-        return text, None if request.speech is None else join_audio(chunks, len(end.sequences))
+        with ended_streamer(kwargs) as streamer:
+            request = parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker), whole=True)
+            stream = self._events(request)
+            text = stream.work.text
+            chunks, end = split_events(feed_streamer(stream, text.prompt_ids, streamer))
+            answer = text.result(end.sequences[:, text.prompt_ids.shape[1] :])
+            return text_alone(answer) if request.speech is None else (answer, join_audio(chunks, len(end.sequences)))
 
-    def stream(self, **kwargs):
+    def stream(self, input_ids=None, speaker=None, **kwargs):
         """Answers a prompt piece by piece: yields `TextDelta`, `AudioChunk` and at last a `StreamEnd`.
 
-        kwargs: the processor's outputs; speaker (a name of the config, default "Ethan"); return_audio or
-        generation_mode="text"; sampling of the text as `thinker_*` or without prefix (`max_new_tokens`, `do_sample`,
-        ...), of code 0 as `talker_*`, of the other codes as `predictor_*`; `seed` for all three;
+        kwargs: the processor's outputs; speaker or spk (a name of the config, default "Ethan"); return_audio or
+        generation_mode="text"; options of the text as `thinker_*` or without prefix, those of `thinker.generate`
+        (`max_new_tokens`, `do_sample`, `stop_strings`, ...), sampling of code 0 as `talker_*`, of the other codes as
+        `predictor_*`; `seed` for all three (without one `mindspore.set_seed` makes answers repeatable);
         `token2wav_chunk_frames`: frames per audio chunk, a list whose last number repeats; tokenizer: fills the texts of
         `TextDelta`.
         Breaking the loop off and closing the iterator frees the caches. Raises `InputError` before any work.
         """
-        return self._events(parse_request(self, kwargs))
+        return self._events(parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
 
-    def say(self, **kwargs):
+    def say(self, input_ids=None, speaker=None, **kwargs):
         """As `stream`, but says the assistant turn that the prompt ends with instead of writing one."""
-        return self._events(parse_request(self, kwargs, given=True))
+        arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
+        return self._events(parse_request(self, arguments, given=True))
 
     def _events(self, request):
         return OmniStream(self, request)

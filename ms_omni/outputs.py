@@ -85,10 +85,18 @@ class PromptStates:
 
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """Token ids with what else was asked for: sequences int64 `[B, T + new]`; scores: new x `[B, V]` float32 logits."""
+    """Token ids with what else was asked for; all but the first have one entry per new token.
+
+    sequences int64 `[B, T + new]`; scores: processed, as they were chosen from, and logits: raw, float32 `[B, V]`;
+    hidden_states: num_layers + 1 arrays each, `[B, T, D]` for the prompt and then `[B, 1, D]`; past_key_values: a `KVCache`.
+    """
 
     sequences: np.ndarray
     scores: tuple | None = None
+    logits: tuple | None = None
+    attentions: tuple | None = None
+    hidden_states: tuple | None = None
+    past_key_values: Any = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .runtime import require_mindspore, setup
 require_mindspore()
 
 from .checkpoint import load_checkpoint, load_rank_file, save_checkpoint  # noqa: E402  (needs MindSpore)
-from .generation.defaults import GenerationDefaults  # noqa: E402
+from .generation.defaults import GenerationConfig  # noqa: E402
 from .modeling import ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
@@ -24,7 +24,6 @@ class PretrainedMixin:
 
     config_class = None
     checkpoint_prefix = ""
-    generation_defaults = GenerationDefaults()
     team = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
 
     @classmethod
@@ -101,7 +100,7 @@ class PretrainedMixin:
             )
         if team is not None:
             team.attach(model)
-        model.generation_defaults = GenerationDefaults.from_pretrained(folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
         model.set_train(False)
         for cell in model.cells():
             _set_compile(cell, compile_steps)

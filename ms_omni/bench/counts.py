@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 
+from ..generation.sampling import SamplingParams
 from ..generation.text import TextGeneration
 from ..modeling.steps import COMPILE_AFTER
 from . import speech as spoken
@@ -18,7 +19,7 @@ SHORTEST, LONGEST = 6, 10  # tokens or frames of a request
 
 def text(model, ids):
     """Per text token, in the long run: see `per_step`."""
-    params = model.thinker.sampling_params({"max_new_tokens": WARM_STEPS + 3 * COUNTED_STEPS, "eos_token_id": []})
+    params = SamplingParams(max_new_tokens=WARM_STEPS + 3 * COUNTED_STEPS)
     generation = TextGeneration(model.thinker, {"input_ids": ids}, params)
     try:
         return per_step(generation, "token", traffic_of(model))
@@ -101,6 +102,6 @@ def text_request(model, arrays, rng):
     model.thinker.get_image_features(rng.standard_normal((grid.prod(), arrays["image.pixels"].shape[1]), np.float32), grid)
     frames = int(rng.integers(30, min(arrays["audio.features"].shape[-1], 800)))
     model.thinker.get_audio_features(arrays["audio.features"][..., :frames])
-    params = model.thinker.sampling_params({"max_new_tokens": int(rng.integers(SHORTEST, LONGEST)), "eos_token_id": []})
+    params = SamplingParams(max_new_tokens=int(rng.integers(SHORTEST, LONGEST)))
     for _ in TextGeneration(model.thinker, {"input_ids": arrays["ids"][:1, : int(rng.integers(8, 200))]}, params):
         pass

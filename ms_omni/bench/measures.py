@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from ..generation.sampling import SamplingParams
 from ..generation.text import TextGeneration
 from ..modeling.packing import host_array
 from . import counts, speech
@@ -74,5 +75,5 @@ class Measures:
 
 def step_moments(thinker, ids, tokens):
     """Greedy generation of exactly `tokens` tokens after ids `[B, T]`: when each one was known."""
-    params = thinker.sampling_params({"max_new_tokens": tokens, "eos_token_id": []})
+    params = SamplingParams(max_new_tokens=tokens)
     return [time.perf_counter() for _ in TextGeneration(thinker, {"input_ids": ids}, params)]

@@ -20,9 +20,21 @@ class Alone:
         """The `Sampler` of one autoregressive loop."""
         return Sampler(params, batch_size, vocab_size, prompt, valid)
 
-    def choose(self, sampler, logits, split=False):
-        """The tokens int64 `[B]` that follow; split: logits are those of this process's part of the vocabulary."""
-        return sampler(logits)
+    def choose(self, sampler, logits, process=None, split=False):
+        """The tokens int64 `[B]` that follow, and the scores `[B, V]` that they were chosen from.
+
+        process: the caller's own function of adjusted scores `[B, V]`; split: logits are those of this process's part of the
+        vocabulary.
+        """
+        scores = self.adjusted(sampler, logits, split)
+        scores = sampler.filter(scores if process is None else process(scores))
+        tokens = self.agree(sampler.choose(scores))
+        sampler.note(tokens)
+        return tokens, scores
+
+    def adjusted(self, sampler, logits, split):
+        """Adjusted scores `[B, V]` of the whole vocabulary."""
+        return sampler.adjust(logits)
 
     def whole(self, logits):
         """Logits `[B, V]` of the whole vocabulary from those of the part that this process holds."""

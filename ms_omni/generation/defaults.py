@@ -1,29 +1,68 @@
-"""What a checkpoint's generation_config.json says about special tokens."""
+"""What a model generates by unless a call says otherwise."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .sampling import as_ids
 
 
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """Ids that end or pad a text, unless the caller names others."""
+class GenerationConfig:
+    """Defaults of `generate` as attributes, `model.generation_config.max_new_tokens = 64`; what nobody set is None.
 
-    eos_token_id: tuple = ()
-    pad_token_id: int | None = None
+    A checkpoint's generation_config.json gives the ids that end and pad a text; how texts are sampled is, as in the reference,
+    up to the call or to what is set here.
+    """
+
+    def __init__(self, **values: Any):
+        self.__dict__.update(_loaded={}, **values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was set, by name."""
+        return {name: value for name, value in self.__dict__.items() if value is not None and name != "_loaded"}
+
+    to_diff_dict = to_dict
+
+    def load(self, **values: Any) -> None:
+        """Sets what is not set yet, as the checkpoint's and not as the user's."""
+        values = {name: value for name, value in values.items() if getattr(self, name) is None}
+        self.__dict__.update(values)
+        self.__dict__["_loaded"] = {**self.__dict__["_loaded"], **values}
+
+    def changes(self) -> dict[str, Any]:
+        """What was set otherwise than by `load`."""
+        return {name: value for name, value in self.to_dict().items() if self.__dict__["_loaded"].get(name) != value}
+
+    def update(self, **values: Any) -> dict[str, Any]:
+        """Sets these values; returns what was left over, which is nothing."""
+        self.__dict__.update(values)
+        return {}
 
     @classmethod
-    def from_pretrained(cls, folder):
-        """Reads `folder`/generation_config.json; without that file there are no defaults."""
+    def from_pretrained(cls, folder: str | Path) -> "GenerationConfig":
+        """The special tokens of `folder`/generation_config.json; nothing without that file.
+
+        Raises:
+            CheckpointError: the file is no JSON object, or its ids are none.
+        """
         path = Path(folder) / "generation_config.json"
         if not path.is_file():
             return cls()
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            eos, pad = data.get("eos_token_id"), data.get("pad_token_id")
-            return cls(as_ids("eos_token_id", eos), None if pad is None else int(pad))
-        except (ValueError, AttributeError, TypeError) as error:
+            ids = {name: as_ids(name, data.get(name)) for name in ("eos_token_id", "pad_token_id")}
+        except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a usable generation config: {error}; mend or remove it") from None
+        pad = ids["pad_token_id"][0] if ids["pad_token_id"] else None
+        config = cls()
+        config.load(eos_token_id=list(ids["eos_token_id"]) or None, pad_token_id=pad)
+        return config

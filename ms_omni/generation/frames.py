@@ -16,7 +16,7 @@ class FramePredictor:
     def __init__(self, step, params, batch_size, accord):
         self.step = step
         self.accord = accord
-        self.streams = row_streams(params.seed, batch_size, purpose=1)
+        self.streams = row_streams(params.seed if params.do_sample else 0, batch_size, purpose=1)
 
     def __call__(self, hidden, code):
         """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]`, their summed embeddings `[B, 1, D]`."""
@@ -61,7 +61,7 @@ def _frames(model, prompt, media, hand_over, speech, step, frame_step):
     predict = FramePredictor(frame_step, accord.params(speech.predictor), batch, accord)
     still = np.ones((batch, 1), bool)
     for index in range(params.max_new_tokens - 1):
-        code = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
+        code, _ = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
         active = active & ~np.isin(code, params.eos_token_id)
         if not active.any():
             return

@@ -63,6 +63,15 @@ class TextHandOver:
         return self.tts_eos if index == len(turn) else self.tts_pad
 
 
+def user_mask(ids, valid, config):
+    """Which tokens belong to a user turn, bool `[B, T]`: from `<|im_start|>user` to the next `<|im_start|>`."""
+    at = np.where(ids == config.im_start_token_id, np.arange(ids.shape[1]), -1)
+    opened = np.maximum.accumulate(at, axis=1)
+    role_at = np.minimum(opened + 1, ids.shape[1] - 1)
+    role = np.take_along_axis(ids, role_at, axis=1)
+    return (opened >= 0) & (role == config.user_token_id) & valid
+
+
 def assistant_turns(ids, im_start, assistant):
     """Per row the ids from the last `<|im_start|>assistant` on. Raises `InputError` where there is none."""
     turns = []

@@ -1,20 +1,45 @@
-"""What one call of `generate`, `stream` or `say` asks for, with everything checked before any work."""
+"""What one call of `generate`, `stream` or `say` asks for, with everything checked before any work.
 
+    input_ids, attention_mask, pixel_values, ...   model inputs
+    thinker_* (or without prefix)                  the text
+    talker_*, predictor_*                          sampling of code 0 and of the other codes of a frame
+    token2wav_*                                    the vocoder
+
+What is unset is looked for in `generation_config=`, then in `model.generation_config`, then it is the default.
+"""
+
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..modeling.packing import host_array, valid_tokens
-from .arguments import sampling_params, take_inputs, take_prefixed, take_text_options
-from .hand_over import assistant_turns
-from .sampling import SamplingParams, as_ids
+from ..modeling.packing import check_ids, host_array, valid_tokens
+from .hand_over import assistant_turns, user_mask
+from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options, truth
+from .sampling import NAMES, SamplingParams
 from .speakers import DEFAULT_SPEAKER, speaker_code
-from .speech import SpeechParams
-from .talker_prompt import user_mask
-from .text import StopStrings
+from .unsupported import MEANINGLESS, NEEDED, say_ignored, take_neutral
 from .waves import CHUNK_FRAMES
 
+MODEL_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "input_features",
+    "feature_attention_mask",
+    "audio_feature_lengths",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "video_second_per_grid",
+    "use_audio_in_video",
+    "inputs_embeds",
+    "position_ids",
+)
+TEXT_DEFAULTS = {"top_k": 50}
 TALKER_DEFAULTS = {
     "max_new_tokens": 4096,
     "do_sample": True,
@@ -23,111 +48,278 @@ TALKER_DEFAULTS = {
     "temperature": 0.9,
     "repetition_penalty": 1.05,
 }
-RESULT_OPTIONS = {"streamer", "return_dict_in_generate", "output_scores"}
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
 PREDICTOR_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "seed")
+VOCODER_MEANINGLESS = ("chunk_size", "left_context_size")
 SUPPRESSED_TAIL = 1024
 """The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
 
 
 @dataclass(frozen=True)
+class SpeechParams:
+    """How an answer is spoken: codec id of the speaker, sampling of code 0 and of the other codes, frames per chunk."""
+
+    speaker_id: int
+    talker: SamplingParams
+    predictor: SamplingParams
+    chunk_frames: tuple = CHUNK_FRAMES
+
+
+@dataclass(frozen=True)
 class Request:
-    """inputs of the thinker, sampling of the text, `SpeechParams` or None, stopping rule, options of the text result,
-    whether the assistant turn is given, the tokenizer for texts of a stream.
+    """inputs of the thinker, sampling and options of the text, `SpeechParams` or None, whether the assistant turn is given, and
+    the tokenizer for texts of a stream.
     """
 
     inputs: dict
     text: SamplingParams
+    options: TextOptions = field(default_factory=TextOptions)
     speech: SpeechParams | None = None
-    stopping: StopStrings | None = None
-    output: dict = field(default_factory=dict)
     given: bool = False
-    tokenizer: object = None
+    tokenizer: Any = None
 
 
-def parse_request(model, kwargs, given=False, whole=False):
-    """Splits the keyword arguments by prefix, once; whole: the caller wants a result and not a stream.
+# -- the doors -------------------------------------------------------------------------------------------------------
+
+
+def arguments_of(kwargs: dict, **positional: Any) -> dict:
+    """Keyword arguments with those that were given by position; a mapping in place of ids is the model inputs."""
+    for name, value in positional.items():
+        if value is None:
+            continue
+        if name == "input_ids" and isinstance(value, Mapping):
+            kwargs = {**value, **kwargs}
+        elif kwargs.get(name) is not None:
+            raise InputError(f"got {name} twice, by position and by name")
+        else:
+            kwargs = {**kwargs, name: value}
+    return dict(kwargs)
+
+
+def parse_text_request(thinker, kwargs: dict) -> Request:
+    """The request of `thinker.generate`. Raises `InputError` for whatever does not fit this thinker."""
+    kwargs = dict(kwargs)
+    inputs = take_inputs(kwargs, thinker.config)
+    return _text_request(thinker, inputs, kwargs, thinker.generation_config, {})
+
+
+def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False) -> Request:
+    """The request of the whole model's methods, split by prefix, once; whole: the caller wants a result and not a stream.
 
     Raises `InputError` for whatever does not fit this model.
     """
     kwargs = dict(kwargs)
-    inputs = take_inputs(kwargs)
-    speaker, wants_audio = kwargs.pop("speaker", None), _wants_audio(model, kwargs, given)
-    seed = kwargs.pop("seed", None)
+    wants_audio = _wants_audio(model, kwargs, given)
+    inputs = take_inputs(kwargs, model.config.thinker_config)
+    speaker = _same("speaker", "spk", kwargs)
+    seed = {"seed": kwargs.pop("seed", None)}
     talker, predictor = take_prefixed(kwargs, "talker_"), take_prefixed(kwargs, "predictor_")
     vocoder = take_prefixed(kwargs, "token2wav_")
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
-    options = take_text_options(text)
-    if not whole and options.keys() & RESULT_OPTIONS:
-        raise InputError(
-            f"{min(options.keys() & RESULT_OPTIONS)} is for generate, which returns a result; a stream yields its events"
-        )
-    stops, tokenizer = options.pop("stop_strings", None), options.pop("tokenizer", None)
-    params = model.thinker.sampling_params({"seed": seed, **text}, eos_token_id=model.config.im_end_token_id)
-    speech = None
+    unwanted = [name for name in RESULT_OPTIONS if text.get(name) not in (None, False)]
+    if unwanted and not whole:
+        raise InputError(f"{unwanted[0]} is for generate, which returns a result; a stream yields its events")
+    config = model.generation_config  # its file's end tokens are, as in the reference, those of the thinker alone
+    settings = {"pad_token_id": config.pad_token_id, **config.changes()} if hasattr(config, "changes") else config
+    defaults = {**seed, "eos_token_id": model.config.im_end_token_id}
+    request = _text_request(model.thinker, inputs, text, settings, defaults, wants_audio)
+    speech = _speech(model.config.talker_config, speaker, {**seed, **talker}, {**seed, **predictor}, vocoder)
     if wants_audio:
-        speech = _speech(model, speaker, {"seed": seed, **talker}, {"seed": seed, **predictor}, vocoder)
         _check_prompt(model, inputs)
-    return Request(inputs, params, speech, StopStrings(stops, tokenizer) if stops else None, options, given, tokenizer)
+    return Request(inputs, request.text, request.options, speech if wants_audio else None, given, request.options.tokenizer)
 
 
-def _wants_audio(model, kwargs, given):
+def _text_request(thinker, inputs: dict, kwargs: dict, settings: Any, defaults: dict, wants_audio: bool = False) -> Request:
+    config = kwargs.pop("generation_config", None)
+    kwargs = {**_settings(settings), **_settings(config), **_said(kwargs)}
+    take_neutral(kwargs, "generate")
+    options = take_text_options(kwargs, inputs, wants_audio)
+    params = sampling_params(kwargs, "generate", **{**TEXT_DEFAULTS, **defaults})
+    params.check_vocabulary(thinker.config.text_config.vocab_size)
+    if options.num_return_sequences > 1 and not params.do_sample:
+        raise InputError(
+            f"num_return_sequences is {options.num_return_sequences}, but greedy decoding has one answer; add do_sample=True"
+        )
+    return Request(inputs, params, options)
+
+
+def _settings(config: Any) -> dict:
+    """What a generation config says: one of transformers' or of ours, a mapping, or None."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        read = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+        if read is None:
+            raise InputError(f"generation_config is {config!r}, expected a GenerationConfig or a dict")
+        config = read()
+    known = (*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *NEEDED, *MEANINGLESS)
+    say_ignored([name for name in _said(config) if name not in known and not name.startswith("_")], "generation_config")
+    return {name: value for name, value in _said(config).items() if name in known}
+
+
+def _said(kwargs: Mapping) -> dict:
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+# -- model inputs ----------------------------------------------------------------------------------------------------
+
+
+def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
+    """Removes the model inputs from kwargs and returns them, ids and mask as arrays `[B, T]`, padding on the left.
+
+    Raises `InputError` without ids or embeddings, and for ids and masks that fit neither the model nor each other.
+    """
+    ids = _same("input_ids", "inputs", kwargs)
+    inputs = {name: kwargs.pop(name, None) for name in MODEL_INPUTS}
+    inputs = {name: value for name, value in {**inputs, "input_ids": ids}.items() if value is not None}
+    if "input_ids" not in inputs and "inputs_embeds" not in inputs:
+        raise InputError("generate needs input_ids; pass the processor's outputs: generate(**inputs)")
+    for name in {"input_ids", "attention_mask"} & inputs.keys():
+        try:
+            inputs[name] = host_array(inputs[name])
+        except ValueError:
+            raise InputError(f"{name} must be one array [batch, tokens]; its rows differ in length, so pad them") from None
+    shape = tuple(getattr(inputs.get("inputs_embeds"), "shape", ()))[:2]
+    if "input_ids" in inputs:
+        check_ids(inputs["input_ids"], thinker_config.text_config.vocab_size)
+        if shape and shape != inputs["input_ids"].shape:
+            raise InputError(f"inputs_embeds {list(shape)} and input_ids {list(inputs['input_ids'].shape)} differ in [B, T]")
+        shape = inputs["input_ids"].shape
+    elif len(getattr(inputs["inputs_embeds"], "shape", ())) != 3:
+        raise InputError("inputs_embeds must be of shape [batch, tokens, features]")
+    if "attention_mask" in inputs:
+        _check_mask(inputs, shape)
+    return inputs
+
+
+def _check_mask(inputs: dict, shape: tuple) -> None:
+    mask = inputs["attention_mask"]
+    if mask.shape != shape:
+        raise InputError(f"input_ids {list(shape)} and attention_mask {list(mask.shape)} must be [batch, tokens] both")
+    valid = mask == 1
+    if not valid.any(axis=1).all():
+        raise InputError("attention_mask leaves a row without any token")
+    if valid[:, -1].all():
+        return
+    if inputs.keys() & {"inputs_embeds", "position_ids"}:
+        raise InputError("attention_mask has padding on the right; put it on the left, so that the last token is the newest")
+    ids = inputs["input_ids"].copy()
+    for row, line in enumerate(valid):
+        turn = shape[1] - 1 - np.flatnonzero(line)[-1]
+        ids[row], valid[row] = np.roll(ids[row], turn), np.roll(line, turn)
+    inputs["input_ids"], inputs["attention_mask"] = ids, valid.astype(mask.dtype)
+
+
+# -- the text --------------------------------------------------------------------------------------------------------
+
+
+def take_prefixed(kwargs: dict, prefix: str) -> dict:
+    """Removes `prefix*` from kwargs and returns them without the prefix."""
+    names = [name for name in kwargs if name.startswith(prefix)]
+    return {name[len(prefix) :]: kwargs.pop(name) for name in names}
+
+
+def _same(name: str, other: str, kwargs: dict) -> Any:
+    """The value of an argument that has two names."""
+    values = [value for value in (kwargs.pop(name, None), kwargs.pop(other, None)) if value is not None]
+    if len(values) == 2:
+        raise InputError(f"got both {name} and {other}, which mean the same; pass one of them")
+    return values[0] if values else None
+
+
+def _merge_text(prefixed: dict, plain: dict) -> dict:
+    """Options of the text: `thinker_*` and unprefixed names mean the same; saying both differently is an error."""
+    for name in prefixed.keys() & plain.keys():
+        same = prefixed[name] is plain[name] or (
+            not isinstance(prefixed[name], np.ndarray) and prefixed[name] == plain[name]
+        )
+        if not same:
+            raise InputError(f"got both thinker_{name}={prefixed[name]!r} and {name}={plain[name]!r}; pass one of them")
+    return {**plain, **prefixed}
+
+
+def sampling_params(kwargs: dict, what: str, **defaults: Any) -> SamplingParams:
+    """`SamplingParams` from kwargs over defaults (None: the default); raises `InputError` for names it does not know."""
+    unknown = [name for name in kwargs if name not in NAMES]
+    if unknown:
+        raise InputError("; ".join(_unknown(name, what) for name in unknown))
+    return SamplingParams(**{**defaults, **_said(kwargs)})
+
+
+def _unknown(name: str, what: str) -> str:
+    known = (*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *MODEL_INPUTS)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it knows {', '.join(NAMES)}"
+    return f"{what} has no argument {name!r}; {hint}"
+
+
+# -- speech ----------------------------------------------------------------------------------------------------------
+
+
+def _wants_audio(model, kwargs: dict, given: bool) -> bool:
     mode, wanted = kwargs.pop("generation_mode", None), kwargs.pop("return_audio", None)
     if mode not in (None, "text", "audio"):
         raise InputError(f"generation_mode is {mode!r}, expected 'text' or 'audio'")
+    if wanted is not None:
+        wanted = truth("return_audio", wanted)
+    if mode is not None and wanted is not None and wanted != (mode == "audio"):
+        raise InputError(f"generation_mode is {mode!r}, but return_audio is {wanted}; pass one of them")
     if wanted is None and mode is not None:
-        wanted = mode != "text"
+        wanted = mode == "audio"
     if (wanted or given) and not model.has_talker:
         raise InputError(
             "this model has no talker: a Thinking or Captioner checkpoint answers in text only; a model loaded "
             "with enable_audio_output=False gets its talker by enable_talker()"
         )
-    return model.has_talker if wanted is None else bool(wanted)
+    return model.has_talker if wanted is None else wanted
 
 
-def _merge_text(prefixed, plain):
-    """Sampling of the text: `thinker_*` and unprefixed names mean the same; saying both differently is an error."""
-    for name in prefixed.keys() & plain.keys():
-        if prefixed[name] != plain[name]:
-            raise InputError(f"got both thinker_{name}={prefixed[name]!r} and {name}={plain[name]!r}; pass one of them")
-    return {**plain, **prefixed}
-
-
-def _speech(model, speaker, talker, predictor, vocoder):
-    config = model.config.talker_config
-    speaker_id = speaker_code(config, DEFAULT_SPEAKER if speaker is None else speaker)
-    vocabulary = config.text_config.vocab_size
-    tail = range(max(vocabulary - SUPPRESSED_TAIL, 0), vocabulary)
-    talker.setdefault("eos_token_id", config.codec_eos_token_id)
-    ends = as_ids("talker_eos_token_id", talker["eos_token_id"])
-    suppressed = [token for token in tail if token not in ends]  # no other special is a code that can be spoken
-    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, suppress_tokens=suppressed)
-    code.check_vocabulary(vocabulary)
+def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: dict) -> SpeechParams | None:
+    """How to speak, checked whether or not there will be speech; None for a model without a talker (config None)."""
+    speaker_id = vocabulary = None
+    for name, options in (("talker", talker), ("predictor", predictor)):
+        take_neutral(options, name)
+        options.pop("use_cache", None)
+        unwanted = [key for key in RESULT_OPTIONS if options.pop(key, None) not in (None, False)]
+        if unwanted:
+            raise InputError(f"{name}_{unwanted[0]} is not to be had: speech is returned as sound")
+    if config is not None:
+        speaker_id = speaker_code(config, DEFAULT_SPEAKER if speaker is None else speaker)
+        vocabulary = config.text_config.vocab_size
+        tail = range(max(vocabulary - SUPPRESSED_TAIL, 0), vocabulary)
+        if talker.get("eos_token_id") is None:
+            talker["eos_token_id"] = config.codec_eos_token_id
+        ends = SamplingParams(eos_token_id=talker["eos_token_id"]).eos_token_id
+        suppressed = [token for token in tail if token not in ends]  # no other special is a code that can be spoken
+    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **({"suppress_tokens": suppressed} if config else {}))
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:
         raise InputError(
             f"predictor_{unknown[0]} is unknown; the code predictor's fixed loop takes "
             + ", ".join(f"predictor_{name}" for name in PREDICTOR_OPTIONS)
         )
-    rest = sampling_params(predictor, "predictor", do_sample=code.do_sample, **PREDICTOR_DEFAULTS)
-    return SpeechParams(speaker_id, code, rest, _chunk_frames(vocoder))
+    rest = sampling_params(predictor, "predictor", **{**PREDICTOR_DEFAULTS, "do_sample": code.do_sample})
+    frames = _chunk_frames(vocoder)
+    if config is None:
+        return None
+    code.check_vocabulary(vocabulary)
+    return SpeechParams(speaker_id, code, rest, frames)
 
 
-def _chunk_frames(vocoder):
-    frames = vocoder.pop("chunk_frames", CHUNK_FRAMES)
+def _chunk_frames(vocoder: dict) -> tuple:
+    frames = vocoder.pop("chunk_frames", None)
+    meaningless = [name for name in VOCODER_MEANINGLESS if vocoder.pop(name, None) is not None]
+    say_ignored([f"token2wav_{name}" for name in meaningless], "generate (speech is the same in pieces of any size)")
     if vocoder:
         raise InputError(f"token2wav_{next(iter(vocoder))} is unknown; the vocoder's one option is token2wav_chunk_frames")
-    frames = tuple(np.atleast_1d(frames).tolist())
+    frames = CHUNK_FRAMES if frames is None else tuple(np.atleast_1d(frames).tolist())
     if not frames or any(not isinstance(n, int) or n < 1 for n in frames):
         raise InputError(f"token2wav_chunk_frames is {frames!r}, expected frame counts of at least 1")
     return frames
 
 
-def _check_prompt(model, inputs):
-    ids, config = host_array(inputs["input_ids"]), model.config
-    valid = valid_tokens(ids, inputs.get("attention_mask"))
-    if ids.ndim != 2 or ids.shape != valid.shape:
-        raise InputError(f"input_ids {list(ids.shape)} and attention_mask {list(valid.shape)} must be [batch, tokens] both")
-    if not user_mask(ids, valid, config).any(axis=1).all():
+def _check_prompt(model, inputs: dict) -> None:
+    ids, config = inputs["input_ids"], model.config
+    if not user_mask(ids, valid_tokens(ids, inputs.get("attention_mask")), config).any(axis=1).all():
         raise InputError("the prompt has no user turn, and the talker speaks to a user; add a message with role 'user'")
     assistant_turns(ids, config.im_start_token_id, config.assistant_token_id)

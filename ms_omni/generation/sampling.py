@@ -1,21 +1,29 @@
-"""Choosing the next token on the host: penalties, masks, temperature, top-k, top-p, seeds.
+"""Choosing the next token on the host: what may be asked for, and a sampler per row that does it.
 
-The order of the steps is the one of transformers' `generate`: repetition penalty, minimum length, suppressed tokens,
-then, when sampling, temperature, top-k, top-p.
+The steps and their order are in `logits.py`.
 """
 
 import math
+import sys
+from collections import Counter
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from .logits import ADJUSTMENTS, FILTERS, softmax
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one autoregressive loop picks its tokens. Lengths count new tokens; eos_token_id may be several ids."""
+    """How one autoregressive loop picks its tokens; names and meanings as in transformers' `GenerationConfig`.
+
+    Lengths count new tokens. eos_token_id may be several ids, and -1 or [] means none. temperature 0 is greedy. bad_words_ids:
+    sequences of ids; sequence_bias: `{ids: bias}`. presence_penalty and frequency_penalty (as OpenAI's) count new tokens.
+    Raises `InputError` that names the field, what was got and what is expected.
+    """
 
     max_new_tokens: int = 1024
     min_new_tokens: int = 0
@@ -23,151 +31,283 @@ class SamplingParams:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    top_h: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple = ()
+    sequence_bias: tuple = ()
     suppress_tokens: tuple = ()
+    begin_suppress_tokens: tuple = ()
+    forced_eos_token_id: tuple = ()
+    exponential_decay_length_penalty: tuple = ()
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     eos_token_id: tuple = ()
     pad_token_id: int | None = None
     seed: int | None = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "eos_token_id", as_ids("eos_token_id", self.eos_token_id))
-        object.__setattr__(self, "suppress_tokens", as_ids("suppress_tokens", self.suppress_tokens))
-        object.__setattr__(self, "top_k", 0 if self.top_k is None else self.top_k)
-        object.__setattr__(self, "top_p", 1.0 if self.top_p is None else self.top_p)
-        checks = (
-            ("max_new_tokens", _whole(self.max_new_tokens, 1), "an integer of at least 1"),
-            ("min_new_tokens", _whole(self.min_new_tokens, 0), "an integer of at least 0"),
-            ("temperature", _positive(self.temperature), "a number above 0 (use do_sample=False for greedy decoding)"),
-            ("top_k", _whole(self.top_k, 0), "an integer of at least 0 (0: no limit)"),
-            ("top_p", _positive(self.top_p) and self.top_p <= 1, "a number in (0, 1]"),
-            ("repetition_penalty", _positive(self.repetition_penalty), "a number above 0 (1: none)"),
-            ("pad_token_id", self.pad_token_id is None or _whole(self.pad_token_id, 0), "a token id"),
-            ("seed", self.seed is None or _whole(self.seed, 0), "an integer of at least 0, or None for another every time"),
+    def __post_init__(self) -> None:
+        for name in ("eos_token_id", "pad_token_id"):  # transformers' tests write -1 for "none"
+            if isinstance(getattr(self, name), (int, np.integer)) and getattr(self, name) == -1:
+                self._set(name, None)
+        for name in ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+            ids = getattr(self, name)
+            none = name == "eos_token_id" and isinstance(ids, (list, tuple)) and list(ids) == [-1]
+            self._set(name, () if none else as_ids(name, ids))
+        self._set("bad_words_ids", tuple(_sequence("bad_words_ids", ids) for ids in _several("bad_words_ids", self)))
+        self._set("sequence_bias", _biases(self.sequence_bias))
+        decay = self.exponential_decay_length_penalty
+        self._set(
+            "exponential_decay_length_penalty", tuple(decay) if isinstance(decay, list) else () if decay is None else decay
         )
-        for name, good, expected in checks:
-            if not good:
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.name not in ("top_h", "pad_token_id", "seed"):
+                self._set(field.name, field.default)
+        for name, (good, expected) in CHECKS.items():
+            if not good(getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
+            )
+        if np.float32(self.temperature) == 0:
+            self._set("do_sample", False)
+            self._set("temperature", 1.0)
+        for name in ("do_sample", "remove_invalid_values", "renormalize_logits"):
+            self._set(name, bool(getattr(self, name)))
 
-    def check_vocabulary(self, vocab_size):
-        """Raises `InputError` for ids that a vocabulary of this size does not have."""
-        for name in ("eos_token_id", "suppress_tokens", "pad_token_id"):
-            beyond = [token for token in as_ids(name, getattr(self, name)) if token >= vocab_size]
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises `InputError` for ids that a vocabulary of this size does not have, and when none is left to choose."""
+        named = {name: getattr(self, name) for name in ID_FIELDS}
+        named["pad_token_id"] = as_ids("pad_token_id", self.pad_token_id)
+        named["bad_words_ids"] = [token for ids in self.bad_words_ids for token in ids]
+        named["sequence_bias"] = [token for ids, _ in self.sequence_bias for token in ids]
+        for name, ids in named.items():
+            beyond = [token for token in ids if token >= vocab_size]
             if beyond:
                 raise InputError(f"{name} holds {beyond[:5]}, but the vocabulary has {vocab_size} tokens")
+        if len(set(self.suppress_tokens)) == vocab_size:
+            raise InputError(f"suppress_tokens holds all {vocab_size} tokens of the vocabulary, so none is left to choose")
 
     @property
-    def pad_id(self):
+    def pad_id(self) -> int:
         """The id that fills rows which ended early: pad_token_id, else the first eos id, else 0."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_token_id or (0,))[0]
 
 
 NAMES = tuple(field.name for field in fields(SamplingParams))
+ID_FIELDS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
 
 
-def as_ids(name, value):
+def as_ids(name: str, value: Any) -> tuple[int, ...]:
     """An id, several ids or None as a tuple of ints."""
-    values = () if value is None else np.atleast_1d(np.asarray(value, dtype=object)).tolist()
-    if not all(_whole(v, 0) for v in values):
-        raise InputError(f"{name} is {value!r}, expected a token id or a list of token ids")
+    try:
+        value = value.asnumpy() if hasattr(value, "asnumpy") else value
+        values = () if value is None else np.atleast_1d(np.asarray(value, dtype=object)).tolist()
+        if not all(_whole(v, 0) for v in values):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(f"{name} is {value!r}, expected a token id or a list of token ids") from None
     return tuple(int(v) for v in values)
 
 
-def _whole(value, low):
+def _several(name: str, params: SamplingParams) -> list:
+    value = getattr(params, name)
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise InputError(f"{name} is {value!r}, expected a list of lists of token ids")
+    return list(value or ())
+
+
+def _sequence(name: str, ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, (list, tuple)) or not ids:
+        raise InputError(f"{name} holds {ids!r}, expected a list of token ids with at least one")
+    return as_ids(name, ids)
+
+
+def _biases(value: Any) -> tuple:
+    """`{(ids): bias}`, or transformers' `[[[ids], bias], ...]`, as pairs."""
+    pairs = list(value.items()) if isinstance(value, dict) else value or ()
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and _number(pair[1], -math.inf) for pair in pairs
+    ):
+        raise InputError(f"sequence_bias is {value!r}, expected {{(id, ...): number}} or a list of [[id, ...], number]")
+    return tuple((_sequence("sequence_bias", ids), float(bias)) for ids, bias in pairs)
+
+
+def _whole(value: Any, low: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low
 
 
-def _positive(value):
-    return isinstance(value, Real) and 0 < value < math.inf
+def _number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, Real) and low <= value <= high and math.isfinite(value)
+
+
+def _positive(value: Any, high: float = math.inf) -> bool:
+    return _number(value, 0, high) and value > 0
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, (bool, int, np.bool_)) and value in (True, False)
+
+
+def _decay(value: Any) -> bool:
+    return value == () or (isinstance(value, tuple) and len(value) == 2 and _whole(value[0], 0) and _positive(value[1]))
+
+
+def _integer(low: int, note: str = "") -> tuple:
+    return (lambda value: _whole(value, low)), f"an integer of at least {low}{note}"
+
+
+_share = (lambda value: _positive(value, 1)), "a number in (0, 1]"
+_cutoff = (lambda value: _number(value, 0) and value < 1), "a number in [0, 1) (0: none)"
+_finite = (lambda value: _number(value, -math.inf)), "a number (0: none)"
+_bool = _truth, "True or False"
+CHECKS = {
+    "max_new_tokens": _integer(1),
+    "min_new_tokens": _integer(0),
+    "do_sample": _bool,
+    "temperature": ((lambda value: _number(value, 0)), "a number of at least 0 (0: greedy)"),
+    "top_k": _integer(0, " (0: no limit)"),
+    "top_p": _share,
+    "min_p": ((lambda value: _number(value, 0, 1)), "a number in [0, 1] (0: none)"),
+    "top_h": ((lambda value: value is None or _positive(value, 1)), "a number in (0, 1], or None"),
+    "typical_p": _share,
+    "epsilon_cutoff": _cutoff,
+    "eta_cutoff": _cutoff,
+    "repetition_penalty": (_positive, "a number above 0 (1: none)"),
+    "presence_penalty": _finite,
+    "frequency_penalty": _finite,
+    "no_repeat_ngram_size": _integer(0, " (0: any may repeat)"),
+    "exponential_decay_length_penalty": (_decay, "(new tokens from which it counts, factor above 0)"),
+    "remove_invalid_values": _bool,
+    "renormalize_logits": _bool,
+    "pad_token_id": ((lambda value: value is None or _whole(value, 0)), "a token id"),
+    "seed": ((lambda value: value is None or _whole(value, 0)), "an integer of at least 0, or None for another every time"),
+}
+
+
+class RowSampler:
+    """What one row chooses by: its parameters, a random stream of its own, and what was said so far.
+
+    history: ids of prompt and text; seen: each of them once; counts: how often each new one came; new: how many there are.
+    """
+
+    def __init__(self, params: SamplingParams, stream: np.random.Generator | None, prompt: Any = ()):
+        self.params, self.stream, self.new = params, stream, 0
+        self.history = np.asarray(prompt, np.int64).tolist()
+        self.seen = np.unique(np.array(self.history, np.int64))
+        self.counts = Counter()
+        self.adjustments = [step for maker in ADJUSTMENTS if (step := maker(self)) is not None]
+        self.filters = [step for maker in FILTERS if (step := maker(self)) is not None] if params.do_sample else []
+
+    def ends_with(self, ids: tuple[int, ...]) -> bool:
+        """Whether the text so far ends with these ids."""
+        return not ids or tuple(self.history[-len(ids) :]) == ids
+
+    def note(self, token: int) -> None:
+        """Remembers the token that a step ended with."""
+        self.new += 1
+        if self.adjustments:
+            self.history.append(token)
+            if token not in self.counts and token not in self.seen:
+                self.seen = np.append(self.seen, token)
+            self.counts[token] += 1
+
+    def filtered(self, scores: np.ndarray) -> np.ndarray:
+        """Scores `[V]` that sampling draws from, -inf for what may not be drawn."""
+        for step in self.filters:
+            scores = step(scores)
+        return scores
+
+    def draw(self, scores: np.ndarray) -> int:
+        """A token drawn from scores `[V]`."""
+        ids = np.flatnonzero(scores > -np.inf)
+        return int(ids[draw(softmax(scores[ids]), self.stream)])
 
 
 class Sampler:
-    """Draws one token per row and step. Each row has a random stream of its own, so batches do not change results."""
+    """The samplers of a loop's rows. Each has a random stream of its own, so batches do not change results."""
 
-    def __init__(self, params, batch_size, vocab_size, prompt=None, valid=None):
-        """prompt int `[B, T]` and valid bool `[B, T]`: the history that the repetition penalty starts from."""
-        self.params = params
-        self.steps = 0
-        self.streams = row_streams(params.seed, batch_size)
-        self.seen = np.zeros((batch_size, vocab_size), bool) if params.repetition_penalty != 1 else None
+    def __init__(self, params: SamplingParams, batch_size: int, vocab_size: int, prompt: Any = None, valid: Any = None):
+        """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from."""
         params.check_vocabulary(vocab_size)
-        if self.seen is not None and prompt is not None:
-            for row, ids in enumerate(prompt):
-                self.seen[row, ids if valid is None else ids[valid[row]]] = True
+        self.params = params
+        prompts = [()] * batch_size if prompt is None else prompt if valid is None else map(np.extract, valid, prompt)
+        streams = row_streams(params.seed, batch_size) if params.do_sample else [None] * batch_size
+        self.rows = [RowSampler(params, *row) for row in zip(streams, prompts)]
 
-    def __call__(self, logits):
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
         """logits float32 `[B, V]` -> tokens int64 `[B]`."""
-        tokens = self.choose(self.adjust(logits))
+        tokens = self.choose(self.filter(self.adjust(logits)))
         self.note(tokens)
         return tokens
 
-    def choose(self, scores):
-        """One token int64 `[B]` per row of adjusted scores `[B, V]`."""
-        if not self.params.do_sample:
-            return scores.argmax(axis=-1).astype(np.int64)
-        rows = zip(self.probabilities(scores), self.streams)
-        return np.array([draw(probabilities, stream) for probabilities, stream in rows], np.int64)
-
-    def note(self, tokens):
-        """Remembers the tokens `[B]` that a step ended with."""
-        if self.seen is not None:
-            self.seen[np.arange(len(tokens)), tokens] = True
-        self.steps += 1
-
-    def adjust(self, logits, first=0):
+    def adjust(self, logits: np.ndarray, first: int = 0) -> np.ndarray:
         """Penalties and masks that also hold for greedy decoding; logits `[B, n]` are those of the ids from `first` on."""
-        params, scores, width = self.params, logits, logits.shape[1]
-        if self.seen is not None:
-            penalty = np.float32(params.repetition_penalty)
-            penalised = np.where(scores < 0, scores * penalty, scores / penalty)
-            scores = np.where(self.seen[:, first : first + width], penalised, scores)
-        banned = params.suppress_tokens + (params.eos_token_id if self.steps < params.min_new_tokens else ())
-        banned = [token - first for token in banned if first <= token < first + width]
-        if banned:
-            scores = scores.copy() if scores is logits else scores
-            scores[:, banned] = -np.inf
+        if not self.rows[0].adjustments:
+            return logits
+        scores = logits.copy()
+        for row, line in zip(self.rows, scores):
+            for step in row.adjustments:
+                step(line, first)
         return scores
 
-    def probabilities(self, scores):
-        """The distribution `[B, V]` float64 that sampling draws from."""
-        params = self.params
-        scores = scores / np.float32(params.temperature)
-        if 0 < params.top_k < scores.shape[-1]:
-            scores = keep_top_k(scores, params.top_k)
-        if params.top_p < 1:
-            scores = keep_top_p(scores, params.top_p)
-        return softmax(scores)
+    def filter(self, scores: np.ndarray) -> np.ndarray:
+        """Adjusted scores `[B, V]` -> those that are chosen from."""
+        if self.rows[0].filters:
+            scores = np.stack([row.filtered(line) for row, line in zip(self.rows, scores)])
+        if self.params.renormalize_logits:
+            scores = scores - scores.max(-1, keepdims=True)
+            scores = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+        return scores
+
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """One token int64 `[B]` per row of scores `[B, V]`. Raises `InputError` where there is nothing to choose from."""
+        best = scores.argmax(axis=-1).astype(np.int64)
+        largest = scores[np.arange(len(best)), best]
+        if np.isnan(largest).any():
+            raise InputError(
+                "the logits hold NaN: the model's inputs or weights do; look at pixel values and sound features"
+            )
+        if (largest == -np.inf).any():
+            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
+        if not self.params.do_sample:
+            return best
+        return np.array([row.draw(line) for row, line in zip(self.rows, scores)], np.int64)
+
+    def note(self, tokens: np.ndarray) -> None:
+        """Remembers the tokens `[B]` that a step ended with."""
+        for row, token in zip(self.rows, tokens.tolist()):
+            row.note(token)
 
 
-def row_streams(seed, batch_size, purpose=0):
-    """A random generator per row, the same for the same seed (None: a fresh one), row and purpose."""
-    seed = seed if seed is not None else np.random.SeedSequence().entropy
+def row_streams(seed: int | None, batch_size: int, purpose: int = 0) -> list[np.random.Generator]:
+    """A random generator per row, the same for the same seed (None: see `fresh_seed`), row and purpose."""
+    seed = fresh_seed() if seed is None else seed
     return [np.random.default_rng([seed, row, purpose]) for row in range(batch_size)]
 
 
-def softmax(scores):
-    """Softmax of the last axis in float64."""
-    scores = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
-    return scores / scores.sum(axis=-1, keepdims=True)
+def fresh_seed() -> int:
+    """A seed for a request that names none: another one every time, but the same series after `mindspore.set_seed`.
+
+    `set_seed` seeds numpy's global generator; it is read only then.
+    """
+    mindspore = sys.modules.get("mindspore")
+    if mindspore is not None and mindspore.get_seed() is not None:
+        return int(np.random.randint(2**31))
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def keep_top_k(scores, k):
-    """All but the k largest of each row (ties with the k-th stay) become -inf."""
-    threshold = np.partition(scores, -k, axis=-1)[:, -k, None]
-    return np.where(scores < threshold, -np.inf, scores)
-
-
-def keep_top_p(scores, p):
-    """Keeps the smallest set of tokens whose probability reaches p, at least one (Holtzman et al. 2020)."""
-    order = np.argsort(scores, axis=-1, kind="stable")  # ascending
-    total = np.cumsum(softmax(np.take_along_axis(scores, order, -1)), axis=-1)
-    drop = total <= 1 - p
-    drop[:, -1] = False
-    removed = np.zeros_like(drop)
-    np.put_along_axis(removed, order, drop, axis=-1)
-    return np.where(removed, -np.inf, scores)
-
-
-def draw(probabilities, stream):
+def draw(probabilities: np.ndarray, stream: np.random.Generator) -> int:
     """One index, by inversion of the cumulative distribution."""
     total = np.cumsum(probabilities)
     return int(np.searchsorted(total, stream.random() * total[-1], side="right"))

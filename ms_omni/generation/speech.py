@@ -7,7 +7,6 @@ sound does not wait for the whole answer.
 """
 
 import time
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -18,17 +17,7 @@ from .detokenize import IncrementalDecoder
 from .frames import codec_frames
 from .hand_over import TextHandOver, assistant_turns
 from .text import TextGeneration
-from .waves import CHUNK_FRAMES, AudioChunker
-
-
-@dataclass(frozen=True)
-class SpeechParams:
-    """How an answer is spoken: codec id of the speaker, sampling of code 0 and of the other codes, frames per chunk."""
-
-    speaker_id: int
-    talker: object
-    predictor: object
-    chunk_frames: tuple = CHUNK_FRAMES
+from .waves import AudioChunker
 
 
 class OmniStream:
@@ -54,26 +43,14 @@ class OmniStream:
 
 
 class Answer:
-    """The work behind an `OmniStream`: `events()` does it. scores: the logits float32 `[B, V]` of each step so far, if the
-    request wants them.
-    """
+    """The work behind an `OmniStream`: `events()` does it; afterwards `text.result` has the text."""
 
     def __init__(self, model, request):
         self.started = time.perf_counter()
         self.model, self.inputs, self.speech, self.given = model, request.inputs, request.speech, request.given
         listen = None if request.speech is None else model.config.talker_config.accept_hidden_layer
-        self.scores = () if request.output.get("output_scores") else None
-        model.thinker.accord.begin(
-            request.inputs,
-            request.text,
-            request.speech,
-            request.given,
-            self.scores,
-            request.stopping and request.stopping.strings,
-        )
-        self.text = TextGeneration(
-            model.thinker, request.inputs, request.text, listen, request.stopping, whole_logits=self.scores is not None
-        )
+        model.thinker.accord.begin(request.inputs, request.text, request.speech, request.given, request.options.described())
+        self.text = TextGeneration(model.thinker, request.inputs, request.text, listen, request.options)
         self.tokens, self.active, self.fresh = [], [], []
         self.batch = len(self.text.prompt_ids)
         speech = request.speech
@@ -109,7 +86,6 @@ class Answer:
             self.first_text_s = self.first_text_s or self._clock()
             self.tokens.append(step.token)
             self.active.append(step.active)
-            self.scores = self.scores if self.scores is None else (*self.scores, step.logits)
             self.fresh.append(TextDelta(step.token, step.active, self._text(step)))
             yield step
 

@@ -15,6 +15,7 @@ from mindspore import Tensor
 
 from ..modeling import ops
 from ..modeling.positions import get_rope_index, media_runs
+from .hand_over import user_mask
 
 ROLE_ROWS = 3
 OPENING_ROWS = 9
@@ -28,15 +29,6 @@ class TalkerPrompt:
     valid: np.ndarray
     positions: np.ndarray
     following: np.ndarray
-
-
-def user_mask(ids, valid, config):
-    """Which tokens belong to a user turn, bool `[B, T]`: from `<|im_start|>user` to the next `<|im_start|>`."""
-    at = np.where(ids == config.im_start_token_id, np.arange(ids.shape[1]), -1)
-    opened = np.maximum.accumulate(at, axis=1)
-    role_at = np.minimum(opened + 1, ids.shape[1] - 1)
-    role = np.take_along_axis(ids, role_at, axis=1)
-    return (opened >= 0) & (role == config.user_token_id) & valid
 
 
 def build_prompt(model, prompt, media, hand_over, speaker_id):

@@ -1,35 +1,41 @@
 """The text loop: prompt in, one token per row and step out."""
 
+import time
 from contextlib import ExitStack
 
 import numpy as np
 
+from ..answers import TextIds
+from ..arrays import HostArray
+from ..errors import InputError
 from ..modeling.packing import host_array, valid_tokens
-from ..outputs import PromptStates, ThinkerStep
+from ..outputs import GenerateOutput, PromptStates, ThinkerStep
+from .options import TextOptions
 
 
 class TextGeneration:
     """Iterator over `ThinkerStep`s; the first step reads the prompt.
 
     inputs: arguments of the thinker (arrays of one processor call). listen: index of the hidden state that a talker
-    wants; `prompt` then holds a `PromptStates` after the first step. stopping: optional function from the tokens
-    generated so far, int `[B, n]`, to bool `[B]`. whole_logits: the steps' logits are wanted, of the whole vocabulary.
-    `close()` (or exhaustion) gives the cache back.
-    thinker: whatever has `read(batch_size)`, a context manager around a reader (`reader.py`), and an `accord`.
+    wants; `prompt` then holds a `PromptStates` after the first step. `close()` (or exhaustion) gives the cache back.
+    thinker: whatever has `read(batch_size, cache)`, a context manager around a reader (`reader.py`), and an `accord`.
     """
 
-    def __init__(self, thinker, inputs, params, listen=None, stopping=None, whole_logits=False):
+    def __init__(self, thinker, inputs, params, listen=None, options=TextOptions()):
         self.thinker = thinker
         self.accord = thinker.accord
-        self.whole_logits = whole_logits
         self.inputs = dict(inputs)
         self.params = params
-        self.stopping = stopping
+        self.options = options
         self.listen = listen
         self.prompt = None
         self.reader = None
-        self.prompt_ids = host_array(inputs["input_ids"])
-        self.valid = valid_tokens(self.prompt_ids, inputs.get("attention_mask"))
+        self.cache = options.past_key_values
+        self.prompt_ids, self.valid = prompt_of(inputs)
+        self.prompt_ids, self.valid = (
+            array.repeat(options.num_return_sequences, axis=0) for array in (self.prompt_ids, self.valid)
+        )
+        self.scores, self.logits, self.hidden_states = [], [], []
         self._lent = ExitStack()
         self._steps = self._run()
 
@@ -44,6 +50,20 @@ class TextGeneration:
         self._steps.close()
         self._give_back()  # `read_prompt` may have been all that was asked for
 
+    def result(self, tokens):
+        """Prompt and tokens int64 `[B, n]`, or a `GenerateOutput` with what else was asked for."""
+        ids = TextIds.of(np.concatenate([self.prompt_ids.astype(np.int64), tokens], axis=1))
+        options = self.options
+        if not options.return_dict_in_generate:
+            return ids
+        return GenerateOutput(
+            ids,
+            scores=tuple(self.scores) if options.output_scores else None,
+            logits=tuple(self.logits) if options.output_logits else None,
+            hidden_states=tuple(self.hidden_states) if options.output_hidden_states else None,
+            past_key_values=self.cache,
+        )
+
     def _give_back(self):
         self._lent.close()
         self.reader = None
@@ -55,47 +75,121 @@ class TextGeneration:
             self._give_back()
 
     def _loop(self, logits):
-        batch = len(logits)
+        batch, started = len(logits), time.perf_counter()
         vocabulary = self.thinker.config.text_config.vocab_size
         params = self.accord.params(self.params)
-        sampler = self.accord.sampler(params, batch, vocabulary, self.prompt_ids, self.valid)
+        known = self.prompt_ids.shape == self.valid.shape  # not so for embeddings without ids
+        prompt = (self.prompt_ids, self.valid) if known else ()
+        sampler = self.accord.sampler(params, batch, vocabulary, *prompt)
         active = np.ones(batch, bool)
         tokens = np.empty((batch, 0), np.int64)
         while True:
-            if self.whole_logits:
+            if self.options.whole_logits:
                 logits = self.accord.whole(logits)
-            token = np.where(active, self.accord.choose(sampler, logits, split=True), self.params.pad_id)
+            chosen, scores = self.accord.choose(sampler, logits, self._processing(tokens), split=True)
+            self._keep(logits, scores)
+            token = np.where(active, chosen, self.params.pad_id)
             tokens = np.concatenate([tokens, token[:, None]], axis=1)
-            counted, active = active, active & ~self._ended(tokens)
+            counted, active = active, active & ~self._ended(tokens, started)
             last = not active.any() or tokens.shape[1] == self.params.max_new_tokens
             yield ThinkerStep(token, counted, logits, last)
             if last:
                 return
-            logits = self.reader.token(token)
+            logits, states = self.reader.token(token, self.options.output_hidden_states)
+            self._keep_states(states)
 
     def read_prompt(self):
         """Runs the prompt; sets `prompt` for a talker and returns the logits float32 `[B, V]` of the first new token."""
-        self.reader = self._lent.enter_context(self.thinker.read(len(self.prompt_ids)))
-        logits, states = self.reader.prompt(self.inputs, self._wanted_states())
+        copies = self.options.num_return_sequences
+        rows = len(self.prompt_ids)
+        if self.cache is None and self.options.keep_cache:
+            self.cache = self.thinker.model.new_cache(rows, 1)
+        if copies == 1:
+            self.reader = self._lent.enter_context(self.thinker.read(rows, self.cache))
+            logits, states = self.reader.prompt(self.inputs, self._wanted_states())
+        else:
+            with self.thinker.read(rows // copies) as single:
+                logits, states = single.prompt(self.inputs, self._wanted_states())
+                self.reader = self._lent.enter_context(self.thinker.read(rows, self.cache))
+                self.reader.take(single, copies)
+            logits = logits.repeat(copies, axis=0)
+        self._keep_states(states)
         if self.listen is not None:
             self.prompt = PromptStates(self.prompt_ids, self.valid, states[0], states[self.listen])
         return logits
 
     def _wanted_states(self):
+        if self.options.output_hidden_states:
+            return True
         return False if self.listen is None else (0, self.listen)
 
-    def _ended(self, tokens):
-        ended = np.isin(tokens[:, -1], self.params.eos_token_id)
-        return ended if self.stopping is None else self.accord.agree(ended | self.stopping(tokens))
+    def _keep(self, logits, scores):
+        if self.options.output_scores:
+            self.scores.append(HostArray.of(scores))
+        if self.options.output_logits:
+            self.logits.append(HostArray.of(logits))
+
+    def _keep_states(self, states):
+        if self.options.output_hidden_states:
+            rows = len(self.prompt_ids)
+            states = [host_array(state) for state in states]
+            self.hidden_states.append(tuple(HostArray.of(x.repeat(rows // len(x), axis=0)) for x in states))
+
+    def _sequences(self, tokens):
+        return HostArray.of(np.concatenate([self.prompt_ids, tokens], axis=1))
+
+    def _processing(self, tokens):
+        """The function that the caller's processors of logits make of scores `[B, V]`, or None without any."""
+        if not self.options.logits_processor:
+            return None
+        sequences = self._sequences(tokens)
+
+        def process(scores):
+            shape = scores.shape
+            for processor in self.options.logits_processor:
+                scores = processor(sequences, HostArray.of(np.array(scores)))
+                if getattr(scores, "shape", None) != shape:
+                    raise InputError(
+                        f"the logits processor {processor!r} returned {type(scores).__name__} of shape "
+                        f"{getattr(scores, 'shape', None)}, expected scores of shape {shape}"
+                    )
+            return np.asarray(host_array(scores), np.float32)
+
+        return process
+
+    def _ended(self, tokens, started):
+        options, ended = self.options, np.isin(tokens[:, -1], self.params.eos_token_id)
+        if not (options.stop_strings or options.stopping_criteria or options.max_time is not None):
+            return ended
+        if options.stop_strings:
+            ended = ended | has_string(options.stop_strings, options.tokenizer, tokens)
+        if options.max_time is not None:
+            ended = ended | (time.perf_counter() - started > options.max_time)
+        scores = tuple(self.scores) if options.output_scores else None
+        for criterion in options.stopping_criteria:
+            said = np.asarray(host_array(criterion(self._sequences(tokens), scores)))
+            if said.shape not in ((), ended.shape):
+                raise InputError(
+                    f"the stopping criterion {criterion!r} returned shape {said.shape}, expected one truth value or one "
+                    f"for each of the {len(ended)} rows"
+                )
+            ended = ended | said.astype(bool)
+        return self.accord.agree(ended)
 
 
-class StopStrings:
-    """Stopping rule: a row ends once its new text contains one of the strings."""
+def prompt_of(inputs):
+    """Ids int `[B, T]` of the model inputs and which of them are no padding, bool `[B, T]`.
 
-    def __init__(self, strings, tokenizer):
-        self.strings = [strings] if isinstance(strings, str) else list(strings)
-        self.tokenizer = tokenizer
+    Of embeddings without ids `[B, 0]` and bool `[B, T]`.
+    """
+    if "input_ids" in inputs:
+        ids = host_array(inputs["input_ids"])
+        return ids, valid_tokens(ids, inputs.get("attention_mask"))
+    shape = inputs["inputs_embeds"].shape[:2]
+    return np.empty((shape[0], 0), np.int64), valid_tokens(np.empty(shape), inputs.get("attention_mask"))
 
-    def __call__(self, tokens):
-        texts = self.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
-        return np.array([any(string in text for string in self.strings) for text in texts])
+
+def has_string(strings, tokenizer, tokens):
+    """Which rows of new tokens `[B, n]` contain one of the strings, bool `[B]`."""
+    texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
+    return np.array([any(string in text for string in strings) for text in texts])

@@ -113,6 +113,20 @@ class KVCache:
             ops.write_rows(buffer, self.slots(capacity, 0, self.length), kept)
         return buffer
 
+    def take(self, other, copies):
+        """Holds what `other` holds, every batch row of it `copies` times in a row."""
+        self.clear()
+        self.reserve(other.length)
+        batch, heads = other.heads
+        rows = np.arange(other.rows).reshape(batch, heads).repeat(copies, axis=0).reshape(-1, 1)
+        theirs = Tensor((rows * other.capacity + np.arange(other.length)).reshape(-1).astype(np.int32))
+        mine = self.slots(self.capacity, 0, other.length)
+        for buffers, sources in ((self.keys, other.keys), (self.values, other.values)):
+            for buffer, source in zip(buffers, sources):
+                ops.write_rows(buffer, mine, ops.gather_rows(source, theirs))
+        self.seen[:, : other.length] = other.seen[:, : other.length].repeat(copies, axis=0)
+        self.length = other.length
+
     def slots(self, capacity, start, stop):
         """Rows of a buffer that hold the positions `[start, stop)` of every batch row and head, int32."""
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)

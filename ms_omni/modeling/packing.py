@@ -3,12 +3,19 @@
 from itertools import groupby
 
 import numpy as np
-from mindspore import Tensor
+
+from ..arrays import host_array as host_array
+from ..errors import InputError
 
 
-def host_array(x):
-    """A numpy view of an array-like; reads a MindSpore tensor back from the device once, before encoding starts."""
-    return x.asnumpy() if isinstance(x, Tensor) else np.asarray(x)
+def check_ids(ids, vocabulary):
+    """Raises `InputError` for ids that are no integers `[B, T]` of this vocabulary."""
+    if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+        raise InputError(
+            f"input_ids must be integers of shape [batch, tokens], not empty; got {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise InputError(f"input_ids must lie in [0, {vocabulary}); got {ids.min()} to {ids.max()}")
 
 
 def valid_tokens(ids, attention_mask):

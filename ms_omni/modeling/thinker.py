@@ -11,7 +11,7 @@ from .decoder import MropeDecoder
 from .layers import Embedding, Linear, identity
 from .losses import language_model_loss, load_balancing_loss
 from .moe import SparseMoeBlock
-from .packing import host_array
+from .packing import check_ids, host_array
 from .positions import get_rope_index
 from .prefill import Deepstack, read_tokens
 from .vision_encoder import VisionEncoder
@@ -191,14 +191,7 @@ class Thinker(nn.Cell):
 
     def embed_text(self, input_ids):
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
-        vocabulary = self.config.text_config.vocab_size
-        if input_ids.ndim != 2 or not input_ids.size or input_ids.dtype.kind not in "iu":
-            raise InputError(
-                f"input_ids must be integers of shape [batch, tokens], not empty; got {input_ids.dtype} "
-                f"{list(input_ids.shape)}"
-            )
-        if input_ids.min() < 0 or input_ids.max() >= vocabulary:
-            raise InputError(f"input_ids must lie in [0, {vocabulary}); got {input_ids.min()} to {input_ids.max()}")
+        check_ids(input_ids, self.config.text_config.vocab_size)
         return self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
 
     def _encode_media(self, input_features, feature_mask, lengths, pixels, image_grids, video_pixels, video_grids):

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.accord import Alone
+from ..generation.sampling import fresh_seed
 from . import watch
 
 GO, CLOSED, INTERRUPTED = 0, 1, 2
@@ -46,17 +47,12 @@ class Accord(Alone):
     def params(self, params):
         if params.seed is not None or not params.do_sample:
             return params
-        fresh = np.random.SeedSequence().generate_state(1, np.uint64).astype(np.int64) & 0x7FFFFFFFFFFFFFFF
-        return replace(params, seed=int(self.agree(fresh)[0]))
+        return replace(params, seed=int(self.agree(np.array([fresh_seed()]))[0]))
 
-    def choose(self, sampler, logits, split=False):
+    def adjusted(self, sampler, logits, split):
         if split and self.vocabulary is not None:
-            scores = self.vocabulary.scores(sampler, logits)
-        else:
-            scores = sampler.adjust(logits)
-        tokens = self.agree(sampler.choose(scores) if self.leads else np.zeros(len(logits), np.int64))
-        sampler.note(tokens)
-        return tokens
+            return self.vocabulary.scores(sampler, logits)
+        return sampler.adjust(logits)
 
     def whole(self, logits):
         return logits if self.vocabulary is None else self.vocabulary.whole(logits)

@@ -1,7 +1,8 @@
 """Choosing tokens while every rank knows the logits of its own part of the vocabulary only.
 
 What travels per step and row is the largest score of each rank for greedy decoding, the `top_k + 1` largest for sampling
-with top_k, and all logits only where every one may be drawn (sampling without top_k) or is asked for (output_scores).
+with top_k, and all logits only where every one may be drawn (sampling without top_k, or with top_h) or is asked for
+(output_scores, output_logits, a logits_processor).
 """
 
 import numpy as np
@@ -29,7 +30,7 @@ class SplitVocabulary:
         mine, params = sampler.adjust(logits, self.first), sampler.params
         if not params.do_sample:
             return self._largest(mine, mine, 1)[0]
-        if not 0 < params.top_k < self.size:
+        if not 0 < params.top_k < self.size or params.top_h is not None:  # top_h comes before top_k
             return self.whole(mine)
         tempered = mine / np.float32(params.temperature)
         scores, sent = self._largest(mine, tempered, params.top_k + 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.generation.accord import Alone
+from ms_omni.generation.defaults import GenerationConfig
 
 VOCABULARY = 40
 
@@ -18,13 +19,14 @@ class CountingThinker:
     """
 
     accord = Alone()
+    generation_config = GenerationConfig()
     config = SimpleNamespace(text_config=SimpleNamespace(vocab_size=VOCABULARY))
 
     def __init__(self, step=1):
         self.step, self.calls, self.readers, self.inputs, self.wanted_states = step, 0, 0, None, None
 
     @contextmanager
-    def read(self, batch_size):
+    def read(self, batch_size, cache=None):
         self.readers += 1
         yield self
         self.readers -= 1
@@ -34,8 +36,11 @@ class CountingThinker:
         ids = np.asarray(inputs["input_ids"])
         return self._logits(ids), tuple(np.full((*ids.shape, 2), n, np.float32) for n in range(5))
 
-    def token(self, token):
-        return self._logits(token[:, None])
+    def token(self, token, wanted_states=False):
+        return self._logits(token[:, None]), None
+
+    def take(self, other, copies):
+        assert other is self
 
     def _logits(self, ids):
         self.calls += 1

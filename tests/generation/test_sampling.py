@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ms_omni.errors import InputError
-from ms_omni.generation.sampling import Sampler, SamplingParams, draw, keep_top_k, keep_top_p, softmax
+from ms_omni.generation.logits import softmax
+from ms_omni.generation.sampling import Sampler, SamplingParams, draw
 
 VOCABULARY = 12
 
@@ -18,6 +19,11 @@ def logits():
 
 def sampler(batch=1, vocabulary=VOCABULARY, prompt=None, valid=None, **params):
     return Sampler(SamplingParams(**params), batch, vocabulary, prompt, valid)
+
+
+def kept(scores, **params):
+    """Scores `[B, V]` after the filters of sampling."""
+    return sampler(len(scores), scores.shape[1], do_sample=True, **params).filter(scores)
 
 
 # -- plain implementations -------------------------------------------------------------------------------------------
@@ -42,44 +48,42 @@ def plain_top_p(row, p):
 
 @pytest.mark.parametrize("k", [1, 2, 7, 11])
 def test_top_k(k, logits):
-    assert keep_top_k(logits, k).tolist() == [plain_top_k(row, k) for row in logits.tolist()]
+    assert kept(logits, top_k=k).tolist() == [plain_top_k(row, k) for row in logits.tolist()]
 
 
 def test_top_k_keeps_ties():
-    assert keep_top_k(np.array([[1.0, 3.0, 2.0, 2.0]]), 2).tolist() == [[-math.inf, 3, 2, 2]]
+    assert kept(np.array([[1.0, 3.0, 2.0, 2.0]]), top_k=2).tolist() == [[-math.inf, 3, 2, 2]]
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.8, 0.95, 0.9999])
 def test_top_p(p, logits):
-    assert keep_top_p(logits, p).tolist() == [plain_top_p(row, p) for row in logits.tolist()]
+    assert kept(logits, top_p=p).tolist() == [plain_top_p(row, p) for row in logits.tolist()]
 
 
 def test_top_p_keeps_the_likeliest_token_in_any_case():
-    assert np.isfinite(keep_top_p(np.zeros((1, 5), np.float32), 1e-9)).sum() == 1
+    assert np.isfinite(kept(np.zeros((1, 5), np.float32), top_p=1e-9)).sum() == 1
 
 
 def test_top_k_comes_before_top_p():
     """Of 0.4, 0.3, 0.2, 0.1 the two largest are 4/7 and 3/7, and the first alone reaches 0.5."""
-    chosen = sampler(do_sample=True, top_k=2, top_p=0.5, vocabulary=4)
-    assert chosen.probabilities(np.log([[0.4, 0.3, 0.2, 0.1]])).tolist() == [[1, 0, 0, 0]]
+    left = kept(np.log([[0.4, 0.3, 0.2, 0.1]]), top_k=2, top_p=0.5)
+    assert np.isfinite(left).tolist() == [[True, False, False, False]]
 
 
 def test_temperature_comes_before_top_p():
     """At temperature 0.5 the probabilities 0.6, 0.4 become 0.69, 0.31, so 0.65 is reached by one token, not by two."""
     scores = np.log(np.array([[0.6, 0.4]]))
-    assert sampler(do_sample=True, top_p=0.65, vocabulary=2).probabilities(scores)[0, 1] > 0
-    assert sampler(do_sample=True, top_p=0.65, temperature=0.5, vocabulary=2).probabilities(scores)[0, 1] == 0
+    assert np.isfinite(kept(scores, top_p=0.65)).tolist() == [[True, True]]
+    assert np.isfinite(kept(scores, top_p=0.65, temperature=0.5)).tolist() == [[True, False]]
 
 
 def test_temperature_divides_the_logits(logits):
-    chosen = sampler(do_sample=True, temperature=0.25, batch=3)
-    assert np.abs(chosen.probabilities(logits) - softmax(logits * 4)).max() < 1e-12
+    assert np.array_equal(kept(logits, temperature=0.25), logits * 4)
 
 
 def test_top_k_beyond_the_vocabulary_and_zero_mean_no_limit(logits):
-    whole = softmax(logits)
     for k in (0, None, VOCABULARY, 1000):
-        assert np.array_equal(sampler(do_sample=True, top_k=k, batch=3).probabilities(logits), whole)
+        assert np.array_equal(kept(logits, top_k=k), logits)
 
 
 # -- penalties -------------------------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def assert_follows(counts, probabilities):
 def test_draws_follow_the_probabilities(params, logits):
     """2,000 draws along one row, and one draw in each of 2,000 rows."""
     along = sampler(do_sample=True, seed=11, **params)
-    expected = along.probabilities(along.adjust(logits[:1] / 2))[0]
+    expected = softmax(along.filter(along.adjust(logits[:1] / 2)))[0]
     drawn = [int(along(logits[:1] / 2)[0]) for _ in range(2000)]
     assert_follows(np.bincount(drawn, minlength=VOCABULARY), expected)
     across = sampler(2000, do_sample=True, seed=12, **params)(np.repeat(logits[:1] / 2, 2000, axis=0))
@@ -224,11 +228,27 @@ def test_greedy_takes_the_first_of_equals_and_int64():
         ("max_new_tokens", 2.5, "integer of at least 1"),
         ("max_new_tokens", True, "integer of at least 1"),
         ("min_new_tokens", -1, "integer of at least 0"),
-        ("temperature", 0.0, "do_sample=False for greedy"),
-        ("temperature", -1, "above 0"),
-        ("temperature", math.nan, "above 0"),
-        ("temperature", math.inf, "above 0"),
-        ("temperature", "hot", "above 0"),
+        ("temperature", -1, "at least 0 .0: greedy"),
+        ("temperature", math.nan, "at least 0"),
+        ("temperature", math.inf, "at least 0"),
+        ("temperature", "hot", "at least 0"),
+        ("do_sample", "yes", "True or False"),
+        ("do_sample", 2, "True or False"),
+        ("min_p", 1.5, r"\[0, 1\]"),
+        ("min_p", "some", r"\[0, 1\]"),
+        ("top_h", 0, r"\(0, 1\]"),
+        ("typical_p", 0, r"\(0, 1\]"),
+        ("epsilon_cutoff", 1, r"\[0, 1\)"),
+        ("eta_cutoff", -0.1, r"\[0, 1\)"),
+        ("presence_penalty", math.inf, "0: none"),
+        ("frequency_penalty", "much", "0: none"),
+        ("no_repeat_ngram_size", -1, "any may repeat"),
+        ("no_repeat_ngram_size", 1.5, "any may repeat"),
+        ("exponential_decay_length_penalty", (1, 2, 3), "from which it counts"),
+        ("exponential_decay_length_penalty", 3, "from which it counts"),
+        ("remove_invalid_values", "no", "True or False"),
+        ("bad_words_ids", 5, "list of lists"),
+        ("suppress_tokens", [[1, 2], [3]], "a token id or a list"),
         ("top_k", -1, "0: no limit"),
         ("top_k", 1.5, "0: no limit"),
         ("top_p", 0, r"\(0, 1\]"),
@@ -243,7 +263,7 @@ def test_greedy_takes_the_first_of_equals_and_int64():
         ("seed", -1, "integer of at least 0"),
         ("seed", "x", "integer of at least 0"),
         ("seed", 1.5, "integer of at least 0"),
-        ("pad_token_id", -1, "a token id"),
+        ("pad_token_id", -2, "a token id"),
         ("pad_token_id", "pad", "a token id"),
     ],
 )
@@ -255,7 +275,8 @@ def test_a_wrong_value_is_named(name, value, said):
 def test_ids_come_in_many_forms():
     for given in (7, [7], (7,), np.int64(7), np.array([7])):
         assert SamplingParams(eos_token_id=given).eos_token_id == (7,)
-    assert SamplingParams(eos_token_id=None).eos_token_id == ()
+    for none in (None, [], -1, [-1]):  # transformers' tests write -1
+        assert SamplingParams(eos_token_id=none).eos_token_id == ()
     assert SamplingParams(eos_token_id=np.array([3, 4])).eos_token_id == (3, 4)
 
 

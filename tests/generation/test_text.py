@@ -1,22 +1,20 @@
 """The text loop by itself: a thinker that counts upwards shows what is fed, when it stops and what is handed out."""
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
-from ms_omni.errors import InputError
-from ms_omni.generation import arguments
-from ms_omni.generation.decode import generate_text
+from ms_omni.generation.decode import ended_streamer, generate_text
+from ms_omni.generation.request import parse_text_request
 from ms_omni.generation.sampling import SamplingParams
-from ms_omni.generation.text import StopStrings, TextGeneration
+from ms_omni.generation.text import TextGeneration, has_string
 
 PROMPT = np.array([[3, 9], [3, 20]])
 
 
 def write(thinker, prompt=PROMPT, mask=None, options=None, **params):
     inputs = {"input_ids": prompt} if mask is None else {"input_ids": prompt, "attention_mask": mask}
-    return generate_text(thinker, inputs, SamplingParams(**params), **(options or {}))
+    with ended_streamer(options := dict(options or {})) as streamer:
+        return generate_text(thinker, parse_text_request(thinker, {**inputs, **params, **options}), streamer)
 
 
 class Letters:
@@ -66,7 +64,7 @@ def test_min_new_tokens_goes_on_past_the_end_token(counting_thinker):
 def test_the_mask_is_passed_on_and_no_states_are_asked_for(counting_thinker):
     mask = np.array([[0, 1], [1, 1]])
     write(counting_thinker, mask=mask, max_new_tokens=1)
-    assert counting_thinker.inputs["attention_mask"] is mask
+    assert counting_thinker.inputs["attention_mask"].tolist() == mask.tolist()
     assert counting_thinker.wanted_states is False
 
 
@@ -123,8 +121,7 @@ def test_a_row_ends_with_the_token_that_completes_a_stop_string(strings, countin
 
 
 def test_stop_strings_look_at_new_text_only():
-    rule = StopStrings("ab", Letters())
-    assert rule(np.array([[1, 2], [0, 1]])).tolist() == [False, True]
+    assert has_string(("ab",), Letters(), np.array([[1, 2], [0, 1]])).tolist() == [False, True]
 
 
 # -- streamers and what is handed back -------------------------------------------------------------------------------
@@ -152,53 +149,3 @@ def test_return_dict_and_scores(counting_thinker):
     assert len(scored.scores) == 2
     assert [scores.argmax(-1).tolist() for scores in scored.scores] == [[10, 21], [11, 22]]
     assert all(scores.dtype == np.float32 for scores in scored.scores)
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def test_inputs_are_taken_out_and_none_means_absent():
-    kwargs = {"input_ids": PROMPT, "pixel_values": None, "attention_mask": 1, "seed": 3}
-    assert arguments.take_inputs(kwargs) == {"input_ids": PROMPT, "attention_mask": 1}
-    assert kwargs == {"seed": 3}
-    with pytest.raises(InputError, match="needs input_ids; pass the processor's outputs"):
-        arguments.take_inputs({"pixel_values": 1})
-
-
-def test_prefixed_arguments_lose_their_prefix():
-    kwargs = {"talker_top_k": 1, "top_k": 2, "talker_seed": 3}
-    assert arguments.take_prefixed(kwargs, "talker_") == {"top_k": 1, "seed": 3}
-    assert kwargs == {"top_k": 2}
-
-
-@pytest.mark.parametrize(
-    "name, hint",
-    [
-        ("max_new_token", "did you mean 'max_new_tokens'"),
-        ("temprature", "did you mean 'temperature'"),
-        ("stop_string", "did you mean 'stop_strings'"),
-        ("xyzzy", "it knows max_new_tokens, min_new_tokens"),
-    ],
-)
-def test_an_unknown_argument_comes_with_a_hint(name, hint):
-    with pytest.raises(InputError, match=f"generate has no argument '{name}'; {hint}"):
-        arguments.sampling_params({name: 1}, "generate")
-
-
-def test_all_unknown_arguments_are_named_at_once():
-    with pytest.raises(InputError, match="'foo'.*'bar'"):
-        arguments.sampling_params({"foo": 1, "bar": 2}, "generate")
-
-
-def test_none_means_the_default():
-    given = {field.name: None for field in fields(SamplingParams)}
-    assert arguments.sampling_params(given, "generate") == SamplingParams()
-    assert arguments.sampling_params({"top_k": None}, "talker", top_k=50).top_k == 50
-
-
-def test_stop_strings_need_a_tokenizer_and_the_cache_cannot_be_switched_off():
-    with pytest.raises(InputError, match="stop_strings need the tokenizer"):
-        arguments.take_text_options({"stop_strings": "x"})
-    with pytest.raises(InputError, match="use_cache=False"):
-        arguments.take_text_options({"use_cache": False})
-    assert arguments.take_text_options({"use_cache": True, "streamer": 1}) == {"streamer": 1}

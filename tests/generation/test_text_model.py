@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.errors import InputError
+from ms_omni.generation.request import parse_text_request
 from ms_omni.modeling.cache import KVCache
 from ms_omni.modeling.packing import host_array
 
@@ -61,8 +62,8 @@ def test_a_row_that_ends_early_is_padded_and_leaves_the_others_alone(tiny_model,
         assert row != 2 or stop <= 3
 
 
-def test_end_and_padding_ids_come_from_the_checkpoint(tiny_model, batch, processor):
-    params = tiny_model.thinker.sampling_params({})
+def test_end_and_padding_ids_come_from_the_checkpoint(tiny_model, ask, processor):
+    params = parse_text_request(tiny_model.thinker, ask("hi")).text
     special = processor.tokenizer.convert_tokens_to_ids
     assert params.eos_token_id == (special("<|im_end|>"), special("<|endoftext|>"))
     assert params.pad_token_id == special("<|endoftext|>")
@@ -167,9 +168,9 @@ def test_two_streams_side_by_side_do_not_mix(tiny_model, ask, greedy_tokens):
     "change, said",
     [
         ({"max_new_token": 3}, "no argument 'max_new_token'; did you mean 'max_new_tokens'"),
-        ({"temperature": 0}, "temperature is 0, expected a number above 0"),
+        ({"temperature": -1}, "temperature is -1, expected a number of at least 0"),
         ({"input_ids": None}, "needs input_ids"),
-        ({"use_cache": False}, "use_cache=False"),
+        ({"use_cache": "no"}, "use_cache is 'no', expected True or False"),
         ({"stop_strings": ["x"]}, "stop_strings need the tokenizer"),
     ],
 )
@@ -200,7 +201,7 @@ def test_wrong_ids(ids, said, tiny_model):
 
 
 def test_a_mask_of_another_shape_is_an_error(tiny_model):
-    with pytest.raises(InputError, match=r"attention_mask has shape \[1, 3\], expected \[1, 2\]"):
+    with pytest.raises(InputError, match=r"input_ids \[1, 2\] and attention_mask \[1, 3\]"):
         tiny_model.thinker.generate(input_ids=np.array([[1, 2]]), attention_mask=np.ones((1, 3)), max_new_tokens=1)
 
 

@@ -1,0 +1,295 @@
+"""The steps between logits and choice, in the order of transformers' `generate`.
+
+ADJUSTMENTS hold for greedy decoding too. Each touches ids that it can name, so it works on any part of the vocabulary:
+`step(scores, first)` changes the scores float32 `[n]` of the ids from `first` on in place.
+FILTERS are for sampling and look at the whole distribution: `step(scores)` takes `[V]` and returns `[V]`, -inf for what may
+not be drawn.
+
+Both are tables of makers: `maker(row)` returns the step for one `RowSampler`, or None where its option is off.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+
+
+def softmax(scores):
+    """Softmax of the last axis in float64."""
+    scores = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+def _inside(ids, first, scores):
+    """Those of the ids that are among the scores, as places in them."""
+    return ids[(ids >= first) & (ids < first + len(scores))] - first
+
+
+def _banning(ids):
+    ids = np.unique(np.array(ids, np.int64))
+
+    def ban(scores, first):
+        scores[_inside(ids, first, scores)] = -np.inf
+
+    return ban if len(ids) else None
+
+
+# -- adjustments -----------------------------------------------------------------------------------------------------
+
+
+def sequence_bias(row):
+    """Adds a number to the last id of a sequence wherever the text ends with what is before it."""
+    biases = row.params.sequence_bias
+
+    def step(scores, first):
+        for ids, bias in biases:
+            place = ids[-1] - first
+            if 0 <= place < len(scores) and row.ends_with(ids[:-1]):
+                scores[place] += np.float32(bias)
+
+    return step if biases else None
+
+
+def repetition_penalty(row):
+    """Divides positive and multiplies negative logits of what stands in the prompt or was said (Keskar et al. 2019)."""
+    penalty = np.float32(row.params.repetition_penalty)
+
+    def step(scores, first):
+        places = _inside(row.seen, first, scores)
+        held = scores[places]
+        scores[places] = np.where(held < 0, held * penalty, held / penalty)
+
+    return step if penalty != 1 else None
+
+
+def frequency_penalties(row):
+    """Takes presence_penalty off what was said, and frequency_penalty for each time that it was; the prompt does not count."""
+    presence, frequency = row.params.presence_penalty, row.params.frequency_penalty
+
+    def step(scores, first):
+        for token, count in row.counts.items():
+            if 0 <= token - first < len(scores):
+                scores[token - first] -= np.float32(presence + frequency * count)
+
+    return step if presence or frequency else None
+
+
+def no_repeat_ngram(row):
+    """Bans every id that would complete an n-gram which stands in the text already."""
+    size = row.params.no_repeat_ngram_size
+    followers, known = defaultdict(set), 0
+
+    def step(scores, first):
+        nonlocal known
+        history = row.history
+        for end in range(max(known, size - 1), len(history)):
+            followers[tuple(history[end - size + 1 : end])].add(history[end])
+        known = len(history)
+        if known >= size - 1:
+            banned = followers.get(tuple(history[known - size + 1 :]), ())
+            scores[[token - first for token in banned if 0 <= token - first < len(scores)]] = -np.inf
+
+    return step if size else None
+
+
+def bad_words(row):
+    """Bans the last id of a sequence wherever the text ends with what is before it; an end token alone is not banned."""
+    words = [ids for ids in row.params.bad_words_ids if not (len(ids) == 1 and ids[0] in row.params.eos_token_id)]
+
+    def step(scores, first):
+        for ids in words:
+            place = ids[-1] - first
+            if 0 <= place < len(scores) and row.ends_with(ids[:-1]):
+                scores[place] = -np.inf
+
+    return step if words else None
+
+
+def min_new_tokens(row):
+    """Bans every end token for so many tokens."""
+    count, ban = row.params.min_new_tokens, _banning(row.params.eos_token_id)
+
+    def step(scores, first):
+        if row.new < count:
+            ban(scores, first)
+
+    return step if count and ban else None
+
+
+def forced_end(row):
+    """Makes the last token that the limit allows one of forced_eos_token_id."""
+    ids = np.array(row.params.forced_eos_token_id, np.int64)
+
+    def step(scores, first):
+        if row.new == row.params.max_new_tokens - 1:
+            scores[:] = -np.inf
+            scores[_inside(ids, first, scores)] = 0
+
+    return step if len(ids) else None
+
+
+def invalid_values(row):
+    """Turns NaN into 0 and infinities into the largest numbers there are."""
+
+    def step(scores, first):
+        np.nan_to_num(scores, copy=False)
+
+    return step if row.params.remove_invalid_values else None
+
+
+def exponential_decay(row):
+    """Raises the end tokens after `start` new tokens, by a factor that grows with every token."""
+    decay, ids = row.params.exponential_decay_length_penalty, np.array(row.params.eos_token_id, np.int64)
+
+    def step(scores, first):
+        late = row.new - decay[0]
+        if late > 0:
+            places = _inside(ids, first, scores)
+            places = places[np.isfinite(scores[places])]
+            scores[places] += np.abs(scores[places]) * np.float32(decay[1] ** late - 1)
+
+    return step if decay and len(ids) else None
+
+
+def suppress(row):
+    """Bans ids always."""
+    return _banning(row.params.suppress_tokens)
+
+
+def begin_suppress(row):
+    """Bans ids as the first new token."""
+    ban = _banning(row.params.begin_suppress_tokens)
+
+    def step(scores, first):
+        if row.new == 0:
+            ban(scores, first)
+
+    return step if ban else None
+
+
+ADJUSTMENTS = (
+    sequence_bias,
+    repetition_penalty,
+    frequency_penalties,
+    no_repeat_ngram,
+    bad_words,
+    min_new_tokens,
+    forced_end,
+    invalid_values,
+    exponential_decay,
+    suppress,
+    begin_suppress,
+)
+
+
+# -- filters ---------------------------------------------------------------------------------------------------------
+
+
+def _kept(scores, keep):
+    return np.where(keep, scores, np.float32(-np.inf))
+
+
+def temperature(row):
+    """Divides by the temperature; where that overflows, differences to the largest."""
+    divisor = np.float32(row.params.temperature)
+
+    def step(scores):
+        with np.errstate(over="ignore"):
+            tempered = scores / divisor
+            return tempered if np.isfinite(tempered.max()) else (scores - scores.max()) / divisor
+
+    return step if divisor != 1 else None
+
+
+def top_h(row):
+    """Keeps the likeliest (of 100) up to a share of their entropy (min-p's successor, Potraghloo et al. 2025)."""
+    share = row.params.top_h
+
+    def step(scores):
+        order = np.argsort(-scores, kind="stable")[:100]
+        probabilities = softmax(scores[order])
+        entropy = -probabilities * np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
+        kept = np.zeros(len(scores), bool)
+        kept[order] = np.cumsum(entropy) <= share * entropy.sum()
+        kept[order[0]] = True
+        return _kept(scores, kept)
+
+    return step if share is not None else None
+
+
+def top_k(row):
+    """Keeps the k largest, and ties with the k-th."""
+    k = row.params.top_k
+
+    def step(scores):
+        return _kept(scores, scores >= np.partition(scores, -k)[-k]) if k < len(scores) else scores
+
+    return step if k else None
+
+
+def top_p(row):
+    """Keeps the smallest set of tokens whose probability reaches p, at least one (Holtzman et al. 2020)."""
+    p = row.params.top_p
+
+    def step(scores):
+        ids = np.flatnonzero(scores > -np.inf)
+        order = ids[np.argsort(scores[ids], kind="stable")]  # ascending
+        dropped = np.cumsum(softmax(scores[order])) <= 1 - p
+        scores = scores.copy()
+        scores[order[:-1][dropped[:-1]]] = -np.inf
+        return scores
+
+    return step if p < 1 else None
+
+
+def min_p(row):
+    """Drops what is less likely than so many times the likeliest (Nguyen et al. 2024)."""
+    share = row.params.min_p
+
+    def step(scores):
+        probabilities = softmax(scores)
+        return _kept(scores, probabilities >= share * probabilities.max())
+
+    return step if share else None
+
+
+def typical_p(row):
+    """Keeps the tokens whose surprise is nearest to the expected one, up to the probability p (Meister et al. 2022)."""
+    mass = row.params.typical_p
+
+    def step(scores):
+        ids = np.flatnonzero(scores > -np.inf)
+        probabilities = softmax(scores[ids])
+        surprise = -np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+        distance = np.abs(surprise - (probabilities * surprise).sum())
+        order = np.argsort(distance, kind="stable")
+        last = min((np.cumsum(probabilities[order]) < mass).sum(), len(ids) - 1)
+        kept = np.zeros(len(scores), bool)
+        kept[ids] = distance <= distance[order[last]]
+        return _kept(scores, kept)
+
+    return step if mass < 1 else None
+
+
+def epsilon_cutoff(row):
+    """Drops what is less likely than epsilon, but for the likeliest (Hewitt et al. 2022)."""
+    epsilon = row.params.epsilon_cutoff
+    return (lambda scores: _above(scores, softmax(scores), epsilon)) if epsilon else None
+
+
+def eta_cutoff(row):
+    """As epsilon_cutoff, with a limit that falls with the entropy (Hewitt et al. 2022)."""
+    epsilon = row.params.eta_cutoff
+
+    def step(scores):
+        probabilities = softmax(scores)
+        logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
+        return _above(scores, probabilities, min(epsilon, np.sqrt(epsilon) * np.exp((probabilities * logs).sum())))
+
+    return step if epsilon else None
+
+
+def _above(scores, probabilities, limit):
+    return _kept(scores, (probabilities >= limit) | (scores == scores.max()))
+
+
+FILTERS = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff)

@@ -1,0 +1,170 @@
+"""What a text loop is to do beside sampling, read from the arguments of `generate`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+TEXT_OPTIONS = (
+    "max_length",
+    "min_length",
+    "max_time",
+    "stop_strings",
+    "tokenizer",
+    "stopping_criteria",
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
+    "num_return_sequences",
+    "past_key_values",
+    "use_cache",
+)
+RESULT_OPTIONS = (
+    "streamer",
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_hidden_states",
+)
+"""For `generate`, which returns a result."""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What a text loop is to do beside sampling; names as in transformers' `generate`.
+
+    stopping_criteria: functions `(input_ids [B, T], scores) -> bool or bool [B]`, where scores are those of all steps, if
+    output_scores, else None. logits_processor: functions `(input_ids [B, T], scores [B, V]) -> scores`. keep_cache:
+    the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt.
+    """
+
+    stop_strings: tuple = ()
+    tokenizer: Any = None
+    stopping_criteria: tuple = ()
+    logits_processor: tuple = ()
+    max_time: float | None = None
+    num_return_sequences: int = 1
+    past_key_values: Any = None
+    keep_cache: bool = False
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
+    output_hidden_states: bool = False
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether somebody looks at the logits of the whole vocabulary."""
+        return bool(self.output_scores or self.output_logits or self.logits_processor)
+
+    def described(self) -> list:
+        """What processes that generate together must agree on."""
+        cached = None if self.past_key_values is None else self.past_key_values.get_seq_length()
+        functions = [type(item).__name__ for item in (*self.stopping_criteria, *self.logits_processor)]
+        flags = (self.output_scores, self.output_logits, self.output_hidden_states, self.keep_cache)
+        return [self.stop_strings, functions, self.max_time, self.num_return_sequences, cached, flags]
+
+
+def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> TextOptions:
+    """Removes the options of the text loop that are not sampling parameters, and puts lengths of the whole as new tokens."""
+    given = {name: kwargs.pop(name) for name in (*TEXT_OPTIONS, *RESULT_OPTIONS) if name in kwargs}
+    flags = {name: truth(name, given.pop(name)) for name in RESULT_OPTIONS[1:] if name in given}
+    use_cache = truth("use_cache", given.pop("use_cache", False))
+    cache, copies, max_time = given.get("past_key_values"), given.get("num_return_sequences", 1), given.get("max_time")
+    if cache is not None and not hasattr(cache, "reserve"):
+        raise InputError(
+            f"past_key_values is {type(cache).__name__}, expected what the thinker or generate(use_cache=True, "
+            "return_dict_in_generate=True) returned"
+        )
+    if not isinstance(copies, (int, np.integer)) or isinstance(copies, bool) or copies < 1:
+        raise InputError(f"num_return_sequences is {copies!r}, expected an integer of at least 1")
+    if max_time is not None and (isinstance(max_time, bool) or not isinstance(max_time, (int, float)) or not max_time > 0):
+        raise InputError(f"max_time is {max_time!r}, expected seconds above 0")
+    alone = {"past_key_values": cache, "num_return_sequences": copies if copies > 1 else None}
+    alone["inputs_embeds"] = inputs.get("inputs_embeds")
+    for name, value in alone.items():
+        if wants_audio and value is not None:
+            raise InputError(f"{name} is for answers in text; add return_audio=False")
+    if cache is not None and copies > 1:
+        raise InputError("past_key_values and num_return_sequences cannot be combined: the cache has one row per prompt")
+    _lengths(given, kwargs, inputs)
+    processors = _functions("logits_processor", given)
+    if given.get("prefix_allowed_tokens_fn") is not None:
+        processors = (AllowedTokens(given["prefix_allowed_tokens_fn"], copies), *processors)
+    return TextOptions(
+        stop_strings=_stop_strings(given),
+        tokenizer=given.get("tokenizer"),
+        stopping_criteria=_functions("stopping_criteria", given),
+        logits_processor=processors,
+        max_time=max_time,
+        num_return_sequences=int(copies),
+        past_key_values=cache,
+        keep_cache=use_cache and flags.get("return_dict_in_generate", False),
+        **flags,
+    )
+
+
+def _lengths(given: dict, kwargs: dict, inputs: dict) -> None:
+    """max_length and min_length count the prompt; max_new_tokens and min_new_tokens, which do not, go before them."""
+    prompt = inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1]
+    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        length = given.get(total)
+        if length is None:
+            continue
+        if not isinstance(length, (int, np.integer)) or isinstance(length, bool) or length < 0:
+            raise InputError(f"{total} is {length!r}, expected an integer of at least 0")
+        if new in kwargs:
+            continue
+        if total == "max_length" and length <= prompt:
+            raise InputError(f"max_length is {length}, but the prompt has {prompt} tokens; use max_new_tokens")
+        kwargs[new] = max(int(length) - prompt, 0)
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False; raises `InputError` for anything else."""
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (True, False):
+        raise InputError(f"{name} is {value!r}, expected True or False")
+    return bool(value)
+
+
+def _functions(name: str, given: dict) -> tuple:
+    """One function, or several in a list."""
+    value = given.get(name)
+    value = () if value is None else value
+    functions = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(callable(function) for function in functions):
+        raise InputError(f"{name} is {value!r}, expected a list of functions")
+    return functions
+
+
+def _stop_strings(given: dict) -> tuple:
+    strings = given.get("stop_strings")
+    if strings is None:
+        return ()
+    strings = (strings,) if isinstance(strings, str) else strings
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) and string for string in strings):
+        raise InputError(
+            f"stop_strings is {given['stop_strings']!r}, expected a text or a list of texts, none of them empty"
+        )
+    if strings and not hasattr(given.get("tokenizer"), "batch_decode"):
+        raise InputError("stop_strings need the tokenizer: generate(..., stop_strings=[...], tokenizer=processor.tokenizer)")
+    return tuple(strings)
+
+
+class AllowedTokens:
+    """Leaves only the tokens that `function(batch_id, ids [T])` allows next; copies: rows per prompt."""
+
+    def __init__(self, function: Any, copies: int):
+        if not callable(function):
+            raise InputError(f"prefix_allowed_tokens_fn is {function!r}, expected a function")
+        self.function, self.copies = function, copies
+
+    def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        allowed = np.full(scores.shape, -np.inf, np.float32)
+        for row, ids in enumerate(input_ids):
+            tokens = list(self.function(row // self.copies, ids))
+            if not tokens:
+                raise InputError(f"prefix_allowed_tokens_fn allows no token for prompt {row // self.copies}")
+            allowed[row, tokens] = 0
+        masked = scores + allowed
+        return np.where((masked == -np.inf).all(axis=1, keepdims=True), allowed, masked)
