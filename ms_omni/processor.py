@@ -14,10 +14,12 @@ import numpy as np
 from ms_omni.errors import InputError
 from ms_omni.media.conversation import collect_media
 from ms_omni.media.messages import read_batch
+from ms_omni.media.video import VideoClip
 from ms_omni.processing.arguments import (
     CallOptions,
     call_options,
     is_argument,
+    known_only,
     per_video,
     renamed_media,
     sampling_options,
@@ -27,7 +29,7 @@ from ms_omni.processing.counts import MultiModalData, count_tokens
 from ms_omni.processing.decoding import Decoding
 from ms_omni.processing.files import PAD_TOKEN, checked_folder, load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.processing.inputs import ModelInputs
-from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio
+from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio, with_sound_tracks
 from ms_omni.processing.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
 from ms_omni.processing.settings import ProcessorSettings, read_settings
 from ms_omni.processing.tokens import tokenize
@@ -38,14 +40,15 @@ from ms_omni.processing.vision import (
     described_clip,
     encode_clips,
     encode_images,
+    opened,
     size_rule,
 )
-from ms_omni.processing.vision_processors import ImageProcessor, VideoProcessor
+from ms_omni.processing.vision_processors import ImageProcessor, PixelArea, VideoProcessor
 
 UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
 
 
-class Qwen3OmniMoeProcessor(Decoding):
+class Qwen3OmniMoeProcessor(PixelArea, Decoding):
     """Turns text and media into what the model reads, and token ids back into text.
 
     Attributes:
@@ -132,39 +135,30 @@ class Qwen3OmniMoeProcessor(Decoding):
 
         return ProcessorSettings(self.image_processor, self.video_processor, settings_of(self.feature_extractor))
 
-    def save_pretrained(self, folder: str | os.PathLike, **_: Any) -> None:
-        """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too."""
+    def save_pretrained(self, folder: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too.
+
+        Raises:
+            InputError: push_to_hub: nothing is uploaded.
+        """
+        if push_to_hub:
+            raise InputError(
+                "save_pretrained: push_to_hub is set, and nothing is uploaded here; upload the folder yourself."
+            )
+        known_only(kwargs, (), "save_pretrained")
         save(Path(folder).expanduser(), self.tokenizer, self.chat_template, self.settings)
 
-    def to_dict(self, **_: Any) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The settings of all parts but the tokenizer, as transformers' processors give them."""
         parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
         return {"processor_class": type(self).__name__, **parts}
 
-    def to_json_string(self, **_: Any) -> str:
+    def to_json_string(self) -> str:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
-
-    @property
-    def max_pixels(self) -> int:
-        """Largest area of a resized picture; setting it sets that of video frames as well."""
-        return self.image_processor.max_pixels
-
-    @max_pixels.setter
-    def max_pixels(self, value: int) -> None:
-        self.image_processor.max_pixels = self.video_processor.max_pixels = value
-
-    @property
-    def min_pixels(self) -> int:
-        """Smallest area of a resized picture; setting it sets that of video frames as well."""
-        return self.image_processor.min_pixels
-
-    @min_pixels.setter
-    def min_pixels(self, value: int) -> None:
-        self.image_processor.min_pixels = self.video_processor.min_pixels = value
 
     @property
     def model_input_names(self) -> list[str]:
@@ -195,7 +189,8 @@ class Qwen3OmniMoeProcessor(Decoding):
             text: a text, or a batch of them.
             images: pictures (PIL, arrays, files), in the order of the placeholders over the whole batch.
             videos: videos as frames (`process_mm_info`'s, arrays, tensors, lists of pictures) or files.
-            audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order.
+            audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order (those of video
+                files are read where they are left out).
             **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
                 common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `processing.vision.as_clips`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
@@ -222,8 +217,11 @@ class Qwen3OmniMoeProcessor(Decoding):
                 f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
                 "to have it resampled."
             )
-        clips = [] if videos is None else as_clips(as_video_list(videos), options.video)
+        files = [] if videos is None else opened(as_video_list(videos))
+        clips = as_clips(files, self.video_processor.sampling(options.video))
         sounds = [] if audio is None else as_audio_list(audio)
+        if options.use_audio_in_video:
+            sounds = with_sound_tracks(sounds, files, options.audio_from_video_indices)
         pictures = [] if images is None else as_image_list(images)
         return self._encode(texts, pictures, clips, sounds, options)
 
@@ -240,52 +238,38 @@ class Qwen3OmniMoeProcessor(Decoding):
                 options.audio_from_video_indices,
             )
         media: dict[str, Any] = {}
+        image = self.image_processor.changed(options.vision("image"), "images_kwargs")
+        video = self.video_processor.changed(options.vision("video"), "videos_kwargs")
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
         if images:
-            media["pixel_values"], image_grids = encode_images(
-                images, self.image_processor.changed(options.vision("image"), "images_kwargs")
-            )
+            media["pixel_values"], image_grids = encode_images(images, image)
             media["image_grid_thw"] = image_grids
         if clips:
-            media["pixel_values_videos"], video_grids = encode_clips(
-                clips, self.video_processor.changed(options.vision("video"), "videos_kwargs")
-            )
-            seconds = self._seconds_per_grid(clips)
+            media["pixel_values_videos"], video_grids = encode_clips(clips, video)
+            seconds = _seconds_per_grid(clips, video.temporal_patch_size)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
             if options.video.get("return_metadata"):
                 media["video_metadata"] = [clip.metadata for clip in clips]
         if sounds:
-            media["input_features"], media["feature_attention_mask"] = encode_audio(
-                sounds, self.feature_extractor, options.audio
-            )
-            audio_tokens = audio_token_count(media["feature_attention_mask"].sum(-1))
+            features, mask = encode_audio(sounds, self.feature_extractor, options.audio)
+            media |= {"input_features": features, "feature_attention_mask": mask}
+            audio_tokens = audio_token_count(mask.sum(-1))
         expanded = expand_placeholders(
             texts,
             self.special_tokens,
             MediaCounts(
-                (image_grids.prod(-1) // self.image_processor.merge_size**2).tolist(),
+                (image_grids.prod(-1) // image.merge_size**2).tolist(),
                 audio_tokens.tolist(),
                 video_grids,
                 seconds.tolist(),
                 has_sound,
-                self.video_processor.merge_size,
+                video.merge_size,
                 options.position_id_per_seconds,
             ),
         )
         inputs = ModelInputs({**tokenize(self.tokenizer, expanded, options.text, self.special_tokens), **media})
         return inputs.convert_to_tensors(options.return_tensors)
-
-    def _seconds_per_grid(self, clips: list[Any]) -> np.ndarray:
-        """Seconds between two time steps of each video: float64 `[n]`."""
-        if any(clip.sample_fps is None for clip in clips):
-            warnings.warn(
-                f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
-                "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
-                stacklevel=4,
-            )
-        rates = np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
-        return self.video_processor.temporal_patch_size / rates
 
     def apply_chat_template(
         self,
@@ -345,7 +329,7 @@ class Qwen3OmniMoeProcessor(Decoding):
         media = collect_media(
             batch,
             options.use_audio_in_video,
-            sampling=sampling_options(options.video, "apply_chat_template"),
+            sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
             size_rule=size_rule(video_settings) if video_settings.do_resize else None,
         )
         metadata = per_video(options.video.get("video_metadata"), len(media.videos), "video_metadata")
@@ -371,6 +355,17 @@ class Qwen3OmniMoeProcessor(Decoding):
             **kwargs: as in `__call__`.
         """
         return count_tokens(self, call_options(kwargs), image_sizes, video_sizes, audio_lengths)
+
+
+def _seconds_per_grid(clips: Sequence[VideoClip], frames: int) -> np.ndarray:
+    """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
+    if any(clip.sample_fps is None for clip in clips):
+        warnings.warn(
+            f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
+            "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
+            stacklevel=4,
+        )
+    return frames / np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
 
 
 def _texts(text: Any) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
@@ -69,13 +70,13 @@ def read_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
     Raises:
         InputError: not a list of messages, nor a list of those; an item of unknown type or with several media.
     """
-    conversations = getattr(conversations, "messages", conversations)
+    conversations = _listed(getattr(conversations, "messages", conversations))
     if _as_mapping(conversations) is not None:
         raise InputError("A conversation is a list of messages; got a single message. Put it in a list.")
     if not isinstance(conversations, (list, tuple)) or not conversations:
         raise InputError(f"A conversation is a non-empty list of messages; got {_kind_of(conversations)}.")
-    several = isinstance(conversations[0], (list, tuple)) or hasattr(conversations[0], "messages")
-    batch = [getattr(one, "messages", one) for one in conversations] if several else [conversations]
+    several = isinstance(_listed(conversations[0]), (list, tuple)) or hasattr(conversations[0], "messages")
+    batch = [_listed(getattr(one, "messages", one)) for one in conversations] if several else [conversations]
     read = []
     for index, conversation in enumerate(batch):
         if not isinstance(conversation, (list, tuple)) or not conversation:
@@ -128,9 +129,9 @@ def _read_message(message: Any, where: str) -> Message:
     if mapping is None or not is_given(mapping.get("role")):
         raise InputError(f"{where} must be a dict with a role and content; got {_kind_of(message)}.")
     rest = {key: value for key, value in mapping.items() if value is not None and key not in ("role", "content")}
-    role, content = _ROLES.get(mapping["role"], mapping["role"]), mapping.get("content")
-    if content is None or isinstance(content, str):
-        return Message(role, content or "", rest)
+    role, content = _ROLES.get(mapping["role"], mapping["role"]), _listed(mapping.get("content"))
+    if not is_given(content) or isinstance(content, str):
+        return Message(role, content if isinstance(content, str) else "", rest)
     if role == "tool" and isinstance(content, (Mapping, int, float)) and "type" not in _as_dict(content):
         return Message(role, json.dumps(content, ensure_ascii=False), rest)
     if not isinstance(content, (list, tuple)):
@@ -220,6 +221,11 @@ def _as_mapping(value: Any) -> Mapping[str, Any] | None:
     if hasattr(value, "role") and hasattr(value, "content"):
         return {"role": value.role, "content": value.content}
     return None
+
+
+def _listed(value: Any) -> Any:
+    """Rows of a data frame hold lists as arrays of objects."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
 
 
 def _as_dict(value: Any) -> Mapping[str, Any]:

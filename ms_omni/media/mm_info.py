@@ -94,7 +94,11 @@ def extract_vision_info(conversations: Any) -> list[Any]:
 
 
 def smart_resize(
-    height: int, width: int, factor: int, min_pixels: int | None = None, max_pixels: int | None = None
+    height: int,
+    width: int,
+    factor: int = _UTILS_PATCH_SIZE * MERGE_SIZE,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[int, int]:
     """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
 

@@ -28,8 +28,12 @@ _MEDIA_TYPES = {  # endings that Python's table leaves to the system
 
 
 def is_given(value: Any) -> bool:
-    """Whether a key of an item counts: tables fill unused ones with None or an empty text."""
-    return value is not None and not (isinstance(value, str) and not value)
+    """Whether a key of an item counts: tables fill unused ones with None, an empty text or NaN."""
+    return (
+        value is not None
+        and not (isinstance(value, str) and not value)
+        and not (isinstance(value, float) and value != value)
+    )
 
 
 def unwrapped(value: Any, name: str) -> Any:
@@ -63,7 +67,8 @@ def unwrapped(value: Any, name: str) -> Any:
 
 def kind_of_file(item: Mapping[str, Any]) -> str | None:
     """ "image", "audio" or "video" by a file dict's media type, data: URI or name; None when they do not tell."""
-    inner = item.get("file") if isinstance(item.get("file"), Mapping) else item
+    file = item.get("file")
+    inner = file if isinstance(file, Mapping) else item
     texts = [str(inner[key]) for key in ("mime_type", "media_type", "mimeType") if is_given(inner.get(key))]
     for key in ("file_data", "data", "filename", "orig_name", "name", "path", "file_path", "url", "uri", "file_url", "file"):
         value = inner.get(key)

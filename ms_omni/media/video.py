@@ -58,19 +58,19 @@ class VideoFrames(HostArray):
 
     def __new__(cls, clip: VideoClip) -> VideoFrames:
         frames = np.asarray(clip.frames).view(cls)
-        frames.clip = replace(clip, frames=np.asarray(clip.frames))
+        frames.origin = replace(clip, frames=np.asarray(clip.frames))
         return frames
 
     def __array_finalize__(self, source: Any) -> None:
-        self.clip = None  # a slice or a computed array is no longer the clip as loaded
+        self.origin: VideoClip | None = None  # a slice or a computed array is no longer the clip as loaded
 
     @property
     def sample_fps(self) -> float | None:
-        return None if self.clip is None else self.clip.sample_fps
+        return None if self.origin is None else self.origin.sample_fps
 
     @property
     def has_audio(self) -> bool | None:
-        return None if self.clip is None else self.clip.has_audio
+        return None if self.origin is None else self.origin.has_audio
 
 
 def load_video(
@@ -147,10 +147,10 @@ def _ready_made(frames: np.ndarray, fps: float, sizes: SizeOptions, name: str) -
     return VideoClip(frames, fps, None, name, sizes, metadata=metadata)
 
 
-def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
+def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -> np.ndarray:
     """`[T, C, H, W]` RGB from an array of either layout: floats as float32, everything else as uint8.
 
-    Floats stay floats because the reference resizes them without rounding.
+    Floats stay floats because the reference resizes them without rounding. `rescaled` ones are no steps of 0..255 any more.
 
     Raises:
         MediaError: wrong shape or type, or values outside 0..255.
@@ -161,8 +161,9 @@ def frames_from_array(array: np.ndarray, name: str) -> np.ndarray:
         raise MediaError(
             f"{name} is an array of shape {list(array.shape)}; expected [T, H, W, C] or [T, C, H, W] with 1 or 3 channels."
         )
-    frames = to_bytes(array, name)
-    if array.dtype.kind == "f":
+    floats = array.dtype.kind == "f"
+    frames = array if floats and rescaled else to_bytes(array, name)
+    if floats:
         frames = array.astype(np.float32)
     return np.repeat(frames, 3, axis=1) if frames.shape[1] == 1 else frames
 

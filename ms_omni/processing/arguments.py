@@ -6,7 +6,6 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from ms_omni.errors import InputError
@@ -61,6 +60,7 @@ GROUPS = {
 }
 # Standing by themselves these go to the text: a length of sound is meant in samples, and is never given so.
 _TEXT_ONLY = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
+OLD_OPTIONS = {"video_fps": "fps"}
 OLD_NAMES = {
     "audios": "audio",
     "sounds": "audio",
@@ -139,7 +139,7 @@ def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
     Raises:
         InputError: a value that would change the answer and cannot be honoured.
     """
-    kwargs = dict(kwargs)
+    kwargs = {OLD_OPTIONS.get(key, key): value for key, value in kwargs.items()}
     groups = {name: _group(name, kwargs.pop(name, None)) for name in GROUPS}
     loose = known_only(kwargs, loose_names(), "The processor")
     for key, value in loose.items():
@@ -170,7 +170,7 @@ def loose_names() -> set[str]:
 
 def is_argument(key: str) -> bool:
     """Whether the processor takes this keyword argument, be it without effect."""
-    return key in loose_names() or key in GROUPS or key in _ONLY or key in _WITHOUT_EFFECT
+    return key in loose_names() or key in GROUPS or key in _ONLY or key in _WITHOUT_EFFECT or key in OLD_OPTIONS
 
 
 def group_options(name: str, kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -264,10 +264,7 @@ def fps_per_video(fps: Any, count: int) -> list[float | None]:
         InputError: not a positive number, or a list of another length.
     """
     rates = per_video(fps, count, "fps")
-    for rate in rates:
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < float("inf")):
-            raise InputError(f"fps is {rate!r}; expected a number greater than 0.")
-    return [None if rate is None else float(rate) for rate in rates]
+    return [number({"fps": rate}, "fps", f"video {index}") for index, rate in enumerate(rates)]
 
 
 def _group(name: str, value: Any) -> dict[str, Any]:

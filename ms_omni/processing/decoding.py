@@ -63,12 +63,12 @@ def token_rows(generated: Any) -> list[list[int]]:
         ids = getattr(ids, "sequences", ids)
     array = to_array(ids)
     if array is None and isinstance(ids, (list, tuple)):
-        rows = [row if to_array(row) is None else to_array(row).tolist() for row in ids]
+        arrays = [to_array(row) for row in ids]
+        rows = [row if array is None else array.tolist() for row, array in zip(ids, arrays)]
         if all(isinstance(row, (int, np.integer)) for row in rows):
             rows = [rows]
         elif len(rows) == 1 and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], list):
             rows = rows[0]  # [ids[B, T]]
-        array = None
     elif array is not None and array.ndim <= 2 and array.dtype.kind in "iu":
         rows = np.atleast_2d(array).tolist()
     elif isinstance(ids, (int, np.integer)):
@@ -103,7 +103,7 @@ def sounds_of(generated: Any) -> list[np.ndarray]:
     if not is_pair(generated) or generated[1] is None:
         raise InputError("There is no sound: expected what generate(..., return_audio=True) returned, (ids, audio).")
     audio = generated[1]
-    return [to_array(wave).reshape(-1) for wave in (audio if isinstance(audio, (list, tuple)) else [audio])]
+    return [np.reshape(to_array(wave), -1) for wave in (audio if isinstance(audio, (list, tuple)) else [audio])]
 
 
 def _first_of(ids: Any) -> Any:

@@ -11,6 +11,7 @@ from ms_omni.errors import CheckpointError
 from ms_omni.processing.prompt import SpecialTokens
 from ms_omni.processing.settings import ProcessorSettings, read_json
 from ms_omni.processing.tiny_processor import NAMED_TOKENS
+from ms_omni.processing.tokenizer import with_arrays
 
 PAD_TOKEN = "<|endoftext|>"
 
@@ -60,7 +61,7 @@ def load_tokenizer(folder: Path) -> Any:
     override = {"extra_special_tokens": {}} if isinstance(config.get("extra_special_tokens"), list) else {}
     transformers = import_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **override)
+        return with_arrays(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **override))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.media.audio import MOST_CHANNELS, check_clip, load_audio
-from ms_omni.media.sources import to_array
+from ms_omni.media.audio import MOST_CHANNELS, check_clip, load_audio, load_sound_track
+from ms_omni.media.sources import Source, to_array
 from ms_omni.media.spellings import is_number_list, sound_pair
+from ms_omni.media.video import has_sound
 
 FRAMES_PER_CHUNK = 100  # one second of mel frames
 TOKENS_PER_CHUNK = 13
@@ -45,6 +46,28 @@ def as_audio_list(audio: Any) -> list[np.ndarray]:
 
 def _is_clip(value: Any) -> bool:
     return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
+
+
+def with_sound_tracks(
+    sounds: list[np.ndarray], videos: Sequence[Any], owners: Sequence[int | None] | None
+) -> list[np.ndarray]:
+    """The sounds of a call with the sound tracks of its video files among them, where the caller has not put them there.
+
+    Args:
+        videos: files as `Source`; ready-made frames have no sound.
+        owners: for each sound the number of the video it belongs to, or None; by default there are only sound tracks.
+    """
+    if owners is None:
+        owners = range(len(videos)) if not sounds else [None] * len(sounds)
+    if len(sounds) != sum(owner is None for owner in owners):
+        return sounds
+    alone = iter(sounds)
+    loud = [isinstance(video, Source) and has_sound(video) for video in videos]
+    return [
+        next(alone) if owner is None else load_sound_track(videos[owner], None, None)
+        for owner in owners
+        if owner is None or (0 <= owner < len(videos) and loud[owner])
+    ]
 
 
 def encode_audio(

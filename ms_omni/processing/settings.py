@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.media.audio import SAMPLING_RATE_HZ
 from ms_omni.media.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
+from ms_omni.processing.arguments import did_you_mean
 
 BICUBIC = 3  # Pillow's number
 _NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
@@ -24,8 +26,18 @@ class PixelLimits(MutableMapping):
 
     NAMES: ClassVar[dict[str, str]] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 
+    __slots__ = ("_owner",)
+
     def __init__(self, owner: VisionSettings) -> None:
-        self._owner = owner
+        object.__setattr__(self, "_owner", owner)
+
+    def __getattr__(self, name: str) -> int:  # as transformers 5.x reads them
+        if name in self.NAMES:
+            return self[name]
+        raise AttributeError(f"size has no {name!r}; it has {', '.join(self.NAMES)}.")
+
+    def __setattr__(self, name: str, value: int) -> None:
+        self[name] = value
 
     def __getitem__(self, key: str) -> int:
         return getattr(self._owner, self.NAMES[key])
@@ -65,6 +77,12 @@ class VisionSettings:
     do_normalize: bool = True
     rescale_factor: float = 1 / 255
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(type(self), name) and name not in self.__dataclass_fields__:
+            hint = did_you_mean(name, self.__dataclass_fields__)
+            warnings.warn(f"{type(self).__name__} has no setting {name!r}; it changes nothing.{hint}", stacklevel=2)
+        super().__setattr__(name, value)
+
     @property
     def factor(self) -> int:
         """Sides of a resized picture are multiples of this many pixels."""
@@ -83,6 +101,8 @@ class VisionSettings:
     def changed(self, options: Mapping[str, Any], where: str) -> VisionSettings:
         """A copy with the options of one call; `size` may stand for min_pixels and max_pixels.
 
+        A max_pixels that is given alone brings a larger min_pixels down to it.
+
         Raises:
             InputError: a size that is not one of these, no whole number, or limits that cross.
         """
@@ -90,6 +110,8 @@ class VisionSettings:
         size = options.pop("size", None)
         if size is not None:
             options = {**_pixel_limits(size, where, InputError), **options}
+        if "max_pixels" in options and "min_pixels" not in options:
+            options["min_pixels"] = min(self.min_pixels, options["max_pixels"])
         settings = replace(self, **options)
         for key in ("image_mean", "image_std"):
             setattr(settings, key, _per_channel(getattr(settings, key), f"{where}.{key}", InputError))
@@ -104,7 +126,8 @@ class VisionSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings under their names in `preprocessor_config.json`."""
         lists = {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
-        return {**asdict(self), **lists, "size": dict(self.size), "resample": BICUBIC}
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        return {**given, **lists, "size": dict(self.size), "resample": BICUBIC}
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON."""

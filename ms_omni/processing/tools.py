@@ -43,8 +43,9 @@ def _calls(body: str, closed: bool) -> list[dict[str, Any]] | None:
     body = _FENCE.sub("", _FENCE.sub("", body.replace("<|im_end|>", "").strip()))
     for value in _readings(body, closed):
         calls = [_call(entry) for entry in (value if isinstance(value, list) else [value])]
-        if calls and None not in calls:
-            return calls
+        known = [call for call in calls if call is not None]
+        if known and len(known) == len(calls):
+            return known
     return None
 
 

@@ -14,7 +14,7 @@ from ms_omni.media.image import load_image
 from ms_omni.media.options import SizeOptions
 from ms_omni.media.sampling import frame_count
 from ms_omni.media.sizes import image_size, resize_frame, video_size
-from ms_omni.media.sources import is_source, to_array
+from ms_omni.media.sources import is_source, open_source, to_array
 from ms_omni.media.spellings import unwrapped
 from ms_omni.media.video import VideoClip, VideoFrames, frames_from_array, load_video, resize_clip
 from ms_omni.processing.arguments import fps_per_video, per_video, sampling_options
@@ -67,7 +67,7 @@ def encode_images(images: Sequence[Any], settings: VisionSettings) -> tuple[np.n
     for index, image in enumerate(images):
         name = f"picture {index}"
         image, options = image if _has_options(image) else (image, SizeOptions())
-        pixels = _picture_pixels(image, name)
+        pixels = _picture_pixels(image, name, rescaled=not settings.do_rescale)
         if settings.do_resize:
             size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options, name)
             pixels = pixels if pixels.shape[1:] == size else resize_frame(pixels, *size)
@@ -82,11 +82,11 @@ def _has_options(image: Any) -> bool:
     return isinstance(image, tuple) and len(image) == 2 and isinstance(image[1], SizeOptions)
 
 
-def _picture_pixels(image: Any, name: str) -> np.ndarray:
+def _picture_pixels(image: Any, name: str, rescaled: bool) -> np.ndarray:
     """`[3, H, W]`: uint8, or float32 if an array of floats was given."""
     array = to_array(image)
     if array is not None and array.dtype.kind == "f" and array.ndim == 3 and (3 in (array.shape[0], array.shape[2])):
-        return frames_from_array(array[None], name)[0]
+        return frames_from_array(array[None], name, rescaled=rescaled)[0]
     return np.ascontiguousarray(np.asarray(load_image(image, name)).transpose(2, 0, 1))
 
 
@@ -127,15 +127,16 @@ def _as_clip(video: Any, options: Mapping[str, Any], name: str) -> VideoClip:
     if _is_described(video):
         video, known = video
         options = {**options, "video_metadata": options["video_metadata"] or known}
-    if isinstance(video, VideoFrames) and video.clip is not None:
-        video = video.clip
+    if isinstance(video, VideoFrames) and video.origin is not None:
+        video = video.origin
     video = unwrapped(video, name)
     if is_source(video):
         return load_video(video, sampling_options(options, name), name=name)
     if not isinstance(video, VideoClip):
         array = to_array(video)
         if array is not None:
-            video = VideoClip(frames_from_array(array, name), None, None, name, budgeted=False)
+            frames = frames_from_array(array, name, rescaled=options.get("do_rescale") is False)
+            video = VideoClip(frames, None, None, name, budgeted=False)
         else:
             video = replace(load_video(video, name=name), sample_fps=None, budgeted=False)
     return described_clip(video, options)
@@ -169,6 +170,12 @@ def _metadata_fps(count: int, metadata: Any) -> float | None:
     known = metadata if isinstance(metadata, Mapping) else vars(metadata)
     total, fps = known.get("total_num_frames"), known.get("fps")
     return float(count / total * fps) if total and fps else None
+
+
+def opened(videos: Sequence[Any]) -> list[Any]:
+    """The videos with files as `Source`, so that an address is not downloaded again for its sound."""
+    plain = [unwrapped(video, f"video {index}") for index, video in enumerate(videos)]
+    return [open_source(video, "video") if is_source(video) else video for video in plain]
 
 
 def _is_described(video: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ms_omni.errors import InputError
@@ -67,8 +67,18 @@ class ImageProcessor(VisionSettings):
         return (size[0] // settings.patch_size) * (size[1] // settings.patch_size)
 
 
+@dataclass
 class VideoProcessor(ImageProcessor):
-    """Frames of videos to patches, as transformers' `Qwen2VLVideoProcessor`."""
+    """Frames of videos to patches, as transformers' `Qwen2VLVideoProcessor`.
+
+    fps, num_frames, min_frames, max_frames and do_sample_frames hold where a call does not say; None leaves them open.
+    """
+
+    fps: float | None = None
+    num_frames: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    do_sample_frames: bool | None = None
 
     model_input_names = ("pixel_values_videos", "video_grid_thw")
 
@@ -90,7 +100,7 @@ class VideoProcessor(ImageProcessor):
         """
         options = group_options("videos_kwargs", kwargs, "video_processor")
         own = {key: options[key] for key in VISION_KEYS if key in options}
-        clips = as_clips(as_video_list(videos), options)
+        clips = as_clips(as_video_list(videos), self.sampling(options))
         patches, grids = encode_clips(clips, self.changed(own, "video_processor"))
         media = {"pixel_values_videos": patches, "video_grid_thw": grids}
         if options.get("return_metadata"):
@@ -99,8 +109,41 @@ class VideoProcessor(ImageProcessor):
 
     preprocess = __call__
 
+    def sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one call, and this processor's own where it does not say how frames are chosen."""
+        own = {key: getattr(self, key) for key in ("min_frames", "max_frames", "do_rescale")}
+        if not any(key in options for key in ("fps", "nframes", "num_frames", "do_sample_frames")):
+            own |= {key: getattr(self, key) for key in ("fps", "num_frames", "do_sample_frames")}
+        return {**{key: value for key, value in own.items() if value is not None}, **options}
+
     def get_num_of_video_patches(
         self, num_frames: int, height: int, width: int, videos_kwargs: Mapping[str, Any] | None = None
     ) -> int:
         """Patches of a video of this many frames; `merge_size`² of them make a token."""
         return -(-num_frames // self.temporal_patch_size) * self._patches(height, width, videos_kwargs, "videos_kwargs")
+
+
+class PixelArea:
+    """`min_pixels` and `max_pixels` of a processor, for pictures and video frames at once."""
+
+    image_processor: ImageProcessor
+    video_processor: VideoProcessor
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest area of a resized picture; setting it sets that of video frames too, and brings larger min_pixels down."""
+        return self.image_processor.max_pixels
+
+    @max_pixels.setter
+    def max_pixels(self, value: int) -> None:
+        for part in (self.image_processor, self.video_processor):
+            part.max_pixels, part.min_pixels = value, min(part.min_pixels, value)
+
+    @property
+    def min_pixels(self) -> int:
+        """Smallest area of a resized picture; setting it sets that of video frames as well."""
+        return self.image_processor.min_pixels
+
+    @min_pixels.setter
+    def min_pixels(self, value: int) -> None:
+        self.image_processor.min_pixels = self.video_processor.min_pixels = value

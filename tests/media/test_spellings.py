@@ -206,6 +206,14 @@ def test_messages_of_other_kinds(paths):
         assert messages[1].content[0].kind == "audio" and messages[2].content == "Hm." and not messages[2].rest
 
 
+def test_rows_of_a_data_frame(paths):
+    item = {"type": "audio", "audio": paths["wav"], "text": float("nan"), "image": float("nan")}
+    content = np.array([item, {"type": "text", "text": "?", "audio": float("nan")}], object)
+    talk = np.array([{"role": "system", "content": float("nan")}, {"role": "user", "content": content}], object)
+    (messages,), several = read_batch(talk)
+    assert not several and messages[0].content == "" and [part.kind for part in messages[1].content] == ["audio", "text"]
+
+
 @pytest.mark.parametrize(
     "item, complaint",
     [

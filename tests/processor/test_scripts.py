@@ -115,9 +115,59 @@ def test_as_dict_copy_and_file(own, tmp_path):
     content = json.loads(own.to_json_string())
     assert content["image_processor"]["max_pixels"] == 50000 and content["feature_extractor"]["feature_size"] == 128
     assert content == json.loads(json.dumps(own.to_dict())) and "Qwen3OmniMoeProcessor" in repr(own)
+    with pytest.raises(InputError, match="push_to_hub"):
+        own.save_pretrained(tmp_path, push_to_hub=True)
     own.save_pretrained(tmp_path)
     for other in (copy.deepcopy(own), pickle.loads(pickle.dumps(own)), Qwen3OmniMoeProcessor.from_pretrained(tmp_path)):
         assert other.to_json_string() == own.to_json_string()
+
+
+def test_setting_what_is_no_setting_is_said(own):
+    with pytest.warns(UserWarning, match="ImageProcessor has no setting 'max_pixel'.*Did you mean 'max_pixels'"):
+        own.image_processor.max_pixel = 3
+    with pytest.raises(InputError, match="shortest_edge"):
+        own.image_processor.size.width = 3
+    own.image_processor.size.longest_edge = 50000
+    assert own.image_processor.max_pixels == own.image_processor.size.longest_edge == 50000
+
+
+def test_the_larger_limit_yields_when_the_smaller_is_set_alone(own):
+    grid = own.video_processor(frames(2, 320, 448), max_pixels=20000).video_grid_thw
+    own.max_pixels = 20000  # below the least area of video frames
+    assert own.video_processor(frames(2, 320, 448)).video_grid_thw.tolist() == grid.tolist()
+    assert grid[0, 1:].prod() * 16 * 16 <= 20000
+
+
+def test_how_frames_are_chosen_can_be_set(own, video):
+    def steps(**options):
+        talk = [{"role": "user", "content": [{"type": "video", "video": video}]}]
+        told = own.apply_chat_template(talk, tokenize=True, return_dict=True, **options).video_grid_thw
+        assert told.tolist() == own(text=chat(VIDEO), videos=[video], **options).video_grid_thw.tolist()
+        return int(told[0, 0])
+
+    assert steps() == 3
+    own.video_processor.num_frames = 4
+    assert steps() == 2 and steps(fps=4) == 6  # the call wins
+    own.video_processor.num_frames, own.video_processor.fps, own.video_processor.max_frames = None, 4, 8
+    assert steps() == 4
+    own.video_processor.fps, own.video_processor.do_sample_frames = None, False
+    assert steps() == 15
+
+
+def test_pixels_that_are_rescaled_already(processor):
+    pixels = np.random.default_rng(0).random((3, 64, 96), np.float32)
+    once = processor.image_processor(pixels * 255).pixel_values
+    np.testing.assert_allclose(processor.image_processor(pixels, do_rescale=False).pixel_values, once, atol=1e-5)
+    clip = np.repeat(pixels[None], 4, 0)
+    again = processor.video_processor(clip, do_rescale=False).pixel_values_videos
+    np.testing.assert_allclose(again, processor.video_processor(clip * 255).pixel_values_videos, atol=1e-5)
+
+
+def test_patch_options_of_one_call(processor):
+    inputs = processor(text=chat(IMAGE, VIDEO), images=picture(96, 96), videos=[frames(8, 96, 96)], fps=2.0, merge_size=1)
+    assert (inputs.input_ids == processor.image_token_id).sum() == inputs.image_grid_thw.prod()
+    slow = processor(text=chat(VIDEO), videos=[frames(8, 96, 96)], fps=2.0, videos_kwargs={"temporal_patch_size": 4})
+    assert slow.video_grid_thw[0, 0] == 2 and slow.video_second_per_grid.tolist() == [2.0]
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -138,6 +188,17 @@ def test_number_of_tensors_that_others_give(processor):
     nested = processor(text="a", common_kwargs={"return_tensors": "np"})
     assert type(nested.input_ids) is np.ndarray
     assert type(processor(text="a", text_kwargs={"return_tensors": "np"}).input_ids) is np.ndarray
+
+
+def test_the_tokenizer_gives_the_same_arrays(processor):
+    for own in (processor.tokenizer, copy.deepcopy(processor.tokenizer), pickle.loads(pickle.dumps(processor.tokenizer))):
+        inputs = own(["hello", "a"], return_tensors="pt", padding=True).to("cuda")
+        assert inputs.input_ids.size(0) == 2 and inputs["attention_mask"].sum(dim=1).tolist() == [
+            len(own("hello").input_ids),
+            1,
+        ]
+        assert own.encode("hello", return_tensors="pt").dim() == 2 and isinstance(own("hello")["input_ids"], list)
+        assert own.batch_decode(inputs.input_ids, skip_special_tokens=True) == ["hello", "a"]
 
 
 # -- keyword arguments --------------------------------------------------------------------------------------------------
@@ -240,11 +301,29 @@ def test_frames_of_a_file(processor, video):
     assert steps() == (3, 3, 1.0)
     assert steps(fps=4) == (6, 6, 0.5)
     assert steps(num_frames=4) == (2, 2, 1.5)
+    assert steps(video_fps=4) == (6, 6, 0.5)
     assert steps(do_sample_frames=False) == (15, 15, 0.2)
     assert steps(do_sample_frames=False, fps=2) == (15, 15, 1.0)
     assert steps(videos_kwargs={"fps": 4, "max_frames": 8}) == (4, 4, 0.75)
     with pytest.raises(InputError, match="either fps or nframes"):
         steps(fps=1, num_frames=2)
+
+
+def test_sound_tracks_of_files_that_are_given_directly(processor, video, tmp_path):
+    silent = str(write_video(tmp_path / "silent.mp4", sound=False))
+    talk = [{"role": "user", "content": [{"type": "video", "video": path} for path in (video, silent)]}]
+    told = processor.apply_chat_template(talk, tokenize=True, return_dict=True, load_audio_from_video=True)
+    given = processor(text=processor.apply_chat_template(talk), videos=[video, silent], load_audio_from_video=True)
+    for name in told:
+        np.testing.assert_array_equal(told[name], given[name], err_msg=name)
+    mixed = processor(
+        text=chat(AUDIO, VIDEO),
+        audio=[sound(4000)],
+        videos=[video],
+        use_audio_in_video=True,
+        audio_from_video_indices=[None, 0],
+    )
+    assert mixed.feature_attention_mask.sum(-1).tolist() == [25, told.feature_attention_mask.sum()]
 
 
 def test_metadata_in_a_conversation(processor):
