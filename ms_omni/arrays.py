@@ -32,7 +32,7 @@ def as_dtype(kind: Any) -> np.dtype:
     Raises:
         InputError: what is no dtype.
     """
-    name = str(kind).lower().rpartition(".")[2] if not isinstance(kind, (type, np.dtype)) else None
+    name = str(kind).lower().rpartition(".")[2].removesuffix("tensor") if not isinstance(kind, (type, np.dtype)) else None
     try:
         return np.dtype(DTYPES.get(name, name) if name is not None else kind)
     except TypeError:
@@ -102,6 +102,11 @@ class HostArray(np.ndarray):
     def device(self) -> Device:
         return Device("cpu")
 
+    @property
+    def data(self) -> HostArray:
+        """Itself, as in `x.data.cpu()`; the buffer is `memoryview(x)`."""
+        return self
+
     def dim(self) -> int:
         return self.ndim
 
@@ -128,7 +133,7 @@ class HostArray(np.ndarray):
         """Itself: it lies in the computer's memory, in one piece or not, and carries no gradient."""
         return self
 
-    cpu = cuda = npu = pin_memory = requires_grad_ = detach
+    cpu = cuda = npu = pin_memory = requires_grad_ = detach_ = detach
 
     def to(self, *targets: Any, dtype: Any = None, **_: Any) -> HostArray:
         """In the dtype that is named, or that the array or tensor given has; devices and other options change nothing.
@@ -154,6 +159,25 @@ class HostArray(np.ndarray):
 
     def clone(self, *_: Any, **__: Any) -> HostArray:
         return self.copy(order="C")
+
+    def new_full(self, size: Any, fill_value: Any, dtype: Any = None, **_: Any) -> HostArray:
+        return HostArray.of(np.full(size, fill_value, self.dtype if dtype is None else as_dtype(dtype)))
+
+    def new_zeros(self, *size: Any, **kwargs: Any) -> HostArray:
+        return self.new_full(size[0] if isinstance(size[0], (tuple, list)) else size, 0, **kwargs)
+
+    def new_ones(self, *size: Any, **kwargs: Any) -> HostArray:
+        return self.new_zeros(*size, **kwargs) + 1
+
+    def copy_(self, other: Any, *_: Any) -> HostArray:
+        self[...] = other
+        return self
+
+    def fill_(self, value: Any) -> HostArray:
+        return self.copy_(value)
+
+    def zero_(self) -> HostArray:
+        return self.copy_(0)
 
     # -- shape -------------------------------------------------------------------------------------------------------
 
@@ -219,6 +243,16 @@ class HostArray(np.ndarray):
     def unbind(self, dim: int = 0) -> tuple:
         return tuple(np.moveaxis(self, dim, 0))
 
+    def select(self, dim: int, index: int) -> HostArray:
+        return self.take(index, axis=dim)
+
+    def narrow(self, dim: int, start: int, length: int) -> HostArray:
+        return self.take(range(start, start + length), axis=dim)
+
+    def flip(self, *dims: Any, **kwargs: Any) -> HostArray:
+        dims = kwargs.get("dims", dims)
+        return np.flip(self, tuple(dims[0] if isinstance(dims[0], (tuple, list)) else dims))
+
     # -- values ------------------------------------------------------------------------------------------------------
 
     def std(self, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +282,27 @@ class HostArray(np.ndarray):
         moved = self - self.max(axis=dim, keepdims=True)
         return moved - np.log(np.exp(moved).sum(axis=dim, keepdims=True))
 
+    def sort(self, *args: Any, **kwargs: Any) -> Any:
+        """In place, as numpy's; given dim= or descending=, PyTorch's values and indices."""
+        if not kwargs.keys() & {"dim", "descending"}:
+            return super().sort(*args, **kwargs)
+        order = self.argsort(*args, **kwargs)
+        return Selected(np.take_along_axis(self, order, kwargs.get("dim", -1)), order)
+
+    def argsort(self, *args: Any, **kwargs: Any) -> HostArray:
+        if not kwargs.keys() & {"dim", "descending"}:
+            return super().argsort(*args, **kwargs)
+        keys = -self if kwargs.get("descending") else self
+        return np.argsort(keys, axis=kwargs.get("dim", -1), kind="stable")
+
+    def nonzero(self, *, as_tuple: bool = True) -> Any:
+        """Indices of what is not 0: one array per axis as numpy's, or with as_tuple=False `[n, ndim]`."""
+        found = _own(super().nonzero())
+        return found if as_tuple else np.stack(found, -1)
+
+    def equal(self, other: Any) -> bool:
+        return np.array_equal(self, other)
+
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Selected:
         order = np.argsort(-self if largest else self, axis=dim, kind="stable").take(range(k), axis=dim)
         return Selected(np.take_along_axis(self, order, dim), order)
@@ -259,10 +314,6 @@ class HostArray(np.ndarray):
         filled = self.clone()
         filled[np.broadcast_to(np.asarray(mask, bool), self.shape)] = value
         return filled
-
-    def masked_fill_(self, mask: Any, value: Any) -> HostArray:
-        self[...] = self.masked_fill(mask, value)
-        return self
 
     def gather(self, dim: int, index: Any) -> HostArray:
         return np.take_along_axis(self, np.asarray(index), dim)
@@ -322,17 +373,38 @@ def _define() -> None:
         return lambda self, *args, **kwargs: _reduce(plain.__get__(self), args, kwargs)
 
     def function(work: Callable) -> Callable:
-        return lambda self, *args: work(self, *args)
+        return lambda self, *args, **kwargs: work(self, *args, **kwargs)
+
+    def in_place(method: Callable) -> Callable:
+        return lambda self, *args, **kwargs: self.copy_(method(self, *args, **kwargs))
 
     methods = {name: cast(dtype) for name, dtype in DTYPES.items()}
     methods |= {name: reduction(name) for name in ("sum", "mean", "prod", "any", "all", "argmax", "argmin", "cumsum")}
     names = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "matmul", "neg")
     methods |= {name: function(getattr(operator, name)) for name in names} | {"div": function(operator.truediv)}
-    names = ("abs", "exp", "log", "sqrt", "sin", "cos", "isnan", "isinf", "floor", "ceil", "pow", "logical_not")
+    names = (
+        "abs",
+        "exp",
+        "log",
+        "sqrt",
+        "square",
+        "sin",
+        "cos",
+        "tanh",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "floor",
+        "ceil",
+        "pow",
+    )
+    names += ("logical_not", "allclose")
     methods |= {name: function(getattr(np, {"pow": "power"}.get(name, name))) for name in names}
     for name, method in methods.items():
         method.__name__, method.__qualname__ = name, f"HostArray.{name}"
         setattr(HostArray, name, method)
+    for name in ("add", "sub", "mul", "div", "clamp", "masked_fill", "abs", "neg"):
+        setattr(HostArray, f"{name}_", in_place(getattr(HostArray, name)))
     HostArray.ndimension, HostArray.nelement = HostArray.dim, HostArray.numel
 
 

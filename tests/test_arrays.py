@@ -196,3 +196,32 @@ def test_mindspore_takes_them(x):
     same(x.to(mindspore.float16), PLAIN.astype(np.float16))
     same(x.to(mindspore.bfloat16), PLAIN)
     same(x.long().to(tensor), PLAIN.astype(np.int64).astype(np.float32))
+
+
+def test_in_place(x):
+    assert x.clamp_(-1, 1) is x and x.add_(1).mul_(2).sub_(1).div_(4) is x
+    same(x, (np.clip(PLAIN, -1, 1) + 1) * 2 / 4 - np.float32(0.25))
+    assert x.masked_fill_(x > 0, 5) is x and x.max() == 5
+    same(x.abs_().neg_().copy_(PLAIN), PLAIN)
+    same(x.fill_(3), np.full_like(PLAIN, 3))
+    same(x.zero_().detach_().data, np.zeros_like(PLAIN))
+
+
+def test_orders_and_parts(x):
+    values, indices = x.sort(dim=0, descending=True)
+    same(values, np.sort(PLAIN, axis=0)[::-1])
+    same(np.take_along_axis(x, indices, 0), values)
+    same(x.argsort(dim=-1), np.argsort(PLAIN, -1))
+    same(x.select(1, 2), PLAIN[:, 2])
+    same(x.narrow(1, 1, 2), PLAIN[:, 1:3])
+    same(x.flip(1), PLAIN[:, ::-1])
+    same(x.flip(dims=[0, 1]), PLAIN[::-1, ::-1])
+    same((x > 0).nonzero(as_tuple=False), np.argwhere(PLAIN > 0))
+    assert (x > 0).nonzero()[0].tolist() == (PLAIN > 0).nonzero()[0].tolist()
+    assert x.sort() is None and x.equal(np.sort(PLAIN)) and x.allclose(np.sort(PLAIN) + 1e-9, atol=1e-6)
+
+
+def test_new_arrays_of_the_same_kind(x):
+    same(x.new_zeros(2, 3), np.zeros((2, 3), np.float32))
+    same(x.new_ones((2, 3), dtype="torch.LongTensor"), np.ones((2, 3), np.int64))
+    same(x.new_full((2,), 7), np.full(2, 7, np.float32))
