@@ -65,10 +65,11 @@ def open_source(value: Any, what: str) -> Source:
         source = Source(f"{what} given as bytes", data=bytes(value))
     elif isinstance(value, str) and _BASE64.fullmatch(value) and not os.path.exists(value):
         source = Source(f"{what} given as base64", data=decode_base64(value, what))
-    elif isinstance(value, os.PathLike) or (isinstance(value, str) and "://" not in value and value[:5] != "data:"):
+    elif isinstance(value, os.PathLike):
         source = _from_path(os.fspath(value), what)
     elif isinstance(value, str):
-        source = _from_address(value, what)
+        text = _as_meant(value)
+        source = _from_address(text, what) if _is_address(text) else _from_path(text, what)
     elif hasattr(value, "read"):
         name = f"{what} {getattr(value, 'name', 'given as an open file')}"
         source = Source(name, data=_read_open_file(value, what))
@@ -77,6 +78,20 @@ def open_source(value: Any, what: str) -> Source:
     if source.size_bytes() == 0:
         raise MediaError(f"{source.name} is empty (0 bytes).")
     return source
+
+
+def _is_address(text: str) -> bool:
+    return "://" in text or text[:5].lower() in ("data:", "file:")
+
+
+def _as_meant(text: str) -> str:
+    """A path or address without what came along when it was pasted: white space, quotes, the other system's slashes."""
+    bare = text.strip().strip("\"'<>").strip()
+    if os.path.exists(text) or _is_address(bare):
+        return text if os.path.exists(text) else bare
+    return next(
+        (name for name in (bare, bare.replace("\\", "/")) if name and os.path.exists(os.path.expanduser(name))), text
+    )
 
 
 def _read_open_file(file: Any, what: str) -> bytes:
@@ -154,8 +169,8 @@ def decode_base64(text: str, what: str) -> bytes:
 
 
 def _download(address: str, what: str) -> bytes:
-    request = urllib.request.Request(address, headers={"User-Agent": "ms-omni"})
     try:
+        request = urllib.request.Request(_quoted(address), headers={"User-Agent": "ms-omni"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_WAIT_S) as response:
             declared = response.headers.get("Content-Length")
             content = _read_within_limits(response, address)
@@ -172,6 +187,14 @@ def _download(address: str, what: str) -> bytes:
     if declared is not None and declared.isdigit() and len(content) != int(declared):
         raise MediaError(f"The download of {_short(address)} was cut: {len(content)} of {declared} bytes came.")
     return content
+
+
+def _quoted(address: str) -> str:
+    """The address in ASCII: spaces and letters of other scripts as browsers send them."""
+    parts = urllib.parse.urlsplit(address)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (urllib.parse.quote(text, safe="/%:@!$&'()*+,;=~?-._[]") for text in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def _read_within_limits(response: Any, address: str) -> bytes:

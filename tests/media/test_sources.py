@@ -59,6 +59,25 @@ def test_every_spelling(png, server):
         assert load_image(file).size == (8, 6)
 
 
+def test_as_people_paste_them(png, server, monkeypatch):
+    monkeypatch.chdir(png.parent.parent)
+    pasted = [
+        f" {png}\n",
+        f'"{png}"',
+        f"'{png}'",
+        f"{png.parent.name}\\{png.name}",
+        f"file:{png}",
+        f" {png.as_uri()}",
+        f"<{server}/a.png>",
+        f"{server}/a picture.png?name=\u732b b&n=1#top".replace("http", "HTTP"),
+        f"{server}/\u732b%20a.png\n",
+    ]
+    assert [load_image(text).size for text in pasted] == [(8, 6)] * len(pasted)
+    quoted = png.with_name("'quoted'")
+    Image.new("RGB", (3, 3)).save(quoted, "PNG")
+    assert load_image(str(quoted)).size == (3, 3)
+
+
 def test_user_folder_is_expanded(png, monkeypatch):
     monkeypatch.setenv("HOME", str(png.parent))
     assert load_image(f"~/{png.name}").size == (8, 6)
