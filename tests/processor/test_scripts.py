@@ -139,6 +139,8 @@ def test_the_larger_limit_yields_when_the_smaller_is_set_alone(own):
 
 
 def test_how_frames_are_chosen_can_be_set(own, video):
+    own.video_processor.min_pixels = 4096  # small frames are quick
+
     def steps(**options):
         talk = [{"role": "user", "content": [{"type": "video", "video": video}]}]
         told = own.apply_chat_template(talk, tokenize=True, return_dict=True, **options).video_grid_thw
@@ -290,11 +292,13 @@ def test_some_of_the_frames(processor):
     ]
 
 
-def test_frames_of_a_file(processor, video):
+def test_frames_of_a_file(own, video):
+    own.video_processor.min_pixels = 4096  # small frames are quick
+
     def steps(**options):
         talk = [{"role": "user", "content": [{"type": "video", "video": video}]}]
-        told = processor.apply_chat_template(talk, tokenize=True, return_dict=True, **options)
-        given = processor(text=chat(VIDEO), videos=[video], **options)
+        told = own.apply_chat_template(talk, tokenize=True, return_dict=True, **options)
+        given = own(text=chat(VIDEO), videos=[video], **options)
         assert given.video_second_per_grid.tolist() == told.video_second_per_grid.tolist()
         return int(given.video_grid_thw[0, 0]), int(told.video_grid_thw[0, 0]), told.video_second_per_grid[0]
 
