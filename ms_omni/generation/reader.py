@@ -43,6 +43,8 @@ class ThinkerReader:
         """Reads the model inputs of a prompt, or what follows the part of it that the cache holds already."""
         if self.cache.length:
             inputs = self._unread(inputs)
+        if "inputs_embeds" in inputs:
+            inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
         output = self._forward(wanted_states, **inputs)
         tokens = self.cache.valid.sum(axis=1, keepdims=True).astype(np.float32)
         if inputs.get("position_ids") is None:

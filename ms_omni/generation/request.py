@@ -87,12 +87,7 @@ def arguments_of(kwargs: dict, **positional: Any) -> dict:
     for name, value in positional.items():
         if value is None:
             continue
-        if name == "input_ids" and isinstance(value, Mapping):
-            kwargs = {**value, **kwargs}
-        elif kwargs.get(name) is not None:
-            raise InputError(f"got {name} twice, by position and by name")
-        else:
-            kwargs = {**kwargs, name: value}
+        kwargs = {**value, **kwargs} if name == "input_ids" and isinstance(value, Mapping) else {**kwargs, name: value}
     return dict(kwargs)
 
 
@@ -179,6 +174,9 @@ def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
             inputs[name] = host_array(inputs[name])
         except ValueError:
             raise InputError(f"{name} must be one array [batch, tokens]; its rows differ in length, so pad them") from None
+    media = [name for name in ("pixel_values", "pixel_values_videos", "input_features") if name in inputs]
+    if media and "inputs_embeds" in inputs:
+        raise InputError(f"inputs_embeds holds pictures and sounds already; leave {media[0]} out")
     shape = tuple(getattr(inputs.get("inputs_embeds"), "shape", ()))[:2]
     if "input_ids" in inputs:
         check_ids(inputs["input_ids"], thinker_config.text_config.vocab_size)
