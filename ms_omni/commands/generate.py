@@ -18,6 +18,20 @@ from .messages import (
 from .speech_output import SpeechOutput
 
 NAME = "generate"
+SAMPLING = (
+    ("temperature", float, "T", "sample the text at this temperature (0: greedy)"),
+    ("top-k", int, "K", "sample from the K likeliest tokens (0: from all; default when sampling: 50)"),
+    ("top-p", float, "P", "sample from the likeliest tokens that sum to P"),
+    ("min-p", float, "P", "sample from tokens at least P times as likely as the likeliest"),
+)
+"""Any of these turns sampling on."""
+PENALTIES = (
+    ("repetition-penalty", float, "R", "make what was said or asked less likely (1: no penalty)"),
+    ("presence-penalty", float, "X", "take X off the logits of what was said"),
+    ("frequency-penalty", float, "X", "take X off the logits for each time that something was said"),
+    ("no-repeat-ngram-size", int, "N", "never say the same N tokens twice"),
+    ("min-new-tokens", int, "N", "answer with at least N tokens"),
+)
 HELP = "Ask the model about text, pictures, sound and video; the answer appears while it is written."
 
 
@@ -25,9 +39,9 @@ def add_arguments(parser):
     add_model_arguments(parser)
     add_media_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit of the answer (default: 1024)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="sample the text at this temperature")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that sum to P")
+    for name, kind, metavar, text in SAMPLING + PENALTIES:
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    parser.add_argument("--stop", action="append", metavar="S", help="end the answer after this text; may be repeated")
     add_speech_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     parser.add_argument("prompt", help="what to ask")
@@ -58,7 +72,8 @@ def run(arguments):
     loaded_s = time.perf_counter() - started
     if speaks:
         options |= speech_options(arguments)
-    events = model.stream(**inputs, return_audio=speaks, seed=arguments.seed, tokenizer=processor.tokenizer, **options)
+    options |= {"seed": arguments.seed, "tokenizer": processor.tokenizer, "stop_strings": arguments.stop}
+    events = model.stream(**inputs, return_audio=speaks, **options)
     status("reading the prompt ...")
     with speech:
         end, text = show(events, speech, quiet=arguments.json, to_stderr=target == "-")
@@ -82,12 +97,11 @@ def read_inputs(processor, arguments):
 
 def text_options(arguments):
     """Keyword arguments of `generate` for the sampling of the text."""
-    sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
-    options = {name: value for name, value in sampling.items() if value is not None}
-    if options:
+    sampling, others = ([name.replace("-", "_") for name, *_ in table] for table in (SAMPLING, PENALTIES))
+    names = (*sampling, *others, "max_new_tokens")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if options.keys() & set(sampling):
         options["do_sample"] = True
-    if arguments.max_new_tokens is not None:
-        options["max_new_tokens"] = arguments.max_new_tokens
     return options
 
 

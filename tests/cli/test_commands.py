@@ -149,7 +149,9 @@ def test_greedy_speech_and_speakers(cli, tiny_checkpoint, spoken, tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (("--temperature", 0), "temperature is 0.0, expected a number above 0"),
+        (("--temperature", -1), "temperature is -1.0, expected a number of at least 0"),
+        (("--repetition-penalty", 0), "repetition_penalty is 0.0"),
+        (("--stop", ""), "stop_strings is"),
         (("--max-new-tokens", 0), "max_new_tokens is 0"),
         (("--top-p", 3), "top_p is 3.0"),
         (("--seed", -1), "seed is -1"),
@@ -175,6 +177,19 @@ def test_sampling_options():
     assert options("--max-new-tokens", "5") == {"max_new_tokens": 5}
     assert options("--top-k", "3", "--top-p", "0.5") == {"top_k": 3, "top_p": 0.5, "do_sample": True}
     assert options("--temperature", "0.7") == {"temperature": 0.7, "do_sample": True}
+    penalties = ("--repetition-penalty", "1.1", "--presence-penalty", "1", "--no-repeat-ngram-size", "3")
+    assert options(*penalties) == {"repetition_penalty": 1.1, "presence_penalty": 1.0, "no_repeat_ngram_size": 3}
+    assert options("--min-p", "0.1") == {"min_p": 0.1, "do_sample": True}
+
+
+def test_temperature_zero_is_greedy_and_a_stop_text_ends_the_answer(cli, tiny_checkpoint):
+    command = ("generate", "--model", tiny_checkpoint, "--max-new-tokens", 4)
+    code, greedy, _ = cli(*command, "hello")
+    assert code == 0 and len(greedy) > 3
+    assert cli(*command, "--temperature", 0, "hello")[:2] == (0, greedy)
+    code, stopped, _ = cli(*command, "--stop", greedy.decode()[:2], "hello")
+    assert code == 0 and greedy.startswith(stopped.rstrip()) and len(stopped) <= len(greedy)
+    assert cli(*command, "--no-repeat-ngram-size", 1, "--temperature", 2, "--seed", 1, "hello")[1] != greedy
 
 
 @pytest.mark.parametrize("order", [("low", "red", "high", "blue"), ("blue", "red", "high", "low")])

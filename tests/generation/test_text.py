@@ -1,11 +1,17 @@
 """The text loop by itself: a thinker that counts upwards shows what is fed, when it stops and what is handed out."""
 
+import warnings
+
 import numpy as np
 import pytest
 
+from ms_omni.errors import InputError
+from ms_omni.generation import unsupported
 from ms_omni.generation.decode import ended_streamer, generate_text
+from ms_omni.generation.defaults import GenerationConfig
+from ms_omni.generation.options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions
 from ms_omni.generation.request import parse_text_request
-from ms_omni.generation.sampling import SamplingParams
+from ms_omni.generation.sampling import NAMES, SamplingParams
 from ms_omni.generation.text import TextGeneration, has_string
 
 PROMPT = np.array([[3, 9], [3, 20]])
@@ -149,3 +155,203 @@ def test_return_dict_and_scores(counting_thinker):
     assert len(scored.scores) == 2
     assert [scores.argmax(-1).tolist() for scores in scored.scores] == [[10, 21], [11, 22]]
     assert all(scores.dtype == np.float32 for scores in scored.scores)
+
+
+# -- the caller's own functions, and limits --------------------------------------------------------------------------
+
+
+def test_stopping_criteria_see_all_ids_and_end_rows(counting_thinker):
+    seen = []
+
+    def ended(input_ids, scores, **kwargs):
+        seen.append((input_ids.tolist(), scores))
+        return input_ids[:, -1] == 12  # one truth value per row
+
+    options = {"stopping_criteria": [ended, lambda input_ids, scores: input_ids.size(1) >= 7]}
+    ids = write(counting_thinker, max_new_tokens=9, pad_token_id=39, options=options)
+    assert ids.tolist() == [[3, 9, 10, 11, 12, 39, 39], [3, 20, 21, 22, 23, 24, 25]]
+    assert seen[0] == ([[3, 9, 10], [3, 20, 21]], None)
+    scored = {"output_scores": True, "return_dict_in_generate": True, "stopping_criteria": ended}
+    write(counting_thinker, max_new_tokens=2, options=scored)
+    assert [len(scores) for _, scores in seen[-2:]] == [1, 2] and seen[-1][1][0].shape == (2, 40)
+
+
+def test_logits_processors_come_after_our_own_steps(counting_thinker):
+    """Row 0 would write 10, 11, ...; 10 is banned before the first of the functions sees the scores."""
+    seen = []
+
+    def look(input_ids, scores):
+        seen.append((input_ids.shape, scores.size(1), float(scores[0, 10])))
+        scores[:, 30] += 100  # the arrays are the function's own
+        return scores
+
+    def roll(input_ids, scores):
+        return np.roll(scores, 1, axis=1)
+
+    options = {"logits_processor": [look, roll], "suppress_tokens": [10], "output_logits": True}
+    result = write(counting_thinker, max_new_tokens=2, options={**options, "return_dict_in_generate": True})
+    assert result.sequences[:, 2:].tolist() == [[31, 31], [31, 31]]
+    assert seen[0] == ((2, 2), 40, -np.inf) and seen[1][0] == (2, 3)
+    assert result.logits[0].argmax(-1).tolist() == [10, 21]  # what the model said
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"logits_processor": [lambda ids, scores: None]}, "returned NoneType of shape None, expected scores of shape"),
+        ({"logits_processor": [lambda ids, scores: scores[:, :3]]}, r"shape \(2, 3\), expected scores of shape \(2, 40\)"),
+        ({"stopping_criteria": [lambda ids, scores: np.zeros(3)]}, r"returned shape \(3,\), expected one truth value"),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: []}, "allows no token for prompt 0"),
+    ],
+)
+def test_what_the_callers_functions_return_is_checked(options, said, counting_thinker):
+    streamer = Recorder()
+    with pytest.raises(InputError, match=said):
+        write(counting_thinker, options={**options, "streamer": streamer})
+    assert streamer.ended == 1
+
+
+def test_only_allowed_tokens(counting_thinker):
+    allowed = {10: [7], 21: [39, 3]}
+    ids = write(
+        counting_thinker,
+        max_new_tokens=2,
+        options={"prefix_allowed_tokens_fn": lambda row, ids: allowed.get(int(ids[-1]), [10, 21])},
+    )
+    assert ids[:, 2:].tolist() == [[10, 7], [21, 39]]
+
+
+def test_lengths_that_count_the_prompt(counting_thinker):
+    assert write(counting_thinker, max_length=5).shape == (2, 5)
+    assert write(counting_thinker, max_length=5, max_new_tokens=1).shape == (2, 3)  # the new ones go before
+    ids = write(counting_thinker, PROMPT[:1], max_length=6, min_length=4, eos_token_id=[10, 39, 38])
+    assert ids[0, 2:].tolist() == [37, 37, 38]  # the end tokens are banned twice, then 38 ends it
+    with pytest.raises(InputError, match="max_length is 2, but the prompt has 2 tokens; use max_new_tokens"):
+        write(counting_thinker, max_length=2)
+
+
+def test_max_time_ends_after_a_token(counting_thinker):
+    assert write(counting_thinker, max_new_tokens=30, max_time=1e-9).shape == (2, 3)
+    assert write(counting_thinker, max_new_tokens=3, max_time=600).shape == (2, 5)
+
+
+def test_a_generation_config_is_a_default(counting_thinker):
+    class Transformers:
+        """As its `GenerationConfig`."""
+
+        def to_diff_dict(self):
+            return {"max_new_tokens": 2, "pad_token_id": 5, "transformers_version": "4", "_commit_hash": None}
+
+    config = {"max_new_tokens": 2, "eos_token_id": None}
+    for given in (Transformers(), config, GenerationConfig(max_new_tokens=2)):
+        assert write(counting_thinker, options={"generation_config": given}).shape == (2, 4)
+        assert write(counting_thinker, max_new_tokens=3, options={"generation_config": given}).shape == (2, 5)
+    with pytest.raises(InputError, match="generation_config: num_beams is 4|generate: num_beams is 4"):
+        write(counting_thinker, options={"generation_config": {"num_beams": 4}})
+    with pytest.raises(InputError, match="generation_config is 3, expected a GenerationConfig or a dict"):
+        write(counting_thinker, options={"generation_config": 3})
+
+
+def test_a_generation_config_of_transformers(counting_thinker):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GenerationConfig(max_new_tokens=2, do_sample=True, temperature=0.5)
+    assert write(counting_thinker, options={"generation_config": config}).shape == (2, 4)
+
+
+# -- what is refused, and what changes nothing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("num_beams", 2, "beam search is not built"),
+        ("num_beam_groups", 3, "beam search"),
+        ("output_attentions", True, "the fused attention operators keep no weights"),
+        ("guidance_scale", 1.5, "guidance"),
+        ("assistant_model", object(), "assisted decoding"),
+        ("prompt_lookup_num_tokens", 3, "assisted decoding"),
+        ("penalty_alpha", 0.6, "contrastive search"),
+        ("dola_layers", "high", "contrastive search"),
+        ("force_words_ids", [[1]], "constrained beam search"),
+        ("encoder_repetition_penalty", 1.2, "repetition_penalty"),
+        ("watermarking_config", {}, "watermarks"),
+        ("token_healing", True, "prompts are read as they are"),
+        ("custom_generate", "user/repo", "built-in loop"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(name, value, reason, counting_thinker):
+    with pytest.raises(InputError, match=f"generate: {name} is .*, which is not supported: .*{reason}"):
+        write(counting_thinker, **{name: value})
+    assert counting_thinker.calls == 0
+
+
+def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
+    monkeypatch.setattr(unsupported, "_said", set())
+    options = {"cache_implementation": "quantized", "synced_gpus": True, "length_penalty": 2.0, "bos_token_id": 1}
+    with pytest.warns(UserWarning, match="cache_implementation, length_penalty, synced_gpus changes nothing"):
+        first = write(counting_thinker, max_new_tokens=2, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(first, write(counting_thinker, max_new_tokens=2, **options))
+        write(counting_thinker, max_new_tokens=2, cache_implementation="static", early_stopping=False, length_penalty=1)
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("max_new_token", 1, "generate has no argument 'max_new_token'; did you mean 'max_new_tokens'"),
+        ("temprature", 1, "did you mean 'temperature'"),
+        ("stop_string", 1, "did you mean 'stop_strings'"),
+        ("xyzzy", 1, "it knows max_new_tokens, min_new_tokens"),
+        ("stop_strings", "x", "stop_strings need the tokenizer"),
+        ("stop_strings", "", "expected a text or a list of texts, none of them empty"),
+        ("stop_strings", [5], "expected a text or a list of texts"),
+        ("stop_strings", b"x", "expected a text or a list of texts"),
+        ("stopping_criteria", 5, "stopping_criteria is 5, expected a list of functions"),
+        ("logits_processor", [5], "logits_processor is .*, expected a list of functions"),
+        ("prefix_allowed_tokens_fn", 5, "expected a function"),
+        ("num_return_sequences", 0, "num_return_sequences is 0, expected an integer of at least 1"),
+        ("num_return_sequences", 1.5, "num_return_sequences is 1.5"),
+        ("max_time", 0, "max_time is 0, expected seconds above 0"),
+        ("max_time", "long", "max_time is 'long'"),
+        ("max_length", -1, "max_length is -1, expected an integer of at least 0"),
+        ("use_cache", "yes", "use_cache is 'yes', expected True or False"),
+        ("output_scores", "yes", "output_scores is 'yes', expected True or False"),
+        ("min_new_tokens", 2000, "min_new_tokens is 2000, more than max_new_tokens, which is 1024"),
+        ("streamer", 5, r"streamer is 5, expected an object with put\(ids\) and end\(\)"),
+        ("input_ids", [[1, 2], [3]], "its rows differ in length"),
+        ("input_ids", "hello", "input_ids must be integers of shape"),
+        ("input_ids", [], "input_ids must be integers of shape"),
+        ("input_ids", [[True, False]], "input_ids must be integers of shape"),
+        ("input_ids", [[1, -2]], r"input_ids must lie in \[0, 40\); got -2"),
+        ("input_ids", [[1, 40]], r"input_ids must lie in \[0, 40\); got 1 to 40"),
+        ("input_ids", None, "generate needs input_ids"),
+        ("attention_mask", [[0, 0], [1, 1]], "attention_mask leaves a row without any token"),
+        ("attention_mask", [[1, 1]], r"input_ids \[2, 2\] and attention_mask \[1, 2\] must be"),
+    ],
+)
+def test_wrong_values_are_named_before_any_work(name, value, said, counting_thinker):
+    with pytest.raises(InputError, match=said):
+        write(counting_thinker, options={name: value})
+    assert counting_thinker.calls == 0
+
+
+def test_all_unknown_arguments_are_named_at_once(counting_thinker):
+    with pytest.raises(InputError, match="'foo'.*'bar'"):
+        write(counting_thinker, foo=1, bar=2)
+
+
+def test_none_means_the_default(counting_thinker):
+    nothing = dict.fromkeys([*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *unsupported.NEEDED, *unsupported.MEANINGLESS])
+    request = parse_text_request(counting_thinker, {"input_ids": PROMPT, **nothing})
+    assert request == parse_text_request(counting_thinker, {"input_ids": PROMPT})
+    assert request.text == SamplingParams(top_k=50) and request.options == TextOptions()
+
+
+@pytest.mark.parametrize("wrong", [{"repetition_penalty": 0}, {"num_beams": 2}, {"input_ids": [[99]]}, {"foo": 1}], ids=str)
+@pytest.mark.parametrize("name", ["streamer", "thinker_streamer"])
+def test_a_streamer_is_ended_whatever_is_refused(name, wrong, counting_thinker):
+    streamer = Recorder()
+    with pytest.raises(InputError):
+        write(counting_thinker, options={**wrong, name: streamer})
+    assert streamer.ended == 1 and not streamer.put_values

@@ -38,12 +38,16 @@ PARAMS = [
     {"do_sample": True, "top_k": 5, "seed": 4, "temperature": 1.7},
     {"do_sample": True, "top_k": 30, "top_p": 0.8, "seed": 4, "repetition_penalty": 1.2},
     {"do_sample": True, "top_p": 0.9, "seed": 4},
+    {"do_sample": True, "top_k": 9, "top_h": 0.5, "seed": 4},
+    {"do_sample": True, "top_k": 9, "min_p": 0.05, "typical_p": 0.9, "seed": 4, "no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 1, "bad_words_ids": [[1], [2, 3]], "sequence_bias": {(4,): 3.0}, "presence_penalty": 1.0},
 ]
+NAMES = ["greedy", "greedy with rules", "top-k", "top-k and top-p", "top-p", "top-h", "filters after top-k", "sequences"]
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("kind", ["any", "ties", "all equal", "few possible"])
-@pytest.mark.parametrize("wanted", PARAMS, ids=["greedy", "greedy with rules", "top-k", "top-k and top-p", "top-p"])
+@pytest.mark.parametrize("wanted", PARAMS, ids=NAMES)
 def test_tokens_are_those_of_one_process(wanted, kind, size):
     params, logits = SamplingParams(**wanted), logits_of(kind)
 
