@@ -1,48 +1,33 @@
 """What the text stacks share: attention sizes, which layers have experts, checks on both."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from .fields import (
-    Experts,
-    Flag,
-    Heads,
-    LayerNumbers,
-    Layers,
-    NotNegative,
-    Positions,
-    Positive,
-    Sections,
-    Vocabulary,
-    Width,
-    choice,
-    shown,
-    whole,
-)
+from . import fields
 from .rope import RotarySection, interleaved_sections
 
 
 class DecoderConfig(RotarySection):
     """Attention stack: `num_attention_heads` query heads share `num_key_value_heads` key/value heads of `head_dim`."""
 
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Heads
-    num_key_value_heads: Heads
-    head_dim: Width
-    hidden_act: choice("silu")
-    rms_norm_eps: Positive
-    max_position_embeddings: Positions
-    attention_bias: Flag = False
+    hidden_size: fields.Width
+    intermediate_size: fields.Width
+    num_hidden_layers: fields.Layers
+    num_attention_heads: fields.Heads
+    num_key_value_heads: fields.Heads
+    head_dim: fields.Width
+    hidden_act: Annotated[str, fields.choice("silu")]
+    rms_norm_eps: fields.Positive
+    max_position_embeddings: fields.Positions
+    attention_bias: fields.Flag = False
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
         """Rope spellings, and head_dim = hidden_size / num_attention_heads where it is not written."""
         data = super().normalise(data, report)
-        hidden, heads = whole(data.get("hidden_size")), whole(data.get("num_attention_heads"))
+        hidden, heads = fields.whole(data.get("hidden_size")), fields.whole(data.get("num_attention_heads"))
         if data.get("head_dim") is None:
             data.pop("head_dim", None)
             if cls.model_fields["head_dim"].is_required() and _usable(hidden) and _usable(heads):
@@ -57,7 +42,7 @@ class DecoderConfig(RotarySection):
         found = super().defaults(given)
         if given.get("hidden_size") or given.get("num_attention_heads"):
             found = cls.normalise({**found, **given, "head_dim": given.get("head_dim")}, lambda key, message: None)
-        head_dim = whole(given.get("head_dim", found.get("head_dim")))
+        head_dim = fields.whole(given.get("head_dim", found.get("head_dim")))
         if "mrope_section" in found and _usable(head_dim):
             found["mrope_section"] = interleaved_sections(head_dim)
         return found
@@ -82,15 +67,15 @@ class MoeDecoderConfig(DecoderConfig):
     Layer n is dense (`intermediate_size`) when it is in `mlp_only_layers` or (n + 1) % `decoder_sparse_step` != 0.
     """
 
-    vocab_size: Vocabulary
-    num_experts: Experts
-    num_experts_per_tok: Experts
-    moe_intermediate_size: Width
-    norm_topk_prob: Flag
-    decoder_sparse_step: Layers = 1
-    mlp_only_layers: LayerNumbers = Field(default_factory=list)
-    mrope_section: Sections
-    router_aux_loss_coef: NotNegative = 0.001
+    vocab_size: fields.Vocabulary
+    num_experts: fields.Experts
+    num_experts_per_tok: fields.Experts
+    moe_intermediate_size: fields.Width
+    norm_topk_prob: fields.Flag
+    decoder_sparse_step: fields.Layers = 1
+    mlp_only_layers: fields.LayerNumbers = Field(default_factory=list)
+    mrope_section: fields.Sections
+    router_aux_loss_coef: fields.NotNegative = 0.001
 
     def is_sparse_layer(self, layer: int) -> bool:
         """Whether layer number `layer` has experts."""
@@ -118,5 +103,5 @@ class MoeDecoderConfig(DecoderConfig):
             expected = f"numbers below num_hidden_layers = {layers}"
             problems.append(("mlp_only_layers", f"got layers {beyond}, expected {expected}"))
         if window is not None and getattr(self, "use_sliding_window", True):
-            problems.append(("sliding_window", f"got {shown(window)}, expected null (full attention)"))
+            problems.append(("sliding_window", f"got {fields.shown(window)}, expected null (full attention)"))
         return problems

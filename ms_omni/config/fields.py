@@ -11,24 +11,27 @@ import json
 import operator
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
-def kind(annotation: Any, expected: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any) -> Any:
-    """`annotation`, converted and then checked strictly; every failure is told as "expected `expected`"."""
+class Expected:
+    """Metadata of a field: its value is converted and then checked strictly; every failure says what was expected."""
 
-    def check(value, validate):
+    def __init__(self, words: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any):
+        self.words, self.convert, self.constraints = words, convert, constraints
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        strict = handler(Annotated[source, Field(strict=True, **self.constraints)])
+        return core_schema.no_info_wrap_validator_function(self._check, strict)
+
+    def _check(self, value, validate):
         try:
-            return validate(convert(value))
+            return validate(self.convert(value))
         except (ValidationError, OverflowError, TypeError):
-            raise PydanticCustomError("unfit", "{expected}", {"expected": expected}) from None
-
-    if get_origin(annotation) is not Literal:  # which is strict anyway
-        annotation = Annotated[annotation, Field(strict=True, **constraints)]
-    return Annotated[annotation, WrapValidator(check)]
+            raise PydanticCustomError("unfit", "{expected}", {"expected": self.words}) from None
 
 
 def whole(value: Any) -> Any:
@@ -42,64 +45,62 @@ def _real(value: Any) -> Any:
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
-def integer(low: int, high: int) -> Any:
-    """A whole number in `[low, high]`."""
-    return kind(int, f"an integer of at least {low} and at most {high}", whole, ge=low, le=high)
-
-
-Width = integer(1, 2**17)
-Heads = integer(1, 4096)
-Layers = integer(1, 1024)
-LayerNumber = integer(0, 1024)
-Experts = integer(1, 4096)
-Groups = integer(2, 256)
-Patch = integer(1, 1024)
-Frames = integer(1, 2**20)
-Positions = integer(1, 2**31 - 1)
-TableRows = integer(1, 2**20)
-Vocabulary = integer(1, 2**24)
-TokenId = integer(0, 2**31 - 1)
-
-Positive = kind(float, "a positive number", _real, gt=0, allow_inf_nan=False)
-NotNegative = kind(float, "a number of at least 0", _real, ge=0, allow_inf_nan=False)
-Flag = kind(bool, "true or false")
-OnlyFalse = kind(Literal[False], "false (the only value supported)")
-
-
-def _listed(value: Any) -> Any:
+def _whole_items(value: Any) -> list:
     if not isinstance(value, (list, tuple)):
         raise TypeError
     return [whole(item) for item in value]
 
 
-def _list(item: int, high: int, expected: str, longest: int, shortest: int = 0) -> Any:
-    """A list of integers in `[item, high]`."""
-    one = Annotated[int, Field(ge=item, le=high)]
-    return kind(list[one], f"a list of {expected}", _listed, min_length=shortest, max_length=longest)
-
-
-LayerNumbers = _list(0, 1024, "layer numbers (integers of at least 0)", 1024)
-Sections = _list(0, 2**16, "three integers", 16)
-Ratios = _list(1, 1024, "at most 16 integers from 1 to 1024", 16)
-Rates = _list(1, 1024, "1 to 16 integers from 1 to 1024", 16, 1)
-
-
-def _name_table(value: Any) -> Any:
+def _whole_values(value: Any) -> Any:
     return {str(name): whole(number) for name, number in value.items()} if isinstance(value, Mapping) else value
 
 
-NameTable = kind(
-    dict[str, Annotated[int, Field(ge=0, le=2**31 - 1)]],
-    "a table from name to id (an integer of at least 0) with at least one entry",
-    _name_table,
-    min_length=1,
-)
+def integer(low: int, high: int) -> Expected:
+    """A whole number in `[low, high]`."""
+    return Expected(f"an integer of at least {low} and at most {high}", whole, ge=low, le=high)
 
 
-def choice(*values: str) -> Any:
-    """One of the strings that this implementation supports."""
+def choice(*values: Any) -> Expected:
+    """One of the values that this implementation supports."""
     words = ", ".join(map(json.dumps, values))
-    return kind(Literal[values], f"one of {words}" if len(values) > 1 else f"{words} (the only value supported)")
+    known = f"one of {words}" if len(values) > 1 else f"{words} (the only value supported)"
+
+    def convert(value):
+        if type(value) is not type(values[0]) or value not in values:
+            raise TypeError
+        return value
+
+    return Expected(known, convert)
+
+
+Width = Annotated[int, integer(1, 2**17)]
+Heads = Annotated[int, integer(1, 4096)]
+Layers = Annotated[int, integer(1, 1024)]
+LayerNumber = Annotated[int, integer(0, 1024)]
+Experts = Annotated[int, integer(1, 4096)]
+Groups = Annotated[int, integer(2, 256)]
+Patch = Annotated[int, integer(1, 1024)]
+Frames = Annotated[int, integer(1, 2**20)]
+Positions = Annotated[int, integer(1, 2**31 - 1)]
+TableRows = Annotated[int, integer(1, 2**16)]
+Vocabulary = Annotated[int, integer(1, 2**24)]
+TokenId = Annotated[int, integer(0, 2**31 - 1)]
+
+Positive = Annotated[float, Expected("a positive number", _real, gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Expected("a number of at least 0", _real, ge=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Expected("true or false")]
+OnlyFalse = Annotated[bool, choice(False)]
+
+LayerNumbers = Annotated[list[LayerNumber], Expected("a list of layer numbers", _whole_items, max_length=1024)]
+Sections = Annotated[list[LayerNumber], Expected("a list of three integers", _whole_items, max_length=16)]
+Ratios = Annotated[list[Patch], Expected("a list of at most 16 integers from 1 to 1024", _whole_items, max_length=16)]
+Rates = Annotated[
+    list[Patch], Expected("a list of 1 to 16 integers from 1 to 1024", _whole_items, min_length=1, max_length=16)
+]
+NameTable = Annotated[
+    dict[str, TokenId],
+    Expected("a table from name to id (an integer of at least 0) with at least one entry", _whole_values, min_length=1),
+]
 
 
 def shown(value: Any) -> str:

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from ms_omni.errors import ConfigError
 
-from .fields import Flag, TokenId
+from . import fields
 from .section import ConfigSection
-from .talker import Qwen3OmniMoeCode2WavConfig, Qwen3OmniMoeTalkerConfig, unequal
-from .thinker import Qwen3OmniMoeTextConfig, Qwen3OmniMoeThinkerConfig, beyond_vocabulary
+from .talker import Qwen3OmniMoeCode2WavConfig, Qwen3OmniMoeTalkerConfig
+from .thinker import Qwen3OmniMoeTextConfig, Qwen3OmniMoeThinkerConfig
 
 SPEECH_SECTIONS = ("talker_config", "code2wav_config")
 PROMPT_IDS = (
@@ -27,28 +27,20 @@ class Qwen3OmniMoeConfig(ConfigSection):
     """A full checkpoint. Without audio output (Thinking, Captioner) both speech sections are None."""
 
     model_type = "qwen3_omni_moe"
-    sub_configs: ClassVar = {
-        "thinker_config": Qwen3OmniMoeThinkerConfig,
-        "talker_config": Qwen3OmniMoeTalkerConfig,
-        "code2wav_config": Qwen3OmniMoeCode2WavConfig,
-    }
-    attribute_map: ClassVar = {
-        name: f"thinker_config.text_config.{name}"
-        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "tie_word_embeddings", "vocab_size")
-    }
+    attribute_map: ClassVar = {name: f"thinker_config.{name}" for name in Qwen3OmniMoeThinkerConfig.attribute_map}
 
     thinker_config: Qwen3OmniMoeThinkerConfig
     talker_config: Qwen3OmniMoeTalkerConfig | None = None
     code2wav_config: Qwen3OmniMoeCode2WavConfig | None = None
-    enable_audio_output: Flag
-    im_start_token_id: TokenId
-    im_end_token_id: TokenId
-    tts_pad_token_id: TokenId
-    tts_bos_token_id: TokenId
-    tts_eos_token_id: TokenId
-    system_token_id: TokenId
-    user_token_id: TokenId
-    assistant_token_id: TokenId
+    enable_audio_output: fields.Flag
+    im_start_token_id: fields.TokenId
+    im_end_token_id: fields.TokenId
+    tts_pad_token_id: fields.TokenId
+    tts_bos_token_id: fields.TokenId
+    tts_eos_token_id: fields.TokenId
+    system_token_id: fields.TokenId
+    user_token_id: fields.TokenId
+    assistant_token_id: fields.TokenId
 
     @classmethod
     def wants(cls, name: str, data: dict) -> bool:
@@ -61,42 +53,27 @@ class Qwen3OmniMoeConfig(ConfigSection):
 
     def check(self) -> list[tuple[str, str]]:
         """The three parts fit together."""
-        thinker, talker, vocoder = self.thinker_config, self.talker_config, self.code2wav_config
-        text, merge = thinker.text_config, thinker.vision_config.spatial_merge_size
-        ids = {key: getattr(self, key) for key in PROMPT_IDS}
-        problems = beyond_vocabulary(ids, "thinker_config.text_config.vocab_size", text.vocab_size)
+        problems = self.beyond(PROMPT_IDS, "thinker_config.text_config.vocab_size")
         if not self.enable_audio_output:
             return problems
-        if talker is None or vocoder is None:
-            absent = [name for name in SPEECH_SECTIONS if getattr(self, name) is None]
+        absent = [name for name in SPEECH_SECTIONS if getattr(self, name) is None]
+        if absent:
             return problems + [(name, "missing, but enable_audio_output is true") for name in absent]
-        problems += unequal(
-            (
-                "talker_config.thinker_hidden_size",
-                talker.thinker_hidden_size,
-                "thinker_config.text_config.hidden_size",
-                text.hidden_size,
-            ),
-            (
-                "talker_config.spatial_merge_size",
-                talker.spatial_merge_size,
-                "thinker_config.vision_config.spatial_merge_size",
-                merge,
-            ),
-            (
-                "code2wav_config.num_quantizers",
-                vocoder.num_quantizers,
-                "talker_config.num_code_groups",
-                talker.num_code_groups,
-            ),
+        problems += self.unequal(
+            {
+                "talker_config.thinker_hidden_size": "thinker_config.text_config.hidden_size",
+                "talker_config.spatial_merge_size": "thinker_config.vision_config.spatial_merge_size",
+                "code2wav_config.num_quantizers": "talker_config.num_code_groups",
+            }
         )
-        if talker.accept_hidden_layer > text.num_hidden_layers:
-            expected = f"at most thinker_config.text_config.num_hidden_layers = {text.num_hidden_layers}"
-            problems.append(("talker_config.accept_hidden_layer", f"got {talker.accept_hidden_layer}, expected {expected}"))
+        heard, layers = self.talker_config.accept_hidden_layer, self.thinker_config.text_config.num_hidden_layers
+        if heard > layers:
+            expected = f"at most thinker_config.text_config.num_hidden_layers = {layers}"
+            problems.append(("talker_config.accept_hidden_layer", f"got {heard}, expected {expected}"))
         return problems
 
     @classmethod
-    def _recognise(cls, data: Mapping, source: str) -> None:
+    def recognise(cls, data: Mapping, source: str) -> None:
         """Raises ConfigError when `data` names another model, or the thinker alone."""
         kind = data.get("model_type")
         if kind == "qwen3_omni_moe_thinker" or ("thinker_config" not in data and "text_config" in data):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ms_omni.errors import ConfigError
 
-from .fields import Positive, shown
+from . import fields
 from .section import ConfigSection
 
 PLAIN_TYPES = ("default", "mrope")  # "mrope" is the older name of the default type with sections
@@ -26,14 +26,17 @@ def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[
         if settings is None:
             continue
         if not isinstance(settings, Mapping):
-            report(key, f"got {shown(settings)}, expected an object")
+            report(key, f"got {fields.shown(settings)}, expected an object")
             continue
         _check_settings(key, settings, types, report)
         for name in ("rope_theta", "mrope_section"):
             if settings.get(name) is None:
                 continue
             if data.get(name) is not None and data[name] != settings[name]:
-                report(name, f"got {shown(data[name])}, but {key} says {shown(settings[name])}; expected one value")
+                report(
+                    name,
+                    f"got {fields.shown(data[name])}, but {key} says {fields.shown(settings[name])}; expected one value",
+                )
             data[name] = settings[name]
     return data
 
@@ -41,12 +44,15 @@ def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[
 def _check_settings(key, settings, types, report):
     for name in ("rope_type", "type"):
         if settings.get(name, types[0]) not in (*types, None):
-            report(f"{key}.{name}", f"got {shown(settings[name])}, expected {shown(types[0])} (no other type is supported)")
+            report(
+                f"{key}.{name}",
+                f"got {fields.shown(settings[name])}, expected {fields.shown(types[0])} (no other type is supported)",
+            )
     for name in ("interleaved", "mrope_interleaved"):
         if settings.get(name, True) is not True:
-            report(f"{key}.{name}", f"got {shown(settings[name])}, expected true (sections are always interleaved)")
+            report(f"{key}.{name}", f"got {fields.shown(settings[name])}, expected true (sections are always interleaved)")
     if settings.get("partial_rotary_factor", 1) not in (1, None):
-        report(f"{key}.partial_rotary_factor", f"got {shown(settings['partial_rotary_factor'])}, expected 1")
+        report(f"{key}.partial_rotary_factor", f"got {fields.shown(settings['partial_rotary_factor'])}, expected 1")
 
 
 def interleaved_sections(head_dim: int) -> list[int]:
@@ -61,7 +67,7 @@ class RotarySection(ConfigSection):
 
     rope_types: ClassVar[tuple[str, ...]] = PLAIN_TYPES
 
-    rope_theta: Positive
+    rope_theta: fields.Positive
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:

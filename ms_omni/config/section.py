@@ -1,13 +1,12 @@
 """The base of the configuration classes: pydantic models that read with one report of every problem and write losslessly."""
 
 import copy
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
-from operator import attrgetter
+from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from typing_extensions import Self
@@ -15,43 +14,16 @@ from typing_extensions import Self
 from ms_omni.errors import ConfigError
 
 from .fields import NotNegative, shown
-from .files import CONFIG_FILE, published_content, read_config_json, read_json_object, write_text
+from .files import published_content, read_config_json, read_json_object
+from .interface import GENERIC, TransformersInterface
 
 MISSING_HINTS = {
     "rope_theta": " (nor is it in rope_parameters)",
     "mrope_section": " (expected in rope_scaling or rope_parameters)",
 }
-# What every configuration of transformers answers, whether or not its file says so.
-GENERIC = {
-    "architectures": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "is_encoder_decoder": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "pad_token_id": None,
-    "return_dict": True,
-    "tie_word_embeddings": False,
-    "use_cache": True,
-    "use_return_dict": True,
-}
-# Arguments of `from_pretrained` that say where and how to fetch a file, which is here already.
-FETCHING = frozenset(
-    [
-        "cache_dir",
-        "force_download",
-        "local_files_only",
-        "proxies",
-        "revision",
-        "resume_download",
-        "token",
-        "trust_remote_code",
-        "use_auth_token",
-    ]
-)
 
 
-class ConfigSection(BaseModel):
+class ConfigSection(TransformersInterface, BaseModel):
     """Declared fields, checked when they are set, and whatever else stood in the JSON, kept for a re-export.
 
     The constructor takes keywords, nested dicts and configurations of transformers, and the published checkpoint's value
@@ -62,7 +34,7 @@ class ConfigSection(BaseModel):
     give equal objects, whatever keys they hold that no model reads.
     """
 
-    model_config = ConfigDict(validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(validate_assignment=True, protected_namespaces=(), defer_build=True)
 
     model_type: ClassVar[str] = ""
     section_path: ClassVar[tuple[str, ...]] = ()
@@ -81,9 +53,20 @@ class ConfigSection(BaseModel):
     def __init__(self, /, **values: Any):
         problems: list[str] = []
         self._load(values, "", problems, strict=False, related=False)
-        _raise(problems, type(self).__name__, "the arguments are")
+        _raise(problems, type(self), "the arguments are")
 
-    # Reading
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        kinds = {name: (info.annotation, *get_args(info.annotation)) for name, info in cls.model_fields.items()}
+        cls.sub_configs = {
+            name: kind
+            for name, found in kinds.items()
+            for kind in found
+            if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, ConfigSection)
+        }
+
+    # What a class may say about its JSON
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
@@ -98,39 +81,56 @@ class ConfigSection(BaseModel):
     @classmethod
     def defaults(cls, given: dict) -> dict:
         """The published checkpoint's values of this section, for what `given` leaves out."""
-        found = reduce(lambda content, key: content[key], cls.section_path, published_content())
+        found = reduce(getitem, cls.section_path, published_content())
         return cls.normalise(dict(found), lambda key, message: None)
+
+    @classmethod
+    def recognise(cls, data: Mapping, source: str) -> None:
+        """Raises ConfigError when `data` describes another model."""
 
     def check(self) -> list[tuple[str, str]]:
         """Relations between fields that do not hold, as (key, message); an empty list when all is well."""
         return []
 
+    def unequal(self, pairs: Mapping[str, str]) -> list[tuple[str, str]]:
+        """The pairs {path: path} of fields that must hold one value and do not, as (key, message)."""
+        values = {key: (attrgetter(key)(self), attrgetter(other)(self)) for key, other in pairs.items()}
+        return [(key, f"got {got}, expected {pairs[key]} = {want}") for key, (got, want) in values.items() if got != want]
+
+    def beyond(self, ids: Iterable[str], size: str) -> list[tuple[str, str]]:
+        """The fields among `ids` that no row of a table of `size` (a field's path) belongs to, as (key, message)."""
+        rows, values = attrgetter(size)(self), {key: getattr(self, key) for key in ids}
+        return [(key, f"got {got}, expected an id below {size} = {rows}") for key, got in values.items() if got >= rows]
+
+    # Reading
+
     def _load(self, data: Mapping, at: str, problems: list[str], *, strict: bool, related: bool) -> bool:
-        """Fill this object from a JSON object that stands at the path `at`; False when problems were found."""
-        before = len(problems)
+        """Fill this object from a JSON object that stands at the path `at`; False when problems were found.
+
+        strict: what is missing is a problem. related: what belongs together is checked too.
+        """
+        before, data = len(problems), dict(data)
 
         def report(key, message):
             problems.append(f"{at}{key}: {message}")
 
-        data = dict(data)
         attention = data.pop("attn_implementation", None)
         values = self.normalise(self._spelled(data), report)
-        wanted = {name: kind for name, kind in self.sub_configs.items() if self.wants(name, values)}
+        wanted = [name for name in self.sub_configs if self.wants(name, values)]
         filled = not strict and self._fill(values, wanted)
-        failed = set()
-        for name in self.sub_configs:
+        given = {name: values.pop(name, None) for name in self.sub_configs}
+        for name in given:
             if name not in wanted:
                 values[name] = None
-            elif values.get(name) is not None:
-                values[name] = self._section(name, values[name], f"{at}{name}", problems, strict, related)
-                failed |= {name} if values[name] is None else set()
+            elif given[name] is not None:
+                values[name] = self._section(name, given[name], f"{at}{name}", problems, strict=strict, related=related)
             else:
-                values.pop(name, None)
+                report(name, "missing")
         try:
             super().__init__(**values)
         except ValidationError as error:
             for item in error.errors():
-                if item["loc"][0] not in failed:
+                if item["loc"][0] not in given:  # a section has reported its own
                     report(*_described(item))
         if len(problems) > before:
             return False
@@ -139,8 +139,7 @@ class ConfigSection(BaseModel):
         self._read = self._values()
         if filled:  # written in full: the reader of the export may have other defaults
             kept = {key: value for key, value in self._content.items() if key != "rope_parameters"}
-            typed = {"model_type": self.model_type} if self.model_type else {}
-            self._content = {**typed, **kept, **self._read}
+            self._content = {**({"model_type": self.model_type} if self.model_type else {}), **kept, **self._read}
         if attention is not None:
             self._attn_implementation = attention
         if related:
@@ -156,7 +155,7 @@ class ConfigSection(BaseModel):
             name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data
         }
 
-    def _fill(self, values: dict, wanted: Mapping) -> bool:
+    def _fill(self, values: dict, wanted: list[str]) -> bool:
         """Published values for what is absent, or None though it may not be; whether there were any."""
         fields, defaults, missing = type(self).model_fields, self.defaults(values), []
         for name in fields.keys() & defaults.keys() - self.sub_configs.keys():
@@ -168,7 +167,7 @@ class ConfigSection(BaseModel):
         return bool(missing)
 
     @classmethod
-    def _section(cls, name: str, value: Any, at: str, problems: list[str], strict: bool, related: bool):
+    def _section(cls, name: str, value: Any, at: str, problems: list[str], *, strict: bool = False, related: bool = False):
         """The nested section `name` out of a dict or an object with `to_dict()`; None when it has problems."""
         kind = cls.sub_configs[name]
         if isinstance(value, kind):
@@ -189,7 +188,7 @@ class ConfigSection(BaseModel):
         strict: bool = False,
         return_unused_kwargs: bool = False,
         **overrides: Any,
-    ) -> Self | tuple[Self, dict]:
+    ) -> Any:
         """Build from the content of a config.json, or from any object with `to_dict()` (as transformers' classes have).
 
         strict: a missing key is an error; by default it takes the published checkpoint's value. overrides: new values of
@@ -201,28 +200,21 @@ class ConfigSection(BaseModel):
         data, problems, config = _as_dict(config_dict), [], cls.__new__(cls)
         if not isinstance(data, Mapping):
             raise ConfigError(f"{source} is {shown(data)}, expected an object with keys and values.")
-        cls._recognise(data, source)
+        cls.recognise(data, source)
         config._load(data, "", problems, strict=strict, related=not overrides)
-        _raise(problems, cls.__name__, source + " is")
+        _raise(problems, cls, f"{source} is")
         unused = {key: overrides.pop(key) for key in list(overrides) if not hasattr(config, key)}
         if overrides:
             config.update(overrides)
-            config.validated(config, source)
+            cls.validated(config, source)
         if return_unused_kwargs:
             return config, unused
-        unknown = sorted(unused.keys() - FETCHING)
-        if unknown:
-            warnings.warn(f"{cls.__name__} has no {', '.join(unknown)}; left out", stacklevel=2)
+        if unused:
+            warnings.warn(f"{cls.__name__} has no {', '.join(sorted(unused))}; left out", stacklevel=2)
         return config
 
     @classmethod
-    def _recognise(cls, data: Mapping, source: str) -> None:
-        """Raises ConfigError when `data` describes another model."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", **overrides: Any
-    ) -> Self | tuple[Self, dict]:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", **overrides: Any) -> Any:
         """Read config.json of a folder that holds a full checkpoint, or this part of one; overrides: as `from_dict`.
 
         Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys.
@@ -233,7 +225,7 @@ class ConfigSection(BaseModel):
             if isinstance(data.get(key), Mapping):
                 data, source = data[key], f"{source} ({key})"
         config = cls.from_dict(data, source, strict=True, **overrides)
-        (config[0] if isinstance(config, tuple) else config).name_or_path = str(pretrained_model_name_or_path)
+        (config[0] if isinstance(config, tuple) else config).name_or_path = pretrained_model_name_or_path
         return config
 
     @classmethod
@@ -247,10 +239,9 @@ class ConfigSection(BaseModel):
 
         Raises ConfigError that lists every value that does not fit, or does not fit another.
         """
-        if not isinstance(config, cls):
-            return cls.from_dict(config, source)
-        cls.from_dict(config.to_dict(), source)
-        return config
+        ours = isinstance(config, cls)
+        read = cls.from_dict(config, source, strict=ours)
+        return config if ours else read
 
     # Fields, their other names, and keys that are no fields
 
@@ -268,85 +259,28 @@ class ConfigSection(BaseModel):
         section, _, target = self.attribute_map.get(name, name).rpartition(".")
         if section:
             setattr(attrgetter(section)(self), target, value)
-        elif target in self.sub_configs:
-            self._set_section(target, value)
         elif target in type(self).model_fields:
-            try:
-                super().__setattr__(target, value)
-            except ValidationError as error:
-                _raise([": ".join(_described(item)) for item in error.errors()], type(self).__name__, "the new value is")
+            self._set_field(target, value)
         elif target.startswith("_") or hasattr(type(self), target):
             super().__setattr__(target, value)
         else:
             self._content[target] = value
 
-    def _set_section(self, name: str, value: Any) -> None:
+    def _set_field(self, name: str, value: Any) -> None:
         problems: list[str] = []
-        if value is None:
+        if name in self.sub_configs and value is not None:
+            value = self._section(name, value, name, problems)
+        elif name in self.sub_configs:
             self._content.pop(name, None)
-        else:
-            value = self._section(name, value, name, problems, strict=False, related=False)
-        _raise(problems, type(self).__name__, "the new value is")
-        super().__setattr__(name, value)
+        try:
+            if not problems:
+                super().__setattr__(name, value)
+        except ValidationError as error:
+            problems = [": ".join(_described(item)) for item in error.errors()]
+        _raise(problems, type(self), "the new value is")
 
-    @property
-    def dtype(self) -> str | None:
-        """Name of the dtype that the checkpoint's weights have, such as "bfloat16"; settable with any library's dtype."""
-        return self._content.get("dtype", self._content.get("torch_dtype"))
-
-    @dtype.setter
-    def dtype(self, value: Any) -> None:
-        self._content.pop("dtype", None), self._content.pop("torch_dtype", None)
-        if value is not None:
-            name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
-            self._content["dtype"] = name.rpartition(".")[2].lower()
-
-    torch_dtype = dtype
-
-    @property
-    def name_or_path(self) -> str:
-        """The folder that the configuration was read from, or ""."""
-        return self._source
-
-    @name_or_path.setter
-    def name_or_path(self, value: str) -> None:
-        self._source = str(value)
-
-    @property
-    def _attn_implementation(self) -> Any:
-        return self._attention
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, value: Any) -> None:
-        self._attention = value
-        for _, section in self._sections():
-            section._attn_implementation = value
-
-    def _sections(self) -> Iterator[tuple[str, "ConfigSection"]]:
-        found = ((name, getattr(self, name)) for name in self.sub_configs)
-        return ((name, section) for name, section in found if section is not None)
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ConfigSection":
-        """The section of the text decoder; this section itself where it has none, or for `encoder` alone."""
-        return self if "text_config" not in self.sub_configs or (encoder and not decoder) else self.text_config
-
-    def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set several values; for a section, a dict of those that change. Raises ConfigError."""
-        for key, value in config_dict.items():
-            here = getattr(self, key, None)
-            if isinstance(here, ConfigSection) and isinstance(value, Mapping):
-                here.update(value)
-            else:
-                setattr(self, key, value)
-
-    def copy(self, **changes: Any) -> Self:
-        """A copy that shares nothing, with some values changed as by `update`. Raises ConfigError if they do not fit."""
-        other = copy.deepcopy(self)
-        other.update(changes)
-        return self.validated(other) if changes else other
-
-    def __copy__(self) -> Self:
-        return copy.deepcopy(self)
+    def __eq__(self, other: Any) -> bool:
+        return self.__dict__ == other.__dict__ if type(self) is type(other) else NotImplemented
 
     # Writing
 
@@ -365,33 +299,6 @@ class ConfigSection(BaseModel):
         content = copy.deepcopy(self._content) | self._changes()
         return content | {name: section.to_dict() for name, section in self._sections()}
 
-    def to_diff_dict(self) -> dict:
-        """As `to_dict`, which adds none of the generic keys that transformers leaves out here."""
-        return self.to_dict()
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """The JSON text with sorted keys; `use_diff` changes nothing, see `to_diff_dict`."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
-        """Write `to_json_string` into a file."""
-        write_text(Path(json_file_path), self.to_json_string())
-
-    def save_pretrained(self, save_directory: str | Path) -> Path:
-        """Write `config.json` into a folder (made if needed), whole or not at all, and return its path."""
-        path = Path(save_directory, CONFIG_FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        return path
-
-    def __eq__(self, other: Any) -> bool:
-        return self.__dict__ == other.__dict__ if type(self) is type(other) else NotImplemented
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
-
-    __str__ = __repr__
-
 
 def _as_dict(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, Mapping) else value
@@ -405,7 +312,7 @@ def _described(item: Mapping) -> tuple[str, str]:
     return key, f"got {shown(item['input'])}, expected {item['msg']}"
 
 
-def _raise(problems: list[str], name: str, source: str) -> None:
+def _raise(problems: list[str], kind: type, source: str) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"{source} not a usable {name}, {count}:\n  " + "\n  ".join(problems))
+        raise ConfigError(f"{source} not a usable {kind.__name__}, {count}:\n  " + "\n  ".join(problems))

@@ -4,24 +4,10 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
+from . import fields
 from .decoder import DecoderConfig, MoeDecoderConfig
-from .fields import (
-    Frames,
-    Groups,
-    LayerNumber,
-    NameTable,
-    NotNegative,
-    OnlyFalse,
-    Patch,
-    Rates,
-    Ratios,
-    TokenId,
-    Vocabulary,
-    Width,
-    shown,
-)
 from .section import ConfigSection
-from .thinker import beyond_vocabulary, without_inherited_tie
+from .thinker import TEXT_NAMES, without_inherited_tie
 
 CODEC_IDS = (
     "codec_pad_id",
@@ -40,8 +26,8 @@ class Qwen3OmniMoeTalkerTextConfig(MoeDecoderConfig):
     section_path = ("talker_config", "text_config")
     attribute_map: ClassVar = {"num_local_experts": "num_experts"}  # 5.x saves it under the first name
 
-    shared_expert_intermediate_size: Width
-    tie_word_embeddings: OnlyFalse = False
+    shared_expert_intermediate_size: fields.Width
+    tie_word_embeddings: fields.OnlyFalse = False
 
     def is_sparse_layer(self, layer: int) -> bool:
         """True: the talker has experts in every layer; both versions of the reference ignore mlp_only_layers here."""
@@ -54,17 +40,17 @@ class Qwen3OmniMoeTalkerCodePredictorConfig(DecoderConfig):
     model_type = "qwen3_omni_moe_talker_code_predictor"
     section_path = ("talker_config", "code_predictor_config")
 
-    head_dim: Width = 128  # not what the other sizes make of it, in both versions of the reference
-    vocab_size: Vocabulary
-    num_code_groups: Groups
-    tie_word_embeddings: OnlyFalse = False
+    head_dim: fields.Width = 128  # not what the other sizes make of it, in both versions of the reference
+    vocab_size: fields.Vocabulary
+    num_code_groups: fields.Groups
+    tie_word_embeddings: fields.OnlyFalse = False
 
     def check(self) -> list[tuple[str, str]]:
         """A sliding window narrower than a frame's sequence (num_code_groups + 1 positions) is not supported."""
         problems, window, kinds = super().check(), getattr(self, "sliding_window", None), getattr(self, "layer_types", None)
         narrow = isinstance(window, int) and window <= self.num_code_groups
         if narrow and (not kinds or "sliding_attention" in kinds) and getattr(self, "use_sliding_window", True):
-            problems.append(("sliding_window", f"got {shown(window)}, expected null (full attention)"))
+            problems.append(("sliding_window", f"got {fields.shown(window)}, expected null (full attention)"))
         return problems
 
 
@@ -72,36 +58,30 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
     """The part that speaks: decoder, code predictor, which thinker layer it listens to, ids and speakers."""
 
     section_path = ("talker_config",)
-    sub_configs: ClassVar = {
-        "text_config": Qwen3OmniMoeTalkerTextConfig,
-        "code_predictor_config": Qwen3OmniMoeTalkerCodePredictorConfig,
-    }
-    attribute_map: ClassVar = {
-        name: f"text_config.{name}" for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    }
+    attribute_map: ClassVar = {name: f"text_config.{name}" for name in TEXT_NAMES}
 
     text_config: Qwen3OmniMoeTalkerTextConfig
     code_predictor_config: Qwen3OmniMoeTalkerCodePredictorConfig
-    accept_hidden_layer: LayerNumber
-    thinker_hidden_size: Width
-    num_code_groups: Groups
-    codec_pad_id: TokenId
-    codec_bos_id: TokenId
-    codec_eos_token_id: TokenId
-    codec_nothink_id: TokenId
-    codec_think_bos_id: TokenId
-    codec_think_eos_id: TokenId
-    spatial_merge_size: Patch
-    position_id_per_seconds: Frames
-    seconds_per_chunk: Frames | None = None
-    audio_token_id: TokenId
-    image_token_id: TokenId
-    video_token_id: TokenId
-    vision_start_token_id: TokenId
-    audio_start_token_id: TokenId
-    audio_end_token_id: TokenId | None = None
-    speaker_id: NameTable
-    tie_word_embeddings: OnlyFalse = False
+    accept_hidden_layer: fields.LayerNumber
+    thinker_hidden_size: fields.Width
+    num_code_groups: fields.Groups
+    codec_pad_id: fields.TokenId
+    codec_bos_id: fields.TokenId
+    codec_eos_token_id: fields.TokenId
+    codec_nothink_id: fields.TokenId
+    codec_think_bos_id: fields.TokenId
+    codec_think_eos_id: fields.TokenId
+    spatial_merge_size: fields.Patch
+    position_id_per_seconds: fields.Frames
+    seconds_per_chunk: fields.Frames | None = None
+    audio_token_id: fields.TokenId
+    image_token_id: fields.TokenId
+    video_token_id: fields.TokenId
+    vision_start_token_id: fields.TokenId
+    audio_start_token_id: fields.TokenId
+    audio_end_token_id: fields.TokenId | None = None
+    speaker_id: fields.NameTable
+    tie_word_embeddings: fields.OnlyFalse = False
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
@@ -110,14 +90,18 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
 
     def check(self) -> list[tuple[str, str]]:
         """The predictor continues the talker's width and code groups; ids are in the talker's vocabulary."""
-        text, predictor = self.text_config, self.code_predictor_config
-        equal = (
-            ("code_predictor_config.hidden_size", predictor.hidden_size, "text_config.hidden_size", text.hidden_size),
-            ("code_predictor_config.num_code_groups", predictor.num_code_groups, "num_code_groups", self.num_code_groups),
+        problems, rows = self.beyond(CODEC_IDS, "text_config.vocab_size"), self.text_config.vocab_size
+        problems += self.unequal(
+            {
+                "code_predictor_config.hidden_size": "text_config.hidden_size",
+                "code_predictor_config.num_code_groups": "num_code_groups",
+            }
         )
-        ids = {key: getattr(self, key) for key in CODEC_IDS}
-        ids.update({f"speaker_id.{name}": value for name, value in self.speaker_id.items()})
-        return unequal(*equal) + beyond_vocabulary(ids, "text_config.vocab_size", text.vocab_size)
+        for name, code in self.speaker_id.items():
+            if code >= rows:
+                expected = f"an id below text_config.vocab_size = {rows}"
+                problems.append((f"speaker_id.{name}", f"got {code}, expected {expected}"))
+        return problems
 
 
 class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
@@ -125,13 +109,13 @@ class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
 
     section_path = ("code2wav_config",)
 
-    codebook_size: Vocabulary
-    num_quantizers: Groups
-    sliding_window: Frames
-    decoder_dim: Width
-    upsampling_ratios: Ratios
-    upsample_rates: Rates
-    layer_scale_initial_scale: NotNegative = 0.01
+    codebook_size: fields.Vocabulary
+    num_quantizers: fields.Groups
+    sliding_window: fields.Frames
+    decoder_dim: fields.Width
+    upsampling_ratios: fields.Ratios
+    upsample_rates: fields.Rates
+    layer_scale_initial_scale: fields.NotNegative = 0.01
 
     @property
     def samples_per_frame(self) -> int:
@@ -145,8 +129,3 @@ class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
             expected = f"a multiple of {2**halvings} (each of the {halvings} upsample_rates halves the channels)"
             problems.append(("decoder_dim", f"got {self.decoder_dim}, expected {expected}"))
         return problems
-
-
-def unequal(*rows: tuple[str, int, str, int]) -> list[tuple[str, str]]:
-    """Rows (key, value, key of the value it must equal, that value) that do not hold, as (key, message)."""
-    return [(key, f"got {got}, expected {other} = {value}") for key, got, other, value in rows if got != value]

@@ -2,28 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from . import fields
 from .decoder import MoeDecoderConfig
-from .fields import (
-    Flag,
-    Frames,
-    Heads,
-    LayerNumbers,
-    Layers,
-    OnlyFalse,
-    Patch,
-    TableRows,
-    TokenId,
-    Width,
-    choice,
-    integer,
-)
-from .rope import Positive, RotarySection
+from .rope import RotarySection
 from .section import ConfigSection
 
 # Names of transformers' ACT2FN; modeling/layers.py has the functions.
 ENCODER_ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
+EncoderActivation = Annotated[str, fields.choice(*ENCODER_ACTIVATIONS)]
+TEXT_NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+"""What scripts ask a part for and mean its text decoder."""
 CHUNK_FRAMES = 100
 
 
@@ -33,8 +23,8 @@ class Qwen3OmniMoeTextConfig(MoeDecoderConfig):
     model_type = "qwen3_omni_moe_text"
     section_path = ("thinker_config", "text_config")
 
-    norm_topk_prob: Flag = True
-    tie_word_embeddings: Flag = False
+    norm_topk_prob: fields.Flag = True
+    tie_word_embeddings: fields.Flag = False
 
 
 class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
@@ -49,19 +39,19 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
         "num_hidden_layers": "encoder_layers",
     }
 
-    num_mel_bins: Width
-    d_model: integer(4, 2**14)
-    encoder_layers: Layers
-    encoder_attention_heads: Heads
-    encoder_ffn_dim: Width
-    downsample_hidden_size: Width
-    output_dim: Width
-    n_window: Frames
-    n_window_infer: Frames
-    conv_chunksize: Frames = 500
-    max_source_positions: TableRows
-    activation_function: choice(*ENCODER_ACTIVATIONS) = "gelu"
-    scale_embedding: OnlyFalse = False
+    num_mel_bins: fields.Width
+    d_model: Annotated[int, fields.integer(4, 2**14)]
+    encoder_layers: fields.Layers
+    encoder_attention_heads: fields.Heads
+    encoder_ffn_dim: fields.Width
+    downsample_hidden_size: fields.Width
+    output_dim: fields.Width
+    n_window: fields.Frames
+    n_window_infer: fields.Frames
+    conv_chunksize: fields.Frames = 500
+    max_source_positions: fields.TableRows
+    activation_function: EncoderActivation = "gelu"
+    scale_embedding: fields.OnlyFalse = False
 
     def check(self) -> list[tuple[str, str]]:
         """Heads divide, sine and cosine halves exist, and a window holds at least one chunk."""
@@ -87,19 +77,19 @@ class Qwen3OmniMoeVisionEncoderConfig(RotarySection):
     attribute_map: ClassVar = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
     rope_types = ("axial", "default")  # how transformers 5.x names the rotary base of (row, column) positions
 
-    depth: Layers
-    hidden_size: Width
-    num_heads: Heads
-    intermediate_size: Width
-    patch_size: Patch
-    temporal_patch_size: Patch
-    spatial_merge_size: Patch
-    in_channels: Patch = 3
-    out_hidden_size: Width
-    deepstack_visual_indexes: LayerNumbers
-    num_position_embeddings: TableRows = 2304
-    hidden_act: choice(*ENCODER_ACTIVATIONS)
-    rope_theta: Positive = 10000.0
+    depth: fields.Layers
+    hidden_size: fields.Width
+    num_heads: fields.Heads
+    intermediate_size: fields.Width
+    patch_size: fields.Patch
+    temporal_patch_size: fields.Patch
+    spatial_merge_size: fields.Patch
+    in_channels: fields.Patch = 3
+    out_hidden_size: fields.Width
+    deepstack_visual_indexes: fields.LayerNumbers
+    num_position_embeddings: fields.TableRows = 2304
+    hidden_act: EncoderActivation
+    rope_theta: fields.Positive = 10000.0
 
     def check(self) -> list[tuple[str, str]]:
         """Heads divide into rotary quarters, taps exist, position table is square."""
@@ -121,29 +111,21 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 
     model_type = "qwen3_omni_moe_thinker"
     section_path = ("thinker_config",)
-    sub_configs: ClassVar = {
-        "text_config": Qwen3OmniMoeTextConfig,
-        "audio_config": Qwen3OmniMoeAudioEncoderConfig,
-        "vision_config": Qwen3OmniMoeVisionEncoderConfig,
-    }
-    attribute_map: ClassVar = {
-        name: f"text_config.{name}"
-        for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "tie_word_embeddings", "vocab_size")
-    }
+    attribute_map: ClassVar = {name: f"text_config.{name}" for name in (*TEXT_NAMES, "tie_word_embeddings")}
 
     text_config: Qwen3OmniMoeTextConfig
     audio_config: Qwen3OmniMoeAudioEncoderConfig
     vision_config: Qwen3OmniMoeVisionEncoderConfig
-    audio_token_id: TokenId
-    image_token_id: TokenId
-    video_token_id: TokenId
-    vision_start_token_id: TokenId
-    vision_end_token_id: TokenId | None = None
-    audio_start_token_id: TokenId
-    audio_end_token_id: TokenId | None = None
-    position_id_per_seconds: Frames
-    seconds_per_chunk: Frames | None = None
-    user_token_id: TokenId | None = None
+    audio_token_id: fields.TokenId
+    image_token_id: fields.TokenId
+    video_token_id: fields.TokenId
+    vision_start_token_id: fields.TokenId
+    vision_end_token_id: fields.TokenId | None = None
+    audio_start_token_id: fields.TokenId
+    audio_end_token_id: fields.TokenId | None = None
+    position_id_per_seconds: fields.Frames
+    seconds_per_chunk: fields.Frames | None = None
+    user_token_id: fields.TokenId | None = None
 
     @classmethod
     def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
@@ -162,20 +144,10 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 
     def check(self) -> list[tuple[str, str]]:
         """Encoders end in the text decoder's width; placeholder ids are in its vocabulary."""
-        width, vocabulary = self.text_config.hidden_size, self.text_config.vocab_size
-        ends = {
-            "audio_config.output_dim": self.audio_config.output_dim,
-            "vision_config.out_hidden_size": self.vision_config.out_hidden_size,
-        }
-        problems = [
-            (key, f"got {end}, expected text_config.hidden_size = {width}") for key, end in ends.items() if end != width
-        ]
+        ends = dict.fromkeys(("audio_config.output_dim", "vision_config.out_hidden_size"), "text_config.hidden_size")
         placeholders = ("audio_token_id", "image_token_id", "video_token_id")
-        problems += beyond_vocabulary(
-            {key: getattr(self, key) for key in (*placeholders, "vision_start_token_id", "audio_start_token_id")},
-            "text_config.vocab_size",
-            vocabulary,
-        )
+        needed = (*placeholders, "vision_start_token_id", "audio_start_token_id")
+        problems = self.unequal(ends) + self.beyond(needed, "text_config.vocab_size")
         if len({getattr(self, key) for key in placeholders}) < 3:
             problems.append((", ".join(placeholders), "expected three different ids"))
         return problems
@@ -184,8 +156,3 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 def without_inherited_tie(data: dict) -> dict:
     """`data` without the tie_word_embeddings, always true, that `to_dict` of 4.x finds in its base class and nobody reads."""
     return {key: data[key] for key in data if key != "tie_word_embeddings"} if "tie_encoder_decoder" in data else data
-
-
-def beyond_vocabulary(ids: Mapping[str, int], name: str, size: int) -> list[tuple[str, str]]:
-    """The ids that no row of an embedding table belongs to, as (key, message)."""
-    return [(key, f"got {value}, expected an id below {name} = {size}") for key, value in ids.items() if value >= size]

@@ -1,0 +1,116 @@
+"""What scripts for transformers ask a configuration beside its fields: dtype, attention, copies, JSON text and files."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from .files import CONFIG_FILE, write_text
+
+if TYPE_CHECKING:
+    from .section import ConfigSection
+
+# What every configuration of transformers answers, whether or not its file says so.
+GENERIC = {
+    "architectures": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "is_encoder_decoder": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pad_token_id": None,
+    "return_dict": True,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "use_return_dict": True,
+}
+
+
+class TransformersInterface:
+    """Methods of transformers' configurations, in terms of `ConfigSection`'s fields, sections and content."""
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the dtype that the checkpoint's weights have, such as "bfloat16"; settable with any library's dtype."""
+        return self._content.get("dtype", self._content.get("torch_dtype"))
+
+    @dtype.setter
+    def dtype(self, value: Any) -> None:
+        self._content = {key: self._content[key] for key in self._content if key not in ("dtype", "torch_dtype")}
+        if value is not None:
+            name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+            self._content["dtype"] = name.rpartition(".")[2].lower()
+
+    torch_dtype = dtype
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder or name that the configuration was read from, or ""."""
+        return self._source
+
+    @name_or_path.setter
+    def name_or_path(self, value: Any) -> None:
+        self._source = str(value)
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return self._attention
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: Any) -> None:
+        self._attention = value
+        for _, section in self._sections():
+            section._attn_implementation = value
+
+    def _sections(self) -> Iterator[tuple[str, "ConfigSection"]]:
+        found = ((name, getattr(self, name)) for name in self.sub_configs)
+        return ((name, section) for name, section in found if section is not None)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ConfigSection":
+        """The section of the text decoder; this section itself where it has none, or for `encoder` alone."""
+        return self if "text_config" not in self.sub_configs or (encoder and not decoder) else self.text_config
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set several values; for a section, a dict of those that change. Raises ConfigError."""
+        for key, value in config_dict.items():
+            here = getattr(self, key, None)
+            if key in self.sub_configs and here is not None and isinstance(value, Mapping):
+                here.update(value)
+            else:
+                setattr(self, key, value)
+
+    def copy(self, **changes: Any) -> Self:
+        """A copy that shares nothing, with some values changed as by `update`. Raises ConfigError if they do not fit."""
+        other = copy.deepcopy(self)
+        other.update(changes)
+        return self.validated(other) if changes else other
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
+    def to_diff_dict(self) -> dict:
+        """As `to_dict`, which adds none of the generic keys that transformers leaves out here."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The JSON text with sorted keys; `use_diff` changes nothing, see `to_diff_dict`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write `to_json_string` into a file, whole or not at all."""
+        write_text(Path(json_file_path), self.to_json_string())
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Write `config.json` into a folder (made if needed), whole or not at all, and return its path."""
+        path = Path(save_directory, CONFIG_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    __str__ = __repr__
