@@ -81,6 +81,7 @@ class RotarySection(ConfigSection):
 
     @rope_parameters.setter
     def rope_parameters(self, settings: Mapping[str, Any]) -> None:
+        """Raises ConfigError."""
         problems: list[str] = []
         data = self.normalise({"rope_parameters": settings}, lambda key, message: problems.append(f"{key}: {message}"))
         if problems:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin
+from typing import Any, ClassVar, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from ms_omni.errors import ConfigError
@@ -21,6 +22,13 @@ MISSING_HINTS = {
     "rope_theta": " (nor is it in rope_parameters)",
     "mrope_section": " (expected in rope_scaling or rope_parameters)",
 }
+
+
+class Reading(NamedTuple):
+    """How a file is read. strict: what is missing is a problem; related: what belongs together is checked."""
+
+    strict: bool = False
+    related: bool = False
 
 
 class ConfigSection(TransformersInterface, BaseModel):
@@ -51,9 +59,12 @@ class ConfigSection(TransformersInterface, BaseModel):
     _source: str = PrivateAttr(default="")
 
     def __init__(self, /, **values: Any):
-        problems: list[str] = []
-        self._load(values, "", problems, strict=False, related=False)
-        _raise(problems, type(self), "the arguments are")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _told(error, type(self), "the arguments are") from None
+
+    __init__.__pydantic_base_init__ = True  # so that pydantic itself makes sections without calling it
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,48 +115,44 @@ class ConfigSection(TransformersInterface, BaseModel):
 
     # Reading
 
-    def _load(self, data: Mapping, at: str, problems: list[str], *, strict: bool, related: bool) -> bool:
-        """Fill this object from a JSON object that stands at the path `at`; False when problems were found.
-
-        strict: what is missing is a problem. related: what belongs together is checked too.
-        """
-        before, data = len(problems), dict(data)
-
-        def report(key, message):
-            problems.append(f"{at}{key}: {message}")
-
+    @model_validator(mode="wrap")
+    @classmethod
+    def _from_json(cls, data: Any, validate: Callable[[Any], Self], info: ValidationInfo) -> Self:
+        """An object out of a mapping or of what has `to_dict()`; pydantic calls this for each section too."""
+        if isinstance(data, cls):  # made already, or a field of it is being set
+            return validate(data)
+        if not isinstance(_as_dict(data), Mapping):
+            raise PydanticCustomError("unfit", "an object with keys and values")
+        data, reading, problems = dict(_as_dict(data)), info.context or Reading(), []
         attention = data.pop("attn_implementation", None)
-        values = self.normalise(self._spelled(data), report)
-        wanted = [name for name in self.sub_configs if self.wants(name, values)]
-        filled = not strict and self._fill(values, wanted)
-        given = {name: values.pop(name, None) for name in self.sub_configs}
-        for name in given:
-            if name not in wanted:
-                values[name] = None
-            elif given[name] is not None:
-                values[name] = self._section(name, given[name], f"{at}{name}", problems, strict=strict, related=related)
-            else:
-                report(name, "missing")
+        values = cls.normalise(cls._spelled(data), lambda key, message: problems.append((key, message)))
+        wanted = [name for name in cls.sub_configs if cls.wants(name, values)]
+        filled = not reading.strict and cls._fill(values, wanted)
+        problems += [(name, "missing") for name in wanted if values.get(name) is None]
+        values.update((name, None) for name in cls.sub_configs if name not in wanted)
         try:
-            super().__init__(**values)
+            self = validate(values)
         except ValidationError as error:
-            for item in error.errors():
-                if item["loc"][0] not in given:  # a section has reported its own
-                    report(*_described(item))
-        if len(problems) > before:
-            return False
+            known = dict(problems)
+            found = [item for item in error.errors() if item["loc"][0] not in known]
+            raise _failed(cls, [*_lines(problems), *(_line(item["loc"], _message(item)) for item in found)]) from None
+        self._remember(data, filled)
+        if attention is not None:
+            self._attn_implementation = attention
+        if reading.related and not problems:
+            problems += self.check()
+        if problems:
+            raise _failed(cls, _lines(problems))
+        return self
+
+    def _remember(self, data: dict, filled: bool) -> None:
+        """Keep the JSON; with what was filled in it is written in full, as its next reader may have other defaults."""
         parts = dict(self._sections())
         self._content = {key: None if key in parts else copy.deepcopy(_as_dict(value)) for key, value in data.items()}
         self._read = self._values()
-        if filled:  # written in full: the reader of the export may have other defaults
+        if filled:
             kept = {key: value for key, value in self._content.items() if key != "rope_parameters"}
             self._content = {**({"model_type": self.model_type} if self.model_type else {}), **kept, **self._read}
-        if attention is not None:
-            self._attn_implementation = attention
-        if related:
-            for key, message in self.check():
-                report(key, message)
-        return len(problems) == before
 
     @classmethod
     def _spelled(cls, data: dict) -> dict:
@@ -155,29 +162,17 @@ class ConfigSection(TransformersInterface, BaseModel):
             name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data
         }
 
-    def _fill(self, values: dict, wanted: list[str]) -> bool:
+    @classmethod
+    def _fill(cls, values: dict, wanted: list[str]) -> bool:
         """Published values for what is absent, or None though it may not be; whether there were any."""
-        fields, defaults, missing = type(self).model_fields, self.defaults(values), []
-        for name in fields.keys() & defaults.keys() - self.sub_configs.keys():
+        fields, defaults, missing = cls.model_fields, cls.defaults(values), []
+        for name in fields.keys() & defaults.keys() - cls.sub_configs.keys():
             required = fields[name].is_required()
             if values.get(name) is None if required else fields[name].default is None and name not in values:
                 missing.append(name)
         values.update((name, copy.deepcopy(defaults[name])) for name in missing)
         values.update((name, {}) for name in wanted if values.get(name) is None)
         return bool(missing)
-
-    @classmethod
-    def _section(cls, name: str, value: Any, at: str, problems: list[str], *, strict: bool = False, related: bool = False):
-        """The nested section `name` out of a dict or an object with `to_dict()`; None when it has problems."""
-        kind = cls.sub_configs[name]
-        if isinstance(value, kind):
-            return value
-        value = _as_dict(value)
-        if not isinstance(value, Mapping):
-            problems.append(f"{at}: got {shown(value)}, expected an object with keys and values")
-            return None
-        section = kind.__new__(kind)
-        return section if section._load(value, at + ".", problems, strict=strict, related=related) else None
 
     @classmethod
     def from_dict(
@@ -197,12 +192,14 @@ class ConfigSection(TransformersInterface, BaseModel):
 
         Raises ConfigError that lists every missing or invalid key with its path.
         """
-        data, problems, config = _as_dict(config_dict), [], cls.__new__(cls)
+        data = _as_dict(config_dict)
         if not isinstance(data, Mapping):
             raise ConfigError(f"{source} is {shown(data)}, expected an object with keys and values.")
         cls.recognise(data, source)
-        config._load(data, "", problems, strict=strict, related=not overrides)
-        _raise(problems, cls, f"{source} is")
+        try:
+            config = cls.model_validate(data, context=Reading(strict, related=not overrides))
+        except ValidationError as error:
+            raise _told(error, cls, f"{source} is") from None
         unused = {key: overrides.pop(key) for key in list(overrides) if not hasattr(config, key)}
         if overrides:
             config.update(overrides)
@@ -260,24 +257,16 @@ class ConfigSection(TransformersInterface, BaseModel):
         if section:
             setattr(attrgetter(section)(self), target, value)
         elif target in type(self).model_fields:
-            self._set_field(target, value)
+            try:
+                super().__setattr__(target, value)
+            except ValidationError as error:
+                raise _told(error, type(self), "the new value is") from None
+            if target in self.sub_configs and value is None:
+                self._content.pop(target, None)
         elif target.startswith("_") or hasattr(type(self), target):
             super().__setattr__(target, value)
         else:
             self._content[target] = value
-
-    def _set_field(self, name: str, value: Any) -> None:
-        problems: list[str] = []
-        if name in self.sub_configs and value is not None:
-            value = self._section(name, value, name, problems)
-        elif name in self.sub_configs:
-            self._content.pop(name, None)
-        try:
-            if not problems:
-                super().__setattr__(name, value)
-        except ValidationError as error:
-            problems = [": ".join(_described(item)) for item in error.errors()]
-        _raise(problems, type(self), "the new value is")
 
     def __eq__(self, other: Any) -> bool:
         return self.__dict__ == other.__dict__ if type(self) is type(other) else NotImplemented
@@ -304,15 +293,28 @@ def _as_dict(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, Mapping) else value
 
 
-def _described(item: Mapping) -> tuple[str, str]:
-    """(key, message) of one of pydantic's errors."""
-    key = str(item["loc"][0])
+def _line(loc: tuple, message: str) -> InitErrorDetails:
+    return {"type": PydanticCustomError("told", "{message}", {"message": message}), "loc": loc, "input": None}
+
+
+def _lines(problems: list[tuple[str, str]]) -> list[InitErrorDetails]:
+    return [_line((key,), message) for key, message in problems]
+
+
+def _failed(kind: type, lines: list[InitErrorDetails]) -> ValidationError:
+    return ValidationError.from_exception_data(kind.__name__, lines)
+
+
+def _message(item: Mapping) -> str:
+    """What is wrong, of one of pydantic's errors."""
+    if item["type"] == "told":
+        return item["msg"]
     if item["type"] == "missing":
-        return key, "missing" + MISSING_HINTS.get(key, "")
-    return key, f"got {shown(item['input'])}, expected {item['msg']}"
+        return "missing" + MISSING_HINTS.get(str(item["loc"][-1]), "")
+    return f"got {shown(item['input'])}, expected {item['msg']}"
 
 
-def _raise(problems: list[str], kind: type, source: str) -> None:
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"{source} not a usable {kind.__name__}, {count}:\n  " + "\n  ".join(problems))
+def _told(error: ValidationError, kind: type, source: str) -> ConfigError:
+    problems = [f"{'.'.join(map(str, item['loc']))}: {_message(item)}" for item in error.errors()]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError(f"{source} not a usable {kind.__name__}, {count}:\n  " + "\n  ".join(problems))
