@@ -1,6 +1,6 @@
 """What the text stacks share: attention sizes, which layers have experts, checks on both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -47,14 +47,12 @@ class DecoderConfig(RotarySection):
             found["mrope_section"] = interleaved_sections(head_dim)
         return found
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Heads divide, and rotary halves exist."""
-        heads, kv_heads, problems = self.num_attention_heads, self.num_key_value_heads, []
-        if heads % kv_heads:
-            problems.append(("num_key_value_heads", f"got {kv_heads}, expected a divisor of num_attention_heads = {heads}"))
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield self.got("num_key_value_heads", f"a divisor of num_attention_heads = {self.num_attention_heads}")
         if self.head_dim % 2:
-            problems.append(("head_dim", f"got {self.head_dim}, expected an even number (rotary halves)"))
-        return problems
+            yield self.got("head_dim", "an even number (rotary halves)")
 
 
 def _usable(size: Any) -> bool:
@@ -89,19 +87,16 @@ class MoeDecoderConfig(DecoderConfig):
             del data["mlp_only_layers"]
         return data
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Routing sizes, dense layers that exist, sections that fit the head, full attention."""
-        sections, layers, window = self.mrope_section, self.num_hidden_layers, getattr(self, "sliding_window", None)
-        beyond, problems = [layer for layer in self.mlp_only_layers if layer >= layers], super().check()
-        if len(sections) != 3 or 2 * sum(sections) != self.head_dim:
-            expected = f"three numbers that sum to head_dim / 2 = {self.head_dim / 2:g}"
-            problems.append(("mrope_section", f"got {sections}, expected {expected}"))
+        yield from super().check()
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
+            yield self.got("mrope_section", f"three numbers that sum to head_dim / 2 = {self.head_dim / 2:g}")
         if self.num_experts_per_tok > self.num_experts:
-            expected = f"at most num_experts = {self.num_experts}"
-            problems.append(("num_experts_per_tok", f"got {self.num_experts_per_tok}, expected {expected}"))
+            yield self.got("num_experts_per_tok", f"at most num_experts = {self.num_experts}")
+        beyond = [layer for layer in self.mlp_only_layers if layer >= self.num_hidden_layers]
         if beyond:
-            expected = f"numbers below num_hidden_layers = {layers}"
-            problems.append(("mlp_only_layers", f"got layers {beyond}, expected {expected}"))
-        if window is not None and getattr(self, "use_sliding_window", True):
-            problems.append(("sliding_window", f"got {fields.shown(window)}, expected null (full attention)"))
-        return problems
+            expected = f"numbers below num_hidden_layers = {self.num_hidden_layers}"
+            yield "mlp_only_layers", f"got layers {beyond}, expected {expected}"
+        if getattr(self, "sliding_window", None) is not None and getattr(self, "use_sliding_window", True):
+            yield self.got("sliding_window", "null (full attention)")

@@ -1,6 +1,6 @@
 """Configuration of the whole model: thinker, and talker with vocoder where the checkpoint speaks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from ms_omni.errors import ConfigError
@@ -51,26 +51,22 @@ class Qwen3OmniMoeConfig(ConfigSection):
         """The section of the thinker's text decoder."""
         return self.thinker_config.text_config
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """The three parts fit together."""
-        problems = self.beyond(PROMPT_IDS, "thinker_config.text_config.vocab_size")
+        yield from self.beyond(PROMPT_IDS, "thinker_config.text_config.vocab_size")
         if not self.enable_audio_output:
-            return problems
-        absent = [name for name in SPEECH_SECTIONS if getattr(self, name) is None]
-        if absent:
-            return problems + [(name, "missing, but enable_audio_output is true") for name in absent]
-        problems += self.unequal(
+            return
+        yield from self.unequal(
             {
                 "talker_config.thinker_hidden_size": "thinker_config.text_config.hidden_size",
                 "talker_config.spatial_merge_size": "thinker_config.vision_config.spatial_merge_size",
                 "code2wav_config.num_quantizers": "talker_config.num_code_groups",
             }
         )
-        heard, layers = self.talker_config.accept_hidden_layer, self.thinker_config.text_config.num_hidden_layers
-        if heard > layers:
+        layers = self.thinker_config.text_config.num_hidden_layers
+        if self.talker_config.accept_hidden_layer > layers:
             expected = f"at most thinker_config.text_config.num_hidden_layers = {layers}"
-            problems.append(("talker_config.accept_hidden_layer", f"got {heard}, expected {expected}"))
-        return problems
+            yield self.got("talker_config.accept_hidden_layer", expected)
 
     @classmethod
     def recognise(cls, data: Mapping, source: str) -> None:

@@ -2,14 +2,14 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from ms_omni.errors import ConfigError
@@ -99,19 +99,25 @@ class ConfigSection(TransformersInterface, BaseModel):
     def recognise(cls, data: Mapping, source: str) -> None:
         """Raises ConfigError when `data` describes another model."""
 
-    def check(self) -> list[tuple[str, str]]:
-        """Relations between fields that do not hold, as (key, message); an empty list when all is well."""
-        return []
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Relations between fields that do not hold, as (key, message)."""
+        yield from ()
 
-    def unequal(self, pairs: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The pairs {path: path} of fields that must hold one value and do not, as (key, message)."""
-        values = {key: (attrgetter(key)(self), attrgetter(other)(self)) for key, other in pairs.items()}
-        return [(key, f"got {got}, expected {pairs[key]} = {want}") for key, (got, want) in values.items() if got != want]
+    def got(self, key: str, expected: str) -> tuple[str, str]:
+        """A relation that does not hold for the field at the path `key`."""
+        return key, f"got {shown(attrgetter(key)(self))}, expected {expected}"
 
-    def beyond(self, ids: Iterable[str], size: str) -> list[tuple[str, str]]:
-        """The fields among `ids` that no row of a table of `size` (a field's path) belongs to, as (key, message)."""
-        rows, values = attrgetter(size)(self), {key: getattr(self, key) for key in ids}
-        return [(key, f"got {got}, expected an id below {size} = {rows}") for key, got in values.items() if got >= rows]
+    def unequal(self, pairs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """The pairs {path: path} of fields that must hold one value and do not."""
+        for key, other in pairs.items():
+            value = attrgetter(other)(self)
+            if attrgetter(key)(self) != value:
+                yield self.got(key, f"{other} = {value}")
+
+    def beyond(self, ids: Iterable[str], size: str) -> Iterator[tuple[str, str]]:
+        """The fields among `ids` that no row of a table of `size` (a field's path) belongs to."""
+        rows = attrgetter(size)(self)
+        return (self.got(key, f"an id below {size} = {rows}") for key in ids if getattr(self, key) >= rows)
 
     # Reading
 
@@ -134,15 +140,15 @@ class ConfigSection(TransformersInterface, BaseModel):
             self = validate(values)
         except ValidationError as error:
             known = dict(problems)
-            found = [item for item in error.errors() if item["loc"][0] not in known]
-            raise _failed(cls, [*_lines(problems), *(_line(item["loc"], _message(item)) for item in found)]) from None
+            problems += [(item["loc"], _message(item)) for item in error.errors() if item["loc"][0] not in known]
+            raise _failed(cls, problems) from None
         self._remember(data, filled)
         if attention is not None:
             self._attn_implementation = attention
         if reading.related and not problems:
             problems += self.check()
         if problems:
-            raise _failed(cls, _lines(problems))
+            raise _failed(cls, problems)
         return self
 
     def _remember(self, data: dict, filled: bool) -> None:
@@ -293,15 +299,10 @@ def _as_dict(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, Mapping) else value
 
 
-def _line(loc: tuple, message: str) -> InitErrorDetails:
-    return {"type": PydanticCustomError("told", "{message}", {"message": message}), "loc": loc, "input": None}
-
-
-def _lines(problems: list[tuple[str, str]]) -> list[InitErrorDetails]:
-    return [_line((key,), message) for key, message in problems]
-
-
-def _failed(kind: type, lines: list[InitErrorDetails]) -> ValidationError:
+def _failed(kind: type, problems: list[tuple[str | tuple, str]]) -> ValidationError:
+    """One error of pydantic's for problems at (key or path, message)."""
+    errors = [(key if isinstance(key, tuple) else (key,), {"message": message}) for key, message in problems]
+    lines = [{"type": PydanticCustomError("told", "{message}", told), "loc": loc, "input": None} for loc, told in errors]
     return ValidationError.from_exception_data(kind.__name__, lines)
 
 

@@ -1,7 +1,7 @@
 """Configuration of the talker (codec tokens out of thinker states), its code predictor, and the vocoder code2wav."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from . import fields
@@ -45,13 +45,13 @@ class Qwen3OmniMoeTalkerCodePredictorConfig(DecoderConfig):
     num_code_groups: fields.Groups
     tie_word_embeddings: fields.OnlyFalse = False
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """A sliding window narrower than a frame's sequence (num_code_groups + 1 positions) is not supported."""
-        problems, window, kinds = super().check(), getattr(self, "sliding_window", None), getattr(self, "layer_types", None)
+        yield from super().check()
+        window, kinds = getattr(self, "sliding_window", None), getattr(self, "layer_types", None)
         narrow = isinstance(window, int) and window <= self.num_code_groups
         if narrow and (not kinds or "sliding_attention" in kinds) and getattr(self, "use_sliding_window", True):
-            problems.append(("sliding_window", f"got {fields.shown(window)}, expected null (full attention)"))
-        return problems
+            yield self.got("sliding_window", "null (full attention)")
 
 
 class Qwen3OmniMoeTalkerConfig(ConfigSection):
@@ -88,20 +88,19 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
         """As written, but for what 4.x inherits."""
         return without_inherited_tie(data)
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """The predictor continues the talker's width and code groups; ids are in the talker's vocabulary."""
-        problems, rows = self.beyond(CODEC_IDS, "text_config.vocab_size"), self.text_config.vocab_size
-        problems += self.unequal(
+        yield from self.unequal(
             {
                 "code_predictor_config.hidden_size": "text_config.hidden_size",
                 "code_predictor_config.num_code_groups": "num_code_groups",
             }
         )
+        yield from self.beyond(CODEC_IDS, "text_config.vocab_size")
+        rows = self.text_config.vocab_size
         for name, code in self.speaker_id.items():
             if code >= rows:
-                expected = f"an id below text_config.vocab_size = {rows}"
-                problems.append((f"speaker_id.{name}", f"got {code}, expected {expected}"))
-        return problems
+                yield f"speaker_id.{name}", f"got {code}, expected an id below text_config.vocab_size = {rows}"
 
 
 class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
@@ -122,10 +121,10 @@ class Qwen3OmniMoeCode2WavConfig(DecoderConfig):
         """Waveform samples (24 kHz) per codec frame."""
         return math.prod(self.upsampling_ratios) * math.prod(self.upsample_rates)
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Each upsampling block halves the channels, so decoder_dim must allow it."""
-        problems, halvings = super().check(), len(self.upsample_rates)
+        yield from super().check()
+        halvings = len(self.upsample_rates)
         if self.decoder_dim % 2**halvings:
-            expected = f"a multiple of {2**halvings} (each of the {halvings} upsample_rates halves the channels)"
-            problems.append(("decoder_dim", f"got {self.decoder_dim}, expected {expected}"))
-        return problems
+            reason = f"each of the {halvings} upsample_rates halves the channels"
+            yield self.got("decoder_dim", f"a multiple of {2**halvings} ({reason})")

@@ -1,7 +1,7 @@
 """Configuration of the thinker: text decoder, audio encoder, vision encoder, special token ids."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, ClassVar
 
 from . import fields
@@ -14,6 +14,7 @@ ENCODER_ACTIVATIONS = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "qu
 EncoderActivation = Annotated[str, fields.choice(*ENCODER_ACTIVATIONS)]
 TEXT_NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """What scripts ask a part for and mean its text decoder."""
+PLACEHOLDERS = ("audio_token_id", "image_token_id", "video_token_id")
 CHUNK_FRAMES = 100
 
 
@@ -53,20 +54,17 @@ class Qwen3OmniMoeAudioEncoderConfig(ConfigSection):
     activation_function: EncoderActivation = "gelu"
     scale_embedding: fields.OnlyFalse = False
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Heads divide, sine and cosine halves exist, and a window holds at least one chunk."""
-        width, heads, window, problems = self.d_model, self.encoder_attention_heads, self.n_window, []
-        if width % heads:
-            problems.append(("d_model", f"got {width}, expected a multiple of encoder_attention_heads = {heads}"))
-        if width % 2:
-            problems.append(("d_model", f"got {width}, expected an even number (sine and cosine halves)"))
-        if 2 * window != CHUNK_FRAMES:
+        if self.d_model % self.encoder_attention_heads:
+            yield self.got("d_model", f"a multiple of encoder_attention_heads = {self.encoder_attention_heads}")
+        if self.d_model % 2:
+            yield self.got("d_model", "an even number (sine and cosine halves)")
+        if 2 * self.n_window != CHUNK_FRAMES:
             reason = f"the reference and the processor count 13 tokens for each chunk of {CHUNK_FRAMES} mel frames"
-            problems.append(("n_window", f"got {window}, expected {CHUNK_FRAMES // 2}: {reason}, whatever n_window says"))
-        if self.n_window_infer < 2 * window:
-            expected = f"at least one chunk of 2 * n_window = {2 * window} frames"
-            problems.append(("n_window_infer", f"got {self.n_window_infer}, expected {expected}"))
-        return problems
+            yield self.got("n_window", f"{CHUNK_FRAMES // 2}: {reason}, whatever n_window says")
+        if self.n_window_infer < 2 * self.n_window:
+            yield self.got("n_window_infer", f"at least one chunk of 2 * n_window = {2 * self.n_window} frames")
 
 
 class Qwen3OmniMoeVisionEncoderConfig(RotarySection):
@@ -91,19 +89,16 @@ class Qwen3OmniMoeVisionEncoderConfig(RotarySection):
     hidden_act: EncoderActivation
     rope_theta: fields.Positive = 10000.0
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Heads divide into rotary quarters, taps exist, position table is square."""
-        taps, heads, problems = self.deepstack_visual_indexes, self.num_heads, []
-        if self.hidden_size % (4 * heads):
-            expected = f"a multiple of 4 * num_heads = {4 * heads} (rows and columns each rotate half of a head)"
-            problems.append(("hidden_size", f"got {self.hidden_size}, expected {expected}"))
+        if self.hidden_size % (4 * self.num_heads):
+            expected = f"a multiple of 4 * num_heads = {4 * self.num_heads}"
+            yield self.got("hidden_size", f"{expected} (rows and columns each rotate half of a head)")
+        taps = self.deepstack_visual_indexes
         if taps != sorted(set(taps)) or any(tap >= self.depth for tap in taps):
-            expected = f"rising numbers below depth = {self.depth}"
-            problems.append(("deepstack_visual_indexes", f"got {taps}, expected {expected}"))
+            yield self.got("deepstack_visual_indexes", f"rising numbers below depth = {self.depth}")
         if math.isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
-            expected = "a square (rows times columns)"
-            problems.append(("num_position_embeddings", f"got {self.num_position_embeddings}, expected {expected}"))
-        return problems
+            yield self.got("num_position_embeddings", "a square (rows times columns)")
 
 
 class Qwen3OmniMoeThinkerConfig(ConfigSection):
@@ -142,15 +137,13 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
     def _values(self) -> dict:
         return {**super()._values(), "tie_word_embeddings": self.text_config.tie_word_embeddings}
 
-    def check(self) -> list[tuple[str, str]]:
+    def check(self) -> Iterator[tuple[str, str]]:
         """Encoders end in the text decoder's width; placeholder ids are in its vocabulary."""
-        ends = dict.fromkeys(("audio_config.output_dim", "vision_config.out_hidden_size"), "text_config.hidden_size")
-        placeholders = ("audio_token_id", "image_token_id", "video_token_id")
-        needed = (*placeholders, "vision_start_token_id", "audio_start_token_id")
-        problems = self.unequal(ends) + self.beyond(needed, "text_config.vocab_size")
-        if len({getattr(self, key) for key in placeholders}) < 3:
-            problems.append((", ".join(placeholders), "expected three different ids"))
-        return problems
+        ends = ("audio_config.output_dim", "vision_config.out_hidden_size")
+        yield from self.unequal(dict.fromkeys(ends, "text_config.hidden_size"))
+        yield from self.beyond([*PLACEHOLDERS, "vision_start_token_id", "audio_start_token_id"], "text_config.vocab_size")
+        if len({getattr(self, key) for key in PLACEHOLDERS}) < 3:
+            yield ", ".join(PLACEHOLDERS), "expected three different ids"
 
 
 def without_inherited_tie(data: dict) -> dict:
