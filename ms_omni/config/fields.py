@@ -36,9 +36,9 @@ class Expected:
 
 def whole(value: Any) -> Any:
     """Integers of numpy and whole floats as int; true and false stay what they are, and are refused."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, (bool, int)) or not hasattr(value, "__index__") else operator.index(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def _real(value: Any) -> Any:
@@ -60,13 +60,14 @@ def integer(low: int, high: int) -> Expected:
     return Expected(f"an integer of at least {low} and at most {high}", whole, ge=low, le=high)
 
 
-def choice(*values: Any) -> Expected:
+def choice(first: Any, *others: Any) -> Expected:
     """One of the values that this implementation supports."""
+    values = (first, *others)
     words = ", ".join(map(json.dumps, values))
-    known = f"one of {words}" if len(values) > 1 else f"{words} (the only value supported)"
+    known = f"one of {words}" if others else f"{words} (the only value supported)"
 
     def convert(value):
-        if type(value) is not type(values[0]) or value not in values:
+        if type(value) is not type(first) or value not in values:
             raise TypeError
         return value
 

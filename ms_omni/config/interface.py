@@ -4,14 +4,12 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
+from pydantic import BaseModel, PrivateAttr
 from typing_extensions import Self
 
 from .files import CONFIG_FILE, write_text
-
-if TYPE_CHECKING:
-    from .section import ConfigSection
 
 # What every configuration of transformers answers, whether or not its file says so.
 GENERIC = {
@@ -29,8 +27,24 @@ GENERIC = {
 }
 
 
-class TransformersInterface:
-    """Methods of transformers' configurations, in terms of `ConfigSection`'s fields, sections and content."""
+class TransformersInterface(BaseModel):
+    """Methods of transformers' configurations, in terms of the sections and the JSON that `ConfigSection` keeps."""
+
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    """The nested sections: {field: class}."""
+
+    _content: dict = PrivateAttr(default_factory=dict)  # the JSON object as read; keys that are no fields live here only
+    _attention: Any = PrivateAttr(default=None)
+    _source: str = PrivateAttr(default="")
+
+    def to_dict(self) -> dict:
+        """The JSON object."""
+        raise NotImplementedError
+
+    @classmethod
+    def validated(cls, config: Any) -> Self:
+        """`config`, if a model can be built from it."""
+        raise NotImplementedError
 
     @property
     def dtype(self) -> str | None:
@@ -65,13 +79,13 @@ class TransformersInterface:
         for _, section in self._sections():
             section._attn_implementation = value
 
-    def _sections(self) -> Iterator[tuple[str, "ConfigSection"]]:
+    def _sections(self) -> Iterator[tuple[str, Any]]:
         found = ((name, getattr(self, name)) for name in self.sub_configs)
         return ((name, section) for name, section in found if section is not None)
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ConfigSection":
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The section of the text decoder; this section itself where it has none, or for `encoder` alone."""
-        return self if "text_config" not in self.sub_configs or (encoder and not decoder) else self.text_config
+        return self if encoder and not decoder else getattr(self, "text_config", self)
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Set several values; for a section, a dict of those that change. Raises ConfigError."""

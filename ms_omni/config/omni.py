@@ -54,7 +54,8 @@ class Qwen3OmniMoeConfig(ConfigSection):
     def check(self) -> Iterator[tuple[str, str]]:
         """The three parts fit together."""
         yield from self.beyond(PROMPT_IDS, "thinker_config.text_config.vocab_size")
-        if not self.enable_audio_output:
+        talker, layers = self.talker_config, self.thinker_config.text_config.num_hidden_layers
+        if talker is None or not self.enable_audio_output:
             return
         yield from self.unequal(
             {
@@ -63,8 +64,7 @@ class Qwen3OmniMoeConfig(ConfigSection):
                 "code2wav_config.num_quantizers": "talker_config.num_code_groups",
             }
         )
-        layers = self.thinker_config.text_config.num_hidden_layers
-        if self.talker_config.accept_hidden_layer > layers:
+        if talker.accept_hidden_layer > layers:
             expected = f"at most thinker_config.text_config.num_hidden_layers = {layers}"
             yield self.got("talker_config.accept_hidden_layer", expected)
 

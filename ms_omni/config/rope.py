@@ -80,7 +80,7 @@ class RotarySection(ConfigSection):
         return {"rope_theta": self.rope_theta, "rope_type": self.rope_types[0], **(self.rope_scaling or {})}
 
     @rope_parameters.setter
-    def rope_parameters(self, settings: Mapping[str, Any]) -> None:
+    def rope_parameters(self, settings: Mapping[str, Any] | None) -> None:
         """Raises ConfigError."""
         problems: list[str] = []
         data = self.normalise({"rope_parameters": settings}, lambda key, message: problems.append(f"{key}: {message}"))

@@ -1,18 +1,19 @@
 """The base of the configuration classes: pydantic models that read with one report of every problem and write losslessly."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from ms_omni.errors import ConfigError
+from ms_omni.hub import resolve
+from ms_omni.notices import warn_once
 
 from .fields import NotNegative, shown
 from .files import published_content, read_config_json, read_json_object
@@ -24,6 +25,9 @@ MISSING_HINTS = {
 }
 
 
+FETCHING = frozenset(("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"))
+
+
 class Reading(NamedTuple):
     """How a file is read. strict: what is missing is a problem; related: what belongs together is checked."""
 
@@ -31,7 +35,7 @@ class Reading(NamedTuple):
     related: bool = False
 
 
-class ConfigSection(TransformersInterface, BaseModel):
+class ConfigSection(TransformersInterface):
     """Declared fields, checked when they are set, and whatever else stood in the JSON, kept for a re-export.
 
     The constructor takes keywords, nested dicts and configurations of transformers, and the published checkpoint's value
@@ -47,16 +51,12 @@ class ConfigSection(TransformersInterface, BaseModel):
     model_type: ClassVar[str] = ""
     section_path: ClassVar[tuple[str, ...]] = ()
     """Where this section stands in the config.json of a full checkpoint."""
-    sub_configs: ClassVar[dict[str, type["ConfigSection"]]] = {}
     attribute_map: ClassVar[dict[str, str]] = {}
     """Other names of fields, as transformers has them: {name: field, or field of a section by its path}."""
 
     initializer_range: NotNegative = 0.02
 
-    _content: dict = PrivateAttr(default_factory=dict)  # the JSON object as read; keys that are no fields live here only
-    _read: dict = PrivateAttr(default_factory=dict)  # the fields as they were then
-    _attention: Any = PrivateAttr(default=None)
-    _source: str = PrivateAttr(default="")
+    _read: dict = PrivateAttr(default_factory=dict)  # the fields as they were in the JSON
 
     def __init__(self, /, **values: Any):
         try:
@@ -161,9 +161,9 @@ class ConfigSection(TransformersInterface, BaseModel):
             self._content = {**({"model_type": self.model_type} if self.model_type else {}), **kept, **self._read}
 
     @classmethod
-    def _spelled(cls, data: dict) -> dict:
+    def _spelled(cls, data: dict[str, Any]) -> dict[str, Any]:
         """`data` under the names of the fields; where a field stands there under both names, its own is right."""
-        names = {key: cls.attribute_map.get(key, key) for key in data}
+        names: dict[str, str] = {key: cls.attribute_map.get(key, key) for key in data}
         return {
             name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data
         }
@@ -213,16 +213,24 @@ class ConfigSection(TransformersInterface, BaseModel):
         if return_unused_kwargs:
             return config, unused
         if unused:
-            warnings.warn(f"{cls.__name__} has no {', '.join(sorted(unused))}; left out", stacklevel=2)
+            warn_once(f"{cls.__name__} has no {', '.join(sorted(unused))}; left out")
         return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", **overrides: Any) -> Any:
-        """Read config.json of a folder that holds a full checkpoint, or this part of one; overrides: as `from_dict`.
+        """Read config.json of a full checkpoint, or of this part of one: a folder, or a model's name on a hub.
 
-        Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys.
+        overrides: what `hub.resolve` takes (cache_dir, revision, local_files_only, ...), and what `from_dict` does.
+
+        Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys; for a name as `hub.resolve`.
         """
-        data, path = read_config_json(Path(pretrained_model_name_or_path, subfolder))
+        folder, options = (
+            Path(pretrained_model_name_or_path),
+            {key: overrides.pop(key) for key in FETCHING & overrides.keys()},
+        )
+        if not folder.exists():
+            folder = resolve(pretrained_model_name_or_path, weights=False, **options)
+        data, path = read_config_json(folder / subfolder)
         source = str(path)
         for key in cls.section_path:
             if isinstance(data.get(key), Mapping):
@@ -256,7 +264,7 @@ class ConfigSection(TransformersInterface, BaseModel):
             for known in (private.get("_content", {}), GENERIC):
                 if name in known:
                     return known[name]
-        return super().__getattr__(name)
+        return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]  (pydantic hides its own)
 
     def __setattr__(self, name: str, value: Any) -> None:
         section, _, target = self.attribute_map.get(name, name).rpartition(".")
@@ -302,7 +310,9 @@ def _as_dict(value: Any) -> Any:
 def _failed(kind: type, problems: list[tuple[str | tuple, str]]) -> ValidationError:
     """One error of pydantic's for problems at (key or path, message)."""
     errors = [(key if isinstance(key, tuple) else (key,), {"message": message}) for key, message in problems]
-    lines = [{"type": PydanticCustomError("told", "{message}", told), "loc": loc, "input": None} for loc, told in errors]
+    lines: list[InitErrorDetails] = [
+        {"type": PydanticCustomError("told", "{message}", told), "loc": loc, "input": None} for loc, told in errors
+    ]
     return ValidationError.from_exception_data(kind.__name__, lines)
 
 

@@ -13,7 +13,7 @@ from ms_omni.config import (
     load_named_config,
     named_config_files,
 )
-from ms_omni.errors import ConfigError
+from ms_omni.errors import CheckpointError, ConfigError
 
 DATA = Path(__file__).parent / "data"
 ABSENT = object()
@@ -258,8 +258,10 @@ def test_head_size_and_tied_embeddings_have_the_reference_meaning(published):
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(ConfigError, match="nothing is downloaded"):
-        Qwen3OmniMoeConfig.from_pretrained("Qwen/Qwen3-Omni-30B-A3B-Instruct")
+    with pytest.raises(CheckpointError, match="Qwen/Qwen3-Omni-30B-A3B-Instruct"):
+        Qwen3OmniMoeConfig.from_pretrained("Qwen/Qwen3-Omni-30B-A3B-Instruct", cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(CheckpointError, match="is not a folder on this machine"):
+        Qwen3OmniMoeConfig.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"has no config.json \(it holds: notes.txt\)"):
         Qwen3OmniMoeConfig.from_pretrained(tmp_path)
