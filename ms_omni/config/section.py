@@ -224,19 +224,16 @@ class ConfigSection(TransformersInterface):
 
         Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys; for a name as `hub.resolve`.
         """
-        folder, options = (
-            Path(pretrained_model_name_or_path),
-            {key: overrides.pop(key) for key in FETCHING & overrides.keys()},
-        )
-        if not folder.exists():
-            folder = resolve(pretrained_model_name_or_path, weights=False, **options)
-        data, path = read_config_json(folder / subfolder)
+        name, fetching = pretrained_model_name_or_path, {key: overrides.pop(key) for key in FETCHING & overrides.keys()}
+        here = Path(name).exists()
+        folder = Path(name, subfolder) if here else resolve(name, weights=False, subfolder=subfolder, **fetching)
+        data, path = read_config_json(folder)
         source = str(path)
         for key in cls.section_path:
             if isinstance(data.get(key), Mapping):
                 data, source = data[key], f"{source} ({key})"
         config = cls.from_dict(data, source, strict=True, **overrides)
-        (config[0] if isinstance(config, tuple) else config).name_or_path = pretrained_model_name_or_path
+        (config[0] if isinstance(config, tuple) else config).name_or_path = name
         return config
 
     @classmethod

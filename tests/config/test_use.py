@@ -258,6 +258,15 @@ def test_saved_read_and_overridden(tmp_path):
         Qwen3OmniMoeThinkerConfig.from_pretrained(tmp_path / "some" / "model", text_config={"num_experts": 1})
 
 
+def test_a_name_is_looked_up_on_a_hub(tmp_path, monkeypatch):
+    asked = {}
+    small_thinker().save_pretrained(tmp_path)
+    monkeypatch.setattr("ms_omni.config.section.resolve", lambda name, **how: asked.update(how, name=name) or tmp_path)
+    config = Qwen3OmniMoeThinkerConfig.from_pretrained("Qwen/Qwen3-Omni-tiny", revision="main", audio_token_id=10)
+    assert asked == {"name": "Qwen/Qwen3-Omni-tiny", "weights": False, "subfolder": "", "revision": "main"}
+    assert config.audio_token_id == 10 and config.name_or_path == "Qwen/Qwen3-Omni-tiny"
+
+
 def test_json_text_and_file(tmp_path):
     config = small_thinker()
     assert json.loads(config.to_json_string()) == json.loads(str(config).partition(" ")[2]) == config.to_dict()
