@@ -35,7 +35,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
     accord = Alone()  # see generation/accord.py
 
     def __init__(self, config):
-        super().__init__(self.config_class.validated(config))
+        super().__init__(Qwen3OmniMoeThinkerConfig.validated(config))
         self.steps = StepPool()
         self.generation_config = GenerationConfig()
 
@@ -67,10 +67,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
 class SpeechPart(PretrainedMixin):
     """A part of a checkpoint that speaks; `config_section` names its configuration."""
 
-    config_section = None
-
-    def __init__(self, config):
-        super().__init__(self.config_class.validated(config))
+    config_section = ""
 
     @classmethod
     def _read_config(cls, folder):
@@ -89,6 +86,9 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     config_section = "talker_config"
     checkpoint_prefix = "talker."
 
+    def __init__(self, config):
+        super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
+
 
 class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     """The vocoder alone, loaded from a full checkpoint."""
@@ -96,6 +96,9 @@ class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     config_class = Qwen3OmniMoeCode2WavConfig
     config_section = "code2wav_config"
     checkpoint_prefix = "code2wav."
+
+    def __init__(self, config):
+        super().__init__(Qwen3OmniMoeCode2WavConfig.validated(config))
 
 
 class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
@@ -105,7 +108,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config = self.config_class.validated(config)
+        self.config = config = Qwen3OmniMoeConfig.validated(config)
         self.folder = None
         self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
