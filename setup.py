@@ -34,7 +34,7 @@ setup(
         "huggingface_hub>=0.34",
         "ml_dtypes",
         "pillow",
-        "pydantic>=2",
+        "pydantic>=2.9",
         "soundfile>=0.12",
         "soxr",
         "av",
