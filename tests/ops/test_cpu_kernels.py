@@ -295,7 +295,7 @@ def test_without_a_compiler_one_line_says_that_it_is_slower(tmp_path):
 
 def test_a_compiler_that_fails_does_not_fail_the_program(tmp_path):
     compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\n[ "$1" = -dumpfullversion ] && exit 0\necho "error: no space" >&2\nexit 1\n')
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no space" >&2\nexit 1\n')
     compiler.chmod(0o755)
     choice, lines = chosen(tmp_path, CXX=str(compiler))
     assert choice.startswith("('reference', ") and "error: no space" in choice and len(lines) == 1

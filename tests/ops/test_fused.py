@@ -93,11 +93,14 @@ def cells_only(monkeypatch):
     monkeypatch.undo()
 
 
-def decode(model, head, rows, prompt, padding):
-    """Logits and hidden states of the tokens behind a prompt, one by one; `padding` tokens of the last row are none."""
+def decode(model, head, rows, prompt, padding, first=0):
+    """Logits and hidden states of the tokens behind a prompt, one by one; `padding` tokens of the last row are none.
+
+    first: the position of the first token.
+    """
     batch, total, _ = rows.shape
     step = DecoderStep(model, head, model.new_cache(batch, 1))
-    positions = np.broadcast_to(np.arange(total, dtype=np.float32) * 1.25, (3, batch, total))
+    positions = np.broadcast_to(np.arange(first, first + total, dtype=np.float32) * 1.25, (3, batch, total))
     valid = np.ones((batch, total), bool)
     valid[-1, :padding] = False
     place, store = step.cache.admit(model.rope(positions[:, :, :prompt]), valid[:, :prompt])

@@ -52,9 +52,34 @@ struct Arguments {
   namespace {                                                                                                     \
   int name(const Arguments &a)
 
+}  // namespace
+
+// ---- processor -----------------------------------------------------------------------------------------------------
+
+// What this file was compiled for and the processor lacks, or null. build.py asks before anything else is run.
+extern "C" const char *ms_omni_missing() {
+#if defined(__x86_64__)
+#ifdef __AVX512F__
+  if (!__builtin_cpu_supports("avx512f")) return "AVX-512";
+#endif
+#ifdef __AVX2__
+  if (!__builtin_cpu_supports("avx2")) return "AVX2";
+#endif
+#ifdef __FMA__
+  if (!__builtin_cpu_supports("fma")) return "FMA";
+#endif
+#ifdef __SSE4_2__
+  if (!__builtin_cpu_supports("sse4.2")) return "SSE4.2";
+#endif
+#endif
+  return nullptr;
+}
+
+namespace {
+
 // ---- threads -------------------------------------------------------------------------------------------------------
 
-int available_threads() {
+inline int available_threads() {
   static const int threads = [] {
     cpu_set_t set;
     int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;

@@ -5,9 +5,7 @@
 //                                 sum = sum exp(m - m') + p;  y = y exp(m - m') + p v        (Milakov & Gimelshein 2018)
 //         y /= sum
 
-#pragma GCC optimize("no-associative-math")
-
-#include "gemm.h"
+#include "attention.h"
 
 namespace {
 
@@ -23,10 +21,10 @@ struct Heads {  // one kv head of one sequence, with the query heads that read i
   float scale;
 };
 
-enum Sight : char { kNone, kAll, kMixed };  // what a query sees of kWide keys
+enum Sees : char { kNone, kAll, kMixed };  // what a query sees of kWide keys
 
 // sight[query][block of keys]; a query that may see nothing sees everything alike, so blocks are compared with its best.
-void look(const Heads &h, i64 first, i64 count, i64 blocks, Sight *sight) {
+void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) {
   for (i64 i = 0; i < count; ++i, sight += blocks) {
     if (!h.mask) {
       std::fill(sight, sight + blocks, kAll);
@@ -44,19 +42,8 @@ void look(const Heads &h, i64 first, i64 count, i64 blocks, Sight *sight) {
   }
 }
 
-inline float largest(const float *x, i64 n) {  // n a multiple of kLanes
-  vec top = load(x);
-  for (i64 i = kLanes; i < n; i += kLanes) {
-    const vec next = load(x + i);
-    top = next > top ? next : top;
-  }
-  float most = top[0];
-  for (int lane = 1; lane < kLanes; ++lane) most = std::max(most, top[lane]);
-  return most;
-}
-
 // One tile of keys for up to kRows rows. scores [kRows][kKeys] holds q k'; y, m and sum are the rows' own.
-void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *scores, const Sight *const *sight,
+void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight,
                 const float *const *mask, const float *values, i64 dv, float *const *y, float *m, float *sum) {
   const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
   const float *from[kRows];
@@ -64,7 +51,7 @@ void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *score
     float *s = scores + r * kKeys;
     for (i64 t = 0; t < count; t += kWide) {
       const i64 stop = std::min<i64>(t + kWide, count);
-      const Sight seen = sight[r][(first_key + t) / kWide];
+      const Sees seen = sight[r][(first_key + t) / kWide];
       if (seen == kNone)
         std::fill(s + t, s + stop, -3e38f);
       else if (seen == kMixed)
@@ -72,15 +59,13 @@ void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *score
     }
     std::fill(s + count, s + padded, -3e38f);
     const float top = std::max(m[r], largest(s, padded)), fade = exponential(all(m[r] - top))[0];
-    vec total = {};
+    vec added = {};
     for (i64 i = 0; i < padded; i += kLanes) {
       const vec p = exponential(load(s + i) - top);
       store(s + i, p);
-      total += p;
+      added += p;
     }
-    float added = 0;
-    for (int lane = 0; lane < kLanes; ++lane) added += total[lane];
-    sum[r] = sum[r] * fade + added;
+    sum[r] = fma(sum[r], fade, total(added));
     m[r] = top;
     for (i64 i = 0; i < dv; i += kLanes) store(y[r] + i, load(y[r] + i) * fade);
     from[r] = s;
@@ -96,10 +81,10 @@ void attend(const Heads &h, i64 first, i64 queries) {
   std::unique_ptr<float[]> keys(new float[h.d * kKeys]), values(new float[kKeys * dv]), q(new float[rows * h.d]),
       y(new float[rows * dv]());
   std::vector<float> m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
-  std::vector<Sight> sights(queries * blocks);
+  std::vector<Sees> sights(queries * blocks);
   look(h, first, queries, blocks, sights.data());
   std::vector<const float *> q_rows(rows), masks(rows);
-  std::vector<const Sight *> sight(rows);
+  std::vector<const Sees *> sight(rows);
   std::vector<float *> y_rows(rows);
   for (i64 row = 0; row < rows; ++row) {
     const i64 query = row / h.group;
@@ -141,6 +126,26 @@ void attend(const Heads &h, i64 first, i64 queries) {
     const float factor = sum[row] > 0 ? 1.f / sum[row] : 0.f;
     for (i64 i = 0; i < h.dv; ++i) to[i] = y_rows[row][i] * factor;
   }
+}
+
+KERNEL(attention) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S, T]) -> [B, S, H * D]
+  const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3);
+  const i64 kv_heads = a.dim(1, 1), total = a.dim(1, 2), dv = a.dim(2, 3), group = heads / kv_heads;
+  const float *masks = a.count == 6 ? a.get(4) : nullptr;
+  const i64 tokens = a.dim(0, 0) * queries;
+  for_each(tokens * kv_heads, tokens * heads * total * (d + dv) * 0.08, [&](i64 task) {
+    const i64 head = task % kv_heads, token = task / kv_heads, cache = (token / queries * kv_heads + head) * total;
+    const float *mask = masks ? masks + token * total : nullptr;
+    const float least = mask && total ? largest(mask, total) + kExcluded : 0.f;
+    std::vector<i64> at;  // what the mask leaves; all where it leaves none
+    std::vector<float> added;
+    for (i64 t = 0; t < total; ++t)
+      if (!mask || mask[t] >= least) at.push_back(t), added.push_back(mask ? mask[t] : 0.f);
+    const i64 query = token * heads + head * group;
+    attend_query(a.get(0) + query * d, group, Sight(a.get(1) + cache * d, a.get(2) + cache * dv, at, d, dv), *a.get(3),
+           mask ? added.data() : nullptr, a.get(a.count - 1) + query * dv);
+  });
+  return 0;
 }
 
 struct Piece { Heads heads; i64 first, queries; };

@@ -1,43 +1,44 @@
-"""Compiles this folder's C++ files on first use and keeps the libraries in the user's cache directory."""
+"""Compiles this folder's C++ files on first use and keeps the libraries in the user's cache directory.
 
+`CXX` names the compiler (default g++; clang++ will do), `MS_OMNI_MARCH` the processor that it compiles for in the
+compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors.
+"""
+
+import ctypes
 import hashlib
 import os
+import shlex
 import subprocess
 import tempfile
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-# Sums may be reordered, which is what lets them be vectorised; infinities and NaN keep their meaning.
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-    "-fassociative-math",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-)
+# Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 PROCESSOR_KEYS = ("model name", "flags", "CPU part", "Features")
 COMPILE_LIMIT_S = 300
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def library(name):
+def library(name: str) -> str:
     """Path of the library compiled from `<name>.cpp`. Raises `OSError` with one line that says why there is none."""
-    compiler = os.environ.get("CXX", "g++")
-    version = _run([compiler, "-dumpfullversion", "-dumpversion"]).strip()
-    settings = repr((compiler, version, FLAGS, _processor())).encode()
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    processor = os.environ.get("MS_OMNI_MARCH") or "native"
+    version = _run([*compiler, "--version"])
+    settings = repr((compiler, version, FLAGS, processor, _processor())).encode()
     key = hashlib.sha256(_text(name) + settings).hexdigest()[:16]
     folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ms_omni")
     path = os.path.join(folder, f"{name}-{key}.so")
-    if not os.path.exists(path):
+    if not _is_whole(path):
         os.makedirs(folder, exist_ok=True)
-        _compile(compiler, source(name), path)
+        _compile([*compiler, *FLAGS, f"-march={processor}", source(name)], path)
+    missing = ctypes.CDLL(path).ms_omni_missing
+    missing.restype = ctypes.c_char_p
+    if missing():
+        raise OSError(f"MS_OMNI_MARCH={processor} asks for {missing().decode()}, which this processor does not have")
     return path
 
 
-def source(name):
+def source(name: str) -> str:
     """Path of a C++ file of this package."""
     return os.path.join(FOLDER, f"{name}.cpp")
 
@@ -52,16 +53,29 @@ def _text(name):
     return text
 
 
-def _compile(compiler, file, path):
+def _compile(command, path):
     # Under a name of its own first: another process must never load half a library.
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=os.path.dirname(path))
     os.close(handle)
     try:
-        _run([compiler, *FLAGS, file, "-o", temporary])
+        _run([*command, "-o", temporary])
+        with open(temporary, "r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)  # behind what a loader reads
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _is_whole(path):
+    """Whether a library is there as it was compiled: one that was cut off would end this process when it is loaded."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
 
 
 def _run(command):

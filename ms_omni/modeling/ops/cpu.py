@@ -30,12 +30,6 @@ from .reference import (  # noqa: F401
 )
 
 _LIBRARY = build.library("kernels")
-LINEAR_PRODUCTS = 1 << 18
-"""Up to this many multiplications a `linear` of a few rows is one launch of its own instead of MindSpore's threaded product."""
-LINEAR_ROWS = 4
-"""With more rows than this the weights are packed, which costs as much as passing them by a few times."""
-EXPERT_ROWS = 16
-"""Up to this many rows the weights of an expert pass by once; with more they are packed and kept near."""
 ATTENTION_SCORES = 1 << 13
 """Up to this many scores per head an `attention` takes each query by itself; more are computed in tiles."""
 ATTENTION_QUERIES = 8
@@ -46,16 +40,15 @@ def _kernel(name, shape=lambda x, *_: x, dtype=lambda x, *_: x):
     return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, dtype, "aot")
 
 
-_linear = _kernel("linear", lambda x, weight, *_: [*x[:-1], weight[0]])
 _rms_norm = _kernel("rms_norm")
 _layer_norm = _kernel("layer_norm")
+_gelu = _kernel("gelu")
+_gelu_tanh = _kernel("gelu_tanh")
 _silu = _kernel("silu")
 _sigmoid = _kernel("sigmoid")
 _swiglu = _kernel("swiglu", lambda x: [*x[:-1], x[-1] // 2])
 _rotary = _kernel("rotary")
-_attention = _kernel("attention", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
 _route_topk = _kernel("route_topk", lambda x, k: ([x[0], k[0]], [x[0], k[0]]), lambda *_: (ms.float32, ms.int32))
-_experts = _kernel("experts")
 _scale_channels = _kernel("scale_channels")
 _weighted_sum_rows = _kernel("weighted_sum_rows", lambda x, index, _: [index[0], x[1]])
 _transpose = _kernel("transpose", lambda x, order: [x[place - 1] for place in order])
@@ -89,14 +82,7 @@ def _suits(x, *others):
 
 
 def linear(x, weight, bias=None, stable=False):
-    rows = x.size // max(x.shape[-1], 1)
-    if not _suits(x, weight):
-        return reference.linear(x, weight, bias)
-    if stable or rows > LINEAR_ROWS:  # its sums have one order, whatever the number of rows
-        return cpu_dense.linear(x, weight, bias)
-    if rows * weight.size > LINEAR_PRODUCTS:
-        return reference.linear(x, weight, bias)
-    return _linear(x, weight) if bias is None else _linear(x, weight, bias)
+    return cpu_dense.linear(x, weight, bias) if _suits(x, weight) else reference.linear(x, weight, bias)
 
 
 def rms_norm(x, weight, eps):
@@ -112,11 +98,11 @@ def layer_norm(x, weight, bias, eps):
 
 
 def gelu(x):
-    return cpu_dense.gelu(x) if _suits(x) else reference.gelu(x)
+    return _gelu(x) if _suits(x) else reference.gelu(x)
 
 
 def gelu_tanh(x):
-    return cpu_dense.gelu_tanh(x) if _suits(x) else reference.gelu_tanh(x)
+    return _gelu_tanh(x) if _suits(x) else reference.gelu_tanh(x)
 
 
 def silu(x):
@@ -140,7 +126,7 @@ def attention(q, k, v, mask, scale, stable=False):
     large = queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES
     if not _suits(q, k, v):
         return reference.attention(q, k, v, mask, scale)
-    kernel = cpu_attention.tiles if large and not stable else _attention
+    kernel = cpu_attention.tiles if large and not stable else cpu_attention.queries
     return kernel(q, k, v, _floats(scale)) if mask is None else kernel(q, k, v, _floats(scale), mask)
 
 
@@ -159,8 +145,7 @@ def route_topk(logits, k, normalise):
 def experts(x, gate_up, down, weights, indices, first=None):
     if not _suits(x, gate_up, down, weights) or indices.dtype != ms.int32:
         return reference.experts(x, gate_up, down, weights, indices, first)
-    kernel = _experts if indices.shape[0] <= EXPERT_ROWS else cpu_dense.experts
-    return kernel(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
+    return cpu_dense.experts(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
 
 
 def conv1d(x, weight, bias, dilation=1, groups=1):

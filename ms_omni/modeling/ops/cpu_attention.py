@@ -14,6 +14,7 @@ def _kernel(name, shape):
     return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, lambda x, *_: x, "aot")
 
 
+queries = _kernel("attention", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
 tiles = _kernel("attention_tiles", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
 _packed = _kernel("packed_attention", lambda q, *_: [q[0], q[1] * q[2]])
 

@@ -30,8 +30,6 @@ def _conv2d_shape(x, weight, bias, settings):
 _linear = _kernel("linear", lambda x, weight, *_: [*x[:-1], weight[0]])
 _conv2d = _kernel("conv2d", _conv2d_shape)
 experts = _kernel("experts")
-gelu = _kernel("gelu")
-gelu_tanh = _kernel("gelu_tanh")
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "products.h"
+#include "attention.h"
 
 namespace {
 
@@ -85,16 +85,11 @@ class Stack {
   }
 
   // y = the final norm of x, one row.
-  void finish(const float *x, float *y) const { norm(x, norm_, y, width); }
+  void finish(const float *x, float *y) const { rms_norm(x, norm_, eps_, y, width); }
 
  private:
-  void norm(const float *x, const float *weight, float *y, i64 n) const {
-    const float scale = 1.f / std::sqrt(dot(x, x, n) / n + eps_);
-    for (i64 i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
-  }
-
   void norm_rows(const float *x, const float *weight, i64 rows) {
-    for (i64 row = 0; row < rows; ++row) norm(x + row * width, weight, normed_.data() + row * width, width);
+    for (i64 row = 0; row < rows; ++row) rms_norm(x + row * width, weight, eps_, normed_.data() + row * width, width);
   }
 
   void attend(Team &team, const Layer<W> &l, float *x, const Place &place, const Buffers &to) {
@@ -115,10 +110,13 @@ class Stack {
   // The new tokens of one batch row and kv head: norms, rotation, storing, attention.
   void attend_head(const Layer<W> &l, const Place &place, const Buffers &to, i64 batch, i64 head) {
     const i64 group = heads / kv_heads;
+    const float scale = 1.f / std::sqrt(static_cast<float>(d));
     float *keys = to.keys + (batch * kv_heads + head) * to.capacity * d;
     float *values = to.values + (batch * kv_heads + head) * to.capacity * d;
     const uint8_t *seen = place.seen ? place.seen + batch * to.capacity : nullptr;
-    std::vector<float> scores(group * (place.start + place.fresh));
+    std::vector<i64> at;  // what the token sees
+    for (i64 position = 0; position < place.start; ++position)
+      if (!seen || seen[position]) at.push_back(position);
     for (i64 fresh = 0; fresh < place.fresh; ++fresh) {
       const i64 row = batch * place.fresh + fresh, position = place.start + fresh;
       const float *cos = place.cos + row * d / 2, *sin = place.sin + row * d / 2;
@@ -128,45 +126,15 @@ class Stack {
       const float *v = v_.data() + (row * kv_heads + head) * d;
       std::copy(v, v + d, values + position * d);
       for (i64 g = 0; g < group; ++g) turn(q + g * d, l.q_norm, cos, sin);
-      look(q, keys, values, position, seen, scores.data(), mixed_.data() + (row * heads + head * group) * d);
+      at.push_back(position);
+      attend_query(q, group, Sight(keys, values, at, d, d), scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
+      if (seen && !seen[position]) at.pop_back();
     }
   }
 
   void turn(float *x, const float *weight, const float *cos, const float *sin) const {
-    if (weight) norm(x, weight, x, d);
-    float *low = x, *high = x + d / 2;
-    for (i64 i = 0; i < d / 2; ++i) {
-      const float a = low[i], b = high[i];
-      low[i] = a * cos[i] - b * sin[i];
-      high[i] = b * cos[i] + a * sin[i];
-    }
-  }
-
-  // Softmax attention of a group of query heads over the positions up to `last`; keys and values pass by once for all.
-  void look(const float *q, const float *keys, const float *values, i64 last, const uint8_t *seen, float *scores,
-            float *y) const {
-    const i64 group = heads / kv_heads, n = last + 1;
-    const float scale = 1.f / std::sqrt(static_cast<float>(d));
-    dot_block(q, group, d, Product<float>{keys, nullptr, n, scores}, 0, n);
-    std::vector<const float *> from(group);
-    std::vector<float *> to(group);
-    for (i64 g = 0; g < group; ++g) {
-      float *row = scores + g * n;
-      for (i64 t = 0; t < n; ++t) row[t] *= scale;
-      for (i64 t = 0; seen && t < last; ++t) row[t] = seen[t] ? row[t] : -1e9f;
-      soften(row, n);
-      from[g] = row, to[g] = y + g * d;
-    }
-    std::fill(y, y + group * d, 0.f);
-    add_product(from.data(), group, n, values, d, to.data(), d);
-  }
-
-  static void soften(float *row, i64 n) {
-    float sum = 0;
-    const float highest = *std::max_element(row, row + n);
-    for (i64 t = 0; t < n; ++t) row[t] = row[t] < highest - 100.f ? 0.f : exponential(row[t] - highest);
-    for (i64 t = 0; t < n; ++t) sum += row[t];
-    for (i64 t = 0; t < n; ++t) row[t] /= sum;
+    if (weight) rms_norm(x, weight, eps_, x, d);
+    rotate(x, cos, sin, x, d / 2);
   }
 
   void dense(Team &team, const Layer<W> &l, float *x, i64 rows) {
@@ -175,10 +143,6 @@ class Stack {
                 {{l.gate, nullptr, l.inner, gate_.data()}, {l.up, nullptr, l.inner, up_.data()}});
     activate(gate_.data(), up_.data(), gate_.data(), rows * l.inner);
     multiply<W>(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, x, true}});
-  }
-
-  static void activate(const float *gate, const float *up, float *y, i64 n) {
-    for (i64 i = 0; i < n; ++i) y[i] = gate[i] * logistic(gate[i]) * up[i];
   }
 
   // Experts, and the shared one where there is one.
@@ -205,7 +169,7 @@ class Stack {
     multiply<W>(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, results_.data()}});
     for (i64 row = 0; row < rows; ++row)
       add_scaled(x + row * width, results_.data() + row * width,
-                 logistic(dot(normed_.data() + row * width, l.shared_gate, width)), width);
+                 logistic(all(dot(normed_.data() + row * width, l.shared_gate, width)))[0], width);
   }
 
   // Pairs (row, place) ordered by expert: those of the u-th expert in use are pairs_[first_[u] .. first_[u + 1]).
@@ -244,8 +208,8 @@ class Stack {
         gate[row] = space.data() + row * 2 * n;
         up[row] = gate[row] + n;
       }
-      add_product(from.data(), rows, width, w, 2 * inner, gate.data(), n);
-      add_product(from.data(), rows, width, w + inner, 2 * inner, up.data(), n);
+      product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), n);
+      product_in_order(from.data(), rows, width, w + inner, 2 * inner, up.data(), n);
       for (i64 row = 0; row < rows; ++row) activate(gate[row], up[row], hidden_.data() + pairs[row] * inner + begin, n);
     });
   }
@@ -253,7 +217,7 @@ class Stack {
   // results_ [pair] = hidden_ [pair] down
   void narrow_experts(Team &team, const Layer<W> &l) {
     const i64 inner = l.expert_inner, step = panel(team, width), panels = (width + step - 1) / step;
-    results_.assign(pairs_.size() * width, 0.f);
+    results_.resize(pairs_.size() * width);
     team.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, width - begin);
       const i64 rows = first_[use + 1] - first_[use];
@@ -265,7 +229,7 @@ class Stack {
         to[row] = results_.data() + pairs[row] * width + begin;
       }
       const float *w = l.experts_down + indices_[pairs[0]] * inner * width + begin;
-      add_product(from.data(), rows, inner, w, width, to.data(), n);
+      product_in_order(from.data(), rows, inner, w, width, to.data(), n);
     });
   }
 

@@ -1,8 +1,7 @@
 // The large products: many rows through a linear layer or through experts, convolutions of pictures.
 
-#pragma GCC optimize("no-associative-math")
-
 #include "gemm.h"
+#include "numeric.h"
 
 namespace {
 
@@ -39,16 +38,18 @@ KERNEL(linear) {  // x [..., K], weight [M, K], (bias [M]) -> [..., M]
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
+constexpr i64 kFew = 6;  // rows for which a matrix passes by once; with more it is packed and kept near
+
 // c[row] = a[row] B for a whole B `[k, n]`.
 void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, float *panel) {
+  if (static_cast<i64>(a.size()) <= kFew) return product_in_order(a.data(), a.size(), k, b, n, c.data(), n);
   for (i64 column = 0; column < n; column += kWide) {
     const i64 columns = std::min<i64>(kWide, n - column);
     for (i64 i = 0; i < k; i += kDepth) {
       const float *from = b + i * n + column;
       const i64 steps = std::min(kDepth, k - i);
-      const bool direct = a.size() <= 2 * kRows && columns % kLanes == 0;  // read as often as packing would
-      if (!direct) pack_columns(from, n, columns, steps, panel, kWide);
-      multiply(a.data(), a.size(), i, direct ? from : panel, direct ? n : kWide, steps, c.data(), column, columns);
+      pack_columns(from, n, columns, steps, panel, kWide);
+      multiply(a.data(), a.size(), i, panel, kWide, steps, c.data(), column, columns);
     }
   }
 }
@@ -77,7 +78,7 @@ KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and 
     return left.end - left.begin > right.end - right.begin;  // the largest first: no thread is left with one at the end
   });
   Space results(new float[pairs * d]);
-  for_each(tasks.size(), 0.02 * first[count] * d * inner, [&](i64 index) {
+  for_each(tasks.size(), 3.0 * d * inner * (tasks.size() * 0.1 + first[count] * 0.01), [&](i64 index) {
     const Task task = tasks[index];
     const i64 rows = task.end - task.begin;
     Space panel(new float[kDepth * kWide]), hidden(new float[rows * 2 * inner]);
@@ -90,8 +91,7 @@ KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and 
     product(from, a.get(1) + task.expert * d * 2 * inner, to, d, 2 * inner, panel.get());
     for (i64 row = 0; row < rows; ++row) {
       float *gate = to[row], *up = gate + inner;
-      map(gate, gate, inner, [](vec x) { return x * logistic(x); });
-      for (i64 i = 0; i < inner; ++i) gate[i] *= up[i];
+      activate(gate, up, gate, inner);
       from[row] = gate;
       to[row] = results.get() + order[task.begin + row] * d;
     }
@@ -103,8 +103,7 @@ KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and 
       std::fill(y, y + d, 0.f);
       for (i64 pair = token * k; pair < (token + 1) * k; ++pair) {
         if (!here(pair)) continue;
-        const float weight = a.get(3)[pair], *x = results.get() + pair * d;
-        for (i64 i = 0; i < d; ++i) y[i] += weight * x[i];
+        add_scaled(y, results.get() + pair * d, a.get(3)[pair], d);
       }
     }
   });
@@ -156,19 +155,5 @@ KERNEL(conv2d) {  // x [B, C, H, W], weight [M, C, h, w], bias [M], [stride, pad
   });
   return 0;
 }
-
-// ---- functions of one number ---------------------------------------------------------------------------------------
-
-template <class Function>
-int elementwise(const Arguments &a, double nanoseconds, const Function &function) {
-  for_ranges(a.size(0), nanoseconds, [&](i64 begin, i64 end) {
-    map(a.get(0) + begin, a.get(1) + begin, end - begin, function);
-  });
-  return 0;
-}
-
-KERNEL(gelu) { return elementwise(a, 0.6, gaussian_linear); }
-
-KERNEL(gelu_tanh) { return elementwise(a, 0.4, gaussian_tanh); }
 
 }  // namespace

@@ -3,8 +3,8 @@
 //     c[row][j] = sum over i of a[row][i] * b[i][j]        kRows rows by kVectors vectors of columns at a time
 //
 // B passes by as a panel: `kWide` columns side by side, one step of i behind the other, packed by the caller so that
-// reading it is sequential. A is read in place, one scalar per row and step. Every element is summed in the same order,
-// kSum steps at a time, whatever stands beside it: a row has the same bits in every batch.
+// reading it is sequential. A is read in place, one scalar per row and step. Every element is summed in the same order by
+// the same fused multiply-adds, kSum steps at a time, whatever stands beside it: a row has the same bits in every batch.
 
 #pragma once
 
@@ -25,12 +25,9 @@ void tile(const float *const *a, i64 offset, const float *panel, i64 stride, i64
   vec sum[R][V] = {};
   for (i64 i = 0; i < k; ++i) {
     vec in[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) in[v] = load(panel + i * stride + v * kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += row[r][i] * in[v];
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(panel + i * stride + v * kLanes);
+    MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
+      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(row[r][i], in[v], sum[r][v]);
   }
   for (int r = 0; r < R; ++r) {
     float edge[V * kLanes] = {}, *to = c[r] + column;
@@ -55,11 +52,11 @@ Tile tile_of(i64 rows) {
 
 inline Tile tile_of(i64 rows, i64 columns) {
   const i64 vectors = (columns + kLanes - 1) / kLanes;
-#ifdef __AVX512F__
-  return vectors == 4 ? tile_of<4>(rows) : vectors == 3 ? tile_of<3>(rows) : vectors == 2 ? tile_of<2>(rows) : tile_of<1>(rows);
-#else
+  if constexpr (kVectors == 4) {
+    if (vectors == 4) return tile_of<4>(rows);
+    if (vectors == 3) return tile_of<3>(rows);
+  }
   return vectors == 2 ? tile_of<2>(rows) : tile_of<1>(rows);
-#endif
 }
 
 // One panel for all rows: c[row][column + j] = (offset ? c : start) + a[row][offset .. offset + k) * panel.
@@ -73,30 +70,76 @@ inline void multiply(const float *const *a, i64 rows, i64 offset, const float *p
   }
 }
 
+// ---- few rows ------------------------------------------------------------------------------------------------------
+
+// c[r][0 .. width) += a[r][i .. i + Steps) B, B `[Steps, width]` with rows `stride` apart.
+template <int Rows, int Steps>
+void add_outer(const float *const *a, i64 i, const float *b, i64 stride, float *const *c, i64 width) {
+  float factor[Rows][Steps], *to[Rows];  // read once: what is stored to c might be anything, as far as a compiler knows
+  for (int r = 0; r < Rows; ++r) {
+    to[r] = c[r];
+    for (int s = 0; s < Steps; ++s) factor[r][s] = a[r][i + s];
+  }
+  i64 j = 0;
+  for (; j + kLanes <= width; j += kLanes) {
+    vec in[Steps];
+    MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) in[s] = load(b + s * stride + j);
+    MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) {
+      vec sum = load(to[r] + j);
+      MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) sum = fma(factor[r][s], in[s], sum);
+      store(to[r] + j, sum);
+    }
+  }
+  for (; j < width; ++j)
+    for (int r = 0; r < Rows; ++r)
+      for (int s = 0; s < Steps; ++s) to[r][j] = fma(factor[r][s], b[s * stride + j], to[r][j]);
+}
+
+template <int Steps>
+inline void add_steps(const float *const *a, i64 rows, i64 i, const float *b, i64 stride, float *const *c, i64 width) {
+  for (; rows >= 4; rows -= 4, a += 4, c += 4) add_outer<4, Steps>(a, i, b, stride, c, width);
+  if (rows == 3) add_outer<3, Steps>(a, i, b, stride, c, width);
+  if (rows == 2) add_outer<2, Steps>(a, i, b, stride, c, width);
+  if (rows == 1) add_outer<1, Steps>(a, i, b, stride, c, width);
+}
+
+// c[row] = a[row] B for rows of length k; B `[k, width]` with rows `stride` apart is read once and in order, because
+// fetching it is what takes the time. The sums are those of `multiply`.
+inline void product_in_order(const float *const *a, i64 rows, i64 k, const float *b, i64 stride, float *const *c, i64 width) {
+  constexpr i64 columns = 512, steps = 8;  // of B at a time, so that they are near for all rows
+  std::vector<float> space(k > kSum ? rows * std::min(columns, width) : 0);
+  std::vector<float *> to(rows);
+  for (i64 column = 0; column < width; column += columns) {
+    const i64 n = std::min(columns, width - column);
+    for (i64 begin = 0; begin < k || begin == 0; begin += kSum) {
+      for (i64 row = 0; row < rows; ++row) {
+        to[row] = begin ? space.data() + row * n : c[row] + column;
+        std::fill(to[row], to[row] + n, 0.f);
+      }
+      i64 i = begin;
+      const i64 end = std::min(begin + kSum, k);
+      for (; i + steps <= end; i += steps) add_steps<steps>(a, rows, i, b + i * stride + column, stride, to.data(), n);
+      for (; i < end; ++i) add_steps<1>(a, rows, i, b + i * stride + column, stride, to.data(), n);
+      for (i64 row = 0; begin && row < rows; ++row)
+        map(n, c[row] + column, [](vec old, vec sum) { return old + sum; }, c[row] + column, to[row]);
+    }
+  }
+}
+
 // ---- panels --------------------------------------------------------------------------------------------------------
 
-template <int Step>
-inline void exchange(vec *t) {
-  integers low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane & Step ? kLanes + lane - Step : lane;
-    high[lane] = lane & Step ? kLanes + lane : lane + Step;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
+template <int Step, int... Lane>
+inline void exchange(vec *t, std::integer_sequence<int, Lane...> places) {
+  MS_OMNI_UNROLL for (int i = 0; i < kLanes; ++i) {
     if (i & Step) continue;
     const vec a = t[i], b = t[i + Step];
-    t[i] = __builtin_shuffle(a, b, low);
-    t[i + Step] = __builtin_shuffle(a, b, high);
+    t[i] = MS_OMNI_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane - Step : Lane)...);
+    t[i + Step] = MS_OMNI_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane : Lane + Step)...);
   }
+  if constexpr (2 * Step < kLanes) exchange<2 * Step>(t, places);
 }
 
-inline void transpose(vec *t) {  // kLanes vectors
-  exchange<1>(t);
-  exchange<2>(t);
-  exchange<4>(t);
-  if (kLanes == 16) exchange<kLanes / 2>(t);
-}
+inline void transpose(vec *t) { exchange<1>(t, Places()); }  // kLanes vectors
 
 // panel[i][r] = x[r][i] for `rows` rows that lie `distance` apart, zero for those up to the next whole vector.
 inline void pack_rows(const float *x, i64 distance, i64 rows, i64 k, float *panel, i64 stride) {

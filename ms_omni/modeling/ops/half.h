@@ -1,9 +1,8 @@
-// bfloat16 numbers as they lie in memory, widened to float32. Included after what defines `vec` and `kLanes`.
+// bfloat16 numbers as they lie in memory, widened to float32.
 
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include "vectors.h"
 
 namespace {
 

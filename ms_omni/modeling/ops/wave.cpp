@@ -3,8 +3,6 @@
 // A block of time is taken through all of a unit while it is in a near cache. Every output is summed in one order (see
 // gemm.h), whatever the block, the thread and the piece of the stream that it is computed in.
 
-#pragma GCC optimize("no-associative-math")
-
 #include "gemm.h"
 
 namespace {
@@ -15,7 +13,7 @@ constexpr i64 kNear = 64 * 1024;  // floats of a unit's input that are kept at h
 
 inline auto snake(float alpha, float beta) {  // the exponentials of one channel, as a function of its elements
   const float turn = std::exp(alpha), height = 1.f / (std::exp(beta) + 1e-9f);
-  return [=](vec x) { return x + height * squared_sine(x * turn); };
+  return [=](vec x) { return fma(height, squared_sine(x * turn), x); };
 }
 
 KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
@@ -23,7 +21,7 @@ KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
   for_ranges(a.dim(0, 0) * channels, length * 0.4, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row) {
       const i64 c = row % channels;
-      map(a.get(0) + row * length, a.get(3) + row * length, length, snake(a.get(1)[c], a.get(2)[c]));
+      map(length, a.get(3) + row * length, snake(a.get(1)[c], a.get(2)[c]), a.get(0) + row * length);
     }
   });
   return 0;
@@ -38,12 +36,9 @@ void dilated_tile(const float *w, i64 distance, const float *x, i64 span, i64 ch
     for (i64 tap = 0; tap < taps; ++tap) {
       const float *from = x + channel * span + tap * dilation, *factor = w + channel * taps + tap;
       vec in[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) in[v] = load(from + v * kLanes);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[r][v] += factor[r * distance] * in[v];
+      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(from + v * kLanes);
+      MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
+        MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(factor[r * distance], in[v], sum[r][v]);
     }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
@@ -122,14 +117,14 @@ KERNEL(residual_unit) {
       const i64 old = std::max<i64>(reach - start, 0);  // of the positions start - reach .. start + count
       std::copy(before + c * reach + reach - old, before + (c + 1) * reach, to);
       std::copy(x + c * length + start - (reach - old), x + c * length + start + count, to + old);
-      map(to, to, reach + count, snake(a.get(2)[c], a.get(3)[c]));
+      map(reach + count, to, snake(a.get(2)[c], a.get(3)[c]), to);
       std::fill(to + reach + count, to + reach + whole, 0.f);
     }
     convolve(in.get(), span, channels, a.get(4), a.get(5), channels, taps, dilation, hidden.get(), block, count);
     for (i64 c = 0; c < channels; ++c) {
       float *row = hidden.get() + c * block;
       std::fill(row + count, row + whole, 0.f);
-      map(row, row, count, snake(a.get(6)[c], a.get(7)[c]));
+      map(count, row, snake(a.get(6)[c], a.get(7)[c]), row);
     }
     convolve(hidden.get(), block, channels, a.get(8), a.get(9), channels, 1, 1, out.get(), block, count);
     for (i64 c = 0; c < channels; ++c) {

@@ -1,0 +1,55 @@
+"""The builds of the C++ kernels that can be made here: compilers times widths of vectors."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILERS = ("g++", "clang++")
+WIDTHS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native")
+FILES = ("dense", "attention", "wave", "fused", "kernels")
+
+
+class Build(NamedTuple):
+    """One compiler and width for the kernels of a checkout."""
+
+    compiler: str
+    width: str
+    tree: Path = ROOT
+
+    @property
+    def name(self) -> str:
+        return f"{self.compiler} {self.width}" + (f" {self.tree.name}" if self.tree != ROOT else "")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CXX": self.compiler, "MS_OMNI_MARCH": self.width}
+
+    def library(self, file: str) -> str:
+        """Path of one of its libraries, compiled if need be. Raises `OSError` as `build.py` does."""
+        path = self.tree / "ms_omni" / "modeling" / "ops" / "build.py"
+        spec = importlib.util.spec_from_file_location("build", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        # Checkouts from before MS_OMNI_MARCH have the width among their flags.
+        module.FLAGS = tuple(f"-march={self.width}" if flag.startswith("-march") else flag for flag in module.FLAGS)
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+        try:
+            return module.library(file)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def builds_here(compilers=COMPILERS, widths=WIDTHS, trees=(ROOT,)) -> list[Build]:
+    """Those that can be compiled and run on this machine; says in one line each what is left out, and why."""
+    found = []
+    for build in (Build(compiler, width, tree) for width in widths for compiler in compilers for tree in trees):
+        try:
+            build.library("turn")  # the quickest
+            found.append(build)
+        except OSError as error:
+            print(f"left out: {build.name}: {error}", flush=True)
+    return found

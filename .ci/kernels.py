@@ -1,0 +1,86 @@
+"""Builds and tests the C++ kernels with every compiler and for every width of vectors that are here.
+
+    python .ci/kernels.py [--compilers g++,clang++] [--widths x86-64-v2,native]
+
+Uses the Python that it runs on, with the project's `[dev]` tools. What is left out, and why, is said in one line each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from kernel_builds import COMPILERS, FILES, ROOT, WIDTHS, Build, builds_here
+
+TESTS = (
+    "tests/ops/test_exact.py",
+    "tests/ops/test_cpu_dense.py",
+    "tests/ops/test_cpu_kernels.py::test_kernel",
+    "tests/ops/test_fused.py::test_code_frame",
+    "tests/modeling/test_code2wav_stable.py",
+)
+# Compiled graphs and further splits of whole streams add minutes and no other kernels.
+SELECTION = "not (graph or threads or test_pieces_equal_the_whole) or (bare and 7)"
+
+
+def run(build: Build, *command: str, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **build.environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, text=True, **options)
+
+
+def compile_all(builds: list[Build]):
+    """In as many processes as there are cores: the environment of a process names one build."""
+    program = f"from kernel_builds import Build; [Build({{!r}}, {{!r}}).library(file) for file in {FILES}]"
+
+    def compile_one(build):
+        command = [sys.executable, "-c", program.format(build.compiler, build.width)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)})
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, builds))
+
+
+def test(build: Build) -> bool:
+    start = time.perf_counter()
+    tests = run(build, "-m", "pytest", "-q", "-x", *TESTS, "-k", SELECTION, capture_output=True)
+    lines = tests.stdout.strip().splitlines() or tests.stderr.strip().splitlines() or ["no output"]
+    print(f"{build.name}: {lines[-1]} ({time.perf_counter() - start:.0f} s)", flush=True)
+    if tests.returncode:
+        print(tests.stdout[-6000:], tests.stderr[-2000:])
+    return tests.returncode == 0
+
+
+def same_numbers(builds: list[Build]) -> bool:
+    """Whether the compilers agree about every kernel at each width, bit by bit."""
+    found, agree = {}, True
+    for build in builds:
+        done = run(build, "-m", "tests.ops.outputs", capture_output=True, check=True)
+        digests = json.loads(done.stdout.splitlines()[-1])
+        other, expected = found.setdefault(build.width, (build, digests))
+        different = [name for name in expected if digests[name] != expected[name]]
+        if different:
+            print(f"{build.name} and {other.name} differ in {', '.join(different)}")
+            agree = False
+    return agree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compilers", default=",".join(COMPILERS))
+    parser.add_argument("--widths", default=",".join(WIDTHS))
+    options = parser.parse_args()
+    builds = builds_here(options.compilers.split(","), options.widths.split(","))
+    if not builds:
+        return print("no compiler, no kernels: nothing was tested") or 1
+    start = time.perf_counter()
+    compile_all(builds)
+    print(f"{len(builds)} builds of {len(FILES)} files: {time.perf_counter() - start:.0f} s", flush=True)
+    outcomes = [test(build) for build in builds]
+    return 0 if all(outcomes) and same_numbers(builds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What the kernels make of fixed inputs, one digest per kernel: `python -m tests.ops.outputs` prints them as JSON.
+
+Large enough for several threads. The same numbers come out on any number of threads, and from every compiler that
+builds for vectors of the same width with the same multiply-adds.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+from mindspore import Tensor
+
+from ms_omni.modeling import ops
+
+
+def outputs() -> dict[str, str]:
+    """`{kernel: digest of its output}`."""
+    rng = np.random.default_rng(29)
+
+    def normal(*shape):
+        return Tensor(rng.standard_normal(shape).astype(np.float32))
+
+    def integers(high, *shape):
+        return Tensor(rng.integers(0, high, shape).astype(np.int32))
+
+    found = {
+        "linear": ops.linear(normal(70, 600), normal(300, 600), normal(300)),
+        "linear of one row": ops.linear(normal(1, 700), normal(900, 700)),
+        "experts": ops.experts(
+            normal(40, 130), normal(6, 130, 2 * 70), normal(6, 70, 130), normal(40, 2), integers(6, 40, 2)
+        ),
+        "attention": ops.attention(normal(2, 150, 6, 40), normal(2, 2, 150, 40), normal(2, 2, 150, 40), None, 0.2),
+        "attention of one query": ops.attention(
+            normal(3, 1, 8, 64), normal(3, 2, 900, 64), normal(3, 2, 900, 64), None, 0.2
+        ),
+        "packed_attention": ops.packed_attention(
+            normal(400, 4, 36), normal(400, 4, 36), normal(400, 4, 36), ((100, 4),), 0.2
+        ),
+        "conv2d": ops.conv2d(normal(2, 9, 40, 60), normal(30, 9, 3, 3), normal(30), 2, 1),
+        "conv1d": ops.conv1d(normal(1, 40, 700), normal(50, 40, 7), normal(50), 2),
+        "conv_transpose1d": ops.conv_transpose1d(normal(1, 60, 300), normal(60, 30, 8), normal(30), 4, 2),
+        "residual_unit": ops.residual_unit(
+            normal(1, 40, 2000),
+            normal(1, 40, 18),
+            (normal(40), normal(40)),
+            (normal(40, 40, 7), normal(40)),
+            3,
+            (normal(40), normal(40)),
+            (normal(40, 40, 1), normal(40)),
+        ),
+        "snake_beta": ops.snake_beta(normal(2, 60, 4000), normal(60), normal(60)),
+        "rms_norm": ops.rms_norm(normal(700, 1030), normal(1030), 1e-6),
+        "layer_norm": ops.layer_norm(normal(700, 1030), normal(1030), normal(1030), 1e-6),
+        "rotary": ops.rotary(normal(600, 8, 70), normal(600, 35), normal(600, 35)),
+        "swiglu": ops.swiglu(normal(700, 1002)),
+        "route_topk": ops.route_topk(normal(900, 128), 8, True)[0],
+        **{name: getattr(ops, name)(normal(700, 1001)) for name in ("silu", "sigmoid", "gelu", "gelu_tanh")},
+    }
+    return {name: hashlib.sha256(x.asnumpy().tobytes()).hexdigest()[:16] for name, x in found.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(outputs()))

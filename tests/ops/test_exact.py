@@ -1,0 +1,184 @@
+"""A row has the bits that it has alone: in every batch, at every place, beside whatever else, on any number of threads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from ms_omni.modeling import ops
+from ms_omni.modeling.layers import Linear
+from ms_omni.modeling.talker import TalkerModel
+from tests.ops import test_fused as fused
+from tests.ops.outputs import outputs
+
+try:
+    from ms_omni.modeling.ops import cpu_attention
+except OSError as error:
+    pytest.skip(f"no kernels here: {error}", allow_module_level=True)
+
+RNG = np.random.default_rng(23)
+BATCHES = [1, 2, 3, 4, 5, 6, 7, 11, 30, 64]
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def check_rows(function, count, batches=BATCHES):
+    """function(slice of rows) gives the rows of function(all), whatever the slice."""
+    whole = function(slice(0, count))
+    for rows in batches:
+        for start in {0, 1, count // 3, count - rows}:
+            part = slice(start, start + rows)
+            for got, expected in zip(arrays(function(part)), arrays(whole), strict=True):
+                assert np.array_equal(got, expected[part]), f"rows {start} .. {start + rows}"
+
+
+def arrays(found):
+    return [x.asnumpy() for x in (found if isinstance(found, tuple) else (found,))]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (19, 7), (64, 33), (300, 130), (1030, 17), (257, 16)])
+def test_linear(inputs, outputs, biased):
+    x, weight, bias = normal(100, inputs), Tensor(normal(outputs, inputs)), Tensor(normal(outputs)) if biased else None
+    check_rows(lambda s: ops.linear(Tensor(x[s]), weight, bias), 100)
+
+
+@pytest.mark.parametrize(
+    "e, k, d, inner", [(3, 2, 20, 7), (4, 1, 33, 64), (8, 3, 70, 65), (2, 2, 520, 300), (16, 4, 64, 96)]
+)
+def test_experts(e, k, d, inner):
+    x, weights, gate_up, down = normal(90, d), normal(90, k), Tensor(normal(e, d, 2 * inner)), Tensor(normal(e, inner, d))
+    index = np.stack([RNG.permutation(e)[:k] for _ in range(90)]).astype(np.int32)
+    check_rows(lambda s: ops.experts(Tensor(x[s]), gate_up, down, Tensor(weights[s]), Tensor(index[s])), 90)
+
+
+@pytest.mark.parametrize("d", [1, 6, 34, 64, 130])
+def test_rows_of_many_kinds(d):
+    x, weight, bias = normal(90, d) * 3, Tensor(normal(d)), Tensor(normal(d))
+    cos, sin, noise = normal(90, d), normal(90, d), RNG.uniform(size=(90, 1)).astype(np.float32)
+    pairs = normal(90, 3, 2 * d)
+    functions = [
+        lambda s: ops.rms_norm(Tensor(x[s]), weight, 1e-5),
+        lambda s: ops.layer_norm(Tensor(x[s]), weight, bias, 1e-6),
+        lambda s: ops.rotary(Tensor(pairs[s]), Tensor(cos[s]), Tensor(sin[s])),
+        lambda s: ops.swiglu(Tensor(pairs[s])),
+        lambda s: ops.route_topk(Tensor(x[s]), min(d, 3), True),
+        lambda s: ops.draw(Tensor(x[s]), Tensor(noise[s]), 0.8, 20, 0.9),
+        *(lambda s, name=name: getattr(ops, name)(Tensor(x[s])) for name in ("silu", "sigmoid", "gelu", "gelu_tanh")),
+    ]
+    for function in functions:
+        check_rows(function, 90, BATCHES[:7])
+
+
+@pytest.mark.parametrize("name", ["silu", "sigmoid", "gelu", "gelu_tanh"])
+def test_an_element_does_not_depend_on_its_place(name):
+    x = normal(300) * 5
+    check_rows(lambda s: getattr(ops, name)(Tensor(x[s])), 300, range(1, 41))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("kernel", ["queries", "tiles"])
+def test_attention(kernel, masked):
+    """Of batch rows, and of queries, with the same keys."""
+    function, scale = getattr(cpu_attention, kernel), Tensor(np.array([0.2], np.float32))
+    q, k, v = normal(5, 30, 6, 34), normal(5, 2, 300, 34), normal(5, 2, 300, 34)
+    mask = np.where(RNG.uniform(size=(5, 30, 300)) < 0.4, -1e9, RNG.uniform(size=(5, 30, 300))).astype(np.float32)
+    masks = [mask] if masked else []
+    check_rows(lambda s: function(*(Tensor(x[s]) for x in (q, k, v)), scale, *(Tensor(x[s]) for x in masks)), 5, range(1, 6))
+    check_rows(
+        lambda s: function(Tensor(q[:1, s]), Tensor(k[:1]), Tensor(v[:1]), scale, *(Tensor(x[:1, s]) for x in masks))[0],
+        30,
+        range(1, 14),
+    )
+
+
+def test_packed_attention_of_a_segment_alone():
+    q, k, v = (normal(100, 2, 20) for _ in range(3))
+    whole, start = ops.packed_attention(*map(Tensor, (q, k, v)), ((7, 2), (40, 1), (46, 1)), 0.3).asnumpy(), 0
+    for length in (7, 7, 40, 46):
+        part = slice(start, start := start + length)
+        alone = ops.packed_attention(*(Tensor(x[part]) for x in (q, k, v)), ((length, 1),), 0.3)
+        assert np.array_equal(alone.asnumpy(), whole[part])
+
+
+def test_conv2d():
+    x, weight, bias = normal(5, 3, 15, 22), Tensor(normal(7, 3, 3, 3)), Tensor(normal(7))
+    check_rows(lambda s: ops.conv2d(Tensor(x[s]), weight, bias, 2, 1), 5, range(1, 6))
+
+
+needs_fused = pytest.mark.skipif(not hasattr(ops._impl, "prepare"), reason="no fused steps")
+
+
+@needs_fused
+@pytest.mark.parametrize("stack", ["odd", "dense layers and biases", "threads"])
+def test_decoder_step(stack, rng):
+    """Rows of a batch, the last one shorter and padded on the left, against themselves alone: prompt and three tokens."""
+    config = fused.configured(**fused.STACKS[stack])
+    model = fused.fill(TalkerModel(config), rng)
+    head = fused.fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
+    prompt, padding, rows = 9, 4, normal(5, 12, config.hidden_size)
+    alone = [fused.decode(model, head, rows[i : i + 1], prompt, 0)[1] for i in range(4)]
+    alone.append(fused.decode(model, head, rows[4:, padding:], prompt - padding, 0, padding)[1])
+    for batch in range(1, 6):
+        together = fused.decode(model, head, rows[5 - batch :], prompt, padding)[1]
+        for step, found in enumerate(together):
+            for row, own in zip(found, alone[5 - batch :], strict=True):
+                assert np.array_equal(row, own[step][0])
+
+
+@needs_fused
+def test_padding_inside_leaves_no_trace(rng):
+    """A prompt with padding behind it: what is decoded then has the bits that it has without."""
+    config = fused.configured()
+    model = fused.fill(TalkerModel(config), rng)
+    head = fused.fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
+    rows = normal(1, 9, config.hidden_size)
+    positions = np.broadcast_to(np.arange(9, dtype=np.float32), (3, 1, 9))
+
+    def decode(holes):
+        step = fused.DecoderStep(model, head, model.new_cache(1, 1))
+        prompt = np.concatenate([rows[:, :5], normal(1, holes, config.hidden_size)], 1)
+        places = np.concatenate([positions[..., :5], np.zeros((3, 1, holes), np.float32)], -1)
+        place, store = step.cache.admit(model.rope(places), np.arange(5 + holes)[None] < 5)
+        model(Tensor(prompt), place, store)
+        found = []
+        for at in range(5, 9):
+            here = slice(at, at + 1)
+            found += step(Tensor(rows[:, here].copy()), model.rope(positions[..., here]), np.ones((1, 1), bool))
+        return [x.asnumpy() for x in found]
+
+    for found, expected in zip(decode(3), decode(0), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@needs_fused
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("sampling", [None, (0.8, 20, 0.9)])
+@pytest.mark.parametrize("stack", ["odd", "threads"])
+def test_code_frame(stack, sampling, half, rng, normal):
+    talker = fused.talker_like(6, rng, **{**fused.STACKS[stack], "vocab_size": 211})
+    if half:
+        fused.bfloat16(talker.code_predictor)
+    inputs = fused.frame_inputs(talker, 5, rng, normal)
+    whole = fused.frames(talker, sampling, inputs)[1:]
+    for batch in range(1, 6):
+        for found, expected in zip(fused.frames(talker, sampling, [x[5 - batch :] for x in inputs])[1:], whole):
+            assert np.array_equal(found, expected[5 - batch :])
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_any_number_of_threads(threads):
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.ops.outputs"],
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(found.stdout.splitlines()[-1]) == outputs()
