@@ -1,10 +1,13 @@
 """The public model classes: the cells of `modeling`, put together, loaded from checkpoints, and made to generate."""
 
+from dataclasses import replace
+
 from .config import (
     Qwen3OmniMoeCode2WavConfig,
     Qwen3OmniMoeConfig,
     Qwen3OmniMoeTalkerConfig,
     Qwen3OmniMoeThinkerConfig,
+    read_config_json,
 )
 from .errors import InputError
 from .pretrained import PretrainedMixin
@@ -65,25 +68,24 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
 
 
 class SpeechPart(PretrainedMixin):
-    """A part of a checkpoint that speaks; `config_section` names its configuration."""
-
-    config_section = ""
+    """A part of a checkpoint that speaks."""
 
     @classmethod
     def _read_config(cls, folder):
-        config = Qwen3OmniMoeConfig.from_pretrained(folder)
-        if not config.enable_audio_output:
-            raise InputError(
-                f"{folder} has no talker (enable_audio_output is false in its config.json), so it holds no {cls.__name__}"
-            )
-        return getattr(config, cls.config_section)
+        whole = "thinker_config" in read_config_json(folder)[0]
+        return cls._given_config((Qwen3OmniMoeConfig if whole else cls.config_class).from_pretrained(folder))
+
+    @classmethod
+    def _given_config(cls, config):
+        if getattr(config, "enable_audio_output", True) is False:
+            raise InputError(f"the model has no talker (enable_audio_output is false), so it holds no {cls.__name__}")
+        return super()._given_config(config)
 
 
 class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     """The talker alone, loaded from a full checkpoint."""
 
     config_class = Qwen3OmniMoeTalkerConfig
-    config_section = "talker_config"
     checkpoint_prefix = "talker."
 
     def __init__(self, config):
@@ -94,7 +96,6 @@ class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     """The vocoder alone, loaded from a full checkpoint."""
 
     config_class = Qwen3OmniMoeCode2WavConfig
-    config_section = "code2wav_config"
     checkpoint_prefix = "code2wav."
 
     def __init__(self, config):
@@ -109,7 +110,7 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
     def __init__(self, config):
         super().__init__()
         self.config = config = Qwen3OmniMoeConfig.validated(config)
-        self.folder = None
+        self.folder = self.request = None
         self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
         if config.enable_audio_output:
@@ -117,25 +118,21 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
             self.code2wav = Qwen3OmniMoeCode2Wav(config.code2wav_config)
 
     @classmethod
-    def _read_config(cls, folder, enable_audio_output=None):
-        config = super()._read_config(folder)
-        if enable_audio_output and not config.enable_audio_output:
+    def _configuration(cls, folder, request):
+        changes = dict(request.changes)
+        speaks = changes.pop("enable_audio_output", None)
+        config = super()._configuration(folder, replace(request, changes=changes))
+        if speaks and not config.enable_audio_output:
             raise InputError(
-                f"{folder} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
+                f"{request.name} has no talker (enable_audio_output is false in its config.json): it is a Thinking "
                 "or Captioner checkpoint and answers in text only"
             )
-        if enable_audio_output is False:
-            config = without_speech(config)
-        return config
+        return without_speech(config) if speaks is False else config
 
-    @classmethod
-    def from_pretrained(cls, folder, **kwargs):
-        model = super().from_pretrained(folder, **kwargs)
-        model.folder = folder
-        model.generation_config.load(eos_token_id=model.config.im_end_token_id)
-        return model
-
-    from_pretrained.__func__.__doc__ = PretrainedMixin.from_pretrained.__doc__
+    def _loaded(self, folder, request):
+        super()._loaded(folder, request)
+        self.folder, self.request = folder, request
+        self.generation_config.load(eos_token_id=self.config.im_end_token_id)
 
     @property
     def has_talker(self):
@@ -149,10 +146,11 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         if self.folder is None:
             raise InputError("this model was not loaded from a folder, so there is no talker to load")
         strategy = None if self.team is None else self.team.strategy
-        kwargs = {"mindspore_dtype": self.dtype, "progress": False, "parallel": strategy}
+        same = {word: getattr(self.request, word) for word in ("config", "variant", "key_mapping", "state_dict")}
+        kwargs = {**same, "mindspore_dtype": self.dtype, "progress": False, "parallel": strategy}
         self.talker = Qwen3OmniMoeTalkerForConditionalGeneration.from_pretrained(self.folder, **kwargs)
         self.code2wav = Qwen3OmniMoeCode2Wav.from_pretrained(self.folder, **kwargs)
-        self.config = Qwen3OmniMoeConfig.from_pretrained(self.folder)
+        self.config = self._configuration(self.folder, replace(self.request, changes={}))
 
     def disable_talker(self):
         """Frees talker and vocoder; the model then answers in text only."""

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import InputError
+from ms_omni.hub import resolve
+from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
 from ms_omni.media.conversation import collect_media
 from ms_omni.media.messages import read_batch
 from ms_omni.media.video import VideoClip
 from ms_omni.processing.arguments import (
+    VISION_KEYS,
     CallOptions,
     call_options,
     is_argument,
@@ -27,11 +30,11 @@ from ms_omni.processing.arguments import (
 from ms_omni.processing.chat import choose_template, render
 from ms_omni.processing.counts import MultiModalData, count_tokens
 from ms_omni.processing.decoding import Decoding
-from ms_omni.processing.files import PAD_TOKEN, checked_folder, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.processing.files import PAD_TOKEN, load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.processing.inputs import ModelInputs
 from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio, with_sound_tracks
 from ms_omni.processing.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
-from ms_omni.processing.settings import ProcessorSettings, read_settings
+from ms_omni.processing.settings import AUDIO_KEYS, ProcessorSettings, audio_settings, read_settings
 from ms_omni.processing.tokens import tokenize
 from ms_omni.processing.vision import (
     as_clips,
@@ -62,6 +65,7 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
     """
 
     attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
+    name_or_path = ""
 
     def __init__(
         self,
@@ -102,31 +106,36 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
         self.pad_token_id = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike, *, min_pixels: int | None = None, max_pixels: int | None = None
-    ) -> Qwen3OmniMoeProcessor:
-        """Load from a checkpoint folder, in the published layout or in that of transformers 5.x.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Qwen3OmniMoeProcessor:
+        """Load from a checkpoint, in the published layout or in that of transformers 5.x.
 
         Args:
-            folder: holds tokenizer, chat template and preprocessor settings; nothing is downloaded.
-            min_pixels, max_pixels: area of a resized picture, and of a video frame, instead of the settings' own:
-                fewer pixels make fewer tokens.
+            pretrained_model_name_or_path: a folder with tokenizer, chat template and preprocessor settings, or a model's
+                name, looked up in the hubs' caches and else downloaded (see `hub.resolve`, whose arguments are taken).
+            **kwargs: values instead of the files' own: min_pixels, max_pixels, size and the other settings of pictures and
+                video frames, settings of the mel features, chat_template, padding_side, model_max_length and other arguments
+                of a tokenizer. What has no effect here (use_fast, trust_remote_code, ...) is said in a warning.
 
         Raises:
-            CheckpointError: no such folder, or missing or damaged files in it.
-            InputError: limits that cross.
+            CheckpointError: no such folder or model, or missing or damaged files.
+            InputError: an unknown argument, or values that do not fit together.
         """
-        path = checked_folder(folder)
+        where, options = sort_out(kwargs, cls.__name__, PROCESSOR, (*VISION_KEYS, *AUDIO_KEYS))
+        options = {word: value for word, value in options.items() if value is not None}
+        path = resolve(pretrained_model_name_or_path, weights=False, **where)
         settings = read_settings(path)
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        tokenizer = load_tokenizer(path)
-        return cls(
-            settings.image.changed(limits, "from_pretrained"),
-            settings.video.changed(limits, "from_pretrained"),
-            settings.audio,
+        vision = {word: options[word] for word in VISION_KEYS if word in options}
+        sound = {word: options[word] for word in AUDIO_KEYS if word in options and word not in TOKENIZER}
+        tokenizer = load_tokenizer(path, {word: options[word] for word in TOKENIZER if word in options})
+        processor = cls(
+            settings.image.changed(vision, "from_pretrained"),
+            settings.video.changed(vision, "from_pretrained"),
+            audio_settings({**settings.audio, **sound}, "from_pretrained: the audio settings"),
             tokenizer,
-            load_chat_template(path, tokenizer),
+            options.get("chat_template") or load_chat_template(path, tokenizer),
         )
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        return processor
 
     @property
     def settings(self) -> ProcessorSettings:

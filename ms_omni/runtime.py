@@ -2,7 +2,11 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from .errors import InputError
+from .notices import caller_level
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,8 @@ def require_mindspore():
 def setup(dtype=None):
     """Prepares MindSpore for inference and returns the `Runtime`. Safe to call more than once.
 
-    dtype: a MindSpore dtype, its name ("float32", "bfloat16", "float16"), "auto" or None for the device's own. On CPU,
-    which computes in float32 only, the half types give a warning and float32: the weights are the same numbers, and a
-    script that was written for Ascend runs. Raises `ValueError` for an unknown dtype.
+    dtype: see `dtype_name`. On CPU, which computes in float32 only, the half types give a warning and float32: the weights
+    are the same numbers, and a script that was written for Ascend runs. Raises `InputError` for an unknown dtype.
     """
     ms = require_mindspore()
     device = ms.get_context("device_target")
@@ -51,17 +54,43 @@ def _prepare_cpu(ms):
         ms.runtime.launch_blocking()
 
 
+DTYPES = {
+    "float32": ("float", "fp32", "f32"),
+    "bfloat16": ("bf16",),
+    "float16": ("half", "fp16", "f16"),
+}
+"""Names of the dtypes to compute in, and what else they are called."""
+
+
+def dtype_name(dtype) -> str | None:
+    """ "float32", "bfloat16" or "float16", or None for the device's own.
+
+    dtype: a name ("bf16", "torch.bfloat16"), a dtype of MindSpore, PyTorch or numpy, "auto", None, or a dict of one for each
+    part of a model that are all the same. Raises `InputError` for another.
+    """
+    if isinstance(dtype, Mapping):
+        names = {dtype_name(value) for value in dtype.values()}
+        if len(names) == 1:
+            return names.pop()
+        raise InputError(f"dtype is {dtype!r}: the parts of a model are computed in one dtype; give one")
+    text = dtype.__name__ if isinstance(dtype, type) else str(dtype)
+    name = text.rpartition(".")[2].lower()
+    if dtype is None or name == "auto":
+        return None
+    for known, others in DTYPES.items():
+        if name == known or name in others:
+            return known
+    raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)} or 'auto'")
+
+
 def _resolve_dtype(ms, device, dtype):
-    if dtype is None or dtype == "auto":
+    name = dtype_name(dtype)
+    if name is None:
         if device == "CPU":
             return ms.float32, "MindSpore's CPU kernels compute in float32"
         return ms.bfloat16, "the published weights are bfloat16 and Ascend computes in it"
-    name = dtype if isinstance(dtype, str) else str(dtype).lower()
-    known = {"float32": ms.float32, "bfloat16": ms.bfloat16, "float16": ms.float16}
-    if name not in known:
-        raise ValueError(f"dtype {dtype!r} is unknown; use one of {sorted(known)} or 'auto'")
     if device == "CPU" and name != "float32":
         reason = f"MindSpore has no {name} kernels on CPU; the same weights are computed with in float32"
-        warnings.warn(reason, stacklevel=4)
+        warnings.warn(reason, stacklevel=caller_level())
         return ms.float32, reason
-    return known[name], "as asked for"
+    return getattr(ms, name), "as asked for"

@@ -5,6 +5,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub, but for those of tests/hub, which bring their own
 
 import pytest
 

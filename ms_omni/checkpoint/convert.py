@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ms_omni.config import ConfigSection, read_config_json
-from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
+from ms_omni.hub import resolve
 
 from .copying import copy_into
 from .header import DTYPES
@@ -49,7 +49,7 @@ def convert(
     Raises:
         CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
     """
-    source = existing_folder(src)
+    source = resolve(src)
     if Path(dst).resolve().is_relative_to(source.resolve()):
         raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
     config, _ = read_config_json(source)

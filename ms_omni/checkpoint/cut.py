@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
+from ms_omni.hub import resolve
 
 from .convert import ConvertReport, copy_other_files, to_parameters
 from .header import DTYPES
@@ -27,7 +27,7 @@ class Cuttable:
     """
 
     def __init__(self, folder, tied=False):
-        self.folder = existing_folder(folder)
+        self.folder = resolve(folder)
         if read_rank_index(self.folder) is not None:
             raise CheckpointError(f"{folder} is cut for ranks already; convert it back first, without --shards.")
         self.reader = CheckpointReader(self.folder)

@@ -116,12 +116,23 @@ def load_checkpoint(
     Raises:
         CheckpointError: one error that lists all that is wrong with the files, or all that does not fit.
     """
+    reader = CheckpointReader(folder)
+    shapes = {name: tuple(value.shape) for name, value in cell.parameters_and_names()}
+    fills, unused = plan_loading(shapes, reader, prefix)
+    return fill_cell(cell, reader, fills, unused, prefix=prefix, dtype=dtype, progress=progress, slices=slices)
+
+
+def fill_cell(
+    cell, reader, fills: list[Fill], unused=(), *, prefix: str = "", dtype=None, progress: bool = True, slices=None
+) -> LoadReport:
+    """The second half of `load_checkpoint`: what `plan_loading` has planned is read into the parameters of `cell`.
+
+    reader: a `CheckpointReader`, or whatever gives `entries`, `array` and `release` of stored names.
+    """
     from mindspore import Tensor
 
     started = time.monotonic()
     parameters = dict(cell.parameters_and_names())
-    reader = CheckpointReader(folder)
-    fills, unused = plan_loading({name: tuple(value.shape) for name, value in parameters.items()}, reader, prefix)
     elements = nbytes = 0
     with progress_bar(
         sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts), "loading weights", progress

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ms_omni.config.files import existing_folder
 from ms_omni.errors import CheckpointError
+from ms_omni.hub import resolve
 
 from .header import DTYPES, Entry, read_header
 from .rank_index import RANKS_INDEX
@@ -35,23 +35,28 @@ def report(problems: list[str], headline: str) -> CheckpointError:
 class CheckpointReader:
     """The tensors of a checkpoint folder by name. Opening reads the headers only.
 
+    variant: of the files' names ("fp16": model.fp16.safetensors, model.safetensors.index.fp16.json). renames: {regular
+    expression: replacement}; the first that is found in a tensor's name is applied to it, as transformers' `key_mapping`.
+
     Raises CheckpointError for a folder without weights, and one that lists every missing shard, truncated file, corrupt
     header and disagreement between the index and the files.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = existing_folder(folder)
+    def __init__(self, folder: str | Path, variant: str | None = None, renames: dict[str, str] | None = None):
+        self.folder = resolve(folder)
+        self.single = f"model.{variant}.safetensors" if variant else SINGLE_FILE
+        self.index = f"model.safetensors.index.{variant}.json" if variant else INDEX_FILE
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, dict] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._opening = threading.Lock()  # several threads read
         problems: list[str] = []
         expected = self._expected(problems)
-        self.files = sorted(set(expected.values())) if expected is not None else [SINGLE_FILE]
+        self.files = sorted(set(expected.values())) if expected is not None else [self.single]
         listed: dict[str, list[Entry]] = {}
         for file in self.files:
             if not (self.folder / file).is_file():
-                problems.append(f"{file}: this shard is missing ({INDEX_FILE} names it)")
+                problems.append(f"{file}: this shard is missing ({self.index} names it)")
                 continue
             entries, self.metadata[file] = read_header(self.folder / file, problems)
             for entry in entries:
@@ -62,19 +67,21 @@ class CheckpointReader:
             if len(found) > 1:
                 problems.append(f"{name}: stands in {len(found)} files: {', '.join(entry.file for entry in found)}")
             self.entries[name] = found[0]
+        if renames:
+            self.entries = _renamed(self.entries, renames, problems)
         if problems:
             raise report(problems, f"{self.folder} is damaged or incomplete")
 
     def _expected(self, problems) -> dict[str, str] | None:
         """{tensor: file} of the index, or None for a single file."""
-        single, index = (self.folder / SINGLE_FILE).is_file(), (self.folder / INDEX_FILE).is_file()
+        single, index = (self.folder / self.single).is_file(), (self.folder / self.index).is_file()
         if not index:
             if not single:
-                raise CheckpointError(_why_no_weights(self.folder))
+                raise CheckpointError(_why_no_weights(self.folder, self.single, self.index))
             return None
-        expected = _read_index(self.folder / INDEX_FILE)
-        if single and SINGLE_FILE not in expected.values():
-            problems.append(f"holds both {SINGLE_FILE} and an index of other files; keep the one that is meant")
+        expected = _read_index(self.folder / self.index)
+        if single and self.single not in expected.values():
+            problems.append(f"holds both {self.single} and an index of other files; keep the one that is meant")
         return expected
 
     @property
@@ -117,14 +124,14 @@ class CheckpointReader:
             return self._maps[file]
 
 
-def _why_no_weights(folder: Path) -> str:
+def _why_no_weights(folder: Path, single: str, index: str) -> str:
     names = sorted(item.name for item in folder.iterdir())
     if RANKS_INDEX in names:
         return (
             f"{folder} is cut for several ranks and cannot be read as a whole: start as many processes with msrun, or "
             "convert it back with `ms-omni convert`."
         )
-    expected = f"expected {SINGLE_FILE}, or {INDEX_FILE} with the shards it names"
+    expected = f"expected {single}, or {index} with the shards it names"
     if any(re.fullmatch(r".*\.(bin|pt|pth|ckpt)(\.index\.json)?", name) for name in names):
         pickled = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt)", name)]
         return (
@@ -133,8 +140,18 @@ def _why_no_weights(folder: Path) -> str:
         )
     shards = [name for name in names if name.endswith(".safetensors")]
     if shards:
-        return f"{folder} holds {', '.join(shards[:4])} but no {INDEX_FILE}; {expected}."
+        return f"{folder} holds {', '.join(shards[:4])} but no {index}; {expected}."
     return f"{folder} holds no weights (it holds: {', '.join(names[:8]) or 'nothing'}); {expected}."
+
+
+def _renamed(entries: dict[str, Entry], renames: dict[str, str], problems: list[str]) -> dict[str, Entry]:
+    renamed: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        new = next((re.sub(old, new, name) for old, new in renames.items() if re.search(old, name)), name)
+        if new in renamed:
+            problems.append(f"{name}: key_mapping makes it {new}, as {renamed[new].name}")
+        renamed[new] = entry
+    return renamed
 
 
 def _read_index(path: Path) -> dict[str, str]:

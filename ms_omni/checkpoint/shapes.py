@@ -19,6 +19,12 @@ def parameter_shapes(config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def component_shapes(config, prefix: str) -> dict[str, tuple[int, ...]]:
+    """As `parameter_shapes`, of the component `prefix` ("thinker.", ...) by its own names; "" is the whole model."""
+    table = {"": parameter_shapes, "thinker.": _thinker, "talker.": _talker, "code2wav.": _code2wav}
+    return table[prefix](config)
+
+
 def _linear(name, outputs, inputs, bias=True):
     return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
 

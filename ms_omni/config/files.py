@@ -5,8 +5,10 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ms_omni.errors import ConfigError
+from ms_omni.hub import resolve
 
 CONFIG_FILE = "config.json"
 PUBLISHED = "instruct"
@@ -15,22 +17,12 @@ PUBLISHED = "instruct"
 _FOLDERS = (Path(__file__).resolve().parents[1] / "_configs", Path(__file__).resolve().parents[2] / "configs")
 
 
-def existing_folder(folder: str | Path) -> Path:
-    """`folder` as an existing directory. Raises ConfigError that says what was found instead."""
-    root = Path(folder)
-    if not root.exists():
-        raise ConfigError(
-            f"{str(folder)!r} is not a folder on this machine. A checkpoint is read from a local folder "
-            "and nothing is downloaded: fetch the checkpoint first and pass the folder's path."
-        )
-    if not root.is_dir():
-        raise ConfigError(f"{root} is a file; expected the checkpoint's folder, the one that holds {CONFIG_FILE}.")
-    return root
+def read_config_json(folder: str | Path, **where: Any) -> tuple[dict, Path]:
+    """The content of config.json and its path, of a folder or a model's name; where: arguments of `hub.resolve`.
 
-
-def read_config_json(folder: str | Path) -> tuple[dict, Path]:
-    """The content of `folder`/config.json and its path. Raises ConfigError for a wrong folder or unreadable JSON."""
-    root = existing_folder(folder)
+    Raises CheckpointError where there is no such folder or model, ConfigError for unreadable JSON.
+    """
+    root = resolve(folder, weights=False, **where)
     path = root / CONFIG_FILE
     if not path.is_file():
         inside = ", ".join(sorted(item.name for item in root.iterdir())[:8]) or "nothing"

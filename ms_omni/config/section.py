@@ -11,8 +11,8 @@ from pydantic import ConfigDict, PrivateAttr, ValidationError, ValidationInfo, m
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
+from ms_omni import load_arguments
 from ms_omni.errors import ConfigError
-from ms_omni.hub import resolve
 from ms_omni.notices import warn_once
 
 from .fields import NotNegative, shown
@@ -23,9 +23,6 @@ MISSING_HINTS = {
     "rope_theta": " (nor is it in rope_parameters)",
     "mrope_section": " (expected in rope_scaling or rope_parameters)",
 }
-
-
-FETCHING = frozenset(("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"))
 
 
 class Reading(NamedTuple):
@@ -212,28 +209,28 @@ class ConfigSection(TransformersInterface):
             cls.validated(config, source)
         if return_unused_kwargs:
             return config, unused
-        if unused:
-            warn_once(f"{cls.__name__} has no {', '.join(sorted(unused))}; left out")
+        unknown = sorted(unused.keys() - load_arguments.KNOWN)
+        if unknown:
+            warn_once(f"{cls.__name__} has no {', '.join(unknown)}; left out")
         return config
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", **overrides: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> Any:
         """Read config.json of a full checkpoint, or of this part of one: a folder, or a model's name on a hub.
 
-        overrides: what `hub.resolve` takes (cache_dir, revision, local_files_only, ...), and what `from_dict` does.
+        overrides: as `from_dict`; cache_dir, revision, subfolder and the like say where to look.
 
-        Raises ConfigError for a wrong folder, broken JSON, missing or invalid keys; for a name as `hub.resolve`.
+        Raises CheckpointError where there is no such folder or model, ConfigError for broken JSON, missing or invalid keys.
         """
-        name, fetching = pretrained_model_name_or_path, {key: overrides.pop(key) for key in FETCHING & overrides.keys()}
-        here = Path(name).exists()
-        folder = Path(name, subfolder) if here else resolve(name, weights=False, subfolder=subfolder, **fetching)
-        data, path = read_config_json(folder)
+        where = load_arguments.hub_options(overrides, cls.__name__)
+        overrides = {key: value for key, value in overrides.items() if key not in load_arguments.HUB}
+        data, path = read_config_json(pretrained_model_name_or_path, **where)
         source = str(path)
         for key in cls.section_path:
             if isinstance(data.get(key), Mapping):
                 data, source = data[key], f"{source} ({key})"
         config = cls.from_dict(data, source, strict=True, **overrides)
-        (config[0] if isinstance(config, tuple) else config).name_or_path = name
+        (config[0] if isinstance(config, tuple) else config).name_or_path = str(pretrained_model_name_or_path)
         return config
 
     @classmethod

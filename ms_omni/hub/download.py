@@ -105,9 +105,10 @@ class HuggingFace:
         except RepositoryNotFoundError:
             raise no_such_model(name) from None
         except HfHubHTTPError as error:
-            raise Unreachable(f"it answered: {_line(error)}") from None
+            raise Unreachable(f"the hub answered: {_line(error)}") from None
         except Exception as error:  # of whichever package the client talks HTTP with
-            raise Unreachable(_line(error)) from None
+            address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+            raise Unreachable(f"{address} cannot be reached ({_line(_cause(error))})") from None
         self.sizes = {file.rfilename: file.size or 0 for file in self.info.siblings or ()}
 
     def download(self, weights: bool) -> Path:
@@ -267,6 +268,12 @@ def _through(proxies):
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         if names:
             renew()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the system said, below the words of several libraries."""
+    inner = error.__cause__ or error.__context__
+    return error if inner is None else _cause(inner)
 
 
 def _line(error: BaseException) -> str:

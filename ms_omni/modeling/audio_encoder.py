@@ -103,7 +103,8 @@ class AudioEncoder(nn.Cell):
         self.proj1 = Linear(width, width)
         self.proj2 = Linear(width, config.output_dim)
         self.act = ACTIVATIONS[config.activation_function]
-        self.positions = sinusoids(config.max_source_positions, width)
+        chunk = audio_token_count(2 * config.n_window, config.n_window)  # positions begin anew in every chunk
+        self.positions = sinusoids(min(chunk, config.max_source_positions), width)
 
     def construct(self, input_features, feature_lens):
         """Encodes clips laid end to end: input_features `[mel, total frames]`, feature_lens `[clips]` -> `[N, out]`."""

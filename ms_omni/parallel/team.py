@@ -26,6 +26,14 @@ def join(strategy=AUTO, **options):
     set MindSpore's data-parallel mode, where each process holds a model until `prepare_network` spreads it. options: of
     the strategy's plan. Raises `InputError` for a strategy where there is one process that nobody started others with.
     """
+    if not is_shared(strategy):
+        return None
+    mesh = start()
+    return None if mesh.size == 1 else Team(mesh, "ep" if strategy == AUTO else strategy, options)
+
+
+def is_shared(strategy):
+    """Whether the processes that msrun started are to hold one model together. Raises `InputError` as `join` does."""
     if strategy not in (AUTO, None, *STRATEGIES):
         raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
     if strategy in STRATEGIES and not under_msrun():
@@ -33,10 +41,7 @@ def join(strategy=AUTO, **options):
             f"parallel is {strategy!r}, but this process was started alone; start several with `ms-omni launch` or "
             "msrun, or leave it out"
         )
-    if strategy is None or not under_msrun() or (strategy == AUTO and _is_data_parallel()):
-        return None
-    mesh = start()
-    return None if mesh.size == 1 else Team(mesh, "ep" if strategy == AUTO else strategy, options)
+    return strategy is not None and under_msrun() and not (strategy == AUTO and _is_data_parallel())
 
 
 def _is_data_parallel():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ms_omni.errors import CheckpointError
@@ -31,23 +33,8 @@ def import_transformers() -> Any:
     return transformers
 
 
-def checked_folder(folder: str | os.PathLike) -> Path:
-    """The checkpoint folder.
-
-    Raises:
-        CheckpointError: there is no such folder (names on a model hub are not looked up).
-    """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a folder. Give the local folder of a checkpoint; names on a model hub "
-            "are not looked up, so download it first."
-        )
-    return path
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer, from files of transformers 4.x or 5.x.
+def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The tokenizer, from files of transformers 4.x or 5.x; options: its arguments, instead of the files' values.
 
     Raises:
         CheckpointError: no tokenizer files, or damaged ones.
@@ -61,7 +48,10 @@ def load_tokenizer(folder: Path) -> Any:
     override = {"extra_special_tokens": {}} if isinstance(config.get("extra_special_tokens"), list) else {}
     transformers = import_transformers()
     try:
-        return with_arrays(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **override))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **{**override, **options}
+        )
+        return with_arrays(tokenizer)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
 

@@ -49,7 +49,7 @@ def tokenize(
             )
     if not all(rows):
         raise InputError("A text is empty: it has no tokens.")
-    lengths, side = [len(row) for row in rows], options.get("padding_side", "left")
+    lengths, side = [len(row) for row in rows], options.get("padding_side") or _own_side(tokenizer)
     length = padded_length(
         lengths, padding=options.get("padding", True), max_length=max_length, multiple_of=options.get("pad_to_multiple_of")
     )
@@ -62,6 +62,11 @@ def tokenize(
     if options.get("return_mm_token_type_ids"):
         fields["mm_token_type_ids"] = sum((fields["input_ids"] == one) * kind for kind, one in enumerate(placeholder_ids, 1))
     return fields
+
+
+def _own_side(tokenizer) -> str:
+    """As in the reference: the tokenizer's side counts where its files or `from_pretrained` named one."""
+    return tokenizer.padding_side if "padding_side" in getattr(tokenizer, "init_kwargs", ()) else "left"
 
 
 def padded_length(

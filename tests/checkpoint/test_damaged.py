@@ -137,7 +137,7 @@ DAMAGE = {
     "pytorch_model.bin only": (pickled_only, ["another format (pytorch_model.bin)", "safetensors"]),
     "no weights": (no_weights, ["holds no weights"]),
     "missing tensors": (
-        lambda f: change_tensors(f, lambda t: None),
+        lambda f: change_tensors(f, lambda t: {name: t[name] for name in t if name not in (NORM, GATE)}),
         ["2 missing tensors", f"{NORM} [64]", f"{GATE} [48, 64]"],
     ),
     "extra tensor": (
@@ -203,7 +203,7 @@ def test_wrong_folder(tmp_path, made):
         path.write_text("x")
     elif made == "empty folder":
         path.mkdir()
-    message = {"nothing": "nothing is downloaded", "file": "is a file", "empty folder": "has no config.json"}[made]
+    message = {"nothing": "is not a folder on this machine", "file": "is a file", "empty folder": "has no config.json"}[made]
     with pytest.raises(CheckpointError, match=message):
         Qwen3OmniMoeForConditionalGeneration.from_pretrained(path)
 

@@ -1,0 +1,264 @@
+"""`from_pretrained` of the model classes: arguments first, then configuration and headers, then MindSpore's cells, then weights."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from .config import read_config_json
+from .errors import ConfigError, InputError, OmniError
+from .hub import resolve
+from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
+from .runtime import require_mindspore, setup
+
+require_mindspore()
+
+from .checkpoint import CheckpointReader, load_rank_file  # noqa: E402  (needs MindSpore)
+from .checkpoint.fits import check_counts  # noqa: E402
+from .checkpoint.load import fill_cell  # noqa: E402
+from .checkpoint.plan import file_root, plan_loading  # noqa: E402
+from .checkpoint.shapes import component_shapes  # noqa: E402
+from .checkpoint.state import StateReader  # noqa: E402
+from .generation.defaults import GenerationConfig  # noqa: E402
+from .modeling import ops  # noqa: E402
+from .modeling.layers import lazy_parameters  # noqa: E402
+from .parallel import watch  # noqa: E402
+from .parallel.mesh import start  # noqa: E402
+from .parallel.team import AUTO, choose, is_shared, join  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one call of `from_pretrained` asks for; `where`: the arguments of `hub.resolve`."""
+
+    name: object
+    where: dict
+    changes: dict
+    config: object = None
+    generation_config: object = None
+    state_dict: object = None
+    variant: str | None = None
+    key_mapping: dict | None = None
+    output_loading_info: bool = False
+    ignore_mismatched_sizes: bool = False
+
+
+class LoadingMixin:
+    """Builds a cell and fills its parameters, which carry the checkpoint's names behind `checkpoint_prefix`."""
+
+    config_class = None
+    checkpoint_prefix = ""
+    name_or_path = ""
+    team = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *,
+        progress=True,
+        compile_steps=True,
+        parallel=AUTO,
+        split_heads=None,
+        **kwargs,
+    ):
+        """Builds the model of a checkpoint and fills it tensor by tensor.
+
+        Args:
+            pretrained_model_name_or_path: a folder with config.json and model.safetensors or shards with an index (bf16,
+                fp16 or fp32), as published or as `ms-omni convert` wrote it; or a model's name, looked up in the caches of
+                both hubs and else downloaded (see `hub.resolve`, whose arguments are taken: cache_dir, revision,
+                local_files_only, force_download, token, proxies, subfolder). None with `config` and `state_dict`.
+            dtype, torch_dtype, mindspore_dtype: dtype to compute in; default and "auto": the device's own (float32 on CPU,
+                bfloat16 on Ascend).
+            attn_implementation, use_flash_attention_2: all choices mean the same numbers; the device's kernels are used.
+            config: a configuration, a dict or a folder, instead of the checkpoint's; it has to fit the weights.
+            enable_audio_output: False leaves talker and code2wav out.
+            generation_config: end and padding ids instead of generation_config.json's.
+            state_dict: arrays by name, instead of the folder's weights.
+            key_mapping: {regular expression: replacement} for the stored names.
+            variant: of the files' names, such as "fp16".
+            output_loading_info: return (model, what fitted).
+            progress: whether a long load or a download shows a bar on a terminal.
+            compile_steps: turn the steps of generation into compiled graphs once they have run for a while; the numbers
+                are the same either way.
+            parallel: how the processes that msrun started share the model: "ep" (experts, attention heads and vocabulary
+                split; the default, "auto", under msrun), "zero3" (everything split, gathered when used) or None (each
+                process holds a model of its own, for `prepare_network` perhaps; the default in MindSpore's data-parallel
+                mode).
+            split_heads: for "ep", whether attention heads are split; by default where they divide.
+            **kwargs: fields of the configuration, to be changed. What transformers knows and has no effect here
+                (device_map, trust_remote_code, ...) is said in a warning.
+
+        Raises:
+            InputError: arguments that nobody knows or that would change answers and cannot be honoured, before anything
+                is read.
+            CheckpointError: with every problem found, before anything is built or allocated.
+        """
+        where, options = sort_out(kwargs, cls.__name__, MODEL, config_words(cls.config_class))
+        dtype = asked_dtype(options)
+        check_attention(options)
+        fields = {field.name for field in dataclasses.fields(Request)} - {"name", "where", "changes"}
+        own = {word: options.pop(word) for word in fields & options.keys()}
+        name = pretrained_model_name_or_path
+        changes = {word: value for word, value in options.items() if value is not None}
+        request = Request(name, {**where, "progress": progress}, changes, **own)
+        if name is None and (request.config is None or request.state_dict is None):
+            raise InputError(f"{cls.__name__}.from_pretrained needs a folder or name, or config= and state_dict=")
+        check_patterns(request.key_mapping)
+        model, report = cls._load(request, dtype, progress, compile_steps, parallel, split_heads)
+        model.name_or_path = "" if name is None else str(name)
+        return (model, report) if request.output_loading_info else model
+
+    @classmethod
+    def _load(cls, request, dtype, progress, compile_steps, parallel, split_heads):
+        options = {} if split_heads is None else {"split_heads": split_heads}
+        if is_shared(parallel) and request.name is not None:
+            start()  # first of all, so that nobody waits for this process while it downloads
+        folder, missing = cls._find(request)
+        rank_index = None
+        if folder is not None:
+            parallel, options, rank_index = choose(folder, parallel, options)
+        team = join(parallel, **options)
+        prefix = cls.checkpoint_prefix
+        if team is not None and request.state_dict is not None:
+            raise InputError("state_dict is not split among processes; load it with parallel=None, or from a folder")
+
+        def read():
+            if missing is not None:
+                raise missing
+            config = cls._configuration(folder, request)
+            return config, cls._plan(config, folder, request, rank_index)
+
+        if team is None:
+            config, source = read()
+        else:
+            arguments = (cls.__name__, setup(dtype), compile_steps, sorted(request.changes.items()), str(request.config))
+            config, source = team.check(folder, arguments, read)
+        runtime = setup(dtype)
+        ops.settle(runtime.dtype)
+        with watch.busy():
+            with lazy_parameters(runtime.dtype):
+                model = cls(config)
+            slices = team and team.place(model, config, prefix)
+            if rank_index is not None:
+                report = load_rank_file(
+                    model, folder, rank_index, team.mesh.rank, slices, prefix=prefix, dtype=runtime.dtype
+                )
+            else:
+                shown = progress and (team is None or team.mesh.speaks)
+                report = fill_cell(model, *source, prefix=prefix, dtype=runtime.dtype, slices=slices, progress=shown)
+            if team is not None:
+                team.attach(model)
+        model.set_train(False)
+        for cell in (model, *model.cells()):
+            if not compile_steps and hasattr(cell, "steps"):
+                cell.steps.compile_after = None
+        model._loaded(folder, request)
+        return model, loading_info(report)
+
+    def _loaded(self, folder, request):
+        """Called when all weights are there."""
+        self.generation_config = generation_config(folder, request.generation_config)
+
+    @classmethod
+    def _find(cls, request):
+        """(folder, None), or (None, the error that there is no such folder), which all ranks are to hear of."""
+        if request.name is None:
+            return None, None
+
+        def check(settings):
+            cls._configuration(settings, request)
+
+        try:
+            return resolve(request.name, weights=request.state_dict is None, check=check, **request.where), None
+        except InputError:
+            raise
+        except OmniError as error:
+            return None, error
+
+    @classmethod
+    def _plan(cls, config, folder, request, rank_index):
+        """(reader, fills, unused names) of weights that fit the configuration. Raises `CheckpointError` for others."""
+        prefix = cls.checkpoint_prefix
+        if rank_index is not None:
+            check_counts(config, rank_index.parameters, prefix, folder)
+            return None
+        if request.state_dict is not None:
+            reader = StateReader(request.state_dict)
+        else:
+            reader = CheckpointReader(folder, request.variant, request.key_mapping)
+        root = file_root(reader.entries)
+        check_counts(config, {root + name: entry.shape for name, entry in reader.entries.items()}, prefix, reader.folder)
+        return reader, *plan_loading(component_shapes(config, prefix), reader, prefix)
+
+    @classmethod
+    def _configuration(cls, folder, request):
+        """The configuration asked for: the folder's or the one given, with the changes. Raises `ConfigError`."""
+        if request.config is None:
+            config = cls._read_config(folder)
+        elif isinstance(request.config, (str, Path)):
+            config = cls._read_config(resolve(request.config, weights=False))
+        else:
+            config = cls._given_config(request.config)
+        if folder is not None:
+            _check_not_quantised(folder)
+        return changed(config, request.changes)
+
+    @classmethod
+    def _read_config(cls, folder):
+        return cls.config_class.from_pretrained(folder)
+
+    @classmethod
+    def _given_config(cls, config):
+        """`config`, or this component's section of a whole model's."""
+        section = f"{cls.checkpoint_prefix[:-1]}_config"
+        part = config.get(section, config) if isinstance(config, Mapping) else getattr(config, section, config)
+        return part if isinstance(part, cls.config_class) else cls.config_class.from_dict(part, "config")
+
+
+def check_patterns(mapping) -> None:
+    """Raises `InputError` for a `key_mapping` that holds anything but regular expressions and replacements."""
+    try:
+        for old, new in (mapping or {}).items():
+            re.sub(old, new, "")
+    except (re.error, TypeError) as error:
+        raise InputError(f"key_mapping is no table of regular expressions and replacements: {error}") from None
+
+
+def _check_not_quantised(folder) -> None:
+    content, path = read_config_json(folder)
+    if content.get("quantization_config"):
+        method = content["quantization_config"]
+        method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
+        raise ConfigError(
+            f"{path}: the weights are quantised ({method}), which is not supported; take the checkpoint that it was made from."
+        )
+
+
+def config_words(kind) -> set[str]:
+    """Words that change a configuration of the class: its fields, and those of its text decoder."""
+    text = kind.sub_configs.get("text_config")
+    return {*kind.model_fields, *kind.attribute_map, *(text.model_fields if text else ())}
+
+
+def changed(config, changes):
+    """A copy of a configuration with some values changed, those of the text decoder by their own names; `ConfigError`."""
+    own = {word: value for word, value in changes.items() if hasattr(config, word)}
+    inner = {word: value for word, value in changes.items() if word not in own}
+    return config.copy(**own, **({"text_config": inner} if inner else {})) if changes else config
+
+
+def generation_config(folder, given) -> GenerationConfig:
+    """The defaults of generation: the folder's, and over them those of a generation config (an object or a dict)."""
+    config = GenerationConfig() if folder is None else GenerationConfig.from_pretrained(folder)
+    given = given.to_diff_dict() if hasattr(given, "to_diff_dict") else given
+    if not isinstance(given, (Mapping, type(None))):
+        raise InputError(f"generation_config is {given!r}, expected a GenerationConfig or a dict")
+    config.update(**(given or {}))
+    return config
+
+
+def loading_info(report) -> dict:
+    """What transformers returns with `output_loading_info`: whatever does not fit has been an error before."""
+    return {"missing_keys": [], "unexpected_keys": list(report.unused), "mismatched_keys": [], "error_msgs": []}
