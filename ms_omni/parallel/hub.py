@@ -134,7 +134,10 @@ class Hub(threading.Thread):
         while not self.ended and not self._all_left():
             time.sleep(TICK_S)
             with self.lock:
-                self._decide(time.monotonic())
+                try:
+                    self._decide(time.monotonic())
+                except Exception as error:  # nobody would be told anything any more
+                    self._end(f"its supervision failed: {type(error).__name__}: {error}")
         over = time.monotonic()
         while time.monotonic() - over < (LAST_WORD_S if self.roster.complete else REFUSING_S):
             time.sleep(TICK_S)
@@ -202,12 +205,13 @@ class Hub(threading.Thread):
                 send(connection, {"end": str(refusal)})
         except (OSError, EOFError):  # has gone
             pass
-        connection.close()
-        with self.lock:
-            self.connected -= 1
-            self.deserted |= hello.get("role") == SCHEDULER
-            if member is not None:
-                member.leave(time.monotonic(), gone=time.time())
+        finally:
+            connection.close()
+            with self.lock:
+                self.connected -= 1
+                self.deserted |= hello.get("role") == SCHEDULER
+                if member is not None:
+                    member.leave(time.monotonic(), gone=time.time())
 
     def _welcome(self, hello):
         """The `Member` that has come, None for the scheduler's supervisor. Raises ValueError for one that is none of ours."""

@@ -70,7 +70,7 @@ def adopt_init():
     from mindspore.communication import management
 
     joins = management.init
-    if hasattr(joins, "__wrapped__"):
+    if getattr(joins, "is_adopted", False):
         return
 
     @functools.wraps(joins)
@@ -86,6 +86,7 @@ def adopt_init():
         joins(backend_name)
         interruption.restore()  # MindSpore has put its own there
 
+    init.is_adopted = True
     for module in list(sys.modules.values()):  # a script may have imported it by name before it imports ms_omni
         if getattr(module, "__dict__", {}).get("init") is joins:
             module.init = init

@@ -5,7 +5,9 @@
     worker ----- supervisor  /
 
 It looks at its process from outside, so it notices one that is blocked inside a collective, stopped, or killed; and at the
-msrun or `ms-omni launch` that has started it, which nobody else watches.
+msrun or `ms-omni launch` that has started it, which nobody else watches. A timer inside the process (`faulthandler`) would be
+less, but it stops with the process, names no rank, and cannot tell work from a hang: two processes with the smallest
+checkpoint on a busy machine have gone 14.5 s without a collective, and loading a published one takes minutes.
 """
 
 import contextlib

@@ -78,7 +78,7 @@ PROCESSOR = "Qwen3OmniMoeProcessor.from_pretrained(FOLDER)"
 @pytest.mark.parametrize(
     "run, line, code, said",
     [
-        (msrun, PROCESSOR, 0, ""),
+        pytest.param(msrun, PROCESSOR, 0, "", marks=pytest.mark.slow),
         pytest.param(launch, PROCESSOR, 0, "", marks=pytest.mark.slow),
         pytest.param(msrun, "sys.exit(0)", 0, "", marks=pytest.mark.slow),
         pytest.param(msrun, "raise RuntimeError('enough')", 1, "RuntimeError: enough", marks=pytest.mark.slow),

@@ -211,7 +211,7 @@ def test_workers_that_go_before_they_come_end_the_scheduler(watched):
         launcher.kill()
 
 
-def test_what_is_left_of_a_job_is_ended_too(watched, monkeypatch):
+def test_what_is_left_of_a_job_is_ended_too(watched):
     """What msrun has started beside the workers, and a scheduler that nobody watches."""
     job = watched()
     assert job.begins()
