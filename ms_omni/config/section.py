@@ -203,6 +203,8 @@ class ConfigSection(TransformersInterface):
             config = cls.model_validate(data, context=Reading(strict, related=not overrides))
         except ValidationError as error:
             raise _told(error, cls, f"{source} is") from None
+        except RecursionError:
+            raise ConfigError(f"{source} is nested too deep, expected a config.json of Qwen3-Omni.") from None
         unused = {key: overrides.pop(key) for key in list(overrides) if not hasattr(config, key)}
         if overrides:
             config.update(overrides)

@@ -13,7 +13,7 @@ import pytest
 import ms_omni
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTextConfig, Qwen3OmniMoeThinkerConfig
 from ms_omni.config import ConfigSection, load_named_config
-from ms_omni.errors import ConfigError
+from ms_omni.errors import ConfigError, InputError
 from tests.config import geometry
 
 DATA = Path(__file__).parent / "data"
@@ -265,6 +265,18 @@ def test_a_name_is_looked_up_on_a_hub(tmp_path, monkeypatch):
     config = Qwen3OmniMoeThinkerConfig.from_pretrained("Qwen/Qwen3-Omni-tiny", revision="main", audio_token_id=10)
     assert asked == {"name": "Qwen/Qwen3-Omni-tiny", "weights": False, "revision": "main"}
     assert config.audio_token_id == 10 and config.name_or_path == "Qwen/Qwen3-Omni-tiny"
+
+
+def test_what_is_no_configuration_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match="got None as a checkpoint"):
+        Qwen3OmniMoeConfig.from_pretrained(None)
+    with pytest.raises(ConfigError, match="the configuration is 3, expected an object"):
+        Qwen3OmniMoeConfig.from_dict(3)
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="nested too deep"):
+        Qwen3OmniMoeConfig.from_dict({"new": deep})
 
 
 def test_json_text_and_file(tmp_path):
