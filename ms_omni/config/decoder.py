@@ -47,6 +47,12 @@ class DecoderConfig(RotarySection):
             found["mrope_section"] = interleaved_sections(head_dim)
         return found
 
+    def _changes(self) -> dict:
+        changes = super()._changes()
+        if changes and "head_dim" not in self._content:  # else the reader would work it out anew, of changed sizes
+            changes["head_dim"] = self.head_dim
+        return changes
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Heads divide, and rotary halves exist."""
         if self.num_attention_heads % self.num_key_value_heads:

@@ -124,9 +124,10 @@ class ConfigSection(TransformersInterface):
         """An object out of a mapping or of what has `to_dict()`; pydantic calls this for each section too."""
         if isinstance(data, cls):  # made already, or a field of it is being set
             return validate(data)
-        if not isinstance(_as_dict(data), Mapping):
+        data, reading, problems = _as_dict(data), info.context or Reading(), []
+        if not isinstance(data, Mapping):
             raise PydanticCustomError("unfit", "an object with keys and values")
-        data, reading, problems = dict(_as_dict(data)), info.context or Reading(), []
+        data = dict(data)
         attention = data.pop("attn_implementation", None)
         values = cls.normalise(cls._spelled(data), lambda key, message: problems.append((key, message)))
         wanted = [name for name in cls.sub_configs if cls.wants(name, values)]

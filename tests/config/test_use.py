@@ -106,6 +106,12 @@ def test_what_follows_from_other_sizes_follows_from_those_given():
         vocab_size=100, hidden_size=32, num_attention_heads=4, max_window_layers=28, sliding_window=2048
     )
     assert (predictor.head_dim, predictor.max_window_layers, predictor.sliding_window) == (128, 28, 2048)
+    text = Qwen3OmniMoeThinkerConfig.from_dict(
+        json.loads((DATA / "small_thinker_saved_by_4.57.json").read_text())
+    ).text_config
+    assert "head_dim" not in text.to_dict()
+    text.hidden_size = 64  # head_dim has been settled, and is written from now on
+    assert text.head_dim == text.to_dict()["head_dim"] == 8 and Qwen3OmniMoeTextConfig.from_dict(text.to_dict()) == text
     with pytest.raises(AttributeError, match="use_sliding_window"):
         _ = predictor.use_sliding_window
 
