@@ -28,6 +28,11 @@ class Qwen3OmniMoeConfig(ConfigSection):
 
     model_type = "qwen3_omni_moe"
     attribute_map: ClassVar = {name: f"thinker_config.{name}" for name in Qwen3OmniMoeThinkerConfig.attribute_map}
+    links: ClassVar = {
+        "talker_config.thinker_hidden_size": "thinker_config.text_config.hidden_size",
+        "talker_config.spatial_merge_size": "thinker_config.vision_config.spatial_merge_size",
+        "code2wav_config.num_quantizers": "talker_config.num_code_groups",
+    }
 
     thinker_config: Qwen3OmniMoeThinkerConfig
     talker_config: Qwen3OmniMoeTalkerConfig | None = None
@@ -57,13 +62,7 @@ class Qwen3OmniMoeConfig(ConfigSection):
         talker, layers = self.talker_config, self.thinker_config.text_config.num_hidden_layers
         if talker is None or not self.enable_audio_output:
             return
-        yield from self.unequal(
-            {
-                "talker_config.thinker_hidden_size": "thinker_config.text_config.hidden_size",
-                "talker_config.spatial_merge_size": "thinker_config.vision_config.spatial_merge_size",
-                "code2wav_config.num_quantizers": "talker_config.num_code_groups",
-            }
-        )
+        yield from super().check()
         if talker.accept_hidden_layer > layers:
             expected = f"at most thinker_config.text_config.num_hidden_layers = {layers}"
             yield self.got("talker_config.accept_hidden_layer", expected)

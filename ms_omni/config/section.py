@@ -51,6 +51,9 @@ class ConfigSection(TransformersInterface):
     attribute_map: ClassVar[dict[str, str]] = {}
     """Other names of fields, as transformers has them: {name: field, or field of a section by its path}."""
 
+    links: ClassVar[dict[str, str]] = {}
+    """Fields of sections that must hold the value of another, and take it where they are not given: {path: path}."""
+
     initializer_range: NotNegative = 0.02
 
     _read: dict = PrivateAttr(default_factory=dict)  # the fields as they were in the JSON
@@ -98,18 +101,14 @@ class ConfigSection(TransformersInterface):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Relations between fields that do not hold, as (key, message)."""
-        yield from ()
+        for key, other in self.links.items():
+            value = attrgetter(other)(self)
+            if attrgetter(key)(self) != value:
+                yield self.got(key, f"{other} = {value}")
 
     def got(self, key: str, expected: str) -> tuple[str, str]:
         """A relation that does not hold for the field at the path `key`."""
         return key, f"got {shown(attrgetter(key)(self))}, expected {expected}"
-
-    def unequal(self, pairs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        """The pairs {path: path} of fields that must hold one value and do not."""
-        for key, other in pairs.items():
-            value = attrgetter(other)(self)
-            if attrgetter(key)(self) != value:
-                yield self.got(key, f"{other} = {value}")
 
     def beyond(self, ids: Iterable[str], size: str) -> Iterator[tuple[str, str]]:
         """The fields among `ids` that no row of a table of `size` (a field's path) belongs to."""
@@ -176,6 +175,11 @@ class ConfigSection(TransformersInterface):
                 missing.append(name)
         values.update((name, copy.deepcopy(defaults[name])) for name in missing)
         values.update((name, {}) for name in wanted if values.get(name) is None)
+        for key, other in cls.links.items():
+            section, field = key.split(".")
+            value, content = reduce(_part, other.split("."), values), _as_dict(values.get(section))
+            if value is not None and isinstance(content, Mapping) and content.get(field) is None:
+                values[section] = {**content, field: value}
         return bool(missing)
 
     @classmethod
@@ -302,6 +306,10 @@ class ConfigSection(TransformersInterface):
 
 def _as_dict(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, Mapping) else value
+
+
+def _part(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
 
 
 def _failed(kind: type, problems: list[tuple[str | tuple, str]]) -> ValidationError:

@@ -59,6 +59,10 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
 
     section_path = ("talker_config",)
     attribute_map: ClassVar = {name: f"text_config.{name}" for name in TEXT_NAMES}
+    links: ClassVar = {
+        "code_predictor_config.hidden_size": "text_config.hidden_size",
+        "code_predictor_config.num_code_groups": "num_code_groups",
+    }
 
     text_config: Qwen3OmniMoeTalkerTextConfig
     code_predictor_config: Qwen3OmniMoeTalkerCodePredictorConfig
@@ -90,12 +94,7 @@ class Qwen3OmniMoeTalkerConfig(ConfigSection):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """The predictor continues the talker's width and code groups; ids are in the talker's vocabulary."""
-        yield from self.unequal(
-            {
-                "code_predictor_config.hidden_size": "text_config.hidden_size",
-                "code_predictor_config.num_code_groups": "num_code_groups",
-            }
-        )
+        yield from super().check()
         yield from self.beyond(CODEC_IDS, "text_config.vocab_size")
         rows = self.text_config.vocab_size
         for name, code in self.speaker_id.items():

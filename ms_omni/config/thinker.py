@@ -107,6 +107,10 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
     model_type = "qwen3_omni_moe_thinker"
     section_path = ("thinker_config",)
     attribute_map: ClassVar = {name: f"text_config.{name}" for name in (*TEXT_NAMES, "tie_word_embeddings")}
+    links: ClassVar = {
+        "audio_config.output_dim": "text_config.hidden_size",
+        "vision_config.out_hidden_size": "text_config.hidden_size",
+    }
 
     text_config: Qwen3OmniMoeTextConfig
     audio_config: Qwen3OmniMoeAudioEncoderConfig
@@ -139,8 +143,7 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Encoders end in the text decoder's width; placeholder ids are in its vocabulary."""
-        ends = ("audio_config.output_dim", "vision_config.out_hidden_size")
-        yield from self.unequal(dict.fromkeys(ends, "text_config.hidden_size"))
+        yield from super().check()
         yield from self.beyond([*PLACEHOLDERS, "vision_start_token_id", "audio_start_token_id"], "text_config.vocab_size")
         if len({getattr(self, key) for key in PLACEHOLDERS}) < 3:
             yield ", ".join(PLACEHOLDERS), "expected three different ids"

@@ -116,6 +116,17 @@ def test_what_follows_from_other_sizes_follows_from_those_given():
         _ = predictor.use_sliding_window
 
 
+def test_what_must_be_equal_follows_where_it_is_not_given():
+    talker = Qwen3OmniMoeTalkerConfig(num_code_groups=32, text_config={"hidden_size": 512})
+    assert (talker.code_predictor_config.num_code_groups, talker.code_predictor_config.hidden_size) == (32, 512)
+    config = Qwen3OmniMoeConfig(thinker_config={"text_config": Qwen3OmniMoeTextConfig(hidden_size=64)}, talker_config=talker)
+    assert config.thinker_config.audio_config.output_dim == config.thinker_config.vision_config.out_hidden_size == 64
+    assert config.code2wav_config.num_quantizers == 32 and config.talker_config is talker
+    with pytest.raises(ConfigError, match="talker_config.thinker_hidden_size: got 2048, expected .*hidden_size = 64"):
+        Qwen3OmniMoeConfig.validated(config)  # a whole section given says all of its values
+    assert Qwen3OmniMoeConfig(thinker_config=config.thinker_config).talker_config.thinker_hidden_size == 64
+
+
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 def test_rope_in_either_spelling(spelling):
     text = {key: value for key, value in geometry.TEXT.items() if key != "rope_parameters"}
