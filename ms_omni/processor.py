@@ -16,7 +16,7 @@ from ms_omni.hub import resolve
 from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
 from ms_omni.media.conversation import collect_media
 from ms_omni.media.messages import read_batch
-from ms_omni.media.video import VideoClip
+from ms_omni.media.video import SizeRule, VideoClip
 from ms_omni.processing.arguments import (
     VISION_KEYS,
     CallOptions,
@@ -247,14 +247,15 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
                 options.audio_from_video_indices,
             )
         media: dict[str, Any] = {}
-        image = self.image_processor.changed(options.vision("image"), "images_kwargs")
-        video = self.video_processor.changed(options.vision("video"), "videos_kwargs")
+        image, video = self.image_processor, self.video_processor
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
         if images:
+            image = image.changed(options.vision("image"), "images_kwargs")
             media["pixel_values"], image_grids = encode_images(images, image)
             media["image_grid_thw"] = image_grids
         if clips:
+            video = video.changed(options.vision("video"), "videos_kwargs")
             media["pixel_values_videos"], video_grids = encode_clips(clips, video)
             seconds = _seconds_per_grid(clips, video.temporal_patch_size)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
@@ -334,12 +335,11 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
         options = call_options({**arguments, "return_tensors": return_tensors or arguments.get("return_tensors")})
         if not tokenize:
             return prompts if several else prompts[0]
-        video_settings = self.video_processor.changed(options.vision("video"), "videos_kwargs")
         media = collect_media(
             batch,
             options.use_audio_in_video,
             sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
-            size_rule=size_rule(video_settings) if video_settings.do_resize else None,
+            size_rule=self._frame_size(options),
         )
         metadata = per_video(options.video.get("video_metadata"), len(media.videos), "video_metadata")
         clips = [  # a file knows its own rate
@@ -348,6 +348,14 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
         ]
         inputs = self._encode(prompts, media.images, clips, media.audios, options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def _frame_size(self, options: CallOptions) -> SizeRule | None:
+        """The size of a video's frames, asked for when there is one."""
+
+        def rule(*frames: Any) -> tuple[int, int]:
+            return size_rule(self.video_processor.changed(options.vision("video"), "videos_kwargs"))(*frames)
+
+        return rule if options.video.get("do_resize", self.video_processor.do_resize) else None
 
     def _get_num_multimodal_tokens(
         self,

@@ -120,20 +120,24 @@ def read_item(item: Any, where: str = "The item") -> Item:
     except MediaError as error:
         raise InputError(str(error)) from error
     inner = given.get(found[0]) if found else None
-    nested = {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
-    return Item(kind, value, {**nested, **{key: given[key] for key in given if _is_option(key)}}, where, item)
+    options = (
+        {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
+    )
+    is_file = _TYPES.get(given.get("type"), "file") == "file" and not (found and found[0] in names)  # Gradio's has many keys
+    options |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
+    return Item(kind, value, options, where, item)
 
 
 def _read_message(message: Any, where: str) -> Message:
     mapping = _as_mapping(message)
     if mapping is None or not is_given(mapping.get("role")):
         raise InputError(f"{where} must be a dict with a role and content; got {_kind_of(message)}.")
-    rest = {key: value for key, value in mapping.items() if value is not None and key not in ("role", "content")}
+    rest = {key: value for key, value in mapping.items() if is_given(value) and key not in ("role", "content")}
     role, content = _ROLES.get(mapping["role"], mapping["role"]), _listed(mapping.get("content"))
     if not is_given(content) or isinstance(content, str):
         return Message(role, content if isinstance(content, str) else "", rest)
-    if role == "tool" and isinstance(content, (Mapping, int, float)) and "type" not in _as_dict(content):
-        return Message(role, json.dumps(content, ensure_ascii=False), rest)
+    if role == "tool" and _is_data(content):
+        return Message(role, json.dumps(content, ensure_ascii=False, default=str), rest)
     if not isinstance(content, (list, tuple)):
         content = [content]
     return Message(role, [read_item(item, f"{where}, item {index}") for index, item in enumerate(content)], rest)
@@ -173,37 +177,12 @@ def _text(given: Mapping[str, Any], where: str) -> str:
     return text if isinstance(text, str) else str(text)
 
 
-_STRUCTURE = frozenset(("type", "text", *SOURCE_KEYS)) | {
-    spelling for kind in KINDS for spelling in (kind, f"{kind}_url", f"input_{kind}")
-}
-# Names and hints that wrap a medium: neither options nor mistakes. `detail` is how many tokens OpenAI spends.
-_HINTS = frozenset(
-    [
-        "format",
-        "source_type",
-        "detail",
-        "mime_type",
-        "media_type",
-        "mimeType",
-        "filename",
-        "orig_name",
-        "name",
-        "size",
-        "is_stream",
-        "meta",
-        "alt_text",
-        "sampling_rate",
-        "sample_rate",
-        "cache_control",
-        "subtitles",
-        "index",
-        "id",
-    ]
+# What names or wraps a medium: neither options nor mistakes. `detail` is how many tokens OpenAI spends.
+_KNOWN = frozenset(
+    ("type", "text", "format", "detail", "filename", "mime_type", "media_type", "mimeType", "source_type", "alt_text")
+    + ("sampling_rate", "sample_rate", "cache_control", "id", *SOURCE_KEYS)
+    + tuple(spelling for spelling, kind in _TYPES.items() if kind in KINDS)
 )
-
-
-def _is_option(key: Any) -> bool:
-    return key not in _STRUCTURE and key not in _HINTS
 
 
 def _others(given: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -228,8 +207,11 @@ def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
 
 
-def _as_dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _is_data(content: Any) -> bool:
+    """Whether a tool answered with values, rather than with texts or items."""
+    if isinstance(content, (list, tuple)):
+        return any(_is_data(part) for part in content)
+    return isinstance(content, (int, float)) or (isinstance(content, Mapping) and "type" not in content)
 
 
 def _kind_of(value: Any) -> str:

@@ -88,7 +88,7 @@ _ONLY = {
     "sanitize_control_tokens": (False,),
 }
 _ONLY_FOR_SOUND = {"return_attention_mask": (True,), "return_token_timestamps": (False,), "do_normalize": (False,)}
-# Known to transformers, and without a meaning here: where and in which layout it computes, and what its readers are.
+# Known to transformers, and without a meaning here: where it computes, in which layout, and with which reader of videos.
 _WITHOUT_EFFECT = frozenset(
     [
         "seconds_per_chunk",

@@ -61,8 +61,9 @@ def render(
     """
     import jinja2
 
-    for name, value in {"tools": tools, "documents": documents, **variables}.items():
-        if value and not re.search(rf"\b{re.escape(name)}\b", template):
+    given = {"tools": tools or None, "documents": documents or None, **variables}
+    for name, value in given.items():
+        if value is not None and not re.search(rf"\b{re.escape(name)}\b", template):
             _say_unread(name)
     plain = [[message.for_template() for message in messages] for messages in batch]
     try:

@@ -94,7 +94,15 @@ SOUNDS = {
     "torchaudio": {"type": "audio", "audio": (np.stack([WAVE, WAVE]), RATE)},
     "tensor": {"type": "audio", "audio": HostArray.of(WAVE[None, None])},
     "numbers": {"type": "audio", "audio": (SHORTS.tolist(), RATE)},
-    "Gradio, file": {"path": "wav", "url": None, "orig_name": "my.wav", "mime_type": "audio/wav", "meta": {}},
+    "Gradio, file": {
+        "path": "wav",
+        "url": None,
+        "size": 9,
+        "orig_name": "my.wav",
+        "mime_type": None,
+        "is_stream": False,
+        "meta": {},
+    },
     "Gradio, item": {"type": "file", "file": {"path": "wav"}, "alt_text": None},
     "OpenAI, file": {"type": "file", "file": {"file_data": f"data:audio/wav;base64,{WAV_TEXT}", "filename": "a.wav"}},
     "path": {"type": "audio", "audio": Path("a.wav")},
@@ -240,6 +248,13 @@ def test_refused(paths, item, complaint):
 def test_a_caption_beside_a_medium_is_said(paths):
     with pytest.warns(UserWarning, match="the text of an item of type image is ignored"):
         read({"type": "image", "image": paths["png"], "text": "a caption"})
+
+
+def test_what_is_no_option_is_said(paths):
+    with pytest.warns(UserWarning, match="size not known for image items"):
+        read({"type": "image", "image": paths["png"], "size": 9})
+    with pytest.warns(UserWarning, match="max_pixel not known for image items"):
+        read({"image": paths["png"], "max_pixel": 9})
 
 
 def test_a_long_name_is_a_file_first(tmp_path, monkeypatch):

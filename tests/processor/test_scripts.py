@@ -83,6 +83,9 @@ def test_settings_of_all_parts(own):
         own.image_processor(picture(64, 64))
     with pytest.raises(InputError, match="shortest_edge"):
         own.image_processor.size = {"height": 3}
+    talk = [{"role": "user", "content": [{"type": "image", "image": picture(64, 64)}]}]
+    large = own.apply_chat_template(talk, tokenize=True, return_dict=True, min_pixels=10**6, max_pixels=10**7)
+    assert large.image_grid_thw.prod() * 16 * 16 >= 10**6  # what videos cannot be matters to videos only
     with pytest.raises(InputError, match="max_pixels is 2.5"):
         own.image_processor(picture(64, 64), max_pixels=2.5)
 

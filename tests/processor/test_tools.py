@@ -57,12 +57,16 @@ def test_calls_and_answers_of_earlier_turns(processor, arguments, wrapped, said)
         {"role": "tool", "name": "weather", "content": "rain"},
         {"role": "tool", "content": [{"type": "text", "text": "sun"}]},
         {"role": "tool", "content": {"degrees": 3}},
+        {"role": "function", "content": [{"hour": 1}, {"hour": 2}], "tool_calls": float("nan")},
         {"role": "user", "content": "And now?"},
     ]
     prompt = processor.apply_chat_template(talk)
     once = '<tool_call>\n{"name": "weather", "arguments": {"city": "K\u00f6ln"}}\n</tool_call>'
     assert f"<|im_start|>assistant\n{said or ''}{chr(10) if said else ''}{once}\n{once}<|im_end|>\n" in prompt
-    answers = "".join(f"\n<tool_response>\n{text}\n</tool_response>" for text in ("rain", "sun", '{"degrees": 3}'))
+    answers = "".join(
+        f"\n<tool_response>\n{text}\n</tool_response>"
+        for text in ("rain", "sun", '{"degrees": 3}', '[{"hour": 1}, {"hour": 2}]')
+    )
     assert f"<|im_start|>user{answers}<|im_end|>\n<|im_start|>user\nAnd now?" in prompt
     text, parsed = parse_tool_calls(prompt.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0])
     assert text == (said or "") and parsed == [{"name": "weather", "arguments": {"city": "K\u00f6ln"}}] * 2
