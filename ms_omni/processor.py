@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,8 +32,9 @@ from ms_omni.processing.decoding import Decoding
 from ms_omni.processing.files import PAD_TOKEN, load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.processing.inputs import ModelInputs
 from ms_omni.processing.mel import as_audio_list, audio_token_count, encode_audio, with_sound_tracks
+from ms_omni.processing.parts import Parts
 from ms_omni.processing.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
-from ms_omni.processing.settings import AUDIO_KEYS, ProcessorSettings, audio_settings, read_settings
+from ms_omni.processing.settings import AUDIO_KEYS, audio_settings, read_settings
 from ms_omni.processing.tokens import tokenize
 from ms_omni.processing.vision import (
     as_clips,
@@ -46,12 +46,12 @@ from ms_omni.processing.vision import (
     opened,
     size_rule,
 )
-from ms_omni.processing.vision_processors import ImageProcessor, PixelArea, VideoProcessor
+from ms_omni.processing.vision_processors import ImageProcessor, VideoProcessor
 
 UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
 
 
-class Qwen3OmniMoeProcessor(PixelArea, Decoding):
+class Qwen3OmniMoeProcessor(Parts, Decoding):
     """Turns text and media into what the model reads, and token ids back into text.
 
     Attributes:
@@ -64,7 +64,6 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
         ids.
     """
 
-    attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
     name_or_path = ""
 
     def __init__(
@@ -137,13 +136,6 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
         processor.name_or_path = str(pretrained_model_name_or_path)
         return processor
 
-    @property
-    def settings(self) -> ProcessorSettings:
-        """The preprocessor settings as they are now."""
-        from ms_omni.processing.mel_extractor import settings_of  # imports transformers
-
-        return ProcessorSettings(self.image_processor, self.video_processor, settings_of(self.feature_extractor))
-
     def save_pretrained(self, folder: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too.
 
@@ -156,33 +148,6 @@ class Qwen3OmniMoeProcessor(PixelArea, Decoding):
             )
         known_only(kwargs, (), "save_pretrained")
         save(Path(folder).expanduser(), self.tokenizer, self.chat_template, self.settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings of all parts but the tokenizer, as transformers' processors give them."""
-        parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
-        return {"processor_class": type(self).__name__, **parts}
-
-    def to_json_string(self) -> str:
-        """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names that the result may hold."""
-        return [
-            "input_ids",
-            "attention_mask",
-            "pixel_values",
-            "image_grid_thw",
-            "pixel_values_videos",
-            "video_grid_thw",
-            "video_second_per_grid",
-            "input_features",
-            "feature_attention_mask",
-        ]
 
     def __call__(
         self,

@@ -121,29 +121,3 @@ class VideoProcessor(ImageProcessor):
     ) -> int:
         """Patches of a video of this many frames; `merge_size`² of them make a token."""
         return -(-num_frames // self.temporal_patch_size) * self._patches(height, width, videos_kwargs, "videos_kwargs")
-
-
-class PixelArea:
-    """`min_pixels` and `max_pixels` of a processor, for pictures and video frames at once."""
-
-    image_processor: ImageProcessor
-    video_processor: VideoProcessor
-
-    @property
-    def max_pixels(self) -> int:
-        """Largest area of a resized picture; setting it sets that of video frames too, and brings larger min_pixels down."""
-        return self.image_processor.max_pixels
-
-    @max_pixels.setter
-    def max_pixels(self, value: int) -> None:
-        for part in (self.image_processor, self.video_processor):
-            part.max_pixels, part.min_pixels = value, min(part.min_pixels, value)
-
-    @property
-    def min_pixels(self) -> int:
-        """Smallest area of a resized picture; setting it sets that of video frames as well."""
-        return self.image_processor.min_pixels
-
-    @min_pixels.setter
-    def min_pixels(self, value: int) -> None:
-        self.image_processor.min_pixels = self.video_processor.min_pixels = value
