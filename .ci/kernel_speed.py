@@ -133,6 +133,7 @@ def cases() -> dict[str, Case]:
         "linear, 96 rows": linear(96, 384, 256),
         "experts, 1 token": experts(1, 16, 4, 256, 96, "kernels"),
         "experts, 8 tokens": experts(8, 16, 4, 128, 96, "kernels"),
+        "experts, 8 tokens, wide": experts(8, 8, 2, 512, 256, "kernels"),
         "experts, 24 tokens": experts(24, 3, 2, 128, 96),
         "conv2d": Case("conv2d", picture),
         "attention, 1 query": attention("attention", 1, 800, 8, 2, 64),

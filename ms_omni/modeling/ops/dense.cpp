@@ -38,7 +38,7 @@ KERNEL(linear) {  // x [..., K], weight [M, K], (bias [M]) -> [..., M]
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
-constexpr i64 kFew = 6;  // rows for which a matrix passes by once; with more it is packed and kept near
+constexpr i64 kFew = 2;  // rows for which a matrix passes by once; with more it is packed and kept near
 
 // c[row] = a[row] B for a whole B `[k, n]`.
 void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, float *panel) {
@@ -48,8 +48,9 @@ void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, f
     for (i64 i = 0; i < k; i += kDepth) {
       const float *from = b + i * n + column;
       const i64 steps = std::min(kDepth, k - i);
-      pack_columns(from, n, columns, steps, panel, kWide);
-      multiply(a.data(), a.size(), i, panel, kWide, steps, c.data(), column, columns);
+      const bool direct = a.size() <= 2 * kRows && columns % kLanes == 0;  // read as often as packing would
+      if (!direct) pack_columns(from, n, columns, steps, panel, kWide);
+      multiply(a.data(), a.size(), i, direct ? from : panel, direct ? n : kWide, steps, c.data(), column, columns);
     }
   }
 }

@@ -106,7 +106,7 @@ inline void add_steps(const float *const *a, i64 rows, i64 i, const float *b, i6
 // c[row] = a[row] B for rows of length k; B `[k, width]` with rows `stride` apart is read once and in order, because
 // fetching it is what takes the time. The sums are those of `multiply`.
 inline void product_in_order(const float *const *a, i64 rows, i64 k, const float *b, i64 stride, float *const *c, i64 width) {
-  constexpr i64 columns = 512, steps = 8;  // of B at a time, so that they are near for all rows
+  constexpr i64 columns = 512;  // of B at a time, so that they are near for all rows
   std::vector<float> space(k > kSum ? rows * std::min(columns, width) : 0);
   std::vector<float *> to(rows);
   for (i64 column = 0; column < width; column += columns) {
@@ -118,7 +118,8 @@ inline void product_in_order(const float *const *a, i64 rows, i64 k, const float
       }
       i64 i = begin;
       const i64 end = std::min(begin + kSum, k);
-      for (; i + steps <= end; i += steps) add_steps<steps>(a, rows, i, b + i * stride + column, stride, to.data(), n);
+      for (; rows == 1 && i + 8 <= end; i += 8) add_steps<8>(a, rows, i, b + i * stride + column, stride, to.data(), n);
+      for (; i + 4 <= end; i += 4) add_steps<4>(a, rows, i, b + i * stride + column, stride, to.data(), n);
       for (; i < end; ++i) add_steps<1>(a, rows, i, b + i * stride + column, stride, to.data(), n);
       for (i64 row = 0; begin && row < rows; ++row)
         map(n, c[row] + column, [](vec old, vec sum) { return old + sum; }, c[row] + column, to[row]);
