@@ -1,5 +1,8 @@
 """Numpy arrays that also answer to what scripts for PyTorch and MindSpore call on a tensor."""
 
+# pyright: reportReturnType=false, reportAttributeAccessIssue=false
+# (numpy's hints say ndarray of what `__array_function__` keeps in this class; `_define` adds methods)
+
 from __future__ import annotations
 
 import operator
@@ -61,7 +64,8 @@ class Size(int):
 class Device(str):
     """Where an array lies, as text and with PyTorch's `.type` and `.index`."""
 
-    type, index = "cpu", None
+    type = "cpu"
+    index = None  # pyright: ignore[reportAssignmentType]  (of an accelerator; hides the search of str)
 
 
 class HostArray(np.ndarray):
@@ -197,7 +201,7 @@ class HostArray(np.ndarray):
         chosen = dim[0] if isinstance(dim[0], (tuple, list)) else dim
         return super().squeeze(tuple(d for d in chosen if self.shape[d] == 1))
 
-    def flatten(self, start_dim: int | str = 0, end_dim: int = -1, order: Any = "C") -> HostArray:
+    def flatten(self, start_dim: Any = 0, end_dim: int = -1, order: Any = "C") -> HostArray:
         if isinstance(start_dim, str) or not self.ndim:
             return super().flatten(start_dim or order)
         start, end = start_dim % self.ndim, end_dim % self.ndim

@@ -1,9 +1,11 @@
 """`from_pretrained` of the model classes: arguments first, then configuration and headers, then MindSpore's cells, then weights."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .config import read_config_json
 from .errors import ConfigError, InputError, OmniError
@@ -46,22 +48,22 @@ class Request:
 class LoadingMixin:
     """Builds a cell and fills its parameters, which carry the checkpoint's names behind `checkpoint_prefix`."""
 
-    config_class = None
+    config_class: Any = None
     checkpoint_prefix = ""
     name_or_path = ""
-    team = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
+    team: Any = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
+        pretrained_model_name_or_path: str | os.PathLike | None,
         *,
-        progress=True,
-        compile_steps=True,
-        parallel=AUTO,
-        split_heads=None,
-        **kwargs,
-    ):
+        progress: bool = True,
+        compile_steps: bool = True,
+        parallel: str | None = AUTO,
+        split_heads: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Builds the model of a checkpoint and fills it tensor by tensor.
 
         Args:

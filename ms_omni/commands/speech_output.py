@@ -4,6 +4,7 @@ import os
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ class SpeechOutput:
     def __init__(self, target):
         self.target = target
         self.samples = 0
-        self._file = self._writing_to = None
+        self._file: Any = None
+        self._writing_to: Any = None
         if target in (None, "-"):
             return
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():

@@ -164,7 +164,7 @@ def _decode_with_soundfile(source: Source) -> tuple[np.ndarray, int] | None:
     import soundfile
 
     try:
-        sound = soundfile.SoundFile(_SeekableBytes(source.data) if source.path is None else str(source.path))
+        sound = soundfile.SoundFile(_SeekableBytes(source.data or b"") if source.path is None else str(source.path))
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return None
     with sound:

@@ -66,7 +66,7 @@ def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False
     Raises:
         InputError: not a number, not whole where it must be, not finite, or too small.
     """
-    value = item.get(key)
+    value: Any = item.get(key)
     if value is None:
         return None
     kind = Integral if whole else Real
@@ -100,8 +100,9 @@ def size_options(item: Mapping[str, Any], where: str) -> SizeOptions:
     )
     if (options.resized_height is None) != (options.resized_width is None):
         raise InputError(f"{where}: give resized_height and resized_width together.")
-    if None not in (options.min_pixels, options.max_pixels) and options.min_pixels > options.max_pixels:
-        raise InputError(f"{where}: min_pixels {options.min_pixels} is over max_pixels {options.max_pixels}.")
+    low, high = options.min_pixels, options.max_pixels
+    if low is not None and high is not None and low > high:
+        raise InputError(f"{where}: min_pixels {low} is over max_pixels {high}.")
     return options
 
 

@@ -55,7 +55,7 @@ def image_size(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
 ) -> tuple[int, int]:
     """Target size of a picture: the item's own options win over the settings `min_pixels` and `max_pixels`."""
-    if options.resized_height is not None:
+    if options.resized_height is not None and options.resized_width is not None:
         height, width = options.resized_height, options.resized_width
     low, high = _limits(options, min_pixels, max_pixels)
     return smart_resize(height, width, factor, low, high, name)
@@ -65,7 +65,7 @@ def video_size(
     frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
 ) -> tuple[int, int]:
     """Target size of a video's frames, so that the whole video also stays within its budget."""
-    if options.resized_height is not None:
+    if options.resized_height is not None and options.resized_width is not None:
         height, width = options.resized_height, options.resized_width
     low, high = _limits(options, min_pixels, max_pixels)
     budget = options.total_pixels if options.total_pixels is not None else VIDEO_TOKEN_BUDGET * factor * factor

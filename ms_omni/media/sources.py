@@ -38,10 +38,10 @@ class Source:
 
     def open(self) -> BinaryIO:
         """A new binary file object at position 0; the caller closes it."""
-        return io.BytesIO(self.data) if self.path is None else open(self.path, "rb")
+        return io.BytesIO(self.data or b"") if self.path is None else open(self.path, "rb")
 
     def size_bytes(self) -> int:
-        return len(self.data) if self.path is None else self.path.stat().st_size
+        return len(self.data or b"") if self.path is None else self.path.stat().st_size
 
 
 def is_source(value: Any) -> bool:

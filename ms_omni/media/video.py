@@ -292,7 +292,8 @@ def _decode(source: Source, plan: _Plan, sizes: SizeOptions, size_rule: SizeRule
             if decoded in wanted:
                 picture = _upright(frame, source.name, frames[0].shape if frames and size is None else None)
                 if size_rule is not None and size is None:
-                    size = size_rule(len(wanted), *picture.shape[1:], sizes, source.name)
+                    height, width = picture.shape[1:]
+                    size = size_rule(len(wanted), height, width, sizes, source.name)
                 frames.append(picture if size is None else resize_frame(picture, *size))
             decoded += 1
             if decoded > plan.indices[-1]:

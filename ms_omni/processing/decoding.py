@@ -102,8 +102,8 @@ def sounds_of(generated: Any) -> list[np.ndarray]:
     """
     if not is_pair(generated) or generated[1] is None:
         raise InputError("There is no sound: expected what generate(..., return_audio=True) returned, (ids, audio).")
-    audio = generated[1]
-    return [np.reshape(to_array(wave), -1) for wave in (audio if isinstance(audio, (list, tuple)) else [audio])]
+    audio: Any = generated[1]
+    return [np.ravel(np.asarray(to_array(wave))) for wave in (audio if isinstance(audio, (list, tuple)) else [audio])]
 
 
 def _first_of(ids: Any) -> Any:

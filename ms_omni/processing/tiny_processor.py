@@ -259,7 +259,9 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         ]
     )
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(  # pyright: ignore[reportCallIssue]  (its hints lack them)
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
     tokenizer.add_tokens(
         [AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False) for token in ADDED_TOKENS]
     )

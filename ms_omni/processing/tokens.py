@@ -53,7 +53,7 @@ def tokenize(
     length = padded_length(
         lengths, padding=options.get("padding", True), max_length=max_length, multiple_of=options.get("pad_to_multiple_of")
     )
-    fields = {"input_ids": pad_rows(rows, length, tokenizer.convert_tokens_to_ids(PAD_TOKEN), side)}
+    fields: dict[str, Any] = {"input_ids": pad_rows(rows, length, tokenizer.convert_tokens_to_ids(PAD_TOKEN), side)}
     if options.get("return_attention_mask", True):
         fields["attention_mask"] = pad_rows([[1] * count for count in lengths], length, 0, side)
     fields |= {name: pad_rows(encoded[name], length, fill, side) for name, fill in _FIELDS.items() if name in encoded}

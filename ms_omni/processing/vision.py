@@ -69,7 +69,8 @@ def encode_images(images: Sequence[Any], settings: VisionSettings) -> tuple[np.n
         image, options = image if _has_options(image) else (image, SizeOptions())
         pixels = _picture_pixels(image, name, rescaled=not settings.do_rescale)
         if settings.do_resize:
-            size = image_size(*pixels.shape[1:], settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+            height, width = pixels.shape[1:]
+            size = image_size(height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
             pixels = pixels if pixels.shape[1:] == size else resize_frame(pixels, *size)
         _check_multiple(pixels.shape[1:], settings, name)
         picture_patches, grid = patchify(pixels[None], settings)

@@ -102,7 +102,7 @@ class VideoProcessor(ImageProcessor):
         own = {key: options[key] for key in VISION_KEYS if key in options}
         clips = as_clips(as_video_list(videos), self.sampling(options))
         patches, grids = encode_clips(clips, self.changed(own, "video_processor"))
-        media = {"pixel_values_videos": patches, "video_grid_thw": grids}
+        media: dict[str, Any] = {"pixel_values_videos": patches, "video_grid_thw": grids}
         if options.get("return_metadata"):
             media["video_metadata"] = [clip.metadata for clip in clips]
         return ModelInputs(media).convert_to_tensors(return_tensors)
