@@ -43,7 +43,8 @@ class Watched:
         self.scheduler_supervisor = self.supervise(self.scheduler, {"refusal": refusal})
 
     def environment(self, role):
-        return {**os.environ, "MS_ROLE": role, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(self.port)}
+        told = {"MS_ROLE": role, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(self.port)}
+        return {**os.environ, "XDG_CACHE_HOME": str(self.folder), **told}
 
     def sleeper(self, role):
         process = subprocess.Popen(["sleep", "90"], env=self.environment(role))
