@@ -43,15 +43,33 @@ MODEL = (
     "state_dict",
     "variant",
 )
-TOKENIZER = ("padding_side", "truncation_side", "model_max_length", "additional_special_tokens", "extra_special_tokens",
-             "add_bos_token", "add_eos_token", "add_prefix_space", "bos_token", "eos_token", "pad_token", "unk_token", "cls_token",
-             "sep_token", "mask_token", "clean_up_tokenization_spaces", "split_special_tokens", "errors")  # fmt: skip
+TOKENIZER = tuple(
+    [
+        "padding_side",
+        "truncation_side",
+        "model_max_length",
+        "additional_special_tokens",
+        "extra_special_tokens",
+        "add_bos_token",
+        "add_eos_token",
+        "add_prefix_space",
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "cls_token",
+        "sep_token",
+        "mask_token",
+        "clean_up_tokenization_spaces",
+        "split_special_tokens",
+        "errors",
+    ]
+)
 PROCESSOR = ("chat_template", *TOKENIZER)
 
 _PLACED = "MindSpore's device holds the model; several cards: parallel="
 _CODE = "no code of a checkpoint is run"
 _ONE_FORM = "there is one implementation"
-_LEAN = "weights are read straight into the parameters"
 IDLE = {
     "device_map": _PLACED,
     "device": _PLACED,
@@ -82,8 +100,18 @@ IDLE = {
     "adapter_kwargs": "no adapter is loaded",
 }
 # What is done in any case.
-_ALWAYS = {"low_cpu_mem_usage": _LEAN, "weights_only": _LEAN, "resume_download": "", "_fast_init": _LEAN, "_from_auto": "",
-           "_commit_hash": "", "_from_pipeline": "", "return_unused_kwargs": ""}  # fmt: skip
+_ALWAYS = tuple(
+    [
+        "low_cpu_mem_usage",
+        "weights_only",
+        "resume_download",
+        "return_unused_kwargs",
+        "_fast_init",
+        "_from_auto",
+        "_commit_hash",
+        "_from_pipeline",
+    ]
+)
 _ROUNDED = "the weights would be quantised, and this package computes with them as they are; leave it out"
 _OTHER_FILE = "only safetensors are read; convert the file first"
 REFUSED = {

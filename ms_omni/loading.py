@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import read_config_json
-from .errors import ConfigError, InputError, OmniError
+from .errors import CheckpointError, ConfigError, InputError, OmniError
 from .hub import resolve
 from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
 from .runtime import require_mindspore, setup
@@ -192,7 +192,13 @@ class LoadingMixin:
             reader = CheckpointReader(folder, request.variant, request.key_mapping)
         root = file_root(reader.entries)
         check_counts(config, {root + name: entry.shape for name, entry in reader.entries.items()}, prefix, reader.folder)
-        return reader, *plan_loading(component_shapes(config, prefix), reader, prefix)
+        try:
+            return reader, *plan_loading(component_shapes(config, prefix), reader, prefix)
+        except CheckpointError as error:
+            if not request.ignore_mismatched_sizes:
+                raise
+            left_out = "ignore_mismatched_sizes=True would leave such weights untrained, which is not supported"
+            raise CheckpointError(f"{error}\n{left_out}") from None
 
     @classmethod
     def _configuration(cls, folder, request):

@@ -157,9 +157,18 @@ def test_one_dtype_under_several_names():
 
 @pytest.mark.parametrize(
     "name",
-    [None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa", "kernels-community/x",
-     {"thinker_config": "sdpa", "": "eager", "vision_config": None}],
-)  # fmt: skip
+    [
+        None,
+        "eager",
+        "sdpa",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flex_attention",
+        "paged|sdpa",
+        "kernels-community/x",
+        {"thinker_config": "sdpa", "": "eager", "vision_config": None},
+    ],
+)
 def test_attention(name):
     options = {"attn_implementation": name, "use_flash_attention_2": True, "experts_implementation": "eager"}
     check_attention(options)

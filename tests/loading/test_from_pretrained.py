@@ -159,6 +159,8 @@ def test_a_configuration_of_another_size_is_one_error(tiny_checkpoint, content, 
     other = put(content, "code2wav_config.hidden_size", 4096)
     with pytest.raises(CheckpointError, match=r"tensors of another shape(?s:.*)code2wav"):
         VOCODER.from_pretrained(tiny_checkpoint, config=other["code2wav_config"])
+    with pytest.raises(CheckpointError, match="ignore_mismatched_sizes=True would leave such weights untrained"):
+        VOCODER.from_pretrained(tiny_checkpoint, config=other["code2wav_config"], ignore_mismatched_sizes=True)
 
 
 COUNTED = (  # the largest numbers that a configuration may hold
@@ -208,8 +210,11 @@ def test_a_long_table_of_positions_costs_nothing(copy, content):
 
 
 def test_weights_from_the_program(tiny_checkpoint, content, tiny_model):
-    published = {name.removeprefix("code2wav."): array for name, array in tensors_of(tiny_checkpoint).items()
-                 if name.startswith("code2wav.")}  # fmt: skip
+    published = {
+        name.removeprefix("code2wav."): array
+        for name, array in tensors_of(tiny_checkpoint).items()
+        if name.startswith("code2wav.")
+    }
     model = VOCODER.from_pretrained(None, config=content, state_dict=published)
     assert same_weights(model, tiny_model.code2wav) and model.name_or_path == ""
     ours = {name: parameter.value() for name, parameter in tiny_model.thinker.parameters_and_names()}
