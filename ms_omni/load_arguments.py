@@ -43,27 +43,25 @@ MODEL = (
     "state_dict",
     "variant",
 )
-TOKENIZER = tuple(
-    [
-        "padding_side",
-        "truncation_side",
-        "model_max_length",
-        "additional_special_tokens",
-        "extra_special_tokens",
-        "add_bos_token",
-        "add_eos_token",
-        "add_prefix_space",
-        "bos_token",
-        "eos_token",
-        "pad_token",
-        "unk_token",
-        "cls_token",
-        "sep_token",
-        "mask_token",
-        "clean_up_tokenization_spaces",
-        "split_special_tokens",
-        "errors",
-    ]
+TOKENIZER = (
+    "padding_side",
+    "truncation_side",
+    "model_max_length",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "cls_token",
+    "sep_token",
+    "mask_token",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "errors",
 )
 PROCESSOR = ("chat_template", *TOKENIZER)
 
@@ -100,17 +98,15 @@ IDLE = {
     "adapter_kwargs": "no adapter is loaded",
 }
 # What is done in any case.
-_ALWAYS = tuple(
-    [
-        "low_cpu_mem_usage",
-        "weights_only",
-        "resume_download",
-        "return_unused_kwargs",
-        "_fast_init",
-        "_from_auto",
-        "_commit_hash",
-        "_from_pipeline",
-    ]
+_ALWAYS = (
+    "low_cpu_mem_usage",
+    "weights_only",
+    "resume_download",
+    "return_unused_kwargs",
+    "_fast_init",
+    "_from_auto",
+    "_commit_hash",
+    "_from_pipeline",
 )
 _ROUNDED = "the weights would be quantised, and this package computes with them as they are; leave it out"
 _OTHER_FILE = "only safetensors are read; convert the file first"
