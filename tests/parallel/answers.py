@@ -22,6 +22,26 @@ SAMPLED = {
 }
 
 
+OPTIONS = {
+    "max_new_tokens": 5,
+    "eos_token_id": [],
+    "do_sample": True,
+    "top_k": 20,
+    "min_p": 0.001,
+    "seed": 3,
+    "temperature": 2.0,
+    "no_repeat_ngram_size": 1,
+    "presence_penalty": 0.5,
+    "bad_words_ids": [[7], [8, 9]],
+    "num_return_sequences": 2,
+    "logits_processor": [lambda ids, scores: scores - (np.arange(scores.shape[1]) % 3 == 0) * np.float32(9)],
+    "stopping_criteria": [lambda ids, scores: ids[:, -1] % 11 == 0],
+    "output_hidden_states": True,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+
+
 def inputs_of(folder, name):
     """Model inputs of a case of `tests.reference.cases` for a checkpoint folder."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -36,6 +56,10 @@ def answers(model, folder, names, spoken=(), sampled=()):
         inputs = inputs_of(folder, name)
         found[f"{name}.logits"] = model.thinker(**inputs).logits.asnumpy()
         found[f"{name}.tokens"] = np.asarray(model.thinker.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=[]))
+    result = model.thinker.generate(**inputs_of(folder, names[0]), **OPTIONS)
+    found["options.tokens"] = np.asarray(result.sequences)
+    found["options.logits"] = np.stack(result.logits)
+    found["options.hidden"] = np.stack([states[-1][:, -1] for states in result.hidden_states])
     for kind, cases, options in (("greedy", spoken, GREEDY), ("sampled", sampled, SAMPLED)):
         for name in cases:
             ids, audio = model.generate(**inputs_of(folder, name), thinker_max_new_tokens=6, **options)
