@@ -83,13 +83,21 @@ class FirstRow(HostArray):
 
 @dataclass(eq=False)
 class OutputAnswer(GenerateOutput):
-    """A `GenerateOutput` without speech; unpacked into two names it is itself and None."""
+    """A `GenerateOutput` without speech. Unpacked into two names it is itself and None; `[0]` is the ids, which have what else
+    it holds as attributes.
+    """
 
     def __iter__(self) -> Iterator:
         return iter((self, None) if unpacked_into_two() else self.keys())
 
     def __getitem__(self, key: Any) -> Any:
-        return None if key == 1 and len(self) == 1 else super().__getitem__(key)
+        if key == 1 and len(self) == 1:
+            return None
+        value = super().__getitem__(key)
+        if key == 0:
+            value = value.view(TextIds)
+            value.__dict__.update({name: self[name] for name in self.keys() if name != "sequences"})
+        return value
 
 
 def _array(result: Any) -> Any:

@@ -68,7 +68,8 @@ def test_an_output_is_its_own_pair(ids):
     output = without_speech(GenerateOutput(TextIds.of(ids), scores=(1, 2)))
     text_ids, audio = output
     assert text_ids is output and audio is None
-    assert output.sequences is output["sequences"] is output[0] and output[0].sequences is output.sequences
+    assert output.sequences is output["sequences"] and np.array_equal(output[0], ids)
+    assert np.array_equal(output[0].sequences, ids) and output[0].scores == (1, 2)  # 4.57's pair, read by position
     assert list(output) == ["sequences", "scores"] and output[1] == (1, 2) and "scores" in output
     assert without_speech(GenerateOutput(TextIds.of(ids)))[1] is None
     assert dict(output).keys() == {"sequences", "scores"} and output.to_tuple()[1] == (1, 2)

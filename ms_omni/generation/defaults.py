@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .sampling import as_ids
+from .options import RESULT_OPTIONS, TEXT_OPTIONS
+from .sampling import NAMES, as_ids
+from .unsupported import MEANINGLESS, NEEDED
+
+OPTIONS = {*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *NEEDED, *MEANINGLESS}
 
 
 class GenerationConfig:
@@ -19,8 +23,8 @@ class GenerationConfig:
         self.__dict__.update(_loaded={}, **values)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name not in OPTIONS:
+            raise AttributeError(f"GenerationConfig has no {name!r}")
         return None
 
     def __repr__(self) -> str:
@@ -31,6 +35,15 @@ class GenerationConfig:
         return {name: value for name, value in self.__dict__.items() if value is not None and name != "_loaded"}
 
     to_diff_dict = to_dict
+
+    def to_json_string(self) -> str:
+        """What was set, as the text of a generation_config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `folder`/generation_config.json."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
 
     def load(self, **values: Any) -> None:
         """Sets what is not set yet, as the checkpoint's and not as the user's."""

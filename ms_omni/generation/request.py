@@ -17,11 +17,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..modeling.packing import check_ids, host_array, valid_tokens
+from .defaults import OPTIONS
 from .hand_over import assistant_turns, user_mask
 from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options, truth
 from .sampling import NAMES, SamplingParams
 from .speakers import DEFAULT_SPEAKER, speaker_code
-from .unsupported import MEANINGLESS, NEEDED, say_ignored, take_neutral
+from .unsupported import say_ignored, take_neutral
 from .waves import CHUNK_FRAMES
 
 MODEL_INPUTS = (
@@ -147,9 +148,8 @@ def _settings(config: Any) -> dict:
         if read is None:
             raise InputError(f"generation_config is {config!r}, expected a GenerationConfig or a dict")
         config = read()
-    known = (*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *NEEDED, *MEANINGLESS)
-    say_ignored([name for name in _said(config) if name not in known and not name.startswith("_")], "generation_config")
-    return {name: value for name, value in _said(config).items() if name in known}
+    say_ignored([name for name in _said(config) if name not in OPTIONS and not name.startswith("_")], "generation_config")
+    return {name: value for name, value in _said(config).items() if name in OPTIONS}
 
 
 def _said(kwargs: Mapping) -> dict:

@@ -252,6 +252,20 @@ def test_a_generation_config_is_a_default(counting_thinker):
         write(counting_thinker, options={"generation_config": 3})
 
 
+def test_a_generation_config_is_read_set_and_saved(tmp_path):
+    config = GenerationConfig(max_new_tokens=2)
+    config.temperature = 0.5
+    assert (config.max_new_tokens, config.top_p) == (2, None)
+    assert config.to_dict() == config.changes() == {"max_new_tokens": 2, "temperature": 0.5}
+    with pytest.raises(AttributeError, match="no 'temprature'"):
+        _ = config.temprature
+    config.eos_token_id = [3]
+    config.save_pretrained(tmp_path)
+    again = GenerationConfig.from_pretrained(tmp_path)
+    assert again.eos_token_id == [3] and again.temperature is None and not again.changes()  # its special tokens
+    assert GenerationConfig.from_pretrained(tmp_path / "none").to_dict() == {}
+
+
 def test_a_generation_config_of_transformers(counting_thinker):
     transformers = pytest.importorskip("transformers")
     config = transformers.GenerationConfig(max_new_tokens=2, do_sample=True, temperature=0.5)
