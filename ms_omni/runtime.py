@@ -1,5 +1,6 @@
 """The one place that talks to MindSpore's global state: device, compute dtype, context."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ def setup(dtype=None):
     are the same numbers, and a script that was written for Ascend runs. Raises `InputError` for an unknown dtype.
     """
     ms = require_mindspore()
+    with contextlib.suppress(
+        SystemError
+    ):  # beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there
+        ms.Tensor([0]).reshape(1)
     device = ms.get_context("device_target")
     if device == "CPU":
         _prepare_cpu(ms)

@@ -1,9 +1,9 @@
 """Names of `generate` that are not built here, as transformers has them: which are refused, and which change nothing."""
 
-import warnings
 from typing import Any
 
 from ..errors import InputError
+from ..notices import caller_level, warn_once
 
 BEAMS = "beam search is not built; for several answers sample them: do_sample=True, num_return_sequences=n"
 GUIDANCE = "classifier-free guidance is not built"
@@ -70,8 +70,6 @@ MEANINGLESS = {
 }
 """What has no effect on an answer here; values in the tuple (and None and False, or any for ...) are defaults: no word on them."""
 
-_said: set[str] = set()
-
 
 def take_neutral(kwargs: dict, what: str) -> None:
     """Removes the names above from kwargs; what: whose arguments they are.
@@ -95,8 +93,6 @@ def _is_said(name: str, value: Any) -> bool:
 
 
 def say_ignored(names: list[str], what: str) -> None:
-    """One warning per process for each of the names."""
-    fresh = sorted(set(names) - _said)
-    if fresh:
-        _said.update(fresh)
-        warnings.warn(f"{what}: {', '.join(fresh)} changes nothing here and is ignored", stacklevel=2)
+    """A warning for each of the names, once per process."""
+    for name in sorted(names):
+        warn_once(f"{what}: {name} changes nothing here and is ignored", stacklevel=caller_level())

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from ms_omni import notices
 from ms_omni.errors import InputError
 from ms_omni.generation import unsupported
 from ms_omni.generation.decode import ended_streamer, generate_text
@@ -300,10 +301,12 @@ def test_what_would_change_the_answer_is_refused_by_name(name, value, reason, co
 
 
 def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
-    monkeypatch.setattr(unsupported, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     options = {"cache_implementation": "quantized", "synced_gpus": True, "length_penalty": 2.0, "bos_token_id": 1}
-    with pytest.warns(UserWarning, match="cache_implementation, length_penalty, synced_gpus changes nothing"):
+    with pytest.warns(UserWarning) as said:
         first = write(counting_thinker, max_new_tokens=2, **options)
+    names = [str(warning.message).split()[1] for warning in said]
+    assert names == ["cache_implementation", "length_penalty", "synced_gpus"] and said[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(first, write(counting_thinker, max_new_tokens=2, **options))
