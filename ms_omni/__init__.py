@@ -9,6 +9,18 @@ _EXPORTS = {
     "Qwen3OmniMoeThinkerForConditionalGeneration": "model",
     "Qwen3OmniMoeTalkerForConditionalGeneration": "model",
     "Qwen3OmniMoeCode2Wav": "model",
+    "Qwen3OmniMoeAudioEncoder": "parts",
+    "Qwen3OmniMoeCode2WavDecoderBlock": "parts",
+    "Qwen3OmniMoeCode2WavTransformerModel": "parts",
+    "Qwen3OmniMoePreTrainedModel": "parts",
+    "Qwen3OmniMoePreTrainedModelForConditionalGeneration": "parts",
+    "Qwen3OmniMoeTalkerCodePredictorModel": "parts",
+    "Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration": "parts",
+    "Qwen3OmniMoeTalkerModel": "parts",
+    "Qwen3OmniMoeThinkerModel": "parts",
+    "Qwen3OmniMoeThinkerTextModel": "parts",
+    "Qwen3OmniMoeThinkerTextPreTrainedModel": "parts",
+    "Qwen3OmniMoeVisionEncoder": "parts",
     "Qwen3OmniMoeProcessor": "processor",
     "process_mm_info": "media",
     "process_audio_info": "media",
@@ -29,11 +41,20 @@ _EXPORTS = {
     "Qwen3OmniMoeVisionEncoderConfig": "config",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+_OTHER_NAMES = {  # what scripts ask transformers for when they leave the choice of the class to it
+    "AutoConfig": "Qwen3OmniMoeConfig",
+    "AutoProcessor": "Qwen3OmniMoeProcessor",
+    "AutoModel": "Qwen3OmniMoeForConditionalGeneration",
+    "AutoModelForMultimodalLM": "Qwen3OmniMoeForConditionalGeneration",
+    "AutoModelForTextToWaveform": "Qwen3OmniMoeForConditionalGeneration",
+}
+
+__all__ = ["__version__", *sorted([*_EXPORTS, *_OTHER_NAMES])]
 
 
 def __getattr__(name):
     # Imported on first use: `import ms_omni` costs nothing, and MindSpore is only needed by the model classes.
+    name = _OTHER_NAMES.get(name, name)
     if name not in _EXPORTS:
         raise AttributeError(f"module 'ms_omni' has no attribute {name!r}")
     return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

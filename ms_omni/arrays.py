@@ -146,7 +146,7 @@ class HostArray(np.ndarray):
             InputError: what is neither a device nor a dtype.
         """
         for target in (*targets, dtype):
-            if target is None or isinstance(target, (bool, int)) or _is_device(target):
+            if target is None or isinstance(target, (bool, int)) or is_device(target):
                 continue
             self = self.type(target if isinstance(target, type) else getattr(target, "dtype", target))
         return self
@@ -342,7 +342,8 @@ def _own(result: Any) -> Any:
     return result.view(HostArray) if type(result) is np.ndarray else result
 
 
-def _is_device(target: Any) -> bool:
+def is_device(target: Any) -> bool:
+    """Whether this is what PyTorch or MindSpore call a device: "cuda:0", "cpu", ..."""
     return str(target).lower().partition(":")[0] in DEVICES
 
 

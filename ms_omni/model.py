@@ -10,9 +10,19 @@ from .config import (
     read_config_json,
 )
 from .errors import InputError
-from .pretrained import PretrainedMixin
+from .parts import (
+    Qwen3OmniMoeAudioEncoder,
+    Qwen3OmniMoeCode2WavDecoderBlock,
+    Qwen3OmniMoeCode2WavTransformerModel,
+    Qwen3OmniMoePreTrainedModel,
+    Qwen3OmniMoePreTrainedModelForConditionalGeneration,
+    Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
+    Qwen3OmniMoeTalkerModel,
+    Qwen3OmniMoeThinkerTextModel,
+    Qwen3OmniMoeVisionEncoder,
+)
 
-from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpore first)
+from mindspore import nn  # isort: skip  (parts explain a missing MindSpore first)
 
 from .answers import without_speech as text_alone
 from .generation.accord import Alone
@@ -27,7 +37,7 @@ from .modeling.talker import Talker
 from .modeling.thinker import Thinker
 
 
-class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
+class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelForConditionalGeneration, Thinker):
     """The thinker alone: understands text, images, audio and video, answers in text.
 
     `thinker(**inputs)` is one forward pass (see `Thinker.construct`), `thinker.generate(**inputs)` writes.
@@ -35,6 +45,9 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
 
     config_class = Qwen3OmniMoeThinkerConfig
     checkpoint_prefix = "thinker."
+    audio_encoder = Qwen3OmniMoeAudioEncoder
+    vision_encoder = Qwen3OmniMoeVisionEncoder
+    text_model = Qwen3OmniMoeThinkerTextModel
     accord = Alone()  # see generation/accord.py
 
     def __init__(self, config):
@@ -67,7 +80,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(PretrainedMixin, Thinker):
             return generate_text(self, parse_text_request(self, arguments_of(kwargs, **positional)), streamer)
 
 
-class SpeechPart(PretrainedMixin):
+class SpeechPart(Qwen3OmniMoePreTrainedModel):
     """A part of a checkpoint that speaks."""
 
     @classmethod
@@ -87,6 +100,8 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
 
     config_class = Qwen3OmniMoeTalkerConfig
     checkpoint_prefix = "talker."
+    text_model = Qwen3OmniMoeTalkerModel
+    predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration
 
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
@@ -97,12 +112,15 @@ class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
 
     config_class = Qwen3OmniMoeCode2WavConfig
     checkpoint_prefix = "code2wav."
+    main_input_name = "codes"
+    transformer_model = Qwen3OmniMoeCode2WavTransformerModel
+    decoder_block = Qwen3OmniMoeCode2WavDecoderBlock
 
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeCode2WavConfig.validated(config))
 
 
-class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
+class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell):
     """The whole model: `thinker`, and with audio output `talker` and `code2wav`."""
 
     config_class = Qwen3OmniMoeConfig
@@ -133,6 +151,19 @@ class Qwen3OmniMoeForConditionalGeneration(PretrainedMixin, nn.Cell):
         super()._loaded(folder, request)
         self.folder, self.request = folder, request
         self.generation_config.load(eos_token_id=self.config.im_end_token_id)
+
+    def get_decoder(self):
+        return self.thinker.get_decoder()
+
+    def get_input_embeddings(self):
+        return self.thinker.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.thinker.get_output_embeddings()
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As the thinker's; the talker hears of the text through the thinker alone."""
+        return self.thinker.resize_token_embeddings(*args, **kwargs)
 
     @property
     def has_talker(self):

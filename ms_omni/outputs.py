@@ -40,21 +40,81 @@ class ModelOutput(Mapping):
 
 
 @dataclass(eq=False)
-class ThinkerOutput(ModelOutput):
-    """Result of `model.thinker(**inputs)`.
+class DecoderOutput(ModelOutput):
+    """Result of a decoder stack, `model.thinker.model(input_ids)`; fields as in `ThinkerOutput`, the last state `[B, T, D]`."""
 
-    logits `[B, T, V]`; hidden_states: num_layers + 1 tensors `[B, T, D]` (the input embeddings, the layers' outputs
-    before deepstack features are added, the last one after the final norm) when asked for; rope_deltas float32
-    `[B, 1]`; router_logits: one `[B * T, E]` per sparse layer when asked for; loss and aux_loss scalars.
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    router_logits: tuple | None = None
+
+
+@dataclass(eq=False)
+class ThinkerOutput(ModelOutput):
+    """Result of `model.thinker(**inputs)`, fields in the reference's order.
+
+    loss and aux_loss: scalars; logits `[B, T, V]`; past_key_values: a `KVCache`; hidden_states: num_layers + 1 tensors
+    `[B, T, D]` (the input embeddings, the layers' outputs before deepstack features are added, the last one after the
+    final norm) when asked for; attentions: always None, no kernel keeps them; router_logits: one `[B * T, E]` per sparse
+    layer when asked for; rope_deltas float32 `[B, 1]`.
     """
 
-    logits: Any
-    past_key_values: Any = None
-    rope_deltas: np.ndarray | None = None
-    hidden_states: tuple | None = None
-    router_logits: tuple | None = None
     loss: Any = None
     aux_loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    router_logits: tuple | None = None
+    rope_deltas: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class TalkerOutput(ModelOutput):
+    """Result of `model.talker(...)`: code 0 of the next frame, logits `[B, T, V]`; the rest as in `ThinkerOutput`, but
+    hidden_states is a pair: the states, and the residual codes that were given.
+    """
+
+    loss: Any = None
+    aux_loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    router_logits: tuple | None = None
+    generation_step: int | None = None
+
+
+@dataclass(eq=False)
+class CodePredictorOutput(ModelOutput):
+    """Result of `model.talker.code_predictor(...)`: logits `[B, T, V]` of one residual code."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    generation_steps: int | None = None
+
+
+class VisionOutput(tuple):
+    """`(features, deepstack)` of pictures or frames, as in transformers 4.57, with the names of 5.x, by attribute and key.
+
+    features, also `pooler_output`: `[N, out]`; deepstack, also `deepstack_features`: a list of the same; `last_hidden_state`
+    `[N * merge^2, D]` before merging; `hidden_states`: the blocks' inputs and the last output, when asked for.
+    """
+
+    attentions = None
+
+    def __new__(cls, features, deepstack, last_hidden_state=None, hidden_states=None):
+        output = super().__new__(cls, (features, deepstack))
+        output.pooler_output, output.deepstack_features = features, deepstack
+        output.last_hidden_state, output.hidden_states = last_hidden_state, hidden_states
+        return output
+
+    def __getitem__(self, key):
+        return getattr(self, key) if isinstance(key, str) else super().__getitem__(key)
 
 
 @dataclass(frozen=True)

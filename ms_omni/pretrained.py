@@ -1,30 +1,31 @@
-"""What the public model classes share: loading and saving."""
+"""What the public model classes share: loading, saving, and what scripts call on a model."""
 
 from .errors import InputError
 from .loading import LoadingMixin
-from .runtime import require_mindspore
 
 from .checkpoint import save_checkpoint  # isort: skip  (loading explains a missing MindSpore first)
+from .model_object import ModelObject
+from .saving import as_bytes, check_saving, holding
 
 
-class PretrainedMixin(LoadingMixin):
+class PretrainedMixin(LoadingMixin, ModelObject):
     """Loads and saves a cell whose parameters carry the checkpoint's names behind `checkpoint_prefix`."""
 
-    def save_pretrained(self, folder, dtype=None):
-        """Writes config.json and safetensors shards under the checkpoint's own names; dtype: default, as computed in."""
+    def save_pretrained(
+        self, folder, dtype=None, *, max_shard_size=None, safe_serialization=True, state_dict=None, **options
+    ):
+        """Writes config.json and safetensors shards under the checkpoint's own names.
+
+        dtype: default, as computed in. max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
+        that are written in the place of the model's own. Of transformers' other options those that name what happens anyway
+        are taken. Raises `InputError` for safe_serialization=False, push_to_hub=True and a state_dict that does not fit.
+        """
+        check_saving(safe_serialization, options)
         if any(getattr(cell, "team", None) is not None for cell in (self, *self.cells())):
             raise InputError(
                 "this process holds a part of the model only; save it from one process (parallel=None), or use "
                 "ms-omni convert"
             )
-        save_checkpoint(self, folder, self.config, dtype)
-
-    @property
-    def dtype(self):
-        """MindSpore dtype of the weights."""
-        return next(iter(self.get_parameters())).dtype
-
-    @property
-    def device(self):
-        """Name of the device that MindSpore computes on: "CPU" or "Ascend"."""
-        return require_mindspore().get_context("device_target")
+        size = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
+        with holding(self, state_dict):
+            save_checkpoint(self, folder, self.config, dtype, **size)

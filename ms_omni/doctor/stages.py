@@ -16,7 +16,7 @@ def run_stages(model):
     yield "text", _float(thinker(input_ids=probe.text()).logits)
     rows, positions = probe.talker(talker.config.text_config.hidden_size)
     cache = talker.model.new_cache(1, rows.shape[1])
-    logits, _ = talker(Tensor(rows).astype(model.dtype), positions, cache, np.ones(rows.shape[:2], bool))
+    logits, _ = talker.read(Tensor(rows).astype(model.dtype), positions, cache, np.ones(rows.shape[:2], bool))
     yield "talker", _float(logits)
     yield "predictor", predictor_logits(model)
     yield "code2wav", _float(model.code2wav.decode(probe.codes()))
@@ -31,7 +31,7 @@ def predictor_logits(model):
     step = FrameGraph(talker, 1, None)
     embed = _float(talker.get_input_embeddings()(Tensor(first.astype(np.int32))))
     rows = Tensor(np.concatenate([hidden, embed], axis=1)).astype(model.dtype)
-    return _float(talker.code_predictor(rows, step.places[0], (step.keys, step.values), 0))
+    return _float(talker.code_predictor.read(rows, step.places[0], (step.keys, step.values), 0))
 
 
 def _float(x):

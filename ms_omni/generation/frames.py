@@ -55,7 +55,7 @@ def _frames(model, prompt, media, hand_over, speech, step, frame_step):
     active = hand_over.has_text()
     start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
     step.cache.clear()
-    logits, hidden = talker(start.rows, start.positions, step.cache, start.valid)
+    logits, hidden = talker.read(start.rows, start.positions, step.cache, start.valid)
     logits, hidden = logits[:, -1:], hidden[:, -1:]
     sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size)
     predict = FramePredictor(frame_step, accord.params(speech.predictor), batch, accord)

@@ -1,13 +1,11 @@
 """Self-attention of the decoder stacks: grouped kv heads, optional norms of queries and keys, rotary positions."""
 
-from mindspore import nn
-
 from . import ops
 from .cache import extend
-from .layers import Linear, RMSNorm, identity
+from .layers import Cell, Linear, RMSNorm, identity
 
 
-class Attention(nn.Cell):
+class Attention(Cell):
     """`[B, S, D]` -> `[B, S, D]`, reading and extending one layer of a cache. `stable`: see `ops`."""
 
     stable = False

@@ -9,8 +9,9 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
-from .layers import ACTIVATIONS, LayerNorm, Linear, identity, parameter
-from .packing import host_array, segments_of
+from .forward import check_arguments
+from .layers import ACTIVATIONS, Cell, LayerNorm, Linear, identity, parameter
+from .packing import host_array, segments_of, whole_numbers
 
 NORM_EPS = 1e-5
 
@@ -38,7 +39,7 @@ def sinusoids(length, channels, max_timescale=10000):
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-class AudioAttention(nn.Cell):
+class AudioAttention(Cell):
     """Full attention inside each window, `[N, D]` -> `[N, D]`."""
 
     def __init__(self, config):
@@ -56,7 +57,7 @@ class AudioAttention(nn.Cell):
         return self.out_proj(ops.packed_attention(q, k, v, segments, self.scale))
 
 
-class AudioEncoderLayer(nn.Cell):
+class AudioEncoderLayer(Cell):
     """Pre-norm transformer layer on packed rows."""
 
     def __init__(self, config):
@@ -73,20 +74,40 @@ class AudioEncoderLayer(nn.Cell):
         return x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
 
 
-class Conv2d(nn.Cell):
+class Conv2d(Cell):
     """3 x 3 convolution with stride 2 and padding 1."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.weight = parameter(out_channels, in_channels, 3, 3)
-        self.bias = parameter(out_channels)
+        self.bias = parameter(out_channels, start=0.0)
         self.source = identity
 
     def construct(self, x):
         return ops.conv2d(x, self.source(self.weight), self.source(self.bias), stride=2, padding=1)
 
 
-class AudioEncoder(nn.Cell):
+class AudioOutput(Tensor):
+    """Audio tokens `[N, D]`, a tensor in all it does, which also has the reference's names for itself."""
+
+    hidden_states = attentions = None
+
+    @classmethod
+    def of(cls, tensor, hidden_states=None):
+        """The same tensor; where it came from, for a gradient, goes with it."""
+        tensor.__class__ = cls
+        if hidden_states is not None:
+            tensor.hidden_states = tuple(hidden_states)
+        return tensor
+
+    @property
+    def last_hidden_state(self):
+        return self
+
+    pooler_output = last_hidden_state
+
+
+class AudioEncoder(Cell):
     """Mirrors `Qwen3OmniMoeAudioEncoder`."""
 
     def __init__(self, config):
@@ -106,10 +127,30 @@ class AudioEncoder(nn.Cell):
         chunk = audio_token_count(2 * config.n_window, config.n_window)  # positions begin anew in every chunk
         self.positions = sinusoids(min(chunk, config.max_source_positions), width)
 
-    def construct(self, input_features, feature_lens):
-        """Encodes clips laid end to end: input_features `[mel, total frames]`, feature_lens `[clips]` -> `[N, out]`."""
-        chunks, rows, segments = self.pack(host_array(input_features), host_array(feature_lens))
-        return self.encode(Tensor(chunks), Tensor(rows), segments)
+    @property
+    def input_layer(self):
+        return self.conv2d1
+
+    def construct(
+        self,
+        input_features,
+        feature_lens=None,
+        aftercnn_lens=None,
+        output_hidden_states=None,
+        output_attentions=None,
+        return_dict=None,
+    ):
+        """Encodes clips laid end to end: input_features `[mel, total frames]`, feature_lens `[clips]` -> `[N, out]`.
+
+        The tensor also answers to the reference's `.last_hidden_state` and, with output_hidden_states, to `.hidden_states`:
+        the layers' inputs and the last output. aftercnn_lens follow from feature_lens. Raises `InputError`.
+        """
+        check_arguments(output_attentions)
+        features = host_array(input_features)
+        lengths = [features.shape[-1]] if feature_lens is None else whole_numbers(feature_lens, "feature_lens").reshape(-1)
+        chunks, rows, segments = self.pack(features, np.asarray(lengths))
+        states = [] if output_hidden_states else None
+        return AudioOutput.of(self.encode(Tensor(chunks), Tensor(rows), segments, states), states)
 
     def pack(self, features, lengths):
         """Cuts clips into chunks, on the host.
@@ -141,12 +182,16 @@ class AudioEncoder(nn.Cell):
             sizes += [window] * (total // window) + ([total % window] if total % window else [])
         return segments_of(sizes)
 
-    def encode(self, chunks, rows, segments):
-        """The device part: chunks `[C, 1, mel, frames]` -> `[N, out]`."""
+    def encode(self, chunks, rows, segments, states=None):
+        """The device part: chunks `[C, 1, mel, frames]` -> `[N, out]`; states: a list for the layers' inputs and last output."""
         x = self.downsample(chunks)  # [C, t, D]
         x = ops.gather_rows(x.reshape(-1, x.shape[-1]), rows)  # [N, D]
         for layer in self.layers:
+            if states is not None:
+                states.append(x)
             x = layer(x, segments)
+        if states is not None:
+            states.append(x)
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
     def downsample(self, chunks):

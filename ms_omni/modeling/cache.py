@@ -18,14 +18,20 @@ from . import BUCKET_TOKENS, ops
 MASKED = -1e9
 
 
-def causal_mask(valid, queries):
+def causal_mask(valid, queries, window=None, runs=None):
     """Additive float32 mask `[B, S, T]` of the last `queries` positions of valid `[B, T]` (bool; False is padding).
+
+    window: how many positions a query sees, itself included; runs int `[B, T]`: a query sees those of its own number alone.
 
     A query in the padding sees itself, so that its softmax stays finite; nobody reads what it computes.
     """
     total = valid.shape[1]
     key, query = np.arange(total), np.arange(total - queries, total)[:, None]
     allowed = (key <= query) & (valid[:, None, :] | (key == query))
+    if window is not None:
+        allowed &= key > query - window
+    if runs is not None:
+        allowed &= runs[:, None, :] == runs[:, -queries:, None]
     return np.where(allowed, np.float32(0), np.float32(MASKED))
 
 
@@ -48,9 +54,9 @@ def extend(store, layer, k, v, mask, slots):
     return keys[layer].reshape(b, heads, -1, d), values[layer].reshape(b, heads, -1, v.shape[-1])
 
 
-def whole_sequence(rope, valid):
-    """place and store of a pass over a whole sequence that nobody continues; valid bool `[B, T]`."""
-    return (*rope, Tensor(causal_mask(valid, valid.shape[1])), None), None
+def whole_sequence(rope, valid, window=None, runs=None):
+    """place and store of a pass over a whole sequence that nobody continues; valid, window, runs: see `causal_mask`."""
+    return (*rope, Tensor(causal_mask(valid, valid.shape[1], window, runs)), None), None
 
 
 class KVCache:

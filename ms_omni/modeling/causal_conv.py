@@ -7,10 +7,10 @@ A whole signal is one step from an empty history, so there is no second implemen
 """
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from . import ops
-from .layers import identity, parameter
+from .layers import Cell, identity, parameter
 
 
 class History:
@@ -21,6 +21,11 @@ class History:
 
     def __init__(self, tails):
         self.tails = list(tails)
+
+    @classmethod
+    def before(cls, network):
+        """That of a network whose stream has not begun."""
+        return cls([None] * (1 + max(cell.slot for cell in streaming_cells(network))))
 
     def extend(self, slot, x, width, padded):
         """x `[B, C, T]` with up to `width` earlier inputs in front -> `[B, C, n + T]`; keeps the last `width` of that.
@@ -49,20 +54,20 @@ class History:
         return x[..., max(x.shape[-1] - width, 0) :].contiguous()
 
 
-class Convolution(nn.Cell):
+class Convolution(Cell):
     """Weight and bias of a convolution; `source` is where they are read (see `layers.py`)."""
 
     def __init__(self, shape, out_channels):
         super().__init__()
         self.weight = parameter(*shape)
-        self.bias = parameter(out_channels)
+        self.bias = parameter(out_channels, start=0.0)
         self.source = identity
 
     def read(self):
         return self.source(self.weight), self.source(self.bias)
 
 
-class StreamingCell(nn.Cell):
+class StreamingCell(Cell):
     """A cell with a place of its own in the `History`; `slot` is given out by whoever owns the whole network."""
 
     def __init__(self):
@@ -109,3 +114,16 @@ class CausalConvTranspose1d(StreamingCell):
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=False)
         return ops.conv_transpose1d(x, *self.conv.read(), self.stride, self.cut)
+
+
+def streaming_cells(network):
+    """The convolutions of a network that remember inputs."""
+    return [cell for _, cell in network.cells_and_names() if isinstance(cell, StreamingCell) and cell.reach]
+
+
+def give_out_slots(network):
+    """Numbers the convolutions of a network that remember inputs; returns how many there are."""
+    cells = streaming_cells(network)
+    for slot, cell in enumerate(cells):
+        cell.slot = slot
+    return len(cells)

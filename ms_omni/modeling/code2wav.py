@@ -13,11 +13,10 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from . import ops
 from .attention import Attention
-from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, StreamingCell
+from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .layers import Embedding, Linear
+from .layers import Cell, Embedding, Linear
 from .packing import host_array
-from .rope import inverse_frequencies
 from .sliding_window import WindowContext, stream_rope_tables
 from .vocoder_blocks import KERNEL, ConvNeXtBlock, DecoderBlock, LayerScale, SnakeBeta
 
@@ -44,18 +43,19 @@ class PreTransformer(Decoder):
 
     def __init__(self, config):
         super().__init__(config, [self._layer(config) for _ in range(config.num_hidden_layers)])
+        self.window = config.sliding_window
 
     @staticmethod
     def _layer(config):
         layer = DecoderLayer(
             config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=False), build_dense_mlp(config)
         )
-        layer.self_attn_layer_scale = LayerScale(config.hidden_size)
-        layer.mlp_layer_scale = LayerScale(config.hidden_size)
+        layer.self_attn_layer_scale = LayerScale(config.hidden_size, config.layer_scale_initial_scale)
+        layer.mlp_layer_scale = LayerScale(config.hidden_size, config.layer_scale_initial_scale)
         return layer
 
 
-class Code2Wav(nn.Cell):
+class Code2Wav(Cell):
     """Mirrors `Qwen3OmniMoeCode2Wav`; codes are integers `[B, Q, n]` (numpy or Tensor), waves float32 in [-1, 1].
 
     decode(codes)          the whole wave
@@ -75,15 +75,16 @@ class Code2Wav(nn.Cell):
     decoding loses them at every boundary; here the next step brings them out.
     """
 
+    transformer_model, decoder_block = PreTransformer, DecoderBlock
+
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.pre_transformer = PreTransformer(config)
+        self.pre_transformer = self.transformer_model(config)
         self.code_embedding = Embedding(config.codebook_size * config.num_quantizers, config.hidden_size)
         self.upsample = nn.CellList([self._upsampling(config, factor) for factor in config.upsampling_ratios])
         self.decoder = nn.CellList(self._decoder(config))
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
-        self.slots = self._give_out_slots()
+        self.slots = give_out_slots(self)
         self._ask_for_stable_sums()
         self.reset()
 
@@ -92,24 +93,16 @@ class Code2Wav(nn.Cell):
         width = config.hidden_size
         return nn.CellList([CausalConvTranspose1d(width, width, factor, factor), ConvNeXtBlock(width)])
 
-    @staticmethod
-    def _decoder(config):
-        channels = [config.decoder_dim // 2**level for level in range(len(config.upsample_rates) + 1)]
-        blocks = [DecoderBlock(width, rate) for width, rate in zip(channels, config.upsample_rates)]
-        last = channels[-1]
+    def _decoder(self, config):
+        levels = len(config.upsample_rates)
+        blocks = [self.decoder_block(config, level) for level in range(levels)]
+        last = config.decoder_dim // 2**levels
         return [
-            CausalConv1d(config.hidden_size, channels[0], KERNEL),
+            CausalConv1d(config.hidden_size, config.decoder_dim, KERNEL),
             *blocks,
             SnakeBeta(last),
             CausalConv1d(last, 1, KERNEL),
         ]
-
-    def _give_out_slots(self):
-        """Numbers the convolutions that remember inputs; returns how many there are."""
-        cells = [cell for _, cell in self.cells_and_names() if isinstance(cell, StreamingCell) and cell.reach]
-        for slot, cell in enumerate(cells):
-            cell.slot = slot
-        return len(cells)
 
     def _ask_for_stable_sums(self):
         """Rounding that depended on how the frames are split would be amplified by every convolution that follows."""
@@ -127,17 +120,37 @@ class Code2Wav(nn.Cell):
         """Length of the wave that `frames` frames give; frames so few that a level has no complete output give 0."""
         return max(self.config.samples_per_frame * frames - self.held_samples, 0)
 
+    @property
+    def input_layer(self):
+        return self.code_embedding
+
+    @property
+    def total_upsample(self):
+        """Samples per frame: 1920 as published."""
+        return self.config.samples_per_frame
+
     def construct(self, codes):
         """As the reference's forward: `decode`."""
         return self.decode(codes)
 
-    def decode(self, codes):
+    def chunked_decode(self, codes, chunk_size=300, left_context_size=25):
+        """The whole wave, `chunk_size` frames at a time: exactly `decode(codes)`, where the reference's approximates it.
+
+        left_context_size changes nothing: a stream remembers all that the sliding window sees. Raises `InputError`.
+        """
+        if chunk_size < 1 or left_context_size < 0:
+            raise InputError(
+                f"got chunk_size={chunk_size}, left_context_size={left_context_size}; expected at least 1 and 0"
+            )
+        return self.decode(codes, chunk_size)
+
+    def decode(self, codes, chunk_frames=None):
         """The whole wave `[B, 1, num_samples(n)]` of codes `[B, Q, n]`, n >= 0. Raises `InputError`."""
         stream = self.stream()
         codes = check_codes(codes, self.config)
         frames = codes.shape[-1]
-        starts = range(0, max(frames, 1), CHUNK_FRAMES)
-        waves = [stream.step(codes[..., start : start + CHUNK_FRAMES]) for start in starts]
+        size = chunk_frames or CHUNK_FRAMES
+        waves = [stream.step(codes[..., start : start + size]) for start in range(0, max(frames, 1), size)]
         return waves[0] if len(waves) == 1 else ops.concat(waves, -1)
 
     def step(self, codes):
@@ -173,8 +186,8 @@ class Code2Wav(nn.Cell):
             return silence(batch), replace(state, batch=batch)
         context = WindowContext(state.keys, state.values, batch, frames, self.config.sliding_window)
         history = History(state.tails)
-        rope = stream_rope_tables(state.frames, frames, batch, self.inv_freq)
-        hidden = self.pre_transformer(self._embed(codes), (*rope, context.mask, None), context)
+        rope = stream_rope_tables(state.frames, frames, batch, self.pre_transformer.inv_freq)
+        hidden = self.pre_transformer.run(self._embed(codes), (*rope, context.mask, None), context)
         wave = self._synthesise(ops.transpose(hidden, (0, 2, 1)), history)
         passed = state.frames + frames
         return wave, Code2WavState(batch, passed, tuple(context.keys), tuple(context.values), tuple(history.tails))

@@ -10,10 +10,15 @@ from contextlib import nullcontext
 import numpy as np
 from mindspore import Tensor, nn
 
+from ..errors import InputError
+from ..outputs import CodePredictorOutput
 from .cache import MASKED
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .layers import Embedding, Linear
-from .rope import inverse_frequencies, rope_tables
+from .forward import answer, read_stack
+from .layers import Cell, Embedding, Linear
+from .losses import language_model_loss
+from .packing import as_tensor, check_ids, host_array
+from .rope import rope_tables
 
 
 class CodePredictorModel(Decoder):
@@ -24,6 +29,10 @@ class CodePredictorModel(Decoder):
         residuals = config.num_code_groups - 1
         self.codec_embedding = nn.CellList([Embedding(config.vocab_size, config.hidden_size) for _ in range(residuals)])
 
+    @property
+    def input_layer(self):
+        return self.codec_embedding
+
     @staticmethod
     def _layer(config):
         return DecoderLayer(
@@ -31,16 +40,17 @@ class CodePredictorModel(Decoder):
         )
 
 
-class CodePredictor(nn.Cell):
+class CodePredictor(Cell):
     """Mirrors `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration`."""
+
+    text_model = CodePredictorModel
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.model = CodePredictorModel(config)
+        self.model = self.text_model(config)
         heads = config.num_code_groups - 1
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.frame = nullcontext  # surrounds all passes of a frame; a plan that gathers weights does so once here
 
     def place(self, position, new, batch_size):
@@ -51,12 +61,69 @@ class CodePredictor(nn.Cell):
         mask = np.where(keys <= positions[0][:, None], np.float32(0), np.float32(MASKED))
         rows = np.arange(batch_size * self.config.num_key_value_heads)[:, None] * capacity + positions[0]
         return (
-            *rope_tables(positions, self.inv_freq),
+            *rope_tables(positions, self.model.inv_freq),
             Tensor(np.tile(mask, (batch_size, 1, 1))),
             Tensor(rows.reshape(-1).astype(np.int32)),
         )
 
-    def construct(self, inputs_embeds, place, store, group):
+    @property
+    def input_layer(self):
+        return self.model.codec_embedding
+
+    @property
+    def output_layer(self):
+        return self.lm_head
+
+    def construct(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        generation_steps=None,
+        output_hidden_states=False,
+        output_attentions=None,
+        cache_position=None,
+        return_dict=None,
+    ):
+        """The reference's forward -> `CodePredictorOutput`, with the logits of residual code `generation_steps`.
+
+        At first inputs_embeds `[B, 2 + n, D]`: talker hidden state, code 0, n residual codes (which give generation_steps);
+        after that the last residual code as input_ids `[B, 1]`, with past_key_values and generation_steps. labels int
+        `[B, S]` add `loss`. Raises `InputError`.
+        """
+        if inputs_embeds is not None and inputs_embeds.shape[1] > 1:
+            generation_steps = inputs_embeds.shape[1] - 2
+        elif input_ids is None or generation_steps is None:
+            raise InputError("pass inputs_embeds [B, 2 or more, D], or input_ids [B, 1] with generation_steps")
+        else:
+            ids = host_array(input_ids)
+            check_ids(ids, self.config.vocab_size)
+            inputs_embeds = self.model.codec_embedding[generation_steps - 1](Tensor(ids.astype(np.int32)))
+        if not 0 <= generation_steps < len(self.lm_head):
+            raise InputError(f"generation_steps is {generation_steps}, expected 0 to {len(self.lm_head) - 1}")
+        states = read_stack(
+            self.model,
+            as_tensor(inputs_embeds),
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            output_hidden_states,
+            None,
+            None,
+            output_attentions,
+            cache_position,
+        )
+        logits = self.lm_head[generation_steps](states.last_hidden_state)
+        loss = None if labels is None else language_model_loss(logits, host_array(labels))
+        output = CodePredictorOutput(loss, logits, states.past_key_values, states.hidden_states, None, generation_steps + 1)
+        return answer(output, return_dict)
+
+    def read(self, inputs_embeds, place, store, group):
         """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""
-        hidden = self.model(inputs_embeds, place, store)
+        hidden = self.model.run(inputs_embeds, place, store)
         return self.lm_head[group](hidden[:, -1])

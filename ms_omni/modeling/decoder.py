@@ -1,14 +1,19 @@
 """The decoder stack that thinker, talker, code predictor and code2wav's transformer share."""
 
-from mindspore import nn
+import numpy as np
+from mindspore import Tensor, nn
 
+from ..errors import InputError
 from .attention import Attention
 from .cache import KVCache
-from .layers import GatedMLP, RMSNorm, identity
-from .rope import inverse_frequencies, mrope_tables
+from .forward import answer, read_stack, visual_deepstack
+from .layers import Cell, Embedding, GatedMLP, RMSNorm, identity
+from .moe import SparseMoeBlock
+from .packing import as_tensor, check_ids, host_array
+from .rope import inverse_frequencies, mrope_tables, rope_tables
 
 
-class DecoderLayer(nn.Cell):
+class DecoderLayer(Cell):
     """Pre-norm attention and MLP with residuals, `[B, S, D]` -> `[B, S, D]`."""
 
     def __init__(self, hidden_size, eps, self_attn, mlp):
@@ -19,10 +24,12 @@ class DecoderLayer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(hidden_size, eps)
         self.self_attn_layer_scale = identity
         self.mlp_layer_scale = identity
+        self.is_sparse = isinstance(mlp, SparseMoeBlock)
 
-    def construct(self, x, place, store, layer):
+    def construct(self, x, place, store, layer, router_logits=None):
         x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), place, store, layer))
-        return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        rows = self.post_attention_layernorm(x)
+        return x + self.mlp_layer_scale(self.mlp(rows, router_logits) if self.is_sparse else self.mlp(rows))
 
 
 def build_attention(config, qk_norm):
@@ -42,32 +49,101 @@ def build_dense_mlp(config):
     return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
 
-class Decoder(nn.Cell):
+class Decoder(Cell):
     """A stack of decoder layers and the final norm.
 
-    `construct` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
+    `run` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
     output of layer i - 1 (i = 0: the input) before anything is added to it.
     compilable: whether a pass can be a graph; False where a plan gathers the weights of one layer after another.
     announce: called with the input of a pass that runs as a graph, which a plan cannot look into.
+    window: how many positions a token sees, itself included; None: all.
     """
 
     compilable = True
+    window = None
 
     def __init__(self, config, layers):
         super().__init__()
+        self.config = config
+        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.layers = nn.CellList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.announce = identity
 
-    def construct(self, x, place, store, inject=None, observe=None):
+    def construct(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        visual_pos_masks=None,
+        deepstack_visual_embeds=None,
+        output_hidden_states=None,
+        output_router_logits=None,
+        output_attentions=None,
+        cache_position=None,
+        return_dict=None,
+    ):
+        """The reference's forward: ids `[B, S]`, or inputs_embeds `[B, S, D]` -> `DecoderOutput` (return_dict=False: a tuple).
+
+        attention_mask `[B, S]`, or over the cached tokens too; position_ids: see `forward.given_positions`, counted from 0
+        without; past_key_values: a `KVCache`, made unless use_cache=False. visual_pos_masks `[B, S]` and
+        deepstack_visual_embeds (`[M, D]` per layer): features that are added behind the first layers.
+        output_hidden_states: True, or the indices to keep. Raises `InputError`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("pass either input_ids or inputs_embeds, and not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(host_array(input_ids))
+        output = read_stack(
+            self,
+            as_tensor(inputs_embeds),
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache,
+            output_hidden_states,
+            output_router_logits,
+            visual_deepstack(visual_pos_masks, deepstack_visual_embeds, inputs_embeds.shape[1]),
+            output_attentions,
+            cache_position,
+        )
+        return answer(output, return_dict)
+
+    @property
+    def input_layer(self):
+        """The table that ids are looked up in, or None."""
+        return None
+
+    def embed(self, input_ids):
+        """Embeddings `[B, S, D]` of ids `[B, S]` (numpy). Raises `InputError` for ids outside the table."""
+        table = self.input_layer
+        if not isinstance(table, Embedding):
+            raise InputError(f"{type(self).__name__} has no table for input_ids; pass inputs_embeds")
+        check_ids(input_ids, self.config.vocab_size)
+        return table(Tensor(input_ids.astype(np.int32)))
+
+    def rope(self, positions):
+        """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`, all three alike."""
+        return rope_tables(positions[0], self.inv_freq)
+
+    def new_cache(self, batch_size, capacity):
+        """An empty cache for `capacity` positions of the kv heads that this process holds."""
+        config = self.config
+        heads = self.layers[0].self_attn.num_kv_heads
+        return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.weight.dtype)
+
+    def run(self, x, place, store, inject=None, observe=None, router_logits=None):
         """x `[B, S, D]`; place and store: see `cache.py`.
 
-        inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack).
+        inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack); router_logits: see `SparseMoeBlock`.
         """
         if observe is not None:
             observe(0, x)
         for index, layer in enumerate(self.layers):
-            x = layer(x, place, store, index)
+            x = layer(x, place, store, index, router_logits)
             if observe is not None:
                 observe(index + 1, x)
             if inject is not None:
@@ -85,8 +161,6 @@ class MropeDecoder(Decoder):
 
     def __init__(self, config):
         super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
-        self.config = config
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
 
     def _layer(self, config, index):
         mlp = self.sparse_block(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
@@ -95,9 +169,3 @@ class MropeDecoder(Decoder):
     def rope(self, positions):
         """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
         return mrope_tables(positions, self.inv_freq, self.config.mrope_section)
-
-    def new_cache(self, batch_size, capacity):
-        """An empty cache for `capacity` positions of the kv heads that this process holds."""
-        config = self.config
-        heads = self.layers[0].self_attn.num_kv_heads
-        return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.weight.dtype)

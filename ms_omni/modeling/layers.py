@@ -8,7 +8,7 @@ is where the rows of a table are read.
 from contextlib import contextmanager
 
 import mindspore as ms
-from mindspore import Parameter, nn
+from mindspore import Parameter, context, nn
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
@@ -17,21 +17,44 @@ from . import ops
 _dtype = ms.float32
 
 
+_lazy = False
+
+
 @contextmanager
 def lazy_parameters(dtype):
-    """Inside this context cells are built with parameters of `dtype` that own no memory until they are loaded."""
-    global _dtype
-    before, _dtype = _dtype, dtype
+    """Inside this context cells are built with parameters of `dtype` that own no memory until they are filled."""
+    global _dtype, _lazy
+    before, _dtype, _lazy = (_dtype, _lazy), dtype, True
     try:
         with no_init_parameters():
             yield
     finally:
-        _dtype = before
+        _dtype, _lazy = before
 
 
-def parameter(*shape):
-    """A zero parameter of the dtype in force."""
-    return Parameter(initializer("zeros", shape, _dtype))
+def is_lazy():
+    """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of."""
+    return _lazy
+
+
+def parameter(*shape, start=None):
+    """A parameter of the dtype in force. start: what it holds in a model from nothing (see `initial.py`): None for small
+    random numbers, else this number.
+    """
+    new = Parameter(initializer("zeros", shape, _dtype))
+    new.start = start
+    return new
+
+
+class Cell(nn.Cell):
+    """A cell that runs operator by operator, also where MindSpore's context says graph mode: what becomes a graph here is
+    compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot.
+    """
+
+    def __call__(self, *args, **kwargs):
+        if context._get_mode() == context.GRAPH_MODE:
+            return self._run_construct(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 def identity(x):
@@ -51,7 +74,7 @@ ACTIVATIONS = {
 """By transformers' names, three of which are spellings of one formula; config/thinker.py accepts these."""
 
 
-class Linear(nn.Cell):
+class Linear(Cell):
     """`[..., in]` -> `[..., out]`; weight `[out, in]`. `stable`: see `ops`."""
 
     stable = False
@@ -59,14 +82,14 @@ class Linear(nn.Cell):
     def __init__(self, in_features, out_features, bias=True):
         super().__init__()
         self.weight = parameter(out_features, in_features)
-        self.bias = parameter(out_features) if bias else None
+        self.bias = parameter(out_features, start=0.0) if bias else None
         self.source = identity
 
     def construct(self, x):
         return ops.linear(x, self.source(self.weight), self.source(self.bias), self.stable)
 
 
-class Embedding(nn.Cell):
+class Embedding(Cell):
     """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
 
     def __init__(self, num_embeddings, embedding_dim):
@@ -85,12 +108,12 @@ class Embedding(nn.Cell):
         return ids, self.source(self.weight)
 
 
-class RMSNorm(nn.Cell):
+class RMSNorm(Cell):
     """Root-mean-square norm of the last axis."""
 
     def __init__(self, dim, eps):
         super().__init__()
-        self.weight = parameter(dim)
+        self.weight = parameter(dim, start=1.0)
         self.eps = eps
         self.source = identity
 
@@ -98,13 +121,13 @@ class RMSNorm(nn.Cell):
         return ops.rms_norm(x, self.source(self.weight), self.eps)
 
 
-class LayerNorm(nn.Cell):
+class LayerNorm(Cell):
     """Layer norm of the last axis."""
 
     def __init__(self, dim, eps):
         super().__init__()
-        self.weight = parameter(dim)
-        self.bias = parameter(dim)
+        self.weight = parameter(dim, start=1.0)
+        self.bias = parameter(dim, start=0.0)
         self.eps = eps
         self.source = identity
 
@@ -112,7 +135,7 @@ class LayerNorm(nn.Cell):
         return ops.layer_norm(x, self.source(self.weight), self.source(self.bias), self.eps)
 
 
-class GatedMLP(nn.Cell):
+class GatedMLP(Cell):
     """`down(act(gate(x)) * up(x))`, `[..., D]` -> `[..., D]`."""
 
     def __init__(self, hidden_size, intermediate_size, hidden_act="silu"):
@@ -126,7 +149,7 @@ class GatedMLP(nn.Cell):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-class ProjectionMLP(nn.Cell):
+class ProjectionMLP(Cell):
     """`linear_fc2(act(linear_fc1(x)))`: the vision blocks' MLP and the talker's two projections."""
 
     def __init__(self, in_features, intermediate_size, out_features, hidden_act):

@@ -5,6 +5,7 @@ from mindspore import Tensor
 
 from ..errors import InputError
 from . import ops
+from .packing import host_array
 
 IGNORED = -100
 
@@ -34,3 +35,15 @@ def load_balancing_loss(router_logits, top_k, valid):
     assigned = sum(load[0] for load in loads) / rows
     probability = sum(load[1] for load in loads) / rows
     return (assigned * probability).sum() * router_logits[0].shape[-1]
+
+
+def training_losses(config, logits, labels, router_logits, valid):
+    """The loss of a decoder and the router's auxiliary loss, weighted into it; None where not asked for.
+
+    config: the stack's, for `num_experts_per_tok` and `router_aux_loss_coef`; labels int `[B, T]`.
+    """
+    aux_loss = None if router_logits is None else load_balancing_loss(router_logits, config.num_experts_per_tok, valid)
+    if labels is None:
+        return None, aux_loss
+    loss = language_model_loss(logits, host_array(labels))
+    return loss if aux_loss is None else loss + config.router_aux_loss_coef * aux_loss, aux_loss

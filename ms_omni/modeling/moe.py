@@ -1,12 +1,10 @@
 """Sparse mixtures of experts: the thinker's, and the talker's with a shared expert behind a sigmoid gate."""
 
-from mindspore import nn
-
 from . import ops
-from .layers import GatedMLP, Linear, identity, parameter
+from .layers import Cell, GatedMLP, Linear, identity, parameter
 
 
-class Experts(nn.Cell):
+class Experts(Cell):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
     The layout is `[expert, in, out]`, the one that grouped matrix products want. Under an expert-parallel plan a rank
@@ -24,7 +22,7 @@ class Experts(nn.Cell):
         return ops.experts(x, self.source(self.gate_up), self.source(self.down), weights, indices, self.first)
 
 
-class SparseMoeBlock(nn.Cell):
+class SparseMoeBlock(Cell):
     """Top-k mixture of experts, `[B, S, D]` -> `[B, S, D]`."""
 
     def __init__(self, config):
@@ -35,14 +33,14 @@ class SparseMoeBlock(nn.Cell):
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.reduce = identity  # sums the experts of all ranks under an expert-parallel plan
 
-    def construct(self, x):
+    def construct(self, x, router_logits=None):
+        """router_logits: a list that the router's logits `[B * S, E]` are put on, where somebody wants them."""
         rows = x.reshape(-1, x.shape[-1])  # [N, D]
-        weights, indices = ops.route_topk(self.gate(rows), self.top_k, self.norm_topk_prob)
+        logits = self.gate(rows)
+        if router_logits is not None:
+            router_logits.append(logits)
+        weights, indices = ops.route_topk(logits, self.top_k, self.norm_topk_prob)
         return self.reduce(self.experts(rows, weights, indices)).reshape(x.shape)
-
-    def router_logits(self, x):
-        """Logits `[B * S, E]` of the router alone."""
-        return self.gate(x.reshape(-1, x.shape[-1]))
 
 
 class SharedExpertMoeBlock(SparseMoeBlock):
@@ -53,6 +51,6 @@ class SharedExpertMoeBlock(SparseMoeBlock):
         self.shared_expert = GatedMLP(config.hidden_size, config.shared_expert_intermediate_size, config.hidden_act)
         self.shared_expert_gate = Linear(config.hidden_size, 1, bias=False)
 
-    def construct(self, x):
+    def construct(self, x, router_logits=None):
         gate = ops.sigmoid(self.shared_expert_gate(x))  # [B, S, 1]
-        return super().construct(x) + self.shared_expert(x) * gate
+        return super().construct(x, router_logits) + self.shared_expert(x) * gate

@@ -3,9 +3,15 @@
 from itertools import groupby
 
 import numpy as np
+from mindspore import Tensor
 
 from ..arrays import host_array as host_array
 from ..errors import InputError
+
+
+def as_tensor(x):
+    """x itself where it is a tensor, which may carry a gradient, else its numbers as one."""
+    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float32))
 
 
 def check_ids(ids, vocabulary):
@@ -16,6 +22,15 @@ def check_ids(ids, vocabulary):
         )
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise InputError(f"input_ids must lie in [0, {vocabulary}); got {ids.min()} to {ids.max()}")
+
+
+def whole_numbers(x, name):
+    """x as int64: the numbers of a grid or a length, which may come as floats. Raises `InputError` for others."""
+    numbers = host_array(x)
+    whole = numbers.astype(np.int64)
+    if (whole != numbers).any():
+        raise InputError(f"{name} must hold whole numbers; got {numbers.tolist()}")
+    return whole
 
 
 def valid_tokens(ids, attention_mask):

@@ -52,11 +52,11 @@ def _rows(x, index):
     return x if len(index) == x.shape[0] else ops.gather_rows(x, Tensor(index))
 
 
-def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states=False, router_logits=False):
+def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states=False, router_logits=False, runs=None):
     """The decoder on the tokens that follow what `cache` holds, or on a whole sequence where that is None.
 
-    x `[B, S, D]`, position_ids float32 `[3, B, S]`, valid bool `[B, S]`; deepstack: a `Deepstack` or None; the last two as
-    for `Watch`. Returns the last hidden states `[B, S, D]`, and the watched ones and router logits as `Watch` does.
+    x `[B, S, D]`, position_ids float32 `[3, B, S]`, valid bool `[B, S]`; deepstack: a `Deepstack` or None; hidden_states and
+    router_logits as for `Watch`; runs: see `cache.causal_mask`. Returns the last hidden states `[B, S, D]`, and the watched ones and router logits as `Watch` does.
     Without a cache it is one pass, which has a gradient.
     """
     tokens = x.shape[1]
@@ -67,12 +67,15 @@ def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states
     for start in range(0, tokens, size):
         stop = min(start + size, tokens)
         rope = decoder.rope(position_ids[:, :, start:stop])
-        place, store = (cache.admit if cache is not None else whole_sequence)(rope, valid[:, start:stop])
+        if cache is None:
+            place, store = whole_sequence(rope, valid, decoder.window, runs)
+        else:
+            place, store = cache.admit(rope, valid[:, start:stop])
         inject = None if deepstack is None else deepstack.between(start, stop)
         piece = x if stop - start == tokens else x[:, start:stop]
-        with Watch(decoder, hidden_states, router_logits) as watch:
-            hidden = decoder(piece, place, store, inject, watch.observer)
-        passes.append((hidden, watch.finished(hidden), watch.router_logits))
+        watch = Watch(decoder, hidden_states, router_logits)
+        hidden = decoder.run(piece, place, store, inject, watch.observer, watch.router_logits)
+        passes.append((hidden, watch.finished(hidden), tuple(watch.router_logits) if router_logits else None))
     return passes[0] if len(passes) == 1 else _joined(passes, x.shape[0])
 
 

@@ -28,7 +28,7 @@ def frame_weights(talker):
     stack = stack_weights(predictor.model)
     if stack is None or not is_plain(talker.model.codec_embedding, *embeddings, *heads):
         return None
-    cos, sin = rope_angles(np.arange(predictor.config.num_code_groups), predictor.inv_freq)
+    cos, sin = rope_angles(np.arange(predictor.config.num_code_groups), predictor.model.inv_freq)
     return ops.fused.FrameWeights(
         stack,
         talker.model.codec_embedding.weight,

@@ -9,11 +9,12 @@ import os
 from contextlib import contextmanager
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, nn
+from mindspore import Parameter, ParameterTuple
 from mindspore.common.initializer import initializer
 
 from . import ops
 from .interruption import interruptible
+from .layers import Cell
 from .moe import SparseMoeBlock
 from .step_weights import frame_weights, is_plain, stack_weights
 
@@ -64,7 +65,7 @@ class StepPool:
         self.free = []
 
 
-class Step(nn.Cell):
+class Step(Cell):
     """A cell that runs as it is for its first calls and as a graph from then on (`compile_from` calls; None: never)."""
 
     def __init__(self):
@@ -115,7 +116,7 @@ class DecoderStep(Step):
         return self.graph.run(x, *place)
 
 
-class _Graph(nn.Cell):
+class _Graph(Cell):
     """A cell that is compiled once: every call has inputs of the same shapes (the captured launches rely on it)."""
 
     def __init__(self):
@@ -136,7 +137,7 @@ class _DecoderGraph(_Graph):
         self.keys, self.values = store
 
     def run(self, x, cos, sin, mask, slots):
-        hidden = self.decoder(x, (cos, sin, mask, slots), (self.keys, self.values))
+        hidden = self.decoder.run(x, (cos, sin, mask, slots), (self.keys, self.values))
         return ops.linear(hidden, self.output_layer.source(self.output_layer.weight)), hidden
 
     @ms.jit
@@ -202,7 +203,7 @@ class FrameGraph(_Graph):
         embed = self.embed(code)
         x, total, codes = ops.concat((hidden, embed), 1), embed, (code,)
         for group in range(self.groups):
-            logits = self.predictor(x, self.places[group], (self.keys, self.values), group)
+            logits = self.predictor.read(x, self.places[group], (self.keys, self.values), group)
             code = self._choose(logits, noise[:, group : group + 1])
             x = self.predictor.model.codec_embedding[group](code)
             total = total + x

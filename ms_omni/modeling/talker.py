@@ -1,11 +1,15 @@
 """The talker: thinker states and text in, code 0 of every codec frame out; its predictor adds the other codes."""
 
-from mindspore import nn
-
+from ..errors import InputError
+from ..outputs import TalkerOutput
 from .code_predictor import CodePredictor
 from .decoder import MropeDecoder
-from .layers import Embedding, Linear, ProjectionMLP
+from .forward import answer, counted_positions, new_valid, read_stack
+from .layers import Cell, Embedding, Linear, ProjectionMLP
+from .losses import training_losses
 from .moe import SharedExpertMoeBlock
+from .packing import as_tensor, host_array, whole_numbers
+from .positions import get_rope_index
 
 
 class TalkerModel(MropeDecoder):
@@ -17,23 +21,29 @@ class TalkerModel(MropeDecoder):
         super().__init__(config)
         self.codec_embedding = Embedding(config.vocab_size, config.hidden_size)
 
+    @property
+    def input_layer(self):
+        return self.codec_embedding
 
-class Talker(nn.Cell):
+
+class Talker(Cell):
     """Mirrors `Qwen3OmniMoeTalkerForConditionalGeneration`.
 
     `text_projection` turns thinker embeddings `[..., D_thinker]` into talker rows `[..., D]`, `hidden_projection` does
     the same for thinker hidden states at media tokens.
     """
 
+    text_model, predictor = TalkerModel, CodePredictor
+
     def __init__(self, config):
         super().__init__()
         self.config = config
         text = config.text_config
-        self.model = TalkerModel(text)
+        self.model = self.text_model(text)
         self.text_projection = self._projection(config)
         self.hidden_projection = self._projection(config)
         self.codec_head = Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.code_predictor = CodePredictor(config.code_predictor_config)
+        self.code_predictor = self.predictor(config.code_predictor_config)
         self.prepared_frame = None  # its weights as `ops.code_frame` takes them, from the first frame on
 
     @staticmethod
@@ -41,14 +51,91 @@ class Talker(nn.Cell):
         text = config.text_config
         return ProjectionMLP(config.thinker_hidden_size, text.intermediate_size, text.hidden_size, text.hidden_act)
 
-    def get_input_embeddings(self):
+    @property
+    def input_layer(self):
         return self.model.codec_embedding
 
-    def construct(self, inputs_embeds, positions, cache, valid):
-        """One pass: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, a `KVCache`, valid bool `[B, S]`.
+    @property
+    def output_layer(self):
+        return self.codec_head
+
+    def construct(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        output_router_logits=False,
+        residual_codes=None,
+        generation_step=None,
+        talker_input_ids=None,
+        image_grid_thw=None,
+        video_grid_thw=None,
+        video_second_per_grid=None,
+        output_hidden_states=False,
+        output_attentions=None,
+        cache_position=None,
+        return_dict=None,
+    ):
+        """The reference's forward: rows of the talker `[B, S, D]` (or codes 0 `[B, S]` as input_ids) -> `TalkerOutput`.
+
+        attention_mask, position_ids, past_key_values, use_cache, output_*: as for the thinker. Without position_ids they
+        are those of talker_input_ids, the thinker's ids `[B, S]` (with the grids), or else unpadded rows are counted. labels
+        int `[B, S]` (-100: ignored) add `loss`. residual_codes and generation_step only pass through. Raises `InputError`.
+        """
+        cache, cached = past_key_values, 0 if past_key_values is None else past_key_values.length
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("pass either input_ids or inputs_embeds, and not both")
+        x = self.model.embed(host_array(input_ids)) if inputs_embeds is None else as_tensor(inputs_embeds)
+        valid, deltas = new_valid(attention_mask, tuple(x.shape[:2]), cache), getattr(cache, "rope_deltas", None)
+        if position_ids is None and cached:
+            position_ids = counted_positions(valid, cache.valid.sum(axis=1, keepdims=True)) + (
+                0 if deltas is None else deltas
+            )
+        elif position_ids is None and talker_input_ids is not None:
+            grids = (None if grid is None else whole_numbers(grid, "the grids") for grid in (image_grid_thw, video_grid_thw))
+            seconds = None if video_second_per_grid is None else host_array(video_second_per_grid)
+            ids, merge = host_array(talker_input_ids), self.config.spatial_merge_size
+            position_ids, deltas = get_rope_index(self.config, merge, ids, valid, *grids, seconds)
+        elif position_ids is None:
+            position_ids = counted_positions(valid)
+        states = read_stack(
+            self.model,
+            x,
+            attention_mask,
+            position_ids,
+            cache,
+            use_cache,
+            output_hidden_states,
+            output_router_logits,
+            None,
+            output_attentions,
+            cache_position,
+        )
+        logits = self.codec_head(states.last_hidden_state)
+        loss, aux_loss = training_losses(self.config.text_config, logits, labels, states.router_logits, valid)
+        if states.past_key_values is not None:
+            states.past_key_values.rope_deltas = deltas
+        output = TalkerOutput(
+            loss,
+            aux_loss,
+            logits,
+            states.past_key_values,
+            (states.hidden_states, residual_codes),
+            None,
+            states.router_logits,
+            0 if generation_step is None else generation_step + 1,
+        )
+        return answer(output, return_dict)
+
+    def read(self, inputs_embeds, positions, cache, valid):
+        """One pass of generation: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, a `KVCache`, valid bool `[B, S]`.
 
         Returns logits of code 0 `[B, S, V]` and the last hidden states `[B, S, D]`.
         """
         place, store = cache.admit(self.model.rope(positions), valid)
-        hidden = self.model(inputs_embeds, place, store)
+        hidden = self.model.run(inputs_embeds, place, store)
         return self.codec_head(hidden), hidden

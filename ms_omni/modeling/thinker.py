@@ -1,19 +1,20 @@
 """The thinker: audio and vision encoders in front of a mixture-of-experts text decoder."""
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from ..errors import InputError
-from ..outputs import ThinkerOutput
+from ..outputs import ThinkerOutput, VisionOutput
 from . import ops
 from .audio_encoder import AudioEncoder
 from .decoder import MropeDecoder
-from .layers import Embedding, Linear, identity
-from .losses import language_model_loss, load_balancing_loss
+from .forward import answer, check_arguments, counted_positions, new_valid, read_stack
+from .layers import Cell, Embedding, Linear, identity
+from .losses import training_losses
 from .moe import SparseMoeBlock
-from .packing import check_ids, host_array
+from .packing import as_tensor, host_array, whole_numbers
 from .positions import get_rope_index
-from .prefill import Deepstack, read_tokens
+from .prefill import Deepstack
 from .vision_encoder import VisionEncoder
 
 
@@ -26,26 +27,36 @@ class ThinkerTextModel(MropeDecoder):
         super().__init__(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
 
+    @property
+    def input_layer(self):
+        return self.embed_tokens
 
-class Thinker(nn.Cell):
+
+class Thinker(Cell):
     """Mirrors `Qwen3OmniMoeThinkerForConditionalGeneration` (attribute paths of transformers 4.57)."""
+
+    audio_encoder, vision_encoder, text_model = AudioEncoder, VisionEncoder, ThinkerTextModel
+    has_head = True  # without one, `construct` gives the decoder's states
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.audio_tower = AudioEncoder(config.audio_config)
-        self.visual = VisionEncoder(config.vision_config)
-        self.model = ThinkerTextModel(config.text_config)
-        if not config.text_config.tie_word_embeddings:
+        self.audio_tower = self.audio_encoder(config.audio_config)
+        self.visual = self.vision_encoder(config.vision_config)
+        self.model = self.text_model(config.text_config)
+        if self.has_head and not config.text_config.tie_word_embeddings:
             self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.collect = identity  # puts the vocabulary together where a plan splits the head
 
-    def get_input_embeddings(self):
+    @property
+    def input_layer(self):
         return self.model.embed_tokens
 
     @property
     def output_layer(self):
-        """The layer whose weight `[V, D]` turns hidden states into logits: the head, or the tied embedding."""
+        """The layer whose weight `[V, D]` turns hidden states into logits: the head, the tied embedding, or None."""
+        if not self.has_head:
+            return None
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
 
     def logits(self, hidden):
@@ -54,12 +65,20 @@ class Thinker(nn.Cell):
 
     # -- features ----------------------------------------------------------------------------------------------------
 
-    def get_audio_features(self, input_features, feature_attention_mask=None, audio_feature_lengths=None):
-        """Audio tokens `[N, D]` of all clips in order.
+    def get_audio_features(
+        self,
+        input_features,
+        feature_attention_mask=None,
+        audio_feature_lengths=None,
+        output_attentions=None,
+        return_dict=None,
+    ):
+        """Audio tokens `[N, D]` of all clips in order; they also answer to `.last_hidden_state` (5.x).
 
         input_features `[clips, mel, frames]` with feature_attention_mask `[clips, frames]` or audio_feature_lengths
         `[clips]` (mel frames; clips without either are taken whole); or `[mel, total frames]` with lengths.
         """
+        check_arguments(output_attentions)
         features = host_array(input_features)
         if features.ndim == 3:
             lengths = self._clip_lengths(features, feature_attention_mask, audio_feature_lengths)
@@ -67,7 +86,7 @@ class Thinker(nn.Cell):
         elif audio_feature_lengths is None:
             raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
         else:
-            lengths = host_array(audio_feature_lengths).reshape(-1)
+            lengths = whole_numbers(audio_feature_lengths, "audio_feature_lengths").reshape(-1)
         return self.hear(features, lengths)
 
     def hear(self, features, lengths):
@@ -89,18 +108,29 @@ class Thinker(nn.Cell):
                     f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
                     f"{clips} clips of {frames} mel frames"
                 )
-        lengths = np.full(clips, frames) if lengths is None else host_array(lengths).reshape(-1)
+        lengths = np.full(clips, frames) if lengths is None else whole_numbers(lengths, "audio_feature_lengths").reshape(-1)
         if len(lengths) != clips or (lengths > frames).any():
             raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
         return lengths
 
-    def get_image_features(self, pixel_values, image_grid_thw):
-        """Image tokens `[N, D]` of all images in order, and their deepstack features, a list of `[N, D]`."""
-        return self.see(host_array(pixel_values), image_grid_thw)
+    def get_image_features(
+        self, pixel_values, image_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
+    ):
+        """Image tokens `[N, D]` of all images in order and a list of their deepstack features `[N, D]`: a `VisionOutput`."""
+        check_arguments(output_attentions)
+        pixels = host_array(pixel_values)
+        if output_hidden_states:
+            return self.visual(pixels, image_grid_thw, output_hidden_states)
+        output = self.see(pixels, image_grid_thw)
+        return (
+            output if isinstance(output, VisionOutput) else VisionOutput(*output)
+        )  # a plan puts the parts of all ranks together
 
-    def get_video_features(self, pixel_values_videos, video_grid_thw):
-        """Video tokens `[N, D]` of all videos in order, and their deepstack features, a list of `[N, D]`."""
-        return self.see(host_array(pixel_values_videos), video_grid_thw)
+    def get_video_features(
+        self, pixel_values_videos, video_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
+    ):
+        """As `get_image_features`, of videos."""
+        return self.get_image_features(pixel_values_videos, video_grid_thw, output_hidden_states, output_attentions)
 
     def get_placeholder_mask(
         self, input_ids, inputs_embeds=None, image_features=None, video_features=None, audio_features=None
@@ -142,8 +172,8 @@ class Thinker(nn.Cell):
             self.config.vision_config.spatial_merge_size,
             host_array(input_ids),
             None if attention_mask is None else host_array(attention_mask),
-            None if image_grid_thw is None else host_array(image_grid_thw),
-            None if video_grid_thw is None else host_array(video_grid_thw),
+            None if image_grid_thw is None else whole_numbers(image_grid_thw, "image_grid_thw"),
+            None if video_grid_thw is None else whole_numbers(video_grid_thw, "video_grid_thw"),
             None if second_per_grids is None else host_array(second_per_grids),
         )
 
@@ -191,8 +221,7 @@ class Thinker(nn.Cell):
 
     def embed_text(self, input_ids):
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
-        check_ids(input_ids, self.config.text_config.vocab_size)
-        return self.model.embed_tokens(Tensor(input_ids.astype(np.int32)))
+        return self.model.embed(input_ids)
 
     def _encode_media(self, input_features, feature_mask, lengths, pixels, image_grids, video_pixels, video_grids):
         image = video = audio = None
@@ -222,27 +251,33 @@ class Thinker(nn.Cell):
         past_key_values=None,
         inputs_embeds=None,
         labels=None,
-        use_cache=True,
+        use_cache=None,
         output_hidden_states=False,
         output_router_logits=False,
         use_audio_in_video=False,
         video_second_per_grid=None,
         logits_to_keep=0,
         whole_logits=True,
+        rope_deltas=None,
+        output_attentions=None,
+        cache_position=None,
+        return_dict=None,
     ):
-        """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput`.
+        """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput` (return_dict=False: a tuple).
 
-        With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, in one pass.
+        With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, and while MindSpore records it for
+        a gradient, in one pass that keeps nothing.
 
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
-        labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds `aux_loss`, weighted into the loss.
-        output_hidden_states: True, or the indices to keep (the others are None); logits_to_keep: logits of only so many
-        last positions (0: all); whole_logits=False: only those of the part of the vocabulary that this process holds
-        under a plan. use_audio_in_video is the reference's; the tokens already say it.
+        position_ids: see `forward.given_positions`. labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds
+        `aux_loss`, weighted into the loss. output_hidden_states: True, or the indices to keep (the others are None);
+        logits_to_keep: logits of only so many last positions (0: all); whole_logits=False: only those of the part of the
+        vocabulary that this process holds under a plan. use_audio_in_video and rope_deltas are the reference's; the tokens and
+        the cache already say both. Raises `InputError`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
-        deepstack, valid = None, None if attention_mask is None else host_array(attention_mask) == 1
+        cache, deepstack = past_key_values, None
         if inputs_embeds is None:
             input_ids = host_array(input_ids)
             media = (
@@ -254,76 +289,50 @@ class Thinker(nn.Cell):
                 pixel_values_videos,
                 video_grid_thw,
             )
-            if past_key_values is not None and past_key_values.length and all(part is None for part in media):
+            if cache is not None and cache.length and all(part is None for part in media):
                 inputs_embeds = self.embed_text(input_ids)  # a placeholder id that was generated is a word like others
             else:
                 inputs_embeds, deepstack = self.embed(input_ids, *media)
-        valid = self._valid(valid, inputs_embeds, past_key_values)
-        position_ids, deltas = self._positions(
-            position_ids, input_ids, valid, past_key_values, image_grid_thw, video_grid_thw, video_second_per_grid
-        )
-        if use_cache and past_key_values is None:
-            past_key_values = self.model.new_cache(*valid.shape)
-        hidden, hidden_states, router_logits = read_tokens(
+        valid = new_valid(attention_mask, tuple(inputs_embeds.shape[:2]), cache)
+        if position_ids is None:
+            position_ids, deltas = self._positions(
+                input_ids, valid, cache, image_grid_thw, video_grid_thw, video_second_per_grid
+            )
+        else:
+            deltas = getattr(cache, "rope_deltas", None)
+        states = read_stack(
             self.model,
-            inputs_embeds,
+            as_tensor(inputs_embeds),
+            attention_mask,
             position_ids,
-            valid,
-            past_key_values,
-            deepstack,
+            cache,
+            use_cache,
             output_hidden_states,
             output_router_logits,
+            deepstack,
+            output_attentions,
+            cache_position,
         )
+        if states.past_key_values is not None:
+            states.past_key_values.rope_deltas = deltas
+        if not self.has_head:
+            return answer(states, return_dict)
+        hidden = states.last_hidden_state
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         logits = self.collect(logits) if whole_logits else logits
-        loss, aux_loss = self._losses(logits, labels, router_logits, valid, past_key_values)
-        if past_key_values is not None:
-            past_key_values.rope_deltas = deltas
-        return ThinkerOutput(logits, past_key_values, deltas, hidden_states, router_logits, loss, aux_loss)
+        loss, aux_loss = training_losses(self.config.text_config, logits, labels, states.router_logits, valid)
+        output = ThinkerOutput(
+            loss, aux_loss, logits, states.past_key_values, states.hidden_states, None, states.router_logits, deltas
+        )
+        return answer(output, return_dict)
 
-    def _valid(self, valid, x, cache):
-        """The mask `[B, S]` of the new tokens; a mask over the cached ones too is cut to its end."""
-        shape = tuple(x.shape[:2])
-        if valid is None:
-            return np.ones(shape, bool)
-        cached = 0 if cache is None else cache.length
-        if valid.shape not in (shape, (shape[0], cached + shape[1])):
-            raise InputError(
-                f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"
-                + (f" or {[shape[0], cached + shape[1]]}" if cached else "")
-            )
-        return valid[:, -shape[1] :]
-
-    def _positions(self, position_ids, input_ids, valid, cache, image_grids, video_grids, seconds):
-        cached = 0 if cache is None else cache.length
-        if position_ids is not None:
-            position_ids = np.asarray(host_array(position_ids), np.float32)
-            if position_ids.ndim == 2:
-                position_ids = np.broadcast_to(position_ids, (3, *position_ids.shape))
-            if position_ids.shape != (3, *valid.shape):
-                raise InputError(
-                    f"position_ids has shape {list(position_ids.shape)}, expected {[3, *valid.shape]} or {list(valid.shape)}"
-                )
-            return position_ids, None if cache is None else getattr(cache, "rope_deltas", None)
-        if cached:
+    def _positions(self, input_ids, valid, cache, image_grids, video_grids, seconds):
+        if cache is not None and cache.length:
             seen = cache.valid.sum(axis=1, keepdims=True)
-            steps = np.cumsum(valid, axis=1) - 1
-            line = (seen + steps).astype(np.float32) + cache.rope_deltas
-            return np.broadcast_to(line, (3, *line.shape)), cache.rope_deltas
+            return counted_positions(valid, seen) + cache.rope_deltas, cache.rope_deltas
         if input_ids is None:
-            line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32)
-            return np.broadcast_to(line, (3, *line.shape)), np.zeros((len(line), 1), np.float32)
+            return counted_positions(valid), np.zeros((len(valid), 1), np.float32)
         return self.get_rope_index(input_ids, image_grids, video_grids, valid, second_per_grids=seconds)
-
-    def _losses(self, logits, labels, router_logits, valid, cache):
-        config, aux_loss, loss = self.config.text_config, None, None
-        if router_logits is not None:
-            aux_loss = load_balancing_loss(router_logits, config.num_experts_per_tok, valid)
-        if labels is not None:
-            loss = language_model_loss(logits, host_array(labels))
-            if aux_loss is not None:
-                loss = loss + config.router_aux_loss_coef * aux_loss
-        return loss, aux_loss
 
 
 def _check_features(kind, placeholders, features, embeds):

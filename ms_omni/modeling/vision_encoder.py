@@ -8,9 +8,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ..errors import InputError
+from ..outputs import VisionOutput
 from . import ops
-from .layers import Embedding, LayerNorm, Linear, ProjectionMLP
-from .packing import host_array, segments_of
+from .forward import check_arguments
+from .layers import Cell, Embedding, LayerNorm, Linear, ProjectionMLP
+from .packing import segments_of, whole_numbers
 from .rope import axial_tables, inverse_frequencies
 
 NORM_EPS = 1e-6
@@ -39,7 +41,7 @@ def interpolation_taps(index, size, side):
     return taps, np.stack([1 - high_weight, high_weight], axis=-1)
 
 
-class VisionAttention(nn.Cell):
+class VisionAttention(Cell):
     """Full attention inside each frame, `[N, D]` -> `[N, D]`."""
 
     def __init__(self, config):
@@ -56,7 +58,7 @@ class VisionAttention(nn.Cell):
         return self.proj(ops.packed_attention(q, k, v, segments, self.scale))
 
 
-class VisionBlock(nn.Cell):
+class VisionBlock(Cell):
     """Pre-norm transformer block on packed patches."""
 
     def __init__(self, config):
@@ -71,7 +73,7 @@ class VisionBlock(nn.Cell):
         return x + self.mlp(self.norm2(x))
 
 
-class PatchEmbed(nn.Cell):
+class PatchEmbed(Cell):
     """The 3-D convolution whose kernel equals its stride, as the one linear layer that it is."""
 
     def __init__(self, config):
@@ -83,7 +85,7 @@ class PatchEmbed(nn.Cell):
         return self.proj(x)
 
 
-class PatchMerger(nn.Cell):
+class PatchMerger(Cell):
     """Merges `merge * merge` neighbouring patches: `[N, D]` -> `[N / merge^2, out]`."""
 
     def __init__(self, config, use_postshuffle_norm):
@@ -100,14 +102,14 @@ class PatchMerger(nn.Cell):
         return x
 
 
-class Gelu(nn.Cell):
+class Gelu(Cell):
     """Keeps the numbering of the checkpoint: `mlp.0` and `mlp.2` are linear, `mlp.1` is this."""
 
     def construct(self, x):
         return ops.gelu(x)
 
 
-class VisionEncoder(nn.Cell):
+class VisionEncoder(Cell):
     """Mirrors `Qwen3OmniMoeVisionEncoder`."""
 
     def __init__(self, config):
@@ -123,21 +125,31 @@ class VisionEncoder(nn.Cell):
         head_dim = config.hidden_size // config.num_heads
         self.inv_freq = inverse_frequencies(config.rope_theta, head_dim // 2)
 
-    def construct(self, hidden_states, grid_thw):
-        """hidden_states `[N, C*t*p*p]` pixels of all images or frames, grid_thw `[n, 3]` in patches.
+    @property
+    def input_layer(self):
+        return self.patch_embed
 
-        Returns the merged features `[N / merge^2, out]` and the list of deepstack features of the same shape.
+    @property
+    def deepstack_merger_list(self):
+        """The reference's other name of `merger_list`."""
+        return self.merger_list
+
+    def construct(self, hidden_states, grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None):
+        """hidden_states `[N, C*t*p*p]` pixels of all images or frames, grid_thw `[n, 3]` in patches -> `VisionOutput`: the merged
+        features `[N / merge^2, out]` and the list of deepstack features of the same shape.
+
         Raises `InputError` when the grids do not cover the patches.
         """
-        grids = self.check_grids(host_array(grid_thw), hidden_states.shape[0])
+        check_arguments(output_attentions)
+        grids = self.check_grids(grid_thw, hidden_states.shape[0])
         rows, columns = grid_positions(grids, self.spatial_merge_size)
         segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
         x = self.patch_embed(Tensor(hidden_states).astype(self.patch_embed.proj.weight.dtype))
         x = x + self.position_embeddings(grids, rows, columns)
-        return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq))
+        return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq), output_hidden_states)
 
     def check_grids(self, grids, patches):
-        grids = grids.reshape(-1, 3)
+        grids = whole_numbers(grids, "grid_thw").reshape(-1, 3)
         if (grids < 1).any() or (grids[:, 1:] % self.spatial_merge_size).any():
             raise InputError(
                 f"grid_thw must hold positive patch counts whose height and width are multiples of "
@@ -160,12 +172,14 @@ class VisionEncoder(nn.Cell):
         places, table = self.pos_embed.rows(Tensor(index))
         return ops.weighted_sum_rows(table, places, Tensor(weights))
 
-    def encode(self, x, segments, rope):
-        """The blocks on embedded patches `[N, D]`."""
-        deepstack = []
+    def encode(self, x, segments, rope, watched=False):
+        """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""
+        deepstack, states = [], [x] if watched else None
         for index, block in enumerate(self.blocks):
             x = block(x, segments, rope)
+            if watched:
+                states.append(x)
             if index in self.config.deepstack_visual_indexes:
                 merger = self.merger_list[self.config.deepstack_visual_indexes.index(index)]
                 deepstack.append(merger(x))
-        return self.merger(x), deepstack
+        return VisionOutput(self.merger(x), deepstack, x, tuple(states) if watched else None)

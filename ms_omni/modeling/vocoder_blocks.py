@@ -3,33 +3,33 @@
 from mindspore import nn
 
 from . import ops
-from .causal_conv import CausalConv1d, CausalConvTranspose1d
-from .layers import LayerNorm, Linear, identity, parameter
+from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
+from .layers import Cell, LayerNorm, Linear, identity, parameter
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
 NORM_EPS = 1e-6  # fixed in the reference, not part of the configuration
 
 
-class LayerScale(nn.Cell):
+class LayerScale(Cell):
     """A learnt factor per channel, `[..., D]` -> `[..., D]` (Touvron et al. 2021)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, start):
         super().__init__()
-        self.scale = parameter(dim)
+        self.scale = parameter(dim, start=start)
         self.source = identity
 
     def construct(self, x):
         return ops.scale_channels(x, self.source(self.scale))
 
 
-class SnakeBeta(nn.Cell):
+class SnakeBeta(Cell):
     """`x + sin^2(x e^alpha) / e^beta` per channel, `[B, C, T]` -> `[B, C, T]` (Lee et al. 2022, "BigVGAN")."""
 
     def __init__(self, channels):
         super().__init__()
-        self.alpha = parameter(channels)
-        self.beta = parameter(channels)
+        self.alpha = parameter(channels, start=0.0)  # of a logarithm
+        self.beta = parameter(channels, start=0.0)
         self.source = identity
 
     def read(self):
@@ -39,7 +39,7 @@ class SnakeBeta(nn.Cell):
         return ops.snake_beta(x, *self.read())
 
 
-class ConvNeXtBlock(nn.Cell):
+class ConvNeXtBlock(Cell):
     """Depthwise convolution, then a scaled MLP over channels: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
 
     def __init__(self, dim):
@@ -48,7 +48,7 @@ class ConvNeXtBlock(nn.Cell):
         self.norm = LayerNorm(dim, NORM_EPS)
         self.pwconv1 = Linear(dim, 4 * dim)
         self.pwconv2 = Linear(4 * dim, dim)
-        self.gamma = parameter(dim)
+        self.gamma = parameter(dim, start=1e-6)
         self.source = identity
 
     def construct(self, x, history):
@@ -57,7 +57,7 @@ class ConvNeXtBlock(nn.Cell):
         return x + ops.transpose(ops.scale_channels(rows, self.source(self.gamma)), (0, 2, 1))
 
 
-class ResidualUnit(nn.Cell):
+class ResidualUnit(Cell):
     """Snake, dilated convolution, snake, 1x1 convolution, and the input added: `[B, C, T]` -> `[B, C, T]`."""
 
     def __init__(self, dim, dilation):
@@ -80,20 +80,26 @@ class ResidualUnit(nn.Cell):
         )
 
 
-class DecoderBlock(nn.Cell):
-    """Snake, upsampling by `rate`, and one residual unit per dilation: `[B, C, T]` -> `[B, C / 2, T * rate]`.
+class DecoderBlock(Cell):
+    """Snake, upsampling by the rate of its level, and one residual unit per dilation: `[B, C, T]` -> `[B, C / 2, T * rate]`.
 
-    The first step of a stream gives `rate` fewer (see `CausalConvTranspose1d`), which may leave nothing.
+    The first step of a stream gives `rate` fewer (see `CausalConvTranspose1d`), which may leave nothing; so does a whole
+    signal without a history.
     """
 
-    def __init__(self, in_channels, rate):
+    def __init__(self, config, layer_idx):
         super().__init__()
-        out_channels = in_channels // 2
+        self.config = config
+        in_channels, out_channels = (config.decoder_dim // 2 ** (layer_idx + more) for more in (0, 1))
+        rate = config.upsample_rates[layer_idx]
         upsampling = CausalConvTranspose1d(in_channels, out_channels, 2 * rate, rate)
         units = [ResidualUnit(out_channels, dilation) for dilation in DILATIONS]
         self.block = nn.CellList([SnakeBeta(in_channels), upsampling, *units])
+        give_out_slots(self)
 
-    def construct(self, x, history):
+    def construct(self, hidden, history=None):
+        history = History.before(self) if history is None else history
+        x = hidden
         snake, upsampling, *units = self.block
         x = upsampling(snake(x), history)
         if x.shape[-1]:

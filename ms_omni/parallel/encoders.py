@@ -40,7 +40,7 @@ class SharedVision(SharedWork):
 
     def __call__(self, pixels, grid_thw):
         tower, ranks, rank = self.tower, self.comm.size, self.comm.rank
-        grids = tower.check_grids(host_array(grid_thw), pixels.shape[0])
+        grids = tower.check_grids(grid_thw, pixels.shape[0])
         frames = np.repeat(grids, grids[:, 0], axis=0)
         frames[:, 0] = 1
         if len(frames) == 1:

@@ -104,7 +104,7 @@ def decode(model, head, rows, prompt, padding, first=0):
     valid = np.ones((batch, total), bool)
     valid[-1, :padding] = False
     place, store = step.cache.admit(model.rope(positions[:, :, :prompt]), valid[:, :prompt])
-    model(Tensor(rows[:, :prompt]), place, store)
+    model.run(Tensor(rows[:, :prompt]), place, store)
     results = []
     for at in range(prompt, total):
         here = slice(at, at + 1)

@@ -11,7 +11,13 @@ from ms_omni.modeling.ops import reference, select
 
 def test_every_operator_is_documented_and_has_a_reference_with_the_same_arguments():
     public = {name for name, value in vars(ops).items() if inspect.isfunction(value) and not name.startswith("_")}
-    questions = {"describe", "graph_expert_rows", "prepare", "settle"}  # asked about operators, not computed by them
+    questions = {
+        "describe",
+        "graph_expert_rows",
+        "prepare",
+        "recording",
+        "settle",
+    }  # asked about operators, not computed by them
     assert public - questions == {*ops.OPERATORS, *ops.FUSED}
     assert not any(hasattr(reference, name) for name in ops.FUSED)  # the cells are their reference
     for name in ops.OPERATORS:

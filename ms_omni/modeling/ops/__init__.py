@@ -3,7 +3,8 @@
 Kernels differ between devices, so modeling code calls only these functions and never `mindspore.mint` or
 `mindspore.ops`. `reference` runs on every device; `cpu` replaces single functions of it by C++ kernels and is used on
 CPU where there is a compiler; `ascend` holds the fused kernels of Ascend. `MS_OMNI_OPS` forces one of them, or
-`ascend-emulated`: the operators of Ascend on kernels written in numpy (see `select.py`).
+`ascend-emulated`: the operators of Ascend on kernels written in numpy (see `select.py`). A pass that is recorded for a
+gradient runs on `reference`, whichever was chosen.
 
 Axes: B batch, T time, S new tokens, N rows, H query heads, K kv heads, D channels, E experts, V vocabulary. `rows`
 means that leading axes are flattened.
@@ -13,11 +14,33 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
-import mindspore as ms
+import functools
 
-from . import select
+import mindspore as ms
+from mindspore.common.api import _pynative_executor
+
+from . import reference, select
 
 _impl, _reason = select.choose()
+
+
+def recording():
+    """Whether MindSpore records what is computed, to take its gradient."""
+    return _pynative_executor.requires_grad()
+
+
+def _differentiable(operator):
+    """An operator that `reference` computes while MindSpore records a pass to take its gradient: kernels may have none.
+
+    It asks when it is called; a graph is compiled from the operator itself.
+    """
+    with_gradient = getattr(reference, operator.__name__)
+
+    @functools.wraps(operator)
+    def call(*args, **kwargs):
+        return (with_gradient if recording() else operator)(*args, **kwargs)
+
+    return call
 
 
 def describe():
@@ -33,6 +56,7 @@ def settle(dtype):
     select.settle(_impl, dtype)
 
 
+@_differentiable
 def linear(x, weight, bias=None, stable=False):
     """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`.
 
@@ -41,66 +65,79 @@ def linear(x, weight, bias=None, stable=False):
     return _impl.linear(x, weight, bias, stable)
 
 
+@_differentiable
 def embedding(ids, weight):
     """Rows of weight `[V, D]` at ids `[...]` (integers in `[0, V)`) -> `[..., D]`."""
     return _impl.embedding(ids, weight)
 
 
+@_differentiable
 def embedding_part(ids, weight, first):
     """As `embedding` for a table of which weight `[R, D]` holds the rows from `first` on; other ids give zeros."""
     return _impl.embedding_part(ids, weight, first)
 
 
+@_differentiable
 def rms_norm(x, weight, eps):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; the mean is taken in float32 (Zhang & Sennrich 2019)."""
     return _impl.rms_norm(x, weight, eps)
 
 
+@_differentiable
 def layer_norm(x, weight, bias, eps):
     """Layer normalisation over the last axis, statistics in float32 (Ba et al. 2016)."""
     return _impl.layer_norm(x, weight, bias, eps)
 
 
+@_differentiable
 def gelu(x):
     """`x * Phi(x)` with the exact normal distribution (Hendrycks & Gimpel 2016)."""
     return _impl.gelu(x)
 
 
+@_differentiable
 def gelu_tanh(x):
     """The tanh approximation of `gelu` (same paper, section 2)."""
     return _impl.gelu_tanh(x)
 
 
+@_differentiable
 def silu(x):
     """`x * sigmoid(x)`."""
     return _impl.silu(x)
 
 
+@_differentiable
 def sigmoid(x):
     """`1 / (1 + exp(-x))`."""
     return _impl.sigmoid(x)
 
 
+@_differentiable
 def quick_gelu(x):
     """`x * sigmoid(1.702 x)`, the sigmoid approximation of `gelu` (same paper, section 2)."""
     return _impl.quick_gelu(x)
 
 
+@_differentiable
 def relu(x):
     """`max(x, 0)`."""
     return _impl.relu(x)
 
 
+@_differentiable
 def swiglu(gate_up):
     """`silu(gate) * up` for gate_up `[..., 2I]` = gate and up side by side -> `[..., I]` (Shazeer 2020)."""
     return _impl.swiglu(gate_up)
 
 
+@_differentiable
 def rotary(x, cos, sin):
     """Rotates the pairs `(x[i], x[i + D/2])`: x `[..., H, D]`, cos and sin `[..., D/2]` (Su et al. 2021), in float32."""
     return _impl.rotary(x, cos, sin)
 
 
+@_differentiable
 def attention(q, k, v, mask, scale, stable=False):
     """Softmax attention with grouped kv heads, softmax in float32.
 
@@ -110,6 +147,7 @@ def attention(q, k, v, mask, scale, stable=False):
     return _impl.attention(q, k, v, mask, scale, stable)
 
 
+@_differentiable
 def packed_attention(q, k, v, segments, scale):
     """Full attention inside each segment of a packed sequence and none across: q, k, v `[N, H, D]` -> `[N, H * D]`.
 
@@ -119,6 +157,7 @@ def packed_attention(q, k, v, segments, scale):
     return _impl.packed_attention(q, k, v, segments, scale)
 
 
+@_differentiable
 def route_topk(logits, k, normalise):
     """Router: softmax over E in float32, the k largest -> weights `[N, k]` float32, indices `[N, k]` int32.
 
@@ -127,6 +166,7 @@ def route_topk(logits, k, normalise):
     return _impl.route_topk(logits, k, normalise)
 
 
+@_differentiable
 def experts(x, gate_up, down, weights, indices, first=None):
     """Mixture of gated MLPs: `sum_j weights[n, j] * mlp_{indices[n, j]}(x[n])`.
 
@@ -142,11 +182,13 @@ def graph_expert_rows():
     return _impl.GATHERED_ROWS
 
 
+@_differentiable
 def conv1d(x, weight, bias, dilation=1, groups=1):
     """Convolution without padding: x `[B, C, T]`, weight `[M, C / groups, W]` -> `[B, M, T - (W - 1) * dilation]`."""
     return _impl.conv1d(x, weight, bias, dilation, groups)
 
 
+@_differentiable
 def conv_transpose1d(x, weight, bias, stride, trim=0):
     """Transposed convolution: x `[B, C, T]`, weight `[C, M, W]` -> `[B, M, (T - 1) * stride + W - 2 * trim]`.
 
@@ -155,66 +197,79 @@ def conv_transpose1d(x, weight, bias, stride, trim=0):
     return _impl.conv_transpose1d(x, weight, bias, stride, trim)
 
 
+@_differentiable
 def conv2d(x, weight, bias, stride, padding):
     """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`."""
     return _impl.conv2d(x, weight, bias, stride, padding)
 
 
+@_differentiable
 def snake_beta(x, alpha, beta):
     """`x + sin^2(x e^alpha) / (e^beta + 1e-9)` per channel: x `[B, C, T]`, alpha and beta `[C]` (Lee et al. 2022)."""
     return _impl.snake_beta(x, alpha, beta)
 
 
+@_differentiable
 def scale_channels(x, scale):
     """`x * scale` with scale `[D]` along the last axis of x `[..., D]`."""
     return _impl.scale_channels(x, scale)
 
 
+@_differentiable
 def scatter_rows(x, index, rows):
     """A copy of x `[N, D]` in which the rows at index `[M]` are replaced by rows `[M, D]`."""
     return _impl.scatter_rows(x, index, rows)
 
 
+@_differentiable
 def add_rows(x, index, rows):
     """A copy of x `[N, D]` with rows `[M, D]` added at index `[M]`."""
     return _impl.add_rows(x, index, rows)
 
 
+@_differentiable
 def write_rows(buffer, index, rows):
     """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index `[M]`, in place; returns the buffer."""
     return _impl.write_rows(buffer, index, rows)
 
 
+@_differentiable
 def gather_rows(x, index):
     """The rows of x `[N, ...]` at index `[M]` -> `[M, ...]`."""
     return _impl.gather_rows(x, index)
 
 
+@_differentiable
 def weighted_sum_rows(x, index, weights):
     """`sum_j weights[n, j] * x[index[n, j]]`: x `[R, D]`, index and weights `[N, taps]` -> `[N, D]`."""
     return _impl.weighted_sum_rows(x, index, weights)
 
 
+@_differentiable
 def concat(parts, axis):
     """Joins tensors along an axis."""
     return _impl.concat(parts, axis)
 
 
+@_differentiable
 def transpose(x, axes):
     """Permutes the axes into contiguous memory."""
     return _impl.transpose(x, axes)
 
 
+@_differentiable
 def clip(x, low, high):
     """Limits every element to `[low, high]`."""
     return _impl.clip(x, low, high)
 
 
+@_differentiable
 def argmax(x):
     """Index of the largest element of the last axis, int32."""
     return _impl.argmax(x)
 
 
+@_differentiable
 def draw(logits, noise, temperature, top_k, top_p):
     """Samples one id per row: temperature, the top_k likeliest (0: all), of them the smallest set that reaches top_p,
     then inversion of their cumulative distribution at noise.
@@ -224,11 +279,13 @@ def draw(logits, noise, temperature, top_k, top_p):
     return _impl.draw(logits, noise, temperature, top_k, top_p)
 
 
+@_differentiable
 def cross_entropy(logits, labels):
     """Mean negative log-likelihood in float32: logits `[N, V]`, labels `[N]` -> scalar."""
     return _impl.cross_entropy(logits, labels)
 
 
+@_differentiable
 def expert_load(logits, k, mask):
     """Router statistics over the tokens with mask `[N]` 1.0: `(assignments per expert [E], summed probability [E])`."""
     return _impl.expert_load(logits, k, mask)
@@ -273,7 +330,7 @@ def residual_unit(x, before, snake, conv, dilation, last_snake, last_conv):
     before `[B, C, (W - 1) * dilation]`: the inputs that precede x. snake and last_snake: (alpha, beta) of `snake_beta`;
     conv and last_conv: (weight, bias) of `conv1d`, weights `[C, C, W]` and `[C, C, 1]`.
     """
-    if hasattr(_impl, "residual_unit") and x.dtype == ms.float32:
+    if hasattr(_impl, "residual_unit") and x.dtype == ms.float32 and not recording():
         return _impl.residual_unit(x, before, snake, conv, dilation, last_snake, last_conv)
     y = snake_beta(concat((before, x), -1), *snake)
     y = snake_beta(conv1d(y, *conv, dilation), *last_snake)

@@ -3,8 +3,8 @@
 A launch costs more than the work of a small operator, so the number of launches is what counts in decoding. Each
 function leaves to `reference` what its kernel is not for: other types. Large work has kernels of its own: `cpu_dense`
 (products), `cpu_attention`, `cpu_vocoder` (sums in a fixed order, which `stable` asks for).
-They have no gradient; `MS_OMNI_OPS=reference` has. Importing this module compiles the kernels; it raises `OSError` where
-that cannot be done.
+They have no gradient: what is recorded for one runs on `reference`. Importing this module compiles the kernels; it raises
+`OSError` where that cannot be done.
 """
 
 import functools

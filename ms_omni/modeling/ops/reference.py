@@ -192,6 +192,7 @@ def _conv1d(channels, kernel, dilation, groups):
 
 @functools.cache
 def _conv_transpose1d(channels, kernel, stride):
+    # channels: the inputs', for its gradient is a convolution that has so many outputs; itself it does not look at them.
     return ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
 
 
@@ -205,7 +206,7 @@ def conv_transpose1d(x, weight, bias, stride, trim=0):
     b, _, t = x.shape
     channels, kernel = weight.shape[1:]
     shape = (b, channels, 1, (t - 1) * stride + kernel)
-    y = _conv_transpose1d(channels, kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
+    y = _conv_transpose1d(weight.shape[0], kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
     y = _bias_add(y, bias).squeeze(2)
     return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 

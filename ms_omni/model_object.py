@@ -1,0 +1,234 @@
+"""What scripts for transformers and PyTorch call on a model: its mode, dtype, parameters and embeddings."""
+
+import warnings
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from .arrays import as_dtype, is_device
+from .errors import InputError
+from .modeling import ops
+from .modeling.initial import RANGE, initialise
+from .modeling.layers import is_lazy, lazy_parameters
+from .runtime import setup
+
+
+class ModelObject:
+    """Methods of a public model class, or of a part of one, in front of the cell that computes."""
+
+    main_input_name = "input_ids"
+    base_model_prefix = "model"
+    is_gradient_checkpointing = False
+    supports_gradient_checkpointing = False
+    _tied_weights_keys = None  # a tied head is the embedding itself here
+    _no_split_modules = ()
+
+    def __init__(self, *config):
+        """From a configuration: with weights as transformers starts them, unless somebody else fills them."""
+        if is_lazy():
+            super().__init__(*config)
+            return
+        setup()
+        ops.settle(ms.float32)
+        with lazy_parameters(ms.float32):
+            super().__init__(*config)
+        initialise(self)
+
+    @classmethod
+    def _from_config(cls, config, dtype=None, torch_dtype=None, attn_implementation=None, **_):
+        """A model with fresh weights; `Model(config)` in transformers' words."""
+        return cls(config).to(dtype if dtype is not None else torch_dtype)
+
+    from_config = _from_config
+
+    def forward(self, *args, **kwargs):
+        """The forward pass: `model(...)`."""
+        return self(*args, **kwargs)
+
+    def can_generate(self) -> bool:
+        return hasattr(type(self), "generate")
+
+    # -- mode --------------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True):
+        """MindSpore's training mode, or with False the other one; returns the model."""
+        return self.set_train(mode) if mode else self.eval()
+
+    def eval(self):
+        """Ends training: nothing is recorded for a gradient any more unless it is asked for; returns the model."""
+        self.set_train(False)
+        self.set_grad(False)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True):
+        """Freezes or frees every parameter; returns the model."""
+        for parameter in self.get_parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def gradient_checkpointing_enable(self, *_, **__) -> None:
+        warnings.warn("gradient checkpointing has no effect: activations are kept until a gradient was taken", stacklevel=2)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Nothing is to be done: it is never on."""
+
+    # -- device and dtype ----------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self):
+        """MindSpore dtype of the weights."""
+        return next(iter(self.get_parameters())).dtype
+
+    @property
+    def device(self) -> str:
+        """Name of the device that MindSpore computes on: "CPU" or "Ascend"."""
+        return ms.get_context("device_target")
+
+    def to(self, *targets, dtype=None, **_):
+        """In another dtype, where the device computes in it (CPU: float32 only, said once); devices change nothing.
+
+        Raises:
+            InputError: what is neither a device nor a floating-point dtype.
+        """
+        for target in (*targets, dtype):
+            if target is None or isinstance(target, (bool, int)) or is_device(target):
+                continue
+            self._cast(getattr(target, "dtype", target))
+        return self
+
+    def _cast(self, dtype):
+        name = str(dtype).lower().rpartition(".")[2]
+        name = name if name == "bfloat16" else as_dtype(dtype).name
+        if name not in ("bfloat16", "float16", "float32", "float64"):
+            raise InputError(f"a model cannot be had in {name}; expected float32, bfloat16 or float16")
+        chosen = setup("float32" if name == "float64" else name).dtype  # says so where the device does not compute in it
+        for parameter in self.get_parameters():
+            if parameter.dtype != chosen:
+                parameter.set_dtype(chosen)
+                self._forget_steps()
+
+    def float(self):
+        return self.to("float32")
+
+    def half(self):
+        return self.to("float16")
+
+    def bfloat16(self):
+        return self.to("bfloat16")
+
+    def cpu(self, *_, **__):
+        """Itself: the device is MindSpore's, chosen by `mindspore.set_device`."""
+        return self
+
+    cuda = npu = cpu
+
+    # -- parameters ----------------------------------------------------------------------------------------------------
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        return iter(self.get_parameters(expand=recurse))
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+        return self.parameters_and_names(name_prefix=prefix, expand=recurse)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the weights are; without frozen ones, and without those of embedding tables, if so asked."""
+        tables = set()
+        if exclude_embeddings:
+            tables = {id(cell.weight) for _, cell in self.cells_and_names() if type(cell).__name__ == "Embedding"}
+        return sum(
+            parameter.size
+            for parameter in self.get_parameters()
+            if id(parameter) not in tables and (parameter.requires_grad or not only_trainable)
+        )
+
+    def modules(self) -> Iterator[nn.Cell]:
+        return (cell for _, cell in self.cells_and_names())
+
+    def named_modules(self, *_, **__) -> Iterator[tuple[str, nn.Cell]]:
+        return self.cells_and_names()
+
+    def children(self) -> Iterator[nn.Cell]:
+        return iter(self.cells())
+
+    def named_children(self) -> Iterator[tuple[str, nn.Cell]]:
+        return iter(self.name_cells().items())
+
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    def get_decoder(self):
+        """The decoder stack of a model that has a head, else the model itself."""
+        return getattr(self, "model", self)
+
+    def get_input_embeddings(self):
+        """The layer that inputs go through first, or None."""
+        return getattr(self, "input_layer", None)
+
+    def get_output_embeddings(self):
+        """The head that makes logits (the embedding itself where they are tied), or None."""
+        return getattr(self, "output_layer", None)
+
+    def set_input_embeddings(self, value) -> None:
+        self._exchange(self.get_input_embeddings(), value)
+
+    def set_output_embeddings(self, value) -> None:
+        self._exchange(self.get_output_embeddings(), value)
+
+    def tie_weights(self, *_, **__) -> None:
+        """Nothing is to be done: a tied head is the embedding itself."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ):
+        """Gives the vocabulary another size, in embedding, head and configuration; returns the embedding.
+
+        New rows are the mean of the old ones, or with mean_resizing=False random as in a new model. An optimizer that was made
+        before holds the old parameters. Raises `InputError` for a part without a vocabulary, and under a parallel plan.
+        """
+        table, head = self.get_input_embeddings(), self.get_output_embeddings()
+        if not hasattr(table, "rows"):
+            raise InputError(f"{type(self).__name__} has no vocabulary that could be resized")
+        if getattr(self, "team", None) is not None:
+            raise InputError("a vocabulary that is spread over processes cannot be resized; load with parallel=None")
+        size = table.weight.shape[0] if new_num_tokens is None else int(new_num_tokens)
+        size += -size % (pad_to_multiple_of or 1)
+        config = getattr(self.config, "text_config", self.config)
+        if size < 1 or size == table.weight.shape[0]:
+            if size < 1:
+                raise InputError(f"new_num_tokens is {new_num_tokens}, expected at least 1")
+            return table
+        deviation = None if mean_resizing else getattr(config, "initializer_range", None) or RANGE
+        for layer in [table] if head is None or head is table else [table, head]:
+            layer.weight = _resized(layer.weight, size, deviation)
+        config.vocab_size = size
+        self._forget_steps()
+        return table
+
+    def _exchange(self, old, new):
+        for cell in self.modules():
+            for name, part in cell.name_cells().items():
+                if part is old and old is not None:
+                    setattr(cell, name, new)
+                    self._forget_steps()
+                    return
+        raise InputError(f"{type(self).__name__} has no such embedding")
+
+    def _forget_steps(self):
+        """What was compiled or prepared for the weights as they were."""
+        for cell in self.modules():
+            if hasattr(cell, "steps"):
+                cell.steps.clear()
+            if hasattr(cell, "prepared_frame"):
+                cell.prepared_frame = None
+
+
+def _resized(parameter, rows, deviation):
+    old = parameter.astype(ms.float32).asnumpy()
+    if deviation is None:
+        new = np.repeat(old.mean(axis=0, keepdims=True), rows, axis=0)
+    else:
+        new = (np.random.standard_normal((rows, old.shape[1])) * deviation).astype(old.dtype)
+    kept = min(rows, len(old))
+    new[:kept] = old[:kept]
+    return Parameter(Tensor(new).astype(parameter.dtype), name=parameter.name, requires_grad=parameter.requires_grad)

@@ -1,0 +1,125 @@
+"""What the forward passes have in common: the reference's arguments, turned into what a decoder stack reads."""
+
+import numpy as np
+from mindspore import Tensor
+
+from ..errors import InputError
+from ..outputs import DecoderOutput
+from . import ops
+from .packing import host_array
+from .prefill import Deepstack, read_tokens
+
+
+def check_arguments(output_attentions=None, cache_position=None, start=0, tokens=0):
+    """Refuses attention maps, and cache positions that are not those of the `tokens` that follow `start` cached ones."""
+    if output_attentions:
+        raise InputError("output_attentions is True, but attention is one kernel here that keeps no maps; leave it out")
+    if cache_position is not None:
+        places = host_array(cache_position).reshape(-1)
+        if places.tolist() != list(range(start, start + tokens)):
+            raise InputError(
+                f"cache_position is {places.tolist()}, expected {start} .. {start + tokens - 1}: new tokens follow those cached"
+            )
+
+
+def wants_cache(use_cache, past_key_values):
+    """Whether a pass keeps keys and values: not while it is recorded for a gradient, which does not flow through a cache."""
+    if not ops.recording():
+        return use_cache is None or bool(use_cache) or past_key_values is not None
+    if past_key_values is not None:
+        raise InputError("past_key_values was passed to a forward pass under a gradient; pass the whole sequence instead")
+    return False
+
+
+def new_valid(attention_mask, shape, cache):
+    """The mask bool `[B, S]` of the new tokens; one over the cached ones too is cut to its end."""
+    if attention_mask is None:
+        return np.ones(shape, bool)
+    valid, cached = host_array(attention_mask) == 1, 0 if cache is None else cache.length
+    if valid.shape not in (shape, (shape[0], cached + shape[1])):
+        raise InputError(
+            f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"
+            + (f" or {[shape[0], cached + shape[1]]}" if cached else "")
+        )
+    return valid[:, -shape[1] :]
+
+
+def given_positions(position_ids, shape):
+    """Positions float32 `[3, B, S]` and the text row `[B, S]` or None, of what a caller passed for `shape` tokens.
+
+    position_ids: `[B, S]` (or `[1, S]` for all rows), `[3, B, S]` (time, height, width), or `[4, B, S]` with a text row before.
+    """
+    positions = np.asarray(host_array(position_ids), np.float32)
+    axes = positions.shape[0] if positions.ndim == 3 else 1
+    try:
+        positions = np.broadcast_to(positions, (max(axes, 3), *shape))
+    except ValueError:
+        axes = 0
+    if axes not in (1, 3, 4):
+        raise InputError(
+            f"position_ids has shape {list(np.shape(position_ids))}, expected {list(shape)}, {[3, *shape]}, or {[4, *shape]} "
+            "with a row of text positions first"
+        )
+    return (positions[1:], positions[0]) if axes == 4 else (positions, None)
+
+
+def packed_runs(text_row, attention_mask, cache):
+    """Which of several sequences laid end to end each token belongs to, int `[B, S]`: the text positions start again with
+    each. None for a single sequence, and where a mask or a cache says what is seen.
+    """
+    if text_row is None or attention_mask is not None or cache is not None:
+        return None
+    runs = np.cumsum(np.diff(text_row, axis=1, prepend=text_row[:, :1]) != 1, axis=1)
+    return runs if (runs != runs[:, :1]).any() else None
+
+
+def counted_positions(valid, cached=0):
+    """Positions float32 `[3, B, S]` of plain text: unpadded tokens counted from `cached` (a number or `[B, 1]`) on."""
+    line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32) + cached
+    return np.broadcast_to(line.astype(np.float32), (3, *line.shape))
+
+
+def read_stack(
+    decoder,
+    x,
+    attention_mask=None,
+    position_ids=None,
+    past_key_values=None,
+    use_cache=None,
+    output_hidden_states=None,
+    output_router_logits=None,
+    deepstack=None,
+    output_attentions=None,
+    cache_position=None,
+):
+    """A decoder stack on embeddings `[B, S, D]` -> `DecoderOutput`; arguments as in `Decoder.construct`."""
+    shape, cached = tuple(x.shape[:2]), 0 if past_key_values is None else past_key_values.length
+    check_arguments(output_attentions, cache_position, cached, shape[1])
+    valid, runs = new_valid(attention_mask, shape, past_key_values), None
+    if position_ids is None:
+        positions = counted_positions(np.ones(shape, bool), cached)
+    else:
+        positions, text_row = given_positions(position_ids, shape)
+        runs = packed_runs(text_row, attention_mask, past_key_values)
+    if decoder.window is not None:
+        if use_cache or past_key_values is not None:
+            raise InputError("this stack sees a window of an endless stream; to continue one, use Code2Wav.stream()")
+    elif runs is None and wants_cache(use_cache, past_key_values) and past_key_values is None:
+        past_key_values = decoder.new_cache(*shape)
+    hidden, states, logits = read_tokens(
+        decoder, x, positions, valid, past_key_values, deepstack, output_hidden_states, output_router_logits, runs
+    )
+    return DecoderOutput(hidden, past_key_values, states, None, logits)
+
+
+def visual_deepstack(visual_pos_masks, deepstack_visual_embeds, tokens):
+    """The `Deepstack` of features `[M, D]` per layer at the True places of visual_pos_masks `[B, T]`, or None without."""
+    if deepstack_visual_embeds is None:
+        return None
+    places = np.flatnonzero(host_array(visual_pos_masks).astype(bool)).astype(np.int32)
+    return Deepstack([(places, [Tensor(features) for features in deepstack_visual_embeds])], tokens)
+
+
+def answer(output, return_dict=None):
+    """The output, or with return_dict=False its fields as a plain tuple."""
+    return output.to_tuple() if return_dict is False else output
