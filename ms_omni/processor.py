@@ -16,6 +16,7 @@ from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
 from ms_omni.media.conversation import collect_media
 from ms_omni.media.messages import read_batch
 from ms_omni.media.video import SizeRule, VideoClip
+from ms_omni.notices import caller_level
 from ms_omni.processing.arguments import (
     VISION_KEYS,
     CallOptions,
@@ -345,7 +346,7 @@ def _seconds_per_grid(clips: Sequence[VideoClip], frames: int) -> np.ndarray:
         warnings.warn(
             f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
             "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
     return frames / np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
 

@@ -123,7 +123,9 @@ def read_item(item: Any, where: str = "The item") -> Item:
     options = (
         {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
     )
-    is_file = _TYPES.get(given.get("type"), "file") == "file" and not (found and found[0] in names)  # Gradio's has many keys
+    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (
+        found and found[0] in names
+    )  # Gradio's has many keys
     options |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
     return Item(kind, value, options, where, item)
 
@@ -133,7 +135,7 @@ def _read_message(message: Any, where: str) -> Message:
     if mapping is None or not is_given(mapping.get("role")):
         raise InputError(f"{where} must be a dict with a role and content; got {_kind_of(message)}.")
     rest = {key: value for key, value in mapping.items() if is_given(value) and key not in ("role", "content")}
-    role, content = _ROLES.get(mapping["role"], mapping["role"]), _listed(mapping.get("content"))
+    role, content = str(_ROLES.get(mapping["role"], mapping["role"])), _listed(mapping.get("content"))
     if not is_given(content) or isinstance(content, str):
         return Message(role, content if isinstance(content, str) else "", rest)
     if role == "tool" and _is_data(content):
@@ -149,7 +151,7 @@ def _kind(given: Mapping[str, Any], item: Mapping[str, Any], where: str) -> str:
     keyed = [kind for kind in KINDS if any(key in given for key in (kind, f"{kind}_url", f"input_{kind}"))]
     if stated is not None and not (isinstance(stated, str) and stated in _TYPES):
         raise InputError(f"{where} has the type {stated!r}; accepted are text, {', '.join(KINDS)}, and OpenAI's names.")
-    kind = _TYPES.get(stated)
+    kind = None if stated is None else _TYPES[stated]
     if kind is None and keyed:
         kind = keyed[0]
         if "text" in given:

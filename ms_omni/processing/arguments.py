@@ -10,7 +10,7 @@ from typing import Any
 
 from ms_omni.errors import InputError
 from ms_omni.media.options import SamplingOptions, number
-from ms_omni.notices import warn_once
+from ms_omni.notices import caller_level, warn_once
 
 VISION_KEYS = (
     "min_pixels",
@@ -196,9 +196,11 @@ def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, f
         elif key in _WITHOUT_EFFECT:
             idle.append(key)
         else:
-            warnings.warn(f"{where} has no argument {key!r}; it is ignored.{did_you_mean(key, known)}", stacklevel=4)
+            warnings.warn(
+                f"{where} has no argument {key!r}; it is ignored.{did_you_mean(key, known)}", stacklevel=caller_level()
+            )
     if idle:
-        warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=4)
+        warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=caller_level())
     return kept
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ms_omni.errors import InputError
 from ms_omni.media.messages import Message
-from ms_omni.notices import warn_once
+from ms_omni.notices import caller_level, warn_once
 from ms_omni.processing.arguments import did_you_mean, loose_names
 
 
@@ -87,5 +87,5 @@ def _say_unread(name: str) -> None:
         warnings.warn(
             f"apply_chat_template has no argument {name!r}, and the chat template does not read it; it is ignored."
             f"{did_you_mean(name, loose_names())}",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
