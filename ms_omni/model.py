@@ -106,6 +106,13 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
 
+    def generate(self, *_, **__):
+        """Refused: the talker hears the thinker while it writes, and needs the whole model for that. Raises `InputError`."""
+        raise InputError(
+            "talker.generate: codes are written while the thinker writes; use model.generate, or model.say for a given text. "
+            "One pass of the talker is talker(inputs_embeds=...), one of its predictor talker.code_predictor(...)"
+        )
+
 
 class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     """The vocoder alone, loaded from a full checkpoint."""
