@@ -64,7 +64,7 @@ def test_without_the_miniature_it_says_what_to_do(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(demo_samples, "_places", lambda: [tmp_path / "examples/miniature"])
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert "in a clone of the repository" in error and "--model" in error and len(error.splitlines()) == 1
+    assert "install ms_omni again" in error and "--model" in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
