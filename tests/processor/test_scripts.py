@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ms_omni import Qwen3OmniMoeProcessor, notices
+from ms_omni.answers import TextIds, without_speech
 from ms_omni.errors import InputError
 from ms_omni.media.video import VideoClip
 from ms_omni.outputs import GenerateOutput
@@ -378,6 +379,8 @@ def test_decoding_takes_what_generate_returned(processor):
         processor.decode(ids[0]) == processor.decode(ids[0].tolist()) == "hello" and processor.decode(ids[0, 0]) == "hello"
     )
     assert processor.batch_decode(ids[:1]) == processor.batch_decode(ids[0]) == ["hello"]
+    answer = without_speech(ids.view(TextIds))
+    assert processor.decode(answer[0]) == "hello" and processor.batch_decode(answer[0]) == ["hello", "world"]
     assert processor.decode([]) == "" and processor.batch_decode(ids[:, :0]) == ["", ""]
     for wrong in (wave, "hello", [0.5], None, [[1.5]]):
         with pytest.raises(InputError, match="Token ids are expected"):
