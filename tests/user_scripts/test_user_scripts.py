@@ -19,7 +19,95 @@ LIMIT_S = 600
 
 EXPECTED = {
     "five_lines": """
-9 (1, 1, SAMPLES)
+9 (1, 1, True)
+""",
+    "readme_snippets": """
+single: ['an orange star and 374']
+seconds of speech over 1: True at 24000
+voice: Ethan True
+voice: Chelsie True
+video: ['up and 52']
+three media: 1 None
+batch: ['an orange star', '374', 'I do not know', 'an orange star and 374'] None
+""",
+    "cookbooks": """
+image: an orange star None
+audio: 9061
+caption: str
+video: left
+dialogue: up and 52 int16 1 True
+function call: 374
+""",
+    "web_demo": """
+Chelsie wrote: 9
+Chelsie said: 24000 True
+Ethan wrote: an orange star
+Ethan said: 24000 True
+Chelsie wrote: 374
+Chelsie said: 24000 True
+streamed: 374 True
+""",
+    "model_page": """
+single: up and 52
+batch: ['up and 52', '374', 'I do not know', 'an orange star and 374']
+4.57: ['9'] None
+5.x: ['9']
+spk: Chelsie True
+spk: Ethan True
+thinker: up and 52
+pixels: 100352 153664
+set: 153664
+talker: False
+""",
+    "transformers_checks": """
+names: ['attention_mask', 'feature_attention_mask', 'image_grid_thw', 'input_features', 'input_ids', 'pixel_values'] 2 (6, 3)
+decode: an orange star and 374
+batch_decode: ['an orange star and 374', 'an orange star and 374']
+audio: 2 True True
+text: ['9', '9']
+audio tokens: True
+image_processor: True
+constructor: True
+saved: True ['feature_extractor', 'image_processor', 'processor_class', 'video_processor']
+config: True True
+""",
+    "other_spellings": """
+OpenAI: 374
+DashScope: 374
+base64: 374
+datasets decoded: 374
+datasets stored: 374
+Gradio: 374
+stereo: 374
+audio_url: 374
+keys that are None: 374
+image_url: an orange star
+input_image: an orange star
+base64 picture: an orange star
+datasets picture: an orange star
+greedy: 9
+greedy: 9
+greedy: 9
+greedy: 9
+""",
+    "public_scripts": """
+loaded: CPU True False
+trimmed: an orange star
+speech: float32 True True
+config: 2
+criteria: 3
+processor: False
+an orange star<|im_end|>
+streamed: an orange star
+turns: ['9', '3', '6']
+""",
+    "probing_script": """
+""",
+    "training_loop": """
+""",
+    "mindone_example": """
+['an orange star and 374']
+float32 True
 """,
 }
 SLOW = ()
