@@ -62,7 +62,7 @@ if __name__ == "__main__":
     samples = os.path.join(sys.argv[1], "samples")
     parser = argparse.ArgumentParser()
     parser.add_argument("model_name")
-    parser.add_argument("--prompt", default="What do you see and what number do you hear?")
+    parser.add_argument("--prompt", default="What number do you hear?")
     parser.add_argument("--image", default=os.path.join(samples, "star.jpg"))
     parser.add_argument("--audio", default=os.path.join(samples, "digits.wav"))
     ms.set_context(mode=ms.GRAPH_MODE)  # a line of many tutorials; it changes nothing here

@@ -102,11 +102,29 @@ streamed: an orange star
 turns: ['9', '3', '6']
 """,
     "probing_script": """
+layers: 4 192
+steps: True 5 (1, 1, 192)
+answer: ['374']
+layer 2: True
+embeds: ['9']
+hook: True
+tower: True
+resized: 1 True True
+still: ['374']
+trainable: ['lm_head.weight']
+shards: True
+reloaded: ['374']
 """,
     "training_loop": """
+spread: 0.02
+falls: True at first near log(99): True
+gradients: True
+saved: True ['config.json', 'model.safetensors']
+generates: (2, 9)
+published: 128 2
 """,
     "mindone_example": """
-['an orange star and 374']
+['374']
 float32 True
 """,
 }

@@ -31,6 +31,11 @@ config = Qwen3OmniMoeThinkerConfig(
     audio_config={"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 32, "output_dim": 32},
     vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 24, "num_heads": 4, "out_hidden_size": 32}
     | {"deepstack_visual_indexes": [1]},
+    audio_token_id=1,
+    image_token_id=2,
+    video_token_id=3,
+    audio_start_token_id=4,
+    vision_start_token_id=5,
     initializer_range=0.02,
 )
 config.text_config.router_aux_loss_coef = 0.01
