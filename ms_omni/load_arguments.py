@@ -221,15 +221,14 @@ def asked_dtype(options: dict[str, Any]) -> Any:
     return next(iter(names.values()), None)
 
 
-def check_attention(options: dict[str, Any]) -> None:
-    """Takes the choice of an attention kernel out of `options`: the numbers are the same, the device's own is used.
+def check_attention(options: dict[str, Any]) -> Any:
+    """Takes the choice of an attention kernel out of `options` and returns it; the device's own is used, to the same numbers.
 
     Raises:
         InputError: a name that nobody knows.
     """
     chosen = options.pop("attn_implementation", None)
-    chosen = chosen.values() if isinstance(chosen, Mapping) else [chosen]
-    for name in chosen:
+    for name in chosen.values() if isinstance(chosen, Mapping) else [chosen]:
         base = name.removeprefix("paged|") if isinstance(name, str) else name
         if base is not None and base not in ATTENTION and not (isinstance(base, str) and "/" in base):  # a kernel of the hub
             close = difflib.get_close_matches(str(name), ATTENTION, 1)
@@ -237,3 +236,4 @@ def check_attention(options: dict[str, Any]) -> None:
             raise InputError(f"attn_implementation is {name!r}, expected one of {', '.join(map(repr, ATTENTION))}{hint}")
     options.pop("use_flash_attention_2", None)
     options.pop("experts_implementation", None)
+    return chosen

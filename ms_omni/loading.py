@@ -99,7 +99,7 @@ class LoadingMixin:
         """
         where, options = sort_out(kwargs, cls.__name__, MODEL, config_words(cls.config_class))
         dtype = asked_dtype(options)
-        check_attention(options)
+        attention = check_attention(options)
         fields = {field.name for field in dataclasses.fields(Request)} - {"name", "where", "changes"}
         own = {word: options.pop(word) for word in fields & options.keys()}
         name = pretrained_model_name_or_path
@@ -110,6 +110,8 @@ class LoadingMixin:
         check_patterns(request.key_mapping)
         model, report = cls._load(request, dtype, progress, compile_steps, parallel, split_heads)
         model.name_or_path = "" if name is None else str(name)
+        if isinstance(attention, str):
+            model.config._attn_implementation = attention
         return (model, report) if request.output_loading_info else model
 
     @classmethod

@@ -14,7 +14,7 @@ class PretrainedMixin(LoadingMixin, ModelObject):
     def save_pretrained(
         self, folder, dtype=None, *, max_shard_size=None, safe_serialization=True, state_dict=None, **options
     ):
-        """Writes config.json and safetensors shards under the checkpoint's own names.
+        """Writes config.json, generation_config.json and safetensors shards under the checkpoint's own names.
 
         dtype: default, as computed in. max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
         that are written in the place of the model's own. Of transformers' other options those that name what happens anyway
@@ -29,3 +29,6 @@ class PretrainedMixin(LoadingMixin, ModelObject):
         size = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
         with holding(self, state_dict):
             save_checkpoint(self, folder, self.config, dtype, **size)
+        defaults = getattr(self, "generation_config", None)
+        if defaults is not None and defaults.to_dict():
+            defaults.save_pretrained(folder)

@@ -93,9 +93,12 @@ def test_embeddings_are_exchanged_and_resized(thinker, config):
 
 def test_saved_and_loaded(thinker, tmp_path):
     expected = thinker(IDS).logits.asnumpy()
+    thinker.generation_config.eos_token_id = [7, 9]
     thinker.save_pretrained(tmp_path / "whole", safe_serialization=True, max_shard_size="200KB", is_main_process=True)
     assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1
-    again = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    again = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(tmp_path / "whole", attn_implementation="eager")
+    assert again.generation_config.eos_token_id == [7, 9]  # answers end where they ended
+    assert again.config._attn_implementation == again.config.text_config._attn_implementation == "eager"
     assert (again(IDS).logits.asnumpy() == expected).all() and not again.training
     other = {"lm_head.weight": Tensor(np.zeros(thinker.lm_head.weight.shape, np.float32))}
     thinker.save_pretrained(tmp_path / "other", state_dict=other)
