@@ -128,7 +128,7 @@ published: 128 2
 float32 True
 """,
 }
-SLOW = ()
+SLOW = ("mindone_example", "other_spellings")  # their kinds have quick tests of their own
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXPECTED])
