@@ -15,8 +15,6 @@ from mindspore.nn.utils import no_init_parameters
 from . import ops
 
 _dtype = ms.float32
-
-
 _lazy = False
 
 
@@ -33,8 +31,11 @@ def lazy_parameters(dtype):
 
 
 def is_lazy():
-    """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of."""
-    return _lazy
+    """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of.
+
+    A caller may say so himself, by MindSpore's `no_init_parameters`, which sets this attribute of the class.
+    """
+    return _lazy or not getattr(Parameter, "init_param", True)
 
 
 def parameter(*shape, start=None):
