@@ -132,6 +132,19 @@ class ModelObject:
     def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
         return self.parameters_and_names(name_prefix=prefix, expand=recurse)
 
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter of that name. Raises `AttributeError` when there is none."""
+        found = dict(self.parameters_and_names())
+        if target not in found:
+            raise AttributeError(f"{type(self).__name__} has no parameter {target!r}")
+        return found[target]
+
+    get_parameter_or_buffer = get_parameter
+
+    def get_memory_footprint(self, *_, **__) -> int:
+        """Bytes of the weights."""
+        return sum(parameter.nbytes for parameter in self.get_parameters())
+
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the weights are; without frozen ones, and without those of embedding tables, if so asked."""
         tables = set()

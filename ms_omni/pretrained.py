@@ -12,7 +12,7 @@ class PretrainedMixin(LoadingMixin, ModelObject):
     """Loads and saves a cell whose parameters carry the checkpoint's names behind `checkpoint_prefix`."""
 
     def save_pretrained(
-        self, folder, dtype=None, *, max_shard_size=None, safe_serialization=True, state_dict=None, **options
+        self, save_directory, dtype=None, *, max_shard_size=None, safe_serialization=True, state_dict=None, **options
     ):
         """Writes config.json, generation_config.json and safetensors shards under the checkpoint's own names.
 
@@ -28,7 +28,7 @@ class PretrainedMixin(LoadingMixin, ModelObject):
             )
         size = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
         with holding(self, state_dict):
-            save_checkpoint(self, folder, self.config, dtype, **size)
+            save_checkpoint(self, save_directory, self.config, dtype, **size)
         defaults = getattr(self, "generation_config", None)
         if defaults is not None and defaults.to_dict():
-            defaults.save_pretrained(folder)
+            defaults.save_pretrained(save_directory)

@@ -137,7 +137,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         processor.name_or_path = str(pretrained_model_name_or_path)
         return processor
 
-    def save_pretrained(self, folder: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too.
 
         Raises:
@@ -148,7 +148,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 "save_pretrained: push_to_hub is set, and nothing is uploaded here; upload the folder yourself."
             )
         known_only(kwargs, (), "save_pretrained")
-        save(Path(folder).expanduser(), self.tokenizer, self.chat_template, self.settings)
+        save(Path(save_directory).expanduser(), self.tokenizer, self.chat_template, self.settings)
 
     def __call__(
         self,

@@ -40,10 +40,10 @@ class GenerationConfig:
         """What was set, as the text of a generation_config.json."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `folder`/generation_config.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `save_directory`/generation_config.json."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
 
     def load(self, **values: Any) -> None:
         """Sets what is not set yet, as the checkpoint's and not as the user's."""

@@ -64,6 +64,14 @@ def test_parameters(thinker):
     named = dict(thinker.named_parameters())
     assert len(named) == len(list(thinker.parameters())) == len(thinker.state_dict())
     assert thinker.num_parameters() == sum(weight.size for weight in named.values())
+    assert (
+        thinker.get_parameter("lm_head.weight")
+        is thinker.get_parameter_or_buffer("lm_head.weight")
+        is thinker.lm_head.weight
+    )
+    assert thinker.get_memory_footprint() == 4 * thinker.num_parameters()
+    with pytest.raises(AttributeError, match="lm_tail"):
+        thinker.get_parameter("lm_tail.weight")
     tables = named["model.embed_tokens.weight"].size + named["visual.pos_embed.weight"].size
     assert thinker.num_parameters(exclude_embeddings=True) == thinker.num_parameters() - tables
     assert thinker.requires_grad_(False).num_parameters(only_trainable=True) == 0
@@ -101,7 +109,7 @@ def test_saved_and_loaded(thinker, tmp_path):
     assert again.config._attn_implementation == again.config.text_config._attn_implementation == "eager"
     assert (again(IDS).logits.asnumpy() == expected).all() and not again.training
     other = {"lm_head.weight": Tensor(np.zeros(thinker.lm_head.weight.shape, np.float32))}
-    thinker.save_pretrained(tmp_path / "other", state_dict=other)
+    thinker.save_pretrained(save_directory=tmp_path / "other", state_dict=other)
     assert (thinker(IDS).logits.asnumpy() == expected).all()
     silent = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(tmp_path / "other")
     assert (silent(IDS).logits.asnumpy() == 0).all()
