@@ -1,6 +1,7 @@
 """Qwen3-Omni on MindSpore: text, images, audio and video in; text and 24 kHz speech out."""
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,7 @@ _OTHER_NAMES = {  # what scripts ask transformers for when they leave the choice
 __all__ = ["__version__", *sorted([*_EXPORTS, *_OTHER_NAMES])]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Imported on first use: `import ms_omni` costs nothing, and MindSpore is only needed by the model classes.
     name = _OTHER_NAMES.get(name, name)
     if name not in _EXPORTS:

@@ -1,6 +1,6 @@
 """Numpy arrays that also answer to what scripts for PyTorch and MindSpore call on a tensor."""
 
-# pyright: reportReturnType=false, reportAttributeAccessIssue=false
+# pyright: reportReturnType=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 # (numpy's hints say ndarray of what `__array_function__` keeps in this class; `_define` adds methods)
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Device(str):
     """Where an array lies, as text and with PyTorch's `.type` and `.index`."""
 
     type = "cpu"
-    index = None  # pyright: ignore[reportAssignmentType]  (of an accelerator; hides the search of str)
+    index = None  # of an accelerator; hides the search of str
 
 
 class HostArray(np.ndarray):
@@ -203,7 +203,7 @@ class HostArray(np.ndarray):
 
     def flatten(self, start_dim: Any = 0, end_dim: int = -1, order: Any = "C") -> HostArray:
         if isinstance(start_dim, str) or not self.ndim:
-            return super().flatten(start_dim or order)
+            return super().flatten(start_dim or order)  # pyright: ignore[reportArgumentType]
         start, end = start_dim % self.ndim, end_dim % self.ndim
         if (start, end) == (0, self.ndim - 1):
             return super().flatten(order)

@@ -1,6 +1,7 @@
 """The public model classes: the cells of `modeling`, put together, loaded from checkpoints, and made to generate."""
 
 from dataclasses import replace
+from typing import Any
 
 from .config import (
     Qwen3OmniMoeCode2WavConfig,
@@ -135,7 +136,8 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
     def __init__(self, config):
         super().__init__()
         self.config = config = Qwen3OmniMoeConfig.validated(config)
-        self.folder = self.request = None
+        self.folder: Any = None
+        self.request: Any = None
         self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
         if config.enable_audio_output:

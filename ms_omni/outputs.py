@@ -19,7 +19,8 @@ class ModelOutput(Mapping):
 
     def keys(self) -> tuple[str, ...]:
         """The names of the fields that are not None, in the order of their positions."""
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        named = fields(self)  # pyright: ignore[reportArgumentType]  (dataclasses derive from this)
+        return tuple(field.name for field in named if getattr(self, field.name) is not None)
 
     def to_tuple(self) -> tuple:
         """The fields that are not None."""
@@ -105,6 +106,10 @@ class VisionOutput(tuple):
     `[N * merge^2, D]` before merging; `hidden_states`: the blocks' inputs and the last output, when asked for.
     """
 
+    pooler_output: Any
+    deepstack_features: Any
+    last_hidden_state: Any
+    hidden_states: Any
     attentions = None
 
     def __new__(cls, features, deepstack, last_hidden_state=None, hidden_states=None):

@@ -1,5 +1,9 @@
 """What the public model classes share: loading, saving, and what scripts call on a model."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 from .errors import InputError
 from .loading import LoadingMixin
 
@@ -11,9 +15,19 @@ from .saving import as_bytes, check_saving, holding
 class PretrainedMixin(LoadingMixin, ModelObject):
     """Loads and saves a cell whose parameters carry the checkpoint's names behind `checkpoint_prefix`."""
 
+    config: Any
+    cells: Any  # of MindSpore's Cell
+
     def save_pretrained(
-        self, save_directory, dtype=None, *, max_shard_size=None, safe_serialization=True, state_dict=None, **options
-    ):
+        self,
+        save_directory: str | os.PathLike,
+        dtype: Any = None,
+        *,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        state_dict: dict | None = None,
+        **options: Any,
+    ) -> None:
         """Writes config.json, generation_config.json and safetensors shards under the checkpoint's own names.
 
         dtype: default, as computed in. max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
@@ -26,9 +40,9 @@ class PretrainedMixin(LoadingMixin, ModelObject):
                 "this process holds a part of the model only; save it from one process (parallel=None), or use "
                 "ms-omni convert"
             )
-        size = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
+        size: dict[str, Any] = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
         with holding(self, state_dict):
-            save_checkpoint(self, save_directory, self.config, dtype, **size)
+            save_checkpoint(self, Path(save_directory), self.config, dtype, **size)
         defaults = getattr(self, "generation_config", None)
         if defaults is not None and defaults.to_dict():
             defaults.save_pretrained(save_directory)

@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from .errors import InputError
+from .modeling import interruption
 from .notices import caller_level
 
 
@@ -38,10 +41,6 @@ def setup(dtype=None):
     are the same numbers, and a script that was written for Ascend runs. Raises `InputError` for an unknown dtype.
     """
     ms = require_mindspore()
-    with contextlib.suppress(
-        SystemError
-    ):  # beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there
-        ms.Tensor([0]).reshape(1)
     device = ms.get_context("device_target")
     if device == "CPU":
         _prepare_cpu(ms)
@@ -49,7 +48,18 @@ def setup(dtype=None):
         # An experimental interface that we could not run; for graphs whose phase is "increment" (see `steps.py`).
         # https://www.mindspore.cn/docs/en/r2.7.1/api_python/runtime/mindspore.runtime.set_kernel_launch_capture.html
         ms.runtime.set_kernel_launch_capture(True)
+    _read_a_number(ms)
     return Runtime(device, *_resolve_dtype(ms, device, dtype))
+
+
+def _read_a_number(ms):
+    """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; and it leaves a handler of its own in
+    the place of Python's for SIGINT.
+    """
+    if int(np.__version__.split(".")[0]) >= 2:
+        with contextlib.suppress(SystemError):
+            ms.Tensor([0]).reshape(1)
+        interruption.restore()
 
 
 def _prepare_cpu(ms):

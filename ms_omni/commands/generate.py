@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from typing import Any
 
 from .messages import (
     add_media_arguments,
@@ -105,17 +106,18 @@ def text_options(arguments):
     return options
 
 
-def show(events, speech, quiet=False, to_stderr=False):
+def show(events: Any, speech: SpeechOutput, quiet: bool = False, to_stderr: bool = False) -> tuple[Any, str]:
     """Prints text and writes speech as they come; returns the end event and the whole text."""
     from ..outputs import AudioChunk, StreamEnd, TextDelta
 
-    out, end, text = sys.stderr if to_stderr else sys.stdout, None, ""
+    out, text = sys.stderr if to_stderr else sys.stdout, ""
+    end: Any = None
     for event in events:
         if isinstance(event, AudioChunk):
             speech.write(event.pcm[0, : event.samples[0]])
         elif isinstance(event, StreamEnd):
             end = event
-        elif isinstance(event, TextDelta) and event.text[0]:
+        elif isinstance(event, TextDelta) and event.text and event.text[0]:
             text += event.text[0]
             if not quiet:
                 clear_status()

@@ -200,7 +200,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if hasattr(value, "role") and hasattr(value, "content"):
-        return {"role": value.role, "content": value.content}
+        return {name: getattr(value, name) for name in ("role", "content")}
     return None
 
 

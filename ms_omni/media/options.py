@@ -70,7 +70,8 @@ def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False
     if value is None:
         return None
     kind = Integral if whole else Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not value > above:
+    fits = issubclass(type(value), kind) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not value > above:
         wanted = "a whole number" if whole else "a number"
         raise InputError(f"{where}: {key} is {value!r}; expected {wanted} greater than {above:g}.")
     return int(value) if whole else float(value)

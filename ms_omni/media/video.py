@@ -242,7 +242,7 @@ def _video_stream(container: Any, source: Source) -> Any:
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
         raise MediaError(f"{source.name} is a picture, not a video ({describe(source)}); give it as an image item.")
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if not stream.disposition & av.stream.Disposition.attached_pic:  # pyright: ignore[reportAttributeAccessIssue]
             return stream
     sound = "; it has sound: give it as an audio item" if container.streams.audio else ""
     raise MediaError(f"{source.name} has no video track{sound}.")

@@ -124,6 +124,14 @@ class _Graph(Cell):
         if CAPTURE:
             self.phase = "increment"
 
+    def _pass(self, x, place):
+        """The pass of `layers` and `norm`, on buffers of its own. Not `Decoder.run`: a graph that reaches a cell takes its
+        `construct` in, and the decoders' reads arrays on the host.
+        """
+        for index, layer in enumerate(self.layers):
+            x = layer(x, place, (self.keys, self.values), index)
+        return self.norm(x)
+
     def __call__(self, *arguments):
         with interruptible():
             return super().__call__(*arguments)
@@ -132,12 +140,12 @@ class _Graph(Cell):
 class _DecoderGraph(_Graph):
     def __init__(self, decoder, output_layer, store):
         super().__init__()
-        self.decoder = decoder
+        self.layers, self.norm = decoder.layers, decoder.norm
         self.output_layer = output_layer
         self.keys, self.values = store
 
     def run(self, x, cos, sin, mask, slots):
-        hidden = self.decoder.run(x, (cos, sin, mask, slots), (self.keys, self.values))
+        hidden = self._pass(x, (cos, sin, mask, slots))
         return ops.linear(hidden, self.output_layer.source(self.output_layer.weight)), hidden
 
     @ms.jit
@@ -155,7 +163,8 @@ class FrameStep(Step):
     def __init__(self, talker, batch_size, sampling):
         super().__init__()
         self.sampling = sampling
-        self.groups = talker.code_predictor.config.num_code_groups - 1
+        self.predictor = talker.code_predictor
+        self.groups = self.predictor.config.num_code_groups - 1
         weights = frame_weights(talker)
         talker.prepared_frame = self.fused = weights and ops.prepare(weights, talker.prepared_frame)
         self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
@@ -166,8 +175,8 @@ class FrameStep(Step):
         """
         if self.fused is not None:
             return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
-        with self.graph.predictor.frame():
-            compiled = self.graph.predictor.model.compilable and self.due()
+        with self.predictor.frame():
+            compiled = self.predictor.model.compilable and self.due()
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 
 
@@ -176,13 +185,14 @@ class FrameGraph(_Graph):
 
     def __init__(self, talker, batch_size, sampling):
         super().__init__()
-        self.embed = talker.model.codec_embedding
-        self.predictor = talker.code_predictor
+        predictor = talker.code_predictor
+        self.embed, self.residuals = talker.model.codec_embedding, predictor.model.codec_embedding
+        self.layers, self.norm, self.heads = predictor.model.layers, predictor.model.norm, predictor.lm_head
         self.sampling = sampling
-        config = self.predictor.config
+        config = predictor.config
         self.groups = config.num_code_groups - 1
         starts, lengths = [0, *range(2, self.groups + 1)], [2] + [1] * (self.groups - 1)
-        self.places = tuple(self.predictor.place(start, new, batch_size) for start, new in zip(starts, lengths))
+        self.places = tuple(predictor.place(start, new, batch_size) for start, new in zip(starts, lengths))
         rows = batch_size * config.num_key_value_heads * config.num_code_groups
         shape, dtype = (rows, config.head_dim), self.embed.weight.dtype
         self.keys, self.values = (
@@ -203,9 +213,9 @@ class FrameGraph(_Graph):
         embed = self.embed(code)
         x, total, codes = ops.concat((hidden, embed), 1), embed, (code,)
         for group in range(self.groups):
-            logits = self.predictor.read(x, self.places[group], (self.keys, self.values), group)
+            logits = self.heads[group](self._pass(x, self.places[group])[:, -1])
             code = self._choose(logits, noise[:, group : group + 1])
-            x = self.predictor.model.codec_embedding[group](code)
+            x = self.residuals[group](code)
             total = total + x
             codes = codes + (code,)
         return ops.concat(codes, 1), total

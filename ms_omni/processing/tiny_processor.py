@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 ADDED_TOKENS = (
     "<|endoftext|>",
@@ -259,9 +260,8 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         ]
     )
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.post_processor = processors.ByteLevel(  # pyright: ignore[reportCallIssue]  (its hints lack them)
-        add_prefix_space=False, trim_offsets=False, use_regex=False
-    )
+    byte_level: Any = processors.ByteLevel
+    tokenizer.post_processor = byte_level(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.add_tokens(
         [AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False) for token in ADDED_TOKENS]
     )

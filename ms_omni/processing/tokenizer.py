@@ -46,7 +46,7 @@ def _class_with_arrays(base: type) -> type:
     return type(base.__name__, (_ArrayResults, base), {"__module__": base.__module__, "__doc__": base.__doc__})
 
 
-def _restored(base: type, state: dict[str, Any]) -> Any:
+def _restored(base: Any, state: dict[str, Any]) -> Any:
     tokenizer = base.__new__(base)
     tokenizer.__dict__.update(state)
     return with_arrays(tokenizer)

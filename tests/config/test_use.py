@@ -17,7 +17,7 @@ from ms_omni.errors import ConfigError, InputError
 from tests.config import geometry
 
 DATA = Path(__file__).parent / "data"
-CLASSES = [name for name in ms_omni.__all__ if name.endswith("Config")]
+CLASSES = [name for name in ms_omni.__all__ if name.startswith("Qwen") and name.endswith("Config")]
 SECTIONS = [cls for name in CLASSES if issubclass(cls := getattr(ms_omni, name), ConfigSection)]
 
 
