@@ -22,7 +22,7 @@ from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.state import StateReader  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
-from .modeling import ops  # noqa: E402
+from .modeling import interruption, ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
@@ -154,6 +154,7 @@ class LoadingMixin:
                 report = fill_cell(model, *source, prefix=prefix, dtype=runtime.dtype, slices=slices, progress=shown)
             if team is not None:
                 team.attach(model)
+        interruption.restore()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
         model.set_train(False)
         for cell in (model, *model.cells()):
             if not compile_steps and hasattr(cell, "steps"):

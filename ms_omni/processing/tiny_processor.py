@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 ADDED_TOKENS = (
     "<|endoftext|>",
@@ -260,8 +259,11 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         ]
     )
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    byte_level: Any = processors.ByteLevel
-    tokenizer.post_processor = byte_level(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False,  # pyright: ignore[reportCallIssue]  (missing in its hints, as the next two)
+        trim_offsets=False,  # pyright: ignore[reportCallIssue]
+        use_regex=False,  # pyright: ignore[reportCallIssue]
+    )
     tokenizer.add_tokens(
         [AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False) for token in ADDED_TOKENS]
     )
