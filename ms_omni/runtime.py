@@ -1,6 +1,7 @@
 """The one place that talks to MindSpore's global state: device, compute dtype, context."""
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -53,11 +54,11 @@ def setup(dtype=None):
 
 
 def _read_a_number(ms):
-    """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; and it leaves a handler of its own in
-    the place of Python's for SIGINT.
+    """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; numpy prints a page about it, and
+    a handler of MindSpore's own is left in the place of Python's for SIGINT.
     """
     if int(np.__version__.split(".")[0]) >= 2:
-        with contextlib.suppress(SystemError):
+        with contextlib.suppress(SystemError), contextlib.redirect_stderr(io.StringIO()):
             ms.Tensor([0]).reshape(1)
         interruption.restore()
 

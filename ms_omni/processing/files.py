@@ -47,6 +47,8 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
     # 5.x writes extra_special_tokens as a list, where 4.57 wants a dict; tokenizer.json has the tokens in any case.
     override = {"extra_special_tokens": {}} if isinstance(config.get("extra_special_tokens"), list) else {}
     transformers = import_transformers()
+    said = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # 5.x remarks on keys of config.json, which it reads for the model's kind only
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **{**override, **options}
@@ -54,6 +56,8 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
         return with_arrays(tokenizer)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+    finally:
+        transformers.logging.set_verbosity(said)
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
