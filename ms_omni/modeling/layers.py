@@ -53,9 +53,13 @@ class Cell(nn.Cell):
     """
 
     def __call__(self, *args, **kwargs):
-        if context._get_mode() == context.GRAPH_MODE:
-            return self._run_construct(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+        try:
+            if context._get_mode() == context.GRAPH_MODE:
+                return self._run_construct(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
+        except Exception:
+            ops.stop_recording()
+            raise
 
 
 def identity(x):

@@ -29,6 +29,12 @@ def recording():
     return _pynative_executor.requires_grad()
 
 
+def stop_recording():
+    """After an error: MindSpore goes on recording when what it records fails, and all that follows would be taken for a part."""
+    if recording():
+        _pynative_executor.clear_res()
+
+
 def _differentiable(operator):
     """An operator that `reference` computes while MindSpore records a pass to take its gradient: kernels may have none.
 
