@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from ms_omni.config import ConfigSection, read_config_json
@@ -189,7 +190,7 @@ def save_checkpoint(
     thinker = getattr(config, "thinker_config", config)
     patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
     parameters, tensors = dict(cell.parameters_and_names()), []
-    values = functools.lru_cache(maxsize=2)(lambda name: parameters[name].asnumpy())  # parts of two stacks take turns
+    values = functools.lru_cache(maxsize=2)(lambda name: _host_values(parameters[name]))  # parts of two stacks take turns
     for name, parameter in parameters.items():
         kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
         for part in sources(name, tuple(parameter.shape), patch_shape):
@@ -213,3 +214,12 @@ def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:
 
 def _cut(values, name, part, kind):
     return lambda: np.array(slot(part, values(name)), dtype=DTYPES[kind], order="C")
+
+
+def _host_values(parameter):
+    """A parameter's values as a numpy array; bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
+    import mindspore as ms
+
+    if parameter.dtype != ms.bfloat16:
+        return parameter.asnumpy()
+    return parameter.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)

@@ -71,7 +71,7 @@ def test_every_dtype_to_every_dtype(damaged, stored, target):
         assert parameter.dtype == getattr(ms, target)
         if name in tensors and "patch_embed" not in name:
             expected = tensors[name].astype(numpy_target).astype(np.float32)
-            np.testing.assert_array_equal(parameter.asnumpy().astype(np.float32), expected)
+            np.testing.assert_array_equal(parameter.astype(ms.float32).asnumpy(), expected)
 
 
 def test_unknown_dtype(sharded):
