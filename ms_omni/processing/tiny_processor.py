@@ -258,12 +258,12 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.post_processor = processors.ByteLevel(
+    tokenizer.decoder = decoders.ByteLevel(
         add_prefix_space=False,  # pyright: ignore[reportCallIssue]  (missing in its hints, as the next two)
         trim_offsets=False,  # pyright: ignore[reportCallIssue]
         use_regex=False,  # pyright: ignore[reportCallIssue]
     )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.add_tokens(
         [AddedToken(token, special=token not in PLAIN_ADDED_TOKENS, normalized=False) for token in ADDED_TOKENS]
     )
