@@ -257,7 +257,7 @@ def _through(proxies):
 
     names = {f"{scheme.partition(':')[0]}_proxy": address for scheme, address in (proxies or {}).items()}
     before = {name: os.environ.get(name) for name in names}
-    renew = getattr(utils, "close_session", None) or utils.reset_sessions
+    renew: Callable = getattr(utils, "close_session", None) or getattr(utils, "reset_sessions")  # noqa: B009  (by version)
     os.environ.update(names)
     if names:
         renew()

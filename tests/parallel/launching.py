@@ -123,6 +123,9 @@ def started(program, folder, output, environment=None):
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        ),  # which nohup around the tests would have handed down
     )
     job = Started(process, mark)
     try:
