@@ -249,9 +249,10 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
 
     def apply_chat_template(
         self,
-        conversations: Any,
+        conversation: Any = None,
         chat_template: str | None = None,
         *,
+        conversations: Any = None,
         tools: list[Any] | None = None,
         documents: list[Any] | None = None,
         add_generation_prompt: bool = False,
@@ -267,7 +268,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         """Render conversations as prompts and, with `tokenize`, load their media and make model inputs.
 
         Args:
-            conversations: a list of messages, or a list of those. Content is a text or a list of items, such as
+            conversation: a list of messages, or a list of those (`conversations` is the same). Content is a text or a list of items, such as
                 `{"type": "image", "image": "cat.jpg"}`; see `ms_omni.media.messages`.
             chat_template: a template's text or name, instead of the checkpoint's.
             tools: functions with annotations and a docstring, or JSON schemas; `ms_omni.parse_tool_calls` reads the calls.
@@ -283,7 +284,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         Raises:
             InputError: a malformed conversation; MediaError: an item that cannot be read.
         """
-        batch, several = read_batch(conversations)
+        batch, several = read_batch(conversation if conversations is None else conversations)
         given = {**kwargs, **(processor_kwargs or {})}
         prompts = render(
             self.tokenizer,

@@ -425,3 +425,9 @@ def test_counts_of_tokens_without_media(processor):
 def test_clips_that_were_chosen_before_stay(processor):
     clip = VideoClip(frames(4, 64, 64), 8.0, None, "clip")
     assert processor(text=chat(VIDEO), videos=[clip]).video_second_per_grid.tolist() == [0.25]
+
+
+def test_a_conversation_by_name(processor):
+    talk = [{"role": "user", "content": "hi"}]
+    by_place = processor.apply_chat_template(talk)
+    assert processor.apply_chat_template(conversation=talk) == by_place == processor.apply_chat_template(conversations=talk)
