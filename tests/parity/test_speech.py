@@ -35,7 +35,15 @@ class Spoken:
 
         monkeypatch.setattr(frame_loop, "build_prompt", keep_prompt)
         monkeypatch.setattr(speech, "codec_frames", keep_frames)
-        hooks = [model.talker.register_forward_hook(self._keep_step)]
+        hooks, talker = [], type(model.talker)
+        read = talker.read
+
+        def keep_read(cell, *args):  # the prompt
+            output = read(cell, *args)
+            self._keep_step(cell, args, output)
+            return output
+
+        monkeypatch.setattr(talker, "read", keep_read)
         talker_step = frame_loop.talker_step
 
         def keep_steps(*args):
