@@ -3,8 +3,6 @@
 What `ms-omni plan` counts, in the time that reading a file takes. The cells say the same (tests/checkpoint/test_shapes.py).
 """
 
-from math import prod
-
 SNAKE = ("alpha", "beta")
 KERNEL = 7  # of the vocoder's causal convolutions, whatever the configuration
 WINDOW = 3  # of the audio encoder's convolutions
@@ -174,8 +172,3 @@ def _vocoder_block(name, channels, rate):
         for number, kernel in ((1, KERNEL), (2, 1)):
             shapes |= _convolution(f"{name}.{unit}.conv{number}.conv", (half, half, kernel), half)
     return shapes
-
-
-def count(shapes) -> int:
-    """Elements of all parameters together."""
-    return sum(prod(shape) for shape in shapes.values())

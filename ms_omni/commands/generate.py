@@ -52,7 +52,6 @@ def run(arguments):
     started = time.perf_counter()
     options = text_options(arguments)
     check_before_starting(arguments, options)
-    SpeechOutput(arguments.speech)  # raises for a file that cannot be written
     status("starting MindSpore ...")
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor

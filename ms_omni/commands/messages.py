@@ -5,6 +5,7 @@ import os
 import sys
 
 from ..errors import InputError
+from .speech_output import SpeechOutput
 
 MEDIA = ("image", "audio", "video")
 
@@ -87,6 +88,7 @@ def check_before_starting(arguments, text_options):
         if config.talker_config is None:
             raise InputError(f"{arguments.model} has no talker, so it cannot speak: leave --speech out")
         speaker_code(config.talker_config, arguments.speaker)
+    SpeechOutput(arguments.speech)  # raises for a file that cannot be written
     SamplingParams(seed=arguments.seed, **text_options)
     for item in getattr(arguments, "media", ()):
         kind = item["type"]

@@ -32,7 +32,6 @@ def run(arguments):
     if not arguments.text.strip():
         raise InputError("there is nothing to say: the text is empty")
     check_before_starting(arguments, {})
-    SpeechOutput(arguments.speech)  # raises for a file that cannot be written
     status("starting MindSpore ...")
     from ..model import Qwen3OmniMoeForConditionalGeneration
     from ..processor import Qwen3OmniMoeProcessor
