@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from .errors import InputError
 from .modeling import interruption
 from .notices import caller_level
@@ -57,7 +55,9 @@ def _read_a_number(ms):
     """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; numpy prints a page about it, and
     a handler of MindSpore's own is left in the place of Python's for SIGINT.
     """
-    if int(np.__version__.split(".")[0]) >= 2:
+    import numpy  # not above: the supervisors of a job import this module and stay small
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
         with contextlib.suppress(SystemError), contextlib.redirect_stderr(io.StringIO()):
             ms.Tensor([0]).reshape(1)
         interruption.restore()

@@ -10,6 +10,7 @@ from . import ops
 from .decoder import DecoderLayer
 from .layers import GatedMLP, identity
 from .moe import SharedExpertMoeBlock, SparseMoeBlock
+from .ops import fused
 from .rope import rope_angles
 
 
@@ -18,7 +19,7 @@ def stack_weights(decoder):
     layers = [_layer(layer, decoder.norm.eps) for layer in decoder.layers]
     if not layers or not is_plain(decoder.norm) or any(layer is None for layer in layers):
         return None
-    return ops.fused.StackWeights(tuple(layers), decoder.norm.weight, decoder.norm.eps, decoder.layers[0].self_attn.head_dim)
+    return fused.StackWeights(tuple(layers), decoder.norm.weight, decoder.norm.eps, decoder.layers[0].self_attn.head_dim)
 
 
 def frame_weights(talker):
@@ -29,7 +30,7 @@ def frame_weights(talker):
     if stack is None or not is_plain(talker.model.codec_embedding, *embeddings, *heads):
         return None
     cos, sin = rope_angles(np.arange(predictor.config.num_code_groups), predictor.model.inv_freq)
-    return ops.fused.FrameWeights(
+    return fused.FrameWeights(
         stack,
         talker.model.codec_embedding.weight,
         tuple(cell.weight for cell in embeddings),
@@ -63,7 +64,7 @@ def _layer(layer, eps):
     )
     if mlp is None or not known:
         return None
-    return ops.fused.LayerWeights(
+    return fused.LayerWeights(
         norms[0].weight,
         *(cell.weight for cell in projections),
         *(cell.bias for cell in projections),

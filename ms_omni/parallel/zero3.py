@@ -64,10 +64,10 @@ def network_team():
 def parts_of(network):
     """`[(prefix, cell)]`: the components of a model."""
     prefix = getattr(network, "checkpoint_prefix", None)
-    if prefix:
+    if prefix in [f"{name}." for name in COMPONENTS]:
         return [(prefix, network)]
     found = [(f"{name}.", network._cells[name]) for name in COMPONENTS if name in getattr(network, "_cells", ())]
-    if prefix is None or not found:
+    if prefix != "" or not found:
         raise InputError(
             f"prepare_network got a {type(network).__name__}; expected the model, or its thinker, talker or code2wav"
         )

@@ -41,5 +41,5 @@ def test_a_parameter_that_no_row_places_is_an_error():
 
 def test_only_the_model_and_its_components_can_be_prepared(monkeypatch, tiny_model):
     monkeypatch.setattr("ms_omni.parallel.zero3.network_team", lambda: object())
-    with pytest.raises(InputError, match="got a VisionEncoder; expected the model, or its thinker"):
+    with pytest.raises(InputError, match="got a Qwen3OmniMoeVisionEncoder; expected the model, or its thinker"):
         prepare_network(tiny_model.thinker.visual, zero_stage=3)
