@@ -95,7 +95,7 @@ def _read_geometry(geometry) -> Qwen3OmniMoeConfig:
 
 def _write_settings(folder: Path, config: Qwen3OmniMoeConfig, dtype: str, talker: bool) -> Qwen3OmniMoeConfig:
     """Tokenizer, processor and config.json, with the tokenizer's ids in the configuration."""
-    from .processing.tiny_processor import write_tiny_processor
+    from .input.tiny_processor import write_tiny_processor
 
     ids = write_tiny_processor(folder, vocab_size=config.thinker_config.text_config.vocab_size)
     content = copy.deepcopy(config.to_dict())

@@ -14,7 +14,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 MODULES = sorted(name for name in FILES if name.startswith("ms_omni/"))
 STANDARD = set(sys.stdlib_module_names)
 MODELING = {"mindspore", "numpy", "ms_omni.modeling", "ms_omni.errors", "ms_omni.outputs", "ms_omni.arrays"}
-TOKENIZER_CODE = ("ms_omni/processor.py", "ms_omni/processing/", "ms_omni/media/")
+TOKENIZER_CODE = ("ms_omni/input/", "ms_omni/media.py")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}
 COLLECTIVES, MESH = "ms_omni/parallel/collectives.py", "ms_omni/parallel/mesh.py"
 LONGEST = 450
@@ -126,8 +126,7 @@ def test_generation_knows_neither_files_nor_commands(name):
         "ms_omni.commands",
         "ms_omni.cli",
         "ms_omni.model",
-        "ms_omni.processor",
-        "ms_omni.processing",
+        "ms_omni.input",
         "ms_omni.media",
     )
     assert not {item for item in imports(name) if under(item, *beyond)}

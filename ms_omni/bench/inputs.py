@@ -46,7 +46,7 @@ def question(folder, side, seconds, seed, text=QUESTION):
     """Model inputs of one user turn with a picture of side x side pixels and a sound, by the checkpoint's processor."""
     from PIL import Image
 
-    from ..processor import Qwen3OmniMoeProcessor
+    from ..input.processor import Qwen3OmniMoeProcessor
 
     rng = np.random.default_rng([seed, 3])
     picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)

@@ -34,8 +34,8 @@ def run(arguments):
     status("starting MindSpore ...")
     from ..demo import table
     from ..demo.asking import ask
+    from ..input.processor import Qwen3OmniMoeProcessor
     from ..model import Qwen3OmniMoeForConditionalGeneration
-    from ..processor import Qwen3OmniMoeProcessor
 
     processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
     status("loading weights ...")

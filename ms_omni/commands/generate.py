@@ -53,8 +53,8 @@ def run(arguments):
     options = text_options(arguments)
     check_before_starting(arguments, options)
     status("starting MindSpore ...")
+    from ..input.processor import Qwen3OmniMoeProcessor
     from ..model import Qwen3OmniMoeForConditionalGeneration
-    from ..processor import Qwen3OmniMoeProcessor
 
     speaks, target = arguments.speech is not None, arguments.speech if join_others() else None
     speech = SpeechOutput(target)

@@ -33,8 +33,8 @@ def run(arguments):
         raise InputError("there is nothing to say: the text is empty")
     check_before_starting(arguments, {})
     status("starting MindSpore ...")
+    from ..input.processor import Qwen3OmniMoeProcessor
     from ..model import Qwen3OmniMoeForConditionalGeneration
-    from ..processor import Qwen3OmniMoeProcessor
 
     target = arguments.speech if join_others() else None
     speech = SpeechOutput(target)

@@ -10,8 +10,8 @@ def answers(_):
     from ..demo.asking import ask
     from ..demo.samples import find_miniature, find_samples, load_samples
     from ..errors import OmniError
+    from ..input.processor import Qwen3OmniMoeProcessor
     from ..model import Qwen3OmniMoeForConditionalGeneration
-    from ..processor import Qwen3OmniMoeProcessor
 
     try:
         folder = find_miniature()

@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 32
 @torch.no_grad()
 def answers(folder, questions) -> list[str]:
     """What the reference says to each question."""
-    from ms_omni.processor import Qwen3OmniMoeProcessor
+    from ms_omni.input.processor import Qwen3OmniMoeProcessor
 
     thinker = reference_model.load(folder).thinker
     processor = Qwen3OmniMoeProcessor.from_pretrained(folder)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ms_omni.processing.mel import audio_token_count
-from ms_omni.processing.prompt import MediaCounts, SpecialTokens, expand_placeholders
-from ms_omni.processing.settings import VisionSettings
-from ms_omni.processing.vision import patchify
+from ms_omni.input.mel import audio_token_count
+from ms_omni.input.prompt import MediaCounts, SpecialTokens, expand_placeholders
+from ms_omni.input.settings import VisionSettings
+from ms_omni.input.vision import patchify
 
 from .conversations import Conversation, Picture, Sound, Video
 

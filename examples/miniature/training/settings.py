@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from ms_omni.processing.tiny_processor import LINE_FEED, ROLE_WORDS, SPACE, SPLIT_PATTERN, write_processor_files
+from ms_omni.input.tiny_processor import LINE_FEED, ROLE_WORDS, SPACE, SPLIT_PATTERN, write_processor_files
 
 from . import outside, world
 

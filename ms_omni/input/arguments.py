@@ -1,0 +1,277 @@
+"""Keyword arguments of the processor, sorted once into typed options."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ms_omni.errors import InputError
+from ms_omni.input.options import SamplingOptions, number
+from ms_omni.notices import caller_level, warn_once
+
+VISION_KEYS = (
+    "min_pixels",
+    "max_pixels",
+    "size",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+)
+_CROSSWISE = ("use_audio_in_video", "load_audio_from_video", "position_id_per_seconds")
+GROUPS = {
+    "text_kwargs": (
+        "padding",
+        "padding_side",
+        "truncation",
+        "max_length",
+        "pad_to_multiple_of",
+        "add_special_tokens",
+        "return_attention_mask",
+        "return_token_type_ids",
+        "return_special_tokens_mask",
+        "return_offsets_mapping",
+        "return_length",
+        "return_mm_token_type_ids",
+    ),
+    "images_kwargs": VISION_KEYS,
+    "videos_kwargs": (
+        *VISION_KEYS,
+        "fps",
+        "nframes",
+        "num_frames",
+        "min_frames",
+        "max_frames",
+        "do_sample_frames",
+        "video_metadata",
+        "return_metadata",
+        *_CROSSWISE,
+    ),
+    "audio_kwargs": ("sampling_rate", "padding", "max_length", "truncation", "pad_to_multiple_of"),
+    "common_kwargs": ("return_tensors", "audio_from_video_indices", *_CROSSWISE),
+}
+# Standing by themselves these go to the text: a length of sound is meant in samples, and is never given so.
+_TEXT_ONLY = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
+OLD_OPTIONS = {"video_fps": "fps"}
+OLD_NAMES = {
+    "audios": "audio",
+    "sounds": "audio",
+    "raw_speech": "audio",
+    "image": "images",
+    "video": "videos",
+    "texts": "text",
+}
+# Known to transformers; these values change nothing here, others could not be honoured.
+_ONLY = {
+    "resample": (3, "bicubic"),
+    "interpolation": (3, "bicubic"),
+    "do_center_crop": (False,),
+    "do_pad": (False,),
+    "crop_size": (),
+    "pad_size": (),
+    "is_split_into_words": (False,),
+    "return_overflowing_tokens": (False,),
+    "stride": (0,),
+    "text_pair": (),
+    "text_target": (),
+    "text_pair_target": (),
+    "n_window": (50,),
+    "return_assistant_tokens_mask": (False,),
+    "sanitize_control_tokens": (False,),
+}
+_ONLY_FOR_SOUND = {"return_attention_mask": (True,), "return_token_timestamps": (False,), "do_normalize": (False,)}
+# Known to transformers, and without a meaning here: where it computes, in which layout, and with which reader of videos.
+_WITHOUT_EFFECT = frozenset(
+    [
+        "seconds_per_chunk",
+        "device",
+        "verbose",
+        "do_convert_rgb",
+        "default_to_square",
+        "data_format",
+        "input_data_format",
+        "disable_grouping",
+        "video_load_backend",
+        "cap_pixels_per_frame",
+        "max_video_tokens",
+        "use_token_compression",
+        "legacy",
+        "return_row_col",
+    ]
+)
+POSITION_ID_PER_SECONDS = 13.0
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """One call's options: of each group those that were given and are not None."""
+
+    text: Mapping[str, Any]
+    image: Mapping[str, Any]
+    video: Mapping[str, Any]
+    audio: Mapping[str, Any]
+    use_audio_in_video: bool = False
+    position_id_per_seconds: float = POSITION_ID_PER_SECONDS
+    audio_from_video_indices: list[int | None] | None = None
+    return_tensors: str | None = None
+
+    def vision(self, kind: str) -> dict[str, Any]:
+        """What the call changes of the settings of pictures ("image") or of video frames ("video")."""
+        group = self.image if kind == "image" else self.video
+        return {key: group[key] for key in VISION_KEYS if key in group}
+
+
+def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
+    """Sort the keyword arguments of `Qwen3OmniMoeProcessor.__call__`.
+
+    An argument may stand by itself (it then goes to every group that knows it) or within text_kwargs, images_kwargs,
+    videos_kwargs, audio_kwargs or common_kwargs. `load_audio_from_video` is the newer name of `use_audio_in_video`. What
+    transformers knows and has no effect here is said in one warning; what nobody knows warns, as in transformers.
+
+    Raises:
+        InputError: a value that would change the answer and cannot be honoured.
+    """
+    kwargs = {OLD_OPTIONS.get(key, key): value for key, value in kwargs.items()}
+    groups = {name: _group(name, kwargs.pop(name, None)) for name in GROUPS}
+    loose = known_only(kwargs, loose_names(), "The processor")
+    for key, value in loose.items():
+        for name, keys in GROUPS.items():
+            if key in keys and not (name == "audio_kwargs" and key in _TEXT_ONLY):
+                groups[name].setdefault(key, value)
+    videos, common = groups["videos_kwargs"], groups["common_kwargs"]
+    for name in ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs"):
+        common.setdefault("return_tensors", groups[name].pop("return_tensors", None))
+    crosswise = {key: common.get(key, videos.get(key)) for key in _CROSSWISE}
+    rate = number(crosswise, "position_id_per_seconds", "The processor") or POSITION_ID_PER_SECONDS
+    return CallOptions(
+        text=groups["text_kwargs"],
+        image=groups["images_kwargs"],
+        video=videos,
+        audio=groups["audio_kwargs"],
+        use_audio_in_video=bool(crosswise["use_audio_in_video"] or crosswise["load_audio_from_video"]),
+        position_id_per_seconds=rate,
+        audio_from_video_indices=common.get("audio_from_video_indices"),
+        return_tensors=common.get("return_tensors"),
+    )
+
+
+def loose_names() -> set[str]:
+    """Every keyword argument that may stand by itself beside the media."""
+    return {key for keys in GROUPS.values() for key in keys}
+
+
+def is_argument(key: str) -> bool:
+    """Whether the processor takes this keyword argument, be it without effect."""
+    return key in loose_names() or key in GROUPS or key in _ONLY or key in _WITHOUT_EFFECT or key in OLD_OPTIONS
+
+
+def group_options(name: str, kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options of one group, `return_tensors` among them, as `image_processor(...)` and `video_processor(...)` take them."""
+    return known_only(kwargs, {*GROUPS[name], "return_tensors"}, where, for_sound=name == "audio_kwargs")
+
+
+def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, for_sound: bool = False) -> dict[str, Any]:
+    """Those of `kwargs` that are among `known` and not None.
+
+    Raises:
+        InputError: a value that transformers would honour and we cannot.
+    """
+    kept, idle, limits = {}, [], {**_ONLY, **(_ONLY_FOR_SOUND if for_sound else {})}
+    for key, value in kwargs.items():
+        if value is None or (key in limits and value in limits[key]):
+            continue
+        if key in limits:
+            accepted = f"only {' or '.join(map(repr, limits[key]))}" if limits[key] else "only None"
+            raise InputError(f"{where}: {key} is {value!r}; {accepted} can be honoured here.")
+        if key in known:
+            kept[key] = value
+        elif key in _WITHOUT_EFFECT:
+            idle.append(key)
+        else:
+            warnings.warn(
+                f"{where} has no argument {key!r}; it is ignored.{did_you_mean(key, known)}", stacklevel=caller_level()
+            )
+    if idle:
+        warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=caller_level())
+    return kept
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """A remark on the known name that `key` looks like, or nothing."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def renamed_media(media: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`media` with what stands under older names (`audios=`) in `kwargs`, where it is taken out.
+
+    Raises:
+        InputError: the same given under both names.
+    """
+    for old, name in OLD_NAMES.items():
+        if old in kwargs:
+            value = kwargs.pop(old)
+            if value is not None and media[name] is not None:
+                raise InputError(f"{old} is an older name of {name}, and both were given; keep {name}.")
+            media[name] = value if media[name] is None else media[name]
+    return media
+
+
+def sampling_options(video: Mapping[str, Any], where: str) -> SamplingOptions:
+    """Which frames of a video file are taken, by fps, nframes (num_frames), min_frames, max_frames and do_sample_frames.
+
+    Raises:
+        InputError: not numbers greater than 0, or both a rate and a number of frames.
+    """
+    frames = number(video, "nframes", where, whole=True) or number(video, "num_frames", where, whole=True)
+    every = video.get("do_sample_frames") is False
+    fps = video.get("fps")
+    fps = fps[0] if isinstance(fps, (list, tuple)) and len(set(fps)) == 1 else fps
+    options = SamplingOptions(
+        number({"fps": fps}, "fps", where),
+        None if every else frames,
+        number(video, "min_frames", where, whole=True),
+        number(video, "max_frames", where, whole=True),
+        every_frame=every,
+    )
+    if options.fps is not None and options.nframes is not None:
+        raise InputError(f"{where}: give either fps or nframes, not both.")
+    return options
+
+
+def per_video(values: Any, count: int, name: str) -> list[Any]:
+    """A value for each video, from one value or a list of them.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    listed = list(values) if isinstance(values, (list, tuple)) else [values] * count
+    if len(listed) != count:
+        raise InputError(f"{name} has {len(listed)} values for {count} video(s); give one, or one for each video.")
+    return listed
+
+
+def fps_per_video(fps: Any, count: int) -> list[float | None]:
+    """The caller's frames per second for each video; None where not given.
+
+    Raises:
+        InputError: not a positive number, or a list of another length.
+    """
+    rates = per_video(fps, count, "fps")
+    return [number({"fps": rate}, "fps", f"video {index}") for index, rate in enumerate(rates)]
+
+
+def _group(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a dict.")
+    return group_options(name, value, name)

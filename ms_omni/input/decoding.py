@@ -1,0 +1,114 @@
+"""What `generate` returned, as texts and as sounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ms_omni.errors import InputError
+from ms_omni.input.sources import to_array
+
+
+class Decoding:
+    """The methods of a processor with a `tokenizer` that read what `generate` returned."""
+
+    tokenizer: Any
+
+    def batch_decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """Texts of what `generate` returned, or of token ids `[B, T]` (array, tensor, lists).
+
+        Raises:
+            InputError: no token ids.
+        """
+        return self.tokenizer.batch_decode(token_rows(ids), skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]:
+        """Text of the token ids `[T]` of one sequence; a list of texts of ids `[B, T]` or of what `generate` returned."""
+        if isinstance(ids, np.ndarray) and ids.ndim == 1:
+            ids = ids.tolist()  # the row that `generate(...)[0]` is, although it stands for the whole answer too
+        if isinstance(ids, (int, np.integer)) or np.ndim(_first_of(ids)) == 0:
+            return self.batch_decode(ids, skip_special_tokens, **kwargs)[0]
+        return self.batch_decode(ids, skip_special_tokens, **kwargs)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Texts of what `generate` returned, be it ids or `(ids, audio)`."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Texts (generation_mode None or "text"), or waves float32 `[samples]` ("audio"), of what `generate` returned.
+
+        Raises:
+            InputError: another mode, or no sound to return.
+        """
+        if generation_mode in (None, "text"):
+            return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
+        if generation_mode == "audio":
+            return sounds_of(generated_outputs)
+        raise InputError(f"generation_mode is {generation_mode!r}; expected None, 'text' or 'audio'.")
+
+
+def token_rows(generated: Any) -> list[list[int]]:
+    """Rows of token ids out of ids `[T]` or `[B, T]` (array, tensor, lists of either), `(ids, audio)` or an output object.
+
+    Raises:
+        InputError: anything else.
+    """
+    ids = getattr(generated, "sequences", None)
+    ids = generated if ids is None else ids
+    if is_pair(ids):
+        ids = ids[0]
+        ids = getattr(ids, "sequences", ids)
+    array = to_array(ids)
+    if array is None and isinstance(ids, (list, tuple)):
+        arrays = [to_array(row) for row in ids]
+        rows = [row if array is None else array.tolist() for row, array in zip(ids, arrays)]
+        if all(isinstance(row, (int, np.integer)) for row in rows):
+            rows = [rows]
+        elif len(rows) == 1 and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], list):
+            rows = rows[0]  # [ids[B, T]]
+    elif array is not None and array.ndim <= 2 and array.dtype.kind in "iu":
+        rows = np.atleast_2d(array).tolist()
+    elif isinstance(ids, (int, np.integer)):
+        rows = [[int(ids)]]
+    else:
+        found = f"an array of shape {list(array.shape)} and type {array.dtype}" if array is not None else type(ids).__name__
+        raise InputError(f"Token ids are expected as [T] or [B, T], or what generate returned; got {found}.")
+    if not all(
+        isinstance(row, (list, tuple)) and all(isinstance(token, (int, np.integer)) for token in row) for row in rows
+    ):
+        raise InputError("Token ids are expected as [T] or [B, T], or what generate returned; got a list of something else.")
+    return [[int(token) for token in row] for row in rows]
+
+
+def is_pair(generated: Any) -> bool:
+    """Whether this is generate's `(ids, audio)`: two rows of ids are no pair."""
+    if not isinstance(generated, (tuple, list)) or len(generated) != 2:
+        return False
+    if generated[1] is None:
+        return True
+    sound = generated[1][0] if isinstance(generated[1], (list, tuple)) and generated[1] else generated[1]
+    array = to_array(sound)
+    return array is not None and array.dtype.kind == "f"
+
+
+def sounds_of(generated: Any) -> list[np.ndarray]:
+    """The waves of `(ids, audio)`: one float32 `[samples]` for each row.
+
+    Raises:
+        InputError: there is no sound.
+    """
+    if not is_pair(generated) or generated[1] is None:
+        raise InputError("There is no sound: expected what generate(..., return_audio=True) returned, (ids, audio).")
+    audio: Any = generated[1]
+    return [np.ravel(np.asarray(to_array(wave))) for wave in (audio if isinstance(audio, (list, tuple)) else [audio])]
+
+
+def _first_of(ids: Any) -> Any:
+    """The first entry of what holds token ids: a number where it is one sequence."""
+    ids = getattr(ids, "sequences", ids)
+    return ids[0] if len(ids) else 0

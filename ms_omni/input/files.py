@@ -1,0 +1,142 @@
+"""The processor's files in a checkpoint folder: tokenizer, chat template, preprocessor settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ms_omni.errors import CheckpointError
+from ms_omni.input.prompt import SpecialTokens
+from ms_omni.input.settings import ProcessorSettings, read_json
+from ms_omni.input.tiny_processor import NAMED_TOKENS
+from ms_omni.input.tokenizer import with_arrays
+
+PAD_TOKEN = "<|endoftext|>"
+
+
+def import_transformers() -> Any:
+    """transformers, without its remark that no PyTorch was found: none is needed."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return transformers
+
+
+def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The tokenizer, from files of transformers 4.x or 5.x; options: its arguments, instead of the files' values.
+
+    Raises:
+        CheckpointError: no tokenizer files, or damaged ones.
+    """
+    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+        raise CheckpointError(f"{folder} has no tokenizer.json (nor vocab.json and merges.txt).")
+    config = read_json(folder / "tokenizer_config.json")
+    if config is None:
+        raise CheckpointError(f"{folder} has no tokenizer_config.json.")
+    # 5.x writes extra_special_tokens as a list, where 4.57 wants a dict; tokenizer.json has the tokens in any case.
+    override = {"extra_special_tokens": {}} if isinstance(config.get("extra_special_tokens"), list) else {}
+    transformers = import_transformers()
+    said = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # 5.x remarks on keys of config.json, which it reads for the model's kind only
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **{**override, **options}
+        )
+        return with_arrays(tokenizer)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+    finally:
+        transformers.logging.set_verbosity(said)
+
+
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """The media tokens' texts: as the tokenizer's own configuration names them, else as published.
+
+    Raises:
+        CheckpointError: one of them, or the padding token, is not in the vocabulary.
+    """
+    texts = {name: str(tokenizer.init_kwargs.get(name) or default) for name, default in NAMED_TOKENS.items()}
+    vocabulary = tokenizer.get_vocab()
+    missing = [text for text in (*texts.values(), PAD_TOKEN) if text not in vocabulary]
+    if missing:
+        raise CheckpointError(
+            f"The tokenizer lacks {', '.join(sorted(set(missing)))}; it is not Qwen3-Omni's. Check "
+            "that the tokenizer files belong to this checkpoint."
+        )
+    return SpecialTokens(**texts)
+
+
+def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None:
+    """The chat template: chat_template.jinja, chat_template.json, processor_config.json, then the tokenizer's own.
+
+    More templates by name may stand in additional_chat_templates/; the result is then a dict.
+    """
+    template = _first_template(folder, tokenizer)
+    named = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if not named:
+        return template
+    default = template if isinstance(template, dict) else {"default": template} if template else {}
+    return {**default, **named}
+
+
+def _first_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        content = read_json(folder / name) or {}
+        template = content.get("chat_template")
+        if isinstance(template, (str, dict)):
+            return template
+        if name == "chat_template.json" and content:
+            raise CheckpointError(f"{folder / name} has no chat_template text; it has {', '.join(content)}.")
+    return tokenizer.chat_template
+
+
+def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, settings: ProcessorSettings) -> None:
+    """Write everything in the published layout, which 4.57 and 5.x read alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "processor_config.json").unlink(missing_ok=True)  # would win over what is written here
+    (folder / "video_preprocessor_config.json").unlink(missing_ok=True)
+
+    def write_json(name: str, content: dict[str, Any]) -> None:
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    vision = settings.image.to_dict()
+    write_json(
+        "preprocessor_config.json",
+        {
+            **settings.audio,
+            **vision,
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen3OmniMoeProcessor",
+        },
+    )
+    if settings.video.patch_size != settings.image.patch_size or settings.video.image_mean != settings.image.image_mean:
+        write_json("video_preprocessor_config.json", settings.video.to_dict())
+    if template is not None:
+        default = template if isinstance(template, str) else template.get("default")
+        if default is not None:
+            write_json("chat_template.json", {"chat_template": default})
+            (folder / "chat_template.jinja").write_text(default, encoding="utf-8")
+        for name, text in template.items() if isinstance(template, dict) else ():
+            if name != "default":
+                extra = folder / "additional_chat_templates"
+                extra.mkdir(exist_ok=True)
+                (extra / f"{Path(name).name}.jinja").write_text(text, encoding="utf-8")

@@ -1,0 +1,127 @@
+"""Pictures of every usual mode to upright 8-bit RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ms_omni.errors import MediaError
+from ms_omni.input.integrity import describe
+from ms_omni.input.sources import ACCEPTED, is_source, open_source, to_array
+from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
+
+IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
+
+
+def load_image(value: Any, name: str = "picture") -> Image.Image:
+    """Any accepted picture as an upright RGB image of 8 bits per channel.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped) to 8 bits, and of an
+    animation the first frame is taken.
+
+    Args:
+        value: see `IMAGE_ACCEPTED`.
+        name: what error messages call it when it has no file name.
+
+    Raises:
+        MediaError: not a picture, cut short, damaged, empty, or of a mode with no agreed range (floating point).
+    """
+    value = unwrapped(value, name)
+    if isinstance(value, Image.Image):
+        return _decode(value, name)
+    array = to_array(value)
+    if array is not None:
+        return _from_array(array, name)
+    if not is_source(value):
+        raise MediaError(f"{name} is a {type(value).__name__}; give {IMAGE_ACCEPTED}.")
+    source = open_source(value, "picture")
+    with source.open() as file:
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError as error:
+            raise MediaError(f"{source.name} cannot be read as a picture: {describe(source)}.") from error
+        except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
+            raise MediaError(f"{source.name} is damaged: {error}.") from error
+        return _decode(image, source.name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise MediaError(f"{name} has no pixels ({image.width} x {image.height}).")
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return to_rgb(upright, name)
+    except MediaError:
+        raise
+    except Exception as error:  # OSError for cut files, but also SyntaxError, struct.error, ... from single plugins
+        raise MediaError(f"{name} is damaged or cut short: {error}.") from error
+
+
+def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
+    """Convert any mode to RGB without a silent loss: alpha on white, 16-bit grey scaled.
+
+    Raises:
+        MediaError: floating point pixels, or integer pixels beyond 16 bits.
+    """
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if image.mode == "F":
+        raise MediaError(f"{name} has floating point pixels, whose range is not known; convert it to 8 bits first.")
+    if image.mode.startswith("I"):
+        image = _grey16_to_grey8(image, name)
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        background = Image.new("RGB", image.size, (255, 255, 255))
+        background.paste(image, mask=image.getchannel("A"))
+        return background
+    return image.convert("RGB")
+
+
+def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
+    """Scale 0..65535 to 0..255; Pillow's own conversion would clip, and so make such pictures white."""
+    values = np.asarray(image).astype(np.int64)
+    if image.mode == "I" and values.min() >= 0 and values.max() <= 255:  # 8-bit values held as 32-bit integers
+        return Image.fromarray(values.astype(np.uint8))
+    if values.min() < 0 or values.max() > 65535:
+        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are understood.")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    """`[H, W]`, `[H, W, C]` or `[C, H, W]` to RGB; uint8, or floats that hold whole 0..255 steps."""
+    return to_rgb(Image.fromarray(channels_last(array, name)), name)
+
+
+def channels_last(array: np.ndarray, name: str) -> np.ndarray:
+    """uint8 `[H, W]` or `[H, W, C]` from a picture array of either layout.
+
+    Raises:
+        MediaError: wrong shape or type, values outside 0..255, or floats in 0..1 (their scale would be a guess).
+    """
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise MediaError(
+            f"{name} is an array of shape {list(array.shape)}; expected [H, W], [H, W, C] or [C, H, W] "
+            "with 1, 3 or 4 channels."
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return np.ascontiguousarray(to_bytes(array, name))
+
+
+def to_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """Pixel values as uint8; see `channels_last` for what is refused."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind not in "iuf":
+        raise MediaError(f"{name} has values of type {array.dtype}; expected uint8, or numbers from 0 to 255.")
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 255):
+        raise MediaError(f"{name} has values from {low} to {high}; expected 0 to 255.")
+    if array.dtype.kind == "f" and 0 < high <= 1:
+        raise MediaError(f"{name} has floating point values up to {high}; expected 0 to 255. Multiply by 255 first.")
+    return np.rint(array).astype(np.uint8)

@@ -1,0 +1,221 @@
+"""A conversation's messages, read once for the loader and the chat template alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ms_omni.errors import InputError, MediaError
+from ms_omni.input.options import OPTION_KEYS
+from ms_omni.input.spellings import SOURCE_KEYS, is_given, kind_of_file, unwrapped
+
+KINDS = ("image", "audio", "video")
+_TYPES = {"text": "text", "input_text": "text", "output_text": "text", "file": "file", "input_file": "file"} | {
+    spelling: kind for kind in KINDS for spelling in (kind, f"{kind}_url", f"input_{kind}")
+}
+_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's other names
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of a message.
+
+    Attributes:
+        kind: "text", "image", "audio" or "video".
+        value: the text; or the medium in any spelling that its decoder reads, None for a bare placeholder.
+        options: what else the item says (`max_pixels`, `fps`, ...).
+        where: for error messages.
+        raw: the item as it was given.
+    """
+
+    kind: str
+    value: Any
+    options: Mapping[str, Any]
+    where: str
+    raw: Any
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: plain type, no keys of other kinds, and not the medium itself."""
+        return {**self.options, "type": self.kind, self.kind: self.value if self.kind == "text" else ""}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: its role, its text or items, and what else it holds (`tool_calls`, `name`, ...)."""
+
+    role: str
+    content: str | list[Item]
+    rest: Mapping[str, Any]
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        content = self.content if isinstance(self.content, str) else [item.for_template() for item in self.content]
+        return {**self.rest, "role": self.role, "content": content}
+
+
+def read_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
+    """The messages of each conversation, and whether several were given (rather than one).
+
+    Args:
+        conversations: a list of messages, or a list of those. A message is a dict with a role and content, or an object
+            that has them; content is a text, an item or a list of items. Keys that are None or empty are absent.
+
+    Raises:
+        InputError: not a list of messages, nor a list of those; an item of unknown type or with several media.
+    """
+    conversations = _listed(getattr(conversations, "messages", conversations))
+    if _as_mapping(conversations) is not None:
+        raise InputError("A conversation is a list of messages; got a single message. Put it in a list.")
+    if not isinstance(conversations, (list, tuple)) or not conversations:
+        raise InputError(f"A conversation is a non-empty list of messages; got {_kind_of(conversations)}.")
+    several = isinstance(_listed(conversations[0]), (list, tuple)) or hasattr(conversations[0], "messages")
+    batch = [_listed(getattr(one, "messages", one)) for one in conversations] if several else [conversations]
+    read = []
+    for index, conversation in enumerate(batch):
+        if not isinstance(conversation, (list, tuple)) or not conversation:
+            raise InputError(f"Conversation {index} must be a non-empty list of messages; got {_kind_of(conversation)}.")
+        where = f"Conversation {index}, " if len(batch) > 1 else ""
+        read.append([_read_message(message, f"{where}message {place}") for place, message in enumerate(conversation)])
+    return read, several
+
+
+def media_items(messages: Sequence[Message]) -> Iterator[Item]:
+    """Pictures, sounds and videos of one conversation, in order."""
+    for message in messages:
+        if not isinstance(message.content, str):
+            yield from (item for item in message.content if item.kind != "text")
+
+
+def read_item(item: Any, where: str = "The item") -> Item:
+    """One item of a message's content.
+
+    Raises:
+        InputError: an unknown type, no type where the keys do not tell, or more than one medium.
+    """
+    if isinstance(item, str):
+        return Item("text", item, {}, where, item)
+    if isinstance(item, Image.Image):
+        return Item("image", item, {}, f"{where} (image)", item)
+    mapping = _as_mapping(item)
+    if mapping is None:
+        raise InputError(f"{where} is a {type(item).__name__}; expected a dict such as {{'type': 'text', 'text': ...}}.")
+    given = {key: value for key, value in mapping.items() if is_given(value)}
+    kind = _kind(given, mapping, where)
+    if kind == "text":
+        return Item("text", _text(given, where), _others(given, ("type", "text")), where, item)
+    where = f"{where} ({kind})"
+    names = (kind, f"{kind}_url", f"input_{kind}")
+    found = [key for key in (*names, *SOURCE_KEYS) if key in given]
+    if len(found) > 1 and any(key in names for key in found):
+        raise InputError(f"{where} names its {kind} {len(found)} times ({', '.join(found)}); keep one.")
+    try:
+        value = unwrapped(given[found[0]] if found and found[0] in names else given, where) if found else None
+    except MediaError as error:
+        raise InputError(str(error)) from error
+    inner = given.get(found[0]) if found else None
+    options = (
+        {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
+    )
+    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (
+        found and found[0] in names
+    )  # Gradio's has many keys
+    options |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
+    return Item(kind, value, options, where, item)
+
+
+def _read_message(message: Any, where: str) -> Message:
+    mapping = _as_mapping(message)
+    if mapping is None or not is_given(mapping.get("role")):
+        raise InputError(f"{where} must be a dict with a role and content; got {_kind_of(message)}.")
+    rest = {key: value for key, value in mapping.items() if is_given(value) and key not in ("role", "content")}
+    role, content = str(_ROLES.get(mapping["role"], mapping["role"])), _listed(mapping.get("content"))
+    if not is_given(content) or isinstance(content, str):
+        return Message(role, content if isinstance(content, str) else "", rest)
+    if role == "tool" and _is_data(content):
+        return Message(role, json.dumps(content, ensure_ascii=False, default=str), rest)
+    if not isinstance(content, (list, tuple)):
+        content = [content]
+    return Message(role, [read_item(item, f"{where}, item {index}") for index, item in enumerate(content)], rest)
+
+
+def _kind(given: Mapping[str, Any], item: Mapping[str, Any], where: str) -> str:
+    """ "text", "image", "audio" or "video", by the type or else by the keys."""
+    stated = given.get("type")
+    keyed = [kind for kind in KINDS if any(key in given for key in (kind, f"{kind}_url", f"input_{kind}"))]
+    if stated is not None and not (isinstance(stated, str) and stated in _TYPES):
+        raise InputError(f"{where} has the type {stated!r}; accepted are text, {', '.join(KINDS)}, and OpenAI's names.")
+    kind = None if stated is None else _TYPES[stated]
+    if kind is None and keyed:
+        kind = keyed[0]
+        if "text" in given:
+            raise InputError(f"{where} holds a text and a {kind} without a type; make two items of them.")
+    if kind is None and ("text" in item or not given):
+        kind = "text"
+    if kind in (None, "file"):
+        kind = kind_of_file(given)
+        if kind is None:
+            raise InputError(
+                f"{where} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': one of text, "
+                f"{', '.join(KINDS)}."
+            )
+    if [other for other in keyed if other != kind]:
+        raise InputError(f"{where} is of type {kind} and names {' and '.join(keyed)}; make one item of each.")
+    if kind != "text" and "text" in given:
+        warnings.warn(f"{where}: the text of an item of type {kind} is ignored; make an item of it.", stacklevel=2)
+    return kind
+
+
+def _text(given: Mapping[str, Any], where: str) -> str:
+    text = given.get("text", "")
+    if not isinstance(text, (str, int, float)):
+        raise InputError(f"{where}: text is a {type(text).__name__}; expected a text.")
+    return text if isinstance(text, str) else str(text)
+
+
+# What names or wraps a medium: neither options nor mistakes. `detail` is how many tokens OpenAI spends.
+_KNOWN = frozenset(
+    ("type", "text", "format", "detail", "filename", "mime_type", "media_type", "mimeType", "source_type", "alt_text")
+    + ("sampling_rate", "sample_rate", "cache_control", "id", *SOURCE_KEYS)
+    + tuple(spelling for spelling, kind in _TYPES.items() if kind in KINDS)
+)
+
+
+def _others(given: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key not in keys}
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    """A dict, or the fields of a pydantic model, a dataclass or another object that has a role and content."""
+    if isinstance(value, Mapping):
+        return value
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "role") and hasattr(value, "content"):
+        return {name: getattr(value, name) for name in ("role", "content")}
+    return None
+
+
+def _listed(value: Any) -> Any:
+    """Rows of a data frame hold lists as arrays of objects."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
+
+
+def _is_data(content: Any) -> bool:
+    """Whether a tool answered with values, rather than with texts or items."""
+    if isinstance(content, (list, tuple)):
+        return any(_is_data(part) for part in content)
+    return isinstance(content, (int, float)) or (isinstance(content, Mapping) and "type" not in content)
+
+
+def _kind_of(value: Any) -> str:
+    empty = isinstance(value, (list, tuple, str)) and not value
+    return f"an empty {type(value).__name__}" if empty else f"a {type(value).__name__}"

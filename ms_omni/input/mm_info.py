@@ -1,0 +1,188 @@
+"""Counterparts of `qwen_omni_utils` (0.0.9), without PyTorch: same names, arguments and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ms_omni.errors import InputError
+from ms_omni.input import sizes
+from ms_omni.input.conversation import (
+    MediaItems,
+    collect_media,
+    items_with_sound,
+    load_clip,
+    load_sound,
+    load_sound_of_video,
+)
+from ms_omni.input.image import load_image
+from ms_omni.input.messages import Message, media_items, read_batch, read_item
+from ms_omni.input.options import SizeOptions, size_options
+from ms_omni.input.video import VideoClip, VideoFrames, resize_clip
+
+MERGE_SIZE = 2
+LOADER_PATCH_SIZE = 16
+_UTILS_PATCH_SIZE = 14  # the default of `fetch_image` and `fetch_video` there
+_IMAGE_TOKEN_LIMITS = (4, 16384)
+
+
+def process_mm_info(
+    conversations: Any,
+    use_audio_in_video: bool | Sequence[bool] = False,
+    return_video_kwargs: bool = False,
+    return_video_metadata: bool = False,
+    image_patch_size: int | None = None,
+) -> tuple[Any, ...]:
+    """Drop-in for `qwen_omni_utils.process_mm_info`: audios, images, videos (and video kwargs) of the conversations.
+
+    It differs where the original harms: pictures and frames keep their own size, unless an item carries size options or
+    `image_patch_size` is given, because the processor resizes them anyway; a video without sound is allowed under
+    `use_audio_in_video`; frames are uint8 arrays, and remember their rate (`VideoFrames`).
+
+    Args:
+        conversations: one conversation (a list of messages) or a list of them.
+        use_audio_in_video: put the sound tracks of videos among the audios; one word, or one for each conversation.
+        return_video_kwargs: return a fourth value for the processor, `{"do_sample_frames": False, "fps": [...]}`.
+        return_video_metadata: return `(frames, metadata)` for each video, and no `fps` in the fourth value.
+        image_patch_size: resize here already, to multiples of twice this, as the original does (its default is 14).
+
+    Returns:
+        `(audios, images, videos)` or `(audios, images, videos, video_kwargs)`. Audios are float32 arrays at 16 kHz,
+        images RGB PIL images, videos uint8 `[T, C, H, W]`; each of the three is None when there are none.
+
+    Raises:
+        InputError, MediaError: an item that cannot be understood or read; the message says which.
+    """
+    batch, _ = read_batch(conversations)
+    media = collect_media(batch, use_audio_in_video)
+    vision = _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
+    return (media.audios or None, *vision)
+
+
+def process_vision_info(
+    conversations: Any,
+    return_video_kwargs: bool = False,
+    return_video_metadata: bool = False,
+    image_patch_size: int | None = None,
+) -> tuple[Any, ...]:
+    """`process_mm_info` without the sounds: `(images, videos)` or `(images, videos, video_kwargs)`."""
+    batch, _ = read_batch(conversations)
+    silent = [[_without_sounds(message) for message in messages] for messages in batch]
+    return _vision(collect_media(silent), return_video_kwargs, return_video_metadata, image_patch_size)
+
+
+def process_audio_info(conversations: Any, use_audio_in_video: bool | Sequence[bool]) -> list[np.ndarray] | None:
+    """The sounds alone, sound tracks of videos among them: float32 `[samples]` at 16 kHz each; None without any."""
+    batch, _ = read_batch(conversations)
+    sounds = []
+    for item, hear in items_with_sound(batch, use_audio_in_video):
+        if item.kind == "audio":
+            sounds.append(load_sound(item))
+        elif item.kind == "video" and hear:
+            sounds.append(load_sound_of_video(item))
+    return [sound for sound in sounds if sound is not None] or None
+
+
+def extract_vision_info(conversations: Any) -> list[Any]:
+    """The picture and video items of the conversations, as they were given."""
+    batch, _ = read_batch(conversations)
+    return [item.raw for messages in batch for item in media_items(messages) if item.kind != "audio"]
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = _UTILS_PATCH_SIZE * MERGE_SIZE,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> tuple[int, int]:
+    """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
+
+    Args:
+        min_pixels, max_pixels: by default 4 and 16384 times `factor`²; `qwen_omni_utils` takes those of pictures too.
+
+    Raises:
+        InputError: limits that cross; MediaError: one side is more than 200 times the other.
+    """
+    low, high = (tokens * factor * factor for tokens in _IMAGE_TOKEN_LIMITS)
+    low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
+    if high < low:
+        raise InputError(f"smart_resize: min_pixels is {low} and max_pixels {high}; expected min_pixels <= max_pixels.")
+    return sizes.smart_resize(height, width, factor, low, high, least=factor)
+
+
+def fetch_image(ele: Any, image_patch_size: int = _UTILS_PATCH_SIZE) -> Image.Image:
+    """The picture of an item (`{"image": ..., "max_pixels": ...}`), RGB, resized to multiples of twice the patch size.
+
+    Raises:
+        InputError, MediaError: an item that is no picture, or that cannot be read.
+    """
+    item = read_item(ele if isinstance(ele, Mapping) else {"image": ele}, "The picture")
+    picture, options = load_image(item.value, item.where), size_options(item.options, item.where)
+    return _sized_image(picture, options, image_patch_size * MERGE_SIZE, True)
+
+
+def fetch_video(
+    ele: Any,
+    image_patch_size: int = _UTILS_PATCH_SIZE,
+    return_video_sample_fps: bool = False,
+    return_video_metadata: bool = False,
+) -> Any:
+    """The sampled frames of an item (`{"video": ..., "fps": ...}`), resized to multiples of twice the patch size.
+
+    Returns:
+        frames uint8 `[T, C, H, W]`; `(frames, metadata)` with `return_video_metadata`; and a pair of that and the frames
+        per second with `return_video_sample_fps`.
+
+    Raises:
+        InputError, MediaError: an item that is no video, or that cannot be read.
+    """
+    clip = load_clip(read_item(ele if isinstance(ele, Mapping) else {"video": ele}, "The video"))
+    clip = _sized_clip(clip, image_patch_size * MERGE_SIZE, True)
+    result = (VideoFrames(clip), clip.metadata) if return_video_metadata else VideoFrames(clip)
+    return (result, clip.sample_fps) if return_video_sample_fps else result
+
+
+def _without_sounds(message: Message) -> Message:
+    if isinstance(message.content, str):
+        return message
+    return replace(message, content=[item for item in message.content if item.kind != "audio"])
+
+
+def _vision(media: MediaItems, return_kwargs: bool, return_metadata: bool, patch_size: int | None) -> tuple[Any, ...]:
+    factor, always = (patch_size or LOADER_PATCH_SIZE) * MERGE_SIZE, patch_size is not None
+    images = [_sized_image(image, options, factor, always) for image, options in media.images]
+    clips = [_sized_clip(clip, factor, always) for clip in media.videos]
+    videos = [(VideoFrames(clip), clip.metadata) if return_metadata else VideoFrames(clip) for clip in clips]
+    result = (images or None, videos or None)
+    if not return_kwargs:
+        return result
+    video_kwargs: dict[str, Any] = {"do_sample_frames": False}
+    if not return_metadata:
+        video_kwargs["fps"] = [clip.sample_fps for clip in clips]
+    return (*result, video_kwargs)
+
+
+def _sized_image(image: Image.Image, options: SizeOptions, factor: int, always: bool) -> Image.Image:
+    if not (always or options):
+        return image
+    low, high = (tokens * factor * factor for tokens in _IMAGE_TOKEN_LIMITS)
+    height, width = sizes.image_size(image.height, image.width, factor, low, high, options, "The picture")
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _sized_clip(clip: VideoClip, factor: int, always: bool) -> VideoClip:
+    if not (always or clip.sizes):
+        return clip
+    scale = factor * factor / (LOADER_PATCH_SIZE * MERGE_SIZE) ** 2
+    low, high = int(sizes.VIDEO_MIN_PIXELS * scale), int(sizes.VIDEO_MAX_PIXELS * scale)
+
+    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+        return sizes.video_size(frames, height, width, factor, low, high, options, name)
+
+    # Multiples of another factor are resized once more by the processor, as in the reference recipe.
+    return replace(resize_clip(clip, rule), sized=always is False)

@@ -1,0 +1,368 @@
+"""Conversations to model inputs: the reference's `Qwen3OmniMoeProcessor`, in numpy, without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ms_omni.errors import InputError
+from ms_omni.hub import resolve
+from ms_omni.input.arguments import (
+    VISION_KEYS,
+    CallOptions,
+    call_options,
+    is_argument,
+    known_only,
+    per_video,
+    renamed_media,
+    sampling_options,
+)
+from ms_omni.input.chat import choose_template, render
+from ms_omni.input.conversation import collect_media
+from ms_omni.input.counts import MultiModalData, count_tokens
+from ms_omni.input.decoding import Decoding
+from ms_omni.input.files import PAD_TOKEN, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.input.inputs import ModelInputs
+from ms_omni.input.mel import as_audio_list, audio_token_count, encode_audio, with_sound_tracks
+from ms_omni.input.messages import read_batch
+from ms_omni.input.parts import Parts
+from ms_omni.input.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
+from ms_omni.input.settings import AUDIO_KEYS, audio_settings, read_settings
+from ms_omni.input.tokens import tokenize
+from ms_omni.input.video import SizeRule, VideoClip
+from ms_omni.input.vision import (
+    as_clips,
+    as_image_list,
+    as_video_list,
+    described_clip,
+    encode_clips,
+    encode_images,
+    opened,
+    size_rule,
+)
+from ms_omni.input.vision_processors import ImageProcessor, VideoProcessor
+from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
+from ms_omni.notices import caller_level
+
+UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
+
+
+class Qwen3OmniMoeProcessor(Parts, Decoding):
+    """Turns text and media into what the model reads, and token ids back into text.
+
+    Attributes:
+        image_processor, video_processor: settings of pictures and of video frames; can be set (`max_pixels`, `size`, ...) and
+            called.
+        feature_extractor: transformers' `WhisperFeatureExtractor`; can be called.
+        tokenizer: transformers' tokenizer.
+        chat_template: Jinja text, or several by name.
+        image_token, audio_token, video_token, ...: the special tokens' texts; image_token_id, ...: the placeholders'
+        ids.
+    """
+
+    name_or_path = ""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        video_processor: Any = None,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | dict[str, str] | None = None,
+    ) -> None:
+        """Usually called through `from_pretrained`.
+
+        Args:
+            image_processor, video_processor: ours, settings, or transformers' (its settings are taken).
+            feature_extractor: a mel extractor, or a dict of its settings.
+            tokenizer: transformers' tokenizer of this family.
+            chat_template: Jinja text, or several by name; by default the tokenizer's.
+
+        Raises:
+            InputError: one of the four is missing; CheckpointError: the tokenizer lacks one of the special tokens.
+        """
+        parts = dict(zip(self.attributes, (image_processor, video_processor, feature_extractor, tokenizer)))
+        missing = [name for name, part in parts.items() if part is None]
+        if missing:
+            raise InputError(f"Qwen3OmniMoeProcessor needs {', '.join(missing)}; from_pretrained makes all from a folder.")
+        from ms_omni.input.mel_extractor import mel_extractor  # imports transformers
+
+        self.image_processor = ImageProcessor.of(image_processor, "image_processor")
+        self.video_processor = VideoProcessor.of(video_processor, "video_processor")
+        self.feature_extractor = mel_extractor(feature_extractor)
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template if chat_template is not None else tokenizer.chat_template
+        self.special_tokens = special_tokens(tokenizer)
+        for name, text in vars(self.special_tokens).items():
+            setattr(self, name, text)
+        self.image_token_id, self.audio_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+            [self.special_tokens.image_token, self.special_tokens.audio_token, self.special_tokens.video_token]
+        )
+        self.pad_token_id = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Qwen3OmniMoeProcessor:
+        """Load from a checkpoint, in the published layout or in that of transformers 5.x.
+
+        Args:
+            pretrained_model_name_or_path: a folder with tokenizer, chat template and preprocessor settings, or a model's
+                name, looked up in the hubs' caches and else downloaded (see `hub.resolve`, whose arguments are taken).
+            **kwargs: values instead of the files' own: min_pixels, max_pixels, size and the other settings of pictures and
+                video frames, settings of the mel features, chat_template, padding_side, model_max_length and other arguments
+                of a tokenizer. What has no effect here (use_fast, trust_remote_code, ...) is said in a warning.
+
+        Raises:
+            CheckpointError: no such folder or model, or missing or damaged files.
+            InputError: an unknown argument, or values that do not fit together.
+        """
+        where, options = sort_out(kwargs, cls.__name__, PROCESSOR, (*VISION_KEYS, *AUDIO_KEYS))
+        options = {word: value for word, value in options.items() if value is not None}
+        path = resolve(pretrained_model_name_or_path, weights=False, **where)
+        settings = read_settings(path)
+        vision = {word: options[word] for word in VISION_KEYS if word in options}
+        sound = {word: options[word] for word in AUDIO_KEYS if word in options and word not in TOKENIZER}
+        tokenizer = load_tokenizer(path, {word: options[word] for word in TOKENIZER if word in options})
+        processor = cls(
+            settings.image.changed(vision, "from_pretrained"),
+            settings.video.changed(vision, "from_pretrained"),
+            audio_settings({**settings.audio, **sound}, "from_pretrained: the audio settings"),
+            tokenizer,
+            options.get("chat_template") or load_chat_template(path, tokenizer),
+        )
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write tokenizer, chat template and settings; transformers 4.57 and 5.x can read them too.
+
+        Raises:
+            InputError: push_to_hub: nothing is uploaded.
+        """
+        if push_to_hub:
+            raise InputError(
+                "save_pretrained: push_to_hub is set, and nothing is uploaded here; upload the folder yourself."
+            )
+        known_only(kwargs, (), "save_pretrained")
+        save(Path(save_directory).expanduser(), self.tokenizer, self.chat_template, self.settings)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
+    ) -> ModelInputs:
+        """Model inputs of texts that hold one placeholder for each picture, sound and video.
+
+        Args:
+            text: a text, or a batch of them.
+            images: pictures (PIL, arrays, files), in the order of the placeholders over the whole batch.
+            videos: videos as frames (`process_mm_info`'s, arrays, tensors, lists of pictures) or files.
+            audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order (those of video
+                files are read where they are left out).
+            **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.vision.as_clips`),
+                use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
+                padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
+                `input.arguments`. Media may have older names (`audios`).
+
+        Returns:
+            input_ids, attention_mask int64 `[B, T]`, padded on the left with <|endoftext|>; with pictures pixel_values
+            float32 `[N, C*t*p*p]` and image_grid_thw int64 `[n, 3]`; with videos pixel_values_videos, video_grid_thw
+            and video_second_per_grid float64 `[n]`; with sounds input_features float32 `[n, mel, frames]` and
+            feature_attention_mask int32 `[n, frames]`.
+
+        Raises:
+            InputError: arguments that do not fit together; MediaError: media that cannot be used.
+        """
+        media = renamed_media({"text": text, "images": images, "videos": videos, "audio": audio}, kwargs)
+        text, images, videos, audio = media.values()
+        options = call_options(kwargs)
+        texts = _texts(text)
+        rate = options.audio.get("sampling_rate", self.feature_extractor.sampling_rate)
+        if rate != self.feature_extractor.sampling_rate:
+            raise InputError(
+                f"sampling_rate is {rate!r}; sounds are expected at "
+                f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
+                "to have it resampled."
+            )
+        files = [] if videos is None else opened(as_video_list(videos))
+        clips = as_clips(files, self.video_processor.sampling(options.video))
+        sounds = [] if audio is None else as_audio_list(audio)
+        if options.use_audio_in_video:
+            sounds = with_sound_tracks(sounds, files, options.audio_from_video_indices)
+        pictures = [] if images is None else as_image_list(images)
+        return self._encode(texts, pictures, clips, sounds, options)
+
+    def _encode(
+        self, texts: list[str], images: list[Any], clips: list[Any], sounds: list[np.ndarray], options: CallOptions
+    ) -> ModelInputs:
+        """Features of all media, the expanded texts' ids, and everything in one mapping."""
+        has_sound = [False] * len(clips)
+        if options.use_audio_in_video:
+            has_sound = videos_with_sound(
+                [clip.has_audio for clip in clips],
+                len(sounds),
+                count_placeholders(texts, self.special_tokens.audio_token),
+                options.audio_from_video_indices,
+            )
+        media: dict[str, Any] = {}
+        image, video = self.image_processor, self.video_processor
+        image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
+        seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
+        if images:
+            image = image.changed(options.vision("image"), "images_kwargs")
+            media["pixel_values"], image_grids = encode_images(images, image)
+            media["image_grid_thw"] = image_grids
+        if clips:
+            video = video.changed(options.vision("video"), "videos_kwargs")
+            media["pixel_values_videos"], video_grids = encode_clips(clips, video)
+            seconds = _seconds_per_grid(clips, video.temporal_patch_size)
+            media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
+            if options.video.get("return_metadata"):
+                media["video_metadata"] = [clip.metadata for clip in clips]
+        if sounds:
+            features, mask = encode_audio(sounds, self.feature_extractor, options.audio)
+            media |= {"input_features": features, "feature_attention_mask": mask}
+            audio_tokens = audio_token_count(mask.sum(-1))
+        expanded = expand_placeholders(
+            texts,
+            self.special_tokens,
+            MediaCounts(
+                (image_grids.prod(-1) // image.merge_size**2).tolist(),
+                audio_tokens.tolist(),
+                video_grids,
+                seconds.tolist(),
+                has_sound,
+                video.merge_size,
+                options.position_id_per_seconds,
+            ),
+        )
+        inputs = ModelInputs({**tokenize(self.tokenizer, expanded, options.text, self.special_tokens), **media})
+        return inputs.convert_to_tensors(options.return_tensors)
+
+    def apply_chat_template(
+        self,
+        conversation: Any = None,
+        chat_template: str | None = None,
+        *,
+        conversations: Any = None,
+        tools: list[Any] | None = None,
+        documents: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        use_audio_in_video: bool = False,
+        load_audio_from_video: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render conversations as prompts and, with `tokenize`, load their media and make model inputs.
+
+        Args:
+            conversation: a list of messages, or a list of those (`conversations` is the same). Content is a text or a list of items, such as
+                `{"type": "image", "image": "cat.jpg"}`; see `ms_omni.input.messages`.
+            chat_template: a template's text or name, instead of the checkpoint's.
+            tools: functions with annotations and a docstring, or JSON schemas; `ms_omni.parse_tool_calls` reads the calls.
+            documents, add_generation_prompt, continue_final_message: passed to the template.
+            tokenize: False returns the prompt text (a list of texts for several conversations).
+            return_dict: with `tokenize`, return all model inputs rather than the ids alone.
+            return_tensors: as in `__call__`.
+            use_audio_in_video, load_audio_from_video: the same: hear the sound tracks of videos that have one.
+            processor_kwargs: arguments for `__call__`; they may also stand among `kwargs`. fps, nframes (num_frames),
+                min_frames, max_frames and do_sample_frames=False (all frames) are for video files that do not say themselves.
+            **kwargs: whatever is none of those goes to the template as a variable.
+
+        Raises:
+            InputError: a malformed conversation; MediaError: an item that cannot be read.
+        """
+        batch, several = read_batch(conversation if conversations is None else conversations)
+        given = {**kwargs, **(processor_kwargs or {})}
+        prompts = render(
+            self.tokenizer,
+            choose_template(self.chat_template, chat_template, tools),
+            batch,
+            {key: value for key, value in given.items() if not is_argument(key)},
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        arguments = {key: value for key, value in given.items() if is_argument(key)}
+        if use_audio_in_video or load_audio_from_video:
+            arguments["use_audio_in_video"] = True
+        options = call_options({**arguments, "return_tensors": return_tensors or arguments.get("return_tensors")})
+        if not tokenize:
+            return prompts if several else prompts[0]
+        media = collect_media(
+            batch,
+            options.use_audio_in_video,
+            sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
+            size_rule=self._frame_size(options),
+        )
+        metadata = per_video(options.video.get("video_metadata"), len(media.videos), "video_metadata")
+        clips = [  # a file knows its own rate
+            described_clip(clip, {"video_metadata": known}) if known is not None and clip.has_audio is None else clip
+            for clip, known in zip(media.videos, metadata)
+        ]
+        inputs = self._encode(prompts, media.images, clips, media.audios, options)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _frame_size(self, options: CallOptions) -> SizeRule | None:
+        """The size of a video's frames, asked for when there is one."""
+
+        def rule(*frames: Any) -> tuple[int, int]:
+            return size_rule(self.video_processor.changed(options.vision("video"), "videos_kwargs"))(*frames)
+
+        return rule if options.video.get("do_resize", self.video_processor.do_resize) else None
+
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        video_sizes: Sequence[Sequence[int]] | None = None,
+        audio_lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> MultiModalData:
+        """How many placeholder tokens media of these sizes become.
+
+        Args:
+            image_sizes: (height, width) of each picture; video_sizes: (frames, height, width) of each video, in pixels.
+            audio_lengths: samples of each sound, at 16 kHz.
+            **kwargs: as in `__call__`.
+        """
+        return count_tokens(self, call_options(kwargs), image_sizes, video_sizes, audio_lengths)
+
+
+def _seconds_per_grid(clips: Sequence[VideoClip], frames: int) -> np.ndarray:
+    """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
+    if any(clip.sample_fps is None for clip in clips):
+        warnings.warn(
+            f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
+            "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
+            stacklevel=caller_level(),
+        )
+    return frames / np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
+
+
+def _texts(text: Any) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        InputError: None, or not texts.
+    """
+    if isinstance(text, str):
+        return [text]
+    if not isinstance(text, (list, tuple)) or not text or not all(isinstance(item, str) for item in text):
+        raise InputError(
+            "text must be a text or a non-empty list of texts (apply_chat_template makes them of "
+            f"conversations); got {'None' if text is None else type(text).__name__}."
+        )
+    return list(text)

@@ -1,0 +1,138 @@
+"""Target sizes of pictures and video frames, and the resampling to them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from ms_omni.errors import MediaError
+from ms_omni.input.options import SizeOptions
+
+MAX_ASPECT_RATIO = 200
+VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
+VIDEO_MAX_PIXELS = 768 * 32 * 32
+VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x factor pixels of two frames
+_BLOCK = 64  # output columns per matrix product: keeps the products narrow around the band of non-zero weights
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: float,
+    max_pixels: float,
+    name: str = "The picture",
+    least: int = 0,
+) -> tuple[int, int]:
+    """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
+
+    As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that
+    a thin strip is enlarged to `min_pixels`; qwen_omni_utils counts it as `least` = `factor`.
+
+    Raises:
+        MediaError: one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError(
+            f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other. Crop or pad it."
+        )
+    new_height, new_width = (max(least, round(side / factor) * factor) for side in (height, width))
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return max(factor, new_height), max(factor, new_width)
+
+
+def image_size(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
+    """Target size of a picture: the item's own options win over the settings `min_pixels` and `max_pixels`."""
+    if options.resized_height is not None and options.resized_width is not None:
+        height, width = options.resized_height, options.resized_width
+    low, high = _limits(options, min_pixels, max_pixels)
+    return smart_resize(height, width, factor, low, high, name)
+
+
+def video_size(
+    frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
+    """Target size of a video's frames, so that the whole video also stays within its budget."""
+    if options.resized_height is not None and options.resized_width is not None:
+        height, width = options.resized_height, options.resized_width
+    low, high = _limits(options, min_pixels, max_pixels)
+    budget = options.total_pixels if options.total_pixels is not None else VIDEO_TOKEN_BUDGET * factor * factor
+    high = min(high, max(budget / frames * 2, int(low * 1.05)))
+    return smart_resize(height, width, factor, low, high, name)
+
+
+def _limits(options: SizeOptions, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The item's limits; one that is given alone lifts the other where they would cross."""
+    low = options.min_pixels if options.min_pixels is not None else min_pixels
+    if options.min_pixels is None and options.max_pixels is not None and options.max_pixels < low:
+        low = 1
+    high = options.max_pixels if options.max_pixels is not None else max(max_pixels, low)
+    return low, high
+
+
+def _bicubic_weights(length: int, new_length: int) -> np.ndarray:
+    """`[length, new_length]`: antialiased bicubic (a = -0.5) with normalised weights, as torchvision's."""
+    scale = length / new_length
+    stretch = max(scale, 1.0)
+    centres = (np.arange(new_length) + 0.5) * scale
+    first = np.maximum(np.floor(centres - 2.0 * stretch + 0.5), 0)
+    last = np.minimum(np.floor(centres + 2.0 * stretch + 0.5), length)
+    positions = np.arange(length)[:, None]
+    distance = np.abs((positions + 0.5 - centres) / stretch)
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+    weights *= (positions >= first) & (positions < last)
+    return weights / weights.sum(0)
+
+
+@lru_cache(maxsize=64)
+def _weights(length: int, new_length: int, quantised: bool) -> np.ndarray:
+    """float32 weights; quantised as torchvision's 16-bit integers, so that sums over bytes come out alike."""
+    weights = _bicubic_weights(length, new_length)
+    if quantised:
+        bits = next(bits for bits in range(23) if bits == 22 or int(0.5 + weights.max() * (1 << (bits + 1))) >= 1 << 15)
+        weights = np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)) / (1 << bits)
+    return weights.astype(np.float32)
+
+
+def _resample_last(rows: np.ndarray, new_length: int, quantised: bool) -> np.ndarray:
+    """Resample the last axis: `[..., L]` float32 -> `[..., new_length]`."""
+    weights = _weights(rows.shape[-1], new_length, quantised)
+    out = np.empty((*rows.shape[:-1], new_length), np.float32)
+    for start in range(0, new_length, _BLOCK):
+        block = weights[:, start : start + _BLOCK]
+        used = np.flatnonzero(block.any(1))
+        band = slice(used[0], used[-1] + 1)
+        np.matmul(rows[..., band], block[band], out=out[..., start : start + _BLOCK])
+    return out
+
+
+def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample one frame `[C, H, W]` to `[C, height, width]`; width first, then height.
+
+    uint8 stays uint8, rounded after each pass as torchvision does; float32 is neither rounded nor clipped.
+    """
+    as_bytes = frame.dtype == np.uint8
+
+    def settle(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.floor(values + 0.5, out=values), 0, 255, out=values) if as_bytes else values
+
+    out = frame.astype(np.float32)
+    if width != frame.shape[2]:
+        out = settle(_resample_last(out, width, as_bytes))
+    if height != frame.shape[1]:
+        out = settle(_resample_last(out.swapaxes(1, 2), height, as_bytes)).swapaxes(1, 2)
+    return np.ascontiguousarray(out, dtype=np.uint8 if as_bytes else np.float32)

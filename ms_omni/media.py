@@ -1,0 +1,37 @@
+"""Files, URLs and arrays to RGB pictures, 16 kHz mono sound and sampled video frames. No MindSpore, no PyTorch."""
+
+from ms_omni.input.audio import SAMPLING_RATE_HZ, load_audio
+from ms_omni.input.conversation import MediaItems, collect_media
+from ms_omni.input.image import load_image
+from ms_omni.input.messages import Item, Message, read_batch
+from ms_omni.input.mm_info import (
+    extract_vision_info,
+    fetch_image,
+    fetch_video,
+    process_audio_info,
+    process_mm_info,
+    process_vision_info,
+    smart_resize,
+)
+from ms_omni.input.video import VideoClip, VideoFrames, load_video
+
+__all__ = [
+    "SAMPLING_RATE_HZ",
+    "Item",
+    "MediaItems",
+    "Message",
+    "VideoClip",
+    "VideoFrames",
+    "collect_media",
+    "extract_vision_info",
+    "fetch_image",
+    "fetch_video",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "process_audio_info",
+    "process_mm_info",
+    "process_vision_info",
+    "read_batch",
+    "smart_resize",
+]

@@ -1,1 +1,0 @@
-"""Text, pixels and mel features: the parts of `ms_omni.processor`. No MindSpore, no PyTorch."""

@@ -1,0 +1,224 @@
+"""The processor's files: both layouts, templates, and folders that lack something."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ms_omni.errors import CheckpointError, InputError
+from ms_omni.input.processor import Qwen3OmniMoeProcessor
+from ms_omni.input.tiny_processor import ADDED_TOKENS, CHAT_TEMPLATE, PREPROCESSOR_CONFIG, write_tiny_processor
+from tests.reference.processor_cases import IMAGE, VIDEO, chat, frames, picture
+
+USER = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def change(path, **changes):
+    content = json.loads(path.read_text())
+    content.update({key: value for key, value in changes.items() if value is not None})
+    for key in [key for key, value in changes.items() if value is None]:
+        content.pop(key, None)
+    path.write_text(json.dumps(content))
+
+
+def to_5x_layout(folder):
+    """What transformers 5.23 writes: one nested file, a Jinja file, a list of extra tokens."""
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    limits = {"size": {"shortest_edge": config.pop("min_pixels"), "longest_edge": config.pop("max_pixels")}}
+    nested = {
+        "feature_extractor": config,
+        "image_processor": {**config, **limits, "resample": 3},
+        "video_processor": {**config, **limits, "resample": 3},
+        "processor_class": "Qwen3OmniMoeProcessor",
+    }
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    (folder / "chat_template.jinja").write_text(template)
+    change(
+        folder / "tokenizer_config.json",
+        extra_special_tokens=list(ADDED_TOKENS[:3]),
+        added_tokens_decoder=None,
+        additional_special_tokens=None,
+    )
+    for name in ("preprocessor_config.json", "chat_template.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+
+
+def same(first, second):
+    arguments = {
+        "text": chat(IMAGE, VIDEO, "hello"),
+        "images": picture(100, 150),
+        "videos": [frames(4, 64, 64)],
+        "fps": 2.0,
+    }
+    a, b = first(**arguments), second(**arguments)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    return True
+
+
+def test_layout_of_5x(processor, copy):
+    to_5x_layout(copy)
+    other = Qwen3OmniMoeProcessor.from_pretrained(copy)
+    assert other.settings.image == processor.settings.image and other.settings.video == processor.settings.video
+    assert same(processor, other)
+    assert other.apply_chat_template(USER) == processor.apply_chat_template(USER)
+
+
+def test_round_trip(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "saved")
+    other = Qwen3OmniMoeProcessor.from_pretrained(tmp_path / "saved")
+    assert other.settings == processor.settings and other.chat_template == processor.chat_template and same(processor, other)
+
+
+@pytest.mark.parametrize("place", ["jinja", "tokenizer", "named", "none"])
+def test_where_the_template_may_stand(copy, place):
+    (copy / "chat_template.json").unlink()
+    if place == "jinja":
+        (copy / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    elif place == "tokenizer":
+        change(copy / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
+    elif place == "named":
+        change(
+            copy / "tokenizer_config.json",
+            chat_template=[
+                {"name": "default", "template": CHAT_TEMPLATE},
+                {"name": "short", "template": "{{ messages[0].content }}"},
+            ],
+        )
+    processor = Qwen3OmniMoeProcessor.from_pretrained(copy)
+    if place == "none":
+        with pytest.raises(InputError, match="has no chat template"):
+            processor.apply_chat_template(USER)
+        return
+    assert processor.apply_chat_template(USER) == "<|im_start|>user\nhello<|im_end|>\n"
+    if place == "named":
+        assert processor.apply_chat_template(USER, chat_template="short") == "hello"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patch_size",
+        "temporal_patch_size",
+        "merge_size",
+        "image_mean",
+        "image_std",
+        "min_pixels",
+        "feature_size",
+        "hop_length",
+        "sampling_rate",
+    ],
+)
+def test_missing_setting(copy, name):
+    change(copy / "preprocessor_config.json", **{name: None})
+    with pytest.raises(CheckpointError, match=name):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"patch_size": "16"}, "patch_size is '16'"),
+        ({"resample": 2}, "bicubic"),
+        ({"image_mean": [0.5]}, "three numbers"),
+        ({"sampling_rate": 8000}, "8000 Hz"),
+        ({"dither": 0.1}, "dither"),
+        ({"size": {"height": 3}}, "size is"),
+    ],
+)
+def test_settings_that_are_refused(copy, changes, complaint):
+    change(copy / "preprocessor_config.json", **changes)
+    with pytest.raises(CheckpointError, match=complaint):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "preprocessor_config.json"])
+def test_missing_or_damaged_file(copy, name):
+    (copy / name).write_text("{ not json")
+    with pytest.raises(CheckpointError, match=name):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+def test_missing_or_damaged_tokenizer(copy):
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+    for name in ("tokenizer.json", "vocab.json"):
+        (copy / name).unlink()
+    with pytest.raises(CheckpointError, match="tokenizer.json"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+def test_foreign_tokenizer(copy):
+    text = (copy / "tokenizer.json").read_text().replace("<|audio_pad|>", "<|other|>")
+    (copy / "tokenizer.json").write_text(text)
+    config = (copy / "tokenizer_config.json").read_text()
+    (copy / "tokenizer_config.json").write_text(config.replace("<|audio_pad|>", "<|other|>"))
+    change(copy / "tokenizer_config.json", audio_token=None, extra_special_tokens=None)
+    with pytest.raises(CheckpointError, match=r"lacks <\|audio_pad\|>"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="not a folder"):
+        Qwen3OmniMoeProcessor.from_pretrained("Qwen/Qwen3-Omni-30B-A3B-Instruct")
+
+
+@pytest.mark.parametrize("vocab_size", [None, 320])
+def test_tiny_tokenizer(tmp_path, vocab_size):
+    ids = write_tiny_processor(tmp_path, vocab_size=vocab_size)
+    tokenizer = Qwen3OmniMoeProcessor.from_pretrained(tmp_path).tokenizer
+    assert len(tokenizer) == ids["vocab_size"] and (vocab_size is None or ids["vocab_size"] <= vocab_size)
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == [ids[token] for token in ADDED_TOKENS]
+    assert [ids[token] for token in ADDED_TOKENS] == list(range(ids["<|endoftext|>"], ids["vocab_size"]))
+    assert tokenizer.encode("<|im_start|>assistant\n") == [ids["<|im_start|>"], ids["assistant"], ids["newline"]]
+    assert all(tokenizer.encode(word) == [ids[word]] for word in ("system", "user", "assistant"))
+    text = "What do you see? 42 caf\u00e9 \u65e5\u672c\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_tiny_tokenizer_needs_room(tmp_path):
+    with pytest.raises(ValueError, match="at least"):
+        write_tiny_processor(tmp_path, vocab_size=100)
+
+
+def test_published_values():
+    assert PREPROCESSOR_CONFIG["max_pixels"] == 12845056 and PREPROCESSOR_CONFIG["n_samples"] == 4800000
+
+
+def test_no_heavy_imports():
+    code = (
+        "import sys, ms_omni.input.processor, ms_omni.media; "
+        "print([m for m in ('mindspore', 'torch', 'transformers', 'librosa', 'av', 'soundfile') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_pixel_limits_of_from_pretrained(folder):
+    from PIL import Image
+
+    from ms_omni import Qwen3OmniMoeProcessor
+    from ms_omni.errors import InputError
+
+    picture = Image.new("RGB", (640, 480))
+    text = "<|vision_start|><|image_pad|><|vision_end|>"
+    whole = Qwen3OmniMoeProcessor.from_pretrained(folder)(text=text, images=[picture])
+    small = Qwen3OmniMoeProcessor.from_pretrained(folder, min_pixels=56 * 56, max_pixels=14 * 14 * 768)
+    limited = small(text=text, images=[picture])
+    assert whole["image_grid_thw"].tolist() == [[1, 30, 40]]
+    assert limited["image_grid_thw"].prod() * 16 * 16 <= 14 * 14 * 768
+    with pytest.raises(InputError, match="expected 0 < min_pixels <= max_pixels"):
+        Qwen3OmniMoeProcessor.from_pretrained(folder, min_pixels=10**9)
