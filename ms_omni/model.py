@@ -60,6 +60,20 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
         """A context manager around a `ThinkerReader`: a prompt, then tokens, on a cache of its own or on the one given."""
         return thinker_reader(self, batch_size, cache)
 
+    def prepare_inputs_for_generation(
+        self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, use_cache=True, **inputs
+    ) -> dict[str, Any]:
+        """What the next forward pass of a loop of the caller's own takes.
+
+        The first one: everything. Later ones: of input_ids `[B, T]`, the prompt and all tokens since, those that
+        past_key_values has not seen, and no media any more.
+        """
+        prepared = {"past_key_values": past_key_values, "attention_mask": attention_mask, "use_cache": use_cache}
+        if past_key_values is not None and past_key_values.length:
+            return {**prepared, "input_ids": input_ids[:, past_key_values.length :]}
+        first = {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}
+        return {**inputs, **prepared, **first}
+
     def generate(self, input_ids=None, generation_config=None, logits_processor=None, stopping_criteria=None, **kwargs):
         """Prompt and new token ids int64 `[B, T + new]`; rows that ended earlier are padded.
 
@@ -160,6 +174,13 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         super()._loaded(folder, request)
         self.folder, self.request = folder, request
         self.generation_config.load(eos_token_id=self.config.im_end_token_id)
+
+    def construct(self, *_, **__):
+        """The reference has no forward pass of the whole model either. Raises `InputError`."""
+        raise InputError(
+            "the whole model has no forward pass: call model.thinker(...), model.talker(...) or model.code2wav(...), or let "
+            "model.generate(...) answer"
+        )
 
     def get_decoder(self):
         return self.thinker.get_decoder()

@@ -71,6 +71,12 @@ class ModelObject:
     def gradient_checkpointing_enable(self, *_, **__) -> None:
         warnings.warn("gradient checkpointing has no effect: activations are kept until a gradient was taken", stacklevel=2)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing is to be done: MindSpore returns gradients and keeps none."""
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing is to be done: MindSpore takes a gradient with respect to what it is asked for."""
+
     def gradient_checkpointing_disable(self) -> None:
         """Nothing is to be done: it is never on."""
 
@@ -85,6 +91,11 @@ class ModelObject:
     def device(self) -> str:
         """Name of the device that MindSpore computes on: "CPU" or "Ascend"."""
         return ms.get_context("device_target")
+
+    @property
+    def hf_device_map(self) -> dict[str, str]:
+        """Where the parts are: all of them on the one device of this process."""
+        return {"": self.device}
 
     def to(self, *targets, dtype=None, **_):
         """In another dtype, where the device computes in it (CPU: float32 only, said once); devices change nothing.
@@ -110,6 +121,11 @@ class ModelObject:
                 self._forget_steps()
 
     def float(self):
+        return self.to("float32")
+
+    def double(self):
+        """float32, the widest dtype that is computed in."""
+        warnings.warn("models are computed in float32 at most; float64 weights become float32", stacklevel=2)
         return self.to("float32")
 
     def half(self):
@@ -165,10 +181,22 @@ class ModelObject:
     def children(self) -> Iterator[nn.Cell]:
         return iter(self.cells())
 
+    def get_submodule(self, target: str) -> nn.Cell:
+        """The cell of that path ("model.layers.0"; "": the model). Raises `AttributeError` when there is none."""
+        found = dict(self.cells_and_names())
+        if target not in found:
+            raise AttributeError(f"{type(self).__name__} has no submodule {target!r}")
+        return found[target]
+
     def named_children(self) -> Iterator[tuple[str, nn.Cell]]:
         return iter(self.name_cells().items())
 
     # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self):
+        """The model without its head, or itself."""
+        return getattr(self, self.base_model_prefix, self)
 
     def get_decoder(self):
         """The decoder stack of a model that has a head, else the model itself."""

@@ -10,8 +10,12 @@ from .packing import host_array
 IGNORED = -100
 
 
-def language_model_loss(logits, labels):
-    """Mean cross-entropy of logits `[B, T, V]` at t against labels `[B, T]` at t + 1; labels of -100 do not count."""
+def language_model_loss(logits, labels, num_items_in_batch=None):
+    """Mean cross-entropy of logits `[B, T, V]` at t against labels `[B, T]` at t + 1; labels of -100 do not count.
+
+    num_items_in_batch: what the sum is divided by instead of the number of labels that count: those of all batches whose
+    gradients are accumulated.
+    """
     if labels.shape != tuple(logits.shape[:2]):
         raise InputError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:2])}")
     targets = labels[:, 1:].reshape(-1)
@@ -19,7 +23,13 @@ def language_model_loss(logits, labels):
     if not len(kept):
         raise InputError(f"every label after the first is {IGNORED} (ignored); there is nothing to learn from")
     rows = ops.gather_rows(logits[:, :-1].reshape(-1, logits.shape[-1]), Tensor(kept))
-    return ops.cross_entropy(rows, Tensor(targets[kept].astype(np.int32)))
+    loss = ops.cross_entropy(rows, Tensor(targets[kept].astype(np.int32)))
+    if num_items_in_batch is None:
+        return loss
+    items = float(host_array(num_items_in_batch))
+    if not items >= 1:
+        raise InputError(f"num_items_in_batch is {num_items_in_batch}, expected at least 1")
+    return loss * (len(kept) / items)
 
 
 def load_balancing_loss(router_logits, top_k, valid):
@@ -37,13 +47,14 @@ def load_balancing_loss(router_logits, top_k, valid):
     return (assigned * probability).sum() * router_logits[0].shape[-1]
 
 
-def training_losses(config, logits, labels, router_logits, valid):
+def training_losses(config, logits, labels, router_logits, valid, num_items_in_batch=None):
     """The loss of a decoder and the router's auxiliary loss, weighted into it; None where not asked for.
 
-    config: the stack's, for `num_experts_per_tok` and `router_aux_loss_coef`; labels int `[B, T]`.
+    config: the stack's, for `num_experts_per_tok` and `router_aux_loss_coef`; labels int `[B, T]`;
+    num_items_in_batch: see `language_model_loss`.
     """
     aux_loss = None if router_logits is None else load_balancing_loss(router_logits, config.num_experts_per_tok, valid)
     if labels is None:
         return None, aux_loss
-    loss = language_model_loss(logits, host_array(labels))
+    loss = language_model_loss(logits, host_array(labels), num_items_in_batch)
     return loss if aux_loss is None else loss + config.router_aux_loss_coef * aux_loss, aux_loss

@@ -79,6 +79,7 @@ class Talker(Cell):
         output_attentions=None,
         cache_position=None,
         return_dict=None,
+        num_items_in_batch=None,
     ):
         """The reference's forward: rows of the talker `[B, S, D]` (or codes 0 `[B, S]` as input_ids) -> `TalkerOutput`.
 
@@ -116,7 +117,9 @@ class Talker(Cell):
             cache_position,
         )
         logits = self.codec_head(states.last_hidden_state)
-        loss, aux_loss = training_losses(self.config.text_config, logits, labels, states.router_logits, valid)
+        loss, aux_loss = training_losses(
+            self.config.text_config, logits, labels, states.router_logits, valid, num_items_in_batch
+        )
         if states.past_key_values is not None:
             states.past_key_values.rope_deltas = deltas
         output = TalkerOutput(

@@ -262,6 +262,7 @@ class Thinker(Cell):
         output_attentions=None,
         cache_position=None,
         return_dict=None,
+        num_items_in_batch=None,
     ):
         """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput` (return_dict=False: a tuple).
 
@@ -269,7 +270,7 @@ class Thinker(Cell):
         a gradient, in one pass that keeps nothing.
 
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
-        position_ids: see `forward.given_positions`. labels int `[B, T]` (-100: ignored) add `loss`; output_router_logits adds
+        position_ids: see `forward.given_positions`. labels int `[B, T]` (-100: ignored) add `loss`, their mean or with num_items_in_batch their sum divided by it; output_router_logits adds
         `aux_loss`, weighted into the loss. output_hidden_states: True, or the indices to keep (the others are None);
         logits_to_keep: logits of only so many last positions (0: all); whole_logits=False: only those of the part of the
         vocabulary that this process holds under a plan. use_audio_in_video and rope_deltas are the reference's; the tokens and
@@ -320,7 +321,9 @@ class Thinker(Cell):
         hidden = states.last_hidden_state
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         logits = self.collect(logits) if whole_logits else logits
-        loss, aux_loss = training_losses(self.config.text_config, logits, labels, states.router_logits, valid)
+        loss, aux_loss = training_losses(
+            self.config.text_config, logits, labels, states.router_logits, valid, num_items_in_batch
+        )
         output = ThinkerOutput(
             loss, aux_loss, logits, states.past_key_values, states.hidden_states, None, states.router_logits, deltas
         )

@@ -24,6 +24,15 @@ def test_outputs_by_name_key_position_and_as_a_tuple(thinker, prompt):
         thinker(**prompt, output_attentions=True)
 
 
+def test_the_loss_of_one_of_several_accumulated_batches(thinker):
+    labels = np.where(IDS > 22, IDS, -100)
+    counted = (labels[:, 1:] != -100).sum()
+    mean, part = (thinker(IDS, labels=labels, num_items_in_batch=items).loss for items in (None, ms.Tensor(40)))
+    np.testing.assert_allclose(float(part), float(mean) * counted / 40, rtol=1e-6)
+    with pytest.raises(InputError, match="num_items_in_batch is 0"):
+        thinker(IDS, labels=labels, num_items_in_batch=0)
+
+
 def test_whole_numbers_that_come_as_floats(thinker, prompt):
     expected = thinker(**{**prompt, "image_grid_thw": prompt["image_grid_thw"].astype(np.int64)}).logits.asnumpy()
     assert (thinker(**prompt).logits.asnumpy() == expected).all()

@@ -135,3 +135,30 @@ def test_every_class_of_transformers_module_exists_and_the_parts_are_theirs(thin
     assert isinstance(thinker.model, ms_omni.Qwen3OmniMoeThinkerTextModel)
     assert isinstance(thinker.visual, ms_omni.Qwen3OmniMoeVisionEncoder)
     assert isinstance(thinker.audio_tower, ms_omni.Qwen3OmniMoeAudioEncoder)
+
+
+def test_what_has_nothing_to_do_here_is_there(thinker):
+    assert thinker.zero_grad() is None and thinker.enable_input_require_grads() is None
+    assert thinker.hf_device_map == {"": thinker.device}
+    assert thinker.base_model is thinker.model is thinker.get_submodule("model") and thinker.get_submodule("") is thinker
+    with pytest.raises(AttributeError, match="no submodule 'tail'"):
+        thinker.get_submodule("tail")
+    with pytest.warns(UserWarning, match="float64"):
+        assert thinker.double().dtype == ms.float32
+
+
+def test_a_loop_of_the_callers_own(thinker):
+    ids, cache = IDS, None
+    for _ in range(3):
+        inputs = thinker.prepare_inputs_for_generation(ids, past_key_values=cache, attention_mask=np.ones(ids.shape, int))
+        output = thinker(**inputs)
+        cache = output.past_key_values
+        ids = np.concatenate([ids, output.logits.asnumpy()[:, -1:].argmax(-1)], axis=1)
+    assert (ids == thinker.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False)).all()
+
+
+def test_the_whole_model_says_what_has_a_forward_pass():
+    model = Qwen3OmniMoeForConditionalGeneration(load_named_config("tiny"))
+    for call in (model, model.forward):
+        with pytest.raises(InputError, match=r"model\.thinker\(\.\.\.\)"):
+            call(input_ids=IDS)
