@@ -1,8 +1,8 @@
 """Files, URLs and arrays to RGB pictures, 16 kHz mono sound and sampled video frames. No MindSpore, no PyTorch."""
 
 from ms_omni.input.audio import SAMPLING_RATE_HZ, load_audio
-from ms_omni.input.conversation import MediaItems, collect_media
 from ms_omni.input.image import load_image
+from ms_omni.input.media import Media, VideoFrames
 from ms_omni.input.messages import Item, Message, read_batch
 from ms_omni.input.mm_info import (
     extract_vision_info,
@@ -13,16 +13,14 @@ from ms_omni.input.mm_info import (
     process_vision_info,
     smart_resize,
 )
-from ms_omni.input.video import VideoClip, VideoFrames, load_video
+from ms_omni.input.video import load_video
 
 __all__ = [
     "SAMPLING_RATE_HZ",
     "Item",
-    "MediaItems",
+    "Media",
     "Message",
-    "VideoClip",
     "VideoFrames",
-    "collect_media",
     "extract_vision_info",
     "fetch_image",
     "fetch_video",

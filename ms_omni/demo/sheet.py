@@ -85,7 +85,7 @@ def _medium(kind, file, with_sound, size):
         return _fit(load_image(str(file)), size)
     strip_height = size[1] if not with_sound else round(size[1] * 0.5)
     sheet = Image.new("RGB", size, "white")
-    sheet.paste(_strip(load_video(str(file)).frames, (size[0], strip_height)), (0, 0))
+    sheet.paste(_strip(load_video(str(file)).data, (size[0], strip_height)), (0, 0))
     if with_sound:
         sheet.paste(_sound(load_audio(str(file)), (size[0], size[1] - strip_height - 4), HEARD), (0, strip_height + 4))
     return sheet

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ms_omni.errors import InputError
-from ms_omni.input.options import SamplingOptions, number
+from ms_omni.input.media import SamplingOptions, number
 from ms_omni.notices import caller_level, warn_once
 
 VISION_KEYS = (

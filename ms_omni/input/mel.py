@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.input.audio import MOST_CHANNELS, check_clip, load_audio, load_sound_track
-from ms_omni.input.sources import Source, to_array
-from ms_omni.input.spellings import is_number_list, sound_pair
-from ms_omni.input.video import has_sound
+from ms_omni.input.audio import check_clip
 
 FRAMES_PER_CHUNK = 100  # one second of mel frames
 TOKENS_PER_CHUNK = 13
@@ -22,52 +19,6 @@ def audio_token_count(frames: Any) -> Any:
     rest = frames % FRAMES_PER_CHUNK
     halved = (rest - 1) // 2 + 1
     return ((halved - 1) // 2 + 1 - 1) // 2 + 1 + frames // FRAMES_PER_CHUNK * TOKENS_PER_CHUNK
-
-
-def as_audio_list(audio: Any) -> list[np.ndarray]:
-    """Mono float32 clips at 16 kHz from one clip, or a list of clips or of lists of clips.
-
-    A clip is whatever `load_audio` knows: an array or tensor, a list of numbers, (array, sampling rate), a file. An array
-    `[n, samples]` that stands alone is a batch of n clips.
-
-    Raises:
-        MediaError: a clip that cannot be used; the message says which.
-    """
-    array = to_array(audio)
-    if array is not None:
-        batch = array.ndim == 2 and 1 not in array.shape and array.shape[1] > MOST_CHANNELS
-        flat = list(array) if batch else [array]
-    elif _is_clip(audio):
-        flat = [audio]
-    else:
-        flat = [clip for item in audio for clip in ([item] if _is_clip(item) else item)]
-    return [load_audio(clip, name=f"sound {index}") for index, clip in enumerate(flat)]
-
-
-def _is_clip(value: Any) -> bool:
-    return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
-
-
-def with_sound_tracks(
-    sounds: list[np.ndarray], videos: Sequence[Any], owners: Sequence[int | None] | None
-) -> list[np.ndarray]:
-    """The sounds of a call with the sound tracks of its video files among them, where the caller has not put them there.
-
-    Args:
-        videos: files as `Source`; ready-made frames have no sound.
-        owners: for each sound the number of the video it belongs to, or None; by default there are only sound tracks.
-    """
-    if owners is None:
-        owners = range(len(videos)) if not sounds else [None] * len(sounds)
-    if len(sounds) != sum(owner is None for owner in owners):
-        return sounds
-    alone = iter(sounds)
-    loud = [isinstance(video, Source) and has_sound(video) for video in videos]
-    return [
-        next(alone) if owner is None else load_sound_track(videos[owner], None, None)
-        for owner in owners
-        if owner is None or (0 <= owner < len(videos) and loud[owner])
-    ]
 
 
 def encode_audio(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
-from ms_omni.input.options import OPTION_KEYS
+from ms_omni.input.media import OPTION_KEYS, ItemOptions, item_options
 from ms_omni.input.spellings import SOURCE_KEYS, is_given, kind_of_file, unwrapped
 
 KINDS = ("image", "audio", "video")
@@ -30,20 +30,22 @@ class Item:
     Attributes:
         kind: "text", "image", "audio" or "video".
         value: the text; or the medium in any spelling that its decoder reads, None for a bare placeholder.
-        options: what else the item says (`max_pixels`, `fps`, ...).
+        stated: what else the item says (`max_pixels`, `fps`, ...), for the template.
         where: for error messages.
         raw: the item as it was given.
+        options: what it states, checked.
     """
 
     kind: str
     value: Any
-    options: Mapping[str, Any]
+    stated: Mapping[str, Any]
     where: str
     raw: Any
+    options: ItemOptions = ItemOptions()
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it: plain type, no keys of other kinds, and not the medium itself."""
-        return {**self.options, "type": self.kind, self.kind: self.value if self.kind == "text" else ""}
+        return {**self.stated, "type": self.kind, self.kind: self.value if self.kind == "text" else ""}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Message:
     role: str
     content: str | list[Item]
     rest: Mapping[str, Any]
+
+    @property
+    def media(self) -> list[Item]:
+        """Its pictures, sounds and videos, in order."""
+        return [] if isinstance(self.content, str) else [item for item in self.content if item.kind != "text"]
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it."""
@@ -86,13 +93,6 @@ def read_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
     return read, several
 
 
-def media_items(messages: Sequence[Message]) -> Iterator[Item]:
-    """Pictures, sounds and videos of one conversation, in order."""
-    for message in messages:
-        if not isinstance(message.content, str):
-            yield from (item for item in message.content if item.kind != "text")
-
-
 def read_item(item: Any, where: str = "The item") -> Item:
     """One item of a message's content.
 
@@ -120,14 +120,12 @@ def read_item(item: Any, where: str = "The item") -> Item:
     except MediaError as error:
         raise InputError(str(error)) from error
     inner = given.get(found[0]) if found else None
-    options = (
-        {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
-    )
+    stated = {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
     is_file = _TYPES.get(given.get("type") or "file") == "file" and not (
         found and found[0] in names
     )  # Gradio's has many keys
-    options |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
-    return Item(kind, value, options, where, item)
+    stated |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
+    return Item(kind, value, stated, where, item, item_options(kind, stated, where))
 
 
 def _read_message(message: Any, where: str) -> Message:

@@ -11,18 +11,10 @@ from PIL import Image
 
 from ms_omni.errors import InputError
 from ms_omni.input import sizes
-from ms_omni.input.conversation import (
-    MediaItems,
-    collect_media,
-    items_with_sound,
-    load_clip,
-    load_sound,
-    load_sound_of_video,
-)
-from ms_omni.input.image import load_image
-from ms_omni.input.messages import Message, media_items, read_batch, read_item
-from ms_omni.input.options import SizeOptions, size_options
-from ms_omni.input.video import VideoClip, VideoFrames, resize_clip
+from ms_omni.input.load import load_item, load_items
+from ms_omni.input.media import Media, SizeOptions, VideoFrames
+from ms_omni.input.messages import read_batch, read_item
+from ms_omni.input.sizes import resized
 
 MERGE_SIZE = 2
 LOADER_PATCH_SIZE = 16
@@ -58,9 +50,9 @@ def process_mm_info(
         InputError, MediaError: an item that cannot be understood or read; the message says which.
     """
     batch, _ = read_batch(conversations)
-    media = collect_media(batch, use_audio_in_video)
+    media = load_items(batch, use_audio_in_video)
     vision = _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
-    return (media.audios or None, *vision)
+    return (_sounds(media), *vision)
 
 
 def process_vision_info(
@@ -71,26 +63,21 @@ def process_vision_info(
 ) -> tuple[Any, ...]:
     """`process_mm_info` without the sounds: `(images, videos)` or `(images, videos, video_kwargs)`."""
     batch, _ = read_batch(conversations)
-    silent = [[_without_sounds(message) for message in messages] for messages in batch]
-    return _vision(collect_media(silent), return_video_kwargs, return_video_metadata, image_patch_size)
+    media = load_items(batch, kinds=("image", "video"))
+    return _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
 
 
 def process_audio_info(conversations: Any, use_audio_in_video: bool | Sequence[bool]) -> list[np.ndarray] | None:
     """The sounds alone, sound tracks of videos among them: float32 `[samples]` at 16 kHz each; None without any."""
     batch, _ = read_batch(conversations)
-    sounds = []
-    for item, hear in items_with_sound(batch, use_audio_in_video):
-        if item.kind == "audio":
-            sounds.append(load_sound(item))
-        elif item.kind == "video" and hear:
-            sounds.append(load_sound_of_video(item))
-    return [sound for sound in sounds if sound is not None] or None
+    return _sounds(load_items(batch, use_audio_in_video, kinds=("audio",)))
 
 
 def extract_vision_info(conversations: Any) -> list[Any]:
     """The picture and video items of the conversations, as they were given."""
     batch, _ = read_batch(conversations)
-    return [item.raw for messages in batch for item in media_items(messages) if item.kind != "audio"]
+    items = (item for messages in batch for message in messages for item in message.media)
+    return [item.raw for item in items if item.kind != "audio"]
 
 
 def smart_resize(
@@ -122,8 +109,7 @@ def fetch_image(ele: Any, image_patch_size: int = _UTILS_PATCH_SIZE) -> Image.Im
         InputError, MediaError: an item that is no picture, or that cannot be read.
     """
     item = read_item(ele if isinstance(ele, Mapping) else {"image": ele}, "The picture")
-    picture, options = load_image(item.value, item.where), size_options(item.options, item.where)
-    return _sized_image(picture, options, image_patch_size * MERGE_SIZE, True)
+    return _sized_image(load_item(item), image_patch_size * MERGE_SIZE, True)
 
 
 def fetch_video(
@@ -141,22 +127,20 @@ def fetch_video(
     Raises:
         InputError, MediaError: an item that is no video, or that cannot be read.
     """
-    clip = load_clip(read_item(ele if isinstance(ele, Mapping) else {"video": ele}, "The video"))
+    clip = load_item(read_item(ele if isinstance(ele, Mapping) else {"video": ele}, "The video"))
     clip = _sized_clip(clip, image_patch_size * MERGE_SIZE, True)
     result = (VideoFrames(clip), clip.metadata) if return_video_metadata else VideoFrames(clip)
     return (result, clip.sample_fps) if return_video_sample_fps else result
 
 
-def _without_sounds(message: Message) -> Message:
-    if isinstance(message.content, str):
-        return message
-    return replace(message, content=[item for item in message.content if item.kind != "audio"])
+def _sounds(media: Sequence[Media]) -> list[np.ndarray] | None:
+    return [one.data for one in media if one.kind == "audio"] or None
 
 
-def _vision(media: MediaItems, return_kwargs: bool, return_metadata: bool, patch_size: int | None) -> tuple[Any, ...]:
+def _vision(media: Sequence[Media], return_kwargs: bool, return_metadata: bool, patch_size: int | None) -> tuple[Any, ...]:
     factor, always = (patch_size or LOADER_PATCH_SIZE) * MERGE_SIZE, patch_size is not None
-    images = [_sized_image(image, options, factor, always) for image, options in media.images]
-    clips = [_sized_clip(clip, factor, always) for clip in media.videos]
+    images = [_sized_image(one, factor, always) for one in media if one.kind == "image"]
+    clips = [_sized_clip(one, factor, always) for one in media if one.kind == "video"]
     videos = [(VideoFrames(clip), clip.metadata) if return_metadata else VideoFrames(clip) for clip in clips]
     result = (images or None, videos or None)
     if not return_kwargs:
@@ -167,15 +151,16 @@ def _vision(media: MediaItems, return_kwargs: bool, return_metadata: bool, patch
     return (*result, video_kwargs)
 
 
-def _sized_image(image: Image.Image, options: SizeOptions, factor: int, always: bool) -> Image.Image:
-    if not (always or options):
+def _sized_image(picture: Media, factor: int, always: bool) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(picture.data[0].transpose(1, 2, 0)))
+    if not (always or picture.sizes):
         return image
     low, high = (tokens * factor * factor for tokens in _IMAGE_TOKEN_LIMITS)
-    height, width = sizes.image_size(image.height, image.width, factor, low, high, options, "The picture")
+    height, width = sizes.image_size(image.height, image.width, factor, low, high, picture.sizes, picture.name)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _sized_clip(clip: VideoClip, factor: int, always: bool) -> VideoClip:
+def _sized_clip(clip: Media, factor: int, always: bool) -> Media:
     if not (always or clip.sizes):
         return clip
     scale = factor * factor / (LOADER_PATCH_SIZE * MERGE_SIZE) ** 2
@@ -185,4 +170,4 @@ def _sized_clip(clip: VideoClip, factor: int, always: bool) -> VideoClip:
         return sizes.video_size(frames, height, width, factor, low, high, options, name)
 
     # Multiples of another factor are resized once more by the processor, as in the reference recipe.
-    return replace(resize_clip(clip, rule), sized=always is False)
+    return replace(resized(clip, rule), sized=always is False)

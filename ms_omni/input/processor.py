@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +19,24 @@ from ms_omni.input.arguments import (
     call_options,
     is_argument,
     known_only,
-    per_video,
     renamed_media,
     sampling_options,
 )
 from ms_omni.input.chat import choose_template, render
-from ms_omni.input.conversation import collect_media
 from ms_omni.input.counts import MultiModalData, count_tokens
 from ms_omni.input.decoding import Decoding
 from ms_omni.input.files import PAD_TOKEN, load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.input.inputs import ModelInputs
-from ms_omni.input.mel import as_audio_list, audio_token_count, encode_audio, with_sound_tracks
+from ms_omni.input.load import given_images, given_sounds, given_videos, load_items, opened_videos, with_sound_tracks
+from ms_omni.input.media import Media
+from ms_omni.input.mel import audio_token_count, encode_audio
 from ms_omni.input.messages import read_batch
 from ms_omni.input.parts import Parts
 from ms_omni.input.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
 from ms_omni.input.settings import AUDIO_KEYS, audio_settings, read_settings
+from ms_omni.input.sizes import SizeRule
 from ms_omni.input.tokens import tokenize
-from ms_omni.input.video import SizeRule, VideoClip
-from ms_omni.input.vision import (
-    as_clips,
-    as_image_list,
-    as_video_list,
-    described_clip,
-    encode_clips,
-    encode_images,
-    opened,
-    size_rule,
-)
+from ms_omni.input.vision import encode, size_rule
 from ms_omni.input.vision_processors import ImageProcessor, VideoProcessor
 from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
 from ms_omni.notices import caller_level
@@ -167,7 +159,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order (those of video
                 files are read where they are left out).
             **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
-                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.vision.as_clips`),
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.load.given_videos`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
                 padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
                 `input.arguments`. Media may have older names (`audios`).
@@ -192,43 +184,42 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
                 "to have it resampled."
             )
-        files = [] if videos is None else opened(as_video_list(videos))
-        clips = as_clips(files, self.video_processor.sampling(options.video))
-        sounds = [] if audio is None else as_audio_list(audio)
+        files = [] if videos is None else opened_videos(videos)
+        clips = given_videos(files, self.video_processor.sampling(options.video))
+        sounds = [] if audio is None else given_sounds(audio)
         if options.use_audio_in_video:
             sounds = with_sound_tracks(sounds, files, options.audio_from_video_indices)
-        pictures = [] if images is None else as_image_list(images)
-        return self._encode(texts, pictures, clips, sounds, options)
-
-    def _encode(
-        self, texts: list[str], images: list[Any], clips: list[Any], sounds: list[np.ndarray], options: CallOptions
-    ) -> ModelInputs:
-        """Features of all media, the expanded texts' ids, and everything in one mapping."""
-        has_sound = [False] * len(clips)
-        if options.use_audio_in_video:
-            has_sound = videos_with_sound(
+            heard = videos_with_sound(
                 [clip.has_audio for clip in clips],
                 len(sounds),
                 count_placeholders(texts, self.special_tokens.audio_token),
                 options.audio_from_video_indices,
             )
+            clips = [replace(clip, heard=one) for clip, one in zip(clips, heard)]
+        rescaled = not self.image_processor.changed(options.vision("image"), "images_kwargs").do_rescale
+        pictures = [] if images is None else given_images(images, rescaled=rescaled)
+        return self._encode(texts, [*pictures, *clips, *sounds], options)
+
+    def _encode(self, texts: list[str], given: Sequence[Media], options: CallOptions) -> ModelInputs:
+        """Features of all media, the expanded texts' ids, and everything in one mapping."""
+        images, clips, sounds = ([one for one in given if one.kind == kind] for kind in ("image", "video", "audio"))
         media: dict[str, Any] = {}
         image, video = self.image_processor, self.video_processor
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         seconds, audio_tokens = np.zeros(0), np.zeros(0, np.int64)
         if images:
             image = image.changed(options.vision("image"), "images_kwargs")
-            media["pixel_values"], image_grids = encode_images(images, image)
+            media["pixel_values"], image_grids = encode(images, image)
             media["image_grid_thw"] = image_grids
         if clips:
             video = video.changed(options.vision("video"), "videos_kwargs")
-            media["pixel_values_videos"], video_grids = encode_clips(clips, video)
+            media["pixel_values_videos"], video_grids = encode(clips, video)
             seconds = _seconds_per_grid(clips, video.temporal_patch_size)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
             if options.video.get("return_metadata"):
                 media["video_metadata"] = [clip.metadata for clip in clips]
         if sounds:
-            features, mask = encode_audio(sounds, self.feature_extractor, options.audio)
+            features, mask = encode_audio([sound.data for sound in sounds], self.feature_extractor, options.audio)
             media |= {"input_features": features, "feature_attention_mask": mask}
             audio_tokens = audio_token_count(mask.sum(-1))
         expanded = expand_placeholders(
@@ -239,7 +230,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 audio_tokens.tolist(),
                 video_grids,
                 seconds.tolist(),
-                has_sound,
+                [clip.heard for clip in clips],
                 video.merge_size,
                 options.position_id_per_seconds,
             ),
@@ -300,29 +291,27 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         if use_audio_in_video or load_audio_from_video:
             arguments["use_audio_in_video"] = True
         options = call_options({**arguments, "return_tensors": return_tensors or arguments.get("return_tensors")})
+        if options.audio_from_video_indices is not None:
+            raise InputError(
+                "apply_chat_template: audio_from_video_indices is for media given beside a text; in a conversation the items say "
+                "which sound is whose. Leave it out."
+            )
         if not tokenize:
             return prompts if several else prompts[0]
-        media = collect_media(
+        media = load_items(
             batch,
             options.use_audio_in_video,
             sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
             size_rule=self._frame_size(options),
+            video_metadata=options.video.get("video_metadata"),
         )
-        metadata = per_video(options.video.get("video_metadata"), len(media.videos), "video_metadata")
-        clips = [  # a file knows its own rate
-            described_clip(clip, {"video_metadata": known}) if known is not None and clip.has_audio is None else clip
-            for clip, known in zip(media.videos, metadata)
-        ]
-        inputs = self._encode(prompts, media.images, clips, media.audios, options)
+        inputs = self._encode(prompts, media, options)
         return inputs if return_dict else inputs["input_ids"]
 
     def _frame_size(self, options: CallOptions) -> SizeRule | None:
-        """The size of a video's frames, asked for when there is one."""
-
-        def rule(*frames: Any) -> tuple[int, int]:
-            return size_rule(self.video_processor.changed(options.vision("video"), "videos_kwargs"))(*frames)
-
-        return rule if options.video.get("do_resize", self.video_processor.do_resize) else None
+        """The size of the frames of video files."""
+        settings = self.video_processor.changed(options.vision("video"), "videos_kwargs")
+        return size_rule(settings) if settings.do_resize else None
 
     def _get_num_multimodal_tokens(
         self,
@@ -341,7 +330,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         return count_tokens(self, call_options(kwargs), image_sizes, video_sizes, audio_lengths)
 
 
-def _seconds_per_grid(clips: Sequence[VideoClip], frames: int) -> np.ndarray:
+def _seconds_per_grid(clips: Sequence[Media], frames: int) -> np.ndarray:
     """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
     if any(clip.sample_fps is None for clip in clips):
         warnings.warn(

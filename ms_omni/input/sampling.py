@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ms_omni.errors import MediaError
-from ms_omni.input.options import SamplingOptions
+from ms_omni.input.media import SamplingOptions
 
 DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: one temporal patch

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from ms_omni.errors import MediaError
-from ms_omni.input.options import SizeOptions
+from ms_omni.input.media import Media, SizeOptions
 
 MAX_ASPECT_RATIO = 200
 VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
 VIDEO_MAX_PIXELS = 768 * 32 * 32
 VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x factor pixels of two frames
+SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
 _BLOCK = 64  # output columns per matrix product: keeps the products narrow around the band of non-zero weights
 
 
@@ -118,6 +121,17 @@ def _resample_last(rows: np.ndarray, new_length: int, quantised: bool) -> np.nda
         band = slice(used[0], used[-1] + 1)
         np.matmul(rows[..., band], block[band], out=out[..., start : start + _BLOCK])
     return out
+
+
+def resized(media: Media, rule: SizeRule) -> Media:
+    """The picture or video with its frames at the size that `rule` says."""
+    if media.sized:
+        return media
+    count, _, height, width = media.data.shape
+    size = rule(count, height, width, media.sizes, media.name)
+    if size == (height, width):
+        return replace(media, sized=True)
+    return replace(media, data=np.stack([resize_frame(frame, *size) for frame in media.data]), sized=True)
 
 
 def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:

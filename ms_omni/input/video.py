@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ms_omni.arrays import HostArray
 from ms_omni.errors import MediaError
 from ms_omni.input.image import load_image, to_bytes
 from ms_omni.input.integrity import check_whole, describe
-from ms_omni.input.options import SamplingOptions, SizeOptions
+from ms_omni.input.media import Media, SamplingOptions, SizeOptions
 from ms_omni.input.sampling import FRAME_FACTOR, frame_count, frame_indices, frame_range
-from ms_omni.input.sizes import resize_frame
+from ms_omni.input.sizes import SizeRule, resize_frame, resized
 from ms_omni.input.sources import ACCEPTED, Source, is_source, open_source, to_array
 from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
 
@@ -22,55 +20,6 @@ DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_ut
 VIDEO_ACCEPTED = (
     f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
 )
-SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
-
-
-@dataclass(frozen=True)
-class VideoClip:
-    """Chosen frames of one video.
-
-    Attributes:
-        frames: `[T, C, H, W]`, uint8 (float32 only if an array of floats was given).
-        sample_fps: frames per second of `frames`; None when nobody said.
-        has_audio: whether the file has a sound track; None for frames that came without a file.
-        name: for error messages.
-        sizes: the item's size options.
-        sized: frames already have the size that the model wants.
-        budgeted: the whole-video pixel budget applies (it does for what we load; not for arrays given ready-made).
-        metadata: fps, total_num_frames, frames_indices and video_backend, as qwen_omni_utils reports them.
-    """
-
-    frames: np.ndarray
-    sample_fps: float | None
-    has_audio: bool | None
-    name: str
-    sizes: SizeOptions = SizeOptions()
-    sized: bool = False
-    budgeted: bool = True
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class VideoFrames(HostArray):
-    """uint8 frames `[T, C, H, W]` that remember their rate, and whether their file has sound.
-
-    `process_mm_info` returns these, so that the processor knows the real seconds per frame without being told.
-    """
-
-    def __new__(cls, clip: VideoClip) -> VideoFrames:
-        frames = np.asarray(clip.frames).view(cls)
-        frames.origin = replace(clip, frames=np.asarray(clip.frames))
-        return frames
-
-    def __array_finalize__(self, source: Any) -> None:
-        self.origin: VideoClip | None = None  # a slice or a computed array is no longer the clip as loaded
-
-    @property
-    def sample_fps(self) -> float | None:
-        return None if self.origin is None else self.origin.sample_fps
-
-    @property
-    def has_audio(self) -> bool | None:
-        return None if self.origin is None else self.origin.has_audio
 
 
 def load_video(
@@ -81,7 +30,7 @@ def load_video(
     sample_fps: float | None = None,
     size_rule: SizeRule | None = None,
     name: str = "video",
-) -> VideoClip:
+) -> Media:
     """Any accepted video as sampled, upright RGB frames.
 
     A file is read twice: first its packets are counted, then it is decoded and only the chosen frames are kept, so that
@@ -102,27 +51,16 @@ def load_video(
     array = to_array(value)
     if array is not None:
         clip = _from_array(array, sample_fps, sizes, name)
-        return clip if size_rule is None else resize_clip(clip, size_rule)
+        return clip if size_rule is None else resized(clip, size_rule)
     if isinstance(value, (list, tuple)):
         clip = _from_frames(value, sample_fps, sizes, name)
-        return clip if size_rule is None else resize_clip(clip, size_rule)
+        return clip if size_rule is None else resized(clip, size_rule)
     if not is_source(value):
         raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
     return _from_file(open_source(value, "video"), sampling, sizes, size_rule)
 
 
-def resize_clip(clip: VideoClip, size_rule: SizeRule) -> VideoClip:
-    """The clip with its frames at the size that `size_rule` says."""
-    if clip.sized:
-        return clip
-    count, _, height, width = clip.frames.shape
-    size = size_rule(count, height, width, clip.sizes, clip.name)
-    if size == (height, width):
-        return replace(clip, sized=True)
-    return replace(clip, frames=np.stack([resize_frame(frame, *size) for frame in clip.frames]), sized=True)
-
-
-def _from_frames(frames: Any, sample_fps: float | None, sizes: SizeOptions, name: str) -> VideoClip:
+def _from_frames(frames: Any, sample_fps: float | None, sizes: SizeOptions, name: str) -> Media:
     """A clip from a list of pictures of one size; the last is repeated when their number is odd."""
     if not frames:
         raise MediaError(f"{name} is an empty list; expected at least one frame.")
@@ -134,17 +72,17 @@ def _from_frames(frames: Any, sample_fps: float | None, sizes: SizeOptions, name
     return _ready_made(np.stack(pictures).transpose(0, 3, 1, 2), sample_fps or DEFAULT_LIST_FPS, sizes, name)
 
 
-def _from_array(array: np.ndarray, sample_fps: float | None, sizes: SizeOptions, name: str) -> VideoClip:
+def _from_array(array: np.ndarray, sample_fps: float | None, sizes: SizeOptions, name: str) -> Media:
     frames = frames_from_array(array, name)
     return _ready_made(frames, sample_fps or DEFAULT_LIST_FPS, sizes, name)
 
 
-def _ready_made(frames: np.ndarray, fps: float, sizes: SizeOptions, name: str) -> VideoClip:
+def _ready_made(frames: np.ndarray, fps: float, sizes: SizeOptions, name: str) -> Media:
     if len(frames) % FRAME_FACTOR:
         frames = np.concatenate([frames, frames[-1:]])
     count = len(frames)
     metadata = {"fps": fps, "total_num_frames": count, "frames_indices": list(range(count)), "video_backend": "frames"}
-    return VideoClip(frames, fps, None, name, sizes, metadata=metadata)
+    return Media("video", name, frames, sizes, fps, metadata=metadata)
 
 
 def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -> np.ndarray:
@@ -168,7 +106,7 @@ def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -
     return np.repeat(frames, 3, axis=1) if frames.shape[1] == 1 else frames
 
 
-def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None) -> VideoClip:
+def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None) -> Media:
     import av
 
     check_whole(source)
@@ -188,12 +126,13 @@ def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, si
     total = plan.last - plan.first + 1
     metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(), "video_backend": "pyav"}
     stated = sampling.fps if sampling.every_frame else None
-    return VideoClip(
+    return Media(
+        "video",
+        source.name,
         np.stack(frames),
+        sizes,
         stated or len(frames) / total * plan.fps,
         plan.has_audio,
-        source.name,
-        sizes,
         sized=size_rule is not None,
         metadata=metadata,
     )

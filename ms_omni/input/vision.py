@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from ms_omni.errors import InputError
-from ms_omni.input.arguments import fps_per_video, per_video, sampling_options
-from ms_omni.input.image import load_image
-from ms_omni.input.options import SizeOptions
-from ms_omni.input.sampling import frame_count
+from ms_omni.input.media import Media, SizeOptions
 from ms_omni.input.settings import VisionSettings
-from ms_omni.input.sizes import image_size, resize_frame, video_size
-from ms_omni.input.sources import is_source, open_source, to_array
-from ms_omni.input.spellings import unwrapped
-from ms_omni.input.video import VideoClip, VideoFrames, frames_from_array, load_video, resize_clip
+from ms_omni.input.sizes import SizeRule, image_size, resized, video_size
+
+
+def encode(media: Sequence[Media], settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of pictures or of videos, one after the other.
+
+    Returns:
+        float32 `[N, C*t*p*p]`, and their grids (time, height, width in patches) int64 `[n, 3]`.
+
+    Raises:
+        InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
+    """
+    media = [resized(one, size_rule(settings, one)) if settings.do_resize else one for one in media]
+    grids = [_grid(one.data, settings, one.name) for one in media]
+    ends = np.cumsum([math.prod(grid) for grid in grids])
+    patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
+    for one, grid, end in zip(media, grids, ends):
+        _write_patches(one.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
+    return patches, np.array(grids, np.int64)
+
+
+def size_rule(settings: VisionSettings, media: Media | None = None) -> SizeRule:
+    """The target size of that picture or video, or of the frames of any video file, under `settings`.
+
+    Arrays given ready-made are only held to the per-frame limits, as in the reference.
+    """
+    alone = media is not None and (media.kind == "image" or not media.budgeted)
+
+    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+        limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+        return image_size(height, width, *limits) if alone else video_size(frames, height, width, *limits)
+
+    return rule
 
 
 def patchify(frames: np.ndarray, settings: VisionSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -31,21 +55,46 @@ def patchify(frames: np.ndarray, settings: VisionSettings) -> tuple[np.ndarray, 
     Returns:
         float32 `[gt * gh * gw, C * t * p * p]`, in blocks of merge x merge patches, and the grid `(gt, gh, gw)`.
     """
-    t, p, m = settings.temporal_patch_size, settings.patch_size, settings.merge_size
-    missing = -len(frames) % t
-    pixels = normalise(frames, settings)
-    if missing:
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-    count, channels, height, width = pixels.shape
-    gt, gh, gw = count // t, height // p, width // p
-    blocks = pixels.reshape(gt, t, channels, gh // m, m, p, gw // m, m, p)
-    ordered = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [gt, gh/m, gw/m, m, m, C, t, p, p]
-    return ordered.reshape(gt * gh * gw, channels * t * p * p), (gt, gh, gw)
+    grid = _grid(frames, settings, "The frames")
+    patches = _empty_patches(math.prod(grid), frames.shape[1], settings)
+    _write_patches(frames, settings, patches.reshape(_blocks(grid, settings)))
+    return patches, grid
 
 
-def normalise(frames: np.ndarray, settings: VisionSettings) -> np.ndarray:
-    """Rescale, subtract the mean and divide by the std in one step, in float32: `[T, C, H, W]`."""
-    pixels = frames.astype(np.float32)
+def _grid(frames: np.ndarray, settings: VisionSettings, name: str) -> tuple[int, int, int]:
+    count, _, height, width = frames.shape
+    if height % settings.factor or width % settings.factor:
+        raise InputError(
+            f"{name} is {width} x {height} pixels and do_resize is off; both sides must be multiples of {settings.factor}."
+        )
+    return -(-count // settings.temporal_patch_size), height // settings.patch_size, width // settings.patch_size
+
+
+def _empty_patches(count: int, channels: int, settings: VisionSettings) -> np.ndarray:
+    return np.empty((count, channels * settings.temporal_patch_size * settings.patch_size**2), np.float32)
+
+
+def _blocks(grid: tuple[int, int, int], settings: VisionSettings) -> tuple[int, ...]:
+    """The axes of patches: `[gt, gh/m, gw/m, m, m, C, t, p, p]`."""
+    (gt, gh, gw), p, m = grid, settings.patch_size, settings.merge_size
+    return gt, gh // m, gw // m, m, m, -1, settings.temporal_patch_size, p, p
+
+
+def _write_patches(frames: np.ndarray, settings: VisionSettings, blocks: np.ndarray) -> None:
+    """Fill `blocks`, frame by frame: a long video is not held in float32 twice."""
+    _, rows, columns, m, _, channels, t, p, _ = blocks.shape
+    pixels, done = np.empty(0, np.float32), -1
+    for index in range(len(blocks) * t):
+        step, place = divmod(index, t)
+        if min(index, len(frames) - 1) != done:
+            done = min(index, len(frames) - 1)
+            pixels = normalise(frames[done], settings).reshape(channels, rows, m, p, columns, m, p)
+        blocks[step, ..., place, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
+
+
+def normalise(frame: np.ndarray, settings: VisionSettings) -> np.ndarray:
+    """Rescale, subtract the mean and divide by the std in one step, in float32: `[C, H, W]`."""
+    pixels = frame.astype(np.float32)
     if settings.do_normalize:
         scale = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
         mean = np.array(settings.image_mean, np.float32) * np.float32(scale)
@@ -55,201 +104,3 @@ def normalise(frames: np.ndarray, settings: VisionSettings) -> np.ndarray:
     elif settings.do_rescale:
         pixels *= np.float32(settings.rescale_factor)
     return pixels
-
-
-def encode_images(images: Sequence[Any], settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Patches `[N, C*t*p*p]` of all pictures one after the other, and their grids `[n, 3]` int64.
-
-    Args:
-        images: whatever `load_image` takes, or pairs of a picture and its `SizeOptions`.
-    """
-    patches, grids = [], []
-    for index, image in enumerate(images):
-        name = f"picture {index}"
-        image, options = image if _has_options(image) else (image, SizeOptions())
-        pixels = _picture_pixels(image, name, rescaled=not settings.do_rescale)
-        if settings.do_resize:
-            height, width = pixels.shape[1:]
-            size = image_size(height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
-            pixels = pixels if pixels.shape[1:] == size else resize_frame(pixels, *size)
-        _check_multiple(pixels.shape[1:], settings, name)
-        picture_patches, grid = patchify(pixels[None], settings)
-        patches.append(picture_patches)
-        grids.append(grid)
-    return np.concatenate(patches), np.array(grids, np.int64)
-
-
-def _has_options(image: Any) -> bool:
-    return isinstance(image, tuple) and len(image) == 2 and isinstance(image[1], SizeOptions)
-
-
-def _picture_pixels(image: Any, name: str, rescaled: bool) -> np.ndarray:
-    """`[3, H, W]`: uint8, or float32 if an array of floats was given."""
-    array = to_array(image)
-    if array is not None and array.dtype.kind == "f" and array.ndim == 3 and (3 in (array.shape[0], array.shape[2])):
-        return frames_from_array(array[None], name, rescaled=rescaled)[0]
-    return np.ascontiguousarray(np.asarray(load_image(image, name)).transpose(2, 0, 1))
-
-
-def _check_multiple(size: tuple[int, ...], settings: VisionSettings, name: str) -> None:
-    if size[0] % settings.factor or size[1] % settings.factor:
-        raise InputError(
-            f"{name} is {size[1]} x {size[0]} pixels and do_resize is off; both sides must be multiples "
-            f"of {settings.factor}."
-        )
-
-
-def as_clips(videos: Sequence[Any], options: Mapping[str, Any]) -> list[VideoClip]:
-    """Clips from what a caller may pass as videos, with the frames per second that hold.
-
-    Args:
-        videos: `VideoClip`, `VideoFrames`, arrays or tensors `[T, C, H, W]` or `[T, H, W, C]`, lists of frames, files,
-            or pairs of one of these and its metadata (fps, total_num_frames).
-        options: of a file, fps or num_frames says which frames are taken; do_sample_frames=False takes all, understood at
-            fps if that is given. Of ready-made frames all are taken and fps is their rate, unless do_sample_frames or
-            num_frames is given: then some of them are taken. video_metadata tells the rate that they had in their file.
-            fps and video_metadata may be lists, one entry for each video.
-
-    Raises:
-        InputError: options that do not fit together, or fewer frames than asked for; MediaError: unreadable videos.
-    """
-    rates = fps_per_video(options.get("fps"), len(videos))
-    stated = options.get("video_metadata")
-    if isinstance(stated, (list, tuple)):
-        stated = [one for entry in stated for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    metadata = per_video(stated, len(videos), "video_metadata")
-    return [
-        _as_clip(video, {**options, "fps": rate, "video_metadata": known}, f"video {index}")
-        for index, (video, rate, known) in enumerate(zip(videos, rates, metadata))
-    ]
-
-
-def _as_clip(video: Any, options: Mapping[str, Any], name: str) -> VideoClip:
-    if _is_described(video):
-        video, known = video
-        options = {**options, "video_metadata": options["video_metadata"] or known}
-    if isinstance(video, VideoFrames) and video.origin is not None:
-        video = video.origin
-    video = unwrapped(video, name)
-    if is_source(video):
-        return load_video(video, sampling_options(options, name), name=name)
-    if not isinstance(video, VideoClip):
-        array = to_array(video)
-        if array is not None:
-            frames = frames_from_array(array, name, rescaled=options.get("do_rescale") is False)
-            video = VideoClip(frames, None, None, name, budgeted=False)
-        else:
-            video = replace(load_video(video, name=name), sample_fps=None, budgeted=False)
-    return described_clip(video, options)
-
-
-def described_clip(clip: VideoClip, options: Mapping[str, Any]) -> VideoClip:
-    """Ready-made frames with their rate, or some of them: see `as_clips`. The caller's fps wins over what the clip remembers."""
-    total, known, fps = len(clip.frames), options.get("video_metadata"), options.get("fps")
-    wanted = options.get("nframes") or options.get("num_frames")
-    rate = clip.sample_fps if known is None else _metadata_fps(total, known)
-    sampled = options.get("do_sample_frames")
-    if not (sampled or (sampled is None and wanted)):
-        return replace(clip, sample_fps=fps or rate, metadata=clip.metadata or _metadata(fps or rate, total, range(total)))
-    if not wanted and not rate:
-        raise InputError(
-            f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
-            "total_num_frames, or num_frames=."
-        )
-    count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
-    indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
-    metadata = _metadata(rate, total, indices.tolist())
-    return replace(clip, frames=clip.frames[indices], sample_fps=rate and count / total * rate, metadata=metadata)
-
-
-def _metadata(fps: float | None, total: int, indices: Sequence[int]) -> dict[str, Any]:
-    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": "frames"}
-
-
-def _metadata_fps(count: int, metadata: Any) -> float | None:
-    """Frames per second of the `count` frames taken, from those of the file: a dict's, or transformers' `VideoMetadata`."""
-    known = metadata if isinstance(metadata, Mapping) else vars(metadata)
-    total, fps = known.get("total_num_frames"), known.get("fps")
-    return float(count / total * fps) if total and fps else None
-
-
-def opened(videos: Sequence[Any]) -> list[Any]:
-    """The videos with files as `Source`, so that an address is not downloaded again for its sound."""
-    plain = [unwrapped(video, f"video {index}") for index, video in enumerate(videos)]
-    return [open_source(video, "video") if is_source(video) else video for video in plain]
-
-
-def _is_described(video: Any) -> bool:
-    """Whether this is a pair of a video and its metadata."""
-    return (
-        isinstance(video, tuple)
-        and len(video) == 2
-        and (isinstance(video[1], dict) or hasattr(video[1], "total_num_frames"))
-    )
-
-
-def encode_clips(clips: Sequence[VideoClip], settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Patches `[N, C*t*p*p]` of all videos one after the other, and their grids `[n, 3]` int64."""
-    patches, grids = [], []
-    for clip in clips:
-        if settings.do_resize:
-            clip = resize_clip(clip, size_rule(settings) if clip.budgeted else _size_without_budget(settings))
-        _check_multiple(clip.frames.shape[2:], settings, clip.name)
-        clip_patches, grid = patchify(clip.frames, settings)
-        patches.append(clip_patches)
-        grids.append(grid)
-    return np.concatenate(patches), np.array(grids, np.int64)
-
-
-def size_rule(settings: VisionSettings) -> Any:
-    """The target size of a video's frames under `settings`, as `load_video` wants it."""
-
-    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
-        return video_size(frames, height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
-
-    return rule
-
-
-def _size_without_budget(settings: VisionSettings) -> Any:
-    """Arrays given ready-made are only held to the per-frame limits, as in the reference."""
-
-    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
-        return image_size(height, width, settings.factor, settings.min_pixels, settings.max_pixels, options, name)
-
-    return rule
-
-
-def as_image_list(images: Any) -> list[Any]:
-    """One picture, a list of them, an array of them, or a list of such lists, as a flat list."""
-    array = to_array(images)
-    if array is not None and array.ndim == 4:
-        return list(array)
-    if not isinstance(images, (list, tuple)) or _has_options(images):
-        return [images]
-    return [flat for image in images for flat in as_image_list(image)]
-
-
-def as_video_list(videos: Any) -> list[Any]:
-    """One video, a list of them, or a list (per conversation) of lists of them, as a flat list.
-
-    A list of pictures is one video made of frames; a list of arrays with four axes, of clips or of files is several.
-    """
-    if not isinstance(videos, (list, tuple)):
-        return [videos]
-    if not videos:
-        return []
-    if _is_described(videos):
-        return [videos]
-    if all(_is_frame(item) for item in videos):
-        return [list(videos)]
-    flat: list[Any] = []
-    for item in videos:
-        whole = isinstance(item, list) and item and all(_is_frame(frame) for frame in item)
-        nested = isinstance(item, (list, tuple)) and not whole and not _is_described(item)
-        flat += as_video_list(item) if nested else [item]
-    return flat
-
-
-def _is_frame(value: Any) -> bool:
-    array = to_array(value)
-    return isinstance(value, Image.Image) or (array is not None and array.ndim in (2, 3))

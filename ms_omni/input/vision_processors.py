@@ -9,10 +9,11 @@ from typing import Any
 from ms_omni.errors import InputError
 from ms_omni.input.arguments import VISION_KEYS, group_options
 from ms_omni.input.inputs import ModelInputs
-from ms_omni.input.options import SizeOptions
+from ms_omni.input.load import given_images, given_videos, opened_videos
+from ms_omni.input.media import SizeOptions
 from ms_omni.input.settings import VisionSettings, vision_settings
 from ms_omni.input.sizes import image_size
-from ms_omni.input.vision import as_clips, as_image_list, as_video_list, encode_clips, encode_images
+from ms_omni.input.vision import encode
 
 
 class ImageProcessor(VisionSettings):
@@ -50,8 +51,8 @@ class ImageProcessor(VisionSettings):
         Raises:
             InputError: settings that do not fit together; MediaError: a picture that cannot be used.
         """
-        options = group_options("images_kwargs", kwargs, "image_processor")
-        patches, grids = encode_images(as_image_list(images), self.changed(options, "image_processor"))
+        settings = self.changed(group_options("images_kwargs", kwargs, "image_processor"), "image_processor")
+        patches, grids = encode(given_images(images, rescaled=not settings.do_rescale), settings)
         return ModelInputs({"pixel_values": patches, "image_grid_thw": grids}).convert_to_tensors(return_tensors)
 
     preprocess = __call__
@@ -89,7 +90,7 @@ class VideoProcessor(ImageProcessor):
             videos: frames (arrays, tensors, lists of pictures) or files, one or a list of them.
             return_tensors: see `ModelInputs.convert_to_tensors`.
             **kwargs: as the processor's videos_kwargs: settings for this call, and fps, num_frames, do_sample_frames,
-                video_metadata, return_metadata; see `input.vision.as_clips`.
+                video_metadata, return_metadata; see `input.load.given_videos`.
 
         Returns:
             pixel_values_videos float32 `[N, C*t*p*p]` and video_grid_thw int64 `[n, 3]`; with return_metadata also
@@ -100,8 +101,8 @@ class VideoProcessor(ImageProcessor):
         """
         options = group_options("videos_kwargs", kwargs, "video_processor")
         own = {key: options[key] for key in VISION_KEYS if key in options}
-        clips = as_clips(as_video_list(videos), self.sampling(options))
-        patches, grids = encode_clips(clips, self.changed(own, "video_processor"))
+        clips = given_videos(opened_videos(videos), self.sampling(options))
+        patches, grids = encode(clips, self.changed(own, "video_processor"))
         media: dict[str, Any] = {"pixel_values_videos": patches, "video_grid_thw": grids}
         if options.get("return_metadata"):
             media["video_metadata"] = [clip.metadata for clip in clips]

@@ -12,7 +12,7 @@ from PIL import Image
 from ms_omni import Qwen3OmniMoeProcessor, notices
 from ms_omni.answers import TextIds, without_speech
 from ms_omni.errors import InputError
-from ms_omni.input.video import VideoClip
+from ms_omni.input.media import Media
 from ms_omni.outputs import GenerateOutput
 from tests.input.make_files import write_video
 from tests.reference.processor_cases import AUDIO, IMAGE, VIDEO, chat, frames, picture, sound
@@ -423,7 +423,7 @@ def test_counts_of_tokens_without_media(processor):
 
 
 def test_clips_that_were_chosen_before_stay(processor):
-    clip = VideoClip(frames(4, 64, 64), 8.0, None, "clip")
+    clip = Media("video", "clip", frames(4, 64, 64), sample_fps=8.0)
     assert processor(text=chat(VIDEO), videos=[clip]).video_second_per_grid.tolist() == [0.25]
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input.options import SamplingOptions
+from ms_omni.input.media import SamplingOptions
 from ms_omni.media import VideoFrames, load_video
 from tests.input.make_files import cut, frame_picture, rotate_in_place, tone, write_sound, write_video
 
@@ -23,10 +23,10 @@ TYPES = [
 def test_containers_and_their_cut_copies(tmp_path, name, codec):
     path = write_video(tmp_path / name, codec=codec, sound=False)
     clip = load_video(path)
-    assert clip.frames.shape == (6, 3, 64, 96) and clip.frames.dtype == np.uint8
+    assert clip.data.shape == (6, 3, 64, 96) and clip.data.dtype == np.uint8
     assert clip.sample_fps == pytest.approx(2.0) and clip.has_audio is False
     assert clip.metadata["frames_indices"] == [0, 6, 12, 17, 23, 29]
-    for index, frame in zip(clip.metadata["frames_indices"], clip.frames):
+    for index, frame in zip(clip.metadata["frames_indices"], clip.data):
         assert abs(int(frame[0, 50, 80]) - index * 8) < 24  # red tells the frame number
     for share in (0.3, 0.95):
         with pytest.raises(MediaError, match="cut short"):
@@ -49,7 +49,7 @@ def test_what_declares_no_length_is_taken_as_it_is(tmp_path):
 def test_rotation_is_honoured(tmp_path, degrees, corner):
     path = write_video(tmp_path / "v.mp4", sound=False)
     rotate_in_place(path, degrees)
-    frames = load_video(path).frames
+    frames = load_video(path).data
     assert frames.shape[2:] == ((96, 64) if degrees != 180 else (64, 96))
     bright = [(y, x) for y in (2, -3) for x in (2, -3) if frames[0, 1, y, x] > 200]
     assert bright == [corner]
@@ -61,7 +61,7 @@ def test_variable_frame_rate_uses_the_average(tmp_path):
         clip = load_video(write_video(tmp_path / name, frames=20, times_ms=times_ms, sound=False))
         assert clip.metadata["total_num_frames"] == 20
         assert 3.5 < clip.metadata["fps"] < 5
-        assert clip.sample_fps == pytest.approx(len(clip.frames) / 20 * clip.metadata["fps"])
+        assert clip.sample_fps == pytest.approx(len(clip.data) / 20 * clip.metadata["fps"])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_sampling(tmp_path, options, indices):
 
 @pytest.mark.parametrize("count, taken", [(2, 2), (3, 2), (5, 4)])
 def test_few_frames(tmp_path, count, taken):
-    assert len(load_video(write_video(tmp_path / "v.mp4", frames=count, sound=False)).frames) == taken
+    assert len(load_video(write_video(tmp_path / "v.mp4", frames=count, sound=False)).data) == taken
 
 
 def test_too_few_frames(tmp_path):
@@ -125,8 +125,8 @@ def test_damage_in_the_middle(tmp_path):
 def test_lists_of_frames(tmp_path):
     pictures = [Image.fromarray(frame_picture(index, 32, 24)) for index in range(3)]
     clip = load_video(pictures)
-    assert clip.frames.shape == (4, 3, 24, 32) and clip.sample_fps == 2.0 and clip.has_audio is None
-    np.testing.assert_array_equal(clip.frames[3], clip.frames[2])
+    assert clip.data.shape == (4, 3, 24, 32) and clip.sample_fps == 2.0 and clip.has_audio is None
+    np.testing.assert_array_equal(clip.data[3], clip.data[2])
     pictures[0].save(tmp_path / "0.png")
     assert load_video([tmp_path / "0.png", pictures[1]], sample_fps=5.0).sample_fps == 5.0
     with pytest.raises(MediaError, match="differ in size"):
@@ -137,7 +137,7 @@ def test_lists_of_frames(tmp_path):
 
 @pytest.mark.parametrize("shape", [(4, 24, 32, 3), (4, 3, 24, 32)])
 def test_arrays(shape):
-    assert load_video(np.zeros(shape, np.uint8)).frames.shape == (4, 3, 24, 32)
+    assert load_video(np.zeros(shape, np.uint8)).data.shape == (4, 3, 24, 32)
     with pytest.raises(MediaError, match="shape"):
         load_video(np.zeros(shape[1:], np.uint8))
 

@@ -1,15 +1,19 @@
-"""Options that a conversation item may carry beside its media, read strictly."""
+"""What is known of a picture, sound or video: the options that its item carries, read strictly, and what was decoded."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
+from ms_omni.arrays import HostArray
 from ms_omni.errors import InputError
+from ms_omni.notices import caller_level
 
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OPTION_KEYS = {
@@ -58,6 +62,104 @@ class SamplingOptions:
     video_start_s: float | None = None
     video_end_s: float | None = None
     every_frame: bool = False
+
+    def over(self, defaults: SamplingOptions) -> SamplingOptions:
+        """These options, and the defaults where they do not say how frames are chosen."""
+        if self.fps is not None or self.nframes is not None:
+            return self
+        return replace(
+            defaults,
+            min_frames=self.min_frames or defaults.min_frames,
+            max_frames=self.max_frames or defaults.max_frames,
+            video_start_s=self.video_start_s,
+            video_end_s=self.video_end_s,
+        )
+
+
+@dataclass(frozen=True)
+class ItemOptions:
+    """The options of one item; `start_s` and `end_s` are the part of a sound or video that is taken."""
+
+    sizes: SizeOptions = SizeOptions()
+    sampling: SamplingOptions = SamplingOptions()
+    start_s: float | None = None
+    end_s: float | None = None
+    list_fps: float | None = None  # of frames that are given one by one
+
+
+@dataclass(frozen=True)
+class Media:
+    """One picture, sound or video, decoded.
+
+    Attributes:
+        kind: "image", "audio" or "video".
+        name: for error messages.
+        data: frames `[T, C, H, W]`, uint8 (float32 only if an array of floats was given), one of a picture; of a sound
+            float32 `[samples]` at 16 kHz.
+        sizes: how large its item wants it.
+        sample_fps: frames per second of a video's `data`; None when nobody said.
+        has_audio: whether a video's file has a sound track; None for frames that came without a file.
+        heard: a video's sound track is taken: the next sound is its own.
+        sized: frames already have the size that the model wants.
+        budgeted: the whole-video pixel budget applies (it does for what we load; not for arrays given ready-made).
+        metadata: of a video: fps, total_num_frames, frames_indices and video_backend, as qwen_omni_utils reports them.
+    """
+
+    kind: str
+    name: str
+    data: np.ndarray
+    sizes: SizeOptions = SizeOptions()
+    sample_fps: float | None = None
+    has_audio: bool | None = None
+    heard: bool = False
+    sized: bool = False
+    budgeted: bool = True
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class VideoFrames(HostArray):
+    """uint8 frames `[T, C, H, W]` that remember their rate, and whether their file has sound.
+
+    `process_mm_info` returns these, so that the processor knows the real seconds per frame without being told.
+    """
+
+    def __new__(cls, clip: Media) -> VideoFrames:
+        frames = np.asarray(clip.data).view(cls)
+        frames.origin = replace(clip, data=np.asarray(clip.data))
+        return frames
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.origin: Media | None = None  # a slice or a computed array is no longer the clip as loaded
+
+    @property
+    def sample_fps(self) -> float | None:
+        return None if self.origin is None else self.origin.sample_fps
+
+    @property
+    def has_audio(self) -> bool | None:
+        return None if self.origin is None else self.origin.has_audio
+
+
+def item_options(kind: str, item: Mapping[str, Any], where: str) -> ItemOptions:
+    """The options of an item of that kind, checked.
+
+    Raises:
+        InputError: values that mean nothing, or contradict each other.
+    """
+    unknown = sorted(str(key) for key in item if key not in OPTION_KEYS[kind])
+    if unknown:  # a misspelt option would otherwise change nothing in silence
+        warnings.warn(
+            f"{where}: {', '.join(unknown)} not known for {kind} items and ignored; known: {', '.join(OPTION_KEYS[kind])}.",
+            stacklevel=caller_level(),
+        )
+    if kind == "image":
+        return ItemOptions(size_options(item, where))
+    start, end = time_range(item, kind, where)
+    if kind == "audio":
+        return ItemOptions(start_s=start, end_s=end)
+    sampling = sampling_options(item, where)
+    rate = number(item, "sample_fps", where) or sampling.fps  # some scripts call it fps
+    return ItemOptions(size_options(item, where), sampling, start, end, rate)
 
 
 def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False, above: float = 0.0) -> Any:
@@ -125,13 +227,3 @@ def sampling_options(item: Mapping[str, Any], where: str) -> SamplingOptions:
         start,
         end,
     )
-
-
-def warn_unknown_options(item: Mapping[str, Any], kind: str, where: str) -> None:
-    """A misspelt option would otherwise change nothing in silence."""
-    unknown = sorted(str(key) for key in item if key not in OPTION_KEYS[kind])
-    if unknown:
-        warnings.warn(
-            f"{where}: {', '.join(unknown)} not known for {kind} items and ignored; known: {', '.join(OPTION_KEYS[kind])}.",
-            stacklevel=2,
-        )
