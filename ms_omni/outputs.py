@@ -127,13 +127,15 @@ class ThinkerStep:
     """One generated text token per row.
 
     token int64 `[B]` (rows that ended earlier hold the padding id); active bool `[B]`: rows for which it counts;
-    logits float32 `[B, V]` it was chosen from; last: no further step follows.
+    logits float32 `[B, V]` it was chosen from; word bool `[B]`: rows for which it counts and is no end token;
+    going bool `[B]`: rows that go on behind it.
     """
 
     token: np.ndarray
     active: np.ndarray
     logits: np.ndarray
-    last: bool
+    word: np.ndarray
+    going: np.ndarray
 
 
 @dataclass(frozen=True)

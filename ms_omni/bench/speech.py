@@ -53,7 +53,7 @@ def prepared(model, inputs, frames):
     }
 
     def speak():
-        turns = assistant_turns(text.prompt_ids, config.im_start_token_id, config.assistant_token_id)
+        turns = assistant_turns(text.prompt.ids, config)
         hand_over = TextHandOver(iter(steps), turns, config.tts_eos_token_id, config.tts_pad_token_id)
         return codec_frames(model, text.prompt, media, hand_over, request.speech)
 

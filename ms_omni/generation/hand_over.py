@@ -2,10 +2,10 @@
 
     assistant turn   im_start assistant \n  t0  t1  ...  t(n-1)          (t: given in the prompt or generated)
     index                0        1      2   3   4  ...
-    said                                    t0  t1  ...  t(n-2)  tts_eos  tts_pad  tts_pad ...
+    said                                    t0  t1  ...  t(n-1)  tts_eos  tts_pad  tts_pad ...
 
-A token is said once it is known not to be the last one: the last generated token (normally im_end) was never fed to the
-thinker and is not said. A text that was given in the prompt is said whole when nothing is generated after it.
+Every token that is written is said; only the end token that ends a row (normally im_end) is not. So what is said is what was
+written, whatever ended it: an end token, a limit, a stop string or a criterion of the caller's.
 """
 
 import numpy as np
@@ -24,13 +24,17 @@ class TextHandOver:
         self.steps = iter(steps)
         self.turns = [list(turn) for turn in turns]
         self.batch_size = len(turns)
-        self.pending = [None] * len(turns)  # the newest token of a row, said only if another one follows
-        self.running = True
+        self.going = np.ones(len(turns), bool)  # rows that more text may come for
         self.tts_eos, self.tts_pad = tts_eos, tts_pad
+
+    @property
+    def running(self):
+        """Whether the thinker may write more."""
+        return bool(self.going.any())
 
     def ids(self, index):
         """The ids int64 `[B]` at position `index` of every row's assistant turn."""
-        while self.running and any(index >= len(turn) and self._may_grow(row) for row, turn in enumerate(self.turns)):
+        while any(going and index >= len(turn) for turn, going in zip(self.turns, self.going)):
             self.pull()
         return np.array([self._id(turn, index) for turn in self.turns], np.int64)
 
@@ -39,23 +43,16 @@ class TextHandOver:
         self.ids(3)
         return np.array([len(turn) > 3 for turn in self.turns])
 
-    def _may_grow(self, row):
-        return self.pending[row] is not False
-
     def pull(self):
         """Takes one more step of the thinker."""
         step = next(self.steps, None)
         if step is None:
-            self.running = False
+            self.going = np.zeros(self.batch_size, bool)
             return
-        for row, (token, active) in enumerate(zip(step.token.tolist(), step.active)):
-            if not active:
-                self.pending[row] = False  # this row has ended; its last token is not said
-                continue
-            if self.pending[row] is not None:
-                self.turns[row].append(self.pending[row])
-            self.pending[row] = token
-        self.running = not step.last
+        for turn, token, word in zip(self.turns, step.token.tolist(), step.word):
+            if word:
+                turn.append(token)
+        self.going = step.going
 
     def _id(self, turn, index):
         if index < len(turn):
@@ -65,22 +62,29 @@ class TextHandOver:
 
 def user_mask(ids, valid, config):
     """Which tokens belong to a user turn, bool `[B, T]`: from `<|im_start|>user` to the next `<|im_start|>`."""
-    at = np.where(ids == config.im_start_token_id, np.arange(ids.shape[1]), -1)
+    at = np.where((ids == config.im_start_token_id) & valid, np.arange(ids.shape[1]), -1)
     opened = np.maximum.accumulate(at, axis=1)
     role_at = np.minimum(opened + 1, ids.shape[1] - 1)
     role = np.take_along_axis(ids, role_at, axis=1)
     return (opened >= 0) & (role == config.user_token_id) & valid
 
 
-def assistant_turns(ids, im_start, assistant):
-    """Per row the ids from the last `<|im_start|>assistant` on. Raises `InputError` where there is none."""
+def assistant_turns(ids, config, given=False):
+    """Per row of ids `[B, T]`, padded on the left, the assistant turn that it ends with, from `<|im_start|>` on.
+
+    That turn must be open, so that what is written belongs to it; a given one, which is said as it stands, may be closed, and
+    comes without what closes it. Raises `InputError` for a row that ends otherwise.
+    """
     turns = []
     for row, line in enumerate(ids):
-        starts = np.flatnonzero((line[:-1] == im_start) & (line[1:] == assistant))
-        if not len(starts):
+        starts = np.flatnonzero(line == config.im_start_token_id)
+        turn = line[starts[-1] :] if len(starts) else line[:0]
+        ends = np.flatnonzero(turn == config.im_end_token_id)
+        if len(turn) < 2 or turn[1] != config.assistant_token_id or (len(ends) and not given):
+            state = "closes its last turn" if len(ends) else "does not open an assistant turn"
             raise InputError(
-                f"row {row} of the prompt does not open an assistant turn, so there is nothing to say; use "
-                "apply_chat_template(..., add_generation_prompt=True)"
+                f"row {row} of the prompt {state}, so there is no turn to speak in; use apply_chat_template(..., "
+                "add_generation_prompt=True), continue_final_message=True to go on with an assistant's message, or return_audio=False"
             )
-        turns.append(line[starts[-1] :].tolist())
+        turns.append(turn[: ends[0]].tolist() if len(ends) else turn.tolist())
     return turns

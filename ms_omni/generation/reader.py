@@ -65,11 +65,16 @@ class ThinkerReader:
                 f"past_key_values holds {length} tokens of {self.cache.heads[0]} conversations, so input_ids must be those "
                 f"tokens and new ones behind them; got {list(ids.shape)}"
             )
-        valid, rest, config = valid_tokens(ids, inputs.get("attention_mask")), ids[:, length:], self.thinker.config
+        valid, rest, config = valid_tokens(ids.shape, inputs.get("attention_mask")), ids[:, length:], self.thinker.config
         if np.isin(rest, [config.image_token_id, config.video_token_id, config.audio_token_id]).any():
             raise InputError(
                 "the tokens behind past_key_values hold a picture, video or sound, and those need the whole prompt; leave "
                 "past_key_values out"
+            )
+        if (valid[:, :length] & ~self.cache.valid).any():
+            raise InputError(
+                "attention_mask marks as tokens what past_key_values holds as padding; pass the mask that the cache was made "
+                "with, continued (its padding on the left), or leave past_key_values out"
             )
         self.cache.seen[:, :length] = valid[:, :length]
         return {"input_ids": rest, "attention_mask": valid}

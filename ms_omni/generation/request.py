@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..modeling.packing import check_ids, host_array, valid_tokens
+from ..modeling.packing import check_ids, host_array
 from .defaults import OPTIONS
 from .hand_over import assistant_turns, user_mask
 from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options, truth
 from .sampling import NAMES, SamplingParams
 from .speakers import DEFAULT_SPEAKER, speaker_code
+from .text import left_padded, prompt_of
 from .unsupported import say_ignored, take_neutral
 from .waves import CHUNK_FRAMES
 
@@ -121,7 +122,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     request = _text_request(model.thinker, inputs, text, settings, defaults, wants_audio)
     speech = _speech(model.config.talker_config, speaker, {**seed, **talker}, {**seed, **predictor}, vocoder)
     if wants_audio:
-        _check_prompt(model, inputs)
+        _check_prompt(model, inputs, given)
     return Request(inputs, request.text, request.options, speech if wants_audio else None, given, request.options.tokenizer)
 
 
@@ -160,7 +161,7 @@ def _said(kwargs: Mapping) -> dict:
 
 
 def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
-    """Removes the model inputs from kwargs and returns them, ids and mask as arrays `[B, T]`, padding on the left.
+    """Removes the model inputs from kwargs and returns them, ids and mask as arrays `[B, T]`.
 
     Raises `InputError` without ids or embeddings, and for ids and masks that fit neither the model nor each other.
     """
@@ -185,27 +186,8 @@ def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
         shape = inputs["input_ids"].shape
     elif len(getattr(inputs["inputs_embeds"], "shape", ())) != 3:
         raise InputError("inputs_embeds must be of shape [batch, tokens, features]")
-    if "attention_mask" in inputs:
-        _check_mask(inputs, shape)
+    prompt_of(inputs)
     return inputs
-
-
-def _check_mask(inputs: dict, shape: tuple) -> None:
-    mask = inputs["attention_mask"]
-    if mask.shape != shape:
-        raise InputError(f"input_ids {list(shape)} and attention_mask {list(mask.shape)} must be [batch, tokens] both")
-    valid = mask == 1
-    if not valid.any(axis=1).all():
-        raise InputError("attention_mask leaves a row without any token")
-    if valid[:, -1].all():
-        return
-    if inputs.keys() & {"inputs_embeds", "position_ids"}:
-        raise InputError("attention_mask has padding on the right; put it on the left, so that the last token is the newest")
-    ids = inputs["input_ids"].copy()
-    for row, line in enumerate(valid):
-        turn = shape[1] - 1 - np.flatnonzero(line)[-1]
-        ids[row], valid[row] = np.roll(ids[row], turn), np.roll(line, turn)
-    inputs["input_ids"], inputs["attention_mask"] = ids, valid.astype(mask.dtype)
 
 
 # -- the text --------------------------------------------------------------------------------------------------------
@@ -316,8 +298,8 @@ def _chunk_frames(vocoder: dict) -> tuple:
     return frames
 
 
-def _check_prompt(model, inputs: dict) -> None:
-    ids, config = inputs["input_ids"], model.config
-    if not user_mask(ids, valid_tokens(ids, inputs.get("attention_mask")), config).any(axis=1).all():
+def _check_prompt(model, inputs: dict, given: bool) -> None:
+    ids, valid = prompt_of(left_padded(inputs))
+    if not user_mask(ids, valid, model.config).any(axis=1).all():
         raise InputError("the prompt has no user turn, and the talker speaks to a user; add a message with role 'user'")
-    assistant_turns(ids, config.im_start_token_id, config.assistant_token_id)
+    assistant_turns(ids, model.config, given)

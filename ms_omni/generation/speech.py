@@ -92,19 +92,18 @@ class Answer:
     def _text(self, step):
         if self.decoders is None:
             return None
-        ended = np.isin(step.token, self.text.params.eos_token_id) | step.last
-        rows = zip(self.decoders, step.token, step.active, ended)
-        return tuple(decoder.push(token, last) if active else "" for decoder, token, active, last in rows)
+        rows = zip(self.decoders, step.token, step.active, step.going)
+        return tuple(decoder.push(token, not going) if active else "" for decoder, token, active, going in rows)
 
     def _speak(self):
         model, config, speech = self.model, self.model.config, self.speech
-        turns = assistant_turns(self.text.prompt_ids, config.im_start_token_id, config.assistant_token_id)
         steps = self._watched()
         if self.given:
             self.text.read_prompt()
             steps = iter(())
         else:
             steps = chain([next(steps)], steps)  # the first step reads the prompt
+        turns = assistant_turns(self.text.prompt.ids, config, self.given)
         hand_over = TextHandOver(steps, turns, config.tts_eos_token_id, config.tts_pad_token_id)
         media = {
             "image_grid_thw": self.inputs.get("image_grid_thw"),

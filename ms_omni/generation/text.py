@@ -4,11 +4,13 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
+from mindspore import Tensor
 
 from ..answers import TextIds
 from ..arrays import HostArray
 from ..errors import InputError
-from ..modeling.packing import host_array, valid_tokens
+from ..modeling import ops
+from ..modeling.packing import as_tensor, host_array, valid_tokens
 from ..outputs import GenerateOutput, PromptStates, ThinkerStep
 from .options import TextOptions
 
@@ -24,13 +26,13 @@ class TextGeneration:
     def __init__(self, thinker, inputs, params, listen=None, options=TextOptions()):
         self.thinker = thinker
         self.accord = thinker.accord
-        self.inputs = dict(inputs)
         self.params = params
         self.options = options
         self.listen = listen
         self.prompt = None
         self.reader = None
         self.cache = options.past_key_values
+        self.inputs = left_padded(inputs, 0 if self.cache is None else self.cache.length)
         self.prompt_ids, self.valid = prompt_of(inputs)
         self.prompt_ids, self.valid = (
             array.repeat(options.num_return_sequences, axis=0) for array in (self.prompt_ids, self.valid)
@@ -90,10 +92,11 @@ class TextGeneration:
             self._keep(logits, scores)
             token = np.where(active, chosen, self.params.pad_id)
             tokens = np.concatenate([tokens, token[:, None]], axis=1)
-            counted, active = active, active & ~self._ended(tokens, started)
-            last = not active.any() or tokens.shape[1] == self.params.max_new_tokens
-            yield ThinkerStep(token, counted, logits, last)
-            if last:
+            full = tokens.shape[1] == self.params.max_new_tokens
+            ends = self.params.eos_token_id + (self.params.forced_eos_token_id if full else ())
+            counted, active = active, active & ~self._ended(tokens, started) & (not full)
+            yield ThinkerStep(token, counted, logits, counted & ~np.isin(token, ends), active)
+            if not active.any():
                 return
             logits, states = self.reader.token(token, self.options.output_hidden_states)
             self._keep_states(states)
@@ -115,7 +118,7 @@ class TextGeneration:
             logits = logits.repeat(copies, axis=0)
         self._keep_states(states)
         if self.listen is not None:
-            self.prompt = PromptStates(self.prompt_ids, self.valid, states[0], states[self.listen])
+            self.prompt = PromptStates(*prompt_of(self.inputs), states[0], states[self.listen])
         return logits
 
     def _wanted_states(self):
@@ -180,13 +183,41 @@ class TextGeneration:
 def prompt_of(inputs):
     """Ids int `[B, T]` of the model inputs and which of them are no padding, bool `[B, T]`.
 
-    Of embeddings without ids `[B, 0]` and bool `[B, T]`.
+    Of embeddings without ids `[B, 0]` and bool `[B, T]`. Raises `InputError` for a mask that fits neither.
     """
-    if "input_ids" in inputs:
-        ids = host_array(inputs["input_ids"])
-        return ids, valid_tokens(ids, inputs.get("attention_mask"))
-    shape = inputs["inputs_embeds"].shape[:2]
-    return np.empty((shape[0], 0), np.int64), valid_tokens(np.empty(shape), inputs.get("attention_mask"))
+    shape = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[:2]
+    ids = host_array(inputs.get("input_ids", np.empty((shape[0], 0), np.int64)))
+    valid = valid_tokens(shape, inputs.get("attention_mask"))
+    if valid.shape != shape:
+        raise InputError(f"input_ids {list(shape)} and attention_mask {list(valid.shape)} must be [batch, tokens] both")
+    if not valid.any(axis=1).all():
+        raise InputError("attention_mask leaves a row without any token")
+    return ids, valid
+
+
+def left_padded(inputs, cached=0):
+    """The same model inputs with what attention_mask hides moved to the left of each row, wherever it stands, so that the last
+    token is the newest. cached: so many tokens stay where a cache has them.
+    """
+    shown = prompt_of(inputs)[1][:, cached:]
+    order = cached + np.argsort(shown, axis=1, kind="stable")
+    order = np.concatenate([np.broadcast_to(np.arange(cached), (len(order), cached)), order], axis=1)
+    if (order == np.arange(order.shape[1])).all():
+        return inputs
+    moved = {
+        name: np.take_along_axis(host_array(inputs[name]), order, 1)
+        for name in ("input_ids", "attention_mask")
+        if name in inputs
+    }
+    if "inputs_embeds" in inputs:
+        rows = as_tensor(inputs["inputs_embeds"])
+        places = Tensor((np.arange(len(order))[:, None] * order.shape[1] + order).reshape(-1).astype(np.int32))
+        moved["inputs_embeds"] = ops.gather_rows(rows.reshape(-1, rows.shape[-1]), places).reshape(rows.shape)
+    if "position_ids" in inputs:
+        positions = host_array(inputs["position_ids"])
+        positions = np.broadcast_to(positions, (*positions.shape[:-2], *order.shape))
+        moved["position_ids"] = np.take_along_axis(positions, np.broadcast_to(order, positions.shape), -1)
+    return {**inputs, **moved}
 
 
 def has_string(strings, tokenizer, tokens):

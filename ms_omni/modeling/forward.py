@@ -6,7 +6,7 @@ from mindspore import Tensor
 from ..errors import InputError
 from ..outputs import DecoderOutput
 from . import ops
-from .packing import host_array
+from .packing import host_array, valid_tokens
 from .prefill import Deepstack, read_tokens
 
 
@@ -33,9 +33,7 @@ def wants_cache(use_cache, past_key_values):
 
 def new_valid(attention_mask, shape, cache):
     """The mask bool `[B, S]` of the new tokens; one over the cached ones too is cut to its end."""
-    if attention_mask is None:
-        return np.ones(shape, bool)
-    valid, cached = host_array(attention_mask) == 1, 0 if cache is None else cache.length
+    valid, cached = valid_tokens(shape, attention_mask), 0 if cache is None else cache.length
     if valid.shape not in (shape, (shape[0], cached + shape[1])):
         raise InputError(
             f"attention_mask has shape {list(valid.shape)}, expected {list(shape)}"

@@ -33,9 +33,20 @@ def whole_numbers(x, name):
     return whole
 
 
-def valid_tokens(ids, attention_mask):
-    """Which tokens of ids `[B, T]` are no padding, bool: those that attention_mask marks with 1, all without a mask."""
-    return np.ones(ids.shape, bool) if attention_mask is None else host_array(attention_mask) == 1
+def valid_tokens(shape, attention_mask):
+    """Which tokens are no padding, bool: those that attention_mask marks with 1; without a mask all of `shape`.
+
+    Raises `InputError` for a mask that holds anything but 1 and 0 (or True and False).
+    """
+    if attention_mask is None:
+        return np.ones(shape, bool)
+    mask = host_array(attention_mask)
+    valid = mask == 1
+    if mask.dtype.kind not in "biuf" or not (valid | (mask == 0)).all():
+        raise InputError(
+            f"attention_mask must hold 1 for tokens and 0 for padding; got {mask.dtype} {np.unique(mask[~valid])[:4].tolist()}"
+        )
+    return valid
 
 
 def segments_of(lengths):

@@ -34,7 +34,7 @@ def get_rope_index(
     in patches; second_per_grids float `[n_videos]` in s, one per row of `video_grid_thw`. Padding gets position 1.
     Raises `InputError` when placeholders and grids disagree.
     """
-    valid = valid_tokens(input_ids, attention_mask)
+    valid = valid_tokens(input_ids.shape, attention_mask)
     walker = _Walker(config, spatial_merge_size, image_grid_thw, video_grid_thw, second_per_grids)
     positions = np.ones((3, *input_ids.shape), np.float32)
     deltas = np.zeros((len(input_ids), 1), np.float32)

@@ -67,13 +67,21 @@ def test_ids_by_position_and_by_the_name_inputs(thinker, ask, greedy_tokens):
         thinker.generate(one["input_ids"], inputs=one["input_ids"])
 
 
-def test_padding_may_stand_on_the_right(thinker, batch, greedy_tokens):
+@pytest.mark.parametrize("before", [None, 5], ids=["right", "middle"])
+def test_padding_may_stand_anywhere(before, thinker, batch, greedy_tokens):
+    """The prompt is handed back as it was given, so that it still fits its mask."""
     ids, mask = batch["input_ids"].copy(), batch["attention_mask"].copy()
-    turn = int((mask[0] == 0).sum())
-    assert turn
-    ids[0], mask[0] = np.roll(ids[0], -turn), np.roll(mask[0], -turn)
+    padding, words = np.flatnonzero(mask[0] == 0), np.flatnonzero(mask[0])
+    order = np.concatenate([words[:before], padding, words[len(words) if before is None else before :]])
+    ids[0], mask[0] = ids[0, order], mask[0, order]
+    assert len(padding) and not mask[0, -1 if before is None else before]
     found = thinker.generate(input_ids=ids, attention_mask=mask, **FREE)
     assert new(found, batch) == greedy_tokens(batch, NEW).tolist()
+    assert np.array_equal(found[:, : ids.shape[1]], ids)
+    inputs = {"inputs_embeds": thinker.embed_text(ids), "attention_mask": mask.astype(np.float32)}
+    assert thinker.generate(**inputs, **FREE).tolist() == greedy_tokens(batch, NEW).tolist()
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    assert thinker.generate(**inputs, position_ids=positions, **FREE).tolist() == greedy_tokens(batch, NEW).tolist()
 
 
 def test_embeddings_in_place_of_ids(thinker, batch, greedy_tokens):

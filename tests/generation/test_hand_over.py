@@ -3,6 +3,8 @@
 The assistant turn opens with im_start, assistant, newline (10, 11, 12 here); 98 is tts_eos, 99 tts_pad, 50 the end.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -12,10 +14,13 @@ from ms_omni.outputs import ThinkerStep
 
 OPENING = [10, 11, 12]
 END, TTS_EOS, TTS_PAD = 50, 98, 99
+IDS = SimpleNamespace(im_start_token_id=10, im_end_token_id=END, assistant_token_id=11)
 
 
 class Thinker:
-    """Writes given rows of tokens, one step at a time; `taken` counts the steps that were asked for."""
+    """Writes given rows of tokens, one step at a time; `taken` counts the steps that were asked for. A row without END was
+    cut off.
+    """
 
     def __init__(self, *rows):
         self.rows, self.taken = rows, 0
@@ -24,9 +29,9 @@ class Thinker:
         longest = max(map(len, self.rows))
         for step in range(longest):
             self.taken += 1
-            active = np.array([step < len(row) for row in self.rows])
+            active, going = (np.array([step + ahead < len(row) for row in self.rows]) for ahead in (0, 1))
             token = np.array([row[step] if step < len(row) else 0 for row in self.rows])
-            yield ThinkerStep(token, active, None, step == longest - 1)
+            yield ThinkerStep(token, active, None, active & (token != END), going)
 
 
 def hand_over(*rows, given=None):
@@ -40,15 +45,16 @@ def read(hand, count, row=0):
 
 
 def test_every_id_at_its_step():
-    """The last token (the end) is not said; tts_eos comes exactly once, then tts_pad for ever."""
+    """The end is not said; tts_eos comes exactly once, then tts_pad for ever."""
     hand, _ = hand_over([1, 2, 3, END])
     assert read(hand, 11) == [*OPENING, 1, 2, 3, TTS_EOS, *[TTS_PAD] * 4]
 
 
-def test_a_stop_by_max_new_tokens_drops_the_last_token_too():
-    """It was never fed to the thinker, so the reference has no row for it either."""
-    hand, _ = hand_over([1, 2, 3])
-    assert read(hand, 7) == [*OPENING, 1, 2, TTS_EOS, TTS_PAD]
+def test_text_that_was_cut_off_is_said_to_its_last_word():
+    hand, _ = hand_over([1, 2, 3], [4])
+    assert hand.has_text().tolist() == [True, True]
+    assert read(hand, 8) == [*OPENING, 1, 2, 3, TTS_EOS, TTS_PAD]
+    assert read(hand, 6, row=1) == [*OPENING, 4, TTS_EOS, TTS_PAD]
 
 
 def test_an_empty_answer_has_nothing_to_say():
@@ -74,8 +80,7 @@ def test_rows_of_different_length_end_on_their_own():
     ]
 
 
-def test_the_thinker_is_pulled_no_further_than_one_token_ahead():
-    """Row n needs to know that its token is not the last one: one step more, and no other."""
+def test_the_thinker_is_pulled_no_further_than_what_is_said():
     hand, thinker = hand_over([1, 2, 3, 4, 5, END])
     hand.ids(0), hand.ids(1), hand.ids(2)
     assert thinker.taken == 0  # the opening is known
@@ -83,21 +88,21 @@ def test_the_thinker_is_pulled_no_further_than_one_token_ahead():
     for index in range(3, 10):
         hand.ids(index)
         taken.append(thinker.taken)
-    assert taken == [2, 3, 4, 5, 6, 6, 6]
+    assert taken == [1, 2, 3, 4, 5, 6, 6]
     assert not hand.running
 
 
 def test_reading_again_pulls_nothing():
     hand, thinker = hand_over([1, 2, 3, END])
     assert read(hand, 5) == read(hand, 5)
-    assert thinker.taken == 3
+    assert thinker.taken == 2
 
 
 def test_a_row_that_has_ended_makes_nobody_wait():
     """Row 0 has ended after two steps; its tts_eos is known although row 1 goes on."""
     hand, thinker = hand_over([1, END], [2, 3, 4, 5, 6, END])
     assert hand.ids(4).tolist() == [TTS_EOS, 3]
-    assert thinker.taken == 3
+    assert thinker.taken == 2
 
 
 def test_text_given_in_the_prompt_is_said_before_the_generated_one():
@@ -124,11 +129,29 @@ def test_an_opening_that_is_cut_short_is_filled_from_what_is_written():
     assert read(hand, 6) == [*OPENING, 1, TTS_EOS, TTS_PAD]
 
 
-def test_assistant_turns_takes_the_last_one():
+def test_the_turn_that_the_prompt_opens_is_the_last_one():
     ids = np.array([[10, 20, 1, 10, 11, 12, 3, 10, 20, 4, 10, 11, 12], [0, 10, 20, 10, 11, 12, 1, 2, 3, 4, 5, 6, 7]])
-    assert assistant_turns(ids, 10, 11) == [[10, 11, 12], [10, 11, 12, 1, 2, 3, 4, 5, 6, 7]]
+    assert assistant_turns(ids, IDS) == [[10, 11, 12], [10, 11, 12, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_a_prompt_that_opens_no_assistant_turn_is_an_error():
-    with pytest.raises(InputError, match="row 1 of the prompt does not open an assistant turn.*add_generation_prompt"):
-        assistant_turns(np.array([[10, 11, 12], [10, 20, 11]]), 10, 11)
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ([10, 20, 11, 1], "row 1 of the prompt does not open an assistant turn.*add_generation_prompt.*return_audio=False"),
+        ([10, 11, 1, 10, 20, 2], "does not open an assistant turn"),  # an earlier turn is not the one to speak in
+        ([10, 20, 1, 10], "does not open an assistant turn"),
+        ([1, 2, 3], "does not open an assistant turn"),
+        ([10, 11, 12, 1, END], "row 1 of the prompt closes its last turn.*continue_final_message"),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_opens_no_assistant_turn_is_an_error(line, said):
+    ids = np.zeros((2, 6), np.int64)
+    ids[0, -2:], ids[1, -len(line) :] = [10, 11], line
+    with pytest.raises(InputError, match=said):
+        assistant_turns(ids, IDS)
+
+
+def test_a_given_turn_may_be_closed():
+    ids = np.array([[0, 10, 11, 12, 1, 2, END, 12], [10, 20, 1, 10, 11, 12, 3, 4]])
+    assert assistant_turns(ids, IDS, given=True) == [[10, 11, 12, 1, 2], [10, 11, 12, 3, 4]]

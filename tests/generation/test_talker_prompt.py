@@ -153,10 +153,7 @@ def plain_rows(model, ids, hidden, text, speaker):
 def test_rows_follow_the_layout(tiny_model, conversation, states):
     ids, valid = conversation
     config = tiny_model.config
-    turns = [
-        turn + [40 + row]
-        for row, turn in enumerate(assistant_turns(ids, config.im_start_token_id, config.assistant_token_id))
-    ]
+    turns = [turn + [40 + row] for row, turn in enumerate(assistant_turns(ids, config))]
     speaker = config.talker_config.speaker_id["aiden"]
     hand = TextHandOver(iter(()), turns, config.tts_eos_token_id, config.tts_pad_token_id)
     prompt = build_prompt(tiny_model, states, {}, hand, speaker)
@@ -173,7 +170,7 @@ def test_rows_follow_the_layout(tiny_model, conversation, states):
 def test_positions_count_the_kept_rows_only(tiny_model, conversation, states):
     ids, _ = conversation
     config = tiny_model.config
-    turns = assistant_turns(ids, config.im_start_token_id, config.assistant_token_id)
+    turns = assistant_turns(ids, config)
     hand = TextHandOver(iter(()), turns, config.tts_eos_token_id, config.tts_pad_token_id)
     prompt = build_prompt(tiny_model, states, {}, hand, 0)
     assert prompt.positions[:, 0].tolist() == [list(range(18))] * 3

@@ -82,11 +82,30 @@ def test_repetition_penalty_starts_from_the_unpadded_prompt(counting_thinker):
     assert ids[:, 2].tolist() == [10, 39]
 
 
-def test_steps_say_which_rows_still_count_and_which_is_the_last(counting_thinker):
-    params = SamplingParams(max_new_tokens=3, eos_token_id=11)
+@pytest.mark.parametrize(
+    "ends, words",
+    [
+        ({"eos_token_id": 11}, [[True, True], [False, True], [False, True]]),
+        ({"eos_token_id": [12, 23]}, [[True, True], [True, True], [False, False]]),
+        ({"forced_eos_token_id": 11}, [[True, True], [True, True], [False, False]]),  # row 0 writes an 11 of its own before
+        ({}, [[True, True]] * 3),
+    ],
+    ids=str,
+)
+def test_steps_say_what_is_a_word_and_which_rows_go_on(ends, words, counting_thinker):
+    """Row 0 writes 10, 11, 12, row 1 21, 22, 23."""
+    params = SamplingParams(max_new_tokens=3, **ends)
     steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT}, params))
-    assert [step.active.tolist() for step in steps] == [[True, True], [True, True], [False, True]]
-    assert [step.last for step in steps] == [False, False, True]
+    early = ends == {"eos_token_id": 11}
+    assert [step.word.tolist() for step in steps] == words
+    assert [step.active.tolist() for step in steps] == [[True, True], [True, True], [not early, True]]
+    assert [step.going.tolist() for step in steps] == [[True, True], [not early, True], [False, False]]
+
+
+def test_a_stop_string_ends_a_row_with_a_word(counting_thinker):
+    options = TextOptions(stop_strings=("l",), tokenizer=Letters())
+    steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT[:1]}, SamplingParams(), options=options))
+    assert [(bool(step.word[0]), bool(step.going[0])) for step in steps] == [(True, True), (True, False)]
 
 
 def test_a_talker_hears_the_embeddings_and_its_layer(counting_thinker):
@@ -95,7 +114,7 @@ def test_a_talker_hears_the_embeddings_and_its_layer(counting_thinker):
     next(text)
     assert counting_thinker.wanted_states == (0, 3)
     assert text.prompt.embeds.max() == 0 and text.prompt.hidden.min() == 3
-    assert text.prompt.valid.all() and text.prompt.ids is text.prompt_ids
+    assert text.prompt.valid.all() and np.array_equal(text.prompt.ids, PROMPT)
 
 
 def test_iteration_is_lazy_and_closing_lets_the_cache_go(counting_thinker):
