@@ -1,7 +1,8 @@
-"""Is the file whole? Containers say how long they are; decoders often return what is left of a cut file without a word.
+"""What is a file, and is it whole? Containers say how long they are; decoders often return what is left of a cut file without a word.
 
 Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV,
-M4A), Matroska and WebM, Ogg, MP3 with a length header, GIF. FLAC is left to its decoder, which knows the length.
+M4A), Matroska and WebM, Ogg, GIF. FLAC, MP3 and others are left to the decoder, which sees whether the last frame is whole: where
+it is, a header that promises more is wrong.
 What declares no length cannot be told from a whole file and is taken as it is: MPEG-TS, FLV, raw streams, MP3 without a
 length header, and Ogg or live Matroska that was stopped between two pages or clusters.
 """
@@ -9,50 +10,158 @@ length header, and Ogg or live Matroska that was stopped between two pages or cl
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from ms_omni.errors import MediaError
 from ms_omni.input.sources import Source
 
 _UNKNOWN_RIFF_SIZE = 0x7FFFF000  # writers to a pipe leave 0, 0x7fffffff or 0xffffffff minus a header
+_MISCOUNT_BYTES = 64  # a size that counts the header as content, or a lost byte, is no cut
 _OGG_TAIL_BYTES = 1 << 17  # a page is at most 65,307 bytes
+_HEAD_BYTES = 512
+_MOOV_BYTES = 1 << 24
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"BM", "a BMP picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"8BPS", "a Photoshop picture"),
+    (b"\0\0\1\0", "an ICO picture"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"fLaC", "FLAC sound"),
+    (b"ID3", "MP3 sound"),
+    (b"OggS", "an Ogg file"),
+    (b"caff", "CAF sound"),
+    (b"FORM", "an IFF file (AIFF sound or the like)"),
+    (b".snd", "AU sound"),
+    (b"wvpk", "WavPack sound"),
+    (b"MAC ", "Monkey's Audio sound"),
+    (b"#!AMR", "AMR sound"),
+    (b"MThd", "MIDI, which holds notes and no sound"),
+    (b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+    (b"\x30\x26\xb2\x75", "Windows Media (ASF)"),
+    (b"FLV\1", "a Flash video"),
+    (b"\0\0\1\xba", "an MPEG program stream"),
+    (b"RF64", "WAV sound (RF64)"),
+    (b"riff", "WAV sound (Wave64)"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\3\4", "a ZIP archive (also Office documents are)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x93NUMPY", "a NumPy file; load it and give the array"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+)
+_TEXTS = (
+    ("<!doctype html", "a web page (HTML); the address or download did not lead to the file itself"),
+    ("<html", "a web page (HTML); the address or download did not lead to the file itself"),
+    ("<svg", "an SVG drawing"),
+    ("<?xml", "an XML text"),
+    ("version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
+    ("#extm3u", "a playlist; give the file that it names"),
+    ("[playlist]", "a playlist; give the file that it names"),
+    ("ffconcat", "a playlist; give the files that it names"),
+    ("{", "a JSON text"),
+)
+_BRANDS = {
+    b"qt  ": "a QuickTime file",
+    b"M4A ": "MPEG-4 sound (M4A)",
+    b"M4B ": "MPEG-4 sound (M4B)",
+    b"heic": "a HEIC picture",
+    b"heix": "a HEIC picture",
+    b"mif1": "a HEIF picture",
+    b"msf1": "a HEIF picture",
+    b"avif": "an AVIF picture",
+    b"avis": "an AVIF picture",
+    b"crx ": "a Canon raw picture",
+    b"aax ": "an Audible book, which is encrypted",
+    b"aaxc": "an Audible book, which is encrypted",
+}
 
 
 def sniff(head: bytes) -> str | None:
     """What the first bytes say the file is, in words, or None when they say nothing known."""
-    signatures = (
-        (b"\xff\xd8\xff", "a JPEG picture"),
-        (b"\x89PNG", "a PNG picture"),
-        (b"GIF8", "a GIF picture"),
-        (b"BM", "a BMP picture"),
-        (b"II*\0", "a TIFF picture"),
-        (b"MM\0*", "a TIFF picture"),
-        (b"fLaC", "FLAC sound"),
-        (b"ID3", "MP3 sound"),
-        (b"OggS", "an Ogg file"),
-        (b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
-        (b"%PDF", "a PDF document"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (b"<svg", "an SVG drawing"),
-        (b"<?xml", "an XML text"),
-        (b"<!DOCTYPE", "a web page"),
-        (b"<html", "a web page"),
-        (b"#EXTM3U", "a playlist"),
-    )
     if head[:4] == b"RIFF":
         return {b"WAVE": "WAV sound", b"AVI ": "an AVI video", b"WEBP": "a WebP picture"}.get(head[8:12], "a RIFF file")
     if head[4:8] == b"ftyp":
-        return "an MP4 file"
+        return _BRANDS.get(head[8:12], "a 3GP file" if head[8:10] == b"3g" else "an MP4 file")
     if head[:2] in (b"\xff\xfb", b"\xff\xf3", b"\xff\xf2"):
         return "MP3 sound"
-    return next((words for signature, words in signatures if head.startswith(signature)), None)
+    if head[:2] in (b"\xff\xf1", b"\xff\xf9"):
+        return "AAC sound"
+    if head[:1] == b"\x47" and head[188:189] == b"\x47":
+        return "an MPEG transport stream"
+    if head and not head.strip(b"\0"):
+        return "nothing but zeros"
+    return next((words for signature, words in _SIGNATURES if head.startswith(signature)), None) or _as_text(head)
+
+
+def _as_text(head: bytes) -> str | None:
+    try:
+        text = head.decode("utf-8-sig", errors="strict" if len(head) < _HEAD_BYTES else "ignore").strip()
+    except UnicodeDecodeError:
+        return None
+    plain = all(letter.isprintable() or letter in "\r\n\t" for letter in text)
+    if not text or not plain or len(text.encode()) < 0.9 * len(head.strip()) - 4:
+        return None
+    lower = text.lower()
+    return next((words for start, words in _TEXTS if lower.startswith(start)), f"a text that begins with {text[:30]!r}")
 
 
 def describe(source: Source) -> str:
     """Half a sentence for error messages: what the content looks like."""
     with source.open() as file:
-        looks_like = sniff(file.read(64))
+        looks_like = sniff(file.read(_HEAD_BYTES))
     return f"its content looks like {looks_like}" if looks_like else "its content is of no known kind"
+
+
+def encryption(source: Source) -> str | None:
+    """The protection that the track headers of an ISO media file name, or None."""
+    with source.open() as file:
+        for kind, start, length in _boxes(file, source.size_bytes()):
+            if kind in (b"moov", b"ftyp"):
+                file.seek(start)
+                content = file.read(min(length, _MOOV_BYTES))
+                for mark, words in ((b"encv", "DRM"), (b"enca", "DRM"), (b"drm", "FairPlay DRM"), (b"aavd", "Audible DRM")):
+                    if mark in content:
+                        return words
+    return None
+
+
+def mp3_declares_length(source: Source) -> bool:
+    """Whether the first frame of an MP3 file says how many follow (Xing, Info, VBRI); else FFmpeg estimates the length."""
+    with source.open() as file:
+        head = file.read(10)
+        tag = head[:3] == b"ID3" and len(head) == 10  # a tag in front, its size in four groups of seven bits
+        file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))) if tag else 0)
+        frame = file.read(256)
+    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+def is_mp3_frame_cut(frame: bytes) -> bool:
+    """Whether an MPEG sound frame (layer III) is shorter than its header says; False for what is no such frame."""
+    if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
+        return False
+    version, rate, rate_hz = (
+        frame[1] >> 3 & 3,
+        frame[2] >> 4,
+        frame[2] >> 2 & 3,
+    )  # version: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
+    if rate in (0, 15) or rate_hz == 3 or version == 1:
+        return False
+    table = (
+        (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+        if version == 3
+        else tuple(range(8, 57, 8)) + tuple(range(64, 161, 16))
+    )
+    hz = (44100, 48000, 32000)[rate_hz] >> {3: 0, 2: 1, 0: 2}[version]
+    return len(frame) < (144 if version == 3 else 72) * 1000 * table[rate - 1] // hz + (frame[2] >> 1 & 1)
 
 
 def check_whole(source: Source) -> None:
@@ -66,7 +175,7 @@ def check_whole(source: Source) -> None:
         head = file.read(12)
         if len(head) < 12:
             missing = 0  # too short for any header: the decoder will say so
-        elif head[:4] == b"RIFF":
+        elif head[:4] in (b"RIFF", b"RF64", b"BW64"):
             missing = _riff_missing(file, head, size)
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             missing = _iso_missing(file, size)
@@ -75,11 +184,9 @@ def check_whole(source: Source) -> None:
         elif head[:4] == b"OggS":
             missing = _ogg_missing(file, size)
         elif head[:4] == b"FORM":
-            missing = struct.unpack(">I", head[4:8])[0] + 8 - size
+            missing = _iff_missing(head, size)
         elif head[:4] == b"GIF8":
             missing = _gif_missing(file, size)
-        elif head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe2"):  # MPEG sound: eleven sync bits
-            missing = _mp3_missing(file, size)
         else:
             missing = 0
     if missing > 0:
@@ -93,32 +200,52 @@ def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
     """Bytes that the RIFF header (AVI) or the data chunk (WAV) declares beyond the end."""
     declared = struct.unpack("<I", head[4:8])[0]
     if head[8:12] != b"WAVE":
-        return 0 if not 0 < declared < _UNKNOWN_RIFF_SIZE else declared + 8 - size
-    position = 12
+        missing = 0 if not 0 < declared < _UNKNOWN_RIFF_SIZE else declared + 8 - size
+        return missing if missing > _MISCOUNT_BYTES else 0
+    position, wide = 12, None
     while position + 8 <= size:  # the RIFF size itself is often wrong in WAV files; the data chunk decides
         file.seek(position)
         kind, length = struct.unpack("<4sI", file.read(8))
+        if kind == b"ds64":  # of RF64: the sizes that do not fit in 32 bits
+            raw = file.read(16)
+            wide = struct.unpack("<8xQ", raw)[0] if len(raw) == 16 else None
         if kind == b"data":
-            return 0 if length >= _UNKNOWN_RIFF_SIZE else position + 8 + length - size
+            length = 0 if length >= _UNKNOWN_RIFF_SIZE and wide is None else wide or length
+            missing = position + 8 + length - size
+            return missing if missing > _MISCOUNT_BYTES and missing not in (position, position + 8) else 0
         position += 8 + length + length % 2
     return position - size if position > size + 1 else 0
 
 
-def _iso_missing(file: BinaryIO, size: int) -> int:
-    """Bytes by which the last top-level box reaches beyond the end; the decoder reports a missing index (moov)."""
+def _iff_missing(head: bytes, size: int) -> int:
+    missing = struct.unpack(">I", head[4:8])[0] + 8 - size
+    return missing if missing > _MISCOUNT_BYTES else 0
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Top-level boxes of an ISO media file: kind, start of the content, its length as declared (0: up to the end of the file)."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
         length, kind = struct.unpack(">I4s", file.read(8))
+        header = 8
         if length == 1:
             raw = file.read(8)
-            length = struct.unpack(">Q", raw)[0] if len(raw) == 8 else 0
-        if length == 0:  # up to the end of the file
-            return 0
-        if length < 8 or not kind.isascii():  # padding after the last box
-            return 0
+            length, header = struct.unpack(">Q", raw)[0] if len(raw) == 8 else 0, 16
+        if length == 0:
+            length = size - position
+        if length < header or not kind.isascii():  # padding after the last box
+            return
+        yield kind, position + header, length - header
         position += length
-    return position - size
+
+
+def _iso_missing(file: BinaryIO, size: int) -> int:
+    """Bytes by which the last top-level box reaches beyond the end; the decoder reports a missing index (moov)."""
+    end = 0
+    for _, start, length in _boxes(file, size):
+        end = start + length
+    return end - size
 
 
 def _matroska_missing(file: BinaryIO, size: int) -> int:
@@ -173,22 +300,3 @@ def _gif_missing(file: BinaryIO, size: int) -> int:
     """1 when the closing byte of a GIF is not there (zeros after it are padding)."""
     file.seek(max(0, size - 64))
     return 0 if file.read().rstrip(b"\0").endswith(b";") else 1
-
-
-def _mp3_missing(file: BinaryIO, size: int) -> int:
-    """Bytes that the length header (Xing, Info) in the first frame declares beyond the end; 0 without such a header."""
-    file.seek(0)
-    head = file.read(10)
-    start = 0
-    if head[:3] == b"ID3" and len(head) == 10:  # a tag in front, its size in four groups of seven bits
-        start = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
-    file.seek(start)
-    frame = file.read(256)
-    at = max(frame.find(b"Xing", 4), frame.find(b"Info", 4))
-    if at < 0 or len(frame) < at + 16:
-        return 0
-    flags = struct.unpack(">I", frame[at + 4 : at + 8])[0]
-    if not flags & 2:  # no byte count
-        return 0
-    place = at + 8 + (4 if flags & 1 else 0)
-    return start + struct.unpack(">I", frame[place : place + 4])[0] - size

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ms_omni.errors import InputError
 from ms_omni.input.arguments import fps_per_video, per_video, sampling_options
-from ms_omni.input.audio import MOST_CHANNELS, load_audio, load_sound_track
+from ms_omni.input.audio import MOST_CHANNELS, load_audio, load_sound_of_video
 from ms_omni.input.image import load_image
 from ms_omni.input.media import Media, SamplingOptions, VideoFrames
 from ms_omni.input.messages import KINDS, Item, Message
@@ -19,7 +19,7 @@ from ms_omni.input.sampling import frame_count
 from ms_omni.input.sizes import SizeRule
 from ms_omni.input.sources import Source, is_source, open_source, to_array
 from ms_omni.input.spellings import is_number_list, sound_pair, unwrapped
-from ms_omni.input.video import frames_from_array, has_sound, load_video
+from ms_omni.input.video import frames_from_array, load_video
 
 
 def load_items(
@@ -92,15 +92,15 @@ def _load_video(
     value = open_source(item.value, "video") if is_source(item.value) else item.value
     media, own = [], item.options
     if "video" in kinds:
-        clip = load_video(
-            value, own.sampling.over(defaults), own.sizes, sample_fps=own.list_fps, size_rule=size_rule, name=item.where
+        media.append(
+            load_video(
+                value, own.sampling.over(defaults), own.sizes, sample_fps=own.list_fps, size_rule=size_rule, name=item.where
+            )
         )
-        hear = hear and bool(clip.has_audio)
-        media.append(replace(clip, heard=hear))
-    else:
-        hear = hear and isinstance(value, Source) and has_sound(value)
-    if hear and "audio" in kinds:
-        media.append(Media("audio", item.where, load_sound_track(value, own.start_s, own.end_s)))
+    if hear and "audio" in kinds and isinstance(value, Source):
+        sound = load_sound_of_video(value, own.start_s, own.end_s)
+        media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
+        media += [] if sound is None else [Media("audio", item.where, sound)]
     return media
 
 
@@ -157,24 +157,29 @@ def _is_clip(value: Any) -> bool:
     return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
 
 
-def with_sound_tracks(sounds: list[Media], videos: Sequence[Any], owners: Sequence[int | None] | None) -> list[Media]:
+def with_sound_tracks(
+    sounds: list[Media], videos: Sequence[Any], clips: Sequence[Media], owners: Sequence[int | None] | None
+) -> tuple[list[Media], list[Media]]:
     """The sounds of a call with the sound tracks of its video files among them, where the caller has not put them there.
 
     Args:
         videos: files as `Source`; ready-made frames have no sound.
+        clips: what was made of them; one with nothing to hear comes back without sound.
         owners: for each sound the number of the video it belongs to, or None; by default there are only sound tracks.
     """
     if owners is None:
         owners = range(len(videos)) if not sounds else [None] * len(sounds)
     if len(sounds) != sum(owner is None for owner in owners):
-        return sounds
-    alone = iter(sounds)
-    loud = [isinstance(video, Source) and has_sound(video) for video in videos]
-    return [
-        next(alone) if owner is None else Media("audio", f"video {owner}", load_sound_track(videos[owner], None, None))
-        for owner in owners
-        if owner is None or (0 <= owner < len(videos) and loud[owner])
-    ]
+        return sounds, list(clips)
+    alone, heard, clips = iter(sounds), [], list(clips)
+    for owner in owners:
+        if owner is None:
+            heard.append(next(alone))
+        elif 0 <= owner < len(videos) and isinstance(videos[owner], Source):
+            sound = load_sound_of_video(videos[owner])
+            clips[owner] = replace(clips[owner], has_audio=sound is not None)
+            heard += [] if sound is None else [Media("audio", f"video {owner}", sound)]
+    return heard, clips
 
 
 def opened_videos(videos: Any) -> list[Any]:

@@ -188,7 +188,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         clips = given_videos(files, self.video_processor.sampling(options.video))
         sounds = [] if audio is None else given_sounds(audio)
         if options.use_audio_in_video:
-            sounds = with_sound_tracks(sounds, files, options.audio_from_video_indices)
+            sounds, clips = with_sound_tracks(sounds, files, clips, options.audio_from_video_indices)
             heard = videos_with_sound(
                 [clip.has_audio for clip in clips],
                 len(sounds),

@@ -149,21 +149,6 @@ class _Plan:
     has_audio: bool
 
 
-def has_sound(source: Source) -> bool:
-    """Whether a video file has a sound track.
-
-    Raises:
-        MediaError: not a media file.
-    """
-    import av
-
-    try:
-        with source.open() as file, _open(source, file) as container:
-            return bool(container.streams.audio)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{source.name} cannot be read as a video: {error}; {describe(source)}.") from error
-
-
 def _open(source: Source, file: Any) -> Any:
     import av
 

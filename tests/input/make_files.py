@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+
 
 def tone(seconds: float, rate_hz: int, channels: int = 1) -> np.ndarray:
     """int16 `[samples, channels]`."""
@@ -34,10 +36,13 @@ def write_video(
     codec: str = "libx264",
     times_ms: list[int] | None = None,
     options: dict | None = None,
+    late_s: float = 0.0,
+    samples: list[np.ndarray] | None = None,
 ) -> Path:
     """A video of `frames` pictures (width, height in `size`), with as long a stereo sound track if asked for.
 
-    `times_ms` gives each frame its own time: variable frame rate.
+    `times_ms` gives each frame its own time: variable frame rate. The sound begins `late_s` after the pictures. With `samples`
+    there is a track of each, int16 at 44.1 kHz, the last one being the default.
     """
     with av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(codec, rate=fps, options={"threads": "1"})
@@ -45,23 +50,28 @@ def write_video(
         video.pix_fmt = "rgb8" if codec == "gif" else "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if times_ms is not None:
             video.codec_context.time_base = Fraction(1, 1000)
-        audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
+        samples = samples or [tone(frames / fps, 44100, 2)] if sound else []
+        audios = [container.add_stream("aac", rate=44100, layout=_LAYOUTS[track.shape[1]]) for track in samples]
+        for audio in audios:
+            audio.disposition = av.stream.Disposition.default if audio is audios[-1] else av.stream.Disposition(0)
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(frame_picture(index, *size), format="rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        if sound:
-            write_track(container, audio, tone(frames / fps, 44100, 2), 44100)
+        for audio, track in zip(audios, samples):
+            write_track(container, audio, track, 44100, late_s)
     return path
 
 
-def write_track(container, stream, samples: np.ndarray, rate_hz: int) -> None:
-    """Encode int16 `[samples, channels]` into an open container."""
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+def write_track(container, stream, samples: np.ndarray, rate_hz: int, late_s: float = 0.0) -> None:
+    """Encode int16 `[samples, channels]` into an open container, from `late_s` on."""
+    layout = _LAYOUTS[samples.shape[1]]
+    if not len(samples):
+        return
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
-    frame.sample_rate = rate_hz
+    frame.sample_rate, frame.pts, frame.time_base = rate_hz, round(late_s * rate_hz), Fraction(1, rate_hz)
     resampler = av.AudioResampler(stream.format.name, layout, rate_hz, frame_size=stream.frame_size or 1024)
     for piece in (*resampler.resample(frame), *resampler.resample(None)):
         container.mux(stream.encode(piece))
@@ -71,7 +81,7 @@ def write_track(container, stream, samples: np.ndarray, rate_hz: int) -> None:
 def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str) -> Path:
     """A sound file through FFmpeg's libraries."""
     with av.open(str(path), "w") as container:
-        layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+        layout = _LAYOUTS[samples.shape[1]]
         write_track(container, container.add_stream(codec, rate=rate_hz, layout=layout), samples, rate_hz)
     return path
 

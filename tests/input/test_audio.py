@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from ms_omni.errors import MediaError
+from ms_omni.input.audio import load_sound_of_video
+from ms_omni.input.limits import limits
+from ms_omni.input.sources import open_source
 from ms_omni.media import load_audio
 from tests.input.make_files import cut, tone, write_sound, write_video
 
@@ -63,10 +67,101 @@ def test_sound_track_of_a_video_given_as_audio(tmp_path):
         load_audio(write_video(tmp_path / "silent.mp4", sound=False))
 
 
-def test_wav_written_to_a_pipe_declares_no_length(tmp_path):
-    content = bytearray(wav(tmp_path / "a.wav", tone(1.0, 16000)).read_bytes())
-    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
+@pytest.mark.parametrize("name", ["a.mp3", "a.ogg", "a.flac", "a.aac"])
+def test_files_joined_end_to_end_are_heard_whole(tmp_path, name):
+    """As `cat` and some speech services make them; the second part has another rate and number of channels."""
+    if name == "a.aac":
+        parts = [write_sound(tmp_path / name, tone(1.0, rate, n), rate, "aac") for rate, n in ((44100, 1), (48000, 2))]
+    else:
+        parts = [wav(tmp_path / f"{rate}{name}", tone(1.0, rate, n), rate) for rate, n in ((16000, 1), (22050, 2))]
+    first, second = (part.read_bytes() for part in parts)
+    lengths = [len(load_audio(part)) for part in (first, second)]
+    joined = load_audio(first + second)
+    assert abs(len(joined) - sum(lengths)) < 2000
+    loudness = np.abs(joined[: len(joined) // 2000 * 2000]).reshape(-1, 2000).max(1)
+    assert (loudness[1:-1] > 0.1).all()
+
+
+def test_wav_headers_that_miscount(tmp_path):
+    content = wav(tmp_path / "a.wav", tone(1.0, 16000)).read_bytes()
+    for size in (0, 0x7FFFFFFF, 0xFFFFFFFF, len(content), len(content) - 8, 32001):
+        patched = content[:40] + size.to_bytes(4, "little") + content[44:]
+        assert load_audio(patched).shape == (16000,)
+        assert load_audio(patched[:4] + b"\xff\xff\xff\xff" + patched[8:]).shape == (16000,)
+    assert load_audio(content[:-1]).shape == (15999,)
+    assert load_audio(content + b"LIST\x0a\0\0\0INFOISFT\0\0").shape == (16000,)
+    with pytest.raises(MediaError, match="cut short"):
+        load_audio(content[:-2000])
+
+
+@pytest.mark.parametrize("kind, subtype", [("RF64", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"), ("MAT5", "PCM_16")])
+def test_rarer_formats(tmp_path, kind, subtype):
+    path = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind, subtype=subtype)
+    assert load_audio(path).shape == (16000,)
+    if kind == "RF64":
+        with pytest.raises(MediaError, match="cut short"):
+            load_audio(cut(path, 0.7))
+
+
+def test_a_header_that_promises_more_than_all_frames_hold(tmp_path):
+    content = bytearray(wav(tmp_path / "a.flac", tone(1.0, 16000)).read_bytes())
+    content[25] = 0x7F  # the total in STREAMINFO
     assert load_audio(bytes(content)).shape == (16000,)
+    content = bytearray(wav(tmp_path / "a.mp3", tone(1.0, 16000)).read_bytes())
+    place = content.index(b"Xing") + 8
+    content[place : place + 8] = bytes([0, 1, 0, 0]) * 2  # frames and bytes
+    assert abs(len(load_audio(bytes(content))) - 16000) < 1300
+
+
+def test_pieces_are_resampled_as_the_whole(tmp_path):
+    samples = tone(3.0, 44100)
+    out = load_audio(wav(tmp_path / "a.wav", samples, 44100), 0.5, 2.5)
+    whole = soxr.resample(samples[22050:110250, 0] / np.float32(32768), 44100, 16000, quality="HQ")
+    np.testing.assert_array_equal(out, whole)
+
+
+def test_limit_of_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "sound_s", 1.5)
+    path = wav(tmp_path / "a.wav", tone(2.0, 16000))
+    assert load_audio(path, 0.5).shape == (24000,)
+    with pytest.raises(MediaError, match=r"over 1.5 s.*limits\.sound_s"):
+        load_audio(path)
+
+
+def heard(path, *part):
+    """The tone and the silence in the sound beside a video's pictures, in seconds."""
+    sound = load_sound_of_video(open_source(path, "video"), *part)
+    loud = np.flatnonzero(np.abs(sound) > 0.05) / 16000
+    return len(sound) / 16000, loud[0], loud[-1]
+
+
+def test_sound_keeps_its_place_beside_the_pictures(tmp_path):
+    for name in ("v.mp4", "v.mkv", "v.ts"):
+        path = write_video(tmp_path / name, late_s=1.0, samples=[tone(1.0, 44100)])
+        assert heard(path) == pytest.approx((2.0, 1.0, 2.0), abs=0.05)
+        assert heard(path, 0.5, 1.5) == pytest.approx((1.0, 0.5, 1.0), abs=0.05)
+    early = write_video(tmp_path / "early.mkv", times_ms=[500 + 100 * k for k in range(30)], samples=[tone(2.0, 44100)])
+    assert heard(early) == pytest.approx((1.5, 0.0, 1.5), abs=0.05)
+
+
+def test_the_default_track_is_heard(tmp_path):
+    path = write_video(tmp_path / "v.mkv", samples=[tone(3.0, 44100), tone(1.0, 44100, 2)])
+    assert heard(path)[0] == pytest.approx(1.0, abs=0.05)
+    assert len(load_audio(path)) == pytest.approx(16000, abs=800)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.9])
+def test_a_sound_that_cannot_be_heard_is_said(tmp_path, seconds):
+    """No packets, too few samples, over before the part that is taken."""
+    path = write_video(tmp_path / "v.mkv", samples=[tone(seconds, 44100)])
+    with pytest.warns(UserWarning, match="seen without sound"):
+        assert load_sound_of_video(open_source(path, "video"), 1.0) is None
+
+
+def test_names_in_any_encoding_are_no_matter(tmp_path):
+    content = bytearray(wav(tmp_path / "a.wav", tone(1.0, 16000)).read_bytes())
+    name = b"INFOINAM\x04\0\0\0\xc4\xe3\xba\xc3"
+    assert load_audio(bytes(content + b"LIST" + len(name).to_bytes(4, "little") + name)).shape == (16000,)
 
 
 def test_parts(tmp_path):
@@ -94,7 +189,7 @@ def test_arrays():
         (np.zeros((500, 20), np.float32), "at most 8 channels"),
         (np.zeros((4, 2), np.float32), "at most 8 channels"),
         (np.zeros(200, np.float32), "at least 201"),
-        (np.zeros(0, np.float32), "at least"),
+        (np.zeros(0, np.float32), "no samples"),
         (np.full(500, np.nan), "not finite"),
         (np.full(500, np.inf), "not finite"),
         (np.zeros(500, np.uint32), "type uint32"),

@@ -132,7 +132,7 @@ def test_metadata_instead_of_fps(files):
         ({"type": "audio", "audio": "a", "audio_start": -1}, "audio_start is -1"),
         ({"type": "audio", "audio": "a", "audio_start": 9}, "lasts 1.00 s"),
         ({"type": "video", "video": "a"}, "no video track"),
-        ({"type": "audio", "audio": "i"}, "no sound track"),
+        ({"type": "audio", "audio": "i"}, "give it as an image item"),
         ({"type": "image", "image": "loud"}, "cannot be read as a picture"),
     ],
 )

@@ -1,0 +1,172 @@
+"""A media file opened with FFmpeg's libraries: its tracks, its frames as they come, and what of it could not be decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ms_omni.errors import MediaError
+from ms_omni.input.integrity import describe, encryption
+from ms_omni.input.sources import Source
+from ms_omni.notices import caller_level
+
+# Formats whose content stands in the file itself. Left out are those that open other files or hosts (concat, hls, dash, sdp,
+# imf, image2, ...), devices, pictures, raw samples without a header, and texts, which FFmpeg would draw as letters.
+FORMATS = (
+    "aa,aac,ac3,aiff,amr,amrnb,amrwb,ape,apng,asf,asf_o,au,av1,avi,avr,avs2,avs3,caf,cavsvideo,dirac,dnxhd,dsf,dts,dtshd,dv,eac3,"
+    "epaf,evc,f4v,flac,flv,gif,gsm,gxf,h261,h263,h264,hevc,iff,ilbc,ircam,ivf,jpegxl_anim,latm,live_flv,loas,m4v,matroska,mjpeg,"
+    "mjpeg_2000,mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mpegvideo,mxf,mxg,nistsphere,nsv,nut,nuv,obu,ogg,oma,pvf,qcp,qoa,rm,roq,"
+    "sbc,shn,smjpeg,sox,spdif,swf,tak,truehd,tta,vc1,vc1test,voc,vvc,w64,wav,webm,wtv,wv,xwma,yuv4mpegpipe"
+)
+_JUMP_S, _LEAP_S = 1.0, 10.0  # shorter ones are rounding, reordering or gaps
+MOST_BROKEN = 0.05  # of a track's packets; a player skips so many, and so do we, with a warning
+
+
+@contextlib.contextmanager
+def open_container(source: Source, what: str) -> Iterator[Any]:
+    """The container, closed at the end; FFmpeg's errors inside come out as `MediaError`.
+
+    Args:
+        what: "sound" or "video", for the message.
+    """
+    import av
+
+    options = {"format_whitelist": FORMATS}
+    try:
+        with source.open() as file, av.open(file, options=options, metadata_errors="ignore") as container:
+            yield container
+    except MediaError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
+        raise MediaError(_reason(source, what, error)) from error
+
+
+def _reason(source: Source, what: str, error: Exception) -> str:
+    import av
+
+    known, said = describe(source), getattr(error, "strerror", None) or error
+    if not isinstance(error, (av.InvalidDataError, av.ArgumentError, av.EOFError)):  # those say no more than "invalid"
+        known = f"{said}; {known}"
+    hint = "; give it as an image item" if "picture" in known else ""
+    return f"{source.name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
+
+
+def sound_track(container: Any, source: Source) -> Any:
+    """The sound track that a player would choose: the default one, else the one that FFmpeg deems best.
+
+    Raises:
+        MediaError: there is none, or its codec is not known.
+    """
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise MediaError(f"{source.name} has no sound track.")
+    _check_codec(stream, source, "sound")
+    return stream
+
+
+def picture_track(container: Any, source: Source) -> Any:
+    """The video track that a player would choose; the cover picture of a music file is none.
+
+    Raises:
+        MediaError: there is none, or its codec is not known.
+    """
+    import av
+
+    cover = av.stream.Disposition.attached_pic  # pyright: ignore[reportAttributeAccessIssue]
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        pictures = "only a cover picture" if container.streams.video else "no video track"
+        sound = "; it has sound: give it as an audio item" if container.streams.audio else ""
+        raise MediaError(f"{source.name} has {pictures}{sound}.")
+    best = container.streams.best("video")
+    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+    _check_codec(stream, source, "video")
+    return stream
+
+
+def _check_codec(stream: Any, source: Source, what: str) -> None:
+    if stream.codec_context is None:
+        locked = encryption(source)
+        raise MediaError(
+            f"{source.name} is encrypted ({locked}); give a copy without protection."
+            if locked
+            else f"The {what} track of {source.name} is in a codec that is not known here; convert it, to AAC or H.264 say."
+        )
+
+
+class Clock:
+    """Times as a player counts them: where time stamps jump back, or leap in a broadcast stream, it goes on where it was."""
+
+    def __init__(self, container: Any) -> None:
+        import av
+
+        discontinuous = container.format.flags & av.format.Flags.ts_discont.value  # pyright: ignore[reportAttributeAccessIssue]
+        self._leap_s = _LEAP_S if discontinuous else math.inf
+        self._shift_s, self._next_s = 0.0, None
+
+    def time_s(self, stated_s: float | None, duration_s: float) -> float:
+        """The time of a frame whose time stamp is `stated_s` (None: it has none)."""
+        if self._next_s is None:
+            self._next_s = stated_s or 0.0
+        time_s = self._next_s if stated_s is None else stated_s + self._shift_s
+        if not -_JUMP_S < time_s - self._next_s < self._leap_s:
+            self._shift_s, time_s = self._shift_s + self._next_s - time_s, self._next_s
+        self._next_s = time_s + duration_s
+        return time_s
+
+
+class Decoding:
+    """The frames of one track in the order in which a player shows them, skipping what cannot be decoded, as players do.
+
+    Attributes:
+        packets, broken: how many there were, and how many of them could not be decoded.
+        size_bytes: of all packets together.
+        last: the last packet with something in it, and `last_broken` whether it could not be decoded.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.container, self.stream = container, stream
+        self.packets = self.broken = self.size_bytes = 0
+        self.last: Any = None
+        self.last_broken = False
+
+    def __iter__(self) -> Iterator[Any]:
+        import av
+
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError:  # nothing more can be read
+                self.broken, self.last_broken = self.broken + 1, True
+                return
+            frames, whole = [], True
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self.broken, whole = self.broken + 1, False
+            if packet.size:
+                self.packets, self.size_bytes = self.packets + 1, self.size_bytes + packet.size
+                self.last, self.last_broken = packet, not whole
+            yield from frames
+
+    def check(self, source: Source, what: str) -> None:
+        """Say how much could not be decoded: in a warning, or, if it is much, in an error.
+
+        Raises:
+            MediaError: damaged, or encrypted.
+        """
+        if not self.broken:
+            return
+        count = f"{self.broken} of the {self.packets} packets of its {what} track cannot be decoded"
+        if self.broken <= max(1, MOST_BROKEN * self.packets) and self.packets > self.broken:
+            warnings.warn(f"{source.name}: {count}; they are left out.", stacklevel=caller_level())
+            return
+        locked = encryption(source)
+        state = f"is encrypted ({locked})" if locked else "is damaged"
+        raise MediaError(f"{source.name} {state}: {count}.")

@@ -1,0 +1,23 @@
+"""How much a sound, picture or video may decode to. Files are small where what is in them is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class MediaLimits:
+    """Set these on `ms_omni.media.limits` to take larger media; at the defaults, reading a file stays under 2 GB of memory.
+
+    Attributes:
+        sound_s: longest sound, in seconds, of the part that is taken.
+        picture_pixels: largest picture.
+        frame_pixels: largest frame of a video.
+    """
+
+    sound_s: float = 2 * 3600.0
+    picture_pixels: int = 1 << 27  # 134 million; telephones make 108
+    frame_pixels: int = 36_000_000  # 8K film
+
+
+limits = MediaLimits()
