@@ -2,6 +2,7 @@
 
 from ms_omni.input.audio import SAMPLING_RATE_HZ, load_audio
 from ms_omni.input.image import load_image
+from ms_omni.input.limits import MediaLimits, limits
 from ms_omni.input.media import Media, VideoFrames
 from ms_omni.input.messages import Item, Message, read_batch
 from ms_omni.input.mm_info import (
@@ -19,11 +20,13 @@ __all__ = [
     "SAMPLING_RATE_HZ",
     "Item",
     "Media",
+    "MediaLimits",
     "Message",
     "VideoFrames",
     "extract_vision_info",
     "fetch_image",
     "fetch_video",
+    "limits",
     "load_audio",
     "load_image",
     "load_video",
