@@ -32,7 +32,10 @@ class PretrainedMixin(LoadingMixin, ModelObject):
 
         dtype: default, as computed in. max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
         that are written in the place of the model's own. Of transformers' other options those that name what happens anyway
-        are taken. Raises `InputError` for safe_serialization=False, push_to_hub=True and a state_dict that does not fit.
+        are taken. What was saved there before is replaced, in one step; files that ms_omni did not write are not.
+
+        Raises `InputError` for safe_serialization=False, push_to_hub=True and a state_dict that does not fit,
+        `CheckpointError` for a folder that holds foreign files of these names or cannot be written.
         """
         check_saving(safe_serialization, options)
         if any(getattr(cell, "team", None) is not None for cell in (self, *self.cells())):
@@ -41,8 +44,6 @@ class PretrainedMixin(LoadingMixin, ModelObject):
                 "ms-omni convert"
             )
         size: dict[str, Any] = {} if max_shard_size is None else {"shard_bytes": as_bytes(max_shard_size)}
-        with holding(self, state_dict):
-            save_checkpoint(self, Path(save_directory), self.config, dtype, **size)
         defaults = getattr(self, "generation_config", None)
-        if defaults is not None and defaults.to_dict():
-            defaults.save_pretrained(save_directory)
+        with holding(self, state_dict):
+            save_checkpoint(self, Path(save_directory), self.config, dtype, generation_config=defaults, **size)

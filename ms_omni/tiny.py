@@ -15,10 +15,11 @@ import numpy as np
 
 from .checkpoint.header import DTYPES
 from .checkpoint.names import patch_shape_of, sources
-from .checkpoint.writer import Pending, new_folder, write_shards
+from .checkpoint.writer import Pending, write_shards
 from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
+from .folders import new_folder
 from .runtime import require_mindspore
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -1,20 +1,9 @@
-"""Files that appear only when they are complete."""
+"""The folder that results go to."""
 
-import os
 from pathlib import Path
 
 from ..errors import InputError
-
-
-def write_file(path, write):
-    """Calls `write(temporary path)` and then gives the file its name; what was there before is replaced."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from ..files import write_text
 
 
 def output_folder(path):
@@ -22,7 +11,7 @@ def output_folder(path):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_file(path / "writable", lambda file: file.write_text(""))
+        write_text(path / "writable", "")
         (path / "writable").unlink()
     except OSError as error:
         raise InputError(

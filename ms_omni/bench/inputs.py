@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..config import Qwen3OmniMoeConfig
-from .files import write_file
+from ..files import write_file
 
 PLAIN_IDS = 250  # the first ids of any tokenizer of this family are bytes and words, never placeholders
 QUESTION = "What do you see and hear in this picture and this sound?"

@@ -2,7 +2,7 @@
 
 import json
 
-from .files import write_file
+from ..files import write_file
 from .metrics import MEMORY, derived
 
 FACTORS = {"s": (1e3, "ms")}  # shown in another unit than measured

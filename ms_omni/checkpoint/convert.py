@@ -16,6 +16,8 @@ import numpy as np
 
 from ms_omni.config import ConfigSection, read_config_json
 from ms_omni.errors import CheckpointError
+from ms_omni.files import open_regular, write_text
+from ms_omni.folders import new_folder, own_files, refuse_foreign, saved_files
 from ms_omni.hub import resolve
 
 from .copying import copy_into
@@ -24,9 +26,10 @@ from .load import numpy_dtype, progress_bar
 from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
 from .plan import file_root
 from .reader import INDEX_FILE, MARKER, CheckpointReader, report
-from .writer import SHARD_BYTES, Pending, dtype_name, new_folder, write_shards
+from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
+_WEIGHTS = ("*.safetensors", INDEX_FILE)  # what `save_checkpoint` replaces
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
@@ -157,11 +160,25 @@ def _extract(reader, name, part, dtype):
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, template and preprocessor files, as they are."""
+    """Configuration, tokenizer, template and preprocessor files, as they are.
+
+    Raises:
+        CheckpointError: one of them is a link to a file elsewhere; those into the hub cache's folder of this model are its own.
+    """
+    root = source.resolve()
+    home = root.parent.parent if root.parent.name == "snapshots" else root
     for item in sorted(source.iterdir()):
         weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
-        if item.is_file() and not weights and not item.name.startswith("."):
-            shutil.copy2(item, target / item.name)
+        if weights or item.name.startswith(".") or not item.is_file():
+            continue
+        if not item.resolve().is_relative_to(home):
+            raise CheckpointError(
+                f"{item} is a link to {item.resolve()}, outside the checkpoint; links are not followed out of it. Remove "
+                "the link, or put the file itself there."
+            )
+        with open_regular(item) as file, open(target / item.name, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        shutil.copystat(item, target / item.name)
 
 
 def save_checkpoint(
@@ -170,23 +187,46 @@ def save_checkpoint(
     config: ConfigSection,
     dtype=None,
     *,
+    generation_config=None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
 ) -> list[str]:
     """Write the cell's parameters under the published names and shapes, with config.json; returns the weight files.
 
+    Whoever loads from `folder` meanwhile, or after a kill, finds the earlier checkpoint, the new one, or an incomplete one
+    that is refused; never parts of both.
+
     Args:
         cell: a loaded model or sub-model.
-        folder: made if needed; files of the processor may be there already, weights may not.
+        folder: made if needed. What was saved there before is replaced, see `saved_files`; foreign files never are.
         config: the configuration of the cell; written to config.json.
         dtype: MindSpore dtype of the file; by default each parameter's own.
+        generation_config: written to generation_config.json when it holds anything.
+
+    Raises:
+        CheckpointError: `folder` holds weights or settings that we did not write, or cannot be written.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.glob("*.safetensors")) or (target / INDEX_FILE).exists()):
+    there = {path.name for pattern in _WEIGHTS for path in target.glob(pattern)}
+    if foreign := there - own_files(target):
         raise CheckpointError(
-            f"{target} already holds weights or is no folder; nothing is overwritten. Choose another name."
+            f"{target} already holds weights that ms_omni did not save there ({', '.join(sorted(foreign)[:4])}); nothing is "
+            "overwritten. Choose another name."
         )
-    target.mkdir(parents=True, exist_ok=True)
+    tensors = _published(cell, config, dtype)
+    total = sum(tensor.nbytes for tensor in tensors)
+    with saved_files(target, total, replaces=_WEIGHTS) as fresh, progress_bar(total, "saving weights", progress) as bar:
+        _with_dtype(config, {tensor.dtype for tensor in tensors}).save_pretrained(fresh)
+        if generation_config is not None and generation_config.to_dict():
+            write_text(fresh / "generation_config.json", generation_config.to_json_string())
+        refuse_foreign(fresh, target)  # before the long part
+        return write_shards(
+            fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update, taken=there
+        )
+
+
+def _published(cell, config, dtype) -> list[Pending]:
+    """The published tensors of a cell's parameters."""
     thinker = getattr(config, "thinker_config", config)
     patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
     parameters, tensors = dict(cell.parameters_and_names()), []
@@ -195,14 +235,7 @@ def save_checkpoint(
         kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
         for part in sources(name, tuple(parameter.shape), patch_shape):
             tensors.append(Pending(part.name, kind, part.shape, _cut(values, name, part, kind)))
-    total = sum(tensor.nbytes for tensor in tensors)
-    with new_folder(target / ".weights", total) as fresh, progress_bar(total, "saving weights", progress) as bar:
-        files = write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update)
-        for item in list(fresh.iterdir()):
-            item.rename(target / item.name)
-    (target / ".weights").rmdir()
-    _with_dtype(config, {tensor.dtype for tensor in tensors}).save_pretrained(target)
-    return files
+    return tensors
 
 
 def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:

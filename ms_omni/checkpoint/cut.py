@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ms_omni.errors import CheckpointError
+from ms_omni.folders import new_folder
 from ms_omni.hub import resolve
 
 from .convert import ConvertReport, copy_other_files, to_parameters
@@ -17,7 +18,7 @@ from .plan import HEAD, file_root, plan_loading
 from .rank_files import RANK_MARKER
 from .rank_index import RankIndex, geometry, read_rank_index
 from .reader import CheckpointReader
-from .writer import Pending, new_folder, write_file
+from .writer import Pending, write_file
 
 
 class Cuttable:

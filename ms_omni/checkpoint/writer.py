@@ -1,17 +1,13 @@
-"""Writing sharded safetensors one tensor at a time, in a folder that appears only when it is complete."""
+"""Writing sharded safetensors one tensor at a time."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from ms_omni.errors import CheckpointError
 
 from .header import DTYPES
 from .reader import INDEX_FILE, SINGLE_FILE
@@ -52,6 +48,7 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     shards: int | None = None,
     written: Callable[[int], None] = lambda nbytes: None,
+    taken: Container[str] = (),
 ) -> list[str]:
     """Write the tensors in natural order of their names and return the file names.
 
@@ -60,15 +57,14 @@ def write_shards(
         metadata: the header's metadata, in every shard.
         shard_bytes: a shard is closed before it would exceed this, unless `shards` asks for that many of even size.
         written: called with the bytes of each tensor once it is written.
+        taken: names of shards that stay valid until the index says otherwise; new ones get other names.
     """
     tensors = sorted(tensors, key=lambda tensor: natural(tensor.name))
     total = sum(tensor.nbytes for tensor in tensors)
     groups = _split_by_size(tensors, shard_bytes) if shards is None else _split_evenly(tensors, shards, total)
-    files = (
-        [SINGLE_FILE]
-        if len(groups) == 1
-        else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    )
+    files = [SINGLE_FILE] if len(groups) == 1 else _shard_names(len(groups), "model")
+    if len(files) > 1 and any(file in taken for file in files):
+        files = _shard_names(len(groups), f"model-{secrets.token_hex(3)}")
     for file, group in zip(files, groups):
         write_file(folder / file, group, metadata, written)
     if len(files) > 1:
@@ -76,6 +72,10 @@ def write_shards(
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
         (folder / INDEX_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return files
+
+
+def _shard_names(count: int, stem: str) -> list[str]:
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def _split_by_size(tensors, limit) -> list[list[Pending]]:
@@ -114,30 +114,3 @@ def write_file(path, group, metadata, written):
             assert array.shape == tuple(tensor.shape) and array.dtype == DTYPES[tensor.dtype], tensor.name
             handle.write(array.reshape(-1).view(np.uint8).data)
             written(tensor.nbytes)
-
-
-@contextmanager
-def new_folder(target: str | Path, needed_bytes: int) -> Iterator[Path]:
-    """A folder to write into that takes the name `target` only when the block ends well; else it is removed.
-
-    Raises CheckpointError when `target` exists and is not an empty folder, or the disk lacks `needed_bytes`.
-    """
-    target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-        if free < needed_bytes:
-            raise CheckpointError(f"{target.parent} has {free:,} bytes free, {needed_bytes:,} are needed.")
-        partial.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from None
-    try:
-        yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -79,7 +79,7 @@ def write_results(out, folder, samples, answers):
     """Spoken answers, the picture, and all of it as JSON; each file appears when it is complete."""
     import soundfile
 
-    from ..bench.files import write_file
+    from ..files import write_file
     from ..demo.asking import SPEECH_HZ
     from ..demo.sheet import draw
 

@@ -2,11 +2,11 @@
 
 import functools
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
 from ms_omni.errors import ConfigError
+from ms_omni.files import read_text
 from ms_omni.hub import resolve
 
 CONFIG_FILE = "config.json"
@@ -32,7 +32,7 @@ def read_config_json(folder: str | Path, **where: Any) -> tuple[dict, Path]:
 def read_json_object(path: str | Path) -> dict:
     """A JSON file whose top level is an object. Raises ConfigError saying where it stops being JSON."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
     except (ValueError, RecursionError) as error:  # a number of over 4300 digits is a ValueError too
@@ -40,16 +40,6 @@ def read_json_object(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `path` whole or not at all: whoever reads meanwhile, or after a kill, finds the old file or the new one."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def config_folder() -> Path:

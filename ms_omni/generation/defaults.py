@@ -1,14 +1,18 @@
 """What a model generates by unless a call says otherwise."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import read_text, write_text
+from ..folders import saved_files
 from .options import RESULT_OPTIONS, TEXT_OPTIONS
 from .sampling import NAMES, as_ids
 from .unsupported import MEANINGLESS, NEEDED
 
+GENERATION_FILE = "generation_config.json"
 OPTIONS = {*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *NEEDED, *MEANINGLESS}
 
 
@@ -41,9 +45,9 @@ class GenerationConfig:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes `save_directory`/generation_config.json."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / "generation_config.json").write_text(self.to_json_string(), encoding="utf-8")
+        """Writes `save_directory`/generation_config.json. Raises `CheckpointError` where one is that ms_omni did not write."""
+        with saved_files(save_directory) as folder:
+            write_text(folder / GENERATION_FILE, self.to_json_string())
 
     def load(self, **values: Any) -> None:
         """Sets what is not set yet, as the checkpoint's and not as the user's."""
@@ -67,11 +71,11 @@ class GenerationConfig:
         Raises:
             CheckpointError: the file is no JSON object, or its ids are none.
         """
-        path = Path(folder) / "generation_config.json"
-        if not path.is_file():
+        path = Path(folder) / GENERATION_FILE
+        if not os.path.lexists(path):
             return cls()
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             ids = {name: as_ids(name, data.get(name)) for name in ("eos_token_id", "pad_token_id")}
         except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a usable generation config: {error}; mend or remove it") from None

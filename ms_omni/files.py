@@ -1,0 +1,57 @@
+"""Reading regular files only, and writing files whole or not at all."""
+
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+TEXT_BYTES = 256 << 20  # a checkpoint's settings take at most some MB
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A regular file for reading. Raises `OSError` for anything else: a pipe or device could block, or never end.
+
+    What is looked at is what was opened, so that nobody can put another file there in between.
+    """
+    file = os.open(path, os.O_RDONLY | _NO_WAITING)
+    try:
+        kind = os.fstat(file).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(21, "is a folder", str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(22, "is not a regular file", str(path))
+        return os.fdopen(file, "rb")
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a regular file in UTF-8. Raises `OSError`, and `ValueError` for what is no such text or too long for settings."""
+    with open_regular(path) as file:
+        content = file.read(TEXT_BYTES + 1)
+    if len(content) > TEXT_BYTES:
+        raise ValueError(f"it has over {TEXT_BYTES >> 20} MB, which no such file needs")
+    return content.decode("utf-8")
+
+
+def write_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Calls `write(temporary path)`, whose ending is that of `path`, and then gives the file its name.
+
+    Whoever reads meanwhile, or after a kill, finds the old file or the new one. A link is replaced, not followed.
+    """
+    path = Path(path)
+    fresh = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        write(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file whole or not at all, in UTF-8."""
+    write_file(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
