@@ -59,10 +59,10 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
     """A folder to write into whose files go into `folder` (made if needed) when the block ends well; else it is removed.
 
     Files that we wrote there earlier, which `OWN_FILES` lists, are replaced one by one, those last that make the others
-    valid. Anybody else's are left alone (see `refuse_foreign`).
+    valid; anybody else's are never touched.
 
     Args:
-        replaces: patterns of names; own files that match and are not written again are removed.
+        replaces: patterns of names that would contradict what is written: own files that match are removed.
 
     Raises:
         CheckpointError: `folder` is no folder, holds a foreign file of the same name, the disk lacks `needed_bytes`, or
@@ -81,10 +81,10 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
         with _partial_folder(place, "") as partial:
             yield partial
             files, own = _files_in(partial), own_files(place)
-            refuse_foreign(partial, place)
+            refuse_foreign(partial, place, replaces)
             _write_own(place, own | set(files))  # first, so that after a kill the new files are known as ours
             _move_files(partial, place, files)
-            old = {path.name for pattern in replaces for path in place.glob(pattern)} & own - set(files)
+            old = _matching(place, replaces) & own - set(files)
             for name in old:
                 (place / name).unlink(missing_ok=True)
             _write_own(place, (own | set(files)) - old)
@@ -99,21 +99,24 @@ def own_files(folder: str | Path) -> set[str]:
         return set()
 
 
-def refuse_foreign(fresh: Path, folder: str | Path) -> None:
-    """Raises `CheckpointError` when a file of `fresh` would replace one in `folder` that is not ours and differs from it."""
-    folder = Path(folder)
-    own = own_files(folder)
-    foreign = [
+def refuse_foreign(fresh: Path, folder: str | Path, replaces: Iterable[str] = ()) -> None:
+    """Raises `CheckpointError` when the files of `fresh` would replace, or contradict, one in `folder` that is not ours."""
+    folder, names = Path(folder), set(_files_in(fresh))
+    foreign = {
         name
-        for name in _files_in(fresh)
-        if name not in own and os.path.lexists(folder / name) and not _alike(fresh / name, folder / name)
-    ]
-    beyond = {name.split("/")[0] for name in _files_in(fresh) if "/" in name and (folder / name).parent.is_symlink()}
-    if foreign or beyond:
+        for name in (names | _matching(folder, replaces)) - own_files(folder)
+        if os.path.lexists(folder / name) and not (name in names and _alike(fresh / name, folder / name))
+    }
+    foreign |= {str(Path(name).parent) for name in names if (folder / name).parent.is_symlink() and "/" in name}
+    if foreign:
         raise CheckpointError(
-            f"{folder} holds {', '.join(sorted({*foreign, *beyond}))}, which ms_omni did not write there; nothing is "
-            "overwritten. Choose another folder, or move them away."
+            f"{folder} holds {', '.join(sorted(foreign))}, which ms_omni did not write there; nothing is overwritten. Choose "
+            "another folder, or move them away."
         )
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> set[str]:
+    return {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
 
 
 def _alike(fresh: Path, there: Path) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from ms_omni.config import ConfigSection, read_config_json
 from ms_omni.errors import CheckpointError
 from ms_omni.files import open_regular, write_text
-from ms_omni.folders import new_folder, own_files, refuse_foreign, saved_files
+from ms_omni.folders import new_folder, refuse_foreign, saved_files
 from ms_omni.hub import resolve
 
 from .copying import copy_into
@@ -207,22 +207,15 @@ def save_checkpoint(
         CheckpointError: `folder` holds weights or settings that we did not write, or cannot be written.
     """
     target = Path(folder)
-    there = {path.name for pattern in _WEIGHTS for path in target.glob(pattern)}
-    if foreign := there - own_files(target):
-        raise CheckpointError(
-            f"{target} already holds weights that ms_omni did not save there ({', '.join(sorted(foreign)[:4])}); nothing is "
-            "overwritten. Choose another name."
-        )
     tensors = _published(cell, config, dtype)
     total = sum(tensor.nbytes for tensor in tensors)
     with saved_files(target, total, replaces=_WEIGHTS) as fresh, progress_bar(total, "saving weights", progress) as bar:
         _with_dtype(config, {tensor.dtype for tensor in tensors}).save_pretrained(fresh)
         if generation_config is not None and generation_config.to_dict():
             write_text(fresh / "generation_config.json", generation_config.to_json_string())
-        refuse_foreign(fresh, target)  # before the long part
-        return write_shards(
-            fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update, taken=there
-        )
+        refuse_foreign(fresh, target, _WEIGHTS)  # before the long part
+        taken = {path.name for path in target.glob("*.safetensors")}
+        return write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update, taken=taken)
 
 
 def _published(cell, config, dtype) -> list[Pending]:

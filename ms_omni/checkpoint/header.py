@@ -104,8 +104,8 @@ def _parse_entry(name, fields, file, base) -> Entry:
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"its header is corrupt (entry of {name})") from None
-    if dtype not in DTYPES:
-        raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(WEIGHT_DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name} has dtype {dtype!r:.60}, expected one of {', '.join(WEIGHT_DTYPES)}")
     if not whole or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"its header is corrupt ({name}: {dtype} {list(shape)} does not take bytes {begin} to {end})")
     return Entry(name, dtype, shape, file, base + begin, base + end)

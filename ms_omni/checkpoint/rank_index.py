@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ms_omni.errors import CheckpointError
+from ms_omni.files import read_text
 
 RANKS_INDEX = "ranks.index.json"
 FORMAT = "ms_omni ranks 1"
@@ -59,7 +60,7 @@ def read_rank_index(folder: str | Path) -> RankIndex | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         index = RankIndex(**content)

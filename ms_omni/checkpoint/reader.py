@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ms_omni.errors import CheckpointError
+from ms_omni.files import read_text
 from ms_omni.hub import resolve
 
 from .header import DTYPES, Entry, read_header
@@ -55,8 +56,8 @@ class CheckpointReader:
         self.files = sorted(set(expected.values())) if expected is not None else [self.single]
         listed: dict[str, list[Entry]] = {}
         for file in self.files:
-            if not (self.folder / file).is_file():
-                problems.append(f"{file}: this shard is missing ({self.index} names it)")
+            if not os.path.isfile(self.folder / file):  # whatever the name is
+                problems.append(f"{file:.200}: this shard is missing ({self.index} names it)")
                 continue
             entries, self.metadata[file] = read_header(self.folder / file, problems)
             for entry in entries:
@@ -156,7 +157,7 @@ def _renamed(entries: dict[str, Entry], renames: dict[str, str], problems: list[
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        table = json.loads(read_text(path))["weight_map"]
         plain = all(
             isinstance(file, str) and file == os.path.basename(file) and file.endswith(".safetensors")
             for file in table.values()

@@ -79,9 +79,9 @@ def write_results(out, folder, samples, answers):
     """Spoken answers, the picture, and all of it as JSON; each file appears when it is complete."""
     import soundfile
 
-    from ..files import write_file
     from ..demo.asking import SPEECH_HZ
     from ..demo.sheet import draw
+    from ..files import write_file
 
     rows = []
     for sample, answer in zip(samples, answers):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, PrivateAttr
 from typing_extensions import Self
 
+from ..files import write_text
 from .files import CONFIG_FILE
 
 # What every configuration of transformers answers, whether or not its file says so.

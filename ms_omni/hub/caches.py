@@ -78,7 +78,7 @@ def lacks(folder: Path, weights: bool) -> str | None:
         return None  # a missing rank is that rank's error
     else:
         files = [SINGLE_FILE]
-    return next((name for name in files if not (folder / name).is_file()), None)
+    return next((name for name in files if not os.path.isfile(folder / name)), None)  # whatever the names are
 
 
 def _snapshots(repository: Path, revision: str) -> Iterator[Path]:

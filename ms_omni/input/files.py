@@ -10,12 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 from ms_omni.errors import CheckpointError
+from ms_omni.folders import saved_files
 from ms_omni.input.prompt import SpecialTokens
 from ms_omni.input.settings import ProcessorSettings, read_json
 from ms_omni.input.tiny_processor import NAMED_TOKENS
 from ms_omni.input.tokenizer import with_arrays
 
 PAD_TOKEN = "<|endoftext|>"
+_PROCESSOR_FILES = (  # each of these would be read before, or beside, what is written
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def import_transformers() -> Any:
@@ -108,35 +115,40 @@ def _first_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None
 
 
 def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, settings: ProcessorSettings) -> None:
-    """Write everything in the published layout, which 4.57 and 5.x read alike."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    (folder / "processor_config.json").unlink(missing_ok=True)  # would win over what is written here
-    (folder / "video_preprocessor_config.json").unlink(missing_ok=True)
+    """Write everything in the published layout, which 4.57 and 5.x read alike.
 
-    def write_json(name: str, content: dict[str, Any]) -> None:
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    Raises:
+        CheckpointError: the folder holds files of these names that we did not write, or cannot be written.
+    """
+    with saved_files(folder, replaces=_PROCESSOR_FILES) as fresh:
+        tokenizer.save_pretrained(fresh)
+        vision = settings.image.to_dict()
+        _write_json(
+            fresh / "preprocessor_config.json",
+            {
+                **settings.audio,
+                **vision,
+                "feature_extractor_type": "WhisperFeatureExtractor",
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "processor_class": "Qwen3OmniMoeProcessor",
+            },
+        )
+        if settings.video.patch_size != settings.image.patch_size or settings.video.image_mean != settings.image.image_mean:
+            _write_json(fresh / "video_preprocessor_config.json", settings.video.to_dict())
+        if template is not None:
+            _save_templates(fresh, template if isinstance(template, dict) else {"default": template})
 
-    vision = settings.image.to_dict()
-    write_json(
-        "preprocessor_config.json",
-        {
-            **settings.audio,
-            **vision,
-            "feature_extractor_type": "WhisperFeatureExtractor",
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen3OmniMoeProcessor",
-        },
-    )
-    if settings.video.patch_size != settings.image.patch_size or settings.video.image_mean != settings.image.image_mean:
-        write_json("video_preprocessor_config.json", settings.video.to_dict())
-    if template is not None:
-        default = template if isinstance(template, str) else template.get("default")
-        if default is not None:
-            write_json("chat_template.json", {"chat_template": default})
-            (folder / "chat_template.jinja").write_text(default, encoding="utf-8")
-        for name, text in template.items() if isinstance(template, dict) else ():
-            if name != "default":
-                extra = folder / "additional_chat_templates"
-                extra.mkdir(exist_ok=True)
-                (extra / f"{Path(name).name}.jinja").write_text(text, encoding="utf-8")
+
+def _save_templates(folder: Path, templates: Mapping[str, str]) -> None:
+    for name, text in templates.items():
+        path = folder / "chat_template.jinja"
+        if name == "default":
+            _write_json(folder / "chat_template.json", {"chat_template": text})
+        else:
+            path = folder / "additional_chat_templates" / f"{Path(name).name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

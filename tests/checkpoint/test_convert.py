@@ -1,6 +1,8 @@
 """Conversion to our parameter names and back, export, inspection."""
 
 import json
+import os
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +12,7 @@ from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint, lo
 from ms_omni.checkpoint.reader import INDEX_FILE
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
+from ms_omni.folders import OWN_FILES
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import bits, edit_header, rewrite, tensors_of
 from tests.checkpoint.test_load import full, thinker, values
@@ -93,7 +96,7 @@ def test_an_interrupted_conversion_leaves_no_folder(sharded, tmp_path, monkeypat
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shutil.copy2", interrupt)
+    monkeypatch.setattr("shutil.copystat", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(sharded, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
@@ -114,9 +117,7 @@ def test_save_writes_the_checkpoints_own_names(sharded, tmp_path):
     assert len(files) > 2 and (tmp_path / "saved" / INDEX_FILE).is_file()
     assert_same_tensors(sharded, tmp_path / "saved")
     assert Qwen3OmniMoeConfig.from_pretrained(tmp_path / "saved") == config
-    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")]
-    with pytest.raises(CheckpointError, match="already holds weights"):
-        save_checkpoint(model, tmp_path / "saved", config)
+    assert [path.name for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")] == [OWN_FILES]
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
     alone = thinker(sharded)
     load_checkpoint(alone, sharded, prefix="thinker.")
@@ -126,6 +127,63 @@ def test_save_writes_the_checkpoints_own_names(sharded, tmp_path):
     load_checkpoint(again, tmp_path / "alone", prefix="thinker.")
     for name, value in values(again).items():
         np.testing.assert_array_equal(value, values(alone)[name])
+
+
+def test_saving_again_replaces_what_was_saved_and_nothing_else(sharded, tmp_path, monkeypatch):
+    model, config, out = thinker(sharded), Qwen3OmniMoeConfig.from_pretrained(sharded).thinker_config, tmp_path / "out"
+    load_checkpoint(model, sharded, prefix="thinker.")
+    out.mkdir()
+    (out / "notes").write_text("mine")
+    seen = []
+    for limit in (1_000_000, 1_000_000, 10**9, 1_000_000):
+        files = save_checkpoint(model, out, config, shard_bytes=limit)
+        assert (
+            not seen or seen[-1] == {"model.safetensors"} or not set(files) & seen[-1]
+        )  # the old ones were valid until the end
+        seen.append(set(files))
+        assert {path.name for path in out.glob("*.safetensors")} == set(files)
+        assert_same_tensors(out, out)
+    assert (out / "notes").read_text() == "mine"
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.setattr("ms_omni.checkpoint.writer.write_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(model, out, config)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a.safetensors", "config.json"])
+def test_saving_overwrites_nothing_foreign(name, sharded, tmp_path):
+    model, config = thinker(sharded), Qwen3OmniMoeConfig.from_pretrained(sharded).thinker_config
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which ms_omni did not write there"):
+        save_checkpoint(model, tmp_path, config)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_no_link_is_followed_out_of_a_checkpoint(damaged, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (damaged / "notes.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="notes.json is a link to .*secret, outside the checkpoint"):
+        convert(damaged, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+    (damaged / "notes.json").unlink()
+    (damaged / "more.json").symlink_to("config.json")
+    os.mkfifo(damaged / "pipe.json")
+    convert(damaged, tmp_path / "out")
+    assert (tmp_path / "out" / "more.json").read_bytes() == (damaged / "config.json").read_bytes()
+    assert not (tmp_path / "out" / "more.json").is_symlink() and not (tmp_path / "out" / "pipe.json").exists()
+
+
+def test_a_snapshot_of_a_hub_cache_is_made_of_links(sharded, tmp_path):
+    repository = tmp_path / "models--a--b"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sharded.iterdir()):
+        shutil.copy(path, repository / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    convert(snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (sharded / "tokenizer.json").read_bytes()
 
 
 def test_files_can_be_read_by_safetensors(sharded):

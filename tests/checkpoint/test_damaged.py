@@ -113,7 +113,23 @@ DAMAGE = {
     ),
     "unknown dtype": (
         lambda f: edit_header(shard_of(f, NORM), lambda h: h[NORM].update(dtype="F4")),
-        [f"{NORM} has dtype F4, expected one of"],
+        [f"{NORM} has dtype 'F4', expected one of"],
+    ),
+    "dtype that is a list": (
+        lambda f: edit_header(shard_of(f, NORM), lambda h: h[NORM].update(dtype=["BF16"])),
+        [f"{NORM} has dtype ['BF16'], expected one of"],
+    ),
+    "dtype that is an object": (
+        lambda f: edit_header(shard_of(f, NORM), lambda h: h[NORM].update(dtype={"BF16": 1})),
+        [f"{NORM} has dtype {{'BF16': 1}}, expected one of"],
+    ),
+    "index names a file that no system could have": (
+        lambda f: edit_json(f / INDEX_FILE, lambda i: i["weight_map"].update({NORM: "x" * 5000 + ".safetensors"})),
+        ["xxx: this shard is missing"],
+    ),
+    "index names a file with a zero byte": (
+        lambda f: edit_json(f / INDEX_FILE, lambda i: i["weight_map"].update({NORM: "x\0.safetensors"})),
+        ["this shard is missing"],
     ),
     "index names a tensor that is nowhere": (
         lambda f: edit_json(f / INDEX_FILE, lambda i: i["weight_map"].update({"ghost": FIRST})),

@@ -1,12 +1,13 @@
 """The text loop by itself: a thinker that counts upwards shows what is fed, when it stops and what is handed out."""
 
+import os
 import warnings
 
 import numpy as np
 import pytest
 
 from ms_omni import notices
-from ms_omni.errors import InputError
+from ms_omni.errors import CheckpointError, InputError
 from ms_omni.generation import unsupported
 from ms_omni.generation.decode import ended_streamer, generate_text
 from ms_omni.generation.defaults import GenerationConfig
@@ -284,6 +285,26 @@ def test_a_generation_config_is_read_set_and_saved(tmp_path):
     again = GenerationConfig.from_pretrained(tmp_path)
     assert again.eos_token_id == [3] and again.temperature is None and not again.changes()  # its special tokens
     assert GenerationConfig.from_pretrained(tmp_path / "none").to_dict() == {}
+    again.save_pretrained(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "generation_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="did not write there"):
+        again.save_pretrained(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "pipe", "text", "bytes", "deep"])
+def test_a_generation_config_that_cannot_be_read(kind, tmp_path):
+    path = tmp_path / "generation_config.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"text": b"eos", "bytes": b"\xff", "deep": b"[" * 100_000}[kind])
+    with pytest.raises(CheckpointError, match="is not a usable generation config"):
+        GenerationConfig.from_pretrained(tmp_path)
 
 
 def test_a_generation_config_of_transformers(counting_thinker):

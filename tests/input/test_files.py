@@ -77,6 +77,22 @@ def test_round_trip(processor, tmp_path):
     processor.save_pretrained(tmp_path / "saved")
     other = Qwen3OmniMoeProcessor.from_pretrained(tmp_path / "saved")
     assert other.settings == processor.settings and other.chat_template == processor.chat_template and same(processor, other)
+    other.chat_template = {"default": "{{ 1 }}", "short": "{{ 2 }}"}
+    other.save_pretrained(tmp_path / "saved")
+    assert Qwen3OmniMoeProcessor.from_pretrained(tmp_path / "saved").chat_template == other.chat_template
+    other.chat_template = "{{ 3 }}"
+    other.save_pretrained(tmp_path / "saved")
+    assert Qwen3OmniMoeProcessor.from_pretrained(tmp_path / "saved").chat_template == "{{ 3 }}"
+
+
+@pytest.mark.parametrize(
+    "name", ["preprocessor_config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_saving_overwrites_nothing_foreign(name, processor, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which ms_omni did not write there"):
+        processor.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("place", ["jinja", "tokenizer", "named", "none"])
