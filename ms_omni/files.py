@@ -1,12 +1,15 @@
 """Reading regular files only, and writing files whole or not at all."""
 
+import io
 import os
 import secrets
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
+SPOOLED_BYTES = 16 << 20  # more is not kept in memory
 TEXT_BYTES = 256 << 20  # a checkpoint's settings take at most some MB
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
@@ -36,6 +39,26 @@ def read_text(path: str | os.PathLike) -> str:
     if len(content) > TEXT_BYTES:
         raise ValueError(f"it has over {TEXT_BYTES >> 20} MB, which no such file needs")
     return content.decode("utf-8")
+
+
+def spooled(pieces: Iterable[bytes], limit_bytes: int) -> bytes | IO[bytes]:
+    """All pieces joined: bytes, or where they are large a named temporary file, which goes when nobody holds it any more.
+
+    Raises:
+        ValueError: they have more than `limit_bytes`.
+    """
+    joined: IO[bytes] = io.BytesIO()
+    for piece in pieces:
+        if joined.tell() + len(piece) > limit_bytes:
+            raise ValueError(f"it has over {limit_bytes:,} bytes, and no more are taken (see AccessPolicy)")
+        if isinstance(joined, io.BytesIO) and joined.tell() > SPOOLED_BYTES:
+            first, joined = joined, tempfile.NamedTemporaryFile(prefix="ms-omni-")
+            joined.write(first.getbuffer())
+        joined.write(piece)
+    if isinstance(joined, io.BytesIO):
+        return joined.getvalue()
+    joined.flush()
+    return joined
 
 
 def write_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from ms_omni.bench.files import output_folder, write_file
+from ms_omni.bench.files import output_folder
 from ms_omni.bench.metrics import combine
 from ms_omni.bench.report import digits, write_reports
 from ms_omni.bench.session import Outcome
@@ -68,13 +68,6 @@ def test_nothing_measured_still_gives_readable_files(tmp_path):
 )
 def test_digits(value, text):
     assert digits(value) == text
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(ZeroDivisionError):
-        write_file(tmp_path / "a.txt", lambda path: path.write_text(str(1 / 0)))
-    assert (tmp_path / "a.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
