@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,10 @@ def read_item(item: Any, where: str = "The item") -> Item:
     if mapping is None:
         raise InputError(f"{where} is a {type(item).__name__}; expected a dict such as {{'type': 'text', 'text': ...}}.")
     given = {key: value for key, value in mapping.items() if is_given(value)}
-    kind = _kind(given, mapping, where)
+    kind = _kind(given, where)
     if kind == "text":
-        return Item("text", _text(given, where), _others(given, ("type", "text")), where, item)
+        rest = {key: value for key, value in given.items() if key not in ("type", "text")}
+        return Item("text", _text(mapping.get("text"), where), rest, where, item)
     where = f"{where} ({kind})"
     names = (kind, f"{kind}_url", f"input_{kind}")
     found = [key for key in (*names, *SOURCE_KEYS) if key in given]
@@ -121,9 +122,8 @@ def read_item(item: Any, where: str = "The item") -> Item:
         raise InputError(str(error)) from error
     inner = given.get(found[0]) if found else None
     stated = {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
-    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (
-        found and found[0] in names
-    )  # Gradio's has many keys
+    # Gradio's dict of a file has many keys.
+    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (found and found[0] in names)
     stated |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
     return Item(kind, value, stated, where, item, item_options(kind, stated, where))
 
@@ -140,10 +140,11 @@ def _read_message(message: Any, where: str) -> Message:
         return Message(role, json.dumps(content, ensure_ascii=False, default=str), rest)
     if not isinstance(content, (list, tuple)):
         content = [content]
-    return Message(role, [read_item(item, f"{where}, item {index}") for index, item in enumerate(content)], rest)
+    items = [read_item(item, f"{where}, item {index}") for index, item in enumerate(content) if not _is_nothing(item)]
+    return Message(role, items, rest)
 
 
-def _kind(given: Mapping[str, Any], item: Mapping[str, Any], where: str) -> str:
+def _kind(given: Mapping[str, Any], where: str) -> str:
     """ "text", "image", "audio" or "video", by the type or else by the keys."""
     stated = given.get("type")
     keyed = [kind for kind in KINDS if any(key in given for key in (kind, f"{kind}_url", f"input_{kind}"))]
@@ -154,13 +155,13 @@ def _kind(given: Mapping[str, Any], item: Mapping[str, Any], where: str) -> str:
         kind = keyed[0]
         if "text" in given:
             raise InputError(f"{where} holds a text and a {kind} without a type; make two items of them.")
-    if kind is None and ("text" in item or not given):
+    if kind is None and "text" in given:
         kind = "text"
     if kind in (None, "file"):
         kind = kind_of_file(given)
         if kind is None:
             raise InputError(
-                f"{where} has no type, and its keys ({', '.join(map(str, item))}) do not tell; add 'type': one of text, "
+                f"{where} has no type, and its keys ({', '.join(map(str, given))}) do not tell; add 'type': one of text, "
                 f"{', '.join(KINDS)}."
             )
     if [other for other in keyed if other != kind]:
@@ -170,11 +171,16 @@ def _kind(given: Mapping[str, Any], item: Mapping[str, Any], where: str) -> str:
     return kind
 
 
-def _text(given: Mapping[str, Any], where: str) -> str:
-    text = given.get("text", "")
-    if not isinstance(text, (str, int, float)):
+def _text(text: Any, where: str) -> str:
+    if isinstance(text, str):
+        return text
+    if not is_given(text):
+        raise InputError(
+            f"{where} is of type text and holds no text; give {{'type': 'text', 'text': ...}}, or leave it out."
+        )
+    if not isinstance(text, (int, float)):
         raise InputError(f"{where}: text is a {type(text).__name__}; expected a text.")
-    return text if isinstance(text, str) else str(text)
+    return str(text)
 
 
 # What names or wraps a medium: neither options nor mistakes. `detail` is how many tokens OpenAI spends.
@@ -183,10 +189,6 @@ _KNOWN = frozenset(
     + ("sampling_rate", "sample_rate", "cache_control", "id", *SOURCE_KEYS)
     + tuple(spelling for spelling, kind in _TYPES.items() if kind in KINDS)
 )
-
-
-def _others(given: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if key not in keys}
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any] | None:
@@ -202,8 +204,15 @@ def _as_mapping(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def _is_nothing(item: Any) -> bool:
+    """Whether an item holds nothing at all: a row of a table's unused columns."""
+    mapping = _as_mapping(item)
+    return not is_given(item if mapping is None else mapping)
+
+
 def _listed(value: Any) -> Any:
-    """Rows of a data frame hold lists as arrays of objects."""
+    """Rows of a data frame hold lists as arrays of objects, those of Arrow as scalars of its own."""
+    value = value.as_py() if hasattr(value, "as_py") else value
     return value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
 
 

@@ -28,12 +28,14 @@ _MEDIA_TYPES = {  # endings that Python's table leaves to the system
 
 
 def is_given(value: Any) -> bool:
-    """Whether a key of an item counts: tables fill unused ones with None, an empty text or NaN."""
-    return (
-        value is not None
-        and not (isinstance(value, str) and not value)
-        and not (isinstance(value, float) and value != value)
-    )
+    """Whether a key of an item counts: tables fill unused ones with None, NaN, an empty text or list, or a dict of those."""
+    if isinstance(value, Mapping):
+        return any(map(is_given, value.values()))
+    if isinstance(value, (float, np.floating)):
+        return not np.isnan(value)
+    if isinstance(value, (str, list, tuple)):
+        return len(value) > 0
+    return value is not None and type(value).__name__ not in ("NAType", "NaTType")  # pandas'
 
 
 def unwrapped(value: Any, name: str) -> Any:

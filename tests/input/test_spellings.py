@@ -174,13 +174,53 @@ def test_videos(paths, item):
         ({"type": "output_text", "text": "hi", "annotations": []}, ["hi"]),
         ({"text": "hi"}, ["hi"]),
         ("hi", ["hi"]),
-        ({"type": "text", "text": None, "image": None}, [""]),
+        ({"type": "text", "text": ""}, [""]),
         ({"text": 3}, ["3"]),
+        ({"text": None, "image": None}, []),
+        ({}, []),
+        (None, []),
     ],
 )
 def test_texts(item, texts):
     (messages,), _ = read_batch([{"role": "user", "content": [item]}])
     assert [part["text"] for part in messages[0].for_template()["content"]] == texts
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan"), np.float32("nan"), [], {}, {"bytes": None, "path": None}])
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "text", "text": "hi"},
+        {"text": "hi"},
+        {"type": "image", "image": "a.png", "max_pixels": 99},
+        {"image": "a.png"},
+        {"audio_url": {"url": "a.wav"}},
+        {"type": "video", "path": "a.mp4", "fps": 2.0},
+    ],
+)
+def test_what_is_not_given_is_absent_for_loader_and_template_alike(item, nothing):
+    """Tables of Arrow and pandas give every row every column."""
+    columns = ("type", "text", "image", "audio", "video", "image_url", "input_audio", "path", "url", "file", "source")
+    filled = {**dict.fromkeys((*columns, "min_pixels", "max_pixels", "fps", "nframes", "video_start"), nothing), **item}
+    message = {"role": "user", "content": [item]}
+    ((plain,),), _ = read_batch([message])
+    ((same,),), _ = read_batch([{**message, "content": [filled, nothing], "tool_calls": nothing, "name": nothing}])
+    assert same.for_template() == plain.for_template()
+    assert [(one.kind, one.value, one.options) for one in same.media] == [(i.kind, i.value, i.options) for i in plain.media]
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), []])
+def test_a_text_item_needs_a_text(nothing):
+    for item in ({"type": "text", "text": nothing, "image": nothing}, {"type": "text"}):
+        with pytest.raises(InputError, match=r"message 0, item 0 is of type text and holds no text"):
+            read_batch([{"role": "user", "content": [item]}])
+
+
+def test_options_of_a_column_with_gaps_are_floats():
+    ((message,),), _ = read_batch([{"role": "user", "content": [{"image": "a.png", "min_pixels": 3136.0}]}])
+    assert message.media[0].options.sizes.min_pixels == 3136
+    with pytest.raises(InputError, match=r"min_pixels is 0\.5; expected a whole number"):
+        read_batch([{"role": "user", "content": [{"image": "a.png", "min_pixels": 0.5}]}])
 
 
 @dataclasses.dataclass
