@@ -61,6 +61,13 @@ class Message:
         """Its pictures, sounds and videos, in order."""
         return [] if isinstance(self.content, str) else [item for item in self.content if item.kind != "text"]
 
+    @property
+    def texts(self) -> list[str]:
+        """Its texts, in order."""
+        return (
+            [self.content] if isinstance(self.content, str) else [item.value for item in self.content if item.kind == "text"]
+        )
+
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it."""
         content = self.content if isinstance(self.content, str) else [item.for_template() for item in self.content]
