@@ -1,5 +1,6 @@
 """Files, URLs and arrays to RGB pictures, 16 kHz mono sound and sampled video frames. No MindSpore, no PyTorch."""
 
+from ms_omni.input.access import AccessPolicy
 from ms_omni.input.audio import SAMPLING_RATE_HZ, load_audio
 from ms_omni.input.image import load_image
 from ms_omni.input.limits import MediaLimits, limits
@@ -18,6 +19,7 @@ from ms_omni.input.video import load_video
 
 __all__ = [
     "SAMPLING_RATE_HZ",
+    "AccessPolicy",
     "Item",
     "Media",
     "MediaLimits",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ms_omni.errors import InputError
 from ms_omni.input import sizes
+from ms_omni.input.access import AccessPolicy, under
 from ms_omni.input.load import load_item, load_items
 from ms_omni.input.media import Media, SizeOptions, VideoFrames
 from ms_omni.input.messages import read_batch, read_item
@@ -28,6 +29,8 @@ def process_mm_info(
     return_video_kwargs: bool = False,
     return_video_metadata: bool = False,
     image_patch_size: int | None = None,
+    *,
+    policy: AccessPolicy | None = None,
 ) -> tuple[Any, ...]:
     """Drop-in for `qwen_omni_utils.process_mm_info`: audios, images, videos (and video kwargs) of the conversations.
 
@@ -41,6 +44,7 @@ def process_mm_info(
         return_video_kwargs: return a fourth value for the processor, `{"do_sample_frames": False, "fps": [...]}`.
         return_video_metadata: return `(frames, metadata)` for each video, and no `fps` in the fourth value.
         image_patch_size: resize here already, to multiples of twice this, as the original does (its default is 14).
+        policy: which hosts and files may be asked for media.
 
     Returns:
         `(audios, images, videos)` or `(audios, images, videos, video_kwargs)`. Audios are float32 arrays at 16 kHz,
@@ -50,7 +54,8 @@ def process_mm_info(
         InputError, MediaError: an item that cannot be understood or read; the message says which.
     """
     batch, _ = read_batch(conversations)
-    media = load_items(batch, use_audio_in_video)
+    with under(policy):
+        media = load_items(batch, use_audio_in_video)
     vision = _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
     return (_sounds(media), *vision)
 
@@ -60,17 +65,23 @@ def process_vision_info(
     return_video_kwargs: bool = False,
     return_video_metadata: bool = False,
     image_patch_size: int | None = None,
+    *,
+    policy: AccessPolicy | None = None,
 ) -> tuple[Any, ...]:
     """`process_mm_info` without the sounds: `(images, videos)` or `(images, videos, video_kwargs)`."""
     batch, _ = read_batch(conversations)
-    media = load_items(batch, kinds=("image", "video"))
+    with under(policy):
+        media = load_items(batch, kinds=("image", "video"))
     return _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
 
 
-def process_audio_info(conversations: Any, use_audio_in_video: bool | Sequence[bool]) -> list[np.ndarray] | None:
+def process_audio_info(
+    conversations: Any, use_audio_in_video: bool | Sequence[bool], *, policy: AccessPolicy | None = None
+) -> list[np.ndarray] | None:
     """The sounds alone, sound tracks of videos among them: float32 `[samples]` at 16 kHz each; None without any."""
     batch, _ = read_batch(conversations)
-    return _sounds(load_items(batch, use_audio_in_video, kinds=("audio",)))
+    with under(policy):
+        return _sounds(load_items(batch, use_audio_in_video, kinds=("audio",)))
 
 
 def extract_vision_info(conversations: Any) -> list[Any]:

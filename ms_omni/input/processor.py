@@ -13,6 +13,7 @@ import numpy as np
 
 from ms_omni.errors import InputError
 from ms_omni.hub import resolve
+from ms_omni.input.access import AccessPolicy, under
 from ms_omni.input.arguments import (
     VISION_KEYS,
     CallOptions,
@@ -148,6 +149,8 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         images: Any = None,
         videos: Any = None,
         audio: Any = None,
+        *,
+        policy: AccessPolicy | None = None,
         **kwargs: Any,
     ) -> ModelInputs:
         """Model inputs of texts that hold one placeholder for each picture, sound and video.
@@ -158,6 +161,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             videos: videos as frames (`process_mm_info`'s, arrays, tensors, lists of pictures) or files.
             audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order (those of video
                 files are read where they are left out).
+            policy: which hosts and files may be asked for media.
             **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
                 common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.load.given_videos`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
@@ -184,9 +188,12 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 f"{self.feature_extractor.sampling_rate} Hz. Give (array, sampling_rate) for each sound "
                 "to have it resampled."
             )
-        files = [] if videos is None else opened_videos(videos)
-        clips = given_videos(files, self.video_processor.sampling(options.video))
-        sounds = [] if audio is None else given_sounds(audio)
+        rescaled = not self.image_processor.changed(options.vision("image"), "images_kwargs").do_rescale
+        with under(policy):
+            files = [] if videos is None else opened_videos(videos)
+            clips = given_videos(files, self.video_processor.sampling(options.video))
+            sounds = [] if audio is None else given_sounds(audio)
+            pictures = [] if images is None else given_images(images, rescaled=rescaled)
         if options.use_audio_in_video:
             sounds, clips = with_sound_tracks(sounds, files, clips, options.audio_from_video_indices)
             heard = videos_with_sound(
@@ -196,8 +203,6 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 options.audio_from_video_indices,
             )
             clips = [replace(clip, heard=one) for clip, one in zip(clips, heard)]
-        rescaled = not self.image_processor.changed(options.vision("image"), "images_kwargs").do_rescale
-        pictures = [] if images is None else given_images(images, rescaled=rescaled)
         return self._encode(texts, [*pictures, *clips, *sounds], options)
 
     def _encode(self, texts: list[str], given: Sequence[Media], options: CallOptions) -> ModelInputs:
@@ -253,6 +258,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         return_tensors: str | None = None,
         use_audio_in_video: bool = False,
         load_audio_from_video: bool = False,
+        policy: AccessPolicy | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -268,6 +274,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             return_dict: with `tokenize`, return all model inputs rather than the ids alone.
             return_tensors: as in `__call__`.
             use_audio_in_video, load_audio_from_video: the same: hear the sound tracks of videos that have one.
+            policy: which hosts and files may be asked for media.
             processor_kwargs: arguments for `__call__`; they may also stand among `kwargs`. fps, nframes (num_frames),
                 min_frames, max_frames and do_sample_frames=False (all frames) are for video files that do not say themselves.
             **kwargs: whatever is none of those goes to the template as a variable.
@@ -298,13 +305,14 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             )
         if not tokenize:
             return prompts if several else prompts[0]
-        media = load_items(
-            batch,
-            options.use_audio_in_video,
-            sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
-            size_rule=self._frame_size(options),
-            video_metadata=options.video.get("video_metadata"),
-        )
+        with under(policy):
+            media = load_items(
+                batch,
+                options.use_audio_in_video,
+                sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
+                size_rule=self._frame_size(options),
+                video_metadata=options.video.get("video_metadata"),
+            )
         inputs = self._encode(prompts, media, options)
         return inputs if return_dict else inputs["input_ids"]
 

@@ -84,8 +84,7 @@ def test_user_folder_is_expanded(png, monkeypatch):
     assert load_image(f"~/{png.name}").size == (8, 6)
 
 
-def test_downloads_that_fail(server, monkeypatch):
-    monkeypatch.setattr(sources, "DOWNLOAD_WAIT_S", 2.0)
+def test_downloads_that_fail(server):
     with pytest.raises(MediaError, match="HTTP 404"):
         load_image(f"{server}/missing.png")
     with pytest.raises(MediaError, match="cut|cannot be downloaded"):

@@ -1,0 +1,244 @@
+"""Fetching an http(s) address: each host is looked up once, checked, and asked at the very address that was checked."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import re
+import socket
+import ssl
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ms_omni.errors import MediaError
+from ms_omni.files import spooled
+from ms_omni.input.access import AccessPolicy, is_public
+
+_READ_BYTES = 1 << 20
+_PORTS = {"http": 80, "https": 443}
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+def download(address: str, policy: AccessPolicy, limit_bytes: int, name: str) -> bytes | IO[bytes]:
+    """The body at an http(s) address: bytes, or a temporary file for a large one.
+
+    Args:
+        name: what the message calls it.
+
+    Raises:
+        MediaError: it cannot be had, is too large, takes too long, or the policy does not allow where it leads.
+    """
+    try:
+        return _follow(address, policy, limit_bytes)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # UnicodeError and ssl's errors among them
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError(f"The {name} cannot be downloaded: {reason.rstrip('.')}.") from error
+
+
+def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
+    """The addresses of a host, as `socket.getaddrinfo` gives them; the only place where names are looked up."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One address in ASCII: what is asked for, and where."""
+
+    address: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+    headers: dict[str, str]
+
+    @classmethod
+    def read(cls, address: str) -> _Target:
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme not in _PORTS:
+            raise ValueError(f"it leads to {parts.scheme}://, and only http:// and https:// are followed")
+        host = parts.hostname or ""
+        host = host if host.isascii() else host.encode("idna").decode()
+        if not re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
+            raise ValueError("the address names no host" if not host else f"{host!r} is no name of a host")
+        default = _PORTS[parts.scheme]
+        port = default if parts.port is None else parts.port
+        named = f"[{host}]" if ":" in host else host
+        headers = {"Host": named if port == default else f"{named}:{port}"}
+        if parts.username is not None:
+            headers["Authorization"] = _basic(parts.username, parts.password)
+        path, query = (urllib.parse.quote(text, safe="/%:@!$&'()*+,;=~?-._[]") for text in (parts.path, parts.query))
+        return cls(address, parts.scheme, host, port, (path or "/") + (f"?{query}" if query else ""), headers)
+
+
+def _basic(user: str, password: str | None) -> str:
+    pair = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+class _Clock:
+    """The time that is left of a download."""
+
+    def __init__(self, policy: AccessPolicy):
+        self.policy, self.end = policy, time.monotonic() + policy.total_s
+
+    def left_s(self) -> float:
+        """Seconds that the next wait may take. Raises `TimeoutError` when none are left."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"it took over {self.policy.total_s:g} s; download it yourself and give the path")
+        return min(left, self.policy.silence_s)
+
+
+class _Timed(io.RawIOBase):
+    """What a server sends: no single byte is waited for too long, and all of them together neither."""
+
+    def __init__(self, connection: socket.socket, clock: _Clock):
+        self.connection, self.clock = connection, clock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.connection.settimeout(self.clock.left_s())
+        try:
+            return self.connection.recv_into(buffer)
+        except TimeoutError:
+            self.clock.left_s()
+            raise TimeoutError(f"nothing came for {self.clock.policy.silence_s:g} s") from None
+
+    def makefile(self, *_: Any) -> io.BufferedReader:
+        """As `http.client` asks a socket for it."""
+        return io.BufferedReader(self)
+
+
+def _follow(address: str, policy: AccessPolicy, limit_bytes: int) -> bytes | IO[bytes]:
+    clock, before = _Clock(policy), None
+    for _ in range(policy.redirects + 1):
+        target = _Target.read(address)
+        if target.scheme not in policy.schemes:
+            raise ValueError(f"{target.scheme}:// may not be asked")
+        connection, peer, proxy = _connect(target, policy, before, clock)
+        with connection:
+            response = _ask(connection, target, proxy, clock)
+            location = response.getheader("Location")
+            if response.status not in _REDIRECTS or not location:
+                return _body(response, limit_bytes)
+        before = (target.host, peer)
+        address = urllib.parse.urljoin(address, location.encode("iso-8859-1").decode("utf-8", "replace"))
+    raise ValueError(f"it is redirected over {policy.redirects} times")
+
+
+def _connect(
+    target: _Target, policy: AccessPolicy, before: tuple[str, str | None] | None, clock: _Clock
+) -> tuple[socket.socket, str | None, _Target | None]:
+    """A connection to the target, encrypted if it asks for that; the IP address; the proxy that is to be told the address."""
+    if not policy.may_look_up(target.host):
+        raise ValueError(f"{target.host} is not among the hosts that may be asked")
+    proxy = _proxy(target, policy)
+    try:
+        places = lookup(target.host, target.port)
+    except OSError as error:
+        if proxy is None:
+            raise ValueError(f"the host {target.host} cannot be looked up: {error.strerror or error}") from error
+        places = []  # behind a proxy that may be its task alone
+    refusals = {peer: policy.refusal(target.host, peer, before) for peer in [place[4][0] for place in places] or [None]}
+    allowed = [peer for peer, refusal in refusals.items() if refusal is None]
+    if not allowed:
+        raise ValueError(next(filter(None, refusals.values())))
+    if proxy is not None and (allowed[0] is None or is_public(allowed[0])):
+        connection, peer = _first(lookup(proxy.host, proxy.port), clock), allowed[0]
+        if target.scheme == "http":
+            return connection, peer, proxy
+        _tunnel(connection, proxy, target, clock)
+    else:
+        connection = _first([place for place in places if place[4][0] in allowed], clock)
+        peer = connection.getpeername()[0]
+    if target.scheme == "https":
+        connection.settimeout(clock.left_s())
+        connection = ssl.create_default_context().wrap_socket(connection, server_hostname=target.host)
+    return connection, peer, None
+
+
+def _first(places: list[tuple[Any, ...]], clock: _Clock) -> socket.socket:
+    """A connection to the first of the places that takes one."""
+    failed: OSError | None = None
+    for family, kind, protocol, _, place in places:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(clock.left_s())
+            connection.connect(place)
+            return connection
+        except OSError as error:
+            connection.close()
+            failed = error
+    raise failed or ValueError("the host has no address")
+
+
+def _proxy(target: _Target, policy: AccessPolicy) -> _Target | None:
+    """The proxy that the environment names for an address."""
+    named = urllib.request.getproxies().get(target.scheme) if policy.proxies else None
+    if not named or urllib.request.proxy_bypass(target.host):
+        return None
+    proxy = _Target.read(named if "://" in named else f"http://{named}")
+    if proxy.scheme != "http":
+        raise ValueError(f"the environment names a proxy of the kind {proxy.scheme}://, and only http:// ones are known")
+    return proxy
+
+
+def _tunnel(connection: socket.socket, proxy: _Target, target: _Target, clock: _Clock) -> None:
+    named = f"[{target.host}]" if ":" in target.host else target.host
+    response = _send(connection, "CONNECT", f"{named}:{target.port}", {**target.headers, **_for_proxy(proxy)}, clock)
+    if response.status != 200:
+        raise ValueError(f"the proxy {proxy.host} answers HTTP {response.status} {response.reason}")
+
+
+def _for_proxy(proxy: _Target) -> dict[str, str]:
+    return {f"Proxy-{name}": value for name, value in proxy.headers.items() if name == "Authorization"}
+
+
+def _ask(connection: socket.socket, target: _Target, proxy: _Target | None, clock: _Clock) -> http.client.HTTPResponse:
+    if proxy is None:
+        return _send(connection, "GET", target.path, target.headers, clock)
+    return _send(
+        connection, "GET", f"http://{target.headers['Host']}{target.path}", {**target.headers, **_for_proxy(proxy)}, clock
+    )
+
+
+def _send(
+    connection: socket.socket, method: str, path: str, headers: dict[str, str], clock: _Clock
+) -> http.client.HTTPResponse:
+    headers = {**headers, "User-Agent": "ms-omni", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    connection.settimeout(clock.left_s())
+    connection.sendall("\r\n".join(lines).encode("ascii"))
+    response = http.client.HTTPResponse(_Timed(connection, clock), method=method)  # pyright: ignore[reportArgumentType]
+    response.begin()
+    return response
+
+
+def _body(response: http.client.HTTPResponse, limit_bytes: int) -> bytes | IO[bytes]:
+    if response.status not in (200, 203):
+        raise ValueError(f"HTTP {response.status} {response.reason}")
+    packed = response.getheader("Content-Encoding", "identity")
+    if packed.lower() != "identity":
+        raise ValueError(f"the server packed it ({packed}), which it was asked not to do")
+    declared = response.length
+    if declared is not None and declared > limit_bytes:
+        raise ValueError(f"it has {declared:,} bytes, and {limit_bytes:,} are taken at most (see AccessPolicy)")
+    came = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal came
+        while piece := response.read(_READ_BYTES):
+            came += len(piece)
+            yield piece
+
+    content = spooled(pieces(), limit_bytes)
+    if declared is not None and came != declared:
+        raise ValueError(f"it was cut: {came:,} of {declared:,} bytes came")
+    return content
