@@ -48,6 +48,8 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    if image.format == "EPS":  # Pillow would hand it to another program, Ghostscript, which runs what is in it
+        raise MediaError(f"{name} is PostScript, a program that draws; convert it to PNG first.")
     if 0 in image.size:
         raise MediaError(f"{name} has no pixels ({image.width} x {image.height}).")
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import MediaError
+from ms_omni.input.container import FORMATS
 from ms_omni.input.image import load_image, to_bytes
 from ms_omni.input.integrity import check_whole, describe
 from ms_omni.input.media import Media, SamplingOptions, SizeOptions
@@ -152,7 +153,7 @@ class _Plan:
 def _open(source: Source, file: Any) -> Any:
     import av
 
-    return av.open(file, options={"protocol_whitelist": "file"})  # a playlist must not reach for the network
+    return av.open(file, options={"format_whitelist": FORMATS})  # none that opens other files or hosts
 
 
 def _video_stream(container: Any, source: Source) -> Any:

@@ -16,7 +16,8 @@ from ms_omni.files import spooled
 from ms_omni.input import access, download
 from ms_omni.input.access import AccessPolicy, is_local_name, is_public
 from ms_omni.input.sources import open_source
-from ms_omni.media import load_image, process_mm_info
+from ms_omni.media import load_audio, load_image, load_video, process_mm_info
+from tests.input import make_files
 
 OUTSIDE = "127.0.0.2"  # counts as public in these tests
 
@@ -453,6 +454,68 @@ def test_limits_of_what_is_given(tmp_path):
         open_source("data:image/png,abc", "picture", AccessPolicy(schemes=["http"]))
     with pytest.raises(MediaError):
         open_source("A" * 64 + " " * 200_000 + "!", "picture")  # told in one pass
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A video that nobody names as one."""
+    return make_files.write_video(tmp_path_factory.mktemp("other") / "other.mp4", frames=5)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.mp4", "ffconcat version 1.0\nfile {other}\n"),
+        ("a.txt", "ffconcat version 1.0\nfile 'file:{other}'\n"),
+        ("a.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n"),
+        ("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n"),
+        ("a.m3u8", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nconcat:{other}|{url}\n"),
+        (
+            "a.mpd",
+            '<?xml version="1.0"?><MPD type="static"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1"><BaseURL>{url}'
+            "</BaseURL></Representation></AdaptationSet></Period></MPD>",
+        ),
+        (
+            "a.sdp",
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        ),
+        ("a.asx", '<ASX version="3.0"><ENTRY><REF HREF="{url}"/></ENTRY></ASX>'),
+        ("a.ram", "rtsp://127.0.0.1/x\n{url}\n"),
+        ("a.pls", "[playlist]\nFile1={other}\n"),
+        ("a.idx", "# VobSub index file, v7\nid: en, index: 0\ntimestamp: 00:00:00:000, filepos: 000000000\n"),
+        ("frame%03d.png", ""),
+    ],
+)
+def test_containers_that_name_other_files_are_refused(name, text, other, tmp_path, inside):
+    inside.answers["/b.mp4"] = ok(other.read_bytes())
+    path = tmp_path / name
+    path.write_text(text.format(other=other, url=f"{inside.address}/b.mp4"))
+    if not text:
+        path.write_bytes(png())
+        (tmp_path / "frame001.png").write_bytes(png())
+    for value in (path, path.read_bytes()):
+        for load in (load_video, load_audio):
+            with pytest.raises(MediaError, match="cannot be read as|is a picture"):
+                load(value)
+    assert not inside.asked
+
+
+@pytest.mark.parametrize(
+    "text", ["concat:{other}", "subfile,,start,0,end,0,,:{other}", "-", "pipe:", "pipe:0", "file:{other}.no", "fd:0"]
+)
+def test_names_that_ffmpeg_knows_are_names_of_files(text, other):
+    for load in (load_video, load_audio):
+        with pytest.raises(MediaError, match="does not exist"):
+            load(text.format(other=other))
+
+
+def test_no_program_is_run_on_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    for value in (path, Image.open(path)):
+        with pytest.raises(MediaError, match="is PostScript"):
+            load_image(value)
 
 
 def test_a_policy_holds_in_a_block_and_through_calls(tmp_path):

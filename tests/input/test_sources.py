@@ -4,12 +4,12 @@ import base64
 import http.server
 import os
 import threading
+import urllib.parse
 
 import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input import sources
 from ms_omni.media import load_image
 
 
@@ -37,7 +37,7 @@ def server(png):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
@@ -53,7 +53,20 @@ def test_every_spelling(png, server):
         png.as_uri(),
         f"data:image/png;base64,{encoded}",
         f"data:image/png;base64,{encoded.rstrip('=')}",
+        f"DATA:image/png;BASE64,{encoded}",
+        f"data:image/png;charset=utf-8; base64, {encoded}",
+        f"data:;base64,{encoded[:40]}\n{encoded[40:]}\n",
+        f"data:base64,{encoded}",
+        f"data:image/png,{encoded}",
+        f"data:image/png;base64,{urllib.parse.quote(encoded, safe='')}",
+        f"data:image/png;base64,{base64.urlsafe_b64encode(png.read_bytes()).decode()}",
+        "data:image/png," + urllib.parse.quote(png.read_bytes()),
+        encoded,
         f"{server}/a.png",
+        f"{server}/a.png#there",
+        f"{server.replace('//', '//me:pw@')}/a.png",
+        f"file://localhost{png}",
+        f"{png.as_uri()}?size=large",
     ]
     assert [load_image(spelling).size for spelling in spellings] == [(8, 6)] * len(spellings)
     with open(png, "rb") as file:
@@ -106,6 +119,15 @@ def test_downloads_that_fail(server):
         ("data:image/png;base64,@@@@", "base64"),
         ("data:image/png;base64,", "empty"),
         ("http://", "cannot be downloaded"),
+        ("~nosuchuser/x.png", "does not exist"),
+        ("~", "is a folder"),
+        ("a.png/b.png", "does not exist"),
+        ("file:///no/such/file.png", "does not exist"),
+        ("file://", "cannot name a file"),
+        ("file:///a%00b", "cannot name a file"),
+        ("https//example.com/a.png", "does not exist"),
+        ("data:,", "empty"),
+        ("://", "starts with ://"),
     ],
 )
 def test_values_that_name_nothing(value, complaint):
