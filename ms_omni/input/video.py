@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import MediaError
-from ms_omni.input.container import FORMATS
+from ms_omni.input.container import open_container
 from ms_omni.input.image import load_image, to_bytes
 from ms_omni.input.integrity import check_whole, describe
 from ms_omni.input.media import Media, SamplingOptions, SizeOptions
@@ -150,12 +150,6 @@ class _Plan:
     has_audio: bool
 
 
-def _open(source: Source, file: Any) -> Any:
-    import av
-
-    return av.open(file, options={"format_whitelist": FORMATS})  # none that opens other files or hosts
-
-
 def _video_stream(container: Any, source: Source) -> Any:
     """The first real video track (cover art is not one).
 
@@ -175,7 +169,7 @@ def _video_stream(container: Any, source: Source) -> Any:
 
 def _plan(source: Source, sampling: SamplingOptions, total: int | None) -> _Plan:
     """Count the packets of the video track (unless `total` is known) and choose frames."""
-    with source.open() as file, _open(source, file) as container:
+    with open_container(source, "video") as container:
         stream = _video_stream(container, source)
         has_audio = bool(container.streams.audio)
         declared = stream.frames
@@ -210,7 +204,7 @@ def _decode(source: Source, plan: _Plan, sizes: SizeOptions, size_rule: SizeRule
     wanted = set(plan.indices.tolist())
     frames: list[np.ndarray] = []
     decoded, size = 0, None
-    with source.open() as file, _open(source, file) as container:
+    with open_container(source, "video") as container:
         stream = _video_stream(container, source)
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):

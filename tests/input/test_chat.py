@@ -74,8 +74,14 @@ def test_no_template_takes_long_or_much(processor, few_steps, template):
         ("{% for a, b in [(1, 2), (3, 4)] if a > 1 %}{{ a }}{{ b }}{% else %}none{% endfor %}", "34"),
         ("{% for k in absent %}x{% else %}none{% endfor %}{{ absent }}", "none"),
         ("{% for i in [1, 2] %}{% if i == 1 %}{% continue %}{% endif %}{{ loop.previtem }}{% endfor %}", "1"),
-        ("{{ '{{{}}} {a}'.format(1, a=2) }}{{ '**%s** %3d' % ('a', 3) }}{{ 'a,b'.split(',')[-1] * 3 }}", "{1} 2**a**   3bbb"),
-        ("{{ {'a': [1, '<é>']}|tojson }}{{ [{'a': 1}]|map(attribute='a')|join('-') }}{{ 'aba'|replace('a', 'c', 1) }}", None),
+        (
+            "{{ '{{{}}} {a}'.format(1, a=2) }}{{ '**%s** %3d' % ('a', 3) }}{{ 'a,b'.split(',')[-1] * 3 }}",
+            "{1} 2**a**   3bbb",
+        ),
+        (
+            "{{ {'a': [1, '<é>']}|tojson }}{{ [{'a': 1}]|map(attribute='a')|join('-') }}{{ 'aba'|replace('a', 'c', 1) }}",
+            None,
+        ),
         ("{% generation %}{{ 'a'.replace('a', 'b').join(['x', 'y']) }}{% endgeneration %}", "xby"),
         ("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
     ],
