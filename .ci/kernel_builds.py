@@ -1,7 +1,9 @@
 """The builds of the C++ kernels that can be made here: compilers times widths of vectors."""
 
-import importlib.util
+import importlib
 import os
+import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +30,10 @@ class Build(NamedTuple):
 
     def library(self, file: str) -> str:
         """Path of one of its libraries, compiled if need be. Raises `OSError` as `build.py` does."""
-        path = self.tree / "ms_omni" / "modeling" / "ops" / "build.py"
-        spec = importlib.util.spec_from_file_location("build", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        name = f"ops_of_{abs(hash(self.tree))}"
+        package = sys.modules.setdefault(name, types.ModuleType(name))  # not the package itself: that imports MindSpore
+        package.__path__ = [str(self.tree / "ms_omni" / "modeling" / "ops")]
+        module = importlib.import_module(f"{name}.build")
         # Checkouts from before MS_OMNI_MARCH have the width among their flags.
         module.FLAGS = tuple(f"-march={self.width}" if flag.startswith("-march") else flag for flag in module.FLAGS)
         before = dict(os.environ)

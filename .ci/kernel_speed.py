@@ -170,9 +170,10 @@ class Kernels:
         shapes = [(ctypes.c_int64 * x.ndim)(*x.shape) for x in case.arrays]
         pointers = (ctypes.c_void_p * len(shapes))(*(x.ctypes.data for x in case.arrays))
         ranks = (ctypes.c_int * len(shapes))(*(x.ndim for x in case.arrays))
+        types = (ctypes.c_char_p * len(shapes))(*(str(x.dtype).encode() for x in case.arrays))
         addresses = (ctypes.c_void_p * len(shapes))(*map(ctypes.addressof, shapes))
         function = self.find(case)
-        return lambda kept=shapes: function(len(kept), pointers, ranks, addresses, None, None, None)
+        return lambda kept=shapes: function(len(kept), pointers, ranks, addresses, types, None, None)
 
     def find(self, case):
         found = (getattr(self.libraries[file], f"ms_omni_{case.kernel}", None) for file in (case.file, *FILES))

@@ -12,6 +12,7 @@ from mindspore import Parameter, context, nn
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
+from ..errors import InputError
 from . import ops
 
 _dtype = ms.float32
@@ -57,8 +58,11 @@ class Cell(nn.Cell):
             if context._get_mode() == context.GRAPH_MODE:
                 return self._run_construct(*args, **kwargs)
             return super().__call__(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             ops.stop_recording()
+            reason = ops.refusal(error)
+            if reason:
+                raise InputError(reason) from None
             raise
 
 

@@ -1,14 +1,17 @@
-"""Compiling the kernels and keeping them: damaged libraries, compilers, widths of vectors."""
+"""Compiling the kernels and keeping them: whose files are loaded, damaged libraries, compilers, widths of vectors."""
 
 import ctypes
 import os
 import platform
 import shutil
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ms_omni.modeling.ops import build
+from ms_omni.modeling.ops import build, private_cache
 
 COMPILERS = [name for name in ("g++", "clang++") if shutil.which(name)]
 if not COMPILERS:
@@ -28,22 +31,126 @@ def works(path):
     return hasattr(ctypes.CDLL(path), "ms_omni_turn_float32")
 
 
-def test_what_is_damaged_is_compiled_anew():
-    path = Path(build.library("turn"))
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"text", whole[:-1], whole[:500] + b"x" + whole[501:]):
-        path.unlink()  # a library that is loaded must not change under the process
-        path.write_bytes(damaged)
-        assert build.library("turn") == str(path) and path.stat().st_size >= 0.9 * len(whole) and works(path)
+@pytest.fixture
+def written(monkeypatch):
+    """A stand-in for compiling: `library()` keeps a file with the content given, and counts how often it was made."""
+    made = []
+
+    def library(content=b"code" * 99):
+        def make(path):
+            made.append(path)
+            Path(path).write_bytes(content)
+
+        return Path(private_cache.kept("a.so", make)), len(made)
+
+    return library
 
 
-def test_a_folder_in_its_place_is_left_alone(cache):
-    path = Path(build.library("turn"))
+def test_a_compiled_library_works_and_is_found_again():
+    path = build.library("turn")
+    before = os.stat(path).st_mtime_ns
+    assert build.library("turn") == path and os.stat(path).st_mtime_ns == before and works(path)
+
+
+def link(path):
+    shutil.move(path, path.with_suffix(".other"))
+    path.symlink_to(path.with_suffix(".other"))
+
+
+def folder(path):
     path.unlink()
-    path.mkdir()
-    with pytest.raises(OSError):
-        build.library("turn")
-    assert os.listdir(cache) == [path.name]
+    (path / "in").mkdir(parents=True)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "text": lambda path: path.write_text("text"),
+    "changed": lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]),
+    "writable by the group": lambda path: path.chmod(0o770),
+    "writable by all": lambda path: path.chmod(0o707),
+    "a link": link,
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nothing")),
+    "a folder": folder,
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_is_not_as_it_was_written_is_made_anew(written, damage, cache):
+    path, made = written()
+    whole = path.read_bytes()
+    damage(path)
+    assert written() == (path, made + 1) == written()
+    assert path.read_bytes() == whole and stat.S_IMODE(path.lstat().st_mode) == 0o700
+    assert not list(cache.glob("*.part"))
+
+
+def foreign(path):
+    try:
+        os.chown(path, 12345, -1)
+    except PermissionError:
+        pytest.skip("only root can give a file away")
+
+
+def test_a_file_of_another_user_is_made_anew(written):
+    path, made = written()
+    foreign(path)
+    assert written() == (path, made + 1) and path.stat().st_uid == os.geteuid()
+
+
+def test_the_folder_is_the_users_alone_whatever_the_umask(written, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
+    before = os.umask(0)
+    try:
+        path, _ = written()
+    finally:
+        os.umask(before)
+    assert path.parent == tmp_path / "new" / "cache" / "ms_omni"
+    assert {stat.S_IMODE(item.stat().st_mode) for item in (path, *path.parents[:3])} == {0o700}
+
+
+def test_what_lies_in_a_folder_that_others_may_write_to_is_not_loaded(written, cache):
+    path, made = written()
+    cache.chmod(0o777)
+    assert written() == (path, made + 1) and stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def everybodys(cache):
+    cache.parent.chmod(0o777)
+
+
+def linked(cache):
+    (cache.parent / "other").mkdir(mode=0o700)
+    cache.symlink_to(cache.parent / "other")
+
+
+def of_another(cache):
+    cache.mkdir()
+    foreign(cache)
+
+
+@pytest.mark.parametrize("spoil", [everybodys, linked, of_another, lambda cache: cache.write_text("")])
+def test_a_cache_that_cannot_be_trusted_is_left_alone_with_a_word(written, cache, spoil):
+    spoil(cache)
+    private_cache._say.cache_clear()
+    with pytest.warns(UserWarning, match=f"not kept in {cache}.* this process compiles its own"):
+        path, made = written()
+    assert path.parent not in (cache, cache.parent / "other") and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert written() == (path, made)  # kept for this process, said once
+
+
+def test_two_processes_may_compile_at_once(cache):
+    program = "import ctypes; from ms_omni.modeling.ops import build; print(ctypes.CDLL(build.library('turn'))._name)"
+    program = (
+        f"import sys, types, pathlib; m = types.ModuleType('ops'); m.__path__ = [{build.FOLDER!r}]; sys.modules['ops'] = m; "
+        + (program.replace("ms_omni.modeling.ops", "ops"))
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process.communicate()[0] for process in processes}
+    assert len(said) == 1 and [process.returncode for process in processes] == [0, 0]
+    assert os.listdir(cache) == [Path(said.pop().strip()).name]
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from ms_omni.errors import InputError
 from ms_omni.modeling import BUCKET_TOKENS, ops
 from ms_omni.modeling.code_predictor import CodePredictor
 from ms_omni.modeling.layers import Linear
@@ -222,7 +223,7 @@ def test_weights_given_later_are_used(rng, normal):
 def test_a_code_outside_the_vocabulary_is_an_error(rng, normal):
     talker = talker_like(4, rng)
     hidden, code, noise = frame_inputs(talker, 1, rng, normal)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError):
         frames(talker, None, (hidden, code + 90, noise))
 
 

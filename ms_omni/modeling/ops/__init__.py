@@ -35,6 +35,11 @@ def stop_recording():
         _pynative_executor.clear_res()
 
 
+def refusal(error):
+    """Why a kernel refused its arguments, of the error that MindSpore makes of that; None for any other error."""
+    return _impl.refusal(error) if hasattr(_impl, "refusal") else None
+
+
 def _differentiable(operator):
     """An operator that `reference` computes while MindSpore records a pass to take its gradient: kernels may have none.
 

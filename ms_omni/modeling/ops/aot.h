@@ -1,7 +1,9 @@
 // What every file of kernels needs: the calling convention of MindSpore's ops.Custom(..., "aot"), and threads.
 //
 // Every entry gets contiguous arrays: its inputs in the order of the Python call and its outputs behind them. Data is
-// float32, indices int32, and constants (eps, scale, axes) come as small arrays. Small work runs in the calling thread;
+// float32, indices int32, and constants (eps, scale, axes) come as small arrays. All of them are compared with the entry's
+// signature (signature.h) before it runs, values that say where to read or write by the entry itself; what does not fit is
+// refused with a reason, which Python asks for (cpu_kernel.py). Small work runs in the calling thread;
 // large work is split over threads that live for one call: they cost about 20 us, and no waiting pool competes with
 // MindSpore's.
 
@@ -16,13 +18,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
-namespace {
+#include "signature.h"
 
-using i64 = int64_t;
+namespace {
 
 // ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -43,16 +48,65 @@ struct Arguments {
   }
 };
 
-#define KERNEL(name)                                                                                              \
-  int name(const Arguments &a);                                                                                   \
-  }                                                                                                               \
-  extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **, void *, void *) { \
-    return name(Arguments{count, data, ranks, shapes});                                                           \
-  }                                                                                                               \
-  namespace {                                                                                                     \
+constexpr int kRefused = 1;
+
+inline std::string &refusal() {  // why the last call was refused
+  static std::string reason;
+  return reason;
+}
+
+inline std::mutex &refusing() {
+  static std::mutex mutex;
+  return mutex;
+}
+
+inline int refuse(const std::string &reason) {
+  const std::lock_guard<std::mutex> lock(refusing());
+  refusal() = reason;
+  return kRefused;
+}
+
+template <class Body>
+int call(const char *kernel, const char *text, const Shapes &given, const Body &body) {
+  Signature signature(kernel, text, given);
+  if (!signature.agrees()) return refuse(signature.why);
+  try {
+    return body();
+  } catch (const std::bad_alloc &) {
+    return refuse(std::string(kernel) + ": there is not enough memory");
+  }
+}
+
+// The ranks and lengths of the results into `lengths`, and how many numbers that are; -1: refused.
+inline i64 infer(const char *kernel, const char *text, const Shapes &given, i64 *lengths) {
+  Signature signature(kernel, text, given);
+  std::vector<i64> found;
+  if (!signature.infer(found)) return refuse(signature.why), -1;
+  std::copy(found.begin(), found.end(), lengths);
+  return found.size();
+}
+
+#define KERNEL(name, signature)                                                                                          \
+  int name(const Arguments &a);                                                                                          \
+  }                                                                                                                      \
+  extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **types, void *, void *) { \
+    const Arguments a{count, data, ranks, shapes};                                                                       \
+    return call(#name, signature, {count, ranks, shapes, types}, [&] { return name(a); });                               \
+  }                                                                                                                      \
+  extern "C" int64_t ms_omni_##name##_results(int count, const int *ranks, const int64_t *const *shapes, int64_t *to) {  \
+    return infer(#name, signature, {count, ranks, shapes, nullptr}, to);                                                 \
+  }                                                                                                                      \
+  namespace {                                                                                                            \
   int name(const Arguments &a)
 
 }  // namespace
+
+extern "C" const char *ms_omni_refusal() {
+  thread_local std::string reason;
+  const std::lock_guard<std::mutex> lock(refusing());
+  reason = refusal();
+  return reason.c_str();
+}
 
 // ---- processor -----------------------------------------------------------------------------------------------------
 

@@ -128,7 +128,8 @@ void attend(const Heads &h, i64 first, i64 queries) {
   }
 }
 
-KERNEL(attention) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S, T]) -> [B, S, H * D]
+KERNEL(attention,
+       "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> [B, S, H * V] | 0 < H, 0 < K, H / K * K = H") {
   const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3);
   const i64 kv_heads = a.dim(1, 1), total = a.dim(1, 2), dv = a.dim(2, 3), group = heads / kv_heads;
   const float *masks = a.count == 6 ? a.get(4) : nullptr;
@@ -158,6 +159,8 @@ void add_pieces(std::vector<Piece> &pieces, const Heads &heads) {
   }
 }
 
+constexpr char kSegments[] = "packed_attention: the segments do not cover the rows of q";
+
 int run(std::vector<Piece> &pieces) {
   double work = 0;
   for (const Piece &piece : pieces)
@@ -169,7 +172,8 @@ int run(std::vector<Piece> &pieces) {
   return 0;
 }
 
-KERNEL(attention_tiles) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask [B, S, T]) -> [B, S, H * D]
+KERNEL(attention_tiles,
+       "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> [B, S, H * V] | 0 < H, 0 < K, H / K * K = H") {
   const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3), kv_heads = a.dim(1, 1), keys = a.dim(1, 2);
   const i64 dv = a.dim(2, 3), group = heads / kv_heads;
   std::vector<Piece> pieces;
@@ -184,13 +188,13 @@ KERNEL(attention_tiles) {  // q [B, S, H, D], k and v [B, K, T, *], scale, (mask
   return run(pieces);
 }
 
-KERNEL(packed_attention) {  // q, k, v [N, H, D], scale, ends of the segments [n] -> [N, H * D]
+KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] -> [N, H * D]") {  // ends: of the segments
   const i64 heads = a.dim(0, 1), d = a.dim(0, 2), step = heads * d;
   std::vector<Piece> pieces;
   i64 begin = 0;
   for (i64 i = 0; i < a.dim(4, 0); ++i) {
     const i64 end = a.get<int32_t>(4)[i];
-    if (end < begin || end > a.dim(0, 0)) return 1;
+    if (end < begin || end > a.dim(0, 0)) return refuse(kSegments);
     for (i64 head = 0; head < heads; ++head) {
       const i64 at = begin * step + head * d;
       add_pieces(pieces, {a.get(0) + at, a.get(1) + at, a.get(2) + at, nullptr, a.get(5) + at, end - begin, end - begin, 1,
@@ -198,7 +202,7 @@ KERNEL(packed_attention) {  // q, k, v [N, H, D], scale, ends of the segments [n
     }
     begin = end;
   }
-  return begin == a.dim(0, 0) ? run(pieces) : 1;
+  return begin == a.dim(0, 0) ? run(pieces) : refuse(kSegments);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Compiles this folder's C++ files on first use and keeps the libraries in the user's cache directory.
+"""Compiles this folder's C++ files on first use and keeps the libraries in the user's own cache (see `private_cache.py`).
 
 `CXX` names the compiler (default g++; clang++ will do), `MS_OMNI_MARCH` the processor that it compiles for in the
 compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors.
@@ -9,14 +9,14 @@ import hashlib
 import os
 import shlex
 import subprocess
-import tempfile
+
+from . import private_cache
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 PROCESSOR_KEYS = ("model name", "flags", "CPU part", "Features")
 COMPILE_LIMIT_S = 300
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def library(name: str) -> str:
@@ -26,11 +26,8 @@ def library(name: str) -> str:
     version = _run([*compiler, "--version"])
     settings = repr((compiler, version, FLAGS, processor, _processor())).encode()
     key = hashlib.sha256(_text(name) + settings).hexdigest()[:16]
-    folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ms_omni")
-    path = os.path.join(folder, f"{name}-{key}.so")
-    if not _is_whole(path):
-        os.makedirs(folder, exist_ok=True)
-        _compile([*compiler, *FLAGS, f"-march={processor}", source(name)], path)
+    command = [*compiler, *FLAGS, f"-march={processor}", source(name)]
+    path = private_cache.kept(f"{name}-{key}.so", lambda target: _run([*command, "-o", target]))
     missing = ctypes.CDLL(path).ms_omni_missing
     missing.restype = ctypes.c_char_p
     if missing():
@@ -51,31 +48,6 @@ def _text(name):
         with open(path, "rb") as file:
             text += file.read()
     return text
-
-
-def _compile(command, path):
-    # Under a name of its own first: another process must never load half a library.
-    handle, temporary = tempfile.mkstemp(suffix=".so", dir=os.path.dirname(path))
-    os.close(handle)
-    try:
-        _run([*command, "-o", temporary])
-        with open(temporary, "r+b") as file:
-            digest = hashlib.sha256(file.read()).digest()
-            file.write(digest)  # behind what a loader reads
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _is_whole(path):
-    """Whether a library is there as it was compiled: one that was cut off would end this process when it is loaded."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError:
-        return False
-    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
 
 
 def _run(command):

@@ -11,9 +11,10 @@ import functools
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from . import build, cpu_attention, cpu_dense, cpu_fused, cpu_vocoder, reference
+from . import cpu_attention, cpu_dense, cpu_fused, cpu_vocoder, reference
+from .cpu_kernel import kernel, refusal  # noqa: F401
 from .reference import (  # noqa: F401
     add_rows,
     clip,
@@ -29,31 +30,26 @@ from .reference import (  # noqa: F401
     write_rows,
 )
 
-_LIBRARY = build.library("kernels")
 ATTENTION_SCORES = 1 << 13
 """Up to this many scores per head an `attention` takes each query by itself; more are computed in tiles."""
 ATTENTION_QUERIES = 8
 GATHERED_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
 
 
-def _kernel(name, shape=lambda x, *_: x, dtype=lambda x, *_: x):
-    return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, dtype, "aot")
-
-
-_rms_norm = _kernel("rms_norm")
-_layer_norm = _kernel("layer_norm")
-_gelu = _kernel("gelu")
-_gelu_tanh = _kernel("gelu_tanh")
-_silu = _kernel("silu")
-_sigmoid = _kernel("sigmoid")
-_swiglu = _kernel("swiglu", lambda x: [*x[:-1], x[-1] // 2])
-_rotary = _kernel("rotary")
-_route_topk = _kernel("route_topk", lambda x, k: ([x[0], k[0]], [x[0], k[0]]), lambda *_: (ms.float32, ms.int32))
-_scale_channels = _kernel("scale_channels")
-_weighted_sum_rows = _kernel("weighted_sum_rows", lambda x, index, _: [index[0], x[1]])
-_transpose = _kernel("transpose", lambda x, order: [x[place - 1] for place in order])
-_argmax = _kernel("argmax", lambda x: x[:-1], lambda _: ms.int32)
-_draw = _kernel("draw", lambda x, *_: [x[0], 1], lambda *_: ms.int32)
+_rms_norm = kernel("kernels", "rms_norm")
+_layer_norm = kernel("kernels", "layer_norm")
+_gelu = kernel("kernels", "gelu")
+_gelu_tanh = kernel("kernels", "gelu_tanh")
+_silu = kernel("kernels", "silu")
+_sigmoid = kernel("kernels", "sigmoid")
+_swiglu = kernel("kernels", "swiglu")
+_rotary = kernel("kernels", "rotary")
+_route_topk = kernel("kernels", "route_topk", lambda *_: (ms.float32, ms.int32))
+_scale_channels = kernel("kernels", "scale_channels")
+_weighted_sum_rows = kernel("kernels", "weighted_sum_rows")
+_transpose = kernel("kernels", "transpose", shape=lambda x, order: [x[place - 1] for place in order])
+_argmax = kernel("kernels", "argmax", lambda _: ms.int32)
+_draw = kernel("kernels", "draw", lambda *_: ms.int32)
 
 
 @functools.cache

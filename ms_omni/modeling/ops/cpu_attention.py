@@ -3,20 +3,13 @@
 import functools
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from . import build
+from .cpu_kernel import kernel
 
-_LIBRARY = build.library("attention")
-
-
-def _kernel(name, shape):
-    return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, lambda x, *_: x, "aot")
-
-
-queries = _kernel("attention", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
-tiles = _kernel("attention_tiles", lambda q, k, v, *_: [q[0], q[1], q[2] * v[3]])
-_packed = _kernel("packed_attention", lambda q, *_: [q[0], q[1] * q[2]])
+queries = kernel("attention", "attention")
+tiles = kernel("attention", "attention_tiles")
+_packed = kernel("attention", "packed_attention")
 
 
 @functools.lru_cache(maxsize=64)

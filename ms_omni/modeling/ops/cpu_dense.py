@@ -7,29 +7,13 @@ own products reach half of it, and a token costs the same whether its expert has
 import functools
 
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import mint
 
-from . import build
+from .cpu_kernel import kernel
 
-_LIBRARY = build.library("dense")
-
-
-def _kernel(name, shape=lambda x, *_: x):
-    return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, lambda x, *_: x, "aot")
-
-
-def _picture(size, taps, stride, padding):
-    return (size + 2 * padding - taps) // stride + 1
-
-
-def _conv2d_shape(x, weight, bias, settings):
-    stride, padding = settings[0], settings[1] - 1
-    return [x[0], weight[0], *(_picture(x[axis], weight[axis], stride, padding) for axis in (2, 3))]
-
-
-_linear = _kernel("linear", lambda x, weight, *_: [*x[:-1], weight[0]])
-_conv2d = _kernel("conv2d", _conv2d_shape)
-experts = _kernel("experts")
+_linear = kernel("dense", "linear")
+_conv2d = kernel("dense", "conv2d")
+experts = kernel("dense", "experts")
 
 
 @functools.cache

@@ -7,21 +7,14 @@ caller keeps the cells, and so the parameters, alive.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from . import build
+from ...errors import InputError
+from .cpu_kernel import kernel
 from .fused import FrameWeights
 
-_LIBRARY = build.library("fused")
-_decoder_step = ops.Custom(
-    f"{_LIBRARY}:ms_omni_decoder_step", lambda x, cos, sin, head, _: ([x[0], 1, head[0]], x), lambda x, *_: (x, x), "aot"
-)
-_code_frame = ops.Custom(
-    f"{_LIBRARY}:ms_omni_code_frame",
-    lambda x, _, noise, table: ([x[0], noise[1] + 1], x),
-    lambda x, code, *_: (code, x),
-    "aot",
-)
+_decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
+_code_frame = kernel("fused", "code_frame", lambda x, code, *_: (code, x))
 
 
 def _bits(number):
@@ -38,6 +31,9 @@ class PreparedStack:
     def __init__(self, weights):
         self.weights = weights
         first = weights.layers[0]
+        for layer in weights.layers:
+            _check_shapes(_layer_shapes(weights, first, layer), layer._asdict())
+        _check_shapes({"norm": (first.q.shape[1],)}, {"norm": weights.norm})
         self.head = [*_sizes(weights, first), _bits(weights.eps)]
         self.parameters = [weights.norm, *(part for layer in weights.layers for part in layer[:_PARAMETERS])]
         self.settings = [_settings(layer) for layer in weights.layers]
@@ -53,6 +49,26 @@ class PreparedStack:
 
 
 _PARAMETERS = 19  # of a layer, in front of its settings
+
+
+def _layer_shapes(weights, first, layer):
+    """What the parameters of a layer have to be, as the table tells their sizes once for all: {name: shape}."""
+    width, heads, kv_heads, d = _sizes(weights, first)
+    queries, keys = heads * d, kv_heads * d
+    inner, experts, _, expert_inner, _ = _settings(layer)
+    shapes = {"input_norm": (width,), "post_norm": (width,), "q_norm": (d,), "k_norm": (d,)}
+    for name, outputs, inputs in (("q", queries, width), ("k", keys, width), ("v", keys, width), ("o", width, queries)):
+        shapes |= {name: (outputs, inputs), f"{name}_bias": (outputs,)}
+    shapes |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner), "shared_gate": (1, width)}
+    shapes |= {"experts_gate_up": (experts, width, 2 * expert_inner), "experts_down": (experts, expert_inner, width)}
+    return {**shapes, "router": (experts, width)}
+
+
+def _check_shapes(expected, parts):
+    """Raises `InputError` for a parameter of another shape: a table of addresses says none."""
+    for name, shape in expected.items():
+        if parts[name] is not None and tuple(parts[name].shape) != shape:
+            raise InputError(f"a decoder step: {name} is {list(parts[name].shape)}, expected {list(shape)}")
 
 
 def _sizes(weights, layer):
@@ -76,6 +92,12 @@ class PreparedFrame:
     def __init__(self, weights, kept=None):
         self.stack = PreparedStack(weights.stack)
         self.weights = weights
+        width, *_, d = _sizes(weights.stack, weights.stack.layers[0])
+        vocabulary, frame = weights.heads[0].shape[0], len(weights.heads) + 1
+        tables = dict(enumerate((*weights.heads, *weights.embeddings)))
+        _check_shapes(dict.fromkeys(tables, (vocabulary, width)), tables)
+        _check_shapes(dict.fromkeys(("cos", "sin"), (frame, d // 2)), weights._asdict())
+        _check_shapes({"codes": (len(weights.first_embedding), width)}, {"codes": weights.first_embedding})
         self.sources = kept and kept.sources  # addresses that the halves were made from
         self.halves = kept and kept.halves
 
@@ -138,6 +160,12 @@ def prepare(weights, kept=None):
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
+    _, _, kv_heads, d = prepared.head[:4]
+    if (cache.heads, cache.head_dim, cache.num_layers) != ((x.shape[0], kv_heads), d, len(prepared.settings)):
+        raise InputError(
+            f"a decoder step: the cache is of {cache.num_layers} layers, {cache.heads[0]} rows and {cache.heads[1]} heads of "
+            f"{cache.head_dim}; expected {len(prepared.settings)} layers, {x.shape[0]} rows and {kv_heads} heads of {d}"
+        )
     table = [*prepared.table(), cache.length - 1, cache.capacity, cache.seen.ctypes.data]
     table += [_address(part) for part in (*cache.keys, *cache.values)]
     return _decoder_step(x, cos, sin, head, Tensor.from_numpy(np.array(table, np.int64)))

@@ -7,25 +7,14 @@ a vocoder amplifies that. Here equal inputs give equal bits, however long x is a
 import functools
 
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import mint
 
-from . import build
+from .cpu_kernel import kernel
 
-_LIBRARY = build.library("wave")
-
-
-def _kernel(name, shape):
-    return ops.Custom(f"{_LIBRARY}:ms_omni_{name}", shape, lambda x, *_: x, "aot")
-
-
-def _upsampled(x, weight, bias, settings):
-    return [x[0], weight[1], (x[2] - 1) * settings[0] + weight[2] - 2 * (settings[1] - 1)]
-
-
-_conv1d = _kernel("conv1d", lambda x, weight, _, s: [x[0], weight[0], x[2] - (weight[2] - 1) * s[0]])
-_conv_transpose1d = _kernel("conv_transpose1d", _upsampled)
-_residual_unit = _kernel("residual_unit", lambda x, *_: x)
-snake_beta = _kernel("snake_beta", lambda x, *_: x)
+_conv1d = kernel("wave", "conv1d")
+_conv_transpose1d = kernel("wave", "conv_transpose1d")
+_residual_unit = kernel("wave", "residual_unit")
+snake_beta = kernel("wave", "snake_beta")
 
 
 @functools.cache

@@ -6,17 +6,26 @@
 
 namespace {
 
-// Reads the table that cpu_fused.py writes: integers, numbers and addresses, one after the other, 64 bits each.
+// Reads the table that cpu_fused.py writes: integers, numbers and addresses, one after the other, 64 bits each. What is read
+// behind its end is 0.
 struct Table {
-  const i64 *at;
-  i64 integer() { return *at++; }
+  const i64 *at, *end;
+  bool whole = true;
+
+  i64 integer() {
+    whole &= at < end;
+    return at < end ? *at++ : 0;
+  }
   double number() {
+    const i64 bits = integer();
     double value;
-    std::memcpy(&value, at++, sizeof value);
+    std::memcpy(&value, &bits, sizeof value);
     return value;
   }
   template <class T = const float>
-  T *address() { return reinterpret_cast<T *>(*at++); }
+  T *address() { return reinterpret_cast<T *>(integer()); }
+
+  bool read() const { return whole && at == end; }  // all of it, and no more
 };
 
 template <class W>
@@ -58,7 +67,14 @@ class Stack {
 
   explicit Stack(Table &t)
       : width(t.integer()), heads(t.integer()), kv_heads(t.integer()), d(t.integer()), eps_(t.number()), norm_(t.address()) {
-    for (i64 count = t.integer(); count > 0; --count) layers_.emplace_back(t);
+    for (i64 count = t.integer(); count > 0 && t.whole; --count) layers_.emplace_back(t);
+  }
+
+  // Whether the sizes can be those of a stack; what the addresses point to has been compared with them in Python.
+  bool sound() const {
+    bool sound = width > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && d > 0 && d % 2 == 0;
+    for (const auto &l : layers_) sound &= l.experts ? 0 < l.chosen && l.chosen <= l.experts && l.expert_inner > 0 : l.inner > 0;
+    return sound;
   }
 
   i64 layers() const { return layers_.size(); }

@@ -15,7 +15,7 @@ inline i64 row_pieces(i64 rows, i64 panels) {
   return std::max<i64>(1, std::min(wanted, rows / (8 * kRows)));
 }
 
-KERNEL(linear) {  // x [..., K], weight [M, K], (bias [M]) -> [..., M]
+KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M]") {
   const i64 in = a.dim(1, 1), out = a.dim(1, 0), rows = a.size(a.count - 1) / std::max<i64>(out, 1);
   const float *weight = a.get(1), *bias = a.count == 4 ? a.get(2) : nullptr;
   Sources x(rows);
@@ -55,13 +55,16 @@ void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, f
   }
 }
 
-KERNEL(experts) {  // x [N, D], gate_up [E, D, 2I], down [E, I, D], weights and indices [N, k], first [1] or -1 -> [N, D]
+// first: the number of the first expert that is here, or -1: all are.
+KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:i[N, k] first:i[1] -> [N, D]") {
   const i64 n = a.dim(4, 0), k = a.dim(4, 1), d = a.dim(1, 1), inner = a.dim(2, 1), count = a.dim(1, 0), pairs = n * k;
   const int32_t *indices = a.get<int32_t>(4), given = *a.get<int32_t>(5), offset = std::max(given, 0);
   const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
   std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
   for (i64 pair = 0; pair < pairs; ++pair) {
-    if (indices[pair] < 0 || (given < 0 && !here(pair))) return 1;
+    if (indices[pair] < 0 || (given < 0 && !here(pair)))
+      return refuse("experts: indices hold " + std::to_string(indices[pair]) + ", but there are " + std::to_string(count) +
+                    " experts");
     if (here(pair)) ++first[indices[pair] - offset + 1];
   }
   for (i64 e = 0; e < count; ++e) first[e + 1] += first[e];
@@ -135,7 +138,9 @@ struct Picture {
   }
 };
 
-KERNEL(conv2d) {  // x [B, C, H, W], weight [M, C, h, w], bias [M], [stride, padding + 1] -> [B, M, *, *]
+// settings: the lengths stand for the stride s and the padding + 1.
+KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
+               "[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
   const i64 out = a.dim(1, 0), steps = a.size(1, 1), positions = a.size(4, 2);
   const Picture picture{a.dim(0, 1), a.dim(0, 2), a.dim(0, 3), a.dim(1, 2), a.dim(1, 3), a.dim(3, 0), a.dim(3, 1) - 1, a.dim(4, 3)};
   Sources weight(out);

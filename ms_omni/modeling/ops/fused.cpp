@@ -4,14 +4,20 @@
 
 namespace {
 
-KERNEL(decoder_step) {  // x [B, 1, D], cos and sin [B, 1, D/2], output weight [V, D], table -> logits, hidden
-  Table t{a.get<i64>(4)};
+// -> logits, hidden
+KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n] -> [B, 1, V] [B, 1, D]") {
+  Table t{a.get<i64>(4), a.get<i64>(4) + a.dim(4, 0)};
   Stack<float> stack(t);
   const i64 batch = a.dim(0, 0), vocabulary = a.dim(3, 0), start = t.integer(), capacity = t.integer();
   const Place place{batch, 1, start, a.get(1), a.get(2), t.address<const uint8_t>()};
   std::vector<Buffers> buffers(stack.layers());
   for (auto &layer : buffers) layer.keys = t.address<float>();
   for (auto &layer : buffers) layer = {layer.keys, t.address<float>(), capacity};
+  if (!t.read() || !stack.sound()) return refuse("decoder_step: the table does not describe a stack");
+  if (stack.width != a.dim(0, 2) || stack.d != 2 * a.dim(1, 2))
+    return refuse("decoder_step: x and cos are not as wide as the stack, " + std::to_string(stack.width) + " and half of " +
+                  std::to_string(stack.d));
+  if (start < 0 || start >= capacity) return refuse("decoder_step: the cache is full");
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
   std::vector<float> x(a.get(0), a.get(0) + batch * stack.width);
   stack.run(team, x.data(), place, buffers.data());
@@ -48,6 +54,11 @@ int frame(const Arguments &a, Table &t) {
   for (auto &embedding : embeddings) embedding = t.address();
   for (auto &head : heads) head = t.template address<const W>();
 
+  if (!t.read() || !stack.sound() || vocabulary <= 0)
+    return refuse("code_frame: the table does not describe a predictor of " + std::to_string(residuals) + " codes");
+  if (width != a.dim(0, 2))
+    return refuse("code_frame: hidden is " + std::to_string(a.dim(0, 2)) + " wide, expected " + std::to_string(width));
+
   const i64 positions = residuals + 1, kept = batch * stack.kv_heads * positions * stack.d;
   std::vector<float> store(2 * kept * stack.layers()), turns(4 * batch * half);
   std::vector<float> x(2 * batch * width), hidden(batch * width), logits(batch * vocabulary);
@@ -60,7 +71,8 @@ int frame(const Arguments &a, Table &t) {
   float *sum = a.get(5);
   for (i64 row = 0; row < batch; ++row) {  // the first pass reads two tokens: the talker's state and code 0
     const int32_t code = a.get<int32_t>(1)[row];
-    if (code < 0 || code >= first_vocabulary) return 1;
+    if (code < 0 || code >= first_vocabulary)
+      return refuse("code_frame: code is " + std::to_string(code) + ", expected 0 to " + std::to_string(first_vocabulary - 1));
     const float *state = a.get(0) + row * width, *embedding = first_embedding + code * width;
     std::copy(state, state + width, x.data() + 2 * row * width);
     std::copy(embedding, embedding + width, x.data() + (2 * row + 1) * width);
@@ -88,8 +100,9 @@ int frame(const Arguments &a, Table &t) {
   return 0;
 }
 
-KERNEL(code_frame) {  // hidden [B, 1, D], code [B, 1], noise [B, n - 1], table -> codes [B, n], embeddings [B, 1, D]
-  Table t{a.get<i64>(3)};
+// -> codes, the sum of their embeddings
+KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> :i[B, r + 1] [B, 1, D] | 0 < r") {
+  Table t{a.get<i64>(3), a.get<i64>(3) + a.dim(3, 0)};
   return t.integer() ? frame<Half>(a, t) : frame<float>(a, t);
 }
 

@@ -48,7 +48,7 @@ inline std::vector<int32_t> likeliest(const float *scores, i64 n, i64 size) {
 
 // One id drawn from logits `[size]`: see `draw` in __init__.py; noise uniform in [0, 1).
 inline i64 draw_one(const float *logits, i64 size, float noise, float temperature, i64 top_k, float top_p) {
-  const i64 kept = top_k == 0 ? size : std::min(top_k, size);
+  const i64 kept = top_k <= 0 ? size : std::min(top_k, size);
   const auto order = likeliest(logits, size, kept);
   std::vector<float> probs(kept), sums(kept);
   for (i64 i = 0; i < kept; ++i) probs[i] = (logits[order[i]] - logits[order[0]]) / temperature;

@@ -16,7 +16,7 @@ inline auto snake(float alpha, float beta) {  // the exponentials of one channel
   return [=](vec x) { return fma(height, squared_sine(x * turn), x); };
 }
 
-KERNEL(snake_beta) {  // x [B, C, T], alpha and beta [C]
+KERNEL(snake_beta, "x[B, C, T] alpha[C] beta[C] -> [B, C, T] | 0 < C") {
   const i64 channels = a.dim(0, 1), length = a.dim(0, 2);
   for_ranges(a.dim(0, 0) * channels, length * 0.4, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row) {
@@ -73,7 +73,9 @@ void convolve(const float *x, i64 span, i64 channels, const float *w, const floa
   }
 }
 
-KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], [dilation, groups] -> [B, M, *]
+// settings: the lengths stand for the dilation d and the number of groups g.
+KERNEL(conv1d, "x[B, C, T] weight[M, c, W] bias[M] settings:i[d, g] -> [B, M, T - (W - 1) * d] | "
+               "0 < c, 0 < M, 0 < W, 0 < d, 0 < g, c * g = C, M / g * g = M") {
   const i64 dilation = a.dim(3, 0), groups = a.dim(3, 1), outputs = a.dim(1, 0) / groups;
   const i64 channels = a.dim(1, 1), taps = a.dim(1, 2), length = a.dim(0, 2), positions = a.dim(4, 2);
   const i64 units = a.dim(0, 0) * groups, reach = (taps - 1) * dilation;
@@ -100,9 +102,9 @@ KERNEL(conv1d) {  // x [B, C, T], weight [M, C / groups, W], bias [M], [dilation
   return 0;
 }
 
-// x [B, C, T], before [B, C, reach], alpha, beta, weight [C, C, W], bias, alpha, beta, weight [C, C, 1], bias, and the
-// dilation as a length -> x + conv(snake(conv(snake(before and x)))), [B, C, T].
-KERNEL(residual_unit) {
+// x + conv(snake(conv(snake(before and x)))); the length of settings stands for the dilation d.
+KERNEL(residual_unit, "x[B, C, T] before[B, C, R] alpha[C] beta[C] weight[C, C, W] bias[C] last_alpha[C] last_beta[C] "
+                      "last_weight[C, C, 1] last_bias[C] settings:i[d] -> [B, C, T] | 0 < C, 0 < W, 0 < d, (W - 1) * d = R") {
   const i64 channels = a.dim(0, 1), length = a.dim(0, 2), reach = a.dim(1, 2), taps = a.dim(4, 2), dilation = a.dim(10, 0);
   const i64 fair = (length + available_threads() - 1) / available_threads();
   const i64 most = std::min(kNear / channels, fair) / kWide * kWide, block = std::max<i64>(most, kWide);
@@ -138,8 +140,9 @@ KERNEL(residual_unit) {
 
 // Output t * stride + p sums what inputs t, t - 1, ... give through the taps p, p + stride, ...: first the products
 // z[t][m, tap] of every input with every tap, as one matrix product, then their sums. `trim` outputs are left out at both
-// ends. x [B, C, T], weight [C, M, W], bias [M], [stride, trim + 1] -> [B, M, (T - 1) * stride + W - 2 * trim]
-KERNEL(conv_transpose1d) {
+// ends. settings: the lengths stand for the stride s and trim + 1.
+KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] -> [B, M, (T - 1) * s + W - 2 * (t - 1)] | "
+                         "0 < T, 0 < M, 0 < W, 0 < s, 0 < t") {
   const i64 channels = a.dim(0, 1), length = a.dim(0, 2), outputs = a.dim(1, 1), width = a.dim(1, 2), limit = a.dim(4, 2);
   const i64 stride = a.dim(3, 0), trim = a.dim(3, 1) - 1, older = (width - 1) / stride, times = length + older;
   constexpr i64 block = 16 * kRows;

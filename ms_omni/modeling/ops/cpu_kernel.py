@@ -1,0 +1,57 @@
+"""A C++ kernel as an operator of MindSpore: its results by its own signature (`signature.h`), its refusals in words."""
+
+import ctypes
+import functools
+import re
+
+from mindspore import ops
+
+from ...errors import InputError
+from . import build
+
+_ROOM = 64  # numbers that describe the shapes of a kernel's results, more than there are
+_RETURNED = re.compile(r"AOT kernel\((.+?)\)'s function\(ms_omni_\w+\) is 1\.")
+
+
+def kernel(file, name, dtype=lambda x, *_: x, shape=None):
+    """The kernel `name` of `<file>.cpp`; dtype: of the results, from those of the inputs; shape: as well, where the
+    signature does not say. Calling it with arrays that do not fit one another raises `InputError`.
+    """
+    path = _library(file)
+    return ops.Custom(f"{path}:ms_omni_{name}", shape or _results(ctypes.CDLL(path), name), dtype, "aot")
+
+
+@functools.cache
+def _library(file):
+    return build.library(file)
+
+
+def _results(library, name):
+    function = getattr(library, f"ms_omni_{name}_results")
+    function.restype = ctypes.c_int64
+
+    @functools.lru_cache(maxsize=1024)
+    def of(inputs):
+        shapes = [(ctypes.c_int64 * len(shape))(*shape) for shape in inputs]
+        ranks = (ctypes.c_int * len(shapes))(*map(len, shapes))
+        found = (ctypes.c_int64 * _ROOM)()
+        size = function(len(shapes), ranks, (ctypes.c_void_p * len(shapes))(*map(ctypes.addressof, shapes)), found)
+        if size < 0:
+            raise InputError(_reason(library))
+        numbers, results = iter(found[:size]), []
+        for rank in numbers:
+            results.append([next(numbers) for _ in range(rank)])
+        return results[0] if len(results) == 1 else tuple(results)
+
+    return lambda *inputs: of(tuple(map(tuple, inputs)))
+
+
+def refusal(error):
+    """Why a kernel refused its arguments while it ran, of the error that MindSpore makes of that; None for another error."""
+    hit = _RETURNED.search(str(error))
+    return hit and _reason(ctypes.CDLL(hit[1]))
+
+
+def _reason(library):
+    library.ms_omni_refusal.restype = ctypes.c_char_p
+    return library.ms_omni_refusal().decode()

@@ -1,0 +1,128 @@
+"""Files that this process may load and run: in a folder of the user's that nobody else can write to, checked before each use.
+
+The folder, `ms_omni` in `XDG_CACHE_HOME` (default ~/.cache), is made with mode 0700 whatever the umask. It and every file in it
+must belong to the user, be no link, and be writable by nobody else; a file must end in the digest of what is before it.
+What is not so is made anew. Of the folders above we ask, as pip does, for less than ssh: they may belong to somebody else or be
+open to a group, because what is put in the place of our folder is then not the user's; one that everybody may write to is
+trusted only with the sticky bit, as /tmp. Where the cache cannot be used, a folder lives as long as the process.
+"""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def kept(name: str, make: Callable[[str], object]) -> str:
+    """Path of the file `name` of the cache, after `make(path)` has written it if it is not there as it was written.
+
+    Raises what `make` raises.
+    """
+    folder = _folder() or _temporary()
+    path = os.path.join(folder, name)
+    if not _is_sound(path):
+        _write(path, make)
+    return path
+
+
+def _folder():
+    """The cache, made if need be; None, after a warning, where it cannot be trusted or written to."""
+    folder = os.path.abspath(os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ms_omni"))
+    try:
+        _make(folder)
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError("it is a link, a file, or another user's")
+        if not _are_safe(os.path.dirname(folder)):
+            raise PermissionError("everybody may write to a folder above it")
+        if _is_shared(status):  # what lies there may be anybody's
+            os.chmod(folder, 0o700)
+            for entry in os.scandir(folder):
+                _remove(entry.path)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("it cannot be written to")
+    except OSError as error:
+        _say(f"compiled kernels are not kept in {folder}: {error.strerror or error}")
+        return None
+    return folder
+
+
+@functools.cache
+def _say(text):
+    warnings.warn(f"{text}; this process compiles its own", stacklevel=2)
+
+
+@functools.cache
+def _temporary():
+    folder = tempfile.mkdtemp(prefix="ms_omni-")  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _make(folder):
+    if not os.path.lexists(folder):
+        _make(os.path.dirname(folder))
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            os.mkdir(folder, 0o700)
+
+
+def _are_safe(folder):
+    """Whether nobody can exchange what lies in a folder, or in those above it, by virtue of everybody's right to write."""
+    while True:
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return False
+        if folder == os.path.dirname(folder):
+            return True
+        folder = os.path.dirname(folder)
+
+
+def _is_shared(status):
+    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _is_sound(path):
+    """Whether a file is the user's own and as it was written: one that was cut off would end this process when loaded."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or _is_shared(status):
+                return False
+            content = file.read()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
+
+
+def _write(path, make):
+    # Under a name of its own first: another process must never load half a file.
+    handle, temporary = tempfile.mkstemp(suffix=".part", dir=os.path.dirname(path))
+    os.close(handle)
+    try:
+        make(temporary)
+        with open(temporary, "r+b") as file:
+            file.write(hashlib.sha256(file.read()).digest())  # behind what a loader reads
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            _remove(path)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _remove(path):
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)

@@ -1,0 +1,186 @@
+"""Every entry of the C++ files on arrays that do not fit one another: an error with a reason, and no memory is touched."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from ms_omni.errors import InputError
+from ms_omni.modeling.layers import Cell
+from ms_omni.modeling.ops import build
+
+try:
+    from ms_omni.modeling.ops import cpu
+except OSError as error:
+    pytest.skip(f"no kernels here: {error}", allow_module_level=True)
+
+FILES = ("kernels", "dense", "attention", "wave", "fused")
+INT, LONG = np.int32, np.int64
+# Shapes that fit: of the inputs, and of the results. A dtype behind a shape: other than float32.
+ROWS = [(2, 3, 8)]
+ATTENTION = [(2, 3, 4, 8), (2, 2, 5, 8), (2, 2, 5, 6), (1,), (2, 3, 5)], [(2, 3, 24)]
+ENTRIES = {
+    **dict.fromkeys(("silu", "sigmoid", "gelu", "gelu_tanh"), (ROWS, ROWS)),
+    "rms_norm": ([*ROWS, (8,), (1,)], ROWS),
+    "layer_norm": ([*ROWS, (8,), (8,), (1,)], ROWS),
+    "swiglu": ([(2, 3, 16)], ROWS),
+    "rotary": ([(2, 3, 4, 8), (2, 3, 4), (2, 3, 4)], [(2, 3, 4, 8)]),
+    "route_topk": ([(3, 8), ((2,), INT)], [(3, 2), ((3, 2), INT)]),
+    "scale_channels": ([*ROWS, (8,)], ROWS),
+    "weighted_sum_rows": ([(5, 8), ((3, 2), INT), (3, 2)], [(3, 8)]),
+    "transpose": ([(2, 3, 4), ((3, 1, 2), INT)], [(4, 2, 3)]),
+    "argmax": ([(2, 3, 8)], [((2, 3), INT)]),
+    "draw": ([(2, 8), (2, 1), (3,)], [((2, 1), INT)]),
+    "linear": ([*ROWS, (5, 8), (5,)], [(2, 3, 5)]),
+    "experts": ([(3, 8), (4, 8, 10), (4, 5, 8), (3, 2), ((3, 2), INT), ((1,), INT)], [(3, 8)]),
+    "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((2, 2), INT)], [(2, 5, 5, 4)]),
+    "attention": ATTENTION,
+    "attention_tiles": ATTENTION,
+    "packed_attention": ([(7, 2, 8), (7, 2, 8), (7, 2, 8), (1,), ((1,), INT)], [(7, 16)]),
+    "conv1d": ([(2, 6, 20), (4, 3, 3), (4,), ((2, 2), INT)], [(2, 4, 16)]),
+    "conv_transpose1d": ([(2, 6, 5), (6, 4, 8), (4,), ((4, 2), INT)], [(2, 4, 22)]),
+    "snake_beta": ([(2, 4, 9), (4,), (4,)], [(2, 4, 9)]),
+    "residual_unit": (
+        [(2, 4, 9), (2, 4, 6), (4,), (4,), (4, 4, 3), (4,), (4,), (4,), (4, 4, 1), (4,), ((3,), INT)],
+        [(2, 4, 9)],
+    ),
+    "decoder_step": ([(2, 1, 8), (2, 1, 2), (2, 1, 2), (9, 8), ((40,), LONG)], [(2, 1, 9), (2, 1, 8)]),
+    "code_frame": ([(2, 1, 8), ((2, 1), INT), (2, 3), ((40,), LONG)], [((2, 4), INT), (2, 1, 8)]),
+}
+# (entry, input, axis) whose length nothing else tells, or not to one.
+FREE = {
+    *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0)),
+    *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1), ("conv2d", 0, 2), ("conv2d", 0, 3)),
+}
+LIBRARIES = [ctypes.CDLL(build.library(file)) for file in FILES]
+
+
+def fitting(name):
+    """Arrays of zeros, but where those mean nothing."""
+    arrays = [
+        np.zeros(*(spec if isinstance(spec[0], tuple) else (spec, np.float32))) for part in ENTRIES[name] for spec in part
+    ]
+    for place, value in {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)]}.get(name, ()):
+        arrays[place][:] = value
+    return arrays
+
+
+def call(name, arrays):
+    """(what the entry returns, the reason of the last refusal in its file)"""
+    shapes = [(ctypes.c_int64 * x.ndim)(*x.shape) for x in arrays]
+    count = len(arrays)
+    library = next(library for library in LIBRARIES if hasattr(library, f"ms_omni_{name}"))
+    library.ms_omni_refusal.restype = ctypes.c_char_p
+    returned = getattr(library, f"ms_omni_{name}")(
+        count,
+        (ctypes.c_void_p * count)(*(x.ctypes.data for x in arrays)),
+        (ctypes.c_int * count)(*(x.ndim for x in arrays)),
+        (ctypes.c_void_p * count)(*map(ctypes.addressof, shapes)),
+        (ctypes.c_char_p * count)(*(str(x.dtype).encode() for x in arrays)),
+        None,
+        None,
+    )
+    return returned, library.ms_omni_refusal().decode()
+
+
+def test_all_entries_are_here():
+    sources = "".join((Path(build.FOLDER) / f"{file}.cpp").read_text() for file in FILES)
+    assert set(re.findall(r"^KERNEL\((\w+),", sources, re.M)) == ENTRIES.keys()
+
+
+def other_shapes(shape):
+    for axis, length in enumerate(shape):
+        for wrong in {length + 1, length - 1, 0, 2 * length} - {length}:
+            yield axis, (*shape[:axis], wrong, *shape[axis + 1 :])
+    yield None, (*shape, 1)
+    yield None, (1, *shape)
+    yield None, shape[1:]
+    yield None, ()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_does_not_fit_is_refused(name):
+    whole = fitting(name)
+    if name not in ("decoder_step", "code_frame"):
+        assert call(name, whole)[0] == 0
+    for place, array in enumerate(whole):
+        wrong = [
+            np.zeros(array.shape, kind) for kind in (np.float16, np.float64, INT, LONG, np.float32) if kind != array.dtype
+        ]
+        wrong += [
+            np.zeros(shape, array.dtype) for axis, shape in other_shapes(array.shape) if (name, place, axis) not in FREE
+        ]
+        for other in wrong:
+            returned, reason = call(name, [*whole[:place], other, *whole[place + 1 :]])
+            assert returned == 1, (place, other.dtype, other.shape)
+            assert reason.startswith(f"{name}: "), reason
+    assert call(name, whole[:-1])[0] == call(name, [*whole, whole[0]])[0] == 1  # one too few, one too many
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (inputs, _) in ENTRIES.items() if inputs[0] is ROWS[0]] + ["experts", "rotary"]
+)
+def test_no_rows_are_fine(name):
+    assert call(name, [x[:0] if x.shape[0] == len(fitting(name)[0]) and x.ndim > 1 else x for x in fitting(name)])[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "reason"),
+    [
+        ("experts", 4, 4, "indices hold 4, but there are 4 experts"),
+        ("experts", 4, -1, "indices hold -1, but there are 4 experts"),
+        ("weighted_sum_rows", 1, 5, "index holds 5, expected 0 to 4"),
+        ("weighted_sum_rows", 1, -1, "index holds -1, expected 0 to 4"),
+        ("packed_attention", 4, 8, "the segments do not cover the rows of q"),
+        ("packed_attention", 4, 6, "the segments do not cover the rows of q"),
+        ("decoder_step", 4, 0, "the table does not describe a stack"),
+        ("decoder_step", 4, 1 << 40, "the table does not describe a stack"),
+        ("code_frame", 3, 0, "the table does not describe a predictor of 3 codes"),
+    ],
+)
+def test_values_that_lead_outside_are_refused(name, place, value, reason):
+    arrays = fitting(name)
+    arrays[place][...] = value
+    assert call(name, arrays) == (1, f"{name}: {reason}")
+
+
+def test_what_means_nothing_is_no_crash():
+    arrays = fitting("draw")
+    for settings in ([np.nan, 3, np.nan], [0, -5, 0], [1, np.inf, 1], [1, np.nan, 1]):
+        arrays[0][:], arrays[2][:] = np.nan, settings
+        assert call("draw", arrays)[0] == 0 and 0 <= arrays[3].min() <= arrays[3].max() < 8
+    logits = np.full((3, 8), np.nan, np.float32)
+    indices = cpu.route_topk(Tensor(logits), 2, True)[1].asnumpy()
+    assert 0 <= indices.min() <= indices.max() < 8
+
+
+def zeros(*shape):
+    return Tensor(np.zeros(shape, np.float32))
+
+
+class Sum(Cell):
+    def construct(self, index):
+        return cpu.weighted_sum_rows(zeros(5, 8), index, zeros(3, 2))
+
+
+@ms.jit
+def in_a_graph(x, weight):
+    return cpu.linear(x, weight)
+
+
+def test_an_operator_says_what_does_not_fit():
+    with pytest.raises(
+        InputError, match=r"^linear: weight is \[5, 8\], expected .*\[M, K\], where M is 5, K is 1; got \[4096, 1\]"
+    ):
+        cpu.linear(zeros(4096, 1), zeros(5, 8))
+    with pytest.raises(InputError, match=r"^linear: weight is \[5, 8\], expected"):
+        in_a_graph(zeros(4096, 1), zeros(5, 8))
+
+
+def test_a_cell_says_which_values_are_refused():
+    with pytest.raises(InputError, match=r"^weighted_sum_rows: index holds 7, expected 0 to 4$"):
+        Sum()(Tensor(np.full((3, 2), 7, np.int32)))
