@@ -99,6 +99,7 @@ IDLE = {
 }
 # What is done in any case.
 _ALWAYS = (
+    "use_cache",  # what a call keeps changes no answer
     "low_cpu_mem_usage",
     "weights_only",
     "resume_download",
@@ -110,7 +111,11 @@ _ALWAYS = (
 )
 _ROUNDED = "the weights would be quantised, and this package computes with them as they are; leave it out"
 _OTHER_FILE = "only safetensors are read; convert the file first"
+_OF_A_CALL = "it is asked of each call: pass it to model(...) or model.generate(...)"
 REFUSED = {
+    "output_attentions": "attention is one kernel here that keeps no maps",
+    "output_hidden_states": _OF_A_CALL,
+    "output_router_logits": _OF_A_CALL,
     "quantization_config": _ROUNDED,
     "load_in_8bit": _ROUNDED,
     "load_in_4bit": _ROUNDED,

@@ -11,12 +11,13 @@ from .config import read_config_json
 from .errors import CheckpointError, ConfigError, InputError, OmniError
 from .hub import resolve
 from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
+from .notices import caller_level, warn_once
 from .runtime import require_mindspore, setup
 
 require_mindspore()
 
 from .checkpoint import CheckpointReader, load_rank_file  # noqa: E402  (needs MindSpore)
-from .checkpoint.fits import check_counts  # noqa: E402
+from .checkpoint.fits import check_counts, layers_beyond  # noqa: E402
 from .checkpoint.load import fill_cell  # noqa: E402
 from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
@@ -74,7 +75,8 @@ class LoadingMixin:
             dtype, torch_dtype, mindspore_dtype: dtype to compute in; default and "auto": the device's own (float32 on CPU,
                 bfloat16 on Ascend).
             attn_implementation, use_flash_attention_2: all choices mean the same numbers; the device's kernels are used.
-            config: a configuration, a dict or a folder, instead of the checkpoint's; it has to fit the weights.
+            config: a configuration, a dict or a folder, instead of the checkpoint's; it has to fit the weights, but may have
+                fewer layers (said in a warning).
             enable_audio_output: False leaves talker and code2wav out.
             generation_config: end and padding ids instead of generation_config.json's.
             state_dict: arrays by name, instead of the folder's weights.
@@ -194,9 +196,15 @@ class LoadingMixin:
         else:
             reader = CheckpointReader(folder, request.variant, request.key_mapping)
         root = file_root(reader.entries)
-        check_counts(config, {root + name: entry.shape for name, entry in reader.entries.items()}, prefix, reader.folder)
+        stored = {root + name: entry.shape for name, entry in reader.entries.items()}
+        check_counts(config, stored, prefix, reader.folder)
+        asked = request.config is not None or request.changes  # what the folder's own configuration leaves out is damage
+        spare = layers_beyond(config, stored, prefix) if asked else ()
+        if spare:
+            said = f"{len(spare)} stored tensors of layers beyond those that the configuration asks for are left out"
+            warn_once(f"from_pretrained: {said}", stacklevel=caller_level())
         try:
-            return reader, *plan_loading(component_shapes(config, prefix), reader, prefix)
+            return reader, *plan_loading(component_shapes(config, prefix), reader, prefix, spare)
         except CheckpointError as error:
             if not request.ignore_mismatched_sizes:
                 raise

@@ -1,5 +1,7 @@
 """What scripts for transformers and PyTorch call on a model: its mode, dtype, parameters and embeddings."""
 
+import math
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -8,11 +10,21 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from .arrays import as_dtype, is_device
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
 from .modeling.layers import is_lazy, lazy_parameters
 from .runtime import setup
+
+
+def _check_memory(cell):
+    """Raises `ConfigError` for a model of more bytes than this machine has: filling it would end in a hang or a kill."""
+    needed = sum(math.prod(parameter.shape) * parameter.itemsize for parameter in cell.get_parameters())
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > here:
+        raise ConfigError(
+            f"{type(cell).__name__}: a model of these sizes takes {needed / 1e9:.1f} GB, and this machine has {here / 1e9:.1f} GB"
+        )
 
 
 class ModelObject:
@@ -34,6 +46,7 @@ class ModelObject:
         ops.settle(ms.float32)
         with lazy_parameters(ms.float32):
             super().__init__(*config)
+        _check_memory(self)
         initialise(self)
 
     @classmethod

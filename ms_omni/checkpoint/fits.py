@@ -1,7 +1,7 @@
 """Whether a configuration can describe stored weights: counted before anything is built or listed, whatever it says."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from ms_omni.errors import CheckpointError
@@ -19,6 +19,7 @@ COUNTS = (
     ("code2wav_config.upsampling_ratios", r"code2wav\.upsample\.(\d+)\.", 0),
     ("code2wav_config.upsample_rates", r"code2wav\.decoder\.(\d+)\.", 3),  # convolution; blocks; activation, convolution
 )
+LAYERS = ("num_hidden_layers", "encoder_layers", "depth")
 ROUTERS = (
     ("thinker_config.text_config", r"thinker\.model\.layers\.\d+\.mlp\.gate\.weight"),
     ("talker_config.text_config", r"talker\.model\.layers\.\d+\.mlp\.gate\.weight"),
@@ -55,6 +56,16 @@ def check_counts(config, stored: Mapping[str, tuple[int, ...]], prefix: str, fol
         raise CheckpointError(
             f"{folder} does not fit the model that its configuration describes:\n  " + "\n  ".join(problems)
         )
+
+
+def layers_beyond(config, stored: Iterable[str], prefix: str) -> set[str]:
+    """The full names among `stored` that belong to layers behind the last one that `config` counts; arguments as above."""
+    beyond = set()
+    for path, pattern, _ in COUNTS:
+        number = _value(config, path, prefix) if path.endswith(LAYERS) else None
+        if number is not None:
+            beyond |= {name for name in stored if (hit := re.match(pattern, name)) and int(hit[1]) >= number}
+    return beyond
 
 
 def _value(config, path, prefix):

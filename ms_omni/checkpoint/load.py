@@ -18,6 +18,7 @@ from .plan import Fill, plan_loading
 from .reader import CheckpointReader
 from .runs import read_run
 
+SAMPLED = 1 << 16  # elements of a parameter
 READERS = 8  # threads that read at a time, at most: more than that no memory feeds
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
 
@@ -66,6 +67,15 @@ def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.
         copy_into(slot(source, buffer), reader.array(stored))
         reader.release(stored)
     return buffer
+
+
+def check_finite(array: np.ndarray, name: str) -> None:
+    """Raises CheckpointError where a sample of an array holds NaN or infinities: all of a small one, of a large one what costs
+    nothing beside reading it. What it misses, the first logits show.
+    """
+    flat = array.reshape(-1)
+    if not np.isfinite(flat[:: -(-flat.size // SAMPLED) or 1]).all():
+        raise CheckpointError(f"{name} holds NaN or infinite numbers: the checkpoint is damaged; fetch it again.")
 
 
 def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
@@ -152,7 +162,9 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices):
 
     def read(fill):
         part = None if slices is None else slices[prefix + fill.parameter]
-        return read_slice(reader, fill, numpy_dtype(parameters[fill.parameter].dtype if dtype is None else dtype), part)
+        array = read_slice(reader, fill, numpy_dtype(parameters[fill.parameter].dtype if dtype is None else dtype), part)
+        check_finite(array, f"{reader.folder}: {prefix}{fill.parameter}")
+        return array
 
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), READERS)) as pool:
         try:

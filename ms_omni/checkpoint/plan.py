@@ -1,6 +1,7 @@
 """Matching a checkpoint's tensors with a cell's parameters, by name and shape, before anything is read."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from ms_omni.errors import CheckpointError
@@ -68,7 +69,7 @@ def file_root(names) -> str:
 
 
 def plan_loading(
-    shapes: dict[str, tuple[int, ...]], reader: CheckpointReader, prefix: str = ""
+    shapes: dict[str, tuple[int, ...]], reader: CheckpointReader, prefix: str = "", spare: Container[str] = ()
 ) -> tuple[list[Fill], list[str]]:
     """Which stored tensors fill which parameter.
 
@@ -76,9 +77,10 @@ def plan_loading(
         shapes: {parameter name in the cell: shape}.
         reader: the opened checkpoint, in published or in our names.
         prefix: what stands before the cell's names in a full checkpoint, such as "thinker.".
+        spare: full names that may be left aside.
 
     Returns:
-        One Fill per parameter, and the stored names that are not used: other components and saved constants.
+        One Fill per parameter, and the stored names that are not used: other components, saved constants and spare ones.
 
     Raises:
         CheckpointError: with every missing, extra and misshapen tensor.
@@ -90,7 +92,7 @@ def plan_loading(
     }
     wanted = {source.name for parts in expected.values() for source in parts}
     problems = Problems()
-    unused = _sort_out_rest(stored, wanted, expected, reader, problems)
+    unused = _sort_out_rest(stored, wanted, expected, reader, problems, spare)
     fills = []
     for name, shape in shapes.items():
         parts = []
@@ -120,7 +122,7 @@ def _fit(source: Source, entry, problems: Problems) -> Source:
     return Source(source.name, entry.shape, source.transform, source.expert)
 
 
-def _sort_out_rest(stored, wanted, expected, reader, problems) -> list[str]:
+def _sort_out_rest(stored, wanted, expected, reader, problems, spare) -> list[str]:
     """Stored names that no parameter wants: those that may be left aside are returned, the others are problems."""
     components, unused = {name.split(".", 1)[0] for name in expected}, []
     for full, name in stored.items():
@@ -128,7 +130,7 @@ def _sort_out_rest(stored, wanted, expected, reader, problems) -> list[str]:
             continue
         spot = place(full)
         elsewhere = full.split(".", 1)[0] in COMPONENTS and full.split(".", 1)[0] not in components
-        if elsewhere or (spot is not None and spot.transform == IGNORE):
+        if elsewhere or full in spare or (spot is not None and spot.transform == IGNORE):
             unused.append(name)
         elif full == HEAD and EMBEDDING in expected and EMBEDDING in stored:
             unused.append(name)

@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import ops
 from .forward import check_arguments
 from .layers import ACTIVATIONS, Cell, LayerNorm, Linear, identity, parameter
-from .packing import host_array, segments_of, whole_numbers
+from .packing import finite, host_array, segments_of, whole_numbers
 
 NORM_EPS = 1e-5
 
@@ -157,8 +157,10 @@ class AudioEncoder(Cell):
 
         Returns chunks `[C, 1, mel, frames]` float32, the rows of the chunk grid that hold tokens int32 `[N]`, and the
         attention segments. As in the reference, a chunk is padded with zeros to the longest chunk of the call.
-        Raises `InputError` for empty clips and lengths that do not add up.
+        Raises `InputError` for another number of mel bins, numbers that are not finite, empty clips and lengths that do not
+        add up.
         """
+        features = finite(features, "input_features", (self.config.num_mel_bins, "frames"))
         if lengths.sum() != features.shape[1] or (lengths < 1).any():
             raise InputError(
                 f"got {features.shape[1]} mel frames for clips of {lengths.tolist()} frames; every clip needs "

@@ -14,10 +14,10 @@ from ..errors import InputError
 from ..outputs import CodePredictorOutput
 from .cache import MASKED
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .forward import answer, read_stack
+from .forward import answer, given_embeddings, read_stack
 from .layers import Cell, Embedding, Linear
 from .losses import language_model_loss
-from .packing import as_tensor, check_ids, host_array
+from .packing import check_ids, host_array
 from .rope import rope_tables
 
 
@@ -95,19 +95,24 @@ class CodePredictor(Cell):
         after that the last residual code as input_ids `[B, 1]`, with past_key_values and generation_steps. labels int
         `[B, S]` add `loss`. Raises `InputError`.
         """
-        if inputs_embeds is not None and inputs_embeds.shape[1] > 1:
-            generation_steps = inputs_embeds.shape[1] - 2
-        elif input_ids is None or generation_steps is None:
+        first = 0
+        if inputs_embeds is not None:
+            inputs_embeds = given_embeddings(self.model, inputs_embeds)
+            if inputs_embeds.shape[1] > 1:
+                generation_steps = inputs_embeds.shape[1] - 2
+        elif input_ids is not None:
+            first = 1
+        if generation_steps is None or (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass inputs_embeds [B, 2 or more, D], or input_ids [B, 1] with generation_steps")
-        else:
+        if not isinstance(generation_steps, (int, np.integer)) or not first <= generation_steps < len(self.lm_head):
+            raise InputError(f"generation_steps is {generation_steps}, expected {first} to {len(self.lm_head) - 1}")
+        if inputs_embeds is None:
             ids = host_array(input_ids)
             check_ids(ids, self.config.vocab_size)
             inputs_embeds = self.model.codec_embedding[generation_steps - 1](Tensor(ids.astype(np.int32)))
-        if not 0 <= generation_steps < len(self.lm_head):
-            raise InputError(f"generation_steps is {generation_steps}, expected 0 to {len(self.lm_head) - 1}")
         states = read_stack(
             self.model,
-            as_tensor(inputs_embeds),
+            inputs_embeds,
             attention_mask,
             position_ids,
             past_key_values,
@@ -119,7 +124,7 @@ class CodePredictor(Cell):
             cache_position,
         )
         logits = self.lm_head[generation_steps](states.last_hidden_state)
-        loss = None if labels is None else language_model_loss(logits, host_array(labels))
+        loss = None if labels is None else language_model_loss(logits, labels)
         output = CodePredictorOutput(loss, logits, states.past_key_values, states.hidden_states, None, generation_steps + 1)
         return answer(output, return_dict)
 

@@ -6,10 +6,10 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from .attention import Attention
 from .cache import KVCache
-from .forward import answer, read_stack, visual_deepstack
+from .forward import answer, given_embeddings, read_stack, visual_deepstack
 from .layers import Cell, Embedding, GatedMLP, RMSNorm, identity
 from .moe import SparseMoeBlock
-from .packing import as_tensor, check_ids, host_array
+from .packing import check_ids, host_array
 from .rope import inverse_frequencies, mrope_tables, rope_tables
 
 
@@ -95,18 +95,17 @@ class Decoder(Cell):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(host_array(input_ids))
+        x = self.embed(host_array(input_ids)) if inputs_embeds is None else given_embeddings(self, inputs_embeds)
         output = read_stack(
             self,
-            as_tensor(inputs_embeds),
+            x,
             attention_mask,
             position_ids,
             past_key_values,
             use_cache,
             output_hidden_states,
             output_router_logits,
-            visual_deepstack(visual_pos_masks, deepstack_visual_embeds, inputs_embeds.shape[1]),
+            visual_deepstack(visual_pos_masks, deepstack_visual_embeds, x.shape[:2], x.shape[2]),
             output_attentions,
             cache_position,
         )

@@ -6,7 +6,8 @@ from mindspore import Tensor
 from ..errors import InputError
 from ..outputs import DecoderOutput
 from . import ops
-from .packing import host_array, valid_tokens
+from .cache import KVCache
+from .packing import check_shape, finite, host_array, numbers, valid_tokens
 from .prefill import Deepstack, read_tokens
 
 
@@ -22,6 +23,39 @@ def check_arguments(output_attentions=None, cache_position=None, start=0, tokens
             )
 
 
+def given_tensor(x, name, axes):
+    """What a caller passed as a tensor: itself where it is one, which may carry a gradient. While a pass is recorded for
+    one only its shape is looked at. Raises `InputError` for another shape than axes (see `check_shape`), NaN or infinities.
+    """
+    if not isinstance(x, Tensor):
+        return Tensor(finite(x, name, axes))
+    check_shape(x, name, axes)
+    if not ops.recording():
+        finite(x, name)
+    return x
+
+
+def given_embeddings(decoder, x):
+    """inputs_embeds `[B, S, D]` of a decoder as a tensor, or `InputError`."""
+    return given_tensor(x, "inputs_embeds", ("batch", "tokens", decoder.config.hidden_size))
+
+
+def check_cache(decoder, cache):
+    """Raises `InputError` for a cache that is none, or one of another decoder."""
+    if cache is None:
+        return
+    if not isinstance(cache, KVCache):
+        raise InputError(
+            f"past_key_values is a {type(cache).__name__}, expected what an earlier pass of this model returned"
+        )
+    layers, heads, d = len(decoder.layers), decoder.layers[0].self_attn.num_kv_heads, decoder.config.head_dim
+    if (cache.num_layers, cache.heads[1], cache.head_dim) != (layers, heads, d):
+        raise InputError(
+            f"past_key_values holds {cache.num_layers} layers with {cache.heads[1]} heads of {cache.head_dim}, expected "
+            f"{layers} with {heads} of {d}: what an earlier pass of this model returned"
+        )
+
+
 def wants_cache(use_cache, past_key_values):
     """Whether a pass keeps keys and values: not while it is recorded for a gradient, which does not flow through a cache."""
     if not ops.recording():
@@ -33,6 +67,8 @@ def wants_cache(use_cache, past_key_values):
 
 def new_valid(attention_mask, shape, cache):
     """The mask bool `[B, S]` of the new tokens; one over the cached ones too is cut to its end."""
+    if cache is not None and cache.heads[0] != shape[0]:
+        raise InputError(f"past_key_values holds {cache.heads[0]} rows, but there are new tokens for {shape[0]}")
     valid, cached = valid_tokens(shape, attention_mask), 0 if cache is None else cache.length
     if valid.shape not in (shape, (shape[0], cached + shape[1])):
         raise InputError(
@@ -47,7 +83,7 @@ def given_positions(position_ids, shape):
 
     position_ids: `[B, S]` (or `[1, S]` for all rows), `[3, B, S]` (time, height, width), or `[4, B, S]` with a text row before.
     """
-    positions = np.asarray(host_array(position_ids), np.float32)
+    positions = finite(position_ids, "position_ids")
     axes = positions.shape[0] if positions.ndim == 3 else 1
     try:
         positions = np.broadcast_to(positions, (max(axes, 3), *shape))
@@ -91,6 +127,7 @@ def read_stack(
     cache_position=None,
 ):
     """A decoder stack on embeddings `[B, S, D]` -> `DecoderOutput`; arguments as in `Decoder.construct`."""
+    check_cache(decoder, past_key_values)
     shape, cached = tuple(x.shape[:2]), 0 if past_key_values is None else past_key_values.length
     check_arguments(output_attentions, cache_position, cached, shape[1])
     valid, runs = new_valid(attention_mask, shape, past_key_values), None
@@ -110,12 +147,20 @@ def read_stack(
     return DecoderOutput(hidden, past_key_values, states, None, logits)
 
 
-def visual_deepstack(visual_pos_masks, deepstack_visual_embeds, tokens):
-    """The `Deepstack` of features `[M, D]` per layer at the True places of visual_pos_masks `[B, T]`, or None without."""
+def visual_deepstack(visual_pos_masks, deepstack_visual_embeds, shape, width):
+    """The `Deepstack` of features `[M, D]` per layer at the True places of visual_pos_masks `[B, T]`, or None without.
+
+    shape: (B, T); width: D. Raises `InputError`.
+    """
     if deepstack_visual_embeds is None:
         return None
-    places = np.flatnonzero(host_array(visual_pos_masks).astype(bool)).astype(np.int32)
-    return Deepstack([(places, [Tensor(features) for features in deepstack_visual_embeds])], tokens)
+    mask = numbers(visual_pos_masks, "visual_pos_masks").astype(bool)
+    check_shape(mask, "visual_pos_masks", shape)
+    places = np.flatnonzero(mask).astype(np.int32)
+    axes = (len(places), width)
+    return Deepstack(
+        [(places, [given_tensor(x, "deepstack_visual_embeds", axes) for x in deepstack_visual_embeds])], shape[1]
+    )
 
 
 def answer(output, return_dict=None):

@@ -5,7 +5,7 @@ from mindspore import Tensor
 
 from ..errors import InputError
 from . import ops
-from .packing import host_array
+from .packing import host_array, whole_numbers
 
 IGNORED = -100
 
@@ -16,8 +16,11 @@ def language_model_loss(logits, labels, num_items_in_batch=None):
     num_items_in_batch: what the sum is divided by instead of the number of labels that count: those of all batches whose
     gradients are accumulated.
     """
+    labels, vocabulary = whole_numbers(labels, "labels"), logits.shape[-1]
     if labels.shape != tuple(logits.shape[:2]):
         raise InputError(f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:2])}")
+    if ((labels != IGNORED) & ((labels < 0) | (labels >= vocabulary))).any():
+        raise InputError(f"labels must lie in [0, {vocabulary}) or be {IGNORED}; got {labels.min()} to {labels.max()}")
     targets = labels[:, 1:].reshape(-1)
     kept = np.flatnonzero(targets != IGNORED).astype(np.int32)
     if not len(kept):
@@ -56,5 +59,5 @@ def training_losses(config, logits, labels, router_logits, valid, num_items_in_b
     aux_loss = None if router_logits is None else load_balancing_loss(router_logits, config.num_experts_per_tok, valid)
     if labels is None:
         return None, aux_loss
-    loss = language_model_loss(logits, host_array(labels), num_items_in_batch)
+    loss = language_model_loss(logits, labels, num_items_in_batch)
     return loss if aux_loss is None else loss + config.router_aux_loss_coef * aux_loss, aux_loss

@@ -1,17 +1,43 @@
-"""Host-side book-keeping for packed sequences."""
+"""What callers pass as arrays, checked where it enters; and host-side book-keeping for packed sequences."""
 
 from itertools import groupby
 
 import numpy as np
-from mindspore import Tensor
 
 from ..arrays import host_array as host_array
 from ..errors import InputError
 
 
-def as_tensor(x):
-    """x itself where it is a tensor, which may carry a gradient, else its numbers as one."""
-    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float32))
+def numbers(x, name):
+    """x as an array of real numbers. Raises `InputError` for what is none."""
+    try:
+        array = host_array(x)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} is no array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub" and array.dtype.name not in ("bfloat16",):
+        raise InputError(f"{name} holds {array.dtype}, expected numbers")
+    return array
+
+
+def check_shape(x, name, axes):
+    """Raises `InputError` for an array of another shape than axes: lengths, and names of those that may be any but 0."""
+    shape = tuple(x.shape)
+    if len(shape) != len(axes) or not all(
+        length > 0 if isinstance(axis, str) else length == axis for length, axis in zip(shape, axes)
+    ):
+        raise InputError(f"{name} has shape {list(shape)}, expected [{', '.join(map(str, axes))}], nothing of it empty")
+
+
+def finite(x, name, axes=None):
+    """x as a float32 array of finite numbers, with axes of the shape that `check_shape` asks for. Raises `InputError`."""
+    array = numbers(x, name)
+    if axes is not None:
+        check_shape(array, name, axes)
+    with np.errstate(over="ignore"):
+        array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds numbers that are NaN or infinite (in float32); what made it is at fault")
+    return array
 
 
 def check_ids(ids, vocabulary):
@@ -26,10 +52,11 @@ def check_ids(ids, vocabulary):
 
 def whole_numbers(x, name):
     """x as int64: the numbers of a grid or a length, which may come as floats. Raises `InputError` for others."""
-    numbers = host_array(x)
-    whole = numbers.astype(np.int64)
-    if (whole != numbers).any():
-        raise InputError(f"{name} must hold whole numbers; got {numbers.tolist()}")
+    given = numbers(x, name)
+    with np.errstate(invalid="ignore"):
+        whole = given.astype(np.int64)
+    if (whole != given).any():
+        raise InputError(f"{name} must hold whole numbers; got {given.tolist()}")
     return whole
 
 

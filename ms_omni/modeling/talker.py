@@ -4,11 +4,11 @@ from ..errors import InputError
 from ..outputs import TalkerOutput
 from .code_predictor import CodePredictor
 from .decoder import MropeDecoder
-from .forward import answer, counted_positions, new_valid, read_stack
+from .forward import answer, check_cache, counted_positions, given_embeddings, new_valid, read_stack
 from .layers import Cell, Embedding, Linear, ProjectionMLP
 from .losses import training_losses
 from .moe import SharedExpertMoeBlock
-from .packing import as_tensor, host_array, whole_numbers
+from .packing import host_array, whole_numbers
 from .positions import get_rope_index
 
 
@@ -87,10 +87,11 @@ class Talker(Cell):
         are those of talker_input_ids, the thinker's ids `[B, S]` (with the grids), or else unpadded rows are counted. labels
         int `[B, S]` (-100: ignored) add `loss`. residual_codes and generation_step only pass through. Raises `InputError`.
         """
+        check_cache(self.model, past_key_values)
         cache, cached = past_key_values, 0 if past_key_values is None else past_key_values.length
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
-        x = self.model.embed(host_array(input_ids)) if inputs_embeds is None else as_tensor(inputs_embeds)
+        x = self.model.embed(host_array(input_ids)) if inputs_embeds is None else given_embeddings(self.model, inputs_embeds)
         valid, deltas = new_valid(attention_mask, tuple(x.shape[:2]), cache), getattr(cache, "rope_deltas", None)
         if position_ids is None and cached:
             position_ids = counted_positions(valid, cache.valid.sum(axis=1, keepdims=True)) + (

@@ -8,11 +8,11 @@ from ..outputs import ThinkerOutput, VisionOutput
 from . import ops
 from .audio_encoder import AudioEncoder
 from .decoder import MropeDecoder
-from .forward import answer, check_arguments, counted_positions, new_valid, read_stack
+from .forward import answer, check_arguments, check_cache, counted_positions, given_embeddings, new_valid, read_stack
 from .layers import Cell, Embedding, Linear, identity
 from .losses import training_losses
 from .moe import SparseMoeBlock
-from .packing import as_tensor, host_array, whole_numbers
+from .packing import check_shape, finite, host_array, numbers, whole_numbers
 from .positions import get_rope_index
 from .prefill import Deepstack
 from .vision_encoder import VisionEncoder
@@ -79,8 +79,9 @@ class Thinker(Cell):
         `[clips]` (mel frames; clips without either are taken whole); or `[mel, total frames]` with lengths.
         """
         check_arguments(output_attentions)
-        features = host_array(input_features)
+        features, bins = numbers(input_features, "input_features"), self.config.audio_config.num_mel_bins
         if features.ndim == 3:
+            check_shape(features, "input_features", ("clips", bins, "frames"))
             lengths = self._clip_lengths(features, feature_attention_mask, audio_feature_lengths)
             features = np.concatenate([clip[:, :n] for clip, n in zip(features, lengths)], axis=1)
         elif audio_feature_lengths is None:
@@ -101,8 +102,8 @@ class Thinker(Cell):
     def _clip_lengths(features, mask, lengths):
         clips, _, frames = features.shape
         if mask is not None:
-            mask = host_array(mask).astype(bool)
-            lengths = mask.sum(axis=1)
+            mask = numbers(mask, "feature_attention_mask").astype(bool)
+            lengths = mask.sum(axis=-1)
             if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
                 raise InputError(
                     f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
@@ -118,10 +119,13 @@ class Thinker(Cell):
     ):
         """Image tokens `[N, D]` of all images in order and a list of their deepstack features `[N, D]`: a `VisionOutput`."""
         check_arguments(output_attentions)
-        pixels = host_array(pixel_values)
+        return self._see(pixel_values, "pixel_values", image_grid_thw, output_hidden_states)
+
+    def _see(self, pixels, name, grids, output_hidden_states):
+        pixels = finite(pixels, name, ("patches", self.visual.patch_embed.width))
         if output_hidden_states:
-            return self.visual(pixels, image_grid_thw, output_hidden_states)
-        output = self.see(pixels, image_grid_thw)
+            return self.visual(pixels, grids, output_hidden_states)
+        output = self.see(pixels, grids)
         return (
             output if isinstance(output, VisionOutput) else VisionOutput(*output)
         )  # a plan puts the parts of all ranks together
@@ -130,7 +134,8 @@ class Thinker(Cell):
         self, pixel_values_videos, video_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
     ):
         """As `get_image_features`, of videos."""
-        return self.get_image_features(pixel_values_videos, video_grid_thw, output_hidden_states, output_attentions)
+        check_arguments(output_attentions)
+        return self._see(pixel_values_videos, "pixel_values_videos", video_grid_thw, output_hidden_states)
 
     def get_placeholder_mask(
         self, input_ids, inputs_embeds=None, image_features=None, video_features=None, audio_features=None
@@ -278,8 +283,11 @@ class Thinker(Cell):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
+        check_cache(self.model, past_key_values)
         cache, deepstack = past_key_values, None
-        if inputs_embeds is None:
+        if inputs_embeds is not None:
+            inputs_embeds = given_embeddings(self.model, inputs_embeds)
+        else:
             input_ids = host_array(input_ids)
             media = (
                 input_features,
@@ -303,7 +311,7 @@ class Thinker(Cell):
             deltas = getattr(cache, "rope_deltas", None)
         states = read_stack(
             self.model,
-            as_tensor(inputs_embeds),
+            inputs_embeds,
             attention_mask,
             position_ids,
             cache,

@@ -10,9 +10,9 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from ..outputs import VisionOutput
 from . import ops
-from .forward import check_arguments
+from .forward import check_arguments, given_tensor
 from .layers import Cell, Embedding, LayerNorm, Linear, ProjectionMLP
-from .packing import segments_of, whole_numbers
+from .packing import check_shape, segments_of, whole_numbers
 from .rope import axial_tables, inverse_frequencies
 
 NORM_EPS = 1e-6
@@ -78,8 +78,8 @@ class PatchEmbed(Cell):
 
     def __init__(self, config):
         super().__init__()
-        patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        self.proj = Linear(patch, config.hidden_size)
+        self.width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        self.proj = Linear(self.width, config.hidden_size)
 
     def construct(self, x):
         return self.proj(x)
@@ -138,18 +138,20 @@ class VisionEncoder(Cell):
         """hidden_states `[N, C*t*p*p]` pixels of all images or frames, grid_thw `[n, 3]` in patches -> `VisionOutput`: the merged
         features `[N / merge^2, out]` and the list of deepstack features of the same shape.
 
-        Raises `InputError` when the grids do not cover the patches.
+        Raises `InputError` for patches of another size, numbers that are not finite, and grids that do not cover the patches.
         """
         check_arguments(output_attentions)
+        pixels = given_tensor(hidden_states, "pixel values", ("patches", self.patch_embed.width))
         grids = self.check_grids(grid_thw, hidden_states.shape[0])
         rows, columns = grid_positions(grids, self.spatial_merge_size)
         segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
-        x = self.patch_embed(Tensor(hidden_states).astype(self.patch_embed.proj.weight.dtype))
+        x = self.patch_embed(pixels.astype(self.patch_embed.proj.weight.dtype))
         x = x + self.position_embeddings(grids, rows, columns)
         return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq), output_hidden_states)
 
     def check_grids(self, grids, patches):
-        grids = whole_numbers(grids, "grid_thw").reshape(-1, 3)
+        grids = whole_numbers(grids, "grid_thw")
+        check_shape(grids, "grid_thw", ("pictures", 3))
         if (grids < 1).any() or (grids[:, 1:] % self.spatial_merge_size).any():
             raise InputError(
                 f"grid_thw must hold positive patch counts whose height and width are multiples of "

@@ -62,7 +62,10 @@ def test_mixed_dtypes_special_values_and_constants_survive(tmp_path, geometry):
     convert(tmp_path / "start", tmp_path / "there")
     convert(tmp_path / "there", tmp_path / "back")
     assert_same_tensors(tmp_path / "start", tmp_path / "back")
-    load_checkpoint(full(tmp_path / "there"), tmp_path / "there")
+    with pytest.raises(
+        CheckpointError, match="experts.gate_up holds NaN or infinite numbers"
+    ):  # kept, but not computed with
+        load_checkpoint(full(tmp_path / "there"), tmp_path / "there")
 
 
 def test_thinker_alone_round_trip(damaged, tmp_path):

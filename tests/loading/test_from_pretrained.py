@@ -10,12 +10,14 @@ import pytest
 
 from ms_omni import (
     Qwen3OmniMoeCode2Wav,
+    Qwen3OmniMoeCode2WavConfig,
     Qwen3OmniMoeConfig,
     Qwen3OmniMoeForConditionalGeneration,
     Qwen3OmniMoeProcessor,
     Qwen3OmniMoeTalkerForConditionalGeneration,
     Qwen3OmniMoeThinkerForConditionalGeneration,
     load_arguments,
+    notices,
 )
 from ms_omni.checkpoint import CheckpointReader
 from ms_omni.checkpoint.reader import INDEX_FILE
@@ -138,7 +140,7 @@ def test_fields_of_the_configuration_as_arguments(tiny_checkpoint):
     with pytest.raises(ConfigError, match="audio_token_id"):
         load(tiny_checkpoint, audio_token_id=10**9)
     with pytest.raises(CheckpointError, match="does not fit"):
-        load(tiny_checkpoint, intermediate_size=96, num_hidden_layers=1)
+        load(tiny_checkpoint, moe_intermediate_size=96)
 
 
 def test_no_speech(tiny_checkpoint, content):
@@ -198,6 +200,40 @@ def test_a_part_that_the_file_lacks_is_counted_too(copy, content, nothing_is_bui
     rewrite(copy, {name: value for name, value in tensors_of(copy).items() if not name.startswith("talker.")})
     with pytest.raises(CheckpointError, match="talker_config.text_config.num_hidden_layers says 3, the weights have 0"):
         Qwen3OmniMoeForConditionalGeneration.from_pretrained(copy)
+
+
+def test_fewer_layers_may_be_asked_for(tiny_checkpoint, copy, content):
+    load = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained
+    notices._said.clear()
+    with pytest.warns(UserWarning, match=r"from_pretrained: \d+ stored tensors of layers beyond .* are left out"):
+        short, info = load(tiny_checkpoint, num_hidden_layers=1, output_loading_info=True)
+    assert len(short.model.layers) == 1 and "thinker.model.layers.1.mlp.gate.weight" in info["unexpected_keys"]
+    whole, ids = load(tiny_checkpoint), np.arange(6)[None]
+    first = short(ids, output_hidden_states=True).hidden_states[0]
+    assert np.array_equal(first.asnumpy(), whole(ids, output_hidden_states=True).hidden_states[0].asnumpy())
+    small = put(content, "code2wav_config.num_hidden_layers", 1)
+    with pytest.warns(UserWarning, match="layers beyond"):
+        assert len(VOCODER.from_pretrained(tiny_checkpoint, config=small).pre_transformer.layers) == 1
+    (copy / "config.json").write_text(json.dumps(small))
+    with pytest.raises(CheckpointError, match="tensors that the model does not have"):  # the folder contradicts itself
+        VOCODER.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_weights_that_are_no_numbers(copy, value, share):
+    tensors = tensors_of(copy)
+    name = "code2wav.pre_transformer.layers.1.mlp.up_proj.weight"
+    spoiled = tensors[name].copy()
+    spoiled.reshape(-1)[: int(share * spoiled.size)] = value
+    rewrite(copy, {**tensors, name: spoiled})
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinite numbers"):
+        VOCODER.from_pretrained(copy)
+
+
+def test_a_model_that_no_memory_holds_is_refused():
+    with pytest.raises(ConfigError, match=r"a model of these sizes takes \d+\.\d GB, and this machine has"):
+        VOCODER(Qwen3OmniMoeCode2WavConfig(intermediate_size=2**17, hidden_size=2**17, num_attention_heads=4096))
 
 
 def test_a_long_table_of_positions_costs_nothing(copy, content):
