@@ -3,6 +3,7 @@
 from itertools import groupby
 
 import numpy as np
+from mindspore import Tensor
 
 from ..arrays import host_array as host_array
 from ..errors import InputError
@@ -38,6 +39,11 @@ def finite(x, name, axes=None):
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds numbers that are NaN or infinite (in float32); what made it is at fault")
     return array
+
+
+def as_tensor(x):
+    """x itself where it is a tensor, which may carry a gradient, else its numbers as one."""
+    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float32))
 
 
 def check_ids(ids, vocabulary):

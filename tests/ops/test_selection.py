@@ -16,6 +16,7 @@ def test_every_operator_is_documented_and_has_a_reference_with_the_same_argument
         "graph_expert_rows",
         "prepare",
         "recording",
+        "refusal",
         "settle",
         "stop_recording",
     }  # asked about operators, not computed by them
