@@ -33,7 +33,7 @@ def new_folder(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         CheckpointError: `target` exists and is not an empty folder, the disk lacks `needed_bytes`, or writing fails.
     """
     place = Path(os.path.realpath(target))
-    with _explained(target):
+    with explained(target):
         # A mounted folder, or one in somebody else's, can only be filled, not replaced.
         inside = place.is_dir() and (os.path.ismount(place) or not os.access(place.parent, os.W_OK))
         parent, name = (place, "") if inside else (place.parent, place.name)
@@ -69,7 +69,7 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
             writing fails.
     """
     place = Path(os.path.realpath(folder))
-    with _explained(folder):
+    with explained(folder):
         if not os.path.lexists(place):
             with new_folder(place, needed_bytes) as fresh:
                 yield fresh
@@ -157,7 +157,8 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def _explained(target: str | Path) -> Iterator[None]:
+def explained(target: str | Path) -> Iterator[None]:
+    """Turns an `OSError` of the block into a `CheckpointError` that names `target`."""
     try:
         yield
     except OSError as error:
@@ -168,7 +169,7 @@ def _explained(target: str | Path) -> Iterator[None]:
 @contextmanager
 def _partial_folder(parent: Path, name: str) -> Iterator[Path]:
     """A fresh folder in `parent`, locked while this process lives and removed at the end; those of killed runs go first."""
-    prefix = f".{name}.partial-"
+    prefix = f".{name}.partial-" if name else ".partial-"
     for left in parent.glob(f"{glob.escape(prefix)}*"):
         lock = _lock(left)
         if lock is not None:

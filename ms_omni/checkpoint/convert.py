@@ -30,6 +30,7 @@ from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
 _WEIGHTS = ("*.safetensors", INDEX_FILE)  # what `save_checkpoint` replaces
+TEMPLATES = "additional_chat_templates"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
@@ -167,7 +168,7 @@ def copy_other_files(source: Path, target: Path) -> None:
     """
     root = source.resolve()
     home = root.parent.parent if root.parent.name == "snapshots" else root
-    for item in sorted(source.iterdir()):
+    for item in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
         weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
         if weights or item.name.startswith(".") or not item.is_file():
             continue
@@ -176,9 +177,11 @@ def copy_other_files(source: Path, target: Path) -> None:
                 f"{item} is a link to {item.resolve()}, outside the checkpoint; links are not followed out of it. Remove "
                 "the link, or put the file itself there."
             )
-        with open_regular(item) as file, open(target / item.name, "wb") as copy:
-            shutil.copyfileobj(file, copy)
-        shutil.copystat(item, target / item.name)
+        copy = target / item.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        with open_regular(item) as file, open(copy, "wb") as written:
+            shutil.copyfileobj(file, written)
+        shutil.copystat(item, copy)
 
 
 def save_checkpoint(

@@ -22,10 +22,10 @@ ENCODED = {
 class SpeechOutput:
     """Context manager; `write` appends float32 samples. target: a path, "-" for raw PCM, or None for nowhere.
 
-    The ending of the path chooses the format: .wav (16 bit), .flac, .mp3, .ogg (Vorbis) or .opus. A new file grows in
-    place; a WAV is valid at every moment, so that it can be played while it is written. A file that was there before is
-    replaced at the end only: until then the sound goes to `NAME.partial`; when the program fails before anything was said,
-    the old file stays. Raises `InputError` for a target that cannot be written.
+    The ending of the path chooses the format: .wav (16 bit), .flac, .mp3, .ogg (Vorbis) or .opus. A new WAV grows in place:
+    it is valid at every moment, so that it can be played while it is written. The other formats, and what replaces an older
+    file, go to `NAME.partial` and get their name at the end, or when the program fails after something was said; an older
+    file stays when nothing was. Raises `InputError` for a target that cannot be written.
     """
 
     def __init__(self, target):
@@ -42,7 +42,8 @@ class SpeechOutput:
     def __enter__(self):
         if self.target not in (None, "-"):
             path = Path(self.target)
-            self._writing_to = path.with_name(path.name + ".partial") if path.exists() else path
+            grows = path.suffix.lower() == ".wav" and not os.path.lexists(path)
+            self._writing_to = path if grows else path.with_name(path.name + ".partial")
             self._file = self._open(self._writing_to)
         return self
 

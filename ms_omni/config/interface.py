@@ -10,6 +10,7 @@ from pydantic import BaseModel, PrivateAttr
 from typing_extensions import Self
 
 from ..files import write_text
+from ..folders import explained
 from .files import CONFIG_FILE
 
 # What every configuration of transformers answers, whether or not its file says so.
@@ -116,13 +117,15 @@ class TransformersInterface(BaseModel):
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
         """Write `to_json_string` into a file, whole or not at all."""
-        write_text(Path(json_file_path), self.to_json_string())
+        with explained(json_file_path):
+            write_text(json_file_path, self.to_json_string())
 
     def save_pretrained(self, save_directory: str | Path) -> Path:
         """Write `config.json` into a folder (made if needed), whole or not at all, and return its path."""
         path = Path(save_directory, CONFIG_FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
 
     def __repr__(self) -> str:

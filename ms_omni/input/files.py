@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ms_omni.errors import CheckpointError
+from ms_omni.files import read_text
 from ms_omni.folders import saved_files
 from ms_omni.input.prompt import SpecialTokens
 from ms_omni.input.settings import ProcessorSettings, read_json
@@ -46,6 +47,7 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
     Raises:
         CheckpointError: no tokenizer files, or damaged ones.
     """
+    _check_regular(folder)
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
         raise CheckpointError(f"{folder} has no tokenizer.json (nor vocab.json and merges.txt).")
     config = read_json(folder / "tokenizer_config.json")
@@ -65,6 +67,20 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
     finally:
         transformers.logging.set_verbosity(said)
+
+
+def _check_regular(folder: Path) -> None:
+    """Raises `CheckpointError` for a pipe or device among the files that transformers would open: it could wait for ever."""
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is not a regular file.")
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a template: {error}.") from error
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
@@ -90,10 +106,7 @@ def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | N
     More templates by name may stand in additional_chat_templates/; the result is then a dict.
     """
     template = _first_template(folder, tokenizer)
-    named = {
-        path.stem: path.read_text(encoding="utf-8")
-        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    }
+    named = {path.stem: _read_template(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if not named:
         return template
     default = template if isinstance(template, dict) else {"default": template} if template else {}
@@ -103,7 +116,7 @@ def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | N
 def _first_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return _read_template(path)
     for name in ("chat_template.json", "processor_config.json"):
         content = read_json(folder / name) or {}
         template = content.get("chat_template")

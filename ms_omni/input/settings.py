@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ms_omni.errors import CheckpointError, InputError
+from ms_omni.files import read_text
 from ms_omni.input.arguments import did_you_mean
 from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
@@ -186,8 +187,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")

@@ -1,6 +1,7 @@
 """The processor's files: both layouts, templates, and folders that lack something."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,32 @@ def test_saving_overwrites_nothing_foreign(name, processor, tmp_path):
     with pytest.raises(CheckpointError, match=f"holds {name}, which ms_omni did not write there"):
         processor.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "merges.txt",
+        "additional_chat_templates/a.jinja",
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_that_is_none_is_refused_at_once(kind, name, copy):
+    path = copy / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=f"{path.name} .*is not a regular file"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
 
 
 @pytest.mark.parametrize("place", ["jinja", "tokenizer", "named", "none"])

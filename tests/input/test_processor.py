@@ -6,7 +6,7 @@ from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
 from ms_omni.input.mel import audio_token_count
-from ms_omni.media import process_mm_info
+from ms_omni.media import AccessPolicy, process_mm_info
 from tests.input.make_files import frame_picture, write_video
 from tests.reference.processor_cases import AUDIO, IMAGE, VIDEO, chat, frames, picture, sound
 
@@ -384,3 +384,18 @@ def test_frames_in_a_conversation(processor):
         user({"type": "video", "video": pictures}), tokenize=True, return_dict=True, fps=8
     )  # the rate asked of files says nothing about frames given one by one
     assert bare.video_second_per_grid.tolist() == [1.0]
+
+
+def test_a_policy_says_what_may_be_opened(processor, videos):
+    none = AccessPolicy(files="none")
+    for conversation in (
+        user({"type": "video", "video": videos["silent"]}),
+        user({"type": "video_url", "video_url": {"url": videos["silent"]}}),
+    ):
+        with pytest.raises(MediaError, match="files of this machine are not opened here"):
+            processor.apply_chat_template(conversation, tokenize=True, policy=none)
+        assert processor.apply_chat_template(conversation, tokenize=True) is not None
+        assert "<|video_pad|>" in processor.apply_chat_template(conversation, policy=none)
+    for media in ({"videos": videos["silent"]}, {"images": "a.png"}, {"audio": ["a.wav"]}, {"videos": [["a.png", "b.png"]]}):
+        with pytest.raises(MediaError, match="files of this machine are not opened here"):
+            processor("", policy=none, **media)
