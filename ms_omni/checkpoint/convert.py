@@ -7,6 +7,7 @@ Converting there and back gives the same tensors bit by bit, each in its origina
 
 import functools
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def convert(
         CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
     """
     source = resolve(src)
-    if Path(dst).resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(dst)).is_relative_to(source.resolve()):
         raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
     config, _ = read_config_json(source)
     reader = CheckpointReader(source) if reader is None else reader

@@ -1,6 +1,7 @@
 """Writing a checkpoint cut for several ranks (see `rank_index.py`); which rank holds what is the caller's plan."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Cuttable:
 
     def write(self, target, parts, dtype, *, plan, options, progress=True) -> ConvertReport:
         """Writes the new folder `target`. parts: per rank `{full name: part}`; dtype: safetensors' name."""
-        if Path(target).resolve().is_relative_to(self.folder.resolve()):
+        if Path(os.path.realpath(target)).is_relative_to(self.folder.resolve()):
             raise CheckpointError(f"{target} lies inside {self.folder}; choose a folder beside it.")
         fills = {fill.parameter: fill for fill in plan_loading(self.shapes, self.reader)[0]}
         stored, shapes = _origin(self.reader)

@@ -34,9 +34,11 @@ def open_container(source: Source, what: str) -> Iterator[Any]:
     """
     import av
 
-    options = {"format_whitelist": FORMATS}
+    options: dict[str, Any] = {"options": {"format_whitelist": FORMATS}}
+    if int(av.__version__.split(".")[0]) < 19:  # later ones never stumble over a title that is not in UTF-8
+        options["metadata_errors"] = "ignore"
     try:
-        with source.open() as file, av.open(file, options=options, metadata_errors="ignore") as container:
+        with source.open() as file, av.open(file, **options) as container:
             yield container
     except MediaError:
         raise

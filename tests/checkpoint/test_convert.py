@@ -85,6 +85,9 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(damaged, tmp_path):
         convert(damaged, target)
     with pytest.raises(CheckpointError, match="lies inside"):
         convert(damaged, damaged / "inside")
+    (damaged / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match="loop lies inside"):
+        convert(damaged, damaged / "loop")
     tensors = tensors_of(damaged)
     rewrite(damaged, {name: value for name, value in tensors.items() if "experts.7.up" not in name})
     with pytest.raises(CheckpointError, match="15 expert matrices, expected 2 for each of 8 experts"):
@@ -172,7 +175,10 @@ def test_no_link_is_followed_out_of_a_checkpoint(damaged, tmp_path):
     (damaged / "notes.json").unlink()
     (damaged / "more.json").symlink_to("config.json")
     os.mkfifo(damaged / "pipe.json")
+    (damaged / "additional_chat_templates").mkdir()
+    (damaged / "additional_chat_templates" / "a.jinja").write_text("{{ 1 }}")
     convert(damaged, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "a.jinja").read_text() == "{{ 1 }}"
     assert (tmp_path / "out" / "more.json").read_bytes() == (damaged / "config.json").read_bytes()
     assert not (tmp_path / "out" / "more.json").is_symlink() and not (tmp_path / "out" / "pipe.json").exists()
 
