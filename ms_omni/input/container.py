@@ -22,6 +22,7 @@ FORMATS = (
     "sbc,shn,smjpeg,sox,spdif,swf,tak,truehd,tta,vc1,vc1test,voc,vvc,w64,wav,webm,wtv,wv,xwma,yuv4mpegpipe"
 )
 _JUMP_S, _LEAP_S = 1.0, 10.0  # shorter ones are rounding, reordering or gaps
+_PLAYABLE = ("sound", "video", "MP4", "QuickTime", "3GP", "Matroska", "Ogg", "Media", "MPEG")  # in the words of `describe`
 MOST_BROKEN = 0.05  # of a track's packets; a player skips so many, and so do we, with a warning
 
 
@@ -52,6 +53,8 @@ def _reason(source: Source, what: str, error: Exception) -> str:
     known, said = describe(source), getattr(error, "strerror", None) or error
     if not isinstance(error, (av.InvalidDataError, av.ArgumentError, av.EOFError)):  # those say no more than "invalid"
         known = f"{said}; {known}"
+    elif any(word in known for word in _PLAYABLE):
+        known += ", but it is damaged or not complete"
     hint = "; give it as an image item" if "picture" in known else ""
     return f"{source.name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
 
@@ -124,7 +127,8 @@ class Decoding:
     """The frames of one track in the order in which a player shows them, skipping what cannot be decoded, as players do.
 
     Attributes:
-        packets, broken: how many there were, and how many of them could not be decoded.
+        packets, broken: how many there were, and how many of them could not be decoded, or not whole.
+        intact: whether the present frame is whole: nothing before it was broken since the last frame that needs no other.
         size_bytes: of all packets together.
         last: the last packet with something in it, and `last_broken` whether it could not be decoded.
     """
@@ -133,7 +137,8 @@ class Decoding:
         self.container, self.stream = container, stream
         self.packets = self.broken = self.size_bytes = 0
         self.last: Any = None
-        self.last_broken = False
+        self._begun = False
+        self.last_broken, self.intact = False, True
 
     def __iter__(self) -> Iterator[Any]:
         import av
@@ -151,23 +156,34 @@ class Decoding:
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                self.broken, whole = self.broken + 1, False
+                self.broken, whole, self.intact = self.broken + 1, False, False
             if packet.size:
                 self.packets, self.size_bytes = self.packets + 1, self.size_bytes + packet.size
                 self.last, self.last_broken = packet, not whole
-            yield from frames
+            for frame in frames:
+                self._look(frame)
+                yield frame
 
-    def check(self, source: Source, what: str) -> None:
-        """Say how much could not be decoded: in a warning, or, if it is much, in an error.
+    def _look(self, frame: Any) -> None:
+        if frame.is_corrupt:
+            self.broken, self.intact = self.broken + 1, False
+        elif getattr(frame, "key_frame", True) or not self._begun:  # what came before the first frame is no matter
+            self.intact = True
+        self._begun = True
+
+    def check(self, source: Source, what: str, missing: int = 0) -> None:
+        """Say how much could not be decoded: in a warning, or, if it is much or frames are `missing` as well, in an error.
 
         Raises:
             MediaError: damaged, or encrypted.
         """
         if not self.broken:
             return
-        count = f"{self.broken} of the {self.packets} packets of its {what} track cannot be decoded"
-        if self.broken <= max(1, MOST_BROKEN * self.packets) and self.packets > self.broken:
-            warnings.warn(f"{source.name}: {count}; they are left out.", stacklevel=caller_level())
+        count = f"{self.broken} of the {self.packets} packets of its {what} track cannot be decoded whole"
+        if missing:
+            count += f", and {missing} are missing"
+        elif self.broken <= max(1, MOST_BROKEN * self.packets) and self.packets > self.broken:
+            warnings.warn(f"{source.name}: {count}.", stacklevel=caller_level())
             return
         locked = encryption(source)
         state = f"is encrypted ({locked})" if locked else "is damaged"

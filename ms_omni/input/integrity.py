@@ -42,7 +42,7 @@ _SIGNATURES = (
     (b"wvpk", "WavPack sound"),
     (b"MAC ", "Monkey's Audio sound"),
     (b"#!AMR", "AMR sound"),
-    (b"MThd", "MIDI, which holds notes and no sound"),
+    (b"MThd", "MIDI, which holds notes only"),
     (b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
     (b"\x30\x26\xb2\x75", "Windows Media (ASF)"),
     (b"FLV\1", "a Flash video"),

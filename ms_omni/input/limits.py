@@ -13,11 +13,13 @@ class MediaLimits:
         sound_s: longest sound, in seconds, of the part that is taken.
         picture_pixels: largest picture.
         frame_pixels: largest frame of a video.
+        frames: most frames of a video that are taken; without options of its own a video stays far below.
     """
 
     sound_s: float = 2 * 3600.0
     picture_pixels: int = 1 << 27  # 134 million; telephones make 108
     frame_pixels: int = 36_000_000  # 8K film
+    frames: int = 2048
 
 
 limits = MediaLimits()

@@ -97,7 +97,7 @@ def _load_video(
                 value, own.sampling.over(defaults), own.sizes, sample_fps=own.list_fps, size_rule=size_rule, name=item.where
             )
         )
-    if hear and "audio" in kinds and isinstance(value, Source):
+    if hear and "audio" in kinds and isinstance(value, Source) and all(clip.has_audio for clip in media):
         sound = load_sound_of_video(value, own.start_s, own.end_s)
         media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
         media += [] if sound is None else [Media("audio", item.where, sound)]
@@ -175,7 +175,7 @@ def with_sound_tracks(
     for owner in owners:
         if owner is None:
             heard.append(next(alone))
-        elif 0 <= owner < len(videos) and isinstance(videos[owner], Source):
+        elif 0 <= owner < len(videos) and clips[owner].has_audio and isinstance(videos[owner], Source):
             sound = load_sound_of_video(videos[owner])
             clips[owner] = replace(clips[owner], has_audio=sound is not None)
             heard += [] if sound is None else [Media("audio", f"video {owner}", sound)]

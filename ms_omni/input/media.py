@@ -116,6 +116,11 @@ class Media:
     budgeted: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def frames(self) -> np.ndarray:
+        """The `data` of a picture or video."""
+        return self.data
+
 
 class VideoFrames(HostArray):
     """uint8 frames `[T, C, H, W]` that remember their rate, and whether their file has sound.

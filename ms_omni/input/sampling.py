@@ -1,18 +1,102 @@
-"""Which frames of a video the model sees."""
+"""Which frames of a video the model sees, and at which times."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
 from ms_omni.errors import MediaError
+from ms_omni.input.limits import limits
 from ms_omni.input.media import SamplingOptions
+from ms_omni.notices import caller_level
 
 DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: one temporal patch
 MIN_FRAMES = 4
 MAX_FRAMES = 768
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The frames taken: the model is told that they are `1 / sample_fps` seconds apart.
+
+    Attributes:
+        indices: int64 `[n]`, never falling; a frame that is shown for long may stand there several times.
+        total, fps: how many frames lie in the time range, and their average rate.
+    """
+
+    indices: np.ndarray
+    total: int
+    fps: float
+    sample_fps: float
+
+
+def choose_frames(
+    times_s: np.ndarray, end_s: float, stated_fps: float | None, options: SamplingOptions, name: str
+) -> Choice:
+    """Choose frames of a video by the times at which they are shown.
+
+    At a constant rate they are chosen by number, as in the reference. At any other, what a player shows is taken at times that
+    are evenly spaced, so that the times that the model is told are the real ones.
+
+    Args:
+        times_s: float64 `[total]` seconds since the first frame, never falling.
+        end_s: when the last frame vanishes.
+        stated_fps: the container's average rate, which counts where the times agree with it.
+
+    Raises:
+        MediaError: fewer frames than the options want, or more than `limits.frames`.
+    """
+    total = len(times_s)
+    rate = _constant_rate(times_s, stated_fps) if total >= FRAME_FACTOR else total / end_s
+    if rate is None and options.every_frame and not options.fps:
+        warnings.warn(
+            f"{name}: its frames are not evenly spaced; as all of them are taken, the model is told that they are.",
+            stacklevel=caller_level(),
+        )
+    if rate is None and not options.every_frame:
+        choice = _by_time(times_s, end_s, options, name)
+    else:
+        rate = rate or total / end_s
+        first, last = frame_range(total, rate, options, name)
+        total = last - first + 1
+        count = frame_count(total, rate, options, name)
+        stated = options.fps if options.every_frame else None
+        choice = Choice(frame_indices(first, last, count), total, rate, stated or count / total * rate)
+    if len(choice.indices) > limits.frames:
+        raise MediaError(
+            f"{name}: {len(choice.indices)} frames would be taken, and the limit is {limits.frames}; set fps, nframes or "
+            "max_frames, or raise ms_omni.media.limits.frames."
+        )
+    return choice
+
+
+def _constant_rate(times_s: np.ndarray, stated_fps: float | None) -> float | None:
+    """Frames per second when every frame is shown within half a frame of its turn, else None."""
+    steps_s = np.diff(times_s)
+    average_s, usual_s = float(steps_s.mean()), float(np.median(steps_s))
+    for rate in (stated_fps, *(1 / step_s for step_s in (average_s, usual_s) if step_s > 0)):
+        if rate and np.abs(times_s - times_s[0] - np.arange(len(times_s)) / rate).max() <= 0.5 / rate + 1e-6:
+            return rate
+    return None
+
+
+def _by_time(times_s: np.ndarray, end_s: float, options: SamplingOptions, name: str) -> Choice:
+    """What is shown at evenly spaced times of the time range."""
+    start_s = min(options.video_start_s or 0.0, end_s)
+    stop_s = min(options.video_end_s or end_s, end_s)
+    if not stop_s > start_s:
+        raise MediaError(f"{name} lasts {end_s:.2f} s; nothing lies between video_start and video_end.")
+    length_s = stop_s - start_s
+    count = _wanted(length_s, max(len(times_s), MAX_FRAMES), options, name)
+    shown_s = start_s + np.arange(count) * (length_s / count)
+    indices = np.maximum(np.searchsorted(times_s, shown_s + 1e-6, side="right") - 1, 0)
+    first, last = np.searchsorted(times_s, (start_s + 1e-6, stop_s), side="right") - 1
+    total = int(last) - max(int(first), 0) + 1
+    return Choice(indices.astype(np.int64), total, total / length_s, count / length_s)
 
 
 def frame_range(total: int, fps: float, options: SamplingOptions, name: str) -> tuple[int, int]:
@@ -43,19 +127,26 @@ def frame_count(total: int, fps: float, options: SamplingOptions, name: str) -> 
     Raises:
         MediaError: `nframes` asks for more frames than there are.
     """
-    if options.every_frame:
-        return total
+    return total if options.every_frame else _wanted(total / fps, total, options, name)
+
+
+def _wanted(length_s: float, most: int, options: SamplingOptions, name: str) -> int:
+    """How many frames are taken of `length_s` seconds: an even number from 2 to `most`.
+
+    Raises:
+        MediaError: `nframes` or `max_frames` cannot be met.
+    """
     if options.nframes is not None:
         count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
-        if not FRAME_FACTOR <= count <= total:
+        if not FRAME_FACTOR <= count <= most:
             raise MediaError(
-                f"{name}: nframes is {options.nframes}; expected {FRAME_FACTOR} to {total}, the frames there are."
+                f"{name}: nframes is {options.nframes}; expected {FRAME_FACTOR} to {most}, the frames there are."
             )
         return count
     least = math.ceil((options.min_frames or MIN_FRAMES) / FRAME_FACTOR) * FRAME_FACTOR
-    most = math.floor((options.max_frames or min(MAX_FRAMES, total)) / FRAME_FACTOR) * FRAME_FACTOR
-    wanted = total / fps * (options.fps or DEFAULT_FPS)
-    count = math.floor(min(max(wanted, least), most, total) / FRAME_FACTOR) * FRAME_FACTOR
+    high = math.floor((options.max_frames or min(MAX_FRAMES, most)) / FRAME_FACTOR) * FRAME_FACTOR
+    wanted = length_s * (options.fps or DEFAULT_FPS)
+    count = math.floor(min(max(wanted, least), high, most) / FRAME_FACTOR) * FRAME_FACTOR
     if count < FRAME_FACTOR:
         raise MediaError(f"{name}: max_frames is {options.max_frames}; expected at least {FRAME_FACTOR}.")
     return count

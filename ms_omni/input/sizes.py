@@ -17,6 +17,7 @@ VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
 VIDEO_MAX_PIXELS = 768 * 32 * 32
 VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x factor pixels of two frames
 SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
+_BAND = 1 << 24  # values
 _BLOCK = 64  # output columns per matrix product: keeps the products narrow around the band of non-zero weights
 
 
@@ -74,6 +75,11 @@ def video_size(
     budget = options.total_pixels if options.total_pixels is not None else VIDEO_TOKEN_BUDGET * factor * factor
     high = min(high, max(budget / frames * 2, int(low * 1.05)))
     return smart_resize(height, width, factor, low, high, name)
+
+
+def default_video_size(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+    """`video_size` under the published settings."""
+    return video_size(frames, height, width, 32, VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS, options, name)
 
 
 def _limits(options: SizeOptions, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -144,9 +150,11 @@ def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     def settle(values: np.ndarray) -> np.ndarray:
         return np.clip(np.floor(values + 0.5, out=values), 0, 255, out=values) if as_bytes else values
 
-    out = frame.astype(np.float32)
-    if width != frame.shape[2]:
-        out = settle(_resample_last(out, width, as_bytes))
+    out = np.empty((*frame.shape[:2], width), np.float32)
+    rows = max(1, _BAND // frame[:, 0].size)  # in bands, so that a large picture is never whole in float32
+    for top in range(0, frame.shape[1], rows):
+        band = frame[:, top : top + rows].astype(np.float32)
+        out[:, top : top + rows] = band if width == frame.shape[2] else settle(_resample_last(band, width, as_bytes))
     if height != frame.shape[1]:
         out = settle(_resample_last(out.swapaxes(1, 2), height, as_bytes)).swapaxes(1, 2)
     return np.ascontiguousarray(out, dtype=np.uint8 if as_bytes else np.float32)

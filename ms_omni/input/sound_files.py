@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,9 +68,8 @@ def pieces_beside_pictures(source: Source) -> Iterator[tuple[np.ndarray, int, fl
         if not container.streams.audio:
             return None
         pictures = picture_track(container, source)
-        packets = itertools.islice(container.demux(pictures), 100)  # in the order of decoding, not of display
-        times = [packet.pts for packet in packets if packet.pts is not None and packet.size and not packet.is_discard]
-        start_s = float(min(times) * pictures.time_base) if times else 0.0
+        first = next(iter(Decoding(container, pictures)), None)
+        start_s = 0.0 if first is None or first.pts is None else float(first.pts * first.time_base)
     return _beside(source, start_s)
 
 

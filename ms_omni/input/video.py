@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ms_omni.errors import MediaError
-from ms_omni.input.container import open_container
 from ms_omni.input.image import load_image, to_bytes
-from ms_omni.input.integrity import check_whole, describe
 from ms_omni.input.media import Media, SamplingOptions, SizeOptions
-from ms_omni.input.sampling import FRAME_FACTOR, frame_count, frame_indices, frame_range
-from ms_omni.input.sizes import SizeRule, resize_frame, resized
-from ms_omni.input.sources import ACCEPTED, Source, is_source, open_source, to_array
+from ms_omni.input.sampling import FRAME_FACTOR
+from ms_omni.input.sizes import SizeRule, resized
+from ms_omni.input.sources import ACCEPTED, is_source, open_source, to_array
 from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
+from ms_omni.input.video_files import load_video_file
 
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
 VIDEO_ACCEPTED = (
@@ -34,15 +32,16 @@ def load_video(
 ) -> Media:
     """Any accepted video as sampled, upright RGB frames.
 
-    A file is read twice: first its packets are counted, then it is decoded and only the chosen frames are kept, so that
-    memory holds no more than those.
+    A file is shown as players show it: frames by their times (see `sampling.choose_frames`), turned, mirrored and stretched as
+    the file says, of several tracks the default one.
 
     Args:
         value: see `VIDEO_ACCEPTED`. Lists and arrays are taken whole.
         sampling: which frames of a file to take.
         sizes: stored in the clip, and handed to `size_rule`.
         sample_fps: rate of a list or array of frames.
-        size_rule: when given, each frame is resized to what it says as soon as it is decoded.
+        size_rule: when given, each frame is resized to what it says as soon as it is decoded. Without it frames keep their size,
+            unless they are many and large.
         name: what error messages call it when it has no file name.
 
     Raises:
@@ -58,7 +57,7 @@ def load_video(
         return clip if size_rule is None else resized(clip, size_rule)
     if not is_source(value):
         raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
-    return _from_file(open_source(value, "video"), sampling, sizes, size_rule)
+    return load_video_file(open_source(value, "video"), sampling, sizes, size_rule)
 
 
 def _from_frames(frames: Any, sample_fps: float | None, sizes: SizeOptions, name: str) -> Media:
@@ -105,133 +104,3 @@ def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -
     if floats:
         frames = array.astype(np.float32)
     return np.repeat(frames, 3, axis=1) if frames.shape[1] == 1 else frames
-
-
-def _from_file(source: Source, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None) -> Media:
-    import av
-
-    check_whole(source)
-    try:
-        plan = _plan(source, sampling, None)
-        frames, decoded = _decode(source, plan, sizes, size_rule)
-        if len(frames) < len(plan.indices):  # some packets hold no picture (VP8's hidden frames)
-            plan = _plan(source, sampling, decoded)
-            frames, _ = _decode(source, plan, sizes, size_rule)
-    except MediaError:
-        raise
-    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"{source.name} cannot be read as a video: {reason}; {describe(source)}.") from error
-    if len(frames) < len(plan.indices):
-        raise MediaError(f"{source.name} is damaged: {len(frames)} of {len(plan.indices)} chosen frames can be decoded.")
-    total = plan.last - plan.first + 1
-    metadata = {"fps": plan.fps, "total_num_frames": total, "frames_indices": plan.indices.tolist(), "video_backend": "pyav"}
-    stated = sampling.fps if sampling.every_frame else None
-    return Media(
-        "video",
-        source.name,
-        np.stack(frames),
-        sizes,
-        stated or len(frames) / total * plan.fps,
-        plan.has_audio,
-        sized=size_rule is not None,
-        metadata=metadata,
-    )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The frames to take from a file: numbers in the order of display, and the file's average rate."""
-
-    indices: np.ndarray
-    first: int
-    last: int
-    fps: float
-    has_audio: bool
-
-
-def _video_stream(container: Any, source: Source) -> Any:
-    """The first real video track (cover art is not one).
-
-    Raises:
-        MediaError: there is none, or the file is a picture.
-    """
-    import av
-
-    if container.format.name.endswith("_pipe") or container.format.name == "image2":
-        raise MediaError(f"{source.name} is a picture, not a video ({describe(source)}); give it as an image item.")
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:  # pyright: ignore[reportAttributeAccessIssue]
-            return stream
-    sound = "; it has sound: give it as an audio item" if container.streams.audio else ""
-    raise MediaError(f"{source.name} has no video track{sound}.")
-
-
-def _plan(source: Source, sampling: SamplingOptions, total: int | None) -> _Plan:
-    """Count the packets of the video track (unless `total` is known) and choose frames."""
-    with open_container(source, "video") as container:
-        stream = _video_stream(container, source)
-        has_audio = bool(container.streams.audio)
-        declared = stream.frames
-        packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
-        if len(packets) < declared:
-            raise MediaError(f"{source.name} is damaged: {len(packets)} of {declared} frames are there.")
-        times = [pts for pts, discard in packets if not discard]  # an edit list may leave some out
-        total = len(times) if total is None else total
-        if not total:
-            raise MediaError(f"{source.name} has a video track without frames.")
-        fps = _average_fps(stream, declared, times, source.name)
-    first, last = frame_range(total, fps, sampling, source.name)
-    count = frame_count(last - first + 1, fps, sampling, source.name)
-    return _Plan(frame_indices(first, last, count), first, last, fps, has_audio)
-
-
-def _average_fps(stream: Any, declared_frames: int, times: list[int | None], name: str) -> float:
-    """The stream's average rate; from the time stamps where the container only guesses it."""
-    known = [time for time in times if time is not None]
-    span_s = float((max(known) - min(known)) * stream.time_base) if known else 0.0
-    measured = (len(known) - 1) / span_s if span_s > 0 else None
-    stated = float(stream.average_rate) if stream.average_rate else None
-    if stated and not (declared_frames == 0 and measured and not 0.9 < stated / measured < 1.1):
-        return stated
-    if measured:
-        return measured
-    raise MediaError(f"{name} does not say how many frames it shows per second; convert it to MP4 first.")
-
-
-def _decode(source: Source, plan: _Plan, sizes: SizeOptions, size_rule: SizeRule | None) -> tuple[list[np.ndarray], int]:
-    """Chosen frames `[C, H, W]`, as many as could be had, and the number of frames that were decoded on the way."""
-    wanted = set(plan.indices.tolist())
-    frames: list[np.ndarray] = []
-    decoded, size = 0, None
-    with open_container(source, "video") as container:
-        stream = _video_stream(container, source)
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if decoded in wanted:
-                picture = _upright(frame, source.name, frames[0].shape if frames and size is None else None)
-                if size_rule is not None and size is None:
-                    height, width = picture.shape[1:]
-                    size = size_rule(len(wanted), height, width, sizes, source.name)
-                frames.append(picture if size is None else resize_frame(picture, *size))
-            decoded += 1
-            if decoded > plan.indices[-1]:
-                break
-    return frames, decoded
-
-
-def _upright(frame: Any, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
-    """One decoded frame as `[C, H, W]` uint8, turned as the container's display matrix says."""
-    if frame.is_corrupt:
-        raise MediaError(f"{name} is damaged: the frame at {frame.time or 0.0:.2f} s cannot be decoded whole.")
-    quarters = round(frame.rotation / 90)
-    if abs(frame.rotation - 90 * quarters) > 1:
-        raise MediaError(f"{name} is to be shown rotated by {frame.rotation:g} degrees; only quarter turns are understood.")
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), quarters)  # both count counterclockwise
-    picture = turned.transpose(2, 0, 1)
-    if shape is not None and picture.shape != shape:
-        raise MediaError(
-            f"{name} changes its picture size from {shape[2]} x {shape[1]} to {picture.shape[2]} x "
-            f"{picture.shape[1]} on the way; convert it to one size first."
-        )
-    return np.ascontiguousarray(picture)

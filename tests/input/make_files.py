@@ -38,17 +38,20 @@ def write_video(
     options: dict | None = None,
     late_s: float = 0.0,
     samples: list[np.ndarray] | None = None,
+    aspect: tuple[int, int] = (1, 1),
 ) -> Path:
     """A video of `frames` pictures (width, height in `size`), with as long a stereo sound track if asked for.
 
     `times_ms` gives each frame its own time: variable frame rate. The sound begins `late_s` after the pictures. With `samples`
-    there is a track of each, int16 at 44.1 kHz, the last one being the default.
+    there is a track of each, int16 at 44.1 kHz, the last one being the default. Pixels are as wide to high as `aspect`.
+    AVI counts times in frames, and those that are left out as dropped ones.
     """
     with av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(codec, rate=fps, options={"threads": "1"})
         video.width, video.height = size
         video.pix_fmt = "rgb8" if codec == "gif" else "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        if times_ms is not None:
+        video.codec_context.sample_aspect_ratio = Fraction(*aspect)
+        if times_ms is not None and path.suffix != ".avi":
             video.codec_context.time_base = Fraction(1, 1000)
         samples = samples or [tone(frames / fps, 44100, 2)] if sound else []
         audios = [container.add_stream("aac", rate=44100, layout=_LAYOUTS[track.shape[1]]) for track in samples]
@@ -86,10 +89,9 @@ def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str) -> Pa
     return path
 
 
-def rotate_in_place(path: Path, degrees: int) -> None:
-    """Write a display rotation (clockwise, quarter turns) into the video track header of an MP4."""
-    matrices = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-    a, b, c, d = (value << 16 for value in matrices[degrees])
+def display_in_place(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a display matrix (a, b, c, d) into the video track header of an MP4."""
+    a, b, c, d = (value << 16 for value in matrix)
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # version and flags, times, ids, duration, layer, volume
     content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)

@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
+from ms_omni.input.limits import limits
 from ms_omni.input.media import SamplingOptions
+from ms_omni.input.sampling import choose_frames
 from ms_omni.media import VideoFrames, load_video
-from tests.input.make_files import cut, frame_picture, rotate_in_place, tone, write_sound, write_video
+from tests.input.make_files import cut, display_in_place, frame_picture, tone, write_sound, write_video
 
 TYPES = [
     ("v.mp4", "libx264"),
@@ -45,23 +47,99 @@ def test_what_declares_no_length_is_taken_as_it_is(tmp_path):
     assert load_video(cut(path, 0.6)).metadata["total_num_frames"] < 30
 
 
-@pytest.mark.parametrize("degrees, corner", [(90, (2, -3)), (180, (-3, -3)), (270, (-3, 2))])
-def test_rotation_is_honoured(tmp_path, degrees, corner):
-    path = write_video(tmp_path / "v.mp4", sound=False)
-    rotate_in_place(path, degrees)
+@pytest.mark.parametrize(
+    "matrix, corner",
+    [
+        ((1, 0, 0, 1), (2, 2)),
+        ((0, 1, -1, 0), (2, -3)),
+        ((-1, 0, 0, -1), (-3, -3)),
+        ((0, -1, 1, 0), (-3, 2)),
+        ((-1, 0, 0, 1), (2, -3)),
+        ((1, 0, 0, -1), (-3, 2)),
+        ((0, 1, 1, 0), (2, 2)),
+        ((0, -1, -1, 0), (-3, -3)),
+    ],
+)
+def test_frames_are_turned_and_mirrored(tmp_path, matrix, corner):
+    """(a, b, c, d) puts the pixel at x, y to a x + c y, b x + d y; the white mark tells where the top left corner went."""
+    path = write_video(tmp_path / "v.mp4", frames=4, sound=False)
+    display_in_place(path, matrix)
     frames = load_video(path).data
-    assert frames.shape[2:] == ((96, 64) if degrees != 180 else (64, 96))
+    assert frames.shape[2:] == ((64, 96) if matrix[0] else (96, 64))
     bright = [(y, x) for y in (2, -3) for x in (2, -3) if frames[0, 1, y, x] > 200]
     assert bright == [corner]
+    if not matrix[0]:  # the mark is a quarter of each side: wide marks stand for sides that have changed places
+        assert (
+            frames[0, 1, corner[0], 12 if corner[1] > 0 else -13]
+            > 200
+            > frames[0, 1, corner[0], 20 if corner[1] > 0 else -21]
+        )
 
 
-def test_variable_frame_rate_uses_the_average(tmp_path):
-    times_ms = [i * 40 for i in range(10)] + [400 + i * 500 for i in range(10)]
-    for name in ("v.mp4", "v.mkv"):
-        clip = load_video(write_video(tmp_path / name, frames=20, times_ms=times_ms, sound=False))
-        assert clip.metadata["total_num_frames"] == 20
-        assert 3.5 < clip.metadata["fps"] < 5
-        assert clip.sample_fps == pytest.approx(len(clip.data) / 20 * clip.metadata["fps"])
+def shown(clip):
+    """The numbers of the frames, which their red tells as well, and the times in seconds that the model is told for them."""
+    numbers = clip.metadata["frames_indices"]
+    red = np.median(clip.data[:, 0, -8:, -8:], axis=(1, 2))
+    assert np.abs(red - 8 * np.array(numbers)).max() < 20
+    return numbers, np.arange(len(clip.data)) / clip.sample_fps
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.gif"])
+def test_frames_are_chosen_by_their_times(tmp_path, name):
+    """Ten frames in the first second, then one each second: told and shown times agree, as a player shows them."""
+    times_ms = [100 * k for k in range(10)] + [1000 * k for k in range(1, 8)]
+    path = write_video(
+        tmp_path / name, frames=17, times_ms=times_ms, sound=False, codec="gif" if "gif" in name else "libx264"
+    )
+    numbers, told_s = shown(load_video(path))
+    assert len(numbers) >= 14
+    assert numbers == [np.searchsorted(times_ms, 1000 * told + 1, side="right") - 1 for told in told_s]
+    numbers, told_s = shown(load_video(path, SamplingOptions(video_start_s=0.5, video_end_s=3.5)))
+    assert len(numbers) == 6 and numbers == [5, 10, 10, 11, 11, 12]
+
+
+def test_constant_rates_are_known_through_rounding_and_wrong_headers():
+    for times_s, stated, rate in (
+        (np.round(np.arange(300) / 29.97, 3), 30000 / 1001, 30000 / 1001),
+        (np.round(np.arange(300) / 29.97, 3), 1000.0, 29.97),
+        (np.append(np.arange(99) / 25, 3.94), 50.0, 25.0),
+    ):
+        choice = choose_frames(times_s, times_s[-1] + 1 / rate, stated, SamplingOptions(), "video")
+        assert choice.fps == pytest.approx(rate, rel=0.01)
+        np.testing.assert_array_equal(choice.indices, np.rint(np.linspace(0, len(times_s) - 1, len(choice.indices))))
+
+
+def test_avi_that_counts_dropped_frames(tmp_path):
+    times_ms = [100 * k for k in range(30) if k not in (7, 8, 20)]
+    path = write_video(tmp_path / "v.avi", frames=27, times_ms=times_ms, codec="mpeg4", sound=False)
+    numbers, told_s = shown(load_video(path))
+    assert numbers == [np.searchsorted(times_ms, 1000 * told + 1, side="right") - 1 for told in told_s]
+
+
+def test_files_joined_end_to_end_are_seen_whole(tmp_path):
+    first = write_video(tmp_path / "a.ts", sound=False).read_bytes()
+    second = write_video(tmp_path / "b.ts", sound=False, size=(64, 96)).read_bytes()
+    clip = load_video(first + second)
+    assert clip.data.shape == (12, 3, 64, 96) and clip.sample_fps == pytest.approx(2.0, rel=0.02)
+    assert not clip.data[-1, :, :, :20].any() and clip.data[-1, 0, 32, 48] > 200  # tall in wide: black at the sides
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    for name, aspect, size in (("w.mp4", (3, 2), (64, 144)), ("h.mkv", (1, 2), (128, 96))):
+        path = write_video(tmp_path / name, sound=False, aspect=aspect)
+        assert load_video(path).data.shape[2:] == size
+        clip = load_video(path, size_rule=lambda frames, height, width, options, name: (height // 2, width // 2))
+        assert clip.data.shape[2:] == (size[0] // 2, size[1] // 2)
+
+
+def test_limits(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", sound=False)
+    monkeypatch.setattr(limits, "frames", 20)
+    with pytest.raises(MediaError, match=r"30 frames.*limits\.frames"):
+        load_video(path, SamplingOptions(every_frame=True))
+    monkeypatch.setattr(limits, "frame_pixels", 6000)
+    with pytest.raises(MediaError, match=r"96 x 64.*limits\.frame_pixels"):
+        load_video(path)
 
 
 @pytest.mark.parametrize(
