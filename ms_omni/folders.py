@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CheckpointError
-from .files import read_text, write_text
+from .files import read_text
 
 try:
     import fcntl
@@ -73,7 +73,7 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
         if not os.path.lexists(place):
             with new_folder(place, needed_bytes) as fresh:
                 yield fresh
-                _write_own(fresh, set(_files_in(fresh)))
+                _write_own(fresh, fresh, set(_files_in(fresh)))
             return
         if not place.is_dir():
             raise CheckpointError(f"{folder} is no folder; nothing is overwritten. Choose another name.")
@@ -82,12 +82,12 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
             yield partial
             files, own = _files_in(partial), own_files(place)
             refuse_foreign(partial, place, replaces)
-            _write_own(place, own | set(files))  # first, so that after a kill the new files are known as ours
+            _write_own(partial, place, own | set(files))  # first, so that after a kill the new files are known as ours
             _move_files(partial, place, files)
             old = _matching(place, replaces) & own - set(files)
-            for name in old:
+            for name in sorted(old, key=lambda name: name not in _LAST):
                 (place / name).unlink(missing_ok=True)
-            _write_own(place, (own | set(files)) - old)
+            _write_own(partial, place, (own | set(files)) - old)
 
 
 def own_files(folder: str | Path) -> set[str]:
@@ -145,8 +145,10 @@ def _move_files(source: Path, target: Path, names: list[str]) -> None:
         os.replace(source / name, target / name)
 
 
-def _write_own(folder: Path, names: set[str]) -> None:
-    write_text(folder / OWN_FILES, json.dumps({"files": sorted(names)}, indent=1) + "\n")
+def _write_own(partial: Path, folder: Path, names: set[str]) -> None:
+    fresh = partial / f"{OWN_FILES}.new"
+    fresh.write_text(json.dumps({"files": sorted(names)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, folder / OWN_FILES)
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:

@@ -1,8 +1,10 @@
 """Conversion to our parameter names and back, export, inspection."""
 
+import contextlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint, load_checkpoint, save_checkpoint
 from ms_omni.checkpoint.reader import INDEX_FILE
+from ms_omni.checkpoint.writer import Pending, write_shards
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
-from ms_omni.folders import OWN_FILES
+from ms_omni.folders import OWN_FILES, saved_files
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import bits, edit_header, rewrite, tensors_of
 from tests.checkpoint.test_load import full, thinker, values
@@ -140,15 +143,8 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(sharded, tmp_path
     load_checkpoint(model, sharded, prefix="thinker.")
     out.mkdir()
     (out / "notes").write_text("mine")
-    seen = []
-    for limit in (1_000_000, 1_000_000, 10**9, 1_000_000):
-        files = save_checkpoint(model, out, config, shard_bytes=limit)
-        assert (
-            not seen or seen[-1] == {"model.safetensors"} or not set(files) & seen[-1]
-        )  # the old ones were valid until the end
-        seen.append(set(files))
-        assert {path.name for path in out.glob("*.safetensors")} == set(files)
-        assert_same_tensors(out, out)
+    first, second = (set(save_checkpoint(model, out, config, shard_bytes=1_000_000)) for _ in range(2))
+    assert {path.name for path in out.glob("*.safetensors")} == second and not first & second  # the old ones held to the end
     assert (out / "notes").read_text() == "mine"
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     monkeypatch.setattr("ms_omni.checkpoint.writer.write_file", lambda *_: 1 / 0)
@@ -157,9 +153,52 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(sharded, tmp_path
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("before, after", [(1, 1), (1, 3), (3, 1), (3, 3)])
+def test_a_run_that_ends_anywhere_leaves_no_mixture(before, after, tmp_path, monkeypatch):
+    """Numbers of shards before and after; at each step in turn the run is ended."""
+    steps, last = [], [10**9]
+
+    def counted(call):
+        def step(*arguments, **keywords):
+            steps.append(call)
+            if len(steps) >= last[0]:
+                raise KeyboardInterrupt
+            return call(*arguments, **keywords)
+
+        return step
+
+    def save(value, shards):
+        tensors = [Pending(f"t{number}", "F32", (2,), lambda: np.full(2, value, np.float32)) for number in range(6)]
+        with saved_files(out, replaces=("*.safetensors", INDEX_FILE)) as fresh:
+            write_shards(fresh, tensors, {}, shards=shards, taken={path.name for path in out.glob("*")})
+
+    def found():
+        try:
+            return {float(value[0]) for value in tensors_of(out).values()}
+        except CheckpointError:
+            return None
+
+    monkeypatch.setattr("os.replace", counted(os.replace))
+    monkeypatch.setattr("os.unlink", counted(os.unlink))
+    seen = []
+    while {2.0} not in seen or last[0] <= len(steps):
+        out, last[0] = tmp_path / str(len(seen)), 10**9
+        save(1.0, before)
+        steps.clear()
+        last[0] = len(seen) + 1
+        with contextlib.suppress(KeyboardInterrupt):
+            save(2.0, after)
+        seen.append(found())
+    assert (
+        seen[0] == {1.0}
+        and seen[-1] == {2.0}
+        and {frozenset(one) for one in seen if one} == {frozenset([1.0]), frozenset([2.0])}
+    )
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "a.safetensors", "config.json"])
 def test_saving_overwrites_nothing_foreign(name, sharded, tmp_path):
-    model, config = thinker(sharded), Qwen3OmniMoeConfig.from_pretrained(sharded).thinker_config
+    model, config = SimpleNamespace(parameters_and_names=list), Qwen3OmniMoeConfig.from_pretrained(sharded).thinker_config
     (tmp_path / name).write_text("mine")
     with pytest.raises(CheckpointError, match=f"holds {name}, which ms_omni did not write there"):
         save_checkpoint(model, tmp_path, config)
