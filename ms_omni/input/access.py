@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -51,9 +51,9 @@ class AccessPolicy:
             lookup of a name takes what the system's resolver allows, before that).
     """
 
-    hosts: Literal["any", "public"] | tuple[str, ...] = "any"
-    files: Literal["any", "none"] | tuple[str | os.PathLike, ...] = "any"
-    schemes: tuple[str, ...] = SCHEMES
+    hosts: Literal["any", "public"] | Sequence[str] = "any"
+    files: Literal["any", "none"] | Sequence[str | os.PathLike[str]] = "any"
+    schemes: Sequence[str] = SCHEMES
     proxies: bool = True
     redirects: int = 5
     image_bytes: int = 128 * MIB
@@ -193,7 +193,7 @@ def is_local_name(host: str) -> bool:
     return ":" in name or "." not in name or last[:1].isdigit() or name.endswith(_LOCAL_ENDINGS)
 
 
-def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:
+def _is_listed(host: str, hosts: Sequence[str]) -> bool:
     name = host.rstrip(".").lower()
     for listed in hosts:
         listed = listed.lower().removeprefix("*").rstrip(".")

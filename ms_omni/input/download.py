@@ -37,7 +37,8 @@ def download(address: str, policy: AccessPolicy, limit_bytes: int, name: str) ->
         return _follow(address, policy, limit_bytes)
     except (OSError, ValueError, http.client.HTTPException) as error:  # UnicodeError and ssl's errors among them
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise MediaError(f"The {name} cannot be downloaded: {reason.rstrip('.')}.") from error
+        plain = "".join(letter if letter.isprintable() else "?" for letter in reason[:300])  # servers write into some
+        raise MediaError(f"The {name} cannot be downloaded: {plain.rstrip('.')}.") from error
 
 
 def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
@@ -152,16 +153,19 @@ def _connect(
         raise ValueError(next(filter(None, refusals.values())))
     if proxy is not None and (allowed[0] is None or is_public(allowed[0])):
         connection, peer = _first(lookup(proxy.host, proxy.port), clock), allowed[0]
-        if target.scheme == "http":
-            return connection, peer, proxy
-        _tunnel(connection, proxy, target, clock)
     else:
-        connection = _first([place for place in places if place[4][0] in allowed], clock)
+        connection, proxy = _first([place for place in places if place[4][0] in allowed], clock), None
         peer = connection.getpeername()[0]
-    if target.scheme == "https":
+    if target.scheme == "http":
+        return connection, peer, proxy
+    try:
+        if proxy is not None:
+            _tunnel(connection, proxy, target, clock)
         connection.settimeout(clock.left_s())
-        connection = ssl.create_default_context().wrap_socket(connection, server_hostname=target.host)
-    return connection, peer, None
+        return ssl.create_default_context().wrap_socket(connection, server_hostname=target.host), peer, None
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _first(places: list[tuple[Any, ...]], clock: _Clock) -> socket.socket:

@@ -46,10 +46,13 @@ class Source:
         return cls(name, path=Path(content.name), spool=content)
 
     def open(self) -> BinaryIO:
-        """A new binary file object at position 0; the caller closes it."""
+        """A new binary file object at position 0; the caller closes it. Raises `MediaError` for a file that has gone."""
         if self.path is None:
             return io.BytesIO(self.data or b"")
-        return open_regular(self.path) if self.policy is None else self.policy.open_file(self.path)
+        try:
+            return open_regular(self.path) if self.policy is None else self.policy.open_file(self.path)
+        except OSError as error:
+            raise MediaError(f"{self.name} can be read no more: {error.strerror or error}.") from error
 
     def size_bytes(self) -> int:
         return len(self.data or b"") if self.path is None else self.path.stat().st_size
@@ -123,11 +126,11 @@ class _Opener:
             with self.policy.open_file(path):
                 return Source(f"{what} {path}", path=Path(os.path.realpath(path)), policy=self.policy)
         except FileNotFoundError:
-            raise MediaError(f"{name} does not exist (looked in {Path.cwd()}); give {ACCEPTED}.") from None
+            raise MediaError(f"{name} does not exist{_looked_in(path)}; give {ACCEPTED}.") from None
         except IsADirectoryError:
             raise MediaError(f"{name} is a folder; give the file itself.") from None
-        except OSError as error:  # no permission, name too long, endless symbolic links, a pipe
-            raise MediaError(f"The {name} cannot be read: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:  # no permission, name too long, endless symbolic links, a pipe, no text
+            raise MediaError(f"The {name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
     def _from_address(self, address: str) -> Source:
         scheme = address.split(":", 1)[0].lower()
@@ -183,6 +186,13 @@ class _Opener:
         except (OSError, ValueError) as error:  # closed, not readable, too much
             raise MediaError(f"The {name} cannot be read: {error}.") from error
         return Source.of(name, content)
+
+
+def _looked_in(path: str) -> str:
+    try:
+        return "" if os.path.isabs(path) else f" (looked in {os.getcwd()})"
+    except OSError:  # it was removed
+        return ""
 
 
 def _pieces(file: Any, what: str) -> Iterator[bytes]:

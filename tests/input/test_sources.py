@@ -40,6 +40,7 @@ def server(png):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
 
 
 def test_every_spelling(png, server):
@@ -119,7 +120,8 @@ def test_downloads_that_fail(server):
         ("data:image/png;base64,@@@@", "base64"),
         ("data:image/png;base64,", "empty"),
         ("http://", "cannot be downloaded"),
-        ("~nosuchuser/x.png", "does not exist"),
+        ("~nosuchuser/x.png", "does not exist .looked in"),
+        ("\ud800.png", "cannot be read"),
         ("~", "is a folder"),
         ("a.png/b.png", "does not exist"),
         ("file:///no/such/file.png", "does not exist"),
@@ -133,6 +135,14 @@ def test_downloads_that_fail(server):
 def test_values_that_name_nothing(value, complaint):
     with pytest.raises(MediaError, match=complaint):
         load_image(value)
+
+
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(MediaError, match="does not exist"):
+        load_image("a.png")
 
 
 def test_folders_pipes_and_text_files(tmp_path):
