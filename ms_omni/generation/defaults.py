@@ -8,8 +8,9 @@ from typing import Any
 from ..errors import CheckpointError
 from ..files import read_text, write_text
 from ..folders import saved_files
+from .checks import as_ids
 from .options import RESULT_OPTIONS, TEXT_OPTIONS
-from .sampling import NAMES, as_ids
+from .sampling import NAMES
 from .unsupported import MEANINGLESS, NEEDED
 
 GENERATION_FILE = "generation_config.json"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .checks import as_tuple, check
 
 TEXT_OPTIONS = (
     "max_length",
@@ -67,19 +68,11 @@ class TextOptions:
 
 def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> TextOptions:
     """Removes the options of the text loop that are not sampling parameters, and puts lengths of the whole as new tokens."""
-    given = {name: kwargs.pop(name) for name in (*TEXT_OPTIONS, *RESULT_OPTIONS) if name in kwargs}
-    flags = {name: truth(name, given.pop(name)) for name in RESULT_OPTIONS[1:] if name in given}
-    use_cache = truth("use_cache", given.pop("use_cache", False))
-    cache, copies, max_time = given.get("past_key_values"), given.get("num_return_sequences", 1), given.get("max_time")
-    if cache is not None and not hasattr(cache, "reserve"):
-        raise InputError(
-            f"past_key_values is {type(cache).__name__}, expected what the thinker or generate(use_cache=True, "
-            "return_dict_in_generate=True) returned"
-        )
-    if not isinstance(copies, (int, np.integer)) or isinstance(copies, bool) or copies < 1:
-        raise InputError(f"num_return_sequences is {copies!r}, expected an integer of at least 1")
-    if max_time is not None and (isinstance(max_time, bool) or not isinstance(max_time, (int, float)) or not max_time > 0):
-        raise InputError(f"max_time is {max_time!r}, expected seconds above 0")
+    given = {name: kwargs.pop(name) for name in (*TEXT_OPTIONS, *RESULT_OPTIONS[1:]) if name in kwargs}
+    for name, value in given.items():
+        check(name, value)
+    flags = {name: bool(given[name]) for name in RESULT_OPTIONS[1:] if name in given}
+    cache, copies = given.get("past_key_values"), int(given.get("num_return_sequences", 1))
     alone = {"past_key_values": cache, "num_return_sequences": copies if copies > 1 else None}
     alone["inputs_embeds"] = inputs.get("inputs_embeds")
     for name, value in alone.items():
@@ -87,19 +80,22 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
             raise InputError(f"{name} is for answers in text; add return_audio=False")
     if cache is not None and copies > 1:
         raise InputError("past_key_values and num_return_sequences cannot be combined: the cache has one row per prompt")
+    strings = as_tuple(given.get("stop_strings"))
+    if strings and "tokenizer" not in given:
+        raise InputError("stop_strings need the tokenizer: generate(..., stop_strings=[...], tokenizer=processor.tokenizer)")
     _lengths(given, kwargs, inputs)
-    processors = _functions("logits_processor", given)
-    if given.get("prefix_allowed_tokens_fn") is not None:
+    processors = as_tuple(given.get("logits_processor"))
+    if "prefix_allowed_tokens_fn" in given:
         processors = (AllowedTokens(given["prefix_allowed_tokens_fn"], copies), *processors)
     return TextOptions(
-        stop_strings=_stop_strings(given),
+        stop_strings=strings,
         tokenizer=given.get("tokenizer"),
-        stopping_criteria=_functions("stopping_criteria", given),
+        stopping_criteria=as_tuple(given.get("stopping_criteria")),
         logits_processor=processors,
-        max_time=max_time,
-        num_return_sequences=int(copies),
+        max_time=given.get("max_time"),
+        num_return_sequences=copies,
         past_key_values=cache,
-        keep_cache=use_cache and flags.get("return_dict_in_generate", False),
+        keep_cache=bool(given.get("use_cache")) and flags.get("return_dict_in_generate", False),
         **flags,
     )
 
@@ -109,54 +105,17 @@ def _lengths(given: dict, kwargs: dict, inputs: dict) -> None:
     prompt = inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1]
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         length = given.get(total)
-        if length is None:
-            continue
-        if not isinstance(length, (int, np.integer)) or isinstance(length, bool) or length < 0:
-            raise InputError(f"{total} is {length!r}, expected an integer of at least 0")
-        if new in kwargs:
+        if length is None or new in kwargs:
             continue
         if total == "max_length" and length <= prompt:
             raise InputError(f"max_length is {length}, but the prompt has {prompt} tokens; use max_new_tokens")
         kwargs[new] = max(int(length) - prompt, 0)
 
 
-def truth(name: str, value: Any) -> bool:
-    """True or False; raises `InputError` for anything else."""
-    if not isinstance(value, (bool, int, np.bool_)) or value not in (True, False):
-        raise InputError(f"{name} is {value!r}, expected True or False")
-    return bool(value)
-
-
-def _functions(name: str, given: dict) -> tuple:
-    """One function, or several in a list."""
-    value = given.get(name)
-    value = () if value is None else value
-    functions = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not all(callable(function) for function in functions):
-        raise InputError(f"{name} is {value!r}, expected a list of functions")
-    return functions
-
-
-def _stop_strings(given: dict) -> tuple:
-    strings = given.get("stop_strings")
-    if strings is None:
-        return ()
-    strings = (strings,) if isinstance(strings, str) else strings
-    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) and string for string in strings):
-        raise InputError(
-            f"stop_strings is {given['stop_strings']!r}, expected a text or a list of texts, none of them empty"
-        )
-    if strings and not hasattr(given.get("tokenizer"), "batch_decode"):
-        raise InputError("stop_strings need the tokenizer: generate(..., stop_strings=[...], tokenizer=processor.tokenizer)")
-    return tuple(strings)
-
-
 class AllowedTokens:
     """Leaves only the tokens that `function(batch_id, ids [T])` allows next; copies: rows per prompt."""
 
     def __init__(self, function: Any, copies: int):
-        if not callable(function):
-            raise InputError(f"prefix_allowed_tokens_fn is {function!r}, expected a function")
         self.function, self.copies = function, copies
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..modeling.packing import check_ids, host_array
+from .checks import as_tuple, check, truth
 from .defaults import OPTIONS
 from .hand_over import assistant_turns, user_mask
-from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options, truth
+from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options
 from .sampling import NAMES, SamplingParams
 from .speakers import DEFAULT_SPEAKER, speaker_code
 from .text import left_padded, prompt_of
@@ -113,7 +114,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     talker, predictor = take_prefixed(kwargs, "talker_"), take_prefixed(kwargs, "predictor_")
     vocoder = take_prefixed(kwargs, "token2wav_")
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
-    unwanted = [name for name in RESULT_OPTIONS if text.get(name) not in (None, False)]
+    unwanted = _wanted_results(text)
     if unwanted and not whole:
         raise InputError(f"{unwanted[0]} is for generate, which returns a result; a stream yields its events")
     config = model.generation_config  # its file's end tokens are, as in the reference, those of the thinker alone
@@ -151,6 +152,12 @@ def _settings(config: Any) -> dict:
         config = read()
     say_ignored([name for name in _said(config) if name not in OPTIONS and not name.startswith("_")], "generation_config")
     return {name: value for name, value in _said(config).items() if name in OPTIONS}
+
+
+def _wanted_results(kwargs: dict) -> list[str]:
+    """Which options of a whole result are wanted."""
+    said = {name: value for name, value in _said(kwargs).items() if name in RESULT_OPTIONS}
+    return [name for name, value in said.items() if name == "streamer" or truth(name, value)]
 
 
 def _said(kwargs: Mapping) -> dict:
@@ -223,7 +230,10 @@ def sampling_params(kwargs: dict, what: str, **defaults: Any) -> SamplingParams:
     unknown = [name for name in kwargs if name not in NAMES]
     if unknown:
         raise InputError("; ".join(_unknown(name, what) for name in unknown))
-    return SamplingParams(**{**defaults, **_said(kwargs)})
+    try:
+        return SamplingParams(**{**defaults, **_said(kwargs)})
+    except InputError as error:  # its message begins with the name
+        raise InputError(str(error) if what == "generate" else f"{what}_{error}") from None
 
 
 def _unknown(name: str, what: str) -> str:
@@ -238,8 +248,8 @@ def _unknown(name: str, what: str) -> str:
 
 def _wants_audio(model, kwargs: dict, given: bool) -> bool:
     mode, wanted = kwargs.pop("generation_mode", None), kwargs.pop("return_audio", None)
-    if mode not in (None, "text", "audio"):
-        raise InputError(f"generation_mode is {mode!r}, expected 'text' or 'audio'")
+    if mode is not None:
+        check("generation_mode", mode)
     if wanted is not None:
         wanted = truth("return_audio", wanted)
     if mode is not None and wanted is not None and wanted != (mode == "audio"):
@@ -259,8 +269,11 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
     speaker_id = vocabulary = None
     for name, options in (("talker", talker), ("predictor", predictor)):
         take_neutral(options, name)
-        options.pop("use_cache", None)
-        unwanted = [key for key in RESULT_OPTIONS if options.pop(key, None) not in (None, False)]
+        if options.get("use_cache") is not None:
+            truth("use_cache", options["use_cache"])
+        unwanted = _wanted_results(options)
+        for key in ("use_cache", *RESULT_OPTIONS):
+            options.pop(key, None)
         if unwanted:
             raise InputError(f"{name}_{unwanted[0]} is not to be had: speech is returned as sound")
     if config is not None:
@@ -271,6 +284,8 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
             talker["eos_token_id"] = config.codec_eos_token_id
         ends = SamplingParams(eos_token_id=talker["eos_token_id"]).eos_token_id
         suppressed = [token for token in tail if token not in ends]  # no other special is a code that can be spoken
+    elif speaker is not None:
+        check("speaker", speaker)
     code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **({"suppress_tokens": suppressed} if config else {}))
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:
@@ -292,10 +307,7 @@ def _chunk_frames(vocoder: dict) -> tuple:
     say_ignored([f"token2wav_{name}" for name in meaningless], "generate (speech is the same in pieces of any size)")
     if vocoder:
         raise InputError(f"token2wav_{next(iter(vocoder))} is unknown; the vocoder's one option is token2wav_chunk_frames")
-    frames = CHUNK_FRAMES if frames is None else tuple(np.atleast_1d(frames).tolist())
-    if not frames or any(not isinstance(n, int) or n < 1 for n in frames):
-        raise InputError(f"token2wav_chunk_frames is {frames!r}, expected frame counts of at least 1")
-    return frames
+    return check("token2wav_chunk_frames", CHUNK_FRAMES if frames is None else as_tuple(frames))
 
 
 def _check_prompt(model, inputs: dict, given: bool) -> None:

@@ -3,16 +3,15 @@
 The steps and their order are in `logits.py`.
 """
 
-import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from .checks import CHECKS, as_ids, as_tuple, biases, check, id_sequences
 from .logits import ADJUSTMENTS, FILTERS, softmax
 
 
@@ -60,18 +59,14 @@ class SamplingParams:
             ids = getattr(self, name)
             none = name == "eos_token_id" and isinstance(ids, (list, tuple)) and list(ids) == [-1]
             self._set(name, () if none else as_ids(name, ids))
-        self._set("bad_words_ids", tuple(_sequence("bad_words_ids", ids) for ids in _several("bad_words_ids", self)))
-        self._set("sequence_bias", _biases(self.sequence_bias))
-        decay = self.exponential_decay_length_penalty
-        self._set(
-            "exponential_decay_length_penalty", tuple(decay) if isinstance(decay, list) else () if decay is None else decay
-        )
+        self._set("bad_words_ids", id_sequences("bad_words_ids", self.bad_words_ids))
+        self._set("sequence_bias", biases("sequence_bias", self.sequence_bias))
+        self._set("exponential_decay_length_penalty", as_tuple(self.exponential_decay_length_penalty))
         for field in fields(self):
             if getattr(self, field.name) is None and field.name not in ("top_h", "pad_token_id", "seed"):
                 self._set(field.name, field.default)
-        for name, (good, expected) in CHECKS.items():
-            if not good(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        for name in CHECKS.keys() & vars(self).keys():
+            check(name, getattr(self, name))
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is {self.max_new_tokens}"
@@ -106,93 +101,6 @@ class SamplingParams:
 
 NAMES = tuple(field.name for field in fields(SamplingParams))
 ID_FIELDS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
-
-
-def as_ids(name: str, value: Any) -> tuple[int, ...]:
-    """An id, several ids or None as a tuple of ints."""
-    try:
-        value = value.asnumpy() if hasattr(value, "asnumpy") else value
-        values = () if value is None else np.atleast_1d(np.asarray(value, dtype=object)).tolist()
-        if not all(_whole(v, 0) for v in values):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise InputError(f"{name} is {value!r}, expected a token id or a list of token ids") from None
-    return tuple(int(v) for v in values)
-
-
-def _several(name: str, params: SamplingParams) -> list:
-    value = getattr(params, name)
-    if value is not None and not isinstance(value, (list, tuple)):
-        raise InputError(f"{name} is {value!r}, expected a list of lists of token ids")
-    return list(value or ())
-
-
-def _sequence(name: str, ids: Any) -> tuple[int, ...]:
-    if not isinstance(ids, (list, tuple)) or not ids:
-        raise InputError(f"{name} holds {ids!r}, expected a list of token ids with at least one")
-    return as_ids(name, ids)
-
-
-def _biases(value: Any) -> tuple:
-    """`{(ids): bias}`, or transformers' `[[[ids], bias], ...]`, as pairs."""
-    pairs = list(value.items()) if isinstance(value, dict) else value or ()
-    if not isinstance(pairs, (list, tuple)) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and _number(pair[1], -math.inf) for pair in pairs
-    ):
-        raise InputError(f"sequence_bias is {value!r}, expected {{(id, ...): number}} or a list of [[id, ...], number]")
-    return tuple((_sequence("sequence_bias", ids), float(bias)) for ids, bias in pairs)
-
-
-def _whole(value: Any, low: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low
-
-
-def _number(value: Any, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, Real) and low <= value <= high and math.isfinite(value)
-
-
-def _positive(value: Any, high: float = math.inf) -> bool:
-    return _number(value, 0, high) and value > 0
-
-
-def _truth(value: Any) -> bool:
-    return isinstance(value, (bool, int, np.bool_)) and value in (True, False)
-
-
-def _decay(value: Any) -> bool:
-    return value == () or (isinstance(value, tuple) and len(value) == 2 and _whole(value[0], 0) and _positive(value[1]))
-
-
-def _integer(low: int, note: str = "") -> tuple:
-    return (lambda value: _whole(value, low)), f"an integer of at least {low}{note}"
-
-
-_share = (lambda value: _positive(value, 1)), "a number in (0, 1]"
-_cutoff = (lambda value: _number(value, 0) and value < 1), "a number in [0, 1) (0: none)"
-_finite = (lambda value: _number(value, -math.inf)), "a number (0: none)"
-_bool = _truth, "True or False"
-CHECKS = {
-    "max_new_tokens": _integer(1),
-    "min_new_tokens": _integer(0),
-    "do_sample": _bool,
-    "temperature": ((lambda value: _number(value, 0)), "a number of at least 0 (0: greedy)"),
-    "top_k": _integer(0, " (0: no limit)"),
-    "top_p": _share,
-    "min_p": ((lambda value: _number(value, 0, 1)), "a number in [0, 1] (0: none)"),
-    "top_h": ((lambda value: value is None or _positive(value, 1)), "a number in (0, 1], or None"),
-    "typical_p": _share,
-    "epsilon_cutoff": _cutoff,
-    "eta_cutoff": _cutoff,
-    "repetition_penalty": (_positive, "a number above 0 (1: none)"),
-    "presence_penalty": _finite,
-    "frequency_penalty": _finite,
-    "no_repeat_ngram_size": _integer(0, " (0: any may repeat)"),
-    "exponential_decay_length_penalty": (_decay, "(new tokens from which it counts, factor above 0)"),
-    "remove_invalid_values": _bool,
-    "renormalize_logits": _bool,
-    "pad_token_id": ((lambda value: value is None or _whole(value, 0)), "a token id"),
-    "seed": ((lambda value: value is None or _whole(value, 0)), "an integer of at least 0, or None for another every time"),
-}
 
 
 class RowSampler:

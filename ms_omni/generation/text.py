@@ -4,13 +4,12 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
-from mindspore import Tensor
 
 from ..answers import TextIds
 from ..arrays import HostArray
 from ..errors import InputError
-from ..modeling import ops
-from ..modeling.packing import as_tensor, host_array, valid_tokens
+from ..modeling.forward import given_positions
+from ..modeling.packing import host_array, valid_tokens
 from ..outputs import GenerateOutput, PromptStates, ThinkerStep
 from .options import TextOptions
 
@@ -204,19 +203,12 @@ def left_padded(inputs, cached=0):
     order = np.concatenate([np.broadcast_to(np.arange(cached), (len(order), cached)), order], axis=1)
     if (order == np.arange(order.shape[1])).all():
         return inputs
-    moved = {
-        name: np.take_along_axis(host_array(inputs[name]), order, 1)
-        for name in ("input_ids", "attention_mask")
-        if name in inputs
-    }
-    if "inputs_embeds" in inputs:
-        rows = as_tensor(inputs["inputs_embeds"])
-        places = Tensor((np.arange(len(order))[:, None] * order.shape[1] + order).reshape(-1).astype(np.int32))
-        moved["inputs_embeds"] = ops.gather_rows(rows.reshape(-1, rows.shape[-1]), places).reshape(rows.shape)
+    moved = {}
+    for name, axes in (("input_ids", 0), ("attention_mask", 0), ("inputs_embeds", 1)):  # axes behind that of the tokens
+        if name in inputs:
+            moved[name] = np.take_along_axis(host_array(inputs[name]), order.reshape(*order.shape, *[1] * axes), 1)
     if "position_ids" in inputs:
-        positions = host_array(inputs["position_ids"])
-        positions = np.broadcast_to(positions, (*positions.shape[:-2], *order.shape))
-        moved["position_ids"] = np.take_along_axis(positions, np.broadcast_to(order, positions.shape), -1)
+        moved["position_ids"] = np.take_along_axis(given_positions(inputs["position_ids"], order.shape)[0], order[None], 2)
     return {**inputs, **moved}
 
 

@@ -79,7 +79,7 @@ def take_neutral(kwargs: dict, what: str) -> None:
     for name in NEEDED.keys() & kwargs.keys():
         value = kwargs.pop(name)
         neutral, reason = NEEDED[name]
-        if value is not None and not (isinstance(value, (bool, int, float)) and value == neutral):
+        if value is not None and not (type(value) in (bool, int, float) and value == neutral and value is not True):
             raise InputError(f"{what}: {name} is {value!r}, which is not supported: {reason}")
     ignored = [name for name in MEANINGLESS.keys() & kwargs.keys() if _is_said(name, kwargs[name])]
     for name in MEANINGLESS.keys() & kwargs.keys():

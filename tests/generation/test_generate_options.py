@@ -137,7 +137,7 @@ def test_a_cache_is_gone_on_from(thinker, ask, greedy_tokens):
     assert new(thinker.generate(**inputs, past_key_values=cache, **FREE), inputs) == greedy_tokens(inputs, NEW).tolist()
     with pytest.raises(InputError, match="input_ids must be those tokens and new ones behind them"):
         thinker.generate(**inputs, past_key_values=cache)
-    with pytest.raises(InputError, match="past_key_values is int"):
+    with pytest.raises(InputError, match="past_key_values is 3, expected what the thinker or generate"):
         thinker.generate(**inputs, past_key_values=3)
 
 

@@ -28,6 +28,9 @@ def write(thinker, prompt=PROMPT, mask=None, options=None, **params):
 class Letters:
     """A tokenizer whose token n is the nth letter."""
 
+    def decode(self, row, skip_special_tokens):
+        return self.batch_decode([row], skip_special_tokens)[0]
+
     def batch_decode(self, rows, skip_special_tokens):
         assert skip_special_tokens
         return ["".join(chr(97 + token) for token in row) for row in rows]

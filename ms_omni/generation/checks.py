@@ -1,0 +1,171 @@
+"""What the value of each option of `generate` must be, in one table, and the check that reads it."""
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Scores are float32: a number beyond would be infinite there."""
+
+
+def check(name: str, value: Any) -> Any:
+    """The value, if it is one that this option may have. Raises `InputError` that names the option for another."""
+    good, expected = CHECKS[name]
+    if not good(value):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected {expected}")
+    return value
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False; raises `InputError` for anything else."""
+    return bool(check(name, value))
+
+
+def as_ids(name: str, value: Any) -> tuple[int, ...]:
+    """An id, several ids or None as a tuple of ints."""
+    try:
+        value = value.asnumpy() if hasattr(value, "asnumpy") else value
+        values = () if value is None else np.atleast_1d(np.asarray(value, dtype=object)).tolist()
+        if not all(_whole(v, 0) for v in values):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected a token id or a list of token ids") from None
+    return tuple(int(v) for v in values)
+
+
+def id_sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    """Several sequences of ids, each of at least one."""
+    if not isinstance(value, (list, tuple, type(None))):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected a list of lists of token ids")
+    return tuple(_sequence(name, ids) for ids in value or ())
+
+
+def biases(name: str, value: Any) -> tuple:
+    """`{(ids): bias}`, or transformers' `[[[ids], bias], ...]`, as pairs."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else () if value is None else value
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and _number(pair[1]) for pair in pairs
+    ):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected {{(id, ...): number}} or a list of [[id, ...], number]")
+    return tuple((_sequence(name, ids), float(bias)) for ids, bias in pairs)
+
+
+def as_tuple(value: Any) -> tuple:
+    """One value, or several, whatever holds them, as a tuple; None is none of them."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _sequence(name: str, ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, (list, tuple)) or not ids:
+        raise InputError(f"{name} holds {reprlib.repr(ids)}, expected a list of token ids with at least one")
+    return as_ids(name, ids)
+
+
+# -- kinds of values -------------------------------------------------------------------------------------------------
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low
+
+
+def _number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+
+
+def _positive(value: Any, high: float = LARGEST) -> bool:
+    return _number(value, 0, high) and value > 0
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, (bool, int, np.bool_)) and value in (True, False)
+
+
+def _texts(value: Any) -> bool:
+    texts = (value,) if isinstance(value, str) else value
+    return isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)
+
+
+def _functions(value: Any) -> bool:
+    return all(map(callable, value)) if isinstance(value, (list, tuple)) else callable(value)
+
+
+def _decay(value: Any) -> bool:
+    return isinstance(value, tuple) and (not value or (len(value) == 2 and _whole(value[0], 0) and _positive(value[1])))
+
+
+def _has(*methods: str) -> Callable[[Any], bool]:
+    return lambda value: all(callable(getattr(value, method, None)) for method in methods)
+
+
+def _integer(low: int, note: str = "") -> tuple:
+    return (lambda value: _whole(value, low)), f"an integer of at least {low}{note}"
+
+
+_share = (lambda value: _positive(value, 1)), "a number in (0, 1]"
+_cutoff = (lambda value: _number(value, 0) and value < 1), "a number in [0, 1) (0: none)"
+_finite = _number, "a number (0: none)"
+_bool = _truth, "True or False"
+_list = _functions, "a list of functions"
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # sampling
+    "max_new_tokens": _integer(1),
+    "min_new_tokens": _integer(0),
+    "do_sample": _bool,
+    "temperature": ((lambda value: _number(value, 0)), "a number of at least 0 (0: greedy)"),
+    "top_k": _integer(0, " (0: no limit)"),
+    "top_p": _share,
+    "min_p": ((lambda value: _number(value, 0, 1)), "a number in [0, 1] (0: none)"),
+    "top_h": ((lambda value: value is None or _positive(value, 1)), "a number in (0, 1], or None"),
+    "typical_p": _share,
+    "epsilon_cutoff": _cutoff,
+    "eta_cutoff": _cutoff,
+    "repetition_penalty": ((lambda value: _positive(value) and np.float32(value) > 0), "a number above 0 (1: none)"),
+    "presence_penalty": _finite,
+    "frequency_penalty": _finite,
+    "no_repeat_ngram_size": _integer(0, " (0: any may repeat)"),
+    "exponential_decay_length_penalty": (_decay, "(new tokens from which it counts, factor above 0)"),
+    "remove_invalid_values": _bool,
+    "renormalize_logits": _bool,
+    "pad_token_id": ((lambda value: value is None or _whole(value, 0)), "a token id"),
+    "seed": ((lambda value: value is None or _whole(value, 0)), "an integer of at least 0, or None for another every time"),
+    # the text loop
+    "max_length": _integer(0),
+    "min_length": _integer(0),
+    "max_time": ((lambda value: _positive(value, math.inf)), "seconds above 0"),
+    "stop_strings": (_texts, "a text or a list of texts, none of them empty"),
+    "tokenizer": (_has("decode", "batch_decode"), "an object with decode and batch_decode, such as processor.tokenizer"),
+    "stopping_criteria": _list,
+    "logits_processor": _list,
+    "prefix_allowed_tokens_fn": (callable, "a function"),
+    "num_return_sequences": _integer(1),
+    "past_key_values": (
+        _has("reserve"),
+        "what the thinker or generate(use_cache=True, return_dict_in_generate=True) returned",
+    ),
+    "use_cache": _bool,
+    # the result
+    "return_dict_in_generate": _bool,
+    "output_scores": _bool,
+    "output_logits": _bool,
+    "output_hidden_states": _bool,
+    "return_audio": _bool,
+    "generation_mode": ((lambda value: isinstance(value, str) and value in ("text", "audio")), "'text' or 'audio'"),
+    # inputs and speech
+    "use_audio_in_video": (
+        (lambda value: all(map(_truth, value if isinstance(value, (list, tuple)) else [value]))),
+        _bool[1],
+    ),
+    "speaker": ((lambda value: isinstance(value, str)), "the name of a voice"),
+    "token2wav_chunk_frames": (
+        (lambda value: isinstance(value, tuple) and bool(value) and all(_whole(n, 1) for n in value)),
+        "frame counts of at least 1",
+    ),
+}
+"""Name: whether a value that is not None will do, and what is expected."""
