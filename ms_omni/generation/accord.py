@@ -16,9 +16,9 @@ class Alone:
         """Sampling parameters that draw the same everywhere."""
         return params
 
-    def sampler(self, params, batch_size, vocab_size, prompt=None, valid=None):
-        """The `Sampler` of one autoregressive loop."""
-        return Sampler(params, batch_size, vocab_size, prompt, valid)
+    def sampler(self, params, batch_size, vocab_size, prompt=None, valid=None, part="thinker"):
+        """The `Sampler` of one autoregressive loop of this part of the model."""
+        return Sampler(params, batch_size, vocab_size, prompt, valid, part)
 
     def choose(self, sampler, logits, process=None, split=False):
         """The tokens int64 `[B]` that follow, and the scores `[B, V]` that they were chosen from.

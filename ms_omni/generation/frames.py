@@ -3,10 +3,11 @@
 import numpy as np
 from mindspore import Tensor
 
+from ..errors import InputError
 from ..modeling.packing import host_array
 from ..modeling.steps import DecoderStep, FrameStep
 from ..outputs import CodecFrame
-from .sampling import row_streams
+from .sampling import not_finite, row_streams
 from .talker_prompt import ROLE_ROWS, build_prompt, text_rows
 
 
@@ -22,7 +23,10 @@ class FramePredictor:
         """hidden `[B, 1, D]` (talker), code 0 int64 `[B]` -> codes int64 `[B, n]`, their summed embeddings `[B, 1, D]`."""
         noise = np.stack([stream.random(self.step.groups, np.float32) for stream in self.streams])
         codes, total = self.step(hidden, as_column(code), Tensor(noise))
-        return self.accord.agree(host_array(codes).astype(np.int64)), self.accord.share(total)
+        codes, total = self.accord.agree(host_array(codes).astype(np.int64)), self.accord.share(total)
+        if not np.isfinite(host_array(total)).all():
+            raise InputError(not_finite("code predictor's numbers"))
+        return codes, total
 
 
 def as_column(ids):
@@ -57,7 +61,7 @@ def _frames(model, prompt, media, hand_over, speech, step, frame_step):
     step.cache.clear()
     logits, hidden = talker.read(start.rows, start.positions, step.cache, start.valid)
     logits, hidden = logits[:, -1:], hidden[:, -1:]
-    sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size)
+    sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size, part="talker")
     predict = FramePredictor(frame_step, accord.params(speech.predictor), batch, accord)
     still = np.ones((batch, 1), bool)
     for index in range(params.max_new_tokens - 1):

@@ -145,10 +145,18 @@ class RowSampler:
 class Sampler:
     """The samplers of a loop's rows. Each has a random stream of its own, so batches do not change results."""
 
-    def __init__(self, params: SamplingParams, batch_size: int, vocab_size: int, prompt: Any = None, valid: Any = None):
-        """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        batch_size: int,
+        vocab_size: int,
+        prompt: Any = None,
+        valid: Any = None,
+        part: str = "thinker",
+    ):
+        """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from; part: whose logits are chosen from."""
         params.check_vocabulary(vocab_size)
-        self.params = params
+        self.params, self.part = params, part
         prompts = [()] * batch_size if prompt is None else prompt if valid is None else map(np.extract, valid, prompt)
         streams = row_streams(params.seed, batch_size) if params.do_sample else [None] * batch_size
         self.rows = [RowSampler(params, *row) for row in zip(streams, prompts)]
@@ -170,7 +178,12 @@ class Sampler:
         return scores
 
     def filter(self, scores: np.ndarray) -> np.ndarray:
-        """Adjusted scores `[B, V]` -> those that are chosen from."""
+        """Adjusted scores `[B, V]` -> those that are chosen from. Raises `InputError` where there is nothing to choose from."""
+        largest = scores.max(axis=-1)  # NaN where there is any
+        if not (largest < np.inf).all():
+            raise InputError(not_finite(f"{self.part}'s logits"))
+        if (largest == -np.inf).any():
+            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
         if self.rows[0].filters:
             scores = np.stack([row.filtered(line) for row, line in zip(self.rows, scores)])
         if self.params.renormalize_logits:
@@ -179,23 +192,24 @@ class Sampler:
         return scores
 
     def choose(self, scores: np.ndarray) -> np.ndarray:
-        """One token int64 `[B]` per row of scores `[B, V]`. Raises `InputError` where there is nothing to choose from."""
-        best = scores.argmax(axis=-1).astype(np.int64)
-        largest = scores[np.arange(len(best)), best]
-        if np.isnan(largest).any():
-            raise InputError(
-                "the logits hold NaN: the model's inputs or weights do; look at pixel values and sound features"
-            )
-        if (largest == -np.inf).any():
-            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
+        """One token int64 `[B]` per row of filtered scores `[B, V]`."""
         if not self.params.do_sample:
-            return best
+            return scores.argmax(axis=-1).astype(np.int64)
         return np.array([row.draw(line) for row, line in zip(self.rows, scores)], np.int64)
 
     def note(self, tokens: np.ndarray) -> None:
         """Remembers the tokens `[B]` that a step ended with."""
         for row, token in zip(self.rows, tokens.tolist()):
             row.note(token)
+
+
+def not_finite(what: str) -> str:
+    """The message for numbers of the model that are no numbers any more."""
+    return (
+        f"the {what} hold NaN or infinite numbers, so there is no answer: weights that were changed or loaded do, or inputs or a "
+        "narrow dtype led there; load the checkpoint again, with dtype='float32', and look at inputs_embeds and logits_processor "
+        "where you pass any"
+    )
 
 
 def row_streams(seed: int | None, batch_size: int, purpose: int = 0) -> list[np.random.Generator]:

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..errors import InputError
 from ..modeling.packing import host_array
 from ..outputs import AudioChunk
+from .sampling import not_finite
 
 SAMPLE_RATE_HZ = 24_000
 CHUNK_FRAMES = (4, 8, 16, 25)
@@ -35,6 +37,8 @@ class AudioChunker:
         self.spoken += np.sum([f.active for f in self.pending], axis=0)
         self.pending = []
         pcm = host_array(self.stream.step(codes))[:, 0]
+        if not np.isfinite(pcm).all():
+            raise InputError(not_finite("vocoder's samples"))
         # A row that has ended owns the samples that its own frames complete and none of the later ones.
         own = np.array([self.code2wav.num_samples(int(n)) for n in self.spoken]) - self.samples
         chunk = AudioChunk(self.samples, pcm, np.clip(own, 0, pcm.shape[1]))

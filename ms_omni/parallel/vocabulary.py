@@ -28,6 +28,9 @@ class SplitVocabulary:
         if logits.shape[1] == self.size:
             return sampler.adjust(logits)
         mine, params = sampler.adjust(logits, self.first), sampler.params
+        broken = np.isnan(mine.max(axis=1))
+        if broken.any():  # every number of such a row, so that what is sent shows it
+            mine = np.where(broken[:, None], np.float32(np.nan), mine)
         if not params.do_sample:
             return self._largest(mine, mine, 1)[0]
         if not 0 < params.top_k < self.size or params.top_h is not None:  # top_h comes before top_k

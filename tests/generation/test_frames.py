@@ -1,9 +1,17 @@
 """Inside the frame loop: where the talker stands, and that frames are predicted each for itself."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from mindspore import Tensor
 
+from ms_omni.errors import InputError
 from ms_omni.generation import frames
+from ms_omni.generation.accord import Alone
+from ms_omni.generation.sampling import SamplingParams
+from ms_omni.generation.waves import AudioChunker
+from ms_omni.outputs import CodecFrame
 
 FRAMES = 3
 
@@ -56,3 +64,27 @@ def test_a_frame_does_not_depend_on_the_frames_before_it(speak, monkeypatch):
     speak("hello world")
     assert len(asked) == FRAMES
     assert not np.array_equal(asked[0][2], asked[1][2])
+
+
+# -- numbers that are none -------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """The predictor's step and the vocoder of a model whose weights are NaN."""
+
+    groups = 2
+
+    def __call__(self, hidden, code, noise):
+        return Tensor(np.zeros((1, 3), np.int32)), Tensor(np.full((1, 1, 4), np.nan, np.float32))
+
+    def step(self, codes):
+        return Tensor(np.full((1, 1, 1920), np.nan, np.float32))
+
+
+def test_nan_in_codes_or_sound_is_an_error_that_names_the_part():
+    predict = frames.FramePredictor(Broken(), SamplingParams(), 1, Alone())
+    with pytest.raises(InputError, match="the code predictor's numbers hold NaN"):
+        predict(None, np.zeros(1, np.int64))
+    chunker = AudioChunker(SimpleNamespace(stream=Broken), 1, (1,))
+    with pytest.raises(InputError, match="the vocoder's samples hold NaN"):
+        chunker.push(CodecFrame(0, np.zeros((1, 3), np.int64), np.ones(1, bool)))

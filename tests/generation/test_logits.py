@@ -88,8 +88,16 @@ def test_where_nothing_is_left_to_choose():
         chosen, _ = sampler(do_sample=do_sample, bad_words_ids=[[token] for token in vocabulary], eos_token_id=[])
         with pytest.raises(InputError, match="every token of the vocabulary is banned"):
             chosen(sampling_cases.logits()[0])
-        with pytest.raises(InputError, match="the logits hold NaN"):
-            sampler(do_sample=do_sample)[0](np.full((3, sampling_cases.VOCABULARY), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 3, "top_p": 0.5}], ids=["greedy", "drawn"])
+def test_one_number_that_is_none_is_an_error_wherever_it_stands(number, options):
+    logits = sampling_cases.logits()[0]
+    logits[1, 17] = number
+    with pytest.raises(InputError, match="the thinker's logits hold NaN or infinite numbers.*load the checkpoint again"):
+        sampler(**options)[0](logits)
+    assert sampler(**options, remove_invalid_values=True)[0](logits).shape == (len(logits),)
 
 
 def test_logits_are_never_changed_in_place():

@@ -83,6 +83,7 @@ def test_argmax_takes_the_first_of_equals(tensors):
 
 def test_clip(tensors, close):
     close(ops.clip(*tensors(np.array([-2, -1, 0.5, 3], np.float32)), -1.0, 1.0), [-1, -1, 0.5, 1], 0)
+    assert np.isnan(ops.clip(*tensors(np.array([np.nan, np.inf, -np.inf], np.float32)), -1.0, 1.0).asnumpy()).all()
 
 
 def test_transpose_is_contiguous(normal, tensors, close):

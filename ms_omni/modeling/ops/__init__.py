@@ -270,7 +270,7 @@ def transpose(x, axes):
 
 @_differentiable
 def clip(x, low, high):
-    """Limits every element to `[low, high]`."""
+    """Limits every element to `[low, high]`; of NaN and infinities it makes NaN."""
     return _impl.clip(x, low, high)
 
 

@@ -259,7 +259,7 @@ def transpose(x, axes):
 
 
 def clip(x, low, high):
-    return ops.clamp(x, low, high)
+    return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp makes a number of NaN
 
 
 def argmax(x):
