@@ -213,12 +213,13 @@ class FrameGraph(_Graph):
         embed = self.embed(code)
         x, total, codes = ops.concat((hidden, embed), 1), embed, (code,)
         for group in range(self.groups):
-            logits = self.heads[group](self._pass(x, self.places[group])[:, -1])
+            hidden = self._pass(x, self.places[group])[:, -1:]
+            logits = self.heads[group](hidden[:, 0])
             code = self._choose(logits, noise[:, group : group + 1])
             x = self.residuals[group](code)
             total = total + x
             codes = codes + (code,)
-        return ops.concat(codes, 1), total
+        return ops.concat(codes, 1), total + (hidden - hidden)  # NaN where the states are, see `ops.code_frame`
 
     def _choose(self, logits, noise):
         if self.sampling is None:

@@ -185,6 +185,21 @@ def test_code_frame(stack, groups, batch, sampling, rng, normal, close, cells_on
     close(total, summed, 2e-6)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_frame_of_numbers_that_are_none_shows_in_the_sum(fused, rng, normal, cells_only):
+    talker = talker_like(3, rng, **{**STACKS["small"], "vocab_size": 211})
+    arrays = frame_inputs(talker, 1, rng, normal)
+    assert np.isfinite(frames(talker, None, arrays)[2]).all()
+    weight = (talker.code_predictor.lm_head[0] if fused else talker.code_predictor.model.norm).weight
+    array = weight.asnumpy().copy()
+    array[-1] = np.nan  # of the last code's logit, or of every state
+    weight.set_data(Tensor(array))
+    talker.prepared_frame = None
+    if not fused:
+        cells_only()
+    assert np.isnan(frames(talker, None, arrays)[2]).any()
+
+
 def bfloat16(cell):
     """Rounds all weights to numbers of eight bits; returns the cell."""
     for parameter in cell.get_parameters():

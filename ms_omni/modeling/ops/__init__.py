@@ -330,7 +330,8 @@ def code_frame(hidden, code, noise, sampling, prepared):
     """Codes 1 .. n-1 of one frame, each chosen from logits that depend on the one before.
 
     hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]`; sampling: (temperature, top_k, top_p)
-    of `draw`, or None for the likeliest code -> codes int32 `[B, n]`, the sum of their embeddings `[B, 1, D]`.
+    of `draw`, or None for the likeliest code -> codes int32 `[B, n]`, the sum of their embeddings `[B, 1, D]`, which holds
+    NaN where logits were NaN or infinite.
     """
     return _impl.code_frame(hidden, code, noise, sampling, prepared)
 

@@ -94,6 +94,7 @@ int frame(const Arguments &a, Table &t) {
       const float *embedding = embeddings[group] + code * width;
       std::copy(embedding, embedding + width, x.data() + row * width);
       add_scaled(sum + row * width, embedding, 1.f, width);
+      if (!all_finite(logits.data() + row * vocabulary, vocabulary)) sum[row * width] = NAN;  // seen by whoever reads the sum
       codes[row * positions + group + 1] = code;
     }
   }

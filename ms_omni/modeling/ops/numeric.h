@@ -46,6 +46,17 @@ inline std::vector<int32_t> likeliest(const float *scores, i64 n, i64 size) {
   return order;
 }
 
+// Whether x `[n]` holds neither NaN nor infinities: no exponent is all ones.
+inline bool all_finite(const float *x, i64 n) {
+  uint32_t found = 0;
+  for (i64 i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    found |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return !found;
+}
+
 // One id drawn from logits `[size]`: see `draw` in __init__.py; noise uniform in [0, 1).
 inline i64 draw_one(const float *logits, i64 size, float noise, float temperature, i64 top_k, float top_p) {
   const i64 kept = top_k <= 0 ? size : std::min(top_k, size);
