@@ -27,6 +27,7 @@ from mindspore import nn  # isort: skip  (parts explain a missing MindSpore firs
 
 from .answers import without_speech as text_alone
 from .generation.accord import Alone
+from .generation.codes import generate_codes
 from .generation.decode import ended_streamer, feed_streamer, generate_text
 from .generation.defaults import GenerationConfig
 from .generation.reader import thinker_reader
@@ -117,16 +118,23 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     checkpoint_prefix = "talker."
     text_model = Qwen3OmniMoeTalkerModel
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration
+    accord = Alone()
 
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
+        self.steps = StepPool()
 
-    def generate(self, *_, **__):
-        """Refused: the talker hears the thinker while it writes, and needs the whole model for that. Raises `InputError`."""
-        raise InputError(
-            "talker.generate: codes are written while the thinker writes; use model.generate, or model.say for a given text. "
-            "One pass of the talker is talker(inputs_embeds=...), one of its predictor talker.code_predictor(...)"
-        )
+    def generate(self, inputs_embeds=None, trailing_text_hidden=None, tts_pad_embed=None, talker_input_ids=None, **kwargs):
+        """Codes 0 int64 `[B, n]` of a text that is known, drawn until the end token; `model.generate` speaks while it writes.
+
+        inputs_embeds `[B, S, D]` are the talker's rows of the prompt, trailing_text_hidden `[B, n, D]` the text rows behind the
+        first one, tts_pad_embed `[B or 1, 1, D]` the row when they are used up, talker_input_ids `[B, S]` the thinker's ids
+        for positions, with attention_mask (padded on the left) and grids. Further arguments are the fields of
+        `SamplingParams`. With return_dict_in_generate and output_hidden_states `hidden_states[i][-1]` holds the codes `[B, Q]`
+        of frame i - 1, as in the reference. Raises `InputError`.
+        """
+        kwargs["talker_input_ids"] = talker_input_ids
+        return generate_codes(self, inputs_embeds, trailing_text_hidden, tts_pad_embed, kwargs)
 
 
 class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):

@@ -1,5 +1,7 @@
 """The frame loop: talker prompt in, one codec frame per step out (code 0 by the talker, the others by the predictor)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from mindspore import Tensor
 
@@ -35,17 +37,16 @@ def as_column(ids):
 
 
 def codec_frames(model, prompt, media, hand_over, speech):
-    """Yields a `CodecFrame` per 80 ms until every row has ended; speech: `SpeechParams`.
+    """Yields a `CodecFrame` per 80 ms until every row has ended; speech: `SpeechParams`."""
+    active = hand_over.has_text()
+    start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
 
-    As in the reference, the talker's `max_new_tokens` counts draws of code 0, and the last draw makes no frame: it is the
-    end token, or the loop was cut there.
-    """
-    batch, talker, params = hand_over.batch_size, model.talker, speech.predictor
-    sampling = (params.temperature, params.top_k, params.top_p) if params.do_sample else None
-    talker_steps = model.steps.lend(("talker", batch), lambda: talker_step(talker, batch))
-    frame_steps = model.steps.lend(("frame", batch, sampling), lambda: FrameStep(talker, batch, sampling))
-    with talker_steps as step, frame_steps as frame_step:
-        yield from _frames(model, prompt, media, hand_over, speech, step, frame_step)
+    def text(index):
+        return text_rows(model, hand_over.ids(ROLE_ROWS + 1 + index)[:, None])
+
+    for index, draw in enumerate(draws(model.talker, start, text, active, speech, model.steps, model.thinker.accord)):
+        if draw.codes is not None:
+            yield CodecFrame(index, draw.codes, draw.active)
 
 
 def talker_step(talker, batch_size):
@@ -53,24 +54,44 @@ def talker_step(talker, batch_size):
     return DecoderStep(talker.model, talker.codec_head, talker.model.new_cache(batch_size, 1))
 
 
-def _frames(model, prompt, media, hand_over, speech, step, frame_step):
-    talker, batch, accord = model.talker, hand_over.batch_size, model.thinker.accord
-    params = accord.params(speech.talker)
-    active = hand_over.has_text()
-    start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
-    step.cache.clear()
-    logits, hidden = talker.read(start.rows, start.positions, step.cache, start.valid)
-    logits, hidden = logits[:, -1:], hidden[:, -1:]
-    sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size, part="talker")
-    predict = FramePredictor(frame_step, accord.params(speech.predictor), batch, accord)
-    still = np.ones((batch, 1), bool)
-    for index in range(params.max_new_tokens - 1):
-        code, _ = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
-        active = active & ~np.isin(code, params.eos_token_id)
-        if not active.any():
-            return
-        codes, embeds = predict(hidden, code)
-        yield CodecFrame(index, codes, active)
-        row = embeds + text_rows(model, hand_over.ids(ROLE_ROWS + 1 + index)[:, None])
-        positions = np.broadcast_to(start.following + np.float32(index), (3, batch, 1))
-        logits, hidden = step(row, talker.model.rope(positions), still)
+@dataclass(frozen=True)
+class Draw:
+    """A code 0 int64 `[B]` and what came of it: counted bool `[B]`: rows that had not ended before, active: nor by it; codes
+    int64 `[B, Q]` of its frame, or None behind the last one; hidden `[B, S, D]`: the states it was drawn from.
+    """
+
+    code: np.ndarray
+    counted: np.ndarray
+    active: np.ndarray
+    codes: np.ndarray | None
+    hidden: Tensor
+
+
+def draws(talker, start, text, active, speech, pool, accord):
+    """Yields a `Draw` after the other until every row has ended.
+
+    start: a `TalkerPrompt`; text: index of a frame -> its row of text `[B, 1, D]`; active bool `[B]`: rows that speak. As in the
+    reference, the talker's `max_new_tokens` counts draws, and the last draw makes no frame: it is the end token, or the loop
+    was cut there.
+    """
+    batch, rest = len(active), speech.predictor
+    sampling = (rest.temperature, rest.top_k, rest.top_p) if rest.do_sample else None
+    talker_steps = pool.lend(("talker", batch), lambda: talker_step(talker, batch))
+    frame_steps = pool.lend(("frame", batch, sampling), lambda: FrameStep(talker, batch, sampling))
+    with talker_steps as step, frame_steps as frame_step:
+        params = accord.params(speech.talker)
+        sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size, part="talker")
+        predict = FramePredictor(frame_step, accord.params(rest), batch, accord)
+        still = np.ones((batch, 1), bool)
+        step.cache.clear()
+        logits, hidden = talker.read(start.rows, start.positions, step.cache, start.valid)
+        for index in range(params.max_new_tokens):
+            code, _ = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
+            counted, active = active, active & ~np.isin(code, params.eos_token_id)
+            if not active.any() or index == params.max_new_tokens - 1:
+                yield Draw(code, counted, active, None, hidden)
+                return
+            codes, embeds = predict(hidden[:, -1:], code)
+            yield Draw(code, counted, active, codes, hidden)
+            positions = np.broadcast_to(start.following + np.float32(index), (3, batch, 1))
+            logits, hidden = step(embeds + text(index), talker.model.rope(positions), still)

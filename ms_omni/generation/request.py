@@ -42,6 +42,14 @@ MODEL_INPUTS = (
     "inputs_embeds",
     "position_ids",
 )
+BELONGS = {
+    "image_grid_thw": "pixel_values",
+    "video_grid_thw": "pixel_values_videos",
+    "video_second_per_grid": "video_grid_thw",
+    "feature_attention_mask": "input_features",
+    "audio_feature_lengths": "input_features",
+}
+"""What says nothing without another input."""
 TEXT_DEFAULTS = {"top_k": 50}
 TALKER_DEFAULTS = {
     "max_new_tokens": 4096,
@@ -116,6 +124,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
     unwanted = _wanted_results(text)
     if unwanted and not whole:
+        getattr(text.get("streamer"), "end", lambda: None)()  # whoever reads it is not to wait
         raise InputError(f"{unwanted[0]} is for generate, which returns a result; a stream yields its events")
     config = model.generation_config  # its file's end tokens are, as in the reference, those of the thinker alone
     settings = {"pad_token_id": config.pad_token_id, **config.changes()} if hasattr(config, "changes") else config
@@ -182,6 +191,11 @@ def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
             inputs[name] = host_array(inputs[name])
         except ValueError:
             raise InputError(f"{name} must be one array [batch, tokens]; its rows differ in length, so pad them") from None
+    if "use_audio_in_video" in inputs:
+        check("use_audio_in_video", inputs["use_audio_in_video"])
+    for name, owner in BELONGS.items():
+        if name in inputs and owner not in inputs and "inputs_embeds" not in inputs:
+            raise InputError(f"{name} came without {owner}; pass all that one call of the processor returned")
     media = [name for name in ("pixel_values", "pixel_values_videos", "input_features") if name in inputs]
     if media and "inputs_embeds" in inputs:
         raise InputError(f"inputs_embeds holds pictures and sounds already; leave {media[0]} out")

@@ -89,7 +89,7 @@ def given_positions(position_ids, shape):
         positions = np.broadcast_to(positions, (max(axes, 3), *shape))
     except ValueError:
         axes = 0
-    if axes not in (1, 3, 4):
+    if axes not in (1, 3, 4) or not np.ndim(position_ids):
         raise InputError(
             f"position_ids has shape {list(np.shape(position_ids))}, expected {list(shape)}, {[3, *shape]}, or {[4, *shape]} "
             "with a row of text positions first"

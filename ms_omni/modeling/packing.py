@@ -3,7 +3,6 @@
 from itertools import groupby
 
 import numpy as np
-from mindspore import Tensor
 
 from ..arrays import host_array as host_array
 from ..errors import InputError
@@ -41,11 +40,6 @@ def finite(x, name, axes=None):
     return array
 
 
-def as_tensor(x):
-    """x itself where it is a tensor, which may carry a gradient, else its numbers as one."""
-    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float32))
-
-
 def check_ids(ids, vocabulary):
     """Raises `InputError` for ids that are no integers `[B, T]` of this vocabulary."""
     if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
@@ -66,20 +60,19 @@ def whole_numbers(x, name):
     return whole
 
 
-def valid_tokens(shape, attention_mask):
-    """Which tokens are no padding, bool: those that attention_mask marks with 1; without a mask all of `shape`.
-
-    Raises `InputError` for a mask that holds anything but 1 and 0 (or True and False).
-    """
-    if attention_mask is None:
-        return np.ones(shape, bool)
-    mask = host_array(attention_mask)
-    valid = mask == 1
-    if mask.dtype.kind not in "biuf" or not (valid | (mask == 0)).all():
-        raise InputError(
-            f"attention_mask must hold 1 for tokens and 0 for padding; got {mask.dtype} {np.unique(mask[~valid])[:4].tolist()}"
-        )
+def marked(mask, name):
+    """A mask as bool. Raises `InputError` for one that holds anything but 1 and 0 (or True and False)."""
+    array = numbers(mask, name)
+    valid = array == 1
+    if not (valid | (array == 0)).all():
+        others = np.unique(array[~valid & (array != 0)])[:4].tolist()
+        raise InputError(f"{name} must hold 1 for what counts and 0 for padding; got {others}")
     return valid
+
+
+def valid_tokens(shape, attention_mask):
+    """Which tokens are no padding, bool: those that attention_mask marks with 1; without a mask all of `shape`. `InputError`."""
+    return np.ones(shape, bool) if attention_mask is None else marked(attention_mask, "attention_mask")
 
 
 def segments_of(lengths):

@@ -15,7 +15,7 @@ Reference: transformers 5.x, `Qwen3OmniMoePreTrainedModelForConditionalGeneratio
 import numpy as np
 
 from ..errors import InputError
-from .packing import valid_tokens
+from .packing import finite, valid_tokens
 
 
 def get_rope_index(
@@ -95,9 +95,11 @@ class _Walker:
                     "covers, one number per video (the processor returns them)"
                 )
             return np.zeros(0, np.float32)
-        seconds = np.asarray(second_per_grids, np.float32).reshape(-1)
+        seconds = finite(second_per_grids, "video_second_per_grid").reshape(-1)
         if len(seconds) != count:
             raise InputError(f"got {len(seconds)} values of video_second_per_grid for {count} videos; pass one per video")
+        if not (seconds > 0).all():
+            raise InputError(f"video_second_per_grid is {seconds.tolist()}, expected seconds above 0")
         return seconds
 
     def walk(self, ids):

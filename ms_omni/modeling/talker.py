@@ -8,7 +8,7 @@ from .forward import answer, check_cache, counted_positions, given_embeddings, n
 from .layers import Cell, Embedding, Linear, ProjectionMLP
 from .losses import training_losses
 from .moe import SharedExpertMoeBlock
-from .packing import host_array, whole_numbers
+from .packing import check_shape, host_array, numbers, whole_numbers
 from .positions import get_rope_index
 
 
@@ -98,10 +98,9 @@ class Talker(Cell):
                 0 if deltas is None else deltas
             )
         elif position_ids is None and talker_input_ids is not None:
-            grids = (None if grid is None else whole_numbers(grid, "the grids") for grid in (image_grid_thw, video_grid_thw))
-            seconds = None if video_second_per_grid is None else host_array(video_second_per_grid)
-            ids, merge = host_array(talker_input_ids), self.config.spatial_merge_size
-            position_ids, deltas = get_rope_index(self.config, merge, ids, valid, *grids, seconds)
+            position_ids, deltas = self.rope_index(
+                talker_input_ids, valid, image_grid_thw, video_grid_thw, video_second_per_grid
+            )
         elif position_ids is None:
             position_ids = counted_positions(valid)
         states = read_stack(
@@ -134,6 +133,14 @@ class Talker(Cell):
             0 if generation_step is None else generation_step + 1,
         )
         return answer(output, return_dict)
+
+    def rope_index(self, ids, valid, image_grid_thw=None, video_grid_thw=None, video_second_per_grid=None):
+        """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows that stand for the thinker's ids `[B, S]`; `InputError`."""
+        ids = numbers(ids, "talker_input_ids")
+        check_shape(ids, "talker_input_ids", valid.shape)
+        grids = (None if grid is None else whole_numbers(grid, "the grids") for grid in (image_grid_thw, video_grid_thw))
+        seconds = None if video_second_per_grid is None else host_array(video_second_per_grid)
+        return get_rope_index(self.config, self.config.spatial_merge_size, ids, valid, *grids, seconds)
 
     def read(self, inputs_embeds, positions, cache, valid):
         """One pass of generation: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, a `KVCache`, valid bool `[B, S]`.

@@ -12,7 +12,7 @@ from .forward import answer, check_arguments, check_cache, counted_positions, gi
 from .layers import Cell, Embedding, Linear, identity
 from .losses import training_losses
 from .moe import SparseMoeBlock
-from .packing import check_shape, finite, host_array, numbers, whole_numbers
+from .packing import check_shape, finite, host_array, marked, numbers, whole_numbers
 from .positions import get_rope_index
 from .prefill import Deepstack
 from .vision_encoder import VisionEncoder
@@ -102,7 +102,7 @@ class Thinker(Cell):
     def _clip_lengths(features, mask, lengths):
         clips, _, frames = features.shape
         if mask is not None:
-            mask = numbers(mask, "feature_attention_mask").astype(bool)
+            mask = marked(mask, "feature_attention_mask")
             lengths = mask.sum(axis=-1)
             if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
                 raise InputError(
@@ -288,7 +288,7 @@ class Thinker(Cell):
         if inputs_embeds is not None:
             inputs_embeds = given_embeddings(self.model, inputs_embeds)
         else:
-            input_ids = host_array(input_ids)
+            input_ids = numbers(input_ids, "input_ids")
             media = (
                 input_features,
                 feature_attention_mask,

@@ -1,5 +1,7 @@
 """Options that only make sense for a whole result, and scores beside speech."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,12 @@ from ms_omni.errors import InputError
 
 @pytest.mark.parametrize("option", ["streamer", "return_dict_in_generate", "output_scores"])
 def test_a_stream_refuses_what_it_cannot_give(option, tiny_model, ask):
+    ended = []
+    streamer = SimpleNamespace(put=ended.append, end=lambda: ended.append("end"))
     for method in (tiny_model.stream, tiny_model.say):
         with pytest.raises(InputError, match=f"{option} is for generate"):
-            method(**ask("hi"), **{option: True})
+            method(**ask("hi"), **{option: streamer if option == "streamer" else True})
+    assert ended == ["end"] * 2 * (option == "streamer")
 
 
 @pytest.mark.parametrize("speaks", [True, False])

@@ -231,6 +231,11 @@ def test_greedy_takes_the_first_of_equals_and_int64():
         ("temperature", -1, "at least 0 .0: greedy"),
         ("temperature", math.nan, "at least 0"),
         ("temperature", math.inf, "at least 0"),
+        ("temperature", True, "at least 0"),
+        ("repetition_penalty", 1e-320, "above 0"),  # 0 in float32
+        ("frequency_penalty", 1e300, "a number"),
+        ("sequence_bias", np.array([1, 2]), "a list of"),
+        ("exponential_decay_length_penalty", np.array([1.5, 2]), "factor above 0"),
         ("temperature", "hot", "at least 0"),
         ("do_sample", "yes", "True or False"),
         ("do_sample", 2, "True or False"),

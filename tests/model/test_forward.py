@@ -124,8 +124,6 @@ def test_talker_and_code_predictor(speaking):
     assert np.allclose(both.logits.asnumpy()[:, -1:], second.logits.asnumpy(), atol=1e-5)
     with pytest.raises(InputError, match="generation_steps"):
         predictor(input_ids=IDS[:, :1])
-    with pytest.raises(InputError, match=r"model\.say"):
-        talker.generate(inputs_embeds=rows)
 
 
 def test_the_vocoder_and_its_parts(speaking):

@@ -1,0 +1,83 @@
+"""`talker.generate` with the rows that the reference's script would make speaks what `model.generate` speaks."""
+
+import numpy as np
+import pytest
+
+from ms_omni.errors import InputError
+from ms_omni.generation import frames
+from ms_omni.generation.talker_prompt import text_rows
+
+FRAMES, WORDS = 6, 3
+
+
+@pytest.fixture(scope="module")
+def spoken(tiny_model, ask):
+    """Arguments of `talker.generate` for a batch, and the codes `[B, Q, n]` that `model.generate` made of it."""
+    made, prompts, config = [], [], tiny_model.config
+    with pytest.MonkeyPatch.context() as patch:
+        build, draws = frames.build_prompt, frames.draws
+        patch.setattr(frames, "build_prompt", lambda *args: prompts.append(build(*args)) or prompts[-1])
+        patch.setattr(frames, "draws", lambda *args: (made.append(draw) or draw for draw in draws(*args)))
+        ids, _ = tiny_model.generate(
+            **ask("hello world", "yes"),
+            max_new_tokens=WORDS,
+            eos_token_id=[],
+            talker_do_sample=False,
+            talker_max_new_tokens=FRAMES + 1,
+            talker_eos_token_id=[],
+        )
+    vocabulary = config.talker_config.text_config.vocab_size
+    rest = np.concatenate([np.asarray(ids)[:, 1 - WORDS :], np.full((2, 1), config.tts_eos_token_id)], axis=1)
+    arguments = {
+        "inputs_embeds": prompts[0].rows,
+        "attention_mask": prompts[0].valid.astype(np.int64),
+        "trailing_text_hidden": text_rows(tiny_model, rest),
+        "tts_pad_embed": text_rows(tiny_model, np.array([[config.tts_pad_token_id]])).asnumpy(),
+        "talker_input_ids": np.full(prompts[0].valid.shape, config.tts_pad_token_id),
+        "suppress_tokens": list(range(max(vocabulary - 1024, 0), vocabulary)),
+        "repetition_penalty": 1.05,
+        "max_new_tokens": FRAMES + 1,
+    }
+    return arguments, np.stack([draw.codes for draw in made[:-1]], axis=-1)
+
+
+def test_the_same_codes(tiny_model, spoken):
+    arguments, expected = spoken
+    result = tiny_model.talker.generate(
+        **arguments, eos_token_id=[], return_dict_in_generate=True, output_hidden_states=True, use_cache=True
+    )
+    residuals = [states[-1] for states in result.hidden_states if states[-1] is not None]
+    assert np.array_equal(np.stack(residuals, axis=-1), expected) and result.hidden_states[0][-1] is None
+    assert result.sequences.shape == (2, FRAMES + 1)
+    assert np.array_equal(result.sequences[:, :-1], expected[:, 0])
+    prompt, step = (states[0][-1] for states in result.hidden_states[:2])
+    assert prompt.shape == arguments["inputs_embeds"].shape and step.shape[:2] == (2, 1)
+
+
+def test_rows_end_on_their_own_and_are_padded(tiny_model, spoken):
+    arguments, expected = spoken
+    end = int(expected[0, 0, 2])
+    ids = tiny_model.talker.generate(**arguments, eos_token_id=end, pad_token_id=3).tolist()
+    for row, codes in zip(ids, expected[:, 0].tolist()):
+        stop = codes.index(end) + 1 if end in codes else len(row)
+        assert row[:stop] == (codes + row[len(codes) :])[:stop] and set(row[stop:]) <= {3}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"trailing_text_hidden": None}, "talker.generate needs trailing_text_hidden.*model.generate"),
+        ({"trailing_text_hidden": np.zeros((2, 1, 3))}, "trailing_text_hidden has shape"),
+        ({"tts_pad_embed": np.full((1, 1, 3), np.nan)}, "tts_pad_embed"),
+        ({"attention_mask": np.ones((2, 3))}, "attention_mask has shape"),
+        ({"talker_input_ids": [[1]]}, "talker_input_ids has shape"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"foo": 1}, "no argument 'foo'"),
+        ({"num_beams": 2}, "beam search is not built"),
+        ({"suppress_tokens": [10**6]}, "the vocabulary has"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_what_it_refuses(change, said, tiny_model, spoken):
+    with pytest.raises(InputError, match=said):
+        tiny_model.talker.generate(**{**spoken[0], **change})
