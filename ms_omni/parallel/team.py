@@ -102,11 +102,10 @@ class Team:
         """Puts the collectives into a loaded model, and rank 0's decisions into its generation."""
         from .accord import Accord
 
-        vocabulary = self._strategy().attach(model, self.slices, self.comm)
-        thinker = getattr(model, "thinker", model)
-        if hasattr(thinker, "accord"):
-            thinker.accord = Accord(self.comm, vocabulary)
+        accord = Accord(self.comm, self._strategy().attach(model, self.slices, self.comm))
         for cell in (model, *model.cells()):
+            if hasattr(cell, "accord"):
+                cell.accord = accord
             if hasattr(cell, "team"):
                 cell.team = self
 
