@@ -70,24 +70,37 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
     """
     place = Path(os.path.realpath(folder))
     with explained(folder):
-        if not os.path.lexists(place):
-            with new_folder(place, needed_bytes) as fresh:
-                yield fresh
-                _write_own(fresh, fresh, set(_files_in(fresh)))
-            return
-        if not place.is_dir():
+        if os.path.lexists(place) and not place.is_dir():
             raise CheckpointError(f"{folder} is no folder; nothing is overwritten. Choose another name.")
-        _check_space(place, needed_bytes)
-        with _partial_folder(place, "") as partial:
+        is_new = not place.is_dir()
+        parent, name = (place.parent, place.name) if is_new else (place, "")
+        _check_space(parent, needed_bytes)
+        parent.mkdir(parents=True, exist_ok=True)
+        with _partial_folder(parent, name) as partial:
             yield partial
-            files, own = _files_in(partial), own_files(place)
-            refuse_foreign(partial, place, replaces)
-            _write_own(partial, place, own | set(files))  # first, so that after a kill the new files are known as ours
-            _move_files(partial, place, files)
-            old = _matching(place, replaces) & own - set(files)
-            for name in sorted(old, key=lambda name: name not in _LAST):
-                (place / name).unlink(missing_ok=True)
-            _write_own(partial, place, (own | set(files)) - old)
+            files = _files_in(partial)
+            if is_new:
+                _write_own(partial, partial, set(files))
+                try:
+                    os.replace(partial, place)
+                    return
+                except OSError:
+                    if not place.is_dir():  # another process made it meanwhile: then its files stay
+                        raise
+                (partial / OWN_FILES).unlink()
+            with _locked(place):
+                _put_files(partial, files, place, replaces)
+
+
+def _put_files(partial: Path, files: list[str], place: Path, replaces: Iterable[str]) -> None:
+    refuse_foreign(partial, place, replaces)
+    own = own_files(place) | set(files)
+    _write_own(partial, place, own)  # first, so that after a kill the new files are known as ours
+    _move_files(partial, place, files)
+    old = _matching(place, replaces) & own - set(files)
+    for name in sorted(old, key=lambda name: name not in _LAST):
+        (place / name).unlink(missing_ok=True)
+    _write_own(partial, place, own - old)
 
 
 def own_files(folder: str | Path) -> set[str]:
@@ -124,7 +137,7 @@ def _alike(fresh: Path, there: Path) -> bool:
     if there.is_symlink() or not there.is_file():
         return False
     if fresh.name == "config.json":
-        return _model_type(there) == _model_type(fresh)
+        return _model_type(there) == _model_type(fresh) is not None
     return there.stat().st_size == fresh.stat().st_size <= _COMPARED_BYTES and filecmp.cmp(fresh, there, shallow=False)
 
 
@@ -190,7 +203,18 @@ def _partial_folder(parent: Path, name: str) -> Iterator[Path]:
             os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process puts files into the folder."""
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = False) -> int | None:
     """An open, locked file descriptor of a folder; None where somebody else holds the lock, or nothing can be locked."""
     if fcntl is None or folder.is_symlink():
         return None
@@ -199,7 +223,7 @@ def _lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file
     except OSError:
         os.close(file)

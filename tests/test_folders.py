@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -116,6 +117,39 @@ def test_own_files_are_replaced_and_foreign_ones_are_not(tmp_path):
     (out / "mine").write_text("3")
     save(out, a="3", mine="3")  # the same text is nobody's loss
     assert not list(out.glob(".*partial*"))
+
+
+def test_several_save_into_one_folder_at_once(tmp_path):
+    """As the ranks of a job do: all make it, and each one's files are known as ours."""
+    out, together, failed = tmp_path / "out", threading.Barrier(8), []
+
+    def one(number):
+        try:
+            with saved_files(out) as fresh:
+                (fresh / "all").write_text("x")
+                (fresh / str(number)).write_text("x")
+                together.wait()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and names(out) == sorted([OWN_FILES, "all", *"01234567"])
+    assert own_files(out) == {"all", *"01234567"} and names(tmp_path)[0] == "out"
+
+
+@pytest.mark.parametrize("text", ["mine", "{}", '{"model_type": "llama"}', '{"model_type": null}'])
+def test_a_foreign_configuration_is_no_older_one(text, tmp_path):
+    for own in ('{"model_type": "ours"}', "{}  "):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="holds config.json, which"):
+            save(tmp_path, **{"config.json": own})
+    (tmp_path / "config.json").write_text('{"model_type": "ours", "size": 3}')
+    save(tmp_path, **{"config.json": '{"model_type": "ours"}'})
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "ours"}'
 
 
 @pytest.mark.parametrize("listed", ["", "[]", '{"files": 3}', '{"files": [3, "../mine"]}', "[" * 100_000])

@@ -327,7 +327,12 @@ def test_a_large_body_is_kept_in_a_file_that_goes(inside, monkeypatch):
     monkeypatch.setattr(download, "_READ_BYTES", 16)
     source = open_source(f"{inside.address}/a", "picture")
     path = source.path
-    assert path is not None and path.read_bytes() == png() and source.size_bytes() == len(png()) and load_image(source).size == (8, 6)
+    assert (
+        path is not None
+        and path.read_bytes() == png()
+        and source.size_bytes() == len(png())
+        and load_image(source).size == (8, 6)
+    )
     del source
     assert not path.exists()
     assert spooled(iter([b"ab", b"cd"]), 4) == b"abcd"
