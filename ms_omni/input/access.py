@@ -15,7 +15,19 @@ from ms_omni.files import open_regular
 
 MIB, GIB = 1 << 20, 1 << 30
 SCHEMES = ("http", "https", "file", "data")
-_LOCAL_ENDINGS = (".localhost", ".local", ".lan", ".internal", ".intranet", ".home.arpa", ".home", ".corp", ".test")
+_LOCAL_ENDINGS = (
+    ".localhost",
+    ".local",
+    ".lan",
+    ".internal",
+    ".intranet",
+    ".home.arpa",
+    ".home",
+    ".localdomain",
+    ".corp",
+    ".svc",
+    ".test",
+)
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SERVICES = tuple(  # of clouds and protocols, in ranges that older Python versions take for anybody's
