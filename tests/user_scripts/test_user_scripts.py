@@ -119,7 +119,7 @@ reloaded: ['374']
 spread: 0.02
 falls: True at first near log(99): True
 gradients: True
-saved: True ['config.json', 'model.safetensors']
+saved: True ['.ms_omni.json', 'config.json', 'model.safetensors']
 generates: (2, 9)
 published: 128 2
 """,
