@@ -23,6 +23,7 @@ from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.state import StateReader  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
+from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
 from .modeling.layers import lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
@@ -141,12 +142,13 @@ class LoadingMixin:
         else:
             arguments = (cls.__name__, setup(dtype), compile_steps, sorted(request.changes.items()), str(request.config))
             config, source = team.check(folder, arguments, read)
-        runtime = setup(dtype)
-        ops.settle(runtime.dtype)
         with watch.busy():
-            with lazy_parameters(runtime.dtype):
-                model = cls(config)
-            slices = team and team.place(model, config, prefix)
+            with exclusive:
+                runtime = setup(dtype)
+                ops.settle(runtime.dtype)
+                with lazy_parameters(runtime.dtype):
+                    model = cls(config)
+                slices = team and team.place(model, config, prefix)
             if rank_index is not None:
                 report = load_rank_file(
                     model, folder, rank_index, team.mesh.rank, slices, prefix=prefix, dtype=runtime.dtype

@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn
 
 from .arrays import as_dtype, is_device
 from .errors import ConfigError, InputError
+from .locking import exclusive
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
 from .modeling.layers import is_lazy, lazy_parameters
@@ -42,12 +43,13 @@ class ModelObject:
         if is_lazy():
             super().__init__(*config)
             return
-        setup()
-        ops.settle(ms.float32)
-        with lazy_parameters(ms.float32):
-            super().__init__(*config)
-        _check_memory(self)
-        initialise(self)
+        with exclusive:
+            setup()
+            ops.settle(ms.float32)
+            with lazy_parameters(ms.float32):
+                super().__init__(*config)
+            _check_memory(self)
+            initialise(self)
 
     @classmethod
     def _from_config(cls, config, dtype=None, torch_dtype=None, attn_implementation=None, **_):
@@ -110,6 +112,7 @@ class ModelObject:
         """Where the parts are: all of them on the one device of this process."""
         return {"": self.device}
 
+    @exclusive
     def to(self, *targets, dtype=None, **_):
         """In another dtype, where the device computes in it (CPU: float32 only, said once); devices change nothing.
 
@@ -232,6 +235,7 @@ class ModelObject:
     def tie_weights(self, *_, **__) -> None:
         """Nothing is to be done: a tied head is the embedding itself."""
 
+    @exclusive
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ):

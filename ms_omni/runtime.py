@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import InputError
+from .locking import exclusive
 from .modeling import interruption
 from .notices import caller_level
 
@@ -33,6 +34,7 @@ def require_mindspore():
     return mindspore
 
 
+@exclusive
 def setup(dtype=None):
     """Prepares MindSpore for inference and returns the `Runtime`. Safe to call more than once.
 

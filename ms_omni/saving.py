@@ -4,6 +4,7 @@ import re
 from contextlib import contextmanager
 
 from .errors import InputError
+from .locking import exclusive
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _ANYWAY = ("is_main_process", "save_function", "push_to_hub", "variant", "token", "save_peft_format", "save_original_format")
@@ -42,11 +43,15 @@ def holding(cell, values):
     wrong = [name for name, value in values.items() if name not in own or tuple(value.shape) != tuple(own[name].shape)]
     if wrong:
         raise InputError(f"state_dict has names or shapes that the model has not: {', '.join(wrong[:5])}")
-    before = {name: own[name].value().copy() for name in values}
-    try:
-        for name, value in values.items():
-            own[name].set_data(value.astype(own[name].dtype))
+    if not values:
         yield
-    finally:
-        for name, value in before.items():
-            own[name].set_data(value)
+        return
+    with exclusive:  # nobody is to compute with them meanwhile
+        before = {name: own[name].value().copy() for name in values}
+        try:
+            for name, value in values.items():
+                own[name].set_data(value.astype(own[name].dtype))
+            yield
+        finally:
+            for name, value in before.items():
+                own[name].set_data(value)

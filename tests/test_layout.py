@@ -13,7 +13,15 @@ FILES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 MODULES = sorted(name for name in FILES if name.startswith("ms_omni/"))
 STANDARD = set(sys.stdlib_module_names)
-MODELING = {"mindspore", "numpy", "ms_omni.modeling", "ms_omni.errors", "ms_omni.outputs", "ms_omni.arrays"}
+MODELING = {
+    "mindspore",
+    "numpy",
+    "ms_omni.modeling",
+    "ms_omni.errors",
+    "ms_omni.locking",
+    "ms_omni.outputs",
+    "ms_omni.arrays",
+}
 TOKENIZER_CODE = ("ms_omni/input/", "ms_omni/media.py")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}
 COLLECTIVES, MESH = "ms_omni/parallel/collectives.py", "ms_omni/parallel/mesh.py"

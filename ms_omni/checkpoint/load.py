@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ms_omni.errors import CheckpointError
+from ms_omni.locking import exclusive
 
 from .copying import copy_into, copy_turned, fresh
 from .names import STACKED, region, slot
@@ -149,9 +150,10 @@ def fill_cell(
     ) as bar:
         for fill, array in zip(fills, _read_all(reader, fills, parameters, prefix, dtype, slices)):
             parameter = parameters[fill.parameter]
-            if dtype is not None and parameter.dtype != dtype:
-                parameter.set_dtype(dtype)
-            parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
+            with exclusive:
+                if dtype is not None and parameter.dtype != dtype:
+                    parameter.set_dtype(dtype)
+                parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
             elements, nbytes = elements + array.size, nbytes + array.nbytes
             bar.update(sum(reader.entries[stored].nbytes for stored, _ in fill.parts))
     return LoadReport(len(fills), elements, nbytes, time.monotonic() - started, tuple(unused))

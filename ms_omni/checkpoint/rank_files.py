@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ms_omni.errors import CheckpointError
+from ms_omni.locking import exclusive
 
 from .header import DTYPES, Entry, read_header
 from .load import LoadReport, numpy_dtype
@@ -77,9 +78,10 @@ def load_rank_file(cell, folder, index: RankIndex, rank: int, slices: dict, *, p
         array = file.array(name)
         wanted = numpy_dtype(parameter.dtype if dtype is None else dtype)
         array = array if array.dtype == wanted else array.astype(wanted)
-        if dtype is not None and parameter.dtype != dtype:
-            parameter.set_dtype(dtype)
-        parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
+        with exclusive:
+            if dtype is not None and parameter.dtype != dtype:
+                parameter.set_dtype(dtype)
+            parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
         elements, nbytes = elements + array.size, nbytes + array.nbytes
     return LoadReport(len(parameters), elements, nbytes, time.monotonic() - started, ())
 

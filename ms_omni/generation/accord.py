@@ -3,6 +3,7 @@
 A plan over several processes puts another one in its place (`ms_omni.parallel`): there all choices are rank 0's.
 """
 
+from ..locking import exclusive
 from .sampling import Sampler
 
 
@@ -49,5 +50,16 @@ class Alone:
         return tensor
 
     def turns(self, source):
-        """What `source` (a generator) yields; between two items everyone learns whether it goes on."""
-        return source
+        """What `source` (a generator) yields; between two items other threads may enter MindSpore (see `locking.py`), and
+        everyone learns whether it goes on.
+        """
+        try:
+            while True:
+                with exclusive:
+                    item = next(source, self)
+                if item is self:
+                    return
+                yield item
+        finally:
+            with exclusive:
+                source.close()

@@ -6,6 +6,7 @@ Asking for the next chunk runs the talker, and the talker runs the thinker only 
 sound does not wait for the whole answer.
 """
 
+import threading
 import time
 from itertools import chain
 
@@ -22,7 +23,7 @@ from .waves import AudioChunker
 
 class OmniStream:
     """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and frees the caches; so does
-    dropping the iterator, which is why the work behind it does not know it.
+    dropping the iterator, which is why the work behind it does not know it. Several threads may share one.
 
     request: see `request.py`.
     """
@@ -30,16 +31,19 @@ class OmniStream:
     def __init__(self, model, request):
         self.work = Answer(model, request)
         self._events = model.thinker.accord.turns(self.work.events())
+        self._lock = threading.RLock()
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self._events)
+        with self._lock:
+            return next(self._events)
 
     def close(self):
         """Stops early; the caches of thinker, talker, predictor and vocoder are freed."""
-        self._events.close()
+        with self._lock:
+            self._events.close()
 
 
 class Answer:

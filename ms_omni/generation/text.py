@@ -8,6 +8,7 @@ import numpy as np
 from ..answers import TextIds
 from ..arrays import HostArray
 from ..errors import InputError
+from ..locking import exclusive
 from ..modeling.forward import given_positions
 from ..modeling.packing import host_array, valid_tokens
 from ..outputs import GenerateOutput, PromptStates, ThinkerStep
@@ -149,7 +150,7 @@ class TextGeneration:
         def process(scores):
             shape = scores.shape
             for processor in self.options.logits_processor:
-                scores = processor(sequences, HostArray.of(np.array(scores)))
+                scores = exclusive.released(processor, sequences, HostArray.of(np.array(scores)))
                 if getattr(scores, "shape", None) != shape:
                     raise InputError(
                         f"the logits processor {processor!r} returned {type(scores).__name__} of shape "
@@ -169,7 +170,7 @@ class TextGeneration:
             ended = ended | (time.perf_counter() - started > options.max_time)
         scores = tuple(self.scores) if options.output_scores else None
         for criterion in options.stopping_criteria:
-            said = np.asarray(host_array(criterion(self._sequences(tokens), scores)))
+            said = np.asarray(host_array(exclusive.released(criterion, self._sequences(tokens), scores)))
             if said.shape not in ((), ended.shape):
                 raise InputError(
                     f"the stopping criterion {criterion!r} returned shape {said.shape}, expected one truth value or one "

@@ -11,7 +11,7 @@ import numpy as np
 
 from ms_omni.errors import InputError
 from ms_omni.input.arguments import did_you_mean, loose_names
-from ms_omni.input.files import import_transformers
+from ms_omni.input.files import of_transformers
 from ms_omni.input.messages import Message
 from ms_omni.notices import caller_level, warn_once
 
@@ -116,7 +116,7 @@ def _schemas(tools: Any) -> list[Any]:
         if not callable(tool):
             raise InputError(f"tools: a {type(tool).__name__} is no tool; give functions, or JSON schemas of functions.")
         try:
-            schemas.append(import_transformers().utils.get_json_schema(tool))
+            schemas.append(of_transformers("utils").get_json_schema(tool))
         except Exception as error:  # transformers' own for docstrings and annotations derive from Exception
             raise InputError(f"tools: a function cannot be described: {error}") from error
     return schemas

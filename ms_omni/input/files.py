@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,19 +28,23 @@ _PROCESSOR_FILES = (  # each of these would be read before, or beside, what is w
 )
 
 
-def import_transformers() -> Any:
-    """transformers, without its remark that no PyTorch was found: none is needed."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import transformers
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-    return transformers
+_first_use = threading.RLock()
+"""Held while transformers imports: it imports its parts when they are first asked for, and two threads that do meet halves."""
+
+
+def of_transformers(name: str) -> Any:
+    """A class or module of transformers, without its remark that no PyTorch was found: none is needed."""
+    remark = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    with _first_use:
+        before = os.environ.get(remark)
+        os.environ[remark] = "1"
+        try:
+            return getattr(importlib.import_module("transformers"), name)
+        finally:
+            if before is None:
+                del os.environ[remark]
+            else:
+                os.environ[remark] = before
 
 
 def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -55,18 +61,23 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
         raise CheckpointError(f"{folder} has no tokenizer_config.json.")
     # 5.x writes extra_special_tokens as a list, where 4.57 wants a dict; tokenizer.json has the tokens in any case.
     override = {"extra_special_tokens": {}} if isinstance(config.get("extra_special_tokens"), list) else {}
-    transformers = import_transformers()
-    said = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # 5.x remarks on keys of config.json, which it reads for the model's kind only
+    with _first_use:
+        return _load_tokenizer(folder, {**override, **options})
+
+
+def _load_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
+    logging = of_transformers("logging")
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # 5.x remarks on keys of config.json, which it reads for the model's kind only
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **{**override, **options}
+        tokenizer = of_transformers("AutoTokenizer").from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
         )
         return with_arrays(tokenizer)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
     finally:
-        transformers.logging.set_verbosity(said)
+        logging.set_verbosity(said)
 
 
 def _check_regular(folder: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ms_omni.input.files import import_transformers
+from ms_omni.input.files import of_transformers
 from ms_omni.input.inputs import ModelInputs
 from ms_omni.input.settings import AUDIO_KEYS, audio_settings
 
 
-class WhisperFeatureExtractor(import_transformers().WhisperFeatureExtractor):
+class WhisperFeatureExtractor(of_transformers("WhisperFeatureExtractor")):
     """As transformers' class of this name, whose files name it; `return_tensors` as in the processor."""
 
     def __call__(self, raw_speech: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:

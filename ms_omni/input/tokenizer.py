@@ -1,18 +1,22 @@
-"""transformers' tokenizers, with `return_tensors="pt"` and "ms" as in the processor."""
+"""transformers' tokenizers, with `return_tensors="pt"` and "ms" as in the processor, and for several threads."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
 
 from ms_omni.input.inputs import ModelInputs
 
+ENCODING = threading.RLock()
+"""Held while a tokenizer encodes: it sets up padding and truncation for all threads first, and fails while another encodes."""
+
 
 def with_arrays(tokenizer: Any) -> Any:
-    """The same tokenizer, whose results may be arrays that can do what scripts for PyTorch ask of tensors."""
+    """The same tokenizer for several threads, whose results may be arrays that can do what scripts for PyTorch ask of tensors."""
     tokenizer.__class__ = _class_with_arrays(type(tokenizer))
     return tokenizer
 
@@ -32,6 +36,17 @@ def _converted(name: str) -> Callable:
     return method
 
 
+def _one_at_a_time(name: str, base: type) -> Callable:
+    plain = getattr(base, name)
+
+    @wraps(plain)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with ENCODING:
+            return plain(self, *args, **kwargs)
+
+    return method
+
+
 class _ArrayResults:
     """Put in front of a tokenizer's class: PyTorch is asked for by name in these methods, and not installed."""
 
@@ -43,7 +58,9 @@ class _ArrayResults:
 
 @cache
 def _class_with_arrays(base: type) -> type:
-    return type(base.__name__, (_ArrayResults, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    encoding = ("_encode_plus", "_batch_encode_plus", "_add_tokens")  # under whatever is public
+    methods = {name: _one_at_a_time(name, base) for name in encoding if hasattr(base, name)}
+    return type(base.__name__, (_ArrayResults, base), {"__module__": base.__module__, "__doc__": base.__doc__, **methods})
 
 
 def _restored(base: Any, state: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from ms_omni.errors import InputError
 from ms_omni.input.files import PAD_TOKEN
 from ms_omni.input.prompt import SpecialTokens
+from ms_omni.input.tokenizer import ENCODING
 
 # Per token, and what stands for padding: what the tokenizer can return beside the ids.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
@@ -30,14 +31,15 @@ def tokenize(
     """
     truncation, max_length = options.get("truncation", False), options.get("max_length")
     names = ("return_token_type_ids", "return_special_tokens_mask", "return_offsets_mapping")
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=options.get("add_special_tokens", True),
-        padding=False,
-        truncation=truncation,
-        max_length=max_length if truncation else None,
-        **{name: bool(options.get(name, False)) for name in names},
-    )
+    with ENCODING:
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=options.get("add_special_tokens", True),
+            padding=False,
+            truncation=truncation,
+            max_length=max_length if truncation else None,
+            **{name: bool(options.get(name, False)) for name in names},
+        )
     rows = [list(row) for row in encoded["input_ids"]]
     placeholders = (special.image_token, special.video_token, special.audio_token)
     placeholder_ids = tokenizer.convert_tokens_to_ids(list(placeholders))

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ..errors import InputError
+from ..locking import exclusive
 from . import ops
 from .attention import Attention
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
@@ -151,8 +152,10 @@ class Code2Wav(Cell):
         frames = codes.shape[-1]
         size = chunk_frames or CHUNK_FRAMES
         waves = [stream.step(codes[..., start : start + size]) for start in range(0, max(frames, 1), size)]
-        return waves[0] if len(waves) == 1 else ops.concat(waves, -1)
+        with exclusive:
+            return waves[0] if len(waves) == 1 else ops.concat(waves, -1)
 
+    @exclusive
     def step(self, codes):
         """The next piece of this cell's own stream (see `Code2WavStream.step`)."""
         wave, self.own_state = self.advance(codes, self.own_state)
@@ -171,6 +174,7 @@ class Code2Wav(Cell):
         layers = (None,) * self.config.num_hidden_layers
         return Code2WavState(None, 0, layers, layers, (None,) * self.slots)
 
+    @exclusive
     def advance(self, codes, state):
         """One step: codes `[B, Q, n]`, n >= 0, and a state -> the wave that n more frames complete, and the next state.
 
@@ -225,6 +229,7 @@ class Code2WavStream:
         """Starts a new utterance."""
         self.state = self.code2wav.new_state()
 
+    @exclusive
     def step(self, codes):
         """The samples `[B, 1, *]` that codes `[B, Q, n]` complete, n >= 0; none at all when the first steps are small.
 

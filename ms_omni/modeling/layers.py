@@ -13,6 +13,7 @@ from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
 from ..errors import InputError
+from ..locking import exclusive
 from . import ops
 
 _dtype = ms.float32
@@ -50,20 +51,21 @@ def parameter(*shape, start=None):
 
 class Cell(nn.Cell):
     """A cell that runs operator by operator, also where MindSpore's context says graph mode: what becomes a graph here is
-    compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot.
+    compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot. One thread at a time.
     """
 
     def __call__(self, *args, **kwargs):
-        try:
-            if context._get_mode() == context.GRAPH_MODE:
-                return self._run_construct(*args, **kwargs)
-            return super().__call__(*args, **kwargs)
-        except Exception as error:
-            ops.stop_recording()
-            reason = ops.refusal(error)
-            if reason:
-                raise InputError(reason) from None
-            raise
+        with exclusive:
+            try:
+                if context._get_mode() == context.GRAPH_MODE:
+                    return self._run_construct(*args, **kwargs)
+                return super().__call__(*args, **kwargs)
+            except Exception as error:
+                ops.stop_recording()
+                reason = ops.refusal(error)
+                if reason:
+                    raise InputError(reason) from None
+                raise
 
 
 def identity(x):

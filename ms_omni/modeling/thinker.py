@@ -4,6 +4,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ..errors import InputError
+from ..locking import exclusive
 from ..outputs import ThinkerOutput, VisionOutput
 from . import ops
 from .audio_encoder import AudioEncoder
@@ -59,12 +60,14 @@ class Thinker(Cell):
             return None
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
 
+    @exclusive
     def logits(self, hidden):
         """Vocabulary logits `[..., V]` of last hidden states `[..., D]`; under a plan those of this rank's part of V."""
         return ops.linear(hidden, self.output_layer.source(self.output_layer.weight))
 
     # -- features ----------------------------------------------------------------------------------------------------
 
+    @exclusive
     def get_audio_features(
         self,
         input_features,
@@ -114,6 +117,7 @@ class Thinker(Cell):
             raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
         return lengths
 
+    @exclusive
     def get_image_features(
         self, pixel_values, image_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
     ):
@@ -184,6 +188,7 @@ class Thinker(Cell):
 
     # -- the prompt --------------------------------------------------------------------------------------------------
 
+    @exclusive
     def embed(
         self,
         input_ids,
@@ -224,6 +229,7 @@ class Thinker(Cell):
                 deepstack += [(index, part[1])] if part[1] else []
         return rows.reshape(shape), Deepstack(deepstack, shape[1]) if deepstack else None
 
+    @exclusive
     def embed_text(self, input_ids):
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
         return self.model.embed(input_ids)

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..generation.accord import Alone
 from ..generation.sampling import fresh_seed
+from ..locking import exclusive
 from . import watch
 
 GO, CLOSED, INTERRUPTED = 0, 1, 2
@@ -30,9 +31,11 @@ class Accord(Alone):
         self.leads = comm.rank == 0
         self.vocabulary = vocabulary
         self.interrupts = Interrupts()
+        self.threads = []  # of the iterators that are open
 
     def begin(self, *request):
-        with self.interrupts.held(), watch.busy():
+        self._check_thread()
+        with self._together():
             said = digest(request) + bytes([INTERRUPTED if self.interrupts.pending else GO])
             everyone = self.comm.gather_array(np.frombuffer(said, np.uint8))
         if everyone[0][-1] == INTERRUPTED:
@@ -76,9 +79,12 @@ class Accord(Alone):
         rank 0 is done, because the others need its part. An interruption (SIGINT) waits for a moment when no collective
         is under way and then ends the iterator everywhere, with KeyboardInterrupt.
         """
+        self._check_thread()
+        thread = threading.get_ident()
+        self.threads.append(thread)
         try:
             while True:
-                with self.interrupts.held(), watch.busy():
+                with self._together():
                     item = next(source, self)
                 if item is self:
                     break
@@ -87,7 +93,7 @@ class Accord(Alone):
                 except BaseException as error:  # GeneratorExit, or what the caller throws in
                     self._leave(source, error)
                     raise
-                with self.interrupts.held(), watch.busy():
+                with self._together():
                     state = self._tell(INTERRUPTED if self.interrupts.pending else GO)
                 if state == INTERRUPTED:
                     self.interrupts.act()
@@ -96,14 +102,29 @@ class Accord(Alone):
             if self.interrupts.pending:
                 self.interrupts.act()
         finally:
-            source.close()
+            self.threads.remove(thread)
+            with exclusive:
+                source.close()
+
+    @contextmanager
+    def _together(self):
+        """Around collectives: one thread at a time, and an interruption waits."""
+        with exclusive, self.interrupts.held(), watch.busy():
+            yield
+
+    def _check_thread(self):
+        if any(thread != threading.get_ident() for thread in self.threads):
+            raise InputError(
+                "a model that several processes hold together is asked by one thread at a time, so that all processes take "
+                "the requests in the same order; another thread's request is under way"
+            )
 
     def _tell(self, state):
         return int(self.comm.broadcast_array(np.array([state], np.int32))[0])
 
     def _leave(self, source, error):
         """This rank stops listening: rank 0 tells the others, another rank keeps them company until rank 0 is done."""
-        with self.interrupts.held(), watch.busy():
+        with self._together():
             if self.leads:
                 self._tell(CLOSED if isinstance(error, GeneratorExit) else INTERRUPTED)
                 return

@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from .. import __version__
@@ -39,6 +40,7 @@ BEGIN = (
 )
 
 _marks = memoryview(bytearray(PAGE_BYTES)).cast("Q")  # this process's own until `start`
+_counting = threading.Lock()
 _supervised = None  # number of the process that is
 _failed = False
 
@@ -181,8 +183,10 @@ def step() -> None:
 @contextlib.contextmanager
 def busy():
     """Around work that must go on: a process that stops in it hangs, one that stops outside it waits for its user."""
-    _marks[BUSY] += 1
+    with _counting:
+        _marks[BUSY] += 1
     try:
         yield
     finally:
-        _marks[BUSY] -= 1
+        with _counting:
+            _marks[BUSY] -= 1

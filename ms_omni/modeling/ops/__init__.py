@@ -17,22 +17,12 @@ uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements an
 import functools
 
 import mindspore as ms
-from mindspore.common.api import _pynative_executor
 
 from . import reference, select
+from .recording import recording
+from .recording import stop_recording as stop_recording
 
 _impl, _reason = select.choose()
-
-
-def recording():
-    """Whether MindSpore records what is computed, to take its gradient."""
-    return _pynative_executor.requires_grad()
-
-
-def stop_recording():
-    """After an error: MindSpore goes on recording when what it records fails, and all that follows would be taken for a part."""
-    if recording():
-        _pynative_executor.clear_res()
 
 
 def refusal(error):
