@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ms_omni.errors import InputError
 from ms_omni.input.media import SamplingOptions, number
 from ms_omni.notices import caller_level, warn_once
@@ -107,6 +109,15 @@ _WITHOUT_EFFECT = frozenset(
         "return_row_col",
     ]
 )
+_FLAGS = frozenset(
+    [
+        *("add_special_tokens", "return_attention_mask", "return_token_type_ids", "return_special_tokens_mask"),
+        *("return_offsets_mapping", "return_length", "return_mm_token_type_ids", "do_sample_frames", "return_metadata"),
+        *("do_resize", "do_rescale", "do_normalize", "use_audio_in_video", "load_audio_from_video"),
+    ]
+)
+_COUNTS = frozenset(("max_length", "pad_to_multiple_of"))
+_LONGEST = 1 << 27  # samples: 2 hours of sound
 POSITION_ID_PER_SECONDS = 13.0
 
 
@@ -192,6 +203,7 @@ def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, f
             accepted = f"only {' or '.join(map(repr, limits[key]))}" if limits[key] else "only None"
             raise InputError(f"{where}: {key} is {value!r}; {accepted} can be honoured here.")
         if key in known:
+            _check_kind(key, value, where)
             kept[key] = value
         elif key in _WITHOUT_EFFECT:
             idle.append(key)
@@ -202,6 +214,24 @@ def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, f
     if idle:
         warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=caller_level())
     return kept
+
+
+def _check_kind(key: str, value: Any, where: str) -> None:
+    if key in _FLAGS:
+        check_flags(where, **{key: value})
+    if key in _COUNTS and number({key: value}, key, where, whole=True) > _LONGEST:
+        raise InputError(f"{where}: {key} is {value}; expected at most {_LONGEST}.")
+
+
+def check_flags(where: str, **flags: Any) -> None:
+    """That each of these is True or False: a text such as "no" would count as true.
+
+    Raises:
+        InputError: one is something else.
+    """
+    for key, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise InputError(f"{where}: {key} is {value!r}; expected True or False.")
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

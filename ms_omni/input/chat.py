@@ -132,9 +132,9 @@ def _plain(value: Any) -> Any:
         return _plain(value.item())
     if value is None or type(value) in (str, int, float, bool):
         return value
-    for kind in (str, bool, int, float):
+    for kind in (str, int, float):
         if isinstance(value, kind):  # of a class of its own, such as an enum's
-            return kind.__new__(kind, value)
+            return getattr(kind, "__str__" if kind is str else f"__{kind.__name__}__")(value)
     return f"<{type(value).__name__}>"
 
 

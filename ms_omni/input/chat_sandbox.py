@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
@@ -124,7 +124,7 @@ def _join(items: Iterable[Any], separator: Any = "", attribute: str | int | None
     texts = []
     for item in items:
         if attribute is not None:
-            item = item[attribute] if isinstance(item, (Mapping, list, tuple)) else getattr(item, str(attribute))
+            item = _environment().getitem(item, attribute)
         texts.append(_text(item))
         _budget.charge(len(str(separator)))
     return str(separator).join(texts)
@@ -168,7 +168,7 @@ def _now(form: str) -> str:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`, with which templates mark what the assistant wrote: its body, as it is."""
 
-    tags = frozenset(("generation",))
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
@@ -236,7 +236,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "replace":
             return _replace(owner, *args, **given)
         if isinstance(owner, str) and name == "join":
-            return _join(*args, owner)
+            return _join(args[0], owner)
         if name in ("encode", "translate", "expandtabs"):
             raise TemplateLimitError(f"the method {name} is of no use in a chat template, and can make very much of little")
         if isinstance(owner, (str, int, float)):

@@ -75,7 +75,7 @@ def _load_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
         )
         return with_arrays(tokenizer)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
     finally:
         logging.set_verbosity(said)
 
@@ -92,6 +92,12 @@ def _read_template(path: Path) -> str:
         return read_text(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a template: {error}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return "its tokenizer_config.json names a tokenizer whose code comes with the checkpoint, and none is run here"
+    return str(error) or type(error).__name__
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
@@ -131,11 +137,17 @@ def _first_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None
     for name in ("chat_template.json", "processor_config.json"):
         content = read_json(folder / name) or {}
         template = content.get("chat_template")
-        if isinstance(template, (str, dict)):
+        if _is_template(template):
             return template
         if name == "chat_template.json" and content:
-            raise CheckpointError(f"{folder / name} has no chat_template text; it has {', '.join(content)}.")
+            raise CheckpointError(f"{folder / name} has no text as chat_template; it has {', '.join(content)}.")
+    if tokenizer.chat_template is not None and not _is_template(tokenizer.chat_template):
+        raise CheckpointError(f"{folder}: the tokenizer's chat_template is a {type(tokenizer.chat_template).__name__}.")
     return tokenizer.chat_template
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
 
 
 def save(folder: Path, tokenizer: Any, template: str | dict[str, str] | None, settings: ProcessorSettings) -> None:

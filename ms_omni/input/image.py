@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ms_omni.errors import MediaError
 from ms_omni.input.integrity import describe
+from ms_omni.input.limits import limits
 from ms_omni.input.sources import ACCEPTED, is_source, open_source, to_array
 from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
 
@@ -26,7 +29,7 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
         name: what error messages call it when it has no file name.
 
     Raises:
-        MediaError: not a picture, cut short, damaged, empty, or of a mode with no agreed range (floating point).
+        MediaError: not a picture, cut short, damaged, empty, over `limits.picture_pixels`, or of a mode with no agreed range (floating point).
     """
     value = unwrapped(value, name)
     if isinstance(value, Image.Image):
@@ -43,7 +46,7 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
         except UnidentifiedImageError as error:
             raise MediaError(f"{source.name} cannot be read as a picture: {describe(source)}.") from error
         except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
-            raise MediaError(f"{source.name} is damaged: {error}.") from error
+            raise MediaError(_reason(error, source.name, "a picture")) from error
         return _decode(image, source.name)
 
 
@@ -52,14 +55,41 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise MediaError(f"{name} is PostScript, a program that draws; convert it to PNG first.")
     if 0 in image.size:
         raise MediaError(f"{name} has no pixels ({image.width} x {image.height}).")
+    if image.width * image.height > limits.picture_pixels:
+        raise MediaError(f"{name} has {image.width} x {image.height} pixels; {_at_most()}")
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return to_rgb(upright, name)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else the picture would be copied
+        return to_rgb(ImageOps.exif_transpose(image) if turned else image, name)
     except MediaError:
         raise
     except Exception as error:  # OSError for cut files, but also SyntaxError, struct.error, ... from single plugins
-        raise MediaError(f"{name} is damaged or cut short: {error}.") from error
+        raise MediaError(_reason(error, name, f"a {image.format or 'raw'} picture")) from error
+
+
+def _at_most() -> str:
+    return (
+        f"at most {limits.picture_pixels:,} are taken (ms_omni.media.limits.picture_pixels). Give a smaller copy: the model sees "
+        "pictures shrunk anyway."
+    )
+
+
+def _reason(error: Exception, name: str, what: str) -> str:
+    """Why Pillow could not decode, and what helps: not all of it is damage."""
+    said = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{name} has too many pixels; {_at_most()}"
+    if isinstance(error, MemoryError):
+        return f"{name} cannot be decoded: there is not enough memory for its pixels. Give a smaller copy."
+    if "truncated" in said.lower():
+        return f"{name} is cut short: {said}. Copy or download it again."
+    if isinstance(error, NotImplementedError) or re.search(
+        r"unsupported|not supported|not available|unknown|no .*support", said, re.I
+    ):
+        return (
+            f"{name} is {what} of a kind that Pillow {PIL.__version__} does not read here: {said}. Save it as PNG or JPEG."
+        )
+    return f"{name} cannot be decoded as {what}: {said}. If other programs show it, save it as PNG; if not, it is damaged."
 
 
 def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
@@ -84,12 +114,16 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
 
 def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     """Scale 0..65535 to 0..255; Pillow's own conversion would clip, and so make such pictures white."""
-    values = np.asarray(image).astype(np.int64)
-    if image.mode == "I" and values.min() >= 0 and values.max() <= 255:  # 8-bit values held as 32-bit integers
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if image.mode == "I" and low >= 0 and high <= 255:  # 8-bit values held as 32-bit integers
         return Image.fromarray(values.astype(np.uint8))
-    if values.min() < 0 or values.max() > 65535:
-        raise MediaError(f"{name} has integer pixels from {values.min()} to {values.max()}; at most 16 bits are understood.")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise MediaError(f"{name} has integer pixels from {low} to {high}; at most 16 bits are understood.")
+    scaled = np.empty(values.shape, np.uint8)
+    for row, out in zip(values, scaled):  # row by row: of a large picture no copy in wide integers is made
+        out[:] = (row.astype(np.uint32) + 128) // 257
+    return Image.fromarray(scaled)
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:

@@ -46,8 +46,12 @@ def load_items(
         InputError: an item without a medium, or another number of words than conversations; MediaError: one that cannot
             be read.
     """
-    one = isinstance(use_audio_in_video, (bool, np.bool_, int))
-    flags = [bool(use_audio_in_video)] * len(batch) if one else [bool(flag) for flag in use_audio_in_video]
+    several = isinstance(use_audio_in_video, (list, tuple, np.ndarray))
+    flags = list(use_audio_in_video) if several else [use_audio_in_video] * len(batch)
+    if not all(isinstance(flag, (bool, np.bool_)) or flag in (0, 1) for flag in flags):
+        raise InputError(
+            f"use_audio_in_video is {use_audio_in_video!r}; expected True or False, or one for each conversation."
+        )
     if len(flags) != len(batch):
         raise InputError(
             f"use_audio_in_video has {len(flags)} values for {len(batch)} conversation(s); give one word, or one for each."

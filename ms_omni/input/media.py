@@ -176,7 +176,7 @@ def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False
     value: Any = item.get(key)
     if value is None:
         return None
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > above
+    fits = issubclass(type(value), Real) and not isinstance(value, bool) and math.isfinite(value) and value > above
     if not fits or (whole and value != int(value)):  # tables with gaps make 3136.0 of 3136
         wanted = "a whole number" if whole else "a number"
         raise InputError(f"{where}: {key} is {value!r}; expected {wanted} greater than {above:g}.")

@@ -18,11 +18,13 @@ from ms_omni.input.arguments import (
     VISION_KEYS,
     CallOptions,
     call_options,
+    check_flags,
     is_argument,
     known_only,
     renamed_media,
     sampling_options,
 )
+from ms_omni.input.belonging import check_belonging
 from ms_omni.input.chat import choose_template, render
 from ms_omni.input.counts import MultiModalData, count_tokens
 from ms_omni.input.decoding import Decoding
@@ -127,6 +129,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             tokenizer,
             options.get("chat_template") or load_chat_template(path, tokenizer),
         )
+        check_belonging(path, tokenizer, processor.special_tokens, processor.settings)
         processor.name_or_path = str(pretrained_model_name_or_path)
         return processor
 
@@ -282,6 +285,17 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         Raises:
             InputError: a malformed conversation; MediaError: an item that cannot be read.
         """
+        check_flags(
+            "apply_chat_template",
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=tokenize,
+            return_dict=return_dict,
+            use_audio_in_video=use_audio_in_video,
+            load_audio_from_video=load_audio_from_video,
+        )
+        if add_generation_prompt and continue_final_message:
+            raise InputError("add_generation_prompt begins a new turn and continue_final_message none; give one of them.")
         batch, several = read_batch(conversation if conversations is None else conversations)
         given = {**kwargs, **(processor_kwargs or {})}
         prompts = render(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.files import read_text
-from ms_omni.input.arguments import did_you_mean
+from ms_omni.input.arguments import did_you_mean, is_argument
 from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
+from ms_omni.notices import caller_level
 
 BICUBIC = 3  # Pillow's number
+_LARGEST = 1 << 40  # of any whole number here; what a picture would become is held to `limits.resized_pixels`
 _NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 _NEEDED_AUDIO_KEYS = ("feature_size", "hop_length", "n_fft", "sampling_rate")
+# What the mel features are by the model's design: 100 frames a second, 13 tokens of them; noise is for training.
+_SOUND = {"sampling_rate": SAMPLING_RATE_HZ, "hop_length": 160, "n_fft": 400, "padding_side": "right", "dither": 0.0}
 AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
 
 
@@ -63,7 +70,10 @@ class PixelLimits(MutableMapping):
 class VisionSettings:
     """How frames become patches. Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1.
 
-    May be set at any time, as `size` too (`{"shortest_edge": ..., "longest_edge": ...}`, areas in pixels); checked when used.
+    May be set at any time, as `size` too (`{"shortest_edge": ..., "longest_edge": ...}`, areas in pixels).
+
+    Raises:
+        InputError: a value that means nothing, or a name that is no setting.
     """
 
     patch_size: int
@@ -79,9 +89,13 @@ class VisionSettings:
     rescale_factor: float = 1 / 255
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not hasattr(type(self), name) and name not in self.__dataclass_fields__:
-            hint = did_you_mean(name, self.__dataclass_fields__)
-            warnings.warn(f"{type(self).__name__} has no setting {name!r}; it changes nothing.{hint}", stacklevel=2)
+        if name in self.__dataclass_fields__:
+            value = _checked(name, value)
+        elif not hasattr(type(self), name):
+            if not is_argument(name):
+                hint = did_you_mean(name, self.__dataclass_fields__)
+                raise InputError(f"{type(self).__name__} has no setting {name!r}.{hint}")
+            warnings.warn(f"{type(self).__name__}: {name} changes nothing here.", stacklevel=caller_level())
         super().__setattr__(name, value)
 
     @property
@@ -105,18 +119,18 @@ class VisionSettings:
         A max_pixels that is given alone brings a larger min_pixels down to it.
 
         Raises:
-            InputError: a size that is not one of these, no whole number, or limits that cross.
+            InputError: a value that means nothing, a size that is not one of these, or limits that cross.
         """
         options = {key: value for key, value in options.items() if value is not None}
         size = options.pop("size", None)
         if size is not None:
             options = {**_pixel_limits(size, where, InputError), **options}
-        if "max_pixels" in options and "min_pixels" not in options:
-            options["min_pixels"] = min(self.min_pixels, options["max_pixels"])
-        settings = replace(self, **options)
-        for key in ("image_mean", "image_std"):
-            setattr(settings, key, _per_channel(getattr(settings, key), f"{where}.{key}", InputError))
-        _check_whole(vars(settings), where, InputError)
+        try:
+            if "max_pixels" in options and "min_pixels" not in options:
+                options["min_pixels"] = min(self.min_pixels, _checked("max_pixels", options["max_pixels"]))
+            settings = replace(self, **options)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if not settings.min_pixels <= settings.max_pixels:
             raise InputError(
                 f"{where}: min_pixels is {settings.min_pixels} and max_pixels {settings.max_pixels}; "
@@ -184,11 +198,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: not readable as a JSON object.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested thousands deep
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
@@ -214,29 +228,51 @@ def vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
     if len(limits) != 2:
         raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
-    numbers = {key: config[key] for key in ("patch_size", "temporal_patch_size", "merge_size")} | limits
-    _check_whole(numbers, where, CheckpointError)
-    given = {
-        key: config[key]
-        for key in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
-        if config.get(key) is not None
-    }
-    return VisionSettings(
-        **numbers,
-        **given,
-        image_mean=_per_channel(config["image_mean"], where, CheckpointError),
-        image_std=_per_channel(config["image_std"], where, CheckpointError),
-    )
+    keys = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
+    given = {key: config[key] for key in keys if config.get(key) is not None}
+    try:
+        settings = VisionSettings(**{key: config[key] for key in _NEEDED_VISION_KEYS}, **limits, **given)
+    except InputError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    if settings.min_pixels > settings.max_pixels:
+        raise CheckpointError(f"{where}: min_pixels is {settings.min_pixels}, over max_pixels {settings.max_pixels}.")
+    return settings
 
 
-def _check_whole(values: Mapping[str, Any], where: str, error: type[Exception]) -> None:
-    keys = ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
-    wrong = [
-        key for key in keys if isinstance(values[key], bool) or not isinstance(values[key], Integral) or values[key] < 1
-    ]
-    if wrong:
-        found = ", ".join(f"{key} is {values[key]!r}" for key in wrong)
-        raise error(f"{where}: {found}; expected whole numbers of at least 1.")
+def _checked(name: str, value: Any) -> Any:
+    """The value of a setting of pictures or frames.
+
+    Raises:
+        InputError: it means nothing.
+    """
+    if name in ("image_mean", "image_std"):
+        values = [value] * 3 if isinstance(value, Real) else value
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        least = -np.inf if name == "image_mean" else 0.0
+        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(_is_real(one, least) for one in values):
+            raise InputError(f"{name} is {value!r}; expected three numbers{' greater than 0' if least == 0 else ''}.")
+        return tuple(float(one) for one in values)
+    if name in ("do_resize", "do_rescale", "do_normalize", "do_sample_frames"):
+        if not isinstance(value, (bool, np.bool_)) and not (value is None and name == "do_sample_frames"):
+            raise InputError(f"{name} is {value!r}; expected True or False.")
+        return value
+    if name == "rescale_factor" or (name == "fps" and value is not None):
+        if not _is_real(value, 0.0):
+            raise InputError(f"{name} is {value!r}; expected a number greater than 0.")
+        return float(value)
+    if value is None and name in ("num_frames", "min_frames", "max_frames", "fps"):
+        return value
+    if not _is_count(value, _LARGEST):
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
+    return int(value)  # pyright: ignore[reportArgumentType]
+
+
+def _is_count(value: Any, most: int = 10_000) -> bool:
+    return issubclass(type(value), Integral) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_real(value: Any, above: float) -> bool:
+    return issubclass(type(value), Real) and not isinstance(value, bool) and bool(np.isfinite(value)) and value > above
 
 
 def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
@@ -254,14 +290,6 @@ def _limit_name(key: str, where: str, error: type[Exception]) -> str:
     return name
 
 
-def _per_channel(values: Any, where: str, error: type[Exception]) -> tuple[float, ...]:
-    if isinstance(values, (int, float)):
-        values = [values] * 3
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise error(f"{where}: mean and std must hold three numbers; got {values!r}.")
-    return tuple(float(value) for value in values)
-
-
 def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The mel extractor's arguments from the content of a preprocessor file.
 
@@ -271,8 +299,13 @@ def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     missing = [key for key in _NEEDED_AUDIO_KEYS if config.get(key) is None]
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
-    if config["sampling_rate"] != SAMPLING_RATE_HZ:
-        raise CheckpointError(f"{where} ask for {config['sampling_rate']} Hz; only {SAMPLING_RATE_HZ} Hz is supported.")
-    if config.get("dither"):
-        raise CheckpointError(f"{where} ask for dither {config['dither']}; random noise in the features is not supported.")
+    for key, only in _SOUND.items():
+        if config.get(key, only) != only or isinstance(config.get(key), bool) != isinstance(only, bool):
+            raise CheckpointError(f"{where}: {key} is {config[key]!r}; the model hears sound with {only!r} only.")
+    wrong = {key: config[key] for key in ("feature_size", "chunk_length") if not _is_count(config.get(key, 1))}
+    if not _is_real(config.get("padding_value", 0.0), -np.inf):
+        wrong["padding_value"] = config["padding_value"]
+    if wrong:
+        found = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
+        raise CheckpointError(f"{where}: {found}; expected numbers, of bands and seconds whole ones of at least 1.")
     return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from ms_omni.errors import MediaError
+from ms_omni.input.limits import limits
 from ms_omni.input.media import Media, SizeOptions
 
 MAX_ASPECT_RATIO = 200
@@ -36,7 +37,7 @@ def smart_resize(
     a thin strip is enlarged to `min_pixels`; qwen_omni_utils counts it as `least` = `factor`.
 
     Raises:
-        MediaError: one side is more than 200 times the other.
+        MediaError: one side is more than 200 times the other, or the result is over `limits.resized_pixels`.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise MediaError(
@@ -52,7 +53,13 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
-    return max(factor, new_height), max(factor, new_width)
+    new_height, new_width = max(factor, new_height), max(factor, new_width)
+    if new_height * new_width > limits.resized_pixels:
+        raise MediaError(
+            f"{name} would be enlarged or shrunk to {new_width} x {new_height} pixels; at most {limits.resized_pixels:,} are taken "
+            "(ms_omni.media.limits.resized_pixels). Lower max_pixels, min_pixels, or resized_height and resized_width."
+        )
+    return new_height, new_width
 
 
 def image_size(

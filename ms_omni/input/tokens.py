@@ -12,6 +12,7 @@ from ms_omni.input.files import PAD_TOKEN
 from ms_omni.input.prompt import SpecialTokens
 from ms_omni.input.tokenizer import ENCODING
 
+MOST_TOKENS = 1 << 20
 # Per token, and what stands for padding: what the tokenizer can return beside the ids.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
 
@@ -100,6 +101,11 @@ def padded_length(
             )
     elif multiple_of:
         length = -(-length // multiple_of) * multiple_of
+    if length > max(MOST_TOKENS, *lengths):
+        raise InputError(
+            f"The texts have up to {max(lengths)} tokens and would be padded to {length}; at most {MOST_TOKENS} are filled up. "
+            "Lower max_length or pad_to_multiple_of."
+        )
     return length
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,30 @@ USER = [{"role": "user", "content": "hello"}]
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def beside_a_model(copy, processor):
+    """The same with a config.json that fits."""
+    ids = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "user", "<|audio_pad|>"])
+    own = processor.image_processor
+    config = {
+        "model_type": "qwen3_omni_moe",
+        "im_end_token_id": ids[0],
+        "user_token_id": ids[1],
+        "thinker_config": {
+            "audio_token_id": ids[2],
+            "vision_config": {
+                "patch_size": own.patch_size,
+                "temporal_patch_size": own.temporal_patch_size,
+                "spatial_merge_size": own.merge_size,
+            },
+            "audio_config": {"num_mel_bins": 128},
+            "text_config": {"vocab_size": len(processor.tokenizer)},
+        },
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 def change(path, **changes):
@@ -174,14 +199,70 @@ def test_missing_setting(copy, name):
         ({"patch_size": "16"}, "patch_size is '16'"),
         ({"resample": 2}, "bicubic"),
         ({"image_mean": [0.5]}, "three numbers"),
-        ({"sampling_rate": 8000}, "8000 Hz"),
-        ({"dither": 0.1}, "dither"),
+        *(
+            ({name: value}, f"{name} is {re.escape(repr(value))}")
+            for name, value in (
+                *(("sampling_rate", 8000), ("dither", 0.1), ("hop_length", 320), ("hop_length", 0), ("n_fft", "400")),
+                *(("feature_size", "x"), ("feature_size", 0), ("padding_value", "x"), ("padding_value", float("nan"))),
+                *(("chunk_length", 0), ("padding_side", "left"), ("image_std", [0, 0, 0]), ("image_mean", [0.5, 0.5, "x"])),
+                *(("image_mean", float("inf")), ("do_resize", "no"), ("rescale_factor", "x"), ("rescale_factor", 0)),
+                *(("max_pixels", -3), ("patch_size", 2**50)),
+            )
+        ),
+        ({"min_pixels": 9, "max_pixels": 8}, "min_pixels is 9, over max_pixels 8"),
         ({"size": {"height": 3}}, "size is"),
     ],
 )
 def test_settings_that_are_refused(copy, changes, complaint):
     change(copy / "preprocessor_config.json", **changes)
     with pytest.raises(CheckpointError, match=complaint):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"patch_size": 14}, r"patch_size of pictures is 14, vision_config.patch_size 16;.*patch_size of videos is 14"),
+        ({"temporal_patch_size": 3, "merge_size": 4}, "temporal_patch_size of pictures is 3.*merge_size of videos is 4"),
+        ({"feature_size": 80}, "feature_size is 80, audio_config.num_mel_bins 128"),
+    ],
+)
+def test_settings_that_the_model_beside_them_cannot_have(beside_a_model, changes, complaint):
+    Qwen3OmniMoeProcessor.from_pretrained(beside_a_model)
+    change(beside_a_model / "preprocessor_config.json", **changes)
+    with pytest.raises(CheckpointError, match=complaint):
+        Qwen3OmniMoeProcessor.from_pretrained(beside_a_model)
+
+
+def test_ids_of_another_model_are_refused(beside_a_model):
+    copy = beside_a_model
+    config = json.loads((copy / "config.json").read_text())
+    change(copy / "config.json", im_end_token_id=config["im_end_token_id"] + 1, user_token_id=7)
+    with pytest.raises(CheckpointError, match=r"<\|im_end\|> has the id \d+, im_end_token_id is \d+;.*user has the id \d+"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+    change(copy / "config.json", **config)
+    config["thinker_config"]["text_config"]["vocab_size"] = 5
+    config["thinker_config"]["audio_token_id"] = 3
+    change(copy / "config.json", **config)
+    with pytest.raises(CheckpointError, match=r"audio_pad.*thinker_config.audio_token_id is 3.*vocab_size is 5"):
+        Qwen3OmniMoeProcessor.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja"]
+    + ["processor_config.json", "special_tokens_map.json"],
+)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: path.write_text("[" * 200_000)], ids=["pipe", "folder", "deep"]
+)
+def test_what_stands_in_place_of_a_file(copy, name, make):
+    """No pipe is waited for, and nothing nested deep ends in Python's words."""
+    (copy / name).unlink(missing_ok=True)
+    make(copy / name)
+    if (copy / name).is_file() and name in ("chat_template.jinja", "special_tokens_map.json"):
+        return  # the one is no JSON, and the other is not read here
+    with pytest.raises(CheckpointError, match=rf"{name}|tokenizer in .* cannot be loaded"):
         Qwen3OmniMoeProcessor.from_pretrained(copy)
 
 

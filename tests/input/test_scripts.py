@@ -126,8 +126,8 @@ def test_as_dict_copy_and_file(own, tmp_path):
         assert other.to_json_string() == own.to_json_string()
 
 
-def test_setting_what_is_no_setting_is_said(own):
-    with pytest.warns(UserWarning, match="ImageProcessor has no setting 'max_pixel'.*Did you mean 'max_pixels'"):
+def test_setting_what_is_no_setting_is_refused(own):
+    with pytest.raises(InputError, match="ImageProcessor has no setting 'max_pixel'.*Did you mean 'max_pixels'"):
         own.image_processor.max_pixel = 3
     with pytest.raises(InputError, match="shortest_edge"):
         own.image_processor.size.width = 3
