@@ -81,9 +81,9 @@ def _load_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
 
 
 def _check_regular(folder: Path) -> None:
-    """Raises `CheckpointError` for a pipe or device among the files that transformers would open: it could wait for ever."""
+    """Raises `CheckpointError` for a pipe, device or folder in place of a file: transformers would wait for ever, or take another."""
     for path in folder.iterdir():
-        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.exists() and not (path.is_file() or path.is_dir()):
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a regular file.")
 
 

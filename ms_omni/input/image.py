@@ -82,7 +82,7 @@ def _reason(error: Exception, name: str, what: str) -> str:
     if isinstance(error, MemoryError):
         return f"{name} cannot be decoded: there is not enough memory for its pixels. Give a smaller copy."
     if "truncated" in said.lower():
-        return f"{name} is cut short: {said}. Copy or download it again."
+        return f"{name} is cut short or damaged: {said}. Copy or download it again."
     if isinstance(error, NotImplementedError) or re.search(
         r"unsupported|not supported|not available|unknown|no .*support", said, re.I
     ):

@@ -18,8 +18,8 @@ VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
 VIDEO_MAX_PIXELS = 768 * 32 * 32
 VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x factor pixels of two frames
 SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
-_BAND = 1 << 24  # values
-_BLOCK = 64  # output columns per matrix product: keeps the products narrow around the band of non-zero weights
+_BAND = 1 << 22  # values
+_BLOCK = 32  # output samples per matrix product: keeps the products narrow around the band of non-zero weights
 
 
 def smart_resize(
@@ -98,42 +98,38 @@ def _limits(options: SizeOptions, min_pixels: int, max_pixels: int) -> tuple[int
     return low, high
 
 
-def _bicubic_weights(length: int, new_length: int) -> np.ndarray:
-    """`[length, new_length]`: antialiased bicubic (a = -0.5) with normalised weights, as torchvision's."""
+@lru_cache(maxsize=64)
+def _weight_blocks(length: int, new_length: int, quantised: bool) -> list[tuple[slice, slice, np.ndarray]]:
+    """Antialiased bicubic (a = -0.5) with normalised weights, as torchvision's, without most of the zeros.
+
+    Returns:
+        input samples, output samples, and the float32 weights `[inputs, outputs]` between them; quantised as torchvision's
+        16-bit integers, so that sums over bytes come out alike.
+    """
     scale = length / new_length
     stretch = max(scale, 1.0)
     centres = (np.arange(new_length) + 0.5) * scale
     first = np.maximum(np.floor(centres - 2.0 * stretch + 0.5), 0)
     last = np.minimum(np.floor(centres + 2.0 * stretch + 0.5), length)
-    positions = np.arange(length)[:, None]
-    distance = np.abs((positions + 0.5 - centres) / stretch)
-    near = (1.5 * distance - 2.5) * distance**2 + 1.0
-    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-    weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
-    weights *= (positions >= first) & (positions < last)
-    return weights / weights.sum(0)
-
-
-@lru_cache(maxsize=64)
-def _weights(length: int, new_length: int, quantised: bool) -> np.ndarray:
-    """float32 weights; quantised as torchvision's 16-bit integers, so that sums over bytes come out alike."""
-    weights = _bicubic_weights(length, new_length)
-    if quantised:
-        bits = next(bits for bits in range(23) if bits == 22 or int(0.5 + weights.max() * (1 << (bits + 1))) >= 1 << 15)
-        weights = np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)) / (1 << bits)
-    return weights.astype(np.float32)
-
-
-def _resample_last(rows: np.ndarray, new_length: int, quantised: bool) -> np.ndarray:
-    """Resample the last axis: `[..., L]` float32 -> `[..., new_length]`."""
-    weights = _weights(rows.shape[-1], new_length, quantised)
-    out = np.empty((*rows.shape[:-1], new_length), np.float32)
+    blocks = []
     for start in range(0, new_length, _BLOCK):
-        block = weights[:, start : start + _BLOCK]
-        used = np.flatnonzero(block.any(1))
-        band = slice(used[0], used[-1] + 1)
-        np.matmul(rows[..., band], block[band], out=out[..., start : start + _BLOCK])
-    return out
+        outputs = slice(start, min(start + _BLOCK, new_length))
+        inputs = slice(int(first[outputs].min()), int(last[outputs].max()))
+        positions = np.arange(inputs.start, inputs.stop)[:, None]
+        distance = np.abs((positions + 0.5 - centres[outputs]) / stretch)
+        near = (1.5 * distance - 2.5) * distance**2 + 1.0
+        far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+        weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+        weights *= (positions >= first[outputs]) & (positions < last[outputs])
+        blocks.append((inputs, outputs, weights / weights.sum(0)))
+    if quantised:
+        largest = max(weights.max() for _, _, weights in blocks)
+        bits = next(bits for bits in range(23) if bits == 22 or int(0.5 + largest * (1 << (bits + 1))) >= 1 << 15)
+        blocks = [
+            (inputs, outputs, np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)) / (1 << bits))
+            for inputs, outputs, weights in blocks
+        ]
+    return [(inputs, outputs, weights.astype(np.float32)) for inputs, outputs, weights in blocks]
 
 
 def resized(media: Media, rule: SizeRule) -> Media:
@@ -152,16 +148,24 @@ def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
     uint8 stays uint8, rounded after each pass as torchvision does; float32 is neither rounded nor clipped.
     """
+    wide = _resample_bands(frame, width)
+    return np.ascontiguousarray(_resample_bands(wide.swapaxes(1, 2), height).swapaxes(1, 2))
+
+
+def _resample_bands(frame: np.ndarray, new_length: int) -> np.ndarray:
+    """`[C, R, L]` to `[C, R, new_length]`, in bands of rows, so that a large picture is never whole in float32."""
+    if new_length == frame.shape[2]:
+        return frame
     as_bytes = frame.dtype == np.uint8
-
-    def settle(values: np.ndarray) -> np.ndarray:
-        return np.clip(np.floor(values + 0.5, out=values), 0, 255, out=values) if as_bytes else values
-
-    out = np.empty((*frame.shape[:2], width), np.float32)
-    rows = max(1, _BAND // frame[:, 0].size)  # in bands, so that a large picture is never whole in float32
+    out = np.empty((*frame.shape[:2], new_length), np.uint8 if as_bytes else np.float32)
+    rows = max(1, _BAND // frame[:, 0].size)
     for top in range(0, frame.shape[1], rows):
-        band = frame[:, top : top + rows].astype(np.float32)
-        out[:, top : top + rows] = band if width == frame.shape[2] else settle(_resample_last(band, width, as_bytes))
-    if height != frame.shape[1]:
-        out = settle(_resample_last(out.swapaxes(1, 2), height, as_bytes)).swapaxes(1, 2)
-    return np.ascontiguousarray(out, dtype=np.uint8 if as_bytes else np.float32)
+        band = np.ascontiguousarray(frame[:, top : top + rows], np.float32)
+        values = np.empty((*band.shape[:2], new_length), np.float32)
+        for inputs, outputs, weights in _weight_blocks(frame.shape[2], new_length, as_bytes):
+            np.matmul(band[..., inputs], weights, out=values[..., outputs])
+        if as_bytes:
+            values += 0.5
+            np.clip(np.floor(values, out=values), 0, 255, out=values)
+        out[:, top : top + rows] = values
+    return out
