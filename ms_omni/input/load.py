@@ -47,7 +47,7 @@ def load_items(
             be read.
     """
     several = isinstance(use_audio_in_video, (list, tuple, np.ndarray))
-    flags = list(use_audio_in_video) if several else [use_audio_in_video] * len(batch)
+    flags: list[Any] = list(use_audio_in_video) if several else [use_audio_in_video] * len(batch)
     if not all(isinstance(flag, (bool, np.bool_)) or flag in (0, 1) for flag in flags):
         raise InputError(
             f"use_audio_in_video is {use_audio_in_video!r}; expected True or False, or one for each conversation."
@@ -64,7 +64,7 @@ def load_items(
                     f"{item.where} names no {item.kind}; add one of the keys {item.kind}, {item.kind}_url, path or url."
                 )
             if item.kind == "video":
-                media += _load_video(item, hear, kinds, sampling, size_rule)
+                media += _load_video(item, bool(hear), kinds, sampling, size_rule)
             elif item.kind in kinds:
                 media.append(load_item(item))
     metadata = iter(per_video(video_metadata, sum(one.kind == "video" for one in media), "video_metadata"))

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
+from ms_omni.input.limits import limits
 from ms_omni.input.media import SizeOptions
-from ms_omni.input.sizes import resize_frame, smart_resize, video_size
+from ms_omni.input.sizes import image_size, resize_frame, smart_resize, video_size
 from ms_omni.media import load_image
 from tests.input.make_files import cut
 
@@ -173,3 +174,45 @@ def test_resize_keeps_constant_pictures_and_types():
     frame = np.full((3, 50, 70), 91, np.uint8)
     assert (resize_frame(frame, 96, 32) == 91).all() and resize_frame(frame, 96, 32).dtype == np.uint8
     np.testing.assert_allclose(resize_frame(frame.astype(np.float32), 96, 32), 91, rtol=1e-5)
+
+
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch, tmp_path):
+    Image.new("RGB", (60, 50)).save(tmp_path / "large.png")
+    monkeypatch.setattr(limits, "picture_pixels", 2999)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(MediaError, match=r"large.png has 60 x 50 pixels; at most 2,999 are taken"):
+        load_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (Image.DecompressionBombError("179 million"), "too many pixels; at most"),
+        (MemoryError(), "not enough memory"),
+        (OSError("image file is truncated (3 bytes not processed)"), "cut short or damaged"),
+        (OSError("decoder jpeg2k not available"), "of a kind that Pillow .* does not read here"),
+        (NotImplementedError("Unimplemented pixel format 9"), "Save it as PNG or JPEG"),
+        (ValueError("bad marker"), "cannot be decoded .*if not, it is damaged"),
+    ],
+)
+def test_the_reason_is_the_true_one(monkeypatch, tmp_path, error, words):
+    Image.new("RGB", (60, 50)).save(tmp_path / "i.png")
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(MediaError, match=words):
+        load_image(tmp_path / "i.png")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SizeOptions(max_pixels=10**15, resized_height=10**6, resized_width=10**6),
+        SizeOptions(min_pixels=10**12, max_pixels=10**15),
+    ],
+)
+def test_what_would_become_huge_is_refused(options):
+    with pytest.raises(MediaError, match="at most 33,554,432 are taken"):
+        image_size(60, 50, 32, 1, 10**6, options, "v")

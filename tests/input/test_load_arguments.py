@@ -48,7 +48,7 @@ def test_sizes_of_pictures(folder):
 
 def test_sound(folder):
     assert load(folder, dither=0.0).feature_extractor.sampling_rate == 16_000
-    with pytest.raises(CheckpointError, match="8000 Hz"):
+    with pytest.raises(CheckpointError, match="sampling_rate is 8000"):
         load(folder, sampling_rate=8000)
 
 

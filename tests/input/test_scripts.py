@@ -431,3 +431,41 @@ def test_a_conversation_by_name(processor):
     talk = [{"role": "user", "content": "hi"}]
     by_place = processor.apply_chat_template(talk)
     assert processor.apply_chat_template(conversation=talk) == by_place == processor.apply_chat_template(conversations=talk)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("max_pixels", -3), ("max_pixels", "x"), ("image_std", 0), ("do_resize", "no"), ("rescale_factor", 0)]
+)
+def test_settings_that_mean_nothing_are_refused_wherever_they_are_given(own, folder, name, value):
+    for attempt in (
+        lambda: setattr(own.image_processor, name, value),
+        lambda: own.image_processor(picture(32, 32), **{name: value}),
+        lambda: own(text="hi", images_kwargs={name: value}, images=[picture(32, 32)]),
+        lambda: type(own).from_pretrained(folder, **{name: value}),
+    ):
+        with pytest.raises(InputError, match=f"{name} is"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"pad_to_multiple_of": 10**12}, "pad_to_multiple_of is"),
+        ({"pad_to_multiple_of": -3}, "pad_to_multiple_of is -3"),
+        ({"padding": "max_length", "max_length": 1 << 26}, "would be padded to"),
+        ({"truncation": True, "max_length": -1}, "max_length is -1"),
+        ({"return_attention_mask": "no"}, "return_attention_mask is 'no'"),
+        ({"use_audio_in_video": "no"}, "use_audio_in_video is 'no'"),
+        ({"audio_kwargs": {"pad_to_multiple_of": 10**12}}, "pad_to_multiple_of is"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(own, options, words):
+    with pytest.raises(InputError, match=words):
+        own(text="hi", **options)
+
+
+def test_words_are_no_flags_of_a_conversation(own):
+    talk = [{"role": "user", "content": "hi"}]
+    for name in ("tokenize", "return_dict", "add_generation_prompt", "continue_final_message", "use_audio_in_video"):
+        with pytest.raises(InputError, match=f"{name} is 'no'"):
+            own.apply_chat_template(talk, **{name: "no"})
