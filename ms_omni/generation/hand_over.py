@@ -80,8 +80,9 @@ def assistant_turns(ids, config, given=False):
         starts = np.flatnonzero(line == config.im_start_token_id)
         turn = line[starts[-1] :] if len(starts) else line[:0]
         ends = np.flatnonzero(turn == config.im_end_token_id)
-        if len(turn) < 2 or turn[1] != config.assistant_token_id or (len(ends) and not given):
-            state = "closes its last turn" if len(ends) else "does not open an assistant turn"
+        opens = len(turn) > 1 and turn[1] == config.assistant_token_id
+        if not opens or (len(ends) and not given):
+            state = "closes its last turn" if opens else "does not open an assistant turn"
             raise InputError(
                 f"row {row} of the prompt {state}, so there is no turn to speak in; use apply_chat_template(..., "
                 "add_generation_prompt=True), continue_final_message=True to go on with an assistant's message, or return_audio=False"

@@ -138,7 +138,7 @@ def test_the_turn_that_the_prompt_opens_is_the_last_one():
     "line, said",
     [
         ([10, 20, 11, 1], "row 1 of the prompt does not open an assistant turn.*add_generation_prompt.*return_audio=False"),
-        ([10, 11, 1, 10, 20, 2], "does not open an assistant turn"),  # an earlier turn is not the one to speak in
+        ([10, 11, 1, 10, 20, END], "does not open an assistant turn"),  # an earlier turn is not the one to speak in
         ([10, 20, 1, 10], "does not open an assistant turn"),
         ([1, 2, 3], "does not open an assistant turn"),
         ([10, 11, 12, 1, END], "row 1 of the prompt closes its last turn.*continue_final_message"),
