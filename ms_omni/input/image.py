@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,24 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
     source = open_source(value, "picture")
     with source.open() as file:
         try:
-            image = Image.open(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+                image = Image.open(file)
         except UnidentifiedImageError as error:
-            raise MediaError(f"{source.name} cannot be read as a picture: {describe(source)}.") from error
+            raise MediaError(f"{source.name} cannot be read as a picture: {_unknown(describe(source))}.") from error
         except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
             raise MediaError(_reason(error, source.name, "a picture")) from error
         return _decode(image, source.name)
+
+
+def _unknown(known: str) -> str:
+    """What to say of a file that Pillow does not know, by what it looks like."""
+    if any(word in known for word in ("HEI", "AVIF", "XL", "raw")):
+        return f"{known}, a format that is not read here; convert it to PNG or JPEG"
+    if "picture" in known:
+        return f"{known}, but its header is damaged"
+    kinds = [item for item, word in (("an audio", "sound"), ("a video", "video")) if word in known]
+    return f"{known}; give it as {kinds[0]} item" if kinds else known
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:

@@ -17,7 +17,7 @@ class MediaLimits:
         frames: most frames of a video that are taken; without options of its own a video stays far below.
     """
 
-    sound_s: float = 2 * 3600.0
+    sound_s: float = 4200.0
     picture_pixels: int = 1 << 27  # 134 million; telephones make 108
     resized_pixels: int = 1 << 25
     frame_pixels: int = 36_000_000  # 8K film

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ms_omni.input.files import of_transformers
 from ms_omni.input.inputs import ModelInputs
 from ms_omni.input.settings import AUDIO_KEYS, audio_settings
+
+_FRAMES_AT_ONCE = 6000
 
 
 class WhisperFeatureExtractor(of_transformers("WhisperFeatureExtractor")):
@@ -21,6 +25,35 @@ class WhisperFeatureExtractor(of_transformers("WhisperFeatureExtractor")):
         """
         features = super().__call__(raw_speech, *args, return_tensors="np", **kwargs)
         return ModelInputs(features).convert_to_tensors(return_tensors)
+
+    def _np_extract_fbank_features(self, waveform_batch: np.ndarray, device: str) -> np.ndarray:
+        """As transformers', but a minute at a time: the spectrum of an hour would take gigabytes."""
+        return np.stack([self._log_mel(waveform) for waveform in waveform_batch])
+
+    def _log_mel(self, waveform: np.ndarray) -> np.ndarray:
+        """float32 `[mel, frames]` of samples float32 `[samples]`."""
+        from transformers.audio_utils import spectrogram, window_function
+
+        window = window_function(self.n_fft, "hann")
+        padded = np.pad(waveform, self.n_fft // 2, mode="reflect")
+        mel = np.empty((self.feature_size, len(waveform) // self.hop_length), np.float32)
+        for start in range(0, mel.shape[1], _FRAMES_AT_ONCE):
+            stop = min(start + _FRAMES_AT_ONCE, mel.shape[1])
+            mel[:, start:stop] = spectrogram(
+                padded[start * self.hop_length : (stop - 1) * self.hop_length + self.n_fft],
+                window,
+                self.n_fft,
+                self.hop_length,
+                power=2.0,
+                center=False,
+                dither=self.dither,
+                mel_filters=self.mel_filters,
+                log_mel="log10",
+            )
+        np.maximum(mel, mel.max() - 8.0, out=mel)
+        mel += 4.0
+        mel /= 4.0
+        return mel
 
 
 def mel_extractor(source: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,12 +47,11 @@ def pieces_of_file(source: Source) -> Iterator[tuple[np.ndarray, int]]:
         MediaError: not a sound, cut short or damaged.
     """
     check_whole(source)
-    links = _ogg_links(source) or [None]
-    sounds = [_open_soundfile(source, link) for link in links]
-    if all(sound is not None and sound.format not in _BELIEVED for sound in sounds):
+    with source.open() as file:
+        sounds = _soundfiles(file, source.size_bytes())
         for sound in sounds:
             yield from _with_soundfile(sound, source)
-    else:
+    if not sounds:
         yield from _with_ffmpeg(source)
 
 
@@ -109,28 +108,40 @@ def _is_cut(decoding: Decoding, is_short: bool, format_name: str, source: Source
     return is_short and (decoding.last_broken or by_size or decoding.packets < stream.frames)
 
 
-class _SeekableBytes(io.BytesIO):
-    """Bytes for libsndfile, which on damaged files seeks to before the start: an error there could not be caught."""
+class _Part:
+    """Bytes of a file for libsndfile, which on damaged files seeks to before the start: an error there could not be caught."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file, self.start, self.size, self.position = file, start, stop - start, 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}[whence]
-        return super().seek(max(0, base + offset))
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.size - self.position)
+        self.file.seek(self.start + self.position)
+        content = self.file.read(left if count < 0 else min(count, left))
+        self.position += len(content)
+        return content
+
+    def write(self, content: bytes) -> int:  # soundfile asks for it
+        raise io.UnsupportedOperation("write")
 
 
-def _open_soundfile(source: Source, part: tuple[int, int] | None) -> Any:
-    """libsndfile's reader of the whole source or of its bytes from `part[0]` to `part[1]`; None when it does not know the format."""
+def _soundfiles(file: BinaryIO, size: int) -> list[Any]:
+    """libsndfile's readers, one for each stream of an Ogg file; none of what FFmpeg is to read."""
     import soundfile
 
-    if part is not None:
-        with source.open() as whole:
-            whole.seek(part[0])
-            file = _SeekableBytes(whole.read(part[1] - part[0]))
-    else:
-        file = _SeekableBytes(source.data or b"") if source.path is None else str(source.path)
     try:
-        return soundfile.SoundFile(file)
+        sounds = [soundfile.SoundFile(_Part(file, *link)) for link in _ogg_links(file) or [(0, size)]]
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return None
+        return []
+    return [] if any(sound.format in _BELIEVED for sound in sounds) else sounds
 
 
 def _with_soundfile(sound: Any, source: Source) -> Iterator[tuple[np.ndarray, int]]:
@@ -152,20 +163,19 @@ def _with_soundfile(sound: Any, source: Source) -> Iterator[tuple[np.ndarray, in
             )
 
 
-def _ogg_links(source: Source) -> list[tuple[int, int] | None]:
+def _ogg_links(file: BinaryIO) -> list[tuple[int, int]]:
     """Where the streams of an Ogg file begin and end, which may stand one after the other; empty for what is no Ogg file."""
     starts, opening, position = [], False, 0
-    with source.open() as file:
+    head = file.read(27)
+    while len(head) == 27 and head[:4] == b"OggS":
+        begins = bool(head[5] & _OGG_FIRST_PAGE)
+        if begins and not opening:
+            starts.append(position)
+        opening = begins
+        position += 27 + head[26] + sum(file.read(head[26]))
+        file.seek(position)
         head = file.read(27)
-        while len(head) == 27 and head[:4] == b"OggS":
-            begins = bool(head[5] & _OGG_FIRST_PAGE)
-            if begins and not opening:
-                starts.append(position)
-            opening = begins
-            position += 27 + head[26] + sum(file.read(head[26]))
-            file.seek(position)
-            head = file.read(27)
-    return [None] if len(starts) == 1 else list(zip(starts, (*starts[1:], position)))
+    return list(zip(starts, (*starts[1:], position)))
 
 
 def _mono(frame: Any) -> np.ndarray:

@@ -39,6 +39,7 @@ def write_video(
     late_s: float = 0.0,
     samples: list[np.ndarray] | None = None,
     aspect: tuple[int, int] = (1, 1),
+    noise: bool = False,
 ) -> Path:
     """A video of `frames` pictures (width, height in `size`), with as long a stereo sound track if asked for.
 
@@ -58,7 +59,8 @@ def write_video(
         for audio in audios:
             audio.disposition = av.stream.Disposition.default if audio is audios[-1] else av.stream.Disposition(0)
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(frame_picture(index, *size), format="rgb24")
+            picture = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), np.uint8) if noise else None
+            frame = av.VideoFrame.from_ndarray(frame_picture(index, *size) if picture is None else picture, format="rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             container.mux(video.encode(frame))
@@ -81,11 +83,16 @@ def write_track(container, stream, samples: np.ndarray, rate_hz: int, late_s: fl
     container.mux(stream.encode(None))
 
 
-def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str) -> Path:
-    """A sound file through FFmpeg's libraries."""
+def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str, cover: np.ndarray | None = None) -> Path:
+    """A sound file through FFmpeg's libraries, with a cover picture `[H, W, 3]` if there is one."""
     with av.open(str(path), "w") as container:
-        layout = _LAYOUTS[samples.shape[1]]
-        write_track(container, container.add_stream(codec, rate=rate_hz, layout=layout), samples, rate_hz)
+        stream = container.add_stream(codec, rate=rate_hz, layout=_LAYOUTS[samples.shape[1]])
+        if cover is not None:
+            picture = container.add_stream("png", width=cover.shape[1], height=cover.shape[0], pix_fmt="rgb24")
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(cover, format="rgb24")))
+            container.mux(picture.encode(None))
+        write_track(container, stream, samples, rate_hz)
     return path
 
 

@@ -9,7 +9,7 @@ from ms_omni.errors import MediaError
 from ms_omni.input.audio import load_sound_of_video
 from ms_omni.input.limits import limits
 from ms_omni.input.sources import open_source
-from ms_omni.media import load_audio
+from ms_omni.media import load_audio, load_video
 from tests.input.make_files import cut, tone, write_sound, write_video
 
 
@@ -213,3 +213,38 @@ def test_empty_short_and_foreign_files(tmp_path):
     (tmp_path / "text.wav").write_text("not a sound at all " * 20)
     with pytest.raises(MediaError, match="cannot be read as sound"):
         load_audio(tmp_path / "text.wav")
+
+
+def test_mel_features_of_pieces_are_those_of_the_whole(monkeypatch):
+    from ms_omni.input import mel_extractor
+
+    extractor = mel_extractor.WhisperFeatureExtractor(feature_size=128)
+    waves = np.random.default_rng(0).standard_normal((2, 16000)).astype(np.float32) * 0.1
+    whole = super(mel_extractor.WhisperFeatureExtractor, extractor)._np_extract_fbank_features(waves, "cpu")
+    monkeypatch.setattr(mel_extractor, "_FRAMES_AT_ONCE", 33)
+    np.testing.assert_allclose(extractor._np_extract_fbank_features(waves, "cpu"), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"<html><head><title>Not found</title></head></html>", r"a web page \(HTML\)"),
+        (b'{"error": "no such file"}', "a JSON text"),
+        (b"MThd\0\0\0\6\0\1\0\1\0\x60", "MIDI, which holds notes only"),
+        (b"%PDF-1.7 " + bytes(99), "a PDF document"),
+        (b"hello, this is a note about the sound", "a text that begins with 'hello, this is a note about"),
+        (b"\0\0\0\x18ftypM4A \0\0\0\0mp42isom\0\0\0\x09free\0", "M4A.*damaged or not complete"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "a HEIC picture; give it as an image item"),
+    ],
+)
+def test_what_a_file_is_instead_of_a_sound_is_said(content, said):
+    with pytest.raises(MediaError, match=said):
+        load_audio(content)
+
+
+def test_encryption_is_said(tmp_path):
+    content = bytearray(write_video(tmp_path / "v.mp4", sound=False).read_bytes())
+    place = content.index(b"avc1", content.index(b"stsd"))
+    content[place : place + 4] = b"encv"
+    with pytest.raises(MediaError, match=r"encrypted \(DRM\)"):
+        load_video(bytes(content))

@@ -216,3 +216,19 @@ def test_the_reason_is_the_true_one(monkeypatch, tmp_path, error, words):
 def test_what_would_become_huge_is_refused(options):
     with pytest.raises(MediaError, match="at most 33,554,432 are taken"):
         image_size(60, 50, 32, 1, 10**6, options, "v")
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "a HEIC picture, a format that is not read here"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG picture, but its header is damaged"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", r"a web page \(HTML\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+        (b"ID3\4" + bytes(99), "give it as an audio item"),
+        (bytes(400), "nothing but zeros"),
+    ],
+)
+def test_what_a_file_is_instead_of_a_picture_is_said(content, said):
+    with pytest.raises(MediaError, match=said):
+        load_image(content)

@@ -8,7 +8,7 @@ from ms_omni.errors import MediaError
 from ms_omni.input.limits import limits
 from ms_omni.input.media import SamplingOptions
 from ms_omni.input.sampling import choose_frames
-from ms_omni.media import VideoFrames, load_video
+from ms_omni.media import VideoFrames, load_audio, load_video
 from tests.input.make_files import cut, display_in_place, frame_picture, tone, write_sound, write_video
 
 TYPES = [
@@ -198,6 +198,32 @@ def test_damage_in_the_middle(tmp_path):
     content[10000:13000] = np.random.default_rng(1).bytes(3000)
     with pytest.raises(MediaError, match="damaged"):
         load_video(bytes(content))
+
+
+def test_damage_is_never_passed_over(tmp_path):
+    """Many changed bytes: an error, though the decoder and the container's reader say nothing of what they skip."""
+    for name, codec in (("v.webm", "libvpx"), ("v.mkv", "libx264"), ("v.ts", "libx264")):
+        content = bytearray(write_video(tmp_path / name, codec=codec, sound=False, size=(320, 240), noise=True).read_bytes())
+        rng = np.random.default_rng(0)
+        for place in rng.integers(len(content) // 10, len(content), len(content) // 3):
+            content[place] = rng.integers(0, 256)
+        with pytest.raises(MediaError):
+            load_video(bytes(content))
+
+
+def test_music_with_a_cover_is_no_video(tmp_path):
+    path = write_sound(tmp_path / "a.mp3", tone(1, 44100), 44100, "libmp3lame", cover=frame_picture(0, 32, 32))
+    with pytest.raises(MediaError, match="only a cover picture; it has sound: give it as an audio item"):
+        load_video(path)
+    assert len(load_audio(path)) >= 16000
+
+
+def test_animated_webp(tmp_path):
+    pictures = [Image.fromarray(frame_picture(index, 32, 24)) for index in range(20)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=100, lossless=True)
+    clip = load_video(tmp_path / "a.webp")
+    assert clip.sample_fps == pytest.approx(2.0) and clip.metadata["frames_indices"] == [0, 6, 13, 19]
+    assert clip.data[:, 0, -1, -1].tolist() == [0, 48, 104, 152]
 
 
 def test_lists_of_frames(tmp_path):
