@@ -202,8 +202,10 @@ def test_damage_in_the_middle(tmp_path):
 
 def test_damage_is_never_passed_over(tmp_path):
     """Many changed bytes: an error, though the decoder and the container's reader say nothing of what they skip."""
-    for name, codec in (("v.webm", "libvpx"), ("v.mkv", "libx264"), ("v.ts", "libx264")):
-        content = bytearray(write_video(tmp_path / name, codec=codec, sound=False, size=(320, 240), noise=True).read_bytes())
+    for name, codec in (("v.webm", "libvpx"), ("v.ts", "libx264")):
+        content = bytearray(
+            write_video(tmp_path / name, codec=codec, sound=False, frames=16, size=(160, 96), noise=True).read_bytes()
+        )
         rng = np.random.default_rng(0)
         for place in rng.integers(len(content) // 10, len(content), len(content) // 3):
             content[place] = rng.integers(0, 256)
