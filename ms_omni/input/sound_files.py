@@ -17,7 +17,8 @@ _INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dty
 _SHORT_S = 0.01  # less than this below the declared length is rounding
 _BLOCK = 1 << 16  # samples of a piece from libsndfile
 _OGG_FIRST_PAGE = 2
-_BELIEVED = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")
+_FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
+_BELIEVED = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # libsndfile believes the headers of these
 
 
 def to_float(array: np.ndarray, name: str) -> np.ndarray:
@@ -48,7 +49,9 @@ def pieces_of_file(source: Source) -> Iterator[tuple[np.ndarray, int]]:
     """
     check_whole(source)
     with source.open() as file:
-        sounds = _soundfiles(file, source.size_bytes())
+        head = file.read(4)
+        mp3 = head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+        sounds = [] if mp3 or head in _FOR_FFMPEG else _soundfiles(file, source.size_bytes())
         for sound in sounds:
             yield from _with_soundfile(sound, source)
     if not sounds:
@@ -137,6 +140,7 @@ def _soundfiles(file: BinaryIO, size: int) -> list[Any]:
     """libsndfile's readers, one for each stream of an Ogg file; none of what FFmpeg is to read."""
     import soundfile
 
+    file.seek(0)
     try:
         sounds = [soundfile.SoundFile(_Part(file, *link)) for link in _ogg_links(file) or [(0, size)]]
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
