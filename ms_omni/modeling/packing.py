@@ -31,6 +31,8 @@ def check_shape(x, name, axes):
 def finite(x, name, axes=None):
     """x as a float32 array of finite numbers, with axes of the shape that `check_shape` asks for. Raises `InputError`."""
     array = numbers(x, name)
+    if array.dtype == bool:
+        raise InputError(f"{name} holds truth values, expected numbers")
     if axes is not None:
         check_shape(array, name, axes)
     with np.errstate(over="ignore"):

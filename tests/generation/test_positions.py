@@ -124,6 +124,26 @@ def test_grids_of_an_image_with_time():
         ({"video_grid_thw": [[1, 2, 2]]}, [V], "1 videos but no video_second_per_grid"),
         ({"video_grid_thw": [[1, 2, 2]], "second_per_grids": [1.0, 2.0]}, [V], "2 values of video_second_per_grid for 1"),
         ({"video_grid_thw": [[1, 2, 4]], "second_per_grids": [1.0]}, [V, A], "makes 2 tokens, but the prompt has 1"),
+        (
+            {"video_grid_thw": [[1, 2, 2]], "second_per_grids": [0.0]},
+            [V],
+            r"video_second_per_grid is \[0.0\], expected seconds above 0",
+        ),
+        (
+            {"video_grid_thw": [[1, 2, 2]], "second_per_grids": [np.nan]},
+            [V],
+            "video_second_per_grid holds numbers that are NaN",
+        ),
+        (
+            {"video_grid_thw": [[1, 2, 2]], "second_per_grids": ["x"]},
+            [V],
+            "video_second_per_grid holds .*, expected numbers",
+        ),
+        (
+            {"video_grid_thw": [[1, 2, 2]], "second_per_grids": [True]},
+            [V],
+            "video_second_per_grid holds truth values, expected numbers",
+        ),
         ({"second_per_grids": [1.0]}, [V], "1 values of video_second_per_grid for 0 videos"),
         ({"image_grid_thw": [[1, 2, 2]]}, [I, A], "wrap each medium"),
     ],
