@@ -28,6 +28,7 @@ VISION_KEYS = (
     "temporal_patch_size",
     "merge_size",
 )
+FRAME_KEYS = ("fps", "num_frames", "min_frames", "max_frames", "do_sample_frames")
 _CROSSWISE = ("use_audio_in_video", "load_audio_from_video", "position_id_per_seconds")
 GROUPS = {
     "text_kwargs": (

@@ -14,12 +14,11 @@ from typing import Any
 from ms_omni.errors import CheckpointError
 from ms_omni.files import read_text
 from ms_omni.folders import saved_files
-from ms_omni.input.prompt import SpecialTokens
+from ms_omni.input.prompt import PAD_TOKEN, SpecialTokens
 from ms_omni.input.settings import ProcessorSettings, read_json
 from ms_omni.input.tiny_processor import NAMED_TOKENS
 from ms_omni.input.tokenizer import with_arrays
 
-PAD_TOKEN = "<|endoftext|>"
 _PROCESSOR_FILES = (  # each of these would be read before, or beside, what is written
     "processor_config.json",
     "video_preprocessor_config.json",

@@ -15,6 +15,7 @@ from ms_omni.errors import InputError
 from ms_omni.hub import resolve
 from ms_omni.input.access import AccessPolicy, under
 from ms_omni.input.arguments import (
+    FRAME_KEYS,
     VISION_KEYS,
     CallOptions,
     call_options,
@@ -26,19 +27,17 @@ from ms_omni.input.arguments import (
 )
 from ms_omni.input.belonging import check_belonging
 from ms_omni.input.chat import choose_template, render
-from ms_omni.input.counts import MultiModalData, count_tokens
 from ms_omni.input.decoding import Decoding
-from ms_omni.input.files import PAD_TOKEN, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.input.files import load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.input.inputs import ModelInputs
 from ms_omni.input.load import given_images, given_sounds, given_videos, load_items, opened_videos, with_sound_tracks
 from ms_omni.input.media import Media
 from ms_omni.input.mel import audio_token_count, encode_audio
 from ms_omni.input.messages import read_batch
-from ms_omni.input.parts import Parts
-from ms_omni.input.prompt import MediaCounts, count_placeholders, expand_placeholders, videos_with_sound
+from ms_omni.input.parts import MultiModalData, Parts, count_tokens
+from ms_omni.input.prompt import PAD_TOKEN, MediaCounts, count_placeholders, expand_placeholders, tokenize, videos_with_sound
 from ms_omni.input.settings import AUDIO_KEYS, audio_settings, read_settings
 from ms_omni.input.sizes import SizeRule
-from ms_omni.input.tokens import tokenize
 from ms_omni.input.vision import encode, size_rule
 from ms_omni.input.vision_processors import ImageProcessor, VideoProcessor
 from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
@@ -108,14 +107,14 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             pretrained_model_name_or_path: a folder with tokenizer, chat template and preprocessor settings, or a model's
                 name, looked up in the hubs' caches and else downloaded (see `hub.resolve`, whose arguments are taken).
             **kwargs: values instead of the files' own: min_pixels, max_pixels, size and the other settings of pictures and
-                video frames, settings of the mel features, chat_template, padding_side, model_max_length and other arguments
+                video frames, fps, num_frames and the others that choose frames, settings of the mel features, chat_template, padding_side, model_max_length and other arguments
                 of a tokenizer. What has no effect here (use_fast, trust_remote_code, ...) is said in a warning.
 
         Raises:
             CheckpointError: no such folder or model, or missing or damaged files.
             InputError: an unknown argument, or values that do not fit together.
         """
-        where, options = sort_out(kwargs, cls.__name__, PROCESSOR, (*VISION_KEYS, *AUDIO_KEYS))
+        where, options = sort_out(kwargs, cls.__name__, PROCESSOR, (*VISION_KEYS, *AUDIO_KEYS, *FRAME_KEYS))
         options = {word: value for word, value in options.items() if value is not None}
         path = resolve(pretrained_model_name_or_path, weights=False, **where)
         settings = read_settings(path)
@@ -129,6 +128,9 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             tokenizer,
             options.get("chat_template") or load_chat_template(path, tokenizer),
         )
+        for word in FRAME_KEYS:
+            if word in options:
+                setattr(processor.video_processor, word, options[word])
         check_belonging(path, tokenizer, processor.special_tokens, processor.settings)
         processor.name_or_path = str(pretrained_model_name_or_path)
         return processor

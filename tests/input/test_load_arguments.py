@@ -91,3 +91,10 @@ def test_nobody_is_asked_whether_to_run_code(folder, tmp_path):
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load(copy, trust_remote_code=True)
+
+
+def test_how_frames_are_chosen(folder):
+    processor = load(folder, fps=1.0, max_frames=8)
+    assert (processor.video_processor.fps, processor.video_processor.max_frames) == (1.0, 8)
+    with pytest.raises(InputError, match="num_frames is 'x'"):
+        load(folder, num_frames="x")
