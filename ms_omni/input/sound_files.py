@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -12,9 +13,11 @@ from ms_omni.errors import MediaError
 from ms_omni.input.container import Clock, Decoding, open_container, picture_track, sound_track
 from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length
 from ms_omni.input.sources import Source
+from ms_omni.notices import caller_level
 
 _INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 _SHORT_S = 0.01  # less than this below the declared length is rounding
+_EARLY_S = 0.1  # what encoders need to begin is less
 _BLOCK = 1 << 16  # samples of a piece from libsndfile
 _OGG_FIRST_PAGE = 2
 _FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
@@ -78,9 +81,15 @@ def pieces_beside_pictures(source: Source) -> Iterator[tuple[np.ndarray, int, fl
 def _beside(source: Source, start_s: float) -> Iterator[tuple[np.ndarray, int, float]]:
     with open_container(source, "video") as container:
         stream = sound_track(container, source)
-        decoding, clock = Decoding(container, stream), Clock(container)
+        decoding, clock, early = Decoding(container, stream), Clock(container), True
         for frame in decoding:
             stated_s = None if frame.pts is None else float(frame.pts * frame.time_base) - start_s
+            if early and stated_s is not None and stated_s < -_EARLY_S:
+                warnings.warn(
+                    f"{source.name}: its sound begins {-stated_s:.2f} s before its first picture; that part is left out.",
+                    stacklevel=caller_level(),
+                )
+            early = False
             yield _mono(frame), frame.sample_rate, clock.time_s(stated_s, frame.samples / frame.sample_rate)
         decoding.check(source, "sound")
 
