@@ -15,7 +15,49 @@ inline i64 row_pieces(i64 rows, i64 panels) {
   return std::max<i64>(1, std::min(wanted, rows / (8 * kRows)));
 }
 
-KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M]") {
+constexpr i64 kUnpacked = 2;  // rows for which packing a weight takes longer than it saves
+
+// V vectors of columns from `column` on, for R rows: the sums of `multiply`, with the weights turned in registers.
+template <int R, int V>
+void unpacked_tile(const float *const *x, const float *weight, i64 in, float *const *y, i64 column, const float *bias) {
+  for (i64 begin = 0; begin < in; begin += kSum) {
+    const i64 end = std::min(begin + kSum, in);
+    vec sum[R][V] = {};
+    i64 i = begin;
+    for (; i + kLanes <= end; i += kLanes)
+      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) {
+        vec t[kLanes];
+        load_turned(weight + (column + v * kLanes) * in + i, in, t);
+        MS_OMNI_UNROLL for (int s = 0; s < kLanes; ++s)
+          MS_OMNI_UNROLL for (int r = 0; r < R; ++r) sum[r][v] = fma(x[r][i + s], t[s], sum[r][v]);
+      }
+    for (; i < end; ++i)
+      for (int v = 0; v < V; ++v) {
+        float step[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) step[lane] = weight[(column + v * kLanes + lane) * in + i];
+        for (int r = 0; r < R; ++r) sum[r][v] = fma(x[r][i], load(step), sum[r][v]);
+      }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        const i64 at = column + v * kLanes;
+        const vec old = begin ? load(y[r] + at) : bias ? load(bias + at) : vec{};
+        store(y[r] + at, old + sum[r][v]);
+      }
+  }
+}
+
+// Whole vectors of columns, for few rows.
+template <int R>
+void unpacked(const float *const *x, const float *weight, i64 in, float *const *y, i64 column, i64 columns, const float *bias) {
+  const bool crowded = in % 1024 == 0;  // all rows of the weight then share a few places of the first cache
+  while (columns >= 2 * kLanes && !crowded) {
+    unpacked_tile<R, 2>(x, weight, in, y, column, bias);
+    column += 2 * kLanes, columns -= 2 * kLanes;
+  }
+  for (; columns > 0; column += kLanes, columns -= kLanes) unpacked_tile<R, 1>(x, weight, in, y, column, bias);
+}
+
+KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M] | 0 < K") {
   const i64 in = a.dim(1, 1), out = a.dim(1, 0), rows = a.size(a.count - 1) / std::max<i64>(out, 1);
   const float *weight = a.get(1), *bias = a.count == 4 ? a.get(2) : nullptr;
   Sources x(rows);
@@ -24,6 +66,8 @@ KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M]") {
   const i64 panels = (out + kWide - 1) / kWide, pieces = row_pieces(rows, panels);
   for_each(panels * pieces, 0.006 * rows * in * out, [&](i64 task) {
     const i64 column = task / pieces * kWide, columns = std::min<i64>(kWide, out - column);
+    if (rows <= kUnpacked && columns % kLanes == 0)
+      return (rows == 1 ? unpacked<1> : unpacked<2>)(x.data(), weight, in, y.data(), column, columns, bias);
     const i64 begin = rows * (task % pieces) / pieces, end = rows * (task % pieces + 1) / pieces;
     Space panel(new float[kDepth * kWide]);
     for (i64 i = 0; i < in; i += kDepth) {

@@ -129,18 +129,34 @@ inline void product_in_order(const float *const *a, i64 rows, i64 k, const float
 
 // ---- panels --------------------------------------------------------------------------------------------------------
 
-template <int Step, int... Lane>
+template <int Step, int Size, int... Lane>
 inline void exchange(vec *t, std::integer_sequence<int, Lane...> places) {
-  MS_OMNI_UNROLL for (int i = 0; i < kLanes; ++i) {
+  MS_OMNI_UNROLL for (int i = 0; i < Size; ++i) {
     if (i & Step) continue;
     const vec a = t[i], b = t[i + Step];
     t[i] = MS_OMNI_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane - Step : Lane)...);
     t[i + Step] = MS_OMNI_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane : Lane + Step)...);
   }
-  if constexpr (2 * Step < kLanes) exchange<2 * Step>(t, places);
+  if constexpr (2 * Step < Size) exchange<2 * Step, Size>(t, places);
 }
 
-inline void transpose(vec *t) { exchange<1>(t, Places()); }  // kLanes vectors
+inline void transpose(vec *t) { exchange<1, kLanes>(t, Places()); }  // kLanes vectors
+
+// t[i][r] = x[r][i] for kLanes rows that lie `distance` apart and as many steps i.
+inline void load_turned(const float *x, i64 distance, vec *t) {
+#if defined(__AVX__) && !defined(__AVX512F__)  // the halves of a vector are exchanged as they are loaded, which costs nothing
+  MS_OMNI_UNROLL for (int half = 0; half < kLanes; half += kLanes / 2) {
+    MS_OMNI_UNROLL for (int r = 0; r < kLanes / 2; ++r) {
+      const float *low = x + r * distance + half, *high = low + kLanes / 2 * distance;
+      t[half + r] = (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    }
+    exchange<1, kLanes / 2>(t + half, Places());
+  }
+#else
+  MS_OMNI_UNROLL for (int r = 0; r < kLanes; ++r) t[r] = load(x + r * distance);
+  transpose(t);
+#endif
+}
 
 // panel[i][r] = x[r][i] for `rows` rows that lie `distance` apart, zero for those up to the next whole vector.
 inline void pack_rows(const float *x, i64 distance, i64 rows, i64 k, float *panel, i64 stride) {
@@ -150,8 +166,12 @@ inline void pack_rows(const float *x, i64 distance, i64 rows, i64 k, float *pane
     i64 i = 0;
     for (; i + kLanes <= k; i += kLanes) {
       vec t[kLanes];
-      for (int r = 0; r < kLanes; ++r) t[r] = r < count ? load(from + r * distance + i) : vec{};
-      transpose(t);
+      if (count == kLanes) {
+        load_turned(from + i, distance, t);
+      } else {
+        for (int r = 0; r < kLanes; ++r) t[r] = r < count ? load(from + r * distance + i) : vec{};
+        transpose(t);
+      }
       for (int r = 0; r < kLanes; ++r) store(panel + (i + r) * stride + first, t[r]);
     }
     for (; i < k; ++i)

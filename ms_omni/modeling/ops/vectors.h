@@ -8,7 +8,7 @@
 
 #include "aot.h"
 
-#if defined(__FMA__)
+#if defined(__AVX__) || defined(__FMA__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
 #include <arm_neon.h>
