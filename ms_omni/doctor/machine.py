@@ -81,7 +81,7 @@ def disk(_):
         base / "ms_omni",
         "cache folder",
         warning,
-        "kernels of the CPU cannot be kept, so slower ones are used",
+        "kernels of the CPU cannot be kept, so each process compiles its own",
         "set XDG_CACHE_HOME to a folder that you may write to",
     )
     try:

@@ -26,7 +26,7 @@ def library(name: str) -> str:
     version = _run([*compiler, "--version"])
     settings = repr((compiler, version, FLAGS, processor, _processor())).encode()
     key = hashlib.sha256(_text(name) + settings).hexdigest()[:16]
-    command = [*compiler, *FLAGS, f"-march={processor}", source(name)]
+    command = [compiler[0], *FLAGS, f"-march={processor}", *compiler[1:], source(name)]  # options beside its name win
     path = private_cache.kept(f"{name}-{key}.so", lambda target: _run([*command, "-o", target]))
     missing = ctypes.CDLL(path).ms_omni_missing
     missing.restype = ctypes.c_char_p

@@ -66,7 +66,7 @@ KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M] | 0 < K") {
   const i64 panels = (out + kWide - 1) / kWide, pieces = row_pieces(rows, panels);
   for_each(panels * pieces, 0.006 * rows * in * out, [&](i64 task) {
     const i64 column = task / pieces * kWide, columns = std::min<i64>(kWide, out - column);
-    if (rows <= kUnpacked && columns % kLanes == 0)
+    if (0 < rows && rows <= kUnpacked && columns % kLanes == 0)
       return (rows == 1 ? unpacked<1> : unpacked<2>)(x.data(), weight, in, y.data(), column, columns, bias);
     const i64 begin = rows * (task % pieces) / pieces, end = rows * (task % pieces + 1) / pieces;
     Space panel(new float[kDepth * kWide]);

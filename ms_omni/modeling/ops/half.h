@@ -8,10 +8,9 @@ namespace {
 
 using Half = uint16_t;  // the upper half of a float32
 typedef Half half_vec __attribute__((vector_size(kLanes * sizeof(Half)), aligned(2), may_alias));
-typedef uint32_t bits_vec __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
 inline vec load(const Half *p) {
-  return (vec)(__builtin_convertvector(*reinterpret_cast<const half_vec *>(p), bits_vec) << 16);
+  return (vec)(__builtin_convertvector(*reinterpret_cast<const half_vec *>(p), words) << 16);
 }
 inline float widen(float x) { return x; }
 inline float widen(Half x) {

@@ -37,6 +37,7 @@ constexpr int kLanes = 4, kVectors = 2;
 constexpr int kWide = kLanes * kVectors;
 typedef float vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4), may_alias));
 using Places = std::make_integer_sequence<int, kLanes>;
 
 inline vec load(const float *x) { return *reinterpret_cast<const vec *>(x); }
@@ -113,7 +114,7 @@ inline vec exponential(vec x) {
   const vec limited = x > 88.3f ? all(88.3f) : x, shifted = fma(1.44269504f, limited, all(large)), n = shifted - large;
   const vec r = fma(2.12194440e-4f, n, fma(-0.693359375f, n, limited));
   const vec p = polynomial(r, 1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f);
-  const integers power = ((integers)shifted << 23) + (127 << 23);
+  const words power = ((words)shifted << 23) + (127u << 23);  // of numbers far below, whatever comes out
   return x < -87.3f ? vec{} : p * (vec)power;
 }
 
