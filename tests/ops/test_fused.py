@@ -167,10 +167,13 @@ def frames(talker, sampling, arrays):
     return step, codes.asnumpy(), total.asnumpy()
 
 
-@pytest.mark.parametrize("sampling", [None, (0.8, 20, 0.9), (1.2, 0, 1.0), (1.0, 5, 0.4)])
 @pytest.mark.parametrize(
-    "stack, groups, batch",
-    [("small", 2, 1), ("small", 3, 2), ("one head", 16, 5), ("odd", 32, 3), ("threads", 8, 1), ("threads", 4, 7)],
+    "stack, groups, batch, sampling",
+    [
+        *(("small", 3, 2, sampling) for sampling in (None, (0.8, 20, 0.9), (1.2, 0, 1.0), (1.0, 5, 0.4))),
+        *(("small", 2, 1, None), ("one head", 8, 5, (1.2, 0, 1.0)), ("odd", 16, 3, (0.8, 20, 0.9))),
+        *(("threads", 8, 1, (1.0, 5, 0.4)), ("threads", 4, 7, None)),
+    ],
 )
 def test_code_frame(stack, groups, batch, sampling, rng, normal, close, cells_only):
     talker = talker_like(groups, rng, **{**STACKS[stack], "vocab_size": 211})
