@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ms_omni.errors import InputError
-from ms_omni.input.arguments import VISION_KEYS, group_options
+from ms_omni.hub import resolve
+from ms_omni.input.arguments import FRAME_KEYS, VISION_KEYS, group_options
 from ms_omni.input.inputs import ModelInputs
 from ms_omni.input.load import given_images, given_videos, opened_videos
 from ms_omni.input.media import SizeOptions
-from ms_omni.input.settings import VisionSettings, vision_settings
+from ms_omni.input.settings import VisionSettings, read_settings, vision_settings
 from ms_omni.input.sizes import image_size
 from ms_omni.input.vision import encode
+from ms_omni.load_arguments import sort_out
 
 
 class ImageProcessor(VisionSettings):
@@ -36,6 +39,18 @@ class ImageProcessor(VisionSettings):
         if not isinstance(config, Mapping):
             raise InputError(f"{where} is a {type(source).__name__}; expected settings, a dict of them or a processor.")
         return cls(**asdict(vision_settings(config, where)))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """The settings of a checkpoint's folder, or of a model by its name; kwargs: values instead of the files' own.
+
+        Raises:
+            CheckpointError: no such folder or model, or damaged files; InputError: unknown arguments, or meaningless values.
+        """
+        frames = issubclass(cls, VideoProcessor)
+        where, options = sort_out(kwargs, cls.__name__, (), (*VISION_KEYS, *(FRAME_KEYS if frames else ())))
+        settings = read_settings(resolve(pretrained_model_name_or_path, weights=False, **where))
+        return cls.of(settings.video if frames else settings.image, cls.__name__).changed(options, "from_pretrained")
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> ModelInputs:
         """Patches of one or several pictures.

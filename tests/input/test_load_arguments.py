@@ -98,3 +98,12 @@ def test_how_frames_are_chosen(folder):
     assert (processor.video_processor.fps, processor.video_processor.max_frames) == (1.0, 8)
     with pytest.raises(InputError, match="num_frames is 'x'"):
         load(folder, num_frames="x")
+
+
+def test_the_vision_processors_alone(folder):
+    processor = load(folder)
+    image = type(processor.image_processor).from_pretrained(folder, max_pixels=50000)
+    assert image.max_pixels == 50000 and image.patch_size == processor.image_processor.patch_size
+    assert type(processor.video_processor).from_pretrained(folder, fps=1.0).fps == 1.0
+    with pytest.raises(InputError, match="no argument 'fps'"):
+        type(processor.image_processor).from_pretrained(folder, fps=1.0)
