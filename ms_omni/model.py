@@ -67,10 +67,12 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
         """What the next forward pass of a loop of the caller's own takes.
 
         The first one: everything. Later ones: of input_ids `[B, T]`, the prompt and all tokens since, those that
-        past_key_values has not seen, and no media any more.
+        past_key_values has not seen, and no media any more. Raises `InputError` for a cache without ids.
         """
         prepared = {"past_key_values": past_key_values, "attention_mask": attention_mask, "use_cache": use_cache}
         if past_key_values is not None and past_key_values.length:
+            if input_ids is None:
+                raise InputError("past_key_values came without input_ids; pass those of the prompt and of all tokens since")
             return {**prepared, "input_ids": input_ids[:, past_key_values.length :]}
         first = {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}
         return {**inputs, **prepared, **first}
