@@ -89,7 +89,9 @@ def take_neutral(kwargs: dict, what: str) -> None:
 
 def _is_said(name: str, value: Any) -> bool:
     usual = MEANINGLESS[name]
-    return usual is not ... and value is not None and value is not False and value not in usual
+    if usual is ... or value is None or value is False:
+        return False
+    return not isinstance(value, (bool, int, float, str)) or value not in usual  # an array cannot be looked up
 
 
 def say_ignored(names: list[str], what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def render(
     Raises:
         InputError: the template refuses the conversation or cannot be parsed, or a tool cannot be described.
     """
-    given = {"tools": _schemas(tools) if tools else None, "documents": documents or None, **variables}
+    given = {"tools": _schemas(tools) or None, "documents": documents or None, **variables}
     for name, value in given.items():
         if value is not None and not re.search(rf"\b{re.escape(name)}\b", template):
             _say_unread(name)
@@ -108,7 +108,11 @@ def _mark_end(message: dict[str, Any]) -> None:
 
 def _schemas(tools: Any) -> list[Any]:
     """The JSON schemas of tools."""
+    if tools is None:
+        return []
     schemas = []
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
+        raise InputError(f"tools is {tools!r:.80}, expected a list of functions or of JSON schemas.")
     for tool in tools:
         if isinstance(tool, Mapping):
             schemas.append(tool)

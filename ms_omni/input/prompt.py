@@ -14,6 +14,7 @@ from ms_omni.input.tokenizer import ENCODING
 
 PAD_TOKEN = "<|endoftext|>"
 MOST_TOKENS = 1 << 20
+_TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 # Per token, and what stands for padding: what the tokenizer can return beside the ids.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
 
@@ -170,7 +171,7 @@ def tokenize(
     Raises:
         InputError: an empty text, or truncation that would cut media tokens off.
     """
-    truncation, max_length = options.get("truncation", False), options.get("max_length")
+    truncation, max_length = _truncation(options.get("truncation")), options.get("max_length")
     names = ("return_token_type_ids", "return_special_tokens_mask", "return_offsets_mapping")
     with ENCODING:
         encoded = tokenizer(
@@ -205,6 +206,15 @@ def tokenize(
     if options.get("return_mm_token_type_ids"):
         fields["mm_token_type_ids"] = sum((fields["input_ids"] == one) * kind for kind, one in enumerate(placeholder_ids, 1))
     return fields
+
+
+def _truncation(asked: Any) -> bool | str:
+    kind = getattr(asked, "value", asked)
+    if kind is None or isinstance(kind, bool):
+        return bool(kind)
+    if not isinstance(kind, str) or kind not in _TRUNCATIONS:
+        raise InputError(f"truncation is {asked!r}, expected True, False or one of {', '.join(_TRUNCATIONS)}.")
+    return kind
 
 
 def _own_side(tokenizer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -272,7 +273,7 @@ def _is_count(value: Any, most: int = 10_000) -> bool:
 
 
 def _is_real(value: Any, above: float) -> bool:
-    return issubclass(type(value), Real) and not isinstance(value, bool) and bool(np.isfinite(value)) and value > above
+    return issubclass(type(value), Real) and not isinstance(value, bool) and bool(above < value < math.inf)
 
 
 def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
@@ -300,8 +301,9 @@ def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{where} lack {', '.join(missing)}.")
     for key, only in _SOUND.items():
-        if config.get(key, only) != only or isinstance(config.get(key), bool) != isinstance(only, bool):
-            raise CheckpointError(f"{where}: {key} is {config[key]!r}; the model hears sound with {only!r} only.")
+        value = config.get(key, only)
+        if isinstance(value, np.ndarray) or value != only or isinstance(value, bool) != isinstance(only, bool):
+            raise CheckpointError(f"{where}: {key} is {value!r}; the model hears sound with {only!r} only.")
     wrong = {key: config[key] for key in ("feature_size", "chunk_length") if not _is_count(config.get(key, 1))}
     if not _is_real(config.get("padding_value", 0.0), -np.inf):
         wrong["padding_value"] = config["padding_value"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, CASE_S, CASE_CPU_S, MEMORY_BYTES = 300, 60, 20, 2 << 30
+CASES_OF_A_CHILD = 300
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -79,7 +80,7 @@ def run_cases(seeds, show=None):
             counts[found["kind"], "fault" if found["fault"] else found["said"].partition(":")[0]] += 1
             if show:
                 show(found)
-            if found["peak"] > MEMORY_BYTES:
+            if found["peak"] > MEMORY_BYTES or sum(counts.values()) % CASES_OF_A_CHILD == 0:
                 child.end()
                 child = None
     finally:
