@@ -151,7 +151,8 @@ def _soundfiles(file: BinaryIO, size: int) -> list[Any]:
 
     file.seek(0)
     try:
-        sounds = [soundfile.SoundFile(_Part(file, *link)) for link in _ogg_links(file) or [(0, size)]]
+        parts: list[Any] = [_Part(file, *link) for link in _ogg_links(file) or [(0, size)]]
+        sounds = [soundfile.SoundFile(part) for part in parts]
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return []
     return [] if any(sound.format in _BELIEVED for sound in sounds) else sounds

@@ -1,5 +1,6 @@
 """Convolutions and the vocoder's activation."""
 
+import numpy as np
 import pytest
 
 from ms_omni.modeling import ops
@@ -66,3 +67,11 @@ def test_conv2d(channels, out, kernel, stride, padding, size, normal, tensors, c
 def test_snake_beta(shape, normal, tensors, close):
     x, alpha, beta = normal(*shape) * 2, normal(shape[1]) * 0.5, normal(shape[1]) * 0.5
     close(ops.snake_beta(*tensors(x, alpha, beta)), formulas.snake_beta(x, alpha, beta), 5e-6)
+
+
+def test_snake_beta_of_huge_numbers(tensors):
+    """Beyond what float32 can turn into an angle: the number itself, and no accident of a conversion."""
+    x = np.array([[[1e8, -1e12, 9e30, -3e38, np.inf, np.nan]]], np.float32)
+    found = ops.snake_beta(*tensors(x, np.zeros(1, np.float32), np.zeros(1, np.float32))).asnumpy()
+    np.testing.assert_array_equal(found[..., :4], x[..., :4])
+    assert np.isnan(found[0, 0, 5]) and not np.isfinite(found[0, 0, 4])

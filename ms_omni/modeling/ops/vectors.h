@@ -132,8 +132,11 @@ inline vec gaussian_linear(vec x) {
 
 inline vec gaussian_tanh(vec x) { return x * logistic(1.59576912f * fma(0.044715f * x * x, x, x)); }
 
-// sin^2: the argument less a multiple of pi, in parts of which all but the last are taken off exactly.
+// sin^2: the argument less a multiple of pi, in parts of which all but the last are taken off exactly. 0 where float32 does not
+// tell the turns of a circle apart any more.
 inline vec squared_sine(vec y) {
+  constexpr float turns = 26353589.f;  // 2^23 pi
+  y = (y < turns) & (y > -turns) ? y : vec{};
   const vec n = __builtin_convertvector(nearest(y * 0.318309886f), vec);
 #ifdef MS_OMNI_NO_FMA
   const vec r = ((y - n * 3.140625f) - n * 9.67502594e-4f) - n * 1.50995799e-7f;
