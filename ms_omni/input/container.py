@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -154,7 +155,7 @@ class Decoding:
                 return
             frames, whole = [], True
             try:
-                frames = packet.decode()
+                frames = self._whole_samples(packet).decode()
             except av.FFmpegError:
                 self.broken, whole, self.intact = self.broken + 1, False, False
             if packet.size:
@@ -163,6 +164,19 @@ class Decoding:
             for frame in frames:
                 self._look(frame)
                 yield frame
+
+    def _whole_samples(self, packet: Any) -> Any:
+        """A packet of plain samples without a part of one at its end, with which older versions of FFmpeg refuse all of it."""
+        import av
+
+        context = self.stream.codec_context
+        bits = re.match(r"pcm_[suf](\d+)", context.name)
+        over = packet.size % (int(bits[1]) // 8 * context.channels) if bits else 0
+        if not over:
+            return packet
+        whole = av.Packet(bytes(packet)[: packet.size - over])
+        whole.stream, whole.pts, whole.dts, whole.time_base = packet.stream, packet.pts, packet.dts, packet.time_base
+        return whole
 
     def _look(self, frame: Any) -> None:
         if frame.is_corrupt:

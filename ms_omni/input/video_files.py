@@ -194,7 +194,7 @@ def _decoder(container: Any, source: Source) -> Any:
     """
     stream = picture_track(container, source)
     pixels = _checked_pixels(stream.codec_context.width, stream.codec_context.height, source.name)
-    stream.thread_type = "AUTO"
+    stream.thread_type = "SLICE"  # not by frames: those threads tell of damage when it is too late
     if 2 * pixels > _DECODER_BYTES / 16:
         stream.codec_context.thread_count = max(1, _DECODER_BYTES // (2 * pixels))
     return stream

@@ -242,7 +242,7 @@ def _check_ports(address, port):
 def _free_port():
     """A port that is free now and whose watch port is, too; none that the system hands out to whoever connects somewhere."""
     for _ in range(100):
-        port = random.choice(OWN_PORTS)
+        port = random.SystemRandom().choice(OWN_PORTS)
         if problem_of((LOCAL, port)) is None and problem_of((LOCAL, watch_port(port))) is None:
             return port
     raise InputError("there is no free port; give one as --master-port")

@@ -9,7 +9,7 @@ from mindspore import Tensor
 from ms_omni.errors import InputError
 from ms_omni.generation import frames
 from ms_omni.generation.accord import Alone
-from ms_omni.generation.sampling import SamplingParams
+from ms_omni.generation.sampling import Sampler, SamplingParams
 from ms_omni.generation.waves import AudioChunker
 from ms_omni.outputs import CodecFrame
 
@@ -82,9 +82,10 @@ class Broken:
 
 
 def test_nan_in_codes_or_sound_is_an_error_that_names_the_part():
-    predict = frames.FramePredictor(Broken(), SamplingParams(), 1, Alone())
-    with pytest.raises(InputError, match="the code predictor's numbers hold NaN"):
-        predict(None, np.zeros(1, np.int64))
+    _, total = frames.FramePredictor(Broken(), SamplingParams(), 1, Alone())(None, np.zeros(1, np.int64))
+    sampler = Sampler(SamplingParams(), 1, 4, part="talker or code predictor")
+    with pytest.raises(InputError, match="the talker or code predictor's logits hold NaN"):
+        sampler.filter(total.asnumpy()[:, 0])
     chunker = AudioChunker(SimpleNamespace(stream=Broken), 1, (1,))
     with pytest.raises(InputError, match="the vocoder's samples hold NaN"):
         chunker.push(CodecFrame(0, np.zeros((1, 3), np.int64), np.ones(1, bool)))

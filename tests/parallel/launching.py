@@ -39,7 +39,7 @@ def free_port():
     """A TCP port that nobody listens on, nor on the one of the job's watch that goes with it; not one of those that the system
     hands out to whoever connects somewhere."""
     while True:
-        port = random.randrange(12_000, 30_000)
+        port = random.SystemRandom().randrange(12_000, 30_000)
         with socket.socket() as probe, socket.socket() as watch, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             watch.bind(("127.0.0.1", watch_port(port)))
