@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass
 class MediaLimits:
-    """Set these on `ms_omni.media.limits` to take larger media; at the defaults, reading a file stays under 2 GB of memory.
+    """Set these on `ms_omni.media.limits` to take larger media. At the defaults, reading a file stays under 2 GB of memory, but for
+    the patches of the longest videos: 768 frames within the published budget of pixels are 2.8 GB of float32.
 
     Attributes:
         sound_s: longest sound, in seconds, of the part that is taken.
