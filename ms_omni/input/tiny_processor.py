@@ -43,22 +43,8 @@ ADDED_TOKENS = (
     "<tts_text_bos_single>",
     "<|audio_pad|>",
 )  # in the published order: the first has id len(base vocabulary), 151643 in the published tokenizer
-PLAIN_ADDED_TOKENS = frozenset(  # added, but not special: decoding with skip_special_tokens keeps them
-    (
-        "<tool_call>",
-        "</tool_call>",
-        "<|fim_prefix|>",
-        "<|fim_middle|>",
-        "<|fim_suffix|>",
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-        "<tool_response>",
-        "</tool_response>",
-        "<think>",
-        "</think>",
-    )
-)
+# Added, but not special (decoding with skip_special_tokens keeps them): those that stand from tool calls to thoughts.
+PLAIN_ADDED_TOKENS = frozenset(ADDED_TOKENS[ADDED_TOKENS.index("<tool_call>") : ADDED_TOKENS.index("</think>") + 1])
 NAMED_TOKENS = {
     "image_token": "<|image_pad|>",
     "audio_token": "<|audio_pad|>",
