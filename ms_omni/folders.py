@@ -190,11 +190,14 @@ def _partial_folder(parent: Path, name: str) -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
-    lock = partial = None
-    while partial is None or not partial.is_dir():  # until none that somebody took for a killed run's
+    while True:
         partial = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(3)}"
         partial.mkdir()
-        lock = _lock(partial)
+        lock = _lock(partial, wait=True)
+        if partial.is_dir():
+            break
+        if lock is not None:  # somebody took it for a killed run's before it was locked, and has now removed it
+            os.close(lock)
     try:
         yield partial
     finally:

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from ms_omni import folders
 from ms_omni.errors import CheckpointError
 from ms_omni.files import open_regular, read_text, write_file
 from ms_omni.folders import OWN_FILES, new_folder, own_files, saved_files
@@ -139,6 +140,22 @@ def test_several_save_into_one_folder_at_once(tmp_path):
         thread.join()
     assert not failed and names(out) == sorted([OWN_FILES, "all", *"01234567"])
     assert own_files(out) == {"all", *"01234567"} and names(tmp_path)[0] == "out"
+
+
+def test_a_folder_that_is_just_made_is_no_killed_run_s(tmp_path, monkeypatch):
+    """Whoever cleans up may lock a fresh folder before its owner does; the owner then takes another one."""
+    out, taken, lock = tmp_path / "out", [], folders._lock
+
+    def late(folder, wait=False):
+        if wait and not taken:  # the owner is about to lock: somebody who cleans up was faster, and is still at it
+            taken.append(lock(folder))
+            remove = threading.Timer(0.2, lambda: (folder.rmdir(), os.close(taken[0])))
+            remove.start()
+        return lock(folder, wait)
+
+    monkeypatch.setattr(folders, "_lock", late)
+    save(out, a="1")
+    assert taken and os.listdir(tmp_path) == ["out"] and (out / "a").read_text() == "1"
 
 
 @pytest.mark.parametrize("text", ["mine", "{}", '{"model_type": "llama"}', '{"model_type": null}'])
