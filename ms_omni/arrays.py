@@ -49,6 +49,17 @@ def host_array(x: Any) -> np.ndarray:
     return x.asnumpy() if hasattr(x, "asnumpy") else np.asarray(x)
 
 
+def to_array(value: Any) -> np.ndarray | None:
+    """Numpy view of an array or of a tensor (PyTorch's and MindSpore's, told by their methods), else None."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)  # subclasses may give methods another meaning
+    if hasattr(value, "detach") and hasattr(value, "numpy"):  # PyTorch: off the graph and the device first
+        return value.detach().cpu().numpy()
+    if hasattr(value, "asnumpy"):  # MindSpore
+        return value.asnumpy()
+    return None
+
+
 class Size(int):
     """Number of elements, as numpy's `x.size`; called, the shape or one of its lengths, as PyTorch's `x.size(1)`."""
 

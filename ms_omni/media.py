@@ -1,9 +1,9 @@
 """Files, URLs and arrays to RGB pictures, 16 kHz mono sound and sampled video frames. No MindSpore, no PyTorch."""
 
 from ms_omni.input.access import AccessPolicy
-from ms_omni.input.audio import SAMPLING_RATE_HZ, load_audio
-from ms_omni.input.image import load_image
+from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.limits import MediaLimits, limits
+from ms_omni.input.load import load_audio, load_image, load_video
 from ms_omni.input.media import Media, VideoFrames
 from ms_omni.input.messages import Item, Message, read_batch
 from ms_omni.input.mm_info import (
@@ -15,7 +15,6 @@ from ms_omni.input.mm_info import (
     process_vision_info,
     smart_resize,
 )
-from ms_omni.input.video import load_video
 
 __all__ = [
     "SAMPLING_RATE_HZ",

@@ -81,7 +81,7 @@ def check_before_starting(arguments, text_options):
     from ..config import Qwen3OmniMoeConfig
     from ..generation.sampling import SamplingParams
     from ..generation.speakers import speaker_code
-    from ..input.sources import open_source
+    from ..input.load import open_source
 
     config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
     if arguments.speech is not None:

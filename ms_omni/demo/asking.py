@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..input.audio import load_audio
+from ..input.load import load_audio
 from ..outputs import AudioChunk, StreamEnd, TextDelta
 
 SPEECH_HZ = 24_000

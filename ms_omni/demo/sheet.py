@@ -5,9 +5,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..input.audio import load_audio
-from ..input.image import load_image
-from ..input.video import load_video
+from ..input.load import load_audio, load_image, load_video
 from .asking import SPEECH_HZ
 from .spectrogram import DARK, RATE_HZ, spectrogram, waveform
 

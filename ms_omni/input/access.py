@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from ms_omni.errors import InputError
-from ms_omni.files import open_regular
 
 MIB, GIB = 1 << 20, 1 << 30
 SCHEMES = ("http", "https", "file", "data")
@@ -117,30 +116,6 @@ class AccessPolicy:
             "audio": self.audio_bytes,
         }
         return kinds.get(what, self.video_bytes)
-
-    def open_file(self, path: str | os.PathLike) -> BinaryIO:
-        """A regular file for reading, when the policy allows it.
-
-        Raises:
-            PermissionError: it lies beyond the folders, also by way of a link; OSError: there is none, or it is no regular file.
-        """
-        real = os.path.realpath(path)
-        if self.files == "any":
-            return open_regular(real)
-        self._check_below(real)
-        file = open_regular(real)
-        try:  # what was checked is what was opened, even if a folder became a link in between
-            if os.path.realpath(real) != real or not os.path.samestat(os.stat(real), os.fstat(file.fileno())):
-                raise PermissionError(13, "was exchanged while it was opened", str(path))
-            return file
-        except BaseException:
-            file.close()
-            raise
-
-    def _check_below(self, real: str) -> None:
-        folders = () if self.files == "none" else [os.path.realpath(folder) for folder in self.files]
-        if not any(os.path.commonpath((real, folder)) == folder for folder in folders):
-            raise PermissionError(13, "is not below the folders that may be read", real)
 
     def may_look_up(self, host: str) -> bool:
         """Whether a host, named in ASCII, may be asked at all, wherever it is."""

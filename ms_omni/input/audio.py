@@ -1,67 +1,58 @@
-"""Sound files, sound tracks and arrays to mono float32 at 16 kHz."""
+"""Sound files, sound tracks and arrays to mono float32 at 16 kHz, decoded as players do it."""
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
+from ms_omni.input.container import Clock, Decoding, open_container
+from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length, size_bytes
 from ms_omni.input.limits import limits
-from ms_omni.input.sound_files import pieces_beside_pictures, pieces_of_file, to_float
-from ms_omni.input.sources import ACCEPTED, Source, is_source, open_source, to_array
-from ms_omni.input.spellings import DICT_ACCEPTED, is_number_list, sound_pair, unwrapped
 from ms_omni.notices import caller_level
 
 SAMPLING_RATE_HZ = 16_000
 MIN_SAMPLES = 201  # half a mel window at either end is mirrored: shorter clips have nothing to mirror
 MOST_CHANNELS = 8
-AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
+_INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+_SHORT_S = 0.01  # less than this below the declared length is rounding
+_EARLY_S = 0.1  # what encoders need to begin is less
+_BLOCK = 1 << 16  # samples of a piece from libsndfile
+_OGG_FIRST_PAGE = 2
+_FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
+_BELIEVED = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # libsndfile believes the headers of these
 _GROWTH = 60 * SAMPLING_RATE_HZ
 _GAP_S = 0.1  # time stamps are rounded; only what can be heard as a gap is one
 
 
-def load_audio(value: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound") -> np.ndarray:
-    """Any accepted sound as mono samples.
-
-    Files are decoded as players do it: what is there counts, not what headers say of it, and of several tracks the default one
-    is heard. Channels are averaged, then resampled with soxr (HQ), piece by piece. An `end_s` past the end means the end.
-
-    Args:
-        value: see `AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
-            to -1..1.
-        start_s, end_s: the part to take, in seconds.
-        name: what error messages call it when it has no file name.
-
-    Returns:
-        float32 `[samples]` at 16 kHz, at least `MIN_SAMPLES` of them.
-
-    Raises:
-        MediaError: not a sound, cut short, damaged, no samples in the part asked for, not finite, too short, or longer than
-            `limits.sound_s`.
-    """
-    value, rate_hz = unwrapped(value, name), SAMPLING_RATE_HZ
-    pair = sound_pair(value)
-    if pair is not None:
-        value, rate_hz = pair[0], checked_rate(pair[1], name)
-    array = np.asarray(value) if is_number_list(value) else to_array(value)
-    if array is not None:
-        clip = _Clip(name, start_s, end_s)
-        clip.add(_from_array(array, name), rate_hz)
-    elif is_source(value):
-        source = open_source(value, "sound")
-        name, clip = source.name, _Clip(source.name, start_s, end_s)
-        for samples, rate_hz in pieces_of_file(source):
-            if not clip.add(samples, checked_rate(rate_hz, name)):
-                break
-    else:
-        raise MediaError(f"{name} is a {type(value).__name__}; give {AUDIO_ACCEPTED}.")
+def decode_audio(file: BinaryIO, name: str, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
+    """A sound file as mono samples; see `load.load_audio`."""
+    clip = _Clip(name, start_s, end_s)
+    for samples, rate_hz in _pieces_of_file(file, name):
+        if not clip.add(samples, checked_rate(rate_hz, name)):
+            break
     return check_clip(clip.finish(), name)
 
 
-def load_sound_of_video(source: Source, start_s: float | None = None, end_s: float | None = None) -> np.ndarray | None:
+def audio_from_array(
+    array: np.ndarray, rate_hz: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound"
+) -> np.ndarray:
+    """An array of samples as mono float32 at 16 kHz; see `load.load_audio`."""
+    rate_hz, clip = checked_rate(rate_hz, name), _Clip(name, start_s, end_s)
+    clip.add(_from_array(array, name), rate_hz)
+    return check_clip(clip.finish(), name)
+
+
+def decode_sound_track(
+    file: BinaryIO, name: str, start_s: float | None = None, end_s: float | None = None
+) -> np.ndarray | None:
     """What is heard beside the pictures of a video from `start_s` to `end_s`; None when there is nothing to hear.
 
     Sample 0 belongs to the picture at `start_s`: where the track begins later than the pictures, or stops for a while, there is
@@ -74,20 +65,20 @@ def load_sound_of_video(source: Source, start_s: float | None = None, end_s: flo
     Raises:
         MediaError: not a media file, or longer than `limits.sound_s`.
     """
-    name = f"the sound track of {source.name}"
-    clip = _Clip(name, start_s, end_s)
+    track = f"the sound track of {name}"
+    clip = _Clip(track, start_s, end_s)
     try:
-        pieces = pieces_beside_pictures(source)
+        pieces = _pieces_beside_pictures(file, name)
         if pieces is None:
             return None
         for samples, rate_hz, time_s in pieces:
-            if not clip.add(samples, checked_rate(rate_hz, name), time_s):
+            if not clip.add(samples, checked_rate(rate_hz, track), time_s):
                 break
-        return check_clip(clip.finish(), name)
+        return check_clip(clip.finish(), track)
     except _TooLongError:
         raise
     except MediaError as error:
-        warnings.warn(f"{source.name} is seen without sound: {error}", stacklevel=caller_level())
+        warnings.warn(f"{name} is seen without sound: {error}", stacklevel=caller_level())
         return None
 
 
@@ -213,7 +204,7 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     """Mono float32 in -1..1 from an array: axes of length one are dropped, channels averaged."""
     if array.ndim > 1:
         array = array.reshape([length for length in array.shape if length != 1] or [1])
-    samples = to_float(array, name)
+    samples = _to_float(array, name)
     if samples.ndim == 1:
         return samples
     channels = int(np.argmin(samples.shape)) if samples.ndim == 2 else 0
@@ -223,3 +214,198 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
             f"{MOST_CHANNELS} channels."
         )
     return samples.mean(axis=channels, dtype=np.float32)
+
+
+def _to_float(array: np.ndarray, name: str) -> np.ndarray:
+    """float32 in -1..1 of the same shape.
+
+    Raises:
+        MediaError: a type that holds no samples.
+    """
+    if array.dtype == np.int64 and array.size and max(array.max(), -array.min()) <= 2**15:
+        array = array.astype(np.int32) << 16  # 16-bit samples, as a list of numbers makes them
+    if array.dtype == np.uint8:  # unsigned by the convention of WAV, with silence at 128
+        return ((array.astype(np.float32) - 128) / 128).astype(np.float32)
+    if array.dtype in _INTEGER_SCALE:
+        return (array / _INTEGER_SCALE[array.dtype]).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise MediaError(f"{name} has samples of type {array.dtype}; expected float, int16, int32 or 8 bits.")
+    return array.astype(np.float32, copy=False)
+
+
+def _pieces_of_file(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Mono pieces float32 `[samples]` of a sound file, each with its rate in Hz.
+
+    Ogg and the rarer formats that libsndfile knows are read with it, as the reference does, all else with FFmpeg's libraries:
+    libsndfile believes headers (of WAV, FLAC and MP3) where players look at what is there.
+
+    Raises:
+        MediaError: not a sound, cut short or damaged.
+    """
+    head = check_whole(file, name)
+    mp3 = head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+    sounds = [] if mp3 or head[:4] in _FOR_FFMPEG else _soundfiles(file)
+    for sound in sounds:
+        yield from _with_soundfile(sound, name)
+    if not sounds:
+        yield from _with_ffmpeg(file, name)
+
+
+def _pieces_beside_pictures(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int, float]] | None:
+    """Mono pieces of a video's sound track, each with its rate and with its time in seconds since the first picture.
+
+    None when there is no such track.
+
+    Raises:
+        MediaError: not a media file, or a track that cannot be decoded.
+    """
+    with open_container(file, name, "video") as container:
+        if not container.demuxer.streams.audio:
+            return None
+        first = next(iter(Decoding(container, container.picture_track())), None)
+        start_s = 0.0 if first is None or first.pts is None else float(first.pts * first.time_base)
+    return _beside(file, name, start_s)
+
+
+def _beside(file: BinaryIO, name: str, start_s: float) -> Iterator[tuple[np.ndarray, int, float]]:
+    with open_container(file, name, "video") as container:
+        decoding, clock, early = Decoding(container, container.sound_track()), Clock(container), True
+        for frame in decoding:
+            stated_s = None if frame.pts is None else float(frame.pts * frame.time_base) - start_s
+            if early and stated_s is not None and stated_s < -_EARLY_S:
+                warnings.warn(
+                    f"{name}: its sound begins {-stated_s:.2f} s before its first picture; that part is left out.",
+                    stacklevel=caller_level(),
+                )
+            early = False
+            yield _mono(frame), frame.sample_rate, clock.time_s(stated_s, frame.samples / frame.sample_rate)
+        decoding.check("sound")
+
+
+def _with_ffmpeg(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    with open_container(file, name, "sound") as container:
+        stream = container.sound_track()
+        stream.codec_context.options = {"err_detect": "crccheck"}
+        decoding, seconds = Decoding(container, stream), 0.0
+        for frame in decoding:
+            yield _mono(frame), frame.sample_rate
+            seconds += frame.samples / frame.sample_rate
+        declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        if _is_cut(decoding, seconds < declared_s - _SHORT_S):
+            raise MediaError(
+                f"{name} is cut short: it ends after {seconds:.2f} of {declared_s:.2f} s, within a frame. Copy or download "
+                "it again."
+            )
+        decoding.check("sound")
+
+
+def _is_cut(decoding: Decoding, is_short: bool) -> bool:
+    """Whether the end is missing; where the last frame is whole, a header that declares more is wrong, and what is there is all."""
+    stream, container = decoding.stream, decoding.container
+    format_name = container.demuxer.format.name
+    if format_name == "mp3":  # half a frame is decoded without a word
+        return decoding.last is not None and is_mp3_frame_cut(bytes(decoding.last)) and mp3_declares_length(container.file)
+    by_size = stream.codec_context.name.startswith("pcm_") and format_name != "wav"  # of WAV the sizes have been looked at
+    return is_short and (decoding.last_broken or by_size or decoding.packets < stream.frames)
+
+
+class _Part:
+    """Bytes of a file for libsndfile, which on damaged files seeks to before the start: an error there could not be caught."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file, self.start, self.size, self.position = file, start, stop - start, 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.size - self.position)
+        self.file.seek(self.start + self.position)
+        content = self.file.read(left if count < 0 else min(count, left))
+        self.position += len(content)
+        return content
+
+    def write(self, content: bytes) -> int:  # soundfile asks for it
+        raise io.UnsupportedOperation("write")
+
+
+def _soundfiles(file: BinaryIO) -> list[Any]:
+    """libsndfile's readers, one for each stream of an Ogg file; none of what FFmpeg is to read."""
+    import soundfile
+
+    size = size_bytes(file)
+    file.seek(0)
+    try:
+        parts: list[Any] = [_Part(file, *link) for link in _ogg_links(file) or [(0, size)]]
+        sounds = [soundfile.SoundFile(part) for part in parts]
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return []
+    return [] if any(sound.format in _BELIEVED for sound in sounds) else sounds
+
+
+def _with_soundfile(sound: Any, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    import soundfile
+
+    with sound:
+        while True:
+            try:
+                samples = sound.read(_BLOCK, dtype="float32", always_2d=True)
+            except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as error:
+                raise MediaError(f"{name} is damaged: {error}") from error
+            if not len(samples):
+                break
+            yield samples.mean(axis=1, dtype=np.float32), sound.samplerate
+        if sound.tell() < sound.frames and sound.format != "OGG":  # of Ogg libsndfile may only estimate the length
+            raise MediaError(
+                f"{name} is cut short or damaged: {sound.tell()} of {sound.frames} samples can be read. Copy or download "
+                "it again."
+            )
+
+
+def _ogg_links(file: BinaryIO) -> list[tuple[int, int]]:
+    """Where the streams of an Ogg file begin and end, which may stand one after the other; empty for what is no Ogg file."""
+    starts, opening, position = [], False, 0
+    head = file.read(27)
+    while len(head) == 27 and head[:4] == b"OggS":
+        begins = bool(head[5] & _OGG_FIRST_PAGE)
+        if begins and not opening:
+            starts.append(position)
+        opening = begins
+        position += 27 + head[26] + sum(file.read(head[26]))
+        file.seek(position)
+        head = file.read(27)
+    return list(zip(starts, (*starts[1:], position)))
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """float32 `[samples]`: the average of the channels."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, frame.layout.nb_channels).T
+    return _to_float(values, "sound").mean(axis=0, dtype=np.float32)
+
+
+def sound_pair(value: Any) -> tuple[Any, Any] | None:
+    """`(samples, rate)` of a pair in either order (librosa's, or Gradio's with the rate in front), else None."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return None
+    for samples, rate in (value, value[::-1]):
+        if _is_number(rate) and is_number_list(samples):
+            return np.asarray(samples), rate
+        if to_array(samples) is not None and (_is_number(rate) or isinstance(rate, str)):
+            return samples, rate
+    return None
+
+
+def is_number_list(value: Any) -> bool:
+    """Whether this is a list of samples."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and _is_number(value[0])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -7,11 +7,11 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from ms_omni.errors import MediaError
 from ms_omni.input.integrity import describe, encryption
-from ms_omni.input.sources import Source
 from ms_omni.notices import caller_level
 
 # Formats whose content stands in the file itself. Left out are those that open other files or hosts (concat, hls, dash, sdp,
@@ -27,8 +27,57 @@ _PLAYABLE = ("sound", "video", "MP4", "QuickTime", "3GP", "Matroska", "Ogg", "Me
 MOST_BROKEN = 0.05  # of a track's packets; a player skips so many, and so do we, with a warning
 
 
+@dataclass(frozen=True)
+class Container:
+    """An open media file: FFmpeg's `demuxer`, and the `file` and its `name`, of which errors speak."""
+
+    demuxer: Any
+    file: BinaryIO
+    name: str
+
+    def sound_track(self) -> Any:
+        """The sound track that a player would choose: the default one, else the one that FFmpeg deems best.
+
+        Raises:
+            MediaError: there is none, or its codec is not known.
+        """
+        stream = self.demuxer.streams.best("audio")
+        if stream is None:
+            raise MediaError(f"{self.name} has no sound track.")
+        return self._of_known_codec(stream, "sound")
+
+    def picture_track(self) -> Any:
+        """The video track that a player would choose; the cover picture of a music file is none.
+
+        Raises:
+            MediaError: there is none, or its codec is not known.
+        """
+        import av
+
+        cover = av.stream.Disposition.attached_pic  # pyright: ignore[reportAttributeAccessIssue]
+        all_streams = self.demuxer.streams
+        streams = [stream for stream in all_streams.video if not stream.disposition & cover]
+        if not streams:
+            pictures = "only a cover picture" if all_streams.video else "no video track"
+            sound = "; it has sound: give it as an audio item" if all_streams.audio else ""
+            raise MediaError(f"{self.name} has {pictures}{sound}.")
+        best = all_streams.best("video")
+        stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+        return self._of_known_codec(stream, "video")
+
+    def _of_known_codec(self, stream: Any, what: str) -> Any:
+        if stream.codec_context is None:
+            locked = encryption(self.file)
+            raise MediaError(
+                f"{self.name} is encrypted ({locked}); give a copy without protection."
+                if locked
+                else f"The {what} track of {self.name} is in a codec that is not known here; convert it, to AAC or H.264 say."
+            )
+        return stream
+
+
 @contextlib.contextmanager
-def open_container(source: Source, what: str) -> Iterator[Any]:
+def open_container(file: BinaryIO, name: str, what: str) -> Iterator[Container]:
     """The container, closed at the end; FFmpeg's errors inside come out as `MediaError`.
 
     Args:
@@ -40,76 +89,34 @@ def open_container(source: Source, what: str) -> Iterator[Any]:
     if int(av.__version__.split(".")[0]) < 19:  # later ones never stumble over a title that is not in UTF-8
         options["metadata_errors"] = "ignore"
     try:
-        with source.open() as file, av.open(file, **options) as container:
-            yield container
+        file.seek(0)
+        with av.open(file, **options) as demuxer:
+            yield Container(demuxer, file, name)
     except MediaError:
         raise
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        raise MediaError(_reason(source, what, error)) from error
+        raise MediaError(_reason(file, name, what, error)) from error
 
 
-def _reason(source: Source, what: str, error: Exception) -> str:
+def _reason(file: BinaryIO, name: str, what: str, error: Exception) -> str:
     import av
 
-    known, said = describe(source), getattr(error, "strerror", None) or error
+    known, said = describe(file), getattr(error, "strerror", None) or error
     if not isinstance(error, (av.InvalidDataError, av.ArgumentError, av.EOFError)):  # those say no more than "invalid"
         known = f"{said}; {known}"
     elif any(word in known for word in _PLAYABLE):
         known += ", but it is damaged or not complete"
     hint = "; give it as an image item" if "picture" in known else ""
-    return f"{source.name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
-
-
-def sound_track(container: Any, source: Source) -> Any:
-    """The sound track that a player would choose: the default one, else the one that FFmpeg deems best.
-
-    Raises:
-        MediaError: there is none, or its codec is not known.
-    """
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise MediaError(f"{source.name} has no sound track.")
-    _check_codec(stream, source, "sound")
-    return stream
-
-
-def picture_track(container: Any, source: Source) -> Any:
-    """The video track that a player would choose; the cover picture of a music file is none.
-
-    Raises:
-        MediaError: there is none, or its codec is not known.
-    """
-    import av
-
-    cover = av.stream.Disposition.attached_pic  # pyright: ignore[reportAttributeAccessIssue]
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        pictures = "only a cover picture" if container.streams.video else "no video track"
-        sound = "; it has sound: give it as an audio item" if container.streams.audio else ""
-        raise MediaError(f"{source.name} has {pictures}{sound}.")
-    best = container.streams.best("video")
-    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
-    _check_codec(stream, source, "video")
-    return stream
-
-
-def _check_codec(stream: Any, source: Source, what: str) -> None:
-    if stream.codec_context is None:
-        locked = encryption(source)
-        raise MediaError(
-            f"{source.name} is encrypted ({locked}); give a copy without protection."
-            if locked
-            else f"The {what} track of {source.name} is in a codec that is not known here; convert it, to AAC or H.264 say."
-        )
+    return f"{name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
 
 
 class Clock:
     """Times as a player counts them: where time stamps jump back, or leap in a broadcast stream, it goes on where it was."""
 
-    def __init__(self, container: Any) -> None:
+    def __init__(self, container: Container) -> None:
         import av
 
-        discontinuous = container.format.flags & av.format.Flags.ts_discont.value  # pyright: ignore[reportAttributeAccessIssue]
+        discontinuous = container.demuxer.format.flags & av.format.Flags.ts_discont.value  # pyright: ignore[reportAttributeAccessIssue]
         self._leap_s = _LEAP_S if discontinuous else math.inf
         self._shift_s, self._next_s = 0.0, None
 
@@ -134,7 +141,7 @@ class Decoding:
         last: the last packet with something in it, and `last_broken` whether it could not be decoded.
     """
 
-    def __init__(self, container: Any, stream: Any) -> None:
+    def __init__(self, container: Container, stream: Any) -> None:
         self.container, self.stream = container, stream
         self.packets = self.broken = self.size_bytes = 0
         self.last: Any = None
@@ -144,7 +151,7 @@ class Decoding:
     def __iter__(self) -> Iterator[Any]:
         import av
 
-        packets = self.container.demux(self.stream)
+        packets = self.container.demuxer.demux(self.stream)
         while True:
             try:
                 packet = next(packets)
@@ -185,7 +192,7 @@ class Decoding:
             self.intact = True
         self._begun = True
 
-    def check(self, source: Source, what: str, missing: int = 0) -> None:
+    def check(self, what: str, missing: int = 0) -> None:
         """Say how much could not be decoded: in a warning, or, if it is much or frames are `missing` as well, in an error.
 
         Raises:
@@ -197,8 +204,8 @@ class Decoding:
         if missing:
             count += f", and {missing} are missing"
         elif self.broken <= max(1, MOST_BROKEN * self.packets) and self.packets > self.broken:
-            warnings.warn(f"{source.name}: {count}.", stacklevel=caller_level())
+            warnings.warn(f"{self.container.name}: {count}.", stacklevel=caller_level())
             return
-        locked = encryption(source)
+        locked = encryption(self.container.file)
         state = f"is encrypted ({locked})" if locked else "is damaged"
-        raise MediaError(f"{source.name} {state}: {count}.")
+        raise MediaError(f"{self.container.name} {state}: {count}.")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ms_omni.arrays import to_array
 from ms_omni.errors import InputError
-from ms_omni.input.sources import to_array
 
 
 class Decoding:

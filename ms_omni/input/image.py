@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -13,44 +13,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from ms_omni.errors import MediaError
 from ms_omni.input.integrity import describe
 from ms_omni.input.limits import limits
-from ms_omni.input.sources import ACCEPTED, is_source, open_source, to_array
-from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
-
-IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
 
 
-def load_image(value: Any, name: str = "picture") -> Image.Image:
-    """Any accepted picture as an upright RGB image of 8 bits per channel.
-
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped) to 8 bits, and of an
-    animation the first frame is taken.
-
-    Args:
-        value: see `IMAGE_ACCEPTED`.
-        name: what error messages call it when it has no file name.
-
-    Raises:
-        MediaError: not a picture, cut short, damaged, empty, over `limits.picture_pixels`, or of a mode with no agreed range (floating point).
-    """
-    value = unwrapped(value, name)
-    if isinstance(value, Image.Image):
-        return _decode(value, name)
-    array = to_array(value)
-    if array is not None:
-        return _from_array(array, name)
-    if not is_source(value):
-        raise MediaError(f"{name} is a {type(value).__name__}; give {IMAGE_ACCEPTED}.")
-    source = open_source(value, "picture")
-    with source.open() as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
-                image = Image.open(file)
-        except UnidentifiedImageError as error:
-            raise MediaError(f"{source.name} cannot be read as a picture: {_unknown(describe(source))}.") from error
-        except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
-            raise MediaError(_reason(error, source.name, "a picture")) from error
-        return _decode(image, source.name)
+def decode_image(file: BinaryIO, name: str) -> Image.Image:
+    """A picture file as an upright RGB image; see `load.load_image`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+            image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{name} cannot be read as a picture: {_unknown(describe(file))}.") from error
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
+        raise MediaError(_reason(error, name, "a picture")) from error
+    return upright(image, name)
 
 
 def _unknown(known: str) -> str:
@@ -63,7 +38,8 @@ def _unknown(known: str) -> str:
     return f"{known}; give it as {kinds[0]} item" if kinds else known
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """A picture that Pillow has opened, as RGB and turned as it is shown; see `load.load_image`."""
     if image.format == "EPS":  # Pillow would hand it to another program, Ghostscript, which runs what is in it
         raise MediaError(f"{name} is PostScript, a program that draws; convert it to PNG first.")
     if 0 in image.size:
@@ -139,7 +115,7 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
+def image_from_array(array: np.ndarray, name: str) -> Image.Image:
     """`[H, W]`, `[H, W, C]` or `[C, H, W]` to RGB; uint8, or floats that hold whole 0..255 steps."""
     return to_rgb(Image.fromarray(channels_last(array, name)), name)
 

@@ -9,12 +9,12 @@ length header, and Ogg or live Matroska that was stopped between two pages or cl
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from ms_omni.errors import MediaError
-from ms_omni.input.sources import Source
 
 _UNKNOWN_RIFF_SIZE = 0x7FFFF000  # writers to a pipe leave 0, 0x7fffffff or 0xffffffff minus a header
 _MISCOUNT_BYTES = 64  # a size that counts the header as content, or a lost byte, is no cut
@@ -114,33 +114,32 @@ def _as_text(head: bytes) -> str | None:
     return next((words for start, words in _TEXTS if lower.startswith(start)), f"a text that begins with {text[:30]!r}")
 
 
-def describe(source: Source) -> str:
+def describe(file: BinaryIO) -> str:
     """Half a sentence for error messages: what the content looks like."""
-    with source.open() as file:
-        looks_like = sniff(file.read(_HEAD_BYTES))
+    file.seek(0)
+    looks_like = sniff(file.read(_HEAD_BYTES))
     return f"its content looks like {looks_like}" if looks_like else "its content is of no known kind"
 
 
-def encryption(source: Source) -> str | None:
+def encryption(file: BinaryIO) -> str | None:
     """The protection that the track headers of an ISO media file name, or None."""
-    with source.open() as file:
-        for kind, start, length in _boxes(file, source.size_bytes()):
-            if kind in (b"moov", b"ftyp"):
-                file.seek(start)
-                content = file.read(min(length, _MOOV_BYTES))
-                for mark, words in ((b"encv", "DRM"), (b"enca", "DRM"), (b"drm", "FairPlay DRM"), (b"aavd", "Audible DRM")):
-                    if mark in content:
-                        return words
+    for kind, start, length in _boxes(file, size_bytes(file)):
+        if kind in (b"moov", b"ftyp"):
+            file.seek(start)
+            content = file.read(min(length, _MOOV_BYTES))
+            for mark, words in ((b"encv", "DRM"), (b"enca", "DRM"), (b"drm", "FairPlay DRM"), (b"aavd", "Audible DRM")):
+                if mark in content:
+                    return words
     return None
 
 
-def mp3_declares_length(source: Source) -> bool:
+def mp3_declares_length(file: BinaryIO) -> bool:
     """Whether the first frame of an MP3 file says how many follow (Xing, Info, VBRI); else FFmpeg estimates the length."""
-    with source.open() as file:
-        head = file.read(10)
-        tag = head[:3] == b"ID3" and len(head) == 10  # a tag in front, its size in four groups of seven bits
-        file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))) if tag else 0)
-        frame = file.read(256)
+    file.seek(0)
+    head = file.read(10)
+    tag = head[:3] == b"ID3" and len(head) == 10  # a tag in front, its size in four groups of seven bits
+    file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))) if tag else 0)
+    frame = file.read(256)
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
 
 
@@ -164,36 +163,42 @@ def is_mp3_frame_cut(frame: bytes) -> bool:
     return len(frame) < (144 if version == 3 else 72) * 1000 * table[rate - 1] // hz + (frame[2] >> 1 & 1)
 
 
-def check_whole(source: Source) -> None:
-    """Raise when the container declares more bytes than there are.
+def size_bytes(file: BinaryIO) -> int:
+    """Of the whole file; its position is then the end."""
+    return file.seek(0, io.SEEK_END)
+
+
+def check_whole(file: BinaryIO, name: str) -> bytes:
+    """The file's first 12 bytes; raises when the container declares more bytes than there are.
 
     Raises:
         MediaError: the file is cut short.
     """
-    size = source.size_bytes()
-    with source.open() as file:
-        head = file.read(12)
-        if len(head) < 12:
-            missing = 0  # too short for any header: the decoder will say so
-        elif head[:4] in (b"RIFF", b"RF64", b"BW64"):
-            missing = _riff_missing(file, head, size)
-        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            missing = _iso_missing(file, size)
-        elif head[:4] == b"\x1a\x45\xdf\xa3":
-            missing = _matroska_missing(file, size)
-        elif head[:4] == b"OggS":
-            missing = _ogg_missing(file, size)
-        elif head[:4] == b"FORM":
-            missing = _iff_missing(head, size)
-        elif head[:4] == b"GIF8":
-            missing = _gif_missing(file, size)
-        else:
-            missing = 0
+    size = size_bytes(file)
+    file.seek(0)
+    head = file.read(12)
+    if len(head) < 12:
+        missing = 0  # too short for any header: the decoder will say so
+    elif head[:4] in (b"RIFF", b"RF64", b"BW64"):
+        missing = _riff_missing(file, head, size)
+    elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        missing = _iso_missing(file, size)
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        missing = _matroska_missing(file, size)
+    elif head[:4] == b"OggS":
+        missing = _ogg_missing(file, size)
+    elif head[:4] == b"FORM":
+        missing = _iff_missing(head, size)
+    elif head[:4] == b"GIF8":
+        missing = _gif_missing(file, size)
+    else:
+        missing = 0
     if missing > 0:
         raise MediaError(
-            f"{source.name} is cut short: its container declares {missing} bytes more than the {size} "
+            f"{name} is cut short: its container declares {missing} bytes more than the {size} "
             "there are. Copy or download it again."
         )
+    return head
 
 
 def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:

@@ -1,25 +1,51 @@
-"""Whatever people pass, the items of conversations and the processor's arguments, as decoded media in the order of the prompt."""
+"""What conversations name, found, opened once and handed to the decoder of its kind.
+
+A medium may be a path, file://, http(s)://, data: URI, base64, bytes, an open file, or what is decoded already.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import io
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from ms_omni.errors import InputError
-from ms_omni.input.arguments import fps_per_video, per_video, sampling_options
-from ms_omni.input.audio import MOST_CHANNELS, load_audio, load_sound_of_video
-from ms_omni.input.image import load_image
-from ms_omni.input.media import Media, SamplingOptions, VideoFrames
-from ms_omni.input.messages import KINDS, Item, Message
-from ms_omni.input.sampling import frame_count
-from ms_omni.input.sizes import SizeRule
-from ms_omni.input.sources import Source, is_source, open_source, to_array
-from ms_omni.input.spellings import is_number_list, sound_pair, unwrapped
-from ms_omni.input.video import frames_from_array, load_video
+from ms_omni.arrays import to_array
+from ms_omni.errors import InputError, MediaError
+from ms_omni.files import open_regular, spooled
+from ms_omni.input.access import SCHEMES, AccessPolicy, policy_in_force
+from ms_omni.input.arguments import per_video
+from ms_omni.input.audio import (
+    SAMPLING_RATE_HZ,
+    audio_from_array,
+    decode_audio,
+    decode_sound_track,
+    is_number_list,
+    sound_pair,
+)
+from ms_omni.input.download import download
+from ms_omni.input.image import decode_image, image_from_array, upright
+from ms_omni.input.inline import ACCEPTED, from_base64, from_data_uri, is_base64
+from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
+from ms_omni.input.messages import DICT_ACCEPTED, KINDS, Item, Message, unwrapped
+from ms_omni.input.sampling import described
+from ms_omni.input.sizes import SizeRule, resized
+from ms_omni.input.video import decode_video, frames_from_array, ready_made, stacked
+
+IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
+AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
+VIDEO_ACCEPTED = (
+    f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
+)
+_READ_BYTES = 1 << 20
+_LONGEST_PATH = 1 << 15
 
 
 def load_items(
@@ -64,9 +90,9 @@ def load_items(
                     f"{item.where} names no {item.kind}; add one of the keys {item.kind}, {item.kind}_url, path or url."
                 )
             if item.kind == "video":
-                media += _load_video(item, bool(hear), kinds, sampling, size_rule)
+                media += load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
             elif item.kind in kinds:
-                media.append(load_item(item))
+                media += load_item(item)
     metadata = iter(per_video(video_metadata, sum(one.kind == "video" for one in media), "video_metadata"))
     known = [next(metadata) if one.kind == "video" else None for one in media]
     return [  # a file knows its own rate
@@ -75,228 +101,342 @@ def load_items(
     ]
 
 
-def load_item(item: Item) -> Media:
-    """The picture or sound of an item, or its video with the item's own options and no sound."""
-    if item.kind == "image":
-        return _picture(load_image(item.value, item.where), item.where, item)
-    if item.kind == "audio":
-        return Media("audio", item.where, load_audio(item.value, item.options.start_s, item.options.end_s, item.where))
-    return _load_video(item, False, KINDS, SamplingOptions(), None)[0]
-
-
-def _picture(picture: Image.Image, name: str, item: Item) -> Media:
-    return Media("image", name, np.asarray(picture).transpose(2, 0, 1)[None], item.options.sizes)
-
-
-def _load_video(
-    item: Item, hear: bool, kinds: Sequence[str], defaults: SamplingOptions, size_rule: SizeRule | None
+def load_item(
+    item: Item,
+    sampling: SamplingOptions = SamplingOptions(),
+    size_rule: SizeRule | None = None,
+    see: bool = True,
+    hear: bool = False,
 ) -> list[Media]:
-    """A video's frames and, if it is to be heard and has any, its sound."""
-    # Opened once: an address is not downloaded again for its sound.
-    value = open_source(item.value, "video") if is_source(item.value) else item.value
-    media, own = [], item.options
-    if "video" in kinds:
-        media.append(
-            load_video(
-                value, own.sampling.over(defaults), own.sizes, sample_fps=own.list_fps, size_rule=size_rule, name=item.where
-            )
-        )
-    if hear and "audio" in kinds and isinstance(value, Source) and all(clip.has_audio for clip in media):
-        sound = load_sound_of_video(value, own.start_s, own.end_s)
-        media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
-        media += [] if sound is None else [Media("audio", item.where, sound)]
+    """The picture or sound of an item, or its video and, if it is to be heard and has any, its sound; see `load_items`."""
+    own, name = item.options, item.where
+    if item.kind == "image":
+        return [Media("image", name, np.asarray(_load_image(item.value, name)).transpose(2, 0, 1)[None], own.sizes)]
+    if item.kind == "audio":
+        return [Media("audio", name, _load_audio(item.value, own.start_s, own.end_s, name))]
+    own = replace(own, sampling=own.sampling.over(sampling))
+    return load_video_and_sound(item.value, own, size_rule, name, see=see, hear=hear)
+
+
+def load_image(value: Any, name: str = "picture") -> Image.Image:
+    """Any accepted picture as an upright RGB image of 8 bits per channel.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled (not clipped) to 8 bits, and of an
+    animation the first frame is taken.
+
+    Args:
+        value: see `IMAGE_ACCEPTED`.
+        name: what error messages call it when it has no file name.
+
+    Raises:
+        MediaError: not a picture, cut short, damaged, empty, over `limits.picture_pixels`, or of a mode with no agreed range
+            (floating point).
+    """
+    return _load_image(unwrapped(value, name), name)
+
+
+def _load_image(value: Any, name: str) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return upright(value, name)
+    if is_source(value):
+        source = open_source(value, "picture")
+        with source.open() as file:
+            return decode_image(file, source.name)
+    array = to_array(value)
+    if array is None:
+        raise MediaError(f"{name} is a {type(value).__name__}; give {IMAGE_ACCEPTED}.")
+    return image_from_array(array, name)
+
+
+def load_audio(value: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound") -> np.ndarray:
+    """Any accepted sound as mono samples.
+
+    Files are decoded as players do it: what is there counts, not what headers say of it, and of several tracks the default one
+    is heard. Channels are averaged, then resampled with soxr (HQ), piece by piece. An `end_s` past the end means the end.
+
+    Args:
+        value: see `AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
+            to -1..1.
+        start_s, end_s: the part to take, in seconds.
+        name: what error messages call it when it has no file name.
+
+    Returns:
+        float32 `[samples]` at 16 kHz, at least `audio.MIN_SAMPLES` of them.
+
+    Raises:
+        MediaError: not a sound, cut short, damaged, no samples in the part asked for, not finite, too short, or longer than
+            `limits.sound_s`.
+    """
+    return _load_audio(unwrapped(value, name), start_s, end_s, name)
+
+
+def _load_audio(value: Any, start_s: float | None, end_s: float | None, name: str) -> np.ndarray:
+    if is_source(value):
+        source = open_source(value, "sound")
+        with source.open() as file:
+            return decode_audio(file, source.name, start_s, end_s)
+    samples, rate_hz = sound_pair(value) or (value, SAMPLING_RATE_HZ)
+    array = np.asarray(samples) if is_number_list(samples) else to_array(samples)
+    if array is None:
+        raise MediaError(f"{name} is a {type(value).__name__}; give {AUDIO_ACCEPTED}.")
+    return audio_from_array(array, rate_hz, start_s, end_s, name)
+
+
+def load_video(
+    value: Any,
+    sampling: SamplingOptions = SamplingOptions(),
+    sizes: SizeOptions = SizeOptions(),
+    *,
+    sample_fps: float | None = None,
+    size_rule: SizeRule | None = None,
+    name: str = "video",
+) -> Media:
+    """Any accepted video as sampled, upright RGB frames.
+
+    A file is shown as players show it: frames by their times (see `sampling.choose_frames`), turned, mirrored and stretched as
+    the file says, of several tracks the default one.
+
+    Args:
+        value: see `VIDEO_ACCEPTED`. Lists and arrays are taken whole.
+        sampling: which frames of a file to take.
+        sizes: stored in the clip, and handed to `size_rule`.
+        sample_fps: rate of a list or array of frames.
+        size_rule: when given, each frame is resized to what it says as soon as it is decoded. Without it frames keep their size,
+            unless they are many and large.
+        name: what error messages call it when it has no file name.
+
+    Raises:
+        MediaError: not a video, without frames, cut short, damaged, or too short for the sampling options.
+    """
+    options = ItemOptions(sizes, sampling, list_fps=sample_fps)
+    return load_video_and_sound(unwrapped(value, name), options, size_rule, name)[0]
+
+
+def load_video_and_sound(
+    value: Any,
+    options: ItemOptions,
+    size_rule: SizeRule | None = None,
+    name: str = "video",
+    *,
+    see: bool = True,
+    hear: bool = False,
+) -> list[Media]:
+    """`load_video` of what is unwrapped and, if a file is to be heard and has sound, its sound track.
+
+    The file is found once: an address is not downloaded again for its sound.
+    """
+    if not is_source(value):
+        return [_ready_made(value, options, size_rule, name)] if see else []
+    source = open_source(value, "video")
+    media = []
+    with source.open() as file:
+        if see:
+            media.append(decode_video(file, source.name, options.sampling, options.sizes, size_rule))
+        if hear and all(clip.has_audio for clip in media):
+            sound = decode_sound_track(file, source.name, options.start_s, options.end_s)
+            media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
+            media += [] if sound is None else [Media("audio", name, sound)]
     return media
 
 
-def given_images(images: Any, *, rescaled: bool = False) -> list[Media]:
-    """Pictures of the processor's `images`: one, a list of them, an array of them, or a list of such lists.
-
-    Args:
-        rescaled: arrays of floats are no steps of 0..255 any more.
-
-    Raises:
-        MediaError: one that cannot be used; the message says which.
-    """
-    return [_given_image(image, f"picture {index}", rescaled) for index, image in enumerate(_flat_images(images))]
-
-
-def _given_image(image: Any, name: str, rescaled: bool) -> Media:
-    array = to_array(image)
-    if array is not None and array.dtype.kind == "f" and array.ndim == 3 and (3 in (array.shape[0], array.shape[2])):
-        return Media("image", name, frames_from_array(array[None], name, rescaled=rescaled))
-    return Media("image", name, np.asarray(load_image(image, name)).transpose(2, 0, 1)[None])
-
-
-def _flat_images(images: Any) -> list[Any]:
-    array = to_array(images)
-    if array is not None and array.ndim == 4:
-        return list(array)
-    if not isinstance(images, (list, tuple)):
-        return [images]
-    return [flat for image in images for flat in _flat_images(image)]
-
-
-def given_sounds(audio: Any) -> list[Media]:
-    """Sounds of the processor's `audio`: one clip, or a list of clips or of lists of clips.
-
-    A clip is whatever `load_audio` knows: an array or tensor, a list of numbers, (array, sampling rate), a file. An array
-    `[n, samples]` that stands alone is a batch of n clips.
-
-    Raises:
-        MediaError: a clip that cannot be used; the message says which.
-    """
-    array = to_array(audio)
-    if array is not None:
-        batch = array.ndim == 2 and 1 not in array.shape and array.shape[1] > MOST_CHANNELS
-        flat = list(array) if batch else [array]
-    elif _is_clip(audio):
-        flat = [audio]
-    else:
-        flat = [clip for item in audio for clip in ([item] if _is_clip(item) else item)]
-    names = [f"sound {index}" for index in range(len(flat))]
-    return [Media("audio", name, load_audio(clip, name=name)) for name, clip in zip(names, flat)]
-
-
-def _is_clip(value: Any) -> bool:
-    return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
-
-
-def with_sound_tracks(
-    sounds: list[Media], videos: Sequence[Any], clips: Sequence[Media], owners: Sequence[int | None] | None
-) -> tuple[list[Media], list[Media]]:
-    """The sounds of a call with the sound tracks of its video files among them, where the caller has not put them there.
-
-    Args:
-        videos: files as `Source`; ready-made frames have no sound.
-        clips: what was made of them; one with nothing to hear comes back without sound.
-        owners: for each sound the number of the video it belongs to, or None; by default there are only sound tracks.
-    """
-    if owners is None:
-        owners = range(len(videos)) if not sounds else [None] * len(sounds)
-    if len(sounds) != sum(owner is None for owner in owners):
-        return sounds, list(clips)
-    alone, heard, clips = iter(sounds), [], list(clips)
-    for owner in owners:
-        if owner is None:
-            heard.append(next(alone))
-        elif 0 <= owner < len(videos) and clips[owner].has_audio and isinstance(videos[owner], Source):
-            sound = load_sound_of_video(videos[owner])
-            clips[owner] = replace(clips[owner], has_audio=sound is not None)
-            heard += [] if sound is None else [Media("audio", f"video {owner}", sound)]
-    return heard, clips
-
-
-def opened_videos(videos: Any) -> list[Any]:
-    """The videos of the processor's `videos`, files as `Source`, so that an address is not downloaded again for its sound.
-
-    Args:
-        videos: one video, a list of them, or a list (per conversation) of lists of them. A list of pictures is one video
-            made of frames; a list of arrays with four axes, of clips or of files is several.
-    """
-    plain = [unwrapped(video, f"video {index}") for index, video in enumerate(_flat_videos(videos))]
-    return [open_source(video, "video") if is_source(video) else video for video in plain]
-
-
-def _flat_videos(videos: Any) -> list[Any]:
-    if not isinstance(videos, (list, tuple)):
-        return [videos]
-    if not videos:
-        return []
-    if _is_described(videos):
-        return [videos]
-    if all(_is_frame(item) for item in videos):
-        return [list(videos)]
-    flat: list[Any] = []
-    for item in videos:
-        whole = isinstance(item, list) and item and all(_is_frame(frame) for frame in item)
-        nested = isinstance(item, (list, tuple)) and not whole and not _is_described(item)
-        flat += _flat_videos(item) if nested else [item]
-    return flat
-
-
-def _is_frame(value: Any) -> bool:
+def _ready_made(value: Any, options: ItemOptions, size_rule: SizeRule | None, name: str) -> Media:
+    """A clip of frames that came as an array, or as a list of pictures."""
     array = to_array(value)
-    return isinstance(value, Image.Image) or (array is not None and array.ndim in (2, 3))
+    if array is not None:
+        frames = frames_from_array(array, name)
+    elif isinstance(value, (list, tuple)):
+        frames = stacked([load_image(frame, f"frame {index} of {name}") for index, frame in enumerate(value)], name)
+    else:
+        raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
+    clip = ready_made(frames, options.list_fps, options.sizes, name)
+    return clip if size_rule is None else resized(clip, size_rule)
 
 
-def _is_described(video: Any) -> bool:
-    """Whether this is a pair of a video and its metadata."""
-    return (
-        isinstance(video, tuple)
-        and len(video) == 2
-        and (isinstance(video[1], dict) or hasattr(video[1], "total_num_frames"))
-    )
+@dataclass(frozen=True)
+class Source:
+    """Encoded bytes on disk (`path`) or in memory (`data`), with the name that error messages use."""
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+    policy: AccessPolicy | None = None  # under which the path may be opened
+    spool: Any = None  # the temporary file at `path`, which goes when nobody holds it any more
+
+    @classmethod
+    def of(cls, name: str, content: bytes | IO[bytes]) -> Source:
+        """Bytes, or a temporary file."""
+        if isinstance(content, bytes):
+            return cls(name, data=content)
+        return cls(name, path=Path(content.name), spool=content)
+
+    def open(self) -> BinaryIO:
+        """A new binary file object at position 0; the caller closes it. Raises `MediaError` for a file that has gone."""
+        if self.path is None:
+            return io.BytesIO(self.data or b"")
+        try:
+            return open_regular(self.path) if self.policy is None else _open_allowed(self.path, self.policy)
+        except OSError as error:
+            raise MediaError(f"{self.name} can be read no more: {error.strerror or error}.") from error
+
+    def size_bytes(self) -> int:
+        return len(self.data or b"") if self.path is None else self.path.stat().st_size
 
 
-def given_videos(videos: Sequence[Any], options: Mapping[str, Any]) -> list[Media]:
-    """Clips from what a caller may pass as videos, with the frames per second that hold.
+def is_source(value: Any) -> bool:
+    """Whether `open_source` takes this kind of value (it may still fail to read it)."""
+    return isinstance(value, (Source, str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read")
+
+
+def open_source(value: Any, what: str, policy: AccessPolicy | None = None) -> Source:
+    """Find the encoded bytes that `value` stands for.
 
     Args:
-        videos: `Media`, `VideoFrames`, arrays or tensors `[T, C, H, W]` or `[T, H, W, C]`, lists of frames, files, or
-            pairs of one of these and its metadata (fps, total_num_frames).
-        options: of a file, fps or num_frames says which frames are taken; do_sample_frames=False takes all, understood at
-            fps if that is given. Of ready-made frames all are taken and fps is their rate, unless do_sample_frames or
-            num_frames is given: then some of them are taken. video_metadata tells the rate that they had in their file.
-            fps and video_metadata may be lists, one entry for each video.
+        value: see `ACCEPTED`. An http(s) address is downloaded as a whole.
+        what: "picture", "sound" or "video", for the messages and the limits.
+        policy: what may be opened; by default the one in force (see `AccessPolicy`).
 
     Raises:
-        InputError: options that do not fit together, or fewer frames than asked for; MediaError: unreadable videos.
+        MediaError: nothing readable there (no such file, a folder, an empty file, a failed or cut download, bad base64), or
+            what the policy does not allow.
     """
-    rates = fps_per_video(options.get("fps"), len(videos))
-    stated = options.get("video_metadata")
-    if isinstance(stated, (list, tuple)):
-        stated = [one for entry in stated for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    metadata = per_video(stated, len(videos), "video_metadata")
-    return [
-        _given_video(video, {**options, "fps": rate, "video_metadata": known}, f"video {index}")
-        for index, (video, rate, known) in enumerate(zip(videos, rates, metadata))
-    ]
+    if isinstance(value, Source):
+        return value
+    opener = _Opener(what, policy_in_force() if policy is None else policy)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        source = Source(f"{what} given as bytes", data=bytes(value))
+    elif isinstance(value, str):
+        source = opener.from_text(value)
+    elif isinstance(value, os.PathLike):
+        source = opener.from_path(os.fsdecode(value))
+    elif hasattr(value, "read"):
+        source = opener.from_file(value)
+    else:
+        raise MediaError(f"A {what} cannot be a {type(value).__name__}; give {ACCEPTED}.")
+    if source.size_bytes() == 0:
+        raise MediaError(f"{source.name} is empty (0 bytes).")
+    return source
 
 
-def _given_video(video: Any, options: Mapping[str, Any], name: str) -> Media:
-    if _is_described(video):
-        video, known = video
-        options = {**options, "video_metadata": options["video_metadata"] or known}
-    if isinstance(video, VideoFrames) and video.origin is not None:
-        video = video.origin
-    video = unwrapped(video, name)
-    if is_source(video):
-        return load_video(video, sampling_options(options, name), name=name)
-    if not isinstance(video, Media):
-        array = to_array(video)
-        if array is not None:
-            frames = frames_from_array(array, name, rescaled=options.get("do_rescale") is False)
-            video = Media("video", name, frames, budgeted=False)
-        else:
-            video = replace(load_video(video, name=name), sample_fps=None, budgeted=False)
-    return described(video, options)
+@dataclass(frozen=True)
+class _Opener:
+    """Opens one kind of media under a policy."""
+
+    what: str
+    policy: AccessPolicy
+
+    def from_text(self, text: str) -> Source:
+        """The path, address or base64 that a text is."""
+        bare = text.strip().strip("\"'<>").strip()
+        if self._exists(text):
+            return self.from_path(text)
+        if _is_address(bare):
+            return self._from_address(bare)
+        if is_base64(bare):
+            return Source(f"{self.what} given as base64", data=from_base64(bare, self.what, self._inline_bytes()))
+        meant = (bare, bare.replace("\\", "/"))  # pasted with quotes, or with the other system's slashes
+        return self.from_path(next((name for name in meant if name and self._exists(os.path.expanduser(name))), text))
+
+    def _exists(self, text: str) -> bool:
+        return self.policy.files != "none" and len(text) < _LONGEST_PATH and os.path.exists(text)
+
+    def from_path(self, text: str) -> Source:
+        what, name = self.what, f"{self.what} {_short(text)}"
+        if not text or "\0" in text:
+            raise MediaError(f"The path {text!r} given as {what} cannot name a file; give {ACCEPTED}.")
+        if self.policy.files == "none":
+            raise MediaError(f"The {name} is taken for a path, and files of this machine are not opened here.")
+        path = os.path.expanduser(text)
+        try:
+            with _open_allowed(path, self.policy):
+                return Source(f"{what} {path}", path=Path(os.path.realpath(path)), policy=self.policy)
+        except FileNotFoundError:
+            raise MediaError(f"{name} does not exist{_looked_in(path)}; give {ACCEPTED}.") from None
+        except IsADirectoryError:
+            raise MediaError(f"{name} is a folder; give the file itself.") from None
+        except (OSError, ValueError) as error:  # no permission, name too long, endless symbolic links, a pipe, no text
+            raise MediaError(f"The {name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+    def _from_address(self, address: str) -> Source:
+        scheme = address.split(":", 1)[0].lower()
+        if scheme in SCHEMES and scheme not in self.policy.schemes:
+            raise MediaError(
+                f"The address {_short(address)} given as {self.what} starts with {scheme}:, which is not opened here."
+            )
+        if scheme == "data":
+            content = from_data_uri(address, f"data: URI given as {self.what}", self._inline_bytes())
+            return Source(f"{self.what} in a data: URI", data=content)
+        if scheme == "file":
+            return self.from_path(self._path_of(address))
+        if scheme in ("http", "https"):
+            name = f"{self.what} {_short(address)}"
+            return Source.of(name, download(address, self.policy, self.policy.limit_bytes(self.what), name))
+        raise MediaError(f"The address {_short(address)} given as {self.what} starts with {scheme}://; give {ACCEPTED}.")
+
+    def _path_of(self, address: str) -> str:
+        """The path of a file: address. By the book it is percent-encoded, but many are a plain path with file:// in front."""
+        plain = re.sub(r"^//(localhost(?=/))?", "", address[len("file:") :])
+        return plain if self._exists(plain) else urllib.parse.unquote(re.split("[?#]", plain, maxsplit=1)[0])
+
+    def _inline_bytes(self) -> int:
+        return min(self.policy.inline_bytes, self.policy.limit_bytes(self.what))
+
+    def from_file(self, file: Any) -> Source:
+        """What an open file holds from where it stands, or, when it stands at its end, all of it."""
+        name = f"{self.what} {getattr(file, 'name', 'given as an open file')}"
+        try:
+            content = spooled(_pieces(file, self.what), self.policy.limit_bytes(self.what))
+            if content == b"" and hasattr(file, "seek"):  # written to, or read, just before
+                file.seek(0)
+                content = spooled(_pieces(file, self.what), self.policy.limit_bytes(self.what))
+        except MediaError:
+            raise
+        except (OSError, ValueError) as error:  # closed, not readable, too much
+            raise MediaError(f"The {name} cannot be read: {error}.") from error
+        return Source.of(name, content)
 
 
-def described(clip: Media, options: Mapping[str, Any]) -> Media:
-    """Ready-made frames with their rate, or some of them: see `given_videos`. The caller's fps wins over the clip's own."""
-    total, known, fps = len(clip.data), options.get("video_metadata"), options.get("fps")
-    wanted = options.get("nframes") or options.get("num_frames")
-    rate = clip.sample_fps if known is None else _metadata_fps(total, known)
-    sampled = options.get("do_sample_frames")
-    if not (sampled or (sampled is None and wanted)):
-        return replace(clip, sample_fps=fps or rate, metadata=clip.metadata or _metadata(fps or rate, total, range(total)))
-    if not wanted and not rate:
-        raise InputError(
-            f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
-            "total_num_frames, or num_frames=."
-        )
-    count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
-    indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
-    metadata = _metadata(rate, total, indices.tolist())
-    return replace(clip, data=clip.data[indices], sample_fps=rate and count / total * rate, metadata=metadata)
+def _looked_in(path: str) -> str:
+    try:
+        return "" if os.path.isabs(path) else f" (looked in {os.getcwd()})"
+    except OSError:  # it was removed
+        return ""
 
 
-def _metadata(fps: float | None, total: int, indices: Sequence[int]) -> dict[str, Any]:
-    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": "frames"}
+def _pieces(file: Any, what: str) -> Iterator[bytes]:
+    while piece := file.read(_READ_BYTES):
+        if not isinstance(piece, bytes):
+            kind = type(piece).__name__
+            raise MediaError(f"The open file given as {what} yields {kind}; open it in binary mode ('rb').")
+        yield piece
 
 
-def _metadata_fps(count: int, metadata: Any) -> float | None:
-    """Frames per second of the `count` frames taken, from those of the file: a dict's, or transformers' `VideoMetadata`."""
-    known = metadata if isinstance(metadata, Mapping) else vars(metadata)
-    total, fps = known.get("total_num_frames"), known.get("fps")
-    return float(count / total * fps) if total and fps else None
+def _is_address(text: str) -> bool:
+    return "://" in text or text[:5].lower() in ("data:", "file:")
+
+
+def _open_allowed(path: str | os.PathLike, policy: AccessPolicy) -> BinaryIO:
+    """A regular file for reading, when the policy allows it.
+
+    Raises:
+        PermissionError: it lies beyond the folders, also by way of a link; OSError: there is none, or it is no regular file.
+    """
+    real = os.path.realpath(path)
+    if policy.files == "any":
+        return open_regular(real)
+    folders = () if policy.files == "none" else [os.path.realpath(folder) for folder in policy.files]
+    if not any(os.path.commonpath((real, folder)) == folder for folder in folders):
+        raise PermissionError(13, "is not below the folders that may be read", real)
+    file = open_regular(real)
+    try:  # what was checked is what was opened, even if a folder became a link in between
+        if os.path.realpath(real) != real or not os.path.samestat(os.stat(real), os.fstat(file.fileno())):
+            raise PermissionError(13, "was exchanged while it was opened", str(path))
+        return file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _short(text: str, limit: int = 120) -> str:
+    """A path or address for messages: not too long, and without a password."""
+    text = re.sub(r"(?<=//)[^/@\s]*@", "", text[:1000])
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

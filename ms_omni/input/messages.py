@@ -1,26 +1,42 @@
-"""A conversation's messages, read once for the loader and the chat template alike."""
+"""A conversation, in any of its spellings: read once, for the loader and the chat template alike, and rendered as a prompt."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import mimetypes
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ms_omni.arrays import to_array
 from ms_omni.errors import InputError, MediaError
+from ms_omni.input.inline import decode_base64
 from ms_omni.input.media import OPTION_KEYS, ItemOptions, item_options
-from ms_omni.input.spellings import SOURCE_KEYS, is_given, kind_of_file, unwrapped
 
 KINDS = ("image", "audio", "video")
 _TYPES = {"text": "text", "input_text": "text", "output_text": "text", "file": "file", "input_file": "file"} | {
     spelling: kind for kind in KINDS for spelling in (kind, f"{kind}_url", f"input_{kind}")
 }
 _ROLES = {"developer": "system", "function": "tool"}  # OpenAI's other names
+_END = "<|continued from here|> "
+# In the order of trust: decoded samples, encoded bytes, text that stands for bytes, files, addresses, and what wraps one of these.
+_ARRAY, _BYTES, _TEXT = ("array",), ("bytes",), ("data", "base64", "file_data", "b64_json")
+_PLACES = ("path", "file_path", "url", "uri", "file_url")
+_WRAPPERS = ("file", "source", "composite", "image", "audio", "video", "image_url", "audio_url", "video_url", "input_audio")
+SOURCE_KEYS = (*_ARRAY, *_BYTES, *_TEXT, *_PLACES, "file", "source")
+_RATES = ("sampling_rate", "sample_rate")
+DICT_ACCEPTED = "url, path, bytes, base64 or data, or array with sampling_rate"
+_MEDIA_TYPES = {  # endings that Python's table leaves to the system
+    **dict.fromkeys((".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wav", ".mp3"), "audio"),
+    **dict.fromkeys((".mkv", ".webm", ".flv", ".m4v", ".ts", ".mp4", ".mov", ".avi"), "video"),
+    **dict.fromkeys((".webp", ".avif", ".heic", ".heif", ".jpg", ".jpeg", ".png"), "image"),
+}
 
 
 @dataclass(frozen=True)
@@ -233,3 +249,128 @@ def _is_data(content: Any) -> bool:
 def _kind_of(value: Any) -> str:
     empty = isinstance(value, (list, tuple, str)) and not value
     return f"an empty {type(value).__name__}" if empty else f"a {type(value).__name__}"
+
+
+def is_given(value: Any) -> bool:
+    """Whether a key of an item counts: tables fill unused ones with None, NaN, an empty text or list, or a dict of those."""
+    if isinstance(value, Mapping):
+        return any(map(is_given, value.values()))
+    if isinstance(value, (float, np.floating)):
+        return not np.isnan(value)
+    if isinstance(value, (str, list, tuple)):
+        return len(value) > 0
+    return value is not None and type(value).__name__ not in ("NAType", "NaTType")  # pandas'
+
+
+def unwrapped(value: Any, name: str) -> Any:
+    """A path, address, bytes, array, `(array, rate)` or picture out of a dict or a decoder; anything else as it is.
+
+    Known are dicts of datasets (`{"array", "sampling_rate"}`, `{"bytes", "path"}`), of OpenAI and DashScope (`{"url"}`,
+    `{"data", "format"}`, `{"file_data"}`), of Gradio (`{"path", "url", "mime_type"}`), and torchcodec's audio decoders.
+
+    Raises:
+        MediaError: a dict that names no medium.
+    """
+    if hasattr(value, "get_all_samples"):
+        samples = value.get_all_samples()
+        return to_array(samples.data), int(samples.sample_rate)
+    if not isinstance(value, Mapping):
+        return value
+    given = {key: item for key, item in value.items() if is_given(item)}
+    for key in (*_ARRAY, *_BYTES, *_TEXT, *_PLACES, *_WRAPPERS):
+        if key not in given:
+            continue
+        inner = given[key]
+        if key in _ARRAY:
+            rates = [given[rate] for rate in _RATES if rate in given]
+            return (np.asarray(inner), rates[0]) if rates else np.asarray(inner)
+        if key in _TEXT and isinstance(inner, str) and "://" not in inner and inner[:5] != "data:":
+            return decode_base64(inner, name)
+        return unwrapped(inner, name)
+    hint = "; files kept by a service (file_id) cannot be reached, give the file itself" if "file_id" in given else ""
+    raise MediaError(f"{name} is a dict with {', '.join(map(str, value)) or 'no keys'}; expected {DICT_ACCEPTED}{hint}.")
+
+
+def kind_of_file(item: Mapping[str, Any]) -> str | None:
+    """ "image", "audio" or "video" by a file dict's media type, data: URI or name; None when they do not tell."""
+    file = item.get("file")
+    inner = file if isinstance(file, Mapping) else item
+    texts = [str(inner[key]) for key in ("mime_type", "media_type", "mimeType") if is_given(inner.get(key))]
+    for key in ("file_data", "data", "filename", "orig_name", "name", "path", "file_path", "url", "uri", "file_url", "file"):
+        value = inner.get(key)
+        if isinstance(value, (str, PurePath)) and value:
+            texts.append(_media_type(str(value)))
+    kinds = [text.split("/")[0] for text in texts if text]
+    return kinds[0] if kinds and kinds[0] in ("image", "audio", "video") else None
+
+
+def _media_type(text: str) -> str:
+    if text[:5] == "data:":
+        return text[5:].split(";")[0].split(",")[0]
+    ending = PurePath(text.split("?")[0]).suffix.lower()
+    return _MEDIA_TYPES.get(ending) or mimetypes.guess_type(f"name{ending}")[0] or ""
+
+
+def render(
+    batch: Sequence[Sequence[Message]], template: str, variables: Mapping[str, Any], continue_final_message: bool = False
+) -> list[str]:
+    """Prompts of all conversations.
+
+    Args:
+        template: Jinja text.
+        variables: see `chat.template_variables`.
+        continue_final_message: end the prompt where the text of the last message ends.
+
+    Raises:
+        InputError: the template refuses the conversation or cannot be parsed.
+    """
+    return [_render_one(template, messages, variables, continue_final_message) for messages in batch]
+
+
+def _render_one(template: str, messages: Sequence[Message], variables: Mapping[str, Any], open_end: bool) -> str:
+    from ms_omni.input.chat_sandbox import render_template  # imports jinja2
+
+    turns = [plain(message.for_template()) for message in messages]
+    size = sum(len(text) for message in messages for text in message.texts)
+    if open_end:
+        _mark_end(turns[-1])
+    try:
+        text = render_template(template, size, {"messages": turns, **variables})
+    except Exception as error:  # whatever a program can raise: 1/0, an endless recursion, ...
+        reason = str(error) or type(error).__name__
+        raise InputError(f"The chat template cannot render this conversation: {reason}") from error
+    if not open_end:
+        return text
+    end = text.rfind(_END.strip())
+    if end < 0:
+        raise InputError("continue_final_message: the chat template leaves out the text of the last message.")
+    kept = text[end : end + len(_END)] == _END  # some templates strip the texts
+    return text[:end] if kept else text[:end].rstrip()
+
+
+def _mark_end(message: dict[str, Any]) -> None:
+    """Put a mark behind the text of the last message, where the prompt is to end."""
+    content = message["content"]
+    if isinstance(content, str):
+        message["content"] = content + _END
+        return
+    texts = [item for item in content if item["type"] == "text"]
+    if not texts:
+        raise InputError("continue_final_message: the last message holds no text that could be continued.")
+    texts[-1]["text"] += _END
+
+
+def plain(value: Any) -> Any:
+    """What a template may see: texts, numbers, lists and dicts; no objects, whose methods could do anything."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):  # of a class of its own, such as an enum's
+            return getattr(kind, "__str__" if kind is str else f"__{kind.__name__}__")(value)
+    return f"<{type(value).__name__}>"

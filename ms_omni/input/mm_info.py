@@ -120,7 +120,7 @@ def fetch_image(ele: Any, image_patch_size: int = _UTILS_PATCH_SIZE) -> Image.Im
         InputError, MediaError: an item that is no picture, or that cannot be read.
     """
     item = read_item(ele if isinstance(ele, Mapping) else {"image": ele}, "The picture")
-    return _sized_image(load_item(item), image_patch_size * MERGE_SIZE, True)
+    return _sized_image(load_item(item)[0], image_patch_size * MERGE_SIZE, True)
 
 
 def fetch_video(
@@ -138,7 +138,7 @@ def fetch_video(
     Raises:
         InputError, MediaError: an item that is no video, or that cannot be read.
     """
-    clip = load_item(read_item(ele if isinstance(ele, Mapping) else {"video": ele}, "The video"))
+    clip = load_item(read_item(ele if isinstance(ele, Mapping) else {"video": ele}, "The video"))[0]
     clip = _sized_clip(clip, image_patch_size * MERGE_SIZE, True)
     result = (VideoFrames(clip), clip.metadata) if return_video_metadata else VideoFrames(clip)
     return (result, clip.sample_fps) if return_video_sample_fps else result

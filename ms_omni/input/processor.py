@@ -26,14 +26,15 @@ from ms_omni.input.arguments import (
     sampling_options,
 )
 from ms_omni.input.belonging import check_belonging
-from ms_omni.input.chat import choose_template, render
+from ms_omni.input.chat import choose_template, template_variables
 from ms_omni.input.decoding import Decoding
 from ms_omni.input.files import load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.input.given import given_images, given_sounds, given_videos, sound_tracks_wanted
 from ms_omni.input.inputs import ModelInputs
-from ms_omni.input.load import given_images, given_sounds, given_videos, load_items, opened_videos, with_sound_tracks
+from ms_omni.input.load import load_items
 from ms_omni.input.media import Media
 from ms_omni.input.mel import audio_token_count, encode_audio
-from ms_omni.input.messages import read_batch
+from ms_omni.input.messages import read_batch, render
 from ms_omni.input.parts import MultiModalData, Parts, count_tokens
 from ms_omni.input.prompt import PAD_TOKEN, MediaCounts, count_placeholders, expand_placeholders, tokenize, videos_with_sound
 from ms_omni.input.settings import AUDIO_KEYS, audio_settings, read_settings
@@ -168,7 +169,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 files are read where they are left out).
             policy: which hosts and files may be asked for media.
             **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
-                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.load.given_videos`),
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.given.given_videos`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
                 padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
                 `input.arguments`. Media may have older names (`audios`).
@@ -195,12 +196,18 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             )
         rescaled = not self.image_processor.changed(options.vision("image"), "images_kwargs").do_rescale
         with under(policy):
-            files = [] if videos is None else opened_videos(videos)
-            clips = given_videos(files, self.video_processor.sampling(options.video))
             sounds = [] if audio is None else given_sounds(audio)
+            videos, owners = [] if videos is None else videos, ()
+            if options.use_audio_in_video:
+                owners = sound_tracks_wanted(videos, len(sounds), options.audio_from_video_indices)
+            clips, tracks = given_videos(videos, self.video_processor.sampling(options.video), owners)
             pictures = [] if images is None else given_images(images, rescaled=rescaled)
         if options.use_audio_in_video:
-            sounds, clips = with_sound_tracks(sounds, files, clips, options.audio_from_video_indices)
+            if owners:
+                alone = iter(sounds)
+                sounds = [
+                    next(alone) if owner is None else tracks[owner] for owner in owners if owner is None or owner in tracks
+                ]
             heard = videos_with_sound(
                 [clip.has_audio for clip in clips],
                 len(sounds),
@@ -300,16 +307,16 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             raise InputError("add_generation_prompt begins a new turn and continue_final_message none; give one of them.")
         batch, several = read_batch(conversation if conversations is None else conversations)
         given = {**kwargs, **(processor_kwargs or {})}
-        prompts = render(
+        template = choose_template(self.chat_template, chat_template, tools)
+        variables = template_variables(
             self.tokenizer,
-            choose_template(self.chat_template, chat_template, tools),
-            batch,
+            template,
             {key: value for key, value in given.items() if not is_argument(key)},
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
         )
+        prompts = render(batch, template, variables, continue_final_message)
         arguments = {key: value for key, value in given.items() if is_argument(key)}
         if use_audio_in_video or load_audio_from_video:
             arguments["use_audio_in_video"] = True

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ms_omni.errors import MediaError
+from ms_omni.errors import InputError, MediaError
+from ms_omni.input.arguments import sampling_options
 from ms_omni.input.limits import limits
-from ms_omni.input.media import SamplingOptions
+from ms_omni.input.media import Media, SamplingOptions
 from ms_omni.notices import caller_level
 
 DEFAULT_FPS = 2.0
@@ -155,3 +158,33 @@ def _wanted(length_s: float, most: int, options: SamplingOptions, name: str) -> 
 def frame_indices(first: int, last: int, count: int) -> np.ndarray:
     """`count` frame numbers spread evenly from `first` to `last`, rounded half to even: int64 `[count]`."""
     return np.rint(np.linspace(first, last, count)).astype(np.int64)
+
+
+def described(clip: Media, options: Mapping[str, Any]) -> Media:
+    """Ready-made frames with their rate, or some of them: see `given.given_videos`. The caller's fps wins over the clip's own."""
+    total, known, fps = len(clip.data), options.get("video_metadata"), options.get("fps")
+    wanted = options.get("nframes") or options.get("num_frames")
+    rate = clip.sample_fps if known is None else _metadata_fps(total, known)
+    sampled = options.get("do_sample_frames")
+    if not (sampled or (sampled is None and wanted)):
+        return replace(clip, sample_fps=fps or rate, metadata=clip.metadata or _metadata(fps or rate, total, range(total)))
+    if not wanted and not rate:
+        raise InputError(
+            f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
+            "total_num_frames, or num_frames=."
+        )
+    count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
+    indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
+    metadata = _metadata(rate, total, indices.tolist())
+    return replace(clip, data=clip.data[indices], sample_fps=rate and count / total * rate, metadata=metadata)
+
+
+def _metadata(fps: float | None, total: int, indices: Sequence[int]) -> dict[str, Any]:
+    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": "frames"}
+
+
+def _metadata_fps(count: int, metadata: Any) -> float | None:
+    """Frames per second of the `count` frames taken, from those of the file: a dict's, or transformers' `VideoMetadata`."""
+    known = metadata if isinstance(metadata, Mapping) else vars(metadata)
+    total, fps = known.get("total_num_frames"), known.get("fps")
+    return float(count / total * fps) if total and fps else None

@@ -1,83 +1,321 @@
-"""Video files and lists of frames to sampled RGB frames."""
+"""Video files and lists of frames to sampled RGB frames.
+
+A file is read twice: for the times of all frames, then for the chosen frames alone.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input.image import load_image, to_bytes
+from ms_omni.input.container import Clock, Container, Decoding, open_container
+from ms_omni.input.image import to_bytes, to_rgb
+from ms_omni.input.integrity import check_whole, size_bytes
+from ms_omni.input.limits import limits
 from ms_omni.input.media import Media, SamplingOptions, SizeOptions
-from ms_omni.input.sampling import FRAME_FACTOR
-from ms_omni.input.sizes import SizeRule, resized
-from ms_omni.input.sources import ACCEPTED, is_source, open_source, to_array
-from ms_omni.input.spellings import DICT_ACCEPTED, unwrapped
-from ms_omni.input.video_files import load_video_file
+from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames
+from ms_omni.input.sizes import SizeRule, default_video_size, resize_frame
+from ms_omni.notices import caller_level
 
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
-VIDEO_ACCEPTED = (
-    f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
-)
+_SAME_S = 1e-3  # time stamps are rounded
+_LARGE_BYTES = 1 << 29  # of chosen frames in their own size
+_DECODER_BYTES = 1 << 28  # for the frames that the threads of a decoder work on
+_STRETCH = 10  # most that pixels are wider than high, or higher than wide
 
 
-def load_video(
-    value: Any,
-    sampling: SamplingOptions = SamplingOptions(),
-    sizes: SizeOptions = SizeOptions(),
-    *,
-    sample_fps: float | None = None,
-    size_rule: SizeRule | None = None,
-    name: str = "video",
+@dataclass(frozen=True)
+class _Track:
+    """What is known of a video before its frames are chosen.
+
+    Attributes:
+        times_s: float64 `[total]`, seconds since the first frame, in the order of display.
+        end_s: when the last frame vanishes.
+        stated_fps: the container's average rate.
+        decoded: the times are those of decoded frames, not of packets.
+        missing: how many frames fewer than the container counts; some count dropped ones.
+    """
+
+    times_s: np.ndarray
+    end_s: float
+    stated_fps: float | None
+    has_audio: bool
+    decoded: bool = False
+    missing: int = 0
+
+
+def decode_video(
+    file: BinaryIO, name: str, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None
 ) -> Media:
-    """Any accepted video as sampled, upright RGB frames.
-
-    A file is shown as players show it: frames by their times (see `sampling.choose_frames`), turned, mirrored and stretched as
-    the file says, of several tracks the default one.
-
-    Args:
-        value: see `VIDEO_ACCEPTED`. Lists and arrays are taken whole.
-        sampling: which frames of a file to take.
-        sizes: stored in the clip, and handed to `size_rule`.
-        sample_fps: rate of a list or array of frames.
-        size_rule: when given, each frame is resized to what it says as soon as it is decoded. Without it frames keep their size,
-            unless they are many and large.
-        name: what error messages call it when it has no file name.
+    """The chosen frames of a video file; see `load.load_video`.
 
     Raises:
-        MediaError: not a video, without frames, cut short, damaged, or too short for the sampling options.
+        MediaError: not a video, without frames, cut short, damaged, too large, or too short for the sampling options.
     """
-    value = unwrapped(value, name)
-    array = to_array(value)
-    if array is not None:
-        clip = _from_array(array, sample_fps, sizes, name)
-        return clip if size_rule is None else resized(clip, size_rule)
-    if isinstance(value, (list, tuple)):
-        clip = _from_frames(value, sample_fps, sizes, name)
-        return clip if size_rule is None else resized(clip, size_rule)
-    if not is_source(value):
-        raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
-    return load_video_file(open_source(value, "video"), sampling, sizes, size_rule)
+    if check_whole(file, name)[8:] == b"WEBP":
+        return _decode_animation(file, name, sampling, sizes, size_rule)
+    for survey in (_survey_packets, _survey_frames):
+        track = survey(file, name)
+        if track is None:
+            continue
+        choice = choose_frames(track.times_s, track.end_s, track.stated_fps, sampling, name)
+        frames = _Canvas(len(choice.indices), sizes, size_rule, name)
+        if _decode(file, track, choice, frames):
+            break
+    else:
+        raise MediaError(f"{name} is damaged: it yields other frames each time it is decoded.")
+    return _clip(track, choice, frames)
 
 
-def _from_frames(frames: Any, sample_fps: float | None, sizes: SizeOptions, name: str) -> Media:
-    """A clip from a list of pictures of one size; the last is repeated when their number is odd."""
-    if not frames:
+def _decode_animation(
+    file: BinaryIO, name: str, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None
+) -> Media:
+    """An animated WebP, which FFmpeg's libraries do not read."""
+    try:
+        image = Image.open(file)
+        _checked_pixels(image.width, image.height, name)
+        lengths_s = []
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            image.load()
+            lengths_s.append(image.info.get("duration", 0) / 1000)
+        if len(lengths_s) < FRAME_FACTOR:
+            raise MediaError(f"{name} is a picture, not a video; give it as an image item.")
+        ends_s = np.cumsum(lengths_s)
+        track = _Track(ends_s - lengths_s, float(ends_s[-1]), None, False)
+        choice = choose_frames(track.times_s, track.end_s, None, sampling, name)
+        frames = _Canvas(len(choice.indices), sizes, size_rule, name)
+        for place, index in enumerate(choice.indices.tolist()):
+            image.seek(index)
+            picture = np.asarray(to_rgb(image, name)).transpose(2, 0, 1)
+            frames.put(place, place + 1, picture, (image.height, image.width))
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged files
+        raise MediaError(f"{name} is damaged or cut short: {error}.") from error
+    return _clip(track, choice, frames)
+
+
+def _clip(track: _Track, choice: Choice, frames: _Canvas) -> Media:
+    metadata = {
+        "fps": choice.fps,
+        "total_num_frames": choice.total,
+        "frames_indices": choice.indices.tolist(),
+        "video_backend": "pyav",
+    }
+    return Media(
+        "video",
+        frames.name,
+        frames.data,
+        frames.sizes,
+        choice.sample_fps,
+        track.has_audio,
+        sized=frames.size_rule is not None,
+        metadata=metadata,
+    )
+
+
+def _survey_packets(file: BinaryIO, name: str) -> _Track | None:
+    """The track by its packets; None when they do not tell which frames they hold (fields, missing time stamps)."""
+    with open_container(file, name, "video") as container:
+        stream = container.picture_track()
+        clock, shown, read, count = Clock(container), [], 0, 0
+        for packet in container.demuxer.demux():
+            read += packet.size
+            if packet.stream_index != stream.index or not packet.size:  # an empty packet stands for a dropped frame
+                continue
+            count += 1
+            if packet.is_discard:  # left out by an edit list
+                continue
+            if packet.pts is None:
+                return None
+            length_s = float((packet.duration or 0) * packet.time_base)
+            decoded_s = float((packet.pts if packet.dts is None else packet.dts) * packet.time_base)  # these never fall
+            shift_s = clock.time_s(decoded_s, length_s) - decoded_s
+            shown.append((float(packet.pts * packet.time_base) + shift_s, length_s))
+        if "mov" in container.demuxer.format.name and count < stream.frames:
+            raise MediaError(f"{name} is damaged: {count} of {stream.frames} frames are there.")
+        track = _track(container, stream, [time_s for time_s, _ in shown], max(shown, default=(0, 0.0))[1])
+        track = replace(track, missing=max(0, stream.frames - count))
+        _check_read(container, stream, track, read, count)
+    return track
+
+
+def _survey_frames(file: BinaryIO, name: str) -> _Track:
+    """The track by its decoded frames."""
+    with open_container(file, name, "video") as container:
+        stream = _decoder(container)
+        decoding, clock = Decoding(container, stream), Clock(container)
+        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        times = [_time_s(frame, clock, step_s) for frame in decoding]
+        decoding.check("video")
+        return replace(_track(container, stream, times, step_s), decoded=True)
+
+
+def _track(container: Container, stream: Any, times: list[float], last_s: float) -> _Track:
+    if not times:
+        raise MediaError(f"{container.name} has a video track without frames.")
+    times_s = np.sort(times) - min(times)  # frames come in the order of display; old containers give them times of decoding
+    stated_fps = float(stream.average_rate) if stream.average_rate else None
+    end_s = float(times_s[-1]) + (last_s or (times_s[-1] / (len(times) - 1) if times_s[-1] else 1 / (stated_fps or 1.0)))
+    if len(times) > 1 and not times_s[-1]:
+        if stated_fps is None:
+            raise MediaError(f"{container.name} does not say when its frames are shown; convert it to MP4 first.")
+        times_s, end_s = np.arange(len(times)) / stated_fps, len(times) / stated_fps
+    return _Track(times_s, end_s, stated_fps, bool(container.demuxer.streams.audio))
+
+
+def _check_read(container: Container, stream: Any, track: _Track, read_bytes: int, packets: int) -> None:
+    """Say that the file promises far more than was found; that is damage if most of its bytes were passed over as well."""
+    alone_s = 0.0 if track.has_audio else (container.demuxer.duration or 0) / 1e6
+    declared_s = float(stream.duration * stream.time_base) if stream.duration else alone_s
+    short = track.end_s < 0.5 * declared_s
+    if not short and packets >= 0.5 * declared_s * (track.stated_fps or 0):
+        return
+    header = (1 << 14 if container.demuxer.format.name == "avi" else 1 << 11) + 32 * packets
+    size = size_bytes(container.file)
+    found = f"{packets} frames in {track.end_s:.2f} of {declared_s:.2f} s are found"
+    if size - header - read_bytes > size / 2:
+        raise MediaError(
+            f"{container.name} is damaged: {found}, and {size - read_bytes} of its {size} bytes are neither picture nor sound."
+        )
+    if short:
+        warnings.warn(f"{container.name}: {found}.", stacklevel=caller_level())
+
+
+def _decoder(container: Container) -> Any:
+    """The video track, ready to be decoded with as many threads as memory allows.
+
+    Raises:
+        MediaError: frames of more than `limits.frame_pixels`.
+    """
+    stream = container.picture_track()
+    pixels = _checked_pixels(stream.codec_context.width, stream.codec_context.height, container.name)
+    stream.thread_type = "SLICE"  # not by frames: those threads tell of damage when it is too late
+    if 2 * pixels > _DECODER_BYTES / 16:
+        stream.codec_context.thread_count = max(1, _DECODER_BYTES // (2 * pixels))
+    return stream
+
+
+def _checked_pixels(width: int, height: int, name: str) -> int:
+    if width * height > limits.frame_pixels:
+        raise MediaError(
+            f"{name} has frames of {width} x {height} pixels, and the limit is {limits.frame_pixels} pixels; convert it to a "
+            "smaller size, or raise ms_omni.media.limits.frame_pixels."
+        )
+    return width * height
+
+
+def _time_s(frame: Any, clock: Clock, step_s: float) -> float:
+    return clock.time_s(None if frame.pts is None else float(frame.pts * frame.time_base), step_s)
+
+
+class _Canvas:
+    """The chosen frames `[T, C, H, W]` uint8, in the size of the first, or in that of the rule."""
+
+    def __init__(self, count: int, sizes: SizeOptions, size_rule: SizeRule | None, name: str) -> None:
+        self.count, self.sizes, self.size_rule, self.name = count, sizes, size_rule, name
+        self.data = np.zeros((0, 3, 0, 0), np.uint8)
+        self._first = (0, 0)  # height and width at which the first frame is shown
+
+    def put(self, start: int, stop: int, picture: np.ndarray, shown: tuple[int, int]) -> None:
+        """The picture `[C, h, w]`, shown with that height and width, at the places from `start` to `stop`."""
+        if not len(self.data):
+            self._first, height, width = shown, *shown
+            if self.size_rule is not None:
+                height, width = self.size_rule(self.count, *shown, self.sizes, self.name)
+            elif 3 * height * width * self.count > _LARGE_BYTES:
+                height, width = default_video_size(self.count, *shown, self.sizes, self.name)
+            self.data = np.zeros((self.count, 3, height, width), np.uint8)
+        *_, height, width = self.data.shape
+        relative = [side / first for side, first in zip(shown, self._first)]
+        inner_height, inner_width = (round(side * part / max(relative)) for side, part in zip((height, width), relative))
+        inner_height, inner_width = max(1, inner_height), max(1, inner_width)
+        top, left = (height - inner_height) // 2, (width - inner_width) // 2  # black around what has another shape
+        place = self.data[start:stop, :, top : top + inner_height, left : left + inner_width]
+        place[:] = picture if picture.shape == place.shape[1:] else resize_frame(picture, inner_height, inner_width)
+
+
+def _decode(file: BinaryIO, track: _Track, choice: Choice, canvas: _Canvas) -> bool:
+    """Fill the canvas with the chosen frames; False when the decoder shows other frames than the track knows of."""
+    with open_container(file, canvas.name, "video") as container:
+        stream = _decoder(container)
+        aspect = stream.sample_aspect_ratio
+        decoding, clock = Decoding(container, stream), Clock(container)
+        start_s, step_s, index = None, float(1 / stream.average_rate) if stream.average_rate else 0.0, -1
+        for index, frame in enumerate(decoding):
+            time_s = _time_s(frame, clock, step_s)
+            start_s = time_s if start_s is None else start_s
+            if index >= len(track.times_s):
+                return False
+            if not track.decoded and abs(time_s - start_s - track.times_s[index]) > _SAME_S:
+                return False
+            start, stop = (int(np.searchsorted(choice.indices, index, side)) for side in ("left", "right"))
+            if stop > start:
+                if not decoding.intact:
+                    raise MediaError(f"{canvas.name} is damaged: the frame at {time_s:.2f} s cannot be decoded whole.")
+                canvas.put(start, stop, *_shown(frame, aspect, canvas.name))
+            if index >= choice.indices[-1]:
+                break
+        decoding.check("video", track.missing)
+    return index >= choice.indices[-1]
+
+
+def _shown(frame: Any, aspect: Fraction | None, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """A decoded frame `[C, h, w]` uint8, turned as it is shown, and the height and width it is shown with."""
+    _checked_pixels(frame.width, frame.height, name)
+    height, width = frame.height, frame.width
+    if aspect and 1 / _STRETCH <= aspect <= _STRETCH:  # pixels that are not square: one side is stretched, none is shrunk
+        height, width = (height, round(width * aspect)) if aspect > 1 else (round(height / aspect), width)
+    picture, turned = _oriented(frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX"), name)
+    return picture.transpose(2, 0, 1), (width, height) if turned else (height, width)
+
+
+def _oriented(picture: np.ndarray, display_matrix: Any, name: str) -> tuple[np.ndarray, bool]:
+    """The picture `[h, w, 3]` mirrored and turned as the matrix says, and whether its sides have changed places.
+
+    The matrix (a b; c d) puts the pixel in column p and row q into column a p + c q and row b p + d q.
+    """
+    if display_matrix is None:
+        return picture, False
+    a, b, _, c, d = np.frombuffer(bytes(display_matrix), np.int32)[:5].astype(np.float64)
+    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if min(straight, crossed) > 0.02 * max(straight, crossed):
+        angle = np.degrees(np.arctan2(b, a))
+        raise MediaError(f"{name} is to be shown rotated by {angle:.0f} degrees; only quarter turns are understood.")
+    turned = bool(crossed > straight)
+    if turned:
+        picture, columns, rows = picture.transpose(1, 0, 2), c, b
+    else:
+        columns, rows = a, d
+    return picture[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1], turned
+
+
+def stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
+    """Frames uint8 `[T, C, H, W]` of RGB pictures of one size.
+
+    Raises:
+        MediaError: none, or of several sizes.
+    """
+    if not pictures:
         raise MediaError(f"{name} is an empty list; expected at least one frame.")
-    pictures = [np.asarray(load_image(frame, f"frame {index} of {name}")) for index, frame in enumerate(frames)]
-    shapes = {picture.shape[:2] for picture in pictures}
+    shapes = {picture.size for picture in pictures}
     if len(shapes) > 1:
-        found = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
+        found = ", ".join(f"{width} x {height}" for width, height in sorted(shapes, key=lambda size: size[::-1]))
         raise MediaError(f"The frames of {name} differ in size ({found}); they must be alike.")
-    return _ready_made(np.stack(pictures).transpose(0, 3, 1, 2), sample_fps or DEFAULT_LIST_FPS, sizes, name)
+    return np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
 
 
-def _from_array(array: np.ndarray, sample_fps: float | None, sizes: SizeOptions, name: str) -> Media:
-    frames = frames_from_array(array, name)
-    return _ready_made(frames, sample_fps or DEFAULT_LIST_FPS, sizes, name)
-
-
-def _ready_made(frames: np.ndarray, fps: float, sizes: SizeOptions, name: str) -> Media:
+def ready_made(frames: np.ndarray, fps: float | None, sizes: SizeOptions, name: str) -> Media:
+    """A clip of frames `[T, C, H, W]` that came one by one; the last is repeated when their number is odd."""
+    fps = fps or DEFAULT_LIST_FPS
     if len(frames) % FRAME_FACTOR:
         frames = np.concatenate([frames, frames[-1:]])
     count = len(frames)

@@ -10,8 +10,8 @@ from typing import Any
 from ms_omni.errors import InputError
 from ms_omni.hub import resolve
 from ms_omni.input.arguments import FRAME_KEYS, VISION_KEYS, group_options
+from ms_omni.input.given import given_images, given_videos
 from ms_omni.input.inputs import ModelInputs
-from ms_omni.input.load import given_images, given_videos, opened_videos
 from ms_omni.input.media import SizeOptions
 from ms_omni.input.settings import VisionSettings, read_settings, vision_settings
 from ms_omni.input.sizes import image_size
@@ -105,7 +105,7 @@ class VideoProcessor(ImageProcessor):
             videos: frames (arrays, tensors, lists of pictures) or files, one or a list of them.
             return_tensors: see `ModelInputs.convert_to_tensors`.
             **kwargs: as the processor's videos_kwargs: settings for this call, and fps, num_frames, do_sample_frames,
-                video_metadata, return_metadata; see `input.load.given_videos`.
+                video_metadata, return_metadata; see `input.given.given_videos`.
 
         Returns:
             pixel_values_videos float32 `[N, C*t*p*p]` and video_grid_thw int64 `[n, 3]`; with return_metadata also
@@ -116,7 +116,7 @@ class VideoProcessor(ImageProcessor):
         """
         options = group_options("videos_kwargs", kwargs, "video_processor")
         own = {key: options[key] for key in VISION_KEYS if key in options}
-        clips = given_videos(opened_videos(videos), self.sampling(options))
+        clips, _ = given_videos(videos, self.sampling(options))
         patches, grids = encode(clips, self.changed(own, "video_processor"))
         media: dict[str, Any] = {"pixel_values_videos": patches, "video_grid_thw": grids}
         if options.get("return_metadata"):

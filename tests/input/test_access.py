@@ -14,8 +14,9 @@ from PIL import Image
 from ms_omni.errors import InputError, MediaError
 from ms_omni.files import spooled
 from ms_omni.input import access, download
+from ms_omni.input import load as loading
 from ms_omni.input.access import AccessPolicy, is_local_name, is_public
-from ms_omni.input.sources import open_source
+from ms_omni.input.load import open_source
 from ms_omni.media import load_audio, load_image, load_video, process_mm_info
 from tests.input import make_files
 
@@ -408,7 +409,7 @@ def test_files_below_folders(tmp_path, monkeypatch):
     (folder / "a.png").symlink_to(secret)  # exchanged after it was checked
     with pytest.raises(MediaError, match="can be read no more: is not below the folders"):
         source.open()
-    regular = access.open_regular
+    regular = loading.open_regular
 
     def exchanging(path):  # between the check and the opening
         os.rename(folder / "in", folder / "was")
@@ -416,7 +417,7 @@ def test_files_below_folders(tmp_path, monkeypatch):
         (tmp_path / "pictures2" / "b.png").write_bytes(b"secret")
         return regular(path)
 
-    monkeypatch.setattr(access, "open_regular", exchanging)
+    monkeypatch.setattr(loading, "open_regular", exchanging)
     with pytest.raises(MediaError, match="exchanged while it was opened"):
         open_source(folder / "in" / "b.png", "picture", policy)
 

@@ -6,9 +6,8 @@ import soundfile
 import soxr
 
 from ms_omni.errors import MediaError
-from ms_omni.input.audio import load_sound_of_video
+from ms_omni.input.audio import decode_sound_track
 from ms_omni.input.limits import limits
-from ms_omni.input.sources import open_source
 from ms_omni.media import load_audio, load_video
 from tests.input.make_files import cut, tone, write_sound, write_video
 
@@ -130,7 +129,8 @@ def test_limit_of_seconds(tmp_path, monkeypatch):
 
 def heard(path, *part):
     """The tone and the silence in the sound beside a video's pictures, in seconds."""
-    sound = load_sound_of_video(open_source(path, "video"), *part)
+    with open(path, "rb") as file:
+        sound = decode_sound_track(file, "the video", *part)
     loud = np.flatnonzero(np.abs(sound) > 0.05) / 16000
     return len(sound) / 16000, loud[0], loud[-1]
 
@@ -155,8 +155,8 @@ def test_the_default_track_is_heard(tmp_path):
 def test_a_sound_that_cannot_be_heard_is_said(tmp_path, seconds):
     """No packets, too few samples, over before the part that is taken."""
     path = write_video(tmp_path / "v.mkv", samples=[tone(seconds, 44100)])
-    with pytest.warns(UserWarning, match="seen without sound"):
-        assert load_sound_of_video(open_source(path, "video"), 1.0) is None
+    with open(path, "rb") as file, pytest.warns(UserWarning, match="seen without sound"):
+        assert decode_sound_track(file, "the video", 1.0) is None
 
 
 def test_names_in_any_encoding_are_no_matter(tmp_path):
