@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ms_omni.errors import InputError
+from ms_omni.input import media
 from ms_omni.input.media import SamplingOptions, number
 from ms_omni.notices import caller_level, warn_once
 
@@ -263,19 +264,10 @@ def sampling_options(video: Mapping[str, Any], where: str) -> SamplingOptions:
         InputError: not numbers greater than 0, or both a rate and a number of frames.
     """
     frames = number(video, "nframes", where, whole=True) or number(video, "num_frames", where, whole=True)
-    every = video.get("do_sample_frames") is False
-    fps = video.get("fps")
+    every, fps = video.get("do_sample_frames") is False, video.get("fps")
     fps = fps[0] if isinstance(fps, (list, tuple)) and len(set(fps)) == 1 else fps
-    options = SamplingOptions(
-        number({"fps": fps}, "fps", where),
-        None if every else frames,
-        number(video, "min_frames", where, whole=True),
-        number(video, "max_frames", where, whole=True),
-        every_frame=every,
-    )
-    if options.fps is not None and options.nframes is not None:
-        raise InputError(f"{where}: give either fps or nframes, not both.")
-    return options
+    own = {**video, "fps": fps, "nframes": None if every else frames}
+    return replace(media.sampling_options(own, where), every_frame=every)
 
 
 def per_video(values: Any, count: int, name: str) -> list[Any]:

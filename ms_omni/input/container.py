@@ -137,13 +137,12 @@ class Decoding:
     Attributes:
         packets, broken: how many there were, and how many of them could not be decoded, or not whole.
         intact: whether the present frame is whole: nothing before it was broken since the last frame that needs no other.
-        size_bytes: of all packets together.
         last: the last packet with something in it, and `last_broken` whether it could not be decoded.
     """
 
     def __init__(self, container: Container, stream: Any) -> None:
         self.container, self.stream = container, stream
-        self.packets = self.broken = self.size_bytes = 0
+        self.packets = self.broken = 0
         self.last: Any = None
         self._begun = False
         self.last_broken, self.intact = False, True
@@ -166,8 +165,7 @@ class Decoding:
             except av.FFmpegError:
                 self.broken, whole, self.intact = self.broken + 1, False, False
             if packet.size:
-                self.packets, self.size_bytes = self.packets + 1, self.size_bytes + packet.size
-                self.last, self.last_broken = packet, not whole
+                self.packets, self.last, self.last_broken = self.packets + 1, packet, not whole
             for frame in frames:
                 self._look(frame)
                 yield frame

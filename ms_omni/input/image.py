@@ -116,12 +116,7 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
 
 
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:
-    """`[H, W]`, `[H, W, C]` or `[C, H, W]` to RGB; uint8, or floats that hold whole 0..255 steps."""
-    return to_rgb(Image.fromarray(channels_last(array, name)), name)
-
-
-def channels_last(array: np.ndarray, name: str) -> np.ndarray:
-    """uint8 `[H, W]` or `[H, W, C]` from a picture array of either layout.
+    """`[H, W]`, `[H, W, C]` or `[C, H, W]` to RGB; uint8, or floats that hold whole 0..255 steps.
 
     Raises:
         MediaError: wrong shape or type, values outside 0..255, or floats in 0..1 (their scale would be a guess).
@@ -135,11 +130,11 @@ def channels_last(array: np.ndarray, name: str) -> np.ndarray:
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return np.ascontiguousarray(to_bytes(array, name))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(to_bytes(array, name))), name)
 
 
 def to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """Pixel values as uint8; see `channels_last` for what is refused."""
+    """Pixel values as uint8; see `image_from_array` for what is refused."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":

@@ -256,23 +256,21 @@ def _iso_missing(file: BinaryIO, size: int) -> int:
 def _matroska_missing(file: BinaryIO, size: int) -> int:
     """Bytes by which the Segment reaches beyond the end; live streams declare no size."""
     file.seek(0)
-    _, header_size, _ = _ebml_element(file)
+    _, header_size = _ebml_element(file)
     if header_size is None:
         return 0
     file.seek(header_size, 1)
-    identifier, segment_size, _ = _ebml_element(file)
+    identifier, segment_size = _ebml_element(file)
     if identifier != 0x18538067 or segment_size is None:
         return 0
     return file.tell() + segment_size - size
 
 
-def _ebml_element(file: BinaryIO) -> tuple[int | None, int | None, int]:
+def _ebml_element(file: BinaryIO) -> tuple[int | None, int | None]:
     """Identifier and size (None: unknown) of the element at the file's position."""
     identifier, _ = _ebml_number(file, keep_marker=True)
     length, width = _ebml_number(file, keep_marker=False)
-    if length is None or length == (1 << (7 * width)) - 1:
-        return identifier, None, width
-    return identifier, length, width
+    return identifier, None if length == (1 << (7 * width)) - 1 else length
 
 
 def _ebml_number(file: BinaryIO, keep_marker: bool) -> tuple[int | None, int]:

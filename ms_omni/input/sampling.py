@@ -167,7 +167,9 @@ def described(clip: Media, options: Mapping[str, Any]) -> Media:
     rate = clip.sample_fps if known is None else _metadata_fps(total, known)
     sampled = options.get("do_sample_frames")
     if not (sampled or (sampled is None and wanted)):
-        return replace(clip, sample_fps=fps or rate, metadata=clip.metadata or _metadata(fps or rate, total, range(total)))
+        return replace(
+            clip, sample_fps=fps or rate, metadata=clip.metadata or frame_metadata(fps or rate, total, range(total))
+        )
     if not wanted and not rate:
         raise InputError(
             f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
@@ -175,12 +177,13 @@ def described(clip: Media, options: Mapping[str, Any]) -> Media:
         )
     count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
     indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
-    metadata = _metadata(rate, total, indices.tolist())
+    metadata = frame_metadata(rate, total, indices.tolist())
     return replace(clip, data=clip.data[indices], sample_fps=rate and count / total * rate, metadata=metadata)
 
 
-def _metadata(fps: float | None, total: int, indices: Sequence[int]) -> dict[str, Any]:
-    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": "frames"}
+def frame_metadata(fps: float | None, total: int, indices: Sequence[int], backend: str = "frames") -> dict[str, Any]:
+    """As qwen_omni_utils reports it: the frames' own rate, how many there are, and the numbers of those taken."""
+    return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": backend}
 
 
 def _metadata_fps(count: int, metadata: Any) -> float | None:

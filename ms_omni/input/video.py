@@ -20,7 +20,7 @@ from ms_omni.input.image import to_bytes, to_rgb
 from ms_omni.input.integrity import check_whole, size_bytes
 from ms_omni.input.limits import limits
 from ms_omni.input.media import Media, SamplingOptions, SizeOptions
-from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames
+from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames, frame_metadata
 from ms_omni.input.sizes import SizeRule, default_video_size, resize_frame
 from ms_omni.notices import caller_level
 
@@ -104,12 +104,6 @@ def _decode_animation(
 
 
 def _clip(track: _Track, choice: Choice, frames: _Canvas) -> Media:
-    metadata = {
-        "fps": choice.fps,
-        "total_num_frames": choice.total,
-        "frames_indices": choice.indices.tolist(),
-        "video_backend": "pyav",
-    }
     return Media(
         "video",
         frames.name,
@@ -118,7 +112,7 @@ def _clip(track: _Track, choice: Choice, frames: _Canvas) -> Media:
         choice.sample_fps,
         track.has_audio,
         sized=frames.size_rule is not None,
-        metadata=metadata,
+        metadata=frame_metadata(choice.fps, choice.total, choice.indices.tolist(), "pyav"),
     )
 
 
@@ -318,9 +312,7 @@ def ready_made(frames: np.ndarray, fps: float | None, sizes: SizeOptions, name: 
     fps = fps or DEFAULT_LIST_FPS
     if len(frames) % FRAME_FACTOR:
         frames = np.concatenate([frames, frames[-1:]])
-    count = len(frames)
-    metadata = {"fps": fps, "total_num_frames": count, "frames_indices": list(range(count)), "video_backend": "frames"}
-    return Media("video", name, frames, sizes, fps, metadata=metadata)
+    return Media("video", name, frames, sizes, fps, metadata=frame_metadata(fps, len(frames), range(len(frames))))
 
 
 def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -> np.ndarray:

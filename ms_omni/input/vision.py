@@ -17,7 +17,8 @@ def encode(media: Sequence[Media], settings: VisionSettings) -> tuple[np.ndarray
     """Patches of pictures or of videos, one after the other.
 
     Returns:
-        float32 `[N, C*t*p*p]`, and their grids (time, height, width in patches) int64 `[n, 3]`.
+        float32 `[N, C*t*p*p]` in blocks of merge x merge patches, the last frame repeated to fill its time patch, and their
+        grids (time, height, width in patches) int64 `[n, 3]`.
 
     Raises:
         InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
@@ -43,22 +44,6 @@ def size_rule(settings: VisionSettings, media: Media | None = None) -> SizeRule:
         return image_size(height, width, *limits) if alone else video_size(frames, height, width, *limits)
 
     return rule
-
-
-def patchify(frames: np.ndarray, settings: VisionSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Normalise and cut frames into patches.
-
-    Args:
-        frames: `[T, C, H, W]`, H and W multiples of `settings.factor`; the last frame is repeated to fill its time
-            patch.
-
-    Returns:
-        float32 `[gt * gh * gw, C * t * p * p]`, in blocks of merge x merge patches, and the grid `(gt, gh, gw)`.
-    """
-    grid = _grid(frames, settings, "The frames")
-    patches = _empty_patches(math.prod(grid), frames.shape[1], settings)
-    _write_patches(frames, settings, patches.reshape(_blocks(grid, settings)))
-    return patches, grid
 
 
 def _grid(frames: np.ndarray, settings: VisionSettings, name: str) -> tuple[int, int, int]:
