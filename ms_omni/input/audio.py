@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
-from ms_omni.input.container import Clock, Decoding, open_container
+from ms_omni.input.container import Track, open_track
+from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
 from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length, size_bytes
 from ms_omni.input.limits import limits
 from ms_omni.notices import caller_level
@@ -21,6 +22,7 @@ from ms_omni.notices import caller_level
 SAMPLING_RATE_HZ = 16_000
 MIN_SAMPLES = 201  # half a mel window at either end is mirrored: shorter clips have nothing to mirror
 MOST_CHANNELS = 8
+AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
 _INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 _SHORT_S = 0.01  # less than this below the declared length is rounding
 _EARLY_S = 0.1  # what encoders need to begin is less
@@ -32,22 +34,23 @@ _GROWTH = 60 * SAMPLING_RATE_HZ
 _GAP_S = 0.1  # time stamps are rounded; only what can be heard as a gap is one
 
 
-def decode_audio(file: BinaryIO, name: str, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
-    """A sound file as mono samples; see `load.load_audio`."""
+def decode_audio(value: Any, name: str, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
+    """An open file, an array, a list of numbers or a pair of one and its rate as mono samples; see `load.load_audio`."""
     clip = _Clip(name, start_s, end_s)
-    for samples, rate_hz in _pieces_of_file(file, name):
+    pieces = _pieces_of_file(cast("BinaryIO", value), name) if isinstance(value, io.IOBase) else [_given(value, name)]
+    for samples, rate_hz in pieces:
         if not clip.add(samples, checked_rate(rate_hz, name)):
             break
     return check_clip(clip.finish(), name)
 
 
-def audio_from_array(
-    array: np.ndarray, rate_hz: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound"
-) -> np.ndarray:
-    """An array of samples as mono float32 at 16 kHz; see `load.load_audio`."""
-    rate_hz, clip = checked_rate(rate_hz, name), _Clip(name, start_s, end_s)
-    clip.add(_from_array(array, name), rate_hz)
-    return check_clip(clip.finish(), name)
+def _given(value: Any, name: str) -> tuple[np.ndarray, Any]:
+    """The samples and their rate."""
+    samples, rate_hz = sound_pair(value) or (value, SAMPLING_RATE_HZ)
+    array = np.asarray(samples) if is_number_list(samples) else to_array(samples)
+    if array is None:
+        raise MediaError(f"{name} is a {type(value).__name__}; give {AUDIO_ACCEPTED}.")
+    return _from_array(array, name), rate_hz
 
 
 def decode_sound_track(
@@ -259,18 +262,18 @@ def _pieces_beside_pictures(file: BinaryIO, name: str) -> Iterator[tuple[np.ndar
     Raises:
         MediaError: not a media file, or a track that cannot be decoded.
     """
-    with open_container(file, name, "video") as container:
-        if not container.demuxer.streams.audio:
+    with open_track(file, name, "video") as pictures:
+        if not pictures.has_sound:
             return None
-        first = next(iter(Decoding(container, container.picture_track())), None)
+        first = next(iter(pictures), None)
         start_s = 0.0 if first is None or first.pts is None else float(first.pts * first.time_base)
     return _beside(file, name, start_s)
 
 
 def _beside(file: BinaryIO, name: str, start_s: float) -> Iterator[tuple[np.ndarray, int, float]]:
-    with open_container(file, name, "video") as container:
-        decoding, clock, early = Decoding(container, container.sound_track()), Clock(container), True
-        for frame in decoding:
+    with open_track(file, name, "sound", given_as="video") as track:
+        early = True
+        for frame in track:
             stated_s = None if frame.pts is None else float(frame.pts * frame.time_base) - start_s
             if early and stated_s is not None and stated_s < -_EARLY_S:
                 warnings.warn(
@@ -278,35 +281,34 @@ def _beside(file: BinaryIO, name: str, start_s: float) -> Iterator[tuple[np.ndar
                     stacklevel=caller_level(),
                 )
             early = False
-            yield _mono(frame), frame.sample_rate, clock.time_s(stated_s, frame.samples / frame.sample_rate)
-        decoding.check("sound")
+            yield _mono(frame), frame.sample_rate, track.time_s(stated_s, frame.samples / frame.sample_rate)
+        track.check()
 
 
 def _with_ffmpeg(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    with open_container(file, name, "sound") as container:
-        stream = container.sound_track()
+    with open_track(file, name, "sound") as track:
+        stream, seconds = track.stream, 0.0
         stream.codec_context.options = {"err_detect": "crccheck"}
-        decoding, seconds = Decoding(container, stream), 0.0
-        for frame in decoding:
+        for frame in track:
             yield _mono(frame), frame.sample_rate
             seconds += frame.samples / frame.sample_rate
         declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        if _is_cut(decoding, seconds < declared_s - _SHORT_S):
+        if _is_cut(track, seconds < declared_s - _SHORT_S):
             raise MediaError(
                 f"{name} is cut short: it ends after {seconds:.2f} of {declared_s:.2f} s, within a frame. Copy or download "
                 "it again."
             )
-        decoding.check("sound")
+        track.check()
 
 
-def _is_cut(decoding: Decoding, is_short: bool) -> bool:
+def _is_cut(track: Track, is_short: bool) -> bool:
     """Whether the end is missing; where the last frame is whole, a header that declares more is wrong, and what is there is all."""
-    stream, container = decoding.stream, decoding.container
-    format_name = container.demuxer.format.name
-    if format_name == "mp3":  # half a frame is decoded without a word
-        return decoding.last is not None and is_mp3_frame_cut(bytes(decoding.last)) and mp3_declares_length(container.file)
-    by_size = stream.codec_context.name.startswith("pcm_") and format_name != "wav"  # of WAV the sizes have been looked at
-    return is_short and (decoding.last_broken or by_size or decoding.packets < stream.frames)
+    if track.format == "mp3":  # half a frame is decoded without a word
+        return track.last is not None and is_mp3_frame_cut(bytes(track.last)) and mp3_declares_length(track.file)
+    by_size = (
+        track.stream.codec_context.name.startswith("pcm_") and track.format != "wav"
+    )  # of WAV the sizes have been looked at
+    return is_short and (track.last_broken or by_size or track.packets < track.stream.frames)
 
 
 class _Part:

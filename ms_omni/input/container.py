@@ -1,4 +1,4 @@
-"""A media file opened with FFmpeg's libraries: its tracks, its frames as they come, and what of it could not be decoded."""
+"""A track of a media file, opened with FFmpeg's libraries: its frames as they come, and what of it could not be decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ms_omni.errors import MediaError
@@ -27,61 +26,17 @@ _PLAYABLE = ("sound", "video", "MP4", "QuickTime", "3GP", "Matroska", "Ogg", "Me
 MOST_BROKEN = 0.05  # of a track's packets; a player skips so many, and so do we, with a warning
 
 
-@dataclass(frozen=True)
-class Container:
-    """An open media file: FFmpeg's `demuxer`, and the `file` and its `name`, of which errors speak."""
-
-    demuxer: Any
-    file: BinaryIO
-    name: str
-
-    def sound_track(self) -> Any:
-        """The sound track that a player would choose: the default one, else the one that FFmpeg deems best.
-
-        Raises:
-            MediaError: there is none, or its codec is not known.
-        """
-        stream = self.demuxer.streams.best("audio")
-        if stream is None:
-            raise MediaError(f"{self.name} has no sound track.")
-        return self._of_known_codec(stream, "sound")
-
-    def picture_track(self) -> Any:
-        """The video track that a player would choose; the cover picture of a music file is none.
-
-        Raises:
-            MediaError: there is none, or its codec is not known.
-        """
-        import av
-
-        cover = av.stream.Disposition.attached_pic  # pyright: ignore[reportAttributeAccessIssue]
-        all_streams = self.demuxer.streams
-        streams = [stream for stream in all_streams.video if not stream.disposition & cover]
-        if not streams:
-            pictures = "only a cover picture" if all_streams.video else "no video track"
-            sound = "; it has sound: give it as an audio item" if all_streams.audio else ""
-            raise MediaError(f"{self.name} has {pictures}{sound}.")
-        best = all_streams.best("video")
-        stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
-        return self._of_known_codec(stream, "video")
-
-    def _of_known_codec(self, stream: Any, what: str) -> Any:
-        if stream.codec_context is None:
-            locked = encryption(self.file)
-            raise MediaError(
-                f"{self.name} is encrypted ({locked}); give a copy without protection."
-                if locked
-                else f"The {what} track of {self.name} is in a codec that is not known here; convert it, to AAC or H.264 say."
-            )
-        return stream
-
-
 @contextlib.contextmanager
-def open_container(file: BinaryIO, name: str, what: str) -> Iterator[Container]:
-    """The container, closed at the end; FFmpeg's errors inside come out as `MediaError`.
+def open_track(file: BinaryIO, name: str, kind: str, given_as: str | None = None) -> Iterator[Track]:
+    """One track of a media file, which is closed at the end; FFmpeg's errors inside come out as `MediaError`.
 
     Args:
-        what: "sound" or "video", for the message.
+        kind: "sound": the track that a player would choose, the default one, else the one that FFmpeg deems best; "video": the
+            same, where the cover picture of a music file does not count.
+        given_as: "sound" or "video", for the messages, where it is not the kind.
+
+    Raises:
+        MediaError: not a media file, or without such a track, or of an unknown codec.
     """
     import av
 
@@ -91,11 +46,39 @@ def open_container(file: BinaryIO, name: str, what: str) -> Iterator[Container]:
     try:
         file.seek(0)
         with av.open(file, **options) as demuxer:
-            yield Container(demuxer, file, name)
+            stream = _sound_stream(demuxer, name) if kind == "sound" else _picture_stream(demuxer, name)
+            if stream.codec_context is None:
+                locked = encryption(file)
+                raise MediaError(
+                    f"{name} is encrypted ({locked}); give a copy without protection."
+                    if locked
+                    else f"The {kind} track of {name} is in a codec that is not known here; convert it, to AAC or H.264 say."
+                )
+            yield Track(demuxer, stream, file, name, kind)
     except MediaError:
         raise
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        raise MediaError(_reason(file, name, what, error)) from error
+        raise MediaError(_reason(file, name, given_as or kind, error)) from error
+
+
+def _sound_stream(demuxer: Any, name: str) -> Any:
+    stream = demuxer.streams.best("audio")
+    if stream is None:
+        raise MediaError(f"{name} has no sound track.")
+    return stream
+
+
+def _picture_stream(demuxer: Any, name: str) -> Any:
+    import av
+
+    cover = av.stream.Disposition.attached_pic  # pyright: ignore[reportAttributeAccessIssue]
+    streams = [stream for stream in demuxer.streams.video if not stream.disposition & cover]
+    if not streams:
+        pictures = "only a cover picture" if demuxer.streams.video else "no video track"
+        sound = "; it has sound: give it as an audio item" if demuxer.streams.audio else ""
+        raise MediaError(f"{name} has {pictures}{sound}.")
+    best = demuxer.streams.best("video")
+    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
 
 
 def _reason(file: BinaryIO, name: str, what: str, error: Exception) -> str:
@@ -110,13 +93,13 @@ def _reason(file: BinaryIO, name: str, what: str, error: Exception) -> str:
     return f"{name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
 
 
-class Clock:
+class _Clock:
     """Times as a player counts them: where time stamps jump back, or leap in a broadcast stream, it goes on where it was."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, demuxer: Any) -> None:
         import av
 
-        discontinuous = container.demuxer.format.flags & av.format.Flags.ts_discont.value  # pyright: ignore[reportAttributeAccessIssue]
+        discontinuous = demuxer.format.flags & av.format.Flags.ts_discont.value  # pyright: ignore[reportAttributeAccessIssue]
         self._leap_s = _LEAP_S if discontinuous else math.inf
         self._shift_s, self._next_s = 0.0, None
 
@@ -131,17 +114,23 @@ class Clock:
         return time_s
 
 
-class Decoding:
+class Track:
     """The frames of one track in the order in which a player shows them, skipping what cannot be decoded, as players do.
 
     Attributes:
+        demuxer, stream: FFmpeg's; of the `file` of that `name`.
+        kind: "sound" or "video".
+        format: the container's, in FFmpeg's words.
+        has_sound: whether there is a sound track in the file.
         packets, broken: how many there were, and how many of them could not be decoded, or not whole.
         intact: whether the present frame is whole: nothing before it was broken since the last frame that needs no other.
         last: the last packet with something in it, and `last_broken` whether it could not be decoded.
     """
 
-    def __init__(self, container: Container, stream: Any) -> None:
-        self.container, self.stream = container, stream
+    def __init__(self, demuxer: Any, stream: Any, file: BinaryIO, name: str, kind: str) -> None:
+        self.demuxer, self.stream, self.file, self.name, self.kind = demuxer, stream, file, name, kind
+        self.format, self.has_sound = demuxer.format.name, bool(demuxer.streams.audio)
+        self.time_s = _Clock(demuxer).time_s
         self.packets = self.broken = 0
         self.last: Any = None
         self._begun = False
@@ -150,7 +139,7 @@ class Decoding:
     def __iter__(self) -> Iterator[Any]:
         import av
 
-        packets = self.container.demuxer.demux(self.stream)
+        packets = self.demuxer.demux(self.stream)
         while True:
             try:
                 packet = next(packets)
@@ -190,7 +179,7 @@ class Decoding:
             self.intact = True
         self._begun = True
 
-    def check(self, what: str, missing: int = 0) -> None:
+    def check(self, missing: int = 0) -> None:
         """Say how much could not be decoded: in a warning, or, if it is much or frames are `missing` as well, in an error.
 
         Raises:
@@ -198,12 +187,12 @@ class Decoding:
         """
         if not self.broken:
             return
-        count = f"{self.broken} of the {self.packets} packets of its {what} track cannot be decoded whole"
+        count = f"{self.broken} of the {self.packets} packets of its {self.kind} track cannot be decoded whole"
         if missing:
             count += f", and {missing} are missing"
         elif self.broken <= max(1, MOST_BROKEN * self.packets) and self.packets > self.broken:
-            warnings.warn(f"{self.container.name}: {count}.", stacklevel=caller_level())
+            warnings.warn(f"{self.name}: {count}.", stacklevel=caller_level())
             return
-        locked = encryption(self.container.file)
+        locked = encryption(self.file)
         state = f"is encrypted ({locked})" if locked else "is damaged"
-        raise MediaError(f"{self.container.name} {state}: {count}.")
+        raise MediaError(f"{self.name} {state}: {count}.")

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
+from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
 from ms_omni.input.integrity import describe
 from ms_omni.input.limits import limits
 
+IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
 
-def decode_image(file: BinaryIO, name: str) -> Image.Image:
-    """A picture file as an upright RGB image; see `load.load_image`."""
+
+def decode_image(value: Any, name: str) -> Image.Image:
+    """An open file, an array or a picture of Pillow's as an upright RGB image; see `load.load_image`."""
+    if isinstance(value, io.IOBase):
+        return _upright(_opened(cast("BinaryIO", value), name), name)
+    if isinstance(value, Image.Image):
+        return _upright(value, name)
+    array = to_array(value)
+    if array is None:
+        raise MediaError(f"{name} is a {type(value).__name__}; give {IMAGE_ACCEPTED}.")
+    return _from_array(array, name)
+
+
+def _opened(file: BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
-            image = Image.open(file)
+            return Image.open(file)
     except UnidentifiedImageError as error:
         raise MediaError(f"{name} cannot be read as a picture: {_unknown(describe(file))}.") from error
     except Exception as error:  # Pillow's plugins raise many kinds on damaged headers
         raise MediaError(_reason(error, name, "a picture")) from error
-    return upright(image, name)
 
 
 def _unknown(known: str) -> str:
@@ -38,8 +53,7 @@ def _unknown(known: str) -> str:
     return f"{known}; give it as {kinds[0]} item" if kinds else known
 
 
-def upright(image: Image.Image, name: str) -> Image.Image:
-    """A picture that Pillow has opened, as RGB and turned as it is shown; see `load.load_image`."""
+def _upright(image: Image.Image, name: str) -> Image.Image:
     if image.format == "EPS":  # Pillow would hand it to another program, Ghostscript, which runs what is in it
         raise MediaError(f"{name} is PostScript, a program that draws; convert it to PNG first.")
     if 0 in image.size:
@@ -115,7 +129,7 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def image_from_array(array: np.ndarray, name: str) -> Image.Image:
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
     """`[H, W]`, `[H, W, C]` or `[C, H, W]` to RGB; uint8, or floats that hold whole 0..255 steps.
 
     Raises:
@@ -134,7 +148,7 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """Pixel values as uint8; see `image_from_array` for what is refused."""
+    """Pixel values as uint8; see `_from_array` for what is refused."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":

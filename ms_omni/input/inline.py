@@ -10,6 +10,7 @@ import urllib.parse
 from ms_omni.errors import MediaError
 
 ACCEPTED = "a path, a file://, http:// or https:// address, a data: URI, base64, bytes or an open binary file"
+DICT_ACCEPTED = "url, path, bytes, base64 or data, or array with sampling_rate"
 _URL_SAFE = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}")  # shorter ones could be names of files; none holds a dot
 

@@ -10,6 +10,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -17,33 +18,20 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ms_omni.arrays import to_array
 from ms_omni.errors import InputError, MediaError
 from ms_omni.files import open_regular, spooled
 from ms_omni.input.access import SCHEMES, AccessPolicy, policy_in_force
 from ms_omni.input.arguments import per_video
-from ms_omni.input.audio import (
-    SAMPLING_RATE_HZ,
-    audio_from_array,
-    decode_audio,
-    decode_sound_track,
-    is_number_list,
-    sound_pair,
-)
+from ms_omni.input.audio import decode_audio, decode_sound_track
 from ms_omni.input.download import download
-from ms_omni.input.image import decode_image, image_from_array, upright
+from ms_omni.input.image import decode_image
 from ms_omni.input.inline import ACCEPTED, from_base64, from_data_uri, is_base64
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
-from ms_omni.input.messages import DICT_ACCEPTED, KINDS, Item, Message, unwrapped
+from ms_omni.input.messages import KINDS, Item, Message, unwrapped
 from ms_omni.input.sampling import described
-from ms_omni.input.sizes import SizeRule, resized
-from ms_omni.input.video import decode_video, frames_from_array, ready_made, stacked
+from ms_omni.input.sizes import SizeRule
+from ms_omni.input.video import decode_video
 
-IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
-AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
-VIDEO_ACCEPTED = (
-    f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
-)
 _READ_BYTES = 1 << 20
 _LONGEST_PATH = 1 << 15
 
@@ -125,7 +113,7 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
     animation the first frame is taken.
 
     Args:
-        value: see `IMAGE_ACCEPTED`.
+        value: see `image.IMAGE_ACCEPTED`.
         name: what error messages call it when it has no file name.
 
     Raises:
@@ -136,16 +124,8 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
 
 
 def _load_image(value: Any, name: str) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return upright(value, name)
-    if is_source(value):
-        source = open_source(value, "picture")
-        with source.open() as file:
-            return decode_image(file, source.name)
-    array = to_array(value)
-    if array is None:
-        raise MediaError(f"{name} is a {type(value).__name__}; give {IMAGE_ACCEPTED}.")
-    return image_from_array(array, name)
+    with _found(value, "picture", name) as (found, name):
+        return decode_image(found, name)
 
 
 def load_audio(value: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound") -> np.ndarray:
@@ -155,7 +135,7 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
     is heard. Channels are averaged, then resampled with soxr (HQ), piece by piece. An `end_s` past the end means the end.
 
     Args:
-        value: see `AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
+        value: see `audio.AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
             to -1..1.
         start_s, end_s: the part to take, in seconds.
         name: what error messages call it when it has no file name.
@@ -171,15 +151,8 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
 
 
 def _load_audio(value: Any, start_s: float | None, end_s: float | None, name: str) -> np.ndarray:
-    if is_source(value):
-        source = open_source(value, "sound")
-        with source.open() as file:
-            return decode_audio(file, source.name, start_s, end_s)
-    samples, rate_hz = sound_pair(value) or (value, SAMPLING_RATE_HZ)
-    array = np.asarray(samples) if is_number_list(samples) else to_array(samples)
-    if array is None:
-        raise MediaError(f"{name} is a {type(value).__name__}; give {AUDIO_ACCEPTED}.")
-    return audio_from_array(array, rate_hz, start_s, end_s, name)
+    with _found(value, "sound", name) as (found, name):
+        return decode_audio(found, name, start_s, end_s)
 
 
 def load_video(
@@ -197,7 +170,7 @@ def load_video(
     the file says, of several tracks the default one.
 
     Args:
-        value: see `VIDEO_ACCEPTED`. Lists and arrays are taken whole.
+        value: see `video.VIDEO_ACCEPTED`. Lists and arrays are taken whole.
         sampling: which frames of a file to take.
         sizes: stored in the clip, and handed to `size_rule`.
         sample_fps: rate of a list or array of frames.
@@ -225,31 +198,30 @@ def load_video_and_sound(
 
     The file is found once: an address is not downloaded again for its sound.
     """
-    if not is_source(value):
-        return [_ready_made(value, options, size_rule, name)] if see else []
-    source = open_source(value, "video")
+    if not (see or is_source(value)):
+        return []
+    if isinstance(value, (list, tuple)):
+        value = [load_image(frame, f"frame {index} of {name}") for index, frame in enumerate(value)]
     media = []
-    with source.open() as file:
+    with _found(value, "video", name) as (found, called):
         if see:
-            media.append(decode_video(file, source.name, options.sampling, options.sizes, size_rule))
+            media.append(decode_video(found, called, options, size_rule))
         if hear and all(clip.has_audio for clip in media):
-            sound = decode_sound_track(file, source.name, options.start_s, options.end_s)
+            sound = decode_sound_track(found, called, options.start_s, options.end_s)
             media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
             media += [] if sound is None else [Media("audio", name, sound)]
     return media
 
 
-def _ready_made(value: Any, options: ItemOptions, size_rule: SizeRule | None, name: str) -> Media:
-    """A clip of frames that came as an array, or as a list of pictures."""
-    array = to_array(value)
-    if array is not None:
-        frames = frames_from_array(array, name)
-    elif isinstance(value, (list, tuple)):
-        frames = stacked([load_image(frame, f"frame {index} of {name}") for index, frame in enumerate(value)], name)
-    else:
-        raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
-    clip = ready_made(frames, options.list_fps, options.sizes, name)
-    return clip if size_rule is None else resized(clip, size_rule)
+@contextmanager
+def _found(value: Any, what: str, name: str) -> Iterator[tuple[Any, str]]:
+    """The open file that `value` stands for, and its name; what is decoded already (arrays, pictures) as it is."""
+    if not is_source(value):
+        yield value, name
+        return
+    source = open_source(value, what)
+    with source.open() as file:
+        yield file, source.name
 
 
 @dataclass(frozen=True)
@@ -291,7 +263,7 @@ def open_source(value: Any, what: str, policy: AccessPolicy | None = None) -> So
     """Find the encoded bytes that `value` stands for.
 
     Args:
-        value: see `ACCEPTED`. An http(s) address is downloaded as a whole.
+        value: see `inline.ACCEPTED`. An http(s) address is downloaded as a whole.
         what: "picture", "sound" or "video", for the messages and the limits.
         policy: what may be opened; by default the one in force (see `AccessPolicy`).
 
@@ -420,13 +392,13 @@ def _open_allowed(path: str | os.PathLike, policy: AccessPolicy) -> BinaryIO:
     Raises:
         PermissionError: it lies beyond the folders, also by way of a link; OSError: there is none, or it is no regular file.
     """
-    real = os.path.realpath(path)
-    if policy.files == "any":
-        return open_regular(real)
-    folders = () if policy.files == "none" else [os.path.realpath(folder) for folder in policy.files]
-    if not any(os.path.commonpath((real, folder)) == folder for folder in folders):
+    real, anywhere = os.path.realpath(path), policy.files == "any"
+    folders = [] if policy.files in ("any", "none") else [os.path.realpath(folder) for folder in policy.files]
+    if not anywhere and not any(os.path.commonpath((real, folder)) == folder for folder in folders):
         raise PermissionError(13, "is not below the folders that may be read", real)
     file = open_regular(real)
+    if anywhere:
+        return file
     try:  # what was checked is what was opened, even if a folder became a link in between
         if os.path.realpath(real) != real or not os.path.samestat(os.stat(real), os.fstat(file.fileno())):
             raise PermissionError(13, "was exchanged while it was opened", str(path))

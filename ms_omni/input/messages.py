@@ -16,7 +16,7 @@ from PIL import Image
 
 from ms_omni.arrays import to_array
 from ms_omni.errors import InputError, MediaError
-from ms_omni.input.inline import decode_base64
+from ms_omni.input.inline import DICT_ACCEPTED, decode_base64
 from ms_omni.input.media import OPTION_KEYS, ItemOptions, item_options
 
 KINDS = ("image", "audio", "video")
@@ -31,7 +31,6 @@ _PLACES = ("path", "file_path", "url", "uri", "file_url")
 _WRAPPERS = ("file", "source", "composite", "image", "audio", "video", "image_url", "audio_url", "video_url", "input_audio")
 SOURCE_KEYS = (*_ARRAY, *_BYTES, *_TEXT, *_PLACES, "file", "source")
 _RATES = ("sampling_rate", "sample_rate")
-DICT_ACCEPTED = "url, path, bytes, base64 or data, or array with sampling_rate"
 _MEDIA_TYPES = {  # endings that Python's table leaves to the system
     **dict.fromkeys((".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wav", ".mp3"), "audio"),
     **dict.fromkeys((".mkv", ".webm", ".flv", ".m4v", ".ts", ".mp4", ".mov", ".avi"), "video"),

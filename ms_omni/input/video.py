@@ -5,25 +5,31 @@ A file is read twice: for the times of all frames, then for the chosen frames al
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
 
+from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
-from ms_omni.input.container import Clock, Container, Decoding, open_container
+from ms_omni.input.container import Track, open_track
 from ms_omni.input.image import to_bytes, to_rgb
+from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
 from ms_omni.input.integrity import check_whole, size_bytes
 from ms_omni.input.limits import limits
-from ms_omni.input.media import Media, SamplingOptions, SizeOptions
+from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
 from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames, frame_metadata
-from ms_omni.input.sizes import SizeRule, default_video_size, resize_frame
+from ms_omni.input.sizes import SizeRule, default_video_size, resize_frame, resized
 from ms_omni.notices import caller_level
 
+VIDEO_ACCEPTED = (
+    f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
+)
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
 _SAME_S = 1e-3  # time stamps are rounded
 _LARGE_BYTES = 1 << 29  # of chosen frames in their own size
@@ -32,7 +38,7 @@ _STRETCH = 10  # most that pixels are wider than high, or higher than wide
 
 
 @dataclass(frozen=True)
-class _Track:
+class _Timeline:
     """What is known of a video before its frames are chosen.
 
     Attributes:
@@ -51,27 +57,41 @@ class _Track:
     missing: int = 0
 
 
-def decode_video(
-    file: BinaryIO, name: str, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None
-) -> Media:
-    """The chosen frames of a video file; see `load.load_video`.
+def decode_video(value: Any, name: str, options: ItemOptions = ItemOptions(), size_rule: SizeRule | None = None) -> Media:
+    """A clip of an open video file, or of frames that came as an array or as a list of RGB pictures; see `load.load_video`.
 
     Raises:
         MediaError: not a video, without frames, cut short, damaged, too large, or too short for the sampling options.
     """
+    if isinstance(value, io.IOBase):
+        return _decode_file(cast("BinaryIO", value), name, options.sampling, options.sizes, size_rule)
+    array = to_array(value)
+    if array is None and not isinstance(value, (list, tuple)):
+        raise MediaError(f"{name} is a {type(value).__name__}; give {VIDEO_ACCEPTED}.")
+    frames = _stacked(value, name) if array is None else frames_from_array(array, name)
+    if len(frames) % FRAME_FACTOR:
+        frames = np.concatenate([frames, frames[-1:]])
+    fps, count = options.list_fps or DEFAULT_LIST_FPS, len(frames)
+    clip = Media("video", name, frames, options.sizes, fps, metadata=frame_metadata(fps, count, range(count)))
+    return clip if size_rule is None else resized(clip, size_rule)
+
+
+def _decode_file(
+    file: BinaryIO, name: str, sampling: SamplingOptions, sizes: SizeOptions, size_rule: SizeRule | None
+) -> Media:
     if check_whole(file, name)[8:] == b"WEBP":
         return _decode_animation(file, name, sampling, sizes, size_rule)
     for survey in (_survey_packets, _survey_frames):
-        track = survey(file, name)
-        if track is None:
+        timeline = survey(file, name)
+        if timeline is None:
             continue
-        choice = choose_frames(track.times_s, track.end_s, track.stated_fps, sampling, name)
+        choice = choose_frames(timeline.times_s, timeline.end_s, timeline.stated_fps, sampling, name)
         frames = _Canvas(len(choice.indices), sizes, size_rule, name)
-        if _decode(file, track, choice, frames):
+        if _decode(file, timeline, choice, frames):
             break
     else:
         raise MediaError(f"{name} is damaged: it yields other frames each time it is decoded.")
-    return _clip(track, choice, frames)
+    return _clip(timeline, choice, frames)
 
 
 def _decode_animation(
@@ -89,8 +109,8 @@ def _decode_animation(
         if len(lengths_s) < FRAME_FACTOR:
             raise MediaError(f"{name} is a picture, not a video; give it as an image item.")
         ends_s = np.cumsum(lengths_s)
-        track = _Track(ends_s - lengths_s, float(ends_s[-1]), None, False)
-        choice = choose_frames(track.times_s, track.end_s, None, sampling, name)
+        timeline = _Timeline(ends_s - lengths_s, float(ends_s[-1]), None, False)
+        choice = choose_frames(timeline.times_s, timeline.end_s, None, sampling, name)
         frames = _Canvas(len(choice.indices), sizes, size_rule, name)
         for place, index in enumerate(choice.indices.tolist()):
             image.seek(index)
@@ -100,28 +120,27 @@ def _decode_animation(
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
         raise MediaError(f"{name} is damaged or cut short: {error}.") from error
-    return _clip(track, choice, frames)
+    return _clip(timeline, choice, frames)
 
 
-def _clip(track: _Track, choice: Choice, frames: _Canvas) -> Media:
+def _clip(timeline: _Timeline, choice: Choice, frames: _Canvas) -> Media:
     return Media(
         "video",
         frames.name,
         frames.data,
         frames.sizes,
         choice.sample_fps,
-        track.has_audio,
+        timeline.has_audio,
         sized=frames.size_rule is not None,
         metadata=frame_metadata(choice.fps, choice.total, choice.indices.tolist(), "pyav"),
     )
 
 
-def _survey_packets(file: BinaryIO, name: str) -> _Track | None:
+def _survey_packets(file: BinaryIO, name: str) -> _Timeline | None:
     """The track by its packets; None when they do not tell which frames they hold (fields, missing time stamps)."""
-    with open_container(file, name, "video") as container:
-        stream = container.picture_track()
-        clock, shown, read, count = Clock(container), [], 0, 0
-        for packet in container.demuxer.demux():
+    with open_track(file, name, "video") as track:
+        stream, shown, read, count = track.stream, [], 0, 0
+        for packet in track.demuxer.demux():
             read += packet.size
             if packet.stream_index != stream.index or not packet.size:  # an empty packet stands for a dropped frame
                 continue
@@ -132,70 +151,69 @@ def _survey_packets(file: BinaryIO, name: str) -> _Track | None:
                 return None
             length_s = float((packet.duration or 0) * packet.time_base)
             decoded_s = float((packet.pts if packet.dts is None else packet.dts) * packet.time_base)  # these never fall
-            shift_s = clock.time_s(decoded_s, length_s) - decoded_s
+            shift_s = track.time_s(decoded_s, length_s) - decoded_s
             shown.append((float(packet.pts * packet.time_base) + shift_s, length_s))
-        if "mov" in container.demuxer.format.name and count < stream.frames:
+        if "mov" in track.format and count < stream.frames:
             raise MediaError(f"{name} is damaged: {count} of {stream.frames} frames are there.")
-        track = _track(container, stream, [time_s for time_s, _ in shown], max(shown, default=(0, 0.0))[1])
-        track = replace(track, missing=max(0, stream.frames - count))
-        _check_read(container, stream, track, read, count)
-    return track
+        timeline = _timeline(track, [time_s for time_s, _ in shown], max(shown, default=(0, 0.0))[1])
+        timeline = replace(timeline, missing=max(0, stream.frames - count))
+        _check_read(track, timeline, read, count)
+    return timeline
 
 
-def _survey_frames(file: BinaryIO, name: str) -> _Track:
+def _survey_frames(file: BinaryIO, name: str) -> _Timeline:
     """The track by its decoded frames."""
-    with open_container(file, name, "video") as container:
-        stream = _decoder(container)
-        decoding, clock = Decoding(container, stream), Clock(container)
-        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        times = [_time_s(frame, clock, step_s) for frame in decoding]
-        decoding.check("video")
-        return replace(_track(container, stream, times, step_s), decoded=True)
+    with open_track(file, name, "video") as track:
+        step_s = _prepare(track)
+        times = [_time_s(frame, track, step_s) for frame in track]
+        track.check()
+        return replace(_timeline(track, times, step_s), decoded=True)
 
 
-def _track(container: Container, stream: Any, times: list[float], last_s: float) -> _Track:
+def _timeline(track: Track, times: list[float], last_s: float) -> _Timeline:
     if not times:
-        raise MediaError(f"{container.name} has a video track without frames.")
+        raise MediaError(f"{track.name} has a video track without frames.")
     times_s = np.sort(times) - min(times)  # frames come in the order of display; old containers give them times of decoding
-    stated_fps = float(stream.average_rate) if stream.average_rate else None
+    stated_fps = float(track.stream.average_rate) if track.stream.average_rate else None
     end_s = float(times_s[-1]) + (last_s or (times_s[-1] / (len(times) - 1) if times_s[-1] else 1 / (stated_fps or 1.0)))
     if len(times) > 1 and not times_s[-1]:
         if stated_fps is None:
-            raise MediaError(f"{container.name} does not say when its frames are shown; convert it to MP4 first.")
+            raise MediaError(f"{track.name} does not say when its frames are shown; convert it to MP4 first.")
         times_s, end_s = np.arange(len(times)) / stated_fps, len(times) / stated_fps
-    return _Track(times_s, end_s, stated_fps, bool(container.demuxer.streams.audio))
+    return _Timeline(times_s, end_s, stated_fps, track.has_sound)
 
 
-def _check_read(container: Container, stream: Any, track: _Track, read_bytes: int, packets: int) -> None:
+def _check_read(track: Track, timeline: _Timeline, read_bytes: int, packets: int) -> None:
     """Say that the file promises far more than was found; that is damage if most of its bytes were passed over as well."""
-    alone_s = 0.0 if track.has_audio else (container.demuxer.duration or 0) / 1e6
+    alone_s = 0.0 if timeline.has_audio else (track.demuxer.duration or 0) / 1e6
+    stream = track.stream
     declared_s = float(stream.duration * stream.time_base) if stream.duration else alone_s
-    short = track.end_s < 0.5 * declared_s
-    if not short and packets >= 0.5 * declared_s * (track.stated_fps or 0):
+    short = timeline.end_s < 0.5 * declared_s
+    if not short and packets >= 0.5 * declared_s * (timeline.stated_fps or 0):
         return
-    header = (1 << 14 if container.demuxer.format.name == "avi" else 1 << 11) + 32 * packets
-    size = size_bytes(container.file)
-    found = f"{packets} frames in {track.end_s:.2f} of {declared_s:.2f} s are found"
+    header = (1 << 14 if track.format == "avi" else 1 << 11) + 32 * packets
+    size = size_bytes(track.file)
+    found = f"{packets} frames in {timeline.end_s:.2f} of {declared_s:.2f} s are found"
     if size - header - read_bytes > size / 2:
         raise MediaError(
-            f"{container.name} is damaged: {found}, and {size - read_bytes} of its {size} bytes are neither picture nor sound."
+            f"{track.name} is damaged: {found}, and {size - read_bytes} of its {size} bytes are neither picture nor sound."
         )
     if short:
-        warnings.warn(f"{container.name}: {found}.", stacklevel=caller_level())
+        warnings.warn(f"{track.name}: {found}.", stacklevel=caller_level())
 
 
-def _decoder(container: Container) -> Any:
-    """The video track, ready to be decoded with as many threads as memory allows.
+def _prepare(track: Track) -> float:
+    """Let a video track be decoded with as many threads as memory allows; returns the seconds that a frame is usually shown.
 
     Raises:
         MediaError: frames of more than `limits.frame_pixels`.
     """
-    stream = container.picture_track()
-    pixels = _checked_pixels(stream.codec_context.width, stream.codec_context.height, container.name)
+    stream = track.stream
+    pixels = _checked_pixels(stream.codec_context.width, stream.codec_context.height, track.name)
     stream.thread_type = "SLICE"  # not by frames: those threads tell of damage when it is too late
     if 2 * pixels > _DECODER_BYTES / 16:
         stream.codec_context.thread_count = max(1, _DECODER_BYTES // (2 * pixels))
-    return stream
+    return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
 def _checked_pixels(width: int, height: int, name: str) -> int:
@@ -207,8 +225,8 @@ def _checked_pixels(width: int, height: int, name: str) -> int:
     return width * height
 
 
-def _time_s(frame: Any, clock: Clock, step_s: float) -> float:
-    return clock.time_s(None if frame.pts is None else float(frame.pts * frame.time_base), step_s)
+def _time_s(frame: Any, track: Track, step_s: float) -> float:
+    return track.time_s(None if frame.pts is None else float(frame.pts * frame.time_base), step_s)
 
 
 class _Canvas:
@@ -237,28 +255,25 @@ class _Canvas:
         place[:] = picture if picture.shape == place.shape[1:] else resize_frame(picture, inner_height, inner_width)
 
 
-def _decode(file: BinaryIO, track: _Track, choice: Choice, canvas: _Canvas) -> bool:
+def _decode(file: BinaryIO, timeline: _Timeline, choice: Choice, canvas: _Canvas) -> bool:
     """Fill the canvas with the chosen frames; False when the decoder shows other frames than the track knows of."""
-    with open_container(file, canvas.name, "video") as container:
-        stream = _decoder(container)
-        aspect = stream.sample_aspect_ratio
-        decoding, clock = Decoding(container, stream), Clock(container)
-        start_s, step_s, index = None, float(1 / stream.average_rate) if stream.average_rate else 0.0, -1
-        for index, frame in enumerate(decoding):
-            time_s = _time_s(frame, clock, step_s)
+    with open_track(file, canvas.name, "video") as track:
+        start_s, step_s, index = None, _prepare(track), -1
+        for index, frame in enumerate(track):
+            time_s = _time_s(frame, track, step_s)
             start_s = time_s if start_s is None else start_s
-            if index >= len(track.times_s):
+            if index >= len(timeline.times_s):
                 return False
-            if not track.decoded and abs(time_s - start_s - track.times_s[index]) > _SAME_S:
+            if not timeline.decoded and abs(time_s - start_s - timeline.times_s[index]) > _SAME_S:
                 return False
             start, stop = (int(np.searchsorted(choice.indices, index, side)) for side in ("left", "right"))
             if stop > start:
-                if not decoding.intact:
+                if not track.intact:
                     raise MediaError(f"{canvas.name} is damaged: the frame at {time_s:.2f} s cannot be decoded whole.")
-                canvas.put(start, stop, *_shown(frame, aspect, canvas.name))
+                canvas.put(start, stop, *_shown(frame, track.stream.sample_aspect_ratio, canvas.name))
             if index >= choice.indices[-1]:
                 break
-        decoding.check("video", track.missing)
+        track.check(timeline.missing)
     return index >= choice.indices[-1]
 
 
@@ -292,7 +307,7 @@ def _oriented(picture: np.ndarray, display_matrix: Any, name: str) -> tuple[np.n
     return picture[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1], turned
 
 
-def stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
+def _stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
     """Frames uint8 `[T, C, H, W]` of RGB pictures of one size.
 
     Raises:
@@ -305,14 +320,6 @@ def stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
         found = ", ".join(f"{width} x {height}" for width, height in sorted(shapes, key=lambda size: size[::-1]))
         raise MediaError(f"The frames of {name} differ in size ({found}); they must be alike.")
     return np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
-
-
-def ready_made(frames: np.ndarray, fps: float | None, sizes: SizeOptions, name: str) -> Media:
-    """A clip of frames `[T, C, H, W]` that came one by one; the last is repeated when their number is odd."""
-    fps = fps or DEFAULT_LIST_FPS
-    if len(frames) % FRAME_FACTOR:
-        frames = np.concatenate([frames, frames[-1:]])
-    return Media("video", name, frames, sizes, fps, metadata=frame_metadata(fps, len(frames), range(len(frames))))
 
 
 def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -> np.ndarray:
