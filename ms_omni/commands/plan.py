@@ -2,12 +2,29 @@
 
 import argparse
 
+from ..parallel.launches import FORMS
+from .speech_output import SAMPLE_RATE_HZ
+
 NAME = "plan"
-HELP = "Predict memory, communication and the least time of a token on several cards; nothing is loaded."
+HELP = "Predict memory, communication and the least times of text and speech on several cards; nothing is loaded."
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 COMPUTING = "max(bytes read / memory bandwidth, operations / peak)"
 SENDING = "bytes sent / bandwidth of each collective + collectives * latency"
-COLUMNS = ("cards", "weights per card", "KV cache", "peak", "fits", "sent per token", "collectives", "token, at least")
+COLUMNS = (
+    "cards",
+    "weights per card",
+    "KV cache",
+    "peak",
+    "fits",
+    "sent per token",
+    "collectives",
+    "token by bandwidth",
+    "by launches",
+)
+TRUST = """to trust the times, measure on the cards:
+  each estimate above ('ms-omni doctor' does, and compares), and the kernels of a step, which MindSpore counted without a card
+  what the bounds leave out: attention over the context, kernels that are too small for the whole bandwidth, and what the host
+  does between steps (choosing tokens, waiting for their numbers, the network)"""
 
 
 def add_arguments(parser):
@@ -17,6 +34,7 @@ def add_arguments(parser):
     parser.add_argument("--cards", type=numbers, required=True, metavar="N", help="number of cards; 1,2,4 makes a table")
     parser.add_argument("--strategy", default="ep", choices=("ep", "zero3"), help="how the model is spread (default: ep)")
     parser.add_argument("--context", type=int, default=8192, metavar="T", help="tokens in the cache (default: 8192)")
+    parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens before the first sound (default: 512)")
     parser.add_argument("--hardware", default="910b", metavar="H", help="910b, 910c, or a JSON file (default: 910b)")
     parser.add_argument("--memory-gb", type=float, metavar="G", help="memory of a card (default: the hardware's)")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(ITEMSIZE), help="of the weights (default: bfloat16)")
@@ -43,13 +61,14 @@ def run(arguments):
     config = read_config(arguments)
     shapes = parameter_shapes(config)
     found = [
-        predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype])
+        predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype], arguments.prompt)
         for cards in arguments.cards
     ]
     if len(found) > 1:
         print(table(found, hardware, memory_gb))
     else:
-        print(details(found[0], hardware, memory_gb, arguments))
+        frame_s = config.code2wav_config.samples_per_frame / SAMPLE_RATE_HZ if found[0].speech else 0.0
+        print(details(found[0], hardware, memory_gb, arguments, frame_s))
 
 
 def read_config(arguments):
@@ -75,9 +94,10 @@ def ms(seconds):
 
 
 def table(found, hardware, memory_gb):
-    """A Markdown table, one row per number of cards."""
+    """A Markdown table, one row per number of cards; its times are those of a token of text in a compiled step, as it is."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for item in found:
+        bound = item.bound((item.token,), hardware, FORMS[1])
         rows.append(
             (
                 str(item.cards),
@@ -85,9 +105,10 @@ def table(found, hardware, memory_gb):
                 gb(item.kv_cache),
                 gb(item.peak),
                 fits(item, memory_gb),
-                gb(item.traffic.total_bytes),
-                str(item.traffic.total_calls),
-                ms(item.seconds(hardware)[2]),
+                gb(item.token.traffic.total_bytes),
+                str(item.token.traffic.total_calls),
+                ms(bound.bandwidth),
+                ms(bound.launching),
             )
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -98,9 +119,10 @@ def fits(item, memory_gb):
     return "yes" if item.peak <= 1e9 * memory_gb else "no"
 
 
-def details(item, hardware, memory_gb, arguments):
-    """Everything about one number of cards."""
-    computing, sent, least = item.seconds(hardware)
+def details(item, hardware, memory_gb, arguments, frame_s):
+    """Everything about one number of cards. frame_s: seconds of sound in a frame."""
+    computing, sent = item.token.transfer(hardware, item.cards)
+    traffic, joined = item.token.traffic, "max(a, b)" if item.strategy == "zero3" else "a + b"
     lines = [
         f"{item.strategy} on {item.cards} x {hardware.name}, {arguments.dtype}, context of {arguments.context:,} tokens",
         "weights on the card that holds most:",
@@ -113,15 +135,31 @@ def details(item, hardware, memory_gb, arguments):
         f"peak while loading     {gb(item.loading):>12s}",
         f"peak                   {gb(item.peak):>12s}  {'fits' if fits(item, memory_gb) == 'yes' else 'does not fit'} "
         f"{memory_gb:g} GB (activations and MindSpore itself come on top)",
-        f"sent per token         {gb(item.traffic.total_bytes):>12s}  in {item.traffic.total_calls} collectives: "
-        + (
-            ", ".join(f"{n} {kind} ({item.traffic.nbytes[kind]:,} B)" for kind, n in item.traffic.calls.items() if n)
-            or "none"
-        ),
-        f"read per token         {gb(item.reads):>12s}",
-        f"token, at least        {ms(least):>12s}  = {'max(a, b)' if item.strategy == 'zero3' else 'a + b'}",
+        f"sent per token         {gb(traffic.total_bytes):>12s}  in {traffic.total_calls} collectives: "
+        + (", ".join(f"{n} {kind} ({traffic.nbytes[kind]:,} B)" for kind, n in traffic.calls.items() if n) or "none"),
+        f"read per token         {gb(item.token.reads):>12s}",
+        f"token by bandwidth     {ms(computing + sent if joined == 'a + b' else max(computing, sent)):>12s}  = {joined}",
         f"  a = {ms(computing)}: {COMPUTING}",
         f"  b = {ms(sent)}: {SENDING}",
         f"estimates among the numbers used: {', '.join(hardware.estimates) or 'none'}",
+        *times(item, hardware, f"a frame of speech ({1000 * frame_s:.0f} ms)", arguments.prompt),
+        TRUST,
     ]
     return "\n".join(lines)
+
+
+def times(item, hardware, frame, prompt):
+    """Lines with the least times of the steps, a form each."""
+    for name, steps in (
+        ("a token of text", (item.token,)),
+        (frame, item.speech),
+        (f"the first sound after {prompt:,} tokens", item.first),
+    ):
+        if steps:
+            yield f"{name + ', at least':44s} {'launches':>9s} {'by them':>10s} {'by bandwidth':>13s} {'in all':>10s}"
+            for form in FORMS:
+                found = item.bound(steps, hardware, form)
+                yield (
+                    f"  {form.name:42s} {found.launches:9,} {ms(found.launching):>10s} {ms(found.bandwidth):>13s} "
+                    f"{ms(found.least):>10s}  {found.holds}"
+                )

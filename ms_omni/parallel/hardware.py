@@ -9,11 +9,15 @@ from ..errors import ConfigError
 
 SCALARS = ("memory_gb", "memory_gb_per_s", "bf16_tflops", "collective_us")
 BY_CARDS = ("all_gather_gb_per_s", "all_reduce_gb_per_s")
+LAUNCH_US = ("eager", "graph", "aclop")
+KEYS = (*SCALARS, *BY_CARDS, "launch_us")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One card. GB are 1e9 bytes; bandwidths of collectives are bytes of the result per second, by number of cards."""
+    """One card and its host. GB are 1e9 bytes; bandwidths of collectives are bytes of the result per second, by number of cards;
+    launch_us: what the host needs to start a kernel, called one by one ("eager"), as part of a graph, and one of the older aclop.
+    """
 
     name: str
     memory_gb: float
@@ -22,6 +26,7 @@ class Hardware:
     collective_us: float
     all_gather_gb_per_s: dict
     all_reduce_gb_per_s: dict
+    launch_us: dict
     estimates: tuple
 
     def bandwidth(self, kind, cards):
@@ -44,19 +49,22 @@ def load_hardware(where):
 
 
 def _read(path, entries):
-    expected = {"name", *SCALARS, *BY_CARDS}
+    expected = {"name", *KEYS}
     if not isinstance(entries, dict) or set(entries) != expected:
         found = sorted(entries) if isinstance(entries, dict) else type(entries).__name__
         raise ConfigError(f"{path} holds {found}, expected {sorted(expected)}")
     values = {"name": entries["name"]}
-    for key in (*SCALARS, *BY_CARDS):
+    for key in KEYS:
         entry = entries[key]
         if not isinstance(entry, dict) or set(entry) != {"value", "source", "estimate"}:
             raise ConfigError(f"{path}: {key} needs a value, its source, and whether it is an estimate")
-        values[key] = entry["value"] if key in SCALARS else _by_cards(path, key, entry["value"])
-        if not all(_positive(value) for value in (values[key].values() if key in BY_CARDS else [values[key]])):
+        value = _by_cards(path, key, entry["value"]) if key in BY_CARDS else entry["value"]
+        if key == "launch_us" and (not isinstance(value, dict) or set(value) != set(LAUNCH_US)):
+            raise ConfigError(f"{path}: {key} is {value!r}, expected microseconds for {', '.join(LAUNCH_US)}")
+        if not all(map(_positive, value.values() if isinstance(value, dict) else [value])):
             raise ConfigError(f"{path}: {key} is {entry['value']!r}, expected positive numbers")
-    return Hardware(**values, estimates=tuple(key for key in (*SCALARS, *BY_CARDS) if entries[key]["estimate"]))
+        values[key] = value
+    return Hardware(**values, estimates=tuple(key for key in KEYS if entries[key]["estimate"]))
 
 
 def _by_cards(path, key, table):

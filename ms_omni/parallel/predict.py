@@ -1,38 +1,38 @@
-"""What a plan costs before anything is loaded: memory per card, communication per token, and a lower bound of its time.
+"""What a plan costs before anything is loaded: memory per card, communication, and lower bounds of the times of its steps.
 
 Everything is computed from the table that loading uses (`Plan.place`), so the bytes are those that a rank holds and the
 collectives those that `Team.traffic` counts: one conversation, greedy text.
-
-    seconds per token >= max(reads / memory bandwidth, operations / peak)
-                         + sum(bytes / bandwidth of the collective) + collectives * latency
-
-where `reads` are the weights that one token uses and its keys and values, with two operations for each element. ZeRO-3
-gathers ahead while it computes, so there the larger of the two sides counts instead of their sum.
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 from ..checkpoint.names import part_of, sources
 from ..errors import InputError
 from ..modeling import BUCKET_TOKENS
+from .hardware import Hardware
+from .launches import Form
 from .plan import STRATEGIES, strategy_module
-from .traffic import Traffic
-from .zero3_plan import block_of, bundles
-
-AGREED = (12, 4)  # bytes of the two broadcasts of a token: rank 0's choice with its flag, and whether it goes on
-CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
-EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)")
-TEXT = re.compile(r"thinker\.(model\.(layers\.\d+|norm)\.|lm_head\.).+")
+from .step_costs import (
+    CHUNK_TOKENS,
+    FIRST_FRAMES,
+    Bound,
+    Step,
+    codes_step,
+    gathers,
+    sound_step,
+    talker_step,
+    text_step,
+    text_traffic,
+)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes on the card that holds most, by part of the model; and what one token costs.
+    """Bytes on the card that holds most, by part of the model; and what the steps cost.
 
-    gathered: whole weights held for the moment (ZeRO-3). loading: the peak while loading. reads: bytes of memory that a
-    token reads. traffic: collectives of a token and their bytes.
+    gathered: whole weights held for the moment (ZeRO-3). loading: the peak while loading. token: the `Step` of a token of text.
+    speech: those of a frame, and first: those up to the first sound, in their order; both are empty where nobody computed them.
     """
 
     strategy: str
@@ -41,48 +41,41 @@ class Prediction:
     kv_cache: int
     gathered: int
     loading: int
-    reads: int
-    traffic: Traffic
-    itemsize: int
+    token: Step
+    speech: tuple = ()
+    first: tuple = ()
 
     @property
-    def held(self):
+    def held(self) -> int:
         """Bytes of all weights on the card."""
         return sum(self.weights.values())
 
     @property
-    def working(self):
-        """Bytes that generation needs, apart from activations and MindSpore itself."""
-        return self.held + self.kv_cache + self.gathered
+    def peak(self) -> int:
+        """Bytes while loading or generating, whichever is more, apart from activations and MindSpore itself."""
+        return max(self.loading, self.held + self.kv_cache + self.gathered)
 
-    @property
-    def peak(self):
-        """The larger of loading and generating."""
-        return max(self.loading, self.working)
-
-    def seconds(self, hardware):
-        """Lower bound of the time of a token: (computing, communication, both together)."""
-        operations = 2 * self.reads / self.itemsize
-        memory = max(self.reads / (1e9 * hardware.memory_gb_per_s), operations / (1e12 * hardware.bf16_tflops))
-        sent = sum(nbytes / hardware.bandwidth(kind, self.cards) for kind, nbytes in self.traffic.nbytes.items())
-        sent += self.traffic.total_calls * hardware.collective_us * 1e-6
-        return memory, sent, max(memory, sent) if self.strategy == "zero3" else memory + sent
+    def bound(self, steps: tuple, hardware: Hardware, form: Form) -> Bound:
+        """The `Bound` of steps of this prediction, one after the other."""
+        return sum((step.bound(hardware, self.cards, form, self.strategy == "zero3") for step in steps), Bound())
 
 
-def predict(config, shapes, strategy, cards, context, itemsize):
+def predict(config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS) -> Prediction:
     """The `Prediction` for a whole model.
 
     config: of the whole model; shapes: `{full name: shape}` of its parameters; strategy: "ep" or "zero3"; context: tokens
-    in the cache; itemsize: bytes of an element. Raises `InputError` for what cannot be.
+    in the cache; itemsize: bytes of an element; prompt: tokens in front of the first sound. Raises `InputError` for what
+    cannot be.
     """
-    for name, value in (("cards", cards), ("the context", context)):
+    text = config.thinker_config.text_config
+    for name, value in (("cards", cards), ("the context", context), ("the prompt", prompt)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
     if strategy not in STRATEGIES:
         raise InputError(f"the strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
-    text = config.thinker_config.text_config
-    if context > text.max_position_embeddings:
-        raise InputError(f"the context is {context} tokens, and the model has {text.max_position_embeddings} positions")
+    for name, value in (("context", context), ("prompt", prompt)):
+        if value > text.max_position_embeddings:
+            raise InputError(f"the {name} is {value} tokens, and the model has {text.max_position_embeddings} positions")
     if cards == 1:
         slices = [dict.fromkeys(shapes)]
     else:
@@ -92,14 +85,38 @@ def predict(config, shapes, strategy, cards, context, itemsize):
     held = max(local, key=lambda sizes: sum(sizes.values()))
     parts = slices[local.index(held)]
     gathering = strategy == "zero3" and cards > 1
-    groups = _gathers(shapes, parts, itemsize, cards) if gathering else {}
+    groups = gathers(shapes, parts, itemsize, cards) if gathering else {}
     biggest = 2 * max((sum(whole) for whole in groups.values()), default=0)  # of one block, and of the one that follows
-    whole = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    read = {name: math.prod(shape) * itemsize for name, shape in shapes.items()} if gathering else held
     cache = _cache_bytes(config, parts, context, itemsize)
-    read = _reads(text, whole if gathering else held) + cache[0]
     loading = sum(held.values()) + _two_tensors(held, shapes, itemsize)
-    traffic = _traffic(text, parts, groups, cards, itemsize)
-    return Prediction(strategy, cards, _by_part(held), sum(cache), biggest, loading, read, traffic, itemsize)
+
+    def thinker(tokens, cached):
+        return text_step(
+            config, read, text_traffic(text, parts, groups, cards, itemsize, tokens), cached, itemsize, cards, tokens
+        )
+
+    token = thinker(1, cache[0])
+    speech = () if gathering or config.talker_config is None else _speech(config, held, cache[1], itemsize, cards)
+    first = speech and _first_sound(
+        config, held, prompt, itemsize, cards, thinker, _cache_bytes(config, parts, prompt, itemsize)
+    )
+    return Prediction(strategy, cards, _by_part(held), sum(cache), biggest, loading, token, speech, first)
+
+
+def _speech(config, sizes, cached, itemsize, cards):
+    """The steps of a frame."""
+    return (talker_step(config, sizes, cached, itemsize, cards), codes_step(config, sizes, itemsize, cards))
+
+
+def _first_sound(config, sizes, prompt, itemsize, cards, thinker, cache):
+    """The steps up to the first sound: both read the prompt, then frames take turns with the tokens that they speak."""
+    chunks = [min(CHUNK_TOKENS, prompt - start) for start in range(0, prompt, CHUNK_TOKENS)]
+    reading = [thinker(tokens, 0) for tokens in chunks]
+    reading += [talker_step(config, sizes, 0, itemsize, cards, tokens) for tokens in chunks]
+    talker, codes = _speech(config, sizes, cache[1], itemsize, cards)
+    turn = [thinker(1, cache[0]), talker, codes]
+    return (*reading, codes, *turn * (FIRST_FRAMES - 1), sound_step(sizes))
 
 
 def _elements(shape, part):
@@ -134,51 +151,3 @@ def _cache_bytes(config, parts, context, itemsize):
         talker = config.talker_config.text_config
         sizes.append(2 * talker.num_hidden_layers * talker.num_key_value_heads * talker.head_dim * positions * itemsize)
     return sizes
-
-
-def _reads(text, sizes):
-    """Bytes of weights that a token of text reads; of the experts the share that is chosen, on average over ranks."""
-    total = 0
-    for name, nbytes in sizes.items():
-        if EXPERTS.fullmatch(name) and TEXT.fullmatch(name):
-            total += nbytes * text.num_experts_per_tok // text.num_experts
-        elif TEXT.fullmatch(name) or (text.tie_word_embeddings and name == "thinker.model.embed_tokens.weight"):
-            total += nbytes
-    return total
-
-
-def _gathers(shapes, runs, itemsize, cards):
-    """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text."""
-    blocks, found = {}, {}
-    for name in shapes:
-        if TEXT.fullmatch(name):
-            blocks.setdefault(block_of(name), []).append(name)
-    for block, names in blocks.items():
-        bundled = bundles({name: math.prod(shapes[name]) * itemsize for name in names})
-        found[block] = [sum(runs[name].length for name in group) * cards * itemsize for group in bundled]
-    if "thinker.lm_head.weight" not in shapes:  # a tied head reads the whole table
-        found["table"] = [runs["thinker.model.embed_tokens.weight"].length * cards * itemsize]
-    return found
-
-
-def _traffic(text, parts, groups, cards, itemsize):
-    traffic = Traffic()
-    if cards == 1:
-        return traffic
-    row = text.hidden_size * itemsize
-    for nbytes in AGREED:
-        traffic.add("broadcast", nbytes)
-    if groups:
-        traffic.add("all_reduce", row)  # the token's row of the embedding
-        for nbytes in (size for sizes in groups.values() for size in sizes):
-            traffic.add("all_gather", nbytes)
-        return traffic
-    for name, part in parts.items():
-        layer = name.startswith("thinker.model.layers.")
-        if layer and (
-            name.endswith(".mlp.experts.down") or (name.endswith(".self_attn.o_proj.weight") and not part.is_whole)
-        ):
-            traffic.add("all_reduce", row)
-    if "thinker.lm_head.weight" in parts:
-        traffic.add("all_gather", CHOICE_BYTES * cards)
-    return traffic

@@ -1,15 +1,21 @@
 """`ms-omni plan` says what the real run counts, and nothing that it cannot know."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config.named import config_folder, load_named_config
 from ms_omni.errors import ConfigError, InputError
+from ms_omni.generation import waves
+from ms_omni.modeling import prefill
 from ms_omni.parallel.hardware import load_hardware
-from ms_omni.parallel.predict import predict
+from ms_omni.parallel.launches import FORMS
+from ms_omni.parallel.predict import CHUNK_TOKENS, FIRST_FRAMES, predict
 from tests.parallel.launching import ROOT, STRATEGIES, msrun
+
+GRAPH = FORMS[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +34,58 @@ def test_bytes_and_collectives_of_a_token_are_those_that_a_run_counts(geometry, 
     for strategy in STRATEGIES:
         expected = predict(config, parameter_shapes(config), strategy, workers, 256, 4)
         for rank in counted:
-            assert rank[strategy]["calls"] == expected.traffic.calls
-            assert rank[strategy]["nbytes"] == expected.traffic.nbytes
+            assert rank[strategy]["calls"] == expected.token.traffic.calls
+            assert rank[strategy]["nbytes"] == expected.token.traffic.nbytes
         assert max(rank[strategy]["held"] for rank in counted) == expected.held
 
 
 def test_the_published_model_in_bytes(instruct):
     """35,259,818,545 parameters, of which every card holds the encoders and what speaks, and a share of the rest."""
     alone = predict(*instruct, "ep", 1, 8192, 2)
-    assert alone.held == 2 * 35_259_818_545 and alone.traffic.total_calls == 0
+    assert alone.held == 2 * 35_259_818_545 and alone.token.traffic.total_calls == 0
     for cards in (2, 4, 8):
         split, sharded = (predict(*instruct, strategy, cards, 8192, 2) for strategy in ("ep", "zero3"))
         assert sum(alone.weights[part] for part in ("thinker head", "audio encoder")) > split.weights["thinker head"]
         assert split.weights["thinker head"] == alone.weights["thinker head"] // cards
         assert sharded.held == pytest.approx(alone.held / cards, rel=0.001)
-        assert sharded.traffic.total_bytes > 100_000 * split.traffic.total_bytes
-        hardware = load_hardware("910b")
-        assert split.seconds(hardware)[2] < sharded.seconds(hardware)[2] / 3
+        assert sharded.token.traffic.total_bytes > 100_000 * split.token.traffic.total_bytes
+        times = [item.bound((item.token,), load_hardware("910b"), GRAPH) for item in (split, sharded)]
+        assert times[0].bandwidth < times[1].bandwidth / 30 and times[1].holds == "bandwidth holds"
         assert split.peak < 64e9
+
+
+def test_the_steps_of_an_answer_have_two_bounds(instruct):
+    """The launches are those that MindSpore's kernel selection counts; the first sound waits for all that precedes it."""
+    hardware, found = load_hardware("910b"), predict(*instruct, "ep", 2, 8192, 2)
+    alone = predict(*instruct, "ep", 1, 8192, 2)
+    launches = [alone.bound(steps, hardware, GRAPH).launches for steps in ((alone.token,), alone.speech)]
+    assert launches == [1829, 945 + 2688]
+    assert [alone.bound((alone.token,), hardware, form).launches for form in FORMS[2:]] == [48 * 22 + 5, 48 * 20 + 5]
+    for form in FORMS:
+        text, frame, first = (found.bound(steps, hardware, form) for steps in ((found.token,), found.speech, found.first))
+        assert text.least == text.launching > text.bandwidth and text.holds == "launches hold"
+        assert first.least > 3 * text.least + 3 * frame.least and first.bandwidth < first.least
+    slow = replace(hardware, memory_gb_per_s=10)
+    assert found.bound((found.token,), slow, GRAPH).holds == "bandwidth holds"
+    assert not predict(*instruct, "zero3", 2, 8192, 2).speech  # counted for text alone
+
+
+def test_the_first_sound_is_what_generation_waits_for(instruct):
+    """A prompt in chunks, for both decoders; the first frame follows at once, the others each a token of text."""
+    assert (CHUNK_TOKENS, FIRST_FRAMES) == (prefill.CHUNK_TOKENS, waves.CHUNK_FRAMES[0])
+    short, long = (predict(*instruct, "ep", 2, 8192, 2, prompt) for prompt in (512, 1300))
+    assert len(short.first) == 2 + 1 + 3 * (FIRST_FRAMES - 1) + 1 and len(long.first) == len(short.first) + 2 * 2
+    one, many = (sum(step.operations for step in item.first if not step.compiled) for item in (short, long))
+    assert many == pytest.approx(one * 1300 / 512)
+    experts = 128 * 3 * 2048 * 768 * 2 * 48 // 2  # a chunk reads all experts of the card
+    assert experts < short.first[0].reads < short.weights["thinker decoder"] + short.weights["thinker head"]
 
 
 def test_a_longer_context_costs_what_its_keys_and_values_take(instruct):
     short, long = (predict(*instruct, "ep", 2, context, 2) for context in (1024, 2048))
     thinker, talker = 48 * 2 * 128, 20 * 2 * 128  # layers, kv heads on this card, head dim
     assert long.kv_cache - short.kv_cache == 1024 * 2 * 2 * (thinker + talker)
-    assert long.reads - short.reads == 1024 * 2 * 2 * thinker
+    assert long.token.reads - short.token.reads == 1024 * 2 * 2 * thinker
 
 
 @pytest.mark.parametrize(
@@ -85,6 +118,10 @@ def test_hardware_files_of_ones_own_are_checked(tmp_path):
     for broken, said in (
         ({**entries, "memory_gb": 64}, "memory_gb needs a value, its source"),
         ({**entries, "memory_gb": {**entries["memory_gb"], "value": -1}}, "expected positive numbers"),
+        (
+            {**entries, "launch_us": {**entries["launch_us"], "value": {"eager": 3}}},
+            "expected microseconds for eager, graph",
+        ),
         ({**entries, "all_gather_gb_per_s": {**entries["memory_gb"]}}, "expected bandwidths by number of"),
         ({"name": "x"}, "expected .'all_gather"),
         ([], "holds list"),

@@ -1,0 +1,183 @@
+"""What the steps of an answer cost on the card that holds most, and the least time that they take for it.
+
+A step takes no less than the larger of two times:
+
+    bandwidth = max(reads / memory bandwidth, operations / peak) + sum(bytes / bandwidth of the collective) + collectives * latency
+    launches  = (kernels + collectives) * what it takes the host to start one, which depends on the form (`launches.py`)
+
+where `reads` are the weights that the step uses and its keys and values, and `operations` two for each element and token;
+those of attention itself are left out. ZeRO-3 gathers ahead while it computes, so there the larger of the two sides of the first
+line counts instead of their sum. Steps follow each other: each waits for a number that the one before has chosen.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .hardware import Hardware
+from .launches import FORMS, VOCODER, Form, Launches
+from .traffic import Traffic
+from .zero3_plan import block_of, bundles
+
+TEXT = re.compile(r"thinker\.(model\.(layers\.\d+|norm)\.|lm_head\.).+")
+TALKER = re.compile(r"talker\.(model\.(layers\.\d+|norm)\.|codec_head\.).+")
+CODES = re.compile(r"talker\.code_predictor\.model\.(layers\.\d+|norm)\..+")
+CODE_HEADS = re.compile(r"talker\.code_predictor\.lm_head\..+")
+SOUND = re.compile(r"code2wav\..+")
+EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)")
+TABLE = "thinker.model.embed_tokens.weight"
+
+AGREED = (12, 4)  # bytes of the two broadcasts of a token: rank 0's choice with its flag, and whether it goes on
+CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split; also of an id
+FIRST_FRAMES = 4  # of the first piece of sound (`generation/waves.py`)
+CHUNK_TOKENS = 512  # of a prompt that are read at once (`modeling/prefill.py`)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Seconds by bandwidth, by launches, and at least; launches: how many."""
+
+    bandwidth: float = 0.0
+    launching: float = 0.0
+    least: float = 0.0
+    launches: int = 0
+
+    def __add__(self, other):
+        return Bound(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @property
+    def holds(self) -> str:
+        """Which of the two is the larger one, in words."""
+        return "launches hold" if self.launching > self.bandwidth else "bandwidth holds"
+
+
+@dataclass(frozen=True)
+class Step:
+    """reads: bytes of memory; traffic: collectives and their bytes; kernels: form -> its `Launches`; compiled: whether it is part
+    of the forms that are graphs, which steps over several tokens are not.
+    """
+
+    reads: int
+    operations: float
+    traffic: Traffic
+    kernels: Callable[[Form], Launches]
+    compiled: bool = True
+
+    def transfer(self, hardware: Hardware, cards: int) -> tuple[float, float]:
+        """Seconds on the card, and between the cards."""
+        computing = max(self.reads / (1e9 * hardware.memory_gb_per_s), self.operations / (1e12 * hardware.bf16_tflops))
+        sent = sum(nbytes / hardware.bandwidth(kind, cards) for kind, nbytes in self.traffic.nbytes.items())
+        return computing, sent + self.traffic.total_calls * hardware.collective_us * 1e-6
+
+    def bound(self, hardware: Hardware, cards: int, form: Form, overlaps: bool = False) -> Bound:
+        """The `Bound` of its time in a form. overlaps: whether it computes while it sends."""
+        computing, sent = self.transfer(hardware, cards)
+        bandwidth = max(computing, sent) if overlaps else computing + sent
+        kernels, calls, cost = self.kernels(form), self.traffic.total_calls, hardware.launch_us
+        each = cost[form.kernels if self.compiled else "eager"]
+        launching = 1e-6 * ((kernels.plain + calls) * each + kernels.aclop * max(cost["aclop"], each))
+        return Bound(bandwidth, launching, max(bandwidth, launching), kernels.total + calls)
+
+
+def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1) -> Step:
+    """The thinker, for `tokens` tokens at once, at most `CHUNK_TOKENS`.
+
+    sizes: `{name: bytes}` of what it reads; traffic: see `text_traffic`; cache_bytes: of its keys and values.
+    """
+    text = config.thinker_config.text_config
+    reads, operations = _products(sizes, TEXT, itemsize, text, tokens)
+    if text.tie_word_embeddings:
+        reads, operations = reads + sizes[TABLE], operations + 2 * sizes[TABLE] / itemsize
+    return _decoder_step(
+        reads + cache_bytes, operations, traffic, tokens, lambda form: form.thinker(text.num_hidden_layers, cards)
+    )
+
+
+def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1) -> Step:
+    """The talker, which every card computes."""
+    text = config.talker_config.text_config
+    reads, operations = _products(sizes, TALKER, itemsize, text, tokens)
+    told = _told(cards, AGREED)
+    return _decoder_step(reads + cache_bytes, operations, told, tokens, lambda form: form.talker(text.num_hidden_layers))
+
+
+def _decoder_step(reads, operations, traffic, tokens, kernels):
+    """A chunk of a prompt is taken to launch, layer by layer, what a token does one by one."""
+    if tokens == 1:
+        return Step(reads, operations, traffic, kernels)
+    return Step(reads, operations, traffic, lambda _: kernels(FORMS[0]), compiled=False)
+
+
+def codes_step(config, sizes, itemsize, cards) -> Step:
+    """The codes that follow a token of the talker; the predictor's layers are read once for each."""
+    c = config.talker_config.code_predictor_config
+    codes, layers = c.num_code_groups - 1, c.num_hidden_layers
+    reads, operations = _products(sizes, CODES, itemsize)
+    heads = _products(sizes, CODE_HEADS, itemsize)
+    row = config.talker_config.text_config.hidden_size * itemsize
+    told = _told(cards, (AGREED[1] + CHOICE_BYTES * (codes + 1), row))
+    return Step(codes * reads + heads[0], codes * operations + heads[1], told, lambda form: form.codes(layers, codes))
+
+
+def sound_step(sizes) -> Step:
+    """The vocoder, for the first piece of sound; its operations are few beside what it reads."""
+    return Step(_products(sizes, SOUND, 1)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
+
+
+def _products(sizes, pattern, itemsize, mixture=None, tokens=1):
+    """(bytes read, operations) of the weights that match. mixture: the configuration that says which share of its experts a token
+    chooses; of the others each reads all, and of them as many as `tokens` even choices find.
+    """
+    share = mixture.num_experts_per_tok / mixture.num_experts if mixture else 1.0
+    reads = operations = 0.0
+    for name, nbytes in sizes.items():
+        if pattern.fullmatch(name):
+            chosen = share if EXPERTS.fullmatch(name) else 1.0
+            reads += nbytes * (1 - (1 - chosen) ** tokens)
+            operations += 2 * nbytes / itemsize * chosen * tokens
+    return round(reads), operations
+
+
+def _told(cards, messages):
+    """Broadcasts of rank 0's choices."""
+    traffic = Traffic()
+    for nbytes in messages if cards > 1 else ():
+        traffic.add("broadcast", nbytes)
+    return traffic
+
+
+def gathers(shapes, runs, itemsize, cards):
+    """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text."""
+    blocks, found = {}, {}
+    for name in shapes:
+        if TEXT.fullmatch(name):
+            blocks.setdefault(block_of(name), []).append(name)
+    for block, names in blocks.items():
+        bundled = bundles({name: math.prod(shapes[name]) * itemsize for name in names})
+        found[block] = [sum(runs[name].length for name in group) * cards * itemsize for group in bundled]
+    if "thinker.lm_head.weight" not in shapes:  # a tied head reads the whole table
+        found["table"] = [runs[TABLE].length * cards * itemsize]
+    return found
+
+
+def text_traffic(text, parts, groups, cards, itemsize, tokens=1) -> Traffic:
+    """Collectives of one pass over `tokens` tokens of text. groups: see `gathers`, for ZeRO-3."""
+    traffic = _told(cards, AGREED)
+    if cards == 1:
+        return traffic
+    rows = tokens * text.hidden_size * itemsize
+    if groups:
+        traffic.add("all_reduce", rows)  # the tokens' rows of the embedding
+        for nbytes in (size for sizes in groups.values() for size in sizes):
+            traffic.add("all_gather", nbytes)
+        return traffic
+    for name, part in parts.items():
+        layer = name.startswith("thinker.model.layers.")
+        if layer and (
+            name.endswith(".mlp.experts.down") or (name.endswith(".self_attn.o_proj.weight") and not part.is_whole)
+        ):
+            traffic.add("all_reduce", rows)
+    if "thinker.lm_head.weight" in parts:
+        traffic.add("all_gather", CHOICE_BYTES * cards)
+    return traffic
