@@ -2,11 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
+
+from ..doctor.finding import MARKS
 
 NAME = "doctor"
 HELP = "Check this machine: versions, devices, operators, msrun, and a tiny model through every stage. Exit code 0: it runs."
-MARKS = {"ok": "ok", "note": "  ", "warning": "!!", "error": "XX"}
 DONE = ("This machine can run the model.", "This machine cannot run the model: ")
 
 
@@ -14,6 +16,9 @@ def add_arguments(parser):
     parser.add_argument("--model", metavar="DIR", help="a checkpoint: does it fit into memory?")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="A,B", help="only these checks")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument(
+        "--report", metavar="FILE", help="also write a text file for a bug report, without names, paths and addresses"
+    )
     parser.add_argument(
         "--ascend-root",
         default="/usr/local/Ascend",
@@ -24,6 +29,7 @@ def add_arguments(parser):
 
 def run(arguments):
     from ..doctor.finding import ERROR, Options
+    from ..doctor.report import text_of
     from ..doctor.runner import CHECKS, run_all
 
     known = [check.name for check in CHECKS]
@@ -31,12 +37,15 @@ def run(arguments):
     if unknown:
         raise ValueError(f"there is no check {unknown[0]!r}; expected some of {', '.join(known)}")
     options = Options(arguments.model, arguments.ascend_root)
-    found = []
-    for check, findings in run_all(options, arguments.only, lambda check: status(f"{check.title} ...")):
-        status("")
-        found.append((check, findings))
-        if not arguments.json:
-            show(check, findings)
+    with open(arguments.report, "w", encoding="utf-8") if arguments.report else nullcontext() as report:
+        found = []
+        for check, findings in run_all(options, arguments.only, lambda check: status(f"{check.title} ...")):
+            status("")
+            found.append((check, findings))
+            if not arguments.json:
+                show(check, findings)
+        if report is not None:
+            report.write(text_of(found, options))
     bad = [check.title for check, findings in found if any(finding.level == ERROR for finding in findings)]
     if arguments.json:
         checks = {check.name: [asdict(finding) for finding in findings] for check, findings in found}

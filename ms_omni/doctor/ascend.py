@@ -8,6 +8,9 @@ Where the versions stand (CANN software installation guide, "Querying the Softwa
     all        npu-smi info -t board -i ID: Software Version, Firmware Version, Compatibility
 """
 
+import ast
+import contextlib
+import importlib.util
 import os
 import platform
 import re
@@ -18,9 +21,7 @@ from pathlib import Path
 
 from .finding import error, note, ok, one_line, warning
 
-SUPPORTED = {"2.7.1": ("8.3.RC1", "24.1.RC3"), "2.7.2": ("8.5.0", "24.1.RC3")}  # MindSpore: CANN, oldest driver
-DEFAULT = "2.7.1"
-ACCEPTED_CANN = ((7, 8), (8, 2), (8, 3))  # what MindSpore 2.7.1 does not warn about
+OLDEST_DRIVER = "24.1.RC3"  # that goes with MindSpore 2.7.1
 INSTALL = "https://www.mindspore.cn/install names the packages that go together"
 SMI_LIMIT_S = 20
 NO_NPU = "no Ascend NPU and none of its software here: the model runs on CPU, in float32"
@@ -52,15 +53,16 @@ def device_files():
 
 
 def software(options):
-    """Findings on driver, firmware and CANN."""
+    """Findings on driver, firmware and CANN. Versions that nobody has tried together are warnings: whether MindSpore computes here
+    is another check.
+    """
     if not is_present(options):
         yield note(NO_NPU)
         return
-    cann, driver = SUPPORTED.get(mindspore_version(), SUPPORTED[DEFAULT])
-    yield _driver(Path(options.ascend_root), driver)
+    yield _driver(Path(options.ascend_root))
     firmware = _field(Path(options.ascend_root) / "firmware" / "version.info", "version")[0]
     yield ok(f"firmware {firmware}") if firmware else note("the firmware's version file is missing; npu-smi may tell")
-    yield from _cann(options, cann)
+    yield from _cann(options)
 
 
 def mindspore_version():
@@ -71,42 +73,57 @@ def mindspore_version():
         return "none"
 
 
-def _driver(root, oldest):
+def accepted_cann():
+    """The versions of CANN that the installed MindSpore names as its own, such as ("8.2", "8.3"); () where it names none.
+
+    It warns about others. They stand in its source, which is read here, since it cannot be asked without being started.
+    """
+    spec = importlib.util.find_spec("mindspore")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        try:
+            tree = ast.parse((Path(folder) / "run_check" / "_check_version.py").read_text(encoding="utf-8"))
+        except (OSError, ValueError, SyntaxError):
+            continue
+        checkers = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "AscendEnvChecker"]
+        for node in (node for checker in checkers for node in ast.walk(checker)):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "self.version":
+                with contextlib.suppress(ValueError):
+                    return tuple(map(str, ast.literal_eval(node.value)))
+    return ()
+
+
+def _driver(root):
     found, problem = _field(root / "driver" / "version.info", "version")
     if problem:
-        return error(
+        return warning(
             f"the NPU driver's version cannot be read: {problem}",
-            f"install driver {oldest} or newer ({INSTALL}); in a container, mount {root}/driver into it",
+            f"install driver {OLDEST_DRIVER} or newer ({INSTALL}); in a container, mount {root}/driver into it",
         )
-    if order(found) < order(oldest):
-        return error(
-            f"NPU driver {found} is older than {oldest}, the oldest that goes with this MindSpore",
-            f"install driver {oldest} or newer and its firmware, then restart the machine",
+    if order(found) < order(OLDEST_DRIVER):
+        return warning(
+            f"NPU driver {found} is older than {OLDEST_DRIVER}, the oldest that is known to go with MindSpore 2.7.1",
+            f"install driver {OLDEST_DRIVER} or newer and its firmware, then restart the machine",
         )
     return ok(f"driver {found}")
 
 
-def _cann(options, wanted):
-    homes = toolkit_folders(options)
-    found = [(home, _cann_version(home)) for home in homes if home.exists()]
-    if not found:
-        yield error(
-            f"CANN is not found in {' or '.join(map(str, homes))}",
-            f"install CANN {wanted} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'",
-        )
+def _cann(options):
+    homes, known = toolkit_folders(options), " or ".join(accepted_cann())
+    wanted = f"install CANN {known or 'as MindSpore asks for'} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'"
+    home = next((home for home in homes if home.exists()), None)
+    if home is None:
+        yield error(f"CANN is not found in {' or '.join(map(str, homes))}", wanted)
         return
-    home, (version, problem) = found[0]
-    again = f"install CANN {wanted} ({INSTALL}) and 'source {home.parent}/set_env.sh'"
-    if problem:
-        yield error(f"CANN's version cannot be read: {problem}", again)
-    elif numbers(version)[:2] == numbers(wanted)[:2]:
-        yield ok(f"CANN {version} in {home}")
-    elif numbers(version)[:2] in ACCEPTED_CANN and wanted == SUPPORTED[DEFAULT][0]:
-        yield warning(
-            f"CANN {version} is not the {wanted} that MindSpore {DEFAULT} was released with, but is accepted", again
-        )
+    versions, problem = _cann_versions(home)
+    shown = f"CANN {' = '.join(dict.fromkeys(versions))} in {home}"
+    if not versions:
+        yield warning(f"CANN's version cannot be read: {problem}", wanted)
+    elif not known:
+        yield warning(f"{shown}; the installed MindSpore does not say which CANN it was made for", f"compare with {INSTALL}")
+    elif not {".".join(map(str, numbers(version)[:2])) for version in versions} & set(accepted_cann()):
+        yield warning(f"{shown}; MindSpore {mindspore_version()} was made for {known}", f"if something fails, {wanted}")
     else:
-        yield error(f"CANN {version} does not go with MindSpore {mindspore_version()}, which needs {wanted}", again)
+        yield ok(shown)
     if not os.environ.get("ASCEND_OPP_PATH"):
         yield error("the environment of CANN is not set (ASCEND_OPP_PATH is empty)", f"source {home.parent}/set_env.sh")
 
@@ -123,14 +140,15 @@ def toolkit_folders(options):
     ]
 
 
-def _cann_version(home):
+def _cann_versions(home):
+    """(versions, why there is none): of the package, and of the compiler, by which MindSpore goes; they may differ in form."""
     files = [
         home / f"{platform.machine()}-linux" / "ascend_toolkit_install.info",
         home / "ascend_nnae_install.info",
         home / "compiler" / "version.info",
     ]
     answers = [_field(file, "version") for file in files]
-    return next((answer for answer in answers if not answer[1]), answers[0])
+    return [version for version, _ in answers if version], answers[0][1]
 
 
 def _field(path, name):

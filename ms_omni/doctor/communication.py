@@ -1,5 +1,6 @@
-"""Can processes on this machine talk to each other, and do two of them sum with MindSpore's collectives?"""
+"""Can processes on this machine talk to each other, do they sum with MindSpore's collectives, and how fast are the links?"""
 
+import json
 import os
 import shutil
 import signal
@@ -9,14 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import ascend
+from . import ascend, speed
 from .finding import error, note, ok, one_line, warning
 
 LOCAL = "127.0.0.1"
 SOCKET_LIMIT_S = 5
 MSRUN_PORT = 8118
 JOB_LIMIT_S = 150
-TASK = Path(__file__).with_name("sum_task.py")
+TASK = Path(__file__).with_name("link_task.py")
 
 
 def level():
@@ -67,7 +68,9 @@ def launcher():
 
 
 def msrun(_):
-    """Findings on two processes that msrun starts and that sum over HCCL (NPUs) or MindSpore's CPU collectives."""
+    """Findings on processes that msrun starts, two and as many as there are NPUs: they sum over HCCL or MindSpore's CPU
+    collectives, and what the links between them give stands beside what `ms-omni plan` reckons with.
+    """
     try:
         echo()
     except OSError:
@@ -77,28 +80,37 @@ def msrun(_):
     if program is None:
         yield level()(
             "msrun is not found, so the model runs in one process only",
-            "pip install --force-reinstall mindspore==2.7.1, and put its bin folder on PATH",
+            "pip install --force-reinstall mindspore, and put its bin folder on PATH",
         )
         return
-    with tempfile.TemporaryDirectory(prefix="ms_omni-msrun-") as folder:
-        code, log = run_job(program, Path(folder))
     backend = "HCCL" if len(ascend.device_files()) > 1 else "MindSpore's CPU collectives"
-    if code is None:
-        yield level()(f"two processes under msrun did not finish in {JOB_LIMIT_S} s", _advice())
-    elif code or log.count("sum is right") < 2:
-        yield level()(f"two processes under msrun failed: {_reason(log)}", _advice())
-    else:
-        yield ok(f"two processes under msrun sum over {backend}")
+    for workers in sorted({2, max(2, len(ascend.device_files()))}):
+        with tempfile.TemporaryDirectory(prefix="ms_omni-msrun-") as folder:
+            code, log = run_job(program, Path(folder), workers)
+        if code is None:
+            yield level()(f"{workers} processes under msrun did not finish in {JOB_LIMIT_S} s", _advice())
+        elif code or log.count("sum is right") < workers:
+            yield level()(f"{workers} processes under msrun failed: {_reason(log)}", _advice())
+        else:
+            yield ok(f"{workers} processes under msrun sum over {backend}")
+            yield from _links(log, workers)
 
 
-def run_job(program, folder):
-    """(exit code or None when it was stopped, text of all logs) of the sum in two processes."""
+def _links(log, workers):
+    line = next((line for line in log.splitlines() if "measured {" in line), None)
+    if line is not None:
+        measured = json.loads(line.partition("measured ")[2])
+        yield from speed.beside(measured["found"], measured["card"], f"between {workers} processes", workers)
+
+
+def run_job(program, folder, workers):
+    """(exit code or None when it was stopped, text of all logs) of the sum in so many processes."""
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         port = probe.getsockname()[1]
     options = [
-        "--worker_num=2",
-        "--local_worker_num=2",
+        f"--worker_num={workers}",
+        f"--local_worker_num={workers}",
         f"--master_addr={LOCAL}",
         f"--master_port={port}",
         f"--log_dir={folder / 'logs'}",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 OK, NOTE, WARNING, ERROR = "ok", "note", "warning", "error"
-LEVELS = (OK, NOTE, WARNING, ERROR)
+MARKS = {OK: "ok", NOTE: "  ", WARNING: "!!", ERROR: "XX"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Finding:
     do: str = ""
 
     def __post_init__(self):
-        assert self.level in LEVELS and (self.do or self.level in (OK, NOTE)), self
+        assert self.level in MARKS and (self.do or self.level in (OK, NOTE)), self
 
 
 def ok(what):

@@ -38,7 +38,8 @@ CHECKS = (
     Check("mindspore", "MindSpore", "mindspore_check:import_and_compute", 180, ("python", "memory")),
     Check("operators", "operators", "operators:table_and_numbers", 420, ("mindspore",)),
     Check("loopback", "ports and loopback", "communication:loopback", 30),
-    Check("msrun", "msrun", "communication:msrun", 200, ("mindspore", "loopback")),
+    Check("speed", "speed", "speed:rates", 120, ("mindspore", "operators")),
+    Check("msrun", "msrun, links", "communication:msrun", 320, ("mindspore", "loopback")),
     Check("selfcheck", "self-check", "selfcheck:stages", 300, ("mindspore", "operators", "packages")),
     Check("miniature", "the miniature", "miniature:answers", 300, ("mindspore", "operators", "packages")),
 )

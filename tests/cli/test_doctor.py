@@ -20,7 +20,8 @@ def test_this_machine(cli):
         "devices",
         "MindSpore",
         "operators",
-        "msrun",
+        "speed",
+        "msrun, links",
         "self-check",
         "the miniature",
     ):
@@ -48,3 +49,12 @@ def test_json(cli):
 def test_an_unknown_check(cli):
     code, _, err = cli("doctor", "--only", "luck")
     assert code == 1 and "there is no check 'luck'; expected some of python, packages" in err
+
+
+def test_a_report_is_written_beside_the_lines(cli, tmp_path):
+    file = tmp_path / "report.txt"
+    code, out, _ = cli("doctor", "--only", "python,disk", "--report", file)
+    text = file.read_text(encoding="utf-8")
+    assert code == 0 and b"disk" in out and "[disk]" in text and str(tmp_path) not in text
+    code, _, err = cli("doctor", "--only", "python", "--report", tmp_path / "no" / "report.txt")
+    assert code == 1 and "No such file" in err

@@ -1,22 +1,23 @@
 """Simulated installations of driver, firmware and CANN, and a simulated npu-smi."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ms_omni.doctor import ascend as checks
 from ms_omni.doctor.ascend import numbers
+from ms_omni.doctor.finding import Options
 from tests.doctor.conftest import said, the_one
 
 
 def test_a_machine_without_npu(child, tmp_path):
-    from ms_omni.doctor.finding import Options
-
     options = Options(ascend_root=str(tmp_path / "none"))
-    assert [finding.what for finding in child("ascend", options)] == [checks.NO_NPU]
-    assert said(child("devices", options), "ok")
+    assert [finding.what for finding in list(checks.software(options))] == [checks.NO_NPU]
+    assert said(list(checks.devices(options)), "ok")
 
 
 def test_versions_that_go_together(child, ascend):
-    findings = child("ascend", ascend())
+    findings = list(checks.software(ascend()))
     assert {finding.level for finding in findings} == {"ok"}
     assert [finding.what for finding in findings][:2] == ["driver 24.1.rc3", "firmware 7.5.0.1.129"]
     assert "CANN 8.3.RC1" in findings[2].what
@@ -25,21 +26,48 @@ def test_versions_that_go_together(child, ascend):
 @pytest.mark.parametrize(
     "broken, level, what, do",
     [
-        ({"driver": None}, "error", "driver's version cannot be read", "install driver 24.1.RC3 or newer"),
-        ({"driver": "23.0.3"}, "error", "NPU driver 23.0.3 is older than 24.1.RC3", "restart the machine"),
-        ({"driver": "24.1.rc2"}, "error", "NPU driver 24.1.rc2 is older", "install driver 24.1.RC3"),
-        ({"driver": "unknown"}, "error", "has no line 'version='", "install driver"),
-        ({"cann": None}, "error", "CANN is not found in", "install CANN 8.3.RC1"),
-        ({"cann": "unreadable"}, "error", "CANN's version cannot be read", "install CANN 8.3.RC1"),
-        ({"cann": "8.0.RC2"}, "error", "CANN 8.0.RC2 does not go with MindSpore", "install CANN 8.3.RC1"),
-        ({"cann": "8.5.0"}, "error", "CANN 8.5.0 does not go with MindSpore", "install CANN 8.3.RC1"),
-        ({"cann": "8.2.RC1"}, "warning", "CANN 8.2.RC1 is not the 8.3.RC1", "set_env.sh"),
+        ({"driver": None}, "warning", "driver's version cannot be read", "install driver 24.1.RC3 or newer"),
+        ({"driver": "23.0.3"}, "warning", "NPU driver 23.0.3 is older than 24.1.RC3", "restart the machine"),
+        ({"driver": "24.1.rc2"}, "warning", "NPU driver 24.1.rc2 is older", "install driver 24.1.RC3"),
+        ({"driver": "unknown"}, "warning", "has no line 'version='", "install driver"),
+        ({"cann": None}, "error", "CANN is not found in", f"install CANN {' or '.join(checks.accepted_cann())}"),
+        ({"cann": "unreadable"}, "warning", "CANN's version cannot be read", "install CANN"),
+        ({"cann": "8.0.RC2"}, "warning", "CANN 8.0.RC2 in", "if something fails, install CANN"),
+        ({"cann": "99.5.0"}, "warning", f"was made for {' or '.join(checks.accepted_cann())}", "if something fails"),
         ({"sourced": False}, "error", "the environment of CANN is not set", "set_env.sh"),
     ],
 )
 def test_a_fault(child, ascend, broken, level, what, do):
-    finding = the_one(child("ascend", ascend(**broken)), level)
+    finding = the_one(list(checks.software(ascend(**broken))), level)
     assert what in finding.what and do in finding.do
+
+
+def test_the_versions_of_cann_are_those_that_mindspore_itself_names(monkeypatch, tmp_path):
+    """Each of them is right here; and a MindSpore that names none, or is none, gives a warning."""
+    from mindspore.run_check._check_version import AscendEnvChecker
+
+    known = checks.accepted_cann()
+    assert list(known) == AscendEnvChecker("").version and "8.3" in known
+    monkeypatch.setattr(checks, "accepted_cann", lambda: ("9.1", "10.0"))
+    options = Options(ascend_root=str(tmp_path))
+    home = tmp_path / "cann" / "compiler"
+    home.mkdir(parents=True)
+    for version, level in (("9.1.0.1.20", "ok"), ("10.0.RC1", "ok"), ("10.1.RC1", "warning")):
+        (home / "version.info").write_text(f"Version={version}\n")
+        assert [item.level for item in checks.software(options) if "CANN " + version in item.what] == [level]
+    monkeypatch.setattr(checks, "accepted_cann", lambda: ())
+    assert any("does not say which CANN" in item.what for item in said(list(checks.software(options)), "warning"))
+
+
+@pytest.mark.parametrize("text", [None, "class AscendEnvChecker:\n    pass", "class AscendEnvChecker(", "self.version = 3"])
+def test_a_mindspore_that_names_no_versions(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=[tmp_path]))
+    if text is not None:
+        (tmp_path / "run_check").mkdir()
+        (tmp_path / "run_check" / "_check_version.py").write_text(text)
+    assert checks.accepted_cann() == ()
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda _: None)
+    assert checks.accepted_cann() == ()
 
 
 def test_cann_elsewhere_is_named_by_its_environment(child, ascend, tmp_path):
@@ -55,7 +83,7 @@ def test_a_version_file_that_is_a_folder(child, ascend):
 
     options = ascend(driver=None)
     (Path(options.ascend_root) / "driver" / "version.info").mkdir(parents=True)
-    assert "Is a directory" in the_one(child("ascend", options), "error").what
+    assert "Is a directory" in the_one(list(checks.software(options)), "warning").what
 
 
 def test_order():
@@ -66,7 +94,7 @@ def test_order():
 def test_an_npu(child, ascend, npu_smi, monkeypatch):
     npu_smi()
     options = ascend()
-    findings = child("devices", options)
+    findings = list(checks.devices(options))
     assert (
         "NPU 0: software version 24.1.rc3, firmware version 7.5.0.1.129, 49.2 of 65.5 GB free"
         in said(findings, "ok")[0].what
@@ -76,12 +104,14 @@ def test_an_npu(child, ascend, npu_smi, monkeypatch):
 
 def test_driver_and_firmware_apart(child, ascend, npu_smi):
     npu_smi(fits="NOK")
-    assert any("driver and firmware do not go together" in item.what for item in said(child("devices", ascend()), "error"))
+    assert any(
+        "driver and firmware do not go together" in item.what for item in said(list(checks.devices(ascend())), "error")
+    )
 
 
 def test_an_npu_smi_that_fails(child, ascend, npu_smi):
     npu_smi(fails=True)
-    assert any("dcmi initialize failed" in item.what for item in said(child("devices", ascend()), "error"))
+    assert any("dcmi initialize failed" in item.what for item in said(list(checks.devices(ascend())), "error"))
 
 
 def test_an_npu_smi_that_hangs(ascend, program, monkeypatch):

@@ -72,7 +72,7 @@ def test_the_steps_of_an_answer_have_two_bounds(instruct):
 
 def test_the_first_sound_is_what_generation_waits_for(instruct):
     """A prompt in chunks, for both decoders; the first frame follows at once, the others each a token of text."""
-    assert (CHUNK_TOKENS, FIRST_FRAMES) == (prefill.CHUNK_TOKENS, waves.CHUNK_FRAMES[0])
+    assert (prefill.CHUNK_TOKENS, waves.CHUNK_FRAMES[0]) == (CHUNK_TOKENS, FIRST_FRAMES)
     short, long = (predict(*instruct, "ep", 2, 8192, 2, prompt) for prompt in (512, 1300))
     assert len(short.first) == 2 + 1 + 3 * (FIRST_FRAMES - 1) + 1 and len(long.first) == len(short.first) + 2 * 2
     one, many = (sum(step.operations for step in item.first if not step.compiled) for item in (short, long))

@@ -1,0 +1,60 @@
+"""Measured constants beside those of `ms-omni plan`."""
+
+import json
+import math
+
+import pytest
+
+from ms_omni.doctor import communication, speed
+from ms_omni.parallel.hardware import load_hardware
+from tests.doctor.conftest import said, the_one
+
+
+def test_every_constant_is_measured(monkeypatch):
+    from ms_omni.modeling import ops
+    from ms_omni.runtime import setup
+
+    monkeypatch.setattr(speed, "LEAST_S", 1e-3)
+    monkeypatch.setattr(speed, "CHAIN", 3)
+    monkeypatch.setattr(speed, "SIZES", {"CPU": (1 << 10, 64)})
+    found = speed.measure(ops, setup())
+    assert set(found) <= set(speed.UNITS) and all(0 < value < math.inf for value in found.values())
+    hardware = load_hardware("910b")
+    assert set(found) <= set(speed.constants(hardware, 2)) == set(speed.UNITS)
+    assert {name.partition(".")[0] for name in hardware.estimates} - set(speed.UNITS) == {"launch_us"}
+
+
+def test_figures_stand_beside_those_of_plan():
+    found = {"memory_gb_per_s": 1500.0, "graph": 5.5, "eager": 40.0, "all_reduce_gb_per_s": 5.0}
+    findings = list(speed.beside(found, "910b", "bfloat16", 2))
+    assert said(findings, "ok")[0].what == "bfloat16: memory 1.5e+03 GB/s (plan: 1600), a launch in a graph 5.5 us (plan: 5)"
+    slow = the_one(findings, "warning")
+    assert "a launch one by one 40 us (plan: 15), large sums 5 GB/s (plan: 18)" in slow.what
+    assert "configs/hardware/910b.json" in slow.do and "--hardware" in slow.do
+    unknown = list(speed.beside({"memory_gb_per_s": 3.0}, None, "float32"))
+    assert [finding.level for finding in unknown] == ["ok", "note"] and speed.NO_PLAN in unknown[1].what
+
+
+@pytest.mark.parametrize("name, card", [("Ascend910B2", "910b"), ("Ascend910_9392", "910c"), ("Ascend310P", None)])
+def test_the_card_names_its_hardware_file(name, card, monkeypatch):
+    import mindspore
+
+    monkeypatch.setattr(mindspore.hal, "get_device_name", lambda _: name)
+    assert speed.card_name("Ascend") == card and speed.card_name("CPU") is None
+
+
+def test_links_are_measured_for_two_cards_and_for_all(monkeypatch):
+    jobs = []
+
+    def job(program, folder, workers):
+        jobs.append(workers)
+        measured = {"card": "910b", "found": {"all_gather_gb_per_s": 100.0 if workers == 4 else 30.0}}
+        return 0, "sum is right\n" * workers + f"measured {json.dumps(measured)}\n"
+
+    monkeypatch.setattr(communication, "run_job", job)
+    monkeypatch.setattr(communication.ascend, "device_files", lambda: [f"/dev/davinci{number}" for number in range(4)])
+    said_of = [finding.what for finding in communication.msrun(None)]
+    assert jobs == [2, 4] and said_of[1::2] == [
+        "between 2 processes: large gathers 30 GB/s (plan: 38)",
+        "between 4 processes: large gathers 100 GB/s (plan: 64)",
+    ]
