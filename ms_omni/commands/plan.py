@@ -67,7 +67,8 @@ def run(arguments):
     if len(found) > 1:
         print(table(found, hardware, memory_gb))
     else:
-        frame_s = config.code2wav_config.samples_per_frame / SAMPLE_RATE_HZ if found[0].speech else 0.0
+        codec = config.code2wav_config
+        frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec and found[0].speech else 0.0
         print(details(found[0], hardware, memory_gb, arguments, frame_s))
 
 
