@@ -45,10 +45,6 @@ def setup(dtype=None):
     device = ms.get_context("device_target")
     if device == "CPU":
         _prepare_cpu(ms)
-    elif os.environ.get("MS_OMNI_CAPTURE") == "1":
-        # An experimental interface that we could not run; for graphs whose phase is "increment" (see `steps.py`).
-        # https://www.mindspore.cn/docs/en/r2.7.1/api_python/runtime/mindspore.runtime.set_kernel_launch_capture.html
-        ms.runtime.set_kernel_launch_capture(True)
     _read_a_number(ms)
     return Runtime(device, *_resolve_dtype(ms, device, dtype))
 

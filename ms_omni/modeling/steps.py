@@ -5,7 +5,6 @@ They own the buffers that a graph writes to, so a step serves one request at a t
 them, with their graphs, for the next one.
 """
 
-import os
 from contextlib import contextmanager
 
 import mindspore as ms
@@ -22,9 +21,6 @@ COMPILE_AFTER = 32
 """Calls of a step, over all requests, before it is compiled: a graph takes seconds to build and short answers do
 without. Both ways compute the same numbers."""
 KEPT_STEPS = 4
-CAPTURE = os.environ.get("MS_OMNI_CAPTURE") == "1"
-"""Whether graphs are marked as steps of incremental inference. Once `runtime` has switched capture on, MindSpore records the
-launches of such a graph on Ascend and repeats them as one."""
 
 
 class StepPool:
@@ -117,12 +113,10 @@ class DecoderStep(Step):
 
 
 class _Graph(Cell):
-    """A cell that is compiled once: every call has inputs of the same shapes (the captured launches rely on it)."""
+    """A cell that is compiled once: every call has inputs of the same shapes."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
-        if CAPTURE:
-            self.phase = "increment"
 
     def _pass(self, x, place):
         """The pass of `layers` and `norm`, on buffers of its own. Not `Decoder.run`: a graph that reaches a cell takes its
