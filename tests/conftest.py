@@ -78,18 +78,23 @@ def tiny_model(model_of):
 
 
 @pytest.fixture
-def ascend(monkeypatch):
-    """The operators of Ascend on emulated kernels, in force for every model while a test runs; as they were afterwards."""
-    from ms_omni.modeling import ops
-    from ms_omni.modeling.ops import ascend as operators
+def use_operators():
+    """`use_operators(implementation)`: in force for every model until the test ends; then as they were."""
+    from ms_omni.modeling.ops import dispatch
+
+    before = dispatch.implementation()
+    yield dispatch.use
+    dispatch.use(before)
+
+
+@pytest.fixture
+def ascend(use_operators, monkeypatch):
+    """The operators of Ascend on emulated kernels, in force while a test runs."""
     from ms_omni.modeling.ops import ascend_kernels, emulation
+    from ms_omni.modeling.ops.ascend import Ascend
 
     for name, value in vars(ascend_kernels).items():
         monkeypatch.setattr(ascend_kernels, name, value)
     emulation.install()
-    monkeypatch.setattr(ops, "_impl", operators)
-    for name in (*operators.FORMS, "GATHERED_ROWS"):
-        monkeypatch.setattr(operators, name, vars(operators)[name])
-    monkeypatch.setattr(operators, "OUTCOMES", {})
-    monkeypatch.setattr(operators, "_settled", set())
-    return operators
+    use_operators(Ascend)
+    return Ascend

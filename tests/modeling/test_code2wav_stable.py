@@ -9,7 +9,7 @@ from ms_omni.config import Qwen3OmniMoeCode2WavConfig
 from ms_omni.modeling import ops
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
 from ms_omni.modeling.layers import lazy_parameters
-from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 from tests.ops.conftest import close  # noqa: F401
 from tests.reference import code2wav_cases as cases
@@ -137,9 +137,9 @@ def test_residual_unit(channels, width, dilation, close):
     convs = [tuple(Tensor(normal(*shape) / 8) for shape in ((channels, channels, w), (channels,))) for w in (width, 1)]
     parts = (snakes[0], convs[0], dilation, snakes[1], convs[1])
     whole = ops.residual_unit(Tensor(x), Tensor(before), *parts).asnumpy()
-    y = reference.snake_beta(Tensor(np.concatenate([before, x], -1)), *snakes[0])
-    y = reference.snake_beta(reference.conv1d(y, *convs[0], dilation), *snakes[1])
-    close(whole, x + reference.conv1d(y, *convs[1]).asnumpy(), 5e-6)
+    y = Reference.snake_beta(Tensor(np.concatenate([before, x], -1)), *snakes[0])
+    y = Reference.snake_beta(Reference.conv1d(y, *convs[0], dilation), *snakes[1])
+    close(whole, x + Reference.conv1d(y, *convs[1]).asnumpy(), 5e-6)
     history = np.concatenate([before, x], -1)
     for length in LENGTHS:
         part = slice(length, min(2 * length, total))

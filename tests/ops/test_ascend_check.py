@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import ascend_cases, ascend_kernels, emulation, reference
+from ms_omni.modeling.ops import ascend_cases, ascend_kernels, dispatch, emulation
+from ms_omni.modeling.ops.reference import Reference
 
 KERNELS = emulation.KERNELS
 
@@ -34,19 +35,20 @@ def settled(ascend):
 def test_kernels_that_do_as_documented_are_used(settled, ascend):
     rows, complaints = settled()
     assert not complaints
-    for operator in ops.OPERATORS:
+    for operator in ascend_cases.CASES:
         implementation, reason = rows[operator]
-        assert implementation == ("reference" if operator in ascend.TAKEN else "ascend")
+        assert implementation == ("ascend" if operator in vars(ascend) else "reference")
         assert "agrees with reference, largest difference" in reason
     assert ops.graph_expert_rows() > 10**6
 
 
-def test_every_operator_is_written_for_ascend_or_taken_from_reference_by_name(ascend):
-    assert set(ascend.FORMS) == set(ascend_cases.CASES) == set(ops.OPERATORS)
-    for name, forms in ascend.FORMS.items():
-        assert forms[0] is getattr(ascend, name), name
-        assert (forms[0] is getattr(reference, name)) == (name in ascend.TAKEN), name
-        assert inspect.signature(forms[0]) == inspect.signature(getattr(reference, name)), name
+def test_every_operator_but_those_that_consist_of_others_is_compared(ascend):
+    methods = {name: vars(Reference)[name] for name in dispatch.OPERATORS if name in vars(Reference)}
+    single = {name for name, method in methods.items() if isinstance(method, staticmethod)}
+    assert ascend_cases.CASES.keys() == single
+    for name, forms in ascend.OTHER_FORMS.items():
+        for function in forms:
+            assert inspect.signature(function) == inspect.signature(getattr(Reference, name)), name
 
 
 def keeps_what_it_should_discard(q, k, v, mask, *others):
@@ -123,10 +125,10 @@ MEANINGS = [
 @pytest.mark.parametrize("kernel, function, operators", MEANINGS, ids=[row[1].__name__ for row in MEANINGS])
 def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, settled, ascend):
     rows, complaints = settled(**{kernel: function})
-    replaced = {operator for operator in ascend.FORMS if rows[operator][0] == "reference"} - set(ascend.TAKEN)
+    replaced = {operator for operator in ascend_cases.CASES if rows[operator][0] == "reference" and operator in vars(ascend)}
     assert replaced == operators
     for operator in operators:
-        assert getattr(ascend, operator) is getattr(reference, operator)
+        assert getattr(ops.implementation(), operator) is getattr(Reference, operator)
         assert "off by" in rows[operator][1] or "Error" in rows[operator][1]
     assert len(complaints) == len(operators)
     assert all(any(text.startswith(f"operator {operator}: ") for text in complaints) for operator in operators)
@@ -137,7 +139,7 @@ def test_packed_attention_has_a_second_form(settled, ascend):
     implementation, reason = rows["packed_attention"]
     assert implementation == "ascend" and not complaints
     assert reason.startswith("packed_attention: off by") and "packed_attention_by_runs: agrees" in reason
-    assert ascend.packed_attention.__name__ == "packed_attention_by_runs"
+    assert ops.implementation().packed_attention.__name__ == "packed_attention_by_runs"
 
 
 def test_experts_have_a_form_that_gives_every_row_a_group(settled, ascend):
@@ -147,7 +149,7 @@ def test_experts_have_a_form_that_gives_every_row_a_group(settled, ascend):
         return KERNELS["grouped_matmul"](x, weight, ends)
 
     rows, complaints = settled(grouped_matmul=insists)
-    assert not complaints and ascend.experts.__name__ == "experts_of_all_pairs"
+    assert not complaints and ops.implementation().experts.__name__ == "experts_of_all_pairs"
     assert "experts: RuntimeError: aclnnGroupedMatmulV4GetWorkspaceSize failed;" in rows["experts"][1]
 
 
@@ -155,12 +157,8 @@ def test_an_operator_of_reference_that_the_device_cannot_compute_is_named(settle
     def no_kernel(*_):
         raise TypeError("ScatterUpdate: Unsupported data type")
 
-    monkeypatch.setattr(
-        ascend,
-        "FORMS",
-        {**ascend.FORMS, "write_rows": (no_kernel, ascend.write_rows_by_copy), "clip": (no_kernel, reference.clip)},
-    )
-    monkeypatch.setattr(reference, "clip", lambda x, low, high: x * 0.5)
+    monkeypatch.setattr(ascend, "write_rows", staticmethod(no_kernel), raising=False)
+    monkeypatch.setattr(Reference, "clip", staticmethod(no_kernel))
     rows, complaints = settled()
     assert rows["write_rows"][0] == "ascend" and "no_kernel: TypeError: ScatterUpdate" in rows["write_rows"][1]
     assert len(complaints) == 1 and complaints[0].startswith("operator clip: ")
@@ -170,7 +168,7 @@ def test_a_kernel_stays_where_reference_itself_fails(settled, ascend, monkeypatc
     def fails(*_):
         raise RuntimeError("Tile: no such kernel\nstack")
 
-    monkeypatch.setattr(reference, "rotary", fails)
+    monkeypatch.setattr(Reference, "rotary", staticmethod(fails))
     rows, complaints = settled()
     assert rows["rotary"] == (
         "ascend",
@@ -181,7 +179,7 @@ def test_a_kernel_stays_where_reference_itself_fails(settled, ascend, monkeypatc
 
 def test_experts_on_the_host_limit_the_graphs(settled):
     settled(moe_init_routing=pairs_by_columns)
-    assert ops.graph_expert_rows() == reference.GATHERED_ROWS
+    assert ops.graph_expert_rows() == Reference.GRAPH_EXPERT_ROWS
 
 
 def test_rubbish_is_not_taken_for_a_result(settled):
@@ -191,7 +189,7 @@ def test_rubbish_is_not_taken_for_a_result(settled):
 
 def test_what_is_settled_stays_settled(settled, ascend):
     settled(gelu=lambda x, approximate: x)
-    assert ascend.gelu is reference.gelu
+    assert ops.implementation().gelu is Reference.gelu
     rows, complaints = settled(gelu=KERNELS["gelu"], swiglu=up_first)
     assert not complaints and rows["gelu"][0] == "reference" and rows["swiglu"][0] == "ascend"
 
@@ -203,9 +201,9 @@ def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, 
         raise RuntimeError("The kernel unregistered.")
 
     rows, complaints = settled(**dict.fromkeys(KERNELS, missing))
-    own = {operator for operator in ascend.FORMS if rows[operator][0] == "ascend"}
+    own = {operator for operator, row in rows.items() if row[0] == "ascend"}
     assert own == {"conv_transpose1d", "snake_beta", "scale_channels"}  # these need no kernel of Ascend's own
-    assert len(complaints) == len(ascend.FORMS) - len(ascend.TAKEN) - len(own)
+    assert len(complaints) == len(vars(ascend).keys() & ascend_cases.CASES.keys()) - len(own)
     ids = tiny_model.thinker.generate(input_ids=np.array([[5, 6, 7]]), max_new_tokens=2, eos_token_id=[])
     assert ids.shape == (1, 5)
 
@@ -214,6 +212,6 @@ def test_models_are_built_after_the_comparison(ascend, tiny_checkpoint, monkeypa
     from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 
     seen = []
-    monkeypatch.setattr(ascend, "settle", lambda dtype: seen.append(dtype))
+    monkeypatch.setattr(ascend, "settled", classmethod(lambda cls, dtype: seen.append(dtype) or cls))
     Thinker.from_pretrained(tiny_checkpoint, progress=False)
     assert seen == [ms.float32]

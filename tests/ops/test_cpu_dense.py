@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 
 try:
-    from ms_omni.modeling.ops import cpu, cpu_attention, cpu_dense
+    from ms_omni.modeling.ops import cpu
+    from ms_omni.modeling.ops.cpu import Cpu
 except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
 RNG = np.random.default_rng(17)
-ALL = Tensor(np.array([-1], np.int32))
 
 
 def normal(*shape):
@@ -37,15 +37,15 @@ def normal(*shape):
 )
 def test_linear(rows, inputs, outputs, biased, close):
     x, weight, bias = normal(rows, inputs), normal(outputs, inputs), normal(outputs) if biased else None
-    found = cpu_dense.linear(Tensor(x), Tensor(weight), Tensor(bias) if biased else None)
+    found = Cpu.linear(Tensor(x), Tensor(weight), Tensor(bias) if biased else None)
     close(found, formulas.f64(x) @ weight.T + (bias if biased else 0))
 
 
 def test_a_row_has_the_same_bits_in_every_batch():
     x, weight, bias = normal(300, 600), Tensor(normal(150, 600)), Tensor(normal(150))
-    whole = cpu.linear(Tensor(x), weight, bias).asnumpy()
+    whole = Cpu.linear(Tensor(x), weight, bias).asnumpy()
     for rows in (5, 6, 7, 64, 101, 299):
-        assert np.array_equal(cpu.linear(Tensor(x[17 : 17 + rows]), weight, bias).asnumpy(), whole[17 : 17 + rows])
+        assert np.array_equal(Cpu.linear(Tensor(x[17 : 17 + rows]), weight, bias).asnumpy(), whole[17 : 17 + rows])
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_row_has_the_same_bits_in_every_batch():
 def test_experts(n, e, k, d, inner, close):
     index = np.stack([RNG.permutation(e)[:k] for _ in range(n)]).astype(np.int32)
     arguments = normal(n, d), normal(e, d, 2 * inner), normal(e, inner, d), normal(n, k), index
-    close(cpu_dense.experts(*map(Tensor, arguments), ALL), formulas.experts(*arguments), 3e-6)
+    close(Cpu.experts(*map(Tensor, arguments)), formulas.experts(*arguments), 3e-6)
 
 
 def test_shares_of_the_experts_add_up(close):
     index = np.stack([RNG.permutation(7)[:3] for _ in range(60)]).astype(np.int32)
     x, gate_up, down, weights = normal(60, 33), normal(7, 33, 40), normal(7, 20, 33), normal(60, 3)
     shares = [
-        cpu.experts(*map(Tensor, (x, gate_up[part], down[part], weights, index)), part.start)
+        Cpu.experts(*map(Tensor, (x, gate_up[part], down[part], weights, index)), part.start)
         for part in (slice(0, 2), slice(2, 3), slice(3, 7))
     ]
     close(sum(share.asnumpy() for share in shares), formulas.experts(x, gate_up, down, weights, index), 3e-6)
@@ -77,10 +77,10 @@ def test_shares_of_the_experts_add_up(close):
 
 def test_experts_all_in_one_and_one_that_does_not_exist(close):
     arguments = [normal(250, 9), normal(3, 9, 10), normal(3, 5, 9), normal(250, 1), np.full((250, 1), 1, np.int32)]
-    close(cpu_dense.experts(*map(Tensor, arguments), ALL), formulas.experts(*arguments), 3e-6)
+    close(Cpu.experts(*map(Tensor, arguments)), formulas.experts(*arguments), 3e-6)
     arguments[4][249] = 3
     with pytest.raises(RuntimeError):
-        cpu_dense.experts(*map(Tensor, arguments), ALL).asnumpy()
+        Cpu.experts(*map(Tensor, arguments)).asnumpy()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_conv2d(batch, channels, height, width, outputs, taps, stride, padding, 
         stride,
         padding,
     )
-    close(cpu.conv2d(*arguments), reference.conv2d(*arguments).asnumpy())
+    close(Cpu.conv2d(*arguments), Reference.conv2d(*arguments).asnumpy())
 
 
 def masks(b, s, t):
@@ -130,8 +130,8 @@ def test_attention(b, s, t, h, kv, d, kind, close):
     mask = masks(b, s, t)[kind]
     q, k, v = normal(b, s, h, d), normal(b, kv, t, d), normal(b, kv, t, d)
     tensors = [Tensor(x) for x in (q, k, v, np.array([0.3], np.float32), *([] if mask is None else [mask]))]
-    expected = reference.attention(*tensors[:3], None if mask is None else tensors[4], 0.3)
-    close(cpu_attention.tiles(*tensors), expected.asnumpy(), 5e-6)
+    expected = Reference.attention(*tensors[:3], None if mask is None else tensors[4], 0.3)
+    close(cpu._attention_tiles(*tensors), expected.asnumpy(), 5e-6)
 
 
 @pytest.mark.parametrize("segments", [((1, 1),), ((3, 2), (13, 2), (1, 1)), ((300, 1), (9, 3)), ((64, 4),)])
@@ -139,8 +139,8 @@ def test_packed_attention(segments, close):
     n = sum(length * count for length, count in segments)
     arguments = [Tensor(normal(n, 3, 20)) for _ in range(3)]
     close(
-        cpu.packed_attention(*arguments, segments, 0.3),
-        reference.packed_attention(*arguments, segments, 0.3).asnumpy(),
+        Cpu.packed_attention(*arguments, segments, 0.3),
+        Reference.packed_attention(*arguments, segments, 0.3).asnumpy(),
         5e-6,
     )
 
@@ -148,12 +148,12 @@ def test_packed_attention(segments, close):
 def test_scores_far_apart_do_not_overflow(close):
     q, k, v = (Tensor(normal(1, 40, 2, 8) * 60), *(Tensor(normal(1, 2, 400, 8) * 60) for _ in range(2)))
     scale = Tensor(np.array([1.0], np.float32))
-    close(cpu_attention.tiles(q, k, v, scale), reference.attention(q, k, v, None, 1.0).asnumpy(), 5e-5)
+    close(cpu._attention_tiles(q, k, v, scale), Reference.attention(q, k, v, None, 1.0).asnumpy(), 5e-5)
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
 def test_extremes(name):
     values = np.array([np.inf, np.nan, 300, -300, 0, -0.0, 1e-30], np.float32)
-    found = getattr(cpu, name)(Tensor(values)).asnumpy()
+    found = getattr(Cpu, name)(Tensor(values)).asnumpy()
     assert found[0] == np.inf and np.isnan(found[1]) and found[2] == 300 and abs(found[3]) < 1e-30
     assert (found[4:6] == 0).all() and found[6] == np.float32(1e-30) / 2

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor, mint
 
-from ms_omni.modeling.ops import build, reference
+from ms_omni.modeling.ops import build
+from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 
 try:
-    from ms_omni.modeling.ops import cpu
+    from ms_omni.modeling.ops.cpu import Cpu
 except OSError as error:  # the choice among implementations has a test of its own below
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
@@ -119,7 +120,7 @@ for b, s, t, h, kv, d in [
 
 
 def run(name, arguments, graph):
-    function = getattr(cpu, name)
+    function = getattr(Cpu, name)
     tensors = [Tensor(x) for x in arguments if isinstance(x, np.ndarray)]
 
     if not graph:
@@ -169,7 +170,7 @@ def number_of(case):
 def test_kernel(case, graph):
     name, arguments, formula = case
     if formula is None or (not arguments[0].size and name == "gelu"):  # numpy cannot vectorise erf over nothing
-        formula = getattr(reference, name)
+        formula = getattr(Reference, name)
         expected = formula(*[Tensor(x) if isinstance(x, np.ndarray) else x for x in arguments])
     else:
         expected = formula(*arguments)
@@ -192,14 +193,14 @@ def views(x):
 def test_views_are_read_as_what_they_stand_for(view):
     x, array = views(normal(3, 4, 6))[view]
     weight = normal(6)
-    compare(cpu.rms_norm(x, Tensor(weight), 1e-6), formulas.rms_norm(array, weight, 1e-6))
-    compare(cpu.swiglu(x), reference.swiglu(Tensor(array.copy())))
-    compare(cpu.transpose(x, (0, 2, 1)), array.transpose(0, 2, 1))
+    compare(Cpu.rms_norm(x, Tensor(weight), 1e-6), formulas.rms_norm(array, weight, 1e-6))
+    compare(Cpu.swiglu(x), Reference.swiglu(Tensor(array.copy())))
+    compare(Cpu.transpose(x, (0, 2, 1)), array.transpose(0, 2, 1))
     cos, sin = angles(3, 3)
-    compare(cpu.rotary(x, Tensor(cos), Tensor(sin)), formulas.rotary(array, cos, sin))
+    compare(Cpu.rotary(x, Tensor(cos), Tensor(sin)), formulas.rotary(array, cos, sin))
     keys = mint.unsqueeze(x, 1)
     compare(
-        cpu.attention(Tensor(x.asnumpy()[:, :2, None]), keys, keys, None, 0.5),
+        Cpu.attention(Tensor(x.asnumpy()[:, :2, None]), keys, keys, None, 0.5),
         formulas.attention(array[:, :2, None], array[:, None], array[:, None], None, 0.5),
     )
 
@@ -208,12 +209,12 @@ def test_views_are_read_as_what_they_stand_for(view):
 def _graph_of_views(x, weight):
     turned = mint.permute(x, (2, 0, 1))
     return (
-        cpu.silu(turned),
-        cpu.silu(x[:, 1:]),
-        cpu.silu(x[..., 2:4]),
-        cpu.rms_norm(x[1], weight, 1e-6),
-        cpu.silu(turned.reshape(6, 12)),
-        cpu.silu(x.swapaxes(0, 2)),
+        Cpu.silu(turned),
+        Cpu.silu(x[:, 1:]),
+        Cpu.silu(x[..., 2:4]),
+        Cpu.rms_norm(x[1], weight, 1e-6),
+        Cpu.silu(turned.reshape(6, 12)),
+        Cpu.silu(x.swapaxes(0, 2)),
     )
 
 
@@ -231,14 +232,14 @@ def test_views_in_a_graph():
 
 def test_other_types_go_to_the_reference():
     x = Tensor(normal(3, 8)).astype(ms.float16)
-    assert cpu.silu(x).dtype == ms.float16
+    assert Cpu.silu(x).dtype == ms.float16
 
 
 def test_infinities_and_nan_keep_their_meaning():
     x = Tensor(np.array([np.inf, -np.inf, np.nan, 200, -200], np.float32))
-    silu = cpu.silu(x).asnumpy()
+    silu = Cpu.silu(x).asnumpy()
     assert silu[0] == np.inf and np.isnan(silu[2]) and silu[3] == 200 and abs(silu[4]) < 1e-30
-    assert np.isnan(cpu.rms_norm(x.reshape(1, 5), Tensor(np.ones(5, np.float32)), 1e-6).asnumpy()).all()
+    assert np.isnan(Cpu.rms_norm(x.reshape(1, 5), Tensor(np.ones(5, np.float32)), 1e-6).asnumpy()).all()
 
 
 LOADING = {"turn"}  # compiled by the first load and not with the operators

@@ -16,7 +16,7 @@ from tests.ops import test_fused as fused
 from tests.ops.outputs import outputs
 
 try:
-    from ms_omni.modeling.ops import cpu_attention
+    from ms_omni.modeling.ops import cpu
 except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
@@ -83,10 +83,10 @@ def test_an_element_does_not_depend_on_its_place(name):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("kernel", ["queries", "tiles"])
+@pytest.mark.parametrize("kernel", ["attention", "attention_tiles"])
 def test_attention(kernel, masked):
     """Of batch rows, and of queries, with the same keys."""
-    function, scale = getattr(cpu_attention, kernel), Tensor(np.array([0.2], np.float32))
+    function, scale = getattr(cpu, f"_{kernel}"), Tensor(np.array([0.2], np.float32))
     q, k, v = normal(5, 30, 6, 34), normal(5, 2, 300, 34), normal(5, 2, 300, 34)
     mask = np.where(RNG.uniform(size=(5, 30, 300)) < 0.4, -1e9, RNG.uniform(size=(5, 30, 300))).astype(np.float32)
     masks = [mask] if masked else []
@@ -112,7 +112,7 @@ def test_conv2d():
     check_rows(lambda s: ops.conv2d(Tensor(x[s]), weight, bias, 2, 1), 5, range(1, 6))
 
 
-needs_fused = pytest.mark.skipif(not hasattr(ops._impl, "prepare"), reason="no fused steps")
+needs_fused = pytest.mark.skipif(not hasattr(ops.implementation(), "decoder_step"), reason="no fused steps")
 
 
 @needs_fused

@@ -7,6 +7,7 @@ import pytest
 
 from ms_omni.modeling import ops
 from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 
 
@@ -70,15 +71,15 @@ def test_all_tokens_to_one_expert(path, normal, rng, tensors, close):
     close(PATHS[path](*tensors(*case)), formulas.experts(*case), 5e-6)
 
 
-@pytest.mark.parametrize("rows", [reference.GATHERED_ROWS, reference.GATHERED_ROWS + 2])
+@pytest.mark.parametrize("rows", [Reference.GRAPH_EXPERT_ROWS, Reference.GRAPH_EXPERT_ROWS + 2])
 def test_both_sides_of_the_switch_between_the_paths(rows, normal, rng, tensors, close, monkeypatch):
     taken = []
     for name in PATHS:
         function = PATHS[name]
         monkeypatch.setattr(reference, f"_{name}_experts", lambda *a, f=function, n=name: taken.append(n) or f(*a))
     case = moe(normal, rng, rows // 2, 6, 2)
-    close(reference.experts(*tensors(*case)), formulas.experts(*case), 5e-6)
-    assert taken == ["gathered" if rows <= reference.GATHERED_ROWS else "grouped"]
+    close(Reference.experts(*tensors(*case)), formulas.experts(*case), 5e-6)
+    assert taken == ["gathered" if rows <= Reference.GRAPH_EXPERT_ROWS else "grouped"]
 
 
 def test_expert_load(normal, tensors, close):

@@ -11,12 +11,14 @@ from ms_omni.errors import InputError
 from ms_omni.modeling import BUCKET_TOKENS, ops
 from ms_omni.modeling.code_predictor import CodePredictor
 from ms_omni.modeling.layers import Linear
-from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops.reference import Reference
 from ms_omni.modeling.steps import DecoderStep, FrameStep
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
 
-pytestmark = pytest.mark.skipif(not hasattr(ops._impl, "prepare"), reason="no C++ compiler, so no fused steps")
+pytestmark = pytest.mark.skipif(
+    not hasattr(ops.implementation(), "decoder_step"), reason="no C++ compiler, so no fused steps"
+)
 SMALL = dict(
     vocab_size=37,
     hidden_size=20,
@@ -84,14 +86,9 @@ def fill(cell, rng):
 
 
 @pytest.fixture
-def cells_only(monkeypatch):
+def cells_only(use_operators):
     """Switches to the `reference` operators, under which there is no fused step."""
-
-    def switch():
-        monkeypatch.setattr(ops, "_impl", reference)
-
-    yield switch
-    monkeypatch.undo()
+    return lambda: use_operators(Reference)
 
 
 def decode(model, head, rows, prompt, padding, first=0):

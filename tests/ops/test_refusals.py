@@ -14,7 +14,7 @@ from ms_omni.modeling.layers import Cell
 from ms_omni.modeling.ops import build
 
 try:
-    from ms_omni.modeling.ops import cpu
+    from ms_omni.modeling.ops.cpu import Cpu
 except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
@@ -154,7 +154,7 @@ def test_what_means_nothing_is_no_crash():
         arrays[0][:], arrays[2][:] = np.nan, settings
         assert call("draw", arrays)[0] == 0 and 0 <= arrays[3].min() <= arrays[3].max() < 8
     logits = np.full((3, 8), np.nan, np.float32)
-    indices = cpu.route_topk(Tensor(logits), 2, True)[1].asnumpy()
+    indices = Cpu.route_topk(Tensor(logits), 2, True)[1].asnumpy()
     assert 0 <= indices.min() <= indices.max() < 8
 
 
@@ -164,19 +164,19 @@ def zeros(*shape):
 
 class Sum(Cell):
     def construct(self, index):
-        return cpu.weighted_sum_rows(zeros(5, 8), index, zeros(3, 2))
+        return Cpu.weighted_sum_rows(zeros(5, 8), index, zeros(3, 2))
 
 
 @ms.jit
 def in_a_graph(x, weight):
-    return cpu.linear(x, weight)
+    return Cpu.linear(x, weight)
 
 
 def test_an_operator_says_what_does_not_fit():
     with pytest.raises(
         InputError, match=r"^linear: weight is \[5, 8\], expected .*\[M, K\], where M is 5, K is 1; got \[4096, 1\]"
     ):
-        cpu.linear(zeros(4096, 1), zeros(5, 8))
+        Cpu.linear(zeros(4096, 1), zeros(5, 8))
     with pytest.raises(InputError, match=r"^linear: weight is \[5, 8\], expected"):
         in_a_graph(zeros(4096, 1), zeros(5, 8))
 

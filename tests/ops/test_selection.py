@@ -6,38 +6,69 @@ import subprocess
 import sys
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import reference, select
+from ms_omni.modeling.ops import dispatch
+from ms_omni.modeling.ops.ascend import Ascend
+from ms_omni.modeling.ops.reference import Reference
+
+IMPLEMENTATIONS = [Reference, Ascend]
+try:
+    from ms_omni.modeling.ops.cpu import Cpu
+
+    IMPLEMENTATIONS.append(Cpu)
+except OSError:  # no compiler
+    pass
 
 
-def test_every_operator_is_documented_and_has_a_reference_with_the_same_arguments():
+def test_every_operator_is_documented_and_every_implementation_has_its_arguments():
     public = {name for name, value in vars(ops).items() if inspect.isfunction(value) and not name.startswith("_")}
-    questions = {
-        "describe",
-        "graph_expert_rows",
-        "prepare",
-        "recording",
-        "refusal",
-        "settle",
-        "stop_recording",
-    }  # asked about operators, not computed by them
-    assert public - questions == {*ops.OPERATORS, *ops.FUSED}
-    assert not any(hasattr(reference, name) for name in ops.FUSED)  # the cells are their reference
-    for name in ops.OPERATORS:
-        documented, implemented = getattr(ops, name), getattr(reference, name)
-        assert documented.__doc__, name
-        assert list(inspect.signature(documented).parameters) == list(inspect.signature(implemented).parameters), name
+    machinery = {name for name in public if getattr(ops, name).__module__ != ops.__name__}
+    questions = {"graph_expert_rows", "prepare", "refusal"}  # asked about operators, not computed by them
+    assert public - machinery - questions == {*dispatch.OPERATORS}
+    for name, documented in dispatch.OPERATORS.items():
+        assert documented is getattr(ops, name) and documented.__doc__, name
+        for implementation in IMPLEMENTATIONS:
+            method = getattr(implementation, name, None)
+            assert method is None or list(inspect.signature(method).parameters) == list(
+                inspect.signature(documented).parameters
+            ), (implementation, name)
 
 
-def test_describe_names_each_operator_once():
+def test_every_method_is_an_operator_or_asked_about_them():
+    questions = {"prepare", "refusal", "settled"}
+    for implementation in IMPLEMENTATIONS:
+        methods = {name for name, value in vars(implementation).items() if isinstance(value, (staticmethod, classmethod))}
+        assert methods <= dispatch.OPERATORS.keys() | questions
+
+
+def test_describe_says_which_class_an_operator_comes_from(use_operators):
+    class Other(Reference):
+        @staticmethod
+        def silu(x):
+            return x
+
+        gelu = staticmethod(Reference.gelu)
+
+    use_operators(Other)
     described = ops.describe()
-    assert [row[0] for row in described] == [*ops.OPERATORS, *ops.FUSED]
-    assert {row[1] for row in described} <= {*select.IMPLEMENTATIONS, "cells"}
-    assert {row[1] for row in select.rows(ops.FUSED, reference, "a reason")} == {"cells"}
+    assert [row[0] for row in described] == [*dispatch.OPERATORS]
+    rows = {name: (used, why) for name, used, why in described}
+    assert rows["silu"][0] == "other" and rows["silu"][1] != "other has none of its own"
+    assert rows["gelu"] == rows["linear"] == ("reference", "other has none of its own")
+    assert {name for name, row in rows.items() if row[0] == "cells"} == {"decoder_step", "code_frame"}
+
+
+def test_another_implementation_is_used_at_once_by_whoever_holds_an_operator(use_operators):
+    class Other(Reference):
+        silu = staticmethod(lambda x: "other")
+
+    held = ops.silu
+    use_operators(Other)
+    assert held is ops.silu and held(None) == "other"
 
 
 def test_an_implementation_can_be_forced(monkeypatch):
     monkeypatch.setenv("MS_OMNI_OPS", "reference")
-    assert select.choose() == (reference, "MS_OMNI_OPS=reference")
+    assert dispatch.choose() == (Reference, "MS_OMNI_OPS=reference")
 
 
 def test_an_unknown_implementation_is_one_clear_error():

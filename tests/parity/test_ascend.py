@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ms_omni.modeling import ops
-from ms_omni.modeling.ops import ascend_kernels, emulation, reference
+from ms_omni.modeling.ops import ascend_kernels, emulation
+from ms_omni.modeling.ops.ascend_attention import packed_attention_by_runs
+from ms_omni.modeling.ops.reference import Reference
 from tests.parity import test_speech as speech
 from tests.parity import test_thinker as thinker
 
@@ -42,8 +43,11 @@ def test_thinker(called, model, thinker_values, build, close):
     assert called == set(emulation.KERNELS) - {"index_copy"}  # stands by for another kernel
 
 
-def test_encoders_where_packed_sequences_have_no_kernel(ascend, called, model, thinker_values, build, close, monkeypatch):
-    monkeypatch.setattr(ascend, "packed_attention", ascend.packed_attention_by_runs)
+def test_encoders_where_packed_sequences_have_no_kernel(ascend, called, model, thinker_values, build, close, use_operators):
+    class ByRuns(ascend):
+        packed_attention = staticmethod(packed_attention_by_runs)
+
+    use_operators(ByRuns)
     thinker.test_forward(model, thinker_values, build, close, "two_audios")
     assert "varlen_attention" not in called
 
@@ -56,7 +60,7 @@ def test_speech(ascend, model, speech_values, build, config, close, monkeypatch)
     speech.test_speech(spoken, speech_values, config, key, close)
 
 
-def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_model, monkeypatch):
+def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_model, use_operators):
     config = tiny_model.config
     prompt = [
         config.im_start_token_id,
@@ -78,7 +82,7 @@ def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_mode
         talker_do_sample=False,
     )
     ids, wave = tiny_model.generate(**options)
-    monkeypatch.setattr(ops, "_impl", reference)
+    use_operators(Reference)
     expected_ids, expected_wave = tiny_model.generate(**options)
     assert (ids == expected_ids).all() and ids.shape == (1, len(prompt) + 12)
     np.testing.assert_allclose(wave, expected_wave, rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ zeros, which change neither the scores nor the first channels of the result.
 from mindspore import mint
 
 from . import ascend_kernels as kernels
-from . import reference
+from .reference import Reference
 
 ALIGNMENT = 16
 DISCARD_BELOW = -1.0
@@ -15,9 +15,9 @@ DISCARD_BELOW = -1.0
 
 
 def attention(q, k, v, mask, scale, stable=False):
-    """Prompts and single tokens. Types without a kernel and values narrower than keys are left to `reference`."""
+    """Prompts and single tokens. Types without a kernel and values narrower than keys are left to `Reference`."""
     if q.dtype not in kernels.ATTENTION_TYPES or v.shape[-1] != k.shape[-1]:
-        return reference.attention(q, k, v, mask, scale)
+        return Reference.attention(q, k, v, mask, scale)
     b, s, h, d = q.shape
     kv_heads = k.shape[1]
     q, k, v = _aligned(q), _aligned(k).contiguous(), _aligned(v).contiguous()
@@ -34,7 +34,7 @@ def attention(q, k, v, mask, scale, stable=False):
 def packed_attention(q, k, v, segments, scale):
     """All segments in one launch (`varlen_attention`), as far as its limit goes."""
     if q.dtype not in kernels.ATTENTION_TYPES:
-        return reference.packed_attention(q, k, v, segments, scale)
+        return Reference.packed_attention(q, k, v, segments, scale)
     n, h, d = q.shape
     q, k, v = (_aligned(x).contiguous() for x in (q, k, v))
     lengths = [length for length, count in segments for _ in range(count)]
@@ -52,7 +52,7 @@ def packed_attention(q, k, v, segments, scale):
 def packed_attention_by_runs(q, k, v, segments, scale):
     """Each run of equally long segments is a batch for `fused_infer_attention`; every card documents that kernel."""
     if q.dtype not in kernels.ATTENTION_TYPES:
-        return reference.packed_attention(q, k, v, segments, scale)
+        return Reference.packed_attention(q, k, v, segments, scale)
     n, h, d = q.shape
     q, k, v = (_aligned(x).contiguous() for x in (q, k, v))
     outputs, start = [], 0

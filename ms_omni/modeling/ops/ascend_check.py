@@ -1,4 +1,4 @@
-"""Compares operators with `reference` in float32 on the device, and chooses between them.
+"""Compares operators with `Reference` in float32 on the device, and chooses between their forms.
 
 This happens before the first model is built (`ops.settle`), never inside a graph: later on an operator is what it is. All
 processes compare the same numbers; should one device fail where another does not, only the operators of that process
@@ -11,8 +11,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from . import reference
 from .ascend_cases import CASES, Buffer
+from .reference import Reference
 
 TOLERANCE = {ms.float32: 2e-3, ms.float16: 1e-2, ms.bfloat16: 2e-2}
 """Largest difference relative to the largest expected value. Rounding stays below; a wrong meaning (mask polarity, order
@@ -23,13 +23,43 @@ class NoReference(Exception):
     """The reference operator itself fails on this device."""
 
 
-def choose(operator, candidates, dtype):
-    """The first candidate that agrees with `reference`, or `reference` itself with a warning; and why, in one line.
+def settled(implementation, dtype):
+    """A subclass that computes each operator by the first of its forms that agrees with `Reference` on this device in dtype;
+    the class itself where that has been done.
 
-    candidates: functions, the preferred one first; `reference`'s own may be among them, which then has to compute in
-    `dtype` what it computes in float32. Where `reference` fails itself, the first candidate that runs is all there is.
+    What has been replaced by `Reference` for one dtype stays replaced for all, what has been left for another form is not
+    tried again.
     """
-    complaints, last = [], getattr(reference, operator)
+    if dtype in implementation.SETTLED:
+        return implementation
+    methods, others, outcomes = {}, {}, {}
+    for name in CASES:
+        if name in implementation.REPLACED:
+            continue
+        forms = (getattr(implementation, name), *implementation.OTHER_FORMS.get(name, ()))
+        function, outcomes[name] = choose(name, forms, dtype)
+        methods[name] = staticmethod(function)
+        others[name] = forms[forms.index(function) + 1 :] if function in forms else None
+    return type(
+        implementation.__name__,
+        (implementation,),
+        {
+            **methods,
+            "OTHER_FORMS": others,
+            "OUTCOMES": {**implementation.OUTCOMES, **outcomes},
+            "REPLACED": implementation.REPLACED | {name for name, left in others.items() if left is None},
+            "SETTLED": implementation.SETTLED | {dtype},
+        },
+    )
+
+
+def choose(operator, candidates, dtype):
+    """The first candidate that agrees with `Reference`, or `Reference`'s with a warning; and why, in one line.
+
+    candidates: functions, the preferred one first; `Reference`'s own may be among them, which then has to compute in
+    `dtype` what it computes in float32. Where `Reference` fails itself, the first candidate that runs is all there is.
+    """
+    complaints, last = [], getattr(Reference, operator)
     for function in candidates:
         label = f"{function.__name__}: " if len(candidates) > 1 else ""
         try:
@@ -45,7 +75,7 @@ def choose(operator, candidates, dtype):
         complaints.append(f"{label}off by {gap:.2g} of its scale in {_name(dtype)}, allowed {TOLERANCE[dtype]:g}")
     reason = "; ".join(complaints)
     instead = "there is no other form" if last in candidates else "reference is used instead of the fused kernels"
-    warnings.warn(f"operator {operator}: {instead} ({reason})", stacklevel=4)
+    warnings.warn(f"operator {operator}: {instead} ({reason})", stacklevel=5)
     return last, reason
 
 
@@ -57,7 +87,7 @@ def largest_difference(operator, function, dtype):
         exact = [_widened(value) for value in inputs]
         actual = _arrays(function(*inputs))
         try:
-            expected = _arrays(getattr(reference, operator)(*exact))
+            expected = _arrays(getattr(Reference, operator)(*exact))
         except Exception as error:
             raise NoReference(_in_short(error)) from error
         worst = max([worst, *map(_difference, actual, expected)])

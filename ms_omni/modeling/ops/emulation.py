@@ -8,8 +8,9 @@ What runs is an `ops.Custom` primitive around a numpy function; shapes and types
 values when the function runs.
 """
 
-from . import ascend_kernels, emulated_attention, emulated_dense, emulated_moe, reference
+from . import ascend_kernels, emulated_attention, emulated_dense, emulated_moe
 from .emulation_rules import FLOATS
+from .reference import Reference
 
 KERNELS = {
     name: getattr(module, name)
@@ -20,7 +21,7 @@ KERNELS = {
     )
     for name in names
 }
-KERNELS["index_copy"] = reference.write_rows  # numpy gets copies, so what writes in place is the kernel of CPU
+KERNELS["index_copy"] = Reference.write_rows  # numpy gets copies, so what writes in place is the kernel of CPU
 
 
 def install():

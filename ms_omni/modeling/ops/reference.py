@@ -8,6 +8,7 @@ The spellings are chosen for MindSpore's CPU backend, where they differ by order
 """
 
 import functools
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -22,127 +23,257 @@ _bias_add = ops.BiasAdd()
 _scatter_update = ops.ScatterUpdate()
 _halve = ops.Split(-1, 2)  # mint.chunk has no kernel in a graph on CPU
 
-GATHERED_ROWS = 64
-"""Up to this many (token, expert) pairs the weights are gathered per pair, which is one graph without a host read."""
 
+class Reference:
+    """Every operator but the whole steps (`decoder_step`, `code_frame`); what a subclass does not define comes from here.
 
-def linear(x, weight, bias=None, stable=False):
-    rows = x.reshape(-1, x.shape[-1])  # [N, K]
-    y = _matmul_transposed(rows, weight)  # [N, M]
-    if bias is not None:
-        y = _bias_add(y, bias)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    A method gets no `self`: it must be fit to be part of a graph, and MindSpore compiles functions. One that is composed
+    of other operators only and never compiled is a classmethod, so that it is composed of those of its class.
+    """
 
+    GRAPH_EXPERT_ROWS = 64
+    """Up to this many (token, expert) pairs `experts` can be part of a graph: the weights are gathered per pair, nothing
+    is read on the host."""
 
-def embedding(ids, weight):
-    return ops.gather(weight, ids, 0)
+    OUTCOMES: ClassVar[dict[str, str]] = {}
+    """operator -> what a comparison on this device said of it (see `settled`)."""
 
+    @staticmethod
+    def linear(x, weight, bias=None, stable=False):
+        rows = x.reshape(-1, x.shape[-1])  # [N, K]
+        y = _matmul_transposed(rows, weight)  # [N, M]
+        if bias is not None:
+            y = _bias_add(y, bias)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
 
-def embedding_part(ids, weight, first):
-    places = ids.astype(ms.int32) - first
-    inside = ops.logical_and(places >= 0, places < weight.shape[0])
-    rows = ops.gather(weight, places * inside.astype(ms.int32), 0)
-    return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
+    @staticmethod
+    def embedding(ids, weight):
+        return ops.gather(weight, ids, 0)
 
+    @staticmethod
+    def embedding_part(ids, weight, first):
+        places = ids.astype(ms.int32) - first
+        inside = ops.logical_and(places >= 0, places < weight.shape[0])
+        rows = ops.gather(weight, places * inside.astype(ms.int32), 0)
+        return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
 
-def rms_norm(x, weight, eps):
-    rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
-    n, d = rows.shape
-    scale = mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps)  # [N, 1]
-    rows = (rows * ops.tile(scale, (1, d))).astype(x.dtype)
-    return (rows * ops.tile(weight.reshape(1, d), (n, 1))).reshape(x.shape)
+    @staticmethod
+    def rms_norm(x, weight, eps):
+        rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
+        n, d = rows.shape
+        scale = mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps)  # [N, 1]
+        rows = (rows * ops.tile(scale, (1, d))).astype(x.dtype)
+        return (rows * ops.tile(weight.reshape(1, d), (n, 1))).reshape(x.shape)
 
+    @staticmethod
+    def layer_norm(x, weight, bias, eps):
+        rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
+        n, d = rows.shape
+        rows = rows - ops.tile(mint.mean(rows, -1, True), (1, d))
+        rows = rows * ops.tile(mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps), (1, d))
+        rows = rows.astype(x.dtype) * ops.tile(weight.reshape(1, d), (n, 1))
+        return _bias_add(rows, bias).reshape(x.shape)
 
-def layer_norm(x, weight, bias, eps):
-    rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
-    n, d = rows.shape
-    rows = rows - ops.tile(mint.mean(rows, -1, True), (1, d))
-    rows = rows * ops.tile(mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps), (1, d))
-    rows = rows.astype(x.dtype) * ops.tile(weight.reshape(1, d), (n, 1))
-    return _bias_add(rows, bias).reshape(x.shape)
+    @staticmethod
+    def gelu(x):
+        return x * 0.5 * (ops.erf(x * 0.7071067811865476) + 1.0)
 
+    @staticmethod
+    def gelu_tanh(x):
+        # tanh(u) = 2 sigmoid(2u) - 1, and MindSpore's CPU sigmoid is the fast one of the two.
+        return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
 
-def gelu(x):
-    return x * 0.5 * (ops.erf(x * 0.7071067811865476) + 1.0)
+    @staticmethod
+    def quick_gelu(x):
+        return x * ops.sigmoid(x * 1.702)
 
+    @staticmethod
+    def silu(x):
+        return ops.silu(x)
 
-def gelu_tanh(x):
-    # tanh(u) = 2 sigmoid(2u) - 1, and MindSpore's CPU sigmoid is the fast one of the two.
-    return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
+    @staticmethod
+    def sigmoid(x):
+        return ops.sigmoid(x)
 
+    @staticmethod
+    def relu(x):
+        return ops.relu(x)
 
-def quick_gelu(x):
-    return x * ops.sigmoid(x * 1.702)
+    @staticmethod
+    def swiglu(gate_up):
+        gate, up = _halve(gate_up)
+        return ops.silu(gate) * up
 
+    @staticmethod
+    def rotary(x, cos, sin):
+        heads = x.shape[-2]
+        repeat = (1,) * (x.ndim - 2) + (heads, 1)
+        cos = ops.tile(mint.unsqueeze(cos, -2), repeat)  # [..., H, D/2]
+        sin = ops.tile(mint.unsqueeze(sin, -2), repeat)
+        low, high = _halve(x.astype(ms.float32))
+        return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
 
-def silu(x):
-    return ops.silu(x)
+    @staticmethod
+    def attention(q, k, v, mask, scale, stable=False):
+        b, s, h, d = q.shape
+        t, kv_heads = k.shape[2], k.shape[1]
+        group = h // kv_heads
+        # One batched product per kv head: the query heads that share it are stacked as rows, nothing is repeated.
+        q = mint.permute(q, (0, 2, 1, 3)).reshape(b * kv_heads, group * s, d)
+        k = k.reshape(b * kv_heads, t, d)
+        v = v.reshape(b * kv_heads, t, v.shape[-1])
+        scores = _batch_matmul_transposed(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
+        if mask is not None:
+            mask = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
+            scores = scores + mask.reshape(b * kv_heads, group * s, t)
+        probs = ops.softmax(scores, -1).astype(v.dtype)
+        out = _batch_matmul(probs, v).reshape(b, h, s, v.shape[-1])
+        return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
 
+    @staticmethod
+    def packed_attention(q, k, v, segments, scale):
+        _n, h, d = q.shape
+        outputs, start = [], 0
+        for length, count in segments:  # equal neighbours run as one batch
+            stop = start + length * count
+            parts = [x[start:stop].reshape(count, length, h, d) for x in (q, k, v)]
+            keys, values = (mint.permute(x, (0, 2, 1, 3)).contiguous() for x in parts[1:])  # [count, H, length, D]
+            outputs.append(Reference.attention(parts[0], keys, values, None, scale).reshape(stop - start, h * d))
+            start = stop
+        return outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
 
-def sigmoid(x):
-    return ops.sigmoid(x)
+    @staticmethod
+    def route_topk(logits, k, normalise):
+        probs = ops.softmax(logits.astype(ms.float32), -1)
+        weights, indices = ops.topk(probs, k, dim=-1)
+        if normalise:
+            total = mint.sum(weights, -1, True)
+            weights = weights / ops.tile(total, (1, k))
+        return weights, indices.astype(ms.int32)
 
+    @staticmethod
+    def experts(x, gate_up, down, weights, indices, first=None):
+        if indices.shape[0] * indices.shape[1] <= Reference.GRAPH_EXPERT_ROWS:
+            return _gathered_experts(x, gate_up, down, weights, indices, first)
+        return _grouped_experts(x, gate_up, down, weights, indices, first)
 
-def relu(x):
-    return ops.relu(x)
+    @staticmethod
+    def conv1d(x, weight, bias, dilation=1, groups=1):
+        convolution = _conv1d(weight.shape[0], weight.shape[-1], dilation, groups)
+        y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
+        return _bias_add(y, bias).squeeze(2)
 
+    @staticmethod
+    def conv_transpose1d(x, weight, bias, stride, trim=0):
+        b, _, t = x.shape
+        channels, kernel = weight.shape[1:]
+        shape = (b, channels, 1, (t - 1) * stride + kernel)
+        y = _conv_transpose1d(weight.shape[0], kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
+        y = _bias_add(y, bias).squeeze(2)
+        return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 
-def swiglu(gate_up):
-    gate, up = _halve(gate_up)
-    return ops.silu(gate) * up
+    @staticmethod
+    def conv2d(x, weight, bias, stride, padding):
+        kernel = tuple(weight.shape[2:])
+        return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
 
+    @staticmethod
+    def snake_beta(x, alpha, beta):
+        b, c, t = x.shape
+        alpha = ops.tile(ops.exp(alpha).reshape(1, c, 1), (b, 1, t))
+        beta = ops.tile((1.0 / (ops.exp(beta) + 1e-9)).reshape(1, c, 1), (b, 1, t))
+        return x + beta * mint.square(ops.sin(x * alpha))
 
-def rotary(x, cos, sin):
-    heads = x.shape[-2]
-    repeat = (1,) * (x.ndim - 2) + (heads, 1)
-    cos = ops.tile(mint.unsqueeze(cos, -2), repeat)  # [..., H, D/2]
-    sin = ops.tile(mint.unsqueeze(sin, -2), repeat)
-    low, high = _halve(x.astype(ms.float32))
-    return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
+    @staticmethod
+    def scale_channels(x, scale):
+        repeat = tuple(x.shape[:-1]) + (1,)
+        return x * ops.tile(scale.reshape((1,) * (x.ndim - 1) + (-1,)), repeat)
 
+    @staticmethod
+    def scatter_rows(x, index, rows):
+        return ops.tensor_scatter_update(x, mint.unsqueeze(index, -1), rows)
 
-def attention(q, k, v, mask, scale, stable=False):
-    b, s, h, d = q.shape
-    t, kv_heads = k.shape[2], k.shape[1]
-    group = h // kv_heads
-    # One batched product per kv head: the query heads that share it are stacked as rows, nothing is repeated.
-    q = mint.permute(q, (0, 2, 1, 3)).reshape(b * kv_heads, group * s, d)
-    k = k.reshape(b * kv_heads, t, d)
-    v = v.reshape(b * kv_heads, t, v.shape[-1])
-    scores = _batch_matmul_transposed(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
-    if mask is not None:
-        mask = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
-        scores = scores + mask.reshape(b * kv_heads, group * s, t)
-    probs = ops.softmax(scores, -1).astype(v.dtype)
-    out = _batch_matmul(probs, v).reshape(b, h, s, v.shape[-1])
-    return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
+    @staticmethod
+    def add_rows(x, index, rows):
+        return ops.tensor_scatter_add(x, mint.unsqueeze(index, -1), rows)
 
+    @staticmethod
+    def write_rows(buffer, index, rows):
+        return _scatter_update(buffer, index, rows)
 
-def packed_attention(q, k, v, segments, scale):
-    _n, h, d = q.shape
-    outputs, start = [], 0
-    for length, count in segments:  # equal neighbours run as one batch
-        stop = start + length * count
-        parts = [x[start:stop].reshape(count, length, h, d) for x in (q, k, v)]
-        keys, values = (mint.permute(x, (0, 2, 1, 3)).contiguous() for x in parts[1:])  # [count, H, length, D]
-        outputs.append(attention(parts[0], keys, values, None, scale).reshape(stop - start, h * d))
-        start = stop
-    return outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
+    @staticmethod
+    def gather_rows(x, index):
+        return ops.gather(x, index, 0)
 
+    @staticmethod
+    def weighted_sum_rows(x, index, weights):
+        n, taps = index.shape
+        rows = ops.gather(x, index.reshape(-1), 0).reshape(n, taps, -1)
+        return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
 
-def route_topk(logits, k, normalise):
-    probs = ops.softmax(logits.astype(ms.float32), -1)
-    weights, indices = ops.topk(probs, k, dim=-1)
-    if normalise:
-        total = mint.sum(weights, -1, True)
-        weights = weights / ops.tile(total, (1, k))
-    return weights, indices.astype(ms.int32)
+    @staticmethod
+    def concat(parts, axis):
+        return mint.cat(tuple(parts), axis)
 
+    @staticmethod
+    def transpose(x, axes):
+        return mint.permute(x, axes).contiguous()
 
-def experts(x, gate_up, down, weights, indices, first=None):
-    if indices.shape[0] * indices.shape[1] <= GATHERED_ROWS:
-        return _gathered_experts(x, gate_up, down, weights, indices, first)
-    return _grouped_experts(x, gate_up, down, weights, indices, first)
+    @staticmethod
+    def clip(x, low, high):
+        return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp makes a number of NaN
+
+    @staticmethod
+    def argmax(x):
+        return ops.argmax(x, -1).astype(ms.int32)
+
+    @staticmethod
+    def draw(logits, noise, temperature, top_k, top_p):
+        size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
+        scores, ids = ops.topk(logits.astype(ms.float32) / temperature, size, dim=-1)  # [B, k], descending
+        probs = ops.softmax(scores, -1)
+        before = ops.cumsum(probs, -1) - probs  # what likelier tokens have already taken
+        total = ops.cumsum(probs * (before < top_p).astype(ms.float32), -1)
+        target = noise * total[:, -1:]
+        index = (total <= target).astype(ms.int32).sum(-1, keepdims=True)
+        index = ops.minimum(index, Tensor(size - 1, ms.int32))
+        return ops.gather_elements(ids, 1, index).astype(ms.int32)
+
+    @staticmethod
+    def cross_entropy(logits, labels):
+        log_probs = ops.log_softmax(logits.astype(ms.float32), -1)
+        picked = ops.gather_elements(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
+        return -mint.mean(picked)
+
+    @staticmethod
+    def expert_load(logits, k, mask):
+        probs = ops.softmax(logits.astype(ms.float32), -1)  # [N, E]
+        n, e = probs.shape
+        _, indices = ops.topk(probs, k, dim=-1)
+        rows = ops.tile(mask.reshape(n, 1), (1, k)).reshape(-1)
+        counts = ops.tensor_scatter_add(mint.zeros((e,), dtype=ms.float32), indices.reshape(-1, 1), rows)
+        return counts, mint.sum(probs * ops.tile(mask.reshape(n, 1), (1, e)), 0)
+
+    @classmethod
+    def residual_unit(cls, x, before, snake, conv, dilation, last_snake, last_conv):
+        y = cls.snake_beta(cls.concat((before, x), -1), *snake)
+        y = cls.snake_beta(cls.conv1d(y, *conv, dilation), *last_snake)
+        return x + cls.conv1d(y, *last_conv)
+
+    # ---- what is asked about an implementation (see `dispatch.py`) ----------------------------------------------------
+
+    @classmethod
+    def settled(cls, dtype: ms.Type) -> "type[Reference]":
+        """The class to use for models of this dtype: one that checks itself on the device gives a subclass of itself."""
+        return cls
+
+    @staticmethod
+    def prepare(weights, kept=None):
+        return None
+
+    @staticmethod
+    def refusal(error):
+        return None
 
 
 def _gathered_experts(x, gate_up, down, weights, indices, first=None):
@@ -153,7 +284,7 @@ def _gathered_experts(x, gate_up, down, weights, indices, first=None):
         weights = weights * (place == indices).astype(weights.dtype)
     picked = indices.reshape(-1)  # [N*k]
     rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
-    hidden = swiglu(_batch_matmul(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
+    hidden = Reference.swiglu(_batch_matmul(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
     out = _batch_matmul(hidden, ops.gather(down, picked, 0)).reshape(n, k, -1)
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
@@ -174,7 +305,7 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     parts = ops.split(rows, [int(count) for count in counts], 0)
     outputs = []
     for expert, part in zip(used.tolist(), parts):
-        hidden = swiglu(_matmul(part, gate_up[expert]))
+        hidden = Reference.swiglu(_matmul(part, gate_up[expert]))
         outputs.append(_matmul(hidden, down[expert]))
     inverse = np.zeros(n * k, np.int32)  # a pair whose expert is not here takes any row, with weight 0
     inverse[order] = np.arange(len(order), dtype=np.int32)
@@ -194,100 +325,3 @@ def _conv1d(channels, kernel, dilation, groups):
 def _conv_transpose1d(channels, kernel, stride):
     # channels: the inputs', for its gradient is a convolution that has so many outputs; itself it does not look at them.
     return ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
-
-
-def conv1d(x, weight, bias, dilation=1, groups=1):
-    convolution = _conv1d(weight.shape[0], weight.shape[-1], dilation, groups)
-    y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
-    return _bias_add(y, bias).squeeze(2)
-
-
-def conv_transpose1d(x, weight, bias, stride, trim=0):
-    b, _, t = x.shape
-    channels, kernel = weight.shape[1:]
-    shape = (b, channels, 1, (t - 1) * stride + kernel)
-    y = _conv_transpose1d(weight.shape[0], kernel, stride)(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2), shape)
-    y = _bias_add(y, bias).squeeze(2)
-    return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
-
-
-def conv2d(x, weight, bias, stride, padding):
-    kernel = tuple(weight.shape[2:])
-    return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
-
-
-def snake_beta(x, alpha, beta):
-    b, c, t = x.shape
-    alpha = ops.tile(ops.exp(alpha).reshape(1, c, 1), (b, 1, t))
-    beta = ops.tile((1.0 / (ops.exp(beta) + 1e-9)).reshape(1, c, 1), (b, 1, t))
-    return x + beta * mint.square(ops.sin(x * alpha))
-
-
-def scale_channels(x, scale):
-    repeat = tuple(x.shape[:-1]) + (1,)
-    return x * ops.tile(scale.reshape((1,) * (x.ndim - 1) + (-1,)), repeat)
-
-
-def scatter_rows(x, index, rows):
-    return ops.tensor_scatter_update(x, mint.unsqueeze(index, -1), rows)
-
-
-def add_rows(x, index, rows):
-    return ops.tensor_scatter_add(x, mint.unsqueeze(index, -1), rows)
-
-
-def write_rows(buffer, index, rows):
-    return _scatter_update(buffer, index, rows)
-
-
-def gather_rows(x, index):
-    return ops.gather(x, index, 0)
-
-
-def weighted_sum_rows(x, index, weights):
-    n, taps = index.shape
-    rows = ops.gather(x, index.reshape(-1), 0).reshape(n, taps, -1)
-    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
-
-
-def concat(parts, axis):
-    return mint.cat(tuple(parts), axis)
-
-
-def transpose(x, axes):
-    return mint.permute(x, axes).contiguous()
-
-
-def clip(x, low, high):
-    return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp makes a number of NaN
-
-
-def argmax(x):
-    return ops.argmax(x, -1).astype(ms.int32)
-
-
-def draw(logits, noise, temperature, top_k, top_p):
-    size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
-    scores, ids = ops.topk(logits.astype(ms.float32) / temperature, size, dim=-1)  # [B, k], descending
-    probs = ops.softmax(scores, -1)
-    before = ops.cumsum(probs, -1) - probs  # what likelier tokens have already taken
-    total = ops.cumsum(probs * (before < top_p).astype(ms.float32), -1)
-    target = noise * total[:, -1:]
-    index = (total <= target).astype(ms.int32).sum(-1, keepdims=True)
-    index = ops.minimum(index, Tensor(size - 1, ms.int32))
-    return ops.gather_elements(ids, 1, index).astype(ms.int32)
-
-
-def cross_entropy(logits, labels):
-    log_probs = ops.log_softmax(logits.astype(ms.float32), -1)
-    picked = ops.gather_elements(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
-    return -mint.mean(picked)
-
-
-def expert_load(logits, k, mask):
-    probs = ops.softmax(logits.astype(ms.float32), -1)  # [N, E]
-    n, e = probs.shape
-    _, indices = ops.topk(probs, k, dim=-1)
-    rows = ops.tile(mask.reshape(n, 1), (1, k)).reshape(-1)
-    counts = ops.tensor_scatter_add(mint.zeros((e,), dtype=ms.float32), indices.reshape(-1, 1), rows)
-    return counts, mint.sum(probs * ops.tile(mask.reshape(n, 1), (1, e)), 0)
