@@ -1,0 +1,174 @@
+"""The parts of the model that are run dry, in the published geometry and bfloat16. Needs the Ascend backend (see `stub.py`)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint
+
+from ms_omni.config import load_named_config
+from ms_omni.modeling.audio_encoder import AudioEncoder
+from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
+from ms_omni.modeling.layers import lazy_parameters
+from ms_omni.modeling.prefill import CHUNK_TOKENS, read_tokens
+from ms_omni.modeling.steps import DecoderStep, FrameStep
+from ms_omni.modeling.talker import Talker
+from ms_omni.modeling.thinker import Thinker
+from ms_omni.modeling.vision_encoder import VisionEncoder
+from ms_omni.parallel.team import Team
+
+from .kernel_log import KernelLog, Launches
+
+CAPACITY = 2 * CHUNK_TOKENS
+PICTURE = (1, 28, 42)  # frames, rows and columns of patches
+AUDIO_FRAMES = 1050  # ten and a half chunks: two windows, one of them not full
+
+
+@dataclass(frozen=True)
+class Counted:
+    """launches: of everything; per_layer: of one layer of each stack that there is, by its name."""
+
+    launches: Launches
+    per_layer: dict[str, Launches]
+
+
+def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefix: str = "") -> Any:
+    """A cell with parameters of zeros on the device, where a dry run has any amount of memory and the host needs none.
+
+    team: whose part of the parameters it holds; prefix: of the parameters' names in a whole model.
+    """
+    with lazy_parameters(ms.bfloat16):
+        cell = kind(config)
+    slices = team.place(cell, config, prefix) if team else {}
+    for name, parameter in cell.parameters_and_names():
+        part = slices.get(prefix + name)
+        shape = parameter.shape if part is None else part.local_shape
+        parameter.set_data(mint.zeros(shape, dtype=parameter.dtype), slice_shape=team is not None)
+    if team:
+        team.attach(cell)
+    cell.set_train(False)
+    return cell
+
+
+def zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape, np.float32)).astype(ms.bfloat16)
+
+
+def every_layer(layers: int, count: Callable[[int], Launches]) -> tuple[Launches, Launches]:
+    """(launches of all layers, launches of one), from `count(number of layers)` with three and with two."""
+    three = count(3)
+    one = three - count(2)
+    return three + one.times(layers - 3), one
+
+
+def _thinker_of(layers: int, team: Team | None) -> Thinker:
+    """The thinker with few layers and next to no encoders."""
+    config = load_named_config("published").thinker_config
+    config = config.copy(
+        text_config=config.text_config.copy(num_hidden_layers=layers),
+        vision_config=config.vision_config.copy(depth=1, deepstack_visual_indexes=[0]),
+        audio_config=config.audio_config.copy(encoder_layers=1),
+    )
+    return build(Thinker, config, team, "thinker.")
+
+
+def _talker_of(layers: int) -> Talker:
+    config = load_named_config("published").talker_config
+    return build(Talker, config.copy(text_config=config.text_config.copy(num_hidden_layers=layers)))
+
+
+def thinker(log: KernelLog, team: Team | None) -> Counted:
+    """One step of decoding: one token through the decoder and its output layer, as a graph where the plan allows one."""
+    layers = load_named_config("published").thinker_config.text_config.num_hidden_layers
+    launches, layer = every_layer(layers, lambda layers: _step(log, _thinker_of(layers, team)))
+    return Counted(launches, {"thinker": layer})
+
+
+def talker(log: KernelLog) -> Counted:
+    """As `thinker`, for the decoder that speaks."""
+    layers = load_named_config("published").talker_config.text_config.num_hidden_layers
+    launches, layer = every_layer(layers, lambda layers: _step(log, _talker_of(layers)))
+    return Counted(launches, {"talker": layer})
+
+
+def _step(log: KernelLog, model: Thinker | Talker) -> Launches:
+    decoder = model.model
+    step = DecoderStep(decoder, model.output_layer, decoder.new_cache(1, CAPACITY))
+    step.compile_from = 0
+    rope = decoder.rope(np.zeros((3, 1, 1), np.float32))
+    inputs = zeros(1, 1, decoder.config.hidden_size), rope, np.ones((1, 1), bool)
+    log.skip()
+    step(*inputs)
+    return log.built() if step.is_compiled else log.launched()
+
+
+def prefill(log: KernelLog, team: Team | None) -> Counted:
+    """A chunk of a prompt that follows another, operator by operator."""
+    text = load_named_config("published").thinker_config.text_config
+
+    def count(layers):
+        decoder = _thinker_of(layers, team).model
+        cache = decoder.new_cache(1, CAPACITY)
+        x, valid = zeros(1, CHUNK_TOKENS, text.hidden_size), np.ones((1, CHUNK_TOKENS), bool)
+        positions = np.broadcast_to(np.arange(CHUNK_TOKENS, dtype=np.float32), (3, 1, CHUNK_TOKENS))
+        for start in (0, CHUNK_TOKENS):
+            log.skip()
+            read_tokens(decoder, x, positions + start, valid, cache, None)
+        return log.launched()
+
+    launches, layer = every_layer(text.num_hidden_layers, count)
+    return Counted(launches, {"thinker": layer})
+
+
+def frame(log: KernelLog) -> Counted:
+    """The codes of one frame, sampled, as a graph."""
+    step = FrameStep(_talker_of(1), 1, (0.9, 50, 1.0))
+    step.compile_from = 0
+    hidden_size = load_named_config("published").talker_config.text_config.hidden_size
+    noise = Tensor(np.zeros((1, step.groups), np.float32))
+    inputs = zeros(1, 1, hidden_size), Tensor(np.ones((1, 1), np.int32)), noise
+    log.skip()
+    step(*inputs)
+    return Counted(log.built(), {})
+
+
+def vocoder(log: KernelLog) -> Counted:
+    """A chunk of frames to sound, operator by operator, behind another one."""
+    config = load_named_config("published").code2wav_config
+    stream = build(Code2Wav, config).stream()
+    codes = np.zeros((1, config.num_quantizers, CHUNK_FRAMES), np.int32)
+    stream.step(codes)
+    log.skip()
+    stream.step(codes)
+    return Counted(log.launched(), {})
+
+
+def encoders(log: KernelLog) -> Counted:
+    """A picture and a sound, operator by operator."""
+    config = load_named_config("published").thinker_config
+    vision, audio = config.vision_config, config.audio_config
+
+    def see(layers):
+        model = build(VisionEncoder, vision.copy(depth=layers, deepstack_visual_indexes=[0, 1]))
+        pixels = Tensor(np.zeros((np.prod(PICTURE), model.patch_embed.width), np.float32))
+        log.skip()
+        model(pixels, np.array([PICTURE]))
+        return log.launched()
+
+    def hear(layers):
+        model = build(AudioEncoder, audio.copy(encoder_layers=layers))
+        sound = np.zeros((audio.num_mel_bins, AUDIO_FRAMES), np.float32)
+        log.skip()
+        model(sound, np.array([AUDIO_FRAMES]))
+        return log.launched()
+
+    seen, block = every_layer(vision.depth, see)
+    heard, layer = every_layer(audio.encoder_layers, hear)
+    return Counted(seen + heard, {"vision": block, "audio": layer})
+
+
+PARTS = {part.__name__: part for part in (talker, frame, vocoder, encoders)}
+SPREAD = {part.__name__: part for part in (thinker, prefill)}
+"""Those that a plan spreads over ranks; it leaves the others whole ("ep"), or they are spread in the same way ("zero3")."""
