@@ -1,4 +1,4 @@
-"""The README's commands and its Python do what it says, in a copy of the repository."""
+"""The commands and the Python of README.md and docs/ do what they say, in a copy of the repository."""
 
 import os
 import re
@@ -12,8 +12,20 @@ import soundfile
 
 from ms_omni.cli import main
 
+from .hub.server import Hub
+
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def blocks(page):
+    """[(kind, text), ...] of the blocks of a page that can be run."""
+    return re.findall(r"```(bash|python)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def lines(page):
+    """The commands of a page, one by one; `ms-omni doctor` is cut to the checks that take no minutes."""
+    commands = [line for kind, block in blocks(page) if kind == "bash" for line in block.splitlines()]
+    return [re.sub("^ms-omni doctor", "ms-omni doctor --only python,packages,disk", line) for line in commands]
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +53,21 @@ def environment(clone, tmp_path_factory):
 
 
 def run(command, clone, environment):
-    return subprocess.run(["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
+    """Standard output of a command that ends well."""
+    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run(["bash", "-c", command], **options)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    return result.stdout
 
 
 def test_commands(clone, environment):
-    commands = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    commands = lines("README.md")
     assert commands[0] == "bash launch/quickstart.sh" and commands[1] == "bash launch/test.sh"
     commands[1] = "bash launch/test.sh --version"  # the tests themselves are running now
     commands = [f"{line} --only image --repetitions 1" if "ms-omni bench" in line else line for line in commands]
-    commands = [f"{line} --only python,packages,disk" if line == "ms-omni doctor" else line for line in commands]
     for command in commands:
-        result = run(command, clone, environment)
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        assert "Traceback" not in result.stderr
+        run(command, clone, environment)
     assert soundfile.info(clone / "build/demo/picture.wav").samplerate == 24000
     assert (clone / "build/demo/demo.png").is_file()
     assert soundfile.info(clone / "build/hello.wav").duration > 0.5
@@ -61,11 +75,35 @@ def test_commands(clone, environment):
 
 
 def test_python(clone, environment):
-    (source,) = [block for kind, block in BLOCKS if kind == "python"]
+    (source,) = [block for kind, block in blocks("README.md") if kind == "python"]
     (clone / "readme_example.py").write_text(source, encoding="utf-8")
-    result = run("python readme_example.py", clone, environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "an orange star"
+    assert run("python readme_example.py", clone, environment).strip() == "an orange star"
+
+
+@pytest.mark.slow
+def test_the_first_hour_on_ascend(clone, environment, tmp_path):
+    """On CPU: the hub is one on loopback, and the miniature is what it knows by the name of the published model."""
+    (published := tmp_path / "published").mkdir()
+    for file in (clone / "examples/miniature").iterdir():
+        if file.suffix in (".json", ".safetensors", ".txt"):
+            (published / file.name).symlink_to(file)
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copy(clone / "examples/miniature/samples/star.jpg", here / "photo.jpg")
+    (source,) = [block for kind, block in blocks("docs/ascend.md") if kind == "python"]
+    (here / "answer.py").write_text(source, encoding="utf-8")
+    hub = Hub({"Qwen/Qwen3-Omni-30B-A3B-Instruct": published})
+    places = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment = {**environment, **places, "PATH": f"{environment['PATH']}:{Path(sys.executable).parent}"}  # msrun's
+    try:
+        said = {command: run(command, here, environment) for command in lines("docs/ascend.md")}
+    finally:
+        hub.close()
+    answers = [text for command, text in said.items() if command.startswith("ms-omni launch")]
+    answers.append((here / "logs/worker_0.log").read_text())
+    assert len(answers) == 4 and all("an orange star" in text for text in answers), answers
+    assert soundfile.info(here / "answer.wav").samplerate == 24000
+    assert "python" in (here / "report.txt").read_text().lower()
 
 
 def test_tree_names_what_is_there():
