@@ -48,7 +48,7 @@ def _unknown(known: str) -> str:
     if any(word in known for word in ("HEI", "AVIF", "XL", "raw")):
         return f"{known}, a format that is not read here; convert it to PNG or JPEG"
     if "picture" in known:
-        return f"{known}, but its header is damaged"
+        return f"{known}, but of a kind that is not read here, or its header is damaged; save it anew as PNG or JPEG"
     kinds = [item for item, word in (("an audio", "sound"), ("a video", "video")) if word in known]
     return f"{known}; give it as {kinds[0]} item" if kinds else known
 
