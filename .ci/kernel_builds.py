@@ -1,4 +1,4 @@
-"""The builds of the C++ kernels that can be made here: compilers times widths of vectors."""
+"""The builds of the C++ kernels that can be made here: compilers times widths of vectors, for this processor and for aarch64."""
 
 import importlib
 import os
@@ -8,9 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.ops import emulated  # noqa: E402
+
 COMPILERS = ("g++", "clang++")
 WIDTHS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native")
+CROSS = ("aarch64-linux-gnu-g++", "clang++ --target=aarch64-linux-gnu")  # run under qemu-user: see tests/ops/emulated.py
+CROSS_WIDTHS = ("armv8-a", "armv8.4-a+sve")
 FILES = ("dense", "attention", "wave", "fused", "kernels")
+
+
+def part(name: str, tree: Path = ROOT) -> types.ModuleType:
+    """A module of `ms_omni.modeling.ops` in a checkout, without the package itself: that imports MindSpore."""
+    package = f"ops_of_{abs(hash(tree))}"
+    sys.modules.setdefault(package, types.ModuleType(package)).__path__ = [str(tree / "ms_omni" / "modeling" / "ops")]
+    return importlib.import_module(f"{package}.{name}")
 
 
 class Build(NamedTuple):
@@ -25,15 +38,18 @@ class Build(NamedTuple):
         return f"{self.compiler} {self.width}" + (f" {self.tree.name}" if self.tree != ROOT else "")
 
     @property
+    def emulated(self) -> bool:
+        return self.compiler in CROSS
+
+    @property
     def environment(self) -> dict[str, str]:
         return {"CXX": self.compiler, "MS_OMNI_MARCH": self.width}
 
     def library(self, file: str) -> str:
         """Path of one of its libraries, compiled if need be. Raises `OSError` as `build.py` does."""
-        name = f"ops_of_{abs(hash(self.tree))}"
-        package = sys.modules.setdefault(name, types.ModuleType(name))  # not the package itself: that imports MindSpore
-        package.__path__ = [str(self.tree / "ms_omni" / "modeling" / "ops")]
-        module = importlib.import_module(f"{name}.build")
+        if self.emulated:
+            emulated.install()
+        module = part("build", self.tree)
         # Checkouts from before MS_OMNI_MARCH have the width among their flags.
         module.FLAGS = tuple(f"-march={self.width}" if flag.startswith("-march") else flag for flag in module.FLAGS)
         before = dict(os.environ)
@@ -49,6 +65,8 @@ def builds_here(compilers=COMPILERS, widths=WIDTHS, trees=(ROOT,)) -> list[Build
     """Those that can be compiled and run on this machine; says in one line each what is left out, and why."""
     found = []
     for build in (Build(compiler, width, tree) for width in widths for compiler in compilers for tree in trees):
+        if build.emulated != (build.width in CROSS_WIDTHS):
+            continue
         try:
             build.library("turn")  # the quickest
             found.append(build)

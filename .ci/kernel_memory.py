@@ -2,11 +2,10 @@
 
     python .ci/kernel_memory.py [TESTS]         by default those of the kernels; compiling takes minutes
 
-MindSpore's tensors lie in a pool that no sanitizer can see into, so this file is a pytest plugin too: it calls the C++
-entries with numpy arrays of their own, one `malloc` each.
+MindSpore's tensors lie in a pool that no sanitizer can see into, so this file is a pytest plugin too: it has the C++
+entries called with numpy arrays of their own (tests/ops/entries.py).
 """
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -49,39 +48,9 @@ def main() -> int:
 def pytest_configure():
     from mindspore import ops
 
-    ops.Custom = _Entry
+    from tests.ops import entries
 
-
-class _Entry:
-    """In the place of `ops.Custom`: the C++ function on copies of the tensors."""
-
-    def __init__(self, function, shape, dtype, kind):
-        self.path, self.name = function.rsplit(":", 1)
-        self.function, self.shape, self.dtype = getattr(ctypes.CDLL(self.path), self.name), shape, dtype
-
-    def __call__(self, *tensors):
-        import numpy as np
-        from mindspore import Tensor
-
-        inputs = [np.array(tensor.asnumpy(), order="C") for tensor in tensors]
-        shapes, kinds = self.shape(*(list(x.shape) for x in inputs)), self.dtype(*(x.dtype for x in tensors))
-        pairs = zip(shapes, kinds) if isinstance(kinds, tuple) else [(shapes, kinds)]
-        results = [np.empty(shape, str(kind).lower()) for shape, kind in pairs]
-        arrays = [*inputs, *results]
-        sizes, count = [(ctypes.c_int64 * x.ndim)(*x.shape) for x in arrays], len(arrays)
-        returned = self.function(
-            count,
-            (ctypes.c_void_p * count)(*(x.ctypes.data for x in arrays)),
-            (ctypes.c_int * count)(*(x.ndim for x in arrays)),
-            (ctypes.c_void_p * count)(*map(ctypes.addressof, sizes)),
-            (ctypes.c_char_p * count)(*(str(x.dtype).encode() for x in arrays)),
-            None,
-            None,
-        )
-        if returned:
-            raise RuntimeError(f"Return value from CPU AOT kernel({self.path})'s function({self.name}) is {returned}.")
-        made = tuple(map(Tensor, results))
-        return made if isinstance(kinds, tuple) else made[0]
+    ops.Custom = entries.Custom
 
 
 if __name__ == "__main__":

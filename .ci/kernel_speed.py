@@ -9,6 +9,7 @@ the least counts, because the machine may be busy with other work. Nothing of Mi
 
 import argparse
 import ctypes
+import functools
 import math
 import os
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from kernel_builds import COMPILERS, FILES, ROOT, WIDTHS, Build, builds_here
+from kernel_builds import COMPILERS, FILES, ROOT, WIDTHS, Build, builds_here, part
 
 RNG = np.random.default_rng(0)
 
@@ -46,49 +47,74 @@ def integers(*values):
     return np.array(values, np.int32)
 
 
-def bits(number):
-    return int(np.float64(number).view(np.int64))
+def settings(*lengths):
+    """What a kernel is told by a shape."""
+    return np.zeros(lengths, np.int32)
 
 
 class Stack:
     """The table of a decoder stack (`Stack` in decoder.h) and the arrays that it points to."""
 
-    def __init__(self, width, heads, kv_heads, d, inner, experts=0, chosen=0, expert_inner=0, half=False):
-        self.kept, kind = [], np.uint16 if half else np.float32
-        dense = [(inner, width), (inner, width), (width, inner)] if inner else []
-        mixture = [(experts, width), (experts, width, 2 * expert_inner), (experts, expert_inner, width)] if experts else []
-        self.numbers = [width, heads, kv_heads, d, bits(1e-6), self.keep(normal(width)), 1, self.keep(normal(width))]
-        self.numbers += self.matrices(kind, (heads * d, width), *[(kv_heads * d, width)] * 2, (width, heads * d))
-        self.numbers += [0, 0, 0, 0, self.keep(normal(d)), self.keep(normal(d)), self.keep(normal(width))]
-        self.numbers += self.matrices(kind, *dense) or [0, 0, 0]
-        self.numbers += [0, *(self.matrices(np.float32, *mixture) or [0, 0, 0])]
-        self.numbers += [inner, experts, chosen, expert_inner, 1]
+    def __init__(self, width, heads, kv_heads, d, inner=0, experts=0, top_k=0, expert_inner=0, half=False):
+        self.kept, self.kind = [], np.uint16 if half else np.float32
+        names = "input_norm q k v o q_bias k_bias v_bias o_bias q_norm k_norm post_norm gate up down shared_gate router"
+        parts = dict.fromkeys([*names.split(), "experts_gate_up", "experts_down"], 0)
+        parts |= {
+            name: self.keep(normal(n)) for name, n in dict(input_norm=width, q_norm=d, k_norm=d, post_norm=width).items()
+        }
+        keys = (kv_heads * d, width)
+        parts |= self.matrices(self.kind, q=(heads * d, width), k=keys, v=keys, o=(width, heads * d))
+        if inner:
+            parts |= self.matrices(self.kind, gate=(inner, width), up=(inner, width), down=(width, inner))
+        if experts:
+            down, gate_up = (experts, expert_inner, width), (experts, width, 2 * expert_inner)
+            parts |= self.matrices(np.float32, router=(experts, width), experts_gate_up=gate_up, experts_down=down)
+        sizes = dict(inner=inner, experts=experts, top_k=top_k, expert_inner=expert_inner, normalise=True)
+        stack = dict(
+            width=width, heads=heads, kv_heads=kv_heads, head_dim=d, eps=1e-6, norm=self.keep(normal(width)), layers=1
+        )
+        self.parts = struct("Stack", **stack), struct("Layer", **parts, **sizes)
 
     def keep(self, array):
         self.kept.append(array)
         return array.ctypes.data
 
-    def matrices(self, kind, *shapes):
+    def matrices(self, kind, **shapes):
         """Addresses of random matrices, float32 or the upper halves of such."""
-        arrays = [normal(*shape) / np.sqrt(shape[-1], dtype=np.float32) for shape in shapes]
-        return [self.keep(np.ascontiguousarray(x.view(np.uint16)[..., 1::2]) if kind == np.uint16 else x) for x in arrays]
+        found = {}
+        for name, shape in shapes.items():
+            x = normal(*shape) / np.sqrt(shape[-1], dtype=np.float32)
+            found[name] = self.keep(np.ascontiguousarray(x.view(np.uint16)[..., 1::2]) if kind == np.uint16 else x)
+        return found
+
+
+@functools.cache
+def structs(name):
+    return part("cpu_table").Struct(ctypes.CDLL(Build("g++", "native").library("fused")), name)
+
+
+def struct(name, **values):
+    return structs(name)(**values)
 
 
 def decoder_step(batch, start, vocabulary=500, **sizes):
     stack, width, half = Stack(**sizes), sizes["width"], sizes["d"] // 2
-    cache = [stack.keep(normal(batch, sizes["kv_heads"], start + 1, 2 * half)) for _ in range(2)]
-    table = np.array([*stack.numbers, start, start + 1, 0, *cache], np.int64)
+    buffers = [stack.keep(normal(batch, sizes["kv_heads"], start + 1, 2 * half)) for _ in range(2)]
+    table = part("cpu_table").table(*stack.parts, struct("Cache", start=start, capacity=start + 1, seen=0), buffers)
     inputs = normal(batch, 1, width), normal(batch, 1, half), normal(batch, 1, half), normal(vocabulary, width), table
     return Case("decoder_step", [*inputs, empty(batch, 1, vocabulary), empty(batch, 1, width)], stack)
 
 
 def code_frame(batch, half, groups=4, vocabulary=500, width=256):
     stack = Stack(width, 4, 2, 64, 512, half=half)
-    numbers = [int(half), *stack.numbers, 0, bits(1.0), 0, bits(1.0), vocabulary, vocabulary]
-    numbers += [stack.keep(normal(groups, 32)), stack.keep(normal(groups, 32))]
-    numbers += [stack.keep(normal(vocabulary, width)) for _ in range(groups)]
-    numbers += stack.matrices(np.uint16 if half else np.float32, *[(vocabulary, width)] * (groups - 1))
-    inputs = normal(batch, 1, width), integers(*[[3]] * batch), normal(batch, groups - 1), np.array(numbers, np.int64)
+    sampling = dict(sampled=False, temperature=1.0, top_k=0, top_p=1.0)
+    tables = {name: stack.keep(normal(groups, 32)) for name in ("cos", "sin")}
+    first, *embeddings = (stack.keep(normal(vocabulary, width)) for _ in range(groups))
+    sizes = dict(vocabulary=vocabulary, first_vocabulary=vocabulary, first_embedding=first)
+    heads = stack.matrices(stack.kind, **{str(i): (vocabulary, width) for i in range(groups - 1)})
+    parts = struct("Storage", half=half), *stack.parts, struct("Frame", **sampling, **tables, **sizes)
+    table = part("cpu_table").table(*parts, embeddings, list(heads.values()))
+    inputs = normal(batch, 1, width), integers(*[[3]] * batch), normal(batch, groups - 1), table
     return Case("code_frame", [*inputs, integers(*[[0] * groups] * batch), empty(batch, 1, width)], stack)
 
 
@@ -111,7 +137,7 @@ def residual_unit(c, t):
     snakes = [[normal(c) / 4, normal(c) / 4] for _ in range(2)]
     convs = [[normal(c, c, w) / 16, normal(c)] for w in (7, 1)]
     parts = [*snakes[0], *convs[0], *snakes[1], *convs[1]]
-    return Case("residual_unit", [normal(1, c, t), normal(1, c, 6), *parts, empty(1), empty(1, c, t)])
+    return Case("residual_unit", [normal(1, c, t), normal(1, c, 6), *parts, settings(1), empty(1, c, t)])
 
 
 def rows(kernel, *weights, n=50, d=1024):
@@ -120,12 +146,12 @@ def rows(kernel, *weights, n=50, d=1024):
 
 def cases() -> dict[str, Case]:
     """Small enough that most runs are not interrupted, large enough that a call counts for little."""
-    dense, sparse = dict(inner=512), dict(inner=0, experts=16, chosen=4, expert_inner=96)
+    dense, sparse = dict(inner=512), dict(experts=16, top_k=4, expert_inner=96)
     stack, w, eps = dict(width=256, heads=4, kv_heads=2, d=64), normal(1024), normal(1) ** 2
     packed = [*(normal(150, 2, 72) for _ in range(3)), normal(1), integers(75, 150), empty(150, 144)]
-    picture = [normal(1, 32, 20, 40), normal(48, 32, 3, 3), normal(48), empty(2, 2), empty(1, 48, 10, 20)]
-    sound = [normal(1, 64, 156), normal(64, 64, 7), normal(64), empty(1, 1), empty(1, 64, 150)]
-    upsampling = [normal(1, 96, 60), normal(96, 48, 16), normal(48), empty(8, 9), empty(1, 48, 472)]
+    picture = [normal(1, 32, 20, 40), normal(48, 32, 3, 3), normal(48), settings(2, 2), empty(1, 48, 10, 20)]
+    sound = [normal(1, 64, 156), normal(64, 64, 7), normal(64), settings(1, 1), empty(1, 64, 150)]
+    upsampling = [normal(1, 96, 60), normal(96, 48, 16), normal(48), settings(8, 9), empty(1, 48, 472)]
     return {
         "linear, 1 row": linear(1, 512, 512),
         "linear, 4 rows": linear(4, 512, 512),

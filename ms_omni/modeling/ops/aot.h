@@ -10,6 +10,9 @@
 #pragma once
 
 #include <sched.h>
+#ifdef __aarch64__
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -31,21 +34,30 @@ namespace {
 
 // ---- arguments -----------------------------------------------------------------------------------------------------
 
-struct Arguments {
-  int count;
-  void **data;
-  int *ranks;
-  i64 **shapes;
+// Those of a call, by the names and letters of the kernel's signature.
+class Arguments {
+ public:
+  Arguments(void **data, const Shapes &given, const Signature &signature) : data_(data), given_(given), signature_(signature) {}
 
   template <class T = float>
-  T *get(int i) const { return static_cast<T *>(data[i]); }
-  i64 rank(int i) const { return ranks[i]; }
-  i64 dim(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
-  i64 size(int i, int first = 0, int last = 100) const {
+  T *get(const char *name) const {  // null: it was left out
+    const int place = signature_.place(name);
+    return place < 0 ? nullptr : static_cast<T *>(data_[place]);
+  }
+  i64 operator[](char letter) const { return signature_.length(letter); }
+  i64 rows() const { return signature_.rows(); }
+  i64 rank(const char *name) const { return given_.ranks[signature_.place(name)]; }
+  i64 dim(const char *name, int axis) const { return given_.shapes[signature_.place(name)][axis]; }
+  i64 size(const char *name, int first = 0) const {  // of its axes from `first` on
     i64 total = 1;
-    for (int axis = first; axis < std::min(last, ranks[i]); ++axis) total *= shapes[i][axis];
+    for (int axis = first; axis < rank(name); ++axis) total *= dim(name, axis);
     return total;
   }
+
+ private:
+  void **data_;
+  const Shapes &given_;
+  const Signature &signature_;
 };
 
 constexpr int kRefused = 1;
@@ -71,9 +83,11 @@ int call(const char *kernel, const char *text, const Shapes &given, const Body &
   Signature signature(kernel, text, given);
   if (!signature.agrees()) return refuse(signature.why);
   try {
-    return body();
+    return body(signature);
   } catch (const std::bad_alloc &) {
     return refuse(std::string(kernel) + ": there is not enough memory");
+  } catch (const std::logic_error &error) {
+    return refuse(std::string(kernel) + ": " + error.what());
   }
 }
 
@@ -86,12 +100,23 @@ inline i64 infer(const char *kernel, const char *text, const Shapes &given, i64 
   return found.size();
 }
 
+// A struct, and its members as a text that Python reads: "type name;type name;". MEMBERS(_) is _(type, name) for each.
+#define MS_OMNI_MEMBER(type, name) type name;
+#define MS_OMNI_ONE(type, name) +1
+#define MS_OMNI_NAME(type, name) #type " " #name ";"
+#define STRUCT(name, MEMBERS) struct name { MEMBERS(MS_OMNI_MEMBER) }
+#define NAMES(type, name, MEMBERS)                                                                                       \
+  static_assert(sizeof(type) == 8 * (MEMBERS(MS_OMNI_ONE)), "a member is not as large as Python writes it");             \
+  }                                                                                                                      \
+  extern "C" const char *ms_omni_members_of_##name() { return MEMBERS(MS_OMNI_NAME); }                                   \
+  namespace {
+
 #define KERNEL(name, signature)                                                                                          \
   int name(const Arguments &a);                                                                                          \
   }                                                                                                                      \
   extern "C" int ms_omni_##name(int count, void **data, int *ranks, int64_t **shapes, const char **types, void *, void *) { \
-    const Arguments a{count, data, ranks, shapes};                                                                       \
-    return call(#name, signature, {count, ranks, shapes, types}, [&] { return name(a); });                               \
+    const Shapes given{count, ranks, shapes, types};                                                                     \
+    return call(#name, signature, given, [&](const Signature &s) { return name(Arguments(data, given, s)); });           \
   }                                                                                                                      \
   extern "C" int64_t ms_omni_##name##_results(int count, const int *ranks, const int64_t *const *shapes, int64_t *to) {  \
     return infer(#name, signature, {count, ranks, shapes, nullptr}, to);                                                 \
@@ -124,6 +149,26 @@ extern "C" const char *ms_omni_missing() {
 #endif
 #ifdef __SSE4_2__
   if (!__builtin_cpu_supports("sse4.2")) return "SSE4.2";
+#endif
+#elif defined(__aarch64__)
+  const unsigned long has = getauxval(AT_HWCAP);
+#ifdef __ARM_FEATURE_ATOMICS
+  if (!(has & HWCAP_ATOMICS)) return "atomics of ARMv8.1";
+#endif
+#ifdef __ARM_FEATURE_FP16_VECTOR_ARITHMETIC
+  if (!(has & HWCAP_ASIMDHP)) return "half precision";
+#endif
+#ifdef __ARM_FEATURE_DOTPROD
+  if (!(has & HWCAP_ASIMDDP)) return "dot products";
+#endif
+#ifdef __ARM_FEATURE_COMPLEX
+  if (!(has & HWCAP_FCMA)) return "ARMv8.3";
+#endif
+#ifdef __ARM_FEATURE_SVE
+  if (!(has & HWCAP_SVE)) return "SVE";
+#endif
+#ifdef __ARM_FEATURE_SVE2
+  if (!(getauxval(AT_HWCAP2) & HWCAP2_SVE2)) return "SVE2";
 #endif
 #endif
   return nullptr;

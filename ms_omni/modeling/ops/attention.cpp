@@ -43,7 +43,7 @@ void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) {
 }
 
 // One tile of keys for up to kRows rows. scores [kRows][kKeys] holds q k'; y, m and sum are the rows' own.
-void accumulate(const Heads &h, i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight,
+void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight,
                 const float *const *mask, const float *values, i64 dv, float *const *y, float *m, float *sum) {
   const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
   const float *from[kRows];
@@ -117,7 +117,7 @@ void attend(const Heads &h, i64 first, i64 queries) {
           tile_of(n, columns)(q_rows.data() + row, 0, keys.get() + b * kWide, kKeys, h.d, targets, b * kWide, columns,
                               true, nullptr);
       }
-      accumulate(h, n, key, count, scores.data(), sight.data() + row, masks.data() + row, values.get(), dv,
+      accumulate(n, key, count, scores.data(), sight.data() + row, masks.data() + row, values.get(), dv,
                  y_rows.data() + row, m.data() + row, sum.data() + row);
     }
   }
@@ -128,23 +128,23 @@ void attend(const Heads &h, i64 first, i64 queries) {
   }
 }
 
-KERNEL(attention,
-       "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> [B, S, H * V] | 0 < H, 0 < K, H / K * K = H") {
-  const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3);
-  const i64 kv_heads = a.dim(1, 1), total = a.dim(1, 2), dv = a.dim(2, 3), group = heads / kv_heads;
-  const float *masks = a.count == 6 ? a.get(4) : nullptr;
-  const i64 tokens = a.dim(0, 0) * queries;
-  for_each(tokens * kv_heads, tokens * heads * total * (d + dv) * 0.08, [&](i64 task) {
-    const i64 head = task % kv_heads, token = task / kv_heads, cache = (token / queries * kv_heads + head) * total;
-    const float *mask = masks ? masks + token * total : nullptr;
-    const float least = mask && total ? largest(mask, total) + kExcluded : 0.f;
+KERNEL(attention, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> y[B, S, H * V] | "
+                  "0 < H, 0 < K, H / K * K = H") {
+  const i64 queries = a['S'], heads = a['H'], kv_heads = a['K'], keys = a['T'], d = a['D'], dv = a['V'], group = heads / kv_heads;
+  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), *masks = a.get("mask"), scale = *a.get("scale");
+  float *y = a.get("y");
+  const i64 tokens = a['B'] * queries;
+  for_each(tokens * kv_heads, tokens * heads * keys * (d + dv) * 0.08, [&](i64 task) {
+    const i64 head = task % kv_heads, token = task / kv_heads, cache = (token / queries * kv_heads + head) * keys;
+    const float *mask = masks ? masks + token * keys : nullptr;
+    const float least = mask && keys ? largest(mask, keys) + kExcluded : 0.f;
     std::vector<i64> at;  // what the mask leaves; all where it leaves none
     std::vector<float> added;
-    for (i64 t = 0; t < total; ++t)
+    for (i64 t = 0; t < keys; ++t)
       if (!mask || mask[t] >= least) at.push_back(t), added.push_back(mask ? mask[t] : 0.f);
     const i64 query = token * heads + head * group;
-    attend_query(a.get(0) + query * d, group, Sight(a.get(1) + cache * d, a.get(2) + cache * dv, at, d, dv), *a.get(3),
-           mask ? added.data() : nullptr, a.get(a.count - 1) + query * dv);
+    attend_query(q + query * d, group, Sight(k + cache * d, v + cache * dv, at, d, dv), scale, mask ? added.data() : nullptr,
+                 y + query * dv);
   });
   return 0;
 }
@@ -172,37 +172,38 @@ int run(std::vector<Piece> &pieces) {
   return 0;
 }
 
-KERNEL(attention_tiles,
-       "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> [B, S, H * V] | 0 < H, 0 < K, H / K * K = H") {
-  const i64 queries = a.dim(0, 1), heads = a.dim(0, 2), d = a.dim(0, 3), kv_heads = a.dim(1, 1), keys = a.dim(1, 2);
-  const i64 dv = a.dim(2, 3), group = heads / kv_heads;
+KERNEL(attention_tiles, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> y[B, S, H * V] | "
+                        "0 < H, 0 < K, H / K * K = H") {
+  const i64 queries = a['S'], heads = a['H'], kv_heads = a['K'], keys = a['T'], d = a['D'], dv = a['V'], group = heads / kv_heads;
+  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), *masks = a.get("mask"), scale = *a.get("scale");
+  float *y = a.get("y");
   std::vector<Piece> pieces;
-  for (i64 batch = 0; batch < a.dim(0, 0); ++batch)
+  for (i64 batch = 0; batch < a['B']; ++batch)
     for (i64 head = 0; head < kv_heads; ++head) {
-      const float *mask = a.count == 6 ? a.get(4) + batch * queries * keys : nullptr;
-      add_pieces(pieces, {a.get(0) + batch * queries * heads * d + head * group * d,
-                          a.get(1) + (batch * kv_heads + head) * keys * d, a.get(2) + (batch * kv_heads + head) * keys * dv,
-                          mask, a.get(a.count - 1) + batch * queries * heads * dv + head * group * dv, queries, keys, group,
-                          d, dv, heads * d, d, dv, heads * dv, *a.get(3)});
+      const float *mask = masks ? masks + batch * queries * keys : nullptr;
+      const i64 first = batch * queries * heads + head * group, cache = (batch * kv_heads + head) * keys;
+      add_pieces(pieces, {q + first * d, k + cache * d, v + cache * dv, mask, y + first * dv, queries, keys, group, d, dv,
+                          heads * d, d, dv, heads * dv, scale});
     }
   return run(pieces);
 }
 
-KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] -> [N, H * D]") {  // ends: of the segments
-  const i64 heads = a.dim(0, 1), d = a.dim(0, 2), step = heads * d;
+KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] -> y[N, H * D]") {  // ends: of the segments
+  const i64 rows = a['N'], heads = a['H'], d = a['D'], step = heads * d;
+  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), scale = *a.get("scale");
+  float *y = a.get("y");
   std::vector<Piece> pieces;
   i64 begin = 0;
-  for (i64 i = 0; i < a.dim(4, 0); ++i) {
-    const i64 end = a.get<int32_t>(4)[i];
-    if (end < begin || end > a.dim(0, 0)) return refuse(kSegments);
+  for (i64 i = 0; i < a['n']; ++i) {
+    const i64 end = a.get<int32_t>("ends")[i];
+    if (end < begin || end > rows) return refuse(kSegments);
     for (i64 head = 0; head < heads; ++head) {
       const i64 at = begin * step + head * d;
-      add_pieces(pieces, {a.get(0) + at, a.get(1) + at, a.get(2) + at, nullptr, a.get(5) + at, end - begin, end - begin, 1,
-                          d, d, step, step, step, step, *a.get(3)});
+      add_pieces(pieces, {q + at, k + at, v + at, nullptr, y + at, end - begin, end - begin, 1, d, d, step, step, step, step, scale});
     }
     begin = end;
   }
-  return begin == a.dim(0, 0) ? run(pieces) : refuse(kSegments);
+  return begin == rows ? run(pieces) : refuse(kSegments);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 """Compiles this folder's C++ files on first use and keeps the libraries in the user's own cache (see `private_cache.py`).
 
 `CXX` names the compiler (default g++; clang++ will do), `MS_OMNI_MARCH` the processor that it compiles for in the
-compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors.
+compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors;
+on aarch64 (armv8-a and later) they are NEON's.
 """
 
 import ctypes
@@ -14,7 +15,10 @@ from . import private_cache
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+FLAGS = (
+    *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread"),
+    "-fno-schedule-insns",  # for aarch64 GCC would load so far ahead that sums in registers go to memory
+)
 PROCESSOR_KEYS = ("model name", "flags", "CPU part", "Features")
 COMPILE_LIMIT_S = 300
 

@@ -7,22 +7,17 @@ caller keeps the cells, and so the parameters, alive.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from ...errors import InputError
-from .cpu_kernel import kernel
-from .fused import FrameWeights
+from .cpu_kernel import kernel, structs
+from .cpu_table import address, table
+from .fused import FrameWeights, LayerWeights
 
 _decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
 _code_frame = kernel("fused", "code_frame", lambda x, code, *_: (code, x))
-
-
-def _bits(number):
-    return int(np.float64(number).view(np.int64))
-
-
-def _address(part):
-    return 0 if part is None else part.data_ptr()
+_Layer, _Stack, _Cache, _Frame, _Storage = structs("fused", "Layer", "Stack", "Cache", "Frame", "Storage")
+_PARAMETERS = [name for name, kind in LayerWeights.__annotations__.items() if kind is Parameter]
 
 
 class PreparedStack:
@@ -32,30 +27,32 @@ class PreparedStack:
         self.weights = weights
         first = weights.layers[0]
         for layer in weights.layers:
-            _check_shapes(_layer_shapes(weights, first, layer), layer._asdict())
+            shapes = _layer_shapes(weights, first, layer)
+            _check_shapes({name: shapes[name] for name in _PARAMETERS}, layer._asdict())
         _check_shapes({"norm": (first.q.shape[1],)}, {"norm": weights.norm})
-        self.head = [*_sizes(weights, first), _bits(weights.eps)]
-        self.parameters = [weights.norm, *(part for layer in weights.layers for part in layer[:_PARAMETERS])]
-        self.settings = [_settings(layer) for layer in weights.layers]
+        self.sizes = _sizes(weights, first)
+        stack = _Stack(**self.sizes, eps=weights.eps, norm=0, layers=len(weights.layers))
+        layers = [_Layer(**_settings(layer), **dict.fromkeys(_PARAMETERS, 0)) for layer in weights.layers]
+        self.empty = table(stack, *layers)  # without addresses
+        there = {_Stack.dtype.fields["norm"][1]: weights.norm}  # parameters by the byte at which their address stands
+        for number, layer in enumerate(weights.layers):
+            start = stack.nbytes + number * _Layer.dtype.itemsize
+            there |= {start + _Layer.dtype.fields[name][1]: getattr(layer, name) for name in _PARAMETERS}
+        there = {byte: part for byte, part in there.items() if part is not None}
+        self.parameters, self.places = list(there.values()), np.array([*there]) // 8
 
     def table(self, addresses=None):
-        """The numbers that `Stack` in decoder.h reads; addresses: of `parameters`, as they are now."""
-        addresses = iter(map(_address, self.parameters) if addresses is None else addresses)
-        numbers = [*self.head, next(addresses), len(self.settings)]
-        for settings in self.settings:
-            numbers += [next(addresses) for _ in range(_PARAMETERS)]
-            numbers += settings
-        return numbers
-
-
-_PARAMETERS = 19  # of a layer, in front of its settings
+        """The stack and its layers; addresses: of `parameters`, as they are now."""
+        filled = self.empty.copy()
+        filled[self.places] = [address(part) for part in self.parameters] if addresses is None else addresses
+        return filled
 
 
 def _layer_shapes(weights, first, layer):
     """What the parameters of a layer have to be, as the table tells their sizes once for all: {name: shape}."""
-    width, heads, kv_heads, d = _sizes(weights, first)
-    queries, keys = heads * d, kv_heads * d
-    inner, experts, _, expert_inner, _ = _settings(layer)
+    sizes = _sizes(weights, first) | _settings(layer)
+    width, d, inner = sizes["width"], sizes["head_dim"], sizes["inner"]
+    queries, keys, experts, expert_inner = sizes["heads"] * d, sizes["kv_heads"] * d, sizes["experts"], sizes["expert_inner"]
     shapes = {"input_norm": (width,), "post_norm": (width,), "q_norm": (d,), "k_norm": (d,)}
     for name, outputs, inputs in (("q", queries, width), ("k", keys, width), ("v", keys, width), ("o", width, queries)):
         shapes |= {name: (outputs, inputs), f"{name}_bias": (outputs,)}
@@ -73,13 +70,14 @@ def _check_shapes(expected, parts):
 
 def _sizes(weights, layer):
     heads, kv_heads = (part.shape[0] // weights.head_dim for part in (layer.q, layer.k))
-    return [layer.q.shape[1], heads, kv_heads, weights.head_dim]
+    return {"width": layer.q.shape[1], "heads": heads, "kv_heads": kv_heads, "head_dim": weights.head_dim}
 
 
 def _settings(layer):
     inner = 0 if layer.gate is None else layer.gate.shape[0]
     experts, expert_inner = (0, 0) if layer.router is None else layer.experts_down.shape[:2]
-    return [inner, experts, layer.top_k, expert_inner, int(layer.normalise)]
+    sizes = {"inner": inner, "experts": experts, "top_k": layer.top_k, "expert_inner": expert_inner}
+    return {**sizes, "normalise": layer.normalise}
 
 
 class PreparedFrame:
@@ -92,7 +90,7 @@ class PreparedFrame:
     def __init__(self, weights, kept=None):
         self.stack = PreparedStack(weights.stack)
         self.weights = weights
-        width, *_, d = _sizes(weights.stack, weights.stack.layers[0])
+        width, d = self.stack.sizes["width"], self.stack.sizes["head_dim"]
         vocabulary, frame = weights.heads[0].shape[0], len(weights.heads) + 1
         tables = dict(enumerate((*weights.heads, *weights.embeddings)))
         _check_shapes(dict.fromkeys(tables, (vocabulary, width)), tables)
@@ -106,28 +104,27 @@ class PreparedFrame:
         weights = self.weights
         stack, heads = self._addresses()
         temperature, top_k, top_p = sampling or (1.0, 0, 1.0)
-        return [
-            int(self.halves is not None),
-            *self.stack.table(stack),
-            int(sampling is not None),
-            _bits(temperature),
-            top_k,
-            _bits(top_p),
-            *(part.shape[0] for part in (weights.heads[0], weights.first_embedding)),
-            weights.cos.ctypes.data,
-            weights.sin.ctypes.data,
-            _address(weights.first_embedding),
-            *map(_address, weights.embeddings),
-            *heads,
-        ]
+        frame = _Frame(
+            sampled=sampling is not None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            vocabulary=weights.heads[0].shape[0],
+            first_vocabulary=weights.first_embedding.shape[0],
+            cos=address(weights.cos),
+            sin=address(weights.sin),
+            first_embedding=address(weights.first_embedding),
+        )
+        storage, embeddings = _Storage(half=self.halves is not None), list(map(address, weights.embeddings))
+        return table(storage, self.stack.table(stack), frame, embeddings, heads)
 
     def _addresses(self):
         parts = [*self.stack.parameters, *self.weights.heads]
-        addresses = [_address(part) for part in parts]
+        addresses = [address(part) for part in parts]
         if addresses != self.sources:  # the first call, or other weights
             self.sources, self.halves = addresses, _halves(parts)
         if self.halves is not None:
-            addresses = [old if new is None else new.ctypes.data for old, new in zip(addresses, self.halves)]
+            addresses = [old if new is None else address(new) for old, new in zip(addresses, self.halves)]
         count = len(self.stack.parameters)
         return addresses[:count], addresses[count:]
 
@@ -149,7 +146,8 @@ def _halves(parts):
 def prepare(weights, kept=None):
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
-    parts = [stack.norm, *(part for layer in stack.layers for part in layer[:_PARAMETERS] if part is not None)]
+    parts = [getattr(layer, name) for layer in stack.layers for name in _PARAMETERS]
+    parts = [stack.norm, *(part for part in parts if part is not None)]
     if frame:
         parts += [weights.first_embedding, *weights.embeddings, *weights.heads]
         if any(layer.router is not None for layer in stack.layers):
@@ -160,16 +158,16 @@ def prepare(weights, kept=None):
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
-    _, _, kv_heads, d = prepared.head[:4]
-    if (cache.heads, cache.head_dim, cache.num_layers) != ((x.shape[0], kv_heads), d, len(prepared.settings)):
+    kv_heads, d, layers = prepared.sizes["kv_heads"], prepared.sizes["head_dim"], len(prepared.weights.layers)
+    if (cache.heads, cache.head_dim, cache.num_layers) != ((x.shape[0], kv_heads), d, layers):
         raise InputError(
             f"a decoder step: the cache is of {cache.num_layers} layers, {cache.heads[0]} rows and {cache.heads[1]} heads of "
-            f"{cache.head_dim}; expected {len(prepared.settings)} layers, {x.shape[0]} rows and {kv_heads} heads of {d}"
+            f"{cache.head_dim}; expected {layers} layers, {x.shape[0]} rows and {kv_heads} heads of {d}"
         )
-    table = [*prepared.table(), cache.length - 1, cache.capacity, cache.seen.ctypes.data]
-    table += [_address(part) for part in (*cache.keys, *cache.values)]
-    return _decoder_step(x, cos, sin, head, Tensor.from_numpy(np.array(table, np.int64)))
+    place = _Cache(start=cache.length - 1, capacity=cache.capacity, seen=address(cache.seen))
+    buffers = [address(part) for part in (*cache.keys, *cache.values)]
+    return _decoder_step(x, cos, sin, head, Tensor.from_numpy(table(prepared.table(), place, buffers)))
 
 
 def code_frame(hidden, code, noise, sampling, prepared):
-    return _code_frame(hidden, code, noise, Tensor.from_numpy(np.array(prepared.table(sampling), np.int64)))
+    return _code_frame(hidden, code, noise, Tensor.from_numpy(prepared.table(sampling)))

@@ -8,6 +8,7 @@ from mindspore import ops
 
 from ...errors import InputError
 from . import build
+from .cpu_table import Struct
 
 _ROOM = 64  # numbers that describe the shapes of a kernel's results, more than there are
 _RETURNED = re.compile(r"AOT kernel\((.+?)\)'s function\(ms_omni_\w+\) is 1\.")
@@ -17,12 +18,17 @@ def kernel(file, name, dtype=lambda x, *_: x, shape=None):
     """The kernel `name` of `<file>.cpp`; dtype: of the results, from those of the inputs; shape: as well, where the
     signature does not say. Calling it with arrays that do not fit one another raises `InputError`.
     """
-    path = _library(file)
+    path = _path(file)
     return ops.Custom(f"{path}:ms_omni_{name}", shape or _results(ctypes.CDLL(path), name), dtype, "aot")
 
 
+def structs(file: str, *names: str) -> list[Struct]:
+    """Those of `<file>.cpp`."""
+    return [Struct(ctypes.CDLL(_path(file)), name) for name in names]
+
+
 @functools.cache
-def _library(file):
+def _path(file):
     return build.library(file)
 
 

@@ -6,45 +6,52 @@
 
 namespace {
 
-// Reads the table that cpu_fused.py writes: integers, numbers and addresses, one after the other, 64 bits each. What is read
-// behind its end is 0.
-struct Table {
-  const i64 *at, *end;
-  bool whole = true;
+// The structs that cpu_fused.py fills, by the names that it asks for here (`Struct` in cpu_kernel.py). A table is some of
+// them one behind the other, 64 bits a member. A pointer is null where a layer has no such parameter.
+#define MS_OMNI_LAYER(_) /* the weights of `LayerWeights` in fused.py, and sizes; gate, up, down: or the shared expert's */ \
+  _(const float *, input_norm) _(const W *, q) _(const W *, k) _(const W *, v) _(const W *, o)                              \
+  _(const float *, q_bias) _(const float *, k_bias) _(const float *, v_bias) _(const float *, o_bias)                       \
+  _(const float *, q_norm) _(const float *, k_norm) _(const float *, post_norm)                                             \
+  _(const W *, gate) _(const W *, up) _(const W *, down) _(const float *, shared_gate) _(const float *, router)             \
+  _(const float *, experts_gate_up) _(const float *, experts_down)                                                          \
+  _(i64, inner) _(i64, experts) _(i64, top_k) _(i64, expert_inner) _(i64, normalise)
 
-  i64 integer() {
-    whole &= at < end;
-    return at < end ? *at++ : 0;
-  }
-  double number() {
-    const i64 bits = integer();
-    double value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  }
-  template <class T = const float>
-  T *address() { return reinterpret_cast<T *>(integer()); }
-
-  bool read() const { return whole && at == end; }  // all of it, and no more
-};
+#define MS_OMNI_STACK(_) \
+  _(i64, width) _(i64, heads) _(i64, kv_heads) _(i64, head_dim) _(double, eps) _(const float *, norm) _(i64, layers)
 
 template <class W>
-struct Layer {  // in the order of `LayerWeights` in fused.py; null where a layer has none
-  const float *input_norm;
-  const W *q, *k, *v, *o;
-  const float *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm, *post_norm;
-  const W *gate, *up, *down;  // a dense MLP, or the shared expert
-  const float *shared_gate, *router, *experts_gate_up, *experts_down;
-  i64 inner, experts, chosen, expert_inner;
-  bool normalise;
+STRUCT(Layer, MS_OMNI_LAYER);
+STRUCT(Sizes, MS_OMNI_STACK);
+NAMES(Layer<float>, Layer, MS_OMNI_LAYER)
+NAMES(Sizes, Stack, MS_OMNI_STACK)
 
-  explicit Layer(Table &t)
-      : input_norm(t.address()), q(t.address<const W>()), k(t.address<const W>()), v(t.address<const W>()),
-        o(t.address<const W>()), q_bias(t.address()), k_bias(t.address()), v_bias(t.address()), o_bias(t.address()),
-        q_norm(t.address()), k_norm(t.address()), post_norm(t.address()), gate(t.address<const W>()),
-        up(t.address<const W>()), down(t.address<const W>()), shared_gate(t.address()), router(t.address()),
-        experts_gate_up(t.address()), experts_down(t.address()), inner(t.integer()), experts(t.integer()),
-        chosen(t.integer()), expert_inner(t.integer()), normalise(t.integer()) {}
+// Reads a table from its begin to its end. What would lie behind the end is zeros, and the table is not whole.
+class Table {
+ public:
+  Table(const i64 *at, i64 size) : at_(at), end_(at + size) {}
+
+  template <class Struct>
+  Struct next() {
+    Struct found{};
+    if (const Struct *from = next<Struct>(1)) found = *from;
+    return found;
+  }
+
+  // `count` of them; null: there are not so many.
+  template <class Struct>
+  const Struct *next(i64 count) {
+    constexpr i64 size = sizeof(Struct) / sizeof(i64);
+    whole_ &= 0 <= count && count <= (end_ - at_) / size;
+    const i64 *from = at_;
+    at_ += whole_ ? count * size : 0;
+    return whole_ ? reinterpret_cast<const Struct *>(from) : nullptr;
+  }
+
+  bool read() const { return whole_ && at_ == end_; }  // all of it, and no more
+
+ private:
+  const i64 *at_, *end_;
+  bool whole_ = true;
 };
 
 // Keys and values `[B, K, capacity, D]` of one layer.
@@ -63,17 +70,14 @@ struct Place {
 template <class W>
 class Stack {
  public:
-  i64 width, heads, kv_heads, d;
+  const i64 width, heads, kv_heads, d;
 
-  explicit Stack(Table &t)
-      : width(t.integer()), heads(t.integer()), kv_heads(t.integer()), d(t.integer()), eps_(t.number()), norm_(t.address()) {
-    for (i64 count = t.integer(); count > 0 && t.whole; --count) layers_.emplace_back(t);
-  }
+  explicit Stack(Table &t) : Stack(t.next<Sizes>(), t) {}
 
   // Whether the sizes can be those of a stack; what the addresses point to has been compared with them in Python.
   bool sound() const {
     bool sound = width > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && d > 0 && d % 2 == 0;
-    for (const auto &l : layers_) sound &= l.experts ? 0 < l.chosen && l.chosen <= l.experts && l.expert_inner > 0 : l.inner > 0;
+    for (const auto &l : layers_) sound &= l.experts ? 0 < l.top_k && l.top_k <= l.experts && l.expert_inner > 0 : l.inner > 0;
     return sound;
   }
 
@@ -83,7 +87,7 @@ class Stack {
   double work(i64 rows) const {
     double weights = 0;
     for (const auto &l : layers_) {
-      const i64 pairs = l.experts ? std::min(rows * l.chosen, l.experts) : 0;
+      const i64 pairs = l.experts ? std::min(rows * l.top_k, l.experts) : 0;
       weights += width * (2. * (heads + kv_heads) * d + 3. * l.inner + 3. * pairs * l.expert_inner + l.experts);
     }
     return weights * (0.1 + 0.02 * rows);
@@ -104,6 +108,10 @@ class Stack {
   void finish(const float *x, float *y) const { rms_norm(x, norm_, eps_, y, width); }
 
  private:
+  Stack(const Sizes &s, Table &t) : width(s.width), heads(s.heads), kv_heads(s.kv_heads), d(s.head_dim), eps_(s.eps), norm_(s.norm) {
+    if (const auto *layers = t.next<Layer<W>>(s.layers)) layers_.assign(layers, layers + s.layers);
+  }
+
   void norm_rows(const float *x, const float *weight, i64 rows) {
     for (i64 row = 0; row < rows; ++row) rms_norm(x + row * width, weight, eps_, normed_.data() + row * width, width);
   }
@@ -165,16 +173,16 @@ class Stack {
   void mix(Team &team, const Layer<W> &l, float *x, i64 rows) {
     logits_.resize(rows * l.experts);
     multiply<float>(team, normed_.data(), rows, width, {{l.router, nullptr, l.experts, logits_.data()}});
-    weights_.resize(rows * l.chosen), indices_.resize(rows * l.chosen);
+    weights_.resize(rows * l.top_k), indices_.resize(rows * l.top_k);
     for (i64 row = 0; row < rows; ++row)
-      route(logits_.data() + row * l.experts, l.experts, l.chosen, l.normalise, weights_.data() + row * l.chosen,
-            indices_.data() + row * l.chosen);
+      route(logits_.data() + row * l.experts, l.experts, l.top_k, l.normalise, weights_.data() + row * l.top_k,
+            indices_.data() + row * l.top_k);
     if (l.shared_gate) share(team, l, x, rows);
     group(l, rows);
     widen_experts(team, l);
     narrow_experts(team, l);
-    for (i64 pair = 0; pair < rows * l.chosen; ++pair)
-      add_scaled(x + pair / l.chosen * width, results_.data() + pair * width, weights_[pair], width);
+    for (i64 pair = 0; pair < rows * l.top_k; ++pair)
+      add_scaled(x + pair / l.top_k * width, results_.data() + pair * width, weights_[pair], width);
   }
 
   void share(Team &team, const Layer<W> &l, float *x, i64 rows) {
@@ -190,7 +198,7 @@ class Stack {
 
   // Pairs (row, place) ordered by expert: those of the u-th expert in use are pairs_[first_[u] .. first_[u + 1]).
   void group(const Layer<W> &l, i64 rows) {
-    const i64 count = rows * l.chosen;
+    const i64 count = rows * l.top_k;
     pairs_.resize(count);
     for (i64 pair = 0; pair < count; ++pair) pairs_[pair] = pair;
     std::stable_sort(pairs_.begin(), pairs_.end(), [&](i64 a, i64 b) { return indices_[a] < indices_[b]; });
@@ -220,7 +228,7 @@ class Stack {
       std::vector<const float *> from(rows);
       std::vector<float *> gate(rows), up(rows);
       for (i64 row = 0; row < rows; ++row) {
-        from[row] = normed_.data() + pairs[row] / l.chosen * width;
+        from[row] = normed_.data() + pairs[row] / l.top_k * width;
         gate[row] = space.data() + row * 2 * n;
         up[row] = gate[row] + n;
       }

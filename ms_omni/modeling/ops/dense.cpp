@@ -11,7 +11,7 @@ using Targets = std::vector<float *>;
 
 // Pieces that the rows of a product are cut into, so that `panels` of columns keep all threads busy.
 inline i64 row_pieces(i64 rows, i64 panels) {
-  const i64 wanted = (4 * available_threads() + panels - 1) / panels;
+  const i64 wanted = (4 * available_threads() + panels - 1) / std::max<i64>(panels, 1);
   return std::max<i64>(1, std::min(wanted, rows / (8 * kRows)));
 }
 
@@ -57,12 +57,12 @@ void unpacked(const float *const *x, const float *weight, i64 in, float *const *
   for (; columns > 0; column += kLanes, columns -= kLanes) unpacked_tile<R, 1>(x, weight, in, y, column, bias);
 }
 
-KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> [*, M] | 0 < K") {
-  const i64 in = a.dim(1, 1), out = a.dim(1, 0), rows = a.size(a.count - 1) / std::max<i64>(out, 1);
-  const float *weight = a.get(1), *bias = a.count == 4 ? a.get(2) : nullptr;
+KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> y[*, M] | 0 < K") {
+  const i64 in = a['K'], out = a['M'], rows = a.rows();
+  const float *weight = a.get("weight"), *bias = a.get("bias");
   Sources x(rows);
   Targets y(rows);
-  for (i64 row = 0; row < rows; ++row) x[row] = a.get(0) + row * in, y[row] = a.get(a.count - 1) + row * out;
+  for (i64 row = 0; row < rows; ++row) x[row] = a.get("x") + row * in, y[row] = a.get("y") + row * out;
   const i64 panels = (out + kWide - 1) / kWide, pieces = row_pieces(rows, panels);
   for_each(panels * pieces, 0.006 * rows * in * out, [&](i64 task) {
     const i64 column = task / pieces * kWide, columns = std::min<i64>(kWide, out - column);
@@ -100,9 +100,11 @@ void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, f
 }
 
 // first: the number of the first expert that is here, or -1: all are.
-KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:i[N, k] first:i[1] -> [N, D]") {
-  const i64 n = a.dim(4, 0), k = a.dim(4, 1), d = a.dim(1, 1), inner = a.dim(2, 1), count = a.dim(1, 0), pairs = n * k;
-  const int32_t *indices = a.get<int32_t>(4), given = *a.get<int32_t>(5), offset = std::max(given, 0);
+KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:i[N, k] first:i[1] -> y[N, D]") {
+  const i64 n = a['N'], k = a['k'], d = a['D'], inner = a['I'], count = a['E'], pairs = n * k;
+  const float *x = a.get("x"), *gate_up = a.get("gate_up"), *down = a.get("down"), *weights = a.get("weights");
+  const int32_t *indices = a.get<int32_t>("indices"), given = *a.get<int32_t>("first"), offset = std::max(given, 0);
+  float *sums = a.get("y");
   const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
   std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
   for (i64 pair = 0; pair < pairs; ++pair) {
@@ -133,25 +135,25 @@ KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:
     Sources from(rows);
     Targets to(rows);
     for (i64 row = 0; row < rows; ++row) {
-      from[row] = a.get(0) + order[task.begin + row] / k * d;
+      from[row] = x + order[task.begin + row] / k * d;
       to[row] = hidden.get() + row * 2 * inner;
     }
-    product(from, a.get(1) + task.expert * d * 2 * inner, to, d, 2 * inner, panel.get());
+    product(from, gate_up + task.expert * d * 2 * inner, to, d, 2 * inner, panel.get());
     for (i64 row = 0; row < rows; ++row) {
       float *gate = to[row], *up = gate + inner;
       activate(gate, up, gate, inner);
       from[row] = gate;
       to[row] = results.get() + order[task.begin + row] * d;
     }
-    product(from, a.get(2) + task.expert * inner * d, to, inner, d, panel.get());
+    product(from, down + task.expert * inner * d, to, inner, d, panel.get());
   });
   for_ranges(n, k * d * 0.2, [&](i64 begin, i64 end) {
     for (i64 token = begin; token < end; ++token) {
-      float *y = a.get(6) + token * d;
+      float *y = sums + token * d;
       std::fill(y, y + d, 0.f);
       for (i64 pair = token * k; pair < (token + 1) * k; ++pair) {
         if (!here(pair)) continue;
-        add_scaled(y, results.get() + pair * d, a.get(3)[pair], d);
+        add_scaled(y, results.get() + pair * d, weights[pair], d);
       }
     }
   });
@@ -184,24 +186,26 @@ struct Picture {
 
 // settings: the lengths stand for the stride s and the padding + 1.
 KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
-               "[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
-  const i64 out = a.dim(1, 0), steps = a.size(1, 1), positions = a.size(4, 2);
-  const Picture picture{a.dim(0, 1), a.dim(0, 2), a.dim(0, 3), a.dim(1, 2), a.dim(1, 3), a.dim(3, 0), a.dim(3, 1) - 1, a.dim(4, 3)};
+               "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
+  const i64 out = a['M'], steps = a['C'] * a['h'] * a['w'], positions = a.size("y", 2), size = a.size("x", 1);
+  const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 3)};
+  const float *x = a.get("x"), *bias = a.get("bias");
+  float *results = a.get("y");
   Sources weight(out);
-  for (i64 m = 0; m < out; ++m) weight[m] = a.get(1) + m * steps;
+  for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
   const i64 panels = (positions + kWide - 1) / kWide;
-  for_each(a.dim(0, 0) * panels, 0.006 * a.size(4) * steps, [&](i64 task) {
+  for_each(a['B'] * panels, 0.006 * a.size("y") * steps, [&](i64 task) {
     const i64 unit = task / panels, first = task % panels * kWide, count = std::min<i64>(kWide, positions - first);
     Targets y(out);
-    for (i64 m = 0; m < out; ++m) y[m] = a.get(4) + (unit * out + m) * positions;
+    for (i64 m = 0; m < out; ++m) y[m] = results + (unit * out + m) * positions;
     Space panel(new float[kDepth * kWide]);
     for (i64 i = 0; i < steps; i += kDepth) {
       const i64 k = std::min(kDepth, steps - i);
-      picture.pack(a.get(0) + unit * a.size(0, 1), first, count, i, k, panel.get());
+      picture.pack(x + unit * size, first, count, i, k, panel.get());
       multiply(weight.data(), out, i, panel.get(), kWide, k, y.data(), first, count);
     }
     for (i64 m = 0; m < out; ++m)
-      for (i64 j = first; j < first + count; ++j) y[m][j] += a.get(2)[m];
+      for (i64 j = first; j < first + count; ++j) y[m][j] += bias[m];
   });
   return 0;
 }

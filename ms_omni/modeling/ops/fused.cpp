@@ -4,60 +4,62 @@
 
 namespace {
 
-// -> logits, hidden
-KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n] -> [B, 1, V] [B, 1, D]") {
-  Table t{a.get<i64>(4), a.get<i64>(4) + a.dim(4, 0)};
+#define MS_OMNI_CACHE(_) _(i64, start) _(i64, capacity) _(const uint8_t *, seen)
+
+STRUCT(Cache, MS_OMNI_CACHE);
+NAMES(Cache, Cache, MS_OMNI_CACHE)
+
+// table: a stack and its layers, the cache, the keys of each layer and the values of each -> logits, hidden
+KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n] -> logits[B, 1, V] hidden[B, 1, D]") {
+  Table t(a.get<i64>("table"), a['n']);
   Stack<float> stack(t);
-  const i64 batch = a.dim(0, 0), vocabulary = a.dim(3, 0), start = t.integer(), capacity = t.integer();
-  const Place place{batch, 1, start, a.get(1), a.get(2), t.address<const uint8_t>()};
-  std::vector<Buffers> buffers(stack.layers());
-  for (auto &layer : buffers) layer.keys = t.address<float>();
-  for (auto &layer : buffers) layer = {layer.keys, t.address<float>(), capacity};
+  const i64 batch = a['B'], vocabulary = a['V'];
+  const Cache cache = t.next<Cache>();
+  float *const *keys = t.next<float *>(stack.layers()), *const *values = t.next<float *>(stack.layers());
   if (!t.read() || !stack.sound()) return refuse("decoder_step: the table does not describe a stack");
-  if (stack.width != a.dim(0, 2) || stack.d != 2 * a.dim(1, 2))
+  if (stack.width != a['D'] || stack.d != 2 * a['d'])
     return refuse("decoder_step: x and cos are not as wide as the stack, " + std::to_string(stack.width) + " and half of " +
                   std::to_string(stack.d));
-  if (start < 0 || start >= capacity) return refuse("decoder_step: the cache is full");
+  if (cache.start < 0 || cache.start >= cache.capacity) return refuse("decoder_step: the cache is full");
+  std::vector<Buffers> buffers;
+  for (i64 i = 0; i < stack.layers(); ++i) buffers.push_back({keys[i], values[i], cache.capacity});
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
-  std::vector<float> x(a.get(0), a.get(0) + batch * stack.width);
-  stack.run(team, x.data(), place, buffers.data());
-  float *hidden = a.get(6);
+  std::vector<float> x(a.get("x"), a.get("x") + batch * stack.width);
+  stack.run(team, x.data(), {batch, 1, cache.start, a.get("cos"), a.get("sin"), cache.seen}, buffers.data());
+  float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);
-  multiply<float>(team, hidden, batch, stack.width, {{a.get(3), nullptr, vocabulary, a.get(5)}});
+  multiply<float>(team, hidden, batch, stack.width, {{a.get("head"), nullptr, vocabulary, a.get("logits")}});
   return 0;
 }
 
-// One id per row of logits `[rows, size]`.
-struct Choice {
-  bool sampled;
-  float temperature;
-  i64 top_k;
-  float top_p;
+#define MS_OMNI_FRAME(_) /* sampling, the predictor's tables */                                  \
+  _(i64, sampled) _(double, temperature) _(i64, top_k) _(double, top_p)                           \
+  _(i64, vocabulary) _(i64, first_vocabulary) _(const float *, cos) _(const float *, sin) _(const float *, first_embedding)
+#define MS_OMNI_STORAGE(_) _(i64, half)
 
-  explicit Choice(Table &t) : sampled(t.integer()), temperature(t.number()), top_k(t.integer()), top_p(t.number()) {}
+STRUCT(Frame, MS_OMNI_FRAME);
+STRUCT(Storage, MS_OMNI_STORAGE);
+NAMES(Frame, Frame, MS_OMNI_FRAME)
+NAMES(Storage, Storage, MS_OMNI_STORAGE)
 
-  int32_t operator()(const float *logits, i64 size, float noise) const {
-    if (!sampled) return std::max_element(logits, logits + size) - logits;
-    return draw_one(logits, size, noise, temperature, top_k, top_p);
-  }
-};
+// One id of a row of logits `[vocabulary]`.
+int32_t choose(const Frame &f, const float *logits, float noise) {
+  if (!f.sampled) return std::max_element(logits, logits + f.vocabulary) - logits;
+  return draw_one(logits, f.vocabulary, noise, f.temperature, f.top_k, f.top_p);
+}
 
 template <class W>
 int frame(const Arguments &a, Table &t) {
   Stack<W> stack(t);
-  const Choice choose(t);
-  const i64 batch = a.dim(0, 0), residuals = a.dim(2, 1), width = stack.width, half = stack.d / 2;
-  const i64 vocabulary = t.integer(), first_vocabulary = t.integer();
-  const float *cos = t.address(), *sin = t.address(), *first_embedding = t.address();
-  std::vector<const float *> embeddings(residuals);
-  std::vector<const W *> heads(residuals);
-  for (auto &embedding : embeddings) embedding = t.address();
-  for (auto &head : heads) head = t.template address<const W>();
+  const Frame f = t.next<Frame>();
+  const i64 batch = a['B'], residuals = a['r'], width = stack.width, half = stack.d / 2, vocabulary = f.vocabulary;
+  const float *const *embeddings = t.next<const float *>(residuals);
+  const W *const *heads = t.next<const W *>(residuals);
 
   if (!t.read() || !stack.sound() || vocabulary <= 0)
     return refuse("code_frame: the table does not describe a predictor of " + std::to_string(residuals) + " codes");
-  if (width != a.dim(0, 2))
-    return refuse("code_frame: hidden is " + std::to_string(a.dim(0, 2)) + " wide, expected " + std::to_string(width));
+  if (width != a['D'])
+    return refuse("code_frame: hidden is " + std::to_string(a['D']) + " wide, expected " + std::to_string(width));
 
   const i64 positions = residuals + 1, kept = batch * stack.kv_heads * positions * stack.d;
   std::vector<float> store(2 * kept * stack.layers()), turns(4 * batch * half);
@@ -67,13 +69,13 @@ int frame(const Arguments &a, Table &t) {
     buffers.push_back({store.data() + 2 * layer * kept, store.data() + (2 * layer + 1) * kept, positions});
   Team team(stack.work(batch) * residuals + 0.1 * vocabulary * width * residuals);
 
-  int32_t *codes = a.get<int32_t>(4);
-  float *sum = a.get(5);
+  int32_t *codes = a.get<int32_t>("codes");
+  float *sum = a.get("sum");
   for (i64 row = 0; row < batch; ++row) {  // the first pass reads two tokens: the talker's state and code 0
-    const int32_t code = a.get<int32_t>(1)[row];
-    if (code < 0 || code >= first_vocabulary)
-      return refuse("code_frame: code is " + std::to_string(code) + ", expected 0 to " + std::to_string(first_vocabulary - 1));
-    const float *state = a.get(0) + row * width, *embedding = first_embedding + code * width;
+    const int32_t code = a.get<int32_t>("code")[row];
+    if (code < 0 || code >= f.first_vocabulary)
+      return refuse("code_frame: code is " + std::to_string(code) + ", expected 0 to " + std::to_string(f.first_vocabulary - 1));
+    const float *state = a.get("hidden") + row * width, *embedding = f.first_embedding + code * width;
     std::copy(state, state + width, x.data() + 2 * row * width);
     std::copy(embedding, embedding + width, x.data() + (2 * row + 1) * width);
     std::copy(embedding, embedding + width, sum + row * width);
@@ -82,7 +84,7 @@ int frame(const Arguments &a, Table &t) {
   for (i64 group = 0; group < residuals; ++group) {
     const i64 fresh = group == 0 ? 2 : 1, start = group == 0 ? 0 : group + 1, rows = batch * fresh;
     float *turn = turns.data();
-    for (const float *table : {cos, sin})
+    for (const float *table : {f.cos, f.sin})
       for (i64 row = 0; row < rows; ++row, turn += half)
         std::copy_n(table + (start + row % fresh) * half, half, turn);
     stack.run(team, x.data(), {rows, fresh, start, turns.data(), turns.data() + rows * half, nullptr}, buffers.data());
@@ -90,7 +92,7 @@ int frame(const Arguments &a, Table &t) {
       stack.finish(x.data() + (fresh * row + fresh - 1) * width, hidden.data() + row * width);
     multiply<W>(team, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});
     for (i64 row = 0; row < batch; ++row) {
-      const int32_t code = choose(logits.data() + row * vocabulary, vocabulary, a.get(2)[row * residuals + group]);
+      const int32_t code = choose(f, logits.data() + row * vocabulary, a.get("noise")[row * residuals + group]);
       const float *embedding = embeddings[group] + code * width;
       std::copy(embedding, embedding + width, x.data() + row * width);
       add_scaled(sum + row * width, embedding, 1.f, width);
@@ -101,10 +103,11 @@ int frame(const Arguments &a, Table &t) {
   return 0;
 }
 
-// -> codes, the sum of their embeddings
-KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> :i[B, r + 1] [B, 1, D] | 0 < r") {
-  Table t{a.get<i64>(3), a.get<i64>(3) + a.dim(3, 0)};
-  return t.integer() ? frame<Half>(a, t) : frame<float>(a, t);
+// table: how the weights are stored, a stack and its layers, the frame, embeddings and heads -> codes, the sum of their
+// embeddings
+KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes:i[B, r + 1] sum[B, 1, D] | 0 < r") {
+  Table t(a.get<i64>("table"), a['n']);
+  return t.next<Storage>().half ? frame<Half>(a, t) : frame<float>(a, t);
 }
 
 }  // namespace

@@ -29,12 +29,12 @@ void tile(const float *const *a, i64 offset, const float *panel, i64 stride, i64
     MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
       MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(row[r][i], in[v], sum[r][v]);
   }
-  for (int r = 0; r < R; ++r) {
+  MS_OMNI_UNROLL for (int r = 0; r < R; ++r) {  // as everywhere: a sum whose place is not a constant would lie in memory
     float edge[V * kLanes] = {}, *to = c[r] + column;
     const bool whole = columns == V * kLanes;
     const float *before = begins ? start : to;
     if (before && !whole) before = std::copy(before, before + columns, edge) - columns;
-    for (int v = 0; v < V; ++v) {
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) {
       const vec old = before ? load(before + v * kLanes) : vec{};
       store((whole ? to : edge) + v * kLanes, old + sum[r][v]);
     }

@@ -38,9 +38,12 @@ void dot_tile(const float *x, i64 in, const Product<W> &p, i64 j, i64 row) {
       MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) sum[o][r] = fma(part[r], weights, sum[o][r]);
     }
   }
+  float totals[Outputs][Rows];
+  MS_OMNI_UNROLL for (int o = 0; o < Outputs; ++o)
+    MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) totals[o][r] = total(sum[o][r]);
   for (int o = 0; o < Outputs; ++o)
     for (int r = 0; r < Rows; ++r) {
-      float value = total(sum[o][r]);
+      float value = totals[o][r];
       for (i64 tail = i; tail < in; ++tail) value = fma(x[r * in + tail], widen(w[o * in + tail]), value);
       float &y = p.y[(row + r) * p.out + j + o];
       y = value + (p.bias ? p.bias[j + o] : 0.f) + (p.add ? y : 0.f);

@@ -1,10 +1,11 @@
 // What a kernel takes and gives, as a text that is compared with the arrays of every call before one of them is touched:
 //
-//     x[*, K] weight[M, K] bias?[M] -> [*, M] | K < 1000
+//     x[*, K] weight[M, K] bias?[M] -> y[*, M] | K < 1000
 //
 // An argument is name:type[axes]; without a type it is float32, ":i" int32, ":l" int64, and "?" marks the one that may be left
 // out. A letter stands for the length that is found where it first stands alone (or as 2*I: half of that), "*" in front for
-// any number of axes, "..." for any shape. Results have no names. Behind "|" stand relations that must hold.
+// any number of axes, "..." for any shape. Behind "|" stand relations that must hold. By these names and letters the kernel
+// itself asks for its arguments and lengths.
 
 #pragma once
 
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -42,7 +44,40 @@ class Signature {
 
   std::string why;
 
+  // Of what agrees: the place of an argument among all, -1: it was left out.
+  int place(const char *name) const {
+    for (const Named *named = named_; named < named_ + known_; ++named)
+      if (!std::strncmp(named->name, name, named->size) && !name[named->size]) return named->place;
+    throw std::logic_error(std::string("it has no argument ") + name);
+  }
+
+  i64 length(char letter) const {
+    if (!known(letter)) throw std::logic_error(std::string("it has no length ") + letter);
+    return lengths_[static_cast<int>(letter)];
+  }
+
+  i64 rows() const {  // what "*" stands for
+    i64 total = 1;
+    for (int axis = 0; axis < leading_; ++axis) total *= front_[axis];
+    return total;
+  }
+
  private:
+  static constexpr int kMost = 16;  // arguments of a kernel
+
+  struct Named {
+    const char *name;
+    int size, place;
+  };
+
+  bool named() {  // the name of an argument begins here
+    name_ = at_;
+    while (std::isalnum(*at_) || *at_ == '_') ++at_;
+    name_size_ = at_ - name_;
+    named_[known_] = {name_, name_size_, argument_};
+    return ++known_ < kMost || fail("it has too many arguments: " + std::string(text_));
+  }
+
   bool inputs() {
     const char *end = std::strstr(text_, "->");
     int said = 0;
@@ -50,12 +85,11 @@ class Signature {
     const int results = given_.types ? count_results(end) : 0;
     bool spare = said == given_.count - results;
     for (at_ = text_; skip(), at_ < end; ++argument_) {
-      name_ = at_;
-      while (std::isalnum(*at_) || *at_ == '_') ++at_;
-      name_size_ = at_ - name_;
+      if (!named()) return false;
       type_ = 'f';
       if (*at_ == ':') type_ = at_[1], at_ += 2;
       if (*at_ == '?' && !spare) {
+        named_[known_ - 1].place = -1;
         at_ = std::strchr(at_, ']') + 1, --argument_;
         continue;
       }
@@ -74,8 +108,8 @@ class Signature {
 
   bool results(std::vector<i64> *lengths) {
     at_ = std::strstr(text_, "->") + 2;
-    name_ = "the result", name_size_ = 10;
     for (; skip(), *at_ && *at_ != '|'; ++argument_) {
+      if (!named()) return false;
       type_ = 'f';
       if (*at_ == ':') type_ = at_[1], at_ += 2;
       if (lengths ? !give(*lengths) : !axes()) return false;
@@ -229,6 +263,8 @@ class Signature {
   int name_size_ = 0, argument_ = 0, leading_ = -1;
   char type_ = 'f';
   const i64 *front_ = nullptr;
+  Named named_[kMost];
+  int known_ = 0;
   i64 lengths_[128];  // by letter; -1: not known
 };
 

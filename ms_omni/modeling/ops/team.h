@@ -76,6 +76,8 @@ class Team {
     if (spins > 2000) std::this_thread::yield();  // somebody else may need this core
 #if defined(__x86_64__)
     else __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else __asm__ volatile("isb");  // "yield" is nothing on most of them
 #endif
   }
 

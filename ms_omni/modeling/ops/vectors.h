@@ -8,9 +8,14 @@
 
 #include "aot.h"
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 9
+#error this is g++ older than 9, which lacks conversions of vectors: CXX names a newer one, or clang++
+#endif
+
 #if defined(__AVX__) || defined(__FMA__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
+#elif defined(__aarch64__)  // every such processor has NEON with fused multiply-adds
+#define MS_OMNI_NEON
 #include <arm_neon.h>
 #endif
 
@@ -29,7 +34,7 @@ namespace {
 constexpr int kLanes = 16, kVectors = 4;
 #elif defined(__AVX__)
 constexpr int kLanes = 8, kVectors = 2;
-#elif defined(__aarch64__)
+#elif defined(MS_OMNI_NEON)
 constexpr int kLanes = 4, kVectors = 4;
 #else
 constexpr int kLanes = 4, kVectors = 2;
@@ -61,7 +66,7 @@ inline void store(float *y, vec x, i64 count) {
 inline vec fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 #elif defined(__FMA__)
 inline vec fma(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-#elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
+#elif defined(MS_OMNI_NEON)
 inline vec fma(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
 #define MS_OMNI_NO_FMA
@@ -136,7 +141,7 @@ inline vec gaussian_tanh(vec x) { return x * logistic(1.59576912f * fma(0.044715
 // tell the turns of a circle apart any more.
 inline vec squared_sine(vec y) {
   constexpr float turns = 26353589.f;  // 2^23 pi
-  y = (y < turns) & (y > -turns) ? y : vec{};
+  y = ((y < turns) & (y > -turns)) ? y : vec{};
   const vec n = __builtin_convertvector(nearest(y * 0.318309886f), vec);
 #ifdef MS_OMNI_NO_FMA
   const vec r = ((y - n * 3.140625f) - n * 9.67502594e-4f) - n * 1.50995799e-7f;

@@ -16,12 +16,14 @@ inline auto snake(float alpha, float beta) {  // the exponentials of one channel
   return [=](vec x) { return fma(height, squared_sine(x * turn), x); };
 }
 
-KERNEL(snake_beta, "x[B, C, T] alpha[C] beta[C] -> [B, C, T] | 0 < C") {
-  const i64 channels = a.dim(0, 1), length = a.dim(0, 2);
-  for_ranges(a.dim(0, 0) * channels, length * 0.4, [&](i64 begin, i64 end) {
+KERNEL(snake_beta, "x[B, C, T] alpha[C] beta[C] -> y[B, C, T] | 0 < C") {
+  const i64 channels = a['C'], length = a['T'];
+  const float *x = a.get("x"), *alpha = a.get("alpha"), *beta = a.get("beta");
+  float *y = a.get("y");
+  for_ranges(a['B'] * channels, length * 0.4, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row) {
       const i64 c = row % channels;
-      map(length, a.get(3) + row * length, snake(a.get(1)[c], a.get(2)[c]), a.get(0) + row * length);
+      map(length, y + row * length, snake(alpha[c], beta[c]), x + row * length);
     }
   });
   return 0;
@@ -40,8 +42,8 @@ void dilated_tile(const float *w, i64 distance, const float *x, i64 span, i64 ch
       MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
         MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(factor[r * distance], in[v], sum[r][v]);
     }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) {
+  MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) {
       float *to = c + r * width + v * kLanes;
       store(to, (start ? all(start[r]) : load(to)) + sum[r][v]);
     }
@@ -74,64 +76,69 @@ void convolve(const float *x, i64 span, i64 channels, const float *w, const floa
 }
 
 // settings: the lengths stand for the dilation d and the number of groups g.
-KERNEL(conv1d, "x[B, C, T] weight[M, c, W] bias[M] settings:i[d, g] -> [B, M, T - (W - 1) * d] | "
+KERNEL(conv1d, "x[B, C, T] weight[M, c, W] bias[M] settings:i[d, g] -> y[B, M, T - (W - 1) * d] | "
                "0 < c, 0 < M, 0 < W, 0 < d, 0 < g, c * g = C, M / g * g = M") {
-  const i64 dilation = a.dim(3, 0), groups = a.dim(3, 1), outputs = a.dim(1, 0) / groups;
-  const i64 channels = a.dim(1, 1), taps = a.dim(1, 2), length = a.dim(0, 2), positions = a.dim(4, 2);
-  const i64 units = a.dim(0, 0) * groups, reach = (taps - 1) * dilation;
+  const i64 dilation = a['d'], groups = a['g'], outputs = a['M'] / groups, channels = a['c'], taps = a['W'], length = a['T'];
+  const i64 units = a['B'] * groups, reach = (taps - 1) * dilation, positions = length - reach;
+  const float *sound = a.get("x"), *weight = a.get("weight"), *bias = a.get("bias");
+  float *y = a.get("y");
   const i64 block = std::max<i64>(std::min(kNear / channels, positions) / kWide * kWide, kWide);
   const i64 blocks = (positions + block - 1) / block, span = reach + block;
-  const i64 wanted = (4 * available_threads() + units * blocks - 1) / (units * blocks);  // pieces of the outputs
+  const i64 shares = std::max<i64>(units * blocks, 1);
+  const i64 wanted = (4 * available_threads() + shares - 1) / shares;  // pieces of the outputs
   const i64 pieces = std::max<i64>(1, std::min(wanted, outputs / (8 * kRows)));
   for_each(units * blocks * pieces, 0.007 * units * outputs * positions * channels * taps, [&](i64 task) {
     const i64 unit = task / (blocks * pieces), start = task / pieces % blocks * block, group = unit % groups;
     const i64 first = outputs * (task % pieces) / pieces, count = outputs * (task % pieces + 1) / pieces - first;
     const i64 wide = std::min(block, positions - start), whole = (wide + kWide - 1) / kWide * kWide;
-    const float *x = a.get(0) + unit * channels * length + start;
+    const float *x = sound + unit * channels * length + start;
     Space in(new float[channels * span]), out(new float[count * block]);
     for (i64 c = 0; c < channels; ++c) {
       float *to = std::copy(x + c * length, x + c * length + wide + reach, in.get() + c * span);
       std::fill(to, in.get() + c * span + reach + whole, 0.f);
     }
     const i64 row = group * outputs + first;
-    convolve(in.get(), span, channels, a.get(1) + row * channels * taps, a.get(2) + row, count, taps, dilation, out.get(),
-             block, wide);
+    convolve(in.get(), span, channels, weight + row * channels * taps, bias + row, count, taps, dilation, out.get(), block, wide);
     for (i64 m = 0; m < count; ++m)
-      std::copy(out.get() + m * block, out.get() + m * block + wide, a.get(4) + (unit * outputs + first + m) * positions + start);
+      std::copy(out.get() + m * block, out.get() + m * block + wide, y + (unit * outputs + first + m) * positions + start);
   });
   return 0;
 }
 
 // x + conv(snake(conv(snake(before and x)))); the length of settings stands for the dilation d.
 KERNEL(residual_unit, "x[B, C, T] before[B, C, R] alpha[C] beta[C] weight[C, C, W] bias[C] last_alpha[C] last_beta[C] "
-                      "last_weight[C, C, 1] last_bias[C] settings:i[d] -> [B, C, T] | 0 < C, 0 < W, 0 < d, (W - 1) * d = R") {
-  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), reach = a.dim(1, 2), taps = a.dim(4, 2), dilation = a.dim(10, 0);
+                      "last_weight[C, C, 1] last_bias[C] settings:i[d] -> y[B, C, T] | 0 < C, 0 < W, 0 < d, (W - 1) * d = R") {
+  const i64 channels = a['C'], length = a['T'], reach = a['R'], taps = a['W'], dilation = a['d'];
+  const float *sound = a.get("x"), *before_it = a.get("before"), *alpha = a.get("alpha"), *beta = a.get("beta");
+  const float *weight = a.get("weight"), *bias = a.get("bias"), *last_alpha = a.get("last_alpha"), *last_beta = a.get("last_beta");
+  const float *last_weight = a.get("last_weight"), *last_bias = a.get("last_bias");
+  float *results = a.get("y");
   const i64 fair = (length + available_threads() - 1) / available_threads();
   const i64 most = std::min(kNear / channels, fair) / kWide * kWide, block = std::max<i64>(most, kWide);
   const i64 blocks = (length + block - 1) / block, span = reach + block;
-  for_each(a.dim(0, 0) * blocks, 0.007 * a.size(0) * channels * (taps + 1), [&](i64 task) {
+  for_each(a['B'] * blocks, 0.007 * a.size("x") * channels * (taps + 1), [&](i64 task) {
     const i64 unit = task / blocks, start = task % blocks * block, count = std::min(block, length - start);
     const i64 whole = (count + kWide - 1) / kWide * kWide;
-    const float *x = a.get(0) + unit * channels * length, *before = a.get(1) + unit * channels * reach;
+    const float *x = sound + unit * channels * length, *before = before_it + unit * channels * reach;
     Space in(new float[channels * span]), hidden(new float[channels * block]), out(new float[channels * block]);
     for (i64 c = 0; c < channels; ++c) {
       float *to = in.get() + c * span;
       const i64 old = std::max<i64>(reach - start, 0);  // of the positions start - reach .. start + count
       std::copy(before + c * reach + reach - old, before + (c + 1) * reach, to);
       std::copy(x + c * length + start - (reach - old), x + c * length + start + count, to + old);
-      map(reach + count, to, snake(a.get(2)[c], a.get(3)[c]), to);
+      map(reach + count, to, snake(alpha[c], beta[c]), to);
       std::fill(to + reach + count, to + reach + whole, 0.f);
     }
-    convolve(in.get(), span, channels, a.get(4), a.get(5), channels, taps, dilation, hidden.get(), block, count);
+    convolve(in.get(), span, channels, weight, bias, channels, taps, dilation, hidden.get(), block, count);
     for (i64 c = 0; c < channels; ++c) {
       float *row = hidden.get() + c * block;
       std::fill(row + count, row + whole, 0.f);
-      map(count, row, snake(a.get(6)[c], a.get(7)[c]), row);
+      map(count, row, snake(last_alpha[c], last_beta[c]), row);
     }
-    convolve(hidden.get(), block, channels, a.get(8), a.get(9), channels, 1, 1, out.get(), block, count);
+    convolve(hidden.get(), block, channels, last_weight, last_bias, channels, 1, 1, out.get(), block, count);
     for (i64 c = 0; c < channels; ++c) {
       const float *from = x + c * length + start, *change = out.get() + c * block;
-      float *y = a.get(11) + (unit * channels + c) * length + start;
+      float *y = results + (unit * channels + c) * length + start;
       for (i64 t = 0; t < count; ++t) y[t] = from[t] + change[t];
     }
   });
@@ -141,22 +148,24 @@ KERNEL(residual_unit, "x[B, C, T] before[B, C, R] alpha[C] beta[C] weight[C, C, 
 // Output t * stride + p sums what inputs t, t - 1, ... give through the taps p, p + stride, ...: first the products
 // z[t][m, tap] of every input with every tap, as one matrix product, then their sums. `trim` outputs are left out at both
 // ends. settings: the lengths stand for the stride s and trim + 1.
-KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] -> [B, M, (T - 1) * s + W - 2 * (t - 1)] | "
+KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] -> y[B, M, (T - 1) * s + W - 2 * (t - 1)] | "
                          "0 < T, 0 < M, 0 < W, 0 < s, 0 < t") {
-  const i64 channels = a.dim(0, 1), length = a.dim(0, 2), outputs = a.dim(1, 1), width = a.dim(1, 2), limit = a.dim(4, 2);
-  const i64 stride = a.dim(3, 0), trim = a.dim(3, 1) - 1, older = (width - 1) / stride, times = length + older;
+  const i64 channels = a['C'], length = a['T'], outputs = a['M'], width = a['W'], limit = a.dim("y", 2);
+  const i64 stride = a['s'], trim = a['t'] - 1, older = (width - 1) / stride, times = length + older;
+  const float *sound = a.get("x"), *weight = a.get("weight"), *bias = a.get("bias");
+  float *results = a.get("y");
   constexpr i64 block = 16 * kRows;
   const i64 group = std::max<i64>(kWide / width, 1), groups = (outputs + group - 1) / group;
   const i64 wanted = (4 * available_threads() + groups - 1) / groups;
   const i64 pieces = std::max<i64>(1, std::min(wanted, times / block));
   const i64 depth = (channels + kLanes - 1) / kLanes * kLanes;
-  for_each(a.dim(0, 0) * groups * pieces, 0.007 * a.dim(0, 0) * times * outputs * width * channels, [&](i64 task) {
+  for_each(a['B'] * groups * pieces, 0.007 * a['B'] * times * outputs * width * channels, [&](i64 task) {
     const i64 unit = task / (groups * pieces), first = task / pieces % groups * group, count = std::min(group, outputs - first);
     const i64 begin = times * (task % pieces) / pieces, end = times * (task % pieces + 1) / pieces, columns = count * width;
     const i64 padded = (columns + kLanes - 1) / kLanes * kLanes;
-    const float *x = a.get(0) + unit * channels * length;
+    const float *x = sound + unit * channels * length;
     Space panel(new float[channels * padded]), turned(new float[(block + older) * depth]), z(new float[(block + older) * padded]);
-    pack_columns(a.get(1) + first * width, outputs * width, columns, channels, panel.get(), padded);
+    pack_columns(weight + first * width, outputs * width, columns, channels, panel.get(), padded);
     std::vector<const float *> from(block + older);
     std::vector<float *> to(block + older);
     for (i64 i = 0; i < block + older; ++i) from[i] = turned.get() + i * depth, to[i] = z.get() + i * padded;
@@ -169,13 +178,12 @@ KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] ->
         multiply(from.data(), rows, 0, panel.get() + column, padded, channels, to.data(), column,
                  std::min<i64>(kWide, columns - column));
       for (i64 m = 0; m < count; ++m) {
-        float *y = a.get(4) + (unit * outputs + first + m) * limit - trim;
-        const float bias = a.get(2) ? a.get(2)[first + m] : 0.f;
+        float *y = results + (unit * outputs + first + m) * limit - trim;
         for (i64 i = older; i < rows; ++i)
           for (i64 p = 0; p < stride; ++p) {
             const i64 at = (t + i - older) * stride + p;
             if (at < trim || at >= limit + trim) continue;
-            float sum = bias;
+            float sum = bias[first + m];
             for (i64 j = 0; p + j * stride < width; ++j) sum += to[i - j][m * width + p + j * stride];
             y[at] = sum;
           }

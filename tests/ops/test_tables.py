@@ -1,0 +1,48 @@
+"""What the fused kernels are told in structs: the same names on both sides, and as many numbers as there are members."""
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from ms_omni.modeling.ops.fused import LayerWeights, StackWeights
+from tests.ops.test_refusals import call, fitting
+
+try:
+    from ms_omni.modeling.ops import cpu_fused, cpu_table
+except OSError as error:
+    pytest.skip(f"no kernels here: {error}", allow_module_level=True)
+
+
+def ones(*shape):
+    return Parameter(Tensor(np.full(shape, 0.1, np.float32)))
+
+
+@pytest.fixture
+def stack():
+    """Two layers that suit the arrays of `fitting("decoder_step")`."""
+    shapes = dict(
+        input_norm=(8,), q=(8, 8), k=(4, 8), v=(4, 8), o=(8, 8), post_norm=(8,), gate=(6, 8), up=(6, 8), down=(8, 6)
+    )
+    layer = LayerWeights(**{**dict.fromkeys(LayerWeights._fields[:19]), **{name: ones(*s) for name, s in shapes.items()}})
+    return cpu_fused.PreparedStack(StackWeights((layer, layer), ones(8), 1e-6, 4))
+
+
+def test_as_many_numbers_as_there_are_members(stack):
+    arrays, buffers = fitting("decoder_step"), [np.zeros((2, 1, 3, 4), np.float32) for _ in range(4)]
+    arrays[0][:] = arrays[1][:] = 1
+    cache = cpu_fused._Cache(start=1, capacity=3, seen=0)
+    addresses = [cpu_fused.address(x) for x in buffers]
+    whole = cpu_table.table(stack.table(), cache, addresses)
+    arrays[4] = whole
+    assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
+    assert all(buffer[:, :, 1].any() and not buffer[:, :, ::2].any() for buffer in buffers)
+    other = whole.copy()
+    other[cpu_fused._Stack.dtype.fields["layers"][1] // 8] = 3
+    for wrong in (whole[:-1], np.append(whole, whole[-1:]), np.delete(whole, 9), other):
+        arrays[4] = wrong
+        assert call("decoder_step", arrays) == (1, "decoder_step: the table does not describe a stack")
+
+
+def test_a_member_that_only_one_side_knows_is_named(stack):
+    with pytest.raises(TypeError, match=r"the struct Cache in C\+\+ and its values in Python differ in capacity, scale"):
+        cpu_fused._Cache(start=1, seen=0, scale=0)
