@@ -19,3 +19,7 @@ class CheckpointError(OmniError):
 
 class ConfigError(CheckpointError):
     """A config.json that lacks a needed key or holds a value that this model does not support."""
+
+
+class DeviceError(OmniError):
+    """What this device, or the software that drives it, cannot compute."""

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from .arrays import as_dtype, is_device
+from .checkpoint.load import dtype_of
 from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
@@ -132,7 +133,7 @@ class ModelObject:
             raise InputError(f"a model cannot be had in {name}; expected float32, bfloat16 or float16")
         chosen = setup("float32" if name == "float64" else name).dtype  # says so where the device does not compute in it
         for parameter in self.get_parameters():
-            if parameter.dtype != chosen:
+            if parameter.dtype != dtype_of(parameter, chosen):
                 parameter.set_dtype(chosen)
                 self._forget_steps()
 

@@ -204,7 +204,7 @@ def save_checkpoint(
         cell: a loaded model or sub-model.
         folder: made if needed. What was saved there before is replaced, see `saved_files`; foreign files never are.
         config: the configuration of the cell; written to config.json.
-        dtype: MindSpore dtype of the file; by default each parameter's own.
+        dtype: MindSpore dtype of the file; by default that of the parameters.
         generation_config: written to generation_config.json when it holds anything.
 
     Raises:
@@ -228,8 +228,11 @@ def _published(cell, config, dtype) -> list[Pending]:
     patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
     parameters, tensors = dict(cell.parameters_and_names()), []
     values = functools.lru_cache(maxsize=2)(lambda name: _host_values(parameters[name]))  # parts of two stacks take turns
+    kept = {name for name, parameter in parameters.items() if getattr(parameter, "keeps_dtype", False)}
+    usual = next((parameter.dtype for name, parameter in parameters.items() if name not in kept), None)
     for name, parameter in parameters.items():
-        kind = dtype_name(numpy_dtype(parameter.dtype if dtype is None else dtype))
+        # What is float32 in every model goes into the file as the rest does.
+        kind = dtype_name(numpy_dtype(dtype or (usual if name in kept and usual else parameter.dtype)))
         for part in sources(name, tuple(parameter.shape), patch_shape):
             tensors.append(Pending(part.name, kind, part.shape, _cut(values, name, part, kind)))
     return tensors

@@ -61,6 +61,11 @@ def progress_bar(total: int, title: str, shown: bool = True):
     )
 
 
+def dtype_of(parameter, dtype):
+    """What a parameter is to hold where a caller wants `dtype` (None: as it is); some are float32 always (`exact_parameters`)."""
+    return parameter.dtype if dtype is None or getattr(parameter, "keeps_dtype", False) else dtype
+
+
 def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
     """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
     buffer = fresh(fill.shape, dtype)
@@ -151,7 +156,7 @@ def fill_cell(
         for fill, array in zip(fills, _read_all(reader, fills, parameters, prefix, dtype, slices)):
             parameter = parameters[fill.parameter]
             with exclusive:
-                if dtype is not None and parameter.dtype != dtype:
+                if parameter.dtype != dtype_of(parameter, dtype):
                     parameter.set_dtype(dtype)
                 parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
             elements, nbytes = elements + array.size, nbytes + array.nbytes
@@ -164,7 +169,7 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices):
 
     def read(fill):
         part = None if slices is None else slices[prefix + fill.parameter]
-        array = read_slice(reader, fill, numpy_dtype(parameters[fill.parameter].dtype if dtype is None else dtype), part)
+        array = read_slice(reader, fill, numpy_dtype(dtype_of(parameters[fill.parameter], dtype)), part)
         check_finite(array, f"{reader.folder}: {prefix}{fill.parameter}")
         return array
 

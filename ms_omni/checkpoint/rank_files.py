@@ -12,7 +12,7 @@ from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
 
 from .header import DTYPES, Entry, read_header
-from .load import LoadReport, numpy_dtype
+from .load import LoadReport, dtype_of, numpy_dtype
 from .names import sources
 from .rank_index import RankIndex, geometry
 from .reader import MARKER, report
@@ -76,10 +76,10 @@ def load_rank_file(cell, folder, index: RankIndex, rank: int, slices: dict, *, p
     nbytes = elements = 0
     for name, parameter in parameters.items():
         array = file.array(name)
-        wanted = numpy_dtype(parameter.dtype if dtype is None else dtype)
+        wanted = numpy_dtype(dtype_of(parameter, dtype))
         array = array if array.dtype == wanted else array.astype(wanted)
         with exclusive:
-            if dtype is not None and parameter.dtype != dtype:
+            if parameter.dtype != dtype_of(parameter, dtype):
                 parameter.set_dtype(dtype)
             parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
         elements, nbytes = elements + array.size, nbytes + array.nbytes

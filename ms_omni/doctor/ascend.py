@@ -1,24 +1,16 @@
-"""Driver, firmware and CANN against the versions that go with MindSpore, and the NPUs.
-
-Where the versions stand (CANN software installation guide, "Querying the Software Package Version"):
-    driver     ROOT/driver/version.info, `Version=`             ROOT: /usr/local/Ascend
-    firmware   ROOT/firmware/version.info, `Version=`
-    CANN       TOOLKIT/<arch>-linux/ascend_toolkit_install.info, `version=`; TOOLKIT: $ASCEND_HOME_PATH or
-               ROOT/ascend-toolkit/latest (ROOT/cann from 8.5 on); else TOOLKIT/compiler/version.info, as MindSpore reads it
-    all        npu-smi info -t board -i ID: Software Version, Firmware Version, Compatibility
-"""
+"""Driver, firmware and CANN, read as `ascend_versions` says where they stand, and the NPUs, by their files and npu-smi."""
 
 import ast
 import contextlib
 import importlib.util
 import os
-import platform
 import re
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from ..ascend_versions import cann_versions, field, toolkit_folders
 from .finding import error, note, ok, one_line, warning
 
 OLDEST_DRIVER = "24.1.RC3"  # that goes with MindSpore 2.7.1
@@ -60,7 +52,7 @@ def software(options):
         yield note(NO_NPU)
         return
     yield _driver(Path(options.ascend_root))
-    firmware = _field(Path(options.ascend_root) / "firmware" / "version.info", "version")[0]
+    firmware = field(Path(options.ascend_root) / "firmware" / "version.info")[0]
     yield ok(f"firmware {firmware}") if firmware else note("the firmware's version file is missing; npu-smi may tell")
     yield from _cann(options)
 
@@ -93,7 +85,7 @@ def accepted_cann():
 
 
 def _driver(root):
-    found, problem = _field(root / "driver" / "version.info", "version")
+    found, problem = field(root / "driver" / "version.info")
     if problem:
         return warning(
             f"the NPU driver's version cannot be read: {problem}",
@@ -108,13 +100,13 @@ def _driver(root):
 
 
 def _cann(options):
-    homes, known = toolkit_folders(options), " or ".join(accepted_cann())
+    homes, known = toolkit_folders(Path(options.ascend_root)), " or ".join(accepted_cann())
     wanted = f"install CANN {known or 'as MindSpore asks for'} (toolkit and kernels; {INSTALL}) and 'source .../set_env.sh'"
     home = next((home for home in homes if home.exists()), None)
     if home is None:
         yield error(f"CANN is not found in {' or '.join(map(str, homes))}", wanted)
         return
-    versions, problem = _cann_versions(home)
+    versions, problem = cann_versions(home)
     shown = f"CANN {' = '.join(dict.fromkeys(versions))} in {home}"
     if not versions:
         yield warning(f"CANN's version cannot be read: {problem}", wanted)
@@ -126,42 +118,6 @@ def _cann(options):
         yield ok(shown)
     if not os.environ.get("ASCEND_OPP_PATH"):
         yield error("the environment of CANN is not set (ASCEND_OPP_PATH is empty)", f"source {home.parent}/set_env.sh")
-
-
-def toolkit_folders(options):
-    """Where CANN may be, the most telling first."""
-    root = Path(options.ascend_root)
-    named = [os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")]
-    return [
-        *dict.fromkeys(Path(name) for name in named if name),
-        root / "ascend-toolkit" / "latest",
-        root / "cann",
-        root / "nnae" / "latest",
-    ]
-
-
-def _cann_versions(home):
-    """(versions, why there is none): of the package, and of the compiler, by which MindSpore goes; they may differ in form."""
-    files = [
-        home / f"{platform.machine()}-linux" / "ascend_toolkit_install.info",
-        home / "ascend_nnae_install.info",
-        home / "compiler" / "version.info",
-    ]
-    answers = [_field(file, "version") for file in files]
-    return [version for version, _ in answers if version], answers[0][1]
-
-
-def _field(path, name):
-    """(value of `name=value` in a file, None) or (None, why there is none)."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as reason:
-        return None, f"{path}: {reason.strerror or reason}"
-    for line in lines:
-        key, _, value = line.partition("=")
-        if key.strip().lower() == name and re.search(r"\d", value):
-            return value.strip().strip("[]"), None
-    return None, f"{path} has no line '{name}='"
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from . import ops
 from .attention import Attention
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .layers import Cell, Embedding, Linear
+from .layers import Cell, Embedding, Linear, exact_parameters
 from .packing import host_array
 from .sliding_window import WindowContext, stream_rope_tables
 from .vocoder_blocks import KERNEL, ConvNeXtBlock, DecoderBlock, LayerScale, SnakeBeta
@@ -42,6 +42,7 @@ class Code2WavState:
 class PreTransformer(Decoder):
     """Mirrors `Qwen3OmniMoeCode2WavTransformerModel`: a dense decoder with layer scales and a sliding window."""
 
+    @exact_parameters()
     def __init__(self, config):
         super().__init__(config, [self._layer(config) for _ in range(config.num_hidden_layers)])
         self.window = config.sliding_window
@@ -64,6 +65,9 @@ class Code2Wav(Cell):
     stream()               a stream of one's own, also with step and reset; any number of them beside one another
     advance(codes, state)  the primitive under all of these: state in, state out
 
+    It computes in float32 in every model: `snake_beta` takes sines of large numbers and divides by ones that may be as small as
+    1e-9, and its parameters are few.
+
     Concatenated pieces equal the whole, however the frames are split: bit for bit where the operators are `cpu`'s
     float32 kernels (see `ops.describe`), else up to the rounding of sums. Rows of a batch do not influence one another,
     and later frames do not influence samples that are out already: a shorter row's wave can be cut at
@@ -78,6 +82,7 @@ class Code2Wav(Cell):
 
     transformer_model, decoder_block = PreTransformer, DecoderBlock
 
+    @exact_parameters()
     def __init__(self, config):
         super().__init__()
         self.config = config

@@ -17,7 +17,7 @@ from ..locking import exclusive
 from . import ops
 
 _dtype = ms.float32
-_lazy = False
+_lazy = _exact = False
 
 
 @contextmanager
@@ -30,6 +30,19 @@ def lazy_parameters(dtype):
             yield
     finally:
         _dtype, _lazy = before
+
+
+@contextmanager
+def exact_parameters():
+    """Inside this context, or a function under it as a decorator, cells are built with parameters in float32, whatever the rest of a
+    model is computed in; they keep that (`keeps_dtype`).
+    """
+    global _dtype, _exact
+    before, _dtype, _exact = (_dtype, _exact), ms.float32, True
+    try:
+        yield
+    finally:
+        _dtype, _exact = before
 
 
 def is_lazy():
@@ -45,7 +58,7 @@ def parameter(*shape, start=None):
     random numbers, else this number.
     """
     new = Parameter(initializer("zeros", shape, _dtype))
-    new.start = start
+    new.start, new.keeps_dtype = start, _exact
     return new
 
 

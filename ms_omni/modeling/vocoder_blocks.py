@@ -4,7 +4,7 @@ from mindspore import nn
 
 from . import ops
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
-from .layers import Cell, LayerNorm, Linear, identity, parameter
+from .layers import Cell, LayerNorm, Linear, exact_parameters, identity, parameter
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
@@ -87,6 +87,7 @@ class DecoderBlock(Cell):
     signal without a history.
     """
 
+    @exact_parameters()
     def __init__(self, config, layer_idx):
         super().__init__()
         self.config = config

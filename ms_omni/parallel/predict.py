@@ -20,6 +20,7 @@ from .step_costs import (
     Step,
     codes_step,
     gathers,
+    size_of,
     sound_step,
     talker_step,
     text_step,
@@ -81,13 +82,15 @@ def predict(config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOK
     else:
         plan = strategy_module(strategy).make_plan(config, shapes, cards)
         slices = [plan.place(shapes, rank, cards) for rank in range(cards)]
-    local = [{name: _elements(shapes[name], part) * itemsize for name, part in parts.items()} for parts in slices]
+    local = [
+        {name: _elements(shapes[name], part) * size_of(name, itemsize) for name, part in parts.items()} for parts in slices
+    ]
     held = max(local, key=lambda sizes: sum(sizes.values()))
     parts = slices[local.index(held)]
     gathering = strategy == "zero3" and cards > 1
     groups = gathers(shapes, parts, itemsize, cards) if gathering else {}
     biggest = 2 * max((sum(whole) for whole in groups.values()), default=0)  # of one block, and of the one that follows
-    read = {name: math.prod(shape) * itemsize for name, shape in shapes.items()} if gathering else held
+    read = {name: math.prod(shape) * size_of(name, itemsize) for name, shape in shapes.items()} if gathering else held
     cache = _cache_bytes(config, parts, context, itemsize)
     loading = sum(held.values()) + _two_tensors(held, shapes, itemsize)
 

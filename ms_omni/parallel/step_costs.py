@@ -125,6 +125,11 @@ def sound_step(sizes) -> Step:
     return Step(_products(sizes, SOUND, 1)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
 
 
+def size_of(name: str, itemsize: int) -> int:
+    """Bytes of an element of a parameter; the vocoder is float32 in every model."""
+    return max(itemsize, 4) if SOUND.fullmatch(name) else itemsize
+
+
 def _products(sizes, pattern, itemsize, mixture=None, tokens=1):
     """(bytes read, operations) of the weights that match. mixture: the configuration that says which share of its experts a token
     chooses; of the others each reads all, and of them as many as `tokens` even choices find.

@@ -1,10 +1,12 @@
-"""What the operators of `ascend` are tried with: small inputs of every kind that the model has for them.
+"""What the operators are tried with on a device: inputs of every kind that the model has for them.
 
-Head sizes, group sizes and alignments are those of the published checkpoints: 128 channels per head with 8 queries per kv
-head, 64 (audio), 72 (vision, no multiple of 16), up to 128 experts of which some stay empty. float32 arrays are rounded
-to the dtype under test, float64 arrays become float32 tensors, a `Buffer` becomes a Parameter.
+A kind is a class of shapes for which a device may take another kernel, or tile the same one in another way; forms are chosen
+for each. Small cases hold what is easily got wrong: a small epsilon, padding, experts that stay empty. Published ones have
+the sizes of the published checkpoint. float32 arrays are rounded to the dtype under test, float64 arrays become float32
+tensors, a `Buffer` becomes a Parameter.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,27 +21,54 @@ class Buffer:
     array: np.ndarray
 
 
+@dataclass(frozen=True)
+class Kind:
+    """name; cases: (a numpy generator, whether at the published sizes too) -> tuples of arguments; fits: whether arguments
+    are of this kind, inside graphs too; None: whatever is of no kind before it; compiled: whether the model's graphs hold it.
+    """
+
+    name: str
+    cases: Callable[[np.random.Generator, bool], Iterator[tuple]]
+    fits: Callable[..., bool] | None = None
+    compiled: bool = True
+
+
 def _normal(rng, *shape, scale=1.0):
-    return (rng.standard_normal(shape) * scale).astype(np.float32)
+    return rng.standard_normal(shape, np.float32) * np.float32(scale)
 
 
-def _linear(rng):
-    weight, bias = _normal(rng, 96, 64, scale=0.2), _normal(rng, 96)
-    yield _normal(rng, 2, 5, 64), weight, bias
-    yield _normal(rng, 1, 64), weight, None
+def _one_row(x, *_):
+    return x.size == x.shape[-1]
 
 
-def _rms_norm(rng):
+def _linear_row(rng, published):
+    yield _normal(rng, 1, 64), _normal(rng, 96, 64, scale=0.2), None
+    for outputs in (128, 5120) if published else ():
+        yield _normal(rng, 1, 1, 2048), _normal(rng, outputs, 2048, scale=0.02), None
+
+
+def _linear(rng, published):
+    yield _normal(rng, 2, 5, 64), _normal(rng, 96, 64, scale=0.2), _normal(rng, 96)
+    if published:
+        yield _normal(rng, 1, 512, 2048), _normal(rng, 4096, 2048, scale=0.02), None
+        yield _normal(rng, 1500, 1152), _normal(rng, 4304, 1152, scale=0.03), _normal(rng, 4304)
+
+
+def _rms_norm(rng, published):
     yield _normal(rng, 2, 3, 4, 128), _normal(rng, 128), 1e-6
     yield _normal(rng, 5, 256, scale=1e-3), _normal(rng, 256), 1e-6  # small enough that eps counts
+    for shape in ((1, 1, 2048), (1, 512, 32, 128)) if published else ():
+        yield _normal(rng, *shape), _normal(rng, shape[-1]), 1e-6
 
 
-def _layer_norm(rng):
-    yield _normal(rng, 7, 144) + 3, _normal(rng, 144), _normal(rng, 144), 1e-5
+def _layer_norm(rng, published):
+    for rows, width in ((7, 144), (1500, 1152)) if published else ((7, 144),):
+        yield _normal(rng, rows, width) + 3, _normal(rng, width), _normal(rng, width), 1e-5
 
 
-def _activation(rng):
-    yield (_normal(rng, 9, 64, scale=3.0),)
+def _activation(rng, published):
+    for shape in ((9, 64), (512, 1536)) if published else ((9, 64),):
+        yield (_normal(rng, *shape, scale=3.0),)
 
 
 def _tables(rng, *shape):
@@ -47,13 +76,18 @@ def _tables(rng, *shape):
     return np.cos(angles), np.sin(angles)
 
 
-def _rotary(rng):
+def _rotary(rng, published):
     yield (_normal(rng, 2, 5, 8, 128), *_tables(rng, 2, 5, 64))
     yield (_normal(rng, 1, 1, 1, 128), *_tables(rng, 1, 1, 64))  # one token, one head
+    if published:
+        yield (_normal(rng, 1, 512, 32, 128), *_tables(rng, 1, 512, 64))
+
+
+def _rotary_odd(rng, published):
     yield (_normal(rng, 11, 3, 72), *_tables(rng, 11, 36))  # packed, as in the vision encoder
 
 
-def _mask(rng, batch, queries, keys):
+def _mask(batch, queries, keys):
     """Causal for the last queries, and the first keys of the second row are padding."""
     seen = np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
     seen = np.repeat(seen[None], batch, 0)
@@ -61,155 +95,246 @@ def _mask(rng, batch, queries, keys):
     return np.where(seen, 0.0, MASKED)
 
 
-def _attention(rng):
-    cached = _normal(rng, 2, 2, 32, 128), _normal(rng, 2, 2, 32, 128)
-    step = np.where(np.arange(32) < 20, 0.0, MASKED) + np.zeros((2, 1, 1))  # one token on a cache with room left
-    yield _normal(rng, 2, 1, 16, 128), *cached, step, 128**-0.5
-    yield _normal(rng, 2, 7, 16, 128), *cached, _mask(rng, 2, 7, 32), 128**-0.5  # a prompt after other tokens
-    yield _normal(rng, 2, 2, 4, 64), _normal(rng, 2, 4, 5, 64), _normal(rng, 2, 4, 5, 64), _mask(rng, 2, 2, 5), 0.2
+def _cached(rng, batch, heads, kv_heads, queries, keys):
+    q = _normal(rng, batch, queries, heads, 128)
+    k, v = (_normal(rng, batch, kv_heads, keys, 128) for _ in range(2))
+    return q, k, v
+
+
+def _attention_step(rng, published):
+    for batch, heads, kv_heads, keys in ((2, 16, 2, 32), (1, 32, 4, 8192), (4, 16, 2, 768))[: 3 if published else 1]:
+        room = np.where(np.arange(keys) < keys * 5 // 8, 0.0, MASKED)  # a cache with room left
+        yield *_cached(rng, batch, heads, kv_heads, 1, keys), np.tile(room, (batch, 1, 1)), 128**-0.5
+
+
+def _attention(rng, published):
+    sizes = ((2, 16, 2, 7, 32), (1, 32, 4, 512, 512), (1, 8, 1, 512, 8192))
+    for batch, heads, kv_heads, queries, keys in sizes[: 3 if published else 1]:  # a prompt after other tokens
+        yield *_cached(rng, batch, heads, kv_heads, queries, keys), _mask(batch, queries, keys), 128**-0.5
+
+
+def _attention_odd(rng, published):
+    yield _normal(rng, 2, 2, 4, 64), _normal(rng, 2, 4, 5, 64), _normal(rng, 2, 4, 5, 64), _mask(2, 2, 5), 0.2
     yield _normal(rng, 1, 3, 2, 24), _normal(rng, 1, 2, 3, 24), _normal(rng, 1, 2, 3, 24), None, 0.3
 
 
-def _packed_attention(rng):
-    for segments, channels in ((((5, 2), (3, 1)), 64), (((4, 1), (1, 2), (6, 1)), 72)):
-        n = sum(length * count for length, count in segments)
-        yield (*(_normal(rng, n, 3, channels) for _ in range(3)), segments, channels**-0.5)
+def _aligned(q, k, *_):
+    return q.shape[-1] % 16 == 0 and k.shape[2] % 16 == 0
 
 
-def _route_topk(rng):
-    logits = np.stack([rng.permutation(128) for _ in range(6)]) / np.float32(16)  # no two alike, in bfloat16 neither
-    yield logits.astype(np.float32), 8, True
-    yield logits.astype(np.float32), 6, False
+def _packed(rng, heads, channels, segments):
+    n = sum(length * count for length, count in segments)
+    return *(_normal(rng, n, heads, channels) for _ in range(3)), segments, channels**-0.5
 
 
-def _experts(rng):
-    experts, width, inner = 16, 64, 32
-    weights = _normal(rng, experts, width, 2 * inner, scale=0.2), _normal(rng, experts, inner, width, scale=0.2)
-    for tokens in (1, 13):  # with one token most experts are empty, the first and the last among them
-        indices = np.stack([rng.permutation(experts - 4)[:4] + 2 for _ in range(tokens)]).astype(np.int32)
-        case = _normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, 4)), indices
-        yield case
-        yield (*case, 8)  # those from 8 on are held here, the last ones of them do not exist
-        yield (*case, 20)  # nobody wants the experts of this process
+def _packed_attention(rng, published):
+    yield _packed(rng, 3, 64, ((5, 2), (3, 1)))
+    if published:
+        yield _packed(rng, 20, 64, ((104, 7), (39, 1)))  # sound
 
 
-def _conv1d(rng):
+def _packed_attention_odd(rng, published):
+    yield _packed(rng, 3, 72, ((4, 1), (1, 2), (6, 1)))
+    if published:
+        yield _packed(rng, 16, 72, ((1024, 2),))  # a video
+
+
+def _route_topk(rng, published):
+    for tokens in (6, 512) if published else (6,):
+        logits = np.stack([rng.permutation(128) for _ in range(tokens)]) / np.float32(16)  # no two alike, also in bfloat16
+        yield logits.astype(np.float32), 8, True
+        yield logits.astype(np.float32), 6, False
+
+
+def _mixture(rng, tokens, experts, width, inner, k):
+    """Each expert is its neighbour turned by one, which costs less than as many random numbers."""
+    up, down = _normal(rng, width, 2 * inner, scale=width**-0.5), _normal(rng, inner, width, scale=inner**-0.5)
+    weights = (np.stack([np.roll(part, number, 0) for number in range(experts)]) for part in (up, down))
+    indices = np.stack([rng.permutation(experts - 4)[:k] + 2 for _ in range(tokens)]).astype(np.int32)
+    return _normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, k)), indices
+
+
+def _experts(tokens, ranks):
+    """With few tokens most experts are empty, the first and the last among them. ranks: the first expert that is here."""
+
+    def cases(rng, published):
+        case = _mixture(rng, tokens[0], 16, 64, 32, 4)
+        yield from ((*case, first) for first in ranks)
+        if published:
+            yield *_mixture(rng, tokens[1], 128, 2048, 768, 8), ranks[0] and 60
+
+    return cases
+
+
+def _few_whole(x, gate_up, down, weights, indices, first=None):
+    return first is None and indices.shape[0] <= 16
+
+
+def _few(x, gate_up, down, weights, indices, first=None):
+    return indices.shape[0] <= 16
+
+
+def _whole(x, gate_up, down, weights, indices, first=None):
+    return first is None
+
+
+def _conv1d(rng, published):
     yield _normal(rng, 2, 16, 30), _normal(rng, 24, 16, 7, scale=0.2), _normal(rng, 24), 3, 1
-    yield _normal(rng, 2, 16, 12), _normal(rng, 16, 1, 7), _normal(rng, 16), 1, 16  # one filter per channel
     yield _normal(rng, 1, 16, 9), _normal(rng, 8, 16, 1, scale=0.2), _normal(rng, 8), 1, 1
+    if published:
+        yield _normal(rng, 1, 1024, 22), _normal(rng, 1536, 1024, 7, scale=0.01), _normal(rng, 1536), 1, 1
+        yield _normal(rng, 1, 96, 7734), _normal(rng, 96, 96, 7, scale=0.04), _normal(rng, 96), 9, 1
 
 
-def _conv_transpose1d(rng):
+def _conv1d_channels(rng, published):
+    for channels in (16, 1024) if published else (16,):  # one filter per channel
+        yield _normal(rng, 2, channels, 12), _normal(rng, channels, 1, 7), _normal(rng, channels), 1, channels
+
+
+def _grouped(x, weight, bias, dilation=1, groups=1):
+    return groups > 1
+
+
+def _conv_transpose1d(rng, published):
     yield _normal(rng, 2, 16, 5), _normal(rng, 16, 8, 10, scale=0.2), _normal(rng, 8), 5
     yield _normal(rng, 1, 16, 4), _normal(rng, 16, 16, 2, scale=0.2), _normal(rng, 16), 2
     yield _normal(rng, 2, 16, 5), _normal(rng, 16, 8, 10, scale=0.2), _normal(rng, 8), 5, 5  # trimmed
+    if published:
+        yield _normal(rng, 1, 1536, 17), _normal(rng, 1536, 768, 16, scale=0.02), _normal(rng, 768), 8, 8
 
 
-def _conv2d(rng):
+def _conv2d(rng, published):
     yield _normal(rng, 2, 1, 16, 25), _normal(rng, 16, 1, 3, 3), _normal(rng, 16), 2, 1
     yield _normal(rng, 2, 16, 8, 13), _normal(rng, 16, 16, 3, 3, scale=0.1), _normal(rng, 16), 2, 1
+    if published:
+        yield _normal(rng, 2, 480, 64, 50), _normal(rng, 480, 480, 3, 3, scale=0.015), _normal(rng, 480), 2, 1
 
 
-def _snake_beta(rng):
-    yield _normal(rng, 2, 8, 11), _normal(rng, 8, scale=0.3), _normal(rng, 8, scale=0.3)
+def _snake_beta(rng, published):
+    for channels, steps in ((8, 11), (96, 7680)) if published else ((8, 11),):
+        yield _normal(rng, 2, channels, steps), _normal(rng, channels, scale=0.3), _normal(rng, channels, scale=0.3)
 
 
-def _scale_channels(rng):
+def _scale_channels(rng, published):
     yield _normal(rng, 2, 5, 32), _normal(rng, 32)
 
 
-def _embedding(rng):
+def _embedding(rng, published):
     yield np.array([[3, 0], [8, 3]], np.int32), _normal(rng, 9, 32)
+    if published:
+        yield rng.integers(0, 20_000, (1, 512)).astype(np.int32), _normal(rng, 20_000, 2048)
 
 
-def _embedding_part(rng):
+def _embedding_part(rng, published):
     yield np.array([[3, 0], [8, 12]], np.int32), _normal(rng, 6, 32), 3
 
 
-def _place_rows(rng):
+def _place_rows(rng, published):
     yield _normal(rng, 9, 32), np.array([7, 2], np.int32), _normal(rng, 2, 32)
+    if published:
+        yield _normal(rng, 2048, 2048), rng.permutation(2048)[:900].astype(np.int32), _normal(rng, 900, 2048)
 
 
-def _write_rows(rng):
-    yield Buffer(_normal(rng, 9, 32)), np.array([7, 2], np.int32), _normal(rng, 2, 32)
+def _write_rows(rng, published):
+    for rows, new in ((9, 2), (4 * 8192, 4), (4 * 8192, 4 * 512))[: 3 if published else 1]:
+        yield Buffer(_normal(rng, rows, 128)), rng.permutation(rows)[:new].astype(np.int32), _normal(rng, new, 128)
 
 
-def _gather_rows(rng):
+def _gather_rows(rng, published):
     yield _normal(rng, 9, 3, 16), np.array([7, 7, 0], np.int32)
 
 
-def _weighted_sum_rows(rng):
+def _weighted_sum_rows(rng, published):
     yield _normal(rng, 9, 32), np.array([[7, 2], [0, 0], [8, 1]], np.int32), rng.uniform(0, 1, (3, 2))
 
 
-def _concat(rng):
+def _concat(rng, published):
     yield (_normal(rng, 2, 3, 16), _normal(rng, 2, 4, 16)), 1
 
 
-def _transpose(rng):
+def _transpose(rng, published):
     yield _normal(rng, 2, 3, 5, 16), (0, 2, 1, 3)
 
 
-def _clip(rng):
+def _clip(rng, published):
     yield _normal(rng, 3, 16, scale=2.0), -1.0, 1.0
 
 
-def _scores(rng):
+def _scores(rng, size=100):
     """Logits of which no two are alike, in bfloat16 neither."""
-    return np.stack([rng.permutation(100) for _ in range(3)]).astype(np.float32) / np.float32(8)
+    return np.stack([rng.permutation(size) for _ in range(3)]).astype(np.float32) / np.float32(8)
 
 
-def _argmax(rng):
+def _argmax(rng, published):
     yield (_scores(rng),)
+    if published:
+        yield (_normal(rng, 1, 151_936).clip(-3, 3) + 9 * (np.arange(151_936) == 100_003).astype(np.float32),)
 
 
-def _draw(rng):
+def _draw(rng, published):
     for top_k, top_p in ((0, 1.0), (7, 0.8)):
         yield _scores(rng), np.array([[0.03], [0.5], [0.97]]), 0.9, top_k, top_p
 
 
-def _cross_entropy(rng):
+def _cross_entropy(rng, published):
     yield _scores(rng), np.array([5, 0, 99], np.int32)
 
 
-def _expert_load(rng):
+def _expert_load(rng, published):
     yield _scores(rng), 4, np.array([1.0, 0.0, 1.0])
 
 
-CASES = {
-    "linear": _linear,
-    "rms_norm": _rms_norm,
-    "layer_norm": _layer_norm,
-    "gelu": _activation,
-    "gelu_tanh": _activation,
-    "swiglu": _activation,
-    "rotary": _rotary,
-    "attention": _attention,
-    "packed_attention": _packed_attention,
-    "route_topk": _route_topk,
-    "experts": _experts,
-    "conv1d": _conv1d,
-    "conv_transpose1d": _conv_transpose1d,
-    "conv2d": _conv2d,
-    "snake_beta": _snake_beta,
-    "scale_channels": _scale_channels,
-    "embedding": _embedding,
-    "embedding_part": _embedding_part,
-    "silu": _activation,
-    "sigmoid": _activation,
-    "quick_gelu": _activation,
-    "relu": _activation,
-    "scatter_rows": _place_rows,
-    "add_rows": _place_rows,
-    "write_rows": _write_rows,
-    "gather_rows": _gather_rows,
-    "concat": _concat,
-    "weighted_sum_rows": _weighted_sum_rows,
-    "transpose": _transpose,
-    "clip": _clip,
-    "argmax": _argmax,
-    "draw": _draw,
-    "cross_entropy": _cross_entropy,
-    "expert_load": _expert_load,
+def _any(cases, compiled=True):
+    return (Kind("any", cases, None, compiled),)
+
+
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "linear": (Kind("one row", _linear_row, _one_row), Kind("several rows", _linear)),
+    "embedding": _any(_embedding),
+    "embedding_part": _any(_embedding_part),
+    "rms_norm": _any(_rms_norm),
+    "layer_norm": _any(_layer_norm, compiled=False),
+    **dict.fromkeys(("silu", "sigmoid", "swiglu"), _any(_activation)),
+    **dict.fromkeys(("gelu", "gelu_tanh", "quick_gelu", "relu"), _any(_activation, compiled=False)),
+    "rotary": (
+        Kind("heads of a multiple of 16", _rotary, lambda x, *_: x.shape[-1] % 16 == 0),
+        Kind("other heads", _rotary_odd),
+    ),
+    "attention": (
+        Kind("one query", _attention_step, lambda q, k, *_: q.shape[1] == 1 and k.shape[2] % 16 == 0),
+        Kind("several queries", _attention, _aligned, compiled=False),
+        Kind("other heads or keys", _attention_odd),
+    ),
+    "packed_attention": (
+        Kind("heads of a multiple of 16", _packed_attention, lambda q, *_: q.shape[-1] % 16 == 0, compiled=False),
+        Kind("other heads", _packed_attention_odd, None, compiled=False),
+    ),
+    "route_topk": _any(_route_topk),
+    "experts": (
+        Kind("few tokens", _experts((1, 1), (None,)), _few_whole),
+        Kind("few tokens on a rank", _experts((1, 4), (8, 20)), _few),  # the last ones do not exist; or nobody wants any
+        Kind("many tokens", _experts((33, 512), (None,)), _whole, compiled=False),
+        Kind("many tokens on a rank", _experts((33, 512), (8, 20)), None, compiled=False),
+    ),
+    "conv1d": (
+        Kind("filters of one channel", _conv1d_channels, _grouped, compiled=False),
+        Kind("filters of all channels", _conv1d, None, compiled=False),
+    ),
+    "conv_transpose1d": _any(_conv_transpose1d, compiled=False),
+    "conv2d": _any(_conv2d, compiled=False),
+    "snake_beta": _any(_snake_beta, compiled=False),
+    "scale_channels": _any(_scale_channels),
+    "scatter_rows": _any(_place_rows, compiled=False),
+    "add_rows": _any(_place_rows, compiled=False),
+    "write_rows": _any(_write_rows),
+    "gather_rows": _any(_gather_rows),
+    "weighted_sum_rows": _any(_weighted_sum_rows),
+    "concat": _any(_concat),
+    "transpose": _any(_transpose),
+    "clip": _any(_clip, compiled=False),
+    "argmax": _any(_argmax),
+    "draw": _any(_draw),
+    "cross_entropy": _any(_cross_entropy, compiled=False),
+    "expert_load": _any(_expert_load, compiled=False),
 }
-"""operator -> function from a numpy generator to the tuples of its arguments."""
+"""operator -> its kinds of arguments; every argument is of the first kind that it fits."""

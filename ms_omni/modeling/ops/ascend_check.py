@@ -1,105 +1,130 @@
-"""Compares operators with `Reference` in float32 on the device, and chooses between their forms.
+"""Compares forms of operators with their formulas on the device, called by themselves and as part of a graph.
 
-This happens before the first model is built (`ops.settle`), never inside a graph: later on an operator is what it is. All
-processes compare the same numbers; should one device fail where another does not, only the operators of that process
-change. No operator communicates, so the sequence of collectives is the same either way.
+`python -c "from ms_omni.modeling.ops.ascend_check import main; main()"` does it as a process of its own, which a fault of the
+device may end: `ascend_settle.py` starts it, listens, and goes on behind the form that ended it.
 """
 
-import warnings
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
-from .ascend_cases import CASES, Buffer
+from . import formulas
+from .ascend_cases import KINDS, Buffer, Kind
 from .reference import Reference
 
 TOLERANCE = {ms.float32: 2e-3, ms.float16: 1e-2, ms.bfloat16: 2e-2}
 """Largest difference relative to the largest expected value. Rounding stays below; a wrong meaning (mask polarity, order
 of experts, pairing of channels, ...) is off by the size of the numbers. float32 may be rounded to HF32 on Ascend."""
+EAGER, GRAPH = "called", "compiled"
+Result = float | str
+"""Of a comparison: the largest difference, or a line about what was raised."""
 
 
-class NoReference(Exception):
-    """The reference operator itself fails on this device."""
+class Row(NamedTuple):
+    """One comparison: a form (its number among the operator's) on all cases of a kind, called or compiled."""
+
+    operator: str
+    kind: str
+    form: int
+    mode: str
 
 
-def settled(implementation, dtype):
-    """A subclass that computes each operator by the first of its forms that agrees with `Reference` on this device in dtype;
-    the class itself where that has been done.
+def forms(implementation: type[Reference], operator: str) -> tuple[Callable, ...]:
+    """The ways in which an implementation can compute an operator, the preferred one first, `Reference`'s last."""
+    others = implementation.OTHER_FORMS.get(operator, ())
+    return tuple(dict.fromkeys((getattr(implementation, operator), *others, getattr(Reference, operator))))
 
-    What has been replaced by `Reference` for one dtype stays replaced for all, what has been left for another form is not
-    tried again.
+
+def rows_of(operator: str, kind: Kind, form: int) -> tuple[list[Row], list[Row]]:
+    """All comparisons of a form on a kind, and those of them that must be right for it to be used."""
+    called, compiled = (Row(operator, kind.name, form, mode) for mode in (EAGER, GRAPH))
+    return [called, compiled], [called, compiled] if kind.compiled else [called]
+
+
+def is_right(result: Result | None, dtype: ms.Type) -> bool:
+    """Whether a result is a difference that rounding explains."""
+    return isinstance(result, float) and 0 <= result <= TOLERANCE[dtype]
+
+
+def examine(
+    implementation: type[Reference], dtype: ms.Type, published: bool, known: dict[Row, Result]
+) -> Iterator[tuple[Row, Result | None]]:
+    """Yields (row, None) before a comparison and (row, its result) after it.
+
+    What is known is not done again, and behind a form that is right for a kind no other is tried. published: at the published
+    sizes too.
     """
-    if dtype in implementation.SETTLED:
-        return implementation
-    methods, others, outcomes = {}, {}, {}
-    for name in CASES:
-        if name in implementation.REPLACED:
-            continue
-        forms = (getattr(implementation, name), *implementation.OTHER_FORMS.get(name, ()))
-        function, outcomes[name] = choose(name, forms, dtype)
-        methods[name] = staticmethod(function)
-        others[name] = forms[forms.index(function) + 1 :] if function in forms else None
-    return type(
-        implementation.__name__,
-        (implementation,),
-        {
-            **methods,
-            "OTHER_FORMS": others,
-            "OUTCOMES": {**implementation.OUTCOMES, **outcomes},
-            "REPLACED": implementation.REPLACED | {name for name, left in others.items() if left is None},
-            "SETTLED": implementation.SETTLED | {dtype},
-        },
-    )
+    known = dict(known)
+    for operator, kinds in KINDS.items():
+        for kind in kinds:
+            cases: list[Any] = []
+            for number, form in enumerate(forms(implementation, operator)):
+                rows, needed = rows_of(operator, kind, number)
+                for row in (row for row in rows if row not in known):
+                    yield row, None
+                    cases = cases or prepared(operator, kind, dtype, published)
+                    known[row] = compare(form, cases, dtype, row.mode)
+                    yield row, known[row]
+                if all(is_right(known[row], dtype) for row in needed):
+                    break
 
 
-def choose(operator, candidates, dtype):
-    """The first candidate that agrees with `Reference`, or `Reference`'s with a warning; and why, in one line.
-
-    candidates: functions, the preferred one first; `Reference`'s own may be among them, which then has to compute in
-    `dtype` what it computes in float32. Where `Reference` fails itself, the first candidate that runs is all there is.
-    """
-    complaints, last = [], getattr(Reference, operator)
-    for function in candidates:
-        label = f"{function.__name__}: " if len(candidates) > 1 else ""
-        try:
-            gap = largest_difference(operator, function, dtype)
-        except NoReference as error:
-            return function, "; ".join([*complaints, f"{label}runs, compared with nothing: reference fails with {error}"])
-        except Exception as error:  # CANN and MindSpore report what they do not support as almost anything
-            complaints.append(f"{label}{_in_short(error)}")
-            continue
-        if gap <= TOLERANCE[dtype]:
-            verdict = f"{label}agrees with reference, largest difference {gap:.1e} in {_name(dtype)}"
-            return function, "; ".join([*complaints, verdict])
-        complaints.append(f"{label}off by {gap:.2g} of its scale in {_name(dtype)}, allowed {TOLERANCE[dtype]:g}")
-    reason = "; ".join(complaints)
-    instead = "there is no other form" if last in candidates else "reference is used instead of the fused kernels"
-    warnings.warn(f"operator {operator}: {instead} ({reason})", stacklevel=5)
-    return last, reason
+def prepared(operator: str, kind: Kind, dtype: ms.Type, published: bool) -> list[tuple[tuple, list[np.ndarray]]]:
+    """`[(arguments, expected arrays), ...]`; the formula gets the arguments as they are rounded for the operator."""
+    found = []
+    for case in kind.cases(np.random.default_rng(5), published):
+        expected = getattr(formulas, operator)(*(_array(tensor(value, dtype)) for value in case))
+        found.append((case, [np.asarray(part) for part in (expected if isinstance(expected, tuple) else (expected,))]))
+    return found
 
 
-def largest_difference(operator, function, dtype):
-    """Over all cases of the operator, relative to the scale; the reference gets the same rounded inputs in float32."""
+def compare(form: Callable, cases: list[tuple[tuple, list[np.ndarray]]], dtype: ms.Type, mode: str) -> Result:
+    """The largest difference over all cases, relative to the scale of what is expected; infinite for NaN."""
     worst = 0.0
-    for case in CASES[operator](np.random.default_rng(5)):
-        inputs = [_tensor(value, dtype) for value in case]
-        exact = [_widened(value) for value in inputs]
-        actual = _arrays(function(*inputs))
-        try:
-            expected = _arrays(getattr(Reference, operator)(*exact))
-        except Exception as error:
-            raise NoReference(_in_short(error)) from error
-        worst = max([worst, *map(_difference, actual, expected)])
+    try:
+        for case, expected in cases:
+            inputs = [tensor(value, dtype) for value in case]
+            actual = (form if mode == EAGER else compiled(form))(*inputs)
+            parts = actual if isinstance(actual, tuple) else (actual,)
+            worst = max([worst, *(_difference(_array(part), wanted) for part, wanted in zip(parts, expected, strict=True))])
+            for buffer in (value for value in inputs if isinstance(value, Parameter)):
+                worst = max(worst, _difference(_array(buffer), expected[0]))  # what is written in place is there afterwards
+    except Exception as error:  # CANN and MindSpore report what they do not support as almost anything
+        return in_short(error)
     return worst
 
 
-def _tensor(value, dtype):
+def compiled(form: Callable) -> Callable:
+    """A form as all of a graph; a buffer belongs to the cell, as the model's do."""
+
+    class Graph(nn.Cell):
+        def __init__(self, buffer):
+            super().__init__(auto_prefix=False)
+            self.buffer = buffer
+
+        @ms.jit
+        def construct(self, *args):
+            return form(*args) if self.buffer is None else form(self.buffer, *args)
+
+    def call(*args):
+        writes = isinstance(args[0], Parameter)
+        return Graph(args[0] if writes else None)(*args[writes:])
+
+    return call
+
+
+def tensor(value: Any, dtype: ms.Type) -> Any:
     """float32 arrays in the dtype under test, float64 arrays in float32 whatever the dtype, all else as it is."""
     if isinstance(value, tuple):
-        return tuple(_tensor(item, dtype) for item in value)
+        return tuple(tensor(item, dtype) for item in value)
     if isinstance(value, Buffer):
-        return Parameter(_tensor(value.array, dtype))
+        return Parameter(tensor(value.array, dtype))
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype == np.float64:
@@ -107,17 +132,12 @@ def _tensor(value, dtype):
     return Tensor(value).astype(dtype) if value.dtype == np.float32 else Tensor(value)
 
 
-def _widened(value):
+def _array(value):
     if isinstance(value, tuple):
-        return tuple(_widened(item) for item in value)
-    if isinstance(value, Parameter):
-        return Parameter(value.astype(ms.float32).copy())
-    return value.astype(ms.float32) if isinstance(value, Tensor) and value.dtype in TOLERANCE else value
-
-
-def _arrays(result):
-    results = result if isinstance(result, tuple) else (result,)
-    return [_widened(item).asnumpy() for item in results]
+        return tuple(map(_array, value))
+    if not isinstance(value, Tensor):
+        return value
+    return (value.astype(ms.float32) if value.dtype in TOLERANCE else value).asnumpy()
 
 
 def _difference(actual, expected):
@@ -125,13 +145,36 @@ def _difference(actual, expected):
         raise ValueError(f"result of shape {actual.shape}, expected {expected.shape}")
     if not np.isfinite(actual).all():
         return float("inf")
-    gap = np.abs(actual.astype(np.float64) - expected).max(initial=0.0)
+    gap = np.abs(actual - expected.astype(np.float64)).max(initial=0.0)
     return float(gap / max(np.abs(expected).max(initial=0.0), 1e-6))
 
 
-def _in_short(error):
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+def in_short(error: BaseException) -> str:
+    """Its type and first line."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
-def _name(dtype):
-    return str(dtype).lower()
+def main() -> None:
+    """Compares as the arguments say (JSON: dtype, published, known) and prints a line of JSON before and after each row.
+
+    An error may have left the device unable to compute; then this process ends, so that nothing else is taken for wrong.
+    """
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    asked = json.load(sys.stdin)
+    from .dispatch import implementation
+
+    known = {Row(*row): result for row, result in asked["known"]}
+    for row, result in examine(implementation(), getattr(ms, asked["dtype"]), asked["published"], known):
+        print(json.dumps([row, result]), file=answer, flush=True)
+        if isinstance(result, str) and not _computes():
+            os._exit(1)
+    print(json.dumps("done"), file=answer, flush=True)
+    os._exit(0)  # a library that crashes while it is unloaded does not change what was found
+
+
+def _computes():
+    try:
+        return (Tensor(np.ones(4, np.float32)) + 1).asnumpy().tolist() == [2.0] * 4
+    except Exception:
+        return False

@@ -1,4 +1,4 @@
-"""Files that this process may load and run: in a folder of the user's that nobody else can write to, checked before each use.
+"""Files that this process may load, run and believe: in a folder of the user's that nobody else can write to, checked before each use.
 
 The folder, `ms_omni` in `XDG_CACHE_HOME` (default ~/.cache), is made with mode 0700 whatever the umask. It and every file in it
 must belong to the user, be no link, and be writable by nobody else; a file must end in the digest of what is before it.
@@ -9,6 +9,7 @@ trusted only with the sticky bit, as /tmp. Where the cache cannot be used, a fol
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -16,7 +17,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -31,6 +32,15 @@ def kept(name: str, make: Callable[[str], object]) -> str:
     if not _is_sound(path):
         _write(path, make)
     return path
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """While this lasts no other process of this user's is in it with the same name."""
+    path = os.path.join(_folder() or _temporary(), f"{name}.lock")
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _folder():
@@ -50,14 +60,14 @@ def _folder():
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("it cannot be written to")
     except OSError as error:
-        _say(f"compiled kernels are not kept in {folder}: {error.strerror or error}")
+        _say(f"compiled kernels and what is known of this device are not kept in {folder}: {error.strerror or error}")
         return None
     return folder
 
 
 @functools.cache
 def _say(text):
-    warnings.warn(f"{text}; this process compiles its own", stacklevel=2)
+    warnings.warn(f"{text}; this process makes its own", stacklevel=2)
 
 
 @functools.cache

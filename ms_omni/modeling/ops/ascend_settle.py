@@ -1,0 +1,258 @@
+"""Which form of each operator is used on this device: found once for an installation and kept, and said aloud.
+
+A process of its own compares the forms (`ascend_check.py`), since a fault of a device ends the process that meets it, or leaves it
+unable to compute. It has a limit of time for each comparison. What it finds is kept in the user's cache under all that it
+depends on. From that alone the forms are chosen, the same in every process:
+
+    for each kind of arguments the first form that is right; a warning for every one that is not the first of all;
+    `MS_OMNI_STRICT=1` makes such a warning an error; an operator without a right form for some kind is one always
+
+No operator communicates, so processes that chose differently would still call the same collectives.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+
+from ...ascend_versions import versions
+from ...errors import DeviceError
+from . import private_cache
+from .ascend_cases import KINDS, Kind
+from .ascend_check import TOLERANCE, Result, Row, forms, is_right, rows_of
+from .reference import Reference
+
+ROOT = str(Path(__file__).resolve().parents[3])
+COMMAND = [sys.executable, "-c", "from ms_omni.modeling.ops.ascend_check import main; main()"]
+START_LIMIT_S, ROW_LIMIT_S = 300, 180  # MindSpore and the device; the kernels of a comparison are built in it
+JOB = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE")
+"""What makes a process a member of a job; the one that compares is none."""
+DTYPES = {"embedding": lambda ids, weight, *_: weight.dtype, "concat": lambda parts, *_, **__: parts[0].dtype}
+DTYPES["embedding_part"] = DTYPES["embedding"]
+"""The type that an operator computes in, where it is not that of its first argument."""
+
+
+def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference]:
+    """A subclass of `base` in which each operator is, for every type and kind of arguments, a form that is right on this device.
+
+    Raises `DeviceError` where there is none, or with `MS_OMNI_STRICT=1` where it is not the first one.
+    """
+    if os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's dry run: nothing is computed that could be compared
+        return base
+    chosen: dict[str, list] = {}  # operator -> [(dtype, kind, number of the form), ...]
+    outcomes, replaced = dict.fromkeys(KINDS, ""), []
+    for dtype in sorted(dtypes, key=str):
+        found, where = verdict(dtype)
+        for operator, kinds in KINDS.items():
+            for kind in kinds:
+                number, reason = choose(base, operator, kind, dtype, found)
+                chosen.setdefault(operator, []).append((dtype, kind, number))
+                outcomes[operator] += f"; {reason}" if outcomes[operator] else reason
+                if number:
+                    replaced.append(f"operator {reason} [known from {where}; remove it to compare again]")
+    if replaced and os.environ.get("MS_OMNI_STRICT") == "1":
+        raise DeviceError("MS_OMNI_STRICT=1 allows no replacement on this device: " + "; ".join(replaced))
+    for text in replaced:
+        warnings.warn(text, stacklevel=4)
+    methods = {name: staticmethod(_method(name, rules, forms(base, name))) for name, rules in chosen.items()}
+    mixtures = [forms(base, "experts")[number] for _, _, number in chosen["experts"]]
+    rows = (Reference if Reference.experts in mixtures else base).GRAPH_EXPERT_ROWS
+    own = {"GRAPH_EXPERT_ROWS": rows, "OUTCOMES": {**base.OUTCOMES, **outcomes}, "UNSETTLED": base, "SETTLED": dtypes}
+    return type(base.__name__, (base,), {**methods, **own})
+
+
+def choose(base: type[Reference], operator: str, kind: Kind, dtype: ms.Type, found: dict[Row, Result]) -> tuple[int, str]:
+    """The number of the first form that is right for a kind, and what was found about it and those before it."""
+    candidates, complaints = forms(base, operator), []
+    label = f"{operator}, {kind.name}" if len(KINDS[operator]) > 1 else operator
+    for number, form in enumerate(candidates):
+        rows, needed = rows_of(operator, kind, number)
+        wrong = [_complaint(form, row, found.get(row), dtype) for row in rows if not is_right(found.get(row), dtype)]
+        if all(is_right(found.get(row), dtype) for row in needed):
+            gap = max(result for row in needed if isinstance(result := found[row], float))
+            instead = f"{name_of(form)} is used instead of {name_of(candidates[0])} ({'; '.join(complaints)}); it " * bool(
+                number
+            )
+            spare = f" (not as part of a graph, which the model does not need: {wrong[0]})" if wrong else ""
+            return (
+                number,
+                f"{label}: {instead}agrees with its formula, largest difference {gap:.1e} in {_short(dtype)}{spare}",
+            )
+        complaints += wrong
+    raise DeviceError(
+        f"operator {label}: no form of it works on this device in {_short(dtype)} ({'; '.join(complaints)}). See 'ms-omni doctor' for "
+        "the versions of driver, CANN and MindSpore; they may not go together"
+    )
+
+
+def name_of(form: Callable) -> str:
+    """Of a form, as people see it: `reference` for what is `Reference`'s."""
+    return "reference" if form.__qualname__.startswith("Reference.") else form.__qualname__
+
+
+def _complaint(form, row, result, dtype):
+    if isinstance(result, float):
+        result = f"off by {result:.2g} of its scale, allowed {TOLERANCE[dtype]:g}"
+    return f"{name_of(form)} {row.mode}: {result or 'never compared'}"
+
+
+def _short(dtype):
+    return str(dtype).lower()
+
+
+# ---- the method that an operator becomes ---------------------------------------------------------------------------
+
+
+def _method(operator, rules, candidates):
+    """One form where it is right for everything, else a choice by the type and kind of the arguments; graphs hold either."""
+    numbers = {number for *_, number in rules}
+    if len(numbers) == 1:
+        return candidates[numbers.pop()]
+    method = None
+    for dtype, group in _by_dtype(rules):
+        part = None
+        for kind, number in reversed(group):
+            part = candidates[number] if part is None or kind.fits is None else _either(kind.fits, candidates[number], part)
+        method = part if method is None else _typed(DTYPES.get(operator, _first_dtype), dtype, part, method)
+    return method
+
+
+def _by_dtype(rules):
+    groups: dict = {}
+    for dtype, kind, number in rules:
+        groups.setdefault(dtype, []).append((kind, number))
+    return groups.items()
+
+
+def _either(fits, form, rest):
+    def call(*args, **kwargs):
+        return form(*args, **kwargs) if fits(*args, **kwargs) else rest(*args, **kwargs)
+
+    return call
+
+
+def _typed(dtype_of, dtype, form, rest):
+    def call(*args, **kwargs):
+        return form(*args, **kwargs) if dtype_of(*args) == dtype else rest(*args, **kwargs)
+
+    return call
+
+
+def _first_dtype(x, *_):
+    return x.dtype
+
+
+# ---- what is known about this installation -------------------------------------------------------------------------
+
+
+def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
+    """Results of all comparisons in a type on this device, and the file that keeps them; it is made if need be."""
+    device = ms.get_context("device_target")
+    card = ms.hal.get_device_name(0) if device == "Ascend" else device
+    key = {"dtype": _short(dtype), "card": card, "mindspore": ms.__version__, **versions(), "forms": _forms_digest()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+
+    def make(path: str) -> None:
+        if device == "Ascend":
+            text = f"ms_omni compares its operators on {card} with their formulas in {key['dtype']}; once, a few minutes"
+            print(text, file=sys.stderr, flush=True)
+        found = ask(dtype, published=device == "Ascend")
+        Path(path).write_text(json.dumps({"of": key, "rows": list(found.items())}), encoding="utf-8")
+
+    name = f"operators-{digest}.json"
+    with private_cache.alone(name):  # one process of a job compares, and the others find what it has found
+        path = private_cache.kept(name, make)
+        text = Path(path).read_bytes()[: -private_cache.DIGEST_BYTES]
+    return {Row(*row): result for row, result in json.loads(text)["rows"]}, path
+
+
+def _forms_digest():
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+# ---- the process that compares -------------------------------------------------------------------------------------
+
+
+def ask(dtype: ms.Type, published: bool) -> dict[Row, Result]:
+    """Results of all comparisons. One that ends its process, or does not end, is a result as well, and the rest goes on.
+
+    Raises `DeviceError` if that process does not come so far.
+    """
+    found: dict[Row, Result] = {}
+    while True:
+        before = len(found)
+        with tempfile.TemporaryFile() as log, _process(log) as process:
+            asked = {"dtype": _short(dtype), "published": published, "known": list(found.items())}
+            end, row = _listen(process, json.dumps(asked), found)
+            log.seek(0)
+            said = " | ".join(log.read().decode(errors="replace").strip().splitlines()[-3:])
+        if end is None:
+            return found
+        if row is not None:
+            found[row] = end
+        elif len(found) == before:
+            raise DeviceError(f"the operators cannot be compared on this device: the process that does it {end}: {said}")
+
+
+def _listen(process, asked, found):
+    """Takes down results until the process is done: (None, None); or (how it ended, the row that it was at or None)."""
+    row, limit_s, kept = None, START_LIMIT_S, b""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(asked.encode())
+        process.stdin.close()
+    while select.select([process.stdout], [], [], limit_s)[0]:
+        piece = os.read(process.stdout.fileno(), 1 << 16)
+        if not piece:
+            code = process.wait()
+            return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}", row
+        *lines, kept = (kept + piece).split(b"\n")
+        for line in lines:
+            if line == b'"done"':
+                return None, None
+            of, result = _read(line, row, found)
+            if of is None:
+                return f"said what is no result: {line[:100]!r}", row
+            row, limit_s = of if result is None else None, ROW_LIMIT_S
+            if result is not None:
+                found[of] = result
+    return f"did not get on within {limit_s} s", row
+
+
+def _read(line, row, found):
+    """(row, its result or None before it) of a line, or (None, None) for one that does not follow on `row`."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+        of, result = Row(*json.loads(line)[0]), json.loads(line)[1]
+        fits = of not in found and of.operator in KINDS and isinstance(result, float | str | None)
+        if fits and row == (None if result is None else of):
+            return of, result
+    return None, None
+
+
+@contextlib.contextmanager
+def _process(log) -> Iterator[Any]:
+    """The process that compares, in a session of its own, which is ended with it."""
+    environment = {name: value for name, value in os.environ.items() if name not in JOB}
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), ROOT])
+    if ms.get_context("device_target") == "Ascend":
+        environment["DEVICE_ID"] = str(ms.get_context("device_id"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+    process = subprocess.Popen(COMMAND, env=environment, start_new_session=True, **pipes)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()

@@ -1,0 +1,206 @@
+"""What each operator means, in numpy: what a device must give, within its rounding. Arrays in, arrays out, float32 in between.
+
+Signatures and meanings are those of `ops/__init__.py`, without `stable`. These are written to be right and quick enough at the
+published sizes; `write_rows` returns what the buffer must hold afterwards.
+"""
+
+import math
+
+import numpy as np
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def linear(x, weight, bias=None):
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def embedding(ids, weight):
+    return weight[ids]
+
+
+def embedding_part(ids, weight, first):
+    places = ids - first
+    here = (places >= 0) & (places < len(weight))
+    return weight[np.where(here, places, 0)] * here[..., None]
+
+
+def rms_norm(x, weight, eps):
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * weight
+
+
+def layer_norm(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdims=True)
+    return rms_norm(centred, weight, eps) + bias
+
+
+def gelu(x):
+    return x * 0.5 * (1 + _erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def quick_gelu(x):
+    return x * sigmoid(1.702 * x)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def swiglu(gate_up):
+    gate, up = np.split(gate_up, 2, axis=-1)
+    return silu(gate) * up
+
+
+def rotary(x, cos, sin):
+    low, high = np.split(x, 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def attention(q, k, v, mask, scale):
+    group = q.shape[2] // k.shape[1]
+    out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
+    for row, head in np.ndindex(len(q), q.shape[2]):  # one by one: the scores of all would not fit
+        scores = q[row, :, head] @ k[row, head // group].T * scale
+        out[row, :, head] = softmax(scores if mask is None else scores + mask[row]) @ v[row, head // group]
+    return out.reshape(*q.shape[:2], -1)
+
+
+def packed_attention(q, k, v, segments, scale):
+    out, start = [], 0
+    for length in (length for length, count in segments for _ in range(count)):
+        rows = slice(start, start + length)
+        keys, values = (x[None, rows].transpose(0, 2, 1, 3) for x in (k, v))
+        out.append(attention(q[None, rows], keys, values, None, scale)[0])
+        start += length
+    return np.concatenate(out)
+
+
+def route_topk(logits, k, normalise):
+    probs = softmax(logits)
+    indices = np.argsort(-probs, axis=-1, kind="stable")[:, :k]
+    weights = np.take_along_axis(probs, indices, -1)
+    return weights / weights.sum(-1, keepdims=True) if normalise else weights, indices.astype(np.int32)
+
+
+def experts(x, gate_up, down, weights, indices, first=None):
+    out = np.zeros(x.shape, np.float32)
+    for expert in range(len(gate_up)):
+        rows, places = np.nonzero(indices == expert + (first or 0))
+        if len(rows):
+            found = swiglu(x[rows] @ gate_up[expert]) @ down[expert]
+            np.add.at(out, rows, weights[rows, places, None] * found)
+    return out
+
+
+def conv1d(x, weight, bias, dilation=1, groups=1):
+    channels, width = weight.shape[1:]
+    length = x.shape[-1] - (width - 1) * dilation
+    x, weight = x.reshape(len(x), groups, channels, -1), weight.reshape(groups, -1, channels, width)
+    taps = (weight[..., tap] @ x[..., tap * dilation : tap * dilation + length] for tap in range(width))
+    return sum(taps).reshape(len(x), -1, length) + bias[:, None]
+
+
+def conv_transpose1d(x, weight, bias, stride, trim=0):
+    width, steps = weight.shape[2], x.shape[2]
+    out = np.zeros((len(x), weight.shape[1], (steps - 1) * stride + width), np.float32)
+    for tap in range(width):
+        out[..., tap : tap + (steps - 1) * stride + 1 : stride] += weight[..., tap].T @ x
+    return (out + bias[:, None])[..., trim : max(out.shape[-1] - trim, trim)]
+
+
+def conv2d(x, weight, bias, stride, padding):
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    high, wide = weight.shape[2:]
+    rows, columns = (x.shape[2] - high) // stride + 1, (x.shape[3] - wide) // stride + 1
+    out = np.zeros((len(x), len(weight), rows, columns), np.float32)
+    for r, c in np.ndindex(high, wide):
+        piece = x[:, :, r : r + stride * rows : stride, c : c + stride * columns : stride]
+        out += (weight[:, :, r, c] @ piece.reshape(*piece.shape[:2], -1)).reshape(out.shape)
+    return out + bias[:, None, None]
+
+
+def snake_beta(x, alpha, beta):
+    return x + np.sin(x * np.exp(alpha)[:, None]) ** 2 / (np.exp(beta)[:, None] + 1e-9)
+
+
+def scale_channels(x, scale):
+    return x * scale
+
+
+def scatter_rows(x, index, rows):
+    out = x.copy()
+    out[index] = rows
+    return out
+
+
+def add_rows(x, index, rows):
+    out = x.copy()
+    np.add.at(out, index, rows)
+    return out
+
+
+write_rows = scatter_rows
+
+
+def gather_rows(x, index):
+    return x[index]
+
+
+def weighted_sum_rows(x, index, weights):
+    return (weights[..., None] * x[index]).sum(1)
+
+
+def concat(parts, axis):
+    return np.concatenate(parts, axis)
+
+
+def transpose(x, axes):
+    return x.transpose(axes)
+
+
+def clip(x, low, high):
+    return np.where(np.isfinite(x), np.clip(x, low, high), np.nan)
+
+
+def argmax(x):
+    return x.argmax(-1).astype(np.int32)
+
+
+def draw(logits, noise, temperature, top_k, top_p):
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, : top_k or None]
+    probs = softmax(np.take_along_axis(logits, order, -1) / temperature)
+    before = probs.cumsum(-1) - probs  # what likelier ids have already taken
+    total = (probs * (before < top_p)).cumsum(-1)
+    place = np.minimum((total <= noise * total[:, -1:]).sum(-1, keepdims=True), order.shape[-1] - 1)
+    return np.take_along_axis(order, place, -1).astype(np.int32)
+
+
+def cross_entropy(logits, labels):
+    return -np.log(softmax(logits)[np.arange(len(labels)), labels]).mean()
+
+
+def expert_load(logits, k, mask):
+    probs = softmax(logits)
+    chosen = np.argsort(-probs, axis=-1, kind="stable")[:, :k]
+    counts = np.zeros(probs.shape[-1], np.float32)
+    np.add.at(counts, chosen, mask[:, None])
+    return counts, (probs * mask[:, None]).sum(0)
