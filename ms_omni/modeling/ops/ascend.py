@@ -2,7 +2,7 @@
 
 `Reference` avoids what is slow on CPU: broadcasting, native convolutions, one kernel per activation. On Ascend these
 are the fast way. What is taken over are single kernels of MindSpore that exist on both. Before the first model is built,
-every operator is compared on the device with `Reference` in float32, and those that differ are replaced (`ascend_check.py`).
+the forms of each are compared on the device with its formula, and one that differs is replaced (`ascend_settle.py`).
 """
 
 from typing import ClassVar
@@ -10,7 +10,7 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_attention, ascend_check, ascend_moe
+from . import ascend_attention, ascend_moe, ascend_settle
 from . import ascend_kernels as kernels
 from .reference import Reference
 
@@ -114,19 +114,14 @@ class Ascend(Reference):
         "experts": (ascend_moe.experts_of_all_pairs,),
         "write_rows": (write_rows_by_copy,),
     }
-    """operator -> functions that compute it in other ways, in the order of preference behind the method itself."""
-    REPLACED: ClassVar[frozenset[str]] = frozenset()
-    """Operators without a form that agrees: they are `Reference`'s."""
     SETTLED: ClassVar[frozenset] = frozenset()
-    """dtypes that the comparison has been made for."""
+    """dtypes that the forms have been chosen for, in a class that `settled` has made of this one."""
 
     @classmethod
     def settled(cls, dtype):
-        chosen = ascend_check.settled(cls, dtype)
-        if dtype not in kernels.ATTENTION_TYPES:
-            reason = f"the kernels take half precision only, reference computes in {str(dtype).lower()}"
-            chosen.OUTCOMES.update(attention=reason, packed_attention=reason)
-        return chosen
+        """The vocoder computes in float32 beside every other dtype."""
+        wanted = cls.SETTLED | {dtype, ms.float32}
+        return cls if wanted == cls.SETTLED else ascend_settle.settled(cls.__mro__[1] if cls.SETTLED else cls, wanted)
 
 
 def _both_halves(table):

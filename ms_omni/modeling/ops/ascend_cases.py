@@ -6,6 +6,7 @@ the sizes of the published checkpoint. float32 arrays are rounded to the dtype u
 tensors, a `Buffer` becomes a Parameter.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ class Buffer:
 @dataclass(frozen=True)
 class Kind:
     """name; cases: (a numpy generator, whether at the published sizes too) -> tuples of arguments; fits: whether arguments
-    are of this kind, inside graphs too; None: whatever is of no kind before it; compiled: whether the model's graphs hold it.
+    are of this kind, a function that MindSpore can compile, so no lambda; None: whatever is of no kind before it; compiled:
+    whether the model's graphs hold it.
     """
 
     name: str
@@ -37,7 +39,7 @@ def _normal(rng, *shape, scale=1.0):
     return rng.standard_normal(shape, np.float32) * np.float32(scale)
 
 
-def _one_row(x, *_):
+def _one_row(x, *_, **__):
     return x.size == x.shape[-1]
 
 
@@ -118,8 +120,16 @@ def _attention_odd(rng, published):
     yield _normal(rng, 1, 3, 2, 24), _normal(rng, 1, 2, 3, 24), _normal(rng, 1, 2, 3, 24), None, 0.3
 
 
-def _aligned(q, k, *_):
+def _aligned_heads(q, *_, **__):
+    return q.shape[-1] % 16 == 0
+
+
+def _aligned(q, k, *_, **__):
     return q.shape[-1] % 16 == 0 and k.shape[2] % 16 == 0
+
+
+def _one_query(q, k, *_, **__):
+    return q.shape[1] == 1 and q.shape[-1] % 16 == 0 and k.shape[2] % 16 == 0
 
 
 def _packed(rng, heads, channels, segments):
@@ -297,16 +307,16 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(("silu", "sigmoid", "swiglu"), _any(_activation)),
     **dict.fromkeys(("gelu", "gelu_tanh", "quick_gelu", "relu"), _any(_activation, compiled=False)),
     "rotary": (
-        Kind("heads of a multiple of 16", _rotary, lambda x, *_: x.shape[-1] % 16 == 0),
+        Kind("heads of a multiple of 16", _rotary, _aligned_heads),
         Kind("other heads", _rotary_odd),
     ),
     "attention": (
-        Kind("one query", _attention_step, lambda q, k, *_: q.shape[1] == 1 and k.shape[2] % 16 == 0),
+        Kind("one query", _attention_step, _one_query),
         Kind("several queries", _attention, _aligned, compiled=False),
         Kind("other heads or keys", _attention_odd),
     ),
     "packed_attention": (
-        Kind("heads of a multiple of 16", _packed_attention, lambda q, *_: q.shape[-1] % 16 == 0, compiled=False),
+        Kind("heads of a multiple of 16", _packed_attention, _aligned_heads, compiled=False),
         Kind("other heads", _packed_attention_odd, None, compiled=False),
     ),
     "route_topk": _any(_route_topk),
@@ -338,3 +348,12 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "expert_load": _any(_expert_load, compiled=False),
 }
 """operator -> its kinds of arguments; every argument is of the first kind that it fits."""
+
+
+def cases(operator: str, rng: np.random.Generator, published: bool = False) -> Iterator[tuple]:
+    """The arguments of all kinds of an operator."""
+    for kind in KINDS[operator]:
+        yield from kind.cases(rng, published)
+
+
+CASES = {operator: functools.partial(cases, operator) for operator in KINDS}

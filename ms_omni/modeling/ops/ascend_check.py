@@ -41,9 +41,11 @@ def forms(implementation: type[Reference], operator: str) -> tuple[Callable, ...
     return tuple(dict.fromkeys((getattr(implementation, operator), *others, getattr(Reference, operator))))
 
 
-def rows_of(operator: str, kind: Kind, form: int) -> tuple[list[Row], list[Row]]:
-    """All comparisons of a form on a kind, and those of them that must be right for it to be used."""
+def rows_of(operator: str, kind: Kind, form: int, full: bool) -> tuple[list[Row], list[Row]]:
+    """All comparisons of a form on a kind, and those of them that must be right for it to be used. full: see `examine`."""
     called, compiled = (Row(operator, kind.name, form, mode) for mode in (EAGER, GRAPH))
+    if not full:
+        return [called], [called]
     return [called, compiled], [called, compiled] if kind.compiled else [called]
 
 
@@ -53,22 +55,22 @@ def is_right(result: Result | None, dtype: ms.Type) -> bool:
 
 
 def examine(
-    implementation: type[Reference], dtype: ms.Type, published: bool, known: dict[Row, Result]
+    implementation: type[Reference], dtype: ms.Type, full: bool, known: dict[Row, Result]
 ) -> Iterator[tuple[Row, Result | None]]:
     """Yields (row, None) before a comparison and (row, its result) after it.
 
-    What is known is not done again, and behind a form that is right for a kind no other is tried. published: at the published
-    sizes too.
+    What is known is not done again, and behind a form that is right for a kind no other is tried. full: at the published sizes
+    and as part of graphs too, which takes minutes.
     """
     known = dict(known)
     for operator, kinds in KINDS.items():
         for kind in kinds:
             cases: list[Any] = []
             for number, form in enumerate(forms(implementation, operator)):
-                rows, needed = rows_of(operator, kind, number)
+                rows, needed = rows_of(operator, kind, number, full)
                 for row in (row for row in rows if row not in known):
                     yield row, None
-                    cases = cases or prepared(operator, kind, dtype, published)
+                    cases = cases or prepared(operator, kind, dtype, full)
                     known[row] = compare(form, cases, dtype, row.mode)
                     yield row, known[row]
                 if all(is_right(known[row], dtype) for row in needed):
@@ -155,7 +157,7 @@ def in_short(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Compares as the arguments say (JSON: dtype, published, known) and prints a line of JSON before and after each row.
+    """Compares as the arguments say (JSON: dtype, full, known) and prints a line of JSON before and after each row.
 
     An error may have left the device unable to compute; then this process ends, so that nothing else is taken for wrong.
     """
@@ -165,7 +167,7 @@ def main() -> None:
     from .dispatch import implementation
 
     known = {Row(*row): result for row, result in asked["known"]}
-    for row, result in examine(implementation(), getattr(ms, asked["dtype"]), asked["published"], known):
+    for row, result in examine(implementation(), getattr(ms, asked["dtype"]), asked["full"], known):
         print(json.dumps([row, result]), file=answer, flush=True)
         if isinstance(result, str) and not _computes():
             os._exit(1)

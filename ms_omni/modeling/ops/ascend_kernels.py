@@ -3,8 +3,8 @@
 Nothing here could be run on an NPU by us. What each docstring says was read in MindSpore 2.7.1's documentation
 (`DOCS`/<api>.html, the installed docstring has the same text) and in CANN's page of the underlying kernel
 (`CANN`/<aclnn name>.md); "unverified" names what they leave open or contradict each other in. `emulation.py` holds the
-same functions in numpy, as strict as these pages, and `ascend_check.py` compares the kernels with `reference` on the
-device before they are used.
+same functions in numpy, as strict as these pages, and `ascend_check.py` compares the forms that
+call them on the device before they are used.
 
 Axes: B batch, S new tokens, T cached tokens, N tokens or rows, H query heads, K kv heads (topk: experts per token),
 D channels, E experts.

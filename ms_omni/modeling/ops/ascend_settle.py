@@ -30,17 +30,15 @@ from ...ascend_versions import versions
 from ...errors import DeviceError
 from . import private_cache
 from .ascend_cases import KINDS, Kind
-from .ascend_check import TOLERANCE, Result, Row, forms, is_right, rows_of
+from .ascend_check import GRAPH, TOLERANCE, Result, Row, forms, is_right, rows_of
 from .reference import Reference
 
+EMULATION = "tests.ascend_emulation"  # see `dispatch.py`
 ROOT = str(Path(__file__).resolve().parents[3])
 COMMAND = [sys.executable, "-c", "from ms_omni.modeling.ops.ascend_check import main; main()"]
 START_LIMIT_S, ROW_LIMIT_S = 300, 180  # MindSpore and the device; the kernels of a comparison are built in it
 JOB = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE")
 """What makes a process a member of a job; the one that compares is none."""
-DTYPES = {"embedding": lambda ids, weight, *_: weight.dtype, "concat": lambda parts, *_, **__: parts[0].dtype}
-DTYPES["embedding_part"] = DTYPES["embedding"]
-"""The type that an operator computes in, where it is not that of its first argument."""
 
 
 def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference]:
@@ -54,9 +52,10 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
     outcomes, replaced = dict.fromkeys(KINDS, ""), []
     for dtype in sorted(dtypes, key=str):
         found, where = verdict(dtype)
+        full = any(row.mode == GRAPH for row in found)
         for operator, kinds in KINDS.items():
             for kind in kinds:
-                number, reason = choose(base, operator, kind, dtype, found)
+                number, reason = choose(base, operator, kind, dtype, found, full)
                 chosen.setdefault(operator, []).append((dtype, kind, number))
                 outcomes[operator] += f"; {reason}" if outcomes[operator] else reason
                 if number:
@@ -68,16 +67,18 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
     methods = {name: staticmethod(_method(name, rules, forms(base, name))) for name, rules in chosen.items()}
     mixtures = [forms(base, "experts")[number] for _, _, number in chosen["experts"]]
     rows = (Reference if Reference.experts in mixtures else base).GRAPH_EXPERT_ROWS
-    own = {"GRAPH_EXPERT_ROWS": rows, "OUTCOMES": {**base.OUTCOMES, **outcomes}, "UNSETTLED": base, "SETTLED": dtypes}
+    own = {"GRAPH_EXPERT_ROWS": rows, "OUTCOMES": {**base.OUTCOMES, **outcomes}, "SETTLED": dtypes}
     return type(base.__name__, (base,), {**methods, **own})
 
 
-def choose(base: type[Reference], operator: str, kind: Kind, dtype: ms.Type, found: dict[Row, Result]) -> tuple[int, str]:
+def choose(
+    base: type[Reference], operator: str, kind: Kind, dtype: ms.Type, found: dict[Row, Result], full: bool
+) -> tuple[int, str]:
     """The number of the first form that is right for a kind, and what was found about it and those before it."""
     candidates, complaints = forms(base, operator), []
     label = f"{operator}, {kind.name}" if len(KINDS[operator]) > 1 else operator
     for number, form in enumerate(candidates):
-        rows, needed = rows_of(operator, kind, number)
+        rows, needed = rows_of(operator, kind, number, full)
         wrong = [_complaint(form, row, found.get(row), dtype) for row in rows if not is_right(found.get(row), dtype)]
         if all(is_right(found.get(row), dtype) for row in needed):
             gap = max(result for row in needed if isinstance(result := found[row], float))
@@ -124,7 +125,7 @@ def _method(operator, rules, candidates):
         part = None
         for kind, number in reversed(group):
             part = candidates[number] if part is None or kind.fits is None else _either(kind.fits, candidates[number], part)
-        method = part if method is None else _typed(DTYPES.get(operator, _first_dtype), dtype, part, method)
+        method = part if method is None else _typed(DTYPES.get(operator, _dtype), dtype, part, method)
     return method
 
 
@@ -149,8 +150,20 @@ def _typed(dtype_of, dtype, form, rest):
     return call
 
 
-def _first_dtype(x, *_):
+def _dtype(x, *_):
     return x.dtype
+
+
+def _dtype_of_table(ids, weight, *_):
+    return weight.dtype
+
+
+def _dtype_of_parts(parts, *_):
+    return parts[0].dtype
+
+
+DTYPES = {"embedding": _dtype_of_table, "embedding_part": _dtype_of_table, "concat": _dtype_of_parts}
+"""The type that an operator computes in, where it is not that of its first argument."""
 
 
 # ---- what is known about this installation -------------------------------------------------------------------------
@@ -158,35 +171,40 @@ def _first_dtype(x, *_):
 
 def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
     """Results of all comparisons in a type on this device, and the file that keeps them; it is made if need be."""
-    device = ms.get_context("device_target")
-    card = ms.hal.get_device_name(0) if device == "Ascend" else device
-    key = {"dtype": _short(dtype), "card": card, "mindspore": ms.__version__, **versions(), "forms": _forms_digest()}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    on_card = ms.get_context("device_target") == "Ascend"
+    key = {"dtype": _short(dtype), "card": ms.hal.get_device_name(0) if on_card else "none", "mindspore": ms.__version__}
+    key |= {**versions(), "forms": _digest()}
+    if on_card and "unknown" in key.values():
+        key["job"] = str(os.getppid())  # what it depends on may change unseen, so it is not believed for longer
+    name = f"operators-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.json"
 
     def make(path: str) -> None:
-        if device == "Ascend":
-            text = f"ms_omni compares its operators on {card} with their formulas in {key['dtype']}; once, a few minutes"
+        if on_card:
+            text = (
+                f"ms_omni compares its operators on {key['card']} with their formulas in {key['dtype']}: once, some minutes"
+            )
             print(text, file=sys.stderr, flush=True)
-        found = ask(dtype, published=device == "Ascend")
+        found = ask(dtype, full=on_card)
         Path(path).write_text(json.dumps({"of": key, "rows": list(found.items())}), encoding="utf-8")
 
-    name = f"operators-{digest}.json"
     with private_cache.alone(name):  # one process of a job compares, and the others find what it has found
         path = private_cache.kept(name, make)
         text = Path(path).read_bytes()[: -private_cache.DIGEST_BYTES]
     return {Row(*row): result for row, result in json.loads(text)["rows"]}, path
 
 
-def _forms_digest():
-    files = sorted(Path(__file__).parent.glob("*.py"))
+def _digest():
+    """Of all that decides what is compared: these files, and those of the kernels in numpy where they stand for a card."""
+    folders = [Path(__file__).parent, *map(Path, getattr(sys.modules.get(EMULATION), "__path__", ()))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 # ---- the process that compares -------------------------------------------------------------------------------------
 
 
-def ask(dtype: ms.Type, published: bool) -> dict[Row, Result]:
-    """Results of all comparisons. One that ends its process, or does not end, is a result as well, and the rest goes on.
+def ask(dtype: ms.Type, full: bool) -> dict[Row, Result]:
+    """Results of all comparisons (full: see `examine`). One that ends its process, or does not end, is a result as well, and the rest goes on.
 
     Raises `DeviceError` if that process does not come so far.
     """
@@ -194,7 +212,7 @@ def ask(dtype: ms.Type, published: bool) -> dict[Row, Result]:
     while True:
         before = len(found)
         with tempfile.TemporaryFile() as log, _process(log) as process:
-            asked = {"dtype": _short(dtype), "published": published, "known": list(found.items())}
+            asked = {"dtype": _short(dtype), "full": full, "known": list(found.items())}
             end, row = _listen(process, json.dumps(asked), found)
             log.seek(0)
             said = " | ".join(log.read().decode(errors="replace").strip().splitlines()[-3:])
@@ -243,9 +261,11 @@ def _read(line, row, found):
 @contextlib.contextmanager
 def _process(log) -> Iterator[Any]:
     """The process that compares, in a session of its own, which is ended with it."""
+    on_card = ms.get_context("device_target") == "Ascend"
     environment = {name: value for name, value in os.environ.items() if name not in JOB}
+    environment["MS_OMNI_OPS"] = "ascend" if on_card else "ascend-emulated"
     environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), ROOT])
-    if ms.get_context("device_target") == "Ascend":
+    if on_card:
         environment["DEVICE_ID"] = str(ms.get_context("device_id"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
     process = subprocess.Popen(COMMAND, env=environment, start_new_session=True, **pipes)

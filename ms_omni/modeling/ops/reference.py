@@ -38,6 +38,9 @@ class Reference:
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
+    OTHER_FORMS: ClassVar[dict[str, tuple]] = {}
+    """operator -> functions that compute it in other ways, in the order of preference behind the method itself."""
+
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
         rows = x.reshape(-1, x.shape[-1])  # [N, K]
