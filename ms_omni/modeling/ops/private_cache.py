@@ -60,14 +60,14 @@ def _folder():
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("it cannot be written to")
     except OSError as error:
-        _say(f"compiled kernels and what is known of this device are not kept in {folder}: {error.strerror or error}")
+        _say(f"compiled kernels are not kept in {folder}: {error.strerror or error}")
         return None
     return folder
 
 
 @functools.cache
 def _say(text):
-    warnings.warn(f"{text}; this process makes its own", stacklevel=2)
+    warnings.warn(f"{text}; this process compiles its own", stacklevel=2)
 
 
 @functools.cache
