@@ -25,7 +25,9 @@ TESTS = (
 )
 # Compiled graphs and further splits of whole streams add minutes and no other kernels.
 SELECTION = "not (graph or threads or test_pieces_equal_the_whole) or (bare and 7)"
-EMULATED = f"({SELECTION}) and not operator_says"  # what only MindSpore's own call does
+# Under qemu-user whole streams of sound take too long; what only MindSpore's own call does is not seen there.
+EMULATED_TESTS = (*TESTS[:-1], "tests/ops/test_convolution.py", "tests/ops/test_refusals.py", "tests/ops/test_tables.py")
+EMULATED = f"({SELECTION}) and not operator_says"
 
 
 def run(build: Build, *command: str, **options) -> subprocess.CompletedProcess:
@@ -47,8 +49,10 @@ def compile_all(builds: list[Build]):
 
 def test(build: Build) -> bool:
     start = time.perf_counter()
-    selection = ("-p", "tests.ops.emulated", "-k", EMULATED) if build.emulated else ("-k", SELECTION)
-    tests = run(build, "-m", "pytest", "-q", "-x", *TESTS, *selection, capture_output=True)
+    chosen = (*TESTS, "-k", SELECTION)
+    if build.emulated:
+        chosen = ("-p", "tests.ops.emulated", *EMULATED_TESTS, "-k", EMULATED)
+    tests = run(build, "-m", "pytest", "-q", "-x", *chosen, capture_output=True)
     lines = tests.stdout.strip().splitlines() or tests.stderr.strip().splitlines() or ["no output"]
     print(f"{build.name}: {lines[-1]} ({time.perf_counter() - start:.0f} s)", flush=True)
     if tests.returncode:

@@ -112,6 +112,17 @@ def test_conv2d():
     check_rows(lambda s: ops.conv2d(Tensor(x[s]), weight, bias, 2, 1), 5, range(1, 6))
 
 
+@pytest.mark.parametrize("start, stop", [(6, 13), (11, 70), (33, 200)])
+def test_a_piece_of_sound(start, stop):
+    x, weight, bias = normal(1, 12, 200), Tensor(normal(12, 12, 3)), Tensor(normal(12))
+    parts = (bias, bias), (weight, bias), 3, (bias, bias), (Tensor(normal(12, 12, 1)), bias)
+    whole = ops.conv1d(Tensor(x), weight, bias, 3).asnumpy()[..., start - 6 : stop - 6]
+    assert np.array_equal(ops.conv1d(Tensor(x[..., start - 6 : stop].copy()), weight, bias, 3).asnumpy(), whole)
+    whole = ops.residual_unit(Tensor(x), Tensor(np.zeros((1, 12, 6), np.float32)), *parts).asnumpy()[..., start:stop]
+    piece = ops.residual_unit(Tensor(x[..., start:stop].copy()), Tensor(x[..., start - 6 : start].copy()), *parts)
+    assert np.array_equal(piece.asnumpy(), whole)
+
+
 needs_fused = pytest.mark.skipif(not hasattr(ops.implementation(), "decoder_step"), reason="no fused steps")
 
 
