@@ -88,13 +88,12 @@ def use_operators():
 
 
 @pytest.fixture
-def ascend(use_operators, monkeypatch):
+def ascend(use_operators):
     """The operators of Ascend on emulated kernels, in force while a test runs."""
-    from ms_omni.modeling.ops import ascend_kernels, emulation
     from ms_omni.modeling.ops.ascend import Ascend
+    from tests import ascend_emulation
 
-    for name, value in vars(ascend_kernels).items():
-        monkeypatch.setattr(ascend_kernels, name, value)
-    emulation.install()
+    undo = ascend_emulation.install()
     use_operators(Ascend)
-    return Ascend
+    yield Ascend
+    undo()

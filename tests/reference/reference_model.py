@@ -24,8 +24,8 @@ from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as modeli
 EXPECTED_VERSION = "5.23.0"
 
 
-def load(folder, experts_implementation="eager") -> Qwen3OmniMoeForConditionalGeneration:
-    """Load a checkpoint folder in float32 with the repairs above. Raises RuntimeError for another version.
+def load(folder, experts_implementation="eager", dtype=torch.float32) -> Qwen3OmniMoeForConditionalGeneration:
+    """Load a checkpoint folder in a dtype with the repairs above. Raises RuntimeError for another version.
 
     experts_implementation: None for transformers' default, a grouped kernel that takes only widths that are multiples of
     four.
@@ -35,7 +35,7 @@ def load(folder, experts_implementation="eager") -> Qwen3OmniMoeForConditionalGe
     _count_silent_videos()
     model, report = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         folder,
-        dtype=torch.float32,
+        dtype=dtype,
         attn_implementation="sdpa",
         experts_implementation=experts_implementation,
         output_loading_info=True,

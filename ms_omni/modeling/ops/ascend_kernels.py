@@ -2,8 +2,8 @@
 
 Nothing here could be run on an NPU by us. What each docstring says was read in MindSpore 2.7.1's documentation
 (`DOCS`/<api>.html, the installed docstring has the same text) and in CANN's page of the underlying kernel
-(`CANN`/<aclnn name>.md); "unverified" names what they leave open or contradict each other in. `emulation.py` holds the
-same functions in numpy, as strict as these pages, and `ascend_check.py` compares the forms that
+(`CANN`/<aclnn name>.md); "unverified" names what they leave open or contradict each other in. `tests/ascend_emulation`
+has the primitives below these functions in numpy, as strict as these pages, and `ascend_check.py` compares the forms that
 call them on the device before they are used.
 
 Axes: B batch, S new tokens, T cached tokens, N tokens or rows, H query heads, K kv heads (topk: experts per token),
@@ -12,13 +12,14 @@ D channels, E experts.
 
 import mindspore as ms
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import grouped_matmul_v4
+from mindspore.ops.auto_generate import InplaceIndexCopy, grouped_matmul_v4
 
 DOCS = "https://www.mindspore.cn/docs/en/r2.7.1/api_python"
 CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aolapi/context"
 
 ATTENTION_TYPES = (ms.float16, ms.bfloat16)
 """What both attention kernels are documented for."""
+_index_copy = InplaceIndexCopy()
 VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
 
@@ -129,8 +130,7 @@ def moe_init_routing(x, indices, experts):
     Unverified: older pages of CANN give `rows[i] = x[order[i] % N]`, as if pairs were numbered by columns; MindSpore's
     example and newer pages number them by rows, as here.
     """
-    rows, places, ends, _ = ops.moe_init_routing_v2(x, indices, 0, 0, experts, 0, 1, False)
-    return rows, places, ends
+    return ops.moe_init_routing_v2(x, indices, 0, 0, experts, 0, 1, False)
 
 
 def grouped_matmul(x, weight, ends):
@@ -179,9 +179,9 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 
 def index_copy(buffer, index, rows):
-    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index int32 `[M]`, in place: `Tensor.index_copy_`.
+    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index int32 `[M]`, in place: what `Tensor.index_copy_` calls.
 
     DOCS/mindspore/Tensor/mindspore.Tensor.index_copy_.html, CANN/aclnnInplaceIndexCopy.md.
     Unverified: that it writes into a Parameter inside a graph.
     """
-    return buffer.index_copy_(0, index, rows)
+    return _index_copy(buffer, 0, index, rows)

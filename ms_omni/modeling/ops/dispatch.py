@@ -16,6 +16,7 @@ from ...locking import exclusive
 from .reference import Reference
 
 IMPLEMENTATIONS = ("ascend", "ascend-emulated", "cpu", "reference")
+EMULATION = "tests.ascend_emulation"
 OPERATORS: dict[str, Callable[..., Any]] = {}
 """Every operator of the interface, in the order of their declaration."""
 Interface = TypeVar("Interface", bound=Callable[..., Any])
@@ -51,7 +52,7 @@ def choose() -> tuple[type[Reference], str]:
     if name is None:
         name = {"CPU": "cpu", "Ascend": "ascend"}.get(device, "reference")
     if name == "ascend-emulated":
-        _module("emulation").install()
+        _emulate()
         name, reason = "ascend", f"{reason}, numpy stands in for its kernels"
     try:
         return getattr(_module(name), name.capitalize()), reason
@@ -62,6 +63,21 @@ def choose() -> tuple[type[Reference], str]:
 
 def _module(name):
     return importlib.import_module(f"{__package__}.{name}")
+
+
+def _emulate():
+    """Numpy behind the primitives that `ascend` uses, for the rest of the process."""
+    _module("ascend")
+    try:
+        emulation = importlib.import_module(EMULATION)
+    except ModuleNotFoundError as error:
+        if not EMULATION.startswith(str(error.name)):
+            raise
+        raise ValueError(
+            "MS_OMNI_OPS=ascend-emulated needs the kernels in numpy, which are in a clone of the repository and not in the "
+            "wheel; start Python in the clone's folder or name another implementation"
+        ) from error
+    emulation.install()
 
 
 _implementation, _reason = choose()

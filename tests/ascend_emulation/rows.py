@@ -1,0 +1,116 @@
+"""Kernels of single elements and rows that MindSpore has on Ascend and not on CPU."""
+
+import ctypes
+import functools
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from .kernel import FLOATS, Kernel, require, same_type
+
+INDICES = (ms.int32, ms.int64)
+_scatter_update = ops.ScatterUpdate()
+
+
+def _check_index(found, index, size):
+    require(
+        index.size == 0 or (index.min() >= 0 and index.max() < size), f"{found} {index.min()} or {index.max()} of {size}"
+    )
+
+
+def index_select(tensors, *, dim):
+    """input `[N, ...]`, index `[M]` -> `[M, ...]`."""
+    require(tensors == ("input", "index") and dim == 0, f"tensors {tensors}, axis {dim}: not emulated")
+
+    def shape(x, index):
+        require(len(index) == 1, f"index {index}")
+        return [*index, *x[1:]]
+
+    def dtype(x, index):
+        require(index in INDICES, f"an index of type {index}")
+        return x
+
+    def compute(x, index):
+        _check_index("row", index, len(x))
+        return x[index]
+
+    return Kernel(2, compute, shape, dtype)
+
+
+def embedding(tensors, *, norm_type, scale_grad_by_freq):
+    """input `[...]`, weight `[V, D]` -> `[..., D]`."""
+    require(tensors == ("input", "weight"), f"tensors {tensors}: not emulated")
+
+    def shape(ids, weight):
+        require(len(weight) == 2, f"weight {weight}")
+        return [*ids, weight[1]]
+
+    def dtype(ids, weight):
+        require(ids in INDICES, f"ids of type {ids}")
+        return same_type(FLOATS, weight)
+
+    def compute(ids, weight):
+        _check_index("id", ids, len(weight))
+        return weight[ids]
+
+    return Kernel(2, compute, shape, dtype)
+
+
+def arg_max_ext(tensors, *, dim, keepdim):
+    """Along the last axis, int64; of equal elements the first."""
+    require(tensors == ("input",) and dim == -1, f"tensors {tensors}, axis {dim}: not emulated")
+
+    def compute(x):
+        return x.argmax(-1, keepdims=keepdim).astype(np.int64)
+
+    return Kernel(1, compute, lambda x: [*x[:-1], 1] if keepdim else x[:-1], lambda x: (same_type(FLOATS, x), ms.int64)[1])
+
+
+def cumsum_ext(tensors, *, dim):
+    require(tensors == ("input",) and dim == -1, f"tensors {tensors}, axis {dim}: not emulated")
+    return Kernel(1, lambda x: np.cumsum(x, -1, dtype=x.dtype), lambda x: x, lambda x: same_type(FLOATS, x))
+
+
+@functools.cache
+def _places(shape, dim, alike):
+    """index and tensor -> index, where a buffer of this shape has room for the rows."""
+    require(dim == 0 and len(shape) == 2 and alike, f"axis {dim} of {shape}, rows of another type: {not alike}")
+
+    def infer_shape(index, rows):
+        require(len(index) == 1 and rows == [index[0], shape[1]], f"index {index} and rows {rows} for {shape}")
+        return index
+
+    def dtype(index, rows):
+        require(index in INDICES, f"an index of type {index}")
+        return index
+
+    def compute(index, rows):
+        _check_index("row", index, shape[0])
+        return index
+
+    kernel = Kernel(2, compute, infer_shape, dtype)
+    kernel.called = "InplaceIndexCopy", ("index", "tensor"), {"dim": dim}
+    return kernel
+
+
+def inplace_index_copy():
+    """`InplaceIndexCopy()`: writes tensor `[M, D]` into input `[N, D]` at index `[M]`; returns input.
+
+    Numpy gets copies, so what writes is a kernel of CPU; of half precision that knows nothing, and the memory is written.
+    """
+
+    def call(input, dim, index, tensor):
+        index = _places(tuple(input.shape), dim, input.dtype == tensor.dtype)(index, tensor)
+        if input.dtype == ms.float32:
+            return _scatter_update(input, index, tensor)
+        return _overwrite(input, index, tensor)
+
+    return call
+
+
+def _overwrite(buffer, index, rows):
+    memory = (ctypes.c_uint16 * buffer.size).from_address(buffer.data_ptr())
+    bits = (np.ascontiguousarray(rows.astype(ms.float32).asnumpy()).view(np.uint32) >> 16).astype(np.uint16)
+    np.frombuffer(memory, np.uint16).reshape(buffer.shape)[index.asnumpy()] = bits
+    return buffer

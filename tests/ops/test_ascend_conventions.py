@@ -1,0 +1,297 @@
+"""How others call the same kernels: a second opinion on what our arguments mean.
+
+vllm-mindspore and mindformers serve models on Ascend with the primitives that we use. Each row says what they pass, where that
+was read (repository, commit, file, lines), and what must therefore hold of our calls, which are recorded while the operators
+run on their cases in bfloat16. `unlike`: why we do otherwise; what must hold is then ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from ms_omni.modeling.ops import ascend_cases, ascend_check
+from tests.ascend_emulation import bfloat16
+from tests.ascend_emulation.kernel import Kernel
+
+VMS = "mindspore-ai/vllm-mindspore a7b56a42 vllm_mindspore/"
+MF = "mindspore-ai/mindformers 167a50de mindformers/"
+FUSED_MOE = f"{VMS}model_executor/layers/fused_moe/fused_moe.py"
+DISPATCHER = f"{MF}parallel_core/inference/transformer/moe/token_dispatcher.py"
+GROUPED = f"{MF}parallel_core/inference/tensor_parallel/grouped_layers.py"
+VISION = f"{VMS}model_executor/models/qwen2_5_vl.py"
+FUSED_ATTENTION = f"{VMS}model_executor/layers/quantization/attention.py"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of a primitive by our wrappers: its tensors by name (`x[0]` in a list), its other arguments, its results."""
+
+    operator: str
+    tensors: dict[str, ms.Tensor]
+    others: dict
+    results: tuple
+
+
+@dataclass(frozen=True)
+class Convention:
+    """primitive and argument(s): what they pass; `holds` of each of our calls."""
+
+    primitive: str
+    about: str
+    theirs: str
+    cited: tuple[str, ...]
+    holds: Callable[[Seen], bool]
+    unlike: str = ""
+
+
+def dtype(seen, name):
+    return seen.tensors[name].dtype
+
+
+def dtype_or(seen, name, otherwise):
+    return dtype(seen, name) if name in seen.tensors else otherwise
+
+
+def shape(seen, name):
+    return tuple(seen.tensors[name].shape)
+
+
+CONVENTIONS = [
+    Convention(
+        "MoeInitRoutingV2",
+        "expert_idx",
+        "int32 [N, K], cast from the choice's int64",
+        (f"{FUSED_MOE}:334", f"{DISPATCHER}:122"),
+        lambda seen: dtype(seen, "expert_idx") == ms.int32 and len(shape(seen, "expert_idx")) == 2,
+    ),
+    Convention(
+        "MoeInitRoutingV2",
+        "active_num, expert_capacity, drop_pad_mode",
+        "0, 0, 0: no token is dropped",
+        (f"{FUSED_MOE}:340-343", f"{DISPATCHER}:128-131"),
+        lambda seen: seen.others["active_num"] == seen.others["expert_capacity"] == seen.others["drop_pad_mode"] == 0,
+    ),
+    Convention(
+        "MoeInitRoutingV2",
+        "results of the primitive",
+        "four, the second goes to MoeTokenUnpermute as it is",
+        (f"{FUSED_MOE}:336-354", f"{DISPATCHER}:124-150"),
+        lambda seen: len(seen.results) == 4 and seen.results[1].dtype == ms.int32,
+    ),
+    Convention(
+        "MoeInitRoutingV2",
+        "expert_tokens_count_or_cumsum_flag",
+        "2: counts",
+        (f"{FUSED_MOE}:344,386", f"{DISPATCHER}:132"),
+        lambda seen: seen.others["expert_tokens_count_or_cumsum_flag"] == 1,
+        unlike="cumulative ends, which are documented as well",
+    ),
+    Convention(
+        "GroupedMatmulV4",
+        "group_list, group_list_type",
+        "int64 counts (type 1), cast from the int32 that the routing gives",
+        (f"{FUSED_MOE}:307-318,347", f"{GROUPED}:109-110", f"{DISPATCHER}:139"),
+        lambda seen: dtype(seen, "group_list") == ms.int64 and seen.others["group_list_type"] == 0,
+        unlike="cumulative ends, which are documented as well",
+    ),
+    Convention(
+        "GroupedMatmulV4",
+        "x, weight, split_item, group_type",
+        "lists of one tensor each, [N, in] and [E, in, out]; one result tensor (3), groups of rows (0)",
+        (f"{FUSED_MOE}:307-318", f"{GROUPED}:91,109-110"),
+        lambda seen: (
+            len(shape(seen, "x[0]")) == 2
+            and len(shape(seen, "weight[0]")) == 3
+            and shape(seen, "x[0]")[1] == shape(seen, "weight[0]")[1]
+            and (seen.others["split_item"], seen.others["group_type"]) == (3, 0)
+        ),
+    ),
+    Convention(
+        "MoeTokenUnpermute",
+        "probs",
+        "[N, K] of the rows' type",
+        (f"{FUSED_MOE}:333,352-356", f"{DISPATCHER}:147-154"),
+        lambda seen: dtype(seen, "probs") == dtype(seen, "permuted_tokens") and len(shape(seen, "probs")) == 2,
+    ),
+    Convention(
+        "MoeTokenUnpermute",
+        "permuted_tokens",
+        "rows of experts that are elsewhere are made finite before (nan_to_num); their weights are 0",
+        (f"{FUSED_MOE}:328,375-376", f"{DISPATCHER}:115-117,146"),
+        lambda seen: np.isfinite(seen.tensors["permuted_tokens"].astype(ms.float32).asnumpy()).all(),
+    ),
+    Convention(
+        "MoeTokenUnpermute",
+        "sorted_indices, padded_mode",
+        "int32 [N * K], False",
+        (f"{FUSED_MOE}:352-356", f"{DISPATCHER}:148-154"),
+        lambda seen: dtype(seen, "sorted_indices") == ms.int32 and not seen.others["padded_mode"],
+    ),
+    Convention(
+        "TopkExt",
+        "input, dim",
+        "softmax in float32 first, then the k largest of the last axis",
+        (f"{FUSED_MOE}:100-101", f"{MF}parallel_core/inference/transformer/moe/moe_utils.py:30,147"),
+        lambda seen: seen.operator != "route_topk" or (dtype(seen, "input") == ms.float32 and seen.others["dim"] == -1),
+    ),
+    Convention(
+        "FusedInferAttentionScore",
+        "key, value, result",
+        "in lists of one tensor; the first of two results",
+        (f"{FUSED_ATTENTION}:161-167",),
+        lambda seen: {"key[0]", "value[0]"} <= seen.tensors.keys() and len(seen.results) == 2,
+    ),
+    Convention(
+        "FusedInferAttentionScore",
+        "attn_mask",
+        "1 discards: ones above the diagonal",
+        (
+            f"{VMS}model_executor/models/attention_mask.py:56-60",
+            f"{MF}parallel_core/training_graph/transformer/flash_attention.py:68-69",
+        ),
+        lambda seen: (
+            "attn_mask" not in seen.tensors or (dtype(seen, "attn_mask") == ms.bool_ and not _all_but_the_last(seen))
+        ),
+    ),
+    Convention(
+        "FusedInferAttentionScore",
+        "num_heads, num_key_value_heads, scale_value",
+        "both numbers of heads, grouped without repeating keys; a Python float",
+        (f"{FUSED_ATTENTION}:86,95-101",),
+        lambda seen: seen.others["num_key_value_heads"] > 0 and isinstance(seen.others["scale_value"], float),
+    ),
+    Convention(
+        "FusedInferAttentionScore",
+        "inner_precise",
+        "1 (high performance)",
+        (f"{FUSED_ATTENTION}:103",),
+        lambda seen: seen.others["inner_precise"] == 0,
+        unlike="0 asks for high precision in float16; the documentation says that bfloat16 knows no difference",
+    ),
+    Convention(
+        "FusedInferAttentionScore",
+        "actual_seq_lengths_kv, block_table",
+        "a tensor of lengths (not ends), read on the host, and int32 blocks, together, for one query per row; theirs is int32",
+        (f"{FUSED_ATTENTION}:158-166", f"{VMS}model_executor/models/model_base.py:515-517"),
+        lambda seen: (
+            dtype_or(seen, "actual_seq_lengths_kv", ms.int64) == ms.int64
+            and dtype_or(seen, "block_table", ms.int32) == ms.int32
+        ),
+        unlike="MindSpore documents int64 for the lengths",
+    ),
+    Convention(
+        "FlashAttentionScore",
+        "input_layout, actual_seq_qlen, actual_seq_kvlen",
+        "TND: cumulative ends, the same for queries and keys, without a mask; TH: lengths, so the layout decides",
+        (f"{VISION}:765-773,1017-1022", f"{VMS}model_executor/models/qwen3_vl.py:131-134,201-211,1359-1360"),
+        lambda seen: (
+            seen.others["input_layout"] == "TND"
+            and seen.others["actual_seq_qlen"] == seen.others["actual_seq_kvlen"]
+            and seen.others["actual_seq_qlen"][-1] == shape(seen, "query")[0]
+            and "attn_mask" not in seen.tensors
+        ),
+    ),
+    Convention(
+        "FlashAttentionScore",
+        "actual_seq_qlen as they make it",
+        "an int32 tensor with a leading 0",
+        (f"{VISION}:1017-1022",),
+        lambda seen: isinstance(seen.others["actual_seq_qlen"], tuple) and seen.others["actual_seq_qlen"][0] > 0,
+        unlike="the lengths are on the host already; a leading 0 is a segment of no tokens, of which the page says nothing",
+    ),
+    Convention(
+        "FlashAttentionScore",
+        "results",
+        "four, of which the last is the attention",
+        (f"{VMS}model_executor/models/qwen3_vl.py:201", f"{MF}parallel_core/inference/transformer/flash_attention.py:140"),
+        lambda seen: len(seen.results) == 4 and tuple(seen.results[3].shape) == shape(seen, "query"),
+    ),
+    Convention(
+        "RotaryPositionEmbedding",
+        "x, cos, sin, mode",
+        "float32 [1, N, H, D]; both halves of the tables filled, [1, N, 1, D]; mode 0, the default: halves, not pairs",
+        (f"{VISION}:659-660,759,1010-1012",),
+        lambda seen: (
+            {dtype(seen, name) for name in ("x", "cos", "sin")} == {ms.float32}
+            and shape(seen, "x")[0] == 1
+            and shape(seen, "cos") == shape(seen, "sin") == (1, shape(seen, "x")[1], 1, shape(seen, "x")[3])
+            and _halves_alike(seen.tensors["cos"])
+            and seen.others["mode"] == 0
+        ),
+    ),
+    Convention(
+        "RmsNorm",
+        "gamma, result",
+        "of x's type; the first of two results",
+        (f"{VMS}model_executor/layers/layernorm.py:46-63", f"{MF}parallel_core/inference/transformer/norm.py:104-113"),
+        lambda seen: dtype(seen, "gamma") == dtype(seen, "x") and len(seen.results) == 2,
+    ),
+    Convention(
+        "Swiglu",
+        "dim",
+        "-1; the gate is the first half",
+        (f"{MF}modules/transformer/moev3.py:520", f"{MF}pynative/layers/activation.py:32,68", f"{FUSED_MOE}:322-325"),
+        lambda seen: seen.others["dim"] == -1 and _gate_first(seen),
+    ),
+]
+
+
+def _all_but_the_last(seen):
+    """Whether a mask discards what it should keep: rows that may look at one key at most where there are many."""
+    mask = seen.tensors["attn_mask"].asnumpy()
+    return mask.shape[-1] > 2 and bool(((~mask).sum(-1) < 2).all())
+
+
+def _halves_alike(table):
+    low, high = np.split(table.asnumpy(), 2, -1)
+    return bool((low == high).all())
+
+
+def _gate_first(seen):
+    gate, up = np.split(seen.tensors["input"].astype(ms.float32).asnumpy(), 2, -1)
+    expected = gate / (1 + np.exp(-gate)) * up
+    return np.allclose(seen.results[0].astype(ms.float32).asnumpy(), expected, atol=0.05, rtol=0.02, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """{primitive: [Seen, ...]} of all operators on all their cases, in bfloat16."""
+    from ms_omni.modeling.ops.ascend import Ascend
+    from tests import ascend_emulation
+
+    found, run, patches = {}, Kernel.__call__, pytest.MonkeyPatch()
+    operator = None
+
+    def recording(kernel, *tensors):
+        results = run(kernel, *tensors)
+        primitive, names, others = kernel.called
+        several = results if isinstance(results, tuple) else (results,)
+        found.setdefault(primitive, []).append(Seen(operator, dict(zip(names, tensors)), others, several))
+        return results
+
+    undo = [ascend_emulation.install(), bfloat16.install()]
+    patches.setattr(Kernel, "__call__", recording)
+    for operator, cases in ascend_cases.CASES.items():
+        for form in (getattr(Ascend, operator), *Ascend.OTHER_FORMS.get(operator, ())):
+            for case in cases(np.random.default_rng(5)):
+                form(*[ascend_check.tensor(value, ms.bfloat16) for value in case])
+    patches.undo()
+    for step in reversed(undo):
+        step()
+    return found
+
+
+@pytest.mark.parametrize("row", CONVENTIONS, ids=[f"{row.primitive}: {row.about}" for row in CONVENTIONS])
+def test_we_call_it_as_they_do(row, calls):
+    assert row.cited
+    ours = calls[row.primitive]
+    assert all(row.holds(seen) for seen in ours), f"they pass {row.theirs}; ours: {[seen.others for seen in ours][:2]}"
+
+
+def test_no_kernel_that_they_use_as_well_is_without_a_row(calls):
+    plain = {"LayerNormExt", "GeluExt", "Dense", "Conv2DExt", "IndexSelect", "Embedding", "ArgMaxExt", "CumsumExt"}
+    ours_alone = {"InplaceIndexCopy"}
+    assert calls.keys() - plain - ours_alone == {row.primitive for row in CONVENTIONS}
