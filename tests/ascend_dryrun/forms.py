@@ -8,44 +8,34 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from ms_omni.modeling.ops.ascend import Ascend
-from ms_omni.modeling.ops.ascend_cases import CASES, Buffer
+from ms_omni.modeling.ops.ascend_cases import KINDS
+from ms_omni.modeling.ops.ascend_check import tensor
 
 from .kernel_log import KernelLog, Launches
 
 
 def every_form() -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """(label, operator, function)."""
-    for operator in CASES:
-        others = {form.__name__: form for form in Ascend.OTHER_FORMS.get(operator, ())}
+    for operator in KINDS:
         yield operator, operator, getattr(Ascend, operator)
-        for name, form in others.items():
-            yield f"{operator}.{name}", operator, form
+        for form in Ascend.OTHER_FORMS.get(operator, ()):
+            yield f"{operator}.{form.__name__}", operator, form
 
 
 def run_form(log: KernelLog, operator: str, form: Callable[..., Any], graph: bool) -> Launches:
-    """The kernels of all cases of an operator, in bfloat16; graph: as compiled graphs."""
-    launches = Launches.none()
-    for case in CASES[operator](np.random.default_rng(5)):
-        arguments = [_given(value) for value in case]
-        call = _as_graph(form, arguments) if graph else form
-        inputs = [value for value in arguments if _varies(value)] if graph else arguments
+    """The kernels of all cases of an operator, in bfloat16; graph: as one compiled graph."""
+    found = [case for kind in KINDS[operator] for case in kind.cases(np.random.default_rng(5), False)]
+    cases = [tuple(tensor(value, ms.bfloat16) for value in case) for case in found]
+    if graph:
+        compiled = ms.jit(_AllCases(form, cases), jit_level="O0")
+        inputs = ms.mutable(tuple(value for case in cases for value in case if _varies(value)))
         log.skip()
-        call(*inputs)
-        launches += log.built() if graph else log.launched()
-    return launches
-
-
-def _given(value: Any) -> Any:
-    """As `ascend_cases` says: float32 arrays in bfloat16, float64 arrays in float32, a `Buffer` as a Parameter."""
-    if isinstance(value, tuple):
-        return tuple(map(_given, value))
-    if isinstance(value, Buffer):
-        return Parameter(_given(value.array), name="buffer")
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype == np.float64:
-        return Tensor(value.astype(np.float32))
-    return Tensor(value).astype(ms.bfloat16) if value.dtype == np.float32 else Tensor(value)
+        compiled(inputs)
+        return log.built()
+    log.skip()
+    for case in cases:
+        form(*case)
+    return log.launched()
 
 
 def _varies(value: Any) -> bool:
@@ -54,25 +44,27 @@ def _varies(value: Any) -> bool:
     return isinstance(first, Tensor) and not isinstance(first, Parameter)
 
 
-def _as_graph(form: Callable[..., Any], arguments: list[Any]) -> Callable[..., Any]:
-    varies = tuple(map(_varies, arguments))
+class _AllCases(nn.Cell):
+    """Calls a form with every case; what varies is an input, in the order of the cases."""
 
-    class Graph(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            for place, value in enumerate(arguments):
-                if not varies[place]:
-                    setattr(self, f"given{place}", value)
+    def __init__(self, form, cases):
+        super().__init__()
+        self.form = form
+        self.cases = tuple(tuple(_varies(value) for value in case) for case in cases)
+        for number, case in enumerate(cases):
+            for place, value in enumerate(case):
+                if not _varies(value):
+                    setattr(self, f"given{number}_{place}", value)
 
-        def construct(self, *inputs):
-            given, used = (), 0
-            for place, is_input in enumerate(varies):
+    def construct(self, inputs):
+        results, used = (), 0
+        for number, case in enumerate(self.cases):
+            arguments = ()
+            for place, is_input in enumerate(case):
                 if is_input:
-                    given = (*given, inputs[used])
+                    arguments = (*arguments, inputs[used])
                     used = used + 1
                 else:
-                    given = (*given, getattr(self, f"given{place}"))
-            return form(*given)
-
-    compiled = ms.jit(Graph(), jit_level="O0")
-    return lambda *inputs: compiled(*(ms.mutable(value) if isinstance(value, tuple) else value for value in inputs))
+                    arguments = (*arguments, getattr(self, f"given{number}_{place}"))
+            results = (*results, self.form(*arguments))
+        return results

@@ -39,10 +39,14 @@ KERNELS = {
     "Embedding": rows.embedding,
     "ArgMaxExt": rows.arg_max_ext,
     "CumsumExt": rows.cumsum_ext,
+    "IndexAddExt": rows.index_add_ext,
+    "SplitWithSize": rows.split_with_size,
+    "ConstantPadND": rows.constant_pad_nd,
+    "Clone": rows.clone,
 }
 """Primitive -> what makes its `Kernel` (see `stand_in`)."""
 STAND_INS = {name: stand_in(getattr(gen_ops_prim, name), make) for name, make in KERNELS.items()}
-STAND_INS["InplaceIndexCopy"] = rows.inplace_index_copy
+STAND_INS.update(InplaceIndexCopy=rows.inplace_index_copy, Arange=rows.arange)
 """Primitive -> what replaces its class."""
 
 

@@ -72,6 +72,65 @@ def cumsum_ext(tensors, *, dim):
     return Kernel(1, lambda x: np.cumsum(x, -1, dtype=x.dtype), lambda x: x, lambda x: same_type(FLOATS, x))
 
 
+def split_with_size(tensors, *, split_size, dim):
+    """-> pieces of these lengths along an axis; MindSpore 2.7.1 has a kernel for CPU outside graphs only."""
+    require(tensors == ("input",), f"tensors {tensors}")
+
+    def shape(x):
+        axis = dim % len(x)
+        require(sum(split_size) == x[axis], f"{x[axis]} in pieces of {split_size}")
+        return tuple([*x[:axis], size, *x[axis + 1 :]] for size in split_size)
+
+    def compute(x):
+        return tuple(np.split(x, np.cumsum(split_size)[:-1], dim))
+
+    return Kernel(1, compute, shape, lambda x: (x,) * len(split_size))
+
+
+def constant_pad_nd(tensors, *, padding, value):
+    """Before and after the last axis."""
+    before, after = padding
+    require(tensors == ("input",) and value == 0, f"tensors {tensors}, {value}")
+    width = before + after
+
+    def compute(x):
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
+
+    return Kernel(1, compute, lambda x: [*x[:-1], x[-1] + width], lambda x: same_type(FLOATS, x))
+
+
+def index_add_ext(tensors, *, dim, alpha):
+    """input `[N, ...]` and source `[M, ...]` added at index `[M]`; what MindSpore has for CPU writes into its input."""
+    require(tensors == ("input", "index", "source") and dim == 0 and alpha == 1, f"tensors {tensors}, axis {dim}, {alpha}")
+
+    def shape(x, index, source):
+        require(len(index) == 1 and source == [*index, *x[1:]], f"index {index} and source {source} for {x}")
+        return x
+
+    def dtype(x, index, source):
+        require(index in INDICES, f"an index of type {index}")
+        return same_type(FLOATS, x, source)
+
+    def compute(x, index, source):
+        _check_index("row", index, len(x))
+        total = x.copy()
+        np.add.at(total, index, source)
+        return total
+
+    return Kernel(3, compute, shape, dtype)
+
+
+def clone(tensors):
+    return Kernel(1, lambda x: x.copy(), lambda x: x, lambda x: same_type(FLOATS, x))
+
+
+def arange():
+    def call(start, end, step, dtype):
+        return ops.arange(start, end, step).astype(dtype)
+
+    return call
+
+
 @functools.cache
 def _places(shape, dim, alike):
     """index and tensor -> index, where a buffer of this shape has room for the rows."""

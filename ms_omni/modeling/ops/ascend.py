@@ -17,11 +17,6 @@ from .reference import Reference
 _matmul = ops.MatMul()
 
 
-def write_rows_by_copy(buffer, index, rows):
-    """Should the scatter that `Reference` writes with not know the device's dtype."""
-    return kernels.index_copy(buffer, index, rows)
-
-
 class Ascend(Reference):
     """A method calls kernels, or `Reference`, but no other operator: each may be replaced by itself."""
 
@@ -66,8 +61,10 @@ class Ascend(Reference):
 
     @staticmethod
     def conv1d(x, weight, bias, dilation=1, groups=1):
-        x, weight = mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2)
-        return kernels.conv2d(x, weight, bias, (1, 1), (0, 0), (1, dilation), groups).squeeze(2)
+        b, c, t = x.shape
+        m, c_group, width = weight.shape
+        x, weight = x.reshape(b, c, 1, t), weight.reshape(m, c_group, 1, width)
+        return kernels.conv2d(x, weight, bias, (1, 1), (0, 0), (1, dilation), groups).reshape(b, m, -1)
 
     @staticmethod
     def conv2d(x, weight, bias, stride, padding):
@@ -89,13 +86,18 @@ class Ascend(Reference):
         pieces = width // stride
         if pieces * stride != width:
             return Reference.conv_transpose1d(x, weight, bias, stride, trim)
-        rows = mint.permute(x, (0, 2, 1)).reshape(b * t, c)
+        rows = kernels.transpose(x, (0, 2, 1)).reshape(b * t, c)
         products = _matmul(rows, weight.reshape(c, channels * width)).reshape(b, t, channels, pieces, stride)
+        parts = kernels.transpose(products, (3, 0, 2, 1, 4)).reshape(pieces, b, channels, t * stride)
+        parts = kernels.split(parts, (1,) * pieces, 0) if pieces > 1 else (parts,)
         total = bias.reshape(1, channels, 1)
-        for piece in range(pieces):
-            part = mint.permute(products[:, :, :, piece], (0, 2, 1, 3)).reshape(b, channels, t * stride)
-            total = total + _padded(part, piece * stride, (pieces - 1 - piece) * stride)
-        return total[..., trim : max(total.shape[-1] - trim, trim)] if trim else total
+        for j, part in enumerate(parts):
+            late = part.reshape(b, channels, t * stride)
+            total = total + (kernels.pad(late, j * stride, (pieces - 1 - j) * stride) if pieces > 1 else late)
+        kept = total.shape[-1] - 2 * trim
+        if kept <= 0:
+            return mint.zeros((b, channels, 0), dtype=x.dtype)
+        return kernels.split(total, (trim, kept, trim), -1)[1] if trim else total
 
     @staticmethod
     def snake_beta(x, alpha, beta):
@@ -107,12 +109,71 @@ class Ascend(Reference):
     def scale_channels(x, scale):
         return x * scale
 
+    @staticmethod
+    def embedding(ids, weight):
+        return kernels.embedding(ids, weight)
+
+    @staticmethod
+    def embedding_part(ids, weight, first):
+        places = ids.astype(ms.int32) - first
+        inside = mint.logical_and(places >= 0, places < weight.shape[0])
+        rows = kernels.embedding(mint.where(inside, places, 0), weight)
+        return mint.where(inside.reshape(*ids.shape, 1), rows, 0.0)
+
+    @staticmethod
+    def gather_rows(x, index):
+        return mint.index_select(x, 0, index)
+
+    @staticmethod
+    def weighted_sum_rows(x, index, weights):
+        n, taps = index.shape
+        return mint.bmm(weights.astype(x.dtype).reshape(n, 1, taps), kernels.embedding(index, x)).reshape(n, -1)
+
+    @staticmethod
+    def scatter_rows(x, index, rows):
+        return kernels.index_copy(kernels.clone(x), index, rows)
+
+    @staticmethod
+    def add_rows(x, index, rows):
+        return kernels.index_add(x, index, rows)
+
+    @staticmethod
+    def write_rows(buffer, index, rows):
+        return kernels.index_copy(buffer, index, rows)
+
+    @staticmethod
+    def transpose(x, axes):
+        return kernels.transpose(x, axes)
+
+    @staticmethod
+    def argmax(x):
+        return mint.argmax(x, -1).astype(ms.int32)
+
+    @staticmethod
+    def draw(logits, noise, temperature, top_k, top_p):
+        size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
+        scores, ids = kernels.topk(logits.astype(ms.float32) / temperature, size)  # [B, k], descending
+        probs = kernels.softmax(scores)
+        before = mint.cumsum(probs, -1) - probs  # what likelier tokens have already taken
+        total = mint.cumsum(mint.where(before < top_p, probs, 0.0), -1)
+        target = noise * mint.max(total, -1, True)[0]
+        index = mint.sum((total <= target).astype(ms.int32), -1, True)
+        return mint.gather(ids, 1, mint.clamp(index, None, size - 1)).astype(ms.int32)
+
+    @staticmethod
+    def expert_load(logits, k, mask):
+        probs = kernels.softmax(logits.astype(ms.float32))  # [N, E]
+        n, e = probs.shape
+        indices = kernels.topk(probs, k)[1].reshape(-1)
+        weights = mint.broadcast_to(mask.reshape(n, 1), (n, k)).reshape(-1)
+        counts = kernels.index_add(mint.zeros((e,), dtype=ms.float32), indices.astype(ms.int32), weights)
+        return counts, mint.sum(probs * mask.reshape(n, 1), 0)
+
     # ---- other forms and the comparison on the device -----------------------------------------------------------------
 
     OTHER_FORMS: ClassVar = {
         "packed_attention": (ascend_attention.packed_attention_by_runs,),
         "experts": (ascend_moe.experts_of_all_pairs,),
-        "write_rows": (write_rows_by_copy,),
     }
     SETTLED: ClassVar[frozenset] = frozenset()
     """dtypes that the forms have been chosen for, in a class that `settled` has made of this one."""
@@ -127,12 +188,3 @@ class Ascend(Reference):
 def _both_halves(table):
     """`[..., D/2]` -> `[1, N, 1, D]`."""
     return mint.cat((table, table), -1).reshape(1, -1, 1, 2 * table.shape[-1])
-
-
-def _padded(x, before, after):
-    """Zeros in front of and behind the last axis."""
-    parts = [mint.zeros((*x.shape[:-1], before), dtype=x.dtype)] if before else []
-    parts.append(x)
-    if after:
-        parts.append(mint.zeros((*x.shape[:-1], after), dtype=x.dtype))
-    return mint.cat(tuple(parts), -1) if len(parts) > 1 else x

@@ -20,15 +20,13 @@ def attention(q, k, v, mask, scale, stable=False):
         return Reference.attention(q, k, v, mask, scale)
     b, s, h, d = q.shape
     kv_heads = k.shape[1]
-    q, k, v = _aligned(q), _aligned(k).contiguous(), _aligned(v).contiguous()
+    q, k, v = _aligned(q), _aligned(k), _aligned(v)
     if mask is not None:
         mask = (mask < DISCARD_BELOW).reshape(b, 1, s, -1)
-    if s == 1:  # moving an axis of length 1 is no transposition
-        out = kernels.fused_infer_attention(q.reshape(b, h, 1, -1), k, v, mask, kv_heads, scale, "BNSD")
-    else:
-        q = mint.permute(q, (0, 2, 1, 3)).contiguous()
-        out = kernels.fused_infer_attention(q, k, v, mask, kv_heads, scale, "BNSD_BSND")
-    return out.reshape(b, s, h, -1)[..., :d].reshape(b, s, h * d)
+    q = kernels.transpose(q, (0, 2, 1, 3))
+    layout = "BNSD" if s == 1 else "BNSD_BSND"
+    out = kernels.fused_infer_attention(q, k, v, mask, kv_heads, scale, layout)
+    return _unaligned(out.reshape(b, s, h, -1), d).reshape(b, s, h * d)
 
 
 def packed_attention(q, k, v, segments, scale):
@@ -36,17 +34,13 @@ def packed_attention(q, k, v, segments, scale):
     if q.dtype not in kernels.ATTENTION_TYPES:
         return Reference.packed_attention(q, k, v, segments, scale)
     n, h, d = q.shape
-    q, k, v = (_aligned(x).contiguous() for x in (q, k, v))
-    lengths = [length for length, count in segments for _ in range(count)]
-    outputs, start = [], 0
-    for first in range(0, len(lengths), kernels.VARLEN_SEGMENTS):
-        ends = _cumulative(lengths[first : first + kernels.VARLEN_SEGMENTS])
-        stop = start + ends[-1]
-        part = (q, k, v) if stop - start == n else (q[start:stop], k[start:stop], v[start:stop])
-        outputs.append(kernels.varlen_attention(*part, ends, scale))
-        start = stop
-    out = outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
-    return out[..., :d].reshape(n, h * d)
+    launches = _launches(segments)
+    sizes = tuple(ends[-1] for ends in launches)
+    parts = [_cut(_aligned(x), sizes) for x in (q, k, v)]
+    outputs = [
+        kernels.varlen_attention(parts[0][i], parts[1][i], parts[2][i], ends, scale) for i, ends in enumerate(launches)
+    ]
+    return _unaligned(_joined(outputs), d).reshape(n, h * d)
 
 
 def packed_attention_by_runs(q, k, v, segments, scale):
@@ -54,29 +48,45 @@ def packed_attention_by_runs(q, k, v, segments, scale):
     if q.dtype not in kernels.ATTENTION_TYPES:
         return Reference.packed_attention(q, k, v, segments, scale)
     n, h, d = q.shape
-    q, k, v = (_aligned(x).contiguous() for x in (q, k, v))
-    outputs, start = [], 0
+    sizes = tuple(length * count for length, count in segments)
+    parts = [_cut(_aligned(x), sizes) for x in (q, k, v)]
+    outputs = []
+    for i, (length, count) in enumerate(segments):
+        batch = [part[i].reshape(count, length, h, -1) for part in parts]
+        out = kernels.fused_infer_attention(batch[0], batch[1], batch[2], None, h, scale, "BSND")
+        outputs.append(out.reshape(length * count, h, -1))
+    return _unaligned(_joined(outputs), d).reshape(n, h * d)
+
+
+def _launches(segments):
+    """For each launch the cumulative lengths of its segments; a loop and tuples, which a graph can work out."""
+    launches, ends, total = (), (), 0
     for length, count in segments:
-        stop = start + length * count
-        part = [x[start:stop].reshape(count, length, h, -1) for x in (q, k, v)]
-        out = kernels.fused_infer_attention(*part, None, h, scale, "BSND")
-        outputs.append(out.reshape(stop - start, h, -1))
-        start = stop
-    out = outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
-    return out[..., :d].reshape(n, h * d)
+        for _ in range(count):
+            if len(ends) == kernels.VARLEN_SEGMENTS:
+                launches, ends, total = launches + (ends,), (), 0
+            total = total + length
+            ends = ends + (total,)
+    return launches + (ends,)
+
+
+def _cut(x, sizes):
+    """x `[N, ...]` in contiguous pieces of so many rows."""
+    parts = kernels.split(x, sizes, 0) if len(sizes) > 1 else (x,)
+    return [kernels.contiguous(part) for part in parts]
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else mint.cat(parts, 0)
 
 
 def _aligned(x):
-    """x `[..., D]` with zeros up to the next multiple of 16 channels."""
+    """x `[..., D]`, contiguous, with zeros up to the next multiple of 16 channels."""
     missing = -x.shape[-1] % ALIGNMENT
-    if missing == 0:
-        return x
-    return mint.cat((x, mint.zeros((*x.shape[:-1], missing), dtype=x.dtype)), -1)
+    return kernels.contiguous(x) if missing == 0 else kernels.pad(x, 0, missing)
 
 
-def _cumulative(lengths):
-    ends, total = [], 0
-    for length in lengths:
-        total += length
-        ends.append(total)
-    return tuple(ends)
+def _unaligned(x, d):
+    """The first d channels."""
+    missing = x.shape[-1] - d
+    return x if missing == 0 else kernels.split(x, (d, missing), -1)[0]

@@ -12,14 +12,23 @@ D channels, E experts.
 
 import mindspore as ms
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import InplaceIndexCopy, grouped_matmul_v4
+from mindspore.ops.auto_generate import (
+    Clone,
+    ConstantPadND,
+    IndexAddExt,
+    InplaceIndexCopy,
+    MoeInitRoutingV2,
+    SplitWithSize,
+    grouped_matmul_v4,
+)
 
 DOCS = "https://www.mindspore.cn/docs/en/r2.7.1/api_python"
 CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aolapi/context"
 
 ATTENTION_TYPES = (ms.float16, ms.bfloat16)
 """What both attention kernels are documented for."""
-_index_copy = InplaceIndexCopy()
+_clone, _index_add, _index_copy = Clone(), IndexAddExt(), InplaceIndexCopy()
+_init_routing, _pad, _split = MoeInitRoutingV2(), ConstantPadND(), SplitWithSize()
 VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
 
@@ -120,31 +129,39 @@ def topk(x, k):
     return mint.topk(x, k, -1)
 
 
+def softmax(x):
+    """`mint.nn.functional.softmax` over the last axis, in the type of x. DOCS/mint/mindspore.mint.nn.functional.softmax.html,
+    CANN/aclnnSoftmax.md: float16, bfloat16, float32. Unverified: that it computes in float32 whatever the type.
+    """
+    return mint.nn.functional.softmax(x, -1)
+
+
 def moe_init_routing(x, indices, experts):
-    """Rows sorted by expert: `ops.moe_init_routing_v2`, dropless (active_num 0, drop_pad_mode 0).
+    """Rows sorted by expert: the primitive `MoeInitRoutingV2`, dropless (active_num 0, drop_pad_mode 0).
 
     x `[N, D]`, indices int32 `[N, K]` in `[0, experts)` -> rows `[N * K, D]`; places int32 `[N * K]`, where the row of
-    pair n * K + j has gone; ends int32 `[experts]`, cumulative counts (flag 1).
+    pair n * K + j has gone; counts int32 `[experts]`, rows of each (flag 2). The function of MindSpore around it leaves the
+    fourth result away, which is for other modes.
 
     DOCS/ops/mindspore.ops.moe_init_routing_v2.html, CANN/aclnnMoeInitRoutingV2.md: float16, bfloat16, float32.
     Unverified: older pages of CANN give `rows[i] = x[order[i] % N]`, as if pairs were numbered by columns; MindSpore's
     example and newer pages number them by rows, as here.
     """
-    return ops.moe_init_routing_v2(x, indices, 0, 0, experts, 0, 1, False)
+    rows, places, counts, _ = _init_routing(x, indices, 0, 0, experts, 0, 2, False)
+    return rows, places, counts
 
 
-def grouped_matmul(x, weight, ends):
+def grouped_matmul(x, weight, counts):
     """`x[start:end] @ weight[e]` for each group of rows: `grouped_matmul_v4`, split_item 3, group_type 0.
 
-    x `[N, C]`, weight `[E, C, M]`, ends int64 `[E]`: cumulative counts (group_list_type 0) -> `[N, M]`, undefined in the
+    x `[N, C]`, weight `[E, C, M]`, counts int64 `[E]`: rows of each group (group_list_type 1) -> `[N, M]`, undefined in the
     rows past the last group.
 
     DOCS/ops/mindspore.ops.auto_generate.grouped_matmul_v4.html, CANN/aclnnGroupedMatmulV4.md: float16, bfloat16, float32;
-    at most 1024 groups, C and M below 65536; ends do not decrease (CANN), so a group may be empty.
-    Unverified: empty groups, since MindSpore's page says "positive, increasing"; rows past the last group, which MindSpore
-    allows and CANN does not.
+    at most 1024 groups, C and M below 65536; a group may be empty (CANN).
+    Unverified: rows past the last group, which MindSpore allows and CANN does not.
     """
-    return grouped_matmul_v4([x], [weight], group_list=ends, split_item=3, group_type=0, group_list_type=0)[0]
+    return grouped_matmul_v4([x], [weight], group_list=counts, split_item=3, group_type=0, group_list_type=1)[0]
 
 
 def moe_token_unpermute(rows, places, probs):
@@ -168,6 +185,14 @@ def dense(x, weight, bias):
     return mint.nn.functional.linear(x, weight, bias)
 
 
+def embedding(ids, weight):
+    """`mint.nn.functional.embedding`: rows of weight `[V, D]` at ids `[...]`, int32 or int64 -> `[..., D]`.
+
+    DOCS/mint/mindspore.mint.nn.functional.embedding.html, CANN/aclnnEmbedding.md. Unverified: nothing that matters here.
+    """
+    return mint.nn.functional.embedding(ids, weight)
+
+
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
     """`mint.nn.functional.conv2d`: x `[B, C, h, w]`, weight `[M, C / groups, kh, kw]`; pairs for the other arguments.
 
@@ -185,3 +210,44 @@ def index_copy(buffer, index, rows):
     Unverified: that it writes into a Parameter inside a graph.
     """
     return _index_copy(buffer, 0, index, rows)
+
+
+def index_add(x, index, rows):
+    """A copy of x `[N, ...]` with rows `[M, ...]` added at index `[M]`: what `mint.index_add` calls.
+
+    DOCS/mint/mindspore.mint.index_add.html, CANN/aclnnIndexAdd.md: float16, bfloat16, float32.
+    """
+    return _index_add(x, 0, index, rows)
+
+
+def clone(x):
+    """A copy: what `mint.clone` calls. CANN/aclnnInplaceCopy.md."""
+    return _clone(x)
+
+
+# ---- layout: what is a launch in a graph and what is none ------------------------------------------------------------
+#
+# Operator by operator, MindSpore cuts and turns by looking at the same memory in another way. In a graph its views are
+# kernels on the host (2.10), and copies of every weight that is read more than once; so a graph takes the spellings below.
+
+
+def split(x, sizes, axis):
+    """x cut along an axis into pieces of these sizes: a tuple. A view outside graphs, one kernel inside. CANN/aclnnSplitWithSize.md."""
+    return _split(x, sizes, axis)
+
+
+def contiguous(x):
+    """x without strides: a copy outside graphs where it is a view, free inside, where there are no views."""
+    return x.reshape(-1).reshape(x.shape)
+
+
+def transpose(x, axes):
+    """The axes permuted into contiguous memory, one copy; free where only axes of length 1 move. CANN/aclnnPermute.md."""
+    shape = tuple(x.shape[axis] for axis in axes)
+    moving = [axis for axis in axes if x.shape[axis] != 1]
+    return x.reshape(shape) if moving == sorted(moving) else contiguous(ops.transpose(x, axes))
+
+
+def pad(x, before, after):
+    """Zeros in front of and behind the last axis: what `mint.nn.functional.pad` calls. CANN/aclnnConstantPadNd.md."""
+    return _pad(x, (before, after), 0.0)

@@ -1,0 +1,15 @@
+"""What `ms-omni plan` says of a card, beside what MindSpore gives out on a rank of that many."""
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan, cards, rank", [("ep", 8, 0), ("ep", 8, 7), ("ep", 2, 1), ("ep", 4, 0), ("zero3", 8, 0), ("zero3", 2, 0)]
+)
+def test_weights_and_cache_per_card(dry, plan, cards, rank):
+    found = dry("prefill", plan, cards, rank)
+    assert not found["raised"]
+    for kind in ("weights", "cache"):
+        held, planned = found["memory"][kind]["held"], found["memory"][kind]["plan"]
+        assert abs(held - planned) <= 0.02 * planned, kind
