@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.config import load_named_config
 from ms_omni.modeling.audio_encoder import AudioEncoder
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
@@ -15,7 +16,6 @@ from ms_omni.modeling.layers import lazy_parameters
 from ms_omni.modeling.prefill import CHUNK_TOKENS, read_tokens
 from ms_omni.modeling.steps import DecoderStep, FrameStep
 from ms_omni.modeling.talker import Talker
-from ms_omni.modeling.thinker import Thinker
 from ms_omni.modeling.vision_encoder import VisionEncoder
 from ms_omni.parallel.team import Team
 

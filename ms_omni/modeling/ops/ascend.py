@@ -165,7 +165,7 @@ class Ascend(Reference):
         probs = kernels.softmax(logits.astype(ms.float32))  # [N, E]
         n, e = probs.shape
         indices = kernels.topk(probs, k)[1].reshape(-1)
-        weights = mint.broadcast_to(mask.reshape(n, 1), (n, k)).reshape(-1)
+        weights = ops.tile(mask.reshape(n, 1), (1, k)).reshape(-1)  # broadcast_to is a view
         counts = kernels.index_add(mint.zeros((e,), dtype=ms.float32), indices.astype(ms.int32), weights)
         return counts, mint.sum(probs * mask.reshape(n, 1), 0)
 
