@@ -43,7 +43,8 @@ def _with_parameters(compute, inputs):
     """compute under a signature of so many parameters: MindSpore counts them, those with a default too."""
 
     def call(*arrays):
-        return compute(*arrays)
+        results = compute(*arrays)  # a graph copies memory as it lies
+        return tuple(map(np.ascontiguousarray, results)) if isinstance(results, tuple) else np.ascontiguousarray(results)
 
     kind = inspect.Parameter.POSITIONAL_ONLY
     call.__signature__ = inspect.Signature([inspect.Parameter(f"input{i}", kind) for i in range(inputs)])
