@@ -5,6 +5,8 @@ import inspect
 
 from mindspore import Tensor
 
+TENSORS = {"a tensor": "", "a list": "[0]"}  # what `_kind` says of them -> what is added to the name
+
 
 def stand_in(primitive, make_kernel):
     """What replaces the class of a primitive: a function of its settings that returns a function of its inputs.
@@ -18,35 +20,43 @@ def stand_in(primitive, make_kernel):
     defaults = {**dict(setting_defaults), **dict(input_defaults)}
 
     @functools.cache
-    def kernel_of(tensors, names, values):
-        others = {**defaults, **dict(zip(names, values))}
+    def kernel_of(made, made_names, given, names):
+        at, last = len(made) - len(made_names), len(given) - len(names)
+        found = [
+            *zip(settings, made[:at]),
+            *zip(made_names, made[at:]),
+            *zip(inputs, given[:last]),
+            *zip(names, given[last:]),
+        ]
+        tensors = tuple(name + TENSORS[value] for name, value in found if value in TENSORS)
+        others = {**defaults, **{name: value for name, value in found if value not in TENSORS}}
         others = {name: value for name, value in others.items() if value is not None and name not in tensors}
         kernel = make_kernel(tensors, **others)
         kernel.called = primitive.__name__, tensors, others
         return kernel
 
-    def make(*args, **named):
-        made = list(zip(settings, args)) + [(name, named[name]) for name in named]
+    def make(*made, **made_named):
+        made_values, made_names = (*made, *made_named.values()), tuple(made_named.keys())
 
         def call(*args, **named):
-            given = list(zip(inputs, args)) + [(name, named[name]) for name in named]
-            given = made + [(name, value) for name, value in given if value is not None]
-            tensors = [_first(name, value) for name, value in given if isinstance(value, (Tensor, list))]
-            others = [(name, value) for name, value in given if not isinstance(value, (Tensor, list))]
-            kernel = kernel_of(
-                tuple([name for name, _ in tensors]),
-                tuple([name for name, _ in others]),
-                tuple([value for _, value in others]),
-            )
-            return kernel(*[tensor for _, tensor in tensors])
+            values, names = (*args, *named.values()), tuple(named.keys())
+            kernel = kernel_of(made_values, made_names, tuple([_kind(value) for value in values]), names)
+            return kernel(*[_first(value) for value in values if isinstance(value, (Tensor, list))])
 
         return call
 
     return make
 
 
-def _first(name, value):
-    return (name + "[0]", value[0]) if isinstance(value, list) else (name, value)
+def _kind(value):
+    """What of an argument decides the kernel: that it is a tensor or a list of them, or else the argument itself."""
+    if isinstance(value, Tensor):
+        return "a tensor"
+    return "a list" if isinstance(value, list) else value
+
+
+def _first(value):
+    return value[0] if isinstance(value, list) else value
 
 
 def _parameters(function):
