@@ -68,9 +68,10 @@ def test_every_dtype_to_every_dtype(damaged, stored, target):
     load_checkpoint(model, damaged, dtype=getattr(ms, target))
     numpy_target = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[target]
     for name, parameter in model.parameters_and_names():
-        assert parameter.dtype == getattr(ms, target)
+        exact = name.startswith("code2wav.")  # float32 beside every other dtype
+        assert parameter.dtype == (ms.float32 if exact else getattr(ms, target))
         if name in tensors and "patch_embed" not in name:
-            expected = tensors[name].astype(numpy_target).astype(np.float32)
+            expected = tensors[name].astype(np.float32 if exact else numpy_target).astype(np.float32)
             np.testing.assert_array_equal(parameter.astype(ms.float32).asnumpy(), expected)
 
 
