@@ -100,11 +100,10 @@ def test_greedy_answers_equal_those_of_the_reference_operators(ascend, tiny_mode
 
 @pytest.mark.slow
 def test_all_of_it():
-    """Parity, generation on caches and in compiled steps, and the cells, in a process of their own."""
+    """Parity, generation on caches, and the cells, in a process of their own; `test_ascend_steps.py` has compiled steps."""
     tests = [
         "tests/parity",
         "tests/generation/test_speech.py",
-        "tests/generation/test_steps.py",
         "tests/modeling/test_code2wav.py",
         "tests/modeling/test_prefill.py",
         "tests/modeling/test_thinker_inputs.py",
