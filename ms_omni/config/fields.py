@@ -22,10 +22,11 @@ class Expected:
 
     def __init__(self, words: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any):
         self.words, self.convert, self.constraints = words, convert, constraints
+        self.strict = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        strict = handler(Annotated[source, Field(strict=True, **self.constraints)])
-        return core_schema.no_info_wrap_validator_function(self._check, strict)
+        self.strict = self.strict or handler(Annotated[source, Field(strict=True, **self.constraints)])  # once for all fields
+        return core_schema.no_info_wrap_validator_function(self._check, self.strict)
 
     def _check(self, value, validate):
         try:

@@ -1,6 +1,7 @@
 """The frame loop: talker prompt in, one codec frame per step out (code 0 by the talker, the others by the predictor)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from mindspore import Tensor
@@ -27,13 +28,13 @@ class FramePredictor:
         looked at anyway: nothing is read from the device for it.
         """
         noise = np.stack([stream.random(self.step.groups, np.float32) for stream in self.streams])
-        codes, total = self.step(hidden, as_column(code), Tensor(noise))
+        codes, total = self.step(hidden, as_column(code), Tensor.from_numpy(noise))
         return self.accord.agree(host_array(codes).astype(np.int64)), self.accord.share(total)
 
 
 def as_column(ids):
     """Ids `[B]` as a tensor int32 `[B, 1]`."""
-    return Tensor(ids[:, None].astype(np.int32))
+    return Tensor.from_numpy(ids[:, None].astype(np.int32))
 
 
 def codec_frames(model, prompt, media, hand_over, speech):
@@ -41,8 +42,12 @@ def codec_frames(model, prompt, media, hand_over, speech):
     active = hand_over.has_text()
     start = build_prompt(model, prompt, media, hand_over, speech.speaker_id)
 
+    @lru_cache(maxsize=1)  # behind the text every frame has the same row
+    def rows(ids):
+        return text_rows(model, np.array(ids)[:, None])
+
     def text(index):
-        return text_rows(model, hand_over.ids(ROLE_ROWS + 1 + index)[:, None])
+        return rows(tuple(hand_over.ids(ROLE_ROWS + 1 + index).tolist()))
 
     for index, draw in enumerate(draws(model.talker, start, text, active, speech, model.steps, model.thinker.accord)):
         if draw.codes is not None:
@@ -82,12 +87,12 @@ def draws(talker, start, text, active, speech, pool, accord):
         params = accord.params(speech.talker)
         sampler = accord.sampler(params, batch, talker.config.text_config.vocab_size, part="talker or code predictor")
         predict = FramePredictor(frame_step, accord.params(rest), batch, accord)
-        still = np.ones((batch, 1), bool)
+        ends, still = np.array(params.eos_token_id, np.int64), np.ones((batch, 1), bool)
         step.cache.clear()
         logits, hidden = talker.read(start.rows, start.positions, step.cache, start.valid)
         for index in range(params.max_new_tokens):
             code, _ = accord.choose(sampler, host_array(logits)[:, -1].astype(np.float32))
-            counted, active = active, active & ~np.isin(code, params.eos_token_id)
+            counted, active = active, active & (code[:, None] != ends).all(axis=1)
             if not active.any() or index == params.max_new_tokens - 1:
                 yield Draw(code, counted, active, None, hidden)
                 return

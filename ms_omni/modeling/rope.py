@@ -48,4 +48,4 @@ def axial_tables(rows, columns, inv_freq):
 
 
 def _tables(angles):
-    return Tensor(np.cos(angles)), Tensor(np.sin(angles))
+    return Tensor.from_numpy(np.cos(angles)), Tensor.from_numpy(np.sin(angles))

@@ -18,14 +18,14 @@ FRAMES = 3
 
 @pytest.fixture
 def speak(tiny_model, ask):
-    """`speak("hi", ...)`: greedy speech of three frames for a batch of prompts; returns the inputs."""
+    """`speak("hi", ...)`: greedy speech of so many frames for a batch of prompts; returns the inputs."""
 
-    def run(*texts):
+    def run(*texts, count=FRAMES, **options):
         inputs = ask(*texts)
         tiny_model.generate(
             **inputs,
-            max_new_tokens=4,
-            talker_max_new_tokens=FRAMES + 1,
+            **{"max_new_tokens": 4, **options},
+            talker_max_new_tokens=count + 1,
             talker_do_sample=False,
             eos_token_id=[],
             talker_eos_token_id=[],
@@ -64,6 +64,15 @@ def test_a_frame_does_not_depend_on_the_frames_before_it(speak, monkeypatch):
     speak("hello world")
     assert len(asked) == FRAMES
     assert not np.array_equal(asked[0][2], asked[1][2])
+
+
+def test_the_row_of_silence_is_computed_once(tiny_model, speak, monkeypatch):
+    """Text of three tokens: one opens the turn, two and the end of speech have a frame each, and all others are silent."""
+    asked, original = [], frames.text_rows
+    monkeypatch.setattr(frames, "text_rows", lambda model, ids: asked.append(ids.tolist()) or original(model, ids))
+    speak("hello world", "yes", count=12, max_new_tokens=3)
+    config = tiny_model.config
+    assert len(asked) == 4 and asked[2:] == [[[config.tts_eos_token_id]] * 2, [[config.tts_pad_token_id]] * 2]
 
 
 # -- numbers that are none -------------------------------------------------------------------------------------------

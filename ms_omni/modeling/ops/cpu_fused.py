@@ -98,6 +98,7 @@ class PreparedFrame:
         _check_shapes({"codes": (len(weights.first_embedding), width)}, {"codes": weights.first_embedding})
         self.sources = kept and kept.sources  # addresses that the halves were made from
         self.halves = kept and kept.halves
+        self.moved = kept and kept.moved  # where the numbers of each part are: in its half where there is one
 
     def table(self, sampling):
         """The numbers that `code_frame` in fused.cpp reads."""
@@ -123,10 +124,10 @@ class PreparedFrame:
         addresses = [address(part) for part in parts]
         if addresses != self.sources:  # the first call, or other weights
             self.sources, self.halves = addresses, _halves(parts)
-        if self.halves is not None:
-            addresses = [old if new is None else address(new) for old, new in zip(addresses, self.halves)]
+            halves = self.halves or [None] * len(parts)
+            self.moved = [old if half is None else address(half) for old, half in zip(addresses, halves)]
         count = len(self.stack.parameters)
-        return addresses[:count], addresses[count:]
+        return self.moved[:count], self.moved[count:]
 
 
 def _halves(parts):
