@@ -25,7 +25,8 @@ class Expected:
         self.strict = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        self.strict = self.strict or handler(Annotated[source, Field(strict=True, **self.constraints)])  # once for all fields
+        if self.strict is None:  # the same for all fields of this kind
+            self.strict = handler(Annotated[source, Field(strict=True, **self.constraints)])
         return core_schema.no_info_wrap_validator_function(self._check, self.strict)
 
     def _check(self, value, validate):
