@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .hardware import Hardware
-from .launches import FORMS, VOCODER, Form, Launches
+from .launches import CHUNK, VOCODER, Form, Launches
 from .traffic import Traffic
 from .zero3_plan import block_of, bundles
 
@@ -103,10 +103,9 @@ def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1) -> Step:
 
 
 def _decoder_step(reads, operations, traffic, tokens, kernels):
-    """A chunk of a prompt is taken to launch, layer by layer, what a token does one by one."""
     if tokens == 1:
         return Step(reads, operations, traffic, kernels)
-    return Step(reads, operations, traffic, lambda _: kernels(FORMS[0]), compiled=False)
+    return Step(reads, operations, traffic, lambda _: kernels(CHUNK), compiled=False)
 
 
 def codes_step(config, sizes, itemsize, cards) -> Step:

@@ -5,7 +5,11 @@ Counted on the MindSpore that runs the tests, 2.7.1 or newer; where the versions
 
 import pytest
 
+from ms_omni.parallel import launches
+
 from .run import WHOLE
+
+STEP = launches.FORMS[1]  # the graph
 
 
 def check(found: dict) -> None:
@@ -29,26 +33,46 @@ def test_every_form_in_a_graph(dry):
     check_forms(dry("forms:graph"), "graph")
 
 
-@pytest.mark.parametrize("part, layers", [("prefill", {"thinker": 39}), ("encoders", {"vision": 26, "audio": 12})])
-def test_what_runs_operator_by_operator(dry, part, layers):
-    found = dry(part)
+def test_the_encoders(dry):
+    found = dry("encoders")
     check(found)
-    assert found["launches_per_layer"] == layers
+    assert found["launches_per_layer"] == {"vision": 26, "audio": 12}
+
+
+def test_a_chunk_of_a_prompt(dry):
+    found = dry("prefill")
+    check(found)
+    assert found["launches"] == launches.CHUNK.thinker(layers=48, cards=1).total
 
 
 @pytest.mark.slow
 def test_the_vocoder(dry):
     found = dry("vocoder")
     check(found)
-    assert found["launches"] <= 701
+    assert found["launches"] <= launches.VOCODER.total
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part, per_layer", [("thinker", 29), ("talker", 38)])
-def test_a_step_as_a_graph(dry, part, per_layer):
+@pytest.mark.parametrize("part, planned", [("thinker", STEP.thinker(48, 1)), ("talker", STEP.talker(20))])
+def test_a_step_as_a_graph(dry, part, planned):
     found = dry(part)
     check(found)
-    assert found["launches_per_layer"][part] <= per_layer
+    assert found["launches"] == planned.total
+
+
+@pytest.mark.slow
+def test_a_frame_as_a_graph(dry):
+    """The copies of the code predictor's cache, and slices, are kernels that CANN builds."""
+    found, planned = dry("frame"), STEP.codes(5, 15)
+    assert not found["raised"]
+    assert found["launches"] <= planned.total and found["kernels"]["aclop"] <= planned.aclop
+
+
+@pytest.mark.slow
+def test_a_step_on_one_of_two_cards(dry):
+    found = dry("thinker", "ep", 2)
+    check(found)
+    assert found["kernels"]["aclnn"] == STEP.thinker(48, cards=2).total
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_the_steps_of_an_answer_have_two_bounds(instruct):
     hardware, found = load_hardware("910b"), predict(*instruct, "ep", 2, 8192, 2)
     alone = predict(*instruct, "ep", 1, 8192, 2)
     launches = [alone.bound(steps, hardware, GRAPH).launches for steps in ((alone.token,), alone.speech)]
-    assert launches == [1829, 945 + 2688]
+    assert launches == [1397, 765 + 2185]
     assert [alone.bound((alone.token,), hardware, form).launches for form in FORMS[2:]] == [48 * 22 + 5, 48 * 20 + 5]
     for form in FORMS:
         text, frame, first = (found.bound(steps, hardware, form) for steps in ((found.token,), found.speech, found.first))

@@ -182,7 +182,7 @@ class Ascend(Reference):
     def settled(cls, dtype):
         """The vocoder computes in float32 beside every other dtype."""
         wanted = cls.SETTLED | {dtype, ms.float32}
-        return cls if wanted == cls.SETTLED else ascend_settle.settled(cls.__mro__[1] if cls.SETTLED else cls, wanted)
+        return cls if wanted == cls.SETTLED else ascend_settle.settled(cls.__base__ if cls.SETTLED else cls, wanted)
 
 
 def _both_halves(table):
