@@ -12,7 +12,7 @@ from .errors import CheckpointError, ConfigError, InputError, OmniError
 from .hub import resolve
 from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
 from .notices import caller_level, warn_once
-from .runtime import require_mindspore, setup
+from .runtime import require_mindspore, setup, uncollected
 
 require_mindspore()
 
@@ -146,7 +146,7 @@ class LoadingMixin:
             with exclusive:
                 runtime = setup(dtype)
                 ops.settle(runtime.dtype)
-                with lazy_parameters(runtime.dtype):
+                with lazy_parameters(runtime.dtype), uncollected():
                     model = cls(config)
                 slices = team and team.place(model, config, prefix)
             if rank_index is not None:

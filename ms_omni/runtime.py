@@ -25,19 +25,29 @@ class Runtime:
 
 def require_mindspore():
     """Imports MindSpore, or raises `ImportError` with one line that says what to install."""
-    collecting = gc.isenabled()
-    gc.disable()  # a sixth of the time of this import would go to collections, which find nothing
     try:
-        import mindspore
+        with uncollected():
+            import mindspore
     except Exception as error:  # a broken installation fails with anything from ImportError to OSError
         raise ImportError(
             f"ms_omni needs MindSpore 2.7.1 or newer, and importing it failed: {type(error).__name__}: {error}. "
             "Install it with: pip install mindspore==2.7.1"
         ) from None
+    return mindspore
+
+
+@contextlib.contextmanager
+def uncollected():
+    """Around what makes many objects that all stay: collections of garbage would find nothing, and take a sixth of the time of
+    MindSpore's import.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return mindspore
 
 
 @exclusive

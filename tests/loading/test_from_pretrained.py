@@ -1,5 +1,6 @@
 """`from_pretrained` of the model classes: what scripts pass, the order of checks, other forms of weights, names."""
 
+import gc
 import json
 import shutil
 import warnings
@@ -339,3 +340,14 @@ def test_models_processors_and_configurations_by_name(tiny_checkpoint, tmp_path,
         Qwen3OmniMoeProcessor.from_pretrained("Someone/Tiny", revision="main")(text="hi")["input_ids"],
         Qwen3OmniMoeProcessor.from_pretrained(tiny_checkpoint)(text="hi")["input_ids"],
     )
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_collections_of_garbage_are_as_they_were(tiny_checkpoint, collecting):
+    """They are left out while cells are built."""
+    (gc.enable if collecting else gc.disable)()
+    try:
+        VOCODER.from_pretrained(tiny_checkpoint)
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
