@@ -61,6 +61,7 @@ def run(command, clone, environment):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_commands(clone, environment):
     commands = lines("README.md")
     assert commands[0] == "bash launch/quickstart.sh" and commands[1] == "bash launch/test.sh"

@@ -108,6 +108,7 @@ def test_an_msrun_that_fails_or_hangs(program, monkeypatch, script, what):
     assert what in the_one(communication.msrun(Options()), "warning").what
 
 
+@pytest.mark.slow
 def test_msrun_that_works(child):
     right, measured, _ = child("msrun")
     assert "2 processes under msrun sum over" in right.what and "large sums" in measured.what

@@ -1,8 +1,10 @@
 """Steps as graphs over the emulated kernels of Ascend."""
 
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_graphs_of_ascend_answer_as_the_cells_do(ascend, tiny_checkpoint, tiny_model, ask):
     from ms_omni import Qwen3OmniMoeForConditionalGeneration
 

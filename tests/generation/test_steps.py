@@ -39,7 +39,7 @@ def speaking(greedy):
     )
 
 
-@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("greedy", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_compiled_steps_give_the_same_answer(greedy, cells_only, eager_and_compiled, ask):
     inputs, options = ask("hello"), speaking(greedy)
     results = [model.generate(**inputs, **options) for model in eager_and_compiled]

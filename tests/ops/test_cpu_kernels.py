@@ -267,6 +267,7 @@ def chosen(tmp_path, **environment):
     return choice, [line for line in done.stderr.splitlines() if "reference operators" in line]
 
 
+@pytest.mark.slow
 def test_the_kernels_are_compiled_once_and_found_again(tmp_path):
     assert chosen(tmp_path) == ("('cpu', 'the device is CPU')", [])
     files = os.listdir(tmp_path / "ms_omni")

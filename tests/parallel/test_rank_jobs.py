@@ -12,7 +12,8 @@ from tests.parallel.launching import ROOT, STRATEGIES, msrun
 WANTED = {"names": ["image_audio_video"], "spoken": ["text"]}
 
 
-@pytest.mark.parametrize("geometry, workers", [("odd", 2), pytest.param("tiny", 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("geometry, workers", [("odd", 2), ("tiny", 4)])
 def test_ranks_start_from_files_of_their_own(geometry, workers, checkpoint_of, model_of, tmp_path):
     folder, model = checkpoint_of(geometry), model_of(geometry)
     for strategy in STRATEGIES:

@@ -21,7 +21,8 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("how", ["pretrained", *(pytest.param(how, marks=pytest.mark.slow) for how in ("parts", "network"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", JOBS)
 def test_every_rank_answers_as_one_process_does(how, checkpoint_of, model_of, tmp_path):
     geometry, workers, wanted = JOBS[how]
     folder, model = checkpoint_of(geometry), model_of(geometry)
