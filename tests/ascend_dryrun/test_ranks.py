@@ -5,7 +5,8 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan, cards, rank", [("ep", 8, 0), ("ep", 8, 7), ("ep", 2, 1), ("ep", 4, 0), ("zero3", 8, 0), ("zero3", 2, 0)]
+    "plan, cards, rank",
+    [("ep", 8, 0), ("ep", 8, 7), ("ep", 2, 1), ("ep", 4, 0), ("zero3", 8, 0), ("zero3", 4, 3), ("zero3", 2, 0)],
 )
 def test_weights_and_cache_per_card(dry, plan, cards, rank):
     found = dry("prefill", plan, cards, rank)
