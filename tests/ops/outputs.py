@@ -10,6 +10,7 @@ import json
 import numpy as np
 from mindspore import Tensor
 
+from ms_omni import runtime
 from ms_omni.modeling import ops
 
 
@@ -60,4 +61,5 @@ def outputs() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    runtime.setup()  # MindSpore beside numpy 2 fails at its first number otherwise
     print(json.dumps(outputs()))
