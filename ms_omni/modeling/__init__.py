@@ -2,3 +2,5 @@
 
 BUCKET_TOKENS = 256
 """Caches grow by this many tokens; here, where it can be read without MindSpore."""
+BLOCK_TOKENS = 128
+"""Positions of a block of the engine's pool of keys and values."""

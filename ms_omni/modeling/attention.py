@@ -1,7 +1,7 @@
 """Self-attention of the decoder stacks: grouped kv heads, optional norms of queries and keys, rotary positions."""
 
 from . import ops
-from .cache import extend
+from .cache import attend
 from .layers import Cell, Linear, RMSNorm, identity
 
 
@@ -31,6 +31,4 @@ class Attention(Cell):
         k = self.k_norm(self.k_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, K, D]
         v = self.v_proj(x).reshape(b, s, -1, self.head_dim)
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
-        k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
-        k, v = extend(store, layer, k, v, mask, slots)
-        return self.reduce(self.o_proj(ops.attention(q, k, v, mask, self.scale, self.stable)))
+        return self.reduce(self.o_proj(attend(q, k, v, mask, slots, store, layer, self.scale, self.stable)))

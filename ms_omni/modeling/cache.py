@@ -3,8 +3,10 @@
 A pass over S new tokens is described by two plain tuples, so that it runs as it is in a compiled graph too:
 
     place   (cos, sin, mask, slots): rotary tables `[B, S, D/2]`, additive mask `[B, S, T]`, rows of the buffers to write
+            (cos, sin, (tables, first, lengths), slots): on blocks, see `ops.paged_attention`; slots int32 `[B * S * K]`
     store   None: one whole sequence, nothing is kept
             (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
+            (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer
             or an object with `extend(layer, k, v)` of its own (`sliding_window.py`)
 """
 
@@ -14,6 +16,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
 from . import BUCKET_TOKENS, ops
+from .ops.fused import BlockTables
 
 MASKED = -1e9
 
@@ -33,6 +36,23 @@ def causal_mask(valid, queries, window=None, runs=None):
     if runs is not None:
         allowed &= runs[:, None, :] == runs[:, -queries:, None]
     return np.where(allowed, np.float32(0), np.float32(MASKED))
+
+
+def attend(q, k, v, mask, slots, store, layer, scale, stable=False):
+    """Stores the keys and values of new tokens and lets them look at all that they may: `[B, S, H * D]`.
+
+    q `[B, S, H, D]`, k and v `[B, S, K, D]`; mask and slots: those of place.
+    """
+    if isinstance(store, tuple) and len(store) == 3:
+        keys, values, block = store
+        heads, d = k.shape[2:]
+        ops.write_rows(keys[layer], slots, k.reshape(-1, d))
+        ops.write_rows(values[layer], slots, v.reshape(-1, d))
+        shape = (-1, heads, block, d)
+        return ops.paged_attention(q, keys[layer].reshape(shape), values[layer].reshape(shape), *mask, scale)
+    k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
+    k, v = extend(store, layer, k, v, mask, slots)
+    return ops.attention(q, k, v, mask, scale, stable)
 
 
 def extend(store, layer, k, v, mask, slots):
@@ -137,6 +157,12 @@ class KVCache:
         """Rows of a buffer that hold the positions `[start, stop)` of every batch row and head, int32."""
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)
         return Tensor(rows.reshape(-1).astype(np.int32))
+
+    def tables(self):
+        """The buffers as `ops.decoder_step` takes them: a block per row, as large as it has room."""
+        heads, block, rows = self.heads[1], self.capacity, np.arange(self.heads[0], dtype=np.int32)
+        lengths = np.full(len(rows), self.length, np.int32)
+        return BlockTables(self.keys, self.values, heads, block, rows[:, None], lengths, self.seen)
 
     def advance(self, valid):
         """Makes room for the next tokens and counts them in; valid `[B, S]` bool, False where a row has padding."""

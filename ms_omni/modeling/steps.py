@@ -102,7 +102,7 @@ class DecoderStep(Step):
         """x `[B, 1, D]`, rope (cos, sin) `[B, 1, D/2]`, valid bool `[B, 1]` -> logits `[B, 1, V]`, hidden `[B, 1, D]`."""
         if self.fused is not None:
             self.cache.advance(valid)
-            return ops.decoder_step(x, *rope, self.output_layer.weight, self.cache, self.fused)
+            return ops.decoder_step(x, *rope, self.output_layer.weight, self.cache.tables(), self.fused)
         place, store = self.cache.admit(rope, valid)
         if self.graph is None or self.graph.keys is not store[0]:
             self.graph = _DecoderGraph(self.decoder, self.output_layer, store)
@@ -112,18 +112,18 @@ class DecoderStep(Step):
         return self.graph.run(x, *place)
 
 
-class _Graph(Cell):
+class Graph(Cell):
     """A cell that is compiled once: every call has inputs of the same shapes."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
 
-    def _pass(self, x, place):
-        """The pass of `layers` and `norm`, on buffers of its own. Not `Decoder.run`: a graph that reaches a cell takes its
+    def _pass(self, x, place, store=None):
+        """The pass of `layers` and `norm`, on buffers of its own or a store. Not `Decoder.run`: a graph that reaches a cell takes its
         `construct` in, and the decoders' reads arrays on the host.
         """
         for index, layer in enumerate(self.layers):
-            x = layer(x, place, (self.keys, self.values), index)
+            x = layer(x, place, store or (self.keys, self.values), index)
         return self.norm(x)
 
     def __call__(self, *arguments):
@@ -131,7 +131,7 @@ class _Graph(Cell):
             return super().__call__(*arguments)
 
 
-class _DecoderGraph(_Graph):
+class _DecoderGraph(Graph):
     def __init__(self, decoder, output_layer, store):
         super().__init__()
         self.layers, self.norm = decoder.layers, decoder.norm
@@ -174,7 +174,7 @@ class FrameStep(Step):
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 
 
-class FrameGraph(_Graph):
+class FrameGraph(Graph):
     """The loop of `FrameStep` as cells, with its own buffers."""
 
     def __init__(self, talker, batch_size, sampling):

@@ -92,10 +92,14 @@ class _InferAttention:
         given = dict(zip(self.others, others))
         table = given.get("block_table")
         b, h, s, t, d = self.sizes(q.shape, k.shape, None if table is None else table.shape)
-        mask = self.discarded(b, s, t, given.get("attn_mask"), given.get("actual_seq_lengths_kv"))
+        ends = given.get("actual_seq_lengths_kv")
+        mask = self.discarded(b, s, t, given.get("attn_mask"), ends)
         k, v = (_heads_first(x, self.kv_heads, "BSH" if x.ndim == 3 else self.layout) for x in (k, v))
         if self.paged:
+            require((table >= 0).all() and (table < len(k)).all(), f"block tables {table.tolist()} for {len(k)} blocks")
             k, v = (x[table].transpose(0, 2, 1, 3, 4).reshape(b, self.kv_heads, t, d) for x in (k, v))
+        if ends is not None:  # what is behind the lengths is not read
+            k, v = (np.where(np.arange(t)[:, None] < ends.reshape(b, 1, 1, 1), x, np.float32(0)) for x in (k, v))
         q = _heads_first(q, self.heads, self.layout).reshape(b, self.kv_heads, -1, s, d)
         scores = q @ k[:, :, None].swapaxes(-1, -2) * self.scale
         scores = np.where(mask[:, :, None], np.float32(-np.inf), scores)

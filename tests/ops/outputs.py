@@ -34,6 +34,18 @@ def outputs() -> dict[str, str]:
         "attention of one query": ops.attention(
             normal(3, 1, 8, 64), normal(3, 2, 900, 64), normal(3, 2, 900, 64), None, 0.2
         ),
+        **{
+            f"paged_attention of {queries}": ops.paged_attention(
+                normal(2, queries, 6, 40),
+                normal(9, 2, 128, 40),
+                normal(9, 2, 128, 40),
+                Tensor(np.array([[3, 8, 1, 0], [5, 2, 7, 4]], np.int32)),
+                Tensor(np.array([300, 400], np.int32)),
+                Tensor(np.array([301 + queries // 2, 400 + queries], np.int32)),
+                0.2,
+            )
+            for queries in (1, 100)
+        },
         "packed_attention": ops.packed_attention(
             normal(400, 4, 36), normal(400, 4, 36), normal(400, 4, 36), ((100, 4),), 0.2
         ),

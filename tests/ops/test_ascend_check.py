@@ -109,6 +109,14 @@ def other_heads(q, k, v, mask, *others):
     return KERNELS["fused_infer_attention"](flipped, k, v, mask, *others)
 
 
+def the_blocks_of_another_row(q, keys, values, tables, lengths, scale):
+    return KERNELS["paged_infer_attention"](q, keys, values, ms.mint.flip(tables, (0,)), lengths, scale)
+
+
+def reads_behind_the_end(q, keys, values, tables, lengths, scale):
+    return KERNELS["paged_infer_attention"](q, keys, values, tables, lengths * 0 + tables.shape[1] * keys.shape[2], scale)
+
+
 def one_segment(q, k, v, ends, scale):
     return KERNELS["varlen_attention"](q, k, v, (ends[-1],), scale)
 
@@ -152,9 +160,11 @@ def without_eps(x, weight, eps):
 
 
 MEANINGS = [
-    ("fused_infer_attention", keeps_what_it_should_discard, {"attention"}),
-    ("fused_infer_attention", ignores_the_mask, {"attention"}),
-    ("fused_infer_attention", other_heads, {"attention"}),
+    ("fused_infer_attention", keeps_what_it_should_discard, {"attention", "paged_attention"}),
+    ("fused_infer_attention", ignores_the_mask, {"attention", "paged_attention"}),
+    ("fused_infer_attention", other_heads, {"attention", "paged_attention"}),
+    ("paged_infer_attention", the_blocks_of_another_row, {"paged_attention"}),
+    ("paged_infer_attention", reads_behind_the_end, {"paged_attention"}),
     ("rotary_position_embedding", neighbours, {"rotary"}),
     ("moe_init_routing", pairs_by_columns, {"experts"}),
     ("grouped_matmul", other_counts, {"experts"}),

@@ -24,6 +24,7 @@ INT, LONG = np.int32, np.int64
 # Shapes that fit: of the inputs, and of the results. A dtype behind a shape: other than float32.
 ROWS = [(2, 3, 8)]
 ATTENTION = [(2, 3, 4, 8), (2, 2, 5, 8), (2, 2, 5, 6), (1,), (2, 3, 5)], [(2, 3, 24)]
+PAGED = [(2, 3, 4, 8), (5, 2, 16, 8), (5, 2, 16, 6), ((2, 4), INT), ((2,), INT), ((2,), INT), (1,)], [(2, 3, 24)]
 ENTRIES = {
     **dict.fromkeys(("silu", "sigmoid", "gelu", "gelu_tanh"), (ROWS, ROWS)),
     "rms_norm": ([*ROWS, (8,), (1,)], ROWS),
@@ -41,6 +42,7 @@ ENTRIES = {
     "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2), INT)], [(2, 5, 9, 8)]),
     "attention": ATTENTION,
     "attention_tiles": ATTENTION,
+    **dict.fromkeys(("paged_attention", "paged_attention_tiles"), PAGED),
     "packed_attention": ([(7, 2, 8), (7, 2, 8), (7, 2, 8), (1,), ((1,), INT)], [(7, 16)]),
     "conv1d": ([(2, 6, 20), (4, 3, 3), (4,), ((2, 2), INT)], [(2, 4, 16)]),
     "conv_transpose1d": ([(2, 6, 5), (6, 4, 8), (4,), ((4, 2), INT)], [(2, 4, 22)]),
@@ -55,6 +57,7 @@ ENTRIES = {
 # (entry, input, axis) whose length nothing else tells.
 FREE = {
     *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0)),
+    *(("paged_attention", 3, 1), ("paged_attention_tiles", 3, 1)),
     *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1)),
 }
 LIBRARIES = [ctypes.CDLL(build.library(file)) for file in FILES]
@@ -65,7 +68,9 @@ def fitting(name):
     arrays = [
         np.zeros(*(spec if isinstance(spec[0], tuple) else (spec, np.float32))) for part in ENTRIES[name] for spec in part
     ]
-    for place, value in {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)]}.get(name, ()):
+    values = {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)]}
+    values |= {key: [(5, 1)] for key in ("paged_attention", "paged_attention_tiles")}
+    for place, value in values.get(name, ()):
         arrays[place][:] = value
     return arrays
 
@@ -147,6 +152,18 @@ def test_no_outputs_are_fine():
         ("weighted_sum_rows", 1, -1, "index holds -1, expected 0 to 4"),
         ("packed_attention", 4, 8, "the segments do not cover the rows of q"),
         ("packed_attention", 4, 6, "the segments do not cover the rows of q"),
+        *(
+            (name, place, value, reason)
+            for name in ("paged_attention", "paged_attention_tiles")
+            for place, value, reason in (
+                (3, 5, "tables hold 5, expected 0 to 4"),
+                (3, -1, "tables hold -1, expected 0 to 4"),
+                (4, 1, "first holds 1 for a length of 1"),
+                (4, -1, "first holds -1 for a length of 1"),
+                (5, 65, "lengths hold 65, expected 1 to 64"),
+                (5, 0, "lengths hold 0, expected 1 to 64"),
+            )
+        ),
         ("decoder_step", 4, 0, "the table does not describe a stack"),
         ("decoder_step", 4, 1 << 40, "the table does not describe a stack"),
         ("code_frame", 3, 0, "the table does not describe a predictor of 3 codes"),

@@ -28,14 +28,24 @@ def stack():
 
 
 def test_as_many_numbers_as_there_are_members(stack):
-    arrays, buffers = fitting("decoder_step"), [np.zeros((2, 1, 3, 4), np.float32) for _ in range(4)]
+    arrays, buffers = fitting("decoder_step"), [np.zeros((4, 1, 3, 4), np.float32) for _ in range(4)]
     arrays[0][:] = arrays[1][:] = 1
-    cache = cpu_fused._Cache(start=1, capacity=3, seen=0)
+    cache = cpu_fused._Cache(blocks=4, block=3, width=2, seen=0)
     addresses = [cpu_fused.address(x) for x in buffers]
-    whole = cpu_table.table(stack.table(), cache, addresses)
+    whole = cpu_table.table(stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2])  # lengths, and the blocks of two rows
     arrays[4] = whole
     assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
-    assert all(buffer[:, :, 1].any() and not buffer[:, :, ::2].any() for buffer in buffers)
+    for buffer in buffers:  # written is the last position of each row
+        assert np.argwhere(buffer.any(-1)).tolist() == [[1, 0, 1], [2, 0, 1]]
+    for place, value, reason in (
+        (-6, 0, "lengths hold 0, expected 1 to 6"),
+        (-5, 7, "lengths hold 7, expected 1 to 6"),
+        (-2, 4, "tables hold 4, expected 0 to 3"),
+        (-1, -1, "tables hold -1, expected 0 to 3"),
+    ):
+        arrays[4] = whole.copy()
+        arrays[4][place] = value
+        assert call("decoder_step", arrays) == (1, f"decoder_step: {reason}")
     other = whole.copy()
     other[cpu_fused._Stack.dtype.fields["layers"][1] // 8] = 3
     for wrong in (whole[:-1], np.append(whole, whole[-1:]), np.delete(whole, 9), other):
@@ -44,5 +54,5 @@ def test_as_many_numbers_as_there_are_members(stack):
 
 
 def test_a_member_that_only_one_side_knows_is_named(stack):
-    with pytest.raises(TypeError, match=r"the struct Cache in C\+\+ and its values in Python differ in capacity, scale"):
-        cpu_fused._Cache(start=1, seen=0, scale=0)
+    with pytest.raises(TypeError, match=r"the struct Cache in C\+\+ and its values in Python differ in blocks, scale"):
+        cpu_fused._Cache(block=1, width=1, seen=0, scale=0)

@@ -20,7 +20,7 @@ from typing import Any
 from mindspore import Parameter, Tensor
 
 from .dispatch import describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
-from .fused import FrameWeights, StackWeights
+from .fused import BlockTables, FrameWeights, StackWeights
 
 Pair = tuple[Tensor, Tensor]
 
@@ -109,6 +109,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
     q `[B, S, H, D]`, k and v `[B, K, T, D]` with H a multiple of K, mask additive `[B, S, T]` float32 or None
     -> `[B, S, H * D]`. stable: see above; keys that the mask excludes do not count as something beside the row.
+    """
+
+
+@operator
+def paged_attention(
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
+    """Causal attention to keys and values in blocks of P positions, softmax in float32; rows of any lengths side by side.
+
+    q `[B, S, H, D]`, keys and values `[blocks, K, P, D]`, tables int32 `[B, n]`: the numbers of each row's blocks; first int32
+    `[B]`, lengths int32 `[B]`: query i of row b is at position first[b] + i and sees those up to
+    `min(first[b] + i, lengths[b] - 1)` -> `[B, S, H * D]`. What else is in the pool has no influence, be it NaN: on `cpu` a row
+    has the bits that it has alone, whatever its blocks are and n is. A prompt is computed in tiles of 256 positions.
     """
 
 
@@ -247,11 +260,11 @@ def prepare(weights: StackWeights | FrameWeights, kept: Any = None) -> Any:
 
 
 @operator
-def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Tensor, cache: Any, prepared: Any) -> tuple[Tensor, Tensor]:
+def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Tensor, cache: BlockTables, prepared: Any) -> Pair:
     """One new token per row through a decoder stack and its output layer.
 
-    x `[B, 1, D]`, cos and sin `[B, 1, D/2]`, head `[V, D]`; cache: a `KVCache` (`cache.py`) that has counted the new
-    tokens in, whose buffers are written to -> logits `[B, 1, V]`, hidden `[B, 1, D]` (after the final norm).
+    x `[B, 1, D]`, cos and sin `[B, 1, D/2]`, head `[V, D]`; cache: the blocks of each row, which have room for the new token
+    and are written to -> logits `[B, 1, V]`, hidden `[B, 1, D]` (after the final norm).
     """
 
 

@@ -24,6 +24,7 @@ class Ascend(Reference):
 
     attention = staticmethod(ascend_attention.attention)
     packed_attention = staticmethod(ascend_attention.packed_attention)
+    paged_attention = staticmethod(ascend_attention.paged_attention)
     route_topk = staticmethod(ascend_moe.route_topk)
     experts = staticmethod(ascend_moe.experts)
 
@@ -173,6 +174,7 @@ class Ascend(Reference):
 
     OTHER_FORMS: ClassVar = {
         "packed_attention": (ascend_attention.packed_attention_by_runs,),
+        "paged_attention": (ascend_attention.paged_attention_gathered,),
         "experts": (ascend_moe.experts_of_all_pairs,),
     }
     SETTLED: ClassVar[frozenset] = frozenset()

@@ -4,6 +4,7 @@ The kernels take heads whose size is a multiple of 16. Smaller ones (72 in the v
 zeros, which change neither the scores nor the first channels of the result.
 """
 
+import mindspore as ms
 from mindspore import mint
 
 from . import ascend_kernels as kernels
@@ -27,6 +28,39 @@ def attention(q, k, v, mask, scale, stable=False):
     layout = "BNSD" if s == 1 else "BNSD_BSND"
     out = kernels.fused_infer_attention(q, k, v, mask, kv_heads, scale, layout)
     return _unaligned(out.reshape(b, s, h, -1), d).reshape(b, s, h * d)
+
+
+def paged_attention(q, keys, values, tables, first, lengths, scale):
+    """Single tokens on the blocks where they lie; prompts on a copy of them, for the kernel documents one query per row."""
+    known = q.dtype in kernels.ATTENTION_TYPES and q.shape[-1] % ALIGNMENT == 0 and keys.shape[2] % ALIGNMENT == 0
+    if not known or q.shape[1] > 1 or values.shape[-1] != keys.shape[-1]:
+        return paged_attention_gathered(q, keys, values, tables, first, lengths, scale)
+    b, s, h, d = q.shape
+    q = kernels.transpose(q, (0, 2, 1, 3))
+    out = kernels.paged_infer_attention(q, keys, values, tables, lengths.astype(ms.int64), scale)
+    return out.reshape(b, s, h * d)
+
+
+def paged_attention_gathered(q, keys, values, tables, first, lengths, scale):
+    """`attention` on a copy of the blocks of each row, zeros behind its end: what is there may be NaN."""
+    b, s = q.shape[:2]
+    t = tables.shape[1] * keys.shape[2]
+    key = mint.arange(0, t, 1, dtype=ms.int32).reshape(1, 1, t)
+    behind = mint.greater_equal(key, lengths.reshape(b, 1, 1)).reshape(b, 1, t, 1)
+    keys, values = _of_rows(keys, tables, behind), _of_rows(values, tables, behind)
+    query = mint.arange(0, s, 1, dtype=ms.int32).reshape(1, s)
+    last = mint.minimum(first.reshape(b, 1) + query, lengths.reshape(b, 1) - 1)
+    mask = mint.greater(key, last.reshape(b, s, 1)).astype(ms.float32) * (2 * DISCARD_BELOW)
+    return attention(q, keys, values, mask, scale)
+
+
+def _of_rows(x, tables, behind):
+    """`[blocks, K, P, D]` -> `[B, K, n * P, D]`."""
+    b, n = tables.shape
+    _, heads, block, d = x.shape
+    blocks = mint.index_select(x.reshape(x.shape[0], -1), 0, tables.reshape(-1)).reshape(b, n, heads, block, d)
+    rows = kernels.transpose(blocks, (0, 2, 1, 3, 4)).reshape(b, heads, n * block, d)
+    return mint.where(behind, 0.0, rows)
 
 
 def packed_attention(q, k, v, segments, scale):

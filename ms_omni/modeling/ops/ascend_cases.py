@@ -132,6 +132,42 @@ def _one_query(q, k, *_, **__):
     return q.shape[1] == 1 and q.shape[-1] % 16 == 0 and k.shape[2] % 16 == 0
 
 
+def _paged(rng, heads, kv_heads, block, rows, width, channels=128):
+    """rows: (length, queries of S that are no padding). NaN behind the end of a row and in blocks that are nobody's."""
+    blocks, s = sum(-(-length // block) for length, _ in rows) + 2, max(queries for _, queries in rows)
+    keys, values = (np.full((blocks, kv_heads, block, channels), np.nan, np.float32) for _ in range(2))
+    tables, free = np.zeros((len(rows), width), np.int32), iter(rng.permutation(blocks - 1) + 1)
+    for table, (length, _) in zip(tables, rows):
+        for n, start in enumerate(range(0, length, block)):
+            table[n], count = next(free), min(block, length - start)
+            for x in (keys, values):
+                x[table[n], :, :count] = _normal(rng, kv_heads, count, channels)
+    first = np.array([length - queries for length, queries in rows], np.int32)
+    lengths = np.array([length for length, _ in rows], np.int32)
+    return _normal(rng, len(rows), s, heads, channels), keys, values, tables, first, lengths, channels**-0.5
+
+
+def _paged_step(rng, published):
+    yield _paged(rng, 16, 2, 16, ((5, 1), (33, 1), (64, 1)), 4)
+    if published:
+        yield _paged(rng, 32, 4, 128, ((1, 1), (129, 1), (1000, 1), (4096, 1)), 32)
+
+
+def _paged_chunk(rng, published):
+    yield _paged(rng, 16, 2, 16, ((40, 8), (20, 5)), 4)  # the second one ends before its queries do
+    if published:
+        yield _paged(rng, 32, 4, 128, ((1024, 512),), 8)
+        yield _paged(rng, 32, 4, 128, ((527, 15),), 8)
+
+
+def _paged_odd(rng, published):
+    yield _paged(rng, 4, 2, 4, ((5, 1), (9, 1)), 4, 24)
+
+
+def _one_query_in_blocks(q, keys, *_, **__):
+    return q.shape[1] == 1 and q.shape[-1] % 16 == 0 and keys.shape[2] % 16 == 0
+
+
 def _packed(rng, heads, channels, segments):
     n = sum(length * count for length, count in segments)
     return *(_normal(rng, n, heads, channels) for _ in range(3)), segments, channels**-0.5
@@ -314,6 +350,11 @@ KINDS: dict[str, tuple[Kind, ...]] = {
         Kind("one query", _attention_step, _one_query),
         Kind("several queries", _attention, _aligned, compiled=False),
         Kind("other heads or keys", _attention_odd),
+    ),
+    "paged_attention": (
+        Kind("one query", _paged_step, _one_query_in_blocks),
+        Kind("several queries", _paged_chunk, _aligned_heads, compiled=False),
+        Kind("other heads or blocks", _paged_odd, compiled=False),
     ),
     "packed_attention": (
         Kind("heads of a multiple of 16", _packed_attention, _aligned_heads, compiled=False),

@@ -60,6 +60,31 @@ def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
     )[0]
 
 
+def paged_infer_attention(q, keys, values, tables, lengths, scale):
+    """`fused_infer_attention` of single tokens on keys in blocks: layout "BNSD" with block_table and actual_seq_lengths_kv.
+
+    q `[B, H, 1, D]`, keys and values `[blocks, K, P, D]`, tables int32 `[B, n]`, lengths int64 `[B]` (positions that count, 1 or
+    more) -> as q.
+
+    The same pages: P a multiple of 16, at most 512; blocks of `[K, P, D]` go with BNSD; the lengths are read on the host.
+    Unverified: that nothing behind a length is read, which may be NaN (the cases of the comparison have it).
+    """
+    return ops.fused_infer_attention_score(
+        q,
+        keys,
+        values,
+        actual_seq_lengths_kv=lengths,
+        block_table=tables,
+        num_heads=q.shape[1],
+        scale=scale,
+        input_layout="BNSD",
+        num_key_value_heads=keys.shape[1],
+        sparse_mode=0,
+        inner_precise=0,
+        block_size=keys.shape[2],
+    )[0]
+
+
 def varlen_attention(q, k, v, ends, scale):
     """Attention inside each segment of a packed sequence: `ops.flash_attention_score` with layout TND, no mask.
 

@@ -14,20 +14,28 @@ constexpr i64 kQueryRows = 256;     // (query, head) rows that share the packing
 constexpr float kExcluded = -1e8f;  // a key whose mask is this far below the largest of its row is out of sight
 
 struct Heads {  // one kv head of one sequence, with the query heads that read it
-  const float *q, *k, *v, *mask;    // mask [queries][keys] or null
+  const float *q, *mask;            // mask [queries][keys] or null
+  Rows k, v;
   float *y;
   i64 queries, keys, group, d, dv;  // query heads of a group lie side by side
-  i64 q_step, k_step, v_step, y_step;  // floats from one query or key to the next
+  i64 q_step, y_step;               // floats from one query to the next
   float scale;
+  i64 position = -1;                // of the first query, which sees no key behind its own; -1: all see all
+
+  // Keys that a query sees, as far as there is no mask.
+  i64 visible(i64 query) const { return position < 0 ? keys : std::min(position + query + 1, keys); }
 };
 
 enum Sees : char { kNone, kAll, kMixed };  // what a query sees of kWide keys
 
-// sight[query][block of keys]; a query that may see nothing sees everything alike, so blocks are compared with its best.
+// sight[query][kWide keys]; a query that may see nothing sees everything alike, so keys are compared with its best.
 void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) {
   for (i64 i = 0; i < count; ++i, sight += blocks) {
     if (!h.mask) {
-      std::fill(sight, sight + blocks, kAll);
+      const i64 visible = h.visible(first + i), whole = h.position < 0 ? blocks : visible / kWide;
+      std::fill(sight, sight + whole, kAll);
+      std::fill(sight + whole, sight + blocks, kNone);
+      if (whole * kWide < visible && whole < blocks) sight[whole] = kMixed;
       continue;
     }
     const float *row = h.mask + (first + i) * h.keys, least = *std::max_element(row, row + h.keys) + kExcluded;
@@ -42,9 +50,10 @@ void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) {
   }
 }
 
-// One tile of keys for up to kRows rows. scores [kRows][kKeys] holds q k'; y, m and sum are the rows' own.
-void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight,
-                const float *const *mask, const float *values, i64 dv, float *const *y, float *m, float *sum) {
+// One tile of keys for up to kRows rows. scores [kRows][kKeys] holds q k'; y, m and sum are the rows' own. Of what a row sees
+// in part its mask tells, or how many keys are visible to it.
+void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight, const float *const *mask,
+                const i64 *visible, const float *values, i64 dv, float *const *y, float *m, float *sum) {
   const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
   const float *from[kRows];
   for (i64 r = 0; r < rows; ++r) {
@@ -54,6 +63,8 @@ void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *c
       const Sees seen = sight[r][(first_key + t) / kWide];
       if (seen == kNone)
         std::fill(s + t, s + stop, -3e38f);
+      else if (seen == kMixed && !mask[r])
+        std::fill(s + std::max(t, visible[r] - first_key), s + stop, -3e38f);
       else if (seen == kMixed)
         for (i64 i = t; i < stop; ++i) s[i] += mask[r][first_key + i];
     }
@@ -77,7 +88,8 @@ void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *c
 }
 
 void attend(const Heads &h, i64 first, i64 queries) {
-  const i64 rows = queries * h.group, dv = (h.dv + kLanes - 1) / kLanes * kLanes, blocks = (h.keys + kWide - 1) / kWide;
+  const i64 rows = queries * h.group, dv = (h.dv + kLanes - 1) / kLanes * kLanes;
+  const i64 last = h.visible(first + queries - 1), blocks = (last + kWide - 1) / kWide;  // nobody sees a key behind
   std::unique_ptr<float[]> keys(new float[h.d * kKeys]), values(new float[kKeys * dv]), q(new float[rows * h.d]),
       y(new float[rows * dv]());
   std::vector<float> m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
@@ -85,6 +97,7 @@ void attend(const Heads &h, i64 first, i64 queries) {
   look(h, first, queries, blocks, sights.data());
   std::vector<const float *> q_rows(rows), masks(rows);
   std::vector<const Sees *> sight(rows);
+  std::vector<i64> visible(rows);
   std::vector<float *> y_rows(rows);
   for (i64 row = 0; row < rows; ++row) {
     const i64 query = row / h.group;
@@ -94,11 +107,12 @@ void attend(const Heads &h, i64 first, i64 queries) {
     y_rows[row] = y.get() + row * dv;
     sight[row] = sights.data() + query * blocks;
     masks[row] = h.mask ? h.mask + (first + query) * h.keys : nullptr;
+    visible[row] = h.visible(first + query);
   }
   float *targets[kRows];
   for (int r = 0; r < kRows; ++r) targets[r] = scores.data() + r * kKeys;
-  for (i64 key = 0; key < h.keys; key += kKeys) {
-    const i64 count = std::min(kKeys, h.keys - key);
+  for (i64 key = 0; key < last; key += kKeys) {
+    const i64 count = std::min(kKeys, last - key);
     bool packed = false;
     for (i64 row = 0; row < rows; row += kRows) {
       const i64 n = std::min<i64>(kRows, rows - row);
@@ -107,8 +121,11 @@ void attend(const Heads &h, i64 first, i64 queries) {
         for (i64 r = row; r < row + n; ++r) any |= seen[b] |= sight[r][key / kWide + b] != kNone;
       if (!any) continue;
       if (!packed) {
-        pack_rows(h.k + key * h.k_step, h.k_step, count, h.d, keys.get(), kKeys);
-        pack_columns(h.v + key * h.v_step, h.v_step, h.dv, count, values.get(), dv);
+        for (i64 t = 0, together; t < count; t += together) {
+          together = h.k.together(key + t, key + count);
+          pack_rows(h.k[key + t], h.k.step, together, h.d, keys.get() + t, kKeys);
+          pack_columns(h.v[key + t], h.v.step, h.dv, together, values.get() + t * dv, dv);
+        }
         packed = true;
       }
       for (i64 b = 0; b * kWide < count; ++b) {
@@ -117,8 +134,8 @@ void attend(const Heads &h, i64 first, i64 queries) {
           tile_of(n, columns)(q_rows.data() + row, 0, keys.get() + b * kWide, kKeys, h.d, targets, b * kWide, columns,
                               true, nullptr);
       }
-      accumulate(n, key, count, scores.data(), sight.data() + row, masks.data() + row, values.get(), dv,
-                 y_rows.data() + row, m.data() + row, sum.data() + row);
+      accumulate(n, key, count, scores.data(), sight.data() + row, masks.data() + row, visible.data() + row, values.get(),
+                 dv, y_rows.data() + row, m.data() + row, sum.data() + row);
     }
   }
   for (i64 row = 0; row < rows; ++row) {
@@ -131,20 +148,22 @@ void attend(const Heads &h, i64 first, i64 queries) {
 KERNEL(attention, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> y[B, S, H * V] | "
                   "0 < H, 0 < K, H / K * K = H") {
   const i64 queries = a['S'], heads = a['H'], kv_heads = a['K'], keys = a['T'], d = a['D'], dv = a['V'], group = heads / kv_heads;
-  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), *masks = a.get("mask"), scale = *a.get("scale");
-  float *y = a.get("y");
+  const float *q = a.get("q"), *masks = a.get("mask"), scale = *a.get("scale");
+  float *k = a.get("k"), *v = a.get("v"), *y = a.get("y");
   const i64 tokens = a['B'] * queries;
   for_each(tokens * kv_heads, tokens * heads * keys * (d + dv) * 0.08, [&](i64 task) {
     const i64 head = task % kv_heads, token = task / kv_heads, cache = (token / queries * kv_heads + head) * keys;
     const float *mask = masks ? masks + token * keys : nullptr;
     const float least = mask && keys ? largest(mask, keys) + kExcluded : 0.f;
-    std::vector<i64> at;  // what the mask leaves; all where it leaves none
+    Sight sight({k + cache * d, d}, {v + cache * dv, dv}, d, dv);  // what the mask leaves; all where it leaves none
     std::vector<float> added;
-    for (i64 t = 0; t < keys; ++t)
-      if (!mask || mask[t] >= least) at.push_back(t), added.push_back(mask ? mask[t] : 0.f);
+    for (i64 t = 0, begin; mask && t < keys; sight.add(begin, t)) {
+      while (t < keys && !(mask[t] >= least)) ++t;
+      for (begin = t; t < keys && mask[t] >= least; ++t) added.push_back(mask[t]);
+    }
+    if (!mask) sight.add(0, keys);
     const i64 query = token * heads + head * group;
-    attend_query(q + query * d, group, Sight(k + cache * d, v + cache * dv, at, d, dv), scale, mask ? added.data() : nullptr,
-                 y + query * dv);
+    attend_query(q + query * d, group, sight, scale, mask ? added.data() : nullptr, y + query * dv);
   });
   return 0;
 }
@@ -175,23 +194,23 @@ int run(std::vector<Piece> &pieces) {
 KERNEL(attention_tiles, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S, T] -> y[B, S, H * V] | "
                         "0 < H, 0 < K, H / K * K = H") {
   const i64 queries = a['S'], heads = a['H'], kv_heads = a['K'], keys = a['T'], d = a['D'], dv = a['V'], group = heads / kv_heads;
-  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), *masks = a.get("mask"), scale = *a.get("scale");
-  float *y = a.get("y");
+  const float *q = a.get("q"), *masks = a.get("mask"), scale = *a.get("scale");
+  float *k = a.get("k"), *v = a.get("v"), *y = a.get("y");
   std::vector<Piece> pieces;
   for (i64 batch = 0; batch < a['B']; ++batch)
     for (i64 head = 0; head < kv_heads; ++head) {
       const float *mask = masks ? masks + batch * queries * keys : nullptr;
       const i64 first = batch * queries * heads + head * group, cache = (batch * kv_heads + head) * keys;
-      add_pieces(pieces, {q + first * d, k + cache * d, v + cache * dv, mask, y + first * dv, queries, keys, group, d, dv,
-                          heads * d, d, dv, heads * dv, scale});
+      add_pieces(pieces, {q + first * d, mask, {k + cache * d, d}, {v + cache * dv, dv}, y + first * dv, queries, keys, group,
+                          d, dv, heads * d, heads * dv, scale});
     }
   return run(pieces);
 }
 
 KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] -> y[N, H * D]") {  // ends: of the segments
   const i64 rows = a['N'], heads = a['H'], d = a['D'], step = heads * d;
-  const float *q = a.get("q"), *k = a.get("k"), *v = a.get("v"), scale = *a.get("scale");
-  float *y = a.get("y");
+  const float *q = a.get("q"), scale = *a.get("scale");
+  float *k = a.get("k"), *v = a.get("v"), *y = a.get("y");
   std::vector<Piece> pieces;
   i64 begin = 0;
   for (i64 i = 0; i < a['n']; ++i) {
@@ -199,11 +218,75 @@ KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] ->
     if (end < begin || end > rows) return refuse(kSegments);
     for (i64 head = 0; head < heads; ++head) {
       const i64 at = begin * step + head * d;
-      add_pieces(pieces, {q + at, k + at, v + at, nullptr, y + at, end - begin, end - begin, 1, d, d, step, step, step, step, scale});
+      add_pieces(pieces, {q + at, nullptr, {k + at, step}, {v + at, step}, y + at, end - begin, end - begin, 1, d, d, step, step,
+                          scale});
     }
     begin = end;
   }
   return begin == rows ? run(pieces) : refuse(kSegments);
+}
+
+// ---- keys and values in blocks -------------------------------------------------------------------------------------
+
+// What the two kernels take: keys and values in P positions a block, n blocks a row.
+#define MS_OMNI_PAGED                                                                                                     \
+  "q[B, S, H, D] keys[N, K, P, D] values[N, K, P, V] tables:i[B, n] first:i[B] lengths:i[B] scale[1] -> y[B, S, H * V] | " \
+  "0 < H, 0 < K, H / K * K = H"
+
+struct Paged {
+  const i64 queries, heads, kv_heads, width, block, d, dv, group;
+  const float *q, scale;
+  float *keys, *values, *y;
+  const int32_t *tables, *first, *lengths;
+
+  explicit Paged(const Arguments &a)
+      : queries(a['S']), heads(a['H']), kv_heads(a['K']), width(a['n']), block(a['P']), d(a['D']), dv(a['V']), group(heads / kv_heads),
+        q(a.get("q")), scale(*a.get("scale")), keys(a.get("keys")), values(a.get("values")), y(a.get("y")),
+        tables(a.get<int32_t>("tables")), first(a.get<int32_t>("first")), lengths(a.get<int32_t>("lengths")) {}
+
+  // Why the numbers lead outside; empty: they do not.
+  std::string wrong(const char *kernel, i64 rows, i64 blocks) const {
+    const std::string found = misplaced(kernel, tables, lengths, rows, width, block, blocks);
+    for (i64 row = 0; row < rows && found.empty(); ++row)
+      if (first[row] < 0 || first[row] >= lengths[row])
+        return std::string(kernel) + ": first holds " + std::to_string(first[row]) + " for a length of " + std::to_string(lengths[row]);
+    return found;
+  }
+
+  Rows rows(float *at, i64 columns, i64 row, i64 head) const {
+    return {at + head * block * columns, columns, tables + row * width, block, kv_heads * block * columns};
+  }
+};
+
+KERNEL(paged_attention, MS_OMNI_PAGED) {  // each query by itself
+  const Paged p(a);
+  const std::string wrong = p.wrong("paged_attention", a['B'], a['N']);
+  if (!wrong.empty()) return refuse(wrong);
+  double keys = 0;
+  for (i64 row = 0; row < a['B']; ++row) keys += p.lengths[row];
+  for_each(a['B'] * p.queries * p.kv_heads, keys * p.queries * p.heads * (p.d + p.dv) * 0.08, [&](i64 task) {
+    const i64 head = task % p.kv_heads, token = task / p.kv_heads, row = token / p.queries;
+    Sight sight(p.rows(p.keys, p.d, row, head), p.rows(p.values, p.dv, row, head), p.d, p.dv);
+    sight.add(0, std::min<i64>(p.first[row] + token % p.queries + 1, p.lengths[row]));
+    const i64 query = token * p.heads + head * p.group;
+    attend_query(p.q + query * p.d, p.group, sight, p.scale, nullptr, p.y + query * p.dv);
+  });
+  return 0;
+}
+
+KERNEL(paged_attention_tiles, MS_OMNI_PAGED ", P / 16 * 16 = P") {  // tiles of keys begin at multiples of kKeys of a row's positions
+  const Paged p(a);
+  const std::string wrong = p.wrong("paged_attention_tiles", a['B'], a['N']);
+  if (!wrong.empty()) return refuse(wrong);
+  std::vector<Piece> pieces;
+  for (i64 row = 0; row < a['B']; ++row)
+    for (i64 head = 0; head < p.kv_heads; ++head) {
+      const i64 query = row * p.queries * p.heads + head * p.group;
+      add_pieces(pieces, {p.q + query * p.d, nullptr, p.rows(p.keys, p.d, row, head), p.rows(p.values, p.dv, row, head),
+                          p.y + query * p.dv, p.queries, p.lengths[row], p.group, p.d, p.dv, p.heads * p.d, p.heads * p.dv,
+                          p.scale, p.first[row]});
+    }
+  return run(pieces);
 }
 
 }  // namespace

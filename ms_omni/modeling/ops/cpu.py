@@ -46,6 +46,8 @@ _experts = kernel("dense", "experts")
 _attention = kernel("attention", "attention")
 _attention_tiles = kernel("attention", "attention_tiles")
 _packed_attention = kernel("attention", "packed_attention")
+_paged_attention = kernel("attention", "paged_attention")
+_paged_attention_tiles = kernel("attention", "paged_attention_tiles")
 _conv1d = kernel("wave", "conv1d")
 _conv_transpose1d = kernel("wave", "conv_transpose1d")
 _residual_unit = kernel("wave", "residual_unit")
@@ -110,6 +112,13 @@ class Cpu(Reference):
         large = queries > ATTENTION_QUERIES and queries * k.shape[2] > ATTENTION_SCORES
         kernel = _attention_tiles if large and not stable else _attention
         return kernel(q, k, v, _floats(scale)) if mask is None else kernel(q, k, v, _floats(scale), mask)
+
+    @staticmethod
+    def paged_attention(q, keys, values, tables, first, lengths, scale):
+        if not _suits(q, keys, values):
+            return Reference.paged_attention(q, keys, values, tables, first, lengths, scale)
+        kernel = _paged_attention_tiles if q.shape[1] > 1 and keys.shape[2] % 16 == 0 else _paged_attention
+        return kernel(q, keys, values, tables, first, lengths, _floats(scale))
 
     @staticmethod
     def packed_attention(q, k, v, segments, scale):

@@ -159,15 +159,30 @@ def prepare(weights, kept=None):
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
-    kv_heads, d, layers = prepared.sizes["kv_heads"], prepared.sizes["head_dim"], len(prepared.weights.layers)
-    if (cache.heads, cache.head_dim, cache.num_layers) != ((x.shape[0], kv_heads), d, layers):
-        raise InputError(
-            f"a decoder step: the cache is of {cache.num_layers} layers, {cache.heads[0]} rows and {cache.heads[1]} heads of "
-            f"{cache.head_dim}; expected {layers} layers, {x.shape[0]} rows and {kv_heads} heads of {d}"
-        )
-    place = _Cache(start=cache.length - 1, capacity=cache.capacity, seen=address(cache.seen))
+    _check_cache(cache, x.shape[0], prepared)
+    sizes = cache.keys[0].shape[0] // (cache.heads * cache.block), cache.block, cache.tables.shape[1]
+    place = _Cache(**dict(zip(("blocks", "block", "width"), sizes)), seen=address(cache.seen))
     buffers = [address(part) for part in (*cache.keys, *cache.values)]
-    return _decoder_step(x, cos, sin, head, Tensor.from_numpy(table(prepared.table(), place, buffers)))
+    rows = cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
+    return _decoder_step(x, cos, sin, head, Tensor.from_numpy(table(prepared.table(), place, buffers, *rows)))
+
+
+def _check_cache(cache, rows, prepared):
+    """Raises `InputError` for `BlockTables` of another stack or batch: a table of addresses says nothing of shapes."""
+    kv_heads, d, layers = prepared.sizes["kv_heads"], prepared.sizes["head_dim"], len(prepared.weights.layers)
+    shapes, block = {part.shape for part in (*cache.keys, *cache.values)}, cache.heads * cache.block
+    fits = (
+        (cache.heads, len(cache.keys), len(cache.values)) == (kv_heads, layers, layers)
+        and len(shapes) == 1
+        and cache.keys[0].shape == (cache.keys[0].shape[0] // block * block, d)
+        and cache.tables.shape[0] == len(cache.lengths) == rows
+        and (cache.seen is None or cache.seen.shape == (rows, cache.tables.shape[1] * cache.block))
+    )
+    if not fits:
+        raise InputError(
+            f"a decoder step: the cache is of {len(cache.keys)} layers, {len(cache.tables)} rows, {cache.heads} heads and "
+            f"buffers of shape {sorted(shapes)}; expected {layers} layers, {rows} rows, {kv_heads} heads of {d} in whole blocks"
+        )
 
 
 def code_frame(hidden, code, noise, sampling, prepared):

@@ -54,17 +54,19 @@ class Table {
   bool whole_ = true;
 };
 
-// Keys and values `[B, K, capacity, D]` of one layer.
+// Keys and values `[blocks, K, block, D]` of one layer.
 struct Buffers {
   float *keys, *values;
-  i64 capacity;
 };
 
-// Where the rows stand: row n is new token n % fresh of batch row n / fresh, at position start + n % fresh.
+// Where the rows stand: row n is new token n % fresh of batch row n / fresh, whose last one is at position length - 1.
 struct Place {
-  i64 rows, fresh, start;
-  const float *cos, *sin;  // `[rows, D / 2]`
-  const uint8_t *seen;     // `[B, capacity]`: which positions are no padding; null: all. A token always sees itself
+  i64 rows, fresh;
+  const float *cos, *sin;        // `[rows, D / 2]`
+  std::vector<int32_t> lengths;  // `[B]`: positions of each batch row, the new ones included
+  std::vector<int32_t> tables;   // `[B, width]`: the numbers of its blocks
+  i64 width, block;
+  const uint8_t *seen = nullptr;  // `[B, width * block]`: which positions are no padding; null: all. A token always sees itself
 };
 
 template <class W>
@@ -123,8 +125,10 @@ class Stack {
     multiply<W>(team, normed_.data(), rows, width,
                 {{l.q, l.q_bias, queries, q_.data()}, {l.k, l.k_bias, keys, k_.data()}, {l.v, l.v_bias, keys, v_.data()}});
     const i64 tasks = rows / place.fresh * kv_heads;
+    i64 positions = 8 * rows;
+    for (const i64 length : place.lengths) positions += length;
     const auto task = [&](i64 i) { attend_head(l, place, to, i / kv_heads, i % kv_heads); };
-    if (tasks * (place.start + 8) * d * (heads / kv_heads) < 20'000)  // less than it takes to share it
+    if (positions * d * heads < 20'000)  // less than it takes to share it
       for (i64 i = 0; i < tasks; ++i) task(i);
     else
       team.run(tasks, task);
@@ -135,24 +139,32 @@ class Stack {
   void attend_head(const Layer<W> &l, const Place &place, const Buffers &to, i64 batch, i64 head) {
     const i64 group = heads / kv_heads;
     const float scale = 1.f / std::sqrt(static_cast<float>(d));
-    float *keys = to.keys + (batch * kv_heads + head) * to.capacity * d;
-    float *values = to.values + (batch * kv_heads + head) * to.capacity * d;
-    const uint8_t *seen = place.seen ? place.seen + batch * to.capacity : nullptr;
-    std::vector<i64> at;  // what the token sees
-    for (i64 position = 0; position < place.start; ++position)
-      if (!seen || seen[position]) at.push_back(position);
+    const auto rows = [&](float *at) {
+      return Rows{at + head * place.block * d, d, place.tables.data() + batch * place.width, place.block, kv_heads * place.block * d};
+    };
+    const Rows keys = rows(to.keys), values = rows(to.values);
+    const uint8_t *seen = place.seen ? place.seen + batch * place.width * place.block : nullptr;
     for (i64 fresh = 0; fresh < place.fresh; ++fresh) {
-      const i64 row = batch * place.fresh + fresh, position = place.start + fresh;
+      const i64 row = batch * place.fresh + fresh, position = place.lengths[batch] - place.fresh + fresh;
       const float *cos = place.cos + row * d / 2, *sin = place.sin + row * d / 2;
       float *k = k_.data() + (row * kv_heads + head) * d, *q = q_.data() + (row * heads + head * group) * d;
       turn(k, l.k_norm, cos, sin);
-      std::copy(k, k + d, keys + position * d);
+      std::copy(k, k + d, keys[position]);
       const float *v = v_.data() + (row * kv_heads + head) * d;
-      std::copy(v, v + d, values + position * d);
+      std::copy(v, v + d, values[position]);
       for (i64 g = 0; g < group; ++g) turn(q + g * d, l.q_norm, cos, sin);
-      at.push_back(position);
-      attend_query(q, group, Sight(keys, values, at, d, d), scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
-      if (seen && !seen[position]) at.pop_back();
+      Sight sight(keys, values, d, d);
+      look(sight, seen, position);
+      attend_query(q, group, sight, scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
+    }
+  }
+
+  // The token at a position sees itself and what is no padding before it.
+  static void look(Sight &sight, const uint8_t *seen, i64 position) {
+    for (i64 begin = 0, end; begin <= position; begin = end) {
+      while (seen && begin < position && !seen[begin]) ++begin;
+      for (end = seen ? begin + 1 : position + 1; end <= position && (end == position || seen[end]);) ++end;
+      sight.add(begin, end);
     }
   }
 

@@ -84,6 +84,18 @@ def attention(q, k, v, mask, scale):
     return out.reshape(*q.shape[:2], -1)
 
 
+def paged_attention(q, keys, values, tables, first, lengths, scale):
+    out = []
+    for row, (table, start, length) in enumerate(zip(tables, first, lengths)):
+        k, v = (
+            x[table].transpose(1, 0, 2, 3).reshape(1, x.shape[1], -1, x.shape[-1])[:, :, :length] for x in (keys, values)
+        )
+        last = np.minimum(start + np.arange(q.shape[1]), length - 1)
+        mask = np.where(np.arange(length) <= last[:, None], np.float32(0), np.float32(-1e9))
+        out.append(attention(q[row : row + 1], k, v, mask[None], scale)[0])
+    return np.stack(out)
+
+
 def packed_attention(q, k, v, segments, scale):
     out, start = [], 0
     for length in (length for length, count in segments for _ in range(count)):

@@ -4,28 +4,35 @@
 
 namespace {
 
-#define MS_OMNI_CACHE(_) _(i64, start) _(i64, capacity) _(const uint8_t *, seen)
+#define MS_OMNI_CACHE(_) _(i64, blocks) _(i64, block) _(i64, width) _(const uint8_t *, seen)
 
 STRUCT(Cache, MS_OMNI_CACHE);
 NAMES(Cache, Cache, MS_OMNI_CACHE)
 
-// table: a stack and its layers, the cache, the keys of each layer and the values of each -> logits, hidden
+// table: a stack and its layers, the cache, the keys of each layer and the values of each, positions that each row has (the new
+// one included), the numbers of each row's blocks -> logits, hidden
 KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n] -> logits[B, 1, V] hidden[B, 1, D]") {
   Table t(a.get<i64>("table"), a['n']);
   Stack<float> stack(t);
   const i64 batch = a['B'], vocabulary = a['V'];
   const Cache cache = t.next<Cache>();
+  const auto counts = [](i64 x) { return 0 < x && x <= INT32_MAX; };
+  const bool sized = counts(cache.blocks) && counts(cache.block) && counts(cache.width) && counts(cache.block * cache.width);
   float *const *keys = t.next<float *>(stack.layers()), *const *values = t.next<float *>(stack.layers());
+  const i64 *lengths = t.next<i64>(batch), *tables = t.next<i64>(sized ? batch * cache.width : -1);
   if (!t.read() || !stack.sound()) return refuse("decoder_step: the table does not describe a stack");
   if (stack.width != a['D'] || stack.d != 2 * a['d'])
     return refuse("decoder_step: x and cos are not as wide as the stack, " + std::to_string(stack.width) + " and half of " +
                   std::to_string(stack.d));
-  if (cache.start < 0 || cache.start >= cache.capacity) return refuse("decoder_step: the cache is full");
+  const std::string wrong = misplaced("decoder_step", tables, lengths, batch, cache.width, cache.block, cache.blocks);
+  if (!wrong.empty()) return refuse(wrong);
   std::vector<Buffers> buffers;
-  for (i64 i = 0; i < stack.layers(); ++i) buffers.push_back({keys[i], values[i], cache.capacity});
+  for (i64 i = 0; i < stack.layers(); ++i) buffers.push_back({keys[i], values[i]});
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
   std::vector<float> x(a.get("x"), a.get("x") + batch * stack.width);
-  stack.run(team, x.data(), {batch, 1, cache.start, a.get("cos"), a.get("sin"), cache.seen}, buffers.data());
+  const Place place{batch, 1, a.get("cos"), a.get("sin"), {lengths, lengths + batch}, {tables, tables + batch * cache.width},
+                    cache.width, cache.block, cache.seen};
+  stack.run(team, x.data(), place, buffers.data());
   float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);
   multiply<float>(team, hidden, batch, stack.width, {{a.get("head"), nullptr, vocabulary, a.get("logits")}});
@@ -66,7 +73,9 @@ int frame(const Arguments &a, Table &t) {
   std::vector<float> x(2 * batch * width), hidden(batch * width), logits(batch * vocabulary);
   std::vector<Buffers> buffers;
   for (i64 layer = 0; layer < stack.layers(); ++layer)
-    buffers.push_back({store.data() + 2 * layer * kept, store.data() + (2 * layer + 1) * kept, positions});
+    buffers.push_back({store.data() + 2 * layer * kept, store.data() + (2 * layer + 1) * kept});
+  std::vector<int32_t> tables(batch);  // a block per row
+  std::iota(tables.begin(), tables.end(), 0);
   Team team(stack.work(batch) * residuals + 0.1 * vocabulary * width * residuals);
 
   int32_t *codes = a.get<int32_t>("codes");
@@ -87,7 +96,8 @@ int frame(const Arguments &a, Table &t) {
     for (const float *table : {f.cos, f.sin})
       for (i64 row = 0; row < rows; ++row, turn += half)
         std::copy_n(table + (start + row % fresh) * half, half, turn);
-    stack.run(team, x.data(), {rows, fresh, start, turns.data(), turns.data() + rows * half, nullptr}, buffers.data());
+    const std::vector<int32_t> lengths(batch, start + fresh);
+    stack.run(team, x.data(), {rows, fresh, turns.data(), turns.data() + rows * half, lengths, tables, 1, positions}, buffers.data());
     for (i64 row = 0; row < batch; ++row)
       stack.finish(x.data() + (fresh * row + fresh - 1) * width, hidden.data() + row * width);
     multiply<W>(team, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});

@@ -44,6 +44,23 @@ class StackWeights(NamedTuple):
     head_dim: int
 
 
+class BlockTables(NamedTuple):
+    """Keys and values of a stack in blocks of positions, and where each row of a step finds its own.
+
+    keys, values: a Parameter `[blocks * K * block, D]` per layer, position p of a row in row
+    `(table[p // block] * K + head) * block + p % block`. tables int32 `[B, n]`: numbers of the blocks of each row; lengths int32
+    `[B]`: its positions, the new one included. seen uint8 `[B, n * block]`: 1 where a position is no padding; None: all.
+    """
+
+    keys: tuple
+    values: tuple
+    heads: int
+    block: int
+    tables: np.ndarray
+    lengths: np.ndarray
+    seen: np.ndarray | None = None
+
+
 class FrameWeights(NamedTuple):
     """What makes codes 1 .. n-1 of a frame: the code predictor's stack, the embedding of code 0 `[V0, D]`, embeddings
     and heads `[V, D]` of the others, rotary tables float32 `[n, D/2]`.

@@ -103,6 +103,15 @@ inline void add_steps(const float *const *a, i64 rows, i64 i, const float *b, i6
   if (rows == 1) add_outer<1, Steps>(a, i, b, stride, c, width);
 }
 
+// c[row] += a[row][begin .. end) B, step after step; b: the row of B for step `begin`.
+inline void add_range(const float *const *a, i64 rows, i64 begin, i64 end, const float *b, i64 stride, float *const *c,
+                      i64 width) {
+  i64 i = begin;
+  for (; rows == 1 && i + 8 <= end; i += 8, b += 8 * stride) add_steps<8>(a, rows, i, b, stride, c, width);
+  for (; i + 4 <= end; i += 4, b += 4 * stride) add_steps<4>(a, rows, i, b, stride, c, width);
+  for (; i < end; ++i, b += stride) add_steps<1>(a, rows, i, b, stride, c, width);
+}
+
 // c[row] = a[row] B for rows of length k; B `[k, width]` with rows `stride` apart is read once and in order, because
 // fetching it is what takes the time. The sums are those of `multiply`.
 inline void product_in_order(const float *const *a, i64 rows, i64 k, const float *b, i64 stride, float *const *c, i64 width) {
@@ -116,11 +125,7 @@ inline void product_in_order(const float *const *a, i64 rows, i64 k, const float
         to[row] = begin ? space.data() + row * n : c[row] + column;
         std::fill(to[row], to[row] + n, 0.f);
       }
-      i64 i = begin;
-      const i64 end = std::min(begin + kSum, k);
-      for (; rows == 1 && i + 8 <= end; i += 8) add_steps<8>(a, rows, i, b + i * stride + column, stride, to.data(), n);
-      for (; i + 4 <= end; i += 4) add_steps<4>(a, rows, i, b + i * stride + column, stride, to.data(), n);
-      for (; i < end; ++i) add_steps<1>(a, rows, i, b + i * stride + column, stride, to.data(), n);
+      add_range(a, rows, begin, std::min(begin + kSum, k), b + begin * stride + column, stride, to.data(), n);
       for (i64 row = 0; begin && row < rows; ++row)
         map(n, c[row] + column, [](vec old, vec sum) { return old + sum; }, c[row] + column, to[row]);
     }

@@ -22,6 +22,7 @@ _batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
 _bias_add = ops.BiasAdd()
 _scatter_update = ops.ScatterUpdate()
 _halve = ops.Split(-1, 2)  # mint.chunk has no kernel in a graph on CPU
+MASKED = -1e9
 
 
 class Reference:
@@ -132,6 +133,18 @@ class Reference:
         probs = ops.softmax(scores, -1).astype(v.dtype)
         out = _batch_matmul(probs, v).reshape(b, h, s, v.shape[-1])
         return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
+
+    @staticmethod
+    def paged_attention(q, keys, values, tables, first, lengths, scale):
+        b, s = q.shape[:2]
+        t, blocks = tables.shape[1] * keys.shape[2], tables.reshape(-1)
+        keys = _of_rows(ops.gather(keys, blocks, 0), b)
+        values = _of_rows(ops.gather(values, blocks, 0), b)
+        # What is behind a row is nobody's business, and zero times NaN is NaN.
+        beyond = ops.tile(ops.arange(t).reshape(1, t), (b, 1)) >= ops.tile(lengths.reshape(b, 1), (1, t))  # [B, T]
+        keys = ops.masked_fill(keys, beyond.reshape(b, 1, t, 1), 0.0)
+        values = ops.masked_fill(values, beyond.reshape(b, 1, t, 1), 0.0)
+        return Reference.attention(q, keys, values, _paged_mask(first, lengths, s, t), scale)
 
     @staticmethod
     def packed_attention(q, k, v, segments, scale):
@@ -316,6 +329,21 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
         weights = weights * Tensor(here.reshape(n, k).astype(np.float32)).astype(weights.dtype)
     out = ops.gather(mint.cat(outputs, 0), Tensor(inverse), 0).reshape(n, k, -1)
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
+
+
+def _of_rows(blocks, rows):
+    """`[B * n, K, P, D]` -> `[B, K, n * P, D]`."""
+    _, heads, block, d = blocks.shape
+    return mint.permute(blocks.reshape(rows, -1, heads, block, d), (0, 2, 1, 3, 4)).reshape(rows, heads, -1, d)
+
+
+def _paged_mask(first, lengths, s, t):
+    """Additive `[B, S, T]`: 0 up to a query's own position, none of them behind the end of its row."""
+    b = first.shape[0]
+    last = ops.tile(first.reshape(b, 1), (1, s)) + ops.tile(ops.arange(s).reshape(1, s), (b, 1))
+    last = ops.minimum(last, ops.tile(lengths.reshape(b, 1), (1, s)) - 1)  # [B, S]
+    hidden = ops.tile(ops.arange(t).reshape(1, 1, t), (b, s, 1)) > ops.tile(last.reshape(b, s, 1), (1, 1, t))
+    return hidden.astype(ms.float32) * MASKED
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Many answers of one model at once."""

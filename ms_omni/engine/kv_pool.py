@@ -1,0 +1,166 @@
+"""Keys and values of all answers in blocks of one pool, and the two passes that read and write them.
+
+A row is a sequence of its own: position p stands in block `table[p // P]`, offset p % P. A prompt is read in chunks, one row
+at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each of its own length (`PoolStep`). Who owns which
+block is decided elsewhere. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor
+from mindspore.common.initializer import initializer
+
+from ..modeling import BLOCK_TOKENS, ops
+from ..modeling.decoder import Decoder
+from ..modeling.layers import Cell
+from ..modeling.moe import SparseMoeBlock
+from ..modeling.ops.fused import BlockTables
+from ..modeling.step_weights import is_plain, stack_weights
+from ..modeling.steps import Graph, Step
+
+Pair = tuple[Tensor, Tensor]
+
+
+def table_width(blocks: int) -> int:
+    """Columns of a table for so many blocks: the next power of two, so that there are few shapes."""
+    return 1 << max(blocks - 1, 0).bit_length()
+
+
+class KVPool:
+    """The buffers of every layer, allocated once: Parameters `[blocks * K * P, D]`, row `(block * K + head) * P + offset`."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        blocks: int,
+        dtype: ms.Type = ms.float32,
+        block: int = BLOCK_TOKENS,
+    ):
+        self.heads, self.blocks, self.block = num_kv_heads, blocks, block
+        shape = (blocks * num_kv_heads * block, head_dim)
+        self.keys, self.values = (
+            # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
+            ParameterTuple(
+                [Parameter(initializer("zeros", shape, dtype), name=f"pool{id(self)}.{kind}{i}") for i in range(num_layers)]
+            )
+            for kind in ("key", "value")
+        )
+
+    @classmethod
+    def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
+        """A pool for the layers and kv heads of a decoder that this process holds."""
+        heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.weight.dtype
+        return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block)
+
+    @staticmethod
+    def block_bytes(decoder: Decoder, block: int = BLOCK_TOKENS) -> int:
+        """Memory of one block over all layers."""
+        heads, weight = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.weight
+        return 2 * len(decoder.layers) * heads * block * decoder.config.head_dim * weight.itemsize
+
+    @property
+    def store(self) -> tuple:
+        """As the layers take it, see `modeling/cache.py`."""
+        return self.keys, self.values, self.block
+
+    def tables(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> np.ndarray:
+        """Block numbers of rows with so many positions -> int32 `[B, n]`, n a power of two, filled with 0."""
+        used = [-(-length // self.block) for length in lengths]
+        found = np.zeros((len(rows), table_width(max(used))), np.int32)
+        for line, row, count in zip(found, rows, used, strict=True):
+            if len(row) < count:
+                raise ValueError(f"a row has {len(row)} blocks of {self.block} positions, but needs {count}")
+            line[:count] = row[:count]
+        return found
+
+    def slots(self, tables: np.ndarray, positions: np.ndarray, real: np.ndarray | None = None) -> np.ndarray:
+        """Rows of the buffers that hold positions `[B, S]` of rows with tables `[B, n]` -> int32 `[B * S * K]`.
+
+        real bool `[B, S]`: False where a position is padding and belongs into block 0.
+        """
+        columns = np.minimum(positions // self.block, tables.shape[1] - 1)  # padding may lie behind the last block
+        numbers = np.take_along_axis(tables, columns, 1)
+        if real is not None:
+            numbers = np.where(real, numbers, 0)
+        rows = (numbers[..., None] * self.heads + np.arange(self.heads)) * self.block + (positions % self.block)[..., None]
+        return rows.reshape(-1).astype(np.int32)
+
+    def read_chunk(
+        self,
+        decoder: Decoder,
+        x: Tensor,
+        rope: Pair,
+        start: int,
+        count: int,
+        table: Sequence[int],
+        inject: Callable[[int, Tensor], Tensor] | None = None,
+        observe: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Reads the tokens `[start, start + count)` of a row, whose earlier ones are in the pool -> hidden states `[1, S, D]`.
+
+        x `[1, S, D]`, rope (cos, sin) `[1, S, D/2]`: from `count` on both are padding, as is the result. table: the row's blocks
+        in order. inject and observe: see `Decoder.run`. The bits depend on these arguments alone, not on block numbers.
+        """
+        size, stop = x.shape[1], start + count
+        if not 0 < count <= size or start < 0:
+            raise ValueError(f"a chunk of {size} positions holds {count} tokens from {start} on")
+        tables, offsets = self.tables([table], [stop]), np.arange(size)[None]
+        slots = self.slots(tables, start + offsets, offsets < count)
+        where = _tensors(tables, np.array([start]), np.array([stop]))
+        return decoder.run(x, (*rope, where, Tensor(slots)), self.store, inject, observe)
+
+
+class PoolStep(Step):
+    """One new token for each of some rows, through a decoder and its output layer.
+
+    Where there is a fused operator (`ops.decoder_step`) that is all of it. Else the cells run, as a graph when it pays; there is
+    one per number of rows and width of the tables.
+    """
+
+    def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool):
+        super().__init__()
+        self.decoder, self.output_layer, self.pool = decoder, output_layer, pool
+        weights = stack_weights(decoder) if is_plain(output_layer) else None
+        self.fused = weights and ops.prepare(weights)
+        self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
+        self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
+
+    def construct(self, x: Tensor, rope: Pair, tables: np.ndarray, lengths: np.ndarray) -> Pair:
+        """x `[B, 1, D]`, rope (cos, sin) `[B, 1, D/2]`, tables int32 `[B, n]`, lengths int32 `[B]` with the new token
+        -> logits `[B, 1, V]`, hidden `[B, 1, D]`. A row that only pads the batch has length 1 and a table of zeros.
+        """
+        pool = self.pool
+        if self.fused is not None:
+            cache = BlockTables(pool.keys, pool.values, pool.heads, pool.block, tables, lengths)
+            return ops.decoder_step(x, *rope, self.output_layer.weight, cache, self.fused)
+        slots = Tensor(pool.slots(tables, lengths[:, None] - 1))
+        where = _tensors(tables, lengths - 1, lengths)
+        fits_graph = len(lengths) * self.top_k <= ops.graph_expert_rows()
+        if fits_graph and self.decoder.compilable and self.due():
+            self.decoder.announce(x)
+            return self.graph(x, *rope, slots, *where)
+        return self.graph.run(x, *rope, slots, *where)
+
+
+class _PoolGraph(Graph):
+    def __init__(self, decoder, output_layer, pool):
+        super().__init__()
+        self.layers, self.norm, self.output_layer = decoder.layers, decoder.norm, output_layer
+        self.keys, self.values, self.block = pool.store
+
+    @ms.jit
+    def construct(self, x, cos, sin, slots, tables, first, lengths):
+        return self.run(x, cos, sin, slots, tables, first, lengths)
+
+    def run(self, x, cos, sin, slots, tables, first, lengths):
+        place, store = (cos, sin, (tables, first, lengths), slots), (self.keys, self.values, self.block)
+        hidden = self._pass(x, place, store)
+        return ops.linear(hidden, self.output_layer.source(self.output_layer.weight)), hidden
+
+
+def _tensors(*arrays):
+    return tuple(Tensor(array.astype(np.int32)) for array in arrays)
