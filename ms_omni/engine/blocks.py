@@ -1,0 +1,186 @@
+"""Which block of a cache belongs to whom, and what of it can be found again.
+
+    prompt   |<------- chunk 0 ------->|<------- chunk 1 ------->|<- rest ->|     a chunk, 512 tokens, is read in one launch
+    blocks   |  1  |  2  |  3  |  4  |  5  |  6  |  7  |  8  |  9  |              a block holds 128 tokens
+    keys     hash(what was read)       hash(key of chunk 0, what was read)
+
+A block is free, used (by one row or by several that read the same), or cached: nobody uses it, but it holds a chunk that may be
+asked for again. All of this is book-keeping over numbers; the keys and values themselves are somewhere else.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+
+BLOCK = 128
+"""Tokens of a block."""
+CHUNK = 512
+"""Tokens of a prompt that are read at a time, from a multiple of as many on."""
+SCRATCH = 0
+"""The block that rows write to which only pad a launch: it is nobody's."""
+
+
+def blocks_for(tokens: int) -> int:
+    """How many blocks hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
+def chunk_keys(ids: Sequence[int], media: Iterable[tuple[int, int, bytes]] = (), salt: bytes = b"") -> tuple[bytes, ...]:
+    """One key per full chunk of a prompt: equal keys mean equal keys and values in every layer, from the first token on.
+
+    ids: of the whole prompt. media: `(start, stop, digest)` of the tokens that stand for a picture, video or sound, with a digest
+    of its content and of what their positions follow from (grids, seconds per grid). salt: whatever else two prompts may differ
+    in, such as positions of the caller's own, or whether the payload is wanted that is kept beside a chunk.
+    """
+    keys, key, media = [], hashlib.sha256(salt).digest(), list(media)
+    for start in range(0, len(ids) - CHUNK + 1, CHUNK):
+        stop = start + CHUNK
+        seen = [span for span in media if span[0] < stop and span[1] > start]
+        key = hashlib.sha256(key + array("q", ids[start:stop]).tobytes() + repr(seen).encode()).digest()
+        keys.append(key)
+    return tuple(keys)
+
+
+@dataclass(eq=False)
+class Chunk:
+    """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it."""
+
+    key: bytes
+    parent: "Chunk | None"
+    blocks: tuple[int, ...]
+    payload: Any
+    children: "set[Chunk]" = field(default_factory=set)
+
+
+class BlockPool:
+    """The blocks 1 .. blocks - 1 of a cache. `free + cached + used == capacity` at any time."""
+
+    def __init__(self, blocks: int) -> None:
+        self.capacity = blocks - 1
+        self._free = list(range(blocks - 1, SCRATCH, -1))  # the end is given out first
+        self._users = [0] * blocks
+        self._chunks: dict[bytes, Chunk] = {}
+        self._chunk_of: dict[int, Chunk] = {}
+        self._unused: OrderedDict[bytes, Chunk] = OrderedDict()  # the least recently used first
+
+    @property
+    def free(self) -> int:
+        """Blocks that hold nothing."""
+        return len(self._free)
+
+    @property
+    def cached(self) -> int:
+        """Blocks that nobody uses and that hold a chunk."""
+        return len(self._unused) * (CHUNK // BLOCK)
+
+    @property
+    def used(self) -> int:
+        """Blocks that rows use; one that several rows use counts once."""
+        return self.capacity - self.free - self.cached
+
+    def check(self, tokens: int, what: str) -> None:
+        """Raises `InputError` for what would not even fit if nobody else were there."""
+        if blocks_for(tokens) > self.capacity:
+            raise InputError(
+                f"{what} needs {tokens} tokens in the cache, which holds {self.capacity * BLOCK}; make the prompt shorter, "
+                "allow fewer new tokens, or give the engine a larger cache"
+            )
+
+    def take(self, count: int) -> list[int] | None:
+        """So many blocks for one user, or None, and nothing has changed, if there are not as many. What was not used for the
+        longest time is forgotten for it.
+        """
+        if count > self.free + self.cached:
+            return None
+        while count > self.free:
+            self._forget(next(iter(self._unused.values())))
+        blocks = [self._free.pop() for _ in range(count)]
+        for block in blocks:
+            self._users[block] = 1
+        return blocks
+
+    def find(self, keys: Iterable[bytes]) -> list[Chunk]:
+        """The chunks with these keys, as far as they are known in a row, with one user more."""
+        found = []
+        for key in keys:
+            if key not in self._chunks:
+                break
+            found.append(self._chunks[key])
+        for chunk in found:
+            self._unused.pop(chunk.key, None)
+            for block in chunk.blocks:
+                self._users[block] += 1
+        return found
+
+    def keep(self, key: bytes, parent: bytes | None, blocks: Sequence[int], payload: Any = None) -> None:
+        """Remembers a chunk that was read into blocks which the caller uses; parent: the key of the chunk before it.
+
+        Of two rows that read the same at the same time the first is remembered. A chunk whose parent is gone cannot be found.
+        """
+        before = self._chunks.get(parent) if parent is not None else None
+        if key in self._chunks or (parent is not None and before is None):
+            return
+        chunk = self._chunks[key] = Chunk(key, before, tuple(blocks), payload)
+        self._chunk_of.update(dict.fromkeys(blocks, chunk))
+        if before is not None:
+            before.children.add(chunk)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Gives up what `take` and `find` gave, in the order of the tokens: of a prompt the end is forgotten first."""
+        for block in reversed(blocks):
+            assert self._users[block] > 0, f"block {block} is released more often than taken"
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            chunk = self._chunk_of.get(block)
+            if chunk is None:
+                self._free.append(block)
+            elif block == chunk.blocks[0]:  # the last of the chunk to be released
+                self._unused[chunk.key] = chunk
+
+    def _forget(self, chunk: Chunk) -> None:
+        """Takes a chunk out of the index, and all that could only be found behind it."""
+        if chunk.parent is not None:
+            chunk.parent.children.discard(chunk)
+        chunks = [chunk]
+        while chunks:
+            chunk = chunks.pop()
+            chunks += chunk.children
+            del self._chunks[chunk.key]
+            for block in chunk.blocks:
+                del self._chunk_of[block]
+            if self._unused.pop(chunk.key, None) is not None:
+                self._free += reversed(chunk.blocks)
+
+
+class ContentCache:
+    """Values by a hash of the content that they were computed from, as many bytes of them as the budget allows; what was not asked
+    for the longest time goes first.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.size = 0
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        """The value, or None."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: Hashable, value: Any, size: int) -> None:
+        """size: bytes of the value; one that exceeds the whole budget is not kept."""
+        self.size -= self._entries.pop(key, (None, 0))[1]
+        if size > self.budget:
+            return
+        self._entries[key] = value, size
+        self.size += size
+        while self.size > self.budget:
+            self.size -= self._entries.popitem(last=False)[1][1]

@@ -1,0 +1,381 @@
+"""Who does what in the next tick: numbers in, a `Plan` out. No model, no device, and the clock is given.
+
+    add --> waiting --admit--> running:  media --> prompt --> text --------------> ended
+               ^                  |                  |          v word by word
+               +----- dropped ----+                  +--> speech: prompt --> frames --> sound
+
+A tick is short, however many callers there are: some tokens of prompts, a token for all who need one now, one launch of frames, one
+of the vocoder. Who comes first follows from one number, a row's deadline: the time at which its listener will have heard all that
+was sent. Before the first sound it is the time from which on the listener waits too long.
+"""
+
+import math
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .blocks import BLOCK, CHUNK, BlockPool, blocks_for
+from .plan import TALKER, THINKER, Facts, Job, Plan
+
+FRAME_S = 0.08
+"""Sound of a frame."""
+CALM_S = 2.0
+"""Rows with more sound to be heard wait while somebody is in need."""
+DRY_S = 0.5
+"""Rows with less are in need, as are those that were not heard yet."""
+PATIENCE_S = 1.0
+"""From a call with a prompt of up to one chunk to the time at which its first sound is late; longer prompts may take longer."""
+LAUNCH_ROWS = 16
+"""Rows of a launch at most."""
+CHUNK_COST = 128
+"""Tokens that the smallest chunk counts as: a launch has its price."""
+SKIPS = 3
+"""Ticks in a row in which nothing may be read, because somebody would run dry."""
+
+
+@dataclass(eq=False)
+class Track:
+    """What one decoder has done for a row: the first `read` of the `known` positions are in its blocks, `made` of them were drawn.
+
+    chunked: positions that are read in chunks; the others are read in steps. Reading the last known position draws another, so a
+    track that has lost its blocks simply reads again: chunks first, then steps, and nothing is drawn twice.
+    """
+
+    prompt: int
+    limit: int
+    chunked: int
+    read: int = 0
+    made: int = 0
+    ended: bool = False
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def known(self) -> int:
+        return self.prompt + self.made
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of the next chunk; 0 when there is none."""
+        return 0 if self.ended else max(min(CHUNK, self.chunked - self.read), 0)
+
+    @property
+    def steps(self) -> bool:
+        """Whether a step is next."""
+        return self.prompt > 0 and not self.ended and self.read >= self.chunked
+
+    @property
+    def replays(self) -> bool:
+        """Whether that step draws nothing."""
+        return self.read + 1 < self.known
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer on its way. deadline and sent: see above, and the frames that became sound; encoded: calls of encoders;
+    payloads: of the chunks that were found.
+    """
+
+    id: int
+    job: Job
+    deadline: float
+    text: Track
+    speech: Track | None
+    encoded: int = 0
+    sent: int = 0
+    pieces: int = 0
+    payloads: list[Any] = field(default_factory=list)
+
+    @property
+    def tracks(self) -> tuple[Track, Track | None]:
+        """By decoder."""
+        return self.text, self.speech
+
+    @property
+    def speaks(self) -> bool:
+        return self.speech is not None and not self.speech.ended
+
+    @property
+    def done(self) -> bool:
+        return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.made))
+
+    @property
+    def word(self) -> bool:
+        """Whether the next frame has its text: a token each, and silence behind the last."""
+        return self.speech.replays or self.text.ended or self.text.made > self.speech.made
+
+    @property
+    def next_frame(self) -> float:
+        """When its next frame will be missed."""
+        return self.deadline + (self.speech.made - self.sent) * FRAME_S
+
+    @property
+    def unheard(self) -> bool:
+        """Whether its listener (reader, if it does not speak) waits for the first of all."""
+        return self.sent == 0 if self.speaks else self.text.made == 0
+
+    def dry(self, now: float) -> bool:
+        """Whether its listener would soon hear nothing more."""
+        return self.speaks and self.sent > 0 and self.deadline - now < DRY_S
+
+    def calm(self, now: float) -> bool:
+        return self.sent > 0 and self.deadline - now > CALM_S
+
+    def reading(self) -> tuple[int | None, int] | None:
+        """What it reads next: the decoder of a chunk, or None for media, and how many tokens; or nothing."""
+        if self.text.chunk and self.encoded < len(self.job.media):
+            return None, self.job.media[self.encoded][1]
+        if self.text.chunk:
+            return THINKER, self.text.chunk
+        if self.speaks and self.text.made and self.speech.chunk:
+            return TALKER, self.speech.chunk
+        return None
+
+    def left(self) -> int:
+        """Tokens that it has to read until it can be heard."""
+        media = sum(tokens for _, tokens in self.job.media[self.encoded :])
+        return media + sum(max(track.chunked - track.read, 0) for track in self.tracks if track and not track.ended)
+
+
+class Scheduler:
+    """`add` and `cancel` at any time; `plan`, do it, say what came of it with `done`, and again.
+
+    thinker, talker: the pools of blocks; max_rows: rows at work; budget: tokens of prompts per tick; margin: tokens beyond what it
+    reads that must be free when a row is admitted, for nobody knows how much it will write; clock: seconds.
+    """
+
+    def __init__(
+        self,
+        thinker: BlockPool,
+        talker: BlockPool | None = None,
+        max_rows: int = 16,
+        budget: int = CHUNK,
+        margin: int = 2 * BLOCK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pools = (thinker, talker)
+        self.max_rows, self.budget, self.margin, self.clock = max_rows, budget, margin, clock
+        self.rows: dict[int, Row] = {}
+        self.running: list[Row] = []  # in the order of their calls, before all waiting ones
+        self.waiting: deque[Row] = deque()
+        self._gone: list[int] = []
+        self._next_id = self._turn = self._skipped = 0
+
+    def add(self, job: Job) -> int:
+        """The id of a new row. Raises `InputError` for what would not even fit alone."""
+        if job.prompt:
+            self.pools[THINKER].check(job.prompt + job.limit, "the answer")
+        if job.speech is not None:
+            self.pools[TALKER].check(job.speech.prompt + job.speech.limit, "its speech")
+        text = Track(job.prompt, job.limit, job.prompt)
+        speech = job.speech and Track(job.speech.prompt, job.speech.limit, job.speech.prompt - 1)
+        row = Row(self._next_id, job, self.clock() + PATIENCE_S * max(job.prompt / CHUNK, 1), text, speech)
+        self._next_id += 1
+        self.rows[row.id] = row
+        self.waiting.append(row)
+        return row.id
+
+    def cancel(self, id: int) -> None:
+        """Ends a row, unless it has ended already; its blocks are free at once."""
+        if id in self.rows:
+            self._remove(self.rows[id])
+
+    def written(self, id: int, tokens: int, ended: bool) -> None:
+        """For text that is written elsewhere: so many more tokens can be spoken, and whether they are the last."""
+        if id in self.rows:
+            self.rows[id].text.made += tokens
+            self.rows[id].text.ended |= ended
+
+    def plan(self) -> Plan:
+        """The next tick; empty when nobody can do anything."""
+        now, plan = self.clock(), Plan(gone=[(id,) for id in self._gone])
+        self._gone.clear()
+        speaking = self.speaking(now)
+        writing = self.writing(speaking)
+        self._grow(plan, THINKER, writing)
+        self._grow(plan, TALKER, speaking)
+        writing, speaking = ([row for row in rows if (row.id,) not in plan.dropped] for rows in (writing, speaking))
+        self._admit(plan)
+        speaking += self._read(plan, now, bool(speaking))[: LAUNCH_ROWS - len(speaking)]
+        plan.decode = [(row.id,) for row in writing]
+        plan.frames = [(row.id,) for row in speaking]
+        plan.sound = self.sounding(speaking, now)
+        return plan
+
+    def speaking(self, now: float) -> list[Row]:
+        """Who gets a frame: those whose next one would be missed first."""
+        need = any(row.unheard or row.dry(now) for row in self.running)
+        ready = [row for row in self.running if row.speaks and row.speech.steps and not (need and row.calm(now))]
+        able = [row for row in ready if row.word or (row.text.steps and not row.text.replays)]
+        return sorted(able, key=lambda row: row.next_frame)[:LAUNCH_ROWS]
+
+    def writing(self, speaking: list[Row]) -> list[Row]:
+        """Who gets a token: all who only write, or write again, and those whose next frame needs a word."""
+        steps = [row for row in self.running if row.text.steps]
+        return [row for row in steps if not row.speaks or row.text.replays or (row in speaking and not row.word)]
+
+    def readers(self) -> list[Row]:
+        """Who reads, in order: every second time the oldest first, else those who have least to read."""
+        rows = [row for row in self.running if row.reading()]
+        return sorted(rows, key=Row.left) if self._turn % 2 else rows
+
+    def sounding(self, speaking: list[Row], now: float) -> list[tuple[int, int]]:
+        """Pieces of sound of one size, that of the first deadline."""
+        pieces = []
+        for row in sorted((row for row in self.rows.values() if row.speech), key=lambda row: row.deadline):
+            frames = self.piece(row, row.speech.made + (row in speaking and not row.speech.replays) - row.sent, now)
+            if frames:
+                pieces.append((row.id, frames, bisect_left(row.job.speech.pieces, frames)))
+        return [(id, frames) for id, frames, size in pieces if size == pieces[0][2]][:LAUNCH_ROWS]
+
+    def piece(self, row: Row, frames: int, now: float) -> int:
+        """How many of a row's frames become sound now. Pieces grow, but beside others a row gives what it has before it runs dry;
+        once it did, it makes whole pieces again.
+        """
+        sizes = row.job.speech.pieces
+        wanted = sizes[min(row.pieces, len(sizes) - 1)]
+        if row.speech.ended or frames >= wanted:
+            return min(frames, wanted)
+        if row.sent and abs(row.deadline - now) < DRY_S and len(self.rows) > 1:
+            return max((size for size in sizes if size <= frames), default=0)
+        return 0
+
+    def _grow(self, plan: Plan, decoder: int, rows: list[Row]) -> None:
+        """A block for each row whose next position needs one. When there is none, the newest row gives up its blocks, until there
+        is: the oldest always goes on.
+        """
+        for row in sorted(rows, key=lambda row: row.id):
+            track = row.tracks[decoder]
+            while row in self.running and track.read == len(track.blocks) * BLOCK:
+                if (taken := self.pools[decoder].take(1)) is None:
+                    self._drop(plan, decoder)
+                else:
+                    track.blocks += taken
+                    plan.blocks.append((row.id, decoder, *taken))
+
+    def _drop(self, plan: Plan, decoder: int) -> None:
+        row = next(row for row in reversed(self.running) if row.tracks[decoder] and row.tracks[decoder].blocks)
+        self._release(row)
+        self.running.remove(row)
+        self.waiting.appendleft(row)
+        plan.dropped.append((row.id,))
+        plan.blocks = [entry for entry in plan.blocks if entry[0] != row.id]
+
+    def _admit(self, plan: Plan) -> None:
+        """First come, first served."""
+        while self.waiting and len(self.running) < self.max_rows and self._place(self.waiting[0]):
+            row = self.waiting.popleft()
+            self.running.append(row)
+            row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
+            plan.admitted.append((row.id, row.text.read))
+            plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
+
+    def _place(self, row: Row) -> bool:
+        """Finds or takes blocks for all that a row has to read, if there is room for that and the margin."""
+        for decoder, track in enumerate(row.tracks):
+            if track is None or track.ended or not track.prompt:
+                continue
+            pool = self.pools[decoder]
+            # The last chunk is read even if it is known: somebody has to draw from it.
+            found = pool.find(row.job.keys[: (track.prompt - 1) // CHUNK]) if decoder == THINKER else []
+            row.payloads += [chunk.payload for chunk in found]
+            track.blocks = [block for chunk in found for block in chunk.blocks]
+            track.read = len(track.blocks) * BLOCK
+            room = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
+            if room > pool.free + pool.cached:
+                self._release(row)
+                return False
+            track.blocks += pool.take(blocks_for(track.known) - len(track.blocks))
+        return True
+
+    def _read(self, plan: Plan, now: float, busy: bool) -> list[Row]:
+        """Media and chunks of prompts, as many as the budget allows, one of a row; nothing for a while if somebody would run dry
+        before the first of them is late. Returns the rows that can speak at once.
+        """
+        rows, ready, left = self.readers(), [], self.budget
+        soonest = min((row.deadline for row in self.running if row.dry(now)), default=math.inf)
+        if not rows or (busy and self._skipped < SKIPS and soonest < min(row.deadline for row in rows)):
+            self._skipped += 1
+            return []
+        self._skipped, self._turn = 0, self._turn + 1
+        for row in rows:
+            decoder, tokens = row.reading()
+            if left < self.budget and left < max(tokens, CHUNK_COST):
+                continue
+            left -= max(tokens, CHUNK_COST)
+            if decoder is None:
+                plan.encode.append((row.id, row.encoded))
+                continue
+            stop = row.tracks[decoder].read + tokens
+            plan.read.append((row.id, decoder, stop - tokens, stop))
+            if decoder == TALKER and stop == row.speech.chunked and row.word:
+                ready.append(row)
+        return ready
+
+    def done(self, plan: Plan, facts: Facts = Facts()) -> list[int]:
+        """Takes note of what was done; returns the rows that have ended with it."""
+        now, rows = self.clock(), self.rows
+        for id, _ in plan.encode:
+            if id in rows:
+                rows[id].encoded += 1
+        for id, decoder, start, stop in plan.read:
+            if id in rows:
+                self._advance(rows[id], decoder, stop, facts)
+                self._keep(rows[id], decoder, start, facts.payloads.get(id))
+        for decoder, ids in ((THINKER, plan.decode), (TALKER, plan.frames)):
+            for (id,) in ids:
+                if id in rows:
+                    self._advance(rows[id], decoder, rows[id].tracks[decoder].read + 1, facts)
+        for id, frames in plan.sound:
+            if id in rows:
+                self._send(rows[id], frames, now)
+        return self._retire(facts)
+
+    def _advance(self, row: Row, decoder: int, read: int, facts: Facts) -> None:
+        track = row.tracks[decoder]
+        track.read = read
+        if read == track.known and not (decoder == TALKER and row.id in facts.speech_ended):
+            track.made += 1
+
+    def _keep(self, row: Row, decoder: int, start: int, payload: Any) -> None:
+        """A full chunk of the thinker's prompt can be found from now on."""
+        index, keys = start // CHUNK, row.job.keys
+        if decoder == THINKER and index < len(keys):
+            blocks = row.text.blocks[blocks_for(start) : blocks_for(start + CHUNK)]
+            self.pools[THINKER].keep(keys[index], keys[index - 1] if index else None, blocks, payload)
+
+    def _send(self, row: Row, frames: int, now: float) -> None:
+        frames = min(frames, row.speech.made - row.sent)
+        if frames:
+            row.deadline = frames * FRAME_S + (row.deadline if row.sent else now)
+            row.sent += frames
+            row.pieces += 1
+
+    def _retire(self, facts: Facts) -> list[int]:
+        for decoder, ids in ((THINKER, facts.text_ended), (TALKER, facts.speech_ended)):
+            for row in (self.rows[id] for id in ids if id in self.rows):
+                row.tracks[decoder].ended = True
+                self._release(row, decoder)
+        for id in facts.failed:
+            self.cancel(id)
+        finished = [row for row in self.rows.values() if row.done]
+        for row in finished:
+            self._remove(row)
+        return [row.id for row in finished]
+
+    def _remove(self, row: Row) -> None:
+        self._release(row)
+        del self.rows[row.id]
+        (self.running if row in self.running else self.waiting).remove(row)
+        self._gone.append(row.id)
+
+    def _release(self, row: Row, *decoders: int) -> None:
+        """Gives up a row's blocks, of all decoders if none is named."""
+        for decoder in decoders or (THINKER, TALKER):
+            track = row.tracks[decoder]
+            if track is not None and track.blocks:
+                self.pools[decoder].release(track.blocks)
+                track.read, track.blocks = 0, []
+        row.payloads.clear()
