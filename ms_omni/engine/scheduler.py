@@ -11,8 +11,7 @@ was sent. Before the first sound it is the time from which on the listener waits
 
 import math
 import time
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,8 +157,8 @@ class Scheduler:
         self.pools = (thinker, talker)
         self.max_rows, self.budget, self.margin, self.clock = max_rows, budget, margin, clock
         self.rows: dict[int, Row] = {}
-        self.running: list[Row] = []  # in the order of their calls, before all waiting ones
-        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self.waiting: list[Row] = []  # both in the order of their calls
         self._gone: list[int] = []
         self._next_id = self._turn = self._skipped = 0
 
@@ -259,15 +258,15 @@ class Scheduler:
         row = next(row for row in reversed(self.running) if row.tracks[decoder] and row.tracks[decoder].blocks)
         self._release(row)
         self.running.remove(row)
-        self.waiting.appendleft(row)
+        insort(self.waiting, row, key=lambda row: row.id)
         plan.dropped.append((row.id,))
         plan.blocks = [entry for entry in plan.blocks if entry[0] != row.id]
 
     def _admit(self, plan: Plan) -> None:
         """First come, first served."""
         while self.waiting and len(self.running) < self.max_rows and self._place(self.waiting[0]):
-            row = self.waiting.popleft()
-            self.running.append(row)
+            row = self.waiting.pop(0)
+            insort(self.running, row, key=lambda row: row.id)
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
             plan.admitted.append((row.id, row.text.read))
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
@@ -296,8 +295,8 @@ class Scheduler:
         """
         rows, ready, left = self.readers(), [], self.budget
         soonest = min((row.deadline for row in self.running if row.dry(now)), default=math.inf)
-        if not rows or (busy and self._skipped < SKIPS and soonest < min(row.deadline for row in rows)):
-            self._skipped += 1
+        self._skipped += 1
+        if not rows or (busy and self._skipped <= SKIPS and soonest < min(row.deadline for row in rows)):
             return []
         self._skipped, self._turn = 0, self._turn + 1
         for row in rows:

@@ -124,6 +124,10 @@ class Answer:
         return silence
 
 
+def ignore(simulation, plan):
+    """What `Simulation.run` calls with every plan, where nobody wants to know."""
+
+
 class Simulation:
     """Runs callers through a scheduler; pools: blocks of thinker and talker."""
 
@@ -137,7 +141,7 @@ class Simulation:
         self.ended: dict[str, list] = {"finished": [], "cancelled": [], "failed": []}
         self.random = random.Random(0)
 
-    def run(self, watch=lambda simulation, plan: None):
+    def run(self, watch=ignore):
         """Until everybody is gone; watch is called with every plan before it is done."""
         coming = list(self.callers)
         while coming or self.scheduler.rows:
@@ -154,11 +158,9 @@ class Simulation:
                 facts = self.follow(again)
                 self.ended["finished"] += self.scheduler.done(plan, facts)
                 self.ended["failed"] += facts.failed
-            elif coming:
-                assert not self.scheduler.rows or any(a.caller.cancels for a in self.answers.values()), "nobody goes on"
-                self.now = max(self.now, coming[0].at)
             else:
                 assert not self.scheduler.rows, "nobody goes on"
+                self.now = max([self.now, *(caller.at for caller in coming[:1])])
             for pool in self.pools:
                 assert pool.free + pool.cached + pool.used == pool.capacity
         return self
@@ -225,7 +227,7 @@ class Simulation:
 
     def _draw(self, id, text_ended, speech_ended, failed):
         answer = self.answers[id]
-        answer.ids.append((answer.caller.at, len(answer.ids) - answer.caller.prompt))
+        answer.ids.append((id, len(answer.ids) - answer.caller.prompt))
         answer.first_token = answer.first_token or self.now
         made = len(answer.ids) - answer.caller.prompt
         if made == answer.caller.fails:
@@ -256,11 +258,11 @@ class Simulation:
 
     def check(self):
         """Every answer is whole and in order, and all blocks are back."""
-        assert sorted(sum(self.ended.values(), [])) == sorted(self.answers)
+        assert sorted(id for ids in self.ended.values() for id in ids) == sorted(self.answers)
         for id in self.ended["finished"]:
             answer, caller = self.answers[id], self.answers[id].caller
             frames = 0 if caller.frames is None or caller.text == 1 else caller.frames
-            assert answer.ids == [*caller.ids, *((caller.at, index) for index in range(caller.text))]
+            assert answer.ids == [*caller.ids, *((id, index) for index in range(caller.text))]
             assert answer.frames == list(range(frames)) and answer.said == frames
         assert all(pool.used == 0 for pool in self.pools)
         return self
@@ -273,7 +275,7 @@ class RoundRobin(Scheduler):
         rows = [row for row in self.running if row.speaks and row.speech.steps]
         return [row for row in rows if row.word or (row.text.steps and not row.text.replays)]
 
-    def readers(self, now):
+    def readers(self):
         return [row for row in self.running if row.reading()][:1]
 
     def piece(self, row, frames, now):
