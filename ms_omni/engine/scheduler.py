@@ -7,24 +7,22 @@
 A tick is short, however many callers there are: some tokens of prompts, a token for all who need one now, one launch of frames, one
 of the vocoder. Who comes first follows from one number, a row's deadline: the time at which its listener will have heard all that
 was sent. Before the first sound it is the time from which on the listener waits too long.
+
+Nobody starves: who only writes gets a token in every tick; who speaks gets a frame in every tick while no more speak than fit into a
+launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are admitted
+in the order of their calls, and only newer rows lose their blocks.
 """
 
 import math
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from .blocks import BLOCK, CHUNK, BlockPool, blocks_for
 from .plan import TALKER, THINKER, Facts, Job, Plan
+from .rows import DRY_S, FRAME_S, Row, Track
 
-FRAME_S = 0.08
-"""Sound of a frame."""
-CALM_S = 2.0
-"""Rows with more sound to be heard wait while somebody is in need."""
-DRY_S = 0.5
-"""Rows with less are in need, as are those that were not heard yet."""
 PATIENCE_S = 1.0
 """From a call with a prompt of up to one chunk to the time at which its first sound is late; longer prompts may take longer."""
 LAUNCH_ROWS = 16
@@ -33,109 +31,6 @@ CHUNK_COST = 128
 """Tokens that the smallest chunk counts as: a launch has its price."""
 SKIPS = 3
 """Ticks in a row in which nothing may be read, because somebody would run dry."""
-
-
-@dataclass(eq=False)
-class Track:
-    """What one decoder has done for a row: the first `read` of the `known` positions are in its blocks, `made` of them were drawn.
-
-    chunked: positions that are read in chunks; the others are read in steps. Reading the last known position draws another, so a
-    track that has lost its blocks simply reads again: chunks first, then steps, and nothing is drawn twice.
-    """
-
-    prompt: int
-    limit: int
-    chunked: int
-    read: int = 0
-    made: int = 0
-    ended: bool = False
-    blocks: list[int] = field(default_factory=list)
-
-    @property
-    def known(self) -> int:
-        return self.prompt + self.made
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of the next chunk; 0 when there is none."""
-        return 0 if self.ended else max(min(CHUNK, self.chunked - self.read), 0)
-
-    @property
-    def steps(self) -> bool:
-        """Whether a step is next."""
-        return self.prompt > 0 and not self.ended and self.read >= self.chunked
-
-    @property
-    def replays(self) -> bool:
-        """Whether that step draws nothing."""
-        return self.read + 1 < self.known
-
-
-@dataclass(eq=False)
-class Row:
-    """One answer on its way. deadline and sent: see above, and the frames that became sound; encoded: calls of encoders;
-    payloads: of the chunks that were found.
-    """
-
-    id: int
-    job: Job
-    deadline: float
-    text: Track
-    speech: Track | None
-    encoded: int = 0
-    sent: int = 0
-    pieces: int = 0
-    payloads: list[Any] = field(default_factory=list)
-
-    @property
-    def tracks(self) -> tuple[Track, Track | None]:
-        """By decoder."""
-        return self.text, self.speech
-
-    @property
-    def speaks(self) -> bool:
-        return self.speech is not None and not self.speech.ended
-
-    @property
-    def done(self) -> bool:
-        return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.made))
-
-    @property
-    def word(self) -> bool:
-        """Whether the next frame has its text: a token each, and silence behind the last."""
-        return self.speech.replays or self.text.ended or self.text.made > self.speech.made
-
-    @property
-    def next_frame(self) -> float:
-        """When its next frame will be missed."""
-        return self.deadline + (self.speech.made - self.sent) * FRAME_S
-
-    @property
-    def unheard(self) -> bool:
-        """Whether its listener (reader, if it does not speak) waits for the first of all."""
-        return self.sent == 0 if self.speaks else self.text.made == 0
-
-    def dry(self, now: float) -> bool:
-        """Whether its listener would soon hear nothing more."""
-        return self.speaks and self.sent > 0 and self.deadline - now < DRY_S
-
-    def calm(self, now: float) -> bool:
-        return self.sent > 0 and self.deadline - now > CALM_S
-
-    def reading(self) -> tuple[int | None, int] | None:
-        """What it reads next: the decoder of a chunk, or None for media, and how many tokens; or nothing."""
-        if self.text.chunk and self.encoded < len(self.job.media):
-            return None, self.job.media[self.encoded][1]
-        if self.text.chunk:
-            return THINKER, self.text.chunk
-        if self.speaks and self.text.made and self.speech.chunk:
-            return TALKER, self.speech.chunk
-        return None
-
-    def left(self) -> int:
-        """Tokens that it has to read until it can be heard."""
-        media = sum(tokens for _, tokens in self.job.media[self.encoded :])
-        return media + sum(max(track.chunked - track.read, 0) for track in self.tracks if track and not track.ended)
 
 
 class Scheduler:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ms_omni.engine.blocks import BLOCK, BlockPool, chunk_keys
 from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
-from ms_omni.engine.scheduler import FRAME_S, LAUNCH_ROWS, Scheduler
+from ms_omni.engine.rows import FRAME_S
+from ms_omni.engine.scheduler import LAUNCH_ROWS, Scheduler
 
 
 @dataclass(frozen=True)
