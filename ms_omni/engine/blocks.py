@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from ..modeling import BLOCK_TOKENS as BLOCK
 
-BLOCK = 128
-"""Tokens of a block."""
 CHUNK = 512
 """Tokens of a prompt that are read at a time, from a multiple of as many on."""
 SCRATCH = 0
