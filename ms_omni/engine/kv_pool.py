@@ -69,7 +69,7 @@ class KVPool:
 
     def tables(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> np.ndarray:
         """Block numbers of rows with so many positions -> int32 `[B, n]`, n a power of two, filled with 0."""
-        used = [-(-length // self.block) for length in lengths]
+        used = [-(-int(length) // self.block) for length in lengths]
         found = np.zeros((len(rows), table_width(max(used))), np.int32)
         for line, row, count in zip(found, rows, used, strict=True):
             if len(row) < count:
