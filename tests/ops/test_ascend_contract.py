@@ -64,6 +64,11 @@ def infer(q, k, v, *others, layout="BNSD", heads=8, kv_heads=2, scale=0.2, **set
     return Call("FusedInferAttentionScore", q, [k], [v], *others, **settings)
 
 
+def paged(lengths, tables):
+    blocks, places = T(6, 2, 16, 32), (*(None,) * 7, tables)
+    return infer(STEP, blocks, blocks, None, None, None, lengths, *places, layout="BNSD", block_size=16)
+
+
 def flash(q, k, v, ends, **settings):
     settings = dict(head_num=4, scale_value=0.2, input_layout="TND") | settings
     return Call("FlashAttentionScore", q, k, v, None, None, None, None, None, ends, ends, **settings)
@@ -91,6 +96,7 @@ RIGHT = [
     infer(STEP, KV, KV, None, mask(2, 1, 1, 9)),
     infer(T(3, 7, 4, 32), T(3, 7, 4, 32), T(3, 7, 4, 32), layout="BSND", heads=4, kv_heads=4),
     infer(T(2, 1, 256), BLOCKS, BLOCKS, None, None, None, int64(20, 32), *(None,) * 7, PAGES, layout="BSH", block_size=16),
+    paged(int64(20, 32), PAGES),
     flash(PACKED, PACKED, PACKED, (5, 12)),
     flash(PACKED, PACKED, PACKED, (12,)),
     norm(T(2, 3, 32), T(32)),
@@ -137,6 +143,11 @@ WRONG = [
     (infer(STEP, KV, KV, layout="BNSD_BSND"), DOCUMENTATION, "that layout for one query"),
     (infer(Q, KV, KV, None, None, None, int32(9, 9)), DOCUMENTATION, "int32 lengths"),
     (infer(Q, KV, KV, None, None, None, int64(9, 10)), DOCUMENTATION, "lengths past the last key"),
+    (paged(int64(20, 33), PAGES), DOCUMENTATION, "lengths past the last block"),
+    (paged(int64(20, 0), PAGES), DOCUMENTATION, "a row of no length"),
+    (paged(int64(20, 32), T(values=[[0, 4], [-1, 5]], dtype=ms.int32)), DOCUMENTATION, "a block before the first"),
+    (paged(int64(20, 32), T(values=[[0, 4], [6, 5]], dtype=ms.int32)), DOCUMENTATION, "a block past the last"),
+    (paged(None, PAGES), DOCUMENTATION, "blocks without lengths"),
     (infer(Q, KV, KV, sparse_mode=3), DOCUMENTATION, "a causal mode without its mask"),
     (flash(Q, Q, Q, (5, 12)), DOCUMENTATION, "four axes"),
     (flash(PACKED, PACKED, PACKED, (5, 7)), DOCUMENTATION, "lengths instead of ends"),
