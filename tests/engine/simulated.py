@@ -270,14 +270,16 @@ class Simulation:
 
 
 class RoundRobin(Scheduler):
-    """Without deadlines: in every tick a chunk of the oldest prompt, a token and a frame for everybody, pieces as they are full."""
+    """Without deadlines: in every tick as much of prompts, the oldest first, a token and a frame for everybody, pieces when they are
+    full.
+    """
 
     def speaking(self, now):
         rows = [row for row in self.running if row.speaks and row.speech.steps]
         return [row for row in rows if row.word or (row.text.steps and not row.text.replays)]
 
     def readers(self):
-        return [row for row in self.running if row.reading()][:1]
+        return [row for row in self.running if row.reading()]
 
     def piece(self, row, frames, now):
         wanted = row.job.speech.pieces[min(row.pieces, len(row.job.speech.pieces) - 1)]
