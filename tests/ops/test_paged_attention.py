@@ -8,6 +8,7 @@ from mindspore import Tensor
 from ms_omni.errors import InputError
 from ms_omni.modeling import ops
 from ms_omni.modeling.layers import Cell
+from ms_omni.modeling.ops import ascend_kernels
 from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 
@@ -68,6 +69,12 @@ def test_on_ascend(rows, ascend, close):
         row.k, row.v, row.q = (x[..., :32] for x in (row.k, row.v, row.q))
     for form in (ascend.paged_attention, *ascend.OTHER_FORMS["paged_attention"]):
         close(attended(rows, form, width=64), np.stack([row.expected() for row in rows]), 3e-6)
+
+
+def test_types_without_a_kernel_on_ascend(ascend, monkeypatch, close):
+    monkeypatch.setattr(ascend_kernels, "ATTENTION_TYPES", ())
+    for rows in (PROMPTS[1], STEPS[0]):
+        close(attended(rows, ascend.paged_attention, width=64), np.stack([row.expected() for row in rows]), 3e-6)
 
 
 def test_a_graph_of_ascend(ascend, close):

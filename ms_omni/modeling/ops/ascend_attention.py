@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import mint
 
 from . import ascend_kernels as kernels
-from .reference import Reference
+from .reference import MASKED, Reference
 
 ALIGNMENT = 16
 DISCARD_BELOW = -1.0
@@ -50,7 +50,7 @@ def paged_attention_gathered(q, keys, values, tables, first, lengths, scale):
     keys, values = _of_rows(keys, tables, behind), _of_rows(values, tables, behind)
     query = mint.arange(0, s, 1, dtype=ms.int32).reshape(1, s)
     last = mint.minimum(first.reshape(b, 1) + query, lengths.reshape(b, 1) - 1)
-    mask = mint.greater(key, last.reshape(b, s, 1)).astype(ms.float32) * (2 * DISCARD_BELOW)
+    mask = mint.greater(key, last.reshape(b, s, 1)).astype(ms.float32) * MASKED
     return attention(q, keys, values, mask, scale)
 
 
