@@ -1,1 +1,1 @@
-"""Many answers of one model at once."""
+"""Many callers on one model, each answered as if alone."""

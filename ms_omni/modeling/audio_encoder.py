@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import ops
 from .forward import check_arguments
 from .layers import ACTIVATIONS, Cell, LayerNorm, Linear, identity, parameter
-from .packing import finite, host_array, segments_of, whole_numbers
+from .packing import finite, host_array, marked, segments_of, whole_numbers
 
 NORM_EPS = 1e-5
 
@@ -29,6 +29,25 @@ def audio_token_count(frames, n_window):
     chunk = 2 * n_window
     whole, rest = frames // chunk, frames % chunk
     return conv_length(conv_length(conv_length(rest))) + whole * conv_length(conv_length(conv_length(chunk)))
+
+
+def clip_lengths(features, mask, lengths):
+    """Mel frames of each clip `[clips]` of features `[clips, mel, frames]`; mask `[clips, frames]` or lengths `[clips]`; without
+    either all. Raises `InputError` for a mask or lengths that do not fit.
+    """
+    clips, _, frames = features.shape
+    if mask is not None:
+        mask = marked(mask, "feature_attention_mask")
+        lengths = mask.sum(axis=-1)
+        if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
+            raise InputError(
+                f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
+                f"{clips} clips of {frames} mel frames"
+            )
+    lengths = np.full(clips, frames) if lengths is None else whole_numbers(lengths, "audio_feature_lengths").reshape(-1)
+    if len(lengths) != clips or (lengths > frames).any():
+        raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
+    return lengths
 
 
 def sinusoids(length, channels, max_timescale=10000):

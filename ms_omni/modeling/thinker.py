@@ -7,13 +7,13 @@ from ..errors import InputError
 from ..locking import exclusive
 from ..outputs import ThinkerOutput, VisionOutput
 from . import ops
-from .audio_encoder import AudioEncoder
+from .audio_encoder import AudioEncoder, clip_lengths
 from .decoder import MropeDecoder
 from .forward import answer, check_arguments, check_cache, counted_positions, given_embeddings, new_valid, read_stack
 from .layers import Cell, Embedding, Linear, identity
 from .losses import training_losses
 from .moe import SparseMoeBlock
-from .packing import check_shape, finite, host_array, marked, numbers, whole_numbers
+from .packing import check_shape, finite, host_array, numbers, whole_numbers
 from .positions import get_rope_index
 from .prefill import Deepstack
 from .vision_encoder import VisionEncoder
@@ -85,7 +85,7 @@ class Thinker(Cell):
         features, bins = numbers(input_features, "input_features"), self.config.audio_config.num_mel_bins
         if features.ndim == 3:
             check_shape(features, "input_features", ("clips", bins, "frames"))
-            lengths = self._clip_lengths(features, feature_attention_mask, audio_feature_lengths)
+            lengths = clip_lengths(features, feature_attention_mask, audio_feature_lengths)
             features = np.concatenate([clip[:, :n] for clip, n in zip(features, lengths)], axis=1)
         elif audio_feature_lengths is None:
             raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
@@ -100,22 +100,6 @@ class Thinker(Cell):
     def see(self, pixels, grids):
         """The vision encoder; a plan may put one in this place that shares the work with other ranks."""
         return self.visual(pixels, grids)
-
-    @staticmethod
-    def _clip_lengths(features, mask, lengths):
-        clips, _, frames = features.shape
-        if mask is not None:
-            mask = marked(mask, "feature_attention_mask")
-            lengths = mask.sum(axis=-1)
-            if mask.shape != (clips, frames) or (mask != (np.arange(frames) < lengths[:, None])).any():
-                raise InputError(
-                    f"feature_attention_mask of shape {mask.shape} must mark the first frames of each of the "
-                    f"{clips} clips of {frames} mel frames"
-                )
-        lengths = np.full(clips, frames) if lengths is None else whole_numbers(lengths, "audio_feature_lengths").reshape(-1)
-        if len(lengths) != clips or (lengths > frames).any():
-            raise InputError(f"got lengths {lengths.tolist()} for {clips} clips of {frames} mel frames")
-        return lengths
 
     @exclusive
     def get_image_features(

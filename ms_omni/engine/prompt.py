@@ -1,0 +1,194 @@
+"""Conversations as the engine reads them: the rows of a batch, each without padding and with the media that belong to it."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..modeling.audio_encoder import audio_token_count, clip_lengths
+from ..modeling.forward import given_positions
+from ..modeling.packing import finite, host_array, whole_numbers
+from ..modeling.positions import get_rope_index, media_runs
+
+DIGEST_BYTES = 16
+MEDIA = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+"""Of pictures and videos: the patches of all, one behind the other, and the grid of each."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture, video or sound.
+
+    content: what its encoder takes: patches `[N, C]` and grid int64 `[1, 3]`, or mel frames `[mel, frames]`; places int32 `[n]`:
+    which tokens of the prompt its features stand for.
+    """
+
+    kind: str
+    content: tuple[np.ndarray, ...]
+    places: np.ndarray
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of the content: equal media, wherever they stand, have equal features."""
+        return digest(self.kind.encode(), *self.content)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; embeds `[T, D]`, given in place
+    of ids, which then are empty, or None.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    following: np.float32
+    media: tuple[Medium, ...] = ()
+    embeds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.positions.shape[1]
+
+    def digest(self, start: int, stop: int) -> bytes:
+        """Of all that reading the tokens `[start, stop)` takes, beside what was read before them."""
+        text = self.ids if self.embeds is None else self.embeds
+        parts = [text[start:stop], self.positions[:, start:stop]]
+        for medium in self.media:
+            inside = np.flatnonzero((medium.places >= start) & (medium.places < stop))
+            if len(inside):
+                parts += [medium.digest, inside[:1], medium.places[inside] - start]
+        return digest(*parts)
+
+
+def digest(*parts: bytes | np.ndarray) -> bytes:
+    """A fingerprint of bytes and of arrays, by type, shape and content."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).view(np.ndarray).reshape(-1).view(np.uint8).data
+        state.update(part)
+    return state.digest()
+
+
+def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray) -> list[Prompt]:
+    """The conversations of a batch. inputs: of the thinker, as one call of the processor returns them; valid bool `[B, T]`:
+    which tokens are no padding.
+
+    Raises `InputError` where placeholders and media disagree.
+    """
+    positions, deltas = _positions(config, inputs, valid)
+    embeds = None if "inputs_embeds" not in inputs else host_array(inputs["inputs_embeds"])
+    ids = host_array(inputs["input_ids"]).astype(np.int64) if embeds is None else np.empty((len(valid), 0), np.int64)
+    media = _Media(config, inputs)
+    found = []
+    for row, kept in enumerate(valid):
+        line = ids[row][kept] if embeds is None else ids[row]
+        own = () if embeds is not None else tuple(media.of(line))
+        following = np.float32(deltas[row, 0] + np.float32(kept.sum()))
+        given = None if embeds is None else embeds[row][kept]
+        found.append(Prompt(line, np.ascontiguousarray(positions[:, row, kept]), following, own, given))
+    media.finish()
+    return found
+
+
+def _positions(config, inputs, valid):
+    """Positions float32 `[3, B, T]` and deltas `[B, 1]`: given ones, those of plain text, or read off the tokens."""
+    count = valid.sum(axis=1, keepdims=True).astype(np.float32)
+    if inputs.get("position_ids") is not None:
+        positions = given_positions(inputs["position_ids"], valid.shape)[0]
+        last = np.where(valid, positions.max(axis=0), -np.inf).max(axis=1, keepdims=True)
+        return positions, last.astype(np.float32) + 1 - count
+    if "inputs_embeds" in inputs:
+        line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32)
+        return np.broadcast_to(line, (3, *valid.shape)), np.zeros_like(count)
+    grids = (inputs.get(name) for name in ("image_grid_thw", "video_grid_thw"))
+    grids = [None if grid is None else whole_numbers(grid, "the grids") for grid in grids]
+    seconds = inputs.get("video_second_per_grid")
+    seconds = None if seconds is None else host_array(seconds)
+    merge = config.vision_config.spatial_merge_size
+    return get_rope_index(config, merge, host_array(inputs["input_ids"]), valid, *grids, seconds)
+
+
+class _Media:
+    """The media of a batch, handed out in the order in which their placeholders stand in its rows."""
+
+    def __init__(self, config, inputs):
+        self.config, self.merge = config, config.vision_config.spatial_merge_size
+        self.tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
+        self.waiting = {kind: _cut(inputs, *names) for kind, names in MEDIA.items()}
+        self.waiting["audio"] = _clips(inputs)
+
+    def of(self, ids: np.ndarray) -> Iterator[Medium]:
+        for run, start, stop in media_runs(ids, self.config):
+            for kind in ("video", "audio") if run == "audio_in_video" else (run,):
+                places = start + np.flatnonzero(ids[start:stop] == self.tokens[kind]).astype(np.int32)
+                while len(places):  # sounds may stand side by side
+                    medium, places = self._take(kind, places)
+                    yield medium
+
+    def _take(self, kind, places):
+        content = next(self.waiting[kind], None)
+        if content is None:
+            raise InputError(
+                f"the prompt has {len(places)} {kind} placeholders more than the {kind} inputs have tokens for; pass all that "
+                "the processor returned"
+            )
+        count = self._count(kind, content)
+        if count > len(places):
+            raise InputError(
+                f"the prompt has {len(places)} placeholders for a medium ({kind}) that makes {count} tokens; pass the ids and "
+                "features of one processor call"
+            )
+        return Medium(kind, content, places[:count]), places[count:]
+
+    def _count(self, kind, content):
+        if kind == "audio":
+            return int(audio_token_count(content[0].shape[1], self.config.audio_config.n_window))
+        return int(content[1].prod()) // self.merge**2
+
+    def finish(self):
+        """Raises `InputError` for media that no row shows."""
+        for kind, waiting in self.waiting.items():
+            left = sum(1 for _ in waiting)
+            if left:
+                raise InputError(
+                    f"{left} {kind} inputs have no placeholders in the prompt; pass the ids and features of one call"
+                )
+
+
+def _cut(inputs, pixels, grids):
+    """The patches and the grid of each picture or video."""
+    if inputs.get(pixels) is None:
+        return
+    if inputs.get(grids) is None:
+        raise InputError(f"{pixels} came without {grids}; pass the grids of one processor call")
+    patches, start = finite(inputs[pixels], pixels), 0
+    rows = whole_numbers(inputs[grids], grids).reshape(-1, 3)
+    if rows.prod(axis=1).sum() != len(patches):
+        raise InputError(
+            f"{grids} {rows.tolist()} describes {rows.prod(axis=1).sum()} patches, but {pixels} has {len(patches)}"
+        )
+    for grid in rows:
+        stop = start + int(grid.prod())
+        yield patches[start:stop], grid[None]
+        start = stop
+
+
+def _clips(inputs):
+    """The mel frames `[mel, frames]` of each sound."""
+    if inputs.get("input_features") is None:
+        return
+    features = finite(inputs["input_features"], "input_features")
+    lengths = inputs.get("audio_feature_lengths")
+    lengths = None if lengths is None else whole_numbers(lengths, "audio_feature_lengths").reshape(-1)
+    if features.ndim == 2:
+        if lengths is None:
+            raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
+        yield from ((clip,) for clip in np.split(features, np.cumsum(lengths)[:-1], axis=1))
+        return
+    lengths = clip_lengths(features, inputs.get("feature_attention_mask"), lengths)
+    yield from ((clip[:, :length],) for clip, length in zip(features, lengths))
