@@ -8,14 +8,18 @@ class IncrementalDecoder:
         self.tokenizer = tokenizer
         self.ids = []
         self.shown = ""
+        self.held = ""  # what is held back
 
     def push(self, token, final=False):
         """The text that this token completes, possibly none; final: nothing follows, so nothing is held back."""
         self.ids.append(int(token))
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") and not final:
-            return ""
-        piece, self.shown = text[len(self.shown) :], text
-        if text.endswith("\n"):  # a safe place to forget: no character spans a line's end
+        self.held = self.tokenizer.decode(self.ids, skip_special_tokens=True)[len(self.shown) :]
+        return "" if self.held.endswith("\ufffd") and not final else self.rest()
+
+    def rest(self):
+        """The text that was held back; nothing follows."""
+        piece, self.held = self.held, ""
+        self.shown += piece
+        if piece.endswith("\n"):  # a safe place to forget: no character spans a line's end
             self.ids, self.shown = [], ""
         return piece

@@ -109,8 +109,9 @@ class RowSampler:
     history: ids of prompt and text; seen: each of them once; counts: how often each new one came; new: how many there are.
     """
 
-    def __init__(self, params: SamplingParams, stream: np.random.Generator | None, prompt: Any = ()):
-        self.params, self.stream, self.new = params, stream, 0
+    def __init__(self, params: SamplingParams, stream: np.random.Generator | None, prompt: Any = (), part: str = "thinker"):
+        """part: of the model, whose logits are chosen from."""
+        self.params, self.stream, self.part, self.new = params, stream, part, 0
         self.history = np.asarray(prompt, np.int64).tolist()
         self.seen = np.unique(np.array(self.history, np.int64))
         self.counts = Counter()
@@ -130,14 +131,36 @@ class RowSampler:
                 self.seen = np.append(self.seen, token)
             self.counts[token] += 1
 
-    def filtered(self, scores: np.ndarray) -> np.ndarray:
-        """Scores `[V]` that sampling draws from, -inf for what may not be drawn."""
-        for step in self.filters:
-            scores = step(scores)
+    def adjusted(self, logits: np.ndarray, first: int = 0) -> np.ndarray:
+        """After penalties and masks, which also hold for greedy decoding; logits `[n]` are those of the ids from `first` on."""
+        if not self.adjustments:
+            return logits
+        scores = logits.copy()
+        for step in self.adjustments:
+            step(scores, first)
         return scores
 
-    def draw(self, scores: np.ndarray) -> int:
-        """A token drawn from scores `[V]`."""
+    def filtered(self, scores: np.ndarray) -> np.ndarray:
+        """Adjusted scores `[V]` -> those that are chosen from, -inf for what may not be drawn.
+
+        Raises `InputError` where there is nothing to choose from.
+        """
+        largest = scores.max()  # NaN where there is any
+        if not largest < np.inf:
+            raise InputError(not_finite(f"{self.part}'s logits"))
+        if largest == -np.inf:
+            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
+        for step in self.filters:
+            scores = step(scores)
+        if self.params.renormalize_logits:
+            scores = scores - scores.max()
+            scores = scores - np.log(np.exp(scores).sum())
+        return scores
+
+    def chosen(self, scores: np.ndarray) -> int:
+        """A token of filtered scores `[V]`: the likeliest one, or one that is drawn."""
+        if not self.params.do_sample:
+            return int(scores.argmax())
         ids = np.flatnonzero(scores > -np.inf)
         return int(ids[draw(softmax(scores[ids]), self.stream)])
 
@@ -154,12 +177,12 @@ class Sampler:
         valid: Any = None,
         part: str = "thinker",
     ):
-        """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from; part: whose logits are chosen from."""
+        """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from; part: see `RowSampler`."""
         params.check_vocabulary(vocab_size)
-        self.params, self.part = params, part
+        self.params = params
         prompts = [()] * batch_size if prompt is None else prompt if valid is None else map(np.extract, valid, prompt)
         streams = row_streams(params.seed, batch_size) if params.do_sample else [None] * batch_size
-        self.rows = [RowSampler(params, *row) for row in zip(streams, prompts)]
+        self.rows = [RowSampler(params, *row, part) for row in zip(streams, prompts)]
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """logits float32 `[B, V]` -> tokens int64 `[B]`."""
@@ -169,33 +192,15 @@ class Sampler:
 
     def adjust(self, logits: np.ndarray, first: int = 0) -> np.ndarray:
         """Penalties and masks that also hold for greedy decoding; logits `[B, n]` are those of the ids from `first` on."""
-        if not self.rows[0].adjustments:
-            return logits
-        scores = logits.copy()
-        for row, line in zip(self.rows, scores):
-            for step in row.adjustments:
-                step(line, first)
-        return scores
+        return np.stack([row.adjusted(line, first) for row, line in zip(self.rows, logits)])
 
     def filter(self, scores: np.ndarray) -> np.ndarray:
         """Adjusted scores `[B, V]` -> those that are chosen from. Raises `InputError` where there is nothing to choose from."""
-        largest = scores.max(axis=-1)  # NaN where there is any
-        if not (largest < np.inf).all():
-            raise InputError(not_finite(f"{self.part}'s logits"))
-        if (largest == -np.inf).any():
-            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
-        if self.rows[0].filters:
-            scores = np.stack([row.filtered(line) for row, line in zip(self.rows, scores)])
-        if self.params.renormalize_logits:
-            scores = scores - scores.max(-1, keepdims=True)
-            scores = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-        return scores
+        return np.stack([row.filtered(line) for row, line in zip(self.rows, scores)])
 
     def choose(self, scores: np.ndarray) -> np.ndarray:
         """One token int64 `[B]` per row of filtered scores `[B, V]`."""
-        if not self.params.do_sample:
-            return scores.argmax(axis=-1).astype(np.int64)
-        return np.array([row.draw(line) for row, line in zip(self.rows, scores)], np.int64)
+        return np.array([row.chosen(line) for row, line in zip(self.rows, scores)], np.int64)
 
     def note(self, tokens: np.ndarray) -> None:
         """Remembers the tokens `[B]` that a step ended with."""
@@ -215,7 +220,12 @@ def not_finite(what: str) -> str:
 def row_streams(seed: int | None, batch_size: int, purpose: int = 0) -> list[np.random.Generator]:
     """A random generator per row, the same for the same seed (None: see `fresh_seed`), row and purpose."""
     seed = fresh_seed() if seed is None else seed
-    return [np.random.default_rng([seed, row, purpose]) for row in range(batch_size)]
+    return [row_stream(seed, row, purpose) for row in range(batch_size)]
+
+
+def row_stream(seed: int | None, row: int, purpose: int = 0) -> np.random.Generator:
+    """The one of a single row."""
+    return np.random.default_rng([fresh_seed() if seed is None else seed, row, purpose])
 
 
 def fresh_seed() -> int:

@@ -1,0 +1,113 @@
+"""The text of one answer: what was chosen so far, from which logits, and whether it goes on."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import HostArray
+from ..errors import InputError
+from ..generation.detokenize import IncrementalDecoder
+from ..generation.options import TextOptions
+from ..generation.sampling import RowSampler, SamplingParams, not_finite, row_stream
+from ..locking import exclusive
+from ..modeling.packing import host_array
+from ..outputs import TextDelta
+
+
+class Text:
+    """tokens: the new ids so far; going: whether more may follow; words: the ids that are said, those that end a row left out.
+
+    row: the number of the conversation among those that one call asked, which its random stream depends on.
+    """
+
+    def __init__(
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        options: TextOptions,
+        row: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.params, self.options = params, options
+        self.prompt = prompt.astype(np.int64)
+        stream = row_stream(params.seed, row) if params.do_sample else None
+        self.sampler = RowSampler(params, stream, self.prompt)
+        self.decoder = options.tokenizer and IncrementalDecoder(options.tokenizer)
+        self.tokens: list[int] = []
+        self.words: list[int] = []
+        self.going = True
+        self.shown = ""  # the end of the text so far, as long as the longest stop string
+        self.scores: list[np.ndarray] = []
+        self.logits: list[np.ndarray] = []
+        self._clock, self._started = clock, clock()
+
+    def take(self, logits: np.ndarray) -> TextDelta:
+        """Chooses the next token by logits float32 `[V]`.
+
+        Raises `InputError` for logits that are not finite, and for what the caller's functions return.
+        """
+        scores = self.sampler.filtered(self._processed(self.sampler.adjusted(logits)))
+        token = self.sampler.chosen(scores)
+        self.sampler.note(token)
+        if self.options.output_scores:
+            self.scores.append(HostArray.of(scores))
+        if self.options.output_logits:
+            self.logits.append(HostArray.of(logits))
+        return self.add(token)
+
+    def add(self, token: int) -> TextDelta:
+        """Takes a token that was chosen elsewhere."""
+        self.tokens.append(token)
+        full = len(self.tokens) == self.params.max_new_tokens
+        if token not in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ()):
+            self.words.append(token)
+        piece = None if self.decoder is None else self.decoder.push(token, full)
+        self.going = not (full or self._ended(token, piece))
+        if self.decoder is not None and not self.going and not full:
+            piece += self.decoder.rest()
+        return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,))
+
+    def ids(self) -> HostArray:
+        """Prompt and tokens int64 `[1, T + n]`."""
+        return HostArray.of(np.concatenate([self.prompt, np.array(self.tokens, np.int64)])[None])
+
+    def _processed(self, scores):
+        """After the caller's processors of logits, which see one conversation: ids `[1, T]`, scores `[1, V]`."""
+        for processor in self.options.logits_processor:
+            given = HostArray.of(np.array(scores[None]))
+            found = exclusive.released(processor, self.ids(), given)
+            if getattr(found, "shape", None) != given.shape:
+                raise InputError(
+                    f"the logits processor {processor!r} returned {type(found).__name__} of shape "
+                    f"{getattr(found, 'shape', None)}, expected scores of shape {given.shape}"
+                )
+            scores = np.asarray(host_array(found), np.float32)[0]
+        return scores
+
+    def _ended(self, token, piece):
+        options = self.options
+        if token in self.params.eos_token_id:
+            return True
+        if options.max_time is not None and self._clock() - self._started > options.max_time:
+            return True
+        if options.stop_strings and self._shows(options.stop_strings, piece):
+            return True
+        return any(self._said(criterion) for criterion in options.stopping_criteria)
+
+    def _shows(self, strings: Sequence[str], piece: str) -> bool:
+        """Whether the text contains one of the strings; what lies farther back than the longest has been looked at."""
+        text = self.shown + piece + self.decoder.held
+        longest = max(map(len, strings))
+        self.shown = (self.shown + piece)[-longest:]
+        return any(string in text for string in strings)
+
+    def _said(self, criterion: Any) -> bool:
+        scores = tuple(self.scores) if self.options.output_scores else None
+        said = np.asarray(host_array(exclusive.released(criterion, self.ids(), scores)))
+        if said.shape not in ((), (1,)):
+            raise InputError(
+                f"the stopping criterion {criterion!r} returned shape {said.shape}, expected one truth value for its conversation"
+            )
+        return bool(said.all())

@@ -1,0 +1,8 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_checkpoint):
+    from ms_omni import Qwen3OmniMoeProcessor
+
+    return Qwen3OmniMoeProcessor.from_pretrained(tiny_checkpoint)
