@@ -10,7 +10,7 @@ from ..arrays import HostArray
 from ..errors import InputError
 from ..generation.detokenize import IncrementalDecoder
 from ..generation.options import TextOptions
-from ..generation.sampling import RowSampler, SamplingParams, not_finite, row_stream
+from ..generation.sampling import RowSampler, SamplingParams, row_stream
 from ..locking import exclusive
 from ..modeling.packing import host_array
 from ..outputs import TextDelta
