@@ -39,18 +39,34 @@ class Medium:
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; embeds `[T, D]`, given in place
-    of ids, which then are empty, or None.
+    """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; seconds float `[n]`: of a grid step
+    of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     following: np.float32
     media: tuple[Medium, ...] = ()
+    seconds: np.ndarray | None = None
     embeds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[1]
+
+    def grids(self) -> dict[str, Any]:
+        """Of its pictures and videos, as `get_rope_index` takes them, None where there are none."""
+        found = {kind: [medium.content[1] for medium in self.media if medium.kind == kind] for kind in MEDIA}
+        return {f"{kind}_grid_thw": np.concatenate(grids) if grids else None for kind, grids in found.items()} | {
+            "second_per_grids": self.seconds
+        }
+
+    def keys(self, size: int, salt: bytes = b"") -> tuple[bytes, ...]:
+        """One for each of its full chunks of so many tokens: equal keys mean that the same was read from the first token on."""
+        found, key = [], digest(salt)
+        for stop in range(size, len(self) + 1, size):
+            key = digest(key, self.digest(stop - size, stop))
+            found.append(key)
+        return tuple(found)
 
     def digest(self, start: int, stop: int) -> bytes:
         """Of all that reading the tokens `[start, stop)` takes, beside what was read before them."""
@@ -90,7 +106,8 @@ def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray) -> list[P
         own = () if embeds is not None else tuple(media.of(line))
         following = np.float32(deltas[row, 0] + np.float32(kept.sum()))
         given = None if embeds is None else embeds[row][kept]
-        found.append(Prompt(line, np.ascontiguousarray(positions[:, row, kept]), following, own, given))
+        seconds = media.seconds_of(own)
+        found.append(Prompt(line, np.ascontiguousarray(positions[:, row, kept]), following, own, seconds, given))
     media.finish()
     return found
 
@@ -121,6 +138,8 @@ class _Media:
         self.tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
         self.waiting = {kind: _cut(inputs, *names) for kind, names in MEDIA.items()}
         self.waiting["audio"] = _clips(inputs)
+        seconds = inputs.get("video_second_per_grid")
+        self.seconds = None if seconds is None else host_array(seconds).reshape(-1)
 
     def of(self, ids: np.ndarray) -> Iterator[Medium]:
         for run, start, stop in media_runs(ids, self.config):
@@ -129,6 +148,14 @@ class _Media:
                 while len(places):  # sounds may stand side by side
                     medium, places = self._take(kind, places)
                     yield medium
+
+    def seconds_of(self, media):
+        """Those of a row's videos, which are taken in order."""
+        count = sum(medium.kind == "video" for medium in media)
+        if not count or self.seconds is None:
+            return None
+        own, self.seconds = self.seconds[:count], self.seconds[count:]
+        return own
 
     def _take(self, kind, places):
         content = next(self.waiting[kind], None)

@@ -1,0 +1,116 @@
+"""The thinker's launches: media, chunks of prompts, and one token for many rows."""
+
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from ..modeling import ops
+from ..modeling.packing import host_array
+from ..modeling.prefill import Deepstack
+from .blocks import CHUNK, ContentCache
+from .kv_pool import KVPool, PoolStep
+from .plan import THINKER
+from .sequence import Sequence, bucket
+
+SMALLEST_CHUNK = 16
+
+
+class ThinkerRunner:
+    """thinker: the model's; pool: its keys and values; features: of media, by their digests; listen: the number of the layer whose
+    states a talker hears, or None.
+    """
+
+    def __init__(self, thinker: Any, pool: KVPool, features: ContentCache, listen: int | None = None):
+        self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
+        self.step = PoolStep(thinker.model, thinker.output_layer, pool)
+
+    def encode(self, row: Sequence, number: int) -> None:
+        """The features of a medium of the prompt, and of its deepstack layers: `(features [n, D], [[n, D], ...])`."""
+        medium = row.prompt.media[number]
+        found = self.features.get(medium.digest)
+        if found is None:
+            found = self._encoded(medium.kind, medium.content)
+            size = sum(part.size * part.itemsize for part in (found[0], *found[1]))
+            self.features.put(medium.digest, found, size)
+        row.features[number] = found
+
+    def _encoded(self, kind, content):
+        if kind == "audio":
+            frames = content[0]
+            return self.thinker.get_audio_features(frames, audio_feature_lengths=[frames.shape[1]]), []
+        see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
+        return see(*content)
+
+    def read(self, row: Sequence, start: int, stop: int) -> np.ndarray | None:
+        """Reads a chunk of the prompt; behind its last token logits float32 `[V]` of the next one, else None."""
+        count, size = stop - start, chunk_size(stop - start)
+        x, inject = self._rows(row, start, stop, size)
+        positions = np.zeros((3, 1, size), np.float32)
+        positions[:, 0, :count] = row.prompt.positions[:, start:stop]
+        seen = {}
+        wanted = () if self.listen is None else (0, self.listen)
+
+        def observe(layer, states):
+            if layer in wanted:
+                seen[layer] = states
+
+        hidden = self.pool.read_chunk(
+            self.thinker.model, x, self.thinker.model.rope(positions), start, count, row.tables[THINKER], inject, observe
+        )
+        if self.listen is not None:
+            row.states.append(tuple(seen[layer][0, :count] for layer in wanted))
+        if stop < len(row.prompt):
+            return None
+        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32)
+
+    def _rows(self, row, start, stop, size):
+        """Embeddings `[1, size, D]` of a chunk, features in the place of placeholders, and what the deepstack adds, or None."""
+        prompt, count = row.prompt, stop - start
+        if prompt.embeds is not None:
+            padded = np.zeros((1, size, prompt.embeds.shape[1]), np.float32)
+            padded[0, :count] = prompt.embeds[start:stop]
+            return Tensor(padded).astype(self.thinker.dtype), None
+        ids = np.zeros((1, size), np.int64)
+        ids[0, :count] = prompt.ids[start:stop]
+        x, deepstack = self.thinker.embed_text(ids), []
+        rows = x.reshape(size, -1)
+        for number, medium in enumerate(prompt.media):
+            inside = np.flatnonzero((medium.places >= start) & (medium.places < stop)).astype(np.int32)
+            if not len(inside):
+                continue
+            features, layers = row.features[number]
+            places, index = (medium.places[inside] - start).astype(np.int32), Tensor(inside)
+            rows = ops.scatter_rows(rows, Tensor(places), ops.gather_rows(features, index).astype(rows.dtype))
+            if layers:
+                deepstack.append((places, [ops.gather_rows(layer, index) for layer in layers]))
+        inject = Deepstack(deepstack, size).between(0, size) if deepstack else None
+        return rows.reshape(x.shape), inject
+
+    def decode(self, rows: Rows[Sequence]) -> np.ndarray:
+        """Each row's next token is read -> logits float32 `[rows, V]` of the one behind it."""
+        size = bucket(rows)
+        ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
+        for index, row in enumerate(rows):
+            ids[index], positions[:, index] = row.next_token(), row.position()
+        tables, lengths = places(self.pool, rows, THINKER, size)
+        logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
+        return host_array(logits)[: len(rows), 0].astype(np.float32)
+
+
+def places(pool: KVPool, rows: Rows[Sequence], decoder: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tables int32 `[size, n]` and lengths int32 `[size]` of rows that read one position more; what pads them is in block 0."""
+    padding = size - len(rows)
+    lengths = [row.read[decoder] + 1 for row in rows] + [1] * padding
+    return pool.tables([*(row.tables[decoder] for row in rows), *[[0]] * padding], lengths), np.array(lengths, np.int32)
+
+
+def chunk_size(count: int) -> int:
+    """Positions of the launch that reads so many tokens of a prompt."""
+    size = SMALLEST_CHUNK
+    while size < count:
+        size *= 2
+    return min(size, CHUNK)
+
+
