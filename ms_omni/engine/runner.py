@@ -43,8 +43,10 @@ class ThinkerRunner:
         see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
         return see(*content)
 
-    def read(self, row: Sequence, start: int, stop: int) -> np.ndarray | None:
-        """Reads a chunk of the prompt; behind its last token logits float32 `[V]` of the next one, else None."""
+    def read(self, row: Sequence, start: int, stop: int) -> tuple[np.ndarray | None, Any]:
+        """Reads a chunk of the prompt -> logits float32 `[V]` of the token behind the whole prompt, before that None; and what a
+        talker hears of the chunk, `(embeddings, hidden states)`, each `[n, D]`, or None.
+        """
         count, size = stop - start, chunk_size(stop - start)
         x, inject = self._rows(row, start, stop, size)
         positions = np.zeros((3, 1, size), np.float32)
@@ -59,11 +61,10 @@ class ThinkerRunner:
         hidden = self.pool.read_chunk(
             self.thinker.model, x, self.thinker.model.rope(positions), start, count, row.tables[THINKER], inject, observe
         )
-        if self.listen is not None:
-            row.states.append(tuple(seen[layer][0, :count] for layer in wanted))
+        heard = tuple(seen[layer][0, :count] for layer in wanted) or None
         if stop < len(row.prompt):
-            return None
-        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32)
+            return None, heard
+        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32), heard
 
     def _rows(self, row, start, stop, size):
         """Embeddings `[1, size, D]` of a chunk, features in the place of placeholders, and what the deepstack adds, or None."""
@@ -112,5 +113,3 @@ def chunk_size(count: int) -> int:
     while size < count:
         size *= 2
     return min(size, CHUNK)
-
-

@@ -35,6 +35,7 @@ class Sequence:
     first_text_s: float | None = None
     first_audio_s: float | None = None
     error: Exception | None = None
+    ended: bool = False  # its last event is among the events
 
     def position(self) -> np.float32:
         """Of the next token that the thinker reads, behind the prompt."""

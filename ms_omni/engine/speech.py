@@ -1,8 +1,8 @@
 """The spoken half: what the talker reads, frames of codes for many rows in a launch, and pieces of sound.
 
-    position of the talker      0 .. S-2              S-1              S                    S+1
-    what it reads               user turn, opening    bos + word 0     frame 0 + word 1     frame 1 + word 2
-    what it draws then                                frame 0          frame 1              frame 2
+position of the talker      0 .. S-2              S-1              S                    S+1
+what it reads               user turn, opening    bos + word 0     frame 0 + word 1     frame 1 + word 2
+what it draws then                                frame 0          frame 1              frame 2
 """
 
 from collections.abc import Sequence as Rows
@@ -41,7 +41,9 @@ class Voice:
     def __init__(self, params: SpeechParams, row: int, code2wav: Any):
         self.params = params
         code, rest = params.talker, params.predictor
-        self.sampler = RowSampler(code, row_stream(code.seed, row) if code.do_sample else None, part="talker or code predictor")
+        self.sampler = RowSampler(
+            code, row_stream(code.seed, row) if code.do_sample else None, part="talker or code predictor"
+        )
         self.noise = row_stream(rest.seed if rest.do_sample else 0, row, purpose=1)
         self.sampling = (rest.temperature, rest.top_k, rest.top_p) if rest.do_sample else None
         self.prompt: TalkerPrompt | None = None
@@ -102,10 +104,18 @@ class SpeechStage:
         for index, row in enumerate(rows):
             if _behind(row) == len(row.voice.inputs):
                 row.voice.inputs.append(Place(x, index))
-            if len(row.voice.inputs) == len(row.voice.codes) + 1:
-                drawn[index] = row.voice.draws(logits[index])
+            if _behind(row) == len(row.voice.codes):  # it stands behind all that is known
+                drawn[index] = self._drawn(row, logits[index])
         self._predict(rows, {index: code for index, code in drawn.items() if code is not None}, hidden)
         return [rows[index] for index, code in drawn.items() if code is None]
+
+    @staticmethod
+    def _drawn(row, logits):
+        try:
+            return row.voice.draws(logits)
+        except InputError as error:
+            row.error = error
+            return None
 
     def _inputs(self, rows, size):
         """What each row's talker reads next, `[size, 1, D]`."""

@@ -1,0 +1,220 @@
+"""Many callers on one model: `add` at any time, `step` until everybody is answered.
+
+callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechStage --> events
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import InputError
+from ..generation.hand_over import assistant_turns, user_mask
+from ..generation.request import Request, arguments_of, parse_request
+from ..generation.talker_prompt import OPENING_ROWS
+from ..generation.text import prompt_of
+from ..locking import exclusive
+from .blocks import BLOCK, CHUNK, BlockPool, ContentCache, blocks_for
+from .kv_pool import KVPool
+from .plan import TALKER, THINKER, Facts, Job, Plan, Speech
+from .prompt import Prompt, prompts
+from .runner import ThinkerRunner
+from .scheduler import Scheduler
+from .sequence import Sequence
+from .speech import SpeechStage, Voice
+from .text import Text
+
+FEATURE_BYTES = 256 * 2**20
+"""Of features of media that are kept for those who send the same again."""
+
+
+class Engine:
+    """model: the whole one; max_rows: answers at work at a time, more wait; tokens: of all answers together that the caches hold.
+
+    Any thread may call anything at any time.
+    """
+
+    def __init__(self, model: Any, max_rows: int = 16, tokens: int = 16384):
+        self.model, self.config = model, model.config
+        speaks, blocks = model.has_talker, blocks_for(tokens) + 1
+        listen = self.config.talker_config.accept_hidden_layer if speaks else None
+        features = ContentCache(FEATURE_BYTES)
+        self.thinker = ThinkerRunner(model.thinker, KVPool.of(model.thinker.model, blocks, BLOCK), features, listen)
+        self.speech = SpeechStage(model, KVPool.of(model.talker.model, blocks, BLOCK)) if speaks else None
+        self.scheduler = Scheduler(BlockPool(blocks), BlockPool(blocks) if speaks else None, max_rows)
+        self.rows: dict[int, Sequence] = {}
+        self.added: set[int] = set()  # whose events `step` hands out
+
+    # -- callers -----------------------------------------------------------------------------------------------------
+
+    @exclusive
+    def add(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> int:
+        """Asks for one answer; arguments as of `model.stream`. Returns its id. Raises `InputError`."""
+        request = parse_request(self.model, arguments_of(kwargs, input_ids=input_ids, speaker=speaker))
+        ids = self.ask(request)
+        if len(ids) > 1:
+            for id in ids:
+                self.cancel(id)
+            raise InputError(f"engine.add takes one conversation, got {len(ids)}; add each by itself")
+        self.added.add(ids[0])
+        return ids[0]
+
+    @exclusive
+    def step(self) -> list[tuple[int, Any]]:
+        """One tick for everybody -> the events of what was added: `[(id, event), ...]`, an exception for one that failed."""
+        self._tick()
+        found = []
+        for id in list(self.added):
+            row = self.rows[id]
+            while row.events:
+                found.append((id, row.events.popleft()))
+            if row.ended:
+                self._forget(id)
+        return found
+
+    @exclusive
+    def cancel(self, id: int) -> None:
+        """Ends an answer early; nothing happens if it has ended."""
+        self.scheduler.cancel(id)
+        self._forget(id)
+
+    def events(self, id: int) -> Iterator[Any]:
+        """The events of one answer; whoever waits for one works for all. Closing the iterator cancels it."""
+        row = self.rows[id]
+        try:
+            while not (row.ended and not row.events):
+                with exclusive:
+                    while not (row.events or row.ended):
+                        self._tick()
+                while row.events:
+                    event = row.events.popleft()
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+        finally:
+            self.cancel(id)
+
+    @exclusive
+    def ask(self, request: Request) -> list[int]:
+        """The ids of the conversations of a request."""
+        ids, valid = prompt_of(request.inputs)
+        rows = [
+            self._row(request, number, prompt)
+            for number, prompt in enumerate(prompts(self.config.thinker_config, request.inputs, valid))
+        ]
+        return [self._admit(row, request) for row in rows]
+
+    def _row(self, request: Request, number: int, prompt: Prompt) -> Sequence:
+        row = Sequence(prompt, Text(prompt.ids, request.text, request.options, number), given=request.given)
+        row.started = time.perf_counter()
+        if request.speech is not None:
+            (row.turn,) = assistant_turns(prompt.ids[None], self.config, request.given)
+            row.turn = list(map(int, row.turn))
+            row.voice = Voice(request.speech, number, self.model.code2wav)
+        return row
+
+    def _admit(self, row: Sequence, request: Request) -> int:
+        speech, prompt = None, row.prompt
+        if row.voice is not None:
+            heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
+            params = row.voice.params
+            speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames))
+        media = tuple((int(medium.places[-1]) + 1, len(medium.places)) for medium in prompt.media)
+        limit = 1 if request.given else request.text.max_new_tokens
+        id = self.scheduler.add(Job(len(prompt), limit, prompt.keys(CHUNK), media, speech))
+        self.rows[id] = row
+        return id
+
+    def _forget(self, id):
+        self.rows.pop(id, None)
+        self.added.discard(id)
+
+    # -- a tick ------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        plan = self.scheduler.plan()
+        self._place(plan)
+        self._ended: tuple[set[int], set[int]] = (set(), set())
+        payloads = {}
+        for id, number in plan.encode:
+            self._guard(id, self.thinker.encode, number)
+        for id, decoder, start, stop in plan.read:
+            if decoder == TALKER:
+                self._guard(id, self.speech.read, start, stop)
+            else:
+                payloads[id] = self._guard(id, self._read, id, start, stop)
+            self.rows[id].read[decoder] = stop
+        self._decode([id for (id,) in plan.decode])
+        self._speak([id for (id,) in plan.frames])
+        for id, frames in plan.sound:
+            chunk = self._guard(id, self.speech.sound, frames)
+            if chunk is not None:
+                self.rows[id].add(chunk, time.perf_counter())
+        failed = frozenset(id for id, row in self.rows.items() if row.error is not None and not row.ended)
+        facts = Facts(*map(frozenset, self._ended), failed, payloads)
+        for id in self.scheduler.done(plan, facts):
+            row = self.rows[id]
+            row.add(row.end(time.perf_counter(), 0 if row.voice is None else row.voice.frames), time.perf_counter())
+            row.ended = True
+        for id in failed:
+            self.rows[id].events.append(self.rows[id].error)
+            self.rows[id].ended = True
+
+    def _place(self, plan: Plan) -> None:
+        """Whose blocks are whose from now on."""
+        for (id,) in plan.dropped:
+            self.rows[id].drop()
+        for id, found in plan.admitted:
+            row = self.rows[id]
+            row.read[THINKER] = found
+            if row.voice is not None and row.voice.prompt is None:
+                row.states = list(self.scheduler.payloads(id))
+        for id, decoder, block in plan.blocks:
+            self.rows[id].tables[decoder].append(block)
+
+    def _guard(self, id, function, *arguments):
+        """What a function makes of a row, or None and the row has failed."""
+        row = self.rows[id]
+        if row.error is not None:
+            return None
+        try:
+            return function(row, *arguments)
+        except InputError as error:
+            row.error = error
+            return None
+
+    def _read(self, row, id, start, stop):
+        """A chunk of a prompt; returns what is kept beside it."""
+        logits, heard = self.thinker.read(row, start, stop)
+        if row.voice is not None and row.voice.prompt is None:
+            row.states.append(heard)
+        if row.given and logits is not None:
+            self._ended[THINKER].add(id)
+        elif logits is not None and not row.text.tokens:
+            self._write(row, id, logits)
+        return heard
+
+    def _write(self, row, id, logits):
+        row.add(row.text.take(logits), time.perf_counter())
+        if not row.text.going:
+            self._ended[THINKER].add(id)
+            if row.voice is not None and len(row.turn) + len(row.text.words) <= 3:
+                self._ended[TALKER].add(id)  # nothing is to be said
+
+    def _decode(self, ids):
+        rows = [self.rows[id] for id in ids]
+        if not rows:
+            return
+        for id, row, logits in zip(ids, rows, self.thinker.decode(rows)):
+            row.read[THINKER] += 1
+            if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
+                self._guard(id, self._write, id, logits)
+
+    def _speak(self, ids):
+        rows = [self.rows[id] for id in ids]
+        if not rows:
+            return
+        ended = self.speech.frames(rows)
+        for id, row in zip(ids, rows):
+            row.read[TALKER] += 1
+            if any(row is other for other in ended):
+                self._ended[TALKER].add(id)
