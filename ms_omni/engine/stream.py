@@ -1,0 +1,126 @@
+"""The answers of one call as the events of a batch: what `stream` yields and `generate` collects."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import numpy as np
+
+from ..answers import TextIds
+from ..arrays import HostArray
+from ..generation.request import Request
+from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
+from .engine import Engine
+from .sequence import Sequence
+
+
+class Stream:
+    """Iterator of `TextDelta`, `AudioChunk` and one `StreamEnd`. `close()` stops early and gives all up; so does dropping the
+    iterator. Several threads may share one.
+    """
+
+    def __init__(self, engine: Engine, request: Request):
+        self.request = request
+        ids = engine.ask(request)
+        self.rows = [engine.rows[id] for id in ids]
+        sources = [engine.events(id) for id in ids]
+        self._events = sources[0] if len(ids) == 1 else merged(self.rows, sources, request.text.pad_id)
+        self._cancel = lambda: [engine.cancel(id) for id in ids]
+        self._lock = threading.RLock()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            return next(self._events)
+
+    def close(self) -> None:
+        """Stops early."""
+        with self._lock:
+            self._events.close()
+            self._cancel()
+
+    def __del__(self):
+        self._cancel()
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """Ids int64 `[B, T]` of the prompts as they were given, padding included."""
+        return np.asarray(self.request.inputs.get("input_ids", np.empty((len(self.rows), 0), np.int64)))
+
+
+def merged(rows: Rows[Sequence], sources: Rows[Iterator], pad: int) -> Iterator[Any]:
+    """The events of several answers as those of a batch: a `TextDelta` holds the next token of each, an `AudioChunk` as many
+    samples as all who still speak have made.
+    """
+    batch = len(rows)
+    texts, sounds = [deque() for _ in rows], [np.zeros(0, np.float32) for _ in rows]
+    ends: list[StreamEnd | None] = [None] * batch
+    samples = 0
+    while None in ends:
+        for index, source in enumerate(sources):
+            event = next(source) if ends[index] is None else None
+            if isinstance(event, TextDelta):
+                texts[index].append(event)
+            elif isinstance(event, AudioChunk):
+                sounds[index] = np.concatenate([sounds[index], event.pcm[0]])
+            elif event is not None:
+                ends[index] = event
+        while any(texts) and all(texts[i] or not rows[i].text.going for i in range(batch)):
+            yield _delta([deltas.popleft() if deltas else None for deltas in texts], pad)
+        speaking = [len(sounds[i]) for i in range(batch) if ends[i] is None]
+        count = min(speaking) if speaking else max(map(len, sounds))
+        if count:
+            yield _chunk(samples, [sound[:count] for sound in sounds], count)
+            sounds, samples = [sound[count:] for sound in sounds], samples + count
+    yield _end(ends, pad)
+
+
+def _delta(deltas, pad):
+    tokens = np.array([pad if delta is None else int(delta.token[0]) for delta in deltas], np.int64)
+    active = np.array([delta is not None for delta in deltas])
+    known = any(delta is not None and delta.text is not None for delta in deltas)
+    text = tuple("" if delta is None else delta.text[0] for delta in deltas) if known else None
+    return TextDelta(tokens, active, text)
+
+
+def _chunk(first, sounds, count):
+    pcm = np.stack([np.pad(sound, (0, count - len(sound))) for sound in sounds])
+    return AudioChunk(first, pcm, np.array(list(map(len, sounds))))
+
+
+def _end(ends, pad):
+    """One for the batch; rows of different lengths are padded behind their ends."""
+    longest = max(end.sequences.shape[1] for end in ends)
+    rows = [np.pad(end.sequences[0], (0, longest - end.sequences.shape[1]), constant_values=pad) for end in ends]
+    counts = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
+    times = [[getattr(end, name) for end in ends] for name in ("first_text_s", "first_audio_s", "total_s")]
+    first, heard, total = ([value for value in values if value is not None] for values in times)
+    return StreamEnd(np.stack(rows), *counts, min(first, default=None), min(heard, default=None), max(total))
+
+
+def text_result(stream: Stream) -> Any:
+    """Prompts and new ids int64 `[B, T + n]` of a stream that has ended, or a `GenerateOutput` with what else was asked for."""
+    rows, options, pad = stream.rows, stream.request.options, stream.request.text.pad_id
+    length = max(len(row.text.tokens) for row in rows)
+    tokens = np.array([row.text.tokens + [pad] * (length - len(row.text.tokens)) for row in rows], np.int64).reshape(
+        -1, length
+    )
+    ids = TextIds.of(np.concatenate([stream.prompt_ids.astype(np.int64), tokens], axis=1))
+    if not options.return_dict_in_generate:
+        return ids
+    return GenerateOutput(
+        ids,
+        scores=_steps(rows, "scores", length) if options.output_scores else None,
+        logits=_steps(rows, "logits", length) if options.output_logits else None,
+    )
+
+
+def _steps(rows, name, length):
+    """Per step `[B, V]`; zeros for rows that had ended."""
+    kept = [getattr(row.text, name) for row in rows]
+    empty = np.zeros_like(kept[0][0])
+    return tuple(HostArray.of(np.stack([row[step] if step < len(row) else empty for row in kept])) for step in range(length))
