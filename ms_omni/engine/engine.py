@@ -167,7 +167,7 @@ class Engine:
             row = self.rows[id]
             row.read[THINKER] = found
             if row.voice is not None and row.voice.prompt is None:
-                row.states = list(self.scheduler.payloads(id))
+                row.states = list(self.scheduler.rows[id].payloads)
         for id, decoder, block in plan.blocks:
             self.rows[id].tables[decoder].append(block)
 
