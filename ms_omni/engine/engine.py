@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..generation.hand_over import assistant_turns, user_mask
-from ..generation.request import Request, arguments_of, parse_request
+from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..generation.talker_prompt import OPENING_ROWS
 from ..generation.text import prompt_of
 from ..locking import exclusive
-from .blocks import BLOCK, CHUNK, BlockPool, ContentCache, blocks_for
+from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
 from .kv_pool import KVPool
 from .plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from .prompt import Prompt, prompts
@@ -28,18 +28,23 @@ FEATURE_BYTES = 256 * 2**20
 
 
 class Engine:
-    """model: the whole one; max_rows: answers at work at a time, more wait; tokens: of all answers together that the caches hold.
+    """model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together
+    that the caches hold.
 
     Any thread may call anything at any time.
     """
 
     def __init__(self, model: Any, max_rows: int = 16, tokens: int = 16384):
         self.model, self.config = model, model.config
-        speaks, blocks = model.has_talker, blocks_for(tokens) + 1
+        self.whole = hasattr(model, "thinker")
+        thinker, speaks, blocks = (
+            model.thinker if self.whole else model,
+            self.whole and model.has_talker,
+            blocks_for(tokens) + 1,
+        )
         listen = self.config.talker_config.accept_hidden_layer if speaks else None
-        features = ContentCache(FEATURE_BYTES)
-        self.thinker = ThinkerRunner(model.thinker, KVPool.of(model.thinker.model, blocks, BLOCK), features, listen)
-        self.speech = SpeechStage(model, KVPool.of(model.talker.model, blocks, BLOCK)) if speaks else None
+        self.thinker = ThinkerRunner(thinker, KVPool.of(thinker.model, blocks), ContentCache(FEATURE_BYTES), listen)
+        self.speech = SpeechStage(model, KVPool.of(model.talker.model, blocks)) if speaks else None
         self.scheduler = Scheduler(BlockPool(blocks), BlockPool(blocks) if speaks else None, max_rows)
         self.rows: dict[int, Sequence] = {}
         self.added: set[int] = set()  # whose events `step` hands out
@@ -48,8 +53,9 @@ class Engine:
 
     @exclusive
     def add(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> int:
-        """Asks for one answer; arguments as of `model.stream`. Returns its id. Raises `InputError`."""
-        request = parse_request(self.model, arguments_of(kwargs, input_ids=input_ids, speaker=speaker))
+        """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`. Returns its id. Raises `InputError`."""
+        arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
+        request = parse_request(self.model, arguments) if self.whole else parse_text_request(self.model, arguments)
         ids = self.ask(request)
         if len(ids) > 1:
             for id in ids:
@@ -95,13 +101,10 @@ class Engine:
 
     @exclusive
     def ask(self, request: Request) -> list[int]:
-        """The ids of the conversations of a request."""
-        ids, valid = prompt_of(request.inputs)
-        rows = [
-            self._row(request, number, prompt)
-            for number, prompt in enumerate(prompts(self.config.thinker_config, request.inputs, valid))
-        ]
-        return [self._admit(row, request) for row in rows]
+        """The ids of the conversations of a request, each as often as it wants answers to it."""
+        found = prompts(self.thinker.thinker.config, request.inputs, prompt_of(request.inputs)[1])
+        found = [prompt for prompt in found for _ in range(request.options.num_return_sequences)]
+        return [self._admit(self._row(request, number, prompt), request) for number, prompt in enumerate(found)]
 
     def _row(self, request: Request, number: int, prompt: Prompt) -> Sequence:
         row = Sequence(prompt, Text(prompt.ids, request.text, request.options, number), given=request.given)

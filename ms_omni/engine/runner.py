@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
+from ..arrays import HostArray
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
@@ -51,20 +52,23 @@ class ThinkerRunner:
         x, inject = self._rows(row, start, stop, size)
         positions = np.zeros((3, 1, size), np.float32)
         positions[:, 0, :count] = row.prompt.positions[:, start:stop]
-        seen = {}
-        wanted = () if self.listen is None else (0, self.listen)
-
-        def observe(layer, states):
-            if layer in wanted:
-                seen[layer] = states
-
+        states: dict[int, Tensor] = {}
+        rope = self.thinker.model.rope(positions)
         hidden = self.pool.read_chunk(
-            self.thinker.model, x, self.thinker.model.rope(positions), start, count, row.tables[THINKER], inject, observe
+            self.thinker.model, x, rope, start, count, row.tables[THINKER], inject, states.__setitem__
         )
-        heard = tuple(seen[layer][0, :count] for layer in wanted) or None
-        if stop < len(row.prompt):
-            return None, heard
-        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32), heard
+        heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
+        self._watch(row, states, hidden, count)
+        return self._logits(hidden, count) if stop == len(row.prompt) else None, heard
+
+    def _logits(self, hidden, count):
+        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32)
+
+    def _watch(self, row, states, hidden, count):
+        """Keeps the states of all layers `[1, count, D]` where they are asked for; the last are those after the final norm."""
+        if row.text.options.output_hidden_states:
+            layers = [states[layer] for layer in range(len(self.thinker.model.layers))] + [hidden]
+            row.watched.append(tuple(HostArray.of(host_array(layer)[:, :count]) for layer in layers))
 
     def _rows(self, row, start, stop, size):
         """Embeddings `[1, size, D]` of a chunk, features in the place of placeholders, and what the deepstack adds, or None."""
@@ -91,6 +95,11 @@ class ThinkerRunner:
 
     def decode(self, rows: Rows[Sequence]) -> np.ndarray:
         """Each row's next token is read -> logits float32 `[rows, V]` of the one behind it."""
+        watched = [row for row in rows if row.text.options.output_hidden_states]
+        if watched:
+            others = [row for row in rows if not row.text.options.output_hidden_states]
+            found = dict(zip(map(id, others), self.decode(others) if others else ()))
+            return np.stack([found[id(row)] if id(row) in found else self._watched_step(row) for row in rows])
         size = bucket(rows)
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
@@ -98,6 +107,15 @@ class ThinkerRunner:
         tables, lengths = places(self.pool, rows, THINKER, size)
         logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
         return host_array(logits)[: len(rows), 0].astype(np.float32)
+
+    def _watched_step(self, row):
+        """The same for one row through the cells, which can be looked into."""
+        states: dict[int, Tensor] = {}
+        rope = self.thinker.model.rope(np.full((3, 1, 1), row.position(), np.float32))
+        x, start, table = self.thinker.embed_text(np.array([[row.next_token()]])), row.read[THINKER], row.tables[THINKER]
+        hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, 1, table, None, states.__setitem__)
+        self._watch(row, states, hidden, 1)
+        return self._logits(hidden, 1)
 
 
 def places(pool: KVPool, rows: Rows[Sequence], decoder: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ from .text import Text
 @dataclass(eq=False)
 class Sequence:
     """tables: the blocks of thinker and talker; read: how many positions lie in them; states: of the thinker, per chunk that was
-    read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: of the media, by their number.
+    read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: of the media, by their number;
+    watched: the states of all layers per pass, where they are asked for.
 
     turn: the ids of the assistant turn in the prompt, from its start token on; voice: the state of its speech, or None.
     """
@@ -30,6 +31,7 @@ class Sequence:
     read: list[int] = field(default_factory=lambda: [0, 0])
     states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
+    watched: list[tuple] = field(default_factory=list)
     events: deque = field(default_factory=deque)
     started: float = 0.0
     first_text_s: float | None = None

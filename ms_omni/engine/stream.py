@@ -11,7 +11,9 @@ import numpy as np
 from ..answers import TextIds
 from ..arrays import HostArray
 from ..generation.request import Request
+from ..generation.text import prompt_of
 from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
+from .blocks import CHUNK
 from .engine import Engine
 from .sequence import Sequence
 
@@ -48,8 +50,9 @@ class Stream:
 
     @property
     def prompt_ids(self) -> np.ndarray:
-        """Ids int64 `[B, T]` of the prompts as they were given, padding included."""
-        return np.asarray(self.request.inputs.get("input_ids", np.empty((len(self.rows), 0), np.int64)))
+        """Ids int64 `[B, T]` of the prompts as they were given, padding included, each as often as it is answered."""
+        copies, ids = self.request.options.num_return_sequences, prompt_of(self.request.inputs)[0]
+        return ids.repeat(copies, axis=0)
 
 
 def merged(rows: Rows[Sequence], sources: Rows[Iterator], pad: int) -> Iterator[Any]:
@@ -116,6 +119,7 @@ def text_result(stream: Stream) -> Any:
         ids,
         scores=_steps(rows, "scores", length) if options.output_scores else None,
         logits=_steps(rows, "logits", length) if options.output_logits else None,
+        hidden_states=_states(rows) if options.output_hidden_states else None,
     )
 
 
@@ -124,3 +128,33 @@ def _steps(rows, name, length):
     kept = [getattr(row.text, name) for row in rows]
     empty = np.zeros_like(kept[0][0])
     return tuple(HostArray.of(np.stack([row[step] if step < len(row) else empty for row in kept])) for step in range(length))
+
+
+def _states(rows):
+    """Per step the states of all layers `[B, S, D]`, of the prompts (padded on the left) first; zeros for rows that had ended."""
+    found = [_steps_of(row) for row in rows]
+    layers = range(len(found[0][0]))
+    return tuple(
+        tuple(_stacked([row[step] if step < len(row) else None for row in found], layer) for layer in layers)
+        for step in range(max(map(len, found)))
+    )
+
+
+def _steps_of(row):
+    """The states of a row per step: the chunks of its prompt joined."""
+    chunks = -(-len(row.prompt) // CHUNK)
+    prompt = tuple(np.concatenate(parts, axis=1) for parts in zip(*row.watched[:chunks]))
+    return [prompt, *row.watched[chunks:]]
+
+
+def _stacked(states, layer):
+    arrays = [None if state is None else state[layer][0] for state in states]
+    length, width = (
+        max(len(array) for array in arrays if array is not None),
+        next(a for a in arrays if a is not None).shape[1],
+    )
+    whole = np.zeros((len(arrays), length, width), np.float32)
+    for line, array in zip(whole, arrays):
+        if array is not None:
+            line[length - len(array) :] = array
+    return HostArray.of(whole)
