@@ -104,7 +104,7 @@ class ThinkerRunner:
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
             ids[index], positions[:, index] = row.next_token(), row.position()
-        tables, lengths = places(self.pool, rows, THINKER, size)
+        tables, lengths = places(self.pool, [row.tables[THINKER] for row in rows], [row.read[THINKER] for row in rows], size)
         logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
         return host_array(logits)[: len(rows), 0].astype(np.float32)
 
@@ -118,11 +118,13 @@ class ThinkerRunner:
         return self._logits(hidden, 1)
 
 
-def places(pool: KVPool, rows: Rows[Sequence], decoder: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tables int32 `[size, n]` and lengths int32 `[size]` of rows that read one position more; what pads them is in block 0."""
-    padding = size - len(rows)
-    lengths = [row.read[decoder] + 1 for row in rows] + [1] * padding
-    return pool.tables([*(row.tables[decoder] for row in rows), *[[0]] * padding], lengths), np.array(lengths, np.int32)
+def places(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tables int32 `[size, n]` and lengths int32 `[size]` of rows with these blocks, of which so many positions were read, that
+    read one more; what pads them is in block 0.
+    """
+    padding = size - len(read)
+    lengths = [count + 1 for count in read] + [1] * padding
+    return pool.tables([*tables, *[[0]] * padding], lengths), np.array(lengths, np.int32)
 
 
 def chunk_size(count: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..outputs import AudioChunk, StreamEnd
+from ..generation.request import SpeechParams
+from ..outputs import AudioChunk, StreamEnd, TextDelta
 from .plan import TALKER, THINKER
 from .prompt import Prompt
 from .text import Text
@@ -19,13 +20,17 @@ class Sequence:
     read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: of the media, by their number;
     watched: the states of all layers per pass, where they are asked for.
 
-    turn: the ids of the assistant turn in the prompt, from its start token on; voice: the state of its speech, or None.
+    speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
+    many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
     """
 
     prompt: Prompt
     text: Text
     turn: list[int] = field(default_factory=list)
-    voice: Any = None
+    speech: SpeechParams | None = None
+    told: int = 0
+    codes: list[np.ndarray] = field(default_factory=list)
+    samples: int = 0
     given: bool = False
     tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     read: list[int] = field(default_factory=lambda: [0, 0])
@@ -37,6 +42,7 @@ class Sequence:
     first_text_s: float | None = None
     first_audio_s: float | None = None
     error: Exception | None = None
+    speech_error: Exception | None = None  # it waits for the end of the text
     ended: bool = False  # its last event is among the events
 
     def position(self) -> np.float32:
@@ -47,14 +53,15 @@ class Sequence:
         """The one that the thinker reads next, behind the prompt."""
         return self.text.tokens[self.read[THINKER] - len(self.prompt)]
 
-    def spoken(self, index: int, end: int, silence: int) -> int | None:
-        """The id at a place of the assistant turn, as it is said: the words, an end, then silence; None where no text is yet."""
-        words = self.turn + self.text.words
-        if index < len(words):
-            return words[index]
-        if self.text.going and not self.given:
-            return None
-        return end if index == len(words) else silence
+    def news(self) -> list[int]:
+        """The ids of the assistant turn that its speech was not told yet."""
+        words, start = self.text.words, max(self.told - len(self.turn), 0)
+        return self.turn[self.told :] + words[start:]
+
+    @property
+    def written(self) -> bool:
+        """Whether no more text comes."""
+        return self.given or not self.text.going
 
     def drop(self) -> None:
         """Forgets what the blocks held."""
@@ -66,16 +73,24 @@ class Sequence:
         """Hands out an event."""
         if isinstance(event, AudioChunk):
             self.first_audio_s = self.first_audio_s or now - self.started
-        elif not isinstance(event, StreamEnd):
+        elif isinstance(event, TextDelta):
             self.first_text_s = self.first_text_s or now - self.started
         self.events.append(event)
 
-    def end(self, now: float, frames: int) -> StreamEnd:
-        """The last event. frames: that were spoken."""
-        tokens = np.array([len(self.text.tokens)])
-        counts = np.array([frames])
+    def sound(self, pcm: np.ndarray, codes: np.ndarray, now: float) -> None:
+        """Hands out samples `[n]` of codes `[Q, frames]`."""
+        self.codes.append(codes)
+        self.add(AudioChunk(self.samples, pcm[None], np.array([len(pcm)])), now)
+        self.samples += len(pcm)
+
+    def end(self, now: float) -> None:
+        """Hands out the last event, an error where its speech has failed."""
+        tokens, frames = (
+            np.array([count]) for count in (len(self.text.tokens), sum(codes.shape[1] for codes in self.codes))
+        )
         times = self.first_text_s, self.first_audio_s, now - self.started
-        return StreamEnd(self.text.ids(), tokens, counts, *times)
+        self.add(self.speech_error or StreamEnd(self.text.ids(), tokens, frames, *times), now)
+        self.ended = True
 
 
 def bucket(rows: Rows) -> int:

@@ -3,10 +3,14 @@
 position of the talker      0 .. S-2              S-1              S                    S+1
 what it reads               user turn, opening    bos + word 0     frame 0 + word 1     frame 1 + word 2
 what it draws then                                frame 0          frame 1              frame 2
+
+It knows of an answer what it is told, in plain arrays, and nothing of the thinker. So it works in the engine's process or in one of
+its own (`speech_process.py`).
 """
 
+from collections.abc import Callable, Container, Set
 from collections.abc import Sequence as Rows
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +18,16 @@ from mindspore import Tensor
 
 from ..errors import InputError
 from ..generation.request import SpeechParams
-from ..generation.sampling import RowSampler, not_finite, row_stream
-from ..generation.talker_prompt import ROLE_ROWS, TalkerPrompt, build_prompt, text_rows
+from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
+from ..generation.talker_prompt import ROLE_ROWS
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import FrameStep
-from ..outputs import AudioChunk, PromptStates
+from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
-from .plan import TALKER
+from .plan import TALKER, Plan
 from .runner import chunk_size, places
-from .sequence import Sequence, bucket
+from .sequence import bucket
 
 
 class Place(NamedTuple):
@@ -33,9 +37,40 @@ class Place(NamedTuple):
     row: int
 
 
+@dataclass
+class Said:
+    """What came of a tick, by ids of rows. sounds: `(id, samples float32 [n], codes int64 [Q, frames])`; ended: who says no more,
+    failed: and why, where there is a reason.
+    """
+
+    sounds: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+    def guard(self, id: int, function: Callable, *arguments: Any) -> Any:
+        """What a function makes, or None and the row has failed."""
+        try:
+            return function(*arguments)
+        except InputError as error:
+            self.failed[id] = error
+            return None
+
+
+def seeded(params: SpeechParams) -> SpeechParams:
+    """With seeds, where none are named and some are needed."""
+    found = {}
+    for name in ("talker", "predictor"):
+        part = getattr(params, name)
+        if part.do_sample and part.seed is None:
+            found[name] = replace(part, seed=fresh_seed())
+    return replace(params, **found)
+
+
 class Voice:
-    """The speech of one answer: codes int64 `[Q]` per frame; inputs: what the talker has read behind its prompt; total: the summed
-    embeddings of the last frame. row: see `Text`.
+    """The speech of one answer. words: the thinker's embeddings `[D]` of the assistant turn so far, ended: whether they are all.
+
+    table: its blocks, read: positions in them; rows `[S, D]`: the talker's prompt; inputs: what was read behind it; codes int64
+    `[Q]` per frame; total: the summed embeddings of the last one; frames, of which so many have become sound. row: see `Text`.
     """
 
     def __init__(self, params: SpeechParams, row: int, code2wav: Any):
@@ -46,12 +81,30 @@ class Voice:
         )
         self.noise = row_stream(rest.seed if rest.do_sample else 0, row, purpose=1)
         self.sampling = (rest.temperature, rest.top_k, rest.top_p) if rest.do_sample else None
-        self.prompt: TalkerPrompt | None = None
-        self.codes: list[np.ndarray] = []
+        self.heard: Heard | None = None
+        self.words: list[np.ndarray] = []
+        self.ended = False
+        self.table: list[int] = []
+        self.read = 0
+        self.rows: Tensor | None = None
         self.inputs: list[Place] = []
+        self.codes: list[np.ndarray] = []
         self.total: Place | None = None
         self.stream = code2wav.stream()
-        self.frames = self.samples = 0  # that have become sound
+        self.frames = 0
+
+    @property
+    def behind(self) -> int:
+        """How many positions were read behind those of the prompt that are read in chunks."""
+        return self.read - (self.heard.positions.shape[1] - 1)
+
+    @property
+    def position(self) -> np.ndarray:
+        """Of what is read next, float32 `[3, 1]`."""
+        heard = self.heard
+        return (
+            heard.positions[:, -1:] if self.behind == 0 else heard.following + np.full((3, 1), self.behind - 1, np.float32)
+        )
 
     def draws(self, logits: np.ndarray) -> int | None:
         """Code 0 of the next frame by logits float32 `[V]`, or None: the speech ends here. The last draw makes no frame."""
@@ -62,93 +115,136 @@ class Voice:
 
 
 class SpeechStage:
-    """model: the whole one; pool: keys and values of its talker."""
+    """`begin`, `hear` and `tell` say what is to be spoken, `follow` does what a plan asks for.
 
-    def __init__(self, model: Any, pool: KVPool):
-        self.model, self.talker, self.pool = model, model.talker, pool
-        self.step = PoolStep(self.talker.model, self.talker.codec_head, pool)
+    ends float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker.
+    """
+
+    elsewhere: Set[int] = frozenset()
+    """Ids of rows whose speech no plan counts."""
+
+    def __init__(self, talker: Any, code2wav: Any, ends: np.ndarray, pool: KVPool):
+        self.talker, self.code2wav, self.pool = talker, code2wav, pool
+        self.bos, self.eos, self.silence = ends
+        self.step = PoolStep(talker.model, talker.codec_head, pool)
         self.frame_steps: dict[tuple, FrameStep] = {}
-        self._words = lru_cache(maxsize=1)(self._word_rows)  # behind the text every frame has the same row
+        self.voices: dict[int, Voice] = {}
+        self._silent: dict[int, Tensor] = {}
 
-    def prepare(self, row: Sequence) -> None:
-        """The talker's prompt, once the thinker has read its own and said a word."""
-        voice, config = row.voice, self.model.config
-        if voice.prompt is not None:
-            return
-        embeds, hidden = (ops.concat(parts, 0)[None] if len(parts) > 1 else parts[0][None] for parts in zip(*row.states))
-        ids = row.prompt.ids[None]
-        states = PromptStates(ids, np.ones(ids.shape, bool), embeds, hidden)
-        voice.prompt = build_prompt(self.model, states, row.prompt.grids(), _Said(row, config), voice.params.speaker_id)
-        row.states.clear()
+    def begin(self, id: int, params: SpeechParams, row: int) -> None:
+        """An answer that will be spoken; its seeds are named."""
+        self.voices[id] = Voice(params, row, self.code2wav)
 
-    def read(self, row: Sequence, start: int, stop: int) -> None:
+    def hear(self, id: int, heard: Heard) -> None:
+        """What was asked, before the first `tell`."""
+        self.voices[id].heard = heard
+
+    def tell(self, id: int, words: np.ndarray, ended: bool) -> None:
+        """More of the assistant turn: the thinker's embeddings `[n, D]`; ended: all of it."""
+        self.voices[id].words += list(words)
+        self.voices[id].ended = ended
+
+    def cancel(self, id: int) -> None:
+        """Forgets an answer."""
+        self.voices.pop(id, None)
+
+    def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
+        """The speech of a tick, that of rows that have failed in it left out."""
+        said, voices = Said(), self.voices
+        for (id,) in plan.gone:
+            self.cancel(id)
+        for (id,) in plan.dropped:
+            if id in voices:
+                voices[id].table, voices[id].read = [], 0
+        for id, decoder, block in plan.blocks:
+            if decoder == TALKER and id in voices:
+                voices[id].table.append(block)
+        for id, decoder, start, stop in plan.read:
+            if decoder == TALKER and id in voices:
+                said.guard(id, self.read, voices[id], start, stop)
+        self.frames([id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed], said)
+        for id, frames in plan.sound:
+            found = said.guard(id, self.sound, voices[id], frames) if id in voices and id not in said.failed else None
+            if found is not None:
+                said.sounds.append((id, *found))
+        said.ended |= said.failed.keys()
+        return said
+
+    def read(self, voice: Voice, start: int, stop: int) -> None:
         """Reads a chunk of the talker's prompt."""
-        self.prepare(row)
-        prompt, count, size = row.voice.prompt, stop - start, chunk_size(stop - start)
+        if voice.rows is None:
+            words = [self._said(voice, index) for index in range(ROLE_ROWS + 1)]
+            ends = self.bos, self.silence
+            voice.rows = talker_rows(self.talker, voice.heard, words, ends, voice.params.speaker_id)
+        count, size = stop - start, chunk_size(stop - start)
         index = np.minimum(np.arange(start, start + size), stop - 1).astype(np.int32)
-        x = ops.gather_rows(prompt.rows.reshape(-1, prompt.rows.shape[-1]), Tensor(index)).reshape(1, size, -1)
-        rope = self.talker.model.rope(np.ascontiguousarray(prompt.positions[:, :, index]))
-        self.pool.read_chunk(self.talker.model, x, rope, start, count, row.tables[TALKER])
+        x = ops.gather_rows(voice.rows, Tensor(index)).reshape(1, size, -1)
+        rope = self.talker.model.rope(np.ascontiguousarray(voice.heard.positions[:, None, index]))
+        self.pool.read_chunk(self.talker.model, x, rope, start, count, voice.table)
+        voice.read = stop
 
-    def frames(self, rows: Rows[Sequence]) -> list[Sequence]:
-        """Every row's talker reads what comes next, and behind all that is known it draws a frame; returns those that ended."""
-        size = bucket(rows)
-        x = self._inputs(rows, size)
-        positions = np.zeros((3, size, 1), np.float32)
-        for index, row in enumerate(rows):
-            positions[:, index] = _position(row)
-        tables, lengths = places(self.pool, rows, TALKER, size)
-        logits, hidden = self.step(x, self.talker.model.rope(positions), tables, lengths)
+    def frames(self, ids: Rows[int], said: Said) -> None:
+        """Every row's talker reads what comes next, and behind all that is known it draws a frame."""
+        if not ids:
+            return
+        voices, size = [self.voices[id] for id in ids], bucket(ids)
+        x, positions = self._inputs(voices, size), np.zeros((3, size, 1), np.float32)
+        for index, voice in enumerate(voices):
+            positions[:, index] = voice.position
+        where = places(self.pool, [voice.table for voice in voices], [voice.read for voice in voices], size)
+        logits, hidden = self.step(x, self.talker.model.rope(positions), *where)
         logits = host_array(logits)[:, 0].astype(np.float32)
         drawn = {}
-        for index, row in enumerate(rows):
-            if _behind(row) == len(row.voice.inputs):
-                row.voice.inputs.append(Place(x, index))
-            if _behind(row) == len(row.voice.codes):  # it stands behind all that is known
-                drawn[index] = self._drawn(row, logits[index])
-        self._predict(rows, {index: code for index, code in drawn.items() if code is not None}, hidden)
-        return [rows[index] for index, code in drawn.items() if code is None]
+        for index, (id, voice) in enumerate(zip(ids, voices)):
+            if voice.behind == len(voice.inputs):
+                voice.inputs.append(Place(x, index))
+            if voice.behind == len(voice.codes):  # it stands behind all that is known
+                drawn[index] = said.guard(id, voice.draws, logits[index])
+            voice.read += 1
+        said.ended |= {ids[index] for index, code in drawn.items() if code is None}
+        self._predict(voices, {index: code for index, code in drawn.items() if code is not None}, hidden)
 
-    @staticmethod
-    def _drawn(row, logits):
-        try:
-            return row.voice.draws(logits)
-        except InputError as error:
-            row.error = error
-            return None
-
-    def _inputs(self, rows, size):
+    def _inputs(self, voices, size):
         """What each row's talker reads next, `[size, 1, D]`."""
-        fresh = [row for row in rows if 0 < _behind(row) == len(row.voice.inputs)]
+        fresh = [voice for voice in voices if 0 < voice.behind == len(voice.inputs)]
         made = {}
         if fresh:
             wide = bucket(fresh)
-            words = tuple(self._word(row) for row in fresh)
-            sums = gathered([row.voice.total for row in fresh], wide) + self._words(words, wide)
-            made = {id(row): Place(sums, index) for index, row in enumerate(fresh)}
-        return gathered([made.get(id(row)) or self._known(row) for row in rows], size)
+            sums = gathered([voice.total for voice in fresh], wide) + self._words(fresh, wide)
+            made = {id(voice): Place(sums, index) for index, voice in enumerate(fresh)}
+        return gathered([made.get(id(voice)) or self._known(voice) for voice in voices], size)
 
-    def _known(self, row):
+    @staticmethod
+    def _known(voice):
         """The input that was read before, or the last row of the prompt."""
-        behind, prompt = _behind(row), row.voice.prompt
-        if behind < len(row.voice.inputs):
-            return row.voice.inputs[behind]
-        return Place(prompt.rows[:, -1:], 0)
+        if voice.behind < len(voice.inputs):
+            return voice.inputs[voice.behind]
+        return Place(voice.rows[-1:].reshape(1, 1, -1), 0)
 
-    def _word(self, row):
-        """The id that is said with the next frame."""
-        config = self.model.config
-        return row.spoken(ROLE_ROWS + _behind(row), config.tts_eos_token_id, config.tts_pad_token_id)
+    def _said(self, voice, index):
+        """The embedding of a place of the assistant turn, as it is said: the words, an end, then silence."""
+        if index < len(voice.words):
+            return voice.words[index]
+        assert voice.ended, "a frame is due whose word is not written yet"
+        return self.eos if index == len(voice.words) else self.silence
 
-    def _word_rows(self, words, size):
-        ids = np.array([*words, *[self.model.config.tts_pad_token_id] * (size - len(words))])
-        return text_rows(self.model, ids[:, None])
+    def _words(self, voices, size):
+        """The talker's rows `[size, 1, D]` of the words that are said with the next frames; those behind the text are kept."""
+        words = [self._said(voice, ROLE_ROWS + voice.behind) for voice in voices]
+        silent = all(word is self.silence for word in words)
+        if silent and size in self._silent:
+            return self._silent[size]
+        rows = np.stack(words + [self.silence] * (size - len(words)))[:, None]
+        rows = self.talker.text_projection(Tensor(rows).astype(self.talker.dtype))
+        if silent:
+            self._silent[size] = rows
+        return rows
 
-    def _predict(self, rows, codes, hidden):
+    def _predict(self, voices, codes, hidden):
         """The other codes of the frames whose code 0 is `{index: code}`, in a launch for each kind of sampling."""
         kinds = {}
         for index in codes:
-            kinds.setdefault(rows[index].voice.sampling, []).append(index)
+            kinds.setdefault(voices[index].sampling, []).append(index)
         for sampling, indices in kinds.items():
             size = bucket(indices)
             step = self.frame_steps.get((size, sampling))
@@ -157,46 +253,26 @@ class SpeechStage:
             first, noise = np.zeros((size, 1), np.int32), np.zeros((size, step.groups), np.float32)
             for place, index in enumerate(indices):
                 first[place] = codes[index]
-                noise[place] = rows[index].voice.noise.random(step.groups, np.float32)
+                noise[place] = voices[index].noise.random(step.groups, np.float32)
             state = gathered([Place(hidden, index) for index in indices], size)
             found, total = step(state, Tensor.from_numpy(first), Tensor.from_numpy(noise))
             found = host_array(found).astype(np.int64)
             for place, index in enumerate(indices):
-                rows[index].voice.codes.append(found[place])
-                rows[index].voice.total = Place(total, place)
+                voices[index].codes.append(found[place])
+                voices[index].total = Place(total, place)
 
-    def sound(self, row: Sequence, frames: int) -> AudioChunk | None:
-        """The next frames of a row as sound, or None where there are none."""
-        voice = row.voice
+    @staticmethod
+    def sound(voice: Voice, frames: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Samples and codes of the next frames, or None where there are none."""
         codes = voice.codes[voice.frames : voice.frames + frames]
         if not codes:
             return None
-        pcm = host_array(voice.stream.step(np.stack(codes, axis=-1)[None]))[:, 0]
+        codes = np.stack(codes, axis=-1)
+        pcm = host_array(voice.stream.step(codes[None]))[0, 0]
         if not np.isfinite(pcm).all():
             raise InputError(not_finite("vocoder's samples"))
-        chunk = AudioChunk(voice.samples, pcm, np.array([pcm.shape[1]]))
-        voice.frames, voice.samples = voice.frames + len(codes), voice.samples + pcm.shape[1]
-        return chunk
-
-
-class _Said:
-    """The assistant turn of a row, for `build_prompt`."""
-
-    def __init__(self, row, config):
-        self.row, self.config = row, config
-
-    def ids(self, index):
-        return np.array([self.row.spoken(index, self.config.tts_eos_token_id, self.config.tts_pad_token_id)])
-
-
-def _behind(row):
-    """How many positions the talker has read behind those of its prompt that are read in chunks."""
-    return row.read[TALKER] - (row.voice.prompt.rows.shape[1] - 1)
-
-
-def _position(row):
-    prompt, behind = row.voice.prompt, _behind(row)
-    return prompt.positions[:, 0, -1:] if behind == 0 else prompt.following[0] + np.float32(behind - 1)
+        voice.frames += codes.shape[1]
+        return pcm, codes
 
 
 def gathered(rows: Rows[Place], size: int) -> Tensor:
