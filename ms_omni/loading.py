@@ -161,8 +161,8 @@ class LoadingMixin:
         interruption.restore()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
         model.set_train(False)
         for cell in (model, *model.cells()):
-            if not compile_steps and hasattr(cell, "steps"):
-                cell.steps.compile_after = None
+            if not compile_steps and hasattr(cell, "compile_after"):
+                cell.compile_after = None
         model._loaded(folder, request)
         return model, loading_info(report)
 

@@ -26,15 +26,15 @@ from .parts import (
 from mindspore import nn  # isort: skip  (parts explain a missing MindSpore first)
 
 from .answers import without_speech as text_alone
-from .generation.accord import Alone
+from .engine.engine import Engine
+from .engine.shared import engine_of
+from .engine.stream import Stream, join_audio, split_events, text_result
 from .generation.codes import generate_codes
-from .generation.decode import ended_streamer, feed_streamer, generate_text
 from .generation.defaults import GenerationConfig
-from .generation.reader import thinker_reader
 from .generation.request import arguments_of, parse_request, parse_text_request
-from .generation.speech import OmniStream, join_audio, split_events
+from .generation.streamer import ended_streamer, feed_streamer
 from .modeling.code2wav import Code2Wav
-from .modeling.steps import StepPool
+from .modeling.steps import COMPILE_AFTER
 from .modeling.talker import Talker
 from .modeling.thinker import Thinker
 
@@ -50,16 +50,11 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
     audio_encoder = Qwen3OmniMoeAudioEncoder
     vision_encoder = Qwen3OmniMoeVisionEncoder
     text_model = Qwen3OmniMoeThinkerTextModel
-    accord = Alone()  # see generation/accord.py
+    compile_after, own_engine = COMPILE_AFTER, None
 
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeThinkerConfig.validated(config))
-        self.steps = StepPool()
         self.generation_config = GenerationConfig()
-
-    def read(self, batch_size, cache=None):
-        """A context manager around a `ThinkerReader`: a prompt, then tokens, on a cache of its own or on the one given."""
-        return thinker_reader(self, batch_size, cache)
 
     def prepare_inputs_for_generation(
         self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, use_cache=True, **inputs
@@ -95,7 +90,10 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
             "stopping_criteria": stopping_criteria,
         }
         with ended_streamer(kwargs) as streamer:
-            return generate_text(self, parse_text_request(self, arguments_of(kwargs, **positional)), streamer)
+            stream = Stream(engine_of(self), parse_text_request(self, arguments_of(kwargs, **positional)))
+            for _ in feed_streamer(stream, stream.prompt_ids, streamer):
+                pass
+            return text_result(stream)
 
 
 class SpeechPart(Qwen3OmniMoePreTrainedModel):
@@ -120,11 +118,10 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     checkpoint_prefix = "talker."
     text_model = Qwen3OmniMoeTalkerModel
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration
-    accord = Alone()
+    compile_after, own_engine = COMPILE_AFTER, None
 
     def __init__(self, config):
         super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
-        self.steps = StepPool()
 
     def generate(self, inputs_embeds=None, trailing_text_hidden=None, tts_pad_embed=None, talker_input_ids=None, **kwargs):
         """Codes 0 int64 `[B, n]` of a text that is known, drawn until the end token; `model.generate` speaks while it writes.
@@ -156,13 +153,13 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
     """The whole model: `thinker`, and with audio output `talker` and `code2wav`."""
 
     config_class = Qwen3OmniMoeConfig
+    compile_after, own_engine = COMPILE_AFTER, None
 
     def __init__(self, config):
         super().__init__()
         self.config = config = Qwen3OmniMoeConfig.validated(config)
         self.folder: Any = None
         self.request: Any = None
-        self.steps = StepPool()
         self.thinker = Qwen3OmniMoeThinkerForConditionalGeneration(config.thinker_config)
         if config.enable_audio_output:
             self.talker = Qwen3OmniMoeTalkerForConditionalGeneration(config.talker_config)
@@ -222,12 +219,13 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         self.talker = Qwen3OmniMoeTalkerForConditionalGeneration.from_pretrained(self.folder, **kwargs)
         self.code2wav = Qwen3OmniMoeCode2Wav.from_pretrained(self.folder, **kwargs)
         self.config = self._configuration(self.folder, replace(self.request, changes={}))
+        self.own_engine = None
 
     def disable_talker(self):
         """Frees talker and vocoder; the model then answers in text only."""
         if self.has_talker:
             del self.talker, self.code2wav
-            self.steps.clear()
+            self.own_engine = None
             self.config = without_speech(self.config)
 
     @property
@@ -251,10 +249,9 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         """
         with ended_streamer(kwargs) as streamer:
             request = parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker), whole=True)
-            stream = self._events(request)
-            text = stream.work.text
-            chunks, end = split_events(feed_streamer(stream, text.prompt_ids, streamer))
-            answer = text.result(end.sequences[:, text.prompt_ids.shape[1] :])
+            stream = Stream(engine_of(self), request)
+            chunks, end = split_events(feed_streamer(stream, stream.prompt_ids, streamer))
+            answer = text_result(stream)
             return text_alone(answer) if request.speech is None else (answer, join_audio(chunks, len(end.sequences)))
 
     def stream(self, input_ids=None, speaker=None, **kwargs):
@@ -268,15 +265,20 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         `TextDelta`.
         Breaking the loop off and closing the iterator frees the caches. Raises `InputError` before any work.
         """
-        return self._events(parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
+        return Stream(engine_of(self), parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
 
     def say(self, input_ids=None, speaker=None, **kwargs):
         """As `stream`, but says the assistant turn that the prompt ends with instead of writing one."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
-        return self._events(parse_request(self, arguments, given=True))
+        return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
-    def _events(self, request):
-        return OmniStream(self, request)
+    def engine(self, max_rows=16, tokens=None):
+        """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`.
+
+        max_rows: answers at work at a time, more wait; tokens: that the caches hold of all of them (default: as much as they may
+        need, or fits into memory). It is another one than `generate` and `stream` share, with caches of its own.
+        """
+        return Engine(self, max_rows, tokens)
 
 
 def without_speech(config):

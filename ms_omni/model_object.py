@@ -276,8 +276,8 @@ class ModelObject:
     def _forget_steps(self):
         """What was compiled or prepared for the weights as they were."""
         for cell in self.modules():
-            if hasattr(cell, "steps"):
-                cell.steps.clear()
+            if hasattr(cell, "own_engine"):
+                cell.own_engine = None
             if hasattr(cell, "prepared_frame"):
                 cell.prepared_frame = None
 

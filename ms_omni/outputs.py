@@ -123,22 +123,6 @@ class VisionOutput(tuple):
 
 
 @dataclass(frozen=True)
-class ThinkerStep:
-    """One generated text token per row.
-
-    token int64 `[B]` (rows that ended earlier hold the padding id); active bool `[B]`: rows for which it counts;
-    logits float32 `[B, V]` it was chosen from; word bool `[B]`: rows for which it counts and is no end token;
-    going bool `[B]`: rows that go on behind it.
-    """
-
-    token: np.ndarray
-    active: np.ndarray
-    logits: np.ndarray
-    word: np.ndarray
-    going: np.ndarray
-
-
-@dataclass(frozen=True)
 class PromptStates:
     """What a talker reads of the prompt: ids int `[B, T]`, valid bool `[B, T]` (False: padding), embeds and hidden
     `[B, T, D]`: the thinker's input embeddings and the hidden states at the layer that the talker listens to.
@@ -164,15 +148,6 @@ class GenerateOutput(ModelOutput):
     attentions: tuple | None = None
     hidden_states: tuple | None = None
     past_key_values: Any = None
-
-
-@dataclass(frozen=True)
-class CodecFrame:
-    """80 ms of speech as codes: index counts frames; codes int64 `[B, Q]`; active bool `[B]`: rows that still speak."""
-
-    index: int
-    codes: np.ndarray
-    active: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -203,3 +178,10 @@ class StreamEnd:
     first_text_s: float | None
     first_audio_s: float | None
     total_s: float
+
+
+@dataclass(frozen=True)
+class StreamError:
+    """The last event of an answer of an engine that failed: what went wrong."""
+
+    error: Exception

@@ -8,8 +8,6 @@ A block is free, used (by one row or by several that read the same), or cached: 
 asked for again. All of this is book-keeping over numbers; the keys and values themselves are somewhere else.
 """
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,22 +27,6 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-def chunk_keys(ids: Sequence[int], media: Iterable[tuple[int, int, bytes]] = (), salt: bytes = b"") -> tuple[bytes, ...]:
-    """One key per full chunk of a prompt: equal keys mean equal keys and values in every layer, from the first token on.
-
-    ids: of the whole prompt. media: `(start, stop, digest)` of the tokens that stand for a picture, video or sound, with a digest
-    of its content and of what their positions follow from (grids, seconds per grid). salt: whatever else two prompts may differ
-    in, such as positions of the caller's own, or whether the payload is wanted that is kept beside a chunk.
-    """
-    keys, key, media = [], hashlib.sha256(salt).digest(), list(media)
-    for start in range(0, len(ids) - CHUNK + 1, CHUNK):
-        stop = start + CHUNK
-        seen = [span for span in media if span[0] < stop and span[1] > start]
-        key = hashlib.sha256(key + array("q", ids[start:stop]).tobytes() + repr(seen).encode()).digest()
-        keys.append(key)
-    return tuple(keys)
-
-
 @dataclass(eq=False)
 class Chunk:
     """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it."""
@@ -57,10 +39,14 @@ class Chunk:
 
 
 class BlockPool:
-    """The blocks 1 .. blocks - 1 of a cache. `free + cached + used == capacity` at any time."""
+    """The blocks 1 .. blocks - 1 of a cache. `free + cached + used == capacity` at any time.
 
-    def __init__(self, blocks: int) -> None:
+    limit: so many it may come to have when that is not enough, at least twice as many each time.
+    """
+
+    def __init__(self, blocks: int, limit: int = 0) -> None:
         self.capacity = blocks - 1
+        self.limit = max(limit - 1, self.capacity)
         self._free = list(range(blocks - 1, SCRATCH, -1))  # the end is given out first
         self._users = [0] * blocks
         self._chunks: dict[bytes, Chunk] = {}
@@ -82,11 +68,16 @@ class BlockPool:
         """Blocks that rows use; one that several rows use counts once."""
         return self.capacity - self.free - self.cached
 
+    @property
+    def room(self) -> int:
+        """Blocks that can be taken."""
+        return self.free + self.cached + self.limit - self.capacity
+
     def check(self, tokens: int, what: str) -> None:
         """Raises `InputError` for what would not even fit if nobody else were there."""
-        if blocks_for(tokens) > self.capacity:
+        if blocks_for(tokens) > self.limit:
             raise InputError(
-                f"{what} needs {tokens} tokens in the cache, which holds {self.capacity * BLOCK}; make the prompt shorter, "
+                f"{what} needs {tokens} tokens in the cache, which holds {self.limit * BLOCK}; make the prompt shorter, "
                 "allow fewer new tokens, or give the engine a larger cache"
             )
 
@@ -94,14 +85,26 @@ class BlockPool:
         """So many blocks for one user, or None, and nothing has changed, if there are not as many. What was not used for the
         longest time is forgotten for it.
         """
-        if count > self.free + self.cached:
+        if count > self.room:
             return None
+        self._grow(count - self.free - self.cached)
         while count > self.free:
             self._forget(next(iter(self._unused.values())))
         blocks = [self._free.pop() for _ in range(count)]
         for block in blocks:
             self._users[block] = 1
         return blocks
+
+    def _grow(self, missing: int) -> None:
+        if missing > 0:
+            before, self.capacity = self.capacity, min(max(self.capacity + missing, 2 * self.capacity), self.limit)
+            self._free[:0] = range(self.capacity, before, -1)
+            self._users += [0] * (self.capacity - before)
+
+    def forget(self) -> None:
+        """Forgets all chunks: nothing of them is to be found any more."""
+        for chunk in [chunk for chunk in self._chunks.values() if chunk.parent is None]:
+            self._forget(chunk)
 
     def find(self, keys: Iterable[bytes]) -> list[Chunk]:
         """The chunks with these keys, as far as they are known in a row, with one user more."""

@@ -4,21 +4,27 @@ callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechS
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..generation.checks import whole_number
 from ..generation.hand_over import assistant_turns, user_mask
+from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..generation.talker_prompt import OPENING_ROWS, ROLE_ROWS
-from ..generation.text import prompt_of
 from ..locking import exclusive
+from ..memory import free_memory_gb
 from ..modeling import ops
+from ..modeling.interruption import uninterrupted
 from ..modeling.packing import host_array
+from ..outputs import StreamError
 from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
 from .hearing import listen
+from .held import take_over, taken_from
 from .kv_pool import KVPool
 from .plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from .prompt import Prompt, prompts
@@ -27,32 +33,82 @@ from .scheduler import Scheduler
 from .sequence import Sequence, bucket
 from .speech import SpeechStage, seeded
 from .text import Text
+from .weights import Weights
 
 FEATURE_BYTES = 256 * 2**20
 """Of features of media that are kept for those who send the same again."""
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, for keys and values, where nobody says how many tokens."""
+ROW_TOKENS = 4096
+"""Tokens per row that are enough, where nobody says how many."""
+FIRST_BLOCKS = 4
+"""Of an engine that grows."""
 
 
 class Engine:
-    """model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together
-    that the caches hold.
+    """Answers of one model, several at a time.
 
-    Any thread may call anything at any time.
+    model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together that
+    the caches hold (default: `ROW_TOKENS` per row, or what fits into a part of the free memory); grows: whether they begin small and
+    become as large when it is needed, or take all at once.
+
+    Any thread may call anything at any time. What was read once is found again, also by other callers; weights that change are
+    noticed if they were trained, set, or replaced, at the first request that finds the engine idle.
     """
 
-    def __init__(self, model: Any, max_rows: int = 16, tokens: int = 16384):
-        self.model, self.config = model, model.config
+    def __init__(self, model: Any, max_rows: int = 16, tokens: int | None = None, grows: bool = False):
+        self.max_rows = whole_number("max_rows", max_rows)
         self.whole = hasattr(model, "thinker")
-        thinker, speaks, blocks = (
-            model.thinker if self.whole else model,
-            self.whole and model.has_talker,
-            blocks_for(tokens) + 1,
+        self.model, self.thinker_cell = model, model.thinker if self.whole else model
+        decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks else [])]
+        self.blocks = (
+            blocks_for(whole_number("tokens", tokens)) if tokens is not None else _blocks_that_fit(decoders, max_rows, grows)
         )
-        listen = self.config.talker_config.accept_hidden_layer if speaks else None
-        self.thinker = ThinkerRunner(thinker, KVPool.of(thinker.model, blocks), ContentCache(FEATURE_BYTES), listen)
-        self.speech = self._stage(blocks) if speaks else None
-        self.scheduler = Scheduler(BlockPool(blocks), BlockPool(blocks) if speaks else None, max_rows)
+        first = min(FIRST_BLOCKS, self.blocks) if grows else self.blocks
+        pools = [BlockPool(first + 1, self.blocks + 1) for _ in decoders]
+        self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=max_rows)
         self.rows: dict[int, Sequence] = {}
         self.added: set[int] = set()  # whose events `step` hands out
+        self._weights: Weights | None = None
+        self._left: deque[int] = deque()  # rows that nobody wants any more
+        self._busy = self.closed = False
+        self._refresh()
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a voice."""
+        return self.whole and self.model.has_talker
+
+    def fits(self, model: Any) -> bool:
+        """Whether it is that of a model, or of a thinker that may be a part of one."""
+        whole = hasattr(model, "thinker")
+        return (
+            not self.closed
+            and (model.thinker if whole else model) is self.thinker_cell
+            and (self.model is model or not whole)
+        )
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of a model makes an engine of its own
+
+    def _refresh(self) -> None:
+        """Prepares everything for the weights of the model, if they are others than before."""
+        if self._weights is not None and not self._weights.changed():
+            return
+        self._weights = Weights([self.thinker_cell, *([self.model.talker, self.model.code2wav] if self.speaks else [])])
+        thinker, compile_after = self.thinker_cell, self.model.compile_after
+        blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
+        listen = self.model.config.talker_config.accept_hidden_layer if self.speaks else None
+        pool = KVPool.of(thinker.model, blocks[THINKER])
+        self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after)
+        self.speech = None
+        if self.speaks:
+            config, talker = self.model.config, self.model.talker
+            ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
+            pool = KVPool.of(talker.model, blocks[TALKER])
+            self.speech = SpeechStage(talker, self.model.code2wav, ends, pool, compile_after)
+        for pool in filter(None, self.scheduler.pools):
+            pool.forget()
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
@@ -61,17 +117,16 @@ class Engine:
         """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`. Returns its id. Raises `InputError`."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
         request = parse_request(self.model, arguments) if self.whole else parse_text_request(self.model, arguments)
-        ids = self.ask(request)
-        if len(ids) > 1:
-            for id in ids:
-                self.cancel(id)
-            raise InputError(f"engine.add takes one conversation, got {len(ids)}; add each by itself")
-        self.added.add(ids[0])
-        return ids[0]
+        count = len(prompt_of(request.inputs)[1]) * request.options.num_return_sequences
+        if count > 1:
+            raise InputError(f"engine.add takes one conversation and gives one answer, got {count}; add each by itself")
+        (id,) = self.ask(request)
+        self.added.add(id)
+        return id
 
     @exclusive
     def step(self) -> list[tuple[int, Any]]:
-        """One tick for everybody -> the events of what was added: `[(id, event), ...]`, an exception for one that failed."""
+        """One tick for everybody -> the events of what was added: `[(id, event), ...]`; a `StreamError` ends one that failed."""
         self._tick()
         found = []
         for id in list(self.added):
@@ -82,51 +137,94 @@ class Engine:
                 self._forget(id)
         return found
 
-    @exclusive
     def cancel(self, id: int) -> None:
         """Ends an answer early; nothing happens if it has ended."""
-        self.scheduler.cancel(id)
-        self._forget(id)
+        self._left.append(id)  # no more than that where somebody is at work: this may be called by the collector of garbage
+        if exclusive.acquire(blocking=False):
+            try:
+                if not self._busy:
+                    self._let_go()
+            finally:
+                exclusive.release()
+
+    def _let_go(self) -> None:
+        while self._left:
+            id = self._left.popleft()
+            self.scheduler.cancel(id)
+            self._forget(id)
+
+    @exclusive
+    def close(self) -> None:
+        """Gives all up, what is under way with an error, and the memory back."""
+        self._let_go()
+        for id, row in self.rows.items():
+            self.scheduler.cancel(id)
+            if not row.ended:
+                row.fail(InputError("the engine was closed before the end of this answer"))
+        self.closed, self.thinker, self.speech, self._weights = True, None, None, None
 
     def events(self, id: int) -> Iterator[Any]:
         """The events of one answer; whoever waits for one works for all. Closing the iterator cancels it."""
         row = self.rows[id]
         try:
-            while not (row.ended and not row.events):
-                with exclusive:
-                    while not (row.events or row.ended):
-                        self._tick()
-                while row.events:
-                    event = row.events.popleft()
-                    if isinstance(event, Exception):
-                        raise event
-                    yield event
+            while row.events or not row.ended:
+                if not row.events:
+                    with exclusive:
+                        if not (row.events or row.ended):  # somebody else may have worked for this one
+                            self._tick()
+                    continue
+                event = row.events.popleft()
+                if isinstance(event, StreamError):
+                    raise event.error
+                yield event
         finally:
             self.cancel(id)
 
     @exclusive
     def ask(self, request: Request) -> list[int]:
-        """The ids of the conversations of a request, each as often as it wants answers to it."""
-        found = prompts(self.thinker.thinker.config, request.inputs, prompt_of(request.inputs)[1])
-        found = [prompt for prompt in found for _ in range(request.options.num_return_sequences)]
-        return [self._admit(self._row(request, number, prompt), number, request) for number, prompt in enumerate(found)]
+        """The ids of the conversations of a request, each as often as it wants answers to it. Raises `InputError`."""
+        if self.closed:
+            raise InputError("this engine is closed; make another one with model.engine()")
+        self._let_go()
+        if not self.rows:
+            self._refresh()
+        options, (_, valid) = request.options, prompt_of(request.inputs)
+        cache, ids = options.past_key_values, []
+        found = prompts(self.thinker_cell.config, request.inputs, valid, cache)
+        try:
+            for number, prompt in enumerate(prompt for prompt in found for _ in range(options.num_return_sequences)):
+                row = self._row(request, number, prompt)
+                if prompt.held:
+                    row.held = cache, number, np.flatnonzero(valid[number, : cache.length])
+                ids.append(self._admit(row, number, request))
+        except InputError:  # all of a call, or nothing
+            for id in ids:
+                self.cancel(id)
+            raise
+        return ids
 
     def _row(self, request: Request, number: int, prompt: Prompt) -> Sequence:
-        row = Sequence(prompt, Text(prompt.ids, request.text, request.options, number), given=request.given)
+        row = Sequence(
+            prompt,
+            Text(prompt.ids, request.text, request.options.of(number // request.options.num_return_sequences), number),
+            given=request.given,
+        )
         row.started = time.perf_counter()
         if request.speech is not None:
-            (row.turn,) = assistant_turns(prompt.ids[None], self.config, request.given)
+            (row.turn,) = assistant_turns(prompt.ids[None], self.model.config, request.given)
             row.turn, row.speech = list(map(int, row.turn)), seeded(request.speech)
         return row
 
     def _admit(self, row: Sequence, number: int, request: Request) -> int:
         speech, prompt, params = None, row.prompt, row.speech
         if params is not None:
-            heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
+            heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.model.config).sum())
             speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames))
         media = tuple((int(medium.places[-1]) + 1, len(medium.places)) for medium in prompt.media)
         limit = 1 if request.given else request.text.max_new_tokens
-        id = self.scheduler.add(Job(len(prompt), limit, prompt.keys(CHUNK), media, speech))
+        whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
+        keys = () if whole else prompt.keys(CHUNK)
+        id = self.scheduler.add(Job(len(prompt), limit, keys, media, speech, prompt.held))
         self.rows[id] = row
         if params is not None:
             self.speech.begin(id, params, number)
@@ -139,13 +237,22 @@ class Engine:
     # -- a tick ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        plan = self.scheduler.plan()
-        self._place(plan)
+        self._let_go()
+        self._busy = True
+        try:
+            plan = self.scheduler.plan()
+            self._place(plan)
+            for id, number in plan.encode:  # which takes long, and can be done again
+                self._guard(id, self.thinker.encode, number)
+            with uninterrupted():
+                self._follow(plan)
+        finally:
+            self._busy = False
+
+    def _follow(self, plan: Plan) -> None:
         self._ended: tuple[set[int], set[int]] = (set(), set())
         self._news: list[int] = []
         payloads = {}
-        for id, number in plan.encode:
-            self._guard(id, self.thinker.encode, number)
         for id, decoder, start, stop in plan.read:
             if decoder == THINKER:
                 payloads[id] = self._guard(id, self._read, id, start, stop)
@@ -157,10 +264,10 @@ class Engine:
         failed = frozenset(id for id, row in self.rows.items() if row.error is not None and not row.ended)
         facts = Facts(*map(frozenset, self._ended), failed, payloads)
         for id in self.scheduler.done(plan, facts):
-            self.rows[id].end(time.perf_counter())
+            row = self.rows[id]
+            row.end(time.perf_counter()) if row.speech_error is None else row.fail(row.speech_error)
         for id in failed:
-            self.rows[id].events.append(self.rows[id].error)
-            self.rows[id].ended = True
+            self.rows[id].fail(self.rows[id].error)
 
     def _place(self, plan: Plan) -> None:
         """Whose blocks are whose from now on."""
@@ -173,6 +280,13 @@ class Engine:
                 row.states = list(self.scheduler.rows[id].payloads)
         for id, decoder, block in plan.blocks:
             self.rows[id].tables[decoder].append(block)
+        for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
+            if pool is not None:
+                part.pool.reserve(pool.capacity + 1)
+        for id, _ in plan.admitted:
+            row = self.rows[id]
+            if row.held is not None:
+                take_over(self.thinker.pool, row.tables[THINKER], *row.held)
 
     def _guard(self, id, function, *arguments):
         """What a function makes of a row, or None and the row has failed."""
@@ -181,7 +295,7 @@ class Engine:
             return None
         try:
             return function(row, *arguments)
-        except InputError as error:
+        except Exception as error:  # whatever it is, it ends this answer and no other
             row.error = error
             return None
 
@@ -201,17 +315,36 @@ class Engine:
         row.add(row.text.take(logits), time.perf_counter())
         if not row.text.going:
             self._ended[THINKER].add(id)
+            if row.text.options.keep_cache or row.text.options.past_key_values is not None:
+                stop = len(row.prompt) + len(row.text.tokens) - 1
+                row.left = taken_from(self.thinker.pool, row.tables[THINKER], row.prompt.held, stop)
         if row.speech is not None:
             self._news.append(id)
 
-    def _decode(self, ids):
+    def _together(self, ids, launch):
+        """What a launch for several rows gives them, or None and all of them have failed."""
         rows = [self.rows[id] for id in ids]
-        if not rows:
-            return
-        for id, row, logits in zip(ids, rows, self.thinker.decode(rows)):
+        try:
+            return launch(rows) if rows else None
+        except Exception as error:
+            for row in rows:
+                row.error = error
+            return None
+
+    def _decode(self, ids):
+        logits = self._together(ids, self.thinker.decode)
+        for id, line in zip(ids, () if logits is None else logits):
+            row = self.rows[id]
             row.read[THINKER] += 1
             if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
-                self._guard(id, self._write, id, logits)
+                self._guard(id, self._write, id, line)
+
+    # -- speech ------------------------------------------------------------------------------------------------------
+
+    def embeddings(self, ids: list[int]) -> np.ndarray:
+        """The thinker's embeddings float32 `[n, D]` of text."""
+        padded = np.array(ids + [0] * (bucket(ids) - len(ids)))[:, None]
+        return host_array(self.thinker_cell.embed_text(padded))[: len(ids), 0].astype(np.float32)
 
     def _tell(self):
         """Speech is told what was written in this tick."""
@@ -226,20 +359,10 @@ class Engine:
                 continue
             if not row.told:
                 embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
-                self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
+                self.speech.hear(id, listen(self.model.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
                 row.states.clear()
             row.told += len(news)
             self.speech.tell(id, own, row.written)
-
-    def _stage(self, blocks):
-        config = self.config
-        ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
-        return SpeechStage(self.model.talker, self.model.code2wav, ends, KVPool.of(self.model.talker.model, blocks))
-
-    def embeddings(self, ids: list[int]) -> np.ndarray:
-        """The thinker's embeddings float32 `[n, D]` of text."""
-        padded = np.array(ids + [0] * (bucket(ids) - len(ids)))[:, None]
-        return host_array(self.thinker.thinker.embed_text(padded))[: len(ids), 0].astype(np.float32)
 
     def _hear(self, said):
         """What was spoken is handed out."""
@@ -248,3 +371,10 @@ class Engine:
         for id, error in said.failed.items():
             self.rows[id].speech_error = error
         self._ended[TALKER].update(said.ended)
+
+
+def _blocks_that_fit(decoders, max_rows, grows):
+    """Of the larger pool, in a part of the memory that is free."""
+    share = MEMORY_SHARE * free_memory_gb()[0] * 1e9
+    fitting = max(int(share / sum(map(KVPool.block_bytes, decoders))), FIRST_BLOCKS)
+    return fitting if grows else min(fitting, max_rows * blocks_for(ROW_TOKENS))

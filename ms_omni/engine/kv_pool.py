@@ -18,7 +18,7 @@ from ..modeling.layers import Cell
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import is_plain, stack_weights
-from ..modeling.steps import Graph, Step
+from ..modeling.steps import COMPILE_AFTER, Graph, Step
 
 Pair = tuple[Tensor, Tensor]
 
@@ -40,15 +40,27 @@ class KVPool:
         dtype: ms.Type = ms.float32,
         block: int = BLOCK_TOKENS,
     ):
-        self.heads, self.blocks, self.block = num_kv_heads, blocks, block
-        shape = (blocks * num_kv_heads * block, head_dim)
-        self.keys, self.values = (
-            # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
-            ParameterTuple(
-                [Parameter(initializer("zeros", shape, dtype), name=f"pool{id(self)}.{kind}{i}") for i in range(num_layers)]
-            )
-            for kind in ("key", "value")
-        )
+        self.num_layers, self.heads, self.head_dim, self.dtype, self.block = num_layers, num_kv_heads, head_dim, dtype, block
+        self.blocks = blocks
+        self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
+
+    def _buffers(self, kind, blocks):
+        # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
+        shape, name = (blocks * self.heads * self.block, self.head_dim), f"pool{id(self)}.{kind}"
+        layers = range(self.num_layers)
+        return ParameterTuple([Parameter(initializer("zeros", shape, self.dtype), name=f"{name}{i}") for i in layers])
+
+    def reserve(self, blocks: int) -> None:
+        """Makes room for so many blocks in all, where there is less; keeps what is stored."""
+        if blocks <= self.blocks:
+            return
+        kept = Tensor(np.arange(self.blocks * self.heads * self.block, dtype=np.int32))
+        for kind in ("key", "value"):
+            old, new = getattr(self, f"{kind}s"), self._buffers(kind, blocks)
+            for buffer, stored in zip(new, old):
+                ops.write_rows(buffer, kept, stored)
+            setattr(self, f"{kind}s", new)
+        self.blocks = blocks
 
     @classmethod
     def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
@@ -121,8 +133,8 @@ class PoolStep(Step):
     one per number of rows and width of the tables.
     """
 
-    def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool):
-        super().__init__()
+    def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool, compile_after: int | None = COMPILE_AFTER):
+        super().__init__(compile_after)
         self.decoder, self.output_layer, self.pool = decoder, output_layer, pool
         weights = stack_weights(decoder) if is_plain(output_layer) else None
         self.fused = weights and ops.prepare(weights)
@@ -137,10 +149,12 @@ class PoolStep(Step):
         if self.fused is not None:
             cache = BlockTables(pool.keys, pool.values, pool.heads, pool.block, tables, lengths)
             return ops.decoder_step(x, *rope, self.output_layer.weight, cache, self.fused)
+        if self.graph.keys is not pool.keys:  # it has grown
+            self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
         slots = Tensor(pool.slots(tables, lengths[:, None] - 1))
         where = _tensors(tables, lengths - 1, lengths)
         fits_graph = len(lengths) * self.top_k <= ops.graph_expert_rows()
-        if fits_graph and self.decoder.compilable and self.due():
+        if fits_graph and self.decoder.compilable and self.due(tables.shape):
             self.decoder.announce(x)
             return self.graph(x, *rope, slots, *where)
         return self.graph.run(x, *rope, slots, *where)

@@ -25,8 +25,9 @@ class Job:
     """One answer in numbers.
 
     prompt: tokens, 0 where the text is written elsewhere (`Scheduler.written`); limit: tokens that may be written; keys: of the
-    prompt's full chunks (`chunk_keys`); media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
-    its cost, in tokens that could be read instead.
+    prompt's full chunks (`Prompt.keys`); media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
+    its cost, in tokens that could be read instead; held: tokens at its beginning that are copied from elsewhere whenever the row is
+    admitted.
     """
 
     prompt: int
@@ -34,6 +35,7 @@ class Job:
     keys: tuple[bytes, ...] = ()
     media: tuple[tuple[int, int], ...] = ()
     speech: Speech | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..modeling.audio_encoder import audio_token_count, clip_lengths
+from ..modeling.cache import KVCache
 from ..modeling.forward import given_positions
 from ..modeling.packing import finite, host_array, whole_numbers
 from ..modeling.positions import get_rope_index, media_runs
+from .held import check_held
 
 DIGEST_BYTES = 16
 MEDIA = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
@@ -40,7 +42,8 @@ class Medium:
 @dataclass(frozen=True)
 class Prompt:
     """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; seconds float `[n]`: of a grid step
-    of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None.
+    of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None; held: so many tokens at the
+    beginning are in a cache of the caller's, with their media.
     """
 
     ids: np.ndarray
@@ -49,6 +52,7 @@ class Prompt:
     media: tuple[Medium, ...] = ()
     seconds: np.ndarray | None = None
     embeds: np.ndarray | None = None
+    held: int = 0
 
     def __len__(self) -> int:
         return self.positions.shape[1]
@@ -90,12 +94,14 @@ def digest(*parts: bytes | np.ndarray) -> bytes:
     return state.digest()
 
 
-def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray) -> list[Prompt]:
+def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray, cache: KVCache | None = None) -> list[Prompt]:
     """The conversations of a batch. inputs: of the thinker, as one call of the processor returns them; valid bool `[B, T]`:
-    which tokens are no padding.
+    which tokens are no padding; cache: holds the first of them.
 
     Raises `InputError` where placeholders and media disagree.
     """
+    if cache is not None and cache.length:
+        return _continued(config, inputs, valid, cache)
     positions, deltas = _positions(config, inputs, valid)
     embeds = None if "inputs_embeds" not in inputs else host_array(inputs["inputs_embeds"])
     ids = host_array(inputs["input_ids"]).astype(np.int64) if embeds is None else np.empty((len(valid), 0), np.int64)
@@ -109,6 +115,20 @@ def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray) -> list[P
         seconds = media.seconds_of(own)
         found.append(Prompt(line, np.ascontiguousarray(positions[:, row, kept]), following, own, seconds, given))
     media.finish()
+    return found
+
+
+def _continued(config, inputs, valid, cache):
+    """The conversations of which a cache holds the beginning, with media and positions: plain text goes on from there."""
+    ids = host_array(inputs["input_ids"]) if "input_ids" in inputs else None
+    check_held(cache, ids, valid, [config.image_token_id, config.video_token_id, config.audio_token_id])
+    held, deltas = valid[:, : cache.length].sum(axis=1), getattr(cache, "rope_deltas", None)
+    deltas = np.zeros((len(valid), 1), np.float32) if deltas is None else deltas
+    found = []
+    for row, kept in enumerate(valid):
+        line = ids[row][kept].astype(np.int64)
+        positions = np.broadcast_to(np.arange(len(line), dtype=np.float32) + deltas[row, 0], (3, len(line)))
+        found.append(Prompt(line, positions, np.float32(len(line) + deltas[row, 0]), held=int(held[row])))
     return found
 
 

@@ -10,6 +10,7 @@ from ..arrays import HostArray
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
+from ..modeling.steps import COMPILE_AFTER
 from .blocks import CHUNK, ContentCache
 from .kv_pool import KVPool, PoolStep
 from .plan import THINKER
@@ -23,9 +24,16 @@ class ThinkerRunner:
     states a talker hears, or None.
     """
 
-    def __init__(self, thinker: Any, pool: KVPool, features: ContentCache, listen: int | None = None):
+    def __init__(
+        self,
+        thinker: Any,
+        pool: KVPool,
+        features: ContentCache,
+        listen: int | None = None,
+        compile_after: int | None = COMPILE_AFTER,
+    ):
         self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
-        self.step = PoolStep(thinker.model, thinker.output_layer, pool)
+        self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
 
     def encode(self, row: Sequence, number: int) -> None:
         """The features of a medium of the prompt, and of its deepstack layers: `(features [n, D], [[n, D], ...])`."""

@@ -176,9 +176,9 @@ class Scheduler:
             found = pool.find(row.job.keys[: (track.prompt - 1) // CHUNK]) if decoder == THINKER else []
             row.payloads += [chunk.payload for chunk in found]
             track.blocks = [block for chunk in found for block in chunk.blocks]
-            track.read = len(track.blocks) * BLOCK
+            track.read = len(track.blocks) * BLOCK or (row.job.held if decoder == THINKER else 0)
             room = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
-            if room > pool.free + pool.cached:
+            if room > pool.room:
                 self._release(row)
                 return False
             track.blocks += pool.take(blocks_for(track.known) - len(track.blocks))

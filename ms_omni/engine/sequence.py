@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..generation.request import SpeechParams
-from ..outputs import AudioChunk, StreamEnd, TextDelta
+from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 from .plan import TALKER, THINKER
 from .prompt import Prompt
 from .text import Text
@@ -22,6 +22,9 @@ class Sequence:
 
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
     many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
+
+    held: `(cache, row, columns)` that hold the first tokens of the prompt, or None; left: keys and values of what was read behind
+    them, where they are wanted.
     """
 
     prompt: Prompt
@@ -37,6 +40,8 @@ class Sequence:
     states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
     watched: list[tuple] = field(default_factory=list)
+    held: tuple | None = None
+    left: list | None = None
     events: deque = field(default_factory=deque)
     started: float = 0.0
     first_text_s: float | None = None
@@ -68,6 +73,7 @@ class Sequence:
         for decoder in (THINKER, TALKER):
             self.tables[decoder].clear()
             self.read[decoder] = 0
+        self.watched.clear()
 
     def add(self, event: Any, now: float) -> None:
         """Hands out an event."""
@@ -89,7 +95,12 @@ class Sequence:
             np.array([count]) for count in (len(self.text.tokens), sum(codes.shape[1] for codes in self.codes))
         )
         times = self.first_text_s, self.first_audio_s, now - self.started
-        self.add(self.speech_error or StreamEnd(self.text.ids(), tokens, frames, *times), now)
+        self.add(StreamEnd(self.text.ids(), tokens, frames, *times), now)
+        self.ended = True
+
+    def fail(self, error: Exception) -> None:
+        """Hands out an error as the last event."""
+        self.events.append(StreamError(error))
         self.ended = True
 
 

@@ -22,7 +22,7 @@ from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..generation.talker_prompt import ROLE_ROWS
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import FrameStep
+from ..modeling.steps import COMPILE_AFTER, FrameStep
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan
@@ -51,7 +51,7 @@ class Said:
         """What a function makes, or None and the row has failed."""
         try:
             return function(*arguments)
-        except InputError as error:
+        except Exception as error:  # whatever it is, it ends this speech and no other
             self.failed[id] = error
             return None
 
@@ -123,10 +123,12 @@ class SpeechStage:
     elsewhere: Set[int] = frozenset()
     """Ids of rows whose speech no plan counts."""
 
-    def __init__(self, talker: Any, code2wav: Any, ends: np.ndarray, pool: KVPool):
-        self.talker, self.code2wav, self.pool = talker, code2wav, pool
+    def __init__(
+        self, talker: Any, code2wav: Any, ends: np.ndarray, pool: KVPool, compile_after: int | None = COMPILE_AFTER
+    ):
+        self.talker, self.code2wav, self.pool, self.compile_after = talker, code2wav, pool, compile_after
         self.bos, self.eos, self.silence = ends
-        self.step = PoolStep(talker.model, talker.codec_head, pool)
+        self.step = PoolStep(talker.model, talker.codec_head, pool, compile_after)
         self.frame_steps: dict[tuple, FrameStep] = {}
         self.voices: dict[int, Voice] = {}
         self._silent: dict[int, Tensor] = {}
@@ -162,13 +164,19 @@ class SpeechStage:
         for id, decoder, start, stop in plan.read:
             if decoder == TALKER and id in voices:
                 said.guard(id, self.read, voices[id], start, stop)
-        self.frames([id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed], said)
+        self._together([id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed], said)
         for id, frames in plan.sound:
             found = said.guard(id, self.sound, voices[id], frames) if id in voices and id not in said.failed else None
             if found is not None:
                 said.sounds.append((id, *found))
         said.ended |= said.failed.keys()
         return said
+
+    def _together(self, ids, said):
+        try:
+            self.frames(ids, said)
+        except Exception as error:  # of a launch for all of them
+            said.failed.update(dict.fromkeys(ids, error))
 
     def read(self, voice: Voice, start: int, stop: int) -> None:
         """Reads a chunk of the talker's prompt."""
@@ -249,7 +257,7 @@ class SpeechStage:
             size = bucket(indices)
             step = self.frame_steps.get((size, sampling))
             if step is None:
-                step = self.frame_steps[size, sampling] = FrameStep(self.talker, size, sampling)
+                step = self.frame_steps[size, sampling] = FrameStep(self.talker, size, sampling, self.compile_after)
             first, noise = np.zeros((size, 1), np.int32), np.zeros((size, step.groups), np.float32)
             for place, index in enumerate(indices):
                 first[place] = codes[index]

@@ -10,11 +10,13 @@ import numpy as np
 
 from ..answers import TextIds
 from ..arrays import HostArray
+from ..errors import InputError
+from ..generation.inputs import prompt_of
 from ..generation.request import Request
-from ..generation.text import prompt_of
 from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
 from .blocks import CHUNK
 from .engine import Engine
+from .held import left_in
 from .sequence import Sequence
 
 
@@ -24,12 +26,10 @@ class Stream:
     """
 
     def __init__(self, engine: Engine, request: Request):
-        self.request = request
-        ids = engine.ask(request)
-        self.rows = [engine.rows[id] for id in ids]
-        sources = [engine.events(id) for id in ids]
-        self._events = sources[0] if len(ids) == 1 else merged(self.rows, sources, request.text.pad_id)
-        self._cancel = lambda: [engine.cancel(id) for id in ids]
+        self.request, self.engine = request, engine
+        self._ids = engine.ask(request)
+        self.rows = [engine.rows[id] for id in self._ids]
+        self._events = merged(self.rows, [engine.events(id) for id in self._ids], self.prompt_ids, request.text.pad_id)
         self._lock = threading.RLock()
 
     def __iter__(self) -> Iterator[Any]:
@@ -45,19 +45,22 @@ class Stream:
             self._events.close()
             self._cancel()
 
-    def __del__(self):
-        self._cancel()
+    def _cancel(self):
+        for id in getattr(self, "_ids", ()):
+            self.engine.cancel(id)
+
+    __del__ = _cancel
 
     @property
     def prompt_ids(self) -> np.ndarray:
         """Ids int64 `[B, T]` of the prompts as they were given, padding included, each as often as it is answered."""
-        copies, ids = self.request.options.num_return_sequences, prompt_of(self.request.inputs)[0]
-        return ids.repeat(copies, axis=0)
+        ids, copies = prompt_of(self.request.inputs)[0], self.request.options.num_return_sequences
+        return ids.repeat(copies, axis=0).astype(np.int64)
 
 
-def merged(rows: Rows[Sequence], sources: Rows[Iterator], pad: int) -> Iterator[Any]:
+def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Iterator[Any]:
     """The events of several answers as those of a batch: a `TextDelta` holds the next token of each, an `AudioChunk` as many
-    samples as all who still speak have made.
+    samples as all who still speak have made. prompt_ids `[B, T]`, pad: what a shorter answer is filled up with.
     """
     batch = len(rows)
     texts, sounds = [deque() for _ in rows], [np.zeros(0, np.float32) for _ in rows]
@@ -79,7 +82,15 @@ def merged(rows: Rows[Sequence], sources: Rows[Iterator], pad: int) -> Iterator[
         if count:
             yield _chunk(samples, [sound[:count] for sound in sounds], count)
             sounds, samples = [sound[count:] for sound in sounds], samples + count
-    yield _end(ends, pad)
+    yield _end(ends, np.concatenate([prompt_ids, new_ids(rows, pad)], axis=1))
+
+
+def new_ids(rows: Rows[Sequence], pad: int) -> np.ndarray:
+    """What was written, int64 `[B, n]`, shorter rows filled up."""
+    length = max(len(row.text.tokens) for row in rows)
+    return np.array([row.text.tokens + [pad] * (length - len(row.text.tokens)) for row in rows], np.int64).reshape(
+        -1, length
+    )
 
 
 def _delta(deltas, pad):
@@ -95,32 +106,48 @@ def _chunk(first, sounds, count):
     return AudioChunk(first, pcm, np.array(list(map(len, sounds))))
 
 
-def _end(ends, pad):
-    """One for the batch; rows of different lengths are padded behind their ends."""
-    longest = max(end.sequences.shape[1] for end in ends)
-    rows = [np.pad(end.sequences[0], (0, longest - end.sequences.shape[1]), constant_values=pad) for end in ends]
+def _end(ends, sequences):
     counts = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
     times = [[getattr(end, name) for end in ends] for name in ("first_text_s", "first_audio_s", "total_s")]
     first, heard, total = ([value for value in values if value is not None] for values in times)
-    return StreamEnd(np.stack(rows), *counts, min(first, default=None), min(heard, default=None), max(total))
+    return StreamEnd(sequences, *counts, min(first, default=None), min(heard, default=None), max(total))
 
 
 def text_result(stream: Stream) -> Any:
     """Prompts and new ids int64 `[B, T + n]` of a stream that has ended, or a `GenerateOutput` with what else was asked for."""
-    rows, options, pad = stream.rows, stream.request.options, stream.request.text.pad_id
-    length = max(len(row.text.tokens) for row in rows)
-    tokens = np.array([row.text.tokens + [pad] * (length - len(row.text.tokens)) for row in rows], np.int64).reshape(
-        -1, length
-    )
-    ids = TextIds.of(np.concatenate([stream.prompt_ids.astype(np.int64), tokens], axis=1))
+    rows, options = stream.rows, stream.request.options
+    tokens = new_ids(rows, stream.request.text.pad_id)
+    ids = TextIds.of(np.concatenate([stream.prompt_ids, tokens], axis=1))
+    cache = _cache(stream)
     if not options.return_dict_in_generate:
         return ids
     return GenerateOutput(
         ids,
-        scores=_steps(rows, "scores", length) if options.output_scores else None,
-        logits=_steps(rows, "logits", length) if options.output_logits else None,
+        scores=_steps(rows, "scores", tokens.shape[1]) if options.output_scores else None,
+        logits=_steps(rows, "logits", tokens.shape[1]) if options.output_logits else None,
         hidden_states=_states(rows) if options.output_hidden_states else None,
+        past_key_values=cache,
     )
+
+
+def _cache(stream):
+    """The caller's cache, or a new one if one is wanted, with all that was read, laid out as the ids are: `[B, T + n - 1]`."""
+    rows, options = stream.rows, stream.request.options
+    cache = options.past_key_values
+    if cache is None and not options.keep_cache:
+        return None
+    valid = prompt_of(stream.request.inputs)[1].repeat(options.num_return_sequences, axis=0)
+    width = valid.shape[1]
+    if cache is None:
+        cache = stream.engine.thinker_cell.model.new_cache(len(rows), width)
+    parts, held = [], cache.length
+    for row, shown in zip(rows, valid):
+        new, count = int(shown[held:].sum()), len(row.text.tokens) - 1
+        parts.append((row.left, np.arange(width - new, width + count)))
+    cache.seen[:, :held] = valid[:, :held]
+    left_in(cache, parts, width + max(len(row.text.tokens) for row in rows) - 1)
+    cache.rope_deltas = np.array([[row.prompt.following - np.float32(len(row.prompt))] for row in rows], np.float32)
+    return cache
 
 
 def _steps(rows, name, length):
@@ -158,3 +185,26 @@ def _stacked(states, layer):
         if array is not None:
             line[length - len(array) :] = array
     return HostArray.of(whole)
+
+
+def join_audio(chunks, batch):
+    """The chunks of a stream as waves: `[1, 1, samples]` for one conversation, a list of `[samples]` for a batch."""
+    silence = np.zeros(0, np.float32)
+    rows = [
+        HostArray.of(np.concatenate([silence, *(chunk.pcm[row, : chunk.samples[row]] for chunk in chunks)]))
+        for row in range(batch)
+    ]
+    return rows[0][None, None] if batch == 1 else rows
+
+
+def split_events(events):
+    """The audio chunks and the end event of a whole stream."""
+    chunks, end = [], None
+    for event in events:
+        if isinstance(event, AudioChunk):
+            chunks.append(event)
+        elif isinstance(event, StreamEnd):
+            end = event
+    if end is None:
+        raise InputError("rank 0 stopped this request before its end, so there is no result")
+    return chunks, end

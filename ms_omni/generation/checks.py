@@ -27,6 +27,13 @@ def truth(name: str, value: Any) -> bool:
     return bool(check(name, value))
 
 
+def whole_number(name: str, value: Any) -> int:
+    """An integer of at least 1; raises `InputError` for anything else."""
+    if not _whole(value, 1):
+        raise InputError(f"{name} is {reprlib.repr(value)}, expected an integer of at least 1")
+    return int(value)
+
+
 def as_ids(name: str, value: Any) -> tuple[int, ...]:
     """An id, several ids or None as a tuple of ints."""
     try:

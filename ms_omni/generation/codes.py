@@ -11,7 +11,6 @@ from ..modeling.forward import counted_positions, given_embeddings, given_tensor
 from ..modeling.packing import host_array, valid_tokens
 from ..outputs import GenerateOutput
 from .checks import check, truth
-from .frames import draws
 from .request import PREDICTOR_DEFAULTS, SpeechParams, sampling_params
 from .talker_prompt import TalkerPrompt
 from .unsupported import take_neutral
@@ -52,6 +51,8 @@ def generate_codes(talker: Any, embeds: Any, trailing: Any, pad: Any, kwargs: di
     def text(index: int) -> Tensor:
         row = rows[:, index : index + 1] if index < rows.shape[1] else np.broadcast_to(silent, (batch, 1, width))
         return Tensor(np.ascontiguousarray(row)).astype(talker.dtype)
+
+    from .frames import draws  # TODO
 
     made = draws(talker, start, text, np.ones(batch, bool), SpeechParams(0, params, rest), talker.steps, talker.accord)
     return _result(list(made), params, flags)

@@ -1,4 +1,4 @@
-"""The hand-over of text from the thinker to the talker, one row per step, pulled when it is needed.
+"""What of a conversation is spoken, and to whom.
 
     assistant turn   im_start assistant \n  t0  t1  ...  t(n-1)          (t: given in the prompt or generated)
     index                0        1      2   3   4  ...
@@ -11,53 +11,6 @@ written, whatever ended it: an end token, a limit, a stop string or a criterion 
 import numpy as np
 
 from ..errors import InputError
-
-
-class TextHandOver:
-    """Ids of the assistant turn, row by row; reading one pulls the thinker as far as it must.
-
-    steps: iterator of `ThinkerStep` (empty when the text is given). turns: per row the ids of the assistant turn in the
-    prompt, from im_start on.
-    """
-
-    def __init__(self, steps, turns, tts_eos, tts_pad):
-        self.steps = iter(steps)
-        self.turns = [list(turn) for turn in turns]
-        self.batch_size = len(turns)
-        self.going = np.ones(len(turns), bool)  # rows that more text may come for
-        self.tts_eos, self.tts_pad = tts_eos, tts_pad
-
-    @property
-    def running(self):
-        """Whether the thinker may write more."""
-        return bool(self.going.any())
-
-    def ids(self, index):
-        """The ids int64 `[B]` at position `index` of every row's assistant turn."""
-        while any(going and index >= len(turn) for turn, going in zip(self.turns, self.going)):
-            self.pull()
-        return np.array([self._id(turn, index) for turn in self.turns], np.int64)
-
-    def has_text(self):
-        """Whether each row has anything to say, bool `[B]`."""
-        self.ids(3)
-        return np.array([len(turn) > 3 for turn in self.turns])
-
-    def pull(self):
-        """Takes one more step of the thinker."""
-        step = next(self.steps, None)
-        if step is None:
-            self.going = np.zeros(self.batch_size, bool)
-            return
-        for turn, token, word in zip(self.turns, step.token.tolist(), step.word):
-            if word:
-                turn.append(token)
-        self.going = step.going
-
-    def _id(self, turn, index):
-        if index < len(turn):
-            return turn[index]
-        return self.tts_eos if index == len(turn) else self.tts_pad
 
 
 def user_mask(ids, valid, config):

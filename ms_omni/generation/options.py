@@ -1,6 +1,6 @@
 """What a text loop is to do beside sampling, read from the arguments of `generate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,14 @@ class TextOptions:
         """Whether somebody looks at the logits of the whole vocabulary."""
         return bool(self.output_scores or self.output_logits or self.logits_processor)
 
+    def of(self, prompt: int) -> "TextOptions":
+        """Those of a conversation alone, by its number in the batch."""
+        own = (
+            AllowedTokens(item.function, prompt) if isinstance(item, AllowedTokens) else item
+            for item in self.logits_processor
+        )
+        return replace(self, logits_processor=tuple(own)) if prompt and self.logits_processor else self
+
     def described(self) -> list:
         """What processes that generate together must agree on."""
         cached = None if self.past_key_values is None else self.past_key_values.get_seq_length()
@@ -86,7 +94,7 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
     _lengths(given, kwargs, inputs)
     processors = as_tuple(given.get("logits_processor"))
     if "prefix_allowed_tokens_fn" in given:
-        processors = (AllowedTokens(given["prefix_allowed_tokens_fn"], copies), *processors)
+        processors = (AllowedTokens(given["prefix_allowed_tokens_fn"]), *processors)
     return TextOptions(
         stop_strings=strings,
         tokenizer=given.get("tokenizer"),
@@ -113,17 +121,17 @@ def _lengths(given: dict, kwargs: dict, inputs: dict) -> None:
 
 
 class AllowedTokens:
-    """Leaves only the tokens that `function(batch_id, ids [T])` allows next; copies: rows per prompt."""
+    """Leaves only the tokens that `function(batch_id, ids [T])` allows next; prompt: the first batch_id."""
 
-    def __init__(self, function: Any, copies: int):
-        self.function, self.copies = function, copies
+    def __init__(self, function: Any, prompt: int = 0):
+        self.function, self.prompt = function, prompt
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         allowed = np.full(scores.shape, -np.inf, np.float32)
-        for row, ids in enumerate(input_ids):
-            tokens = list(self.function(row // self.copies, ids))
+        for row, ids in enumerate(input_ids, self.prompt):
+            tokens = list(self.function(row, ids))
             if not tokens:
-                raise InputError(f"prefix_allowed_tokens_fn allows no token for prompt {row // self.copies}")
-            allowed[row, tokens] = 0
+                raise InputError(f"prefix_allowed_tokens_fn allows no token for prompt {row}")
+            allowed[row - self.prompt, tokens] = 0
         masked = scores + allowed
         return np.where((masked == -np.inf).all(axis=1, keepdims=True), allowed, masked)

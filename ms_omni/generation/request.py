@@ -16,40 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..modeling.packing import check_ids, host_array
 from .checks import as_tuple, check, truth
 from .defaults import OPTIONS
 from .hand_over import assistant_turns, user_mask
+from .inputs import MODEL_INPUTS, prompt_of, same, take_inputs
 from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options
 from .sampling import NAMES, SamplingParams
 from .speakers import DEFAULT_SPEAKER, speaker_code
-from .text import left_padded, prompt_of
 from .unsupported import say_ignored, take_neutral
-from .waves import CHUNK_FRAMES
 
-MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "input_features",
-    "feature_attention_mask",
-    "audio_feature_lengths",
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_values_videos",
-    "video_grid_thw",
-    "video_second_per_grid",
-    "use_audio_in_video",
-    "inputs_embeds",
-    "position_ids",
-)
-BELONGS = {
-    "image_grid_thw": "pixel_values",
-    "video_grid_thw": "pixel_values_videos",
-    "video_second_per_grid": "video_grid_thw",
-    "feature_attention_mask": "input_features",
-    "audio_feature_lengths": "input_features",
-}
-"""What says nothing without another input."""
 TEXT_DEFAULTS = {"top_k": 50}
 TALKER_DEFAULTS = {
     "max_new_tokens": 4096,
@@ -62,6 +37,8 @@ TALKER_DEFAULTS = {
 PREDICTOR_DEFAULTS = {"top_k": 50, "top_p": 0.8}
 PREDICTOR_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "seed")
 VOCODER_MEANINGLESS = ("chunk_size", "left_context_size")
+CHUNK_FRAMES = (4, 8, 16, 25)
+"""Frames per chunk: the first sound after 4 frames (0.32 s of speech), then larger ones, 25 (2 s) from the fourth on."""
 SUPPRESSED_TAIL = 1024
 """The last ids of the talker's vocabulary are specials; of them only the end token may be drawn."""
 
@@ -117,7 +94,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     kwargs = dict(kwargs)
     wants_audio = _wants_audio(model, kwargs, given)
     inputs = take_inputs(kwargs, model.config.thinker_config)
-    speaker = _same("speaker", "spk", kwargs)
+    speaker = same("speaker", "spk", kwargs)
     seed = {"seed": kwargs.pop("seed", None)}
     talker, predictor = take_prefixed(kwargs, "talker_"), take_prefixed(kwargs, "predictor_")
     vocoder = take_prefixed(kwargs, "token2wav_")
@@ -173,44 +150,6 @@ def _said(kwargs: Mapping) -> dict:
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-# -- model inputs ----------------------------------------------------------------------------------------------------
-
-
-def take_inputs(kwargs: dict, thinker_config: Any) -> dict:
-    """Removes the model inputs from kwargs and returns them, ids and mask as arrays `[B, T]`.
-
-    Raises `InputError` without ids or embeddings, and for ids and masks that fit neither the model nor each other.
-    """
-    ids = _same("input_ids", "inputs", kwargs)
-    inputs = {name: kwargs.pop(name, None) for name in MODEL_INPUTS}
-    inputs = {name: value for name, value in {**inputs, "input_ids": ids}.items() if value is not None}
-    if "input_ids" not in inputs and "inputs_embeds" not in inputs:
-        raise InputError("generate needs input_ids; pass the processor's outputs: generate(**inputs)")
-    for name in {"input_ids", "attention_mask"} & inputs.keys():
-        try:
-            inputs[name] = host_array(inputs[name])
-        except ValueError:
-            raise InputError(f"{name} must be one array [batch, tokens]; its rows differ in length, so pad them") from None
-    if "use_audio_in_video" in inputs:
-        check("use_audio_in_video", inputs["use_audio_in_video"])
-    for name, owner in BELONGS.items():
-        if name in inputs and owner not in inputs and "inputs_embeds" not in inputs:
-            raise InputError(f"{name} came without {owner}; pass all that one call of the processor returned")
-    media = [name for name in ("pixel_values", "pixel_values_videos", "input_features") if name in inputs]
-    if media and "inputs_embeds" in inputs:
-        raise InputError(f"inputs_embeds holds pictures and sounds already; leave {media[0]} out")
-    shape = tuple(getattr(inputs.get("inputs_embeds"), "shape", ()))[:2]
-    if "input_ids" in inputs:
-        check_ids(inputs["input_ids"], thinker_config.text_config.vocab_size)
-        if shape and shape != inputs["input_ids"].shape:
-            raise InputError(f"inputs_embeds {list(shape)} and input_ids {list(inputs['input_ids'].shape)} differ in [B, T]")
-        shape = inputs["input_ids"].shape
-    elif len(getattr(inputs["inputs_embeds"], "shape", ())) != 3:
-        raise InputError("inputs_embeds must be of shape [batch, tokens, features]")
-    prompt_of(inputs)
-    return inputs
-
-
 # -- the text --------------------------------------------------------------------------------------------------------
 
 
@@ -218,14 +157,6 @@ def take_prefixed(kwargs: dict, prefix: str) -> dict:
     """Removes `prefix*` from kwargs and returns them without the prefix."""
     names = [name for name in kwargs if name.startswith(prefix)]
     return {name[len(prefix) :]: kwargs.pop(name) for name in names}
-
-
-def _same(name: str, other: str, kwargs: dict) -> Any:
-    """The value of an argument that has two names."""
-    values = [value for value in (kwargs.pop(name, None), kwargs.pop(other, None)) if value is not None]
-    if len(values) == 2:
-        raise InputError(f"got both {name} and {other}, which mean the same; pass one of them")
-    return values[0] if values else None
 
 
 def _merge_text(prefixed: dict, plain: dict) -> dict:
@@ -325,7 +256,9 @@ def _chunk_frames(vocoder: dict) -> tuple:
 
 
 def _check_prompt(model, inputs: dict, given: bool) -> None:
-    ids, valid = prompt_of(left_padded(inputs))
+    ids, valid = prompt_of(inputs)
+    order = np.argsort(valid, axis=1, kind="stable")  # what attention_mask hides goes to the left, wherever it stands
+    ids, valid = (np.take_along_axis(array, order, 1) for array in (ids, valid))
     if not user_mask(ids, valid, model.config).any(axis=1).all():
         raise InputError("the prompt has no user turn, and the talker speaks to a user; add a message with role 'user'")
     assistant_turns(ids, model.config, given)

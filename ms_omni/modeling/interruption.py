@@ -1,4 +1,4 @@
-"""Ctrl-C while a compiled graph runs.
+"""Ctrl-C while a compiled graph runs, and while it would leave something half done.
 
 MindSpore 2.7.1 puts a handler of its own in the place of Python's whenever a graph is compiled or called, after the first call
 also a little later, and leaves it there: from then on SIGINT makes the process send itself SIGTERM, and it is gone without a
@@ -36,3 +36,19 @@ def interruptible():
         finally:
             signal.signal(signal.SIGTERM, ended)
             signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def uninterrupted():
+    """SIGINT waits for the end of the block."""
+    handler, came = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)

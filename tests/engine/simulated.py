@@ -7,10 +7,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ms_omni.engine.blocks import BLOCK, BlockPool, chunk_keys
+from ms_omni.engine.blocks import BLOCK, CHUNK, BlockPool
 from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.rows import FRAME_S
 from ms_omni.engine.scheduler import LAUNCH_ROWS, Scheduler
+
+
+def keys_of(ids) -> tuple[bytes, ...]:
+    """Of the full chunks of a prompt, from its beginning on."""
+    return tuple(repr(tuple(ids[:stop])).encode() for stop in range(CHUNK, len(ids) + 1, CHUNK))
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Caller:
 
     def job(self) -> Job:
         speech = None if self.frames is None else Speech(self.talker, self.frames + 1)
-        return Job(self.prompt, self.text, chunk_keys(self.ids), self.media, speech)
+        return Job(self.prompt, self.text, keys_of(self.ids), self.media, speech)
 
 
 @dataclass

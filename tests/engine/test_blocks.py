@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from ms_omni.engine.blocks import BLOCK, CHUNK, BlockPool, ContentCache, blocks_for, chunk_keys
+from ms_omni.engine.blocks import BLOCK, CHUNK, BlockPool, ContentCache, blocks_for
 from ms_omni.errors import InputError
 
 EACH = CHUNK // BLOCK
@@ -118,24 +118,31 @@ def test_blocks_for():
     assert [blocks_for(tokens) for tokens in (0, 1, 128, 129, 512)] == [0, 1, 1, 2, 4]
 
 
-def test_keys_tell_what_was_read():
-    ids = list(range(1200))
-    picture, other = (500, 700, b"red"), (500, 700, b"blue")
-    keys = chunk_keys(ids)
-    assert len(keys) == 2 and keys == chunk_keys(ids[:1024])
-    assert chunk_keys(ids[:511]) == ()
-    changed = chunk_keys([*ids[:600], 0, *ids[601:]])
-    assert changed[0] == keys[0] and changed[1] != keys[1]
-    assert not set(chunk_keys([7, *ids[1:]])) & set(keys)  # all that follows depends on the first
-    assert not set(chunk_keys(ids, salt=b"hidden")) & set(keys)
-    assert not set(chunk_keys(ids, [picture])) & set(keys)
-    assert not set(chunk_keys(ids, [other])) & set(chunk_keys(ids, [picture]))
-    late = chunk_keys(ids, [(600, 700, b"red")])
-    assert late[0] == keys[0] and late[1] != keys[1]
-    assert chunk_keys(ids, [(1024, 1100, b"red")]) == keys
-    assert chunk_keys(ids, [(500, 650, b"red"), (650, 700, b"blue")]) != chunk_keys(
-        ids, [(500, 651, b"red"), (651, 700, b"blue")]
-    )
+def test_a_pool_that_grows():
+    """At least twice as large when it has to be, up to its limit; what is cached goes first."""
+    pool = BlockPool(5, 21)
+    assert (pool.capacity, pool.limit, pool.room) == (4, 20, 20)
+    first = pool.take(4)
+    assert pool.capacity == 4
+    pool.keep(b"a", None, first)
+    pool.release(first)
+    assert pool.take(3) and pool.capacity == 4 and pool.cached == 0
+    assert len(set(pool.take(2))) == 2 and pool.capacity == 8
+    assert len(set(pool.take(15))) == 15 and pool.capacity == 20 and pool.take(1) is None
+    with pytest.raises(InputError, match="holds 2560"):
+        pool.check(2561, "an answer")
+
+
+def test_what_is_forgotten_is_not_found():
+    pool = BlockPool(13)
+    used, left = pool.take(4), pool.take(4)
+    pool.keep(b"a", None, used)
+    pool.keep(b"b", b"a", left)
+    pool.release(left)
+    pool.forget()
+    assert pool.find([b"a", b"b"]) == [] and (pool.free, pool.cached, pool.used) == (8, 0, 4)
+    pool.release(used)
+    assert pool.free == 12
 
 
 def test_content_is_kept_within_its_budget():

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import ms_omni.engine.scheduler as module
-from ms_omni.engine.blocks import BlockPool, chunk_keys
+from ms_omni.engine.blocks import BlockPool
 from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.rows import CALM_S, FRAME_S
 from ms_omni.engine.scheduler import Scheduler
 from ms_omni.errors import InputError
+
+from .simulated import keys_of
 
 
 class Clock:
@@ -186,7 +188,7 @@ def test_growing_for_speech_may_drop_a_row_that_has_just_grown():
 
 def test_a_second_question_reads_what_is_new(scheduler):
     ids = list(range(1500))
-    keys = chunk_keys(ids)
+    keys = keys_of(ids)
     media = ((900, 300), (1400, 300))
     first = scheduler.add(Job(1500, 10, keys, media))
     assert [tick(scheduler).encode for _ in range(3)] == [[(first, 0)], [(first, 1)], []]
@@ -197,7 +199,7 @@ def test_a_second_question_reads_what_is_new(scheduler):
     plan = tick(scheduler)
     assert plan.admitted == [(second, 1024)] and plan.encode == [(second, 1)] and len(plan.blocks) == 12
     assert scheduler.rows[second].payloads == [None, "a"]
-    exact = scheduler.add(Job(1024, 10, chunk_keys(ids[:1024])))
+    exact = scheduler.add(Job(1024, 10, keys_of(ids[:1024])))
     assert tick(scheduler).admitted == [(exact, 512)]  # its last chunk is read, to draw from
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mindspore import Parameter, Tensor
 
-from .dispatch import describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
+from .dispatch import Recorded, describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
 from .fused import BlockTables, FrameWeights, StackWeights
 
 Pair = tuple[Tensor, Tensor]

@@ -33,7 +33,10 @@ def operator(interface: Interface) -> Interface:
 
     @functools.wraps(interface)
     def call(*args, **kwargs):
-        function = with_gradient if recording() else None
+        function = None
+        if recording():
+            Recorded.calls += 1
+            function = with_gradient
         return (function or call.__wrapped__)(*args, **kwargs)
 
     call.__signature__ = inspect.signature(interface)
@@ -136,6 +139,12 @@ def _function(cls, name):
 #
 # MindSpore keeps one record for all threads, so one of them at a time may take a gradient, and nobody computes anything else
 # meanwhile.
+
+
+class Recorded:
+    """calls: of operators so far for a gradient, after which weights may be others where they are."""
+
+    calls = 0
 
 
 def recording() -> bool:

@@ -1,20 +1,11 @@
-"""Whole text results, and streamers that hear how they come about."""
+"""Streamers that hear how a text comes about."""
 
 from contextlib import contextmanager
 
 import numpy as np
 
 from ..errors import InputError
-from ..outputs import TextDelta, ThinkerStep
-from .text import TextGeneration
-
-
-def generate_text(thinker, request, streamer=None):
-    """Prompt and new ids int64 `[B, T + new]`, or a `GenerateOutput` around them; request: see `request.py`."""
-    thinker.accord.begin(request.inputs, request.text, request.options.described())
-    steps = TextGeneration(thinker, request.inputs, request.text, options=request.options)
-    tokens = [step.token for step in feed_streamer(thinker.accord.turns(steps), steps.prompt_ids, streamer)]
-    return steps.result(np.stack(tokens, axis=1))
+from ..outputs import TextDelta
 
 
 @contextmanager
@@ -37,11 +28,11 @@ def ended_streamer(kwargs):
         streamer.end()
 
 
-def feed_streamer(steps, prompt_ids, streamer):
-    """Passes steps (or events) on; a streamer is given the prompt, then each new token `[B]`."""
+def feed_streamer(events, prompt_ids, streamer):
+    """Passes the events of a stream on; a streamer is given the prompt, then each new token `[B]`."""
     if streamer is not None:
         streamer.put(np.asarray(prompt_ids))
-    for step in steps:
-        if streamer is not None and isinstance(step, (ThinkerStep, TextDelta)):
-            streamer.put(step.token)
-        yield step
+    for event in events:
+        if streamer is not None and isinstance(event, TextDelta):
+            streamer.put(event.token)
+        yield event

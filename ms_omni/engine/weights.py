@@ -1,0 +1,32 @@
+"""Whether the weights of a model are still those that something was computed with."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..modeling import ops
+
+
+class Weights:
+    """Those of some cells as they are now.
+
+    `changed` notices cells and parameters that were exchanged, values that were set, and training; not a value that was assigned
+    in its place, of which nothing is to be seen.
+    """
+
+    def __init__(self, cells: Iterable[Any]):
+        cells, self.tables = list(cells), []
+        while cells:
+            cell = cells.pop()
+            self.tables += [cell._params, cell._cells]
+            cells += [part for part in cell._cells.values() if part is not None]
+        self.parts = [part for table in self.tables for part in table.values()]  # held, so that their ids stay theirs
+        self.parameters = [part for table in self.tables[::2] for part in table.values() if part is not None]
+        self.state = self._state()
+
+    def changed(self) -> bool:
+        """Whether they are others by now."""
+        return self._state() != self.state
+
+    def _state(self):
+        ids = [id(part) for table in self.tables for part in table.values()]
+        return ids, [parameter.data_ptr() for parameter in self.parameters], ops.Recorded.calls
