@@ -27,9 +27,9 @@ from mindspore import nn  # isort: skip  (parts explain a missing MindSpore firs
 
 from .answers import without_speech as text_alone
 from .engine.engine import Engine
+from .engine.given_text import generate_codes
 from .engine.shared import engine_of
 from .engine.stream import Stream, join_audio, split_events, text_result
-from .generation.codes import generate_codes
 from .generation.defaults import GenerationConfig
 from .generation.request import arguments_of, parse_request, parse_text_request
 from .generation.streamer import ended_streamer, feed_streamer

@@ -122,18 +122,6 @@ class VisionOutput(tuple):
         return getattr(self, key) if isinstance(key, str) else super().__getitem__(key)
 
 
-@dataclass(frozen=True)
-class PromptStates:
-    """What a talker reads of the prompt: ids int `[B, T]`, valid bool `[B, T]` (False: padding), embeds and hidden
-    `[B, T, D]`: the thinker's input embeddings and the hidden states at the layer that the talker listens to.
-    """
-
-    ids: np.ndarray
-    valid: np.ndarray
-    embeds: Any
-    hidden: Any
-
-
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
     """Token ids with what else was asked for; all but the first have one entry per new token.

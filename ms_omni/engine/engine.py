@@ -12,10 +12,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.checks import whole_number
-from ..generation.hand_over import assistant_turns, user_mask
+from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
-from ..generation.talker_prompt import OPENING_ROWS, ROLE_ROWS
 from ..locking import exclusive
 from ..memory import free_memory_gb
 from ..modeling import ops

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from ..generation.hand_over import user_mask
-from ..generation.talker_prompt import OPENING_ROWS, ROLE_ROWS, user_media
+from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, user_mask, user_media
 from ..modeling import ops
 from ..modeling.positions import get_rope_index
 

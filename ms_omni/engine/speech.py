@@ -17,9 +17,9 @@ import numpy as np
 from mindspore import Tensor
 
 from ..errors import InputError
+from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
-from ..generation.talker_prompt import ROLE_ROWS
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import COMPILE_AFTER, FrameStep
@@ -90,7 +90,8 @@ class Voice:
         self.inputs: list[Place] = []
         self.codes: list[np.ndarray] = []
         self.total: Place | None = None
-        self.stream = code2wav.stream()
+        self.stream = code2wav and code2wav.stream()
+        self.drawn: list[int] = []  # every code 0, the one that ended the speech among them
         self.frames = 0
 
     @property
@@ -110,7 +111,8 @@ class Voice:
         """Code 0 of the next frame by logits float32 `[V]`, or None: the speech ends here. The last draw makes no frame."""
         code = self.sampler.chosen(self.sampler.filtered(self.sampler.adjusted(logits)))
         self.sampler.note(code)
-        last = self.sampler.new == self.params.talker.max_new_tokens
+        self.drawn.append(code)
+        last = len(self.drawn) == self.params.talker.max_new_tokens
         return None if last or code in self.params.talker.eos_token_id else code
 
 
@@ -178,8 +180,8 @@ class SpeechStage:
         except Exception as error:  # of a launch for all of them
             said.failed.update(dict.fromkeys(ids, error))
 
-    def read(self, voice: Voice, start: int, stop: int) -> None:
-        """Reads a chunk of the talker's prompt."""
+    def read(self, voice: Voice, start: int, stop: int) -> Tensor:
+        """Reads a chunk of the talker's prompt -> hidden states `[1, S, D]`, with those of padding."""
         if voice.rows is None:
             words = [self._said(voice, index) for index in range(ROLE_ROWS + 1)]
             ends = self.bos, self.silence
@@ -188,8 +190,8 @@ class SpeechStage:
         index = np.minimum(np.arange(start, start + size), stop - 1).astype(np.int32)
         x = ops.gather_rows(voice.rows, Tensor(index)).reshape(1, size, -1)
         rope = self.talker.model.rope(np.ascontiguousarray(voice.heard.positions[:, None, index]))
-        self.pool.read_chunk(self.talker.model, x, rope, start, count, voice.table)
         voice.read = stop
+        return self.pool.read_chunk(self.talker.model, x, rope, start, count, voice.table)
 
     def frames(self, ids: Rows[int], said: Said) -> None:
         """Every row's talker reads what comes next, and behind all that is known it draws a frame."""

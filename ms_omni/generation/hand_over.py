@@ -11,6 +11,12 @@ written, whatever ended it: an end token, a limit, a stop string or a criterion 
 import numpy as np
 
 from ..errors import InputError
+from ..modeling.positions import media_runs
+
+ROLE_ROWS = 3
+"""Of the assistant turn that are not said: im_start, assistant, newline."""
+OPENING_ROWS = 9
+"""Of the talker that open its turn, see `engine/hearing.py`."""
 
 
 def user_mask(ids, valid, config):
@@ -42,3 +48,19 @@ def assistant_turns(ids, config, given=False):
             )
         turns.append(turn[: ends[0]].tolist() if len(ends) else turn.tolist())
     return turns
+
+
+def user_media(ids, valid, mask, config, media):
+    """The grids of those images and videos that stand in user turns, as arguments of `get_rope_index`."""
+    kept = {"image": [], "video": []}
+    for row in range(len(ids)):
+        line, in_user = ids[row][valid[row]], mask[row][valid[row]]
+        for kind, start, _ in media_runs(line, config):
+            if kind in ("image", "video", "audio_in_video"):
+                kept["image" if kind == "image" else "video"].append(in_user[start])
+    picked = {"image_grid_thw": "image", "video_grid_thw": "video", "second_per_grids": "video"}
+    return {name: _select(media.get(name), kept[kind]) for name, kind in picked.items()}
+
+
+def _select(values, kept):
+    return None if values is None else np.asarray(values)[np.array(kept, bool)]
