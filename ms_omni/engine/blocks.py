@@ -11,6 +11,7 @@ asked for again. All of this is book-keeping over numbers; the keys and values t
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from ..errors import InputError
@@ -106,13 +107,13 @@ class BlockPool:
         for chunk in [chunk for chunk in self._chunks.values() if chunk.parent is None]:
             self._forget(chunk)
 
-    def find(self, keys: Iterable[bytes]) -> list[Chunk]:
+    def known(self, keys: Iterable[bytes]) -> int:
+        """How many of these keys, from the first on, `find` would find."""
+        return sum(1 for _ in takewhile(self._chunks.__contains__, keys))
+
+    def find(self, keys: Sequence[bytes]) -> list[Chunk]:
         """The chunks with these keys, as far as they are known in a row, with one user more."""
-        found = []
-        for key in keys:
-            if key not in self._chunks:
-                break
-            found.append(self._chunks[key])
+        found = [self._chunks[key] for key in keys[: self.known(keys)]]
         for chunk in found:
             self._unused.pop(chunk.key, None)
             for block in chunk.blocks:

@@ -158,13 +158,24 @@ class Scheduler:
         plan.blocks = [entry for entry in plan.blocks if entry[0] != row.id]
 
     def _admit(self, plan: Plan) -> None:
-        """First come, first served."""
-        while self.waiting and len(self.running) < self.max_rows and self._place(self.waiting[0]):
-            row = self.waiting.pop(0)
+        """First come, first served, but who shares what another is reading just now waits for that, and finds it."""
+        for row in [*self.waiting]:
+            if self._shares(row):
+                continue
+            if len(self.running) == self.max_rows or not self._place(row):
+                return
+            self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
             plan.admitted.append((row.id, row.text.read))
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
+
+    def _shares(self, row: Row) -> bool:
+        """Whether a row at work is about to read the first chunk of a prompt that nobody knows yet."""
+        keys = row.job.keys[: (row.text.prompt - 1) // CHUNK]
+        known = self.pools[THINKER].known(keys)
+        readers = (other for other in self.running if other.text.read <= known * CHUNK and not other.text.ended)
+        return known < len(keys) and any(other.job.keys[known : known + 1] == keys[known : known + 1] for other in readers)
 
     def _place(self, row: Row) -> bool:
         """Finds or takes blocks for all that a row has to read, if there is room for that and the margin."""

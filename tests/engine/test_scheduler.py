@@ -203,6 +203,36 @@ def test_a_second_question_reads_what_is_new(scheduler):
     assert tick(scheduler).admitted == [(exact, 512)]  # its last chunk is read, to draw from
 
 
+def test_of_a_burst_one_reads_what_all_share(scheduler):
+    """The others come in when they can find it; who shares nothing does not wait."""
+    ids = list(range(1500))
+    rows = [scheduler.add(Job(1500, 10, keys_of(ids[:1100] + [row] * 400))) for row in range(3)]
+    other = scheduler.add(Job(600, 10, keys_of(ids[1:601])))
+    read, admitted = [], {}
+    while len(read) < 7:
+        plan = tick(scheduler)
+        admitted |= dict(plan.admitted)
+        read += [(row, start) for row, _, start, _ in plan.read]
+    assert admitted == {rows[0]: 0, other: 0, rows[1]: 1024, rows[2]: 1024}
+    assert sorted(read) == [
+        (rows[0], 0),
+        (rows[0], 512),
+        (rows[0], 1024),
+        (rows[1], 1024),
+        (rows[2], 1024),
+        (other, 0),
+        (other, 512),
+    ]
+
+
+def test_who_would_have_read_what_others_wait_for_may_go(scheduler):
+    keys = keys_of(range(1500))
+    first, second = (scheduler.add(Job(1500, 10, keys)) for _ in range(2))
+    assert tick(scheduler).admitted == [(first, 0)]
+    scheduler.cancel(first)
+    assert tick(scheduler).admitted == [(second, 512)]
+
+
 def test_calm_rows_wait_while_somebody_is_in_need(scheduler, clock):
     row = speak(scheduler, 1 + round(CALM_S / FRAME_S))
     assert tick(scheduler).frames == [(row,)]
