@@ -23,3 +23,7 @@ class ConfigError(CheckpointError):
 
 class DeviceError(OmniError):
     """What this device, or the software that drives it, cannot compute."""
+
+
+class ProcessError(OmniError):
+    """A process that did a part of the work, and is gone."""

@@ -65,6 +65,11 @@ def setup(dtype=None):
     return Runtime(device, *_resolve_dtype(ms, device, dtype))
 
 
+def choose_device(target: str, number: int | None = None) -> None:
+    """The device that this process computes on, before anything else: "CPU" or "Ascend", and the number of the card."""
+    require_mindspore().set_device(target, **({} if number is None else {"device_id": number}))
+
+
 def _read_a_number(ms):
     """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; numpy prints a page about it, and
     a handler of MindSpore's own is left in the place of Python's for SIGINT.

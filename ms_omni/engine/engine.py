@@ -6,6 +6,7 @@ callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechS
 import time
 from collections import deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,12 @@ from .runner import ThinkerRunner
 from .scheduler import Scheduler
 from .sequence import Sequence, bucket
 from .speech import SpeechStage, seeded
+from .speech_process import SpeechProcess, speaking_config
 from .text import Text
 from .weights import Weights
 
+WAIT_S = 0.05
+"""For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
 FEATURE_BYTES = 256 * 2**20
 """Of features of media that are kept for those who send the same again."""
 MEMORY_SHARE = 0.5
@@ -49,17 +53,30 @@ class Engine:
 
     model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together that
     the caches hold (default: `ROW_TOKENS` per row, or what fits into a part of the free memory); grows: whether they begin small and
-    become as large when it is needed, or take all at once.
+    become as large when it is needed, or take all at once; speech: None, or "process" for one of its own, with the card of number
+    speech_device (see `SpeechProcess`: the model had better be loaded with enable_audio_output=False then).
 
     Any thread may call anything at any time. What was read once is found again, also by other callers; weights that change are
     noticed if they were trained, set, or replaced, at the first request that finds the engine idle.
     """
 
-    def __init__(self, model: Any, max_rows: int = 16, tokens: int | None = None, grows: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        max_rows: int = 16,
+        tokens: int | None = None,
+        grows: bool = False,
+        speech: str | None = None,
+        speech_device: int | None = None,
+    ):
         self.max_rows = whole_number("max_rows", max_rows)
         self.whole = hasattr(model, "thinker")
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
-        decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks else [])]
+        self.apart = speaking_config(model) if self.whole and speech == "process" else None  # of a talker that is elsewhere
+        if speech is not None and self.apart is None:
+            raise InputError(f"speech is {speech!r}, expected None, or 'process' for a model that has a talker in its folder")
+        self.device = speech_device
+        decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
         self.blocks = (
             blocks_for(whole_number("tokens", tokens)) if tokens is not None else _blocks_that_fit(decoders, max_rows, grows)
         )
@@ -68,6 +85,7 @@ class Engine:
         self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=max_rows)
         self.rows: dict[int, Sequence] = {}
         self.added: set[int] = set()  # whose events `step` hands out
+        self.written: set[int] = set()  # of whom the rest is done elsewhere
         self._weights: Weights | None = None
         self._left: deque[int] = deque()  # rows that nobody wants any more
         self._busy = self.closed = False
@@ -76,7 +94,12 @@ class Engine:
     @property
     def speaks(self) -> bool:
         """Whether there is a voice."""
-        return self.whole and self.model.has_talker
+        return self.apart is not None or (self.whole and self.model.has_talker)
+
+    @property
+    def config(self) -> Any:
+        """That of the model, with its talker wherever it is."""
+        return self.model.config if self.apart is None else self.apart
 
     def fits(self, model: Any) -> bool:
         """Whether it is that of a model, or of a thinker that may be a part of one."""
@@ -94,20 +117,31 @@ class Engine:
         """Prepares everything for the weights of the model, if they are others than before."""
         if self._weights is not None and not self._weights.changed():
             return
-        self._weights = Weights([self.thinker_cell, *([self.model.talker, self.model.code2wav] if self.speaks else [])])
+        cells = self.model._cells if self.whole else {}
+        self._weights = Weights([self.thinker_cell, *(cells[name] for name in ("talker", "code2wav") if name in cells)])
         thinker, compile_after = self.thinker_cell, self.model.compile_after
         blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
-        listen = self.model.config.talker_config.accept_hidden_layer if self.speaks else None
+        listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
         pool = KVPool.of(thinker.model, blocks[THINKER])
         self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after)
-        self.speech = None
-        if self.speaks:
-            config, talker = self.model.config, self.model.talker
-            ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
-            pool = KVPool.of(talker.model, blocks[TALKER])
-            self.speech = SpeechStage(talker, self.model.code2wav, ends, pool, compile_after)
+        self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
         for pool in filter(None, self.scheduler.pools):
             pool.forget()
+
+    def _stage(self, blocks: int | None, compile_after: int | None) -> SpeechStage | SpeechProcess:
+        config, model = self.config, self.model
+        ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
+        if self.apart is not None:
+            return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device)
+        return SpeechStage(model.talker, model.code2wav, ends, KVPool.of(model.talker.model, blocks), compile_after)
+
+    def _asked(self) -> Any:
+        """The model as callers see it, with its talker wherever it is."""
+        model = self.model
+        if self.apart is None:
+            return model
+        parts = {"thinker": model.thinker, "generation_config": model.generation_config}
+        return SimpleNamespace(config=self.apart, has_talker=True, **parts)
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +149,7 @@ class Engine:
     def add(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> int:
         """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`. Returns its id. Raises `InputError`."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
-        request = parse_request(self.model, arguments) if self.whole else parse_text_request(self.model, arguments)
+        request = parse_request(self._asked(), arguments) if self.whole else parse_text_request(self.model, arguments)
         count = len(prompt_of(request.inputs)[1]) * request.options.num_return_sequences
         if count > 1:
             raise InputError(f"engine.add takes one conversation and gives one answer, got {count}; add each by itself")
@@ -160,6 +194,8 @@ class Engine:
             self.scheduler.cancel(id)
             if not row.ended:
                 row.fail(InputError("the engine was closed before the end of this answer"))
+        if self.apart is not None and not self.closed:
+            self.speech.close()
         self.closed, self.thinker, self.speech, self._weights = True, None, None, None
 
     def events(self, id: int) -> Iterator[Any]:
@@ -210,15 +246,16 @@ class Engine:
         )
         row.started = time.perf_counter()
         if request.speech is not None:
-            (row.turn,) = assistant_turns(prompt.ids[None], self.model.config, request.given)
+            (row.turn,) = assistant_turns(prompt.ids[None], self.config, request.given)
             row.turn, row.speech = list(map(int, row.turn)), seeded(request.speech)
         return row
 
     def _admit(self, row: Sequence, number: int, request: Request) -> int:
         speech, prompt, params = None, row.prompt, row.speech
         if params is not None:
-            heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.model.config).sum())
+            heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
             speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames))
+            speech = self.speech.job(speech)
         media = tuple((int(medium.places[-1]) + 1, len(medium.places)) for medium in prompt.media)
         limit = 1 if request.given else request.text.max_new_tokens
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
@@ -232,6 +269,9 @@ class Engine:
     def _forget(self, id):
         self.rows.pop(id, None)
         self.added.discard(id)
+        self.written.discard(id)
+        if self.speech is not None:
+            self.speech.cancel(id)
 
     # -- a tick ------------------------------------------------------------------------------------------------------
 
@@ -244,11 +284,14 @@ class Engine:
             for id, number in plan.encode:  # which takes long, and can be done again
                 self._guard(id, self.thinker.encode, number)
             with uninterrupted():
-                self._follow(plan)
+                idle = self._follow(plan)
         finally:
             self._busy = False
+        if idle:
+            exclusive.released(self.speech.wait, WAIT_S)
 
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: Plan) -> bool:
+        """Says whether there was nothing to do while something is spoken elsewhere."""
         self._ended: tuple[set[int], set[int]] = (set(), set())
         self._news: list[int] = []
         payloads = {}
@@ -257,16 +300,18 @@ class Engine:
                 payloads[id] = self._guard(id, self._read, id, start, stop)
                 self.rows[id].read[decoder] = stop
         self._decode([id for (id,) in plan.decode])
-        if self.speech is not None:
-            self._tell()
-            self._hear(self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None}))
+        said = self._speak(plan) if self.speech is not None else None
+        elsewhere = self.speech.elsewhere if self.speech is not None else frozenset()
         failed = frozenset(id for id, row in self.rows.items() if row.error is not None and not row.ended)
         facts = Facts(*map(frozenset, self._ended), failed, payloads)
-        for id in self.scheduler.done(plan, facts):
+        self.written.update(self.scheduler.done(plan, facts))
+        for id in self.written - elsewhere:
             row = self.rows[id]
             row.end(time.perf_counter()) if row.speech_error is None else row.fail(row.speech_error)
+        self.written &= elsewhere
         for id in failed:
             self.rows[id].fail(self.rows[id].error)
+        return bool(elsewhere) and not (plan or said)
 
     def _place(self, plan: Plan) -> None:
         """Whose blocks are whose from now on."""
@@ -358,18 +403,21 @@ class Engine:
                 continue
             if not row.told:
                 embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
-                self.speech.hear(id, listen(self.model.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
+                self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
                 row.states.clear()
             row.told += len(news)
             self.speech.tell(id, own, row.written)
 
-    def _hear(self, said):
-        """What was spoken is handed out."""
+    def _speak(self, plan):
+        """What is spoken in this tick is handed out, and returned."""
+        self._tell()
+        said = self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
         for id, pcm, codes in said.sounds:
             self.rows[id].sound(pcm, codes, time.perf_counter())
         for id, error in said.failed.items():
             self.rows[id].speech_error = error
         self._ended[TALKER].update(said.ended)
+        return said
 
 
 def _blocks_that_fit(decoders, max_rows, grows):

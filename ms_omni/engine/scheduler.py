@@ -260,7 +260,7 @@ class Scheduler:
 
     def _retire(self, facts: Facts) -> list[int]:
         for decoder, ids in ((THINKER, facts.text_ended), (TALKER, facts.speech_ended)):
-            for row in (self.rows[id] for id in ids if id in self.rows):
+            for row in (self.rows[id] for id in ids if id in self.rows and self.rows[id].tracks[decoder]):
                 row.tracks[decoder].ended = True
                 self._release(row, decoder)
         for id in facts.failed:

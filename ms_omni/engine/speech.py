@@ -25,7 +25,7 @@ from ..modeling.packing import host_array
 from ..modeling.steps import COMPILE_AFTER, FrameStep
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
-from .plan import TALKER, Plan
+from .plan import TALKER, Plan, Speech
 from .runner import chunk_size, places
 from .sequence import bucket
 
@@ -46,6 +46,9 @@ class Said:
     sounds: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     failed: dict[int, Exception] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.sounds or self.ended)
 
     def guard(self, id: int, function: Callable, *arguments: Any) -> Any:
         """What a function makes, or None and the row has failed."""
@@ -134,6 +137,11 @@ class SpeechStage:
         self.frame_steps: dict[tuple, FrameStep] = {}
         self.voices: dict[int, Voice] = {}
         self._silent: dict[int, Tensor] = {}
+
+    @staticmethod
+    def job(speech: Speech) -> Speech | None:
+        """What the engine's scheduler has to plan of a speech."""
+        return speech
 
     def begin(self, id: int, params: SpeechParams, row: int) -> None:
         """An answer that will be spoken; its seeds are named."""

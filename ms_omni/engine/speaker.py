@@ -1,0 +1,80 @@
+"""What speaks in a process of its own: messages become jobs of a scheduler, whose plans a `SpeechStage` follows."""
+
+from typing import Any
+
+from .. import runtime
+from ..generation.request import SpeechParams
+from ..generation.sampling import SamplingParams
+from ..generation.talker_prompt import ROLE_ROWS
+from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
+from .blocks import BlockPool
+from .hearing import Heard
+from .kv_pool import KVPool
+from .plan import Facts, Job, Speech
+from .ring import Channel
+from .scheduler import Scheduler
+from .speech import SpeechStage
+
+
+class Speaker:
+    """theirs: ids of the engine by those of the scheduler here; ours: the other way round."""
+
+    def __init__(self, channel: Channel, settings: dict[str, Any], ends: Any):
+        runtime.choose_device(settings["target"], settings["device"])
+        classes = {"talker": Qwen3OmniMoeTalkerForConditionalGeneration, "code2wav": Qwen3OmniMoeCode2Wav}
+        parts = {}
+        for name, options in settings["parts"].items():
+            folder, options = options["folder"], {key: value for key, value in options.items() if key != "folder"}
+            options |= {"mindspore_dtype": settings["dtype"], "progress": False, "parallel": None}
+            parts[name] = classes[name].from_pretrained(folder, **options)
+        blocks = settings["blocks"]
+        self.channel, self.theirs, self.ours = channel, {}, {}
+        self.stage = SpeechStage(**parts, ends=ends, pool=KVPool.of(parts["talker"].model, blocks))
+        self.scheduler = Scheduler(BlockPool(1), BlockPool(blocks), settings["max_rows"])
+
+    def take(self, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Does what a message asks for."""
+        if header["kind"] == "hear":
+            self._hear(header, arrays)
+        elif header["id"] not in self.ours:
+            return
+        elif header["kind"] == "tell":
+            self._tell(self.ours[header["id"]], arrays["words"], header["ended"])
+        else:
+            self.scheduler.cancel(self._forget(self.ours[header["id"]]))
+
+    def _hear(self, header, arrays):
+        sampled = {name: SamplingParams(**header["params"].pop(name)) for name in ("talker", "predictor")}
+        params = SpeechParams(**header["params"], **sampled)
+        speech = Speech(arrays["positions"].shape[1], params.talker.max_new_tokens, tuple(params.chunk_frames))
+        id = self.scheduler.add(Job(0, 0, speech=speech))
+        self.theirs[id], self.ours[header["id"]] = header["id"], id
+        self.stage.begin(id, params, header["row"])
+        states = {name: arrays.get(name) for name in ("text", "media", "is_media", "positions")}
+        self.stage.hear(id, Heard(**states, following=header["following"]))
+
+    def _tell(self, id, words, ended):
+        new = len(words) - (0 if self.stage.voices[id].words else ROLE_ROWS)
+        self.stage.tell(id, words, ended)
+        self.scheduler.written(id, new, ended)
+
+    def tick(self) -> bool:
+        """Says whether there was anything to do."""
+        plan = self.scheduler.plan()
+        said = self.stage.follow(plan)
+        for id, pcm, codes in said.sounds:
+            self.channel.send({"kind": "sound", "id": self.theirs[id]}, pcm=pcm, codes=codes)
+        for id, error in said.failed.items():
+            self._last({"kind": "failed", "why": str(error)}, id)
+        facts = Facts(speech_ended=frozenset(said.ended), failed=frozenset(said.failed))
+        for id in self.scheduler.done(plan, facts):
+            self._last({"kind": "ended"}, id)
+        return bool(plan)
+
+    def _last(self, message, id):
+        self.channel.send(message | {"id": self.theirs[id]})
+        self._forget(id)
+
+    def _forget(self, id):
+        del self.ours[self.theirs.pop(id)]
+        return id

@@ -1,0 +1,218 @@
+"""The spoken half in a process of its own, seen from the engine's: the methods of `SpeechStage`, behind which messages travel.
+
+    engine's process   settings, ends                                  loads talker and vocoder, on a card of its own   speech's process
+                       hear (once), tell (a word), cancel       --->   its own scheduler and pool (`speaker.py`)
+                       sounds, ended, failed                    <---
+
+Nobody waits for the other: what is written goes on whatever the speech does. A speech's process ends with the engine's.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Container
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, ProcessError
+from ..generation.request import SpeechParams
+from ..modeling.packing import host_array
+from .blocks import BlockPool
+from .hearing import Heard
+from .plan import Plan, Speech
+from .ring import MIB, Channel
+from .speech import Said
+
+RING_BYTES = 4 * MIB
+END_S = 5.0
+"""Until a process that was told to end is made to."""
+ROOT = Path(__file__).resolve().parents[2]
+# Nothing that lies where the user happens to be may stand in for a module of Python's.
+BEGIN = (
+    f"import sys; sys.path = [{str(ROOT)!r}, *filter(None, sys.path)]; from ms_omni.engine.speech_main import main; main()"
+)
+OF_JOBS = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
+"""Beginnings of the variables that make a process a rank of a job."""
+
+
+class SpeechProcess:
+    """model: the whole one, config: with its talker; ends: see `SpeechStage`; blocks: of the pool; device: number of the card, among
+    those that this process may see.
+
+    What speaks is the talker that the model holds (its weights are saved once, into a temporary folder) or, where it was loaded with
+    enable_audio_output=False, that of the model's folder, which so is in memory once. Raises `InputError`, `ProcessError`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        ends: np.ndarray,
+        blocks: int,
+        max_rows: int,
+        device: int | None = None,
+        ring_bytes: int = RING_BYTES,
+    ):
+        if device is None and model.device != "CPU":
+            raise InputError(
+                f"speech='process' on {model.device} needs a card of its own; give its number as speech_device, counted among "
+                "those that this process may see"
+            )
+        self.elsewhere: set[int] = set()
+        self.lost: ProcessError | None = None
+        self._pool = BlockPool(blocks)
+        self._opened: dict[int, tuple[SpeechParams, int]] = {}  # until they are heard
+        self._channel, descriptors = Channel.pair(ring_bytes)
+        self.process = _start(descriptors)
+        self.close = weakref.finalize(self, _end, self.process, self._channel)
+        settings = {"target": model.device, "device": device, "dtype": str(model.dtype), "blocks": blocks}
+        try:
+            with _weights(model, config) as parts:
+                self._channel.send(settings | {"max_rows": max_rows, "parts": parts}, ends=ends)
+                while not any(header["kind"] == "ready" for header, _ in self._pump()):
+                    if self.lost is not None:
+                        raise self.lost
+                    self.wait(None)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what a stage does -----------------------------------------------------------------------------------------------
+
+    def job(self, speech: Speech) -> None:
+        """What the engine's scheduler has to plan of a speech: nothing. Raises `InputError` for what cannot be spoken."""
+        if self.lost is not None:
+            raise self.lost
+        self._pool.check(speech.prompt + speech.limit, "its speech")
+
+    def begin(self, id: int, params: SpeechParams, row: int) -> None:
+        """See `SpeechStage`."""
+        self.elsewhere.add(id)
+        self._opened[id] = params, row
+
+    def hear(self, id: int, heard: Heard) -> None:
+        """See `SpeechStage`."""
+        if id not in self.elsewhere:
+            return
+        params, row = self._opened.pop(id)
+        text, media = (
+            None if states is None else host_array(states).astype(np.float32) for states in (heard.text, heard.media)
+        )
+        arrays = {"text": text, "media": media, "is_media": heard.is_media, "positions": heard.positions}
+        header = {"kind": "hear", "id": id, "row": row, "params": asdict(params), "following": float(heard.following)}
+        self._channel.send(header, **arrays)
+
+    def tell(self, id: int, words: np.ndarray, ended: bool) -> None:
+        """See `SpeechStage`."""
+        if id in self.elsewhere:
+            self._channel.send({"kind": "tell", "id": id, "ended": ended}, words=words)
+
+    def cancel(self, id: int) -> None:
+        """See `SpeechStage`."""
+        if id in self.elsewhere:
+            self.elsewhere.remove(id)
+            if self._opened.pop(id, None) is None:
+                self._channel.send({"kind": "cancel", "id": id})
+
+    def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
+        """What has come since; the plan is not about this."""
+        said = Said()
+        for header, arrays in self._pump():
+            kind, id = header["kind"], header.get("id")
+            if id not in self.elsewhere:
+                continue
+            if kind == "sound":
+                said.sounds.append((id, arrays["pcm"], arrays["codes"]))
+                continue
+            self.elsewhere.remove(id)
+            said.ended.add(id)
+            if kind == "failed":
+                said.failed[id] = InputError(header["why"])
+        if self.lost is not None:
+            said.failed |= dict.fromkeys(self.elsewhere, self.lost)
+            self.elsewhere.clear()
+            self._opened.clear()
+        return said
+
+    def wait(self, seconds: float | None) -> None:
+        """Until something may have come; for any thread."""
+        self._channel.wait(seconds)
+
+    def _pump(self):
+        found = [] if self.lost is not None else self._channel.pump()
+        why = [header["why"] for header, _ in found if header["kind"] == "lost"]
+        if self.lost is None and self._channel.gone:
+            self.lost = ProcessError(
+                f"the process that speaks {why[0] if why else self._ended()}, so there is no more sound; texts go on, and answers "
+                "with return_audio=False are not touched. Make a new engine to speak again"
+            )
+        return found
+
+    def _ended(self):
+        try:
+            code = self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            return "does not listen any more"
+        if code == -signal.SIGKILL:
+            return "was ended by SIGKILL (without anybody's doing that means: there was no memory left)"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+
+
+def _start(descriptors):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_JOBS)}
+    arguments = [str(number) for number in (*descriptors, os.getpid())]
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", BEGIN, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a program prints is its own
+            env=environment,
+            start_new_session=True,  # an interruption from the terminal is for the engine, which decides what becomes of the speech
+            pass_fds=descriptors,
+        )
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _end(process, channel):
+    channel.close()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _weights(model, config):
+    """Where talker and vocoder are loaded from: `{part: arguments}`; what has to be saved for that is removed behind it."""
+    parts = {name: {"config": getattr(config, f"{name}_config").to_dict()} for name in ("talker", "code2wav")}
+    if not model.has_talker:
+        for part in parts.values():
+            part |= {"folder": str(model.folder), "variant": model.request.variant, "key_mapping": model.request.key_mapping}
+        yield parts
+        return
+    with tempfile.TemporaryDirectory(prefix="ms_omni-speech-") as folder:
+        for name, part in parts.items():
+            part["folder"] = str(Path(folder) / name)
+            getattr(model, name).save_pretrained(part["folder"])
+        yield parts
+
+
+def speaking_config(model: Any) -> Any:
+    """The configuration of a model with its talker, or None where it has none, here or in its folder."""
+    if model.has_talker:
+        return model.config
+    if model.folder is None or model.request.state_dict is not None:
+        return None
+    changes = {name: value for name, value in model.request.changes.items() if name != "enable_audio_output"}
+    config = type(model)._configuration(model.folder, replace(model.request, changes=changes))
+    return config if config.enable_audio_output else None
