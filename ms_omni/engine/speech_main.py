@@ -23,7 +23,7 @@ def main() -> None:
     try:
         run(channel)
     except BaseException as error:
-        channel.send({"kind": "lost", "why": f"has failed with {type(error).__name__}: {error}"})
+        channel.send({"kind": "lost", "why": f"has failed ({type(error).__name__}: {error})"})
         deadline = time.monotonic() + LAST_WORD_S
         while channel.queued and not channel.gone and time.monotonic() < deadline:
             channel.pump()

@@ -148,10 +148,10 @@ class SpeechProcess:
     def _pump(self):
         found = [] if self.lost is not None else self._channel.pump()
         why = [header["why"] for header, _ in found if header["kind"] == "lost"]
-        if self.lost is None and self._channel.gone:
+        if self.lost is None and (why or self._channel.gone):
             self.lost = ProcessError(
-                f"the process that speaks {why[0] if why else self._ended()}, so there is no more sound; texts go on, and answers "
-                "with return_audio=False are not touched. Make a new engine to speak again"
+                f"the process that speaks {why[0] if why else self._ended()}, and with it the sound; texts go on. Ask with "
+                "return_audio=False, or make a new engine to speak again"
             )
         return found
 
