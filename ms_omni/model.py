@@ -272,13 +272,17 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
         return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
-    def engine(self, max_rows=16, tokens=None):
+    def engine(self, max_rows=16, tokens=None, speech=None, speech_device=None):
         """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`.
 
         max_rows: answers at work at a time, more wait; tokens: that the caches hold of all of them (default: as much as they may
         need, or fits into memory). It is another one than `generate` and `stream` share, with caches of its own.
+
+        speech="process": a process of its own speaks, and texts do not wait for it; on Ascend on the card of number speech_device,
+        among those that this process may see. It loads the talker from the model's folder if the model was loaded with
+        enable_audio_output=False, else it gets a copy. Where it dies, texts go on, and what is spoken ends with a `ProcessError`.
         """
-        return Engine(self, max_rows, tokens)
+        return Engine(self, max_rows, tokens, speech=speech, speech_device=speech_device)
 
 
 def without_speech(config):

@@ -74,7 +74,9 @@ class Engine:
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
         self.apart = speaking_config(model) if self.whole and speech == "process" else None  # of a talker that is elsewhere
         if speech is not None and self.apart is None:
-            raise InputError(f"speech is {speech!r}, expected None, or 'process' for a model that has a talker in its folder")
+            raise InputError(
+                f"speech is {speech!r}, expected None, or 'process' for a model that has a talker in its folder"
+            )
         self.device = speech_device
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
         self.blocks = (

@@ -3,9 +3,10 @@
 from typing import Any
 
 from .. import runtime
+from ..errors import OmniError
+from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
 from ..generation.sampling import SamplingParams
-from ..generation.talker_prompt import ROLE_ROWS
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
 from .blocks import BlockPool
 from .hearing import Heard
@@ -29,7 +30,8 @@ class Speaker:
             parts[name] = classes[name].from_pretrained(folder, **options)
         blocks = settings["blocks"]
         self.channel, self.theirs, self.ours = channel, {}, {}
-        self.stage = SpeechStage(**parts, ends=ends, pool=KVPool.of(parts["talker"].model, blocks))
+        pool = KVPool.of(parts["talker"].model, blocks)
+        self.stage = SpeechStage(**parts, ends=ends, pool=pool, compile_after=settings["compile_after"])
         self.scheduler = Scheduler(BlockPool(1), BlockPool(blocks), settings["max_rows"])
 
     def take(self, header: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -65,7 +67,8 @@ class Speaker:
         for id, pcm, codes in said.sounds:
             self.channel.send({"kind": "sound", "id": self.theirs[id]}, pcm=pcm, codes=codes)
         for id, error in said.failed.items():
-            self._last({"kind": "failed", "why": str(error)}, id)
+            why = str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
+            self._last({"kind": "failed", "why": why}, id)
         facts = Facts(speech_ended=frozenset(said.ended), failed=frozenset(said.failed))
         for id in self.scheduler.done(plan, facts):
             self._last({"kind": "ended"}, id)

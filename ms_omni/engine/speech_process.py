@@ -72,10 +72,11 @@ class SpeechProcess:
         self._channel, descriptors = Channel.pair(ring_bytes)
         self.process = _start(descriptors)
         self.close = weakref.finalize(self, _end, self.process, self._channel)
-        settings = {"target": model.device, "device": device, "dtype": str(model.dtype), "blocks": blocks}
+        settings = {"target": model.device, "device": device, "dtype": str(model.dtype)}
+        settings |= {"blocks": blocks, "max_rows": max_rows, "compile_after": model.compile_after}
         try:
             with _weights(model, config) as parts:
-                self._channel.send(settings | {"max_rows": max_rows, "parts": parts}, ends=ends)
+                self._channel.send(settings | {"parts": parts}, ends=ends)
                 while not any(header["kind"] == "ready" for header, _ in self._pump()):
                     if self.lost is not None:
                         raise self.lost
