@@ -258,7 +258,7 @@ class Engine:
             heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
             speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames))
             speech = self.speech.job(speech)
-        media = tuple((int(medium.places[-1]) + 1, len(medium.places)) for medium in prompt.media)
+        media = tuple((int(call.places[-1]) + 1, len(call.places)) for call in prompt.calls)
         limit = 1 if request.given else request.text.max_new_tokens
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
         keys = () if whole else prompt.keys(CHUNK)
@@ -350,6 +350,8 @@ class Engine:
         logits, heard = self.thinker.read(row, start, stop)
         if row.speech is not None and not row.told:
             row.states.append(heard)
+        if logits is not None:
+            row.features.clear()
         if row.given and logits is not None:
             self._ended[THINKER].add(id)
             self._news.append(id)

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ..modeling.cache import KVCache
 from ..modeling.forward import given_positions
 from ..modeling.packing import finite, host_array, whole_numbers
 from ..modeling.positions import get_rope_index, media_runs
+from .blocks import CHUNK
 from .held import check_held
 
 DIGEST_BYTES = 16
@@ -26,17 +28,28 @@ class Medium:
     """A picture, video or sound.
 
     content: what its encoder takes: patches `[N, C]` and grid int64 `[1, 3]`, or mel frames `[mel, frames]`; places int32 `[n]`:
-    which tokens of the prompt its features stand for.
+    which tokens of the prompt its features stand for; pieces: the content in parts that an encoder looks at one by one, and the
+    tokens of each, so that others need not wait for the whole: frames of a video, windows of a sound.
     """
 
     kind: str
     content: tuple[np.ndarray, ...]
     places: np.ndarray
+    pieces: tuple[tuple[tuple[np.ndarray, ...], int], ...]
 
     @cached_property
     def digest(self) -> bytes:
         """Of the content: equal media, wherever they stand, have equal features."""
         return digest(self.kind.encode(), *self.content)
+
+
+class Call(NamedTuple):
+    """Of an encoder: for a piece of a medium, whose features stand at places int32 `[n]` of the prompt."""
+
+    medium: Medium
+    number: int
+    content: tuple[np.ndarray, ...]
+    places: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,17 @@ class Prompt:
 
     def __len__(self) -> int:
         return self.positions.shape[1]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """Of encoders, in the order in which reading needs them."""
+        found = []
+        for medium in self.media:
+            start = 0
+            for number, (content, count) in enumerate(medium.pieces):
+                found.append(Call(medium, number, content, medium.places[start : start + count]))
+                start += count
+        return sorted(found, key=lambda call: call.places[-1])
 
     def grids(self) -> dict[str, Any]:
         """Of its pictures and videos, as `get_rope_index` takes them, None where there are none."""
@@ -190,12 +214,31 @@ class _Media:
                 f"the prompt has {len(places)} placeholders for a medium ({kind}) that makes {count} tokens; pass the ids and "
                 "features of one processor call"
             )
-        return Medium(kind, content, places[:count]), places[count:]
+        return Medium(kind, content, places[:count], tuple(self._pieces(kind, content))), places[count:]
 
     def _count(self, kind, content):
         if kind == "audio":
             return int(audio_token_count(content[0].shape[1], self.config.audio_config.n_window))
         return int(content[1].prod()) // self.merge**2
+
+    def _pieces(self, kind, content):
+        """Parts of at most `CHUNK` tokens where it can be cut, each with its tokens; see `Medium`."""
+        if kind == "audio":
+            audio, (mel,) = self.config.audio_config, content
+            window, chunk = audio.n_window_infer, 2 * audio.n_window
+            step = window * max(CHUNK // int(audio_token_count(window, audio.n_window)), 1)
+            starts = [start for start in range(0, mel.shape[1], step) if start == 0 or mel.shape[1] - start >= chunk]
+            parts = [(mel[:, a:b],) for a, b in pairwise([*starts, mel.shape[1]])]
+        else:
+            patches, ((frames, height, width),) = content[0], content[1].tolist()
+            area = height * width
+            step = max(CHUNK * self.merge**2 // area, 1) if kind == "video" else frames
+            parts = [
+                (patches[a * area : b * area], np.array([[b - a, height, width]]))
+                for a, b in pairwise([*range(0, frames, step), frames])
+            ]
+        for part in parts:
+            yield part, self._count(kind, part)
 
     def finish(self):
         """Raises `InputError` for media that no row shows."""

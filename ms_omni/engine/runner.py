@@ -36,19 +36,19 @@ class ThinkerRunner:
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
 
     def encode(self, row: Sequence, number: int) -> None:
-        """The features of a medium of the prompt, and of its deepstack layers: `(features [n, D], [[n, D], ...])`."""
-        medium = row.prompt.media[number]
-        found = self.features.get(medium.digest)
+        """A call of an encoder of the prompt: `(features [n, D], those of the deepstack layers [[n, D], ...])`."""
+        call = row.prompt.calls[number]
+        key = call.medium.digest, call.number
+        found = self.features.get(key)
         if found is None:
-            found = self._encoded(medium.kind, medium.content)
-            size = sum(part.size * part.itemsize for part in (found[0], *found[1]))
-            self.features.put(medium.digest, found, size)
+            found = self._encoded(call.medium.kind, call.content)
+            self.features.put(key, found, sum(part.size * part.itemsize for part in (found[0], *found[1])))
         row.features[number] = found
 
     def _encoded(self, kind, content):
         if kind == "audio":
-            frames = content[0]
-            return self.thinker.get_audio_features(frames, audio_feature_lengths=[frames.shape[1]]), []
+            (mel,) = content
+            return self.thinker.get_audio_features(mel, audio_feature_lengths=[mel.shape[1]]), []
         see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
         return see(*content)
 
@@ -89,12 +89,12 @@ class ThinkerRunner:
         ids[0, :count] = prompt.ids[start:stop]
         x, deepstack = self.thinker.embed_text(ids), []
         rows = x.reshape(size, -1)
-        for number, medium in enumerate(prompt.media):
-            inside = np.flatnonzero((medium.places >= start) & (medium.places < stop)).astype(np.int32)
+        for number, call in enumerate(prompt.calls):
+            inside = np.flatnonzero((call.places >= start) & (call.places < stop)).astype(np.int32)
             if not len(inside):
                 continue
             features, layers = row.features[number]
-            places, index = (medium.places[inside] - start).astype(np.int32), Tensor(inside)
+            places, index = (call.places[inside] - start).astype(np.int32), Tensor(inside)
             rows = ops.scatter_rows(rows, Tensor(places), ops.gather_rows(features, index).astype(rows.dtype))
             if layers:
                 deepstack.append((places, [ops.gather_rows(layer, index) for layer in layers]))

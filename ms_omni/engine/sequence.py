@@ -17,7 +17,7 @@ from .text import Text
 @dataclass(eq=False)
 class Sequence:
     """tables: the blocks of thinker and talker; read: how many positions lie in them; states: of the thinker, per chunk that was
-    read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: of the media, by their number;
+    read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: by the number of their call;
     watched: the states of all layers per pass, where they are asked for.
 
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how

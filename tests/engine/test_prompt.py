@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ms_omni.engine import prompt
 from ms_omni.engine.prompt import prompts
 from ms_omni.errors import InputError
 from ms_omni.modeling.packing import host_array
@@ -23,16 +24,19 @@ def case(checkpoint_of):
     return inputs
 
 
-def encoded(thinker, medium):
-    if medium.kind == "audio":
-        frames = medium.content[0]
+def encoded(thinker, kind, content):
+    if kind == "audio":
+        frames = content[0]
         return thinker.get_audio_features(frames, audio_feature_lengths=[frames.shape[1]]).asnumpy()
-    see = thinker.get_image_features if medium.kind == "image" else thinker.get_video_features
-    return see(*medium.content)[0].asnumpy()
+    see = thinker.get_image_features if kind == "image" else thinker.get_video_features
+    return see(*content)[0].asnumpy()
 
 
+@pytest.mark.parametrize("tokens", [prompt.CHUNK, 8])
 @pytest.mark.parametrize("name", cases.CASE_NAMES)
-def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name):
+def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name, tokens, monkeypatch):
+    """Also where a video's frames and a sound's windows are looked at a few at a time."""
+    monkeypatch.setattr(prompt, "CHUNK", tokens)
     thinker, (inputs, valid) = tiny_model.thinker, case(name)
     found = prompts(thinker.config, inputs, valid)
     given = {key: inputs[key] for key in ("image_grid_thw", "video_grid_thw") if key in inputs}
@@ -41,13 +45,15 @@ def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name):
     )
     media = {key: value for key, value in inputs.items() if key not in ("attention_mask", "video_second_per_grid")}
     whole = host_array(thinker.embed(**media)[0])
-    for row, prompt in enumerate(found):
-        assert prompt.ids.tolist() == inputs["input_ids"][row][valid[row]].tolist()
-        assert np.array_equal(prompt.positions, positions[:, row, valid[row]])
-        assert prompt.following == deltas[row, 0] + len(prompt)
-        rows = host_array(thinker.embed_text(prompt.ids[None]))[0].copy()
-        for medium in prompt.media:
-            rows[medium.places] = encoded(thinker, medium)
+    for row, own in enumerate(found):
+        assert own.ids.tolist() == inputs["input_ids"][row][valid[row]].tolist()
+        assert np.array_equal(own.positions, positions[:, row, valid[row]])
+        assert own.following == deltas[row, 0] + len(own)
+        rows = host_array(thinker.embed_text(own.ids[None]))[0].copy()
+        ends = [call.places[-1] for call in own.calls]
+        assert ends == sorted(ends)  # what lies before a place in the prompt is a beginning of the calls
+        for call in own.calls:
+            rows[call.places] = encoded(thinker, call.medium.kind, call.content)
         assert np.array_equal(rows, whole[row, valid[row]])
 
 
@@ -56,8 +62,7 @@ def test_a_digest_tells_what_is_read(tiny_model, case):
     (inputs, valid), config = case("image_audio_video"), tiny_model.thinker.config
 
     def read(**changes):
-        (prompt,) = prompts(config, {**inputs, **changes}, valid)
-        return prompt
+        return prompts(config, {**inputs, **changes}, valid)[0]
 
     start = read()
     middle = len(start) // 2
@@ -89,3 +94,26 @@ def test_what_does_not_fit_is_refused(tiny_model, case):
     refused(
         "rows of image_grid_thw|images", image_grid_thw=inputs["image_grid_thw"][:0], pixel_values=inputs["pixel_values"][:0]
     )
+
+
+def test_pieces_of_long_media(tiny_model):
+    """Frames of a video and windows of a sound; a rest that is no whole chunk of mel frames stays with the window before it, for
+    it is padded to a chunk only beside one. What is read first is looked at first.
+    """
+    config = tiny_model.thinker.config
+    audio, merge = config.audio_config, config.vision_config.spatial_merge_size
+    frames = 2 * audio.n_window_infer + 3
+    media = prompt._Media(config, {})
+    patches = np.zeros((9 * 16 * merge**2, 4), np.float32)
+    grid = np.array([[9, 4 * merge, 4 * merge]])
+    assert [count for _, count in media._pieces("video", (patches, grid))] == [9 * 16]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt, "CHUNK", 40)
+        video = list(media._pieces("video", (patches, grid)))
+        assert [(part[0].shape[0], part[1].tolist(), count) for part, count in video] == [
+            (n * 16 * merge**2, [[n, 4 * merge, 4 * merge]], n * 16) for n in (2, 2, 2, 2, 1)
+        ]
+        patch.setattr(prompt, "CHUNK", 1)
+        sounds = [part[0].shape[1] for part, _ in media._pieces("audio", (np.zeros((8, frames), np.float32),))]
+        assert sounds == [audio.n_window_infer, audio.n_window_infer + 3]
+        assert [count for _, count in media._pieces("image", (patches, grid))] == [9 * 16]
