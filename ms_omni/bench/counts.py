@@ -1,16 +1,16 @@
 """What a step does, counted instead of timed: launches, reads from the device, graphs built, bytes between cards."""
 
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
 
-from ..generation.sampling import SamplingParams
-from ..generation.text import TextGeneration
 from ..modeling.steps import COMPILE_AFTER
-from . import speech as spoken
 from .inputs import part
 from .kernels import kernel_starts
 from .meter import Meter
+from .speech import exactly
+from .text import write
 
 WARM_STEPS = COMPILE_AFTER + 4
 COUNTED_STEPS = 8
@@ -19,22 +19,14 @@ SHORTEST, LONGEST = 6, 10  # tokens or frames of a request
 
 def text(model, ids):
     """Per text token, in the long run: see `per_step`."""
-    params = SamplingParams(max_new_tokens=WARM_STEPS + 3 * COUNTED_STEPS)
-    generation = TextGeneration(model.thinker, {"input_ids": ids}, params)
-    try:
-        return per_step(generation, "token", traffic_of(model))
-    finally:
-        generation.close()
+    with closing(write(model, ids, WARM_STEPS + 3 * COUNTED_STEPS)) as tokens:
+        return per_step(tokens, "token", traffic_of(model))
 
 
-def speech(model, inputs):
-    """Per codec frame, in the long run: see `per_step`."""
-    total = WARM_STEPS + 3 * COUNTED_STEPS
-    generation = spoken.frame_steps(model, inputs, total + 1)
-    try:
-        return per_step(generation, "frame", traffic_of(model))
-    finally:
-        generation.close()
+def speech(model, speakers):
+    """Per codec frame of one of the `Speakers`, in the long run: see `per_step`."""
+    with closing(speakers.frames(1, WARM_STEPS + 3 * COUNTED_STEPS)) as frames:
+        return per_step(frames, "frame", traffic_of(model))
 
 
 def traffic_of(model):
@@ -91,7 +83,7 @@ def requests(model, arrays, requests):
 def spoken_request(model, arrays, rng):
     """A question with a picture and a sound, answered by a few tokens and frames."""
     tokens, frames = rng.integers(SHORTEST, LONGEST, 2).tolist()
-    for _ in model.stream(**part(arrays, "question"), **spoken.exactly(tokens, frames)):
+    for _ in model.stream(**part(arrays, "question"), **exactly(tokens, frames)):
         pass
 
 
@@ -102,6 +94,6 @@ def text_request(model, arrays, rng):
     model.thinker.get_image_features(rng.standard_normal((grid.prod(), arrays["image.pixels"].shape[1]), np.float32), grid)
     frames = int(rng.integers(30, min(arrays["audio.features"].shape[-1], 800)))
     model.thinker.get_audio_features(arrays["audio.features"][..., :frames])
-    params = SamplingParams(max_new_tokens=int(rng.integers(SHORTEST, LONGEST)))
-    for _ in TextGeneration(model.thinker, {"input_ids": arrays["ids"][:1, : int(rng.integers(8, 200))]}, params):
+    tokens = int(rng.integers(SHORTEST, LONGEST))
+    for _ in write(model, arrays["ids"][:1, : int(rng.integers(8, 200))], tokens):
         pass

@@ -4,12 +4,12 @@ import time
 
 import numpy as np
 
-from ..generation.sampling import SamplingParams
-from ..generation.text import TextGeneration
 from ..modeling.packing import host_array
+from ..outputs import TextDelta
 from . import counts, speech
 from .inputs import part
 from .meter import Meter
+from .text import write
 
 
 class Measures:
@@ -19,6 +19,7 @@ class Measures:
         self.model = model
         self.arrays = arrays
         self.question = part(arrays, "question")
+        self.speakers = speech.Speakers(model, self.question)
         self.kinds = {
             "image": self.image,
             "video": self.video,
@@ -26,12 +27,12 @@ class Measures:
             "prefill": self.prefill,
             "decode": self.decode,
             "cached": self.cached,
-            "speech": lambda **settings: speech.talk(model, self.question, **settings),
+            "speech": self.speakers.talk,
             "wave_whole": lambda frames: speech.whole(model.code2wav, arrays["codes"][..., :frames]),
             "wave_stream": lambda frames, pieces: speech.pieces(model.code2wav, arrays["codes"][..., :frames], pieces),
             "answer": lambda **settings: speech.answer(model, self.question, **settings),
             "count_text": lambda: counts.text(model, arrays["ids"][:1, :64]),
-            "count_speech": lambda: counts.speech(model, self.question),
+            "count_speech": lambda: counts.speech(model, self.speakers),
             "count_requests": lambda requests: counts.requests(model, arrays, requests),
         }
 
@@ -60,20 +61,19 @@ class Measures:
 
     def prefill(self, tokens):
         started = time.perf_counter()
-        moments = step_moments(self.model.thinker, self.arrays["ids"][:1, :tokens], 1)
+        moments = step_moments(self.model, self.arrays["ids"][:1, :tokens], 1)
         return {"tokens_per_s": tokens / (moments[0] - started)}
 
     def decode(self, batch, prompt, tokens):
-        moments = step_moments(self.model.thinker, self.arrays["ids"][:batch, :prompt], tokens)
+        moments = step_moments(self.model, self.arrays["ids"][:batch, :prompt], tokens)
         return {"tokens_per_s": batch * (tokens - 1) / (moments[-1] - moments[0])}
 
     def cached(self, cached, tokens=25):
         """Steps around `cached` cached tokens."""
-        moments = step_moments(self.model.thinker, self.arrays["ids"][:1, : cached - tokens // 2], tokens)
+        moments = step_moments(self.model, self.arrays["ids"][:1, : cached - tokens // 2], tokens)
         return {"token_s": float(np.median(np.diff(moments)))}
 
 
-def step_moments(thinker, ids, tokens):
+def step_moments(model, ids, tokens):
     """Greedy generation of exactly `tokens` tokens after ids `[B, T]`: when each one was known."""
-    params = SamplingParams(max_new_tokens=tokens)
-    return [time.perf_counter() for _ in TextGeneration(thinker, {"input_ids": ids}, params)]
+    return [time.perf_counter() for event in write(model, ids, tokens) if isinstance(event, TextDelta)]

@@ -16,7 +16,7 @@ class SideError(OmniError):
 
 
 class ChildSide:
-    """A process that speaks the protocol of `serve.py`; its standard error goes to the file `log`.
+    """A process that speaks the language of `protocol.py`; its standard error goes to the file `log`.
 
     threads: number of processors that it may use, None for all.
     """

@@ -1,22 +1,26 @@
 """The spoken half of the model: talker and predictor alone, the vocoder alone, and a whole spoken answer."""
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from ..generation.frames import codec_frames
-from ..generation.hand_over import TextHandOver, assistant_turns
+from ..engine.blocks import CHUNK, blocks_for
+from ..engine.kv_pool import KVPool
+from ..engine.plan import TALKER, Plan
+from ..engine.speech import SpeechStage
 from ..generation.request import parse_request
-from ..generation.text import TextGeneration
-from ..generation.waves import SAMPLE_RATE_HZ
 from ..modeling.packing import host_array
 from ..outputs import StreamEnd
+from .text import fresh_engine
 
+SAMPLE_RATE_HZ = 24_000
 SAID_TOKENS = 12
 
 
-def exactly(tokens, frames):
+def exactly(tokens: int, frames: int) -> dict[str, Any]:
     """Keyword arguments of `stream` for a spoken answer of so many text tokens and codec frames."""
     draws = frames + 1  # the last draw of code 0 makes no frame
     return {
@@ -28,62 +32,126 @@ def exactly(tokens, frames):
     }
 
 
-def talk(model, inputs, frames):
-    """Talker and predictor on a text that is known beforehand: frames per second, then the time of each part."""
-    speak = prepared(model, inputs, frames)
-    started = time.perf_counter()
-    made = sum(1 for _ in speak())
-    total_s = time.perf_counter() - started
-    with timed_steps(model) as seconds:
-        sum(1 for _ in speak())
-    parts = {f"{name}_s": spent / made for name, spent in seconds.items()}
-    return {"frames_per_s": made / total_s, "talker_s": parts["talker_s"], "predictor_s": parts["frame_s"]}
+class Speakers:
+    """Rows that speak a text which is known beforehand, on a speech stage of their own: no thinker and no scheduler takes part.
 
+    They are made when they are first asked for.
+    """
 
-def prepared(model, inputs, frames):
-    """A function that returns an iterator over `frames` frames of an answer whose text is made here."""
-    request = parse_request(model, {**inputs, **exactly(SAID_TOKENS, frames)})
-    config = model.config
-    text = TextGeneration(model.thinker, request.inputs, request.text, config.talker_config.accept_hidden_layer)
-    steps = list(text)
-    media = {
-        "image_grid_thw": inputs.get("image_grid_thw"),
-        "video_grid_thw": inputs.get("video_grid_thw"),
-        "second_per_grids": inputs.get("video_second_per_grid"),
-    }
+    def __init__(self, model: Any, inputs: dict[str, np.ndarray]):
+        self.model, self.inputs = model, inputs
+        self.heard: Any = None
+        self.words = np.zeros((0, 0), np.float32)
+        self.stage: Any = None
 
-    def speak():
-        turns = assistant_turns(text.prompt.ids, config)
-        hand_over = TextHandOver(iter(steps), turns, config.tts_eos_token_id, config.tts_pad_token_id)
-        return codec_frames(model, text.prompt, media, hand_over, request.speech)
+    def talk(self, frames: int, rows: int = 1) -> dict[str, float]:
+        """Frames per second of talker and predictor, all rows together, then the time of each part per frame of a row."""
+        self.prepare(rows, frames)
+        started = time.perf_counter()
+        made = rows * sum(1 for _ in self.frames(rows, frames))
+        total_s = time.perf_counter() - started
+        with timed_steps(self.stage) as seconds:
+            sum(1 for _ in self.frames(rows, frames))
+        return {"frames_per_s": made / total_s, **{f"{name}_s": spent / made for name, spent in seconds.items()}}
 
-    return speak
+    def frames(self, rows: int, frames: int) -> Iterator[None]:
+        """Reads the prompts, then yields after each of so many frames of every row; at the end all have drawn their end."""
+        self.prepare(rows, frames)
+        ids = self._begin(rows, frames)
+        try:
+            while not self._follow(Plan(frames=[(id,) for id in ids])).ended:
+                yield None
+        finally:
+            self._end(ids)
 
+    def first_sound(self, rows: int, frames: int) -> float:
+        """Seconds from prompts that are read to the first piece of sound of every row, of so many frames."""
+        self.prepare(rows, frames)
+        ids = self._begin(rows, frames)
+        try:
+            started = time.perf_counter()
+            for _ in range(frames):
+                self._follow(Plan(frames=[(id,) for id in ids]))
+            self._follow(Plan(sound=[(id, frames) for id in ids]))
+            return time.perf_counter() - started
+        finally:
+            self._end(ids)
 
-def frame_steps(model, inputs, frames):
-    """An iterator over the frames of such an answer."""
-    return prepared(model, inputs, frames)()
+    def prepare(self, rows: int, frames: int) -> None:
+        """Listens to one answer, and makes a stage with room for so much."""
+        if self.heard is None:
+            self._overhear()
+        blocks = rows * self._blocks(frames) + 1
+        if self.stage is None:
+            stage, model = fresh_engine(self.model).speech, self.model
+            ends = np.stack([stage.bos, stage.eos, stage.silence])
+            pool = KVPool.of(model.talker.model, blocks)
+            self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after)
+        self.stage.pool.reserve(blocks)
+
+    def _overhear(self) -> None:
+        """What the engine tells its speech stage of an answer."""
+        stage = fresh_engine(self.model).speech
+        hear, tell, words = stage.hear, stage.tell, []
+
+        def heard(id, heard):
+            self.heard = heard
+            hear(id, heard)
+
+        def told(id, news, ended):
+            words.extend(news)
+            tell(id, news, ended)
+
+        stage.hear, stage.tell = heard, told
+        try:
+            for _ in self.model.stream(**self.inputs, **exactly(SAID_TOKENS, SAID_TOKENS)):
+                pass
+        finally:
+            del stage.hear, stage.tell
+        self.words = np.stack(words)
+
+    @property
+    def _rows(self) -> int:
+        """Of the talker's prompt."""
+        return self.heard.positions.shape[1]
+
+    def _blocks(self, frames: int) -> int:
+        return blocks_for(self._rows + frames + 1)
+
+    def _begin(self, rows: int, frames: int) -> list[int]:
+        """The last row of a prompt is read by the step that makes the first frame."""
+        params = parse_request(self.model, {**self.inputs, **exactly(SAID_TOKENS, frames)}).speech
+        blocks, chunked, plan = self._blocks(frames), self._rows - 1, Plan()
+        for id in range(rows):
+            self.stage.begin(id, params, id)
+            self.stage.hear(id, self.heard)
+            self.stage.tell(id, self.words, True)
+            plan.blocks += [(id, TALKER, 1 + id * blocks + number) for number in range(blocks)]
+            plan.read += [(id, TALKER, start, min(start + CHUNK, chunked)) for start in range(0, chunked, CHUNK)]
+        self._follow(plan)
+        return list(range(rows))
+
+    def _follow(self, plan: Plan) -> Any:
+        said = self.stage.follow(plan)
+        for error in said.failed.values():
+            raise error
+        return said
+
+    def _end(self, ids: list[int]) -> None:
+        for id in ids:
+            self.stage.cancel(id)
 
 
 @contextmanager
-def timed_steps(model):
-    """Seconds spent in each kind of step ("talker", "frame") that the model lends out meanwhile."""
-    seconds, pool = {"talker": 0.0, "frame": 0.0}, model.steps
-    model.steps = _TimedPool(pool, seconds)
+def timed_steps(stage: SpeechStage) -> Iterator[dict[str, float]]:
+    """Seconds spent in each kind of step ("talker", "predictor") of a stage meanwhile; it has made its steps before."""
+    seconds, step, frame_steps = {"talker": 0.0, "predictor": 0.0}, stage.step, stage.frame_steps
+    stage.step = _TimedStep(step, "talker", seconds)
+    stage.frame_steps = {key: _TimedStep(one, "predictor", seconds) for key, one in frame_steps.items()}
     try:
         yield seconds
     finally:
-        model.steps = pool
-
-
-class _TimedPool:
-    def __init__(self, pool, seconds):
-        self.pool, self.seconds = pool, seconds
-
-    @contextmanager
-    def lend(self, key, build):
-        with self.pool.lend(key, build) as step:
-            yield _TimedStep(step, key[0], self.seconds)
+        stage.step, stage.frame_steps = step, frame_steps
 
 
 class _TimedStep:
@@ -127,6 +195,7 @@ def cut(codes, sizes):
 
 def answer(model, inputs, tokens, frames):
     """A picture and a sound in, text and speech out."""
+    fresh_engine(model)
     end = None
     for event in model.stream(**inputs, **exactly(tokens, frames)):
         end = event if isinstance(event, StreamEnd) else end

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from .serve import peak_gb, serve
+from .protocol import peak_gb, serve
 
 PARTY = None
 

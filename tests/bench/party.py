@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ms_omni.bench.serve import serve
+from ms_omni.bench.protocol import serve
 
 
 def load(**settings):

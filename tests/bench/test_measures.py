@@ -58,6 +58,8 @@ def test_reads_and_launches_of_a_text_token(fused, measures, monkeypatch):
         pytest.skip("no C++ compiler, so no fused steps")
     if not fused:
         monkeypatch.setattr(ops, "prepare", lambda weights, kept=None: None)
+        for part in (measures.model, measures.model.thinker):  # an engine of its own for this test
+            monkeypatch.setattr(part, "own_engine", None)
     numbers = measures.run("count_text", {})
     assert numbers["reads_per_token"] == 1  # the logits
     assert numbers["graphs_per_token"] == 0

@@ -1,6 +1,6 @@
 """The reference as a party in a benchmark; runs in its own environment (see requirements.txt), started by `ms-omni bench`.
 
-    python tests/reference/benchmark.py        answers the requests of ms_omni/bench/serve.py on standard input
+    python tests/reference/benchmark.py        answers the requests of ms_omni/bench/protocol.py on standard input
 
 Settings: float32, sdpa attention, its own `generate`, transformers' default for the experts. The defects that would stop
 it are repaired as in `reference_model.py`.
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ms_omni.bench.inputs import part
-from ms_omni.bench.serve import peak_gb, serve
+from ms_omni.bench.protocol import peak_gb, serve
 
 SAMPLE_RATE_HZ = 24_000
 SAID_TOKENS = 12
