@@ -9,6 +9,7 @@ from ..outputs import TextDelta
 from . import counts, speech
 from .inputs import part
 from .meter import Meter
+from .serving import Serving
 from .text import write
 
 
@@ -20,6 +21,7 @@ class Measures:
         self.arrays = arrays
         self.question = part(arrays, "question")
         self.speakers = speech.Speakers(model, self.question)
+        self.serving = Serving(model, arrays, self.speakers)
         self.kinds = {
             "image": self.image,
             "video": self.video,
@@ -31,6 +33,11 @@ class Measures:
             "wave_whole": lambda frames: speech.whole(model.code2wav, arrays["codes"][..., :frames]),
             "wave_stream": lambda frames, pieces: speech.pieces(model.code2wav, arrays["codes"][..., :frames], pieces),
             "answer": lambda **settings: speech.answer(model, self.question, **settings),
+            "serve": self.serving.serve,
+            "writing": self.serving.writing,
+            "speaking": self.serving.speaking,
+            "burst": self.serving.burst,
+            "again": self.serving.again,
             "count_text": lambda: counts.text(model, arrays["ids"][:1, :64]),
             "count_speech": lambda: counts.speech(model, self.speakers),
             "count_requests": lambda requests: counts.requests(model, arrays, requests),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from statistics import median
 
+SPREAD = ("first_token", "first_sound", "token")
+"""Of which `serve` gives the median, the 95th percentile and the maximum."""
 UNITS = {
     "load_s": ("s", "less"),
     "import_s": ("s", "less"),
@@ -17,6 +19,22 @@ UNITS = {
     "first_token_s": ("s", "less"),
     "first_sound_s": ("s", "less"),
     "total_s": ("s", "less"),
+    **{f"{what}_{which}_s": ("s", "less") for what in SPREAD for which in ("p50", "p95", "max")},
+    "requests_per_s": ("requests/s", "more"),
+    "sound_per_s": ("sound/s", "more"),
+    "under_runs": ("times", "less"),
+    "silence_s": ("s", "less"),
+    "failed": ("times", "less"),
+    "scheduling_percent": ("%", "less"),
+    "prefills_s": ("s", "less"),
+    "first_piece_s": ("s", "less"),
+    "first_sound_share": ("x", "less"),
+    "load": ("s/s", "less"),
+    "prompt_tokens": ("tokens", "less"),
+    "second_token_s": ("s", "less"),
+    "second_alone_s": ("s", "less"),
+    "second_share": ("x", "less"),
+    "same_ids": ("yes", "more"),
 }
 MEMORY = "peak_gb"
 
@@ -95,6 +113,16 @@ def derived(results):
         "%",
     )
     pair("decode: tokens/s of batch 16 over batch 1", ("decode/16", "tokens_per_s"), ("decode/1", "tokens_per_s"))
+
+    def beside(what, first, second):
+        if first in at and second in at and at[second].reference is not None:
+            found.append((what, at[first].ours.median / at[second].reference.median, "x"))
+
+    tokens, frames = ("writing/16", "tokens_per_s"), ("speaking/8", "frames_per_s")
+    pair("tokens/s of 16 rows over one row", tokens, ("writing/1", "tokens_per_s"))
+    beside("tokens/s of 16 rows over one row of the reference", tokens, ("decode/1", "tokens_per_s"))
+    pair("frames/s of 8 rows over one row", frames, ("speech", "frames_per_s"))
+    beside("frames/s of 8 rows over one row of the reference", frames, ("speech", "frames_per_s"))
     total = at.get(("answer", "total_s"))
     first = at.get(("answer", "first_sound_s"))
     if first is not None and total is not None and total.reference is not None:

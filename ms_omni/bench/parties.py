@@ -29,6 +29,22 @@ def reference_party(python, out, threads):
     return lambda: ChildSide("reference", [str(python), str(REFERENCE_SCRIPT)], out / "reference.log", threads)
 
 
+def other_party(root, out, threads):
+    """A function that starts another version of this model: the one in the checkout `root`, by its own code."""
+    command = [sys.executable, "-m", "ms_omni.bench.worker"]
+    return lambda: ChildSide(root.name, command, out / f"{root.name}.log", threads, root=root)
+
+
+def check_other(root):
+    """The folder of a checkout of this project. Raises `InputError` if it is none."""
+    root = root.resolve()
+    if not (root / "ms_omni" / "bench" / "worker.py").is_file():
+        raise InputError(f"--beside {root}: there is no ms_omni/bench/worker.py; name a checkout of another version")
+    if root == Path(__file__).resolve().parents[2]:
+        raise InputError(f"--beside {root}: that is the version which runs; name a checkout of another one")
+    return root
+
+
 def check_reference(python):
     """Raises `InputError` unless `python` can run the reference."""
     if python is None:

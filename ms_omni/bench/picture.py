@@ -25,8 +25,8 @@ def draw(head, outcome, file):
     height = 120 + sum(TITLE + row * len(results) for results in panels.values()) + MARGIN
     picture = Image.new("RGB", (WIDTH, height), "white")
     canvas = ImageDraw.Draw(picture)
-    _write(canvas, (MARGIN, 22), f"ms_omni: {head['model']}", 26)
-    _write(canvas, (MARGIN, 58), _subtitle(head, outcome), 14, PALE)
+    write_text(canvas, (MARGIN, 22), f"ms_omni: {head['model']}", 26)
+    write_text(canvas, (MARGIN, 58), subtitle(head, outcome), 14, PALE)
     _legend(canvas, other)
     top = 112
     for unit, results in panels.items():
@@ -45,15 +45,15 @@ def panels_of(results):
 def _panel(canvas, top, unit, results, other, row):
     longest = max(max(shown(result)[0], shown(result)[1] or 0) for result in results) or 1
     better = "more is better" if unit.endswith("/s") and unit != "s/s" else "less is better"
-    _write(canvas, (MARGIN, top + 12), TITLES.get(unit, unit), 17)
-    _write(canvas, (WIDTH - MARGIN, top + 15), better, 13, PALE, "ra")
+    write_text(canvas, (MARGIN, top + 12), TITLES.get(unit, unit), 17)
+    write_text(canvas, (WIDTH - MARGIN, top + 15), better, 13, PALE, "ra")
     top += TITLE
     canvas.line((MARGIN, top - 6, WIDTH - MARGIN, top - 6), fill="#d9dee4")
     start = MARGIN + LABEL_WIDTH
     space = WIDTH - start - VALUE_WIDTH - RATIO_WIDTH - MARGIN
     for result in results:
         ours, reference, _ = shown(result)
-        _write(canvas, (start - 12, top + (BAR * (2 if other else 1)) / 2), label(result), 15, INK, "rm")
+        write_text(canvas, (start - 12, top + (BAR * (2 if other else 1)) / 2), label(result), 15, INK, "rm")
         _bar(canvas, (start, top), ours, space * ours / longest, OURS)
         if other and reference is not None:
             _bar(canvas, (start, top + BAR), reference, space * reference / longest, OTHER)
@@ -65,12 +65,12 @@ def _panel(canvas, top, unit, results, other, row):
 def _bar(canvas, corner, value, length, colour):
     x, y = corner
     canvas.rectangle((x, y + 1, x + max(length, 1), y + BAR - 2), fill=colour)
-    _write(canvas, (x + length + 8, y + BAR / 2), digits(value), 13, INK, "lm")
+    write_text(canvas, (x + length + 8, y + BAR / 2), digits(value), 13, INK, "lm")
 
 
 def _ratio(canvas, middle, result):
     good = result.ratio <= 1 if result.metric == MEMORY else result.ratio >= 1
-    _write(canvas, (WIDTH - MARGIN, middle), f"{digits(result.ratio)}x", 17, GOOD if good else BAD, "rm")
+    write_text(canvas, (WIDTH - MARGIN, middle), f"{digits(result.ratio)}x", 17, GOOD if good else BAD, "rm")
 
 
 def _legend(canvas, other):
@@ -78,14 +78,15 @@ def _legend(canvas, other):
     x = MARGIN
     for name, colour in names:
         canvas.rectangle((x, 88, x + 14, 102), fill=colour)
-        _write(canvas, (x + 20, 95), name, 14, INK, "lm")
+        write_text(canvas, (x + 20, 95), name, 14, INK, "lm")
         x += 40 + canvas.textlength(name, font=_font(14))
     if other:
         text = "right: how many times as fast as the reference (memory: share of the reference's)"
-        _write(canvas, (WIDTH - MARGIN, 95), text, 13, PALE, "rm")
+        write_text(canvas, (WIDTH - MARGIN, 95), text, 13, PALE, "rm")
 
 
-def _subtitle(head, outcome):
+def subtitle(head, outcome):
+    """What it was measured with."""
     about = outcome.about.get("ms_omni", {})
     words = [
         about.get("software"),
@@ -103,5 +104,6 @@ def _font(size):
     return ImageFont.load_default(size)
 
 
-def _write(canvas, place, text, size, colour=INK, anchor="la"):
+def write_text(canvas, place, text, size, colour=INK, anchor="la"):
+    """place: of the text's corner that `anchor` names (Pillow's letters)."""
     canvas.text(place, text, fill=colour, font=_font(size), anchor=anchor)

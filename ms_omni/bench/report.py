@@ -3,7 +3,7 @@
 import json
 
 from ..files import write_file
-from .metrics import MEMORY, derived
+from .metrics import MEMORY, SPREAD, derived
 
 FACTORS = {"s": (1e3, "ms")}  # shown in another unit than measured
 NAMES = {  # of a metric; empty where the scenario's own label says it
@@ -20,6 +20,26 @@ NAMES = {  # of a metric; empty where the scenario's own label says it
     "first_token_s": "first token",
     "first_sound_s": "first sound",
     "total_s": "total",
+    **{
+        f"{what}_{which}_s": f"{what.replace('_', ' ')}, {name}"
+        for what in SPREAD
+        for which, name in (("p50", "median"), ("p95", "95th percentile"), ("max", "longest"))
+    },
+    "requests_per_s": "requests per second",
+    "sound_per_s": "seconds of speech per second",
+    "under_runs": "under-runs",
+    "silence_s": "silence in under-runs",
+    "failed": "failed",
+    "scheduling_percent": "scheduling, share of a tick",
+    "prefills_s": "prompts one after another",
+    "first_piece_s": "first piece of all together",
+    "first_sound_share": "last first sound over the sum of both",
+    "load": "sum of real-time factors",
+    "prompt_tokens": "tokens of the prompt",
+    "second_token_s": "first token of the second question",
+    "second_alone_s": "the same without the first question",
+    "second_share": "second question over first",
+    "same_ids": "same ids both ways",
 }
 LABELS = {
     "load": "",
@@ -32,6 +52,11 @@ LABELS = {
     "speech": "talker + predictor",
     "code2wav": "code2wav, {}",
     "answer": "spoken answer",
+    "writing": "{} rows that write",
+    "speaking": "{} rows that speak",
+    "burst": "{} callers at once",
+    "again": "two questions about a video",
+    "serve": "{} rows",
 }
 SPEED = ("tokens_per_s", "frames_per_s")
 
@@ -56,7 +81,7 @@ def digits(value):
     """Three significant digits, no exponent."""
     if value is None:
         return "-"
-    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
+    places = 0 if value == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
     return f"{value:,.{places}f}"
 
 
@@ -90,6 +115,8 @@ def _plain(result):
 
 def as_markdown(head, outcome):
     """A report that can be read as it is."""
+    from .serving_report import serving_lines
+
     about = outcome.about.get("ms_omni", {})
     lines = [f"# Benchmark of {head['model']}", ""]
     facts = {
@@ -106,6 +133,8 @@ def as_markdown(head, outcome):
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     if head["busy"]:
         lines += ["", f"**{head['busy']}**"]
+    if served := serving_lines(outcome.results):
+        lines += ["", f"## Serving {head['asked']}", "", *served]
     lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
     lines += ["", "## All figures", "", *full_table(outcome, other)]
     found = derived(outcome.results)
@@ -127,7 +156,7 @@ def speed_table(head, outcome):
         "|---|---|---|---|---|---|---|",
     ]
     for result in outcome.results:
-        if result.metric in SPEED:
+        if result.metric in SPEED and result.part != "engine":
             part = f"{label(result)}{' (frames/s)' if result.metric == 'frames_per_s' else ''}"
             rows.append(
                 f"| {head['model']} | {version} | {about.get('precision', '')} | {head['cards']} | {part} | "
@@ -145,6 +174,8 @@ def full_table(outcome, other):
             "|---|---|---|---|---|---|---|---|",
         ]
     for result in outcome.results:
+        if result.scenario.startswith("serve/"):  # they have a table of their own
+            continue
         ours, reference, unit = shown(result)
         factor = ours / result.ours.median if result.ours.median else 1.0
         cells = [result.part, label(result), digits(ours), _range(result.ours, factor)]
@@ -170,13 +201,14 @@ def count_lines(outcome):
     return [*lines, f"- graphs built in timed repetitions: {outcome.recompiled}"]
 
 
-def write_reports(folder, head, outcome):
-    """benchmark.json, benchmark.md and benchmark.png in `folder`; returns their paths."""
+def write_reports(folder, head, outcome, name="benchmark"):
+    """name.json, name.md and name.png in `folder`, curves where callers were served; returns their paths."""
     from .picture import draw
+    from .serving_report import by_rows, draw_curves
 
-    text = json.dumps(as_json(head, outcome), indent=2) + "\n"
+    text, picture = json.dumps(as_json(head, outcome), indent=2) + "\n", draw_curves if by_rows(outcome.results) else draw
     page = as_markdown(head, outcome)
-    write_file(folder / "benchmark.json", lambda file: file.write_text(text, encoding="utf-8"))
-    write_file(folder / "benchmark.md", lambda file: file.write_text(page, encoding="utf-8"))
-    write_file(folder / "benchmark.png", lambda file: draw(head, outcome, file))
-    return [folder / f"benchmark.{suffix}" for suffix in ("json", "md", "png")]
+    write_file(folder / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_file(folder / f"{name}.md", lambda file: file.write_text(page, encoding="utf-8"))
+    write_file(folder / f"{name}.png", lambda file: picture(head, outcome, file))
+    return [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png")]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from .inputs import write_inputs
 from .machine import describe_machine, other_load
-from .parties import here, our_party, reference_party
+from .parties import here, other_party, our_party, reference_party
 from .report import as_markdown, write_reports
 from .session import Session, show_progress
 from .weights import parameters_of, weights_of
@@ -27,14 +27,19 @@ def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions, 
     busy = other_load()
     say("preparing inputs")
     inputs = out / f"inputs{mesh.rank or ''}.npz"
-    write_inputs(folder, sizes, arguments.seed, inputs)
-    settings = {"model": str(folder), "inputs": str(inputs)}
+    clip = any(scenario.kind == "again" for scenario in listed)
+    write_inputs(folder, sizes, arguments.seed, inputs, clip)
+    settings = {"model": str(folder.resolve()), "inputs": str(inputs.resolve())}
     own = {**settings, "compile_steps": not arguments.no_compile}
-    alone = mesh.size == 1
+    alone, others = mesh.size == 1, []
     start = [our_party(out, arguments.threads) if alone else here()]
     if arguments.reference or arguments.reference_python:
         start.append(reference_party(arguments.reference_python, out, arguments.threads))
-    session = Session(start, [own, settings][: len(start)], repetitions, say)
+        others = [settings]
+    elif arguments.beside:
+        start.append(other_party(arguments.beside, out, arguments.threads))
+        others = [own]
+    session = Session(start, [own, *others], repetitions, say)
     with stopped_like_interrupted():
         outcome = session.run(listed, measure_load and alone)
     if not mesh.speaks:
@@ -42,7 +47,7 @@ def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions, 
     head = {**head_of(arguments, folder, repetitions), "cards": mesh.size, "busy": busy}
     say("")
     print(as_markdown(head, outcome))
-    for path in write_reports(out, head, outcome):
+    for path in write_reports(out, head, outcome, arguments.what or "benchmark"):
         print(f"wrote {path}")
     return 1 if outcome.failures else 0
 
@@ -72,8 +77,15 @@ def head_of(arguments, folder, repetitions):
         "weights": str(folder),
         "parameters": parameters_of(folder),
         "seed": arguments.seed,
+        "asked": asked(arguments),
         "repetitions": repetitions,
         "threads": str(arguments.threads or machine["cores"]),
         "machine": machine,
         "when": time.strftime("%Y-%m-%d %H:%M"),
     }
+
+
+def asked(arguments):
+    """What the callers of `serve` want, in words."""
+    when = "all at once" if arguments.rate is None else f"{arguments.rate:g} per second"
+    return f"{arguments.callers} callers, {when}, {100 * arguments.spoken:.0f} % of them to be answered in speech"

@@ -8,7 +8,8 @@ from ..errors import InputError
 @dataclass(frozen=True)
 class Scenario:
     """name: "decode/4"; part of the model; kind: the measuring function; settings: its keyword arguments;
-    counted: it counts events instead of taking time, so one repetition says all and no reference takes part.
+    counted: it counts events instead of taking time, so one repetition says all and no reference takes part; alone: it takes time
+    without a reference, and warms itself.
     """
 
     name: str
@@ -16,6 +17,7 @@ class Scenario:
     kind: str
     settings: dict = field(default_factory=dict)
     counted: bool = False
+    alone: bool = False
 
     @property
     def group(self):
@@ -40,9 +42,15 @@ class Sizes:
     answer_tokens: int = 64
     answer_frames: int = 100
     requests: int = 50
+    callers: tuple = (("prompt", (32, 256)), ("tokens", (16, 48)), ("frames", (25, 75)))
+    burst_prompt: int = 128
+    clip_s: float = 20.0
+    clip_pixels: tuple = (320, 240)
 
 
 SMALL = Sizes(audio_s=10.0, decode_tokens=48, speech_frames=36, answer_tokens=32, answer_frames=36)
+ROWS = (1, 2, 4, 8, 16)  # of the engines that `serve` measures
+SPEAKING_ROWS, BURST_ROWS = 8, 8
 STREAM_FRAMES = (4, 8, 16, 25)  # the pieces that generation feeds to the vocoder
 GROUPS = (
     "load",
@@ -55,6 +63,11 @@ GROUPS = (
     "speech",
     "code2wav",
     "answer",
+    "writing",
+    "speaking",
+    "burst",
+    "again",
+    "serve",
     "steps",
     "requests",
 )
@@ -92,6 +105,29 @@ def scenarios(sizes, speaks=True):
         listed.append(Scenario("steps/speech", "talker + predictor", "count_speech", counted=True))
     listed.append(Scenario("requests", "whole model", "count_requests", {"requests": sizes.requests}, counted=True))
     return listed
+
+
+def serving(sizes, rows, callers, rate, spoken, seed, speaks=True):
+    """Those of `serve`, in the order in which they run: one row alone and several together, then callers who come as they like."""
+    text = {"prompt": 64, "tokens": sizes.decode_tokens}
+    asked = {"count": callers, "rate": rate, "spoken": spoken if speaks else 0.0, "seed": seed, "load": dict(sizes.callers)}
+    listed = [
+        Scenario("decode/1", "thinker decode", "decode", {"batch": 1, **text}),
+        *(Scenario(f"writing/{n}", "engine", "writing", {"rows": n, **text}, alone=True) for n in (1, max(ROWS))),
+    ]
+    if speaks:
+        frames, words = sizes.speech_frames, {"prompt": sizes.burst_prompt, "tokens": sizes.answer_tokens}
+        stream = {"frames": sizes.wave_frames, "pieces": list(STREAM_FRAMES)}
+        listed += [
+            Scenario("speech", "talker + predictor", "speech", {"frames": frames}),
+            Scenario(
+                f"speaking/{SPEAKING_ROWS}", "engine", "speaking", {"rows": SPEAKING_ROWS, "frames": frames}, alone=True
+            ),
+            Scenario("code2wav/stream", "code2wav", "wave_stream", stream),
+            Scenario(f"burst/{BURST_ROWS}", "engine", "burst", {"rows": BURST_ROWS, **words, "frames": frames}, alone=True),
+        ]
+    listed.append(Scenario("again", "engine", "again", {"tokens": SMALL.answer_tokens}, alone=True))
+    return listed + [Scenario(f"serve/{n}", "engine", "serve", {"rows": n, **asked}, alone=True) for n in rows]
 
 
 def chosen(listed, only):

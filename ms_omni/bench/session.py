@@ -42,7 +42,7 @@ class Session:
             sides = [side for side, settings in zip(sides, self.settings) if self._load(side, settings)]
             if sides and sides[0].name == "ms_omni":
                 for scenario in scenarios:
-                    self._measure(scenario, [sides[0]] if scenario.counted else sides)
+                    self._measure(scenario, [sides[0]] if scenario.counted or scenario.alone else sides)
         except KeyboardInterrupt:  # what has been measured is kept
             self.outcome.failures.append("interrupted; what is missing was not measured")
         finally:
@@ -100,8 +100,8 @@ class Session:
             self.outcome.results += combine(scenario.name, scenario.part, *runs)
 
     def _warm_up(self, side, scenario):
-        """Until nothing is compiled any more; a counted scenario warms itself."""
-        for _ in range(0 if scenario.counted else WARM_UPS):
+        """Until nothing is compiled any more, unless a scenario warms itself."""
+        for _ in range(0 if scenario.counted or scenario.alone else WARM_UPS):
             if not side.run(scenario.kind, scenario.settings).get("compiled"):
                 return
 

@@ -18,13 +18,12 @@ class SideError(OmniError):
 class ChildSide:
     """A process that speaks the language of `protocol.py`; its standard error goes to the file `log`.
 
-    threads: number of processors that it may use, None for all.
+    threads: number of processors that it may use, None for all; root: the checkout whose ms_omni it imports, else this one.
     """
 
-    def __init__(self, name, command, log, threads=None, limit_s=REQUEST_LIMIT_S):
+    def __init__(self, name, command, log, threads=None, limit_s=REQUEST_LIMIT_S, root=None):
         self.name, self.log, self.limit_s = name, Path(log), limit_s
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(root or Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         if threads is not None:
             variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -36,6 +35,7 @@ class ChildSide:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env=variables,
+                    cwd=root,  # where `python -m` looks first
                     preexec_fn=None if threads is None else _only(threads),
                 )
             except OSError as error:

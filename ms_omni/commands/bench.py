@@ -8,7 +8,18 @@ NAME = "bench"
 HELP = "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG."
 
 
+SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5}
+"""What `serve` does unless it is told something else."""
+
+
 def add_arguments(parser):
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=["serve"],
+        help="serve: many callers on one engine, with times to first token and first sound, under-runs and rates; without it every "
+        "part of the model by itself",
+    )
     parser.add_argument(
         "--geometry",
         default="mini",
@@ -28,7 +39,8 @@ def add_arguments(parser):
         type=lambda text: text.split(","),
         metavar="A,B",
         help="only these scenarios: load, image, audio, video, prefill, decode, cached, speech, code2wav, "
-        "answer, steps, requests, or one size of them, such as decode/4",
+        "answer, steps, requests (of serve: decode, writing, speech, speaking, code2wav, burst, again, serve), or one size of them, "
+        "such as decode/4",
     )
     parser.add_argument("--repetitions", type=positive, default=None, metavar="N", help="default: 5; 3 for mini")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
@@ -41,6 +53,43 @@ def add_arguments(parser):
         metavar="PATH",
         help="the interpreter of an environment with tests/reference/requirements.txt",
     )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of another version of this project: run it in turn, print ratios",
+    )
+    parser.add_argument("--rows", type=numbers, metavar="N,N", help="serve: rows of the engines (default: 1,2,4,8,16)")
+    parser.add_argument("--callers", type=positive, metavar="N", help="serve: how many (default: 16)")
+    parser.add_argument(
+        "--rate", type=above_zero, metavar="R", help="serve: calls per second of a Poisson process (default: all at once)"
+    )
+    parser.add_argument("--spoken", type=share, metavar="S", help="serve: share of answers that are spoken (default: 0.5)")
+
+
+def numbers(text):
+    """Whole numbers of at least 1, separated by commas."""
+    return [positive(part) for part in text.split(",")]
+
+
+def above_zero(text):
+    """A number above 0."""
+    return _number(text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def share(text):
+    """A number from 0 to 1."""
+    return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _number(text, fits, what):
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
 
 
 def positive(text):
@@ -52,14 +101,25 @@ def positive(text):
 
 def run(arguments):
     from ..bench.files import output_folder
-    from ..bench.parties import check_reference
-    from ..bench.scenarios import SMALL, chosen, scenarios, sizes_of
+    from ..bench.parties import check_other, check_reference
+    from ..bench.scenarios import SMALL, chosen, scenarios, serving, sizes_of
     from ..config import Qwen3OmniMoeConfig
     from ..parallel import start
 
     if arguments.threads is not None and arguments.threads > len(os.sched_getaffinity(0)):
         raise ValueError(f"--threads {arguments.threads}: this process may use {len(os.sched_getaffinity(0))} processors")
+    given = [name for name in SERVED if getattr(arguments, name) is not None]
+    if given and not arguments.what:
+        raise ValueError(f"--{given[0]} is for 'ms-omni bench serve'")
+    for name in SERVED.keys() - given:
+        setattr(arguments, name, SERVED[name])
     mesh = start()
+    if mesh.size > 1 and (arguments.what or arguments.beside):
+        raise ValueError("serve and --beside measure one process; leave them out under msrun")
+    if arguments.beside:
+        if arguments.reference or arguments.reference_python:
+            raise ValueError("--beside and --reference are two benchmarks; run one after the other")
+        arguments.beside = check_other(arguments.beside)
     if arguments.reference or arguments.reference_python:
         if mesh.size > 1:
             raise ValueError("--reference runs beside one process; leave it out under msrun")
@@ -70,6 +130,10 @@ def run(arguments):
     folder = weights_for(arguments, out, mesh)
     sizes = sizes_of(arguments.geometry)
     speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
-    listed, load = chosen(scenarios(sizes, speaks), arguments.only)
-    repetitions = arguments.repetitions or (3 if sizes is SMALL else 5)
-    return benchmark(arguments, out, folder, sizes, listed, load, repetitions, mesh)
+    if arguments.what:
+        listed = serving(sizes, arguments.rows, arguments.callers, arguments.rate, arguments.spoken, arguments.seed, speaks)
+    else:
+        listed = scenarios(sizes, speaks)
+    listed, load = chosen(listed, arguments.only)
+    repetitions = arguments.repetitions or (1 if arguments.what else 3 if sizes is SMALL else 5)
+    return benchmark(arguments, out, folder, sizes, listed, load and not arguments.what, repetitions, mesh)

@@ -49,16 +49,20 @@ def test_figures_that_compare_two_results():
     assert derived(results[:1]) == []
 
 
+NAMED = {
+    "failed": "times",
+    "under_runs": "times",
+    "load": "s/s",
+    "real_time_factor": "s/s",
+    "peak_gb": "GB",
+    "same_ids": "yes",
+}
+
+
 def test_every_metric_has_a_unit_that_its_name_says():
+    ends = {"_percent": "%", "_share": "x", "_tokens": "tokens", "_s": "s"}
     for metric, (unit, better) in UNITS.items():
-        assert unit == (
-            "s/s"
-            if metric == "real_time_factor"
-            else metric.rpartition("_")[2].upper()
-            if metric == "peak_gb"
-            else metric.replace("_per_", "/")
-            if "_per_" in metric
-            else "s"
-        )
-        assert better == ("more" if "_per_s" in metric else "less")
+        said = metric.replace("_per_", "/") if "_per_" in metric else NAMED.get(metric)
+        assert unit == (said or next(ends[end] for end in ends if metric.endswith(end))), metric
+        assert better == ("more" if "_per_s" in metric or metric == "same_ids" else "less")
     assert isinstance(Result("x", "y", "token_s", Summary.of([1.0])).unit, str)

@@ -1,0 +1,201 @@
+"""Many callers on one engine: how long each waits, what all get per second, and what the engine's book-keeping costs."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..engine.engine import Engine
+from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
+from .callers import Caller, Load, callers, inputs_of
+from .inputs import part
+from .listening import Answer, gaps, summary
+from .meter import Meter
+from .speech import SAMPLE_RATE_HZ, Speakers, exactly
+from .text import forget
+
+WARM_UPS = 4
+SHORT = Load((8, 16), (3, 3), (5, 5))  # what a warm-up asks for
+FIRST_FRAMES = 4  # of the first piece of sound
+
+
+class Serving:
+    """The scenarios of `serve`; arrays: the inputs of all scenarios, `speakers`: see there."""
+
+    def __init__(self, model: Any, arrays: dict[str, np.ndarray], speakers: Speakers):
+        self.model, self.arrays, self.speakers = model, arrays, speakers
+
+    def serve(
+        self,
+        rows: int,
+        count: int,
+        rate: float | None,
+        spoken: float,
+        seed: int,
+        load: dict[str, Sequence[int]] | None = None,
+    ) -> dict[str, float]:
+        """`count` callers on an engine of so many rows: see `listening.summary`; and how much of a tick is scheduling."""
+        wanted = callers(count, rate, spoken, seed, Load(**load) if load else Load())
+        with closing(self.model.engine(rows)) as engine:
+            self._warm(engine, rows, seed)
+            with timed_ticks(engine) as seconds:
+                answers = self._run(engine, wanted)
+        return {**summary(answers), "scheduling_percent": 100 * seconds["scheduling"] / seconds["ticks"]}
+
+    def writing(self, rows: int, prompt: int, tokens: int) -> dict[str, float]:
+        """Tokens per second of rows that write together, while all of them do."""
+        wanted = [Caller(0.0, prompt, tokens, 0, False, [6, number]) for number in range(rows)]
+        with closing(self.model.engine(rows)) as engine:
+            self._warm(engine, rows, 0)
+            answers = self._run(engine, wanted)
+        begun, ended = max(answer.tokens[0] for answer in answers), min(answer.tokens[-1] for answer in answers)
+        made = sum(sum(begun < moment <= ended for moment in answer.tokens) for answer in answers)
+        return {"tokens_per_s": made / (ended - begun)}
+
+    def speaking(self, rows: int, frames: int) -> dict[str, float]:
+        """Talker and predictor for rows that speak together: see `Speakers.talk`."""
+        for _ in range(WARM_UPS):
+            with Meter() as meter:
+                self.speakers.talk(frames, rows)
+            if not meter.compiled:
+                break
+        return self.speakers.talk(frames, rows)
+
+    def burst(self, rows: int, prompt: int, tokens: int, frames: int) -> dict[str, float]:
+        """So many callers at once who want to hear something: how long the last of them waits for his first sound, and what it
+        may be compared with: all prompts read one after another, then a first piece of sound of all rows together.
+
+        load: seconds of work per second of speech, of all of them.
+        """
+        wanted = [Caller(0.0, prompt, tokens, frames, False, [7, number]) for number in range(rows)]
+        with closing(self.model.engine(rows)) as engine:
+            self._warm(engine, rows, 0)
+            self._run(engine, wanted)  # for the memory that it takes
+            started = time.perf_counter()
+            answers = self._run(engine, wanted)
+            total_s = time.perf_counter() - started
+            prefills_s = sum(self._prefill_s(engine, caller) for caller in wanted)
+        self.speakers.first_sound(rows, FIRST_FRAMES)
+        words_s = (FIRST_FRAMES - 1) * rows / self.writing(rows, prompt, tokens)["tokens_per_s"]
+        first_piece_s = words_s + self.speakers.first_sound(rows, FIRST_FRAMES)
+        last_s = max(answer.first_sound_s for answer in answers)
+        return {
+            "first_sound_max_s": last_s,
+            "prefills_s": prefills_s,
+            "first_piece_s": first_piece_s,
+            "first_sound_share": last_s / (prefills_s + first_piece_s),
+            "load": total_s / (sum(answer.sound_s for answer in answers) / rows),
+            "under_runs": sum(len(gaps(answer.sounds)) for answer in answers),
+        }
+
+    def _prefill_s(self, engine, caller):
+        forget(engine)
+        (answer,) = self._run(engine, [Caller(0.0, caller.prompt, 1, 0, False, [*caller.seed, 1])])
+        return answer.first_token_s
+
+    def again(self, tokens: int) -> dict[str, float]:
+        """Two questions about one video: how long each waits for its first token, and what the second would wait without the first.
+
+        Counted: whether the second has the same ids both ways.
+        """
+        first, second = (part(self.arrays, name) for name in ("video_first", "video_second"))
+        with closing(self.model.engine(1)) as engine:
+            self._warm(engine, 1, 0)
+            times, ids = [], []
+            for forgets, inputs in ((False, first), (False, second), (True, second)):
+                if forgets:
+                    forget(engine)
+                answer, found = self._ask(engine, inputs, tokens)
+                times.append(answer.first_token_s)
+                ids.append(found)
+        return {
+            "prompt_tokens": len(second["input_ids"][0]),
+            "first_token_s": times[0],
+            "second_token_s": times[1],
+            "second_alone_s": times[2],
+            "second_share": times[1] / times[0],
+            "same_ids": float(ids[1] == ids[2]),
+        }
+
+    def _ask(self, engine, inputs, tokens):
+        answer, ids = Answer(time.perf_counter()), []
+        engine.add(**inputs, max_new_tokens=tokens, eos_token_id=[], return_audio=False)
+        while answer.ended is None:
+            for _, event in engine.step():
+                note(answer, event)
+                ids += event.token.tolist() if isinstance(event, TextDelta) else []
+        return answer, ids
+
+    def _warm(self, engine, rows, seed):
+        """As many rows as there will be, until nothing is compiled any more."""
+        for turn in range(WARM_UPS):
+            with Meter() as meter:
+                self._run(engine, callers(rows, None, 0.5 if self.model.has_talker else 0.0, seed + 1000 + turn, SHORT))
+            if not meter.compiled:
+                return
+
+    def _run(self, engine: Engine, wanted: Sequence[Caller]) -> list[Answer]:
+        """Every caller calls at his time, whether or not the engine is busy then; whoever calls during a tick is heard behind it."""
+        config = self.model.config
+        asked = [(caller, inputs_of(caller, self.arrays, config)) for caller in wanted]
+        started, waiting, answers, found = time.perf_counter(), 0, {}, []
+        while waiting < len(asked) or answers:
+            while waiting < len(asked) and asked[waiting][0].at_s <= time.perf_counter() - started:
+                caller, inputs = asked[waiting]
+                found.append(Answer(started + caller.at_s))
+                answers[engine.add(**inputs, **wishes(caller))] = found[-1]
+                waiting += 1
+            if not answers:
+                time.sleep(max(started + asked[waiting][0].at_s - time.perf_counter(), 0.0))
+                continue
+            for id, event in engine.step():
+                note(answers[id], event)
+                if isinstance(event, (StreamEnd, StreamError)):
+                    del answers[id]
+        return found
+
+
+def wishes(caller: Caller) -> dict[str, Any]:
+    """The arguments of his call beside his question."""
+    if caller.frames:
+        return exactly(caller.tokens, caller.frames)
+    return {"max_new_tokens": caller.tokens, "eos_token_id": [], "return_audio": False}
+
+
+def note(answer: Answer, event: Any, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Notes when an event came."""
+    if isinstance(event, TextDelta):
+        answer.tokens.append(clock())
+    elif isinstance(event, AudioChunk):
+        answer.sounds.append((clock(), event.pcm.shape[-1] / SAMPLE_RATE_HZ))
+    elif isinstance(event, StreamEnd):
+        answer.ended = clock()
+    else:
+        answer.error = event.error
+
+
+@contextmanager
+def timed_ticks(engine: Engine) -> Iterator[dict[str, float]]:
+    """Seconds spent in ticks meanwhile, and how many of them the scheduler took."""
+    seconds, scheduler = {"ticks": 0.0, "scheduling": 0.0}, engine.scheduler
+    owners = ((engine, "step", "ticks"), (scheduler, "plan", "scheduling"), (scheduler, "done", "scheduling"))
+    for owner, name, kind in owners:
+        setattr(owner, name, _timed(getattr(owner, name), kind, seconds))
+    try:
+        yield seconds
+    finally:
+        for owner, name, _ in owners:
+            delattr(owner, name)
+
+
+def _timed(function, kind, seconds):
+    def call(*arguments):
+        started = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            seconds[kind] += time.perf_counter() - started
+
+    return call
