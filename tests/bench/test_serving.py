@@ -7,8 +7,8 @@ from ms_omni.bench.inputs import write_inputs
 from ms_omni.bench.metrics import UNITS, combine
 from ms_omni.bench.report import write_reports
 from ms_omni.bench.scenarios import Sizes, serving
-from ms_omni.bench.session import Outcome
 from ms_omni.bench.serving_report import by_rows, serving_lines
+from ms_omni.bench.session import Outcome
 
 from .test_report import HEAD
 
