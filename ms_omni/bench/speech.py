@@ -132,6 +132,7 @@ class Speakers:
         return list(range(rows))
 
     def _follow(self, plan: Plan) -> Any:
+        self.stage.place(plan)
         said = self.stage.follow(plan)
         for error in said.failed.values():
             raise error

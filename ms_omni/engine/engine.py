@@ -3,6 +3,7 @@
 callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechStage --> events
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from .text import Text
 from .weights import Weights
 
 WAIT_S = 0.05
-"""For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
+"""For another thread, or for the process that speaks; then it is looked whether there is something else to do."""
 FEATURE_BYTES = 256 * 2**20
 """Of features of media that are kept for those who send the same again."""
 MEMORY_SHARE = 0.5
@@ -90,7 +91,9 @@ class Engine:
         self.written: set[int] = set()  # of whom the rest is done elsewhere
         self._weights: Weights | None = None
         self._left: deque[int] = deque()  # rows that nobody wants any more
-        self._busy = self.closed = False
+        self.busy: int | None = None  # the thread whose tick it is
+        self._free = threading.Event()  # it is nobody's
+        self.closed = False
         self._refresh()
 
     @property
@@ -162,7 +165,7 @@ class Engine:
     @exclusive
     def step(self) -> list[tuple[int, Any]]:
         """One tick for everybody -> the events of what was added: `[(id, event), ...]`; a `StreamError` ends one that failed."""
-        self._tick()
+        self._work()
         found = []
         for id in list(self.added):
             row = self.rows[id]
@@ -177,13 +180,12 @@ class Engine:
         self._left.append(id)  # no more than that where somebody is at work: this may be called by the collector of garbage
         if exclusive.acquire(blocking=False):
             try:
-                if not self._busy:
-                    self._let_go()
+                self._let_go()
             finally:
                 exclusive.release()
 
     def _let_go(self) -> None:
-        while self._left:
+        while self._left and self.busy is None:
             id = self._left.popleft()
             self.scheduler.cancel(id)
             self._forget(id)
@@ -191,6 +193,8 @@ class Engine:
     @exclusive
     def close(self) -> None:
         """Gives all up, what is under way with an error, and the memory back."""
+        while self.busy is not None:
+            self._await()
         self._let_go()
         for id, row in self.rows.items():
             self.scheduler.cancel(id)
@@ -208,7 +212,7 @@ class Engine:
                 if not row.events:
                     with exclusive:
                         if not (row.events or row.ended):  # somebody else may have worked for this one
-                            self._tick()
+                            self._work()
                     continue
                 event = row.events.popleft()
                 if isinstance(event, StreamError):
@@ -277,9 +281,21 @@ class Engine:
 
     # -- a tick ------------------------------------------------------------------------------------------------------
 
+    def _work(self) -> None:
+        """A tick, or another thread's tick is waited for: functions of callers, which it may be in, run without the lock."""
+        self._tick() if self.busy is None else self._await()
+
+    def _await(self) -> None:
+        if self.busy == threading.get_ident():
+            raise InputError(
+                "a function that an engine calls (a logits_processor, a criterion, ...) cannot wait for that engine"
+            )
+        exclusive.released(self._free.wait, WAIT_S)
+
     def _tick(self) -> None:
         self._let_go()
-        self._busy = True
+        self.busy = threading.get_ident()
+        self._free.clear()
         try:
             plan = self.scheduler.plan()
             self._place(plan)
@@ -288,7 +304,8 @@ class Engine:
             with uninterrupted():
                 idle = self._follow(plan)
         finally:
-            self._busy = False
+            self.busy = None
+            self._free.set()
         if idle:
             exclusive.released(self.speech.wait, WAIT_S)
 
@@ -326,6 +343,8 @@ class Engine:
                 row.states = list(self.scheduler.rows[id].payloads)
         for id, decoder, block in plan.blocks:
             self.rows[id].tables[decoder].append(block)
+        if self.speech is not None:
+            self.speech.place(plan)
         for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
             if pool is not None:
                 part.pool.reserve(pool.capacity + 1)

@@ -132,6 +132,7 @@ def _speak(talker, voices):
         with exclusive:
             plan = scheduler.plan()
             stage.pool.reserve(pool.capacity + 1)
+            stage.place(plan)
             said = stage.follow(plan)
             for error in said.failed.values():
                 raise error

@@ -63,6 +63,7 @@ class Speaker:
     def tick(self) -> bool:
         """Says whether there was anything to do."""
         plan = self.scheduler.plan()
+        self.stage.place(plan)
         said = self.stage.follow(plan)
         for id, pcm, codes in said.sounds:
             self.channel.send({"kind": "sound", "id": self.theirs[id]}, pcm=pcm, codes=codes)

@@ -120,7 +120,7 @@ class Voice:
 
 
 class SpeechStage:
-    """`begin`, `hear` and `tell` say what is to be spoken, `follow` does what a plan asks for.
+    """`begin`, `hear` and `tell` say what is to be spoken, `place` and `follow` do what a plan asks for.
 
     ends float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker.
     """
@@ -160,17 +160,20 @@ class SpeechStage:
         """Forgets an answer."""
         self.voices.pop(id, None)
 
-    def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
-        """The speech of a tick, that of rows that have failed in it left out."""
-        said, voices = Said(), self.voices
+    def place(self, plan: Plan) -> None:
+        """Whose blocks are whose from now on."""
         for (id,) in plan.gone:
             self.cancel(id)
         for (id,) in plan.dropped:
-            if id in voices:
-                voices[id].table, voices[id].read = [], 0
+            if id in self.voices:
+                self.voices[id].table, self.voices[id].read = [], 0
         for id, decoder, block in plan.blocks:
-            if decoder == TALKER and id in voices:
-                voices[id].table.append(block)
+            if decoder == TALKER and id in self.voices:
+                self.voices[id].table.append(block)
+
+    def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
+        """The speech of a tick whose blocks are placed, that of rows that have failed in it left out."""
+        said, voices = Said(), self.voices
         for id, decoder, start, stop in plan.read:
             if decoder == TALKER and id in voices:
                 said.guard(id, self.read, voices[id], start, stop)

@@ -122,6 +122,9 @@ class SpeechProcess:
             if self._opened.pop(id, None) is None:
                 self._channel.send({"kind": "cancel", "id": id})
 
+    def place(self, plan: Plan) -> None:
+        """No plan is about this."""
+
     def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
         """What has come since; the plan is not about this."""
         said = Said()

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -190,6 +191,51 @@ def test_several_threads(model, requests, alone):
         thread.join(timeout=120)
     assert found == {kind: alone[kind] for kind in range(6)}
     check_empty(engine)
+
+
+def test_others_wait_while_a_function_of_a_caller_runs(model, ask, requests, alone):
+    """It runs in the middle of a tick and without the lock; what it asks the model itself is answered too."""
+    engine, found, entered = Engine(model), {}, threading.Event()
+
+    def slow(ids, scores):
+        entered.set()
+        time.sleep(0.05)
+        if ids.shape[1] == length + 1:
+            inner.append(model.thinker.generate(**plain, max_new_tokens=1, logits_processor=[nested]))
+        return scores
+
+    def nested(ids, scores):
+        inner.append(model.thinker.generate(**plain, max_new_tokens=1))
+        return scores
+
+    def listen(kind, **options):
+        found[kind] = answer(list(engine.events(engine.add(**requests[kind], **options))))
+
+    inner, plain, length = [], ask("What is 1 plus 2?"), requests[1]["input_ids"].shape[1]
+    threads = [threading.Thread(target=listen, args=(1,), kwargs={"logits_processor": [slow]})]
+    threads += [threading.Thread(target=listen, args=(kind,)) for kind in (2, 3)]
+    threads[0].start()
+    assert entered.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert found == {kind: alone[kind] for kind in (1, 2, 3)}
+    assert len(inner) == 2 and np.array_equal(*inner)
+    check_empty(engine)
+
+
+def test_what_an_engine_calls_cannot_wait_for_it(model, requests):
+    engine = Engine(model)
+
+    def again(ids, scores):
+        list(engine.events(engine.add(**requests[1])))
+
+    engine.add(**requests[0], logits_processor=[again])
+    events = []
+    while engine.added:
+        events += [event for _, event in engine.step()]
+    assert any(isinstance(event, StreamError) and "cannot wait for that engine" in str(event.error) for event in events)
 
 
 def test_an_iterator_that_is_closed_gives_all_up(model, requests):
