@@ -76,9 +76,12 @@ def test_commands(clone, environment):
 
 
 def test_python(clone, environment):
-    (source,) = [block for kind, block in blocks("README.md") if kind == "python"]
+    source = "\n".join(block for kind, block in blocks("README.md") if kind == "python")  # one goes on from the other
     (clone / "readme_example.py").write_text(source, encoding="utf-8")
-    assert run("python readme_example.py", clone, environment).strip() == "an orange star"
+    answer, *events = run("python readme_example.py", clone, environment).splitlines()
+    assert answer == "an orange star"
+    names = [[name for number, name in map(str.split, events) if number == id] for id in ("0", "1")]
+    assert [own[-1] for own in names] == ["StreamEnd"] * 2 and ["AudioChunk" in own for own in names] == [True, False]
 
 
 @pytest.mark.slow
