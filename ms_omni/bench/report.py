@@ -52,9 +52,9 @@ LABELS = {
     "speech": "talker + predictor",
     "code2wav": "code2wav, {}",
     "answer": "spoken answer",
-    "writing": "{} rows that write",
-    "speaking": "{} rows that speak",
-    "burst": "{} callers at once",
+    "writing": "rows that write together, {}",
+    "speaking": "rows that speak together, {}",
+    "burst": "callers at once, {}",
     "again": "two questions about a video",
     "serve": "{} rows",
 }

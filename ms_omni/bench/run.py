@@ -88,4 +88,5 @@ def head_of(arguments, folder, repetitions):
 def asked(arguments):
     """What the callers of `serve` want, in words."""
     when = "all at once" if arguments.rate is None else f"{arguments.rate:g} per second"
-    return f"{arguments.callers} callers, {when}, {100 * arguments.spoken:.0f} % of them to be answered in speech"
+    where = " in a process of its own" if arguments.speech else ""
+    return f"{arguments.callers} callers, {when}, {100 * arguments.spoken:.0f} % of them to be answered in speech{where}"

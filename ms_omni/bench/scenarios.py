@@ -107,10 +107,12 @@ def scenarios(sizes, speaks=True):
     return listed
 
 
-def serving(sizes, rows, callers, rate, spoken, seed, speaks=True):
-    """Those of `serve`, in the order in which they run: one row alone and several together, then callers who come as they like."""
+def serving(sizes, rows, wishes, speaks=True):
+    """Those of `serve`, in the order in which they run: one row alone and several together, then callers who come as they like.
+
+    rows: of the engines that the callers meet; wishes: arguments of `Serving.serve`.
+    """
     text = {"prompt": 64, "tokens": sizes.decode_tokens}
-    asked = {"count": callers, "rate": rate, "spoken": spoken if speaks else 0.0, "seed": seed, "load": dict(sizes.callers)}
     listed = [
         Scenario("decode/1", "thinker decode", "decode", {"batch": 1, **text}),
         *(Scenario(f"writing/{n}", "engine", "writing", {"rows": n, **text}, alone=True) for n in (1, max(ROWS))),
@@ -127,7 +129,10 @@ def serving(sizes, rows, callers, rate, spoken, seed, speaks=True):
             Scenario(f"burst/{BURST_ROWS}", "engine", "burst", {"rows": BURST_ROWS, **words, "frames": frames}, alone=True),
         ]
     listed.append(Scenario("again", "engine", "again", {"tokens": SMALL.answer_tokens}, alone=True))
-    return listed + [Scenario(f"serve/{n}", "engine", "serve", {"rows": n, **asked}, alone=True) for n in rows]
+    return listed + [
+        Scenario(f"serve/{n}", "engine", "serve", {"rows": n, **wishes, "load": dict(sizes.callers)}, alone=True)
+        for n in rows
+    ]
 
 
 def chosen(listed, only):

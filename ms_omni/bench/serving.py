@@ -34,11 +34,15 @@ class Serving:
         rate: float | None,
         spoken: float,
         seed: int,
+        speech: str | None = None,
         load: dict[str, Sequence[int]] | None = None,
     ) -> dict[str, float]:
-        """`count` callers on an engine of so many rows: see `listening.summary`; and how much of a tick is scheduling."""
+        """`count` callers on an engine of so many rows: see `listening.summary`; and how much of a tick is scheduling.
+
+        rate, spoken and load: see `callers`; speech: where it is made, see `Engine`.
+        """
         wanted = callers(count, rate, spoken, seed, Load(**load) if load else Load())
-        with closing(self.model.engine(rows)) as engine:
+        with closing(self.model.engine(rows, speech=speech)) as engine:
             self._warm(engine, rows, seed)
             with timed_ticks(engine) as seconds:
                 answers = self._run(engine, wanted)

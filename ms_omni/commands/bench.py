@@ -8,7 +8,7 @@ NAME = "bench"
 HELP = "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG."
 
 
-SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5}
+SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None}
 """What `serve` does unless it is told something else."""
 
 
@@ -64,6 +64,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--rate", type=above_zero, metavar="R", help="serve: calls per second of a Poisson process (default: all at once)"
     )
+    parser.add_argument("--speech", choices=["process"], help="serve: process: speech in a process of its own")
     parser.add_argument("--spoken", type=share, metavar="S", help="serve: share of answers that are spoken (default: 0.5)")
 
 
@@ -131,7 +132,8 @@ def run(arguments):
     sizes = sizes_of(arguments.geometry)
     speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
     if arguments.what:
-        listed = serving(sizes, arguments.rows, arguments.callers, arguments.rate, arguments.spoken, arguments.seed, speaks)
+        wishes = {"count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
+        listed = serving(sizes, arguments.rows, {**wishes, "seed": arguments.seed, "speech": arguments.speech}, speaks)
     else:
         listed = scenarios(sizes, speaks)
     listed, load = chosen(listed, arguments.only)

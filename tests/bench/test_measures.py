@@ -8,7 +8,7 @@ import pytest
 
 from ms_omni.bench.inputs import write_inputs
 from ms_omni.bench.metrics import UNITS
-from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, sizes_of
+from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, serving, sizes_of
 from ms_omni.errors import InputError
 
 SIZES = Sizes(
@@ -119,7 +119,8 @@ def test_choosing():
         chosen(ALL, ["talking"])
     with pytest.raises(InputError, match="no scenario 'speech' for this checkpoint"):
         chosen(scenarios(SIZES, speaks=False), ["speech"])
-    assert {item.group for item in ALL} | {"load"} == set(GROUPS)
+    served = serving(SIZES, (1,), {})
+    assert {item.group for item in [*ALL, *served]} | {"load"} == set(GROUPS)
 
 
 def test_sizes():

@@ -28,7 +28,7 @@ SIZES = Sizes(
     clip_s=2.0,
     clip_pixels=(64, 64),
 )
-ALL = serving(SIZES, (1, 2), 2, None, 0.5, 0)
+ALL = serving(SIZES, (1, 2), {"count": 2, "rate": None, "spoken": 0.5, "seed": 0})
 
 
 @pytest.fixture(scope="module")

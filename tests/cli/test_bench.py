@@ -18,6 +18,7 @@ PARTY = Path(__file__).resolve().parents[1] / "bench" / "party.py"
         (["--only", "talking"], "there is no scenario 'talking'"),
         (["--threads", "4096"], "--threads 4096: this process may use"),
         (["--rows", "2"], "--rows is for 'ms-omni bench serve'"),
+        (["--speech", "process"], "--speech is for 'ms-omni bench serve'"),
         (["--rate", "0.5"], "--rate is for 'ms-omni bench serve'"),
         (["serve", "--only", "prefill"], "there is no scenario 'prefill'"),
         (["--beside", "/no/such"], "--beside /no/such: there is no ms_omni/bench/worker.py"),
