@@ -100,7 +100,7 @@ def struct(name, **values):
 def decoder_step(batch, start, vocabulary=500, **sizes):
     stack, width, half = Stack(**sizes), sizes["width"], sizes["d"] // 2
     buffers = [stack.keep(normal(batch, sizes["kv_heads"], start + 1, 2 * half)) for _ in range(2)]
-    cache = struct("Cache", blocks=batch, block=start + 1, width=1, seen=0)
+    cache = struct("Cache", blocks=batch, block=start + 1, width=1)
     table = part("cpu_table").table(*stack.parts, cache, buffers, [start + 1] * batch, list(range(batch)))
     inputs = normal(batch, 1, width), normal(batch, 1, half), normal(batch, 1, half), normal(vocabulary, width), table
     return Case("decoder_step", [*inputs, empty(batch, 1, vocabulary), empty(batch, 1, width)], stack)

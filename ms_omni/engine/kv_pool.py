@@ -13,6 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
 from ..modeling import BLOCK_TOKENS, ops
+from ..modeling.cache import MASKED
 from ..modeling.decoder import Decoder
 from ..modeling.layers import Cell
 from ..modeling.moe import SparseMoeBlock
@@ -122,8 +123,23 @@ class KVPool:
             raise ValueError(f"a chunk of {size} positions holds {count} tokens from {start} on")
         tables, offsets = self.tables([table], [stop]), np.arange(size)[None]
         slots = self.slots(tables, start + offsets, offsets < count)
-        where = _tensors(tables, np.array([start]), np.array([stop]))
-        return decoder.run(x, (*rope, where, Tensor(slots)), self.store, inject, observe)
+        if ops.pages_prompts():
+            where, store = _tensors(tables, np.array([start]), np.array([stop])), self.store
+        else:
+            where, rows = self._copied(tables, start + offsets, stop)
+            store = *self.store, rows
+        return decoder.run(x, (*rope, where, Tensor(slots)), store, inject, observe)
+
+    def _copied(self, tables, queries, stop):
+        """The mask `[1, S, T]` of queries at positions `[1, S]` of one row, and the rows of the buffers int32 `[K * T]` that hold its
+        `stop` positions; those that fill its last block up repeat the first, for what is nobody's may be NaN.
+        """
+        position = np.arange(-(-stop // self.block) * self.block)
+        known = np.where(position < stop, position, 0)[None]
+        rows = self.slots(tables, known).reshape(len(position), -1).T
+        seen = position <= np.minimum(queries, stop - 1)[..., None]
+        mask = np.where(seen, np.float32(0), np.float32(MASKED))
+        return Tensor(mask), Tensor(np.ascontiguousarray(rows).reshape(-1))
 
 
 class PoolStep(Step):

@@ -7,6 +7,7 @@ A pass over S new tokens is described by two plain tuples, so that it runs as it
     store   None: one whole sequence, nothing is kept
             (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
             (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer
+            (keys, values, P, rows): the same, attended to in a copy: rows int32 `[B * K * T]` of the buffers; with a mask `[B, S, T]`
             or an object with `extend(layer, k, v)` of its own (`sliding_window.py`)
 """
 
@@ -16,7 +17,6 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
 from . import BUCKET_TOKENS, ops
-from .ops.fused import BlockTables
 
 MASKED = -1e9
 
@@ -43,16 +43,23 @@ def attend(q, k, v, mask, slots, store, layer, scale, stable=False):
 
     q `[B, S, H, D]`, k and v `[B, S, K, D]`; mask and slots: those of place.
     """
-    if isinstance(store, tuple) and len(store) == 3:
-        keys, values, block = store
-        heads, d = k.shape[2:]
-        ops.write_rows(keys[layer], slots, k.reshape(-1, d))
-        ops.write_rows(values[layer], slots, v.reshape(-1, d))
-        shape = (-1, heads, block, d)
-        return ops.paged_attention(q, keys[layer].reshape(shape), values[layer].reshape(shape), *mask, scale)
+    if isinstance(store, tuple) and len(store) > 2:
+        return _attend_in_blocks(q, k, v, mask, slots, store, layer, scale)
     k, v = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))  # [B, K, S, D]
     k, v = extend(store, layer, k, v, mask, slots)
     return ops.attention(q, k, v, mask, scale, stable)
+
+
+def _attend_in_blocks(q, k, v, mask, slots, store, layer, scale):
+    keys, values, block = store[0][layer], store[1][layer], store[2]
+    b, _, heads, d = k.shape
+    ops.write_rows(keys, slots, k.reshape(-1, d))
+    ops.write_rows(values, slots, v.reshape(-1, d))
+    if len(store) == 3:
+        shape = (-1, heads, block, d)
+        return ops.paged_attention(q, keys.reshape(shape), values.reshape(shape), *mask, scale)
+    k, v = ops.gather_rows(keys, store[3]), ops.gather_rows(values, store[3])
+    return ops.attention(q, k.reshape(b, heads, -1, d), v.reshape(b, heads, -1, d), mask, scale)
 
 
 def extend(store, layer, k, v, mask, slots):
@@ -96,7 +103,7 @@ class KVCache:
         self.bucket = bucket
         self.length = 0
         self.capacity = 0
-        self.seen = np.zeros((batch_size, 0), np.uint8)  # [B, capacity], 1 where a position is no padding
+        self.seen = np.zeros((batch_size, 0), bool)  # [B, capacity]: which positions are no padding
         self.keys = self.values = ()
         self.reserve(capacity)
 
@@ -107,7 +114,7 @@ class KVCache:
     @property
     def valid(self):
         """Which of the positions filled so far are no padding, bool `[B, length]`."""
-        return self.seen[:, : self.length].view(bool)
+        return self.seen[:, : self.length]
 
     def clear(self):
         """Forgets what is stored but keeps the buffers."""
@@ -121,7 +128,7 @@ class KVCache:
         capacity = -(-tokens // self.bucket) * self.bucket
         self.keys = self._all_grown("key", self.keys, capacity)
         self.values = self._all_grown("value", self.values, capacity)
-        seen, self.seen = self.seen, np.zeros((self.heads[0], capacity), np.uint8)
+        seen, self.seen = self.seen, np.zeros((self.heads[0], capacity), bool)
         self.seen[:, : self.length] = seen[:, : self.length]
         self.capacity = capacity
 
@@ -157,12 +164,6 @@ class KVCache:
         """Rows of a buffer that hold the positions `[start, stop)` of every batch row and head, int32."""
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)
         return Tensor(rows.reshape(-1).astype(np.int32))
-
-    def tables(self):
-        """The buffers as `ops.decoder_step` takes them: a block per row, as large as it has room."""
-        heads, block, rows = self.heads[1], self.capacity, np.arange(self.heads[0], dtype=np.int32)
-        lengths = np.full(len(rows), self.length, np.int32)
-        return BlockTables(self.keys, self.values, heads, block, rows[:, None], lengths, self.seen)
 
     def advance(self, valid):
         """Makes room for the next tokens and counts them in; valid `[B, S]` bool, False where a row has padding."""

@@ -10,18 +10,21 @@ from mindspore import Tensor, mint
 
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.config import load_named_config
+from ms_omni.engine.kv_pool import KVPool, PoolStep
+from ms_omni.modeling import BLOCK_TOKENS
 from ms_omni.modeling.audio_encoder import AudioEncoder
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
 from ms_omni.modeling.layers import lazy_parameters
-from ms_omni.modeling.prefill import CHUNK_TOKENS, read_tokens
-from ms_omni.modeling.steps import DecoderStep, FrameStep
+from ms_omni.modeling.prefill import CHUNK_TOKENS
+from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import Talker
 from ms_omni.modeling.vision_encoder import VisionEncoder
 from ms_omni.parallel.team import Team
 
 from .kernel_log import KernelLog, Launches
 
-CAPACITY = 2 * CHUNK_TOKENS
+CONTEXT = 2 * CHUNK_TOKENS
+BLOCKS = CONTEXT // BLOCK_TOKENS
 PICTURE = (1, 28, 42)  # frames, rows and columns of patches
 AUDIO_FRAMES = 1050  # ten and a half chunks: two windows, one of them not full
 
@@ -95,13 +98,13 @@ def talker(log: KernelLog) -> Counted:
 
 def _step(log: KernelLog, model: Thinker | Talker) -> Launches:
     decoder = model.model
-    step = DecoderStep(decoder, model.output_layer, decoder.new_cache(1, CAPACITY))
-    step.compile_from = 0
+    step = PoolStep(decoder, model.output_layer, KVPool.of(decoder, 1 + BLOCKS), compile_after=0)
     rope = decoder.rope(np.zeros((3, 1, 1), np.float32))
-    inputs = zeros(1, 1, decoder.config.hidden_size), rope, np.ones((1, 1), bool)
+    tables, lengths = step.pool.tables([range(1, 1 + BLOCKS)], [CONTEXT]), np.array([CONTEXT], np.int32)
+    inputs = zeros(1, 1, decoder.config.hidden_size), rope, tables, lengths
     log.skip()
     step(*inputs)
-    return log.built() if step.is_compiled else log.launched()
+    return log.built() if decoder.compilable else log.launched()
 
 
 def prefill(log: KernelLog, team: Team | None) -> Counted:
@@ -110,12 +113,11 @@ def prefill(log: KernelLog, team: Team | None) -> Counted:
 
     def count(layers):
         decoder = _thinker_of(layers, team).model
-        cache = decoder.new_cache(1, CAPACITY)
-        x, valid = zeros(1, CHUNK_TOKENS, text.hidden_size), np.ones((1, CHUNK_TOKENS), bool)
+        pool, x = KVPool.of(decoder, 1 + BLOCKS), zeros(1, CHUNK_TOKENS, text.hidden_size)
         positions = np.broadcast_to(np.arange(CHUNK_TOKENS, dtype=np.float32), (3, 1, CHUNK_TOKENS))
         for start in (0, CHUNK_TOKENS):
             log.skip()
-            read_tokens(decoder, x, positions + start, valid, cache, None)
+            pool.read_chunk(decoder, x, decoder.rope(positions + start), start, CHUNK_TOKENS, range(1, 1 + BLOCKS))
         return log.launched()
 
     launches, layer = every_layer(text.num_hidden_layers, count)
@@ -125,7 +127,7 @@ def prefill(log: KernelLog, team: Team | None) -> Counted:
 def frame(log: KernelLog) -> Counted:
     """The codes of one frame, sampled, as a graph."""
     step = FrameStep(_talker_of(1), 1, (0.9, 50, 1.0))
-    step.compile_from = 0
+    step.compile_after = 0
     hidden_size = load_named_config("published").talker_config.text_config.hidden_size
     noise = Tensor(np.zeros((1, step.groups), np.float32))
     inputs = zeros(1, 1, hidden_size), Tensor(np.ones((1, 1), np.int32)), noise

@@ -30,7 +30,7 @@ def stack():
 def test_as_many_numbers_as_there_are_members(stack):
     arrays, buffers = fitting("decoder_step"), [np.zeros((4, 1, 3, 4), np.float32) for _ in range(4)]
     arrays[0][:] = arrays[1][:] = 1
-    cache = cpu_fused._Cache(blocks=4, block=3, width=2, seen=0)
+    cache = cpu_fused._Cache(blocks=4, block=3, width=2)
     addresses = [cpu_fused.address(x) for x in buffers]
     whole = cpu_table.table(stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2])  # lengths, and the blocks of two rows
     arrays[4] = whole
@@ -55,4 +55,4 @@ def test_as_many_numbers_as_there_are_members(stack):
 
 def test_a_member_that_only_one_side_knows_is_named(stack):
     with pytest.raises(TypeError, match=r"the struct Cache in C\+\+ and its values in Python differ in blocks, scale"):
-        cpu_fused._Cache(block=1, width=1, seen=0, scale=0)
+        cpu_fused._Cache(block=1, width=1, scale=0)

@@ -35,6 +35,11 @@ def graph_expert_rows() -> int:
     return owner(implementation(), "experts").GRAPH_EXPERT_ROWS
 
 
+def pages_prompts() -> bool:
+    """Whether `paged_attention` reads the blocks of a prompt where they lie; else it is better copied once, for `attention`."""
+    return owner(implementation(), "paged_attention").PAGES_PROMPTS
+
+
 @operator
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, stable: bool = False) -> Tensor:
     """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`.

@@ -59,6 +59,8 @@ class Cpu(Reference):
 
     GRAPH_EXPERT_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
 
+    PAGES_PROMPTS = True
+
     refusal = staticmethod(cpu_kernel.refusal)
     prepare = staticmethod(cpu_fused.prepare)
     decoder_step = staticmethod(cpu_fused.decoder_step)

@@ -161,7 +161,7 @@ def prepare(weights, kept=None):
 def decoder_step(x, cos, sin, head, cache, prepared):
     _check_cache(cache, x.shape[0], prepared)
     sizes = cache.keys[0].shape[0] // (cache.heads * cache.block), cache.block, cache.tables.shape[1]
-    place = _Cache(**dict(zip(("blocks", "block", "width"), sizes)), seen=address(cache.seen))
+    place = _Cache(**dict(zip(("blocks", "block", "width"), sizes)))
     buffers = [address(part) for part in (*cache.keys, *cache.values)]
     rows = cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
     return _decoder_step(x, cos, sin, head, Tensor.from_numpy(table(prepared.table(), place, buffers, *rows)))
@@ -176,7 +176,6 @@ def _check_cache(cache, rows, prepared):
         and len(shapes) == 1
         and cache.keys[0].shape == (cache.keys[0].shape[0] // block * block, d)
         and cache.tables.shape[0] == len(cache.lengths) == rows
-        and (cache.seen is None or cache.seen.shape == (rows, cache.tables.shape[1] * cache.block))
     )
     if not fits:
         raise InputError(

@@ -66,7 +66,6 @@ struct Place {
   std::vector<int32_t> lengths;  // `[B]`: positions of each batch row, the new ones included
   std::vector<int32_t> tables;   // `[B, width]`: the numbers of its blocks
   i64 width, block;
-  const uint8_t *seen = nullptr;  // `[B, width * block]`: which positions are no padding; null: all. A token always sees itself
 };
 
 template <class W>
@@ -143,7 +142,6 @@ class Stack {
       return Rows{at + head * place.block * d, d, place.tables.data() + batch * place.width, place.block, kv_heads * place.block * d};
     };
     const Rows keys = rows(to.keys), values = rows(to.values);
-    const uint8_t *seen = place.seen ? place.seen + batch * place.width * place.block : nullptr;
     for (i64 fresh = 0; fresh < place.fresh; ++fresh) {
       const i64 row = batch * place.fresh + fresh, position = place.lengths[batch] - place.fresh + fresh;
       const float *cos = place.cos + row * d / 2, *sin = place.sin + row * d / 2;
@@ -154,17 +152,8 @@ class Stack {
       std::copy(v, v + d, values[position]);
       for (i64 g = 0; g < group; ++g) turn(q + g * d, l.q_norm, cos, sin);
       Sight sight(keys, values, d, d);
-      look(sight, seen, position);
+      sight.add(0, position + 1);
       attend_query(q, group, sight, scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
-    }
-  }
-
-  // The token at a position sees itself and what is no padding before it.
-  static void look(Sight &sight, const uint8_t *seen, i64 position) {
-    for (i64 begin = 0, end; begin <= position; begin = end) {
-      while (seen && begin < position && !seen[begin]) ++begin;
-      for (end = seen ? begin + 1 : position + 1; end <= position && (end == position || seen[end]);) ++end;
-      sight.add(begin, end);
     }
   }
 

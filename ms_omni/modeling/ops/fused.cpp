@@ -4,7 +4,7 @@
 
 namespace {
 
-#define MS_OMNI_CACHE(_) _(i64, blocks) _(i64, block) _(i64, width) _(const uint8_t *, seen)
+#define MS_OMNI_CACHE(_) _(i64, blocks) _(i64, block) _(i64, width)
 
 STRUCT(Cache, MS_OMNI_CACHE);
 NAMES(Cache, Cache, MS_OMNI_CACHE)
@@ -31,7 +31,7 @@ KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n]
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
   std::vector<float> x(a.get("x"), a.get("x") + batch * stack.width);
   const Place place{batch, 1, a.get("cos"), a.get("sin"), {lengths, lengths + batch}, {tables, tables + batch * cache.width},
-                    cache.width, cache.block, cache.seen};
+                    cache.width, cache.block};
   stack.run(team, x.data(), place, buffers.data());
   float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);

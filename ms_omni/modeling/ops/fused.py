@@ -49,7 +49,7 @@ class BlockTables(NamedTuple):
 
     keys, values: a Parameter `[blocks * K * block, D]` per layer, position p of a row in row
     `(table[p // block] * K + head) * block + p % block`. tables int32 `[B, n]`: numbers of the blocks of each row; lengths int32
-    `[B]`: its positions, the new one included. seen uint8 `[B, n * block]`: 1 where a position is no padding; None: all.
+    `[B]`: its positions, the new one included.
     """
 
     keys: tuple
@@ -58,7 +58,6 @@ class BlockTables(NamedTuple):
     block: int
     tables: np.ndarray
     lengths: np.ndarray
-    seen: np.ndarray | None = None
 
 
 class FrameWeights(NamedTuple):

@@ -36,6 +36,9 @@ class Reference:
     """Up to this many (token, expert) pairs `experts` can be part of a graph: the weights are gathered per pair, nothing
     is read on the host."""
 
+    PAGES_PROMPTS = False
+    """Whether `paged_attention` does without a copy for more than one query."""
+
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
