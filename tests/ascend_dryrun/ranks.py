@@ -8,6 +8,8 @@ from mindspore.communication import init
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import load_named_config
+from ms_omni.engine.kv_pool import KVPool
+from ms_omni.modeling import BLOCK_TOKENS
 from ms_omni.parallel.mesh import BACKENDS, Mesh
 from ms_omni.parallel.predict import predict
 from ms_omni.parallel.team import Team
@@ -33,9 +35,9 @@ def memory(team: Team) -> dict:
     start = _held()
     model = build(Qwen3OmniMoeForConditionalGeneration, config, team=team)
     weights = _held() - start
-    caches = [model.thinker.model.new_cache(1, CONTEXT), model.talker.model.new_cache(1, CONTEXT)]
-    for cache in caches:
-        for buffer in (*cache.keys, *cache.values):
+    pools = [KVPool.of(decoder, CONTEXT // BLOCK_TOKENS) for decoder in (model.thinker.model, model.talker.model)]
+    for pool in pools:
+        for buffer in (*pool.keys, *pool.values):
             (buffer + 0).shape  # noqa: B018  (what has not been used is still on the host)
     cached = _held() - start - weights
     return {

@@ -10,7 +10,7 @@ from ms_omni.modeling import ops
 from ms_omni.modeling.cache import whole_sequence
 from ms_omni.modeling.layers import Linear
 from ms_omni.modeling.ops.reference import Reference
-from ms_omni.modeling.steps import DecoderStep
+from ms_omni.modeling.steps import Graph
 from ms_omni.modeling.talker import TalkerModel
 from tests.ops.test_fused import STACKS, configured, fill
 
@@ -31,11 +31,11 @@ class Row:
 class Engine:
     """A pool full of NaN, and rows whose blocks are any of it."""
 
-    def __init__(self, model, head, blocks=64, block=P, chunk=CHUNK):
+    def __init__(self, model, head, blocks=64, block=P, chunk=CHUNK, compile_after=None):
         self.model, self.chunk, self.pool = model, chunk, KVPool.of(model, blocks, block)
         for part in (*self.pool.keys, *self.pool.values):
             part.set_data(Tensor(np.full(part.shape, np.nan, np.float32)))
-        self.step = PoolStep(model, head, self.pool)
+        self.step = PoolStep(model, head, self.pool, compile_after)
         self.free = list(RNG.permutation(blocks - 1) + 1)
         self.blocks = {}
 
@@ -130,30 +130,38 @@ def test_blocks_and_chunks_of_the_sizes_in_use():
 
 @needs_fused
 @pytest.mark.parametrize("stack", ["odd", "threads"])
-def test_a_token_has_the_bits_that_a_contiguous_cache_gives(stack):
+def test_a_token_is_what_the_cells_make_of_it_on_a_contiguous_cache(stack):
     model, head = model_of(stack)
-    rows = [Row(200, 4, model.config.hidden_size) for _ in range(3)]
+    rows, cache = [Row(200, 4, model.config.hidden_size) for _ in range(3)], model.new_cache(3, 204)
     engine = Engine(model, head)
-    step = DecoderStep(model, head, model.new_cache(3, 1))
-    step.cache.advance(np.ones((3, 200), bool))
     for row in rows:
         engine.read(row)
-    slots = engine.pool.slots(
-        engine.pool.tables([engine.blocks[row] for row in rows], [200] * 3), np.tile(np.arange(200), (3, 1))
-    )
-    order = slots.reshape(3, 200, -1).transpose(0, 2, 1).reshape(-1)  # by row, head, position
-    for mine, theirs in zip((*step.cache.keys, *step.cache.values), (*engine.pool.keys, *engine.pool.values)):
-        ops.write_rows(mine, step.cache.slots(step.cache.capacity, 0, 200), ops.gather_rows(theirs, Tensor(order)))
-    for token in range(4):
-        at = slice(200 + token, 201 + token)
-        rope = model.rope(np.repeat(rows[0].positions[:, :, at], 3, 1))
-        expected = step(Tensor(np.stack([row.x[at] for row in rows])), rope, np.ones((3, 1), bool))
-        for found, own in zip(engine.decode(rows, token), expected, strict=True):
-            assert np.array_equal(found, own.asnumpy()[:, 0])
+    for token, at in [(None, slice(0, 200)), *((token, slice(200 + token, 201 + token)) for token in range(4))]:
+        x, positions = np.stack([row.x[at] for row in rows]), np.repeat(rows[0].positions[:, :, at], 3, 1)
+        place, store = cache.admit(model.rope(positions), np.ones(x.shape[:2], bool))
+        hidden = model.run(Tensor(x), place, store)
+        if token is not None:
+            expected = ops.linear(hidden, head.weight), hidden
+            for found, own in zip(engine.decode(rows, token), expected, strict=True):
+                assert gap(found, own.asnumpy()[:, 0]) < 3e-6
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Shapes of the tables of each call that ran as a graph."""
+    shapes, call = [], Graph.__call__
+
+    def counted(graph, *arguments):
+        shapes.append(arguments[4].shape)
+        return call(graph, *arguments)
+
+    monkeypatch.setattr(Graph, "__call__", counted)
+    return shapes
 
 
 def check_cells(engine, rows, tolerance):
     """Rows of a batch through the cells, against one pass without a cache."""
+    assert engine.step.fused is None
     prompts = [engine.read(row) for row in rows]
     found = [engine.decode(rows, token, bucket=4) for token in range(3)]
     for number, (row, prompt) in enumerate(zip(rows, prompts)):
@@ -164,22 +172,50 @@ def check_cells(engine, rows, tolerance):
             assert gap(found[token][1][number], hidden[row.prompt + token]) < tolerance
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_the_cells_of_reference(use_operators, graph):
+@pytest.mark.parametrize("after", [None, 1])
+def test_the_cells_of_reference(use_operators, after, graphs):
     use_operators(Reference)
-    engine = Engine(*model_of(num_hidden_layers=2 - graph, sparse=(not graph, True)))
-    assert engine.step.fused is None
-    engine.step.compile_from = 1 if graph else None
+    layers = 2 if after is None else 1
+    engine = Engine(*model_of(num_hidden_layers=layers, sparse=(after is None, True)), compile_after=after)
     check_cells(engine, [Row(prompt, 3, 20) for prompt in (5, 17, 70)], 3e-6)
-    assert engine.step.is_compiled is graph
+    assert graphs == ([(4, 8)] * 2 if after else [])
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_the_cells_on_ascend(ascend, graph):
-    engine = Engine(*model_of("one head", head_dim=16, mrope_section=(3, 3, 2), sparse=(False,)))
-    engine.step.compile_from = 1 if graph else None
+@pytest.mark.parametrize("after", [None, 1])
+def test_the_cells_on_ascend(ascend, after, graphs):
+    stack = model_of("one head", head_dim=16, mrope_section=(3, 3, 2), sparse=(False,))
+    engine = Engine(*stack, compile_after=after)
     check_cells(engine, [Row(prompt, 3, 20) for prompt in (5, 17, 70)], 3e-6)
-    assert engine.step.is_compiled is graph
+    assert graphs == ([(4, 8)] * 2 if after else [])
+
+
+def test_a_graph_of_each_shape_follows_the_pool_when_it_grows(ascend, graphs):
+    """Two calls of a shape run as they are; a pool with other buffers has graphs of its own, which need not wait again."""
+    stack = model_of("one head", head_dim=16, mrope_section=(3, 3, 2), sparse=(False,))
+    rows = [Row(prompt, 5, 20) for prompt in (5, 30)]
+    plain, engine = Engine(*stack), Engine(*stack, compile_after=2)
+    for one in (plain, engine):
+        for row in rows:
+            one.read(row)
+
+    def same(token):
+        for found, own in zip(engine.decode(rows, token), plain.decode(rows, token), strict=True):
+            assert gap(found, own) < 3e-6
+
+    for token in range(3):  # blocks of 16: with the third the second row has 33 positions
+        same(token)
+    assert graphs == [] and engine.step.calls == {(2, 2): 2, (2, 4): 1}
+    same(0), same(1)
+    before = engine.step.graph
+    engine.pool.reserve(70)
+    for token in (2, 3, 4):
+        same(token)
+    assert graphs == [(2, 2), (2, 2), (2, 4), (2, 4)] and engine.step.graph is not before
+
+
+def test_long_answers_take_few_graphs():
+    pool, lengths = KVPool(1, 1, 2, 1), range(1, 8193)
+    assert len({pool.tables([range(64)], [length]).shape for length in lengths}) == 7  # 1, 2, 4 .. 64 blocks of 128
 
 
 @needs_fused

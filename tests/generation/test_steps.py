@@ -1,9 +1,10 @@
-"""The steps of generation: compiled and not, lent and given back."""
+"""The steps of generation: compiled and not, fused and not, and how many graphs there are."""
 
 import numpy as np
 import pytest
 
-from ms_omni.modeling.steps import KEPT_STEPS, StepPool
+from ms_omni.modeling import ops
+from ms_omni.modeling.steps import Graph, Step
 
 FRAMES = 6
 
@@ -11,19 +12,33 @@ FRAMES = 6
 @pytest.fixture
 def cells_only(monkeypatch):
     """No fused operators, as where there is no compiler, on other devices and under a parallel plan."""
-    from ms_omni.modeling import ops
-
     monkeypatch.setattr(ops, "prepare", lambda weights, kept=None: None)
 
 
-@pytest.fixture(scope="module")
-def eager_and_compiled(tiny_checkpoint):
+@pytest.fixture
+def graphs(monkeypatch):
+    """What ran as a graph, in order: each cell, and the shapes of its inputs."""
+    called, call = [], Graph.__call__
+
+    def counted(graph, *arguments):
+        called.append((graph, tuple(x.shape for x in arguments)))
+        return call(graph, *arguments)
+
+    monkeypatch.setattr(Graph, "__call__", counted)
+    return called
+
+
+@pytest.fixture
+def model_after(tiny_checkpoint):
+    """`model_after(n)`: whose steps are compiled after so many calls of a shape; its engine is made at the first answer."""
     from ms_omni import Qwen3OmniMoeForConditionalGeneration
 
-    eager = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, compile_steps=False)
-    compiled = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint)
-    compiled.steps.compile_after = compiled.thinker.steps.compile_after = 2  # in the middle of the first request
-    return eager, compiled
+    def load(compile_after):
+        model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, progress=False)
+        model.compile_after = compile_after
+        return model
+
+    return load
 
 
 def speaking(greedy):
@@ -40,70 +55,47 @@ def speaking(greedy):
 
 
 @pytest.mark.parametrize("greedy", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_compiled_steps_give_the_same_answer(greedy, cells_only, eager_and_compiled, ask):
-    inputs, options = ask("hello"), speaking(greedy)
-    results = [model.generate(**inputs, **options) for model in eager_and_compiled]
-    (ids, wave), (same_ids, same_wave) = results
+def test_compiled_steps_give_the_same_answer(greedy, cells_only, graphs, model_after, ask):
+    """Compiled in the middle of the first answer; the second finds its graphs again, on blocks that the first has used."""
+    inputs, options, model = ask("hello"), speaking(greedy), model_after(2)
+    ids, wave = model_after(None).generate(**inputs, **options)
+    assert not graphs
+    same_ids, same_wave = model.generate(**inputs, **options)
     assert (ids == same_ids).all()
     assert np.abs(wave - same_wave).max() < 1e-5
-    compiled = eager_and_compiled[1]
-    assert {key[0] for key, _ in compiled.steps.free} == {"talker", "frame"} and compiled.thinker.steps.free
-    assert not eager_and_compiled[0].steps.free and not eager_and_compiled[0].thinker.steps.free
-    again_ids, again_wave = compiled.generate(**inputs, **options)  # on kept steps, whose buffers are full of the last
+    cells = {graph for graph, _ in graphs}
+    assert sorted(type(cell).__name__ for cell in cells) == ["FrameGraph", "_PoolGraph", "_PoolGraph"]
+    first, count = set(graphs), len(graphs)
+    again_ids, again_wave = model.generate(**inputs, **options)
     assert (again_ids == ids).all() and np.abs(again_wave - same_wave).max() < 1e-5
+    assert set(graphs) == first and len(graphs) > 2 * count  # from its first token on
 
 
+@pytest.mark.skipif(not hasattr(ops.implementation(), "decoder_step"), reason="no C++ compiler, so no fused steps")
 @pytest.mark.parametrize("greedy", [True, False])
-def test_fused_steps_give_the_same_answer_and_need_no_graph(greedy, eager_and_compiled, ask, request):
-    eager, _ = eager_and_compiled
+def test_fused_steps_give_the_same_answer_and_need_no_graph(greedy, graphs, model_after, ask, request):
     inputs, options = ask("hello"), speaking(greedy)
-    ids, wave = eager.generate(**inputs, **options)
-    assert not eager.steps.free and not eager.thinker.steps.free
+    fused, cells = model_after(0), model_after(None)
+    ids, wave = fused.generate(**inputs, **options)
+    assert not graphs
     request.getfixturevalue("cells_only")
-    same_ids, same_wave = eager.generate(**inputs, **options)
+    same_ids, same_wave = cells.generate(**inputs, **options)
     assert (ids == same_ids).all()
     assert np.abs(wave - same_wave).max() < 1e-5
 
 
-def test_two_streams_at_once_do_not_share_a_step(cells_only, eager_and_compiled, ask):
-    _, compiled = eager_and_compiled
-    inputs, options = ask("hello"), dict(max_new_tokens=5, eos_token_id=[], return_audio=False)
-    alone = [event.token.tolist() for event in compiled.stream(**inputs, **options) if hasattr(event, "token")]
-    first, second = (compiled.stream(**inputs, **options) for _ in range(2))
+def test_two_streams_at_once_run_in_the_same_graphs(cells_only, graphs, model_after, ask):
+    inputs, options, model = ask("hello"), dict(max_new_tokens=5, eos_token_id=[], return_audio=False), model_after(2)
+    alone = [event.token.tolist() for event in model.stream(**inputs, **options) if hasattr(event, "token")]
+    first, second = (model.stream(**inputs, **options) for _ in range(2))
     pairs = [(a.token.tolist(), b.token.tolist()) for a, b in zip(first, second) if hasattr(a, "token")]
     assert pairs == [(token, token) for token in alone]
+    assert len({graph for graph, _ in graphs}) == 1 and len(set(graphs)) <= 2  # of one row and of two
 
 
-class FakeStep:
-    def __init__(self, compiled=True):
-        self.is_compiled, self.calls, self.compile_from = compiled, 0, None
-
-
-def test_a_pool_keeps_compiled_steps_and_counts_calls_over_requests():
-    pool = StepPool(compile_after=10)
-    with pool.lend("a", lambda: FakeStep(compiled=False)) as step:
-        assert step.compile_from == 10
-        step.calls = 7
-    with pool.lend("a", FakeStep) as later:
-        assert later is not step and later.compile_from == 3  # without a graph nothing is worth keeping
-    with pool.lend("a", FakeStep) as kept:
-        assert kept is later
-        with pool.lend("a", FakeStep) as other:
-            assert other is not kept
-    with pool.lend("b", FakeStep) as different:
-        assert different is not kept and different.compile_from == 10
-    for key in range(2 * KEPT_STEPS):
-        with pool.lend(key, FakeStep):
-            pass
-    assert len(pool.free) == KEPT_STEPS
-    pool.clear()
-    assert not pool.free
-
-
-def test_a_step_comes_back_after_an_error():
-    pool, step = StepPool(compile_after=None), FakeStep()
-    with pytest.raises(RuntimeError), pool.lend("a", lambda: step):
-        assert step.compile_from is None
-        raise RuntimeError
-    with pool.lend("a", FakeStep) as again:
-        assert again is step
+def test_calls_are_counted_by_shape():
+    step, never = Step(compile_after=2), Step(compile_after=None)
+    assert [step.due((1, 4)) for _ in range(4)] == [False, False, True, True]
+    assert [step.due(shape) for shape in ((2, 4), (1, 8), (1, 4))] == [False, False, True]
+    assert not any(never.due() for _ in range(100))
+    assert Step(compile_after=0).due()

@@ -10,7 +10,6 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.layers import Linear
 from ms_omni.modeling.talker import TalkerModel
 from tests.ops import test_fused as fused
 from tests.ops.outputs import outputs
@@ -129,42 +128,32 @@ needs_fused = pytest.mark.skipif(not hasattr(ops.implementation(), "decoder_step
 @needs_fused
 @pytest.mark.parametrize("stack", ["odd", "dense layers and biases", "threads"])
 def test_decoder_step(stack, rng):
-    """Rows of a batch, the last one shorter and padded on the left, against themselves alone: prompt and three tokens."""
-    config = fused.configured(**fused.STACKS[stack])
-    model = fused.fill(TalkerModel(config), rng)
-    head = fused.fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
-    prompt, padding, rows = 9, 4, normal(5, 12, config.hidden_size)
-    alone = [fused.decode(model, head, rows[i : i + 1], prompt, 0)[1] for i in range(4)]
-    alone.append(fused.decode(model, head, rows[4:, padding:], prompt - padding, 0, padding)[1])
-    for batch in range(1, 6):
-        together = fused.decode(model, head, rows[5 - batch :], prompt, padding)[1]
+    """Rows of a batch, none as long as another, against themselves alone: prompt and three tokens, in blocks of other sizes."""
+    model, head = fused.random_stack(fused.STACKS[stack], TalkerModel, rng)
+    rows = [normal(length, model.config.hidden_size) for length in (12, 9, 40, 5, 23)]
+    alone = [fused.decode(model, head, [row], 3)[1] for row in rows]
+    for batch, block, padding in ((1, 16, 3), (2, 128, 0), (3, 4, 1), (4, 5, 0), (5, 4, 11)):
+        together = fused.decode(model, head, rows[5 - batch :], 3, block, padding, first=batch)[1]
         for step, found in enumerate(together):
             for row, own in zip(found, alone[5 - batch :], strict=True):
                 assert np.array_equal(row, own[step][0])
 
 
 @needs_fused
-def test_padding_inside_leaves_no_trace(rng):
-    """A prompt with padding behind it: what is decoded then has the bits that it has without."""
-    config = fused.configured()
-    model = fused.fill(TalkerModel(config), rng)
-    head = fused.fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
-    rows = normal(1, 9, config.hidden_size)
-    positions = np.broadcast_to(np.arange(9, dtype=np.float32), (3, 1, 9))
+def test_what_pads_a_chunk_leaves_no_trace(rng):
+    """A prompt with padding behind it has the bits that it has without, and so has what is decoded then."""
+    model, head = fused.random_stack({}, TalkerModel, rng)
+    rows = normal(1, 6, model.config.hidden_size)
 
-    def decode(holes):
-        step = fused.DecoderStep(model, head, model.new_cache(1, 1))
-        prompt = np.concatenate([rows[:, :5], normal(1, holes, config.hidden_size)], 1)
-        places = np.concatenate([positions[..., :5], np.zeros((3, 1, holes), np.float32)], -1)
-        place, store = step.cache.admit(model.rope(places), np.arange(5 + holes)[None] < 5)
-        model.run(Tensor(prompt), place, store)
-        found = []
-        for at in range(5, 9):
-            here = slice(at, at + 1)
-            found += step(Tensor(rows[:, here].copy()), model.rope(positions[..., here]), np.ones((1, 1), bool))
-        return [x.asnumpy() for x in found]
+    def read(holes):
+        step = fused.step_of(model, head, 4)
+        x = np.concatenate([rows[:, :5], normal(1, holes, model.config.hidden_size)], 1)
+        rope = model.rope(fused.places([*range(5), *[0] * holes]))
+        hidden = step.pool.read_chunk(model, Tensor(x), rope, 0, 5, [3, 1])
+        found = step(Tensor(rows[:, 5:]), model.rope(fused.places([5])), np.array([[3, 1]], np.int32), np.array([6], np.int32))
+        return [hidden.asnumpy()[:, :5], *(x.asnumpy() for x in found)]
 
-    for found, expected in zip(decode(3), decode(0), strict=True):
+    for found, expected in zip(read(3), read(0), strict=True):
         assert np.array_equal(found, expected)
 
 

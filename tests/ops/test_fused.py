@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from ms_omni.engine.kv_pool import KVPool, PoolStep
 from ms_omni.errors import InputError
-from ms_omni.modeling import BUCKET_TOKENS, ops
+from ms_omni.modeling import BLOCK_TOKENS, ops
 from ms_omni.modeling.code_predictor import CodePredictor
 from ms_omni.modeling.layers import Linear
 from ms_omni.modeling.ops.reference import Reference
-from ms_omni.modeling.steps import DecoderStep, FrameStep
+from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
 
 pytestmark = pytest.mark.skipif(
     not hasattr(ops.implementation(), "decoder_step"), reason="no C++ compiler, so no fused steps"
 )
+BLOCK = 4
 SMALL = dict(
     vocab_size=37,
     hidden_size=20,
@@ -91,51 +93,68 @@ def cells_only(use_operators):
     return lambda: use_operators(Reference)
 
 
-def decode(model, head, rows, prompt, padding, first=0):
-    """Logits and hidden states of the tokens behind a prompt, one by one; `padding` tokens of the last row are none.
+def random_stack(changes, model_class, rng):
+    """A decoder and an output layer."""
+    config = configured(**changes)
+    return fill(model_class(config), rng), fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
 
-    first: the position of the first token.
+
+def step_of(model, head, blocks=1, block=BLOCK):
+    return PoolStep(model, head, KVPool.of(model, blocks, block), compile_after=None)
+
+
+def decode(model, head, rows, tokens, block=BLOCK, padding=0, first=0):
+    """Logits and hidden states of the last so many tokens of rows `[T, D]`, which are decoded together behind the others, read as
+    prompts of their own. block: positions in one; padding: rows that only fill up the batch; first: the first row's first block.
     """
-    batch, total, _ = rows.shape
-    step = DecoderStep(model, head, model.new_cache(batch, 1))
-    positions = np.broadcast_to(np.arange(first, first + total, dtype=np.float32) * 1.25, (3, batch, total))
-    valid = np.ones((batch, total), bool)
-    valid[-1, :padding] = False
-    place, store = step.cache.admit(model.rope(positions[:, :, :prompt]), valid[:, :prompt])
-    model.run(Tensor(rows[:, :prompt]), place, store)
+    used, batch = [-(-len(row) // block) for row in rows], len(rows) + padding
+    step = step_of(model, head, 1 + first + sum(used), block)
+    numbers = np.random.default_rng(first).permutation(sum(used)) + 1 + first
+    tables = [list(part) for part in np.split(numbers, np.cumsum(used)[:-1])]
+    for row, table in zip(rows, tables):
+        count = len(row) - tokens
+        step.pool.read_chunk(model, Tensor(row[None, :count]), model.rope(places(range(count))), 0, count, table)
     results = []
-    for at in range(prompt, total):
-        here = slice(at, at + 1)
-        results += step(Tensor(rows[:, here].copy()), model.rope(positions[:, :, here]), valid[:, here])
-    return step, [x.asnumpy() for x in results]
+    for token in range(tokens):
+        at = [len(row) - tokens + token for row in rows]
+        x = np.stack([row[i] for row, i in zip(rows, at)] + [np.ones_like(rows[0][0])] * padding)
+        lengths = np.array([i + 1 for i in at] + [1] * padding, np.int32)
+        rope = model.rope(places(at + [0] * padding).transpose(0, 2, 1))
+        found = step(Tensor(x[:, None]), rope, step.pool.tables(tables + [[0]] * padding, lengths), lengths)
+        assert all(len(x) == batch for x in found)
+        results += [x.asnumpy()[: len(rows)] for x in found]
+    return step, results
+
+
+def places(numbers):
+    """Rotary positions float32 `[3, 1, S]`."""
+    return np.broadcast_to(np.array(numbers, np.float32) * np.float32(1.25), (3, 1, len(numbers)))
 
 
 @pytest.mark.parametrize("batch, prompt, tokens", [(1, 2, 3), (3, 5, 2), (13, 2, 1)])
 @pytest.mark.parametrize("model_class", [ThinkerTextModel, TalkerModel])
 @pytest.mark.parametrize("stack", STACKS)
 def test_decoder_step(stack, model_class, batch, prompt, tokens, rng, normal, close, cells_only):
-    config = configured(**STACKS[stack])
-    model, head = fill(model_class(config), rng), fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
-    rows = normal(batch, prompt + tokens, config.hidden_size)
-    step, fused = decode(model, head, rows, prompt, padding=min(prompt - 1, 5))
-    assert step.fused is not None and step.cache.length == prompt + tokens
+    """Rows of different lengths, over the ends of blocks; and the keys and values that are left."""
+    model, head = random_stack(STACKS[stack], model_class, rng)
+    rows = [normal(prompt + 3 * (row % 4) + tokens, model.config.hidden_size) for row in range(batch)]
+    step, fused = decode(model, head, rows, tokens, padding=batch % 3)
+    assert step.fused is not None and step.graph is None
     cells_only()
-    plain, expected = decode(model, head, rows, prompt, padding=min(prompt - 1, 5))
+    plain, expected = decode(model, head, rows, tokens, padding=batch % 3)
     assert plain.fused is None
     for got, want in zip(fused, expected, strict=True):
         close(got, want, 2e-5)
-    for kept, other in zip((*step.cache.keys, *step.cache.values), (*plain.cache.keys, *plain.cache.values)):
+    for kept, other in zip((*step.pool.keys, *step.pool.values), (*plain.pool.keys, *plain.pool.values)):
         close(kept, other.asnumpy(), 2e-5)
 
 
-def test_decoder_step_across_the_end_of_a_buffer(rng, normal, close, cells_only):
-    config = configured()
-    model, head = fill(TalkerModel(config), rng), fill(Linear(config.hidden_size, config.vocab_size, bias=False), rng)
-    rows = normal(2, BUCKET_TOKENS + 2, config.hidden_size)
-    step, fused = decode(model, head, rows, BUCKET_TOKENS - 1, padding=9)
-    assert step.cache.capacity == 2 * BUCKET_TOKENS
+def test_decoder_step_in_blocks_of_the_size_in_use(rng, normal, close, cells_only):
+    model, head = random_stack({}, TalkerModel, rng)
+    rows = [normal(length, model.config.hidden_size) for length in (BLOCK_TOKENS + 1, 3, 2 * BLOCK_TOKENS + 2)]
+    _, fused = decode(model, head, rows, 2, BLOCK_TOKENS)
     cells_only()
-    for got, want in zip(fused, decode(model, head, rows, BUCKET_TOKENS - 1, padding=9)[1], strict=True):
+    for got, want in zip(fused, decode(model, head, rows, 2, BLOCK_TOKENS)[1], strict=True):
         close(got, want, 2e-5)
 
 
@@ -266,13 +285,13 @@ CHANGES = {
 def test_cells_that_do_something_else_run_themselves(change, rng):
     model = fill(TalkerModel(configured()), rng)
     head = Linear(model.config.hidden_size, 7, bias=False)
-    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is not None
+    assert step_of(model, head).fused is not None
     CHANGES[change](model.layers[-1])
-    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is None
+    assert step_of(model, head).fused is None
 
 
 def test_an_output_layer_that_gathers_its_weight_runs_itself(rng):
     model = fill(TalkerModel(configured()), rng)
     head = Linear(model.config.hidden_size, 7, bias=False)
     head.source = other
-    assert DecoderStep(model, head, model.new_cache(1, 1)).fused is None
+    assert step_of(model, head).fused is None
