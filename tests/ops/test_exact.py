@@ -131,8 +131,8 @@ def test_decoder_step(stack, rng):
     """Rows of a batch, none as long as another, against themselves alone: prompt and three tokens, in blocks of other sizes."""
     model, head = fused.random_stack(fused.STACKS[stack], TalkerModel, rng)
     rows = [normal(length, model.config.hidden_size) for length in (12, 9, 40, 5, 23)]
-    alone = [fused.decode(model, head, [row], 3)[1] for row in rows]
-    for batch, block, padding in ((1, 16, 3), (2, 128, 0), (3, 4, 1), (4, 5, 0), (5, 4, 11)):
+    alone = [fused.decode(model, head, [row], 3, 32)[1] for row in rows]
+    for batch, block, padding in ((1, 16, 3), (2, 128, 0), (3, 16, 1), (4, 48, 0), (5, 16, 11)):
         together = fused.decode(model, head, rows[5 - batch :], 3, block, padding, first=batch)[1]
         for step, found in enumerate(together):
             for row, own in zip(found, alone[5 - batch :], strict=True):
@@ -150,7 +150,9 @@ def test_what_pads_a_chunk_leaves_no_trace(rng):
         x = np.concatenate([rows[:, :5], normal(1, holes, model.config.hidden_size)], 1)
         rope = model.rope(fused.places([*range(5), *[0] * holes]))
         hidden = step.pool.read_chunk(model, Tensor(x), rope, 0, 5, [3, 1])
-        found = step(Tensor(rows[:, 5:]), model.rope(fused.places([5])), np.array([[3, 1]], np.int32), np.array([6], np.int32))
+        found = step(
+            Tensor(rows[:, 5:]), model.rope(fused.places([5])), np.array([[3, 1]], np.int32), np.array([6], np.int32)
+        )
         return [hidden.asnumpy()[:, :5], *(x.asnumpy() for x in found)]
 
     for found, expected in zip(read(3), read(0), strict=True):
