@@ -3,7 +3,6 @@
 callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechStage --> events
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -38,7 +37,9 @@ from .text import Text
 from .weights import Weights
 
 WAIT_S = 0.05
-"""For another thread, or for the process that speaks; then it is looked whether there is something else to do."""
+"""For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
+IDLE_S = 0.001
+"""Where a function of another caller's is waited for."""
 FEATURE_BYTES = 256 * 2**20
 """Of features of media that are kept for those who send the same again."""
 MEMORY_SHARE = 0.5
@@ -91,9 +92,9 @@ class Engine:
         self.written: set[int] = set()  # of whom the rest is done elsewhere
         self._weights: Weights | None = None
         self._left: deque[int] = deque()  # rows that nobody wants any more
-        self.busy: int | None = None  # the thread whose tick it is
-        self._free = threading.Event()  # it is nobody's
-        self.closed = False
+        self._busy = self.closed = False
+        self._ended: tuple[set[int], set[int]] = (set(), set())
+        self._news: list[int] = []  # rows whose speech is to be told something
         self._refresh()
 
     @property
@@ -165,10 +166,13 @@ class Engine:
     @exclusive
     def step(self) -> list[tuple[int, Any]]:
         """One tick for everybody -> the events of what was added: `[(id, event), ...]`; a `StreamError` ends one that failed."""
-        self._work()
+        self._tick()
         found = []
         for id in list(self.added):
+            if id not in self.rows:  # cancelled, while a function of the caller's ran
+                continue
             row = self.rows[id]
+            self._answer(id, row)
             while row.events:
                 found.append((id, row.events.popleft()))
             if row.ended:
@@ -185,7 +189,7 @@ class Engine:
                 exclusive.release()
 
     def _let_go(self) -> None:
-        while self._left and self.busy is None:
+        while self._left and not self._busy:
             id = self._left.popleft()
             self.scheduler.cancel(id)
             self._forget(id)
@@ -193,8 +197,6 @@ class Engine:
     @exclusive
     def close(self) -> None:
         """Gives all up, what is under way with an error, and the memory back."""
-        while self.busy is not None:
-            self._await()
         self._let_go()
         for id, row in self.rows.items():
             self.scheduler.cancel(id)
@@ -211,8 +213,9 @@ class Engine:
             while row.events or not row.ended:
                 if not row.events:
                     with exclusive:
-                        if not (row.events or row.ended):  # somebody else may have worked for this one
-                            self._work()
+                        idle = not self._work(id, row)
+                    if idle:
+                        time.sleep(IDLE_S)
                     continue
                 event = row.events.popleft()
                 if isinstance(event, StreamError):
@@ -220,6 +223,20 @@ class Engine:
                 yield event
         finally:
             self.cancel(id)
+
+    def _work(self, id, row):
+        """Something of what a row waits for; False where there was nothing to do."""
+        self._answer(id, row)
+        return bool(row.events or row.ended or self._tick())  # somebody else may have worked for this one
+
+    def _answer(self, id, row):
+        """Chooses a token that the caller's functions have a say in: they run in their caller's thread, while others work."""
+        if row.asked is None:
+            return
+        logits, row.asked = row.asked, None
+        self._guard(row, self._write, id, logits)
+        self.scheduler.asleep.discard(id)
+        self._conclude(Plan())
 
     @exclusive
     def ask(self, request: Request) -> list[int]:
@@ -266,7 +283,7 @@ class Engine:
         limit = 1 if request.given else request.text.max_new_tokens
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
         keys = () if whole else prompt.keys(CHUNK)
-        id = self.scheduler.add(Job(len(prompt), limit, keys, media, speech, prompt.held))
+        id = self.scheduler.add(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks))
         self.rows[id] = row
         if params is not None:
             self.speech.begin(id, params, number)
@@ -281,48 +298,40 @@ class Engine:
 
     # -- a tick ------------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        """A tick, or another thread's tick is waited for: functions of callers, which it may be in, run without the lock."""
-        self._tick() if self.busy is None else self._await()
-
-    def _await(self) -> None:
-        if self.busy == threading.get_ident():
-            raise InputError(
-                "a function that an engine calls (a logits_processor, a criterion, ...) cannot wait for that engine"
-            )
-        exclusive.released(self._free.wait, WAIT_S)
-
-    def _tick(self) -> None:
+    def _tick(self) -> bool:
+        """Says whether there was something to do."""
         self._let_go()
-        self.busy = threading.get_ident()
-        self._free.clear()
+        self._busy = True
         try:
             plan = self.scheduler.plan()
             self._place(plan)
             for id, number in plan.encode:  # which takes long, and can be done again
-                self._guard(id, self.thinker.encode, number)
+                self._guard(self.rows[id], self.thinker.encode, number)
             with uninterrupted():
                 idle = self._follow(plan)
         finally:
-            self.busy = None
-            self._free.set()
+            self._busy = False
         if idle:
             exclusive.released(self.speech.wait, WAIT_S)
+        return idle or bool(plan)
 
     def _follow(self, plan: Plan) -> bool:
         """Says whether there was nothing to do while something is spoken elsewhere."""
-        self._ended: tuple[set[int], set[int]] = (set(), set())
-        self._news: list[int] = []
         payloads = {}
         for id, decoder, start, stop in plan.read:
             if decoder == THINKER:
-                payloads[id] = self._guard(id, self._read, id, start, stop)
+                payloads[id] = self._guard(self.rows[id], self._read, id, start, stop)
                 self.rows[id].read[decoder] = stop
         self._decode([id for (id,) in plan.decode])
         said = self._speak(plan) if self.speech is not None else None
+        return self._conclude(plan, payloads) and not (plan or said)
+
+    def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
+        """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
         elsewhere = self.speech.elsewhere if self.speech is not None else frozenset()
         failed = frozenset(id for id, row in self.rows.items() if row.error is not None and not row.ended)
-        facts = Facts(*map(frozenset, self._ended), failed, payloads)
+        facts = Facts(*map(frozenset, self._ended), failed, payloads or {})
+        self._ended = (set(), set())
         self.written.update(self.scheduler.done(plan, facts))
         for id in self.written - elsewhere:
             row = self.rows[id]
@@ -330,7 +339,7 @@ class Engine:
         self.written &= elsewhere
         for id in failed:
             self.rows[id].fail(self.rows[id].error)
-        return bool(elsewhere) and not (plan or said)
+        return bool(elsewhere)
 
     def _place(self, plan: Plan) -> None:
         """Whose blocks are whose from now on."""
@@ -353,9 +362,9 @@ class Engine:
             if row.held is not None:
                 take_over(self.thinker.pool, row.tables[THINKER], *row.held)
 
-    def _guard(self, id, function, *arguments):
+    @staticmethod
+    def _guard(row, function, *arguments):
         """What a function makes of a row, or None and the row has failed."""
-        row = self.rows[id]
         if row.error is not None:
             return None
         try:
@@ -375,8 +384,16 @@ class Engine:
             self._ended[THINKER].add(id)
             self._news.append(id)
         elif logits is not None and not row.text.tokens:
-            self._write(row, id, logits)
+            self._draw(row, id, logits)
         return heard
+
+    def _draw(self, row, id, logits):
+        """The next token, at once, or when the caller asks for it whose functions have a say in it."""
+        if row.text.asks:
+            row.asked = logits
+            self.scheduler.asleep.add(id)
+        else:
+            self._write(row, id, logits)
 
     def _write(self, row, id, logits):
         row.add(row.text.take(logits), time.perf_counter())
@@ -404,7 +421,7 @@ class Engine:
             row = self.rows[id]
             row.read[THINKER] += 1
             if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
-                self._guard(id, self._write, id, line)
+                self._guard(row, self._draw, id, line)
 
     # -- speech ------------------------------------------------------------------------------------------------------
 
@@ -416,6 +433,7 @@ class Engine:
     def _tell(self):
         """Speech is told what was written in this tick."""
         told = {id: self.rows[id].news() for id in self._news if id in self.rows}
+        self._news.clear()
         ids = [token for words in told.values() for token in words]
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
         for id, news in told.items():

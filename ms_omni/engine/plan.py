@@ -27,7 +27,7 @@ class Job:
     prompt: tokens, 0 where the text is written elsewhere (`Scheduler.written`); limit: tokens that may be written; keys: of the
     prompt's full chunks (`Prompt.keys`); media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
     its cost, in tokens that could be read instead; held: tokens at its beginning that are copied from elsewhere whenever the row is
-    admitted.
+    admitted; asks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`).
     """
 
     prompt: int
@@ -36,6 +36,7 @@ class Job:
     media: tuple[tuple[int, int], ...] = ()
     speech: Speech | None = None
     held: int = 0
+    asks: bool = False
 
 
 @dataclass(frozen=True)

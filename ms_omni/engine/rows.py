@@ -89,6 +89,11 @@ class Row:
         return self.speech.replays or self.text.ended or self.text.made > self.speech.made
 
     @property
+    def writes(self) -> bool:
+        """Whether it could have a word in the tick that makes the frame."""
+        return self.text.steps and not self.text.replays and not self.job.asks
+
+    @property
     def next_frame(self) -> float:
         """When its next frame will be missed."""
         return self.deadline + (self.speech.made - self.sent) * FRAME_S

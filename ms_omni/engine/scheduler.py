@@ -54,6 +54,7 @@ class Scheduler:
         self.rows: dict[int, Row] = {}
         self.running: list[Row] = []
         self.waiting: list[Row] = []  # both in the order of their calls
+        self.asleep: set[int] = set()  # rows that nothing is planned for, until the token that they drew is known
         self._gone: list[int] = []
         self._next_id = self._turn = self._skipped = 0
 
@@ -100,19 +101,25 @@ class Scheduler:
 
     def speaking(self, now: float) -> list[Row]:
         """Who gets a frame: those whose next one would be missed first."""
-        need = any(row.unheard or row.dry(now) for row in self.running)
-        ready = [row for row in self.running if row.speaks and row.speech.steps and not (need and row.calm(now))]
-        able = [row for row in ready if row.word or (row.text.steps and not row.text.replays)]
+        awake = self.awake()
+        need = any(row.unheard or row.dry(now) for row in awake)
+        ready = [row for row in awake if row.speaks and row.speech.steps and not (need and row.calm(now))]
+        able = [row for row in ready if row.word or row.writes]
         return sorted(able, key=lambda row: row.next_frame)[:LAUNCH_ROWS]
 
     def writing(self, speaking: list[Row]) -> list[Row]:
         """Who gets a token: all who only write, or write again, and those whose next frame needs a word."""
-        steps = [row for row in self.running if row.text.steps]
-        return [row for row in steps if not row.speaks or row.text.replays or (row in speaking and not row.word)]
+        steps = [row for row in self.awake() if row.text.steps]
+        due = [row for row in steps if row.speaks and not row.word and (row in speaking or row.job.asks)]
+        return [row for row in steps if not row.speaks or row.text.replays or row in due]
+
+    def awake(self) -> list[Row]:
+        """Rows at work that go on."""
+        return [row for row in self.running if row.id not in self.asleep]
 
     def readers(self) -> list[Row]:
         """Who reads, in order: every second time the oldest first, else those who have least to read."""
-        rows = [row for row in self.running if row.reading()]
+        rows = [row for row in self.awake() if row.reading()]
         return sorted(rows, key=Row.left) if self._turn % 2 else rows
 
     def sounding(self, speaking: list[Row], now: float) -> list[tuple[int, int]]:
@@ -150,7 +157,7 @@ class Scheduler:
                     plan.blocks.append((row.id, decoder, *taken))
 
     def _drop(self, plan: Plan, decoder: int) -> None:
-        row = next(row for row in reversed(self.running) if row.tracks[decoder] and row.tracks[decoder].blocks)
+        row = next(row for row in reversed(self.awake()) if row.tracks[decoder] and row.tracks[decoder].blocks)
         self._release(row)
         self.running.remove(row)
         insort(self.waiting, row, key=lambda row: row.id)
@@ -200,7 +207,7 @@ class Scheduler:
         before the first of them is late. Returns the rows that can speak at once.
         """
         rows, ready, left = self.readers(), [], self.budget
-        soonest = min((row.deadline for row in self.running if row.dry(now)), default=math.inf)
+        soonest = min((row.deadline for row in self.awake() if row.dry(now)), default=math.inf)
         self._skipped += 1
         if not rows or (busy and self._skipped <= SKIPS and soonest < min(row.deadline for row in rows)):
             return []
@@ -273,6 +280,7 @@ class Scheduler:
     def _remove(self, row: Row) -> None:
         self._release(row)
         del self.rows[row.id]
+        self.asleep.discard(row.id)
         (self.running if row in self.running else self.waiting).remove(row)
         self._gone.append(row.id)
 

@@ -23,6 +23,8 @@ class Sequence:
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
     many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
 
+    asked: logits that the caller's functions have a say in, until they are called.
+
     held: `(cache, row, columns)` that hold the first tokens of the prompt, or None; left: keys and values of what was read behind
     them, where they are wanted.
     """
@@ -40,6 +42,7 @@ class Sequence:
     states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
     watched: list[tuple] = field(default_factory=list)
+    asked: np.ndarray | None = None
     held: tuple | None = None
     left: list | None = None
     events: deque = field(default_factory=deque)

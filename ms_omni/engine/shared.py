@@ -1,6 +1,5 @@
 """The engine that all calls of a model's own methods share: `generate`, `stream`, `say`."""
 
-import threading
 from typing import Any
 
 from ..locking import exclusive
@@ -16,8 +15,6 @@ def engine_of(model: Any) -> Engine:
     A thinker shares the engine of the model that it is a part of, once that has one.
     """
     engine = model.own_engine
-    if engine is not None and engine.busy == threading.get_ident():  # a function that it calls asks for an answer of its own
-        return Engine(model, MAX_ROWS, grows=True)
     if engine is None or not engine.fits(model):
         engine = model.own_engine = Engine(model, MAX_ROWS, grows=True)
         if engine.whole:

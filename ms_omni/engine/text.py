@@ -43,6 +43,11 @@ class Text:
         self.logits: list[np.ndarray] = []
         self._clock, self._started = clock, clock()
 
+    @property
+    def asks(self) -> bool:
+        """Whether functions of the caller's are called for every token."""
+        return bool(self.options.logits_processor or self.options.stopping_criteria)
+
     def take(self, logits: np.ndarray) -> TextDelta:
         """Chooses the next token by logits float32 `[V]`.
 

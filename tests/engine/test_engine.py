@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -193,13 +192,14 @@ def test_several_threads(model, requests, alone):
     check_empty(engine)
 
 
-def test_others_wait_while_a_function_of_a_caller_runs(model, ask, requests, alone):
-    """It runs in the middle of a tick and without the lock; what it asks the model itself is answered too."""
+def test_others_go_on_while_a_function_of_a_caller_runs(model, ask, requests, alone):
+    """It runs between two ticks, in its caller's thread and without the lock; what it asks the model itself is answered too."""
     engine, found, entered = Engine(model), {}, threading.Event()
 
     def slow(ids, scores):
+        callers.add(threading.current_thread())
         entered.set()
-        time.sleep(0.05)
+        assert others.wait(60)
         if ids.shape[1] == length + 1:
             inner.append(model.thinker.generate(**plain, max_new_tokens=1, logits_processor=[nested]))
         return scores
@@ -211,6 +211,7 @@ def test_others_wait_while_a_function_of_a_caller_runs(model, ask, requests, alo
     def listen(kind, **options):
         found[kind] = answer(list(engine.events(engine.add(**requests[kind], **options))))
 
+    callers, others = set(), threading.Event()
     inner, plain, length = [], ask("What is 1 plus 2?"), requests[1]["input_ids"].shape[1]
     threads = [threading.Thread(target=listen, args=(1,), kwargs={"logits_processor": [slow]})]
     threads += [threading.Thread(target=listen, args=(kind,)) for kind in (2, 3)]
@@ -218,24 +219,38 @@ def test_others_wait_while_a_function_of_a_caller_runs(model, ask, requests, alo
     assert entered.wait(30)
     for thread in threads[1:]:
         thread.start()
-    for thread in threads:
+    for thread in threads[1:]:
         thread.join(timeout=120)
-    assert found == {kind: alone[kind] for kind in (1, 2, 3)}
+    assert found == {kind: alone[kind] for kind in (2, 3)} and not inner
+    others.set()
+    threads[0].join(timeout=120)
+    assert found == {kind: alone[kind] for kind in (1, 2, 3)} and callers == {threads[0]}
     assert len(inner) == 2 and np.array_equal(*inner)
     check_empty(engine)
 
 
-def test_what_an_engine_calls_cannot_wait_for_it(model, requests):
-    engine = Engine(model)
+def test_what_an_engine_calls_may_wait_for_it(model, requests, alone):
+    engine, found = Engine(model), []
 
     def again(ids, scores):
-        list(engine.events(engine.add(**requests[1])))
+        found.append(answer(list(engine.events(engine.add(**requests[1])))))
+        return scores
 
-    engine.add(**requests[0], logits_processor=[again])
-    events = []
+    engine.add(**{**requests[0], "max_new_tokens": 2}, logits_processor=[again])
     while engine.added:
-        events += [event for _, event in engine.step()]
-    assert any(isinstance(event, StreamError) and "cannot wait for that engine" in str(event.error) for event in events)
+        engine.step()
+    assert found == [alone[1]] * 2
+    check_empty(engine)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_functions_of_the_caller_change_nothing_else(model, requests, alone, kind):
+    """Tokens of text and of what is spoken are chosen between ticks then."""
+    engine, heard = Engine(model), []
+    options = {"logits_processor": [lambda ids, scores: scores], "stopping_criteria": [lambda ids, _: bool(heard.append(ids))]}
+    events = list(engine.events(engine.add(**requests[kind], **options)))
+    assert answer(events) == alone[kind] and len(heard) == events[-1].text_tokens[0]
+    check_empty(engine)
 
 
 def test_an_iterator_that_is_closed_gives_all_up(model, requests):
