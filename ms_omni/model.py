@@ -1,5 +1,6 @@
 """The public model classes: the cells of `modeling`, put together, loaded from checkpoints, and made to generate."""
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -90,10 +91,11 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
             "stopping_criteria": stopping_criteria,
         }
         with ended_streamer(kwargs) as streamer:
-            stream = Stream(engine_of(self), parse_text_request(self, arguments_of(kwargs, **positional)))
-            for _ in feed_streamer(stream, stream.prompt_ids, streamer):
-                pass
-            return text_result(stream)
+            request = parse_text_request(self, arguments_of(kwargs, **positional))
+            with closing(Stream(engine_of(self), request)) as stream:
+                for _ in feed_streamer(stream, stream.prompt_ids, streamer):
+                    pass
+                return text_result(stream)
 
 
 class SpeechPart(Qwen3OmniMoePreTrainedModel):
@@ -249,9 +251,9 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         """
         with ended_streamer(kwargs) as streamer:
             request = parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker), whole=True)
-            stream = Stream(engine_of(self), request)
-            chunks, end = split_events(feed_streamer(stream, stream.prompt_ids, streamer))
-            answer = text_result(stream)
+            with closing(Stream(engine_of(self), request)) as stream:
+                chunks, end = split_events(feed_streamer(stream, stream.prompt_ids, streamer))
+                answer = text_result(stream)
             return text_alone(answer) if request.speech is None else (answer, join_audio(chunks, len(end.sequences)))
 
     def stream(self, input_ids=None, speaker=None, **kwargs):

@@ -69,7 +69,7 @@ class Text:
         if token not in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ()):
             self.words.append(token)
         piece = None if self.decoder is None else self.decoder.push(token, full)
-        self.going = not (full or self._ended(token, piece))
+        self.going = not (self._ended(token, piece) or full)
         if self.decoder is not None and not self.going and not full:
             piece += self.decoder.rest()
         return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,))
@@ -93,13 +93,14 @@ class Text:
 
     def _ended(self, token, piece):
         options = self.options
+        said = [self._said(criterion) for criterion in options.stopping_criteria]  # they hear of every token
         if token in self.params.eos_token_id:
             return True
         if options.max_time is not None and self._clock() - self._started > options.max_time:
             return True
         if options.stop_strings and self._shows(options.stop_strings, piece):
             return True
-        return any(self._said(criterion) for criterion in options.stopping_criteria)
+        return any(said)
 
     def _shows(self, strings: Sequence[str], piece: str) -> bool:
         """Whether the text contains one of the strings; what lies farther back than the longest has been looked at."""
@@ -109,7 +110,7 @@ class Text:
         return any(string in text for string in strings)
 
     def _said(self, criterion: Any) -> bool:
-        scores = tuple(self.scores) if self.options.output_scores else None
+        scores = tuple(score[None] for score in self.scores) if self.options.output_scores else None
         said = np.asarray(host_array(exclusive.released(criterion, self.ids(), scores)))
         if said.shape not in ((), (1,)):
             raise InputError(

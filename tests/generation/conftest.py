@@ -1,56 +1,61 @@
-"""A thinker without weights for the text loop, and prompts for the tiny model."""
+"""A thinker without weights for calls of `generate`, and prompts for the tiny model."""
 
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ms_omni.generation.accord import Alone
-from ms_omni.generation.defaults import GenerationConfig
-
 VOCABULARY = 40
 
 
 class CountingThinker:
-    """Answers token t with t + step: the likeliest successor of a row's token t is `(t + step) % VOCABULARY`.
+    """Answers token t with t + 1: the likeliest successor of a row's token t is `(t + 1) % VOCABULARY`.
 
-    `calls` counts forward passes, `readers` those who hold a cache.
+    reads: the ids of each prompt that was read; steps: the rows of each decoding launch.
     """
 
-    accord = Alone()
-    generation_config = GenerationConfig()
-    config = SimpleNamespace(text_config=SimpleNamespace(vocab_size=VOCABULARY))
+    model = own_engine = compile_after = None
+    _params, _cells = {}, {}
 
-    def __init__(self, step=1):
-        self.step, self.calls, self.readers, self.inputs, self.wanted_states = step, 0, 0, None, None
+    def __init__(self):
+        from ms_omni.config import Qwen3OmniMoeThinkerConfig
+        from ms_omni.generation.defaults import GenerationConfig
 
-    @contextmanager
-    def read(self, batch_size, cache=None):
-        self.readers += 1
-        yield self
-        self.readers -= 1
+        self.generation_config, self.reads, self.steps = GenerationConfig(), [], []
+        self.config = Qwen3OmniMoeThinkerConfig(text_config={"vocab_size": VOCABULARY})
 
-    def prompt(self, inputs, wanted_states=False):
-        self.inputs, self.wanted_states = inputs, wanted_states
-        ids = np.asarray(inputs["input_ids"])
-        return self._logits(ids), tuple(np.full((*ids.shape, 2), n, np.float32) for n in range(5))
 
-    def token(self, token, wanted_states=False):
-        return self._logits(token[:, None]), None
+class CountingRunner:
+    """Stands in for `ThinkerRunner`."""
 
-    def take(self, other, copies):
-        assert other is self
+    def __init__(self, thinker, pool, *_):
+        self.thinker, self.pool = thinker, pool
 
-    def _logits(self, ids):
-        self.calls += 1
-        logits = np.zeros((len(ids), VOCABULARY), np.float32)
-        logits[np.arange(len(ids)), (ids[:, -1] + self.step) % VOCABULARY] = 5
-        return logits + np.arange(VOCABULARY, dtype=np.float32) / 1000
+    def read(self, row, start, stop):
+        self.thinker.reads.append(row.prompt.ids.tolist())
+        return likely(row.prompt.ids[-1]), None
+
+    def decode(self, rows):
+        self.thinker.steps.append(len(rows))
+        return np.stack([likely(row.next_token()) for row in rows])
+
+
+def likely(token):
+    """Logits `[V]` behind a token; of equal ones the highest id is the likeliest."""
+    logits = np.arange(VOCABULARY, dtype=np.float32) / 1000
+    logits[(token + 1) % VOCABULARY] += 5
+    return logits
 
 
 @pytest.fixture
-def counting_thinker():
+def counting_thinker(monkeypatch):
+    from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration
+    from ms_omni.engine import engine
+
+    pool = SimpleNamespace(of=lambda *_: pool, block_bytes=lambda _: 2**20, reserve=lambda _: None)
+    monkeypatch.setattr(engine, "KVPool", pool)
+    monkeypatch.setattr(engine, "ThinkerRunner", CountingRunner)
+    monkeypatch.setattr(CountingThinker, "generate", Qwen3OmniMoeThinkerForConditionalGeneration.generate, raising=False)
     return CountingThinker()
 
 

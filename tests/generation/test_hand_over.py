@@ -1,6 +1,6 @@
-"""Which text row the talker reads at which step, and how far the thinker has to write for it.
+"""Which word the talker hears with which frame, and how far the text has to be written for it.
 
-The assistant turn opens with im_start, assistant, newline (10, 11, 12 here); 98 is tts_eos, 99 tts_pad, 50 the end.
+The assistant turn opens with im_start, assistant, newline (10, 11, 12 here); 50 is the end. A word's embedding is its id.
 """
 
 from types import SimpleNamespace
@@ -8,125 +8,95 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ms_omni.engine.sequence import Sequence
+from ms_omni.engine.speech import SpeechStage
+from ms_omni.engine.text import Text
 from ms_omni.errors import InputError
-from ms_omni.generation.hand_over import TextHandOver, assistant_turns
-from ms_omni.outputs import ThinkerStep
+from ms_omni.generation.hand_over import assistant_turns
+from ms_omni.generation.options import TextOptions
+from ms_omni.generation.sampling import SamplingParams
 
 OPENING = [10, 11, 12]
 END, TTS_EOS, TTS_PAD = 50, 98, 99
 IDS = SimpleNamespace(im_start_token_id=10, im_end_token_id=END, assistant_token_id=11)
 
 
-class Thinker:
-    """Writes given rows of tokens, one step at a time; `taken` counts the steps that were asked for. A row without END was
-    cut off.
-    """
+class Speaking:
+    """An answer and what its speech was told of it. limit: of its tokens."""
 
-    def __init__(self, *rows):
-        self.rows, self.taken = rows, 0
+    def __init__(self, turn=OPENING, limit=100, given=False):
+        params = SamplingParams(max_new_tokens=limit, eos_token_id=END)
+        self.row = Sequence(None, Text(np.array([1]), params, TextOptions()), turn=list(turn), given=given)
+        self.stage = SimpleNamespace(eos=TTS_EOS, silence=TTS_PAD)
+        self.voice = SimpleNamespace(words=[], ended=False)
+        self.tell()
 
-    def __iter__(self):
-        longest = max(map(len, self.rows))
-        for step in range(longest):
-            self.taken += 1
-            active, going = (np.array([step + ahead < len(row) for row in self.rows]) for ahead in (0, 1))
-            token = np.array([row[step] if step < len(row) else 0 for row in self.rows])
-            yield ThinkerStep(token, active, None, active & (token != END), going)
+    def tell(self):
+        news = self.row.news()
+        self.row.told += len(news)
+        self.voice.words += news
+        self.voice.ended = self.row.written
+        return news
+
+    def write(self, *tokens):
+        """Writes on; every token is told at once."""
+        for token in tokens:
+            self.row.text.add(token)
+            self.tell()
+        return self
+
+    def read(self, count):
+        return [SpeechStage._said(self.stage, self.voice, index) for index in range(count)]
 
 
-def hand_over(*rows, given=None):
-    thinker = Thinker(*rows) if rows else iter(())
-    turns = [OPENING + list(text) for text in (given or [[]] * len(rows))]
-    return TextHandOver(thinker, turns, TTS_EOS, TTS_PAD), thinker
-
-
-def read(hand, count, row=0):
-    return [int(hand.ids(index)[row]) for index in range(count)]
-
-
-def test_every_id_at_its_step():
+def test_every_word_at_its_frame():
     """The end is not said; tts_eos comes exactly once, then tts_pad for ever."""
-    hand, _ = hand_over([1, 2, 3, END])
-    assert read(hand, 11) == [*OPENING, 1, 2, 3, TTS_EOS, *[TTS_PAD] * 4]
+    assert Speaking().write(1, 2, 3, END).read(11) == [*OPENING, 1, 2, 3, TTS_EOS, *[TTS_PAD] * 4]
 
 
 def test_text_that_was_cut_off_is_said_to_its_last_word():
-    hand, _ = hand_over([1, 2, 3], [4])
-    assert hand.has_text().tolist() == [True, True]
-    assert read(hand, 8) == [*OPENING, 1, 2, 3, TTS_EOS, TTS_PAD]
-    assert read(hand, 6, row=1) == [*OPENING, 4, TTS_EOS, TTS_PAD]
+    assert Speaking(limit=3).write(1, 2, 3).read(8) == [*OPENING, 1, 2, 3, TTS_EOS, TTS_PAD]
 
 
 def test_an_empty_answer_has_nothing_to_say():
-    hand, thinker = hand_over([END])
-    assert hand.has_text().tolist() == [False]
-    assert thinker.taken == 1
-    assert read(hand, 5) == [*OPENING, TTS_EOS, TTS_PAD]
+    speaking = Speaking().write(END)
+    assert speaking.row.told == len(OPENING) and speaking.row.written
+    assert speaking.read(5) == [*OPENING, TTS_EOS, TTS_PAD]
 
 
-def test_an_answer_of_one_token():
-    hand, _ = hand_over([1, END])
-    assert hand.has_text().tolist() == [True]
-    assert read(hand, 7) == [*OPENING, 1, TTS_EOS, TTS_PAD, TTS_PAD]
+def test_what_is_written_is_told_once():
+    speaking = Speaking()
+    assert not speaking.row.news() and not speaking.voice.ended
+    speaking.row.text.add(1), speaking.row.text.add(2)
+    assert speaking.tell() == [1, 2] and speaking.tell() == []
+    speaking.row.text.add(END)
+    assert speaking.tell() == [] and speaking.voice.ended
 
 
-def test_rows_of_different_length_end_on_their_own():
-    hand, _ = hand_over([1, END], [2, 3, 4, END], [END])
-    assert hand.has_text().tolist() == [True, True, False]
-    assert np.stack([hand.ids(index) for index in range(3, 9)], axis=1).tolist() == [
-        [1, TTS_EOS, TTS_PAD, TTS_PAD, TTS_PAD, TTS_PAD],
-        [2, 3, 4, TTS_EOS, TTS_PAD, TTS_PAD],
-        [TTS_EOS, TTS_PAD, TTS_PAD, TTS_PAD, TTS_PAD, TTS_PAD],
-    ]
-
-
-def test_the_thinker_is_pulled_no_further_than_what_is_said():
-    hand, thinker = hand_over([1, 2, 3, 4, 5, END])
-    hand.ids(0), hand.ids(1), hand.ids(2)
-    assert thinker.taken == 0  # the opening is known
-    taken = []
-    for index in range(3, 10):
-        hand.ids(index)
-        taken.append(thinker.taken)
-    assert taken == [1, 2, 3, 4, 5, 6, 6]
-    assert not hand.running
-
-
-def test_reading_again_pulls_nothing():
-    hand, thinker = hand_over([1, 2, 3, END])
-    assert read(hand, 5) == read(hand, 5)
-    assert thinker.taken == 2
-
-
-def test_a_row_that_has_ended_makes_nobody_wait():
-    """Row 0 has ended after two steps; its tts_eos is known although row 1 goes on."""
-    hand, thinker = hand_over([1, END], [2, 3, 4, 5, 6, END])
-    assert hand.ids(4).tolist() == [TTS_EOS, 3]
-    assert thinker.taken == 2
+def test_no_word_is_said_before_it_is_written():
+    speaking = Speaking().write(1)
+    assert speaking.read(4) == [*OPENING, 1]
+    with pytest.raises(AssertionError, match="not written yet"):
+        speaking.read(5)
 
 
 def test_text_given_in_the_prompt_is_said_before_the_generated_one():
-    hand, thinker = hand_over([1, 2, END], given=[[7, 8]])
-    assert hand.has_text().tolist() == [True] and thinker.taken == 0
-    assert read(hand, 9) == [*OPENING, 7, 8, 1, 2, TTS_EOS, TTS_PAD]
+    speaking = Speaking([*OPENING, 7, 8])
+    assert speaking.read(5) == [*OPENING, 7, 8]
+    assert speaking.write(1, 2, END).read(9) == [*OPENING, 7, 8, 1, 2, TTS_EOS, TTS_PAD]
 
 
 def test_text_that_is_only_given_is_said_whole():
-    hand, _ = hand_over(given=[[7, 8, 9], [6]])
-    assert read(hand, 8) == [*OPENING, 7, 8, 9, TTS_EOS, TTS_PAD]
-    assert read(hand, 8, row=1) == [*OPENING, 6, TTS_EOS, *[TTS_PAD] * 3]
+    assert Speaking([*OPENING, 7, 8, 9], given=True).read(8) == [*OPENING, 7, 8, 9, TTS_EOS, TTS_PAD]
 
 
 def test_given_text_after_which_the_thinker_ends_at_once():
-    hand, _ = hand_over([END], given=[[7]])
-    assert read(hand, 6) == [*OPENING, 7, TTS_EOS, TTS_PAD]
+    assert Speaking([*OPENING, 7]).write(END).read(6) == [*OPENING, 7, TTS_EOS, TTS_PAD]
 
 
 def test_an_opening_that_is_cut_short_is_filled_from_what_is_written():
     """A prompt may end after `assistant`; the line end is then written by the thinker."""
-    thinker = Thinker([12, 1, END])
-    hand = TextHandOver(thinker, [OPENING[:2]], TTS_EOS, TTS_PAD)
-    assert read(hand, 6) == [*OPENING, 1, TTS_EOS, TTS_PAD]
+    assert Speaking(OPENING[:2]).write(12, 1, END).read(6) == [*OPENING, 1, TTS_EOS, TTS_PAD]
 
 
 def test_the_turn_that_the_prompt_opens_is_the_last_one():

@@ -1,14 +1,14 @@
 """The rows that the talker reads first, against the layout written out turn by turn."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.generation.hand_over import TextHandOver, assistant_turns
-from ms_omni.generation.talker_prompt import build_prompt, left_padded, user_mask, user_media
-from ms_omni.outputs import PromptStates
+from ms_omni.engine.hearing import listen, talker_rows
+from ms_omni.generation.hand_over import assistant_turns, user_mask, user_media
 
 START, USER, ASSISTANT, SYSTEM, END = 1, 2, 3, 4, 5
 A, I, V = 90, 91, 92
@@ -40,10 +40,6 @@ def test_a_start_at_the_very_end_is_not_a_user_turn():
     assert mask_of([START, USER, START]) == [[1, 1, 0]]
 
 
-def test_left_padded():
-    assert left_padded(np.array([3, 1, 0])).astype(int).tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
-
-
 def test_media_of_other_turns_are_left_out():
     """Images: one in the system turn, one of the user, one of an earlier answer. Videos: two of the user."""
     ids = np.array(
@@ -73,9 +69,9 @@ def test_media_are_counted_over_the_rows_of_a_batch():
 # -- rows, with the tiny model's projections -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def conversation(tiny_model):
-    """Two rows of ids `[B, T]`, the second padded; the first has a system turn, sound, an answer, another question."""
+@pytest.fixture(params=[0, 1])
+def ids(request, tiny_model):
+    """Of a conversation with a system turn, sound, an answer and another question, and of a short one; both end with a first word."""
     config = tiny_model.config
     start, sound = config.im_start_token_id, config.thinker_config.audio_token_id
     user, assistant, system = config.user_token_id, config.assistant_token_id, config.system_token_id
@@ -99,17 +95,15 @@ def conversation(tiny_model):
         assistant,
         30,
     ]
-    second = [start, user, 25, 26, start, assistant, 30]
-    ids = np.array([first, [0] * (len(first) - len(second)) + second])
-    return ids, np.array([[True] * len(first), [n >= len(first) - len(second) for n in range(len(first))]])
+    return np.array([first, [start, user, 25, 26, start, assistant, 30]][request.param])
 
 
 @pytest.fixture
-def states(tiny_model, conversation):
-    ids, valid = conversation
-    hidden = np.random.default_rng(2).standard_normal((*ids.shape, tiny_model.config.talker_config.thinker_hidden_size))
-    embeds = tiny_model.thinker.get_input_embeddings()(Tensor(ids.astype(np.int32)))
-    return PromptStates(ids, valid, embeds, Tensor(hidden.astype(np.float32)))
+def states(tiny_model, ids):
+    """Embeddings and hidden states `[T, D]` of the thinker."""
+    width = tiny_model.config.talker_config.thinker_hidden_size
+    hidden = np.random.default_rng(2).standard_normal((len(ids), width)).astype(np.float32)
+    return tiny_model.thinker.get_input_embeddings()(Tensor(ids.astype(np.int32))), Tensor(hidden)
 
 
 def plain_rows(model, ids, hidden, text, speaker):
@@ -150,29 +144,27 @@ def plain_rows(model, ids, hidden, text, speaker):
     return np.stack(rows)
 
 
-def test_rows_follow_the_layout(tiny_model, conversation, states):
-    ids, valid = conversation
+@pytest.mark.parametrize("apart", [False, True], ids=["here", "in another process"])
+def test_rows_follow_the_layout(apart, tiny_model, ids, states):
+    """Speech that is made elsewhere is given arrays."""
     config = tiny_model.config
-    turns = [turn + [40 + row] for row, turn in enumerate(assistant_turns(ids, config))]
+    heard = listen(config, ids, {}, *states)
+    if apart:
+        text, media = (part if part is None else part.asnumpy() for part in (heard.text, heard.media))
+        heard = replace(heard, text=text, media=media)
+    (turn,) = assistant_turns(ids[None], config)
+    embed = tiny_model.thinker.get_input_embeddings()
+    said = [*turn, 40, config.tts_bos_token_id, config.tts_pad_token_id]
+    *words, begin, silence = embed(Tensor(np.array(said, np.int32))).asnumpy()
     speaker = config.talker_config.speaker_id["aiden"]
-    hand = TextHandOver(iter(()), turns, config.tts_eos_token_id, config.tts_pad_token_id)
-    prompt = build_prompt(tiny_model, states, {}, hand, speaker)
-    rows, hidden = prompt.rows.asnumpy(), states.hidden.asnumpy()
-    lengths = [6 + 3 + 9, 4 + 9]
-    assert prompt.valid.sum(axis=1).tolist() == lengths and prompt.valid[:, -13:].all()
-    for row, length in enumerate(lengths):
-        expected = plain_rows(tiny_model, ids[row][valid[row]], hidden[row][valid[row]], 40 + row, speaker)
-        assert len(expected) == length
-        assert np.abs(rows[row, -length:] - expected).max() < 1e-5
-    assert not rows[1, : lengths[0] - lengths[1]].any()
+    rows = talker_rows(tiny_model.talker, heard, words, (begin, silence), speaker).asnumpy()
+    expected = plain_rows(tiny_model, ids, states[1].asnumpy(), 40, speaker)
+    assert rows.shape == expected.shape == ({18: 6 + 3 + 9, 7: 4 + 9}[len(ids)], expected.shape[1])
+    assert np.abs(rows - expected).max() < 1e-5
 
 
-def test_positions_count_the_kept_rows_only(tiny_model, conversation, states):
-    ids, _ = conversation
-    config = tiny_model.config
-    turns = assistant_turns(ids, config)
-    hand = TextHandOver(iter(()), turns, config.tts_eos_token_id, config.tts_pad_token_id)
-    prompt = build_prompt(tiny_model, states, {}, hand, 0)
-    assert prompt.positions[:, 0].tolist() == [list(range(18))] * 3
-    assert prompt.positions[:, 1, 5:].tolist() == [list(range(13))] * 3
-    assert prompt.following.tolist() == [[18], [13]]
+def test_positions_count_the_kept_rows_only(tiny_model, ids, states):
+    heard = listen(tiny_model.config, ids, {}, *states)
+    count = {18: 18, 7: 13}[len(ids)]
+    assert heard.positions.tolist() == [list(range(count))] * 3
+    assert heard.following == count

@@ -1,4 +1,4 @@
-"""The text loop by itself: a thinker that counts upwards shows what is fed, when it stops and what is handed out."""
+"""`generate` around a thinker that counts upwards: what is read, when it stops and what is handed out."""
 
 import os
 import warnings
@@ -7,22 +7,30 @@ import numpy as np
 import pytest
 
 from ms_omni import notices
+from ms_omni.engine.shared import engine_of
+from ms_omni.engine.stream import Stream
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.generation import unsupported
-from ms_omni.generation.decode import ended_streamer, generate_text
 from ms_omni.generation.defaults import GenerationConfig
 from ms_omni.generation.options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions
 from ms_omni.generation.request import parse_text_request
 from ms_omni.generation.sampling import NAMES, SamplingParams
-from ms_omni.generation.text import TextGeneration, has_string
 
 PROMPT = np.array([[3, 9], [3, 20]])
 
 
 def write(thinker, prompt=PROMPT, mask=None, options=None, **params):
     inputs = {"input_ids": prompt} if mask is None else {"input_ids": prompt, "attention_mask": mask}
-    with ended_streamer(options := dict(options or {})) as streamer:
-        return generate_text(thinker, parse_text_request(thinker, {**inputs, **params, **options}), streamer)
+    return thinker.generate(**{**inputs, **params, **(options or {})})
+
+
+def stream(thinker, prompt=PROMPT, **options):
+    """Its `TextDelta`s and the end come one by one."""
+    return Stream(engine_of(thinker), parse_text_request(thinker, {"input_ids": prompt, **options}))
+
+
+def is_empty(engine):
+    return not engine.rows and engine.scheduler.pools[0].used == 0
 
 
 class Letters:
@@ -53,13 +61,13 @@ def test_max_new_tokens_counts_new_tokens_and_the_prompt_comes_first(counting_th
     ids = write(counting_thinker, max_new_tokens=3)
     assert ids.tolist() == [[3, 9, 10, 11, 12], [3, 20, 21, 22, 23]]
     assert ids.dtype == np.int64
-    assert counting_thinker.calls == 3  # the last token is not fed
+    assert counting_thinker.reads == PROMPT.tolist() and counting_thinker.steps == [2, 2]  # the last token is not fed
 
 
 def test_a_row_ends_with_its_end_token_and_is_padded_behind_it(counting_thinker):
     ids = write(counting_thinker, max_new_tokens=6, eos_token_id=[12, 24], pad_token_id=39)
     assert ids.tolist() == [[3, 9, 10, 11, 12, 39], [3, 20, 21, 22, 23, 24]]
-    assert counting_thinker.calls == 4  # all rows have ended before six tokens
+    assert counting_thinker.steps == [2, 2, 1]  # the row that has ended is not read on, and there is no sixth token
 
 
 def test_without_a_padding_id_rows_are_padded_with_the_first_end_token(counting_thinker):
@@ -72,11 +80,10 @@ def test_min_new_tokens_goes_on_past_the_end_token(counting_thinker):
     assert ids[0, 2] == 39
 
 
-def test_the_mask_is_passed_on_and_no_states_are_asked_for(counting_thinker):
-    mask = np.array([[0, 1], [1, 1]])
-    write(counting_thinker, mask=mask, max_new_tokens=1)
-    assert counting_thinker.inputs["attention_mask"].tolist() == mask.tolist()
-    assert counting_thinker.wanted_states is False
+def test_padding_is_not_read_wherever_it_stands(counting_thinker):
+    ids = write(counting_thinker, [[3, 9], [3, 20], [7, 3]], [[0, 1], [1, 1], [1, 0]], max_new_tokens=1)
+    assert counting_thinker.reads == [[9], [3, 20], [7]]
+    assert ids.tolist() == [[3, 9, 10], [3, 20, 21], [7, 3, 8]]
 
 
 def test_repetition_penalty_starts_from_the_unpadded_prompt(counting_thinker):
@@ -86,57 +93,31 @@ def test_repetition_penalty_starts_from_the_unpadded_prompt(counting_thinker):
     assert ids[:, 2].tolist() == [10, 39]
 
 
-@pytest.mark.parametrize(
-    "ends, words",
-    [
-        ({"eos_token_id": 11}, [[True, True], [False, True], [False, True]]),
-        ({"eos_token_id": [12, 23]}, [[True, True], [True, True], [False, False]]),
-        ({"forced_eos_token_id": 11}, [[True, True], [True, True], [False, False]]),  # row 0 writes an 11 of its own before
-        ({}, [[True, True]] * 3),
-    ],
-    ids=str,
-)
-def test_steps_say_what_is_a_word_and_which_rows_go_on(ends, words, counting_thinker):
-    """Row 0 writes 10, 11, 12, row 1 21, 22, 23."""
-    params = SamplingParams(max_new_tokens=3, **ends)
-    steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT}, params))
-    early = ends == {"eos_token_id": 11}
-    assert [step.word.tolist() for step in steps] == words
-    assert [step.active.tolist() for step in steps] == [[True, True], [True, True], [not early, True]]
-    assert [step.going.tolist() for step in steps] == [[True, True], [not early, True], [False, False]]
+def test_events_say_which_rows_go_on(counting_thinker):
+    """Row 0 writes 10, 11 and has ended, row 1 21, 22, 23."""
+    *deltas, end = stream(counting_thinker, max_new_tokens=3, eos_token_id=11, pad_token_id=39)
+    assert [delta.token.tolist() for delta in deltas] == [[10, 21], [11, 22], [39, 23]]
+    assert [delta.active.tolist() for delta in deltas] == [[True, True], [True, True], [False, True]]
+    assert end.text_tokens.tolist() == [2, 3] and end.sequences.tolist() == [[3, 9, 10, 11, 39], [3, 20, 21, 22, 23]]
 
 
-def test_a_stop_string_ends_a_row_with_a_word(counting_thinker):
-    options = TextOptions(stop_strings=("l",), tokenizer=Letters())
-    steps = list(TextGeneration(counting_thinker, {"input_ids": PROMPT[:1]}, SamplingParams(), options=options))
-    assert [(bool(step.word[0]), bool(step.going[0])) for step in steps] == [(True, True), (True, False)]
-
-
-def test_a_talker_hears_the_embeddings_and_its_layer(counting_thinker):
-    text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams(), listen=3)
-    assert text.prompt is None
-    next(text)
-    assert counting_thinker.wanted_states == (0, 3)
-    assert text.prompt.embeds.max() == 0 and text.prompt.hidden.min() == 3
-    assert text.prompt.valid.all() and np.array_equal(text.prompt.ids, PROMPT)
-
-
-def test_iteration_is_lazy_and_closing_lets_the_cache_go(counting_thinker):
-    text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams())
-    assert counting_thinker.calls == 0
+@pytest.mark.parametrize("close", [Stream.close, Stream.__del__])
+def test_nothing_is_read_before_it_is_asked_for_and_closing_gives_all_up(close, counting_thinker):
+    text = stream(counting_thinker)
+    assert not counting_thinker.reads
     next(text), next(text)
-    assert counting_thinker.calls == 2 and counting_thinker.readers == 1
+    assert len(counting_thinker.reads) == 2 and len(counting_thinker.steps) == 1
+    assert not is_empty(text.engine)
+    close(text)
+    assert is_empty(text.engine)
     text.close()
-    assert counting_thinker.readers == 0
-    assert list(text) == []
+    assert list(text) == [] and len(counting_thinker.steps) == 1
 
 
-def test_a_prompt_that_was_read_but_not_continued_lets_the_cache_go_too(counting_thinker):
-    text = TextGeneration(counting_thinker, {"input_ids": PROMPT}, SamplingParams())
-    text.read_prompt()
-    assert counting_thinker.readers == 1
-    text.close()
-    assert counting_thinker.readers == 0
+def test_more_rows_than_a_launch_holds(counting_thinker):
+    prompts = np.arange(20)[:, None]
+    ids = write(counting_thinker, prompts, max_new_tokens=3)
+    assert ids.tolist() == (prompts + np.arange(4)).tolist()
 
 
 # -- stop strings ----------------------------------------------------------------------------------------------------
@@ -150,8 +131,10 @@ def test_a_row_ends_with_the_token_that_completes_a_stop_string(strings, countin
     assert ids.tolist() == [[3, 9, 10, 11, 12, 0, 0], [3, 20, 21, 22, 23, 24, 25]]
 
 
-def test_stop_strings_look_at_new_text_only():
-    assert has_string(("ab",), Letters(), np.array([[1, 2], [0, 1]])).tolist() == [False, True]
+def test_stop_strings_look_at_new_text_only(counting_thinker):
+    """The end of the prompt and the first new token make the string."""
+    options = {"stop_strings": ["jk", "lm"], "tokenizer": Letters()}
+    assert write(counting_thinker, PROMPT[:1], options=options).tolist() == [[3, 9, 10, 11, 12]]
 
 
 # -- streamers and what is handed back -------------------------------------------------------------------------------
@@ -169,7 +152,8 @@ def test_a_streamer_that_fails_is_still_ended_and_its_error_comes_out(counting_t
     streamer = Recorder(fail_at=2)
     with pytest.raises(RuntimeError, match="the reader has gone"):
         write(counting_thinker, options={"streamer": streamer})
-    assert streamer.ended == 1 and counting_thinker.calls == 2
+    assert streamer.ended == 1 and counting_thinker.steps == [2]
+    assert is_empty(engine_of(counting_thinker))
 
 
 def test_return_dict_and_scores(counting_thinker):
@@ -189,15 +173,15 @@ def test_stopping_criteria_see_all_ids_and_end_rows(counting_thinker):
 
     def ended(input_ids, scores, **kwargs):
         seen.append((input_ids.tolist(), scores))
-        return input_ids[:, -1] == 12  # one truth value per row
+        return input_ids[:, -1] == 12  # one truth value for its conversation
 
     options = {"stopping_criteria": [ended, lambda input_ids, scores: input_ids.size(1) >= 7]}
     ids = write(counting_thinker, max_new_tokens=9, pad_token_id=39, options=options)
     assert ids.tolist() == [[3, 9, 10, 11, 12, 39, 39], [3, 20, 21, 22, 23, 24, 25]]
-    assert seen[0] == ([[3, 9, 10], [3, 20, 21]], None)
+    assert seen[:2] == [([[3, 9, 10]], None), ([[3, 20, 21]], None)]
     scored = {"output_scores": True, "return_dict_in_generate": True, "stopping_criteria": ended}
     write(counting_thinker, max_new_tokens=2, options=scored)
-    assert [len(scores) for _, scores in seen[-2:]] == [1, 2] and seen[-1][1][0].shape == (2, 40)
+    assert [len(scores) for _, scores in seen[-4:]] == [1, 1, 2, 2] and seen[-1][1][0].shape == (1, 40)
 
 
 def test_logits_processors_come_after_our_own_steps(counting_thinker):
@@ -215,7 +199,7 @@ def test_logits_processors_come_after_our_own_steps(counting_thinker):
     options = {"logits_processor": [look, roll], "suppress_tokens": [10], "output_logits": True}
     result = write(counting_thinker, max_new_tokens=2, options={**options, "return_dict_in_generate": True})
     assert result.sequences[:, 2:].tolist() == [[31, 31], [31, 31]]
-    assert seen[0] == ((2, 2), 40, -np.inf) and seen[1][0] == (2, 3)
+    assert seen[0] == ((1, 2), 40, -np.inf) and [shape for shape, *_ in seen] == [(1, 2)] * 2 + [(1, 3)] * 2
     assert result.logits[0].argmax(-1).tolist() == [10, 21]  # what the model said
 
 
@@ -223,7 +207,7 @@ def test_logits_processors_come_after_our_own_steps(counting_thinker):
     "options, said",
     [
         ({"logits_processor": [lambda ids, scores: None]}, "returned NoneType of shape None, expected scores of shape"),
-        ({"logits_processor": [lambda ids, scores: scores[:, :3]]}, r"shape \(2, 3\), expected scores of shape \(2, 40\)"),
+        ({"logits_processor": [lambda ids, scores: scores[:, :3]]}, r"shape \(1, 3\), expected scores of shape \(1, 40\)"),
         ({"stopping_criteria": [lambda ids, scores: np.zeros(3)]}, r"returned shape \(3,\), expected one truth value"),
         ({"prefix_allowed_tokens_fn": lambda row, ids: []}, "allows no token for prompt 0"),
     ],
@@ -232,7 +216,7 @@ def test_what_the_callers_functions_return_is_checked(options, said, counting_th
     streamer = Recorder()
     with pytest.raises(InputError, match=said):
         write(counting_thinker, options={**options, "streamer": streamer})
-    assert streamer.ended == 1
+    assert streamer.ended == 1 and is_empty(engine_of(counting_thinker))
 
 
 def test_only_allowed_tokens(counting_thinker):
@@ -240,7 +224,7 @@ def test_only_allowed_tokens(counting_thinker):
     ids = write(
         counting_thinker,
         max_new_tokens=2,
-        options={"prefix_allowed_tokens_fn": lambda row, ids: allowed.get(int(ids[-1]), [10, 21])},
+        options={"prefix_allowed_tokens_fn": lambda row, ids: allowed.get(int(ids[-1]), [[10], [21]][row])},
     )
     assert ids[:, 2:].tolist() == [[10, 7], [21, 39]]
 
@@ -340,7 +324,7 @@ def test_a_generation_config_of_transformers(counting_thinker):
 def test_what_would_change_the_answer_is_refused_by_name(name, value, reason, counting_thinker):
     with pytest.raises(InputError, match=f"generate: {name} is .*, which is not supported: .*{reason}"):
         write(counting_thinker, **{name: value})
-    assert counting_thinker.calls == 0
+    assert not counting_thinker.reads
 
 
 def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
@@ -401,7 +385,7 @@ def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
 def test_wrong_values_are_named_before_any_work(name, value, said, counting_thinker):
     with pytest.raises(InputError, match=said):
         write(counting_thinker, options={name: value})
-    assert counting_thinker.calls == 0
+    assert not counting_thinker.reads
 
 
 def test_all_unknown_arguments_are_named_at_once(counting_thinker):
