@@ -247,7 +247,10 @@ def test_what_an_engine_calls_may_wait_for_it(model, requests, alone):
 def test_functions_of_the_caller_change_nothing_else(model, requests, alone, kind):
     """Tokens of text and of what is spoken are chosen between ticks then."""
     engine, heard = Engine(model), []
-    options = {"logits_processor": [lambda ids, scores: scores], "stopping_criteria": [lambda ids, _: bool(heard.append(ids))]}
+    options = {
+        "logits_processor": [lambda ids, scores: scores],
+        "stopping_criteria": [lambda ids, _: bool(heard.append(ids))],
+    }
     events = list(engine.events(engine.add(**requests[kind], **options)))
     assert answer(events) == alone[kind] and len(heard) == events[-1].text_tokens[0]
     check_empty(engine)
