@@ -91,6 +91,7 @@ class Engine:
         self.added: set[int] = set()  # whose events `step` hands out
         self.written: set[int] = set()  # of whom the rest is done elsewhere
         self._weights: Weights | None = None
+        self.speech: SpeechStage | SpeechProcess | None = None
         self._left: deque[int] = deque()  # rows that nobody wants any more
         self._busy = self.closed = False
         self._ended: tuple[set[int], set[int]] = (set(), set())
@@ -130,6 +131,8 @@ class Engine:
         listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
         pool = KVPool.of(thinker.model, blocks[THINKER])
         self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after)
+        if isinstance(self.speech, SpeechProcess):  # one at a time, for it may fill its card
+            self.speech.close()
         self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
         for pool in filter(None, self.scheduler.pools):
             pool.forget()

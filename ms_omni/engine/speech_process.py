@@ -58,18 +58,21 @@ class SpeechProcess:
         blocks: int,
         max_rows: int,
         device: int | None = None,
-        ring_bytes: int = RING_BYTES,
     ):
         if device is None and model.device != "CPU":
             raise InputError(
                 f"speech='process' on {model.device} needs a card of its own; give its number as speech_device, counted among "
                 "those that this process may see"
             )
+        if model.team is not None:
+            raise InputError(
+                "speech='process' is for a model in one process; this one is shared by several ranks, which speak together"
+            )
         self.elsewhere: set[int] = set()
-        self.lost: ProcessError | None = None
+        self.lost = ""  # why there is no more sound
         self._pool = BlockPool(blocks)
         self._opened: dict[int, tuple[SpeechParams, int]] = {}  # until they are heard
-        self._channel, descriptors = Channel.pair(ring_bytes)
+        self._channel, descriptors = Channel.pair(RING_BYTES)
         self.process = _start(descriptors)
         self.close = weakref.finalize(self, _end, self.process, self._channel)
         settings = {"target": model.device, "device": device, "dtype": str(model.dtype)}
@@ -78,8 +81,8 @@ class SpeechProcess:
             with _weights(model, config) as parts:
                 self._channel.send(settings | {"parts": parts}, ends=ends)
                 while not any(header["kind"] == "ready" for header, _ in self._pump()):
-                    if self.lost is not None:
-                        raise self.lost
+                    if self.lost:
+                        raise ProcessError(self.lost)
                     self.wait(None)
         except BaseException:
             self.close()
@@ -89,8 +92,8 @@ class SpeechProcess:
 
     def job(self, speech: Speech) -> None:
         """What the engine's scheduler has to plan of a speech: nothing. Raises `InputError` for what cannot be spoken."""
-        if self.lost is not None:
-            raise self.lost
+        if self.lost:
+            raise ProcessError(self.lost)
         self._pool.check(speech.prompt + speech.limit, "its speech")
 
     def begin(self, id: int, params: SpeechParams, row: int) -> None:
@@ -139,8 +142,9 @@ class SpeechProcess:
             said.ended.add(id)
             if kind == "failed":
                 said.failed[id] = InputError(header["why"])
-        if self.lost is not None:
-            said.failed |= dict.fromkeys(self.elsewhere, self.lost)
+        if self.lost:
+            said.failed |= {id: ProcessError(self.lost) for id in self.elsewhere}
+            said.ended |= self.elsewhere
             self.elsewhere.clear()
             self._opened.clear()
         return said
@@ -150,10 +154,10 @@ class SpeechProcess:
         self._channel.wait(seconds)
 
     def _pump(self):
-        found = [] if self.lost is not None else self._channel.pump()
+        found = [] if self.lost else self._channel.pump()
         why = [header["why"] for header, _ in found if header["kind"] == "lost"]
-        if self.lost is None and (why or self._channel.gone):
-            self.lost = ProcessError(
+        if not self.lost and (why or self._channel.gone):
+            self.lost = (
                 f"the process that speaks {why[0] if why else self._ended()}, and with it the sound; texts go on. Ask with "
                 "return_audio=False, or make a new engine to speak again"
             )
