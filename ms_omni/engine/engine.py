@@ -6,7 +6,6 @@ callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechS
 import time
 from collections import deque
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from .runner import ThinkerRunner
 from .scheduler import Scheduler
 from .sequence import Sequence, bucket
 from .speech import SpeechStage, seeded
-from .speech_process import SpeechProcess, speaking_config
+from .speech_process import SpeechProcess, speaking_config, with_voice
 from .text import Text
 from .weights import Weights
 
@@ -74,12 +73,7 @@ class Engine:
         self.max_rows = whole_number("max_rows", max_rows)
         self.whole = hasattr(model, "thinker")
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
-        self.apart = speaking_config(model) if self.whole and speech == "process" else None  # of a talker that is elsewhere
-        if speech is not None and self.apart is None:
-            raise InputError(
-                f"speech is {speech!r}, expected None, or 'process' for a model that has a talker in its folder"
-            )
-        self.device = speech_device
+        self.apart, self.device = speaking_config(model, speech), speech_device  # of a talker that is elsewhere
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
         self.blocks = (
             blocks_for(whole_number("tokens", tokens)) if tokens is not None else _blocks_that_fit(decoders, max_rows, grows)
@@ -144,21 +138,17 @@ class Engine:
             return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device)
         return SpeechStage(model.talker, model.code2wav, ends, KVPool.of(model.talker.model, blocks), compile_after)
 
-    def _asked(self) -> Any:
-        """The model as callers see it, with its talker wherever it is."""
-        model = self.model
-        if self.apart is None:
-            return model
-        parts = {"thinker": model.thinker, "generation_config": model.generation_config}
-        return SimpleNamespace(config=self.apart, has_talker=True, **parts)
-
     # -- callers -----------------------------------------------------------------------------------------------------
 
     @exclusive
     def add(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> int:
         """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`. Returns its id. Raises `InputError`."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
-        request = parse_request(self._asked(), arguments) if self.whole else parse_text_request(self.model, arguments)
+        request = (
+            parse_request(with_voice(self.model, self.apart), arguments)
+            if self.whole
+            else parse_text_request(self.model, arguments)
+        )
         count = len(prompt_of(request.inputs)[1]) * request.options.num_return_sequences
         if count > 1:
             raise InputError(f"engine.add takes one conversation and gives one answer, got {count}; add each by itself")

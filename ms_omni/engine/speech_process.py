@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Container
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,8 +216,17 @@ def _weights(model, config):
         yield parts
 
 
-def speaking_config(model: Any) -> Any:
-    """The configuration of a model with its talker, or None where it has none, here or in its folder."""
+def speaking_config(model: Any, speech: str | None) -> Any:
+    """None, or for speech="process" the configuration of a model with its talker, here or in its folder. Raises `InputError`."""
+    if speech is None:
+        return None
+    config = _with_talker(model) if speech == "process" and hasattr(model, "thinker") else None
+    if config is None:
+        raise InputError(f"speech is {speech!r}, expected None, or 'process' for a model that has a talker in its folder")
+    return config
+
+
+def _with_talker(model):
     if model.has_talker:
         return model.config
     if model.folder is None or model.request.state_dict is not None:
@@ -224,3 +234,11 @@ def speaking_config(model: Any) -> Any:
     changes = {name: value for name, value in model.request.changes.items() if name != "enable_audio_output"}
     config = type(model)._configuration(model.folder, replace(model.request, changes=changes))
     return config if config.enable_audio_output else None
+
+
+def with_voice(model: Any, config: Any) -> Any:
+    """The model as its callers see it; config: of one whose talker is elsewhere, or None."""
+    if config is None:
+        return model
+    parts = {"thinker": model.thinker, "generation_config": model.generation_config}
+    return SimpleNamespace(config=config, has_talker=True, **parts)
