@@ -20,13 +20,14 @@ from ..memory import free_memory_gb
 from ..modeling import ops
 from ..modeling.interruption import uninterrupted
 from ..modeling.packing import host_array
-from ..outputs import StreamError
+from ..outputs import StreamError, TextDelta
 from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
 from .hearing import listen
 from .held import take_over, taken_from
 from .kv_pool import KVPool
 from .plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from .prompt import Prompt, prompts
+from .ranks import Alone, ranks_of
 from .runner import ThinkerRunner
 from .scheduler import Scheduler
 from .sequence import Sequence, bucket
@@ -74,10 +75,15 @@ class Engine:
         self.whole = hasattr(model, "thinker")
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
         self.apart, self.device = speaking_config(model, speech), speech_device  # of a talker that is elsewhere
+        parts = (model.talker, model.code2wav) if self.speaks and self.apart is None else ()
+        self.ranks = ranks_of(self, model, self.thinker_cell, *parts)
+        if speech is not None and type(self.ranks) is not Alone:
+            raise InputError("speech='process' is for a model that one process holds; leave it out")
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
-        self.blocks = (
+        blocks = (
             blocks_for(whole_number("tokens", tokens)) if tokens is not None else _blocks_that_fit(decoders, max_rows, grows)
         )
+        self.blocks = self.ranks.least(blocks)
         first = min(FIRST_BLOCKS, self.blocks) if grows else self.blocks
         pools = [BlockPool(first + 1, self.blocks + 1) for _ in decoders]
         self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=max_rows)
@@ -136,7 +142,8 @@ class Engine:
         ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
         if self.apart is not None:
             return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device)
-        return SpeechStage(model.talker, model.code2wav, ends, KVPool.of(model.talker.model, blocks), compile_after)
+        pool = KVPool.of(model.talker.model, blocks)
+        return SpeechStage(model.talker, model.code2wav, ends, pool, compile_after, self.ranks.codes)
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
@@ -159,7 +166,8 @@ class Engine:
     @exclusive
     def step(self) -> list[tuple[int, Any]]:
         """One tick for everybody -> the events of what was added: `[(id, event), ...]`; a `StreamError` ends one that failed."""
-        self._tick()
+        if any(not row.ended for row in self.rows.values()):
+            self.tick()
         found = []
         for id in list(self.added):
             if id not in self.rows:  # cancelled, while a function of the caller's ran
@@ -169,7 +177,7 @@ class Engine:
             while row.events:
                 found.append((id, row.events.popleft()))
             if row.ended:
-                self._forget(id)
+                self.forget(id)
         return found
 
     def cancel(self, id: int) -> None:
@@ -178,6 +186,7 @@ class Engine:
         if exclusive.acquire(blocking=False):
             try:
                 self._let_go()
+                self.ranks.finish()
             finally:
                 exclusive.release()
 
@@ -185,7 +194,7 @@ class Engine:
         while self._left and not self._busy:
             id = self._left.popleft()
             self.scheduler.cancel(id)
-            self._forget(id)
+            self.ranks.leave(id)
 
     @exclusive
     def close(self) -> None:
@@ -195,13 +204,20 @@ class Engine:
             self.scheduler.cancel(id)
             if not row.ended:
                 row.fail(InputError("the engine was closed before the end of this answer"))
+        self.ranks.close()
         if self.apart is not None and not self.closed:
             self.speech.close()
         self.closed, self.thinker, self.speech, self._weights = True, None, None, None
 
+    def follow(self) -> None:
+        """On all ranks but rank 0, where only that one is asked: does what it plans, until it closes its engine."""
+        self.ranks.follow()
+
     def events(self, id: int) -> Iterator[Any]:
         """The events of one answer; whoever waits for one works for all. Closing the iterator cancels it."""
-        row = self.rows[id]
+        return self._events(id, self.rows[id])
+
+    def _events(self, id, row):
         try:
             while row.events or not row.ended:
                 if not row.events:
@@ -220,16 +236,17 @@ class Engine:
     def _work(self, id, row):
         """Something of what a row waits for; False where there was nothing to do."""
         self._answer(id, row)
-        return bool(row.events or row.ended or self._tick())  # somebody else may have worked for this one
+        return bool(row.events or row.ended or self.tick())  # somebody else may have worked for this one
 
     def _answer(self, id, row):
         """Chooses a token that the caller's functions have a say in: they run in their caller's thread, while others work."""
         if row.asked is None:
             return
-        logits, row.asked = row.asked, None
-        self._guard(row, self._write, id, logits)
+        scores, row.asked = row.asked, None
+        self._guard(row, self._write, id, *scores)
         self.scheduler.asleep.discard(id)
         self._conclude(Plan())
+        self.ranks.finish()
 
     @exclusive
     def ask(self, request: Request) -> list[int]:
@@ -237,6 +254,14 @@ class Engine:
         if self.closed:
             raise InputError("this engine is closed; make another one with model.engine()")
         self._let_go()
+        self.ranks.finish()
+        request = self.ranks.begin(request)
+        ids = self.take(request)
+        self.ranks.asked(request, ids)
+        return ids
+
+    def take(self, request: Request) -> list[int]:
+        """The same on this rank alone."""
         if not self.rows:
             self._refresh()
         options, (_, valid) = request.options, prompt_of(request.inputs)
@@ -276,13 +301,14 @@ class Engine:
         limit = 1 if request.given else request.text.max_new_tokens
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
         keys = () if whole else prompt.keys(CHUNK)
-        id = self.scheduler.add(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks))
+        id = self.ranks.number(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks))
         self.rows[id] = row
         if params is not None:
             self.speech.begin(id, params, number)
         return id
 
-    def _forget(self, id):
+    def forget(self, id: int) -> None:
+        """Nobody listens to it any more."""
         self.rows.pop(id, None)
         self.added.discard(id)
         self.written.discard(id)
@@ -291,19 +317,22 @@ class Engine:
 
     # -- a tick ------------------------------------------------------------------------------------------------------
 
-    def _tick(self) -> bool:
-        """Says whether there was something to do."""
+    def tick(self) -> bool:
+        """One for everybody; the caller holds the lock. Says whether there was something to do."""
         self._let_go()
         self._busy = True
         try:
-            plan = self.scheduler.plan()
-            self._place(plan)
-            for id, number in plan.encode:  # which takes long, and can be done again
-                self._guard(self.rows[id], self.thinker.encode, number)
-            with uninterrupted():
-                idle = self._follow(plan)
+            with self.ranks.together():
+                plan = self.ranks.plan()
+                self._place(plan)
+                for id, number in plan.encode:  # which takes long, and can be done again
+                    self._guard(self.rows[id], self.thinker.encode, number)
+                with uninterrupted():
+                    idle = self._follow(plan)
         finally:
             self._busy = False
+        self._let_go()
+        self.ranks.finish()
         if idle:
             exclusive.released(self.speech.wait, WAIT_S)
         return idle or bool(plan)
@@ -322,27 +351,36 @@ class Engine:
     def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
         """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
         elsewhere = self.speech.elsewhere if self.speech is not None else frozenset()
-        failed = frozenset(id for id, row in self.rows.items() if row.error is not None and not row.ended)
+        failed = frozenset(
+            id for id, row in self.rows.items() if self.ranks.leads and row.error is not None and not row.ended
+        )
         facts = Facts(*map(frozenset, self._ended), failed, payloads or {})
         self._ended = (set(), set())
-        self.written.update(self.scheduler.done(plan, facts))
-        for id in self.written - elsewhere:
-            row = self.rows[id]
-            row.end(time.perf_counter()) if row.speech_error is None else row.fail(row.speech_error)
+        self.written.update(self.ranks.done(plan, facts))
+        for id in (self.written - elsewhere) | failed:
+            self.finish(self.rows[id])
         self.written &= elsewhere
-        for id in failed:
-            self.rows[id].fail(self.rows[id].error)
         return bool(elsewhere)
+
+    @staticmethod
+    def finish(row: Sequence) -> None:
+        """Hands out the last event."""
+        error = row.error or row.speech_error
+        row.end(time.perf_counter()) if error is None else row.fail(error)
+
+    def give_up(self) -> None:
+        """Ends everybody without a word."""
+        for id, row in list(self.rows.items()):
+            row.ended = True
+            self.scheduler.cancel(id)
+            self.forget(id)
 
     def _place(self, plan: Plan) -> None:
         """Whose blocks are whose from now on."""
         for (id,) in plan.dropped:
             self.rows[id].drop()
         for id, found in plan.admitted:
-            row = self.rows[id]
-            row.read[THINKER] = found
-            if row.speech is not None and not row.told:
-                row.states = list(self.scheduler.rows[id].payloads)
+            self.rows[id].read[THINKER] = found
         for id, decoder, block in plan.blocks:
             self.rows[id].tables[decoder].append(block)
         if self.speech is not None:
@@ -350,8 +388,10 @@ class Engine:
         for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
             if pool is not None:
                 part.pool.reserve(pool.capacity + 1)
-        for id, _ in plan.admitted:
+        for id, found in plan.admitted:
             row = self.rows[id]
+            if row.speech is not None and not row.told:
+                row.states = self.ranks.heard(id, found)
             if row.held is not None:
                 take_over(self.thinker.pool, row.tables[THINKER], *row.held)
 
@@ -377,19 +417,32 @@ class Engine:
             self._ended[THINKER].add(id)
             self._news.append(id)
         elif logits is not None and not row.text.tokens:
-            self._draw(row, id, logits)
+            self._draw([id], [logits])
         return heard
 
-    def _draw(self, row, id, logits):
-        """The next token, at once, or when the caller asks for it whose functions have a say in it."""
-        if row.text.asks:
-            row.asked = logits
-            self.scheduler.asleep.add(id)
-        else:
-            self._write(row, id, logits)
+    def _draw(self, ids, logits):
+        """The next tokens, at once, or when a caller asks for it whose functions have a say in it."""
+        rows = [self.rows[id] for id in ids]
+        for id, row, scores in zip(ids, rows, self.ranks.scores(rows, logits)):
+            if not self.ranks.leads:
+                self._guard(row, self._look, *scores)
+            elif row.text.asks:
+                row.asked = scores
+                self.scheduler.asleep.add(id)
+            else:
+                self._guard(row, self._write, id, *scores)
 
-    def _write(self, row, id, logits):
-        row.add(row.text.take(logits), time.perf_counter())
+    @staticmethod
+    def _look(row, scores, adjusted):
+        if row.text.options.output_scores or row.text.options.output_logits:
+            row.text.look(scores, adjusted)
+
+    def _write(self, row, id, scores, adjusted):
+        self.wrote(row, id, row.text.take(scores, adjusted))
+
+    def wrote(self, row: Sequence, id: int, delta: TextDelta) -> None:
+        """Hands out a token."""
+        row.add(delta, time.perf_counter())
         if not row.text.going:
             self._ended[THINKER].add(id)
             if row.text.options.keep_cache or row.text.options.past_key_values is not None:
@@ -409,12 +462,13 @@ class Engine:
             return None
 
     def _decode(self, ids):
-        logits = self._together(ids, self.thinker.decode)
-        for id, line in zip(ids, () if logits is None else logits):
+        logits, last = self._together(ids, self.thinker.decode), []
+        for index, id in enumerate(() if logits is None else ids):
             row = self.rows[id]
             row.read[THINKER] += 1
             if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
-                self._guard(row, self._draw, id, line)
+                last.append(index)
+        self._draw([ids[index] for index in last], [logits[index] for index in last])
 
     # -- speech ------------------------------------------------------------------------------------------------------
 
@@ -426,6 +480,7 @@ class Engine:
     def _tell(self):
         """Speech is told what was written in this tick."""
         told = {id: self.rows[id].news() for id in self._news if id in self.rows}
+        self._news.clear()
         self._news.clear()
         ids = [token for words in told.values() for token in words]
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
@@ -444,6 +499,7 @@ class Engine:
 
     def _speak(self, plan):
         """What is spoken in this tick is handed out, and returned."""
+        self.ranks.tell()
         self._tell()
         said = self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
         for id, pcm, codes in said.sounds:

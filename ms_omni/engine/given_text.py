@@ -1,5 +1,6 @@
 """`talker.generate` as in transformers: codes of a text that is known, from rows that the caller has made."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..arrays import HostArray
 from ..errors import InputError
 from ..generation.checks import check, truth
 from ..generation.request import PREDICTOR_DEFAULTS, SpeechParams, sampling_params
+from ..generation.sampling import fresh_seed
 from ..generation.unsupported import take_neutral
 from ..locking import exclusive
 from ..modeling.forward import counted_positions, given_embeddings, given_tensor
@@ -18,8 +20,9 @@ from .blocks import BlockPool, blocks_for
 from .hearing import Heard
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
+from .ranks import ranks_of
 from .scheduler import Scheduler
-from .speech import SpeechStage, Voice, seeded
+from .speech import SpeechStage, Voice
 
 INPUTS = ("talker_input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "video_second_per_grid")
 UNUSED = ("use_audio_in_video", "audio_feature_lengths", "use_cache")
@@ -50,6 +53,9 @@ def generate_codes(talker: Any, embeds: Any, trailing: Any, pad: Any, kwargs: di
     defaults = {"top_k": 50, "eos_token_id": talker.config.codec_eos_token_id}
     params = sampling_params(kwargs, "generate", **defaults)
     params.check_vocabulary(talker.config.text_config.vocab_size)
+    ranks = ranks_of(None, talker)
+    if params.do_sample and params.seed is None:
+        params = replace(params, seed=ranks.same([fresh_seed()])[0])
     rest = sampling_params({}, "predictor", **PREDICTOR_DEFAULTS, do_sample=params.do_sample, seed=params.seed)
     x = host_array(given_embeddings(talker.model, embeds))
     batch, _, width = x.shape
@@ -57,12 +63,12 @@ def generate_codes(talker: Any, embeds: Any, trailing: Any, pad: Any, kwargs: di
     rows = host_array(given_tensor(trailing, "trailing_text_hidden", (batch, "frames", width)))
     silent = host_array(given_tensor(pad, "tts_pad_embed", (len(pad) if len(pad) == 1 else batch, 1, width)))
     silent = np.broadcast_to(silent, (batch, 1, width))
-    speech = seeded(SpeechParams(0, params, rest))
+    speech = SpeechParams(0, params, rest)
     voices = [GivenVoice(speech, row, np.concatenate([rows[row], silent[row]])) for row in range(batch)]
     for voice, line, shown, at, after in zip(voices, x, valid, positions.transpose(1, 0, 2), following):
         voice.rows = Tensor(line[shown]).astype(talker.dtype)
         voice.heard = Heard(None, None, np.zeros(0, bool), np.ascontiguousarray(at[:, shown]), after)
-    _speak(talker, voices)
+    _speak(talker, voices, ranks)
     return _result(voices, valid.shape[1], params.pad_id, flags)
 
 
@@ -116,20 +122,22 @@ class GivenText(SpeechStage):
         return None
 
 
-def _speak(talker, voices):
+def _speak(talker, voices, ranks):
     """All of them to their ends. Raises what went wrong."""
     lengths = [voice.rows.shape[0] for voice in voices]
     limit = voices[0].params.talker.max_new_tokens
     room = sum(blocks_for(length + limit) for length in lengths)
     pool = BlockPool(min(room, len(voices)) + 1, room + 1)
     scheduler = Scheduler(BlockPool(1), pool, max_rows=len(voices))
-    stage = GivenText(talker, None, np.zeros((3, 0)), KVPool.of(talker.model, pool.capacity + 1), talker.compile_after)
+    stage = GivenText(
+        talker, None, np.zeros((3, 0)), KVPool.of(talker.model, pool.capacity + 1), talker.compile_after, ranks.codes
+    )
     for voice, length in zip(voices, lengths):
         id = scheduler.add(Job(0, 0, speech=Speech(length, limit, (ALL,))))
         scheduler.written(id, limit, True)
         stage.voices[id] = voice
     while scheduler.rows:
-        with exclusive:
+        with exclusive, ranks.together():
             plan = scheduler.plan()
             stage.pool.reserve(pool.capacity + 1)
             stage.place(plan)

@@ -59,11 +59,8 @@ class Scheduler:
         self._next_id = self._turn = self._skipped = 0
 
     def add(self, job: Job) -> int:
-        """The id of a new row. Raises `InputError` for what would not even fit alone."""
-        if job.prompt:
-            self.pools[THINKER].check(job.prompt + job.limit, "the answer")
-        if job.speech is not None:
-            self.pools[TALKER].check(job.speech.prompt + job.speech.limit, "its speech")
+        """The id of a new row. Raises `InputError` as `check` does."""
+        self.check(job)
         text = Track(job.prompt, job.limit, job.prompt)
         speech = job.speech and Track(job.speech.prompt, job.speech.limit, job.speech.prompt - 1)
         row = Row(self._next_id, job, self.clock() + PATIENCE_S * max(job.prompt / CHUNK, 1), text, speech)
@@ -71,6 +68,13 @@ class Scheduler:
         self.rows[row.id] = row
         self.waiting.append(row)
         return row.id
+
+    def check(self, job: Job) -> None:
+        """Raises `InputError` for what would not even fit alone."""
+        if job.prompt:
+            self.pools[THINKER].check(job.prompt + job.limit, "the answer")
+        if job.speech is not None:
+            self.pools[TALKER].check(job.speech.prompt + job.speech.limit, "its speech")
 
     def cancel(self, id: int) -> None:
         """Ends a row, unless it has ended already; its blocks are free at once."""

@@ -122,15 +122,23 @@ class Voice:
 class SpeechStage:
     """`begin`, `hear` and `tell` say what is to be spoken, `place` and `follow` do what a plan asks for.
 
-    ends float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker.
+    ends float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker; agree: see
+    `ranks.Alone.codes`.
     """
 
     elsewhere: Set[int] = frozenset()
     """Ids of rows whose speech no plan counts."""
 
     def __init__(
-        self, talker: Any, code2wav: Any, ends: np.ndarray, pool: KVPool, compile_after: int | None = COMPILE_AFTER
+        self,
+        talker: Any,
+        code2wav: Any,
+        ends: np.ndarray,
+        pool: KVPool,
+        compile_after: int | None = COMPILE_AFTER,
+        agree: Callable = lambda draw, count: draw(),
     ):
+        self.agree = agree
         self.talker, self.code2wav, self.pool, self.compile_after = talker, code2wav, pool, compile_after
         self.bos, self.eos, self.silence = ends
         self.step = PoolStep(talker.model, talker.codec_head, pool, compile_after)
@@ -179,7 +187,7 @@ class SpeechStage:
                 said.guard(id, self.read, voices[id], start, stop)
         self._together([id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed], said)
         for id, frames in plan.sound:
-            found = said.guard(id, self.sound, voices[id], frames) if id in voices and id not in said.failed else None
+            found = said.guard(id, self.sound, voices[id], frames) if id in voices else None
             if found is not None:
                 said.sounds.append((id, *found))
         said.ended |= said.failed.keys()
@@ -215,12 +223,13 @@ class SpeechStage:
         where = places(self.pool, [voice.table for voice in voices], [voice.read for voice in voices], size)
         logits, hidden = self.step(x, self.talker.model.rope(positions), *where)
         logits = host_array(logits)[:, 0].astype(np.float32)
-        drawn = {}
-        for index, (id, voice) in enumerate(zip(ids, voices)):
+        for index, voice in enumerate(voices):
             if voice.behind == len(voice.inputs):
                 voice.inputs.append(Place(x, index))
-            if voice.behind == len(voice.codes):  # it stands behind all that is known
-                drawn[index] = said.guard(id, voice.draws, logits[index])
+        last = [index for index, voice in enumerate(voices) if voice.behind == len(voice.codes)]  # behind all that is known
+        codes = self.agree(lambda: [said.guard(ids[i], voices[i].draws, logits[i]) for i in last], len(last))
+        drawn = dict(zip(last, codes))
+        for voice in voices:
             voice.read += 1
         said.ended |= {ids[index] for index, code in drawn.items() if code is None}
         self._predict(voices, {index: code for index, code in drawn.items() if code is not None}, hidden)

@@ -48,28 +48,31 @@ class Text:
         """Whether functions of the caller's are called for every token."""
         return bool(self.options.logits_processor or self.options.stopping_criteria)
 
-    def take(self, logits: np.ndarray) -> TextDelta:
-        """Chooses the next token by logits float32 `[V]`.
+    def take(self, logits: np.ndarray, adjusted: bool = False) -> TextDelta:
+        """Chooses the next token by logits float32 `[V]`; adjusted: penalties are in there already.
 
         Raises `InputError` for logits that are not finite, and for what the caller's functions return.
         """
-        scores = self.sampler.filtered(self._processed(self.sampler.adjusted(logits)))
-        token = self.sampler.chosen(scores)
-        self.sampler.note(token)
+        return self.add(self.sampler.chosen(self.look(logits, adjusted)))
+
+    def look(self, logits: np.ndarray, adjusted: bool = False) -> np.ndarray:
+        """The scores that the next token is chosen from, which are kept where they are asked for."""
+        scores = self.sampler.filtered(self._processed(logits if adjusted else self.sampler.adjusted(logits)))
         if self.options.output_scores:
             self.scores.append(HostArray.of(scores))
         if self.options.output_logits:
             self.logits.append(HostArray.of(logits))
-        return self.add(token)
+        return scores
 
-    def add(self, token: int) -> TextDelta:
-        """Takes a token that was chosen elsewhere."""
+    def add(self, token: int, going: bool | None = None) -> TextDelta:
+        """Takes the next token; going: whether more follow, where that is known already."""
+        self.sampler.note(token)
         self.tokens.append(token)
         full = len(self.tokens) == self.params.max_new_tokens
         if token not in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ()):
             self.words.append(token)
         piece = None if self.decoder is None else self.decoder.push(token, full)
-        self.going = not (self._ended(token, piece) or full)
+        self.going = not (self._ended(token, piece) or full) if going is None else going
         if self.decoder is not None and not self.going and not full:
             piece += self.decoder.rest()
         return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,))

@@ -109,7 +109,7 @@ def predict(config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOK
 
 def _speech(config, sizes, cached, itemsize, cards):
     """The steps of a frame."""
-    return (talker_step(config, sizes, cached, itemsize, cards), codes_step(config, sizes, itemsize, cards))
+    return (talker_step(config, sizes, cached, itemsize, cards), codes_step(config, sizes, itemsize))
 
 
 def _first_sound(config, sizes, prompt, itemsize, cards, thinker, cache):

@@ -28,8 +28,11 @@ SOUND = re.compile(r"code2wav\..+")
 EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)")
 TABLE = "thinker.model.embed_tokens.weight"
 
-AGREED = (12, 4)  # bytes of the two broadcasts of a token: rank 0's choice with its flag, and whether it goes on
-CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split; also of an id
+MESSAGE_BYTES = (
+    2048  # of what rank 0 tells the others per tick (`engine/ranks.py`), and again where there is a word to be spoken
+)
+CODE_BYTES = 8  # of a code 0, which goes at once
+CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
 FIRST_FRAMES = 4  # of the first piece of sound (`generation/waves.py`)
 CHUNK_TOKENS = 512  # of a prompt that are read at once (`modeling/prefill.py`)
 
@@ -98,7 +101,7 @@ def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1) -> Step:
     """The talker, which every card computes."""
     text = config.talker_config.text_config
     reads, operations = _products(sizes, TALKER, itemsize, text, tokens)
-    told = _told(cards, AGREED)
+    told = _told(cards, (MESSAGE_BYTES, CODE_BYTES))
     return _decoder_step(reads + cache_bytes, operations, told, tokens, lambda form: form.talker(text.num_hidden_layers))
 
 
@@ -108,15 +111,13 @@ def _decoder_step(reads, operations, traffic, tokens, kernels):
     return Step(reads, operations, traffic, lambda _: kernels(CHUNK), compiled=False)
 
 
-def codes_step(config, sizes, itemsize, cards) -> Step:
+def codes_step(config, sizes, itemsize) -> Step:
     """The codes that follow a token of the talker; the predictor's layers are read once for each."""
     c = config.talker_config.code_predictor_config
     codes, layers = c.num_code_groups - 1, c.num_hidden_layers
     reads, operations = _products(sizes, CODES, itemsize)
     heads = _products(sizes, CODE_HEADS, itemsize)
-    row = config.talker_config.text_config.hidden_size * itemsize
-    told = _told(cards, (AGREED[1] + CHOICE_BYTES * (codes + 1), row))
-    return Step(codes * reads + heads[0], codes * operations + heads[1], told, lambda form: form.codes(layers, codes))
+    return Step(codes * reads + heads[0], codes * operations + heads[1], Traffic(), lambda form: form.codes(layers, codes))
 
 
 def sound_step(sizes) -> Step:
@@ -167,7 +168,7 @@ def gathers(shapes, runs, itemsize, cards):
 
 def text_traffic(text, parts, groups, cards, itemsize, tokens=1) -> Traffic:
     """Collectives of one pass over `tokens` tokens of text. groups: see `gathers`, for ZeRO-3."""
-    traffic = _told(cards, AGREED)
+    traffic = _told(cards, [MESSAGE_BYTES])
     if cards == 1:
         return traffic
     rows = tokens * text.hidden_size * itemsize

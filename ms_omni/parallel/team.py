@@ -9,6 +9,7 @@ from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.reader import CheckpointReader
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
+from .bell import Bell
 from .collectives import Collectives
 from .mesh import adopt_init, start, under_msrun
 from .plan import STRATEGIES, strategy_module
@@ -49,7 +50,9 @@ def _is_data_parallel():
 
 
 class Team:
-    """mesh: who is who; comm: `Collectives` with their `traffic`; after loading, plan and slices of this rank."""
+    """mesh: who is who; comm: `Collectives` with their `traffic`; after loading, plan and slices of this rank; vocabulary: a
+    `SplitVocabulary`, or None where the head is whole; bell: how rank 0 wakes the others.
+    """
 
     def __init__(self, mesh, strategy, options):
         self.mesh = mesh
@@ -58,6 +61,7 @@ class Team:
         self.comm = Collectives(mesh)
         self.plan = None
         self.slices = {}
+        self.vocabulary = self.bell = None
 
     @property
     def traffic(self):
@@ -99,13 +103,10 @@ class Team:
         return self.slices
 
     def attach(self, model):
-        """Puts the collectives into a loaded model, and rank 0's decisions into its generation."""
-        from .accord import Accord
-
-        accord = Accord(self.comm, self._strategy().attach(model, self.slices, self.comm))
+        """Puts the collectives into a loaded model."""
+        self.bell = self.bell or Bell(self.comm)
+        self.vocabulary = self._strategy().attach(model, self.slices, self.comm)
         for cell in (model, *model.cells()):
-            if hasattr(cell, "accord"):
-                cell.accord = accord
             if hasattr(cell, "team"):
                 cell.team = self
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.config import Qwen3OmniMoeConfig
+from ms_omni.engine.ranks import WORDS
 from ms_omni.parallel.expert_parallel import make_plan, splits_heads
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
@@ -56,12 +57,11 @@ def token_traffic(model, workers):
     if splits_heads(text, workers):
         blocks += text.num_hidden_layers
     gathers = 0 if text.tie_word_embeddings else 1
-    calls = {"all_reduce": blocks, "all_gather": gathers, "broadcast": 2}
-    token_and_flag, goes_on = 12, 4
+    calls = {"all_reduce": blocks, "all_gather": gathers, "broadcast": 1}
     nbytes = {
         "all_reduce": 4 * blocks * text.hidden_size,
         "all_gather": 8 * gathers * workers,
-        "broadcast": token_and_flag + goes_on,
+        "broadcast": 4 * WORDS,
     }
     return [calls, nbytes]
 

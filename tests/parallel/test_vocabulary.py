@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ms_omni.generation.sampling import Sampler, SamplingParams
-from ms_omni.parallel.accord import Accord
 from ms_omni.parallel.vocabulary import SplitVocabulary
 from tests.parallel.ranks import Ranks
 
@@ -52,10 +51,12 @@ def test_tokens_are_those_of_one_process(wanted, kind, size):
     params, logits = SamplingParams(**wanted), logits_of(kind)
 
     def work(comm):
-        accord = Accord(comm, SplitVocabulary(comm, bounds(size)))
-        own = slice(*bounds(size)[comm.rank : comm.rank + 2])
-        sampler = accord.sampler(params, BATCH, VOCABULARY)
-        return np.stack([accord.choose(sampler, row[:, own], split=True)[0] for row in logits])
+        vocabulary, sampler = SplitVocabulary(comm, bounds(size)), Sampler(params, BATCH, VOCABULARY)
+        own, found = slice(*bounds(size)[comm.rank : comm.rank + 2]), []
+        for row in logits:
+            found.append(sampler.choose(sampler.filter(vocabulary.scores(sampler, row[:, own]))))
+            sampler.note(found[-1])
+        return np.stack(found)
 
     expected = tokens_of_one(params, logits)
     for tokens in Ranks(size).run(work):

@@ -34,7 +34,7 @@ def test_every_rank_answers_as_one_process_does(how, checkpoint_of, model_of, tm
         with np.load(tmp_path / f"rank{rank}.npz") as found:
             compare(dict(found), expected)
         facts = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert facts["size"] == workers and facts["accord"] == "Accord"
+        assert facts["size"] == workers
         assert abs(facts["held"] * workers / total - 1) < 0.05
 
 
