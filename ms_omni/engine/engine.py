@@ -481,7 +481,6 @@ class Engine:
         """Speech is told what was written in this tick."""
         told = {id: self.rows[id].news() for id in self._news if id in self.rows}
         self._news.clear()
-        self._news.clear()
         ids = [token for words in told.values() for token in words]
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
         for id, news in told.items():
