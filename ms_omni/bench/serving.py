@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .speech import SAMPLE_RATE_HZ, Speakers, exactly
 from .text import forget
 
 WARM_UPS = 4
-SHORT = Load((8, 16), (3, 3), (5, 5))  # what a warm-up asks for
+SHORT_TOKENS, SHORT_FRAMES = 3, 5  # of an answer in a warm-up
 FIRST_FRAMES = 4  # of the first piece of sound
 
 
@@ -43,20 +44,21 @@ class Serving:
         """
         wanted = callers(count, rate, spoken, seed, Load(**load) if load else Load())
         with closing(self.model.engine(rows, speech=speech)) as engine:
-            self._warm(engine, rows, seed)
+            self._warm(engine, wanted[:rows])
             with timed_ticks(engine) as seconds:
                 answers = self._run(engine, wanted)
         return {**summary(answers), "scheduling_percent": 100 * seconds["scheduling"] / seconds["ticks"]}
 
     def writing(self, rows: int, prompt: int, tokens: int) -> dict[str, float]:
         """Tokens per second of rows that write together, while all of them do."""
-        wanted = [Caller(0.0, prompt, tokens, 0, False, [6, number]) for number in range(rows)]
         with closing(self.model.engine(rows)) as engine:
-            self._warm(engine, rows, 0)
-            answers = self._run(engine, wanted)
+            self._warm(engine, writers(rows, prompt, tokens))
+            return {"tokens_per_s": self._tokens_per_s(engine, rows, prompt, tokens)}
+
+    def _tokens_per_s(self, engine, rows, prompt, tokens):
+        answers = self._run(engine, writers(rows, prompt, tokens))
         begun, ended = max(answer.tokens[0] for answer in answers), min(answer.tokens[-1] for answer in answers)
-        made = sum(sum(begun < moment <= ended for moment in answer.tokens) for answer in answers)
-        return {"tokens_per_s": made / (ended - begun)}
+        return sum(sum(begun < moment <= ended for moment in answer.tokens) for answer in answers) / (ended - begun)
 
     def speaking(self, rows: int, frames: int) -> dict[str, float]:
         """Talker and predictor for rows that speak together: see `Speakers.talk`."""
@@ -75,14 +77,13 @@ class Serving:
         """
         wanted = [Caller(0.0, prompt, tokens, frames, False, [7, number]) for number in range(rows)]
         with closing(self.model.engine(rows)) as engine:
-            self._warm(engine, rows, 0)
-            self._run(engine, wanted)  # for the memory that it takes
+            self._warm(engine, wanted)
             started = time.perf_counter()
             answers = self._run(engine, wanted)
             total_s = time.perf_counter() - started
             prefills_s = sum(self._prefill_s(engine, caller) for caller in wanted)
-        self.speakers.first_sound(rows, FIRST_FRAMES)
-        words_s = (FIRST_FRAMES - 1) * rows / self.writing(rows, prompt, tokens)["tokens_per_s"]
+            words_s = (FIRST_FRAMES - 1) * rows / self._tokens_per_s(engine, rows, prompt, tokens)
+        self.speakers.first_sound(rows, FIRST_FRAMES)  # for what it does the first time
         first_piece_s = words_s + self.speakers.first_sound(rows, FIRST_FRAMES)
         last_s = max(answer.first_sound_s for answer in answers)
         return {
@@ -106,7 +107,7 @@ class Serving:
         """
         first, second = (part(self.arrays, name) for name in ("video_first", "video_second"))
         with closing(self.model.engine(1)) as engine:
-            self._warm(engine, 1, 0)
+            self._warm(engine, writers(1, SHORT_TOKENS, tokens))
             times, ids = [], []
             for forgets, inputs in ((False, first), (False, second), (True, second)):
                 if forgets:
@@ -132,13 +133,15 @@ class Serving:
                 ids += event.token.tolist() if isinstance(event, TextDelta) else []
         return answer, ids
 
-    def _warm(self, engine, rows, seed):
-        """As many rows as there will be, until nothing is compiled any more."""
-        for turn in range(WARM_UPS):
+    def _warm(self, engine, wanted):
+        """Short answers to as many as there will be, until nothing is compiled any more."""
+        short = [replace(caller, at_s=0.0, tokens=SHORT_TOKENS, frames=caller.frames and SHORT_FRAMES) for caller in wanted]
+        for _ in range(WARM_UPS):
             with Meter() as meter:
-                self._run(engine, callers(rows, None, 0.5 if self.model.has_talker else 0.0, seed + 1000 + turn, SHORT))
+                self._run(engine, short)
             if not meter.compiled:
-                return
+                break
+        forget(engine)
 
     def _run(self, engine: Engine, wanted: Sequence[Caller]) -> list[Answer]:
         """Every caller calls at his time, whether or not the engine is busy then; whoever calls during a tick is heard behind it."""
@@ -159,6 +162,11 @@ class Serving:
                 if isinstance(event, (StreamEnd, StreamError)):
                     del answers[id]
         return found
+
+
+def writers(rows: int, prompt: int, tokens: int) -> list[Caller]:
+    """Callers at once who want so much text."""
+    return [Caller(0.0, prompt, tokens, 0, False, [6, number]) for number in range(rows)]
 
 
 def wishes(caller: Caller) -> dict[str, Any]:
