@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 
 from .arrays import as_dtype, is_device
 from .checkpoint.load import dtype_of
@@ -15,7 +14,7 @@ from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
-from .modeling.layers import is_lazy, lazy_parameters
+from .modeling.layers import Embedding, is_lazy, lazy_parameters
 from .runtime import setup
 
 
@@ -182,7 +181,8 @@ class ModelObject:
         """How many numbers the weights are; without frozen ones, and without those of embedding tables, if so asked."""
         tables = set()
         if exclude_embeddings:
-            tables = {id(cell.weight) for _, cell in self.cells_and_names() if type(cell).__name__ == "Embedding"}
+            cells = [cell for _, cell in self.cells_and_names() if isinstance(cell, Embedding)]
+            tables = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
         return sum(
             parameter.size
             for parameter in self.get_parameters()
@@ -246,20 +246,20 @@ class ModelObject:
         before holds the old parameters. Raises `InputError` for a part without a vocabulary, and under a parallel plan.
         """
         table, head = self.get_input_embeddings(), self.get_output_embeddings()
-        if not hasattr(table, "rows"):
+        if not isinstance(table, Embedding):
             raise InputError(f"{type(self).__name__} has no vocabulary that could be resized")
         if getattr(self, "team", None) is not None:
             raise InputError("a vocabulary that is spread over processes cannot be resized; load with parallel=None")
-        size = table.weight.shape[0] if new_num_tokens is None else int(new_num_tokens)
+        size = table.size if new_num_tokens is None else int(new_num_tokens)
         size += -size % (pad_to_multiple_of or 1)
         config = getattr(self.config, "text_config", self.config)
-        if size < 1 or size == table.weight.shape[0]:
+        if size < 1 or size == table.size:
             if size < 1:
                 raise InputError(f"new_num_tokens is {new_num_tokens}, expected at least 1")
             return table
         deviation = None if mean_resizing else getattr(config, "initializer_range", None) or RANGE
         for layer in [table] if head is None or head is table else [table, head]:
-            layer.weight = _resized(layer.weight, size, deviation)
+            layer.resize(size, deviation)
         config.vocab_size = size
         self._forget_steps()
         return table
@@ -280,14 +280,3 @@ class ModelObject:
                 cell.own_engine = None
             if hasattr(cell, "prepared_frame"):
                 cell.prepared_frame = None
-
-
-def _resized(parameter, rows, deviation):
-    old = parameter.astype(ms.float32).asnumpy()
-    if deviation is None:
-        new = np.repeat(old.mean(axis=0, keepdims=True), rows, axis=0)
-    else:
-        new = (np.random.standard_normal((rows, old.shape[1])) * deviation).astype(old.dtype)
-    kept = min(rows, len(old))
-    new[:kept] = old[:kept]
-    return Parameter(Tensor(new).astype(parameter.dtype), name=parameter.name, requires_grad=parameter.requires_grad)

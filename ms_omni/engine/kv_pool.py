@@ -18,7 +18,7 @@ from ..modeling.decoder import Decoder
 from ..modeling.layers import Cell
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
-from ..modeling.step_weights import is_plain, stack_weights
+from ..modeling.step_weights import stack_weights
 from ..modeling.steps import COMPILE_AFTER, Graph, Step
 
 Pair = tuple[Tensor, Tensor]
@@ -66,14 +66,14 @@ class KVPool:
     @classmethod
     def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
         """A pool for the layers and kv heads of a decoder that this process holds."""
-        heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.weight.dtype
+        heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.dtype
         return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block)
 
     @staticmethod
     def block_bytes(decoder: Decoder, block: int = BLOCK_TOKENS) -> int:
         """Memory of one block over all layers."""
-        heads, weight = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.weight
-        return 2 * len(decoder.layers) * heads * block * decoder.config.head_dim * weight.itemsize
+        heads, itemsize = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.itemsize
+        return 2 * len(decoder.layers) * heads * block * decoder.config.head_dim * itemsize
 
     @property
     def store(self) -> tuple:
@@ -152,7 +152,7 @@ class PoolStep(Step):
     def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool, compile_after: int | None = COMPILE_AFTER):
         super().__init__(compile_after)
         self.decoder, self.output_layer, self.pool = decoder, output_layer, pool
-        weights = stack_weights(decoder) if is_plain(output_layer) else None
+        weights = stack_weights(decoder, output_layer)
         self.fused = weights and ops.prepare(weights)
         self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
         self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
@@ -164,14 +164,13 @@ class PoolStep(Step):
         pool = self.pool
         if self.fused is not None:
             cache = BlockTables(pool.keys, pool.values, pool.heads, pool.block, tables, lengths)
-            return ops.decoder_step(x, *rope, self.output_layer.weight, cache, self.fused)
+            return ops.decoder_step(x, *rope, self.output_layer.stored()[0], cache, self.fused)
         if self.graph.keys is not pool.keys:  # it has grown
             self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
         slots = Tensor(pool.slots(tables, lengths[:, None] - 1))
         where = _tensors(tables, lengths - 1, lengths)
         fits_graph = len(lengths) * self.top_k <= ops.graph_expert_rows()
         if fits_graph and self.decoder.compilable and self.due(tables.shape):
-            self.decoder.announce(x)
             return self.graph(x, *rope, slots, *where)
         return self.graph.run(x, *rope, slots, *where)
 
@@ -189,7 +188,7 @@ class _PoolGraph(Graph):
     def run(self, x, cos, sin, slots, tables, first, lengths):
         place, store = (cos, sin, (tables, first, lengths), slots), (self.keys, self.values, self.block)
         hidden = self._pass(x, place, store)
-        return ops.linear(hidden, self.output_layer.source(self.output_layer.weight)), hidden
+        return self.output_layer.logits(hidden), hidden
 
 
 def _tensors(*arrays):

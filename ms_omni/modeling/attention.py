@@ -13,7 +13,6 @@ class Attention(Cell):
     def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, bias=False, qk_norm_eps=None):
         super().__init__()
         self.head_dim = head_dim
-        self.num_kv_heads = num_kv_heads  # fewer under a plan that splits them
         self.scale = head_dim**-0.5
         self.q_proj = Linear(hidden_size, num_heads * head_dim, bias)
         self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, bias)
@@ -22,6 +21,11 @@ class Attention(Cell):
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else identity
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else identity
         self.reduce = identity  # sums the partial results of split heads under a tensor-parallel plan
+
+    @property
+    def num_kv_heads(self):
+        """Of this process: fewer under a plan that splits them."""
+        return self.k_proj.size // self.head_dim
 
     def construct(self, x, place, store, layer):
         """x `[B, S, D]`; place and store: see `cache.py`; layer: the index of this layer there."""

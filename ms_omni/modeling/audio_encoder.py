@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from . import ops
 from .forward import check_arguments
-from .layers import ACTIVATIONS, Cell, LayerNorm, Linear, identity, parameter
+from .layers import ACTIVATIONS, Cell, Layer, LayerNorm, Linear, parameter
 from .packing import finite, host_array, marked, segments_of, whole_numbers
 
 NORM_EPS = 1e-5
@@ -93,17 +93,19 @@ class AudioEncoderLayer(Cell):
         return x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
 
 
-class Conv2d(Cell):
+class Conv2d(Layer):
     """3 x 3 convolution with stride 2 and padding 1."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.weight = parameter(out_channels, in_channels, 3, 3)
         self.bias = parameter(out_channels, start=0.0)
-        self.source = identity
+
+    def operands(self):
+        return self.source(self.weight), self.source(self.bias)
 
     def construct(self, x):
-        return ops.conv2d(x, self.source(self.weight), self.source(self.bias), stride=2, padding=1)
+        return ops.conv2d(x, *self.operands(), stride=2, padding=1)
 
 
 class AudioOutput(Tensor):
@@ -169,7 +171,7 @@ class AudioEncoder(Cell):
         lengths = [features.shape[-1]] if feature_lens is None else whole_numbers(feature_lens, "feature_lens").reshape(-1)
         chunks, rows, segments = self.pack(features, np.asarray(lengths))
         states = [] if output_hidden_states else None
-        return AudioOutput.of(self.encode(Tensor(chunks), Tensor(rows), segments, states), states)
+        return AudioOutput.of(self.encode(chunks, rows, segments, states), states)
 
     def pack(self, features, lengths):
         """Cuts clips into chunks, on the host.
@@ -204,9 +206,9 @@ class AudioEncoder(Cell):
         return segments_of(sizes)
 
     def encode(self, chunks, rows, segments, states=None):
-        """The device part: chunks `[C, 1, mel, frames]` -> `[N, out]`; states: a list for the layers' inputs and last output."""
-        x = self.downsample(chunks)  # [C, t, D]
-        x = ops.gather_rows(x.reshape(-1, x.shape[-1]), rows)  # [N, D]
+        """The device part, of what `pack` returns -> `[N, out]`; states: a list for the layers' inputs and last output."""
+        x = self.downsample(Tensor(chunks))  # [C, t, D]
+        x = ops.gather_rows(x.reshape(-1, x.shape[-1]), Tensor(rows))  # [N, D]
         for layer in self.layers:
             if states is not None:
                 states.append(x)
@@ -222,7 +224,7 @@ class AudioEncoder(Cell):
         return parts[0] if len(parts) == 1 else ops.concat(parts, 0)
 
     def _downsample(self, chunks):
-        x = chunks.astype(self.conv2d1.weight.dtype)
+        x = chunks.astype(self.conv2d1.dtype)
         for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
             x = ops.gelu(convolution(x))
         c, channels, bands, t = x.shape

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from . import ops
-from .layers import Cell, identity, parameter
+from .layers import Cell, Layer, parameter
 
 
 class History:
@@ -54,16 +54,15 @@ class History:
         return x[..., max(x.shape[-1] - width, 0) :].contiguous()
 
 
-class Convolution(Cell):
-    """Weight and bias of a convolution; `source` is where they are read (see `layers.py`)."""
+class Convolution(Layer):
+    """Weight and bias of a convolution."""
 
     def __init__(self, shape, out_channels):
         super().__init__()
         self.weight = parameter(*shape)
         self.bias = parameter(out_channels, start=0.0)
-        self.source = identity
 
-    def read(self):
+    def operands(self):
         return self.source(self.weight), self.source(self.bias)
 
 
@@ -88,7 +87,7 @@ class CausalConv1d(StreamingCell):
     def construct(self, x, history):
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=True)
-        return ops.conv1d(x, *self.conv.read(), self.dilation, self.groups)
+        return ops.conv1d(x, *self.conv.operands(), self.dilation, self.groups)
 
 
 class CausalConvTranspose1d(StreamingCell):
@@ -113,7 +112,7 @@ class CausalConvTranspose1d(StreamingCell):
     def construct(self, x, history):
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=False)
-        return ops.conv_transpose1d(x, *self.conv.read(), self.stride, self.cut)
+        return ops.conv_transpose1d(x, *self.conv.operands(), self.stride, self.cut)
 
 
 def streaming_cells(network):

@@ -5,8 +5,6 @@ input      talker hidden    embed(code 0)    embed_0(code 1)     ...   embed_{n-
 output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
 """
 
-from contextlib import nullcontext
-
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -51,7 +49,6 @@ class CodePredictor(Cell):
         self.model = self.text_model(config)
         heads = config.num_code_groups - 1
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
-        self.frame = nullcontext  # surrounds all passes of a frame; a plan that gathers weights does so once here
 
     def place(self, position, new, batch_size):
         """The `place` (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""

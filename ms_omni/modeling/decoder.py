@@ -54,12 +54,9 @@ class Decoder(Cell):
 
     `run` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
     output of layer i - 1 (i = 0: the input) before anything is added to it.
-    compilable: whether a pass can be a graph; False where a plan gathers the weights of one layer after another.
-    announce: called with the input of a pass that runs as a graph, which a plan cannot look into.
     window: how many positions a token sees, itself included; None: all.
     """
 
-    compilable = True
     window = None
 
     def __init__(self, config, layers):
@@ -68,7 +65,6 @@ class Decoder(Cell):
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.layers = nn.CellList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.announce = identity
 
     def construct(
         self,
@@ -112,6 +108,11 @@ class Decoder(Cell):
         return answer(output, return_dict)
 
     @property
+    def compilable(self):
+        """Whether a pass can be a graph: not where a plan gathers the weights of one layer after another."""
+        return self.norm.in_place
+
+    @property
     def input_layer(self):
         """The table that ids are looked up in, or None."""
         return None
@@ -132,7 +133,7 @@ class Decoder(Cell):
         """An empty cache for `capacity` positions of the kv heads that this process holds."""
         config = self.config
         heads = self.layers[0].self_attn.num_kv_heads
-        return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.weight.dtype)
+        return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.dtype)
 
     def run(self, x, place, store, inject=None, observe=None, router_logits=None):
         """x `[B, S, D]`; place and store: see `cache.py`.

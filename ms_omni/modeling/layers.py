@@ -1,14 +1,10 @@
-"""The small layers that every part of the model shares.
+"""The small layers that every part of the model shares, and the base of all that own parameters."""
 
-`source` is where a layer reads its parameters. It is the identity unless a parallel plan replaces it, for example by a
-gather of the shards of that parameter (see `ms_omni.parallel`); it hands a bias that is None through. `Embedding.fetch`
-is where the rows of a table are read.
-"""
-
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import mindspore as ms
-from mindspore import Parameter, context, nn
+import numpy as np
+from mindspore import Parameter, Tensor, context, nn
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
@@ -80,10 +76,89 @@ class Cell(nn.Cell):
                     raise InputError(reason) from None
                 raise
 
+    def held(self):
+        """A context in which the weights of all parts are at hand, for whoever calls those one after another."""
+        return nullcontext()
+
 
 def identity(x):
     """x: the default of the places where parallelism puts a collective."""
     return x
+
+
+class CellsOnly(Exception):
+    """What a fused operator cannot read or do: the cells themselves run."""
+
+
+class Layer(Cell):
+    """A cell that owns parameters and knows how they are stored: everybody else asks it, and nobody reads them.
+
+    Each kind says in `operands` what its operator takes; another storage is another `operands`.
+    source: where a parameter is read; the identity unless a plan keeps it in pieces, then a gather. None stays None.
+    stable: see `ops`.
+    """
+
+    stable = False
+
+    def __init__(self):
+        super().__init__()
+        self.source = identity
+
+    def operands(self) -> tuple:
+        """Its parameters as its operator takes them."""
+        return (self.source(self.weight),)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the parameters lie here as a whole, and its sums may have any order."""
+        return self.source is identity and not self.stable
+
+    def stored(self) -> tuple:
+        """`operands` for a fused operator, which reads them where they lie, now and later. Raises `CellsOnly`."""
+        if not self.in_place:
+            raise CellsOnly(type(self).__name__)
+        return self.operands()
+
+    @property
+    def dtype(self) -> ms.Type:
+        """What is computed in."""
+        return self.weight.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of that."""
+        return self.weight.itemsize
+
+
+class Matrix(Layer):
+    """A layer with a weight `[N, D]`, which can be the head that makes logits. size: the N that are here."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.weight = parameter(size, width)
+        self.size = size
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., N]`."""
+        return ops.linear(hidden, *self.operands())
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """`logits` of everything, where a plan splits the N over ranks."""
+        return logits
+
+    def resize(self, size: int, deviation: float | None) -> None:
+        """Another N, in a new Parameter: new rows are the mean of the old ones, or normal numbers of that deviation."""
+        weight = self.weight
+        old = weight.astype(ms.float32).asnumpy()
+        if deviation is None:
+            new = np.repeat(old.mean(axis=0, keepdims=True), size, axis=0)
+        else:
+            new = (np.random.standard_normal((size, old.shape[1])) * deviation).astype(old.dtype)
+        kept = min(size, len(old))
+        new[:kept] = old[:kept]
+        new = Tensor(new).astype(weight.dtype)
+        self.weight = Parameter(new, name=weight.name, requires_grad=weight.requires_grad)
+        self.size = size
 
 
 ACTIVATIONS = {
@@ -98,54 +173,44 @@ ACTIVATIONS = {
 """By transformers' names, three of which are spellings of one formula; config/thinker.py accepts these."""
 
 
-class Linear(Cell):
-    """`[..., in]` -> `[..., out]`; weight `[out, in]`. `stable`: see `ops`."""
-
-    stable = False
+class Linear(Matrix):
+    """`[..., in]` -> `[..., out]`; weight `[out, in]`."""
 
     def __init__(self, in_features, out_features, bias=True):
-        super().__init__()
-        self.weight = parameter(out_features, in_features)
+        super().__init__(out_features, in_features)
         self.bias = parameter(out_features, start=0.0) if bias else None
-        self.source = identity
+
+    def operands(self):
+        return self.source(self.weight), self.source(self.bias)
 
     def construct(self, x):
-        return ops.linear(x, self.source(self.weight), self.source(self.bias), self.stable)
+        return ops.linear(x, *self.operands(), self.stable)
 
 
-class Embedding(Cell):
+class Embedding(Matrix):
     """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
-
-    def __init__(self, num_embeddings, embedding_dim):
-        super().__init__()
-        self.weight = parameter(num_embeddings, embedding_dim)
-        self.source = identity
-        self.fetch = None  # rows(ids, weight) -> (places, table), where a plan keeps the table in pieces
 
     def construct(self, ids):
         return ops.embedding(*self.rows(ids))
 
     def rows(self, ids):
         """`(places, table)`: the rows of ids `[...]` are `table[places]`; the table holds all rows, or those asked for."""
-        if self.fetch is not None:
-            return self.fetch(ids, self.weight)
-        return ids, self.source(self.weight)
+        return (ids, *self.operands())
 
 
-class RMSNorm(Cell):
+class RMSNorm(Layer):
     """Root-mean-square norm of the last axis."""
 
     def __init__(self, dim, eps):
         super().__init__()
         self.weight = parameter(dim, start=1.0)
         self.eps = eps
-        self.source = identity
 
     def construct(self, x):
-        return ops.rms_norm(x, self.source(self.weight), self.eps)
+        return ops.rms_norm(x, *self.operands(), self.eps)
 
 
-class LayerNorm(Cell):
+class LayerNorm(Layer):
     """Layer norm of the last axis."""
 
     def __init__(self, dim, eps):
@@ -153,10 +218,12 @@ class LayerNorm(Cell):
         self.weight = parameter(dim, start=1.0)
         self.bias = parameter(dim, start=0.0)
         self.eps = eps
-        self.source = identity
+
+    def operands(self):
+        return self.source(self.weight), self.source(self.bias)
 
     def construct(self, x):
-        return ops.layer_norm(x, self.source(self.weight), self.source(self.bias), self.eps)
+        return ops.layer_norm(x, *self.operands(), self.eps)
 
 
 class GatedMLP(Cell):

@@ -1,25 +1,25 @@
 """Sparse mixtures of experts: the thinker's, and the talker's with a shared expert behind a sigmoid gate."""
 
 from . import ops
-from .layers import Cell, GatedMLP, Linear, identity, parameter
+from .layers import Cell, GatedMLP, Layer, Linear, identity, parameter
 
 
-class Experts(Cell):
+class Experts(Layer):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
-    The layout is `[expert, in, out]`, the one that grouped matrix products want. Under an expert-parallel plan a rank
-    holds some of them: those from number `first` on.
+    The layout is `[expert, in, out]`, the one that grouped matrix products want.
     """
 
     def __init__(self, num_experts, hidden_size, intermediate_size):
         super().__init__()
         self.gate_up = parameter(num_experts, hidden_size, 2 * intermediate_size)
         self.down = parameter(num_experts, intermediate_size, hidden_size)
-        self.source = identity
-        self.first = None
+
+    def operands(self):
+        return self.source(self.gate_up), self.source(self.down)
 
     def construct(self, x, weights, indices):
-        return ops.experts(x, self.source(self.gate_up), self.source(self.down), weights, indices, self.first)
+        return ops.experts(x, *self.operands(), weights, indices)
 
 
 class SparseMoeBlock(Cell):

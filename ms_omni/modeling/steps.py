@@ -3,6 +3,8 @@ elsewhere each becomes one compiled graph per shape when it is used enough. The 
 blocks of a pool: `engine/kv_pool.py`.
 """
 
+from functools import cached_property
+
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple
 from mindspore.common.initializer import initializer
@@ -48,9 +50,16 @@ class Graph(Cell):
             x = layer(x, place, store or (self.keys, self.values), index)
         return self.norm(x)
 
-    def __call__(self, *arguments):
+    @cached_property
+    def sums(self):
+        """The cells that add up what ranks made. Each counts what it sends, but in a graph it is not called."""
+        return [cell for _, cell in self.cells_and_names() if hasattr(cell, "count")]
+
+    def __call__(self, x, *arguments):
+        for cell in self.sums:
+            cell.count(x)
         with interruptible():
-            return super().__call__(*arguments)
+            return super().__call__(x, *arguments)
 
 
 class FrameStep(Step):
@@ -75,7 +84,7 @@ class FrameStep(Step):
         """
         if self.fused is not None:
             return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
-        with self.predictor.frame():
+        with self.predictor.held():
             compiled = self.predictor.model.compilable and self.due()
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 
@@ -94,7 +103,7 @@ class FrameGraph(Graph):
         starts, lengths = [0, *range(2, self.groups + 1)], [2] + [1] * (self.groups - 1)
         self.places = tuple(predictor.place(start, new, batch_size) for start, new in zip(starts, lengths))
         rows = batch_size * config.num_key_value_heads * config.num_code_groups
-        shape, dtype = (rows, config.head_dim), self.embed.weight.dtype
+        shape, dtype = (rows, config.head_dim), self.embed.dtype
         self.keys, self.values = (
             ParameterTuple(
                 [

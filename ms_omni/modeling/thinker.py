@@ -5,12 +5,12 @@ from mindspore import Tensor
 
 from ..errors import InputError
 from ..locking import exclusive
-from ..outputs import ThinkerOutput, VisionOutput
+from ..outputs import ThinkerOutput
 from . import ops
 from .audio_encoder import AudioEncoder, clip_lengths
 from .decoder import MropeDecoder
 from .forward import answer, check_arguments, check_cache, counted_positions, given_embeddings, new_valid, read_stack
-from .layers import Cell, Embedding, Linear, identity
+from .layers import Cell, Embedding, Linear
 from .losses import training_losses
 from .moe import SparseMoeBlock
 from .packing import check_shape, finite, host_array, numbers, whole_numbers
@@ -47,7 +47,6 @@ class Thinker(Cell):
         self.model = self.text_model(config.text_config)
         if self.has_head and not config.text_config.tie_word_embeddings:
             self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.collect = identity  # puts the vocabulary together where a plan splits the head
 
     @property
     def input_layer(self):
@@ -55,7 +54,7 @@ class Thinker(Cell):
 
     @property
     def output_layer(self):
-        """The layer whose weight `[V, D]` turns hidden states into logits: the head, the tied embedding, or None."""
+        """The layer that turns hidden states into logits: the head, the tied embedding, or None."""
         if not self.has_head:
             return None
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
@@ -63,7 +62,7 @@ class Thinker(Cell):
     @exclusive
     def logits(self, hidden):
         """Vocabulary logits `[..., V]` of last hidden states `[..., D]`; under a plan those of this rank's part of V."""
-        return ops.linear(hidden, self.output_layer.source(self.output_layer.weight))
+        return self.output_layer.logits(hidden)
 
     # -- features ----------------------------------------------------------------------------------------------------
 
@@ -91,15 +90,7 @@ class Thinker(Cell):
             raise InputError("input_features of shape [mel, frames] need audio_feature_lengths, one per clip")
         else:
             lengths = whole_numbers(audio_feature_lengths, "audio_feature_lengths").reshape(-1)
-        return self.hear(features, lengths)
-
-    def hear(self, features, lengths):
-        """The audio encoder; a plan may put one in this place that shares the work with other ranks."""
         return self.audio_tower(features, lengths)
-
-    def see(self, pixels, grids):
-        """The vision encoder; a plan may put one in this place that shares the work with other ranks."""
-        return self.visual(pixels, grids)
 
     @exclusive
     def get_image_features(
@@ -111,12 +102,7 @@ class Thinker(Cell):
 
     def _see(self, pixels, name, grids, output_hidden_states):
         pixels = finite(pixels, name, ("patches", self.visual.patch_embed.width))
-        if output_hidden_states:
-            return self.visual(pixels, grids, output_hidden_states)
-        output = self.see(pixels, grids)
-        return (
-            output if isinstance(output, VisionOutput) else VisionOutput(*output)
-        )  # a plan puts the parts of all ranks together
+        return self.visual(pixels, grids, output_hidden_states)
 
     def get_video_features(
         self, pixel_values_videos, video_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
@@ -318,7 +304,7 @@ class Thinker(Cell):
             return answer(states, return_dict)
         hidden = states.last_hidden_state
         logits = self.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        logits = self.collect(logits) if whole_logits else logits
+        logits = self.output_layer.whole(logits) if whole_logits else logits
         loss, aux_loss = training_losses(
             self.config.text_config, logits, labels, states.router_logits, valid, num_items_in_batch
         )

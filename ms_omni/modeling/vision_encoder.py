@@ -145,7 +145,7 @@ class VisionEncoder(Cell):
         grids = self.check_grids(grid_thw, hidden_states.shape[0])
         rows, columns = grid_positions(grids, self.spatial_merge_size)
         segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
-        x = self.patch_embed(pixels.astype(self.patch_embed.proj.weight.dtype))
+        x = self.patch_embed(pixels.astype(self.patch_embed.proj.dtype))
         x = x + self.position_embeddings(grids, rows, columns)
         return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq), output_hidden_states)
 

@@ -4,42 +4,43 @@ from mindspore import nn
 
 from . import ops
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
-from .layers import Cell, LayerNorm, Linear, exact_parameters, identity, parameter
+from .layers import Cell, Layer, LayerNorm, Linear, exact_parameters, parameter
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)
 NORM_EPS = 1e-6  # fixed in the reference, not part of the configuration
 
 
-class LayerScale(Cell):
+class LayerScale(Layer):
     """A learnt factor per channel, `[..., D]` -> `[..., D]` (Touvron et al. 2021)."""
 
     def __init__(self, dim, start):
         super().__init__()
         self.scale = parameter(dim, start=start)
-        self.source = identity
+
+    def operands(self):
+        return (self.source(self.scale),)
 
     def construct(self, x):
-        return ops.scale_channels(x, self.source(self.scale))
+        return ops.scale_channels(x, *self.operands())
 
 
-class SnakeBeta(Cell):
+class SnakeBeta(Layer):
     """`x + sin^2(x e^alpha) / e^beta` per channel, `[B, C, T]` -> `[B, C, T]` (Lee et al. 2022, "BigVGAN")."""
 
     def __init__(self, channels):
         super().__init__()
         self.alpha = parameter(channels, start=0.0)  # of a logarithm
         self.beta = parameter(channels, start=0.0)
-        self.source = identity
 
-    def read(self):
+    def operands(self):
         return self.source(self.alpha), self.source(self.beta)
 
     def construct(self, x):
-        return ops.snake_beta(x, *self.read())
+        return ops.snake_beta(x, *self.operands())
 
 
-class ConvNeXtBlock(Cell):
+class ConvNeXtBlock(Layer):
     """Depthwise convolution, then a scaled MLP over channels: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
 
     def __init__(self, dim):
@@ -49,12 +50,14 @@ class ConvNeXtBlock(Cell):
         self.pwconv1 = Linear(dim, 4 * dim)
         self.pwconv2 = Linear(4 * dim, dim)
         self.gamma = parameter(dim, start=1e-6)
-        self.source = identity
+
+    def operands(self):
+        return (self.source(self.gamma),)
 
     def construct(self, x, history):
         rows = ops.transpose(self.dwconv(x, history), (0, 2, 1))  # [B, T, C]
         rows = self.pwconv2(ops.gelu(self.pwconv1(self.norm(rows))))
-        return x + ops.transpose(ops.scale_channels(rows, self.source(self.gamma)), (0, 2, 1))
+        return x + ops.transpose(ops.scale_channels(rows, *self.operands()), (0, 2, 1))
 
 
 class ResidualUnit(Cell):
@@ -72,11 +75,11 @@ class ResidualUnit(Cell):
         return ops.residual_unit(
             x,
             before,
-            self.act1.read(),
-            self.conv1.conv.read(),
+            self.act1.operands(),
+            self.conv1.conv.operands(),
             self.conv1.dilation,
-            self.act2.read(),
-            self.conv2.conv.read(),
+            self.act2.operands(),
+            self.conv2.conv.operands(),
         )
 
 

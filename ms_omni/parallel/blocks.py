@@ -7,7 +7,6 @@
 The order of gathers follows from the order of the cells alone, so it is the same on every rank.
 """
 
-import functools
 from contextlib import contextmanager
 
 from ..modeling import ops
@@ -40,7 +39,7 @@ class Bundle:
 class Block:
     """The bundles of one cell. `following`: the block that is used next, gathered ahead where `ahead` can do that.
 
-    Wrapped around a cell's `construct` by `around`; `source` is what its layers read their weights through.
+    Held while a cell runs; `source` is what its layers read their weights through.
     """
 
     def __init__(self, members, ahead=None):
@@ -71,16 +70,6 @@ class Block:
             yield
         finally:
             self._leave()
-
-    def around(self, construct):
-        """`construct` with the weights at hand."""
-
-        @functools.wraps(construct)
-        def held_construct(*args, **kwargs):
-            with self.held():
-                return construct(*args, **kwargs)
-
-        return held_construct
 
     def _enter(self):
         self.users += 1

@@ -11,7 +11,7 @@ from .traffic import Traffic
 
 
 class AllReduce(nn.Cell):
-    """Sums a tensor over all ranks; stands in the `reduce` seams of the model, also inside a compiled graph."""
+    """Sums a tensor over all ranks; what a block's `reduce` is under a plan, also inside a compiled graph."""
 
     def __init__(self, traffic):
         super().__init__(auto_prefix=False)
@@ -19,9 +19,12 @@ class AllReduce(nn.Cell):
         self.op = ops.AllReduce()
 
     def __call__(self, x):
-        # Only outside a graph: the compiler reads `construct`. `expert_seams` counts what a graph does.
-        self.traffic.add("all_reduce", _nbytes(x))
+        self.count(x)  # only outside a graph: the compiler reads `construct`, and who calls the graph counts
         return super().__call__(x)
+
+    def count(self, x):
+        """Notes a sum of tensors like x."""
+        self.traffic.add("all_reduce", _nbytes(x))
 
     def construct(self, x):
         return self.op(x)
@@ -60,11 +63,11 @@ class Collectives:
             self.all_gather = self.gatherer()
 
     def reducer(self):
-        """A cell for a `reduce` seam."""
+        """A cell for the `reduce` of a block."""
         return AllReduce(self.traffic)
 
     def gatherer(self):
-        """A cell that gathers along the first axis, for a `source` seam."""
+        """A cell that gathers along the first axis."""
         return AllGather(self.traffic, self.size)
 
     def all_reduce(self, x):

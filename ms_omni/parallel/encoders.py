@@ -9,7 +9,9 @@ from mindspore import Tensor
 
 from ..modeling import ops
 from ..modeling.audio_encoder import audio_token_count
-from ..modeling.packing import host_array
+from ..modeling.forward import check_arguments
+from ..modeling.packing import finite
+from ..outputs import VisionOutput
 
 
 def shares(costs, ranks):
@@ -18,14 +20,10 @@ def shares(costs, ranks):
     return np.searchsorted(middle, np.sum(costs) * np.arange(1, ranks) / ranks).tolist()
 
 
-class SharedWork:
-    """Base of both: `gather` puts rows of all ranks together."""
+class _Shared:
+    """Base of both, to be put in front of an encoder (`layers.become`). comm: `Collectives`."""
 
-    def __init__(self, tower, comm):
-        self.tower = tower
-        self.comm = comm
-
-    def gather(self, rows, counts, width, dtype):
+    def _gather(self, rows, counts, width, dtype):
         """rows `[counts[rank], width]` of each rank (None where it has none) -> `[sum(counts), width]`."""
         most, mine = max(counts), counts[self.comm.rank]
         parts = [] if rows is None else [rows]
@@ -35,43 +33,42 @@ class SharedWork:
         return ops.concat([everything[rank * most : rank * most + n] for rank, n in enumerate(counts) if n], 0)
 
 
-class SharedVision(SharedWork):
-    """In place of `Thinker.see`: shares pictures and video frames."""
+class SharedVision(_Shared):
+    """A `VisionEncoder` that shares pictures and video frames."""
 
-    def __call__(self, pixels, grid_thw):
-        tower, ranks, rank = self.tower, self.comm.size, self.comm.rank
-        grids = tower.check_grids(grid_thw, pixels.shape[0])
+    def construct(self, hidden_states, grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None):
+        encode, ranks, rank = super().construct, self.comm.size, self.comm.rank
+        grids = self.check_grids(grid_thw, hidden_states.shape[0])
         frames = np.repeat(grids, grids[:, 0], axis=0)
         frames[:, 0] = 1
-        if len(frames) == 1:
-            return tower(pixels, grid_thw)
+        if len(frames) == 1 or output_hidden_states:
+            return encode(hidden_states, grid_thw, output_hidden_states, output_attentions)
+        check_arguments(output_attentions)
+        pixels = finite(hidden_states, "pixel values", ("patches", self.patch_embed.width))  # or all ranks fail
         patches = frames.prod(axis=1)
         bounds = [0, *shares(patches, ranks), len(frames)]
         starts = np.concatenate([[0], np.cumsum(patches)])[bounds]
-        merged = tower.spatial_merge_size**2
+        merged = self.spatial_merge_size**2
         counts = (np.diff(starts) // merged).tolist()
-        config = tower.config
-        taps, rows = 1 + len(config.deepstack_visual_indexes), None
+        taps, width, rows = 1 + len(self.config.deepstack_visual_indexes), self.config.out_hidden_size, None
         if counts[rank]:
             own = slice(bounds[rank], bounds[rank + 1])
-            features, deepstack = tower(pixels[starts[rank] : starts[rank + 1]], frames[own])
+            features, deepstack = encode(pixels[starts[rank] : starts[rank + 1]], frames[own])
             rows = ops.concat((features, *deepstack), 1) if deepstack else features
-        width = config.out_hidden_size
-        rows = self.gather(rows, counts, taps * width, tower.merger.ln_q.weight.dtype)
+        rows = self._gather(rows, counts, taps * width, self.merger.ln_q.dtype)
         parts = [rows[:, tap * width : (tap + 1) * width] for tap in range(taps)]
-        return parts[0], parts[1:]
+        return VisionOutput(parts[0], parts[1:])
 
 
-class SharedHearing(SharedWork):
-    """In place of `Thinker.hear`: shares the attention windows of all clips."""
+class SharedHearing(_Shared):
+    """An `AudioEncoder` that shares the attention windows of all clips."""
 
-    def __call__(self, features, lengths):
-        tower, ranks, rank = self.tower, self.comm.size, self.comm.rank
-        chunks, rows, segments = tower.pack(host_array(features), host_array(lengths))
+    def encode(self, chunks, rows, segments, states=None):
+        encode, ranks, rank = super().encode, self.comm.size, self.comm.rank
         tokens = [length for length, count in segments for _ in range(count)]  # of each window
-        if len(tokens) == 1:
-            return tower.encode(Tensor(chunks), Tensor(rows), segments)
-        per_chunk = audio_token_count(chunks.shape[-1], tower.config.n_window)
+        if len(tokens) == 1 or states is not None:
+            return encode(chunks, rows, segments, states)
+        per_chunk = audio_token_count(chunks.shape[-1], self.config.n_window)
         bounds = [0, *shares(tokens, ranks), len(tokens)]
         starts = np.concatenate([[0], np.cumsum(tokens)])[bounds]
         counts = np.diff(starts).tolist()
@@ -80,5 +77,5 @@ class SharedHearing(SharedWork):
             own = rows[starts[rank] : starts[rank + 1]]
             first, last = own[0] // per_chunk, own[-1] // per_chunk + 1
             windows = tuple((length, 1) for length in tokens[bounds[rank] : bounds[rank + 1]])
-            encoded = tower.encode(Tensor(chunks[first:last]), Tensor(own - first * per_chunk), windows)
-        return self.gather(encoded, counts, tower.config.output_dim, tower.ln_post.weight.dtype)
+            encoded = encode(chunks[first:last], own - first * per_chunk, windows)
+        return self._gather(encoded, counts, self.config.output_dim, self.ln_post.dtype)

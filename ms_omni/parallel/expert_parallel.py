@@ -86,7 +86,7 @@ def _mlp_rows(text):
 
 
 def attach(model, slices, comm):
-    """Puts the collectives of this plan into a loaded model; see `expert_seams.py`."""
-    from .expert_seams import attach as fill  # needs MindSpore; the table does not
+    """Puts the collectives of this plan into a loaded model; see `layers.py`."""
+    from .layers import split_thinker  # needs MindSpore; the table does not
 
-    return fill(model, slices, comm)
+    return split_thinker(model, slices, comm)

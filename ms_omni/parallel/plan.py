@@ -12,7 +12,7 @@ from ..errors import InputError
 
 STRATEGIES = {"ep": "expert_parallel", "zero3": "zero3_plan"}
 """Modules of this package with `make_plan(config, shapes, size, **options) -> Plan` and
-`attach(model, slices, comm) -> SplitVocabulary or None`, which puts the collectives into the seams of a model."""
+`attach(model, slices, comm) -> SplitVocabulary or None`, which puts the collectives into a model."""
 SHOWN = 10
 
 

@@ -1,7 +1,7 @@
 """The plan "zero3": every rank holds an N-th of every parameter; a block's weights are gathered when it is used.
 
-mindone's `ZeroParamWrapper` does the gathering. It stands behind the seam `layer.source` of our layers, one gather per
-large parameter and one for all small ones of a block (`blocks.py`). Nothing is replicated, norms and biases neither.
+mindone's `ZeroParamWrapper` does the gathering. It stands behind `source` of our layers, one gather per large
+parameter and one for all small ones of a block (`blocks.py`). Nothing is replicated, norms and biases neither.
 """
 
 import functools
@@ -12,8 +12,8 @@ from mindspore import Parameter, Tensor
 from ..errors import InputError
 from . import mindone, watch
 from .blocks import Block, Bundle, StreamAhead
+from .layers import ByRow, become
 from .mesh import under_msrun, world_group
-from .tables import SplitTable
 from .team import join
 from .zero3_plan import block_of, bundles, make_plan
 
@@ -105,11 +105,19 @@ def attach(model, slices, comm):
             groups.setdefault(block_of(name), []).append((name, cells[owner], leaf))
         for name, cell, leaf in groups.pop(None, ()):
             cell.source = Block(_bundled([(name, cell, leaf)], slices, gather)).source  # a tied head reads the whole table
-            cell.fetch = SplitTable(slices[name].start // slices[name].row, comm.all_reduce)
+            become(cell, ByRow, first=slices[name].start // slices[name].row, all_reduce=comm.all_reduce)
         _chain({owner: _block(cells[owner], members, slices, gather, comm.mesh) for owner, members in groups.items()})
-        for cell in cells.values():
-            if hasattr(cell, "compilable"):
-                cell.compilable = False
+
+
+class Gathered:
+    """A cell that has the weights of its block at hand while it runs. gathering: the `Block`."""
+
+    def construct(self, *args, **kwargs):
+        with self.held():
+            return super().construct(*args, **kwargs)
+
+    def held(self):
+        return self.gathering.held()
 
 
 def _cells(part, prefix):
@@ -120,9 +128,7 @@ def _block(owner, members, runs, gather, mesh):
     block = Block(_bundled(members, runs, gather), stream_ahead(mesh))
     for _, cell, _ in members:
         cell.source = block.source
-    owner.construct = block.around(owner.construct)
-    if hasattr(owner, "frame"):
-        owner.frame = block.held
+    become(owner, Gathered, gathering=block)
     return block
 
 

@@ -1,4 +1,4 @@
-"""The fused steps against the cells over the `reference` operators: odd sizes, batches, both samplings, other seams."""
+"""The fused steps against the cells over the `reference` operators: odd sizes, batches, both samplings, changed cells."""
 
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from ms_omni.modeling.ops.reference import Reference
 from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
+from ms_omni.parallel.layers import Some, become
 
 pytestmark = pytest.mark.skipif(
     not hasattr(ops.implementation(), "decoder_step"), reason="no C++ compiler, so no fused steps"
@@ -269,7 +270,7 @@ CHANGES = {
     "reduce of attention": lambda layer: setattr(layer.self_attn, "reduce", other),
     "reduce of experts": lambda layer: setattr(layer.mlp, "reduce", other),
     "source of experts": lambda layer: setattr(layer.mlp.experts, "source", other),
-    "some of the experts": lambda layer: setattr(layer.mlp.experts, "first", 0),
+    "some of the experts": lambda layer: become(layer.mlp.experts, Some, first=0),
     "source of a norm": lambda layer: setattr(layer.self_attn.q_norm, "source", other),
     "source of a projection": lambda layer: setattr(layer.self_attn.k_proj, "source", other),
     "source of the shared expert": lambda layer: setattr(layer.mlp.shared_expert.up_proj, "source", other),

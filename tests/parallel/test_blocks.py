@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from ms_omni.modeling.layers import Cell
 from ms_omni.parallel.blocks import Block, Bundle
 from ms_omni.parallel.flat import Flat
+from ms_omni.parallel.layers import become
+from ms_omni.parallel.zero3 import Gathered
 from ms_omni.parallel.zero3_plan import BUNDLE_BYTES, bundles
 
 RANKS = 3
@@ -43,6 +46,17 @@ class Recorder:
         return started
 
 
+class Reading(Cell):
+    """A cell that reads a weight."""
+
+    def __init__(self, block, parameter):
+        super().__init__()
+        self.read = lambda: block.source(parameter).shape
+
+    def construct(self):
+        return self.read()
+
+
 def test_parameters_of_one_bundle_come_out_in_their_shapes():
     gather = TwinGather()
     block, parameters = block_of(gather, (6, 2), (4,), (1,))
@@ -56,9 +70,10 @@ def test_parameters_of_one_bundle_come_out_in_their_shapes():
 def test_one_gather_for_nested_use_and_none_is_kept():
     gather = TwinGather()
     block, (parameter,) = block_of(gather, (6, 2))
-    construct = block.around(lambda: block.source(parameter).shape)
-    with block.held():
-        assert construct() == (6, 2) and construct() == (6, 2)
+    cell = Reading(block, parameter)
+    become(cell, Gathered, gathering=block)
+    with cell.held():
+        assert cell() == (6, 2) and cell() == (6, 2)
     assert gather.seen == [4] and block.weights == {}
     block.source(parameter)
     assert gather.seen == [4, 4] and block.weights == {}
@@ -66,8 +81,8 @@ def test_one_gather_for_nested_use_and_none_is_kept():
 
 def test_an_error_inside_frees_the_weights_too():
     block, _ = block_of(TwinGather(), (6, 2))
-    with pytest.raises(KeyError):
-        block.around({}.__getitem__)("absent")
+    with pytest.raises(KeyError), block.held():
+        raise KeyError
     assert block.weights == {} and block.users == 0
 
 

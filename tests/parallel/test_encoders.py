@@ -1,10 +1,13 @@
 """Sharing the work of the encoders: whatever the shares, the features are those of one process."""
 
+import copy
+
 import numpy as np
 import pytest
 from mindspore import Tensor
 
 from ms_omni.parallel.encoders import SharedHearing, SharedVision, shares
+from ms_omni.parallel.layers import become
 from tests.parallel.answers import inputs_of
 
 
@@ -32,31 +35,39 @@ def of_every_rank(size, call):
     return [call(Replay(rank, size, known)) for rank in range(size)], known is not None
 
 
+def shared(tower, part, comm):
+    """A twin of the encoder, with the same parameters, that shares its work."""
+    twin = copy.copy(tower)
+    become(twin, part, comm=comm)
+    return twin
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("case, shared", [("two_images", True), ("video", True)])
-def test_pictures_and_frames(case, shared, size, model_of, tiny_checkpoint):
+@pytest.mark.parametrize("case, gathers", [("two_images", True), ("video", True)])
+def test_pictures_and_frames(case, gathers, size, model_of, tiny_checkpoint):
     tower, inputs = model_of("tiny").thinker.visual, inputs_of(tiny_checkpoint, case)
     kind = "video" if case == "video" else "image"
     pixels = np.asarray(inputs["pixel_values_videos" if kind == "video" else "pixel_values"])
     grid = inputs[f"{kind}_grid_thw"]
     features, deepstack = tower(pixels, grid)
-    found, gathered = of_every_rank(size, lambda comm: SharedVision(tower, comm)(pixels, grid))
-    assert gathered == shared
+    found, gathered = of_every_rank(size, lambda comm: shared(tower, SharedVision, comm)(pixels, grid))
+    assert gathered == gathers
     for own, levels in found:
         for mine, whole in zip((own, *levels), (features, *deepstack), strict=True):
             np.testing.assert_allclose(mine.asnumpy(), whole.asnumpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("case, shared", [("audio_11s", True), ("two_audios", True)])
-def test_windows_of_sound(case, shared, size, model_of, tiny_checkpoint):
+@pytest.mark.parametrize("case, gathers", [("audio_11s", True), ("two_audios", True)])
+def test_windows_of_sound(case, gathers, size, model_of, tiny_checkpoint):
     thinker, inputs = model_of("tiny").thinker, inputs_of(tiny_checkpoint, case)
     features = inputs["input_features"]
     lengths = np.asarray(inputs["feature_attention_mask"]).sum(-1)
     packed = np.concatenate([np.asarray(clip)[:, :length] for clip, length in zip(features, lengths)], axis=1)
-    whole = thinker.hear(packed, lengths).asnumpy()
-    found, gathered = of_every_rank(size, lambda comm: SharedHearing(thinker.audio_tower, comm)(packed, lengths).asnumpy())
-    assert gathered == shared
+    tower = thinker.audio_tower
+    whole = tower(packed, lengths).asnumpy()
+    found, gathered = of_every_rank(size, lambda comm: shared(tower, SharedHearing, comm)(packed, lengths).asnumpy())
+    assert gathered == gathers
     for own in found:
         np.testing.assert_allclose(own, whole, atol=2e-5)
 
