@@ -68,7 +68,9 @@ def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray
     samples = 0
     while None in ends:
         for index, source in enumerate(sources):
-            event = next(source) if ends[index] is None else None
+            event = next(source, source) if ends[index] is None else None
+            if event is source:  # rank 0 has given it up
+                return
             if isinstance(event, TextDelta):
                 texts[index].append(event)
             elif isinstance(event, AudioChunk):
