@@ -34,7 +34,7 @@ UNITS = {
     "second_token_s": ("s", "less"),
     "second_alone_s": ("s", "less"),
     "second_share": ("x", "less"),
-    "same_ids": ("yes", "more"),
+    "same_ids": ("of 1", "more"),
 }
 MEMORY = "peak_gb"
 

@@ -33,13 +33,13 @@ NAMES = {  # of a metric; empty where the scenario's own label says it
     "scheduling_percent": "scheduling, share of a tick",
     "prefills_s": "prompts one after another",
     "first_piece_s": "first piece of all together",
-    "first_sound_share": "last first sound over the sum of both",
+    "first_sound_share": "longest first sound over the sum of both",
     "load": "sum of real-time factors",
     "prompt_tokens": "tokens of the prompt",
     "second_token_s": "first token of the second question",
     "second_alone_s": "the same without the first question",
     "second_share": "second question over first",
-    "same_ids": "same ids both ways",
+    "same_ids": "same ids both ways (1: yes)",
 }
 LABELS = {
     "load": "",
@@ -70,7 +70,7 @@ def label(result):
 
 def shown(result):
     """(ours, reference or None, unit) as they are printed: short times in milliseconds."""
-    factor, unit = (1.0, result.unit)
+    factor, unit = 1, result.unit
     if result.unit == "s" and result.ours.median < 1:
         factor, unit = FACTORS["s"]
     reference = None if result.reference is None else result.reference.median * factor
@@ -81,7 +81,9 @@ def digits(value):
     """Three significant digits, no exponent."""
     if value is None:
         return "-"
-    places = 0 if value == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
+    if isinstance(value, int):  # counted
+        return f"{value:,}"
+    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
     return f"{value:,.{places}f}"
 
 
@@ -177,7 +179,7 @@ def full_table(outcome, other):
         if result.scenario.startswith("serve/"):  # they have a table of their own
             continue
         ours, reference, unit = shown(result)
-        factor = ours / result.ours.median if result.ours.median else 1.0
+        factor = 1 if unit == result.unit else FACTORS[result.unit][0]
         cells = [result.part, label(result), digits(ours), _range(result.ours, factor)]
         if other:
             cells += [digits(reference), "-" if result.reference is None else _range(result.reference, factor)]

@@ -121,7 +121,7 @@ class Serving:
             "second_token_s": times[1],
             "second_alone_s": times[2],
             "second_share": times[1] / times[0],
-            "same_ids": float(ids[1] == ids[2]),
+            "same_ids": int(ids[1] == ids[2]),
         }
 
     def _ask(self, engine, inputs, tokens):

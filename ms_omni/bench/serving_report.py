@@ -17,13 +17,13 @@ COLUMNS = {  # heading: metric, factor
     "longest ": ("first_sound_max_s", 1e3),
     "per token, median ms": ("token_p50_s", 1e3),
     "real-time factor, median": ("real_time_factor", 1.0),
-    "under-runs": ("under_runs", 1.0),
+    "under-runs": ("under_runs", 1),
     "silent in them, s": ("silence_s", 1.0),
     "requests/s": ("requests_per_s", 1.0),
     "tokens/s": ("tokens_per_s", 1.0),
     "speech, s/s": ("sound_per_s", 1.0),
     "scheduling, % of a tick": ("scheduling_percent", 1.0),
-    "failed": ("failed", 1.0),
+    "failed": ("failed", 1),
 }
 PANELS = (  # title, {name of a curve: metric}, factor
     ("time to first token, ms", {"median": "first_token_p50_s", "95 %": "first_token_p95_s"}, 1e3),

@@ -86,7 +86,7 @@ class Speakers:
             stage, model = fresh_engine(self.model).speech, self.model
             ends = np.stack([stage.bos, stage.eos, stage.silence])
             pool = KVPool.of(model.talker.model, blocks)
-            self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after)
+            self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
         self.stage.pool.reserve(blocks)
 
     def _overhear(self) -> None:

@@ -55,7 +55,7 @@ NAMED = {
     "load": "s/s",
     "real_time_factor": "s/s",
     "peak_gb": "GB",
-    "same_ids": "yes",
+    "same_ids": "of 1",
 }
 
 

@@ -64,7 +64,8 @@ def test_nothing_measured_still_gives_readable_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, text", [(None, "-"), (12345.6, "12,346"), (99.94, "99.9"), (1.234, "1.23"), (0.01234, "0.0123")]
+    "value, text",
+    [(None, "-"), (0, "0"), (1234, "1,234"), (12345.6, "12,346"), (99.94, "99.9"), (1.234, "1.23"), (0.01234, "0.0123")],
 )
 def test_digits(value, text):
     assert digits(value) == text
