@@ -37,7 +37,11 @@ class Stream:
 
     def __next__(self) -> Any:
         with self._lock:
-            return next(self._events)
+            try:
+                return next(self._events)
+            except BaseException:  # also the end, and an interruption: nobody asks for the others any more
+                self._cancel()
+                raise
 
     def close(self) -> None:
         """Stops early."""
@@ -90,9 +94,8 @@ def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray
 def new_ids(rows: Rows[Sequence], pad: int) -> np.ndarray:
     """What was written, int64 `[B, n]`, shorter rows filled up."""
     length = max(len(row.text.tokens) for row in rows)
-    return np.array([row.text.tokens + [pad] * (length - len(row.text.tokens)) for row in rows], np.int64).reshape(
-        -1, length
-    )
+    filled = [row.text.tokens + [pad] * (length - len(row.text.tokens)) for row in rows]
+    return np.array(filled, np.int64).reshape(len(rows), length)
 
 
 def _delta(deltas, pad):

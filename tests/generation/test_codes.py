@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from ms_omni.errors import InputError
-from ms_omni.generation import frames
-from ms_omni.generation.talker_prompt import text_rows
+from tests.voices import codes_of, watched_voices
 
 FRAMES, WORDS = 6, 3
 
@@ -13,11 +13,8 @@ FRAMES, WORDS = 6, 3
 @pytest.fixture(scope="module")
 def spoken(tiny_model, ask):
     """Arguments of `talker.generate` for a batch, and the codes `[B, Q, n]` that `model.generate` made of it."""
-    made, prompts, config = [], [], tiny_model.config
-    with pytest.MonkeyPatch.context() as patch:
-        build, draws = frames.build_prompt, frames.draws
-        patch.setattr(frames, "build_prompt", lambda *args: prompts.append(build(*args)) or prompts[-1])
-        patch.setattr(frames, "draws", lambda *args: (made.append(draw) or draw for draw in draws(*args)))
+    config, embed = tiny_model.config, tiny_model.thinker.get_input_embeddings()
+    with watched_voices() as voices:
         ids, _ = tiny_model.generate(
             **ask("hello world", "yes"),
             max_new_tokens=WORDS,
@@ -26,19 +23,26 @@ def spoken(tiny_model, ask):
             talker_max_new_tokens=FRAMES + 1,
             talker_eos_token_id=[],
         )
+
+    def said(ids):
+        return tiny_model.talker.text_projection(embed(Tensor(np.array(ids, np.int32))))
+
     vocabulary = config.talker_config.text_config.vocab_size
+    lengths = [len(voice.rows) for voice in voices]
+    rows = np.stack([np.pad(voice.rows.asnumpy(), ((max(lengths) - len(voice.rows), 0), (0, 0))) for voice in voices])
+    valid = np.arange(max(lengths)) >= max(lengths) - np.array(lengths)[:, None]
     rest = np.concatenate([np.asarray(ids)[:, 1 - WORDS :], np.full((2, 1), config.tts_eos_token_id)], axis=1)
     arguments = {
-        "inputs_embeds": prompts[0].rows,
-        "attention_mask": prompts[0].valid.astype(np.int64),
-        "trailing_text_hidden": text_rows(tiny_model, rest),
-        "tts_pad_embed": text_rows(tiny_model, np.array([[config.tts_pad_token_id]])).asnumpy(),
-        "talker_input_ids": np.full(prompts[0].valid.shape, config.tts_pad_token_id),
+        "inputs_embeds": Tensor(rows),
+        "attention_mask": valid.astype(np.int64),
+        "trailing_text_hidden": said(rest),
+        "tts_pad_embed": said([[config.tts_pad_token_id]]).asnumpy(),
+        "talker_input_ids": np.full(valid.shape, config.tts_pad_token_id),
         "suppress_tokens": list(range(max(vocabulary - 1024, 0), vocabulary)),
         "repetition_penalty": 1.05,
         "max_new_tokens": FRAMES + 1,
     }
-    return arguments, np.stack([draw.codes for draw in made[:-1]], axis=-1)
+    return arguments, np.stack([codes_of(voice).T for voice in voices])
 
 
 def test_the_same_codes(tiny_model, spoken):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from ms_omni.engine.speech import SpeechStage, Voice
 from ms_omni.errors import InputError
-from ms_omni.generation import frames
-from ms_omni.generation.accord import Alone
-from ms_omni.generation.sampling import Sampler, SamplingParams
-from ms_omni.generation.waves import AudioChunker
-from ms_omni.outputs import CodecFrame
+from ms_omni.generation.request import SpeechParams
+from ms_omni.generation.sampling import SamplingParams
+from ms_omni.modeling.steps import FrameStep
 
 FRAMES = 3
 
@@ -35,66 +34,66 @@ def speak(tiny_model, ask):
     return run
 
 
-def test_talker_positions_go_on_from_the_prompt_one_by_one(tiny_model, speak, monkeypatch):
-    """The prompt is the user's turn (all ids but im_start, assistant, newline) and the nine rows of the opening."""
-    talker, seen = type(tiny_model.talker.model), []
-    original = talker.rope
-    monkeypatch.setattr(talker, "rope", lambda self, at: seen.append(np.array(at)) or original(self, at))
+def test_talker_positions_go_on_from_the_prompt_one_by_one(speak, monkeypatch):
+    """The prompt is the user's turn (all ids but im_start, assistant, newline) and the nine rows of the opening. Its last row is
+    read by the step that makes the first frame.
+    """
+    seen, frames = {}, SpeechStage.frames
+
+    def watched(self, ids, said):
+        for id in ids:
+            seen.setdefault(id, []).append(self.voices[id].position[:, 0].tolist())
+        frames(self, ids, said)
+
+    monkeypatch.setattr(SpeechStage, "frames", watched)
     lengths = speak("hello world", "yes")["attention_mask"].sum(axis=1) - 3 + 9
     assert lengths[0] != lengths[1]
-    prompt, *steps = seen
-    assert (prompt[:, :, -1] == lengths - 1).all()
-    assert len(steps) == FRAMES
-    for index, positions in enumerate(steps):
-        assert positions.shape == (3, 2, 1) and (positions[:, :, 0] == lengths + index).all()
+    assert [seen[id] for id in sorted(seen)] == [[[length + index] * 3 for index in range(-1, FRAMES)] for length in lengths]
 
 
 def test_a_frame_does_not_depend_on_the_frames_before_it(speak, monkeypatch):
     """Asked again, and out of order, the predictor gives the same codes."""
-    original, asked = frames.FramePredictor.__call__, []
+    original, asked = FrameStep.construct, []
 
-    def again(self, hidden, code):
-        codes, embeds = original(self, hidden, code)
-        asked.append((hidden, code, codes))
-        for earlier_hidden, earlier_code, expected in asked:
-            assert np.array_equal(original(self, earlier_hidden, earlier_code)[0], expected)
-        return codes, embeds
+    def again(self, *arguments):
+        found = original(self, *arguments)
+        asked.append((arguments, found[0].asnumpy()))
+        for earlier, expected in asked:
+            assert np.array_equal(original(self, *earlier)[0].asnumpy(), expected)
+        return found
 
-    monkeypatch.setattr(frames.FramePredictor, "__call__", again)
+    monkeypatch.setattr(FrameStep, "construct", again)
     speak("hello world")
     assert len(asked) == FRAMES
-    assert not np.array_equal(asked[0][2], asked[1][2])
+    assert not np.array_equal(asked[0][1], asked[1][1])
 
 
 def test_the_row_of_silence_is_computed_once(tiny_model, speak, monkeypatch):
     """Text of three tokens: one opens the turn, two and the end of speech have a frame each, and all others are silent."""
-    asked, original = [], frames.text_rows
-    monkeypatch.setattr(frames, "text_rows", lambda model, ids: asked.append(ids.tolist()) or original(model, ids))
-    speak("hello world", "yes", count=12, max_new_tokens=3)
-    config = tiny_model.config
-    assert len(asked) == 4 and asked[2:] == [[[config.tts_eos_token_id]] * 2, [[config.tts_pad_token_id]] * 2]
+    monkeypatch.setattr(tiny_model, "own_engine", None)
+    shapes, project = [], tiny_model.talker.text_projection
+    hook = project.register_forward_hook(lambda _, inputs, output: shapes.append(inputs[0].shape[:-1]))
+    try:
+        speak("hello world", "yes", count=12, max_new_tokens=3)
+    finally:
+        hook.remove()
+    assert shapes.count((2, 1)) == 4
 
 
 # -- numbers that are none -------------------------------------------------------------------------------------------
 
 
 class Broken:
-    """The predictor's step and the vocoder of a model whose weights are NaN."""
-
-    groups = 2
-
-    def __call__(self, hidden, code, noise):
-        return Tensor(np.zeros((1, 3), np.int32)), Tensor(np.full((1, 1, 4), np.nan, np.float32))
+    """The vocoder of a model whose weights are NaN."""
 
     def step(self, codes):
         return Tensor(np.full((1, 1, 1920), np.nan, np.float32))
 
 
 def test_nan_in_codes_or_sound_is_an_error_that_names_the_part():
-    _, total = frames.FramePredictor(Broken(), SamplingParams(), 1, Alone())(None, np.zeros(1, np.int64))
-    sampler = Sampler(SamplingParams(), 1, 4, part="talker or code predictor")
+    voice = Voice(SpeechParams(0, SamplingParams(), SamplingParams()), 0, SimpleNamespace(stream=Broken))
     with pytest.raises(InputError, match="the talker or code predictor's logits hold NaN"):
-        sampler.filter(total.asnumpy()[:, 0])
-    chunker = AudioChunker(SimpleNamespace(stream=Broken), 1, (1,))
+        voice.draws(np.full(4, np.nan, np.float32))
+    voice.codes.append(np.zeros(3, np.int64))
     with pytest.raises(InputError, match="the vocoder's samples hold NaN"):
-        chunker.push(CodecFrame(0, np.zeros((1, 3), np.int64), np.ones(1, bool)))
+        SpeechStage.sound(voice, 1)

@@ -4,17 +4,18 @@ Runs are short, since each frame takes 17 passes; module fixtures are shared by 
 """
 
 import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ms_omni.generation import frames, sampling, speech
-from ms_omni.generation.speech import join_audio, split_events
-from ms_omni.modeling.cache import KVCache
-from ms_omni.modeling.steps import FrameStep
+from ms_omni.engine.shared import engine_of
+from ms_omni.engine.stream import join_audio, split_events
+from ms_omni.generation import sampling
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
+from tests.voices import codes_of, watched_voices
 
 TEXTS = ("hello world", "what is this? one two three", "yes")
 FRAMES, WORDS = 6, 5
@@ -25,27 +26,14 @@ GREEDY = {"talker_do_sample": False, "talker_max_new_tokens": FRAMES + 1, "max_n
 
 @pytest.fixture(scope="module")
 def run(tiny_model):
-    """`run(**kwargs)`: all events of one stream, with the codec frames that were made on the way."""
-
-    def watched(*args, made):
-        for frame in original(*args):
-            made.append(frame)
-            yield frame
-
-    original = speech.codec_frames
+    """`run(**kwargs)`: all events of one stream, and the codes `[frames, Q]` of each row."""
 
     def stream(method="stream", **kwargs):
-        made = []
-        speech.codec_frames = lambda *args: watched(*args, made=made)
-        try:
+        with watched_voices() as voices:
             events = list(getattr(tiny_model, method)(**kwargs))
-        finally:
-            speech.codec_frames = original
         chunks, end = split_events(events)
-        codes = np.stack([frame.codes for frame in made], axis=1) if made else None
-        return SimpleNamespace(
-            events=events, chunks=chunks, end=end, frames=made, codes=codes, waves=join_audio(chunks, len(end.sequences))
-        )
+        waves, codes = join_audio(chunks, len(end.sequences)), list(map(codes_of, voices))
+        return SimpleNamespace(events=events, chunks=chunks, end=end, codes=codes, waves=waves)
 
     return stream
 
@@ -61,8 +49,8 @@ def ends(free):
     """End ids for text and codes, chosen so that row 0 falls silent by its codes after 3 frames; row 2 has no text."""
     text = free.end.sequences[2, -WORDS]
     assert text not in free.end.sequences[:2, -WORDS : -WORDS + 2]
-    assert free.codes[0, 3, 0] not in free.codes[0, :3, 0]
-    return {"eos_token_id": [int(text)], "talker_eos_token_id": int(free.codes[0, 3, 0])}
+    assert free.codes[0][3, 0] not in free.codes[0][:3, 0]
+    return {"eos_token_id": [int(text)], "talker_eos_token_id": int(free.codes[0][3, 0])}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +63,7 @@ def batch(run, ask, ends):
 
 def test_free_rows_speak_for_all_frames(free, tiny_model):
     assert free.end.frames.tolist() == [FRAMES] * 3
-    assert free.codes.shape == (3, FRAMES, 16)
+    assert [codes.shape for codes in free.codes] == [(FRAMES, 16)] * 3
     samples = tiny_model.code2wav.num_samples(FRAMES)
     assert samples == 1920 * FRAMES - 555
     for wave in free.waves:
@@ -84,7 +72,7 @@ def test_free_rows_speak_for_all_frames(free, tiny_model):
 
 
 def test_waves_are_the_vocoders_decode_of_the_codes(free, tiny_model):
-    whole = tiny_model.code2wav.decode(free.codes.transpose(0, 2, 1)).asnumpy()[:, 0]
+    whole = tiny_model.code2wav.decode(np.stack(free.codes).transpose(0, 2, 1)).asnumpy()[:, 0]
     for row in range(3):
         assert np.abs(free.waves[row] - whole[row]).max() < ROUNDING
 
@@ -151,7 +139,7 @@ def test_rows_end_on_their_own(batch, free, tiny_model, ends):
     assert frames[0] == 3 and frames[2] == 0
     assert len(set(frames)) == 3
     assert [len(wave) for wave in batch.waves] == [tiny_model.code2wav.num_samples(n) for n in frames]
-    assert np.array_equal(batch.codes[0, :3], free.codes[0, :3])
+    assert np.array_equal(batch.codes[0], free.codes[0][:3]) and [len(codes) for codes in batch.codes] == frames
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])
@@ -171,7 +159,7 @@ def test_an_empty_answer_is_an_empty_wave(tiny_model, ask, ends):
 
 
 def test_a_talker_that_stops_at_once_gives_an_empty_wave(tiny_model, ask, free):
-    code = int(free.codes[0, 0, 0])
+    code = int(free.codes[0][0, 0])
     _, wave = tiny_model.generate(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=code)
     assert wave.shape == (1, 1, 0)
 
@@ -207,14 +195,15 @@ def test_the_same_seed_gives_the_same_codes_and_wave(run, ask, free):
     first, again, other = (run(**ask(TEXTS[0]), **options, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first.codes, again.codes) and np.array_equal(first.waves, again.waves)
     assert not np.array_equal(first.codes, other.codes) and not np.array_equal(first.waves, other.waves)
-    assert not np.array_equal(first.codes[0], free.codes[0, :3])  # sampling is the default of the speech
+    assert not np.array_equal(first.codes[0], free.codes[0][:3])  # sampling is the default of the speech
     assert np.array_equal(first.end.sequences, other.end.sequences)  # and not of the text
-    assert np.abs(first.codes[:, :, 1:] - other.codes[:, :, 1:]).max() > 0
+    assert np.abs(first.codes[0][:, 1:] - other.codes[0][:, 1:]).max() > 0
 
 
 def test_codes_stay_in_the_codebook(free, tiny_model):
     """The specials at the end of the talker's vocabulary are suppressed."""
-    assert free.codes.min() >= 0 and free.codes.max() < tiny_model.config.code2wav_config.codebook_size
+    codes = np.stack(free.codes)
+    assert codes.min() >= 0 and codes.max() < tiny_model.config.code2wav_config.codebook_size
 
 
 # -- a given text ----------------------------------------------------------------------------------------------------
@@ -246,22 +235,23 @@ def test_saying_nothing_is_an_empty_wave(run, ask):
 # -- breaking off ----------------------------------------------------------------------------------------------------
 
 
-def test_breaking_off_frees_the_caches_of_every_stage(tiny_model, ask, free):
-    def caches():
-        gc.collect()
-        return sum(type(item) in (KVCache, FrameStep) for item in gc.get_objects())
-
-    before = caches()
-    stream = tiny_model.stream(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[], token2wav_chunk_frames=1)
-    for event in stream:
-        if isinstance(event, AudioChunk):
-            break
-    assert caches() == before + 3  # thinker, talker and predictor
-    stream.close()
-    assert caches() == before
-    assert stream.work.chunker.stream.state.frames == 0  # and the vocoder's window
-    assert list(stream) == []
-    _, wave = tiny_model.generate(**ask(TEXTS[0]), **GREEDY, eos_token_id=[], talker_eos_token_id=[])
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_breaking_off_gives_all_up(how, tiny_model, ask, free):
+    engine, options = engine_of(tiny_model), {**GREEDY, "eos_token_id": [], "talker_eos_token_id": []}
+    with watched_voices() as voices:
+        stream = tiny_model.stream(**ask(TEXTS[0]), **options, token2wav_chunk_frames=1)
+        next(event for event in stream if isinstance(event, AudioChunk))
+    assert len(engine.rows) == 1 and all(pool.used for pool in engine.scheduler.pools)
+    voice = weakref.ref(voices.pop())
+    if how == "closed":
+        stream.close()
+        assert list(stream) == []
+    else:
+        del stream
+    gc.collect()
+    assert not engine.rows and not any(pool.used for pool in engine.scheduler.pools)
+    assert voice() is None  # and with it the vocoder's window
+    _, wave = tiny_model.generate(**ask(TEXTS[0]), **options)
     assert np.abs(wave[0, 0] - free.waves[0]).max() < ROUNDING
 
 
@@ -297,9 +287,7 @@ def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
     ]
     inputs = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 4, 6], [1, 8, 4]]
-    prompts, original = [], frames.build_prompt
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frames, "build_prompt", lambda *args: prompts.append(original(*args)) or prompts[-1])
+    with watched_voices() as voices:
         _, wave = tiny_model.generate(
             **inputs,
             max_new_tokens=2,
@@ -309,7 +297,7 @@ def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
             talker_eos_token_id=[],
         )
     assert wave.shape == (1, 1, 1920 * 2 - 555)
-    time, height, width = prompts[0].positions[:, 0]
+    time, height, width = voices[0].heard.positions
     (first, *_), tokens = np.flatnonzero(time != width), 6
     first -= 1  # the picture's corner has equal positions
     assert (width[first : first + tokens] - first).tolist() == [0, 1, 2] * 2

@@ -62,11 +62,10 @@ def test_encoders_where_packed_sequences_have_no_kernel(ascend, called, model, t
     assert "FlashAttentionScore" not in called
 
 
-def test_speech(ascend, model, speech_values, build, config, close, monkeypatch):
+def test_speech(ascend, model, speech_values, build, config, close):
     """A padded batch with all media: tokens and codes are equal, talker, predictor and code2wav within their tolerances."""
     key = "batch"
-    with monkeypatch.context() as patches:
-        spoken = speech.Spoken(model, build(speech_values, key), speech_values.notes[f"{key}/arguments"], config, patches)
+    spoken = speech.Spoken(model, build(speech_values, key), speech_values.notes[f"{key}/arguments"], config)
     speech.test_speech(spoken, speech_values, config, key, close)
 
 

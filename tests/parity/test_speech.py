@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from ms_omni.generation import frames as frame_loop
-from ms_omni.generation import speech
 from tests.reference.cases import Case
 from tests.reference.record_columns import columns
 from tests.reference.store import DATA, Reference
+from tests.voices import codes_of, watched_voices
 
 WAVE_TOLERANCE = 2e-3
 EARLY = "batch+early_text"
@@ -18,40 +17,9 @@ KEYS = sorted(
 
 
 class Spoken:
-    """One spoken answer and what passed the seams: prompt, rows and logits of each step, codes of each frame."""
+    """One spoken answer, and the voice of each of its rows: prompt, rows and logits of each step, codes of each frame."""
 
-    def __init__(self, model, case, arguments, config, monkeypatch):
-        self.frames, self.rows, self.logits, self.prompt = [], [], [], None
-        build_prompt, codec_frames = frame_loop.build_prompt, speech.codec_frames
-
-        def keep_prompt(*args):
-            self.prompt = build_prompt(*args)
-            return self.prompt
-
-        def keep_frames(*args):
-            for frame in codec_frames(*args):
-                self.frames.append(frame)
-                yield frame
-
-        monkeypatch.setattr(frame_loop, "build_prompt", keep_prompt)
-        monkeypatch.setattr(speech, "codec_frames", keep_frames)
-        hooks, talker = [], type(model.talker)
-        read = talker.read
-
-        def keep_read(cell, *args):  # the prompt
-            output = read(cell, *args)
-            self._keep_step(cell, args, output)
-            return output
-
-        monkeypatch.setattr(talker, "read", keep_read)
-        talker_step = frame_loop.talker_step
-
-        def keep_steps(*args):
-            step = talker_step(*args)
-            hooks.append(step.register_forward_hook(self._keep_step))
-            return step
-
-        monkeypatch.setattr(frame_loop, "talker_step", keep_steps)
+    def __init__(self, model, case, arguments, config):
         # The reference never says the last token, whatever it is; here only an end token is not said: it is one.
         end = config["im_end_token_id"]
         arguments = {
@@ -60,7 +28,7 @@ class Spoken:
             "thinker_forced_eos_token_id": end,
             **arguments,
         }
-        try:
+        with watched_voices() as self.voices:
             self.ids, audio = model.generate(
                 **case.inputs,
                 speaker="Ethan",
@@ -71,14 +39,7 @@ class Spoken:
                 talker_do_sample=False,
                 **arguments,
             )
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.audio = [audio.reshape(-1)] if len(case.inputs["input_ids"]) == 1 else audio
-
-    def _keep_step(self, _, inputs, output):
-        self.rows.append(inputs[0].asnumpy()[:, -1].copy())
-        self.logits.append(output[0].asnumpy()[:, -1].copy())
 
 
 @pytest.fixture(params=KEYS)
@@ -89,21 +50,21 @@ def key(request, speech_values):
 
 
 @pytest.fixture
-def spoken(model, speech_values, build, config, key, monkeypatch):
-    return Spoken(model, build(speech_values, key), speech_values.notes[f"{key}/arguments"], config, monkeypatch)
+def spoken(model, speech_values, build, config, key):
+    return Spoken(model, build(speech_values, key), speech_values.notes[f"{key}/arguments"], config)
 
 
 def test_speech(spoken, speech_values, config, key, close):
-    check_prompt(spoken.prompt, speech_values, key, close)
+    check_prompts(spoken.voices, speech_values, key, close)
     np.testing.assert_array_equal(spoken.ids[:, :-1], speech_values[f"{key}/ids"][:, :-1])
     for row, count in enumerate(speech_values.notes[f"{key}/frames"]):
-        check_steps(spoken, speech_values, key, row, count, close)
+        check_steps(spoken.voices[row], speech_values, key, row, count, close)
         expected = speech_values[f"{key}/codes/{row}"].T
-        np.testing.assert_array_equal(codes_of(spoken, row).reshape(-1, expected.shape[1]), expected)
+        np.testing.assert_array_equal(codes_of(spoken.voices[row]).reshape(-1, expected.shape[1]), expected)
         check_wave(spoken.audio[row], speech_values, key, row, close)
 
 
-def test_rows_whose_text_ends_early(model, speech_values, build, config, close, monkeypatch):
+def test_rows_whose_text_ends_early(model, speech_values, build, config, close):
     """Each row of a batch is spoken as it would be alone: its end token is not said, tts_eos follows its last text.
 
     In a batch the reference also says the end token of the rows that end before the longest one (it was fed to the
@@ -112,18 +73,17 @@ def test_rows_whose_text_ends_early(model, speech_values, build, config, close, 
     if f"{EARLY}/frames" not in speech_values.notes:
         pytest.skip("not recorded for this geometry: its rows repeat one token and cannot end early")
     case, arguments = build(speech_values, EARLY), speech_values.notes[f"{EARLY}/arguments"]
-    spoken = Spoken(model, case, arguments, config, monkeypatch)
-    monkeypatch.undo()
-    check_prompt(spoken.prompt, speech_values, EARLY, close)
+    spoken = Spoken(model, case, arguments, config)
+    check_prompts(spoken.voices, speech_values, EARLY, close)
     width = case.inputs["input_ids"].shape[1]
     np.testing.assert_array_equal(spoken.ids[:, :-1], speech_values[f"{EARLY}/ids"][:, :-1])
     longest = speech_values.notes[f"{EARLY}/frames"][0]
-    check_steps(spoken, speech_values, EARLY, 0, longest, close)
+    check_steps(spoken.voices[0], speech_values, EARLY, 0, longest, close)
     row = 1
     end = int(np.flatnonzero(np.isin(spoken.ids[row, width:], arguments["thinker_eos_token_id"]))[0])
-    np.testing.assert_array_equal(codes_of(spoken, row)[:end], speech_values[f"{EARLY}/codes/{row}"].T[:end])
-    alone = Spoken(model, single(case, row), arguments, config, monkeypatch)
-    np.testing.assert_array_equal(codes_of(spoken, row), codes_of(alone, 0))
+    np.testing.assert_array_equal(codes_of(spoken.voices[row])[:end], speech_values[f"{EARLY}/codes/{row}"].T[:end])
+    alone = Spoken(model, single(case, row), arguments, config)
+    np.testing.assert_array_equal(codes_of(spoken.voices[row]), codes_of(alone.voices[0]))
     np.testing.assert_allclose(spoken.audio[row], alone.audio[0], rtol=0, atol=1e-4)
 
 
@@ -140,28 +100,25 @@ def single(case, row):
     return Case(f"{case.name}/{row}", ids | inputs, case.use_audio_in_video)
 
 
-def codes_of(spoken, row):
-    """Codes [frames, groups] of one row up to its end."""
-    return np.array([frame.codes[row] for frame in spoken.frames if frame.active[row]])
+def check_prompts(voices, values, key, close):
+    """The rows that the talker reads of each conversation, and their three-dimensional positions."""
+    assert [len(voice.rows) for voice in voices] == values[f"{key}/prompt_mask"].sum(axis=1).tolist()
+    rows, positions = [voice.rows.asnumpy() for voice in voices], [voice.heard.positions for voice in voices]
+    close(values, f"{key}/prompt", np.concatenate(rows), "speech: talker prompt")
+    np.testing.assert_allclose(np.concatenate(positions, axis=1), values[f"{key}/positions"], rtol=1e-6)
 
 
-def check_prompt(prompt, values, key, close):
-    """The rows that the talker reads, without padding, and their three-dimensional positions."""
-    np.testing.assert_array_equal(prompt.valid, values[f"{key}/prompt_mask"] == 1)
-    close(values, f"{key}/prompt", prompt.rows.asnumpy()[prompt.valid], "speech: talker prompt")
-    expected = values[f"{key}/positions"]
-    np.testing.assert_allclose(np.asarray(prompt.positions)[:, prompt.valid], expected, rtol=1e-6)
-
-
-def check_steps(spoken, values, key, row, count, close):
+def check_steps(voice, values, key, row, count, close):
     """Text rows are handed over one per frame: the next text token, tts_eos once, then tts_pad."""
-    rows = np.stack(spoken.rows[1:], axis=1)[row, :count] if count else np.zeros((0, spoken.rows[0].shape[-1]))
+    rows = [place.tensor.asnumpy()[place.row, 0] for place in voice.inputs[1 : count + 1]]
+    rows = np.stack(rows) if count else np.zeros((0, voice.rows.shape[1]))
     close(values, f"{key}/step_rows/{row}", rows, "speech: rows of each step")
-    logits = np.stack(spoken.logits, axis=1)[row, : count + 1]
+    logits = np.stack(voice.logits)[: count + 1]
     close(values, f"{key}/logits/{row}", logits[:, columns(logits.shape[-1])], "speech: talker logits of each step")
-    positions = spoken.prompt.following[row] + np.arange(count)
     expected = values[f"{key}/step_positions/{row}"]
-    np.testing.assert_allclose(np.broadcast_to(positions, expected.shape), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.broadcast_to(voice.heard.following + np.arange(count), expected.shape), expected, rtol=1e-6
+    )
 
 
 def check_wave(wave, values, key, row, close):
