@@ -1,9 +1,10 @@
-"""Whether the weights of a model are still those that something was computed with."""
+"""Whether the weights of a model, and the operators, are still those that something was computed with."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from ..modeling import ops
+from ..modeling.ops import dispatch
 
 
 class Weights:
@@ -29,4 +30,4 @@ class Weights:
 
     def _state(self):
         ids = [id(part) for table in self.tables for part in table.values()]
-        return ids, [parameter.data_ptr() for parameter in self.parameters], ops.Recorded.calls
+        return ids, [parameter.data_ptr() for parameter in self.parameters], ops.Recorded.calls, dispatch.implementation()

@@ -1,6 +1,7 @@
 """The commands inside this process: what they print where, exit codes, and what they refuse."""
 
 import json
+import signal
 import wave
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from ms_omni import __version__
 from ms_omni.cli import COMMANDS, build_parser
 from ms_omni.commands import generate
-from ms_omni.generation import speech
+from ms_omni.engine.speech import SpeechStage
 
 SHORT = ("--max-new-tokens", 3, "--seed", 1)
 SPOKEN = (*SHORT, "--talker-max-new-tokens", 4)
@@ -228,14 +229,15 @@ def test_an_answer_about_media(cli, tiny_checkpoint, media):
 
 
 def test_interrupting_keeps_what_was_said(cli, tiny_checkpoint, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        for frame in original(*arguments):
-            if frame.index == 5:
-                raise KeyboardInterrupt
-            yield frame
+    frames_made, made = SpeechStage.frames, []
 
-    original = speech.codec_frames
-    monkeypatch.setattr(speech, "codec_frames", interrupted)
+    def interrupted(self, *arguments):
+        made.append(arguments)
+        if len(made) == 6:
+            signal.raise_signal(signal.SIGINT)
+        frames_made(self, *arguments)
+
+    monkeypatch.setattr(SpeechStage, "frames", interrupted)
     target = tmp_path / "said.wav"
     options = ("--max-new-tokens", 8, "--speech", target, "--seed", 5)
     code, _, err = cli("generate", "--model", tiny_checkpoint, *options, "hi")

@@ -256,9 +256,9 @@ def test_refusals_of_the_whole_model(options, said, tiny_model, ask):
 
 
 def test_temperature_zero_is_greedy_for_every_sampler(tiny_model, ask):
-    request = tiny_model.stream(**ask("hi"), temperature=0, do_sample=True, talker_temperature=0.0).work
-    assert not (request.text.params.do_sample or request.speech.talker.do_sample or request.speech.predictor.do_sample)
-    request = tiny_model.stream(**ask("hi"), predictor_temperature=0).work
+    request = tiny_model.stream(**ask("hi"), temperature=0, do_sample=True, talker_temperature=0.0).request
+    assert not (request.text.do_sample or request.speech.talker.do_sample or request.speech.predictor.do_sample)
+    request = tiny_model.stream(**ask("hi"), predictor_temperature=0).request
     assert request.speech.talker.do_sample and not request.speech.predictor.do_sample
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
+from ms_omni.engine.runner import ThinkerRunner
 from ms_omni.errors import InputError
 from ms_omni.generation.request import parse_request
 
@@ -15,7 +16,7 @@ def idle(tiny_model, monkeypatch):
     def work(*_, **__):
         raise AssertionError("the thinker was run")
 
-    monkeypatch.setattr(tiny_model.thinker, "construct", work)
+    monkeypatch.setattr(ThinkerRunner, "read", work)
     return tiny_model
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ms_omni.engine.runner import ThinkerRunner
 from ms_omni.errors import InputError
 
 
@@ -34,7 +35,7 @@ def test_scores_come_with_and_without_speech(speaks, tiny_model, ask):
 
 
 def test_ids_beyond_the_vocabulary_are_refused_before_any_work(tiny_model, ask, monkeypatch):
-    monkeypatch.setattr(tiny_model.thinker, "construct", None)
+    monkeypatch.setattr(ThinkerRunner, "read", None)
     for options in ({"eos_token_id": 10**6}, {"thinker_suppress_tokens": [10**6]}, {"talker_eos_token_id": 10**6}):
         with pytest.raises(InputError, match="the vocabulary has"):
             tiny_model.generate(**ask("hi"), **options)
@@ -45,6 +46,6 @@ def test_an_end_token_that_ends_nothing_is_never_spoken(tiny_model, ask):
     config = tiny_model.config.talker_config
     for ends in ([], [7]):
         stream = tiny_model.stream(**ask("hi"), talker_eos_token_id=ends)
-        assert config.codec_eos_token_id in stream.work.speech.talker.suppress_tokens
-        assert stream.work.speech.talker.eos_token_id == tuple(ends)
-    assert config.codec_eos_token_id not in tiny_model.stream(**ask("hi")).work.speech.talker.suppress_tokens
+        assert config.codec_eos_token_id in stream.request.speech.talker.suppress_tokens
+        assert stream.request.speech.talker.eos_token_id == tuple(ends)
+    assert config.codec_eos_token_id not in tiny_model.stream(**ask("hi")).request.speech.talker.suppress_tokens
