@@ -25,6 +25,7 @@ from .kernel_log import KernelLog, Launches
 
 CONTEXT = 2 * CHUNK_TOKENS
 BLOCKS = CONTEXT // BLOCK_TOKENS
+ROWS = 16
 PICTURE = (1, 28, 42)  # frames, rows and columns of patches
 AUDIO_FRAMES = 1050  # ten and a half chunks: two windows, one of them not full
 
@@ -90,18 +91,18 @@ def thinker(log: KernelLog, team: Team | None) -> Counted:
 
 
 def talker(log: KernelLog) -> Counted:
-    """As `thinker`, for the decoder that speaks."""
+    """As `thinker`, for the decoder that speaks; of several rows, which take no more launches than one."""
     layers = load_named_config("published").talker_config.text_config.num_hidden_layers
-    launches, layer = every_layer(layers, lambda layers: _step(log, _talker_of(layers)))
+    launches, layer = every_layer(layers, lambda layers: _step(log, _talker_of(layers), ROWS))
     return Counted(launches, {"talker": layer})
 
 
-def _step(log: KernelLog, model: Thinker | Talker) -> Launches:
+def _step(log: KernelLog, model: Thinker | Talker, rows: int = 1) -> Launches:
     decoder = model.model
     step = PoolStep(decoder, model.output_layer, KVPool.of(decoder, 1 + BLOCKS), compile_after=0)
-    rope = decoder.rope(np.zeros((3, 1, 1), np.float32))
-    tables, lengths = step.pool.tables([range(1, 1 + BLOCKS)], [CONTEXT]), np.array([CONTEXT], np.int32)
-    inputs = zeros(1, 1, decoder.config.hidden_size), rope, tables, lengths
+    rope, lengths = decoder.rope(np.zeros((3, rows, 1), np.float32)), np.full(rows, CONTEXT, np.int32)
+    tables = step.pool.tables([range(1, 1 + BLOCKS)] * rows, lengths)
+    inputs = zeros(rows, 1, decoder.config.hidden_size), rope, tables, lengths
     log.skip()
     step(*inputs)
     return log.built() if decoder.compilable else log.launched()
