@@ -15,7 +15,7 @@ from .inputs import part
 from .listening import Answer, gaps, summary
 from .meter import Meter
 from .speech import SAMPLE_RATE_HZ, Speakers, exactly
-from .text import forget
+from .text import compiled_at_once, forget
 
 WARM_UPS = 4
 SHORT_TOKENS, SHORT_FRAMES = 3, 5  # of an answer in a warm-up
@@ -43,7 +43,7 @@ class Serving:
         rate, spoken and load: see `callers`; speech: where it is made, see `Engine`.
         """
         wanted = callers(count, rate, spoken, seed, Load(**load) if load else Load())
-        with closing(self.model.engine(rows, speech=speech)) as engine:
+        with closing(self._engine(rows, speech)) as engine:
             self._warm(engine, wanted[:rows])
             with timed_ticks(engine) as seconds:
                 answers = self._run(engine, wanted)
@@ -51,7 +51,7 @@ class Serving:
 
     def writing(self, rows: int, prompt: int, tokens: int) -> dict[str, float]:
         """Tokens per second of rows that write together, while all of them do."""
-        with closing(self.model.engine(rows)) as engine:
+        with closing(self._engine(rows)) as engine:
             self._warm(engine, writers(rows, prompt, tokens))
             return {"tokens_per_s": self._tokens_per_s(engine, rows, prompt, tokens)}
 
@@ -62,11 +62,8 @@ class Serving:
 
     def speaking(self, rows: int, frames: int) -> dict[str, float]:
         """Talker and predictor for rows that speak together: see `Speakers.talk`."""
-        for _ in range(WARM_UPS):
-            with Meter() as meter:
-                self.speakers.talk(frames, rows)
-            if not meter.compiled:
-                break
+        self.speakers.prepare(rows, frames)
+        warm(lambda: self.speakers.talk(SHORT_FRAMES, rows))
         return self.speakers.talk(frames, rows)
 
     def burst(self, rows: int, prompt: int, tokens: int, frames: int) -> dict[str, float]:
@@ -76,7 +73,7 @@ class Serving:
         load: seconds of work per second of speech, of all of them.
         """
         wanted = [Caller(0.0, prompt, tokens, frames, False, [7, number]) for number in range(rows)]
-        with closing(self.model.engine(rows)) as engine:
+        with closing(self._engine(rows)) as engine:
             self._warm(engine, wanted)
             started = time.perf_counter()
             answers = self._run(engine, wanted)
@@ -106,7 +103,7 @@ class Serving:
         Counted: whether the second has the same ids both ways.
         """
         first, second = (part(self.arrays, name) for name in ("video_first", "video_second"))
-        with closing(self.model.engine(1)) as engine:
+        with closing(self._engine(1)) as engine:
             self._warm(engine, writers(1, SHORT_TOKENS, tokens))
             times, ids = [], []
             for forgets, inputs in ((False, first), (False, second), (True, second)):
@@ -133,14 +130,14 @@ class Serving:
                 ids += event.token.tolist() if isinstance(event, TextDelta) else []
         return answer, ids
 
+    def _engine(self, rows, speech=None):
+        with compiled_at_once(self.model):
+            return self.model.engine(rows, speech=speech)
+
     def _warm(self, engine, wanted):
-        """Short answers to as many as there will be, until nothing is compiled any more."""
+        """Short answers to as many as there will be."""
         short = [replace(caller, at_s=0.0, tokens=SHORT_TOKENS, frames=caller.frames and SHORT_FRAMES) for caller in wanted]
-        for _ in range(WARM_UPS):
-            with Meter() as meter:
-                self._run(engine, short)
-            if not meter.compiled:
-                break
+        warm(lambda: self._run(engine, short))
         forget(engine)
 
     def _run(self, engine: Engine, wanted: Sequence[Caller]) -> list[Answer]:
@@ -162,6 +159,15 @@ class Serving:
                 if isinstance(event, (StreamEnd, StreamError)):
                     del answers[id]
         return found
+
+
+def warm(work: Callable[[], Any]) -> None:
+    """Does it until nothing is compiled any more."""
+    for _ in range(WARM_UPS):
+        with Meter() as meter:
+            work()
+        if not meter.compiled:
+            return
 
 
 def writers(rows: int, prompt: int, tokens: int) -> list[Caller]:

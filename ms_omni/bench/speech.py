@@ -14,7 +14,7 @@ from ..engine.speech import SpeechStage
 from ..generation.request import parse_request
 from ..modeling.packing import host_array
 from ..outputs import StreamEnd
-from .text import fresh_engine
+from .text import compiled_at_once, fresh_engine
 
 SAMPLE_RATE_HZ = 24_000
 SAID_TOKENS = 12
@@ -86,7 +86,8 @@ class Speakers:
             stage, model = fresh_engine(self.model).speech, self.model
             ends = np.stack([stage.bos, stage.eos, stage.silence])
             pool = KVPool.of(model.talker.model, blocks)
-            self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
+            with compiled_at_once(model):
+                self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
         self.stage.pool.reserve(blocks)
 
     def _overhear(self) -> None:

@@ -1,5 +1,7 @@
 """Text of a known length, as the scenarios want it, and an engine that remembers nothing of what it has read before."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,3 +34,14 @@ def forget(engine: Engine) -> None:
         pool.forget()
     features = engine.thinker.features
     engine.thinker.features = ContentCache(features.budget)
+
+
+@contextmanager
+def compiled_at_once(model: Any) -> Iterator[None]:
+    """Engines that are made meanwhile build their graphs, if they build any, at the first call of a shape: in a warm-up."""
+    before = model.compile_after
+    model.compile_after = None if before is None else 0
+    try:
+        yield
+    finally:
+        model.compile_after = before
