@@ -12,32 +12,26 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.checks import whole_number
-from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
+from ..generation.hand_over import OPENING_ROWS, assistant_turns, user_mask
 from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..locking import exclusive
 from ..memory import free_memory_gb
-from ..modeling import ops
-from ..modeling.interruption import uninterrupted
-from ..modeling.packing import host_array
-from ..outputs import StreamError, TextDelta
+from ..outputs import StreamError
 from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
-from .hearing import listen
-from .held import take_over, taken_from
 from .kv_pool import KVPool
-from .plan import TALKER, THINKER, Facts, Job, Plan, Speech
+from .plan import TALKER, THINKER, Job, Plan, Speech
 from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
 from .runner import ThinkerRunner
 from .scheduler import Scheduler
-from .sequence import Sequence, bucket
+from .sequence import Sequence
 from .speech import SpeechStage, seeded
 from .speech_process import SpeechProcess, speaking_config, with_voice
 from .text import Text
 from .weights import Weights
+from .work import Work
 
-WAIT_S = 0.05
-"""For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
 IDLE_S = 0.001
 """Where a function of another caller's is waited for."""
 FEATURE_BYTES = 256 * 2**20
@@ -50,7 +44,7 @@ FIRST_BLOCKS = 4
 """Of an engine that grows."""
 
 
-class Engine:
+class Engine(Work):
     """Answers of one model, several at a time.
 
     model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together that
@@ -71,6 +65,7 @@ class Engine:
         speech: str | None = None,
         speech_device: int | None = None,
     ):
+        super().__init__()
         self.max_rows = whole_number("max_rows", max_rows)
         self.whole = hasattr(model, "thinker")
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
@@ -87,15 +82,11 @@ class Engine:
         first = min(FIRST_BLOCKS, self.blocks) if grows else self.blocks
         pools = [BlockPool(first + 1, self.blocks + 1) for _ in decoders]
         self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=max_rows)
-        self.rows: dict[int, Sequence] = {}
         self.added: set[int] = set()  # whose events `step` hands out
-        self.written: set[int] = set()  # of whom the rest is done elsewhere
         self._weights: Weights | None = None
         self.speech: SpeechStage | SpeechProcess | None = None
         self._left: deque[int] = deque()  # rows that nobody wants any more
-        self._busy = self.closed = False
-        self._ended: tuple[set[int], set[int]] = (set(), set())
-        self._news: list[int] = []  # rows whose speech is to be told something
+        self.closed = False
         self._refresh()
 
     @property
@@ -185,13 +176,13 @@ class Engine:
         self._left.append(id)  # no more than that where somebody is at work: this may be called by the collector of garbage
         if exclusive.acquire(blocking=False):
             try:
-                self._let_go()
+                self.let_go()
                 self.ranks.finish()
             finally:
                 exclusive.release()
 
-    def _let_go(self) -> None:
-        while self._left and not self._busy:
+    def let_go(self) -> None:
+        while self._left and not self.busy:
             id = self._left.popleft()
             self.scheduler.cancel(id)
             self.ranks.leave(id)
@@ -199,7 +190,7 @@ class Engine:
     @exclusive
     def close(self) -> None:
         """Gives all up, what is under way with an error, and the memory back."""
-        self._let_go()
+        self.let_go()
         for id, row in self.rows.items():
             self.scheduler.cancel(id)
             if not row.ended:
@@ -253,7 +244,7 @@ class Engine:
         """The ids of the conversations of a request, each as often as it wants answers to it. Raises `InputError`."""
         if self.closed:
             raise InputError("this engine is closed; make another one with model.engine()")
-        self._let_go()
+        self.let_go()
         self.ranks.finish()
         request = self.ranks.begin(request)
         ids = self.take(request)
@@ -315,198 +306,12 @@ class Engine:
         if self.speech is not None:
             self.speech.cancel(id)
 
-    # -- a tick ------------------------------------------------------------------------------------------------------
-
-    def tick(self) -> bool:
-        """One for everybody; the caller holds the lock. Says whether there was something to do."""
-        self._let_go()
-        self._busy = True
-        try:
-            with self.ranks.together():
-                plan = self.ranks.plan()
-                self._place(plan)
-                for id, number in plan.encode:  # which takes long, and can be done again
-                    self._guard(self.rows[id], self.thinker.encode, number)
-                with uninterrupted():
-                    idle = self._follow(plan)
-        finally:
-            self._busy = False
-        self._let_go()
-        self.ranks.finish()
-        if idle:
-            exclusive.released(self.speech.wait, WAIT_S)
-        return idle or bool(plan)
-
-    def _follow(self, plan: Plan) -> bool:
-        """Says whether there was nothing to do while something is spoken elsewhere."""
-        payloads = {}
-        for id, decoder, start, stop in plan.read:
-            if decoder == THINKER:
-                payloads[id] = self._guard(self.rows[id], self._read, id, start, stop)
-                self.rows[id].read[decoder] = stop
-        self._decode([id for (id,) in plan.decode])
-        said = self._speak(plan) if self.speech is not None else None
-        return self._conclude(plan, payloads) and not (plan or said)
-
-    def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
-        """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
-        elsewhere = self.speech.elsewhere if self.speech is not None else frozenset()
-        failed = frozenset(
-            id for id, row in self.rows.items() if self.ranks.leads and row.error is not None and not row.ended
-        )
-        facts = Facts(*map(frozenset, self._ended), failed, payloads or {})
-        self._ended = (set(), set())
-        self.written.update(self.ranks.done(plan, facts))
-        for id in (self.written - elsewhere) | failed:
-            self.finish(self.rows[id])
-        self.written &= elsewhere
-        return bool(elsewhere)
-
-    @staticmethod
-    def finish(row: Sequence) -> None:
-        """Hands out the last event."""
-        error = row.error or row.speech_error
-        row.end(time.perf_counter()) if error is None else row.fail(error)
-
     def give_up(self) -> None:
         """Ends everybody without a word."""
         for id, row in list(self.rows.items()):
             row.ended = True
             self.scheduler.cancel(id)
             self.forget(id)
-
-    def _place(self, plan: Plan) -> None:
-        """Whose blocks are whose from now on."""
-        for (id,) in plan.dropped:
-            self.rows[id].drop()
-        for id, found in plan.admitted:
-            self.rows[id].read[THINKER] = found
-        for id, decoder, block in plan.blocks:
-            self.rows[id].tables[decoder].append(block)
-        if self.speech is not None:
-            self.speech.place(plan)
-        for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
-            if pool is not None:
-                part.pool.reserve(pool.capacity + 1)
-        for id, found in plan.admitted:
-            row = self.rows[id]
-            if row.speech is not None and not row.told:
-                row.states = self.ranks.heard(id, found)
-            if row.held is not None:
-                take_over(self.thinker.pool, row.tables[THINKER], *row.held)
-
-    @staticmethod
-    def _guard(row, function, *arguments):
-        """What a function makes of a row, or None and the row has failed."""
-        if row.error is not None:
-            return None
-        try:
-            return function(row, *arguments)
-        except Exception as error:  # whatever it is, it ends this answer and no other
-            row.error = error
-            return None
-
-    def _read(self, row, id, start, stop):
-        """A chunk of a prompt; returns what is kept beside it."""
-        logits, heard = self.thinker.read(row, start, stop)
-        if row.speech is not None and not row.told:
-            row.states.append(heard)
-        if logits is not None:
-            row.features.clear()
-        if row.given and logits is not None:
-            self._ended[THINKER].add(id)
-            self._news.append(id)
-        elif logits is not None and not row.text.tokens:
-            self._draw([id], [logits])
-        return heard
-
-    def _draw(self, ids, logits):
-        """The next tokens, at once, or when a caller asks for it whose functions have a say in it."""
-        rows = [self.rows[id] for id in ids]
-        for id, row, scores in zip(ids, rows, self.ranks.scores(rows, logits)):
-            if not self.ranks.leads:
-                self._guard(row, self._look, *scores)
-            elif row.text.asks:
-                row.asked = scores
-                self.scheduler.asleep.add(id)
-            else:
-                self._guard(row, self._write, id, *scores)
-
-    @staticmethod
-    def _look(row, scores, adjusted):
-        if row.text.options.output_scores or row.text.options.output_logits:
-            row.text.look(scores, adjusted)
-
-    def _write(self, row, id, scores, adjusted):
-        self.wrote(row, id, row.text.take(scores, adjusted))
-
-    def wrote(self, row: Sequence, id: int, delta: TextDelta) -> None:
-        """Hands out a token."""
-        row.add(delta, time.perf_counter())
-        if not row.text.going:
-            self._ended[THINKER].add(id)
-            if row.text.options.keep_cache or row.text.options.past_key_values is not None:
-                stop = len(row.prompt) + len(row.text.tokens) - 1
-                row.left = taken_from(self.thinker.pool, row.tables[THINKER], row.prompt.held, stop)
-        if row.speech is not None:
-            self._news.append(id)
-
-    def _together(self, ids, launch):
-        """What a launch for several rows gives them, or None and all of them have failed."""
-        rows = [self.rows[id] for id in ids]
-        try:
-            return launch(rows) if rows else None
-        except Exception as error:
-            for row in rows:
-                row.error = error
-            return None
-
-    def _decode(self, ids):
-        logits, last = self._together(ids, self.thinker.decode), []
-        for index, id in enumerate(() if logits is None else ids):
-            row = self.rows[id]
-            row.read[THINKER] += 1
-            if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
-                last.append(index)
-        self._draw([ids[index] for index in last], [logits[index] for index in last])
-
-    # -- speech ------------------------------------------------------------------------------------------------------
-
-    def embeddings(self, ids: list[int]) -> np.ndarray:
-        """The thinker's embeddings float32 `[n, D]` of text."""
-        padded = np.array(ids + [0] * (bucket(ids) - len(ids)))[:, None]
-        return host_array(self.thinker_cell.embed_text(padded))[: len(ids), 0].astype(np.float32)
-
-    def _tell(self):
-        """Speech is told what was written in this tick."""
-        told = {id: self.rows[id].news() for id in self._news if id in self.rows}
-        self._news.clear()
-        ids = [token for words in told.values() for token in words]
-        words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
-        for id, news in told.items():
-            row, own, words = self.rows[id], words[: len(news)], words[len(news) :]
-            if not row.told and len(news) <= ROLE_ROWS:  # nothing is to be said
-                self.speech.cancel(id)
-                self._ended[TALKER].add(id)
-                continue
-            if not row.told:
-                embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
-                self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
-                row.states.clear()
-            row.told += len(news)
-            self.speech.tell(id, own, row.written)
-
-    def _speak(self, plan):
-        """What is spoken in this tick is handed out, and returned."""
-        self.ranks.tell()
-        self._tell()
-        said = self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
-        for id, pcm, codes in said.sounds:
-            self.rows[id].sound(pcm, codes, time.perf_counter())
-        for id, error in said.failed.items():
-            self.rows[id].speech_error = error
-        self._ended[TALKER].update(said.ended)
-        return said
 
 
 def _blocks_that_fit(decoders, max_rows, grows):

@@ -1,0 +1,232 @@
+"""What a tick does for the answers that are at work: a plan is made, and followed."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ..generation.hand_over import ROLE_ROWS
+from ..locking import exclusive
+from ..modeling import ops
+from ..modeling.interruption import uninterrupted
+from ..modeling.packing import host_array
+from ..outputs import TextDelta
+from .hearing import listen
+from .held import take_over, taken_from
+from .plan import TALKER, THINKER, Facts, Plan
+from .ranks import Alone
+from .runner import ThinkerRunner
+from .scheduler import Scheduler
+from .sequence import Sequence, bucket
+from .speech import SpeechStage
+from .speech_process import SpeechProcess
+
+WAIT_S = 0.05
+"""For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
+
+
+class Work:
+    """rows: the answers by their ids; scheduler: who does what; thinker, speech: where it is done; ranks: with whom; written: rows of
+    which the rest is done elsewhere.
+    """
+
+    thinker_cell: Any
+    config: Any
+    ranks: Alone
+    scheduler: Scheduler
+    thinker: ThinkerRunner
+    speech: SpeechStage | SpeechProcess | None
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Sequence] = {}
+        self.written: set[int] = set()
+        self.busy = False
+        self._ended: tuple[set[int], set[int]] = (set(), set())
+        self._news: list[int] = []  # rows whose speech is to be told something
+
+    def let_go(self) -> None:
+        """Ends what nobody wants any more."""
+
+    def tick(self) -> bool:
+        """One for everybody; the caller holds the lock. Says whether there was something to do."""
+        self.let_go()
+        self.busy = True
+        try:
+            with self.ranks.together():
+                plan = self.ranks.plan()
+                self._place(plan)
+                for id, number in plan.encode:  # which takes long, and can be done again
+                    self._guard(self.rows[id], self.thinker.encode, number)
+                with uninterrupted():
+                    idle = self._follow(plan)
+        finally:
+            self.busy = False
+        self.let_go()
+        self.ranks.finish()
+        if idle:
+            exclusive.released(self.speech.wait, WAIT_S)
+        return idle or bool(plan)
+
+    def _follow(self, plan: Plan) -> bool:
+        """Says whether there was nothing to do while something is spoken elsewhere."""
+        payloads = {}
+        for id, decoder, start, stop in plan.read:
+            if decoder == THINKER:
+                payloads[id] = self._guard(self.rows[id], self._read, id, start, stop)
+                self.rows[id].read[decoder] = stop
+        self._decode([id for (id,) in plan.decode])
+        said = self._speak(plan) if self.speech is not None else None
+        return self._conclude(plan, payloads) and not (plan or said)
+
+    def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
+        """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
+        elsewhere = self.speech.elsewhere if self.speech is not None else frozenset()
+        failed = frozenset(
+            id for id, row in self.rows.items() if self.ranks.leads and row.error is not None and not row.ended
+        )
+        facts = Facts(*map(frozenset, self._ended), failed, payloads or {})
+        self._ended = (set(), set())
+        self.written.update(self.ranks.done(plan, facts))
+        for id in (self.written - elsewhere) | failed:
+            self.finish(self.rows[id])
+        self.written &= elsewhere
+        return bool(elsewhere)
+
+    @staticmethod
+    def finish(row: Sequence) -> None:
+        """Hands out the last event."""
+        error = row.error or row.speech_error
+        row.end(time.perf_counter()) if error is None else row.fail(error)
+
+    def _place(self, plan: Plan) -> None:
+        """Whose blocks are whose from now on."""
+        for (id,) in plan.dropped:
+            self.rows[id].drop()
+        for id, found in plan.admitted:
+            self.rows[id].read[THINKER] = found
+        for id, decoder, block in plan.blocks:
+            self.rows[id].tables[decoder].append(block)
+        if self.speech is not None:
+            self.speech.place(plan)
+        for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
+            if pool is not None:
+                part.pool.reserve(pool.capacity + 1)
+        for id, found in plan.admitted:
+            row = self.rows[id]
+            if row.speech is not None and not row.told:
+                row.states = self.ranks.heard(id, found)
+            if row.held is not None:
+                take_over(self.thinker.pool, row.tables[THINKER], *row.held)
+
+    @staticmethod
+    def _guard(row, function, *arguments):
+        """What a function makes of a row, or None and the row has failed."""
+        if row.error is not None:
+            return None
+        try:
+            return function(row, *arguments)
+        except Exception as error:  # whatever it is, it ends this answer and no other
+            row.error = error
+            return None
+
+    def _read(self, row, id, start, stop):
+        """A chunk of a prompt; returns what is kept beside it."""
+        logits, heard = self.thinker.read(row, start, stop)
+        if row.speech is not None and not row.told:
+            row.states.append(heard)
+        if logits is not None:
+            row.features.clear()
+        if row.given and logits is not None:
+            self._ended[THINKER].add(id)
+            self._news.append(id)
+        elif logits is not None and not row.text.tokens:
+            self._draw([id], [logits])
+        return heard
+
+    def _draw(self, ids, logits):
+        """The next tokens, at once, or when a caller asks for it whose functions have a say in it."""
+        rows = [self.rows[id] for id in ids]
+        for id, row, scores in zip(ids, rows, self.ranks.scores(rows, logits)):
+            if not self.ranks.leads:
+                self._guard(row, self._look, *scores)
+            elif row.text.asks:
+                row.asked = scores
+                self.scheduler.asleep.add(id)
+            else:
+                self._guard(row, self._write, id, *scores)
+
+    @staticmethod
+    def _look(row, scores, adjusted):
+        if row.text.options.output_scores or row.text.options.output_logits:
+            row.text.look(scores, adjusted)
+
+    def _write(self, row, id, scores, adjusted):
+        self.wrote(row, id, row.text.take(scores, adjusted))
+
+    def wrote(self, row: Sequence, id: int, delta: TextDelta) -> None:
+        """Hands out a token."""
+        row.add(delta, time.perf_counter())
+        if not row.text.going:
+            self._ended[THINKER].add(id)
+            if row.text.options.keep_cache or row.text.options.past_key_values is not None:
+                stop = len(row.prompt) + len(row.text.tokens) - 1
+                row.left = taken_from(self.thinker.pool, row.tables[THINKER], row.prompt.held, stop)
+        if row.speech is not None:
+            self._news.append(id)
+
+    def _together(self, ids, launch):
+        """What a launch for several rows gives them, or None and all of them have failed."""
+        rows = [self.rows[id] for id in ids]
+        try:
+            return launch(rows) if rows else None
+        except Exception as error:
+            for row in rows:
+                row.error = error
+            return None
+
+    def _decode(self, ids):
+        logits, last = self._together(ids, self.thinker.decode), []
+        for index, id in enumerate(() if logits is None else ids):
+            row = self.rows[id]
+            row.read[THINKER] += 1
+            if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
+                last.append(index)
+        self._draw([ids[index] for index in last], [logits[index] for index in last])
+
+    # -- speech ------------------------------------------------------------------------------------------------------
+
+    def embeddings(self, ids: list[int]) -> np.ndarray:
+        """The thinker's embeddings float32 `[n, D]` of text."""
+        padded = np.array(ids + [0] * (bucket(ids) - len(ids)))[:, None]
+        return host_array(self.thinker_cell.embed_text(padded))[: len(ids), 0].astype(np.float32)
+
+    def _tell(self):
+        """Speech is told what was written in this tick."""
+        told = {id: self.rows[id].news() for id in self._news if id in self.rows}
+        self._news.clear()
+        ids = [token for words in told.values() for token in words]
+        words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
+        for id, news in told.items():
+            row, own, words = self.rows[id], words[: len(news)], words[len(news) :]
+            if not row.told and len(news) <= ROLE_ROWS:  # nothing is to be said
+                self.speech.cancel(id)
+                self._ended[TALKER].add(id)
+                continue
+            if not row.told:
+                embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
+                self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
+                row.states.clear()
+            row.told += len(news)
+            self.speech.tell(id, own, row.written)
+
+    def _speak(self, plan):
+        """What is spoken in this tick is handed out, and returned."""
+        self.ranks.tell()
+        self._tell()
+        said = self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
+        for id, pcm, codes in said.sounds:
+            self.rows[id].sound(pcm, codes, time.perf_counter())
+        for id, error in said.failed.items():
+            self.rows[id].speech_error = error
+        self._ended[TALKER].update(said.ended)
+        return said
