@@ -136,8 +136,6 @@ def places(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) ->
 
 
 def chunk_size(count: int) -> int:
-    """Positions of the launch that reads so many tokens of a prompt."""
-    size = SMALLEST_CHUNK
-    while size < count:
-        size *= 2
-    return min(size, CHUNK)
+    """Positions of the launch that reads so many tokens of a prompt: few sizes, of which the next is not much larger."""
+    step = SMALLEST_CHUNK if count <= 4 * SMALLEST_CHUNK else 4 * SMALLEST_CHUNK
+    return -(-count // step) * step
