@@ -286,7 +286,8 @@ class Engine(Work):
         speech, prompt, params = None, row.prompt, row.speech
         if params is not None:
             heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
-            speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames))
+            lead = max(ROLE_ROWS - len(row.turn), 0)
+            speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames), lead)
             speech = self.speech.job(speech)
         media = tuple((int(call.places[-1]) + 1, len(call.places)) for call in prompt.calls)
         limit = 1 if request.given else request.text.max_new_tokens

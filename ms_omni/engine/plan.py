@@ -12,12 +12,13 @@ THINKER, TALKER = 0, 1
 class Speech:
     """prompt: rows that the talker reads before it speaks. The last of them has the form of all that follow (a code and a word)
     and is read like those, by the step that makes the first frame. limit: frames, and the draw that ends them; pieces: frames per
-    piece of sound, the last number for all later ones.
+    piece of sound, the last number for all later ones; lead: tokens of the text that come before its first word.
     """
 
     prompt: int
     limit: int
     pieces: tuple[int, ...] = (4, 8, 16, 25)
+    lead: int = 0
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,12 @@ class Row:
     @property
     def word(self) -> bool:
         """Whether the next frame has its text: a token each, and silence behind the last."""
-        return self.speech.replays or self.text.ended or self.text.made > self.speech.made
+        return self.speech.replays or self.text.ended or self.text.made - self.job.speech.lead > self.speech.made
+
+    @property
+    def mute(self) -> bool:
+        """Whether its first word is not written yet."""
+        return self.text.made <= self.job.speech.lead
 
     @property
     def writes(self) -> bool:
@@ -117,7 +122,7 @@ class Row:
             return None, self.job.media[self.encoded][1]
         if self.text.chunk:
             return THINKER, self.text.chunk
-        if self.speaks and self.text.made and self.speech.chunk:
+        if self.speaks and not self.mute and self.speech.chunk:
             return TALKER, self.speech.chunk
         return None
 

@@ -115,7 +115,7 @@ class Scheduler:
         """Who gets a token: all who only write, or write again, and those whose next frame needs a word."""
         steps = [row for row in self.awake() if row.text.steps]
         due = [row for row in steps if row.speaks and not row.word and (row in speaking or row.job.asks)]
-        return [row for row in steps if not row.speaks or row.text.replays or row in due]
+        return [row for row in steps if not row.speaks or row.mute or row.text.replays or row in due]
 
     def awake(self) -> list[Row]:
         """Rows at work that go on."""

@@ -208,9 +208,10 @@ class Work:
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
         for id, news in told.items():
             row, own, words = self.rows[id], words[: len(news)], words[len(news) :]
-            if not row.told and len(news) <= ROLE_ROWS:  # nothing is to be said
-                self.speech.cancel(id)
-                self._ended[TALKER].add(id)
+            if not row.told and len(news) <= ROLE_ROWS:
+                if row.written:  # nothing is to be said
+                    self.speech.cancel(id)
+                    self._ended[TALKER].add(id)
                 continue
             if not row.told:
                 embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))

@@ -227,6 +227,16 @@ def test_say_sounds_like_an_answer_of_the_same_words(run, ask, free):
     assert np.abs(spoken.waves[0, 0] - free.waves[0]).max() < ROUNDING
 
 
+def test_an_opening_that_is_cut_short_is_filled_from_what_is_written(run, ask):
+    """The prompt ends after `assistant`: the first token stands for the line end, the second is the first word."""
+    options = {"talker_do_sample": False, "talker_max_new_tokens": 5, "eos_token_id": [], "talker_eos_token_id": []}
+    ids = ask("hi")["input_ids"][:, :-1]
+    short = run(input_ids=ids, **options, max_new_tokens=6)
+    filled = short.end.sequences[:, : ids.shape[1] + 1]
+    assert np.array_equal(short.codes, run(input_ids=filled, **options, max_new_tokens=5).codes)
+    assert run(input_ids=ids, **options, max_new_tokens=1).end.frames.tolist() == [0]
+
+
 def test_saying_nothing_is_an_empty_wave(run, ask):
     spoken = run("say", **ask("hi"))
     assert spoken.waves.shape == (1, 1, 0) and spoken.end.frames.tolist() == [0]

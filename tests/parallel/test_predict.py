@@ -8,7 +8,7 @@ import pytest
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config.named import config_folder, load_named_config
 from ms_omni.errors import ConfigError, InputError
-from ms_omni.generation import waves
+from ms_omni.generation import request
 from ms_omni.modeling import prefill
 from ms_omni.parallel.hardware import load_hardware
 from ms_omni.parallel.launches import FORMS
@@ -72,7 +72,7 @@ def test_the_steps_of_an_answer_have_two_bounds(instruct):
 
 def test_the_first_sound_is_what_generation_waits_for(instruct):
     """A prompt in chunks, for both decoders; the first frame follows at once, the others each a token of text."""
-    assert (prefill.CHUNK_TOKENS, waves.CHUNK_FRAMES[0]) == (CHUNK_TOKENS, FIRST_FRAMES)
+    assert (prefill.CHUNK_TOKENS, request.CHUNK_FRAMES[0]) == (CHUNK_TOKENS, FIRST_FRAMES)
     short, long = (predict(*instruct, "ep", 2, 8192, 2, prompt) for prompt in (512, 1300))
     assert len(short.first) == 2 + 1 + 3 * (FIRST_FRAMES - 1) + 1 and len(long.first) == len(short.first) + 2 * 2
     one, many = (sum(step.operations for step in item.first if not step.compiled) for item in (short, long))
