@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.checks import whole_number
-from ..generation.hand_over import OPENING_ROWS, assistant_turns, user_mask
+from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..locking import exclusive

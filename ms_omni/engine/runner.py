@@ -11,7 +11,7 @@ from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
 from ..modeling.steps import COMPILE_AFTER
-from .blocks import CHUNK, ContentCache
+from .blocks import ContentCache
 from .kv_pool import KVPool, PoolStep
 from .plan import THINKER
 from .sequence import Sequence, bucket
