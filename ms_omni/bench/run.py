@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 from .inputs import write_inputs
 from .machine import describe_machine, other_load
@@ -73,7 +74,9 @@ def head_of(arguments, folder, repetitions):
     """What was measured, where and when."""
     machine = describe_machine()
     return {
-        "model": f"{arguments.geometry} geometry" if folder.name.endswith(f"-seed{arguments.seed}") else folder.name,
+        "model": f"{Path(arguments.geometry).name} geometry"
+        if folder.name.endswith(f"-seed{arguments.seed}")
+        else folder.name,
         "weights": str(folder),
         "parameters": parameters_of(folder),
         "seed": arguments.seed,

@@ -68,7 +68,7 @@ def draw_curves(head: dict[str, Any], outcome: Any, file: Any) -> None:
     height = TOP + PANEL_HEIGHT * -(-len(PANELS) // 2) + MARGIN
     picture = Image.new("RGB", (WIDTH, height), "white")
     canvas = ImageDraw.Draw(picture)
-    write_text(canvas, (MARGIN, 22), f"ms_omni serves {head['asked']}: {head['model']}", 24)
+    write_text(canvas, (MARGIN, 22), f"ms_omni, {head['model']}: {head['asked']}", 18)
     write_text(canvas, (MARGIN, 58), subtitle(head, outcome), 14, PALE)
     width = (WIDTH - 3 * MARGIN) // 2
     for number, (title, metrics, factor) in enumerate(PANELS):
@@ -88,10 +88,10 @@ def _panel(canvas, corner: tuple[int, int], width: int, title: str, curves: dict
     left += LEFT
     rows = sorted({row for points in curves.values() for row, _ in points})
     highest = max((value for points in curves.values() for _, value in points), default=0.0) or 1.0
-    for share in (0, 0.5, 1):
+    for share in (0.0, 0.5, 1.0):
         y = floor - share * (floor - ceiling)
         canvas.line((left, y, right, y), fill="#d9dee4")
-        write_text(canvas, (left - 8, y), digits(share * highest), 12, PALE, "rm")
+        write_text(canvas, (left - 8, y), digits(share * highest) if share else "0", 12, PALE, "rm")
     step = (right - left) / (len(rows) + 1)
     places = {row: left + step * (number + 1) for number, row in enumerate(rows)}
     for row, x in places.items():
