@@ -233,8 +233,12 @@ class Stack {
         gate[row] = space.data() + row * 2 * n;
         up[row] = gate[row] + n;
       }
-      product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), n);
-      product_in_order(from.data(), rows, width, w + inner, 2 * inner, up.data(), n);
+      if (n == inner) {  // both lie side by side, there and here
+        product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), 2 * n);
+      } else {
+        product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), n);
+        product_in_order(from.data(), rows, width, w + inner, 2 * inner, up.data(), n);
+      }
       for (i64 row = 0; row < rows; ++row) activate(gate[row], up[row], hidden_.data() + pairs[row] * inner + begin, n);
     });
   }

@@ -72,24 +72,37 @@ inline void multiply(const float *const *a, i64 rows, i64 offset, const float *p
 
 // ---- few rows ------------------------------------------------------------------------------------------------------
 
+// Vectors of c that share what is spread of a, so that all fits into 16 registers.
+constexpr int shared_vectors(int rows) { return rows == 1 ? 1 : rows == 2 ? 4 : 3; }
+
+// V vectors of columns: to[r] += factor[r] B.
+template <int Rows, int Steps, int V>
+inline void add_columns(const float (&factor)[Rows][Steps], const float *b, i64 stride, float *const *to, i64 j) {
+  vec sum[Rows][V];
+  MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r)
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = load(to[r] + j + v * kLanes);
+  MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) {
+    vec in[V];
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(b + s * stride + j + v * kLanes);
+    MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r)
+      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(factor[r][s], in[v], sum[r][v]);
+  }
+  MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r)
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) store(to[r] + j + v * kLanes, sum[r][v]);
+}
+
 // c[r][0 .. width) += a[r][i .. i + Steps) B, B `[Steps, width]` with rows `stride` apart.
 template <int Rows, int Steps>
 void add_outer(const float *const *a, i64 i, const float *b, i64 stride, float *const *c, i64 width) {
+  constexpr int V = shared_vectors(Rows);
   float factor[Rows][Steps], *to[Rows];  // read once: what is stored to c might be anything, as far as a compiler knows
   for (int r = 0; r < Rows; ++r) {
     to[r] = c[r];
     for (int s = 0; s < Steps; ++s) factor[r][s] = a[r][i + s];
   }
   i64 j = 0;
-  for (; j + kLanes <= width; j += kLanes) {
-    vec in[Steps];
-    MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) in[s] = load(b + s * stride + j);
-    MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) {
-      vec sum = load(to[r] + j);
-      MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) sum = fma(factor[r][s], in[s], sum);
-      store(to[r] + j, sum);
-    }
-  }
+  for (; j + V * kLanes <= width; j += V * kLanes) add_columns<Rows, Steps, V>(factor, b, stride, to, j);
+  for (; j + kLanes <= width; j += kLanes) add_columns<Rows, Steps, 1>(factor, b, stride, to, j);
   for (; j < width; ++j)
     for (int r = 0; r < Rows; ++r)
       for (int s = 0; s < Steps; ++s) to[r][j] = fma(factor[r][s], b[s * stride + j], to[r][j]);
