@@ -84,6 +84,8 @@ inline void add_columns(const float (&factor)[Rows][Steps], const float *b, i64 
   MS_OMNI_UNROLL for (int s = 0; s < Steps; ++s) {
     vec in[V];
     MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(b + s * stride + j + v * kLanes);
+    // The next rows of B lie in other pages, where the processor would have to be told twice that they are read in order.
+    MS_OMNI_UNROLL for (int v = 0; v < V; v += 2) __builtin_prefetch(b + (s + Steps) * stride + j + v * kLanes);
     MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r)
       MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(factor[r][s], in[v], sum[r][v]);
   }
@@ -128,7 +130,7 @@ inline void add_range(const float *const *a, i64 rows, i64 begin, i64 end, const
 // c[row] = a[row] B for rows of length k; B `[k, width]` with rows `stride` apart is read once and in order, because
 // fetching it is what takes the time. The sums are those of `multiply`.
 inline void product_in_order(const float *const *a, i64 rows, i64 k, const float *b, i64 stride, float *const *c, i64 width) {
-  constexpr i64 columns = 512;  // of B at a time, so that they are near for all rows
+  constexpr i64 columns = 1536;  // of B at a time, so that they are near for all rows
   std::vector<float> space(k > kSum ? rows * std::min(columns, width) : 0);
   std::vector<float *> to(rows);
   for (i64 column = 0; column < width; column += columns) {
