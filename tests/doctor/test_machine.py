@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ms_omni import memory
 from ms_omni.doctor import communication, machine
 from ms_omni.doctor.finding import Options, one_line
 from tests.doctor.conftest import said, the_one
@@ -16,14 +17,14 @@ def test_enough_memory(child):
 
 
 def test_too_little_memory(monkeypatch):
-    monkeypatch.setattr(machine, "available_gb", lambda: 0.7)
+    monkeypatch.setattr(memory, "available_gb", lambda: 0.7)
     finding = the_one(machine.memory(Options()), "error")
     assert "0.7 GB of memory are free (of the machine)" in finding.what
 
 
 def test_a_limit_of_the_shell(monkeypatch):
     monkeypatch.setattr(
-        machine.resource, "getrlimit", lambda kind: (10**9 if kind == machine.resource.RLIMIT_AS else -1, -1)
+        memory.resource, "getrlimit", lambda kind: (10**9 if kind == memory.resource.RLIMIT_AS else -1, -1)
     )
     assert "1.0 GB of memory are free (ulimit -v)" in the_one(machine.memory(Options()), "error").what
 
@@ -31,8 +32,8 @@ def test_a_limit_of_the_shell(monkeypatch):
 def test_a_limit_of_the_container(tmp_path, monkeypatch):
     for name, value in (("limit", 3 * 10**9), ("use", 2 * 10**9)):
         (tmp_path / name).write_text(str(value))
-    monkeypatch.setattr(machine, "GROUP_LIMITS", (str(tmp_path / "limit"),))
-    monkeypatch.setattr(machine, "GROUP_USES", (str(tmp_path / "use"),))
+    monkeypatch.setattr(memory, "GROUP_LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr(memory, "GROUP_USES", (str(tmp_path / "use"),))
     assert "1.0 GB of memory are free (limit of the container)" in the_one(machine.memory(Options()), "error").what
 
 
