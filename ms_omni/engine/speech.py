@@ -29,6 +29,9 @@ from .plan import TALKER, Plan, Speech
 from .runner import chunk_size, places
 from .sequence import bucket
 
+FRAME_STEPS = 32
+"""Launches of the predictor that are kept: one per number of rows and kind of sampling."""
+
 
 class Place(NamedTuple):
     """A row of a tensor `[R, 1, D]`."""
@@ -277,9 +280,7 @@ class SpeechStage:
             kinds.setdefault(voices[index].sampling, []).append(index)
         for sampling, indices in kinds.items():
             size = bucket(indices)
-            step = self.frame_steps.get((size, sampling))
-            if step is None:
-                step = self.frame_steps[size, sampling] = FrameStep(self.talker, size, sampling, self.compile_after)
+            step = self._frame_step(size, sampling)
             first, noise = np.zeros((size, 1), np.int32), np.zeros((size, step.groups), np.float32)
             for place, index in enumerate(indices):
                 first[place] = codes[index]
@@ -290,6 +291,16 @@ class SpeechStage:
             for place, index in enumerate(indices):
                 voices[index].codes.append(found[place])
                 voices[index].total = Place(total, place)
+
+    def _frame_step(self, size, sampling):
+        """The launch for so many rows; callers may name any numbers for sampling, so few are kept: those used last."""
+        step = self.frame_steps.pop((size, sampling), None)
+        if step is None:
+            step = FrameStep(self.talker, size, sampling, self.compile_after)
+        self.frame_steps[size, sampling] = step
+        if len(self.frame_steps) > FRAME_STEPS:
+            del self.frame_steps[next(iter(self.frame_steps))]
+        return step
 
     @staticmethod
     def sound(voice: Voice, frames: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -23,9 +23,7 @@ def test_too_little_memory(monkeypatch):
 
 
 def test_a_limit_of_the_shell(monkeypatch):
-    monkeypatch.setattr(
-        memory.resource, "getrlimit", lambda kind: (10**9 if kind == memory.resource.RLIMIT_AS else -1, -1)
-    )
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (10**9 if kind == memory.resource.RLIMIT_AS else -1, -1))
     assert "1.0 GB of memory are free (ulimit -v)" in the_one(machine.memory(Options()), "error").what
 
 
