@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from ms_omni.engine import speech
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError
 from ms_omni.outputs import StreamError
@@ -81,6 +82,13 @@ def test_media_are_encoded_once(model, ask, monkeypatch):
     for question in ("What is this?", "Which colour is it?"):
         list(engine.events(engine.add(**ask(question, picture), return_audio=False, max_new_tokens=2)))
     assert len(calls) == 1
+
+
+def test_launches_for_all_kinds_of_sampling_do_not_pile_up(model, requests, alone, monkeypatch):
+    monkeypatch.setattr(speech, "FRAME_STEPS", 1)
+    engine = Engine(model)
+    assert [answer(events) for events in run(engine, requests)] == alone
+    assert len(engine.speech.frame_steps) == 1
 
 
 def test_who_fails_ends_alone(model, requests, alone):
