@@ -28,9 +28,21 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
+def cache_full(what: str, prompt: int, made: int, option: str) -> InputError:
+    """Of an answer without a named limit that has filled a whole cache alone."""
+    return InputError(
+        f"{what} was cut off after {made}: with the {prompt} tokens of its prompt they fill the engine's cache, which holds "
+        f"{prompt + made}. Name a limit that fits, {option}={made} or less, or make an engine with more: model.engine(tokens=...)"
+    )
+
+
 @dataclass(eq=False)
 class Chunk:
-    """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it."""
+    """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it.
+
+    A payload lives as long as its blocks are indexed, or a row that found it uses them; so all payloads together are bounded by the
+    blocks of the pool. See `runner.heard_bytes` for their size.
+    """
 
     key: bytes
     parent: "Chunk | None"
@@ -74,13 +86,17 @@ class BlockPool:
         """Blocks that can be taken."""
         return self.free + self.cached + self.limit - self.capacity
 
-    def check(self, tokens: int, what: str) -> None:
-        """Raises `InputError` for what would not even fit if nobody else were there."""
-        if blocks_for(tokens) > self.limit:
+    def fitting(self, prompt: int, limit: int, named: bool, what: str) -> int:
+        """How many of `limit` tokens fit behind a prompt if nobody else is there. Raises `InputError` where that are not all of a
+        limit that somebody has named, and of another one not even a block of them.
+        """
+        least = prompt + (limit if named else min(limit, BLOCK))
+        if blocks_for(least) > self.limit:
             raise InputError(
-                f"{what} needs {tokens} tokens in the cache, which holds {self.limit * BLOCK}; make the prompt shorter, "
+                f"{what} needs {least} tokens in the cache, which holds {self.limit * BLOCK}; make the prompt shorter, "
                 "allow fewer new tokens, or give the engine a larger cache"
             )
+        return min(limit, self.limit * BLOCK - prompt)
 
     def take(self, count: int) -> list[int] | None:
         """So many blocks for one user, or None, and nothing has changed, if there are not as many. What was not used for the
@@ -154,6 +170,7 @@ class BlockPool:
         while chunks:
             chunk = chunks.pop()
             chunks += chunk.children
+            chunk.children.clear()  # no circle keeps its payload
             del self._chunks[chunk.key]
             for block in chunk.blocks:
                 del self._chunk_of[block]

@@ -23,7 +23,7 @@ from .kv_pool import KVPool
 from .plan import TALKER, THINKER, Job, Plan, Speech
 from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
-from .runner import ThinkerRunner
+from .runner import ThinkerRunner, heard_bytes
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speech import SpeechStage, seeded
@@ -75,9 +75,11 @@ class Engine(Work):
         if speech is not None and type(self.ranks) is not Alone:
             raise InputError("speech='process' is for a model that one process holds; leave it out")
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
-        blocks = (
-            blocks_for(whole_number("tokens", tokens)) if tokens is not None else _blocks_that_fit(decoders, max_rows, grows)
-        )
+        if tokens is None:
+            heard = heard_bytes(decoders[THINKER]) if self.speaks else 0
+            blocks = _blocks_that_fit(sum(map(KVPool.block_bytes, decoders)) + heard, max_rows, grows)
+        else:
+            blocks = blocks_for(whole_number("tokens", tokens))
         self.blocks = self.ranks.least(blocks)
         first = min(FIRST_BLOCKS, self.blocks) if grows else self.blocks
         pools = [BlockPool(first + 1, self.blocks + 1) for _ in decoders]
@@ -235,7 +237,7 @@ class Engine(Work):
             return
         scores, row.asked = row.asked, None
         self._guard(row, self._write, id, *scores)
-        self.scheduler.asleep.discard(id)
+        self.scheduler.wake(id)
         self._conclude(Plan())
         self.ranks.finish()
 
@@ -287,16 +289,18 @@ class Engine(Work):
         if params is not None:
             heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
             lead = max(ROLE_ROWS - len(row.turn), 0)
-            speech = Speech(heard + OPENING_ROWS, params.talker.max_new_tokens, tuple(params.chunk_frames), lead)
+            limit = params.talker.max_new_tokens
+            speech = Speech(heard + OPENING_ROWS, limit, tuple(params.chunk_frames), lead, params.named)
             speech = self.speech.job(speech)
         media = tuple((int(call.places[-1]) + 1, len(call.places)) for call in prompt.calls)
-        limit = 1 if request.given else request.text.max_new_tokens
+        limit, named = (1, True) if request.given else (request.text.max_new_tokens, request.named)
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
         keys = () if whole else prompt.keys(CHUNK)
-        id = self.ranks.number(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks))
+        job = self.scheduler.fitted(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks, named))
+        id, row.room = self.ranks.number(job), job.limit
         self.rows[id] = row
         if params is not None:
-            self.speech.begin(id, params, number)
+            self.speech.begin(id, params, number, job.speech and job.speech.limit)
         return id
 
     def forget(self, id: int) -> None:
@@ -315,8 +319,7 @@ class Engine(Work):
             self.forget(id)
 
 
-def _blocks_that_fit(decoders, max_rows, grows):
-    """Of the larger pool, in a part of the memory that is free."""
-    share = MEMORY_SHARE * free_memory_gb()[0] * 1e9
-    fitting = max(int(share / sum(map(KVPool.block_bytes, decoders))), FIRST_BLOCKS)
+def _blocks_that_fit(nbytes, max_rows, grows):
+    """Of each pool, in a part of the memory that is free; nbytes: of a block of all pools, with what is kept beside it."""
+    fitting = max(int(MEMORY_SHARE * free_memory_gb()[0] * 1e9 / nbytes), FIRST_BLOCKS)
     return fitting if grows else min(fitting, max_rows * blocks_for(ROW_TOKENS))

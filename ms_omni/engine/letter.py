@@ -37,6 +37,7 @@ def _parts(request: Request) -> Iterator[Any]:
         "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
         "text": asdict(request.text),
         "speech": request.speech and asdict(request.speech),
+        "named": request.named,
         "given": request.given,
         "copies": options.num_return_sequences,
         "whole": options.whole_logits,
@@ -64,5 +65,5 @@ def unpacked(data: bytes) -> Request:
     speech = header["speech"]
     if speech is not None:
         parts = {name: SamplingParams(**speech[name]) for name in ("talker", "predictor")}
-        speech = SpeechParams(speech["speaker_id"], **parts, chunk_frames=tuple(speech["chunk_frames"]))
-    return Request(inputs, SamplingParams(**header["text"]), options, speech, header["given"])
+        speech = SpeechParams(**{**speech, **parts, "chunk_frames": tuple(speech["chunk_frames"])})
+    return Request(inputs, SamplingParams(**header["text"]), options, speech, header["given"], named=header["named"])

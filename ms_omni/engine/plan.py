@@ -12,13 +12,14 @@ THINKER, TALKER = 0, 1
 class Speech:
     """prompt: rows that the talker reads before it speaks. The last of them has the form of all that follow (a code and a word)
     and is read like those, by the step that makes the first frame. limit: frames, and the draw that ends them; pieces: frames per
-    piece of sound, the last number for all later ones; lead: tokens of the text that come before its first word.
+    piece of sound, the last number for all later ones; lead: tokens of the text that come before its first word; named: see `Job`.
     """
 
     prompt: int
     limit: int
     pieces: tuple[int, ...] = (4, 8, 16, 25)
     lead: int = 0
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Job:
     prompt: tokens, 0 where the text is written elsewhere (`Scheduler.written`); limit: tokens that may be written; keys: of the
     prompt's full chunks (`Prompt.keys`); media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
     its cost, in tokens that could be read instead; held: tokens at its beginning that are copied from elsewhere whenever the row is
-    admitted; asks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`).
+    admitted; asks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
+    somebody has asked for this limit, else it may be less (`Scheduler.fitted`).
     """
 
     prompt: int
@@ -38,6 +40,7 @@ class Job:
     speech: Speech | None = None
     held: int = 0
     asks: bool = False
+    named: bool = True
 
 
 @dataclass(frozen=True)

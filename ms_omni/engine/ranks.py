@@ -56,7 +56,7 @@ class Alone:
         return request
 
     def number(self, job: Job) -> int:
-        """The id of a new row."""
+        """The id of a new row, whose limits fit."""
         return self.engine.scheduler.add(job)
 
     def asked(self, request: Request, ids: list[int]) -> None:
@@ -133,15 +133,23 @@ class Ranks(Alone):
         self.letters: list[bytes] = []
         self.resting, self.followed, self.begun, self.closed, self.working = True, False, False, False, False
         self._count, self._thread, self._due = 0, threading.get_ident(), False
-        self._heard: dict[int, Any] = {}  # by the first block of a chunk
+        self._heard: dict[int, tuple[Rows[int], Any]] = {}  # of chunks, by each of their blocks
 
     # -- what is asked -----------------------------------------------------------------------------------------------
 
     def begin(self, request: Request) -> Request:
         seeds = [fresh_seed() if _draws_freely(params) else 0 for params in _sampled(request)]
-        seeds += [0] * (3 - len(seeds))
-        if self.followed:
-            return _seeded(request, seeds)
+        if not self.followed:
+            seeds = self._agree(request, seeds + [0] * (3 - len(seeds)))
+        if self.followed and request.options.past_key_values is not None:
+            raise InputError(
+                "past_key_values lie on rank 0 alone where the other ranks call engine.follow(); leave them out (what was read "
+                "before is found again without them), or run the same script on every rank"
+            )
+        return _seeded(request, seeds)
+
+    def _agree(self, request: Request, seeds: Rows[int]) -> list[int]:
+        """Meets the other ranks and compares what they were asked -> rank 0's seeds."""
         self._check_thread()
         if self.leads:
             with self._together():
@@ -149,7 +157,7 @@ class Ranks(Alone):
         else:
             self._await_begin()
         with self._together():
-            return _seeded(request, self._compare(digest(request, self.engine.max_rows, self.engine.blocks), seeds))
+            return self._compare(digest(request, self.engine.max_rows, self.engine.blocks), seeds)
 
     def _await_begin(self) -> None:
         """Comes to where rank 0 is: there may be ticks of earlier requests on the way."""
@@ -188,7 +196,6 @@ class Ranks(Alone):
     def number(self, job: Job) -> int:
         if self.leads:
             return super().number(job)
-        self.engine.scheduler.check(job)
         self._count += 1
         return self._count - 1
 
@@ -243,14 +250,21 @@ class Ranks(Alone):
             return super().done(plan, facts)
         for id, decoder, start, stop in plan.read:
             if decoder == THINKER and stop - start == CHUNK:
-                self._heard[self.engine.rows[id].tables[THINKER][start // BLOCK]] = facts.payloads[id]
+                self._note(self.engine.rows[id].table[start // BLOCK : stop // BLOCK], facts.payloads[id])
         return []
+
+    def _note(self, blocks: Rows[int], heard: Any) -> None:
+        """Keeps what a talker hears of a chunk beside its blocks, until one of them holds another chunk: no more than fit there."""
+        for block in blocks:
+            for stale in self._heard.get(block, ((), None))[0]:
+                del self._heard[stale]
+        self._heard.update(dict.fromkeys(blocks, (tuple(blocks), heard)))
 
     def heard(self, id: int, count: int) -> list[Any]:
         if self.leads:
             return super().heard(id, count)
-        table = self.engine.rows[id].tables[THINKER]
-        return [self._heard[table[start // BLOCK]] for start in range(0, count, CHUNK)]
+        table = self.engine.rows[id].table
+        return [self._heard[table[start // BLOCK]][1] for start in range(0, count, CHUNK)]
 
     def scores(self, rows: Rows[Sequence], logits: Rows[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
         """One collective for all rows that choose alike."""
@@ -335,7 +349,7 @@ class Ranks(Alone):
         gone = [id for id in self.told if id not in rows]
         for id in self.told.keys() - gone:
             row, tokens = rows[id], rows[id].text.tokens[self.told[id] :]
-            error = row.error or (row.speech_error if row.ended else None)
+            error = row.error or (row.late_error if row.ended else None)
             error = b"" if error is None else str(error).encode()
             if tokens or row.ended or error:
                 found.append([id, len(tokens), row.text.going, row.ended, len(error), *tokens, *error])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .blocks import CHUNK
+from .blocks import BLOCK, CHUNK
 from .plan import TALKER, THINKER, Job
 
 FRAME_S = 0.08
@@ -34,6 +34,11 @@ class Track:
     def known(self) -> int:
         """Positions that can be read by now."""
         return self.prompt + self.made
+
+    @property
+    def full(self) -> bool:
+        """Whether the next position needs another block."""
+        return self.read == len(self.blocks) * BLOCK
 
     @property
     def chunk(self) -> int:

@@ -8,15 +8,24 @@ from mindspore import Tensor
 
 from ..arrays import HostArray
 from ..modeling import ops
+from ..modeling.decoder import Decoder
 from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
 from ..modeling.steps import COMPILE_AFTER
-from .blocks import ContentCache
+from .blocks import BLOCK, ContentCache
 from .kv_pool import KVPool, PoolStep
-from .plan import THINKER
 from .sequence import Sequence, bucket
 
 SMALLEST_CHUNK = 16
+
+
+def heard_bytes(decoder: Decoder) -> int:
+    """Memory of what a talker hears of a block, which is kept beside its keys and values: embeddings and hidden states `[BLOCK, D]`.
+
+    At the published sizes (D = 2048, bfloat16) that is 1 MiB of a block and 4 MiB of a chunk of 512 tokens, beside 48 MiB of keys
+    and values (48 layers, 4 heads of 128).
+    """
+    return 2 * BLOCK * decoder.config.hidden_size * decoder.norm.itemsize
 
 
 class ThinkerRunner:
@@ -62,9 +71,7 @@ class ThinkerRunner:
         positions[:, 0, :count] = row.prompt.positions[:, start:stop]
         states: dict[int, Tensor] = {}
         rope = self.thinker.model.rope(positions)
-        hidden = self.pool.read_chunk(
-            self.thinker.model, x, rope, start, count, row.tables[THINKER], inject, states.__setitem__
-        )
+        hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, states.__setitem__)
         heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
         self._watch(row, states, hidden, count)
         return self._logits(hidden, count) if stop == len(row.prompt) else None, heard
@@ -112,7 +119,7 @@ class ThinkerRunner:
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
             ids[index], positions[:, index] = row.next_token(), row.position()
-        tables, lengths = places(self.pool, [row.tables[THINKER] for row in rows], [row.read[THINKER] for row in rows], size)
+        tables, lengths = places(self.pool, [row.table for row in rows], [row.read for row in rows], size)
         logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
         return host_array(logits)[: len(rows), 0].astype(np.float32)
 
@@ -120,7 +127,7 @@ class ThinkerRunner:
         """The same for one row through the cells, which can be looked into."""
         states: dict[int, Tensor] = {}
         rope = self.thinker.model.rope(np.full((3, 1, 1), row.position(), np.float32))
-        x, start, table = self.thinker.embed_text(np.array([[row.next_token()]])), row.read[THINKER], row.tables[THINKER]
+        x, start, table = self.thinker.embed_text(np.array([[row.next_token()]])), row.read, row.table
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, 1, table, None, states.__setitem__)
         self._watch(row, states, hidden, 1)
         return self._logits(hidden, 1)

@@ -11,12 +11,16 @@ was sent. Before the first sound it is the time from which on the listener waits
 Nobody starves: who only writes gets a token in every tick; who speaks gets a frame in every tick while no more speak than fit into a
 launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are admitted
 in the order of their calls, and only newer rows lose their blocks.
+
+A row is asleep while a function of its caller's is waited for. It keeps its blocks, and who needs one of them waits; but behind
+REST_S it gives up blocks and place to whoever needs them, newer ones too, for that function may itself wait for their answers.
 """
 
 import math
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .blocks import BLOCK, CHUNK, BlockPool, blocks_for
@@ -31,6 +35,8 @@ CHUNK_COST = 128
 """Tokens that the smallest chunk counts as: a launch has its price."""
 SKIPS = 3
 """Ticks in a row in which nothing may be read, because somebody would run dry."""
+REST_S = 1.0
+"""How long a row keeps what others need while its caller does not go on."""
 
 
 class Scheduler:
@@ -54,13 +60,13 @@ class Scheduler:
         self.rows: dict[int, Row] = {}
         self.running: list[Row] = []
         self.waiting: list[Row] = []  # both in the order of their calls
-        self.asleep: set[int] = set()  # rows that nothing is planned for, until the token that they drew is known
+        self.asleep: dict[int, float] = {}  # since when nothing is planned for a row, until the token that it drew is known
         self._gone: list[int] = []
         self._next_id = self._turn = self._skipped = 0
 
     def add(self, job: Job) -> int:
-        """The id of a new row. Raises `InputError` as `check` does."""
-        self.check(job)
+        """The id of a new row. Raises `InputError` as `fitted` does."""
+        job = self.fitted(job)
         text = Track(job.prompt, job.limit, job.prompt)
         speech = job.speech and Track(job.speech.prompt, job.speech.limit, job.speech.prompt - 1)
         row = Row(self._next_id, job, self.clock() + PATIENCE_S * max(job.prompt / CHUNK, 1), text, speech)
@@ -69,12 +75,15 @@ class Scheduler:
         self.waiting.append(row)
         return row.id
 
-    def check(self, job: Job) -> None:
-        """Raises `InputError` for what would not even fit alone."""
+    def fitted(self, job: Job) -> Job:
+        """With limits up to which it fits alone, so that it can always be finished. Raises `InputError`, see `BlockPool.fitting`."""
+        limit, speech = job.limit, job.speech
         if job.prompt:
-            self.pools[THINKER].check(job.prompt + job.limit, "the answer")
-        if job.speech is not None:
-            self.pools[TALKER].check(job.speech.prompt + job.speech.limit, "its speech")
+            limit = self.pools[THINKER].fitting(job.prompt, limit, job.named, "the answer")
+        if speech is not None:
+            room = self.pools[TALKER].fitting(speech.prompt, speech.limit, speech.named, "its speech")
+            speech = replace(speech, limit=room)
+        return replace(job, limit=limit, speech=speech)
 
     def cancel(self, id: int) -> None:
         """Ends a row, unless it has ended already; its blocks are free at once."""
@@ -87,15 +96,23 @@ class Scheduler:
             self.rows[id].text.made += tokens
             self.rows[id].text.ended |= ended
 
+    def sleep(self, id: int) -> None:
+        """Nothing is planned for a row until it is woken: a function of its caller's has a say in the token that it drew last."""
+        self.asleep[id] = self.clock()
+
+    def wake(self, id: int) -> None:
+        """That token is known, or the row has ended."""
+        self.asleep.pop(id, None)
+
     def plan(self) -> Plan:
         """The next tick; empty when nobody can do anything."""
         now, plan = self.clock(), Plan(gone=[(id,) for id in self._gone])
         self._gone.clear()
         speaking = self.speaking(now)
         writing = self.writing(speaking)
-        self._grow(plan, THINKER, writing)
-        self._grow(plan, TALKER, speaking)
-        writing, speaking = ([row for row in rows if (row.id,) not in plan.dropped] for rows in (writing, speaking))
+        writing = self._grow(plan, THINKER, writing)
+        speaking = self._grow(plan, TALKER, [row for row in speaking if row.word or row in writing])
+        writing = [row for row in writing if row in self.running]
         self._admit(plan)
         speaking += self._read(plan, now, bool(speaking))[: LAUNCH_ROWS - len(speaking)]
         plan.decode = [(row.id,) for row in writing]
@@ -147,21 +164,38 @@ class Scheduler:
             return max((size for size in sizes if size <= frames), default=0)
         return 0
 
-    def _grow(self, plan: Plan, decoder: int, rows: list[Row]) -> None:
+    def _grow(self, plan: Plan, decoder: int, rows: list[Row]) -> list[Row]:
         """A block for each row whose next position needs one. When there is none, the newest row gives up its blocks, until there
-        is: the oldest always goes on.
+        is: the oldest always goes on. Returns the rows that can.
         """
         for row in sorted(rows, key=lambda row: row.id):
             track = row.tracks[decoder]
-            while row in self.running and track.read == len(track.blocks) * BLOCK:
-                if (taken := self.pools[decoder].take(1)) is None:
-                    self._drop(plan, decoder)
-                else:
+            while row in self.running and track.full:
+                if (taken := self.pools[decoder].take(1)) is not None:
                     track.blocks += taken
                     plan.blocks.append((row.id, decoder, *taken))
+                elif not self._make_room(plan, decoder):
+                    break
+        return [row for row in rows if row in self.running and not row.tracks[decoder].full]
 
-    def _drop(self, plan: Plan, decoder: int) -> None:
-        row = next(row for row in reversed(self.awake()) if row.tracks[decoder] and row.tracks[decoder].blocks)
+    def _make_room(self, plan: Plan, decoder: int) -> bool:
+        """Of those who hold blocks, and who asks for one does, the newest gives them up, who rests before all. False: it is about to
+        wake and then may, or it is who asks, and all others are about to wake.
+        """
+        holders = [row for row in self.running if row.tracks[decoder] and row.tracks[decoder].blocks]
+        row, awake = (
+            max(holders, key=lambda row: (self._rests(row), row.id)),
+            [r for r in holders if r.id not in self.asleep],
+        )
+        if not self._rests(row) and (row.id in self.asleep or awake == [row]):
+            return False
+        self._drop(plan, row)
+        return True
+
+    def _rests(self, row: Row) -> bool:
+        return self.clock() - self.asleep.get(row.id, math.inf) > REST_S
+
+    def _drop(self, plan: Plan, row: Row) -> None:
         self._release(row)
         self.running.remove(row)
         insort(self.waiting, row, key=lambda row: row.id)
@@ -169,12 +203,17 @@ class Scheduler:
         plan.blocks = [entry for entry in plan.blocks if entry[0] != row.id]
 
     def _admit(self, plan: Plan) -> None:
-        """First come, first served, but who shares what another is reading just now waits for that, and finds it."""
+        """First come, first served, but who shares what another is reading just now waits for that, and finds it. Who rests makes
+        place.
+        """
         for row in [*self.waiting]:
-            if self._shares(row):
+            if row.id in self.asleep or self._shares(row):
                 continue
-            if len(self.running) == self.max_rows or not self._place(row):
-                return
+            while len(self.running) == self.max_rows or not self._place(row):
+                resting = [row for row in self.running if self._rests(row)]
+                if not resting:
+                    return
+                self._drop(plan, resting[-1])
             self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
@@ -284,7 +323,7 @@ class Scheduler:
     def _remove(self, row: Row) -> None:
         self._release(row)
         del self.rows[row.id]
-        self.asleep.discard(row.id)
+        self.wake(row.id)
         (self.running if row in self.running else self.waiting).remove(row)
         self._gone.append(row.id)
 

@@ -9,19 +9,20 @@ import numpy as np
 
 from ..generation.request import SpeechParams
 from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
-from .plan import TALKER, THINKER
 from .prompt import Prompt
 from .text import Text
 
 
 @dataclass(eq=False)
 class Sequence:
-    """tables: the blocks of thinker and talker; read: how many positions lie in them; states: of the thinker, per chunk that was
-    read, what a talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: by the number of their call;
+    """table: the thinker's blocks; read: how many positions lie in them; states: of the thinker, per chunk that was read, what a
+    talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: by the number of their call;
     watched: the states of all layers per pass, where they are asked for.
 
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
     many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
+
+    room: tokens of text that fit into the whole cache, no more than are wanted.
 
     asked: logits that the caller's functions have a say in, until they are called.
 
@@ -37,8 +38,9 @@ class Sequence:
     codes: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     given: bool = False
-    tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
-    read: list[int] = field(default_factory=lambda: [0, 0])
+    room: int = 0
+    table: list[int] = field(default_factory=list)
+    read: int = 0
     states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
     watched: list[tuple] = field(default_factory=list)
@@ -50,16 +52,16 @@ class Sequence:
     first_text_s: float | None = None
     first_audio_s: float | None = None
     error: Exception | None = None
-    speech_error: Exception | None = None  # it waits for the end of the text
+    late_error: Exception | None = None  # it waits for the end of text and speech
     ended: bool = False  # its last event is among the events
 
     def position(self) -> np.float32:
         """Of the next token that the thinker reads, behind the prompt."""
-        return self.prompt.following + np.float32(self.read[THINKER] - len(self.prompt))
+        return self.prompt.following + np.float32(self.read - len(self.prompt))
 
     def next_token(self) -> int:
         """The one that the thinker reads next, behind the prompt."""
-        return self.text.tokens[self.read[THINKER] - len(self.prompt)]
+        return self.text.tokens[self.read - len(self.prompt)]
 
     def news(self) -> list[int]:
         """The ids of the assistant turn that its speech was not told yet."""
@@ -73,10 +75,8 @@ class Sequence:
 
     def drop(self) -> None:
         """Forgets what the blocks held."""
-        for decoder in (THINKER, TALKER):
-            self.tables[decoder].clear()
-            self.read[decoder] = 0
-        self.watched.clear()
+        self.table.clear()
+        self.read = 0
 
     def add(self, event: Any, now: float) -> None:
         """Hands out an event."""

@@ -18,7 +18,9 @@ from .speech import SpeechStage
 
 
 class Speaker:
-    """theirs: ids of the engine by those of the scheduler here; ours: the other way round."""
+    """theirs: ids of the engine by those of the scheduler here; ours: the other way round; errors: of speeches that have failed,
+    until all that was made is sent.
+    """
 
     def __init__(self, channel: Channel, settings: dict[str, Any], ends: Any):
         runtime.choose_device(settings["target"], settings["device"])
@@ -29,7 +31,7 @@ class Speaker:
             options |= {"mindspore_dtype": settings["dtype"], "progress": False, "parallel": None}
             parts[name] = classes[name].from_pretrained(folder, **options)
         blocks = settings["blocks"]
-        self.channel, self.theirs, self.ours = channel, {}, {}
+        self.channel, self.theirs, self.ours, self.errors = channel, {}, {}, {}
         pool = KVPool.of(parts["talker"].model, blocks)
         self.stage = SpeechStage(**parts, ends=ends, pool=pool, compile_after=settings["compile_after"])
         self.scheduler = Scheduler(BlockPool(1), BlockPool(blocks), settings["max_rows"])
@@ -48,10 +50,10 @@ class Speaker:
     def _hear(self, header, arrays):
         sampled = {name: SamplingParams(**header["params"].pop(name)) for name in ("talker", "predictor")}
         params = SpeechParams(**header["params"], **sampled)
-        speech = Speech(arrays["positions"].shape[1], params.talker.max_new_tokens, tuple(params.chunk_frames))
-        id = self.scheduler.add(Job(0, 0, speech=speech))
+        limit, pieces = params.talker.max_new_tokens, tuple(params.chunk_frames)
+        id = self.scheduler.add(Job(0, 0, speech=Speech(arrays["positions"].shape[1], limit, pieces, named=params.named)))
         self.theirs[id], self.ours[header["id"]] = header["id"], id
-        self.stage.begin(id, params, header["row"])
+        self.stage.begin(id, params, header["row"], self.scheduler.rows[id].job.speech.limit)
         states = {name: arrays.get(name) for name in ("text", "media", "is_media", "positions")}
         self.stage.hear(id, Heard(**states, following=header["following"]))
 
@@ -67,18 +69,20 @@ class Speaker:
         said = self.stage.follow(plan)
         for id, pcm, codes in said.sounds:
             self.channel.send({"kind": "sound", "id": self.theirs[id]}, pcm=pcm, codes=codes)
-        for id, error in said.failed.items():
-            why = str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
-            self._last({"kind": "failed", "why": why}, id)
-        facts = Facts(speech_ended=frozenset(said.ended), failed=frozenset(said.failed))
-        for id in self.scheduler.done(plan, facts):
-            self._last({"kind": "ended"}, id)
+        self.errors |= said.failed
+        for id in self.scheduler.done(plan, Facts(speech_ended=frozenset(said.ended))):
+            self._end(id, self.errors.get(id))
         return bool(plan)
 
-    def _last(self, message, id):
-        self.channel.send(message | {"id": self.theirs[id]})
+    def _end(self, id, error):
+        message = {"kind": "ended", "id": self.theirs[id]}
+        if error is not None:
+            why = str(error) if isinstance(error, OmniError) else f"{type(error).__name__}: {error}"
+            message |= {"kind": "failed", "why": why}
+        self.channel.send(message)
         self._forget(id)
 
     def _forget(self, id):
         del self.ours[self.theirs.pop(id)]
+        self.errors.pop(id, None)
         return id

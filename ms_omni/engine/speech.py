@@ -23,6 +23,7 @@ from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import COMPILE_AFTER, FrameStep
+from .blocks import cache_full
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan, Speech
@@ -76,11 +77,12 @@ class Voice:
     """The speech of one answer. words: the thinker's embeddings `[D]` of the assistant turn so far, ended: whether they are all.
 
     table: its blocks, read: positions in them; rows `[S, D]`: the talker's prompt; inputs: what was read behind it; codes int64
-    `[Q]` per frame; total: the summed embeddings of the last one; frames, of which so many have become sound. row: see `Text`.
+    `[Q]` per frame; total: the summed embeddings of the last one; frames, of which so many have become sound. row: see `Text`;
+    room: codes 0 that may be drawn, for the whole cache holds no more, or None.
     """
 
-    def __init__(self, params: SpeechParams, row: int, code2wav: Any):
-        self.params = params
+    def __init__(self, params: SpeechParams, row: int, code2wav: Any, room: int | None = None):
+        self.params, self.room = params, room
         code, rest = params.talker, params.predictor
         self.sampler = RowSampler(
             code, row_stream(code.seed, row) if code.do_sample else None, part="talker or code predictor"
@@ -114,12 +116,19 @@ class Voice:
         )
 
     def draws(self, logits: np.ndarray) -> int | None:
-        """Code 0 of the next frame by logits float32 `[V]`, or None: the speech ends here. The last draw makes no frame."""
+        """Code 0 of the next frame by logits float32 `[V]`, or None: the speech ends here. The last draw makes no frame.
+
+        Raises `InputError` for logits that are not finite, and where there is no room for more.
+        """
         code = self.sampler.chosen(self.sampler.filtered(self.sampler.adjusted(logits)))
         self.sampler.note(code)
         self.drawn.append(code)
-        last = len(self.drawn) == self.params.talker.max_new_tokens
-        return None if last or code in self.params.talker.eos_token_id else code
+        count = len(self.drawn)
+        if count == self.params.talker.max_new_tokens or code in self.params.talker.eos_token_id:
+            return None
+        if count == self.room:
+            raise cache_full("the speech", self.heard.positions.shape[1], count, "talker_max_new_tokens")
+        return code
 
 
 class SpeechStage:
@@ -154,9 +163,9 @@ class SpeechStage:
         """What the engine's scheduler has to plan of a speech."""
         return speech
 
-    def begin(self, id: int, params: SpeechParams, row: int) -> None:
-        """An answer that will be spoken; its seeds are named."""
-        self.voices[id] = Voice(params, row, self.code2wav)
+    def begin(self, id: int, params: SpeechParams, row: int, room: int | None = None) -> None:
+        """An answer that will be spoken; its seeds are named. row, room: see `Voice`."""
+        self.voices[id] = Voice(params, row, self.code2wav, room)
 
     def hear(self, id: int, heard: Heard) -> None:
         """What was asked, before the first `tell`."""

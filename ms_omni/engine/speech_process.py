@@ -95,10 +95,10 @@ class SpeechProcess:
         """What the engine's scheduler has to plan of a speech: nothing. Raises `InputError` for what cannot be spoken."""
         if self.lost:
             raise ProcessError(self.lost)
-        self._pool.check(speech.prompt + speech.limit, "its speech")
+        self._pool.fitting(speech.prompt, speech.limit, speech.named, "its speech")
 
-    def begin(self, id: int, params: SpeechParams, row: int) -> None:
-        """See `SpeechStage`."""
+    def begin(self, id: int, params: SpeechParams, row: int, room: int | None = None) -> None:
+        """See `SpeechStage`; how much room there is is looked for elsewhere."""
         self.elsewhere.add(id)
         self._opened[id] = params, row
 

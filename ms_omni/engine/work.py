@@ -11,6 +11,7 @@ from ..modeling import ops
 from ..modeling.interruption import uninterrupted
 from ..modeling.packing import host_array
 from ..outputs import TextDelta
+from .blocks import cache_full
 from .hearing import listen
 from .held import take_over, taken_from
 from .plan import TALKER, THINKER, Facts, Plan
@@ -73,7 +74,6 @@ class Work:
         for id, decoder, start, stop in plan.read:
             if decoder == THINKER:
                 payloads[id] = self._guard(self.rows[id], self._read, id, start, stop)
-                self.rows[id].read[decoder] = stop
         self._decode([id for (id,) in plan.decode])
         said = self._speak(plan) if self.speech is not None else None
         return self._conclude(plan, payloads) and not (plan or said)
@@ -95,17 +95,21 @@ class Work:
     @staticmethod
     def finish(row: Sequence) -> None:
         """Hands out the last event."""
-        error = row.error or row.speech_error
+        error = row.error or row.late_error
         row.end(time.perf_counter()) if error is None else row.fail(error)
 
     def _place(self, plan: Plan) -> None:
         """Whose blocks are whose from now on."""
         for (id,) in plan.dropped:
-            self.rows[id].drop()
+            row = self.rows[id]
+            if row.text.asks and row.text.going:  # the token that it is to be told may be its last
+                self._keep(row)
+            row.drop()
         for id, found in plan.admitted:
-            self.rows[id].read[THINKER] = found
+            self.rows[id].read = found
         for id, decoder, block in plan.blocks:
-            self.rows[id].tables[decoder].append(block)
+            if decoder == THINKER:
+                self.rows[id].table.append(block)
         if self.speech is not None:
             self.speech.place(plan)
         for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
@@ -116,7 +120,7 @@ class Work:
             if row.speech is not None and not row.told:
                 row.states = self.ranks.heard(id, found)
             if row.held is not None:
-                take_over(self.thinker.pool, row.tables[THINKER], *row.held)
+                take_over(self.thinker.pool, row.table, *row.held)
 
     @staticmethod
     def _guard(row, function, *arguments):
@@ -131,7 +135,10 @@ class Work:
 
     def _read(self, row, id, start, stop):
         """A chunk of a prompt; returns what is kept beside it."""
+        if start == row.prompt.held:
+            row.watched.clear()
         logits, heard = self.thinker.read(row, start, stop)
+        row.read = stop
         if row.speech is not None and not row.told:
             row.states.append(heard)
         if logits is not None:
@@ -151,7 +158,7 @@ class Work:
                 self._guard(row, self._look, *scores)
             elif row.text.asks:
                 row.asked = scores
-                self.scheduler.asleep.add(id)
+                self.scheduler.sleep(id)
             else:
                 self._guard(row, self._write, id, *scores)
 
@@ -161,18 +168,25 @@ class Work:
             row.text.look(scores, adjusted)
 
     def _write(self, row, id, scores, adjusted):
-        self.wrote(row, id, row.text.take(scores, adjusted))
+        delta, text = row.text.take(scores, adjusted), row.text
+        if text.going and len(text.tokens) == row.room:
+            text.going = False
+            row.late_error = cache_full("the text", len(row.prompt), row.room, "max_new_tokens")
+        self.wrote(row, id, delta)
 
     def wrote(self, row: Sequence, id: int, delta: TextDelta) -> None:
         """Hands out a token."""
         row.add(delta, time.perf_counter())
         if not row.text.going:
             self._ended[THINKER].add(id)
-            if row.text.options.keep_cache or row.text.options.past_key_values is not None:
-                stop = len(row.prompt) + len(row.text.tokens) - 1
-                row.left = taken_from(self.thinker.pool, row.tables[THINKER], row.prompt.held, stop)
+            self._keep(row)
         if row.speech is not None:
             self._news.append(id)
+
+    def _keep(self, row):
+        """Keeps the keys and values of what was read, where they are wanted and there are any."""
+        if row.table and (row.text.options.keep_cache or row.text.options.past_key_values is not None):
+            row.left = taken_from(self.thinker.pool, row.table, row.prompt.held, row.read)
 
     def _together(self, ids, launch):
         """What a launch for several rows gives them, or None and all of them have failed."""
@@ -188,8 +202,8 @@ class Work:
         logits, last = self._together(ids, self.thinker.decode), []
         for index, id in enumerate(() if logits is None else ids):
             row = self.rows[id]
-            row.read[THINKER] += 1
-            if row.read[THINKER] == len(row.prompt) + len(row.text.tokens):
+            row.read += 1
+            if row.read == len(row.prompt) + len(row.text.tokens):
                 last.append(index)
         self._draw([ids[index] for index in last], [logits[index] for index in last])
 
@@ -228,6 +242,6 @@ class Work:
         for id, pcm, codes in said.sounds:
             self.rows[id].sound(pcm, codes, time.perf_counter())
         for id, error in said.failed.items():
-            self.rows[id].speech_error = error
+            self.rows[id].late_error = error
         self._ended[TALKER].update(said.ended)
         return said

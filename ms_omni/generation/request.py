@@ -10,7 +10,7 @@ What is unset is looked for in `generation_config=`, then in `model.generation_c
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,18 +45,21 @@ SUPPRESSED_TAIL = 1024
 
 @dataclass(frozen=True)
 class SpeechParams:
-    """How an answer is spoken: codec id of the speaker, sampling of code 0 and of the other codes, frames per chunk."""
+    """How an answer is spoken: codec id of the speaker, sampling of code 0 and of the other codes, frames per chunk; named: whether
+    the caller has said how many frames there may be.
+    """
 
     speaker_id: int
     talker: SamplingParams
     predictor: SamplingParams
     chunk_frames: tuple = CHUNK_FRAMES
+    named: bool = True
 
 
 @dataclass(frozen=True)
 class Request:
-    """inputs of the thinker, sampling and options of the text, `SpeechParams` or None, whether the assistant turn is given, and
-    the tokenizer for texts of a stream.
+    """inputs of the thinker, sampling and options of the text, `SpeechParams` or None, whether the assistant turn is given, the
+    tokenizer for texts of a stream; named: whether the caller has said how many tokens there may be.
     """
 
     inputs: dict
@@ -65,6 +68,7 @@ class Request:
     speech: SpeechParams | None = None
     given: bool = False
     tokenizer: Any = None
+    named: bool = True
 
 
 # -- the doors -------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     speech = _speech(model.config.talker_config, speaker, {**seed, **talker}, {**seed, **predictor}, vocoder)
     if wants_audio:
         _check_prompt(model, inputs, given)
-    return Request(inputs, request.text, request.options, speech if wants_audio else None, given, request.options.tokenizer)
+    return replace(request, speech=speech if wants_audio else None, given=given, tokenizer=request.options.tokenizer)
 
 
 def _text_request(thinker, inputs: dict, kwargs: dict, settings: Any, defaults: dict, wants_audio: bool = False) -> Request:
@@ -124,7 +128,7 @@ def _text_request(thinker, inputs: dict, kwargs: dict, settings: Any, defaults: 
         raise InputError(
             f"num_return_sequences is {options.num_return_sequences}, but greedy decoding has one answer; add do_sample=True"
         )
-    return Request(inputs, params, options)
+    return Request(inputs, params, options, named="max_new_tokens" in kwargs)
 
 
 def _settings(config: Any) -> dict:
@@ -243,7 +247,7 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
     if config is None:
         return None
     code.check_vocabulary(vocabulary)
-    return SpeechParams(speaker_id, code, rest, frames)
+    return SpeechParams(speaker_id, code, rest, frames, talker.get("max_new_tokens") is not None)
 
 
 def _chunk_frames(vocoder: dict) -> tuple:

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from ms_omni.engine.blocks import BLOCK, CHUNK, BlockPool
 from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.rows import FRAME_S
-from ms_omni.engine.scheduler import LAUNCH_ROWS, Scheduler
+from ms_omni.engine.scheduler import LAUNCH_ROWS, REST_S, Scheduler
 
 
 def keys_of(ids) -> tuple[bytes, ...]:
     """Of the full chunks of a prompt, from its beginning on."""
     return tuple(repr(tuple(ids[:stop])).encode() for stop in range(CHUNK, len(ids) + 1, CHUNK))
+
+
+UNNAMED = 1024, 4096
+"""Limits of text and speech that nobody has named."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ def processor() -> Costs:
 @dataclass(frozen=True)
 class Caller:
     """at: when it calls; ids: its prompt; text: tokens until the end one, that included; frames: until the end, None without
-    speech; fails: tokens until it does; cancels: seconds after the call."""
+    speech; fails: tokens until it does; cancels: seconds after the call; asks: seconds that a function of its own takes to choose a
+    token, None without one; named: whether it says how long its answer may be.
+    """
 
     at: float
     ids: tuple
@@ -87,22 +93,29 @@ class Caller:
     media: tuple = ()
     fails: int | None = None
     cancels: float | None = None
+    asks: float | None = None
+    named: bool = True
 
     @property
     def prompt(self):
         return len(self.ids)
 
     def job(self) -> Job:
-        speech = None if self.frames is None else Speech(self.talker, self.frames + 1)
-        return Job(self.prompt, self.text, keys_of(self.ids), self.media, speech)
+        limits = (self.text, (self.frames or 0) + 1) if self.named else UNNAMED
+        speech = None if self.frames is None else Speech(self.talker, limits[TALKER], named=self.named)
+        asks = self.asks is not None
+        return Job(self.prompt, limits[THINKER], keys_of(self.ids), self.media, speech, asks=asks, named=self.named)
 
 
 @dataclass
 class Answer:
-    """What a caller has got. ids: prompt and text; heard: when pieces came, and their frames; tables, read: per decoder."""
+    """What a caller has got. ids: prompt and text; limits: of the tokens and frames that fit; heard: when pieces came, and their
+    frames; tables, read: per decoder.
+    """
 
     caller: Caller
     ids: list
+    limits: tuple[int, int]
     frames: list = field(default_factory=list)
     heard: list = field(default_factory=list)
     first_token: float | None = None
@@ -130,6 +143,11 @@ class Answer:
         return silence
 
 
+def limits_of(job: Job, caller: Caller) -> tuple[int, int]:
+    """Tokens and frames that a caller will get: the draw that ends a speech makes no frame."""
+    return min(caller.text, job.limit), min(caller.frames or 0, job.speech.limit - 1 if job.speech else 0)
+
+
 def ignore(simulation, plan):
     """What `Simulation.run` calls with every plan, where nobody wants to know."""
 
@@ -146,6 +164,7 @@ class Simulation:
         self.answers: dict[int, Answer] = {}
         self.ended: dict[str, list] = {"finished": [], "cancelled": [], "failed": []}
         self.random = random.Random(0)
+        self.asleep: dict[int, float] = {}  # until when
 
     def run(self, watch=ignore):
         """Until everybody is gone; watch is called with every plan before it is done."""
@@ -153,8 +172,11 @@ class Simulation:
         while coming or self.scheduler.rows:
             while coming and coming[0].at <= self.now:
                 caller = coming.pop(0)
-                self.answers[self.scheduler.add(caller.job())] = Answer(caller, list(caller.ids))
+                id = self.scheduler.add(caller.job())
+                job = self.scheduler.rows[id].job
+                self.answers[id] = Answer(caller, list(caller.ids), limits_of(job, caller))
             self._cancel()
+            self._wake()
             plan = self.scheduler.plan()
             watch(self, plan)
             if plan:
@@ -165,8 +187,10 @@ class Simulation:
                 self.ended["finished"] += self.scheduler.done(plan, facts)
                 self.ended["failed"] += facts.failed
             else:
-                assert not self.scheduler.rows, "nobody goes on"
-                self.now = max([self.now, *(caller.at for caller in coming[:1])])
+                assert not self.scheduler.rows or self.asleep, "nobody goes on"
+                events = [*(caller.at for caller in coming[:1]), *self.asleep.values()]
+                events += [since + REST_S + 1e-3 for since in self.scheduler.asleep.values()]
+                self.now = min([event for event in events if event > self.now], default=self.now)
             for pool in self.pools:
                 assert pool.free + pool.cached + pool.used == pool.capacity
         return self
@@ -219,7 +243,7 @@ class Simulation:
             self._look(id, TALKER, answer.read[TALKER])
             if answer.read[TALKER] == answer.caller.talker + len(answer.frames):
                 assert answer.text_ended or len(answer.ids) - answer.caller.prompt > len(answer.frames), "no word"
-                if len(answer.frames) == answer.caller.frames:
+                if len(answer.frames) == answer.limits[TALKER]:
                     speech_ended.add(id)
                 else:
                     answer.frames.append(len(answer.frames))
@@ -231,14 +255,32 @@ class Simulation:
                 answers[id].heard.append((self.now, frames))
         return Facts(frozenset(text_ended), frozenset(speech_ended), frozenset(failed))
 
-    def _draw(self, id, text_ended, speech_ended, failed):
+    def _wake(self):
+        """Those whose functions have chosen."""
+        for id in [id for id, until in self.asleep.items() if until <= self.now]:
+            del self.asleep[id]
+            if id in self.scheduler.rows:
+                facts = set(), set(), set()
+                self._choose(id, *facts)
+                self.scheduler.wake(id)
+                self.ended["finished"] += self.scheduler.done(Plan(), Facts(*map(frozenset, facts)))
+                self.ended["failed"] += facts[2]
+
+    def _draw(self, id, *facts):
+        if self.answers[id].caller.asks is None:
+            self._choose(id, *facts)
+        else:
+            self.scheduler.sleep(id)
+            self.asleep[id] = self.now + self.answers[id].caller.asks
+
+    def _choose(self, id, text_ended, speech_ended, failed):
         answer = self.answers[id]
         answer.ids.append((id, len(answer.ids) - answer.caller.prompt))
         answer.first_token = answer.first_token or self.now
         made = len(answer.ids) - answer.caller.prompt
         if made == answer.caller.fails:
             failed.add(id)
-        elif made == answer.caller.text:
+        elif made == answer.limits[THINKER]:
             answer.text_ended = True
             text_ended.add(id)
             if made == 1 and answer.caller.frames is not None:  # the end and nothing else
@@ -267,8 +309,9 @@ class Simulation:
         assert sorted(id for ids in self.ended.values() for id in ids) == sorted(self.answers)
         for id in self.ended["finished"]:
             answer, caller = self.answers[id], self.answers[id].caller
-            frames = 0 if caller.frames is None or caller.text == 1 else caller.frames
-            assert answer.ids == [*caller.ids, *((id, index) for index in range(caller.text))]
+            tokens, frames = answer.limits
+            frames = 0 if tokens == 1 else frames
+            assert answer.ids == [*caller.ids, *((id, index) for index in range(tokens))]
             assert answer.frames == list(range(frames)) and answer.said == frames
         assert all(pool.used == 0 for pool in self.pools)
         return self

@@ -1,4 +1,6 @@
+import gc
 import random
+import weakref
 
 import pytest
 
@@ -36,9 +38,41 @@ def test_blocks_are_taken_and_given_back():
 
 def test_what_exceeds_the_pool_is_refused():
     pool = BlockPool(11)
-    pool.check(10 * BLOCK, "the answer")
+    assert pool.fitting(9 * BLOCK, BLOCK, True, "the answer") == BLOCK
     with pytest.raises(InputError, match="the answer needs 1281 tokens in the cache, which holds 1280"):
-        pool.check(10 * BLOCK + 1, "the answer")
+        pool.fitting(9 * BLOCK, BLOCK + 1, True, "the answer")
+
+
+def test_a_limit_that_nobody_named_may_be_less():
+    pool = BlockPool(11)
+    assert [pool.fitting(9 * BLOCK, limit, False, "it") for limit in (7, BLOCK, 9999)] == [7, BLOCK, BLOCK]
+    assert pool.fitting(1, 9999, False, "it") == 10 * BLOCK - 1
+    with pytest.raises(InputError, match="it needs 1281 tokens"):
+        pool.fitting(9 * BLOCK + 1, 9999, False, "it")
+
+
+def test_a_payload_lives_as_long_as_its_blocks_are_known():
+    """Without the help of a collector of circles, whether it is forgotten for room, with its parent, or with all others."""
+
+    class Payload:
+        pass
+
+    gc.disable()
+    try:
+        for forget in (lambda pool: pool.take(12), lambda pool: pool.take(5), BlockPool.forget):
+            pool, kept = BlockPool(13), []
+            blocks = pool.take(12)
+            for index, key in enumerate((b"a", b"b", b"c")):
+                payload = Payload()
+                kept.append(weakref.ref(payload))
+                pool.keep(key, (b"a", b"b")[index - 1] if index else None, blocks[4 * index : 4 * index + 4], payload)
+            del payload
+            pool.release(blocks)
+            assert all(one() for one in kept)
+            forget(pool)
+            assert sum(one() is not None for one in kept) == pool.cached // 4
+    finally:
+        gc.enable()
 
 
 def test_chunks_are_found_again_and_shared():
@@ -130,7 +164,7 @@ def test_a_pool_that_grows():
     assert len(set(pool.take(2))) == 2 and pool.capacity == 8
     assert len(set(pool.take(15))) == 15 and pool.capacity == 20 and pool.take(1) is None
     with pytest.raises(InputError, match="holds 2560"):
-        pool.check(2561, "an answer")
+        pool.fitting(2000, 561, True, "an answer")
 
 
 def test_what_is_forgotten_is_not_found():

@@ -104,7 +104,9 @@ def followed(model, requests, expected, rank, idle_s):
         engine.follow()
         return same(run(engine_of(model), requests), expected)  # and then all are asked again
     time.sleep(idle_s)
+    kept = [refused(engine, model, requests[0])]  # by the first request, which finds out that they follow, and by later ones
     found = run(engine, requests, cancel=1)
+    kept.append(refused(engine, model, requests[0]))
     time.sleep(idle_s)
     answers = [None] * len(requests)
 
@@ -123,10 +125,40 @@ def followed(model, requests, expected, rank, idle_s):
     closed.close()
     engine.close()
     return [
+        *kept,
         *same(found, [expected[0], *expected[2:]]),
         *same(answers, expected),
         *same(run(engine_of(model), requests), expected),
     ]
+
+
+def full(model, folder, rank):
+    """Answers that nobody has limited fill the caches and end with an error on every rank, whether all are asked or rank 0 alone;
+    one beside them is what it is alone.
+    """
+    text = {**inputs_of(folder, "text"), "return_audio": False, "eos_token_id": []}
+    spoken = {**inputs_of(folder, "text"), "max_new_tokens": 6, "talker_eos_token_id": [], "seed": 2}
+    short = {**inputs_of(folder, "text"), **TEXT}
+    expected, facts = one_by_one(model, [short]), []
+    for follows in (False, True):
+        engine = engine_of(model, tokens=256)
+        if follows and rank:
+            engine.follow()
+            continue
+        found = run(engine, [text, spoken, short])
+        facts += ["the text was cut off" in str(found[0].get("error")), *same(found[2:], expected)]
+        facts += ["the speech was cut off" in str(found[1].get("error"))]
+        engine.close()
+    return facts
+
+
+def refused(engine, model, request):
+    """Whether a cache that only rank 0 has is refused."""
+    try:
+        engine.add(**{**request, **TEXT}, past_key_values=model.thinker.model.new_cache(1, 8))
+    except InputError as error:
+        return "on rank 0 alone" in str(error)
+    return False
 
 
 def traffic(model, folder):
@@ -189,6 +221,7 @@ def main():
         "traffic": lambda: traffic(model, folder),
         "failing": lambda: failing(model, requests, expected),
         "followed": lambda: followed(model, requests, expected, rank, wanted["idle_s"]),
+        "full": lambda: full(model, folder, rank),
         "interrupted": lambda: interrupted(model, requests, rank),
         "dropped": lambda: dropped(model, folder),
         "again": lambda: same(run(engine_of(model), requests), expected),
