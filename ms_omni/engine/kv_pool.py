@@ -15,7 +15,7 @@ from mindspore.common.initializer import initializer
 from ..modeling import BLOCK_TOKENS, ops
 from ..modeling.cache import MASKED
 from ..modeling.decoder import Decoder
-from ..modeling.layers import Cell
+from ..modeling.layers import Cell, explained
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights
@@ -157,14 +157,17 @@ class PoolStep(Step):
         self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
         self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
 
-    def construct(self, x: Tensor, rope: Pair, tables: np.ndarray, lengths: np.ndarray) -> Pair:
+    def __call__(self, x: Tensor, rope: Pair, tables: np.ndarray, lengths: np.ndarray) -> Pair:
         """x `[B, 1, D]`, rope (cos, sin) `[B, 1, D/2]`, tables int32 `[B, n]`, lengths int32 `[B]` with the new token
         -> logits `[B, 1, V]`, hidden `[B, 1, D]`. A row that only pads the batch has length 1 and a table of zeros.
         """
         pool = self.pool
         if self.fused is not None:
             cache = BlockTables(pool.keys, pool.values, pool.heads, pool.block, tables, lengths)
-            return ops.decoder_step(x, *rope, self.output_layer.stored()[0], cache, self.fused)
+            try:
+                return ops.decoder_step(x, *rope, self.output_layer.stored()[0], cache, self.fused)
+            except Exception as error:
+                raise explained(error) from None
         if self.graph.keys is not pool.keys:  # it has grown
             self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
         slots = Tensor(pool.slots(tables, lengths[:, None] - 1))

@@ -4,7 +4,8 @@
                        hear (once), tell (a word), cancel       --->   its own scheduler and pool (`speaker.py`)
                        sounds, ended, failed                    <---
 
-Nobody waits for the other: what is written goes on whatever the speech does. A speech's process ends with the engine's.
+Nobody waits for the other: what is written goes on whatever the speech does. A speech's process ends with the engine's. On CPU each
+has half of the processors.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import numpy as np
 
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
+from ..modeling.ops import threads
 from ..modeling.packing import host_array
 from .blocks import BlockPool
 from .hearing import Heard
@@ -74,7 +76,9 @@ class SpeechProcess:
         self._pool = BlockPool(blocks)
         self._opened: dict[int, tuple[SpeechParams, int]] = {}  # until they are heard
         self._channel, descriptors = Channel.pair(RING_BYTES)
-        self.process = _start(descriptors)
+        processors = threads.available()
+        self.process = _start(descriptors, max(processors // 2, 1))
+        threads.limit(max(processors - processors // 2, 1))
         self.close = weakref.finalize(self, _end, self.process, self._channel)
         settings = {"target": model.device, "device": device, "dtype": str(model.dtype)}
         settings |= {"blocks": blocks, "max_rows": max_rows, "compile_after": model.compile_after}
@@ -162,6 +166,7 @@ class SpeechProcess:
                 f"the process that speaks {why[0] if why else self._ended()}, and with it the sound; texts go on. Ask with "
                 "return_audio=False, or make a new engine to speak again"
             )
+            threads.limit(None)
         return found
 
     def _ended(self):
@@ -174,8 +179,9 @@ class SpeechProcess:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
 
 
-def _start(descriptors):
+def _start(descriptors, processors):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_JOBS)}
+    environment["OMP_NUM_THREADS"] = str(processors)
     arguments = [str(number) for number in (*descriptors, os.getpid())]
     try:
         return subprocess.Popen(
@@ -192,6 +198,7 @@ def _start(descriptors):
 
 
 def _end(process, channel):
+    threads.limit(None)
     channel.close()
     try:
         process.wait(END_S)

@@ -29,7 +29,11 @@ class Stream:
         self.request, self.engine = request, engine
         self._ids = engine.ask(request)
         self.rows = [engine.rows[id] for id in self._ids]
-        self._events = merged(self.rows, [engine.events(id) for id in self._ids], self.prompt_ids, request.text.pad_id)
+        events, alone = [engine.events(id) for id in self._ids], len(self.rows) == 1
+        if alone and len(self.rows[0].prompt) == self.prompt_ids.shape[1]:
+            (self._events,) = events
+        else:
+            self._events = merged(self.rows, events, self.prompt_ids, request.text.pad_id)
         self._lock = threading.RLock()
 
     def __iter__(self) -> Iterator[Any]:

@@ -70,15 +70,18 @@ class Cell(nn.Cell):
                     return self._run_construct(*args, **kwargs)
                 return super().__call__(*args, **kwargs)
             except Exception as error:
-                ops.stop_recording()
-                reason = ops.refusal(error)
-                if reason:
-                    raise InputError(reason) from None
-                raise
+                raise explained(error) from None
 
     def held(self):
         """A context in which the weights of all parts are at hand, for whoever calls those one after another."""
         return nullcontext()
+
+
+def explained(error: Exception) -> Exception:
+    """What a kernel refused, in words, or the error as it is."""
+    ops.stop_recording()
+    reason = ops.refusal(error)
+    return InputError(reason) if reason else error
 
 
 def identity(x):

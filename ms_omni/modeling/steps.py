@@ -1,5 +1,5 @@
-"""The cells that generation calls once per token or frame: one fused operator each where there is one (see `ops`);
-elsewhere each becomes one compiled graph per shape when it is used enough. The thinker's and the talker's step work on the
+"""What generation calls once per token or frame: one fused operator each where there is one (see `ops`); elsewhere cells, which
+become one compiled graph per shape when they are used enough. The thinker's and the talker's step work on the
 blocks of a pool: `engine/kv_pool.py`.
 """
 
@@ -11,7 +11,7 @@ from mindspore.common.initializer import initializer
 
 from . import ops
 from .interruption import interruptible
-from .layers import Cell
+from .layers import Cell, explained
 from .step_weights import frame_weights
 
 COMPILE_AFTER = 32
@@ -19,14 +19,13 @@ COMPILE_AFTER = 32
 without. Both ways compute the same numbers."""
 
 
-class Step(Cell):
-    """A cell that runs as it is for its first calls with inputs of a shape, and as a graph from then on.
+class Step:
+    """Cells that run as they are for the first calls with inputs of a shape, and as a graph from then on.
 
     compile_after: so many calls; None: never.
     """
 
     def __init__(self, compile_after=COMPILE_AFTER):
-        super().__init__(auto_prefix=False)
         self.compile_after = compile_after
         self.calls = {}
 
@@ -78,12 +77,15 @@ class FrameStep(Step):
         talker.prepared_frame = self.fused = weights and ops.prepare(weights, talker.prepared_frame)
         self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
 
-    def construct(self, hidden, code, noise):
+    def __call__(self, hidden, code, noise):
         """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
         -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`.
         """
         if self.fused is not None:
-            return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
+            try:
+                return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
+            except Exception as error:
+                raise explained(error) from None
         with self.predictor.held():
             compiled = self.predictor.model.compilable and self.due()
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)

@@ -151,6 +151,8 @@ class Function:
         if self.restype is ctypes.c_char_p:
             return self.library.run(self.name, TEXT)[0]
         request = Request()
+        if self.name.endswith("_use_threads"):
+            return request.run(self.library, self.name, arguments)
         convert = self._turn if "_turn_" in self.name else self._results if self.name.endswith("_results") else self._kernel
         returned = request.run(self.library, self.name, convert(request, *arguments))
         return self.restype and self.restype(returned & (1 << 64) - 1).value

@@ -179,16 +179,15 @@ namespace {
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
-inline int available_threads() {
-  static const int threads = [] {
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    const char *limit = std::getenv("OMP_NUM_THREADS");
-    if (limit && std::atoi(limit) > 0) cores = std::min(cores, std::atoi(limit));
-    return std::max(cores, 1);
-  }();
-  return threads;
-}
+std::atomic<int> threads_to_use{1};
+
+inline int available_threads() { return threads_to_use.load(std::memory_order_relaxed); }
+
+}  // namespace
+
+extern "C" void ms_omni_use_threads(int count) { threads_to_use.store(std::max(count, 1), std::memory_order_relaxed); }
+
+namespace {
 
 // Runs task(i) for i in [0, tasks). nanoseconds: estimate for all of them; a thread must have 100 us to do.
 template <class Task>

@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 
-from . import private_cache
+from . import private_cache, threads
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
@@ -32,10 +32,12 @@ def library(name: str) -> str:
     key = hashlib.sha256(_text(name) + settings).hexdigest()[:16]
     command = [compiler[0], *FLAGS, f"-march={processor}", *compiler[1:], source(name)]  # options beside its name win
     path = private_cache.kept(f"{name}-{key}.so", lambda target: _run([*command, "-o", target]))
-    missing = ctypes.CDLL(path).ms_omni_missing
+    loaded = ctypes.CDLL(path)
+    missing = loaded.ms_omni_missing
     missing.restype = ctypes.c_char_p
     if missing():
         raise OSError(f"MS_OMNI_MARCH={processor} asks for {missing().decode()}, which this processor does not have")
+    threads.register(loaded)
     return path
 
 
