@@ -118,11 +118,15 @@ def derived(results):
         if first in at and second in at and at[second].reference is not None:
             found.append((what, at[first].ours.median / at[second].reference.median, "x"))
 
-    tokens, frames = ("writing/16", "tokens_per_s"), ("speaking/8", "frames_per_s")
+    tokens, frames = ("writing/16", "tokens_per_s"), at.get(("speaking/8", "frames_per_s"))
     pair("tokens/s of 16 rows over one row", tokens, ("writing/1", "tokens_per_s"))
     beside("tokens/s of 16 rows over one row of the reference", tokens, ("decode/1", "tokens_per_s"))
-    pair("frames/s of 8 rows over one row", frames, ("speech", "frames_per_s"))
-    beside("frames/s of 8 rows over one row of the reference", frames, ("speech", "frames_per_s"))
+    parts = [at.get(("speech", name)) for name in ("talker_s", "predictor_s")]
+    if frames is not None and None not in parts:  # of one row without its prompt, which the others have read before
+        found.append(("frames/s of 8 rows over one row", frames.ours.median * sum(part.ours.median for part in parts), "x"))
+        if all(part.reference is not None for part in parts):
+            alone_s = sum(part.reference.median for part in parts)
+            found.append(("frames/s of 8 rows over one row of the reference", frames.ours.median * alone_s, "x"))
     total = at.get(("answer", "total_s"))
     first = at.get(("answer", "first_sound_s"))
     if first is not None and total is not None and total.reference is not None:

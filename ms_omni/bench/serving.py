@@ -61,10 +61,10 @@ class Serving:
         return sum(sum(begun < moment <= ended for moment in answer.tokens) for answer in answers) / (ended - begun)
 
     def speaking(self, rows: int, frames: int) -> dict[str, float]:
-        """Talker and predictor for rows that speak together: see `Speakers.talk`."""
+        """Talker and predictor for rows that speak together: see `Speakers.together`."""
         self.speakers.prepare(rows, frames)
-        warm(lambda: self.speakers.talk(SHORT_FRAMES, rows))
-        return self.speakers.talk(frames, rows)
+        warm(lambda: self.speakers.together(rows, SHORT_FRAMES))
+        return self.speakers.together(rows, frames)
 
     def burst(self, rows: int, prompt: int, tokens: int, frames: int) -> dict[str, float]:
         """So many callers at once who want to hear something: how long the last of them waits for his first sound, and what it

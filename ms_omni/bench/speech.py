@@ -44,15 +44,26 @@ class Speakers:
         self.words = np.zeros((0, 0), np.float32)
         self.stage: Any = None
 
-    def talk(self, frames: int, rows: int = 1) -> dict[str, float]:
-        """Frames per second of talker and predictor, all rows together, then the time of each part per frame of a row."""
-        self.prepare(rows, frames)
+    def talk(self, frames: int) -> dict[str, float]:
+        """Frames per second of talker and predictor for one row, its prompt read on the way, then the time of each part per frame."""
+        self.prepare(1, frames)
         started = time.perf_counter()
-        made = rows * sum(1 for _ in self.frames(rows, frames))
-        total_s = time.perf_counter() - started
+        made = sum(1 for _ in self.frames(1, frames))
+        return {"frames_per_s": made / (time.perf_counter() - started), **self._parts(1, frames)}
+
+    def together(self, rows: int, frames: int) -> dict[str, float]:
+        """The same for rows that speak together, all of their frames counted, once all prompts are read."""
+        self.prepare(rows, frames)
+        spoken = self.frames(rows, frames)
+        next(spoken)
+        started = time.perf_counter()
+        made = rows * sum(1 for _ in spoken)
+        return {"frames_per_s": made / (time.perf_counter() - started), **self._parts(rows, frames)}
+
+    def _parts(self, rows, frames):
         with timed_steps(self.stage) as seconds:
-            sum(1 for _ in self.frames(rows, frames))
-        return {"frames_per_s": made / total_s, **{f"{name}_s": spent / made for name, spent in seconds.items()}}
+            made = rows * sum(1 for _ in self.frames(rows, frames))
+        return {f"{name}_s": spent / made for name, spent in seconds.items()}
 
     def frames(self, rows: int, frames: int) -> Iterator[None]:
         """Reads the prompts, then yields after each of so many frames of every row; at the end all have drawn their end."""
