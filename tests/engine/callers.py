@@ -115,7 +115,7 @@ def check_empty(engine: Engine) -> None:
     scheduler = engine.scheduler
     assert not engine.rows and not engine.added and not engine.written
     assert not scheduler.rows and not scheduler.running and not scheduler.waiting and not scheduler.asleep
-    assert engine.speech is None or not engine.speech.voices
+    assert engine.speech is None or not (engine.speech.elsewhere or getattr(engine.speech, "voices", ()))
     assert all(pool.used == 0 and pool.free + pool.cached == pool.capacity for pool in scheduler.pools if pool is not None)
 
 

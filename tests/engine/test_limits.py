@@ -11,7 +11,8 @@ from ms_omni.engine.kv_pool import KVPool
 from ms_omni.engine.runner import heard_bytes
 from ms_omni.errors import InputError
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
-from tests.engine.test_engine import answer, ask, check_empty, model  # noqa: F401
+from tests.engine.callers import answer, check_empty
+from tests.engine.test_engine import ask, model  # noqa: F401
 
 ENDLESS = {"eos_token_id": [], "talker_eos_token_id": [], "seed": 3}
 SPEECH_FULL = (

@@ -14,8 +14,8 @@ from ms_omni.engine import speech_process
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError, ProcessError
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
-from tests.engine.test_engine import alone, answer, ask, check_empty, model, questions, requests, run  # noqa: F401
-from tests.miniature.conftest import MINIATURE
+from tests.engine.callers import MINIATURE, SHORT, Callers, answer, check_empty
+from tests.engine.test_engine import alone, ask, model, requests  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 END_S = 20
@@ -57,11 +57,17 @@ def has_ended(process):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_same_answers(engine, requests, alone, seed):
-    """Ids, frames and samples of text and speech, greedy and sampled, some cancelled."""
-    rng = np.random.default_rng([14, seed])
-    for kind, events in run(engine, requests, rng.integers(0, len(requests), 10), rng, 0.1, cancels=0.01):
-        assert answer(events) == alone[kind], kind
+def test_same_answers(engine, world, seed):
+    """Ids, codes and samples of text and speech, greedy and sampled, some cancelled."""
+    draw, callers = np.random.default_rng([14, seed]), Callers(world, engine)
+    wanted = draw.integers(0, SHORT, 10).tolist()
+    while wanted or callers.calls:
+        if wanted and draw.random() < 0.1:
+            callers.call(wanted.pop())
+        callers.step()
+        if callers.calls and draw.random() < 0.01:
+            callers.cancel(int(draw.choice(sorted(callers.calls))))
+    assert not callers.faults
     check_empty(engine)
     assert not engine.speech.elsewhere
 
