@@ -21,10 +21,10 @@ BURST, KINDS = 25, 60
 CANCELLED, FAILING = 0.1, 0.05
 WARM = 100
 """Requests until the process has the memory that it needs."""
-GROWTH_KIB = 20.0
+GROWTH_KIB = 5.0
 """Per request behind those, of a line through what was measured: the allocators of C and of MindSpore keep what the largest burst so
-far took, and later ones may be larger. Of a request, the smallest thing that could stay is a prompt's chunk with what a talker
-hears of it, or a piece of speech, 50 KiB and more.
+far took, and a later one may take a few MiB more. The smallest thing of a request that could stay, a prompt's chunk with what a talker
+hears of it or a piece of speech, has 50 KiB.
 """
 PICTURE = 2
 """A request that shows one."""

@@ -5,7 +5,7 @@ import pytest
 from tests.engine.schedules import CONTAINED, run_schedules
 from tests.engine.soak import Soak
 
-SCHEDULES, REQUESTS, GROWTH_MIB = 20, 100, 16
+SCHEDULES, REQUESTS, GROWTH_MIB = 20, 100, 4
 
 
 @pytest.mark.parametrize("seed", range(3))
