@@ -17,12 +17,13 @@ INPUTS = {
     "pixel_values": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),
     "use_audio_in_video": True,
 }
-REQUEST = Request(INPUTS, PARAMS, TextOptions(num_return_sequences=2), SpeechParams(1, PARAMS, SamplingParams()), given=True)
+SPEECH = SpeechParams(1, PARAMS, SamplingParams(), named=False)
+REQUEST = Request(INPUTS, PARAMS, TextOptions(num_return_sequences=2), SPEECH, given=True, named=False)
 
 
 def test_what_decides_on_the_work_arrives():
     found = unpacked(packed(REQUEST))
-    assert (found.text, found.speech, found.given) == (PARAMS, REQUEST.speech, True)
+    assert (found.text, found.speech, found.given, found.named) == (PARAMS, SPEECH, True, False)
     assert found.options == REQUEST.options and not found.options.whole_logits
     assert found.inputs.keys() == INPUTS.keys() and found.inputs["use_audio_in_video"] is True
     for name in ("input_ids", "pixel_values"):
@@ -43,6 +44,10 @@ def test_a_digest_sees_every_difference():
         replace(REQUEST, text=SamplingParams()),
         replace(REQUEST, speech=None),
     ]
-    others += [replace(REQUEST, given=False), replace(REQUEST, options=TextOptions(stop_strings=("a",)))]
+    others += [
+        replace(REQUEST, given=False),
+        replace(REQUEST, named=True),
+        replace(REQUEST, options=TextOptions(stop_strings=("a",))),
+    ]
     assert len({digest(request) for request in (REQUEST, *others)}) == 1 + len(others)
     assert digest(REQUEST) == digest(replace(REQUEST, inputs=dict(INPUTS))) != digest(REQUEST, 1)

@@ -100,6 +100,16 @@ def test_arguments_are_split_by_prefix(tiny_model, ask):
     assert (rest.top_k, rest.temperature, rest.top_p, rest.seed) == (50, 0.5, 0.8, 5)
     assert request.speech.speaker_id == tiny_model.config.talker_config.speaker_id["chelsie"]
     assert request.speech.chunk_frames == (2, 9)
+    assert request.speech.named and not request.named
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_new_tokens": 9}, {"thinker_max_new_tokens": 9}, {"max_length": 99}, {"generation_config": {"max_new_tokens": 9}}],
+)
+def test_a_limit_is_named_in_many_ways(tiny_model, ask, limit):
+    assert parse_request(tiny_model, {**ask("hi"), **limit}).named
+    assert not parse_request(tiny_model, {**ask("hi"), **dict.fromkeys(limit)}).named
 
 
 def test_defaults_are_those_of_the_reference(tiny_model, ask):
@@ -107,6 +117,7 @@ def test_defaults_are_those_of_the_reference(tiny_model, ask):
     config = tiny_model.config.talker_config
     code, rest = request.speech.talker, request.speech.predictor
     assert request.text.max_new_tokens == 1024 and not request.text.do_sample
+    assert not request.named and not request.speech.named
     assert request.text.eos_token_id == (tiny_model.config.im_end_token_id,)
     assert (code.max_new_tokens, code.do_sample, code.top_k, code.top_p) == (4096, True, 50, 1.0)
     assert (code.temperature, code.repetition_penalty, code.seed) == (0.9, 1.05, None)
