@@ -166,7 +166,8 @@ class Engine(Work):
             if id not in self.rows:  # cancelled, while a function of the caller's ran
                 continue
             row = self.rows[id]
-            self._answer(id, row)
+            if row.asked is not None:
+                self._answer(id, row)
             while row.events:
                 found.append((id, row.events.popleft()))
             if row.ended:
@@ -215,7 +216,9 @@ class Engine(Work):
             while row.events or not row.ended:
                 if not row.events:
                     with exclusive:
-                        idle = not self._work(id, row)
+                        if row.asked is not None:
+                            self._answer(id, row)
+                        idle = not (row.events or row.ended or self.tick())  # somebody else may have worked for this one
                     if idle:
                         time.sleep(IDLE_S)
                     continue
@@ -226,15 +229,8 @@ class Engine(Work):
         finally:
             self.cancel(id)
 
-    def _work(self, id, row):
-        """Something of what a row waits for; False where there was nothing to do."""
-        self._answer(id, row)
-        return bool(row.events or row.ended or self.tick())  # somebody else may have worked for this one
-
     def _answer(self, id, row):
         """Chooses a token that the caller's functions have a say in: they run in their caller's thread, while others work."""
-        if row.asked is None:
-            return
         scores, row.asked = row.asked, None
         self._guard(row, self._write, id, *scores)
         self.scheduler.wake(id)

@@ -26,6 +26,23 @@ WAIT_S = 0.05
 """For the process that speaks, where there is nothing else to do; then it is looked whether there is."""
 
 
+class failing:
+    """A context: what goes wrong in it ends these answers, whatever it is, and no others."""
+
+    def __init__(self, *rows: Sequence):
+        self.rows = rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        for row in self.rows:
+            row.error = error
+        return True
+
+
 class Work:
     """rows: the answers by their ids; scheduler: who does what; thinker, speech: where it is done; ranks: with whom; written: rows of
     which the rest is done elsewhere.
@@ -59,7 +76,18 @@ class Work:
                 for id, number in plan.encode:  # which takes long, and can be done again
                     self._guard(self.rows[id], self.thinker.encode, number)
                 with uninterrupted():
-                    idle = self._follow(plan)
+                    chunks, logits = {}, None
+                    for id, decoder, start, stop in plan.read:
+                        if decoder == THINKER:
+                            chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
+                    writing = [self.rows[id] for (id,) in plan.decode]
+                    if writing:
+                        with failing(*writing):
+                            logits = self.thinker.decode(writing)
+                    if logits is not None:
+                        self._decoded(plan, logits)
+                    said = self._speak(plan) if self.speech is not None else None
+                    idle = self._conclude(plan, chunks) and not (plan or said)  # but something is spoken elsewhere
         finally:
             self.busy = False
         self.let_go()
@@ -67,16 +95,6 @@ class Work:
         if idle:
             exclusive.released(self.speech.wait, WAIT_S)
         return idle or bool(plan)
-
-    def _follow(self, plan: Plan) -> bool:
-        """Says whether there was nothing to do while something is spoken elsewhere."""
-        payloads = {}
-        for id, decoder, start, stop in plan.read:
-            if decoder == THINKER:
-                payloads[id] = self._guard(self.rows[id], self._read, id, start, stop)
-        self._decode([id for (id,) in plan.decode])
-        said = self._speak(plan) if self.speech is not None else None
-        return self._conclude(plan, payloads) and not (plan or said)
 
     def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
         """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
@@ -125,13 +143,10 @@ class Work:
     @staticmethod
     def _guard(row, function, *arguments):
         """What a function makes of a row, or None and the row has failed."""
-        if row.error is not None:
-            return None
-        try:
-            return function(row, *arguments)
-        except Exception as error:  # whatever it is, it ends this answer and no other
-            row.error = error
-            return None
+        if row.error is None:
+            with failing(row):
+                return function(row, *arguments)
+        return None
 
     def _read(self, row, id, start, stop):
         """A chunk of a prompt; returns what is kept beside it."""
@@ -188,19 +203,10 @@ class Work:
         if row.table and (row.text.options.keep_cache or row.text.options.past_key_values is not None):
             row.left = taken_from(self.thinker.pool, row.table, row.prompt.held, row.read)
 
-    def _together(self, ids, launch):
-        """What a launch for several rows gives them, or None and all of them have failed."""
-        rows = [self.rows[id] for id in ids]
-        try:
-            return launch(rows) if rows else None
-        except Exception as error:
-            for row in rows:
-                row.error = error
-            return None
-
-    def _decode(self, ids):
-        logits, last = self._together(ids, self.thinker.decode), []
-        for index, id in enumerate(() if logits is None else ids):
+    def _decoded(self, plan, logits):
+        """Draws from the logits of all rows that have read all that they wrote."""
+        ids, last = [id for (id,) in plan.decode], []
+        for index, id in enumerate(ids):
             row = self.rows[id]
             row.read += 1
             if row.read == len(row.prompt) + len(row.text.tokens):
