@@ -1,6 +1,7 @@
 """Every answer is, bit for bit, what it is alone: whoever comes, goes or fails meanwhile, however little room there is."""
 
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ms_omni.engine import speech
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError
+from ms_omni.modeling.ops import cpu_fused
 from ms_omni.outputs import StreamError
 from tests.engine.callers import answer, check_empty
 
@@ -42,6 +44,20 @@ def run(engine, requests):
         for id, event in engine.step():
             events[id].append(event)
     return list(events.values())
+
+
+def test_few_steps_lie_between_a_caller_and_the_kernel(model, ask, monkeypatch):
+    kernel, stacks = cpu_fused._decoder_step, []
+
+    def launch(*arguments):
+        frames = [frame.filename for frame in traceback.extract_stack() if "/ms_omni/" in frame.filename]
+        stacks.append(frames)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(cpu_fused, "_decoder_step", launch)
+    for _ in model.stream(**ask("What is 1 plus 2?"), return_audio=False, max_new_tokens=3):
+        pass
+    assert stacks and all(len(frames) <= 7 and len(set(frames)) <= 7 for frames in stacks)
 
 
 def test_where_there_is_too_little_room_rows_are_dropped_and_rebuilt(model, ask):
