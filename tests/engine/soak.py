@@ -18,7 +18,8 @@ from ms_omni.errors import InputError, MediaError
 from tests.engine.callers import Callers, World, check_empty
 
 BURST, KINDS = 25, 60
-CANCELLED, FAILING = 0.1, 0.05
+CANCELLED, FAILING = 0.15, 0.05
+"""Of those who would leave about a third is answered before."""
 WARM = 100
 """Requests until the process has the memory that it needs."""
 GROWTH_KIB = 5.0
