@@ -18,8 +18,10 @@ from ms_omni.errors import InputError, MediaError
 from tests.engine.callers import Callers, World, check_empty
 
 BURST, KINDS = 25, 60
-CANCELLED, FAILING = 0.15, 0.05
-"""Of those who would leave about a third is answered before."""
+FAILING = 20
+"""One of so many requests."""
+LEAVING = 0.15
+"""Of the others would leave; about a third of them is answered before."""
 WARM = 100
 """Requests until the process has the memory that it needs."""
 GROWTH_KIB = 5.0
@@ -45,19 +47,19 @@ ENDLESS = {"max_new_tokens": 100, "eos_token_id": [], "thinker_do_sample": True,
 SPOKEN = {"max_new_tokens": 20, "eos_token_id": [], "talker_max_new_tokens": 20, "talker_eos_token_id": []}
 FAULTS: list[tuple[str, int | None, dict[str, Any]]] = [
     ("did you mean", None, {"max_new_token": 4}),
-    ("make the prompt shorter", None, {"max_new_tokens": 10**6}),
-    ("max_new_tokens is -1", None, {"max_new_tokens": -1}),
-    ("unknown speaker", None, {"speaker": "nobody", "return_audio": True}),
-    ("came without pixel_values", PICTURE, {"pixel_values": None}),
-    ("NaN or infinite", PICTURE, {"pixel_values": np.full((80, 13824), np.nan, np.float32)}),
     ("NaN or infinite", PICTURE, {"pixel_values": np.full((80, 13824), 1e38, np.float32)}),
+    ("make the prompt shorter", None, {"max_new_tokens": 10**6}),
     ("expected scores of shape", None, {"logits_processor": [lambda ids, scores: scores[:, :2]]}),
+    ("max_new_tokens is -1", None, {"max_new_tokens": -1}),
     ("out of order", None, {"logits_processor": [raises]}),
+    ("unknown speaker", None, {"speaker": "nobody", "return_audio": True}),
     ("out of order", None, {"logits_processor": [raises_later], **ENDLESS}),
+    ("came without pixel_values", PICTURE, {"pixel_values": None}),
     ("out of order", None, {"stopping_criteria": [raises]}),
+    ("NaN or infinite", PICTURE, {"pixel_values": np.full((80, 13824), np.nan, np.float32)}),
     ("expected one truth value", None, {"stopping_criteria": [lambda ids, scores: np.zeros(3, bool)]}),
 ]
-"""What the error says, the number of the request or None for any, and what is wrong with it."""
+"""What the error says, the number of the request or None for any, and what is wrong with it: what is refused, what fails, and so on."""
 
 
 class Soak(Callers):
@@ -97,18 +99,17 @@ class Soak(Callers):
 
     def ask_one(self) -> None:
         """Somebody comes, and goes or fails later, or not."""
-        chance, kind = self.draw.random(), int(self.draw.integers(KINDS))
-        if chance < FAILING:
-            self.fail_one(kind)
+        kind = int(self.draw.integers(KINDS))
+        if self.asked % FAILING == 0:
+            self.fail_one(kind, self.asked // FAILING % (len(FAULTS) + 2))
             return
         own = {"logits_processor": [lambda ids, scores: scores]} if self.draw.random() < 0.1 else {}
         id = self.call(kind, **own)
-        if chance < FAILING + CANCELLED:
+        if self.draw.random() < LEAVING:
             self.leaving[id] = int(self.draw.exponential(15))
 
-    def fail_one(self, kind: int) -> None:
+    def fail_one(self, kind: int, sort: int) -> None:
         """Somebody whose request is refused, or fails in the middle."""
-        sort = int(self.draw.integers(len(FAULTS) + 2))
         if sort == len(FAULTS):
             id = self.call(kind, "'NoneType' object", return_audio=True, **SPOKEN)
             self.engine.speech.voices[id].stream = None  # the vocoder breaks down
