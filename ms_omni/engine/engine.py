@@ -244,9 +244,11 @@ class Engine(Work):
             raise InputError("this engine is closed; make another one with model.engine()")
         self.let_go()
         self.ranks.finish()
-        request = self.ranks.begin(request)
-        ids = self.take(request)
-        self.ranks.asked(request, ids)
+        self.ranks.await_begin()
+        with self.ranks.held():
+            request = self.ranks.begin(request)
+            ids = self.take(request)
+            self.ranks.asked(request, ids)
         return ids
 
     def take(self, request: Request) -> list[int]:

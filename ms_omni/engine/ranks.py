@@ -42,7 +42,8 @@ FOLLOWS = b"\xff" * DIGEST_BYTES
 class Alone:
     """One process: it has nobody to tell.
 
-    leads: whether choices are made here; together: a context around whatever needs all ranks at the same time.
+    leads: whether choices are made here; together: a context around whatever needs all ranks at the same time; held: around what
+    all of them do once they have begun with a request, each by itself.
     """
 
     leads = True
@@ -50,6 +51,10 @@ class Alone:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.together: Callable[[], AbstractContextManager] = nullcontext
+        self.held: Callable[[], AbstractContextManager] = nullcontext
+
+    def await_begin(self) -> None:
+        """Before a request is begun: comes to where rank 0 is."""
 
     def begin(self, request: Request) -> Request:
         """Before a request is looked at: the one that all ranks were asked, with seeds that they share."""
@@ -119,15 +124,15 @@ def ranks_of(engine: Any, *cells: Any) -> Alone:
 class Ranks(Alone):
     """One of several ranks; team: who they are.
 
-    told: the live rows that were asked here, and how many tokens rank 0 has told of each; resting: whether the others wait for the bell; followed: whether they
-    are in `follow`; begun: rank 0 is about to compare a request; letters: requests that are to travel.
+    told: the live rows that were asked here, and how many tokens rank 0 has told of each; resting: whether the others wait for the
+    bell; followed: whether they are in `follow`; begun: rank 0 is about to compare a request; letters: requests that are to travel.
     """
 
     def __init__(self, engine: Any, team: Any) -> None:
         super().__init__(engine)
         self.comm, self.bell, self.vocabulary = team.comm, team.bell, team.vocabulary
         self.leads = self.comm.rank == 0
-        self.together = self._together
+        self.together, self.held = self._together, self._held
         self.interrupts = Interrupts()
         self.told: dict[int, int] = {}
         self.letters: list[bytes] = []
@@ -150,20 +155,19 @@ class Ranks(Alone):
 
     def _agree(self, request: Request, seeds: Rows[int]) -> list[int]:
         """Meets the other ranks and compares what they were asked -> rank 0's seeds."""
-        self._check_thread()
-        if self.leads:
-            with self._together():
-                self.bell.ring() if self.resting else self._say(begun=True)
-        else:
-            self._await_begin()
         with self._together():
+            if self.leads:
+                self.bell.ring() if self.resting else self._say(begun=True)
             return self._compare(digest(request, self.engine.max_rows, self.engine.blocks), seeds)
 
-    def _await_begin(self) -> None:
-        """Comes to where rank 0 is: there may be ticks of earlier requests on the way."""
-        while not (self.begun or self.resting):
+    def await_begin(self) -> None:
+        """There may be ticks of earlier requests on the way."""
+        if self.followed:
+            return
+        self._check_thread()
+        while not (self.leads or self.begun or self.resting):
             self.engine.tick()
-        if not self.begun:
+        if not (self.leads or self.begun):
             exclusive.released(self.bell.wait)
         self.begun = False
 
@@ -211,13 +215,19 @@ class Ranks(Alone):
     @contextmanager
     def _together(self) -> Iterator[None]:
         """One thread at a time, and an interruption waits."""
-        with exclusive, self.interrupts.held(), watch.busy():
+        with exclusive, self._held(), watch.busy():
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """An interruption waits until all ranks can hear of it: for the next message, where there is to be one."""
+        with self.interrupts.held():
             outer, self.working = self.working, True
             try:
                 yield
             finally:
                 self.working = outer
-        if self.resting and not outer and self.interrupts.pending:
+        if self.resting and not self.told and not outer and self.interrupts.pending:
             self.interrupts.act()
 
     def plan(self) -> Plan:
@@ -386,7 +396,7 @@ class Ranks(Alone):
     def follow(self) -> None:
         if self.leads:
             raise InputError("engine.follow() is for the ranks behind rank 0, which is asked")
-        self._await_begin()
+        self.await_begin()
         with self._together():
             self._compare(FOLLOWS, [0, 0, 0])
         self.followed, self.closed = True, False

@@ -21,7 +21,9 @@ BFLOAT16_BYTES = 2
 def join(strategy: str) -> Team:
     """This process as the rank that the environment says (`RANK_ID` of `RANK_SIZE`)."""
     init()
-    return Team(Mesh(int(os.environ["RANK_ID"]), int(os.environ["RANK_SIZE"]), BACKENDS["Ascend"]), strategy, {})
+    team = Team(Mesh(int(os.environ["RANK_ID"]), int(os.environ["RANK_SIZE"]), BACKENDS["Ascend"]), strategy, {})
+    team.bell = object()  # there is nobody to be woken, nor to connect to
+    return team
 
 
 def memory(team: Team) -> dict:

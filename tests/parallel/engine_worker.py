@@ -193,6 +193,28 @@ def interrupted(model, requests, rank):
         return "interrupted"
 
 
+def interrupted_early(model, requests, expected, rank):
+    """The same while rank 0 waits for the others, to hear whether they are asked the same."""
+    engine, comm = engine_of(model), model.team.comm
+    gather = comm.gather_array
+
+    def gather_interrupted(array):
+        comm.gather_array = gather
+        os.kill(os.getpid(), signal.SIGINT)
+        return gather(array)
+
+    if rank == 0:
+        comm.gather_array = gather_interrupted
+    try:
+        engine.add(**{**requests[0], **TEXT})
+        while engine.added:
+            engine.step()
+        ended = "not interrupted"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    return [ended == "interrupted", *same(run(engine_of(model), requests[:1]), expected)]
+
+
 def different(model, requests, rank):
     """Ranks that are asked different things."""
     try:
@@ -223,6 +245,7 @@ def main():
         "followed": lambda: followed(model, requests, expected, rank, wanted["idle_s"]),
         "full": lambda: full(model, folder, rank),
         "interrupted": lambda: interrupted(model, requests, rank),
+        "interrupted early": lambda: interrupted_early(model, requests, expected[:1], rank),
         "dropped": lambda: dropped(model, folder),
         "again": lambda: same(run(engine_of(model), requests), expected),
     }
