@@ -16,7 +16,7 @@ from .blocks import BLOCK, ContentCache
 from .kv_pool import KVPool, PoolStep
 from .sequence import Sequence, bucket
 
-SMALLEST_CHUNK = 16
+CHUNK_STEP = 16
 
 
 def heard_bytes(decoder: Decoder) -> int:
@@ -144,5 +144,4 @@ def places(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) ->
 
 def chunk_size(count: int) -> int:
     """Positions of the launch that reads so many tokens of a prompt: few sizes, of which the next is not much larger."""
-    step = SMALLEST_CHUNK if count <= 4 * SMALLEST_CHUNK else 4 * SMALLEST_CHUNK
-    return -(-count // step) * step
+    return -(-count // CHUNK_STEP) * CHUNK_STEP

@@ -33,6 +33,8 @@ LAUNCH_ROWS = 16
 """Rows of a launch at most."""
 CHUNK_COST = 128
 """Tokens that the smallest chunk counts as: a launch has its price."""
+TALKER_SHARE = 4
+"""Tokens of the talker that count as one of the thinker: at least so much smaller it is in the published sizes."""
 SKIPS = 3
 """Ticks in a row in which nothing may be read, because somebody would run dry."""
 REST_S = 1.0
@@ -257,9 +259,10 @@ class Scheduler:
         self._skipped, self._turn = 0, self._turn + 1
         for row in rows:
             decoder, tokens = row.reading()
-            if left < self.budget and left < max(tokens, CHUNK_COST):
+            cost = max(tokens, CHUNK_COST) // (TALKER_SHARE if decoder == TALKER else 1)
+            if left < self.budget and left < cost:
                 continue
-            left -= max(tokens, CHUNK_COST)
+            left -= cost
             if decoder is None:
                 plan.encode.append((row.id, row.encoded))
                 continue
