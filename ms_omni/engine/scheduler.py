@@ -185,10 +185,8 @@ class Scheduler:
         wake and then may, or it is who asks, and all others are about to wake.
         """
         holders = [row for row in self.running if row.tracks[decoder] and row.tracks[decoder].blocks]
-        row, awake = (
-            max(holders, key=lambda row: (self._rests(row), row.id)),
-            [r for r in holders if r.id not in self.asleep],
-        )
+        row = max(holders, key=lambda row: (self._rests(row), row.id))
+        awake = [other for other in holders if other.id not in self.asleep]
         if not self._rests(row) and (row.id in self.asleep or awake == [row]):
             return False
         self._drop(plan, row)
