@@ -191,7 +191,11 @@ def test_when_the_engine_ends_so_does_speech(number):
     before = os.listdir("/dev/shm")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", CALLER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, process_group=0
+        [sys.executable, "-c", CALLER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
     ) as caller:
         child = int(caller.stdout.readline())
         os.killpg(caller.pid, number)  # as a terminal does
