@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..modeling.audio_encoder import audio_token_count, clip_lengths
 from ..modeling.cache import KVCache
 from ..modeling.forward import given_positions
-from ..modeling.packing import finite, host_array, whole_numbers
+from ..modeling.packing import finite, host_array, patch_grids, whole_numbers
 from ..modeling.positions import get_rope_index, media_runs
 from .blocks import CHUNK
 from .held import check_held
@@ -166,11 +166,11 @@ def _positions(config, inputs, valid):
     if "inputs_embeds" in inputs:
         line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32)
         return np.broadcast_to(line, (3, *valid.shape)), np.zeros_like(count)
-    grids = (inputs.get(name) for name in ("image_grid_thw", "video_grid_thw"))
-    grids = [None if grid is None else whole_numbers(grid, "the grids") for grid in grids]
+    merge = config.vision_config.spatial_merge_size
+    given = [(name, inputs.get(name)) for name in ("image_grid_thw", "video_grid_thw")]
+    grids = [None if grid is None else patch_grids(grid, name, merge) for name, grid in given]
     seconds = inputs.get("video_second_per_grid")
     seconds = None if seconds is None else host_array(seconds)
-    merge = config.vision_config.spatial_merge_size
     return get_rope_index(config, merge, host_array(inputs["input_ids"]), valid, *grids, seconds)
 
 
@@ -180,7 +180,7 @@ class _Media:
     def __init__(self, config, inputs):
         self.config, self.merge = config, config.vision_config.spatial_merge_size
         self.tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
-        self.waiting = {kind: _cut(inputs, *names) for kind, names in MEDIA.items()}
+        self.waiting = {kind: _cut(inputs, *names, self.merge) for kind, names in MEDIA.items()}
         self.waiting["audio"] = _clips(inputs)
         seconds = inputs.get("video_second_per_grid")
         self.seconds = None if seconds is None else host_array(seconds).reshape(-1)
@@ -250,14 +250,14 @@ class _Media:
                 )
 
 
-def _cut(inputs, pixels, grids):
+def _cut(inputs, pixels, grids, merge):
     """The patches and the grid of each picture or video."""
     if inputs.get(pixels) is None:
         return
     if inputs.get(grids) is None:
         raise InputError(f"{pixels} came without {grids}; pass the grids of one processor call")
     patches, start = finite(inputs[pixels], pixels), 0
-    rows = whole_numbers(inputs[grids], grids).reshape(-1, 3)
+    rows = patch_grids(inputs[grids], grids, merge)
     if rows.prod(axis=1).sum() != len(patches):
         raise InputError(
             f"{grids} {rows.tolist()} describes {rows.prod(axis=1).sum()} patches, but {pixels} has {len(patches)}"

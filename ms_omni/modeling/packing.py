@@ -62,6 +62,18 @@ def whole_numbers(x, name):
     return whole
 
 
+def patch_grids(x, name, merge):
+    """Patches `[n, 3]` of pictures in time, height and width as int64. Raises `InputError` for what cannot be such counts."""
+    grids = whole_numbers(x, name)
+    if grids.shape != (0, 3):
+        check_shape(grids, name, ("pictures", 3))
+    if (grids < 1).any() or (grids[:, 1:] % merge).any():
+        raise InputError(
+            f"{name} must hold positive patch counts whose height and width are multiples of {merge}; got {grids.tolist()}"
+        )
+    return grids
+
+
 def marked(mask, name):
     """A mask as bool. Raises `InputError` for one that holds anything but 1 and 0 (or True and False)."""
     array = numbers(mask, name)

@@ -13,7 +13,7 @@ from .forward import answer, check_arguments, check_cache, counted_positions, gi
 from .layers import Cell, Embedding, Linear
 from .losses import training_losses
 from .moe import SparseMoeBlock
-from .packing import check_shape, finite, host_array, numbers, whole_numbers
+from .packing import check_shape, finite, host_array, numbers, patch_grids, whole_numbers
 from .positions import get_rope_index
 from .prefill import Deepstack
 from .vision_encoder import VisionEncoder
@@ -146,13 +146,14 @@ class Thinker(Cell):
 
         use_audio_in_video and audio_seqlens are part of the reference's signature; the tokens already say both.
         """
+        merge = self.config.vision_config.spatial_merge_size
         return get_rope_index(
             self.config,
-            self.config.vision_config.spatial_merge_size,
+            merge,
             host_array(input_ids),
             None if attention_mask is None else host_array(attention_mask),
-            None if image_grid_thw is None else whole_numbers(image_grid_thw, "image_grid_thw"),
-            None if video_grid_thw is None else whole_numbers(video_grid_thw, "video_grid_thw"),
+            None if image_grid_thw is None else patch_grids(image_grid_thw, "image_grid_thw", merge),
+            None if video_grid_thw is None else patch_grids(video_grid_thw, "video_grid_thw", merge),
             None if second_per_grids is None else host_array(second_per_grids),
         )
 

@@ -12,7 +12,7 @@ from ..outputs import VisionOutput
 from . import ops
 from .forward import check_arguments, given_tensor
 from .layers import Cell, Embedding, LayerNorm, Linear, ProjectionMLP
-from .packing import check_shape, segments_of, whole_numbers
+from .packing import patch_grids, segments_of
 from .rope import axial_tables, inverse_frequencies
 
 NORM_EPS = 1e-6
@@ -150,13 +150,7 @@ class VisionEncoder(Cell):
         return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq), output_hidden_states)
 
     def check_grids(self, grids, patches):
-        grids = whole_numbers(grids, "grid_thw")
-        check_shape(grids, "grid_thw", ("pictures", 3))
-        if (grids < 1).any() or (grids[:, 1:] % self.spatial_merge_size).any():
-            raise InputError(
-                f"grid_thw must hold positive patch counts whose height and width are multiples of "
-                f"{self.spatial_merge_size}; got {grids.tolist()}"
-            )
+        grids = patch_grids(grids, "grid_thw", self.spatial_merge_size)
         if grids.prod(axis=1).sum() != patches:
             raise InputError(
                 f"grid_thw {grids.tolist()} describes {grids.prod(axis=1).sum()} patches, "

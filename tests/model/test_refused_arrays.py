@@ -91,6 +91,12 @@ def test_grids(tiny_model, grids):
     pixels = np.zeros((16, tiny_model.thinker.visual.patch_embed.width), np.float32)
     with pytest.raises(InputError, match="grid_thw"):
         tiny_model.thinker.get_image_features(pixels, grids)
+    config = tiny_model.config.thinker_config
+    ids = np.array([[1, config.vision_start_token_id, *4 * [config.image_token_id], config.vision_end_token_id, 1]])
+    with pytest.raises(InputError, match="image_grid_thw"):
+        tiny_model.thinker.get_rope_index(ids, grids)
+    with pytest.raises(InputError, match="image_grid_thw"):
+        tiny_model.generate(input_ids=ids, pixel_values=pixels, image_grid_thw=grids, return_audio=False, max_new_tokens=1)
 
 
 IDS = np.ones((1, 3), np.int64)
