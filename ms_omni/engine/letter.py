@@ -62,8 +62,5 @@ def unpacked(data: bytes) -> Request:
     options = TextOptions(
         num_return_sequences=header["copies"], output_logits=header["whole"], output_hidden_states=header["states"]
     )
-    speech = header["speech"]
-    if speech is not None:
-        parts = {name: SamplingParams(**speech[name]) for name in ("talker", "predictor")}
-        speech = SpeechParams(**{**speech, **parts, "chunk_frames": tuple(speech["chunk_frames"])})
+    speech = header["speech"] and SpeechParams.from_dict(header["speech"])
     return Request(inputs, SamplingParams(**header["text"]), options, speech, header["given"], named=header["named"])

@@ -6,7 +6,6 @@ from .. import runtime
 from ..errors import OmniError
 from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
-from ..generation.sampling import SamplingParams
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
 from .blocks import BlockPool
 from .hearing import Heard
@@ -48,9 +47,8 @@ class Speaker:
             self.scheduler.cancel(self._forget(self.ours[header["id"]]))
 
     def _hear(self, header, arrays):
-        sampled = {name: SamplingParams(**header["params"].pop(name)) for name in ("talker", "predictor")}
-        params = SpeechParams(**header["params"], **sampled)
-        limit, pieces = params.talker.max_new_tokens, tuple(params.chunk_frames)
+        params = SpeechParams.from_dict(header["params"])
+        limit, pieces = params.talker.max_new_tokens, params.chunk_frames
         id = self.scheduler.add(Job(0, 0, speech=Speech(arrays["positions"].shape[1], limit, pieces, named=params.named)))
         self.theirs[id], self.ours[header["id"]] = header["id"], id
         self.stage.begin(id, params, header["row"], self.scheduler.rows[id].job.speech.limit)

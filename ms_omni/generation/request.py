@@ -55,6 +55,12 @@ class SpeechParams:
     chunk_frames: tuple = CHUNK_FRAMES
     named: bool = True
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SpeechParams":
+        """What `asdict` gave, also when it has been JSON."""
+        parts = {name: SamplingParams(**values[name]) for name in ("talker", "predictor")}
+        return cls(**{**values, **parts, "chunk_frames": tuple(values["chunk_frames"])})
+
 
 @dataclass(frozen=True)
 class Request:
