@@ -1,0 +1,49 @@
+"""Weights as the kernels of Ascend want them, made on the host of the parameters that the model has.
+
+MindSpore leaves a parameter on the host until something on the device computes with it: one that is read only here takes no
+memory of the card. What is made belongs to no cell, so neither files nor plans know of it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from .dispatch import Recorded
+
+
+class Packed:
+    """A Parameter made of others. make: of the arrays of the sources, in order, one array; a source None is None.
+
+    Values that are set and training are noticed; not a value that was assigned in its place, of which nothing is to be seen.
+    """
+
+    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, name: str = "packed"):
+        self.sources = sources
+        self._make, self._there = make, [source for source in sources if source is not None]
+        self._parameter = Parameter(self._made(), name=name, requires_grad=False)
+
+    def made_of(self, *sources: Parameter | None) -> bool:
+        """Whether these are its sources, the same objects."""
+        return len(sources) == len(self.sources) and all(a is b for a, b in zip(sources, self.sources))
+
+    def current(self) -> Parameter:
+        """Always the same Parameter, with the numbers that the sources have now."""
+        if self._state != self._seen():
+            self._parameter.set_data(self._made())
+        return self._parameter
+
+    def _made(self):
+        arrays = [None if source is None else source.asnumpy() for source in self.sources]
+        made = Tensor.from_numpy(np.ascontiguousarray(self._make(*arrays)))
+        self._state = self._seen()
+        self._held = [Tensor(source) for source in self._there]  # the same memory, whose address so stays theirs
+        return made
+
+    def _seen(self):
+        return [source.data_ptr() for source in self._there], Recorded.calls
+
+
+def rows(*arrays: np.ndarray) -> np.ndarray:
+    """For `Packed`: the arrays one below the other."""
+    return np.concatenate(arrays)
