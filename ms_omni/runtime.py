@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,23 @@ def setup(dtype=None):
         _prepare_cpu(ms)
     _read_a_number(ms)
     return Runtime(device, *_resolve_dtype(ms, device, dtype))
+
+
+CARDS = {"910b": re.compile("910B", re.I), "910c": re.compile("910_93|910C", re.I)}
+"""What MindSpore calls the cards of `configs/hardware`."""
+
+
+def card() -> tuple[str | None, str]:
+    """Which file of `configs/hardware` describes this process's device, or None; and what MindSpore calls it. The device itself is
+    not asked, so that may be done before anything else is.
+    """
+    device = require_mindspore().get_context("device_target")
+    if device != "Ascend":
+        return None, device
+    from mindspore._c_expression import MSContext
+
+    name = MSContext.get_instance().get_ascend_soc_version() or "an Ascend without a name"
+    return next((known for known, pattern in CARDS.items() if pattern.search(name)), None), name
 
 
 def choose_device(target: str, number: int | None = None) -> None:

@@ -100,7 +100,16 @@ def _links(log, workers):
     line = next((line for line in log.splitlines() if "measured {" in line), None)
     if line is not None:
         measured = json.loads(line.partition("measured ")[2])
+        if workers == 2:  # which is tried on every machine, and all are set alike
+            yield from settings(measured)
         yield from speed.beside(measured["found"], measured["card"], f"between {workers} processes", workers)
+
+
+def settings(measured):
+    """Notes on what HCCL was told, and who told it; on CPU there is none."""
+    if measured["card"] is None and measured["name"] != "CPU":
+        yield note(f"HCCL is left as it is: for {measured['name']} no settings are known")
+    yield from map(note, measured["hccl"])
 
 
 def run_job(program, folder, workers):
@@ -148,5 +157,8 @@ def _reason(log):
 
 def _advice():
     if len(ascend.device_files()) > 1:
-        return "check 'hccn_tool -i 0 -net_health -g' and the links of the NPUs; see the plog files in ~/ascend/log"
+        return (
+            "check 'hccn_tool -i 0 -net_health -g' and the links of the NPUs; see the plog files in ~/ascend/log; "
+            "HCCL_OP_EXPANSION_MODE=HOST (Atlas A3: AI_CPU) takes CANN's own way instead of ours"
+        )
     return "unset http_proxy and MS_* variables of an earlier job, and look at the worker logs of a job of yours"

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from ms_omni.doctor import speed
-from ms_omni.parallel import start
+from ms_omni.parallel import hccl, start
 from ms_omni.parallel.collectives import Collectives
-from ms_omni.runtime import setup
+from ms_omni.runtime import card, setup
 
 SMALL = 1024  # elements of a token's row
 LARGE = {"CPU": 1 << 20, "Ascend": 1 << 26}
@@ -38,7 +38,9 @@ def main():
         "collective_us": 1e6 * calls,
     }
     if mesh.speaks:
-        print("measured " + json.dumps({"card": speed.card_name(runtime.device), "found": found}), flush=True)
+        known, name = card()
+        settings = list(hccl.in_force(known))
+        print("measured " + json.dumps({"card": known, "name": name, "found": found, "hccl": settings}), flush=True)
 
 
 if __name__ == "__main__":

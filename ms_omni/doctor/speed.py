@@ -3,7 +3,6 @@
 A few seconds each; what is measured is what the model will do it with, our own operators.
 """
 
-import re
 import time
 
 import numpy as np
@@ -14,18 +13,17 @@ LEAST_S = 0.2  # of repetitions
 CHAIN = 200  # small kernels, one after another
 POOR = 0.7  # of what `plan` reckons with
 SIZES = {"CPU": (1 << 22, 512), "Ascend": (1 << 27, 8192)}  # elements that are read and written; rows of a product
-CARDS = {"910b": re.compile(r"910B", re.I), "910c": re.compile(r"910_93|910C", re.I)}
 NO_PLAN = "'ms-omni plan' has no figures for this device"
 
 
 def rates(_):
     """Findings on memory bandwidth, matrix products and the cost of a launch."""
     from ..modeling import ops
-    from ..runtime import setup
+    from ..runtime import card, setup
 
     runtime = setup()
     ops.settle(runtime.dtype)
-    yield from beside(measure(ops, runtime), card_name(runtime.device), str(runtime.dtype).lower())
+    yield from beside(measure(ops, runtime), card()[0], str(runtime.dtype).lower())
 
 
 def measure(ops, runtime):
@@ -91,16 +89,6 @@ def compiled_chain(ops):
             return x
 
     return Chain(auto_prefix=False)
-
-
-def card_name(device):
-    """Which of `plan`'s hardware files describes this device, or None."""
-    if device != "Ascend":
-        return None
-    import mindspore
-
-    name = str(mindspore.hal.get_device_name(0))
-    return next((known for known, pattern in CARDS.items() if pattern.search(name)), None)
 
 
 UNITS = {

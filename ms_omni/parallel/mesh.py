@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..modeling import interruption
-from ..runtime import require_mindspore
-from . import watch
+from ..runtime import card, require_mindspore
+from . import hccl, watch
 
 BACKENDS = {"CPU": "mccl", "Ascend": "hccl"}
 CPU_WAIT_S = 600
@@ -61,7 +61,7 @@ def start():
 def adopt_init():
     """From here on MindSpore's own `init` joins as `start` does, whoever calls it: a script, or `mint.distributed`.
 
-    That is, the job is watched, a rank waits as long as it must, and "hccl", the only backend that `mint.distributed`
+    That is, the job is watched, HCCL is set up (`hccl.py`), a rank waits as long as it must, and "hccl", the only backend that `mint.distributed`
     knows, becomes on CPU what CPU has, with a warning. Outside msrun nothing is changed.
     """
     if not under_msrun():
@@ -83,6 +83,7 @@ def adopt_init():
             if backend_name == BACKENDS["Ascend"]:
                 warnings.warn(f"CPU has no {backend_name!r}; the processes talk through {BACKENDS[device]!r}", stacklevel=2)
                 backend_name = BACKENDS[device]
+        hccl.apply(card()[0])
         joins(backend_name)
         interruption.restore()  # MindSpore has put its own there
 

@@ -3,8 +3,6 @@
 import json
 import math
 
-import pytest
-
 from ms_omni.doctor import communication, speed
 from ms_omni.parallel.hardware import load_hardware
 from tests.doctor.conftest import said, the_one
@@ -35,26 +33,33 @@ def test_figures_stand_beside_those_of_plan():
     assert [finding.level for finding in unknown] == ["ok", "note"] and speed.NO_PLAN in unknown[1].what
 
 
-@pytest.mark.parametrize("name, card", [("Ascend910B2", "910b"), ("Ascend910_9392", "910c"), ("Ascend310P", None)])
-def test_the_card_names_its_hardware_file(name, card, monkeypatch):
-    import mindspore
-
-    monkeypatch.setattr(mindspore.hal, "get_device_name", lambda _: name)
-    assert speed.card_name("Ascend") == card and speed.card_name("CPU") is None
-
-
 def test_links_are_measured_for_two_cards_and_for_all(monkeypatch):
     jobs = []
 
     def job(program, folder, workers):
         jobs.append(workers)
-        measured = {"card": "910b", "found": {"all_gather_gb_per_s": 100.0 if workers == 4 else 30.0}}
+        measured = {
+            "card": "910b",
+            "name": "ascend910b",
+            "hccl": ["HCCL_X=1"],
+            "found": {"all_gather_gb_per_s": 100.0 if workers == 4 else 30.0},
+        }
         return 0, "sum is right\n" * workers + f"measured {json.dumps(measured)}\n"
 
     monkeypatch.setattr(communication, "run_job", job)
     monkeypatch.setattr(communication.ascend, "device_files", lambda: [f"/dev/davinci{number}" for number in range(4)])
     said_of = [finding.what for finding in communication.msrun(None)]
-    assert jobs == [2, 4] and said_of[1::2] == [
+    assert jobs == [2, 4] and said_of == [
+        "2 processes under msrun sum over HCCL",
+        "HCCL_X=1",
         "between 2 processes: large gathers 30 GB/s (plan: 38)",
+        "4 processes under msrun sum over HCCL",
         "between 4 processes: large gathers 100 GB/s (plan: 64)",
     ]
+
+
+def test_a_card_without_settings_is_named():
+    unknown, processor = ({"card": None, "name": name, "hccl": []} for name in ("Ascend310P", "CPU"))
+    (finding,) = communication.settings(unknown)
+    assert finding.what == "HCCL is left as it is: for Ascend310P no settings are known"
+    assert not list(communication.settings(processor))
