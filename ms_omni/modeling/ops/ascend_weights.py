@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from .dispatch import Recorded
+from . import dispatch  # which may be importing this very module
 
 
 class Packed:
@@ -41,7 +41,12 @@ class Packed:
         return made
 
     def _seen(self):
-        return [source.data_ptr() for source in self._there], Recorded.calls
+        return [source.data_ptr() for source in self._there], dispatch.Recorded.calls
+
+
+def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
+    """kept, where it is made of these sources; else a new one."""
+    return kept if kept is not None and kept.made_of(*sources) else Packed(make, *sources)
 
 
 def rows(*arrays: np.ndarray) -> np.ndarray:
