@@ -2,7 +2,8 @@
 
 import argparse
 
-from ..parallel.launches import FORMS
+from ..parallel.hardware import TO_MEASURE
+from ..parallel.launches import FORMS, GRAPH
 from .speech_output import SAMPLE_RATE_HZ
 
 NAME = "plan"
@@ -21,10 +22,10 @@ COLUMNS = (
     "token by bandwidth",
     "by launches",
 )
-TRUST = """to trust the times, measure on the cards:
-  each estimate above ('ms-omni doctor' does, and compares), and the kernels of a step, which MindSpore counted without a card
-  what the bounds leave out: attention over the context, kernels that are too small for the whole bandwidth, and what the host
-  does between steps (choosing tokens, waiting for their numbers, the network)"""
+LEFT_OUT = """the bounds leave out attention over the context, kernels that are too small for the whole bandwidth, and what the host does
+between steps (waiting for numbers, the network); to confirm the times, measure on the cards:"""
+NOT_BUILT = """speech='process' is for a thinker in one process: with several cards that hold it, what is said here of speech apart cannot
+be run yet, and everything is done in turns"""
 
 
 def add_arguments(parser):
@@ -33,7 +34,13 @@ def add_arguments(parser):
     source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
     parser.add_argument("--cards", type=numbers, required=True, metavar="N", help="number of cards; 1,2,4 makes a table")
     parser.add_argument("--strategy", default="ep", choices=("ep", "zero3"), help="how the model is spread (default: ep)")
-    parser.add_argument("--context", type=int, default=8192, metavar="T", help="tokens in the cache (default: 8192)")
+    parser.add_argument(
+        "--context", type=int, default=8192, metavar="T", help="tokens in the cache of each caller (default: 8192)"
+    )
+    parser.add_argument(
+        "--rows", type=numbers, default=[1, 4, 16], metavar="N,N", help="callers at a time (default: 1,4,16)"
+    )
+    parser.add_argument("--speech-card", action="store_true", help="one more card, of its own for talker and vocoder")
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens before the first sound (default: 512)")
     parser.add_argument("--hardware", default="910b", metavar="H", help="910b, 910c, or a JSON file (default: 910b)")
     parser.add_argument("--memory-gb", type=float, metavar="G", help="memory of a card (default: the hardware's)")
@@ -60,16 +67,27 @@ def run(arguments):
         raise InputError(f"--memory-gb is {memory_gb}, expected a positive number")
     config = read_config(arguments)
     shapes = parameter_shapes(config)
-    found = [
-        predict(config, shapes, arguments.strategy, cards, arguments.context, ITEMSIZE[arguments.dtype], arguments.prompt)
-        for cards in arguments.cards
-    ]
-    if len(found) > 1:
-        print(table(found, hardware, memory_gb))
+
+    def predicted(cards, rows):
+        return predict(
+            config,
+            shapes,
+            arguments.strategy,
+            cards,
+            arguments.context,
+            ITEMSIZE[arguments.dtype],
+            arguments.prompt,
+            rows,
+            arguments.speech_card,
+        )
+
+    if len(arguments.cards) > 1:
+        print(table([predicted(cards, 1) for cards in arguments.cards], hardware, memory_gb))
     else:
         codec = config.code2wav_config
-        frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec and found[0].speech else 0.0
-        print(details(found[0], hardware, memory_gb, arguments, frame_s))
+        frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec else 0.0
+        found = [predicted(arguments.cards[0], rows) for rows in arguments.rows]
+        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s)))
 
 
 def read_config(arguments):
@@ -95,17 +113,17 @@ def ms(seconds):
 
 
 def table(found, hardware, memory_gb):
-    """A Markdown table, one row per number of cards; its times are those of a token of text in a compiled step, as it is."""
+    """A Markdown table, one row per number of cards; its times are those of a token of text of one caller."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for item in found:
-        bound = item.bound((item.token,), hardware, FORMS[1])
+        bound = item.bound((item.token,), hardware, GRAPH)
         rows.append(
             (
                 str(item.cards),
                 gb(item.held),
                 gb(item.kv_cache),
                 gb(item.peak),
-                fits(item, memory_gb),
+                "yes" if fits(item, memory_gb) else "no",
                 gb(item.token.traffic.total_bytes),
                 str(item.token.traffic.total_calls),
                 ms(bound.bandwidth),
@@ -115,52 +133,80 @@ def table(found, hardware, memory_gb):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def fits(item, memory_gb):
-    """ "yes" or "no"."""
-    return "yes" if item.peak <= 1e9 * memory_gb else "no"
+def fits(card, memory_gb):
+    """Whether all that a card holds goes into it."""
+    return card.peak <= 1e9 * memory_gb
 
 
-def details(item, hardware, memory_gb, arguments, frame_s):
-    """Everything about one number of cards. frame_s: seconds of sound in a frame."""
+def details(found, hardware, memory_gb, arguments, frame_s):
+    """Lines with everything about one number of cards. found: a `Prediction` for each number of callers; frame_s: seconds of sound
+    in a frame.
+    """
+    item = found[0]
+    where = f"{item.strategy} on {item.cards} x {hardware.name}{', and one for speech' if item.speaker else ''}"
+    yield f"{where}, {arguments.dtype}, {arguments.context:,} tokens of context for each caller"
+    yield from memory("weights on the card that holds most:", found, found, memory_gb)
+    if item.speaker:
+        yield from memory("weights on the card that speaks:", [each.speaker for each in found], found, memory_gb)
     computing, sent = item.token.transfer(hardware, item.cards)
-    traffic, joined = item.token.traffic, "max(a, b)" if item.strategy == "zero3" else "a + b"
-    lines = [
-        f"{item.strategy} on {item.cards} x {hardware.name}, {arguments.dtype}, context of {arguments.context:,} tokens",
-        "weights on the card that holds most:",
-    ]
-    lines += [f"  {part:20s} {gb(nbytes):>12s}" for part, nbytes in sorted(item.weights.items())]
-    lines += [
-        f"  {'total':20s} {gb(item.held):>12s}",
-        f"KV cache               {gb(item.kv_cache):>12s}",
-        *([f"gathered for a moment  {gb(item.gathered):>12s}"] if item.gathered else []),
-        f"peak while loading     {gb(item.loading):>12s}",
-        f"peak                   {gb(item.peak):>12s}  {'fits' if fits(item, memory_gb) == 'yes' else 'does not fit'} "
-        f"{memory_gb:g} GB (activations and MindSpore itself come on top)",
-        f"sent per token         {gb(traffic.total_bytes):>12s}  in {traffic.total_calls} collectives: "
-        + (", ".join(f"{n} {kind} ({traffic.nbytes[kind]:,} B)" for kind, n in traffic.calls.items() if n) or "none"),
-        f"read per token         {gb(item.token.reads):>12s}",
-        f"token by bandwidth     {ms(computing + sent if joined == 'a + b' else max(computing, sent)):>12s}  = {joined}",
-        f"  a = {ms(computing)}: {COMPUTING}",
-        f"  b = {ms(sent)}: {SENDING}",
-        f"estimates among the numbers used: {', '.join(hardware.estimates) or 'none'}",
-        *times(item, hardware, f"a frame of speech ({1000 * frame_s:.0f} ms)", arguments.prompt),
-        TRUST,
-    ]
-    return "\n".join(lines)
+    traffic = item.token.traffic
+    yield f"sent per token         {gb(traffic.total_bytes):>12s}  in {traffic.total_calls} collectives: " + (
+        ", ".join(f"{n} {kind} ({traffic.nbytes[kind]:,} B)" for kind, n in traffic.calls.items() if n) or "none"
+    )
+    joined = "max(a, b)" if item.strategy == "zero3" else "a + b"
+    yield f"token by bandwidth     {ms(item.bound((item.token,), hardware, GRAPH).bandwidth):>12s}  = {joined}"
+    yield f"  a = {ms(computing)}: {COMPUTING}"
+    yield f"  b = {ms(sent)}: {SENDING}"
+    yield f"estimates among the numbers used: {', '.join(hardware.estimates) or 'none'}"
+    yield from steps("a token of text", found, lambda each: (each.token,), hardware)
+    if item.frame:
+        yield from steps(f"a frame of speech ({1000 * frame_s:.0f} ms)", found, lambda each: each.frame, hardware)
+        yield from answers(found, hardware, arguments.prompt, frame_s)
+        if item.speaker and item.cards > 1:
+            yield NOT_BUILT
+    yield LEFT_OUT
+    yield from (f"  {command}\n      {what}" for command, what in TO_MEASURE)
 
 
-def times(item, hardware, frame, prompt):
-    """Lines with the least times of the steps, a form each."""
-    for name, steps in (
-        ("a token of text", (item.token,)),
-        (frame, item.speech),
-        (f"the first sound after {prompt:,} tokens", item.first),
-    ):
-        if steps:
-            yield f"{name + ', at least':44s} {'launches':>9s} {'by them':>10s} {'by bandwidth':>13s} {'in all':>10s}"
-            for form in FORMS:
-                found = item.bound(steps, hardware, form)
-                yield (
-                    f"  {form.name:42s} {found.launches:9,} {ms(found.launching):>10s} {ms(found.bandwidth):>13s} "
-                    f"{ms(found.least):>10s}  {found.holds}"
-                )
+def memory(title, cards, found, memory_gb):
+    """Lines about one card. cards: the same one for each number of callers."""
+    card = cards[0]
+    yield title
+    yield from (f"  {part:20s} {gb(nbytes):>12s}" for part, nbytes in sorted(card.weights.items()))
+    yield f"  {'total':20s} {gb(card.held):>12s}"
+    if card.gathered:
+        yield f"gathered for a moment  {gb(card.gathered):>12s}"
+    yield f"peak while loading     {gb(card.loading):>12s}"
+    yield f"{'callers':>9s} {'KV cache':>13s} {'peak':>12s}  (activations, MindSpore itself and buffers of collectives come on top)"
+    for each, item in zip(cards, found):
+        verdict = "fits" if fits(each, memory_gb) else "does not fit"
+        yield f"{item.rows:9d} {gb(each.kv_cache):>13s} {gb(each.peak):>12s}  {verdict} {memory_gb:g} GB"
+
+
+def steps(title, found, of, hardware):
+    """Lines with the least time of a step in each form, for each number of callers. of: its steps in a `Prediction`."""
+    yield (
+        f"{title + ', at least':36s} {'callers':>7s} {'reads':>9s} {'launches':>9s} {'by them':>9s} {'by bandwidth':>13s} "
+        f"{'in all':>9s} {'a caller':>9s}"
+    )
+    for form in FORMS:
+        for item in found:
+            bound, reads = item.bound(of(item), hardware, form), sum(step.reads for step in of(item))
+            yield (
+                f"  {form.name:34s} {item.rows:7d} {gb(reads):>9s} {bound.launches:9,} {ms(bound.launching):>9s} "
+                f"{ms(bound.bandwidth):>13s} {ms(bound.least):>9s} {ms(bound.least / item.rows):>9s}  {bound.holds}"
+            )
+
+
+def answers(found, hardware, prompt, frame_s):
+    """Lines about spoken answers of callers who call at once."""
+    how = "on a card of its own, beside text" if found[0].speaker else "in turns with text, on the same cards"
+    yield f"speech {how}, at least; the first sound is that of the last of all who call at once, each with {prompt:,} tokens"
+    yield f"  {'':34s} {'callers':>7s} {'token':>9s} {'frame and sound':>16s} {'first sound':>12s} {'real-time factor':>17s}"
+    for form in FORMS:
+        for item in found:
+            least = item.times(hardware, form, frame_s)
+            yield (
+                f"  {form.name:34s} {item.rows:7d} {ms(least.token):>9s} {ms(least.frame):>16s} {ms(least.first):>12s} "
+                f"{least.factor:17.2f}"
+            )

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from ..parallel.hardware import TO_MEASURE, load_hardware
 from .finding import note, ok, warning
 
 LEAST_S = 0.2  # of repetitions
@@ -24,6 +25,16 @@ def rates(_):
     runtime = setup()
     ops.settle(runtime.dtype)
     yield from beside(measure(ops, runtime), card()[0], str(runtime.dtype).lower())
+    if runtime.device == "Ascend":
+        yield from to_confirm()
+
+
+def to_confirm():
+    """What a user measures to confirm what `ms-omni plan` computes."""
+    yield note(
+        "the times of 'ms-omni plan' are computed; to confirm them, run, and put figures into a copy of its --hardware file:"
+    )
+    yield from (note(f"{command}: {what}") for command, what in TO_MEASURE)
 
 
 def measure(ops, runtime):
@@ -107,8 +118,6 @@ def beside(found, card, what, cards=1):
 
     card: a hardware file's name or None; what: in which precision, or over which links; cards: processes that took part.
     """
-    from ..parallel.hardware import load_hardware
-
     planned = constants(load_hardware(card), cards) if card else {}
     good, poor = [], []
     for name, value in found.items():

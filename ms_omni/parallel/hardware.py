@@ -9,14 +9,30 @@ from ..errors import ConfigError
 
 SCALARS = ("memory_gb", "memory_gb_per_s", "bf16_tflops", "collective_us")
 BY_CARDS = ("all_gather_gb_per_s", "all_reduce_gb_per_s")
-LAUNCH_US = ("eager", "graph", "aclop")
+LAUNCH_US = ("eager", "graph")
 KEYS = (*SCALARS, *BY_CARDS, "launch_us")
+TO_MEASURE = (
+    ("ms-omni doctor --only mindspore,operators,speed", "replaces memory_gb_per_s, bf16_tflops, launch_us"),
+    (
+        "ms-omni doctor --only loopback,mindspore,msrun",
+        "replaces all_reduce_gb_per_s, all_gather_gb_per_s, collective_us",
+    ),
+    (
+        "ms-omni launch --cards N launch/benchmark.py --geometry DIR --only decode,speech,answer",
+        "a token for several rows, a frame, a spoken answer: no less than the bounds, and how much more",
+    ),
+    (
+        "ms-omni bench serve --geometry DIR --rows 1,4,16 --spoken 1",
+        "of a model in one process: first sound and real-time factor of callers at once",
+    ),
+)
+"""Commands that show whether the times of `ms-omni plan` are true, and what each gives."""
 
 
 @dataclass(frozen=True)
 class Hardware:
     """One card and its host. GB are 1e9 bytes; bandwidths of collectives are bytes of the result per second, by number of cards;
-    launch_us: what the host needs to start a kernel, called one by one ("eager"), as part of a graph, and one of the older aclop.
+    launch_us: what the host needs to start a kernel, called one by one ("eager") and as part of a graph.
     """
 
     name: str

@@ -1,21 +1,26 @@
 """What a plan costs before anything is loaded: memory per card, communication, and lower bounds of the times of its steps.
 
 Everything is computed from the table that loading uses (`Plan.place`), so the bytes are those that a rank holds and the
-collectives those that `Team.traffic` counts: one conversation, greedy text.
+collectives those that `Team.traffic` counts: some callers at once, greedy text, speech as it is drawn by default.
+
+    in turns   every card   prompts | token, frame, sound | token, frame, sound | ...
+    apart      thinker's    prompts | token | token | token | ...          a word goes over as soon as it is written,
+               speech's           prompts | frame, sound | frame, sound |  and nobody waits for the other
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoint.names import part_of, sources
 from ..errors import InputError
-from ..modeling import BUCKET_TOKENS
+from ..modeling import BLOCK_TOKENS
 from .hardware import Hardware
 from .launches import Form
 from .plan import STRATEGIES, strategy_module
 from .step_costs import (
     CHUNK_TOKENS,
     FIRST_FRAMES,
+    LATER_FRAMES,
     Bound,
     Step,
     codes_step,
@@ -27,28 +32,24 @@ from .step_costs import (
     text_traffic,
 )
 
+SPEECH = ("talker.", "code2wav.")
+"""Beginnings of the names of what speaks."""
+
 
 @dataclass(frozen=True)
-class Prediction:
-    """Bytes on the card that holds most, by part of the model; and what the steps cost.
-
-    gathered: whole weights held for the moment (ZeRO-3). loading: the peak while loading. token: the `Step` of a token of text.
-    speech: those of a frame, and first: those up to the first sound, in their order; both are empty where nobody computed them.
+class Card:
+    """Bytes on the card that holds most. weights: by part of the model; kv_cache: of all callers; gathered: whole weights held for the
+    moment (ZeRO-3); loading: the peak while loading.
     """
 
-    strategy: str
-    cards: int
     weights: dict
     kv_cache: int
-    gathered: int
     loading: int
-    token: Step
-    speech: tuple = ()
-    first: tuple = ()
+    gathered: int = 0
 
     @property
     def held(self) -> int:
-        """Bytes of all weights on the card."""
+        """Bytes of all weights."""
         return sum(self.weights.values())
 
     @property
@@ -56,99 +57,151 @@ class Prediction:
         """Bytes while loading or generating, whichever is more, apart from activations and MindSpore itself."""
         return max(self.loading, self.held + self.kv_cache + self.gathered)
 
+
+@dataclass(frozen=True)
+class Times:
+    """The least time, in seconds, of a step of text; of a frame of speech with its share of a piece of sound; from the call to the
+    first sound of the last of all callers, who call at once; and of a second of speech while its text is still written, that is,
+    the real-time factor.
+    """
+
+    token: float
+    frame: float
+    first: float
+    factor: float
+
+
+@dataclass(frozen=True)
+class Prediction(Card):
+    """The card of those that hold the thinker, and what the steps of `rows` callers cost.
+
+    speaker: the `Card` of its own that speaks, or None. token: the `Step` of a token of text for all of them. Where speech was
+    computed, frame: the steps of a frame; sound: of a piece of sound of one caller; reading and hearing: of one prompt, by the
+    thinker and by the talker.
+    """
+
+    strategy: str = ""
+    cards: int = 1
+    rows: int = 1
+    speaker: Card | None = None
+    token: Step = field(kw_only=True)
+    frame: tuple = ()
+    sound: Step | None = None
+    reading: tuple = ()
+    hearing: tuple = ()
+
     def bound(self, steps: tuple, hardware: Hardware, form: Form) -> Bound:
         """The `Bound` of steps of this prediction, one after the other."""
         return sum((step.bound(hardware, self.cards, form, self.strategy == "zero3") for step in steps), Bound())
 
+    def times(self, hardware: Hardware, form: Form, frame_s: float) -> Times:
+        """Of answers that are spoken, in turns or apart. frame_s: seconds of sound in a frame."""
+        token, codes, sound, read, hear = (
+            self.bound(steps, hardware, form).least
+            for steps in ((self.token,), self.frame, (self.sound,), self.reading, self.hearing)
+        )
+        frame = codes + sound * self.rows / LATER_FRAMES
+        if self.speaker is None:
+            prompts, turn, both = self.rows * (read + hear), token + codes, token + frame
+        else:  # one is heard while the next one is read
+            prompts, turn = read + hear + (self.rows - 1) * max(read, hear), max(token, codes)
+            both = max(token, frame)
+        first = prompts + codes + (FIRST_FRAMES - 1) * turn + self.rows * sound
+        return Times(token, frame, first, both / frame_s)
 
-def predict(config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS) -> Prediction:
+
+def predict(
+    config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS, rows=1, speech_card=False
+) -> Prediction:
     """The `Prediction` for a whole model.
 
     config: of the whole model; shapes: `{full name: shape}` of its parameters; strategy: "ep" or "zero3"; context: tokens
-    in the cache; itemsize: bytes of an element; prompt: tokens in front of the first sound. Raises `InputError` for what
-    cannot be.
+    in the cache of each caller; itemsize: bytes of an element; prompt: tokens in front of the first sound; rows: callers at a time;
+    speech_card: whether talker and vocoder have a card of their own, beside the others. Raises `InputError` for what cannot be.
     """
     text = config.thinker_config.text_config
-    for name, value in (("cards", cards), ("the context", context), ("the prompt", prompt)):
-        if value < 1:
-            raise InputError(f"{name} is {value}, expected at least 1")
-    if strategy not in STRATEGIES:
-        raise InputError(f"the strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
-    for name, value in (("context", context), ("prompt", prompt)):
-        if value > text.max_position_embeddings:
-            raise InputError(f"the {name} is {value} tokens, and the model has {text.max_position_embeddings} positions")
+    _check(config, strategy, cards, context, prompt, rows, speech_card)
     if cards == 1:
         slices = [dict.fromkeys(shapes)]
     else:
         plan = strategy_module(strategy).make_plan(config, shapes, cards)
         slices = [plan.place(shapes, rank, cards) for rank in range(cards)]
-    local = [
-        {name: _elements(shapes[name], part) * size_of(name, itemsize) for name, part in parts.items()} for parts in slices
-    ]
+    if speech_card:
+        slices = [{name: part for name, part in parts.items() if not name.startswith(SPEECH)} for parts in slices]
+    local = [_sizes(shapes, parts, itemsize) for parts in slices]
     held = max(local, key=lambda sizes: sum(sizes.values()))
     parts = slices[local.index(held)]
     gathering = strategy == "zero3" and cards > 1
     groups = gathers(shapes, parts, itemsize, cards) if gathering else {}
     biggest = 2 * max((sum(whole) for whole in groups.values()), default=0)  # of one block, and of the one that follows
-    read = {name: math.prod(shape) * size_of(name, itemsize) for name, shape in shapes.items()} if gathering else held
-    cache = _cache_bytes(config, parts, context, itemsize)
-    loading = sum(held.values()) + _two_tensors(held, shapes, itemsize)
+    read = _sizes(shapes, dict.fromkeys(shapes), itemsize) if gathering else held
+    caches = _cache_bytes(config, parts, context, itemsize)
 
-    def thinker(tokens, cached):
-        return text_step(
-            config, read, text_traffic(text, parts, groups, cards, itemsize, tokens), cached, itemsize, cards, tokens
-        )
+    def thinker(tokens, cached, chunk=False):
+        traffic = text_traffic(text, parts, groups, cards, itemsize, tokens, 1 if chunk else rows)
+        return text_step(config, read, traffic, cached, itemsize, cards, tokens, chunk, not gathering)
 
-    token = thinker(1, cache[0])
-    speech = () if gathering or config.talker_config is None else _speech(config, held, cache[1], itemsize, cards)
-    first = speech and _first_sound(
-        config, held, prompt, itemsize, cards, thinker, _cache_bytes(config, parts, prompt, itemsize)
-    )
-    return Prediction(strategy, cards, _by_part(held), sum(cache), biggest, loading, token, speech, first)
-
-
-def _speech(config, sizes, cached, itemsize, cards):
-    """The steps of a frame."""
-    return (talker_step(config, sizes, cached, itemsize, cards), codes_step(config, sizes, itemsize))
-
-
-def _first_sound(config, sizes, prompt, itemsize, cards, thinker, cache):
-    """The steps up to the first sound: both read the prompt, then frames take turns with the tokens that they speak."""
-    chunks = [min(CHUNK_TOKENS, prompt - start) for start in range(0, prompt, CHUNK_TOKENS)]
-    reading = [thinker(tokens, 0) for tokens in chunks]
-    reading += [talker_step(config, sizes, 0, itemsize, cards, tokens) for tokens in chunks]
-    talker, codes = _speech(config, sizes, cache[1], itemsize, cards)
-    turn = [thinker(1, cache[0]), talker, codes]
-    return (*reading, codes, *turn * (FIRST_FRAMES - 1), sound_step(sizes))
+    spoken, speaker = {}, None
+    if config.talker_config is not None and not gathering:
+        speaking = _sizes(shapes, dict.fromkeys(filter(lambda name: name.startswith(SPEECH), shapes)), itemsize)
+        talker = talker_step(config, speaking, rows * caches[1], itemsize, 1 if speech_card else cards, rows)
+        spoken = {"frame": (talker, codes_step(config, speaking, itemsize, rows)), "sound": sound_step(speaking)}
+        chunks = [min(CHUNK_TOKENS, prompt - start) for start in range(0, prompt, CHUNK_TOKENS)]
+        spoken["reading"] = tuple(thinker(tokens, 0, chunk=True) for tokens in chunks)
+        spoken["hearing"] = tuple(talker_step(config, speaking, 0, itemsize, 1, tokens, chunk=True) for tokens in chunks)
+        if speech_card:
+            speaker = _card(speaking, shapes, rows * caches.pop(), itemsize)
+    card = _card(held, shapes, rows * sum(caches), itemsize, biggest)
+    token = thinker(rows, rows * caches[0])
+    return Prediction(**vars(card), strategy=strategy, cards=cards, rows=rows, speaker=speaker, token=token, **spoken)
 
 
-def _elements(shape, part):
-    return math.prod(shape if part is None else part.local_shape)
+def _check(config, strategy, cards, context, prompt, rows, speech_card):
+    for name, value in (("cards", cards), ("the context", context), ("the prompt", prompt), ("callers", rows)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+    if strategy not in STRATEGIES:
+        raise InputError(f"the strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    positions = config.thinker_config.text_config.max_position_embeddings
+    for name, value in (("context", context), ("prompt", prompt)):
+        if value > positions:
+            raise InputError(f"the {name} is {value} tokens, and the model has {positions} positions")
+    if speech_card and (strategy != "ep" or config.talker_config is None):
+        what = "this model has no talker" if config.talker_config is None else "zero3 spreads what speaks over all cards"
+        raise InputError(f"a card for speech was asked for, and {what}; leave it out")
 
 
-def _by_part(sizes):
-    parts = {}
+def _sizes(shapes, parts, itemsize):
+    """`{name: bytes}` of parts of the parameters; parts: `{name: Slice, or None for the whole}`."""
+    return {
+        name: math.prod(shapes[name] if part is None else part.local_shape) * size_of(name, itemsize)
+        for name, part in parts.items()
+    }
+
+
+def _card(sizes, shapes, cache, itemsize, gathered=0):
+    weights = {}
     for name, nbytes in sizes.items():
         part = part_of(name) or "other"
-        parts[part] = parts.get(part, 0) + nbytes
-    return parts
+        weights[part] = weights.get(part, 0) + nbytes
+    return Card(weights, cache, sum(sizes.values()) + _two_tensors(sizes, shapes, itemsize), gathered)
 
 
 def _two_tensors(held, shapes, itemsize):
     """The parameter that is being filled (in the host's memory) and the stored tensor that is being read."""
     largest = max(held, key=held.get)
-    stored = max(math.prod(source.shape) for name in shapes for source in sources(name, shapes[name])[:1])
+    stored = max(math.prod(source.shape) for name in held for source in sources(name, shapes[name])[:1])
     return held[largest] + min(stored * itemsize, held[largest])
 
 
 def _cache_bytes(config, parts, context, itemsize):
-    """Keys and values of the thinker, and of the talker when there is one."""
+    """Keys and values of a caller: `[of the thinker]`, and of the talker when there is one."""
     text = config.thinker_config.text_config
     width = parts.get("thinker.model.layers.0.self_attn.k_proj.weight")
     rows = text.num_key_value_heads * text.head_dim
     if getattr(width, "axis", None) is not None:
         rows = width.length
-    positions = -(-context // BUCKET_TOKENS) * BUCKET_TOKENS
+    positions = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
     sizes = [2 * text.num_hidden_layers * rows * positions * itemsize]
     if config.talker_config is not None:
         talker = config.talker_config.text_config

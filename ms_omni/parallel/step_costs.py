@@ -5,9 +5,10 @@ A step takes no less than the larger of two times:
     bandwidth = max(reads / memory bandwidth, operations / peak) + sum(bytes / bandwidth of the collective) + collectives * latency
     launches  = (kernels + collectives) * what it takes the host to start one, which depends on the form (`launches.py`)
 
-where `reads` are the weights that the step uses and its keys and values, and `operations` two for each element and token;
-those of attention itself are left out. ZeRO-3 gathers ahead while it computes, so there the larger of the two sides of the first
-line counts instead of their sum. Steps follow each other: each waits for a number that the one before has chosen.
+where `reads` are the weights that the step uses and the keys and values of its rows, and `operations` two for each element and
+row; those of attention itself are left out. Of E experts, of which each row chooses k, B rows read E * (1 - (1 - k / E) ** B) where
+they choose evenly. ZeRO-3 gathers ahead while it computes, so there the larger of the two sides of the first line counts instead
+of their sum. Steps follow each other: each waits for a number that the one before has chosen.
 """
 
 import math
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .hardware import Hardware
-from .launches import CHUNK, VOCODER, Form, Launches
+from .launches import VOCODER, Form
 from .traffic import Traffic
 from .zero3_plan import block_of, bundles
 
@@ -33,8 +34,8 @@ MESSAGE_BYTES = (
 )
 CODE_BYTES = 8  # of a code 0, which goes at once
 CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
-FIRST_FRAMES = 4  # of the first piece of sound (`generation/waves.py`)
-CHUNK_TOKENS = 512  # of a prompt that are read at once (`modeling/prefill.py`)
+FIRST_FRAMES, LATER_FRAMES = 4, 25  # of the first piece of sound, and of those that it grows to (`generation/request.py`)
+CHUNK_TOKENS = 512  # of a prompt that are read at once (`engine/blocks.py`)
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Step:
-    """reads: bytes of memory; traffic: collectives and their bytes; kernels: form -> its `Launches`; compiled: whether it is part
-    of the forms that are graphs, which steps over several tokens are not.
+    """reads: bytes of memory; traffic: collectives and their bytes; kernels: form -> how many it launches; compiled: whether it is
+    part of the forms that are graphs, which steps over several tokens are not.
     """
 
     reads: int
     operations: float
     traffic: Traffic
-    kernels: Callable[[Form], Launches]
+    kernels: Callable[[Form], int]
     compiled: bool = True
 
     def transfer(self, hardware: Hardware, cards: int) -> tuple[float, float]:
@@ -77,51 +78,51 @@ class Step:
         """The `Bound` of its time in a form. overlaps: whether it computes while it sends."""
         computing, sent = self.transfer(hardware, cards)
         bandwidth = max(computing, sent) if overlaps else computing + sent
-        kernels, calls, cost = self.kernels(form), self.traffic.total_calls, hardware.launch_us
-        each = cost[form.kernels if self.compiled else "eager"]
-        launching = 1e-6 * ((kernels.plain + calls) * each + kernels.aclop * max(cost["aclop"], each))
-        return Bound(bandwidth, launching, max(bandwidth, launching), kernels.total + calls)
+        launches = self.kernels(form) + self.traffic.total_calls
+        launching = 1e-6 * launches * hardware.launch_us[form.kernels if self.compiled else "eager"]
+        return Bound(bandwidth, launching, max(bandwidth, launching), launches)
 
 
-def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1) -> Step:
-    """The thinker, for `tokens` tokens at once, at most `CHUNK_TOKENS`.
+def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1, chunk=False, whole=True) -> Step:
+    """The thinker, for a token of each of `tokens` rows, or for a chunk of one row's prompt, at most `CHUNK_TOKENS`.
 
-    sizes: `{name: bytes}` of what it reads; traffic: see `text_traffic`; cache_bytes: of its keys and values.
+    sizes: `{name: bytes}` of what it reads; traffic: see `text_traffic`; cache_bytes: of the keys and values of all rows; whole:
+    False under ZeRO-3, where nothing is compiled.
     """
     text = config.thinker_config.text_config
     reads, operations = _products(sizes, TEXT, itemsize, text, tokens)
     if text.tie_word_embeddings:
-        reads, operations = reads + sizes[TABLE], operations + 2 * sizes[TABLE] / itemsize
-    return _decoder_step(
-        reads + cache_bytes, operations, traffic, tokens, lambda form: form.thinker(text.num_hidden_layers, cards)
-    )
+        reads, operations = reads + sizes[TABLE], operations + 2 * tokens * sizes[TABLE] / itemsize
+
+    def kernels(form):
+        return form.thinker(text.num_hidden_layers, cards, chunk or not whole) + (0 if chunk else form.choice)
+
+    return Step(reads + cache_bytes, operations, traffic, kernels, whole and not chunk)
 
 
-def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1) -> Step:
-    """The talker, which every card computes."""
+def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1, chunk=False) -> Step:
+    """The talker, as `text_step`; every card that speaks computes it. Code 0 is drawn with a penalty."""
     text = config.talker_config.text_config
     reads, operations = _products(sizes, TALKER, itemsize, text, tokens)
-    told = _told(cards, (MESSAGE_BYTES, CODE_BYTES))
-    return _decoder_step(reads + cache_bytes, operations, told, tokens, lambda form: form.talker(text.num_hidden_layers))
+
+    def kernels(form):
+        return form.talker(text.num_hidden_layers, chunk) + (0 if chunk else form.choice + form.penalties)
+
+    told = _told(cards, () if chunk else (MESSAGE_BYTES, CODE_BYTES * tokens))
+    return Step(reads + cache_bytes, operations, told, kernels, not chunk)
 
 
-def _decoder_step(reads, operations, traffic, tokens, kernels):
-    if tokens == 1:
-        return Step(reads, operations, traffic, kernels)
-    return Step(reads, operations, traffic, lambda _: kernels(CHUNK), compiled=False)
-
-
-def codes_step(config, sizes, itemsize) -> Step:
-    """The codes that follow a token of the talker; the predictor's layers are read once for each."""
+def codes_step(config, sizes, itemsize, rows=1) -> Step:
+    """The codes that follow a code 0; the predictor's layers are read once for each, for all rows."""
     c = config.talker_config.code_predictor_config
     codes, layers = c.num_code_groups - 1, c.num_hidden_layers
-    reads, operations = _products(sizes, CODES, itemsize)
-    heads = _products(sizes, CODE_HEADS, itemsize)
+    reads, operations = _products(sizes, CODES, itemsize, tokens=rows)
+    heads = _products(sizes, CODE_HEADS, itemsize, tokens=rows)
     return Step(codes * reads + heads[0], codes * operations + heads[1], Traffic(), lambda form: form.codes(layers, codes))
 
 
 def sound_step(sizes) -> Step:
-    """The vocoder, for the first piece of sound; its operations are few beside what it reads."""
+    """The vocoder, for a piece of sound of one row; its operations are few beside what it reads."""
     return Step(_products(sizes, SOUND, 1)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
 
 
@@ -166,8 +167,8 @@ def gathers(shapes, runs, itemsize, cards):
     return found
 
 
-def text_traffic(text, parts, groups, cards, itemsize, tokens=1) -> Traffic:
-    """Collectives of one pass over `tokens` tokens of text. groups: see `gathers`, for ZeRO-3."""
+def text_traffic(text, parts, groups, cards, itemsize, tokens=1, choices=1) -> Traffic:
+    """Collectives of one pass over `tokens` tokens of text, after which so many are chosen. groups: see `gathers`, for ZeRO-3."""
     traffic = _told(cards, [MESSAGE_BYTES])
     if cards == 1:
         return traffic
@@ -184,5 +185,5 @@ def text_traffic(text, parts, groups, cards, itemsize, tokens=1) -> Traffic:
         ):
             traffic.add("all_reduce", rows)
     if "thinker.lm_head.weight" in parts:
-        traffic.add("all_gather", CHOICE_BYTES * cards)
+        traffic.add("all_gather", CHOICE_BYTES * choices * cards)
     return traffic

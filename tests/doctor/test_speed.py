@@ -4,7 +4,7 @@ import json
 import math
 
 from ms_omni.doctor import communication, speed
-from ms_omni.parallel.hardware import load_hardware
+from ms_omni.parallel.hardware import TO_MEASURE, load_hardware
 from tests.doctor.conftest import said, the_one
 
 
@@ -63,3 +63,17 @@ def test_a_card_without_settings_is_named():
     (finding,) = communication.settings(unknown)
     assert finding.what == "HCCL is left as it is: for Ascend310P no settings are known"
     assert not list(communication.settings(processor))
+
+
+def test_what_is_to_be_measured_are_commands_that_there_are():
+    """And every estimate of the hardware's is replaced by one of them."""
+    from ms_omni.bench.scenarios import GROUPS
+    from ms_omni.doctor.runner import CHECKS
+
+    said_of = [finding.what for finding in speed.to_confirm()][1:]
+    names = {check.name for check in CHECKS}
+    for command, _ in TO_MEASURE:
+        only = command.partition("--only ")[2].split(",") if "--only" in command else []
+        assert set(only) <= (names if "doctor" in command else set(GROUPS))
+    assert len(said_of) == len(TO_MEASURE)
+    assert all(any(estimate in text for text in said_of) for estimate in load_hardware("910b").estimates)

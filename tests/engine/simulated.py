@@ -46,23 +46,17 @@ def _chunks(tokens):
     return [min(512, tokens - start) for start in range(0, tokens, 512)]
 
 
-def ascend(hardware="910b") -> Costs:
-    """The published model on one card, as compiled today: the host starts kernels one after another, however many rows there are."""
-    from ms_omni.parallel.hardware import load_hardware
-    from ms_omni.parallel.launches import CHUNK, FORMS, VOCODER
+def ascend() -> Costs:
+    """The published model on one card: the host starts kernels one after another, however many rows there are.
 
-    us = load_hardware(hardware).launch_us
-    form = next(form for form in FORMS if form.name == "graph")
-
-    def seconds(launches, kernels):
-        return (launches.plain * us[kernels] + launches.aclop * us["aclop"]) * 1e-6
-
-    chunk = [seconds(CHUNK.thinker(48, 1), "eager"), seconds(CHUNK.talker(20), "eager")]
+    The numbers are those for which the scheduler's rules were chosen, 5 us for each launch of a graph and 15 for one alone; what steps
+    cost today is in `ms_omni/parallel/launches.py`.
+    """
     return Costs(
-        read=lambda decoder, tokens: chunk[decoder] + 4e-6 * tokens,
-        decode=lambda rows: seconds(form.thinker(48, 1), "graph"),
-        frame=lambda rows: seconds(form.talker(20) + form.codes(5, 15), "graph"),
-        sound=lambda rows, frames: seconds(VOCODER, "eager"),
+        read=lambda decoder, tokens: (0.0281, 0.0144)[decoder] + 4e-6 * tokens,
+        decode=lambda rows: 0.0070,
+        frame=lambda rows: 0.0175,
+        sound=lambda rows, frames: 0.0105,
         encode=lambda tokens: 0.02 + 2e-5 * tokens,
     )
 

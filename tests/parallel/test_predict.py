@@ -7,15 +7,15 @@ import pytest
 
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config.named import config_folder, load_named_config
+from ms_omni.engine import blocks
 from ms_omni.errors import ConfigError, InputError
 from ms_omni.generation import request
-from ms_omni.modeling import prefill
 from ms_omni.parallel.hardware import load_hardware
-from ms_omni.parallel.launches import FORMS
-from ms_omni.parallel.predict import CHUNK_TOKENS, FIRST_FRAMES, predict
+from ms_omni.parallel.launches import FORMS, GRAPH
+from ms_omni.parallel.predict import CHUNK_TOKENS, FIRST_FRAMES, LATER_FRAMES, predict
 from tests.parallel.launching import ROOT, STRATEGIES, msrun
 
-GRAPH = FORMS[1]
+FRAME_S = 0.08
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +55,71 @@ def test_the_published_model_in_bytes(instruct):
 
 
 def test_the_steps_of_an_answer_have_two_bounds(instruct):
-    """The launches are those that MindSpore's kernel selection counts; the first sound waits for all that precedes it."""
+    """The launches are those that MindSpore's kernel selection counts, with the choice of a token and the collectives."""
     hardware, found = load_hardware("910b"), predict(*instruct, "ep", 2, 8192, 2)
     alone = predict(*instruct, "ep", 1, 8192, 2)
-    launches = [alone.bound(steps, hardware, GRAPH).launches for steps in ((alone.token,), alone.speech)]
-    assert launches == [1397, 765 + 2185]
-    assert [alone.bound((alone.token,), hardware, form).launches for form in FORMS[2:]] == [48 * 22 + 5, 48 * 20 + 5]
-    for form in FORMS:
-        text, frame, first = (found.bound(steps, hardware, form) for steps in ((found.token,), found.speech, found.first))
-        assert text.least == text.launching > text.bandwidth and text.holds == "launches hold"
-        assert first.least > 3 * text.least + 3 * frame.least and first.bandwidth < first.least
+    for form, layer in zip(FORMS, (22, 20), strict=True):
+        launches = [item.bound((item.token,), hardware, form).launches for item in (alone, found)]
+        assert launches == [48 * layer + 8 + 9, 48 * (layer + 4) + 8 + 9 + 2 * 48 + 2]
+        assert alone.bound(alone.frame, hardware, form).launches == 20 * (layer + 7) + 8 + 14 + 1190
+        text, frame = (found.bound(steps, hardware, form) for steps in ((found.token,), found.frame))
+        assert text.least == text.launching > text.bandwidth and text.holds == frame.holds == "launches hold"
     slow = replace(hardware, memory_gb_per_s=10)
     assert found.bound((found.token,), slow, GRAPH).holds == "bandwidth holds"
-    assert not predict(*instruct, "zero3", 2, 8192, 2).speech  # counted for text alone
+    assert not predict(*instruct, "zero3", 2, 8192, 2).frame  # counted for text alone
+
+
+def test_more_rows_read_more_and_launch_no_more(instruct):
+    """Of 128 experts, 8 per row, B rows read 128 * (1 - (1 - 8 / 128) ** B), and each its own keys and values."""
+    hardware = load_hardware("910b")
+    one, four, many = (predict(*instruct, "ep", 1, 8192, 2, rows=rows) for rows in (1, 4, 16))
+    expert = 3 * 2048 * 768 * 2 * 48
+    for item, rows in ((four, 4), (many, 16)):
+        distinct = 128 * (1 - (1 - 8 / 128) ** rows)
+        cache = 2 * 48 * 4 * 128 * 8192 * 2 * (rows - 1)
+        assert item.token.reads == pytest.approx(one.token.reads + (distinct - 8) * expert + cache)
+        assert item.token.operations == pytest.approx(rows * one.token.operations)
+        assert item.kv_cache == rows * one.kv_cache
+        for steps in (lambda each: (each.token,), lambda each: each.frame):
+            first, other = (each.bound(steps(each), hardware, GRAPH) for each in (one, item))
+            assert first.launches == other.launches and first.launching == other.launching
+            assert first.bandwidth < other.bandwidth and first.least <= other.least < rows * first.least
+    assert [item.bound((item.token,), hardware, GRAPH).holds[:4] for item in (one, many)] == ["laun", "band"]
 
 
 def test_the_first_sound_is_what_generation_waits_for(instruct):
     """A prompt in chunks, for both decoders; the first frame follows at once, the others each a token of text."""
-    assert (prefill.CHUNK_TOKENS, request.CHUNK_FRAMES[0]) == (CHUNK_TOKENS, FIRST_FRAMES)
+    assert (blocks.CHUNK, request.CHUNK_FRAMES[0], request.CHUNK_FRAMES[-1]) == (CHUNK_TOKENS, FIRST_FRAMES, LATER_FRAMES)
     short, long = (predict(*instruct, "ep", 2, 8192, 2, prompt) for prompt in (512, 1300))
-    assert len(short.first) == 2 + 1 + 3 * (FIRST_FRAMES - 1) + 1 and len(long.first) == len(short.first) + 2 * 2
-    one, many = (sum(step.operations for step in item.first if not step.compiled) for item in (short, long))
+    assert [len(item.reading) for item in (short, long)] == [len(item.hearing) for item in (short, long)] == [1, 3]
+    one, many = (sum(step.operations for step in item.reading) for item in (short, long))
     assert many == pytest.approx(one * 1300 / 512)
     experts = 128 * 3 * 2048 * 768 * 2 * 48 // 2  # a chunk reads all experts of the card
-    assert experts < short.first[0].reads < short.weights["thinker decoder"] + short.weights["thinker head"]
+    assert experts < short.reading[0].reads < short.weights["thinker decoder"] + short.weights["thinker head"]
+    hardware = load_hardware("910b")
+    token, frame, sound, prompt = (
+        short.bound(steps, hardware, GRAPH).least
+        for steps in ((short.token,), short.frame, (short.sound,), short.reading + short.hearing)
+    )
+    times = short.times(hardware, GRAPH, FRAME_S)
+    assert times.first == pytest.approx(prompt + frame + 3 * (token + frame) + sound)
+    assert times.factor == pytest.approx((token + frame + sound / LATER_FRAMES) / FRAME_S)
+
+
+def test_speech_on_a_card_of_its_own_neither_waits_nor_is_waited_for(instruct):
+    hardware = load_hardware("910b")
+    for rows in (1, 16):
+        turns, apart = (predict(*instruct, "ep", 2, 8192, 2, rows=rows, speech_card=own) for own in (False, True))
+        assert turns.held == apart.held + apart.speaker.held and turns.kv_cache == apart.kv_cache + apart.speaker.kv_cache
+        assert set(apart.speaker.weights) == {name for name in turns.weights if name.startswith(("talker", "code"))}
+        assert apart.token == replace(turns.token, kernels=apart.token.kernels)
+        one, other = (item.times(hardware, GRAPH, FRAME_S) for item in (turns, apart))
+        assert one.factor == pytest.approx((one.token + one.frame) / FRAME_S)
+        assert other.factor == pytest.approx(max(other.token, other.frame) / FRAME_S)
+        assert other.first < one.first and other.token == one.token
+        assert sum(step.traffic.total_calls for step in apart.frame) == 0 < turns.frame[0].traffic.total_calls
+    alone = predict(*instruct, "ep", 1, 8192, 2, speech_card=True)
+    assert alone.speaker.peak < 10e9 < 64e9 < alone.peak  # in bfloat16 the thinker and its cache fill more than a card
 
 
 def test_a_longer_context_costs_what_its_keys_and_values_take(instruct):
@@ -101,6 +142,16 @@ def test_a_longer_context_costs_what_its_keys_and_values_take(instruct):
 def test_what_cannot_be(instruct, strategy, cards, context, said):
     with pytest.raises(InputError, match=said):
         predict(*instruct, strategy, cards, context, 2)
+
+
+def test_a_card_for_speech_that_cannot_be(instruct):
+    with pytest.raises(InputError, match="zero3 spreads what speaks"):
+        predict(*instruct, "zero3", 2, 8192, 2, speech_card=True)
+    with pytest.raises(InputError, match="callers is 0, expected at least 1"):
+        predict(*instruct, "ep", 2, 8192, 2, rows=0)
+    config = load_named_config("thinking")
+    with pytest.raises(InputError, match="this model has no talker"):
+        predict(config, parameter_shapes(config), "ep", 2, 8192, 2, speech_card=True)
 
 
 @pytest.mark.parametrize("name", ["910b", "910c"])
