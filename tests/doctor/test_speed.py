@@ -3,6 +3,8 @@
 import json
 import math
 
+import pytest
+
 from ms_omni.doctor import communication, speed
 from ms_omni.parallel.hardware import TO_MEASURE, load_hardware
 from tests.doctor.conftest import said, the_one
@@ -77,3 +79,16 @@ def test_what_is_to_be_measured_are_commands_that_there_are():
         assert set(only) <= (names if "doctor" in command else set(GROUPS))
     assert len(said_of) == len(TO_MEASURE)
     assert all(any(estimate in text for text in said_of) for estimate in load_hardware("910b").estimates)
+
+
+@pytest.mark.parametrize("device, told", [("Ascend", True), ("CPU", False)])
+def test_it_is_said_where_there_are_cards(device, told, monkeypatch):
+    from ms_omni import runtime
+    from ms_omni.modeling import ops
+
+    monkeypatch.setattr(runtime, "setup", lambda: runtime.Runtime(device, "BFloat16", ""))
+    monkeypatch.setattr(runtime, "card", lambda: ("910b", "ascend910b") if told else (None, "CPU"))
+    monkeypatch.setattr(ops, "settle", lambda _: None)
+    monkeypatch.setattr(speed, "measure", lambda *_: {"graph": 5.0})
+    found = [finding.what for finding in speed.rates(None)]
+    assert all(any(command in text for text in found) == told for command, _ in TO_MEASURE)
