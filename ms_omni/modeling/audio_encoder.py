@@ -9,8 +9,10 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
+from .encoder import Encoder, check_kind, stored
 from .forward import check_arguments
 from .layers import ACTIVATIONS, Cell, Layer, LayerNorm, Linear, parameter
+from .ops.fused import EncoderLayerWeights
 from .packing import finite, host_array, marked, segments_of, whole_numbers
 
 NORM_EPS = 1e-5
@@ -92,6 +94,19 @@ class AudioEncoderLayer(Cell):
         x = x + self.self_attn(self.self_attn_layer_norm(x), segments)
         return x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
 
+    def weights(self):
+        """`EncoderLayerWeights`. Raises `CellsOnly`."""
+        attn = self.self_attn
+        for kind, cell in ((AudioEncoderLayer, self), (AudioAttention, attn)):
+            check_kind(kind, cell)
+        norm, mlp_norm = stored(LayerNorm, self.self_attn_layer_norm, self.final_layer_norm)
+        *qkv, out, up, down = stored(Linear, attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, self.fc1, self.fc2)
+        return EncoderLayerWeights(norm, tuple(qkv), out, mlp_norm, up, down)
+
+    def settings(self):
+        """What `EncoderWeights` has beside the layers."""
+        return self.self_attn.heads, self.self_attn.scale, NORM_EPS, self.activation_fn
+
 
 class Conv2d(Layer):
     """3 x 3 convolution with stride 2 and padding 1."""
@@ -128,7 +143,7 @@ class AudioOutput(Tensor):
     pooler_output = last_hidden_state
 
 
-class AudioEncoder(Cell):
+class AudioEncoder(Encoder):
     """Mirrors `Qwen3OmniMoeAudioEncoder`."""
 
     def __init__(self, config):
@@ -209,12 +224,10 @@ class AudioEncoder(Cell):
         """The device part, of what `pack` returns -> `[N, out]`; states: a list for the layers' inputs and last output."""
         x = self.downsample(Tensor(chunks))  # [C, t, D]
         x = ops.gather_rows(x.reshape(-1, x.shape[-1]), Tensor(rows))  # [N, D]
-        for layer in self.layers:
+        passed = self.states(self.layers, x, segments)
+        for x in passed:
             if states is not None:
                 states.append(x)
-            x = layer(x, segments)
-        if states is not None:
-            states.append(x)
         return self.proj2(self.act(self.proj1(self.ln_post(x))))
 
     def downsample(self, chunks):

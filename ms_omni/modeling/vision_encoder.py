@@ -10,8 +10,10 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from ..outputs import VisionOutput
 from . import ops
+from .encoder import Encoder, check_kind, stored
 from .forward import check_arguments, given_tensor
 from .layers import Cell, Embedding, LayerNorm, Linear, ProjectionMLP
+from .ops.fused import EncoderLayerWeights
 from .packing import patch_grids, segments_of
 from .rope import axial_tables, inverse_frequencies
 
@@ -72,6 +74,19 @@ class VisionBlock(Cell):
         x = x + self.attn(self.norm1(x), segments, rope)
         return x + self.mlp(self.norm2(x))
 
+    def weights(self):
+        """`EncoderLayerWeights`. Raises `CellsOnly`."""
+        attn, mlp = self.attn, self.mlp
+        for kind, cell in ((VisionBlock, self), (VisionAttention, attn), (ProjectionMLP, mlp)):
+            check_kind(kind, cell)
+        norm1, norm2 = stored(LayerNorm, self.norm1, self.norm2)
+        qkv, out, up, down = stored(Linear, attn.qkv, attn.proj, mlp.linear_fc1, mlp.linear_fc2)
+        return EncoderLayerWeights(norm1, (qkv,), out, norm2, up, down)
+
+    def settings(self):
+        """What `EncoderWeights` has beside the layers."""
+        return self.attn.heads, self.attn.scale, NORM_EPS, self.mlp.act_fn
+
 
 class PatchEmbed(Cell):
     """The 3-D convolution whose kernel equals its stride, as the one linear layer that it is."""
@@ -109,7 +124,7 @@ class Gelu(Cell):
         return ops.gelu(x)
 
 
-class VisionEncoder(Cell):
+class VisionEncoder(Encoder):
     """Mirrors `Qwen3OmniMoeVisionEncoder`."""
 
     def __init__(self, config):
@@ -170,9 +185,9 @@ class VisionEncoder(Cell):
 
     def encode(self, x, segments, rope, watched=False):
         """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""
-        deepstack, states = [], [x] if watched else None
-        for index, block in enumerate(self.blocks):
-            x = block(x, segments, rope)
+        deepstack, states = [], [] if watched else None
+        passed = self.states(self.blocks, x, segments, rope)
+        for index, x in enumerate(passed, start=-1):
             if watched:
                 states.append(x)
             if index in self.config.deepstack_visual_indexes:

@@ -26,6 +26,7 @@ KERNELS = {
     "RmsNorm": dense.rms_norm,
     "AddRmsNorm": dense.add_rms_norm,
     "LayerNormExt": dense.layer_norm_ext,
+    "AddLayerNormV2": dense.add_layer_norm_v2,
     "GeluExt": dense.gelu_ext,
     "Swiglu": dense.swiglu,
     "RotaryPositionEmbedding": dense.rotary_position_embedding,

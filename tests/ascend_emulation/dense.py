@@ -73,6 +73,28 @@ def layer_norm_ext(tensors, *, normalized_shape, eps):
     return Kernel(3, compute, shape, lambda *types: (_same(*types), ms.float32, ms.float32))
 
 
+def add_layer_norm_v2(tensors, *, epsilon, additionalOut):
+    """x1, x2 `[..., D]`, gamma and beta `[D]` -> their sum normalised, its mean and reciprocal deviation float32, the sum."""
+    require(tensors == ("x1", "x2", "gamma", "beta") and additionalOut, f"tensors {tensors}, additionalOut {additionalOut}")
+
+    def shape(x, other, weight, bias):
+        _check_norm(epsilon, weight, x)
+        require(x == other and weight == bias, f"{x} and {other}, {weight} and {bias}")
+        return x, [*x[:-1], 1], [*x[:-1], 1], x
+
+    def dtype(*types):
+        found = _same(*types)
+        return found, ms.float32, ms.float32, found
+
+    def compute(x, other, weight, bias, rounded=lambda x: x):
+        total = rounded(x + other)
+        mean = total.mean(-1, keepdims=True)
+        deviation = 1 / np.sqrt(np.square(total - mean).mean(-1, keepdims=True) + np.float32(epsilon))
+        return (total - mean) * deviation * weight + bias, mean, deviation, total
+
+    return Kernel(4, compute, shape, dtype)
+
+
 def gelu_ext(tensors, *, approximate):
     require(tensors == ("input",) and approximate in ("none", "tanh"), f"tensors {tensors}, approximate {approximate!r}")
 

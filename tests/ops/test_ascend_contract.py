@@ -102,6 +102,7 @@ RIGHT = [
     norm(T(2, 3, 32), T(32)),
     Call("AddRmsNorm", T(3, 32), T(3, 32), T(32), 1e-6),
     Call("LayerNormExt", T(2, 3, 32), (32,), T(32), T(32), 1e-5),
+    Call("AddLayerNormV2", T(3, 32), T(3, 32), T(32), T(32), 1e-5, True),
     Call("GeluExt", T(3, 4), "none"),
     Call("GeluExt", T(3, 4), "tanh"),
     Call("Swiglu", T(2, 3, 32), -1),

@@ -22,7 +22,13 @@ except OSError:  # no compiler
 def test_every_operator_is_documented_and_every_implementation_has_its_arguments():
     public = {name for name, value in vars(ops).items() if inspect.isfunction(value) and not name.startswith("_")}
     machinery = {name for name in public if getattr(ops, name).__module__ != ops.__name__}
-    questions = {"graph_expert_rows", "pages_prompts", "prepare", "refusal"}  # asked about operators, not computed by them
+    questions = {
+        "graph_expert_rows",
+        "pages_prompts",
+        "fuses_encoders",
+        "prepare",
+        "refusal",
+    }  # asked about operators, not computed by them
     assert public - machinery - questions == {*dispatch.OPERATORS}
     for name, documented in dispatch.OPERATORS.items():
         assert documented is getattr(ops, name) and documented.__doc__, name
@@ -54,7 +60,7 @@ def test_describe_says_which_class_an_operator_comes_from(use_operators):
     rows = {name: (used, why) for name, used, why in described}
     assert rows["silu"][0] == "other" and rows["silu"][1] != "other has none of its own"
     assert rows["gelu"] == rows["linear"] == ("reference", "other has none of its own")
-    assert {name for name, row in rows.items() if row[0] == "cells"} == {"decoder_step", "code_frame"}
+    assert {name for name, row in rows.items() if row[0] == "cells"} == {"decoder_step", "code_frame", "encoder_states"}
 
 
 def test_another_implementation_is_used_at_once_by_whoever_holds_an_operator(use_operators):

@@ -14,13 +14,13 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mindspore import Parameter, Tensor
 
 from .dispatch import Recorded, describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
-from .fused import BlockTables, FrameWeights, StackWeights
+from .fused import BlockTables, EncoderWeights, FrameWeights, StackWeights
 
 Pair = tuple[Tensor, Tensor]
 
@@ -38,6 +38,11 @@ def graph_expert_rows() -> int:
 def pages_prompts() -> bool:
     """Whether `paged_attention` reads the blocks of a prompt where they lie; else it is better copied once, for `attention`."""
     return owner(implementation(), "paged_attention").PAGES_PROMPTS
+
+
+def fuses_encoders() -> bool:
+    """Whether there is `encoder_states`; else nobody need ask `prepare` for it."""
+    return owner(implementation(), "encoder_states") is not None
 
 
 @operator
@@ -66,6 +71,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @operator
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer normalisation over the last axis, statistics in float32 (Ba et al. 2016)."""
+
+
+@operator
+def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Pair:
+    """`layer_norm` of x + added, both `[..., D]`, and that sum."""
 
 
 @operator
@@ -106,6 +116,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 @operator
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the pairs `(x[i], x[i + D/2])`: x `[..., H, D]`, cos and sin `[..., D/2]` (Su et al. 2021), in float32."""
+
+
+@operator
+def rotary_wide(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotary` by tables `[..., D]` with both halves filled, which are alike."""
 
 
 @operator
@@ -255,9 +270,10 @@ def expert_load(logits: Tensor, k: int, mask: Tensor) -> tuple[Tensor, Tensor]:
 # none, the cells run. So `reference` has none: the cells over its operators are what these must equal.
 
 
-def prepare(weights: StackWeights | FrameWeights, kept: Any = None) -> Any:
-    """What `decoder_step` (of `StackWeights`) or `code_frame` (of `FrameWeights`, see `fused.py`) takes for these
-    weights, or None where the cells must run. Parameters that are given other data later are read with that.
+def prepare(weights: StackWeights | FrameWeights | EncoderWeights, kept: Any = None) -> Any:
+    """What `decoder_step` (of `StackWeights`), `code_frame` (of `FrameWeights`, see `fused.py`) or `encoder_states` (of
+    `EncoderWeights`) takes for these weights, or None where the cells must run. Parameters that are given other data later are
+    read with that.
 
     kept: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
     """
@@ -282,6 +298,14 @@ def code_frame(
     hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]`; sampling: (temperature, top_k, top_p)
     of `draw`, or None for the likeliest code -> codes int32 `[B, n]`, the sum of their embeddings `[B, 1, D]`, which holds
     NaN where logits were NaN or infinite.
+    """
+
+
+@operator
+def encoder_states(x: Tensor, segments: tuple[tuple[int, int], ...], rope: Pair | None, prepared: Any) -> Iterator[Tensor]:
+    """Yields x `[N, D]`, and what each layer of an encoder makes of it, in turn.
+
+    segments: see `packed_attention`; rope: cos and sin `[N, D/2]` of `rotary`, or None.
     """
 
 

@@ -10,11 +10,16 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_attention, ascend_moe, ascend_settle
+from . import ascend_attention, ascend_encoders, ascend_moe, ascend_settle
 from . import ascend_kernels as kernels
 from .reference import Reference
 
 _matmul = ops.MatMul()
+
+
+def _add_and_layer_norm(x, added, weight, bias, eps):
+    total = x + added
+    return kernels.layer_norm(total, weight, bias, eps), total
 
 
 class Ascend(Reference):
@@ -27,6 +32,8 @@ class Ascend(Reference):
     paged_attention = staticmethod(ascend_attention.paged_attention)
     route_topk = staticmethod(ascend_moe.route_topk)
     experts = staticmethod(ascend_moe.experts)
+    prepare = staticmethod(ascend_encoders.prepare)
+    encoder_states = classmethod(ascend_encoders.encoder_states)
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
@@ -39,6 +46,10 @@ class Ascend(Reference):
     @staticmethod
     def layer_norm(x, weight, bias, eps):
         return kernels.layer_norm(x, weight, bias, eps)
+
+    @staticmethod
+    def add_layer_norm(x, added, weight, bias, eps):
+        return kernels.add_layer_norm(x, added, weight, bias, eps)
 
     @staticmethod
     def gelu(x):
@@ -54,11 +65,11 @@ class Ascend(Reference):
 
     @staticmethod
     def rotary(x, cos, sin):
-        heads, d = x.shape[-2:]
-        # Every token has its own row of the tables, so batch and time are one axis for the kernel.
-        rows = x.astype(ms.float32).reshape(1, -1, heads, d)
-        y = kernels.rotary_position_embedding(rows, _both_halves(cos), _both_halves(sin))
-        return y.reshape(x.shape).astype(x.dtype)
+        return _rotated(x, mint.cat((cos, cos), -1), mint.cat((sin, sin), -1))
+
+    @staticmethod
+    def rotary_wide(x, cos, sin):
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def conv1d(x, weight, bias, dilation=1, groups=1):
@@ -173,6 +184,7 @@ class Ascend(Reference):
     # ---- other forms and the comparison on the device -----------------------------------------------------------------
 
     OTHER_FORMS: ClassVar = {
+        "add_layer_norm": (_add_and_layer_norm,),
         "packed_attention": (ascend_attention.packed_attention_by_runs,),
         "paged_attention": (ascend_attention.paged_attention_gathered,),
         "experts": (ascend_moe.experts_of_all_pairs,),
@@ -187,6 +199,9 @@ class Ascend(Reference):
         return cls if wanted == cls.SETTLED else ascend_settle.settled(cls.__base__ if cls.SETTLED else cls, wanted)
 
 
-def _both_halves(table):
-    """`[..., D/2]` -> `[1, N, 1, D]`."""
-    return mint.cat((table, table), -1).reshape(1, -1, 1, 2 * table.shape[-1])
+def _rotated(x, cos, sin):
+    """Every token has its own row of the tables, so batch and time are one axis for the kernel."""
+    heads, d = x.shape[-2:]
+    rows, tables = x.astype(ms.float32).reshape(1, -1, heads, d), (1, -1, 1, d)
+    y = kernels.rotary_position_embedding(rows, cos.reshape(tables), sin.reshape(tables))
+    return y.reshape(x.shape).astype(x.dtype)

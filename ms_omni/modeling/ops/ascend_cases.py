@@ -68,6 +68,11 @@ def _layer_norm(rng, published):
         yield _normal(rng, rows, width) + 3, _normal(rng, width), _normal(rng, width), 1e-5
 
 
+def _add_layer_norm(rng, published):
+    for rows, width in ((7, 144), (1500, 1152)) if published else ((7, 144),):
+        yield *(_normal(rng, rows, width) + 3 for _ in range(2)), _normal(rng, width), _normal(rng, width), 1e-5
+
+
 def _activation(rng, published):
     for shape in ((9, 64), (512, 1536)) if published else ((9, 64),):
         yield (_normal(rng, *shape, scale=3.0),)
@@ -87,6 +92,11 @@ def _rotary(rng, published):
 
 def _rotary_odd(rng, published):
     yield (_normal(rng, 11, 3, 72), *_tables(rng, 11, 36))  # packed, as in the vision encoder
+
+
+def _rotary_wide(rng, published):
+    for rows, heads, channels in ((10, 3, 80), (2048, 16, 80)) if published else ((10, 3, 80),):
+        yield (_normal(rng, rows, heads, channels), *(np.tile(table, 2) for table in _tables(rng, rows, channels // 2)))
 
 
 def _mask(batch, queries, keys):
@@ -340,12 +350,14 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "embedding_part": _any(_embedding_part),
     "rms_norm": _any(_rms_norm),
     "layer_norm": _any(_layer_norm, compiled=False),
+    "add_layer_norm": _any(_add_layer_norm, compiled=False),
     **dict.fromkeys(("silu", "sigmoid", "swiglu"), _any(_activation)),
     **dict.fromkeys(("gelu", "gelu_tanh", "quick_gelu", "relu"), _any(_activation, compiled=False)),
     "rotary": (
         Kind("heads of a multiple of 16", _rotary, _aligned_heads),
         Kind("other heads", _rotary_odd),
     ),
+    "rotary_wide": _any(_rotary_wide, compiled=False),
     "attention": (
         Kind("one query", _attention_step, _one_query),
         Kind("several queries", _attention, _aligned, compiled=False),

@@ -118,6 +118,17 @@ def layer_norm(x, weight, bias, eps):
     return mint.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
+def add_layer_norm(x, added, weight, bias, eps):
+    """`ops.add_layer_norm` with additional_output: `layer_norm` of x + added over the last axis, and that sum, both `[..., D]`.
+
+    DOCS/ops/mindspore.ops.add_layer_norm.html (experimental), CANN/aclnnAddLayerNorm.md: float16, bfloat16, float32; of its four
+    results the second and third are mean and reciprocal deviation.
+    Unverified: whether the sum is rounded before it is normalised.
+    """
+    normalised, _, _, total = ops.add_layer_norm(x, added, weight, bias, eps, True)
+    return normalised, total
+
+
 def gelu(x, approximate):
     """`mint.nn.functional.gelu`, approximate "none" or "tanh". DOCS/mint/mindspore.mint.nn.functional.gelu.html,
     CANN/aclnnGeluV2.md: float16, bfloat16, float32. Unverified: how close its erf is.

@@ -40,6 +40,10 @@ def layer_norm(x, weight, bias, eps):
     return rms_norm(centred, weight, eps) + bias
 
 
+def add_layer_norm(x, added, weight, bias, eps):
+    return layer_norm(x + added, weight, bias, eps), x + added
+
+
 def gelu(x):
     return x * 0.5 * (1 + _erf(x / math.sqrt(2)))
 
@@ -73,6 +77,10 @@ def rotary(x, cos, sin):
     low, high = np.split(x, 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def rotary_wide(x, cos, sin):
+    return rotary(x, *(table[..., : x.shape[-1] // 2] for table in (cos, sin)))
 
 
 def attention(q, k, v, mask, scale):

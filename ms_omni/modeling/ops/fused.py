@@ -1,9 +1,10 @@
-"""The weights that the fused operators work on: `prepare`, `decoder_step` and `code_frame` of the interface."""
+"""The weights that the fused operators work on: `prepare`, `decoder_step`, `code_frame` and `encoder_states` of the interface."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from mindspore import Parameter
+from mindspore import Parameter, Tensor
 
 
 class LayerWeights(NamedTuple):
@@ -71,3 +72,27 @@ class FrameWeights(NamedTuple):
     heads: tuple
     cos: np.ndarray
     sin: np.ndarray
+
+
+class EncoderLayerWeights(NamedTuple):
+    """One layer of an encoder: pairs of weight and bias, which is None where there is none.
+
+    projections: one for queries, keys and values below one another, or one for each. fc1 and fc2: the MLP's.
+    """
+
+    norm: tuple
+    projections: tuple
+    out: tuple
+    mlp_norm: tuple
+    fc1: tuple
+    fc2: tuple
+
+
+class EncoderWeights(NamedTuple):
+    """Layers `x + out(attention(norm(x)))`, `x + fc2(activation(fc1(mlp_norm(x))))`; eps: of all norms; scale: of the scores."""
+
+    layers: tuple
+    heads: int
+    scale: float
+    eps: float
+    activation: Callable[[Tensor], Tensor]

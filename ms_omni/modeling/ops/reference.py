@@ -26,7 +26,7 @@ MASKED = -1e9
 
 
 class Reference:
-    """Every operator but the whole steps (`decoder_step`, `code_frame`); what a subclass does not define comes from here.
+    """Every operator but the whole steps (`decoder_step`, `code_frame`, `encoder_states`); what a subclass does not define comes from here.
 
     A method gets no `self`: it must be fit to be part of a graph, and MindSpore compiles functions. One that is composed
     of other operators only and never compiled is a classmethod, so that it is composed of those of its class.
@@ -82,6 +82,11 @@ class Reference:
         return _bias_add(rows, bias).reshape(x.shape)
 
     @staticmethod
+    def add_layer_norm(x, added, weight, bias, eps):
+        total = x + added
+        return Reference.layer_norm(total, weight, bias, eps), total
+
+    @staticmethod
     def gelu(x):
         return x * 0.5 * (ops.erf(x * 0.7071067811865476) + 1.0)
 
@@ -119,6 +124,10 @@ class Reference:
         sin = ops.tile(mint.unsqueeze(sin, -2), repeat)
         low, high = _halve(x.astype(ms.float32))
         return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
+
+    @staticmethod
+    def rotary_wide(x, cos, sin):
+        return Reference.rotary(x, _halve(cos)[0], _halve(sin)[0])
 
     @staticmethod
     def attention(q, k, v, mask, scale, stable=False):
