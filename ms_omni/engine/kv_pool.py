@@ -5,7 +5,9 @@ at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each 
 block is decided elsewhere. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import cached_property
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -22,6 +24,8 @@ from ..modeling.step_weights import stack_weights
 from ..modeling.steps import COMPILE_AFTER, Graph, Step
 
 Pair = tuple[Tensor, Tensor]
+PACKED_BLOCK = 16
+"""Positions that a block of a pool for packed weights is a multiple of."""
 
 
 def table_width(blocks: int) -> int:
@@ -30,7 +34,10 @@ def table_width(blocks: int) -> int:
 
 
 class KVPool:
-    """The buffers of every layer, allocated once: Parameters `[blocks * K * P, D]`, row `(block * K + head) * P + offset`."""
+    """The buffers of every layer, allocated once: Parameters `[blocks * K * P, D]`, row `(block * K + head) * P + offset`.
+
+    decoder: one that a pool is for whose weights are packed (`ops.packs`): `[blocks * P, K * D]`, row `block * P + offset`.
+    """
 
     def __init__(
         self,
@@ -40,14 +47,17 @@ class KVPool:
         blocks: int,
         dtype: ms.Type = ms.float32,
         block: int = BLOCK_TOKENS,
+        decoder: Decoder | None = None,
     ):
+        self.decoder = decoder
         self.num_layers, self.heads, self.head_dim, self.dtype, self.block = num_layers, num_kv_heads, head_dim, dtype, block
         self.blocks = blocks
         self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
 
     def _buffers(self, kind, blocks):
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
-        shape, name = (blocks * self.heads * self.block, self.head_dim), f"pool{id(self)}.{kind}"
+        per_row = 1 if self.decoder is None else self.heads
+        shape, name = (blocks * self.heads * self.block // per_row, self.head_dim * per_row), f"pool{id(self)}.{kind}"
         layers = range(self.num_layers)
         return ParameterTuple([Parameter(initializer("zeros", shape, self.dtype), name=f"{name}{i}") for i in layers])
 
@@ -55,7 +65,7 @@ class KVPool:
         """Makes room for so many blocks in all, where there is less; keeps what is stored."""
         if blocks <= self.blocks:
             return
-        kept = Tensor(np.arange(self.blocks * self.heads * self.block, dtype=np.int32))
+        kept = Tensor(np.arange(len(self.keys[0]), dtype=np.int32))
         for kind in ("key", "value"):
             old, new = getattr(self, f"{kind}s"), self._buffers(kind, blocks)
             for buffer, stored in zip(new, old):
@@ -67,7 +77,19 @@ class KVPool:
     def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
         """A pool for the layers and kv heads of a decoder that this process holds."""
         heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.dtype
-        return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block)
+        weights = stack_weights(decoder, shared=True)
+        packed = decoder if weights and ops.packs(weights) and block % PACKED_BLOCK == 0 else None
+        return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block, packed)
+
+    @cached_property
+    def stack(self) -> Any:
+        """What `ops.prepare` has made of the layers that pack their weights, or None."""
+        return None if self.decoder is None else ops.prepare(stack_weights(self.decoder, shared=True))
+
+    @property
+    def per_position(self) -> int:
+        """Rows of a buffer for one position."""
+        return self.heads if self.decoder is None else 1
 
     @staticmethod
     def block_bytes(decoder: Decoder, block: int = BLOCK_TOKENS) -> int:
@@ -91,7 +113,7 @@ class KVPool:
         return found
 
     def slots(self, tables: np.ndarray, positions: np.ndarray, real: np.ndarray | None = None) -> np.ndarray:
-        """Rows of the buffers that hold positions `[B, S]` of rows with tables `[B, n]` -> int32 `[B * S * K]`.
+        """Rows of the buffers that hold positions `[B, S]` of rows with tables `[B, n]` -> int32 `[B * S * K]`, or `[B * S]`.
 
         real bool `[B, S]`: False where a position is padding and belongs into block 0.
         """
@@ -99,7 +121,8 @@ class KVPool:
         numbers = np.take_along_axis(tables, columns, 1)
         if real is not None:
             numbers = np.where(real, numbers, 0)
-        rows = (numbers[..., None] * self.heads + np.arange(self.heads)) * self.block + (positions % self.block)[..., None]
+        heads = self.per_position
+        rows = (numbers[..., None] * heads + np.arange(heads)) * self.block + (positions % self.block)[..., None]
         return rows.reshape(-1).astype(np.int32)
 
     def read_chunk(
@@ -112,16 +135,22 @@ class KVPool:
         table: Sequence[int],
         inject: Callable[[int, Tensor], Tensor] | None = None,
         observe: Callable[[int, Tensor], None] | None = None,
+        wanted: Container[int] | None = None,
     ) -> Tensor:
         """Reads the tokens `[start, start + count)` of a row, whose earlier ones are in the pool -> hidden states `[1, S, D]`.
 
         x `[1, S, D]`, rope (cos, sin) `[1, S, D/2]`: from `count` on both are padding, as is the result. table: the row's blocks
-        in order. inject and observe: see `Decoder.run`. The bits depend on these arguments alone, not on block numbers.
+        in order. inject and observe: see `Decoder.run`; wanted: what is to be observed at least (None: all). The bits depend on these
+        arguments alone, not on block numbers.
         """
         size, stop = x.shape[1], start + count
         if not 0 < count <= size or start < 0:
             raise ValueError(f"a chunk of {size} positions holds {count} tokens from {start} on")
         tables, offsets = self.tables([table], [stop]), np.arange(size)[None]
+        if self.stack is not None:
+            cache = BlockTables(self.keys, self.values, self.heads, self.block, tables, np.array([stop]))
+            wanted = range(self.num_layers + 1) if wanted is None else wanted
+            return ops.decoder_chunk(x, *rope, cache, start, self.stack, inject, observe, wanted)
         slots = self.slots(tables, start + offsets, offsets < count)
         if ops.pages_prompts():
             where, store = _tensors(tables, np.array([start]), np.array([stop])), self.store
@@ -152,8 +181,10 @@ class PoolStep(Step):
     def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool, compile_after: int | None = COMPILE_AFTER):
         super().__init__(compile_after)
         self.decoder, self.output_layer, self.pool = decoder, output_layer, pool
-        weights = stack_weights(decoder, output_layer)
-        self.fused = weights and ops.prepare(weights)
+        self.fused = pool.stack
+        if self.fused is None:
+            weights = stack_weights(decoder, output_layer)
+            self.fused = weights and ops.prepare(weights)
         self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
         self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
 
@@ -165,7 +196,7 @@ class PoolStep(Step):
         if self.fused is not None:
             cache = BlockTables(pool.keys, pool.values, pool.heads, pool.block, tables, lengths)
             try:
-                return ops.decoder_step(x, *rope, self.output_layer.stored()[0], cache, self.fused)
+                return ops.decoder_step(x, *rope, self.output_layer.stored(shared=True)[0], cache, self.fused)
             except Exception as error:
                 raise explained(error) from None
         if self.graph.keys is not pool.keys:  # it has grown

@@ -22,7 +22,7 @@ from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import COMPILE_AFTER, FrameStep
+from ..modeling.steps import COMPILE_AFTER, FrameStep, prepared_frame
 from .blocks import cache_full
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
@@ -155,6 +155,7 @@ class SpeechStage:
         self.bos, self.eos, self.silence = ends
         self.step = PoolStep(talker.model, talker.codec_head, pool, compile_after)
         self.frame_steps: dict[tuple, FrameStep] = {}
+        self.mixes = getattr(prepared_frame(talker), "mixes", False)
         self.voices: dict[int, Voice] = {}
         self._silent: dict[int, Tensor] = {}
 
@@ -286,16 +287,17 @@ class SpeechStage:
         """The other codes of the frames whose code 0 is `{index: code}`, in a launch for each kind of sampling."""
         kinds = {}
         for index in codes:
-            kinds.setdefault(voices[index].sampling, []).append(index)
+            kinds.setdefault(None if self.mixes else voices[index].sampling, []).append(index)
         for sampling, indices in kinds.items():
             size = bucket(indices)
             step = self._frame_step(size, sampling)
-            first, noise = np.zeros((size, 1), np.int32), np.zeros((size, step.groups), np.float32)
+            first, noise = np.zeros((size, 1), np.int32), step.no_noise(size)
             for place, index in enumerate(indices):
                 first[place] = codes[index]
-                noise[place] = voices[index].noise.random(step.groups, np.float32)
+                noise[place] = step.noise(voices[index].noise)
             state = gathered([Place(hidden, index) for index in indices], size)
-            found, total = step(state, Tensor.from_numpy(first), Tensor.from_numpy(noise))
+            each = [voices[index].sampling for index in indices] + [None] * (size - len(indices))
+            found, total = step(state, Tensor.from_numpy(first), Tensor.from_numpy(noise), each)
             found = host_array(found).astype(np.int64)
             for place, index in enumerate(indices):
                 voices[index].codes.append(found[place])

@@ -116,9 +116,11 @@ class Layer(Cell):
         """Whether the parameters lie here as a whole, and its sums may have any order."""
         return self.source is identity and not self.stable
 
-    def stored(self) -> tuple:
-        """`operands` for a fused operator, which reads them where they lie, now and later. Raises `CellsOnly`."""
-        if not self.in_place:
+    def stored(self, shared: bool = False) -> tuple:
+        """`operands` for a fused operator, which reads them where they lie, now and later; shared: also of a layer that ranks share,
+        each of which has a part. Raises `CellsOnly`.
+        """
+        if not (self.in_place or (shared and self.source is identity and not self.stable)):
             raise CellsOnly(type(self).__name__)
         return self.operands()
 

@@ -7,8 +7,11 @@ from .layers import Cell, GatedMLP, Layer, Linear, identity, parameter
 class Experts(Layer):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
-    The layout is `[expert, in, out]`, the one that grouped matrix products want.
+    The layout is `[expert, in, out]`, the one that grouped matrix products want. first: the number of the first one that is here,
+    where ranks share them.
     """
+
+    first = None
 
     def __init__(self, num_experts, hidden_size, intermediate_size):
         super().__init__()
@@ -19,7 +22,7 @@ class Experts(Layer):
         return self.source(self.gate_up), self.source(self.down)
 
     def construct(self, x, weights, indices):
-        return ops.experts(x, *self.operands(), weights, indices)
+        return ops.experts(x, *self.operands(), weights, indices, self.first)
 
 
 class SparseMoeBlock(Cell):

@@ -14,12 +14,15 @@ from .ops import fused
 from .rope import rope_angles
 
 
-def stack_weights(decoder, *others):
-    """`StackWeights` of a `Decoder`, or None; also if one of the other layers, which are to be read beside it, is not in place."""
+def stack_weights(decoder, *others, shared=False):
+    """`StackWeights` of a `Decoder`, or None; also if one of the other layers, which are to be read beside it, is not in place.
+
+    shared: also of one that ranks share.
+    """
     try:
         for layer in others:
-            layer.stored()
-        return _stack(decoder)
+            layer.stored(shared)
+        return _stack(decoder, shared)
     except CellsOnly:
         return None
 
@@ -37,9 +40,9 @@ def frame_weights(talker):
     return fused.FrameWeights(stack, embeddings[0], tuple(embeddings[1:]), tuple(heads), cos, sin)
 
 
-def _stack(decoder):
+def _stack(decoder, shared=False):
     eps = decoder.norm.eps
-    layers = tuple(_layer(layer, eps) for layer in decoder.layers)
+    layers = tuple(_layer(layer, eps, shared) for layer in decoder.layers)
     _check(layers)
     return fused.StackWeights(layers, _norm(decoder.norm, eps), eps, decoder.layers[0].self_attn.head_dim)
 
@@ -49,20 +52,25 @@ def _check(known):
         raise CellsOnly
 
 
-def _layer(layer, eps):
+def _layer(layer, eps, shared):
     attention = layer.self_attn
     _check(type(layer) is DecoderLayer and layer.self_attn_layer_scale is identity and layer.mlp_layer_scale is identity)
-    _check(attention.reduce is identity and not attention.stable)
+    _check(not attention.stable and (shared or attention.reduce is identity))
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    weights, biases = zip(*(projection.stored() for projection in projections))
+    weights, biases = zip(*(projection.stored(shared) for projection in projections))
     return fused.LayerWeights(
         _norm(layer.input_layernorm, eps),
         *weights,
         *biases,
         *(None if norm is identity else _norm(norm, eps) for norm in (attention.q_norm, attention.k_norm)),
         _norm(layer.post_attention_layernorm, eps),
-        **_mlp(layer.mlp),
+        sum_heads=_sum(attention.reduce),
+        **_mlp(layer.mlp, shared),
     )
+
+
+def _sum(reduce):
+    return None if reduce is identity else reduce
 
 
 def _norm(norm, eps):
@@ -70,12 +78,13 @@ def _norm(norm, eps):
     return norm.stored()[0]
 
 
-def _mlp(mlp):
+def _mlp(mlp, shared):
     if type(mlp) is GatedMLP:
         return _dense(mlp)
-    _check(type(mlp) in (SparseMoeBlock, SharedExpertMoeBlock) and mlp.reduce is identity)
-    experts = dict(zip(("experts_gate_up", "experts_down"), mlp.experts.stored()))
+    _check(type(mlp) in (SparseMoeBlock, SharedExpertMoeBlock) and (shared or mlp.reduce is identity))
+    experts = dict(zip(("experts_gate_up", "experts_down"), mlp.experts.stored(shared)))
     mixture = {**experts, "router": mlp.gate.stored()[0], "top_k": mlp.top_k, "normalise": mlp.norm_topk_prob}
+    mixture |= {"first": mlp.experts.first, "sum_experts": _sum(mlp.reduce)}
     if type(mlp) is SparseMoeBlock:
         return mixture
     return {**mixture, **_dense(mlp.shared_expert), "shared_gate": mlp.shared_expert_gate.stored()[0]}

@@ -6,12 +6,14 @@ blocks of a pool: `engine/kv_pool.py`.
 from functools import cached_property
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple
 from mindspore.common.initializer import initializer
 
 from . import ops
 from .interruption import interruptible
 from .layers import Cell, explained
+from .packing import host_array
 from .step_weights import frame_weights
 
 COMPILE_AFTER = 32
@@ -73,22 +75,43 @@ class FrameStep(Step):
         self.sampling = sampling
         self.predictor = talker.code_predictor
         self.groups = self.predictor.config.num_code_groups - 1
-        weights = frame_weights(talker)
-        talker.prepared_frame = self.fused = weights and ops.prepare(weights, talker.prepared_frame)
+        self.fused = prepared_frame(talker)
         self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
+        self.mixes = getattr(self.fused, "mixes", False)
 
-    def __call__(self, hidden, code, noise):
-        """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]` uniform in [0, 1)
-        -> codes int32 `[B, n]` and the sum of their embeddings `[B, 1, D]`.
+    def noise(self, stream):
+        """What a row draws of its random stream for a frame, as `__call__` takes it: float32, uniform in [0, 1), or exponential."""
+        if self.mixes:
+            return stream.standard_exponential((self.groups, self.fused.noise_width), np.float32)
+        return stream.random(self.groups, np.float32)
+
+    def no_noise(self, rows):
+        """Room for that of so many rows."""
+        return np.zeros((rows, self.groups, self.fused.noise_width) if self.mixes else (rows, self.groups), np.float32)
+
+    def __call__(self, hidden, code, noise, sampling=None):
+        """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise `[B, ...]`: of each row, see above; sampling: of each row, where they
+        may differ (`mixes`) -> codes `[B, n]` and the sum of their embeddings `[B, 1, D]`.
         """
+        if self.mixes:
+            noise, given = host_array(noise), sampling or [self.sampling] * len(hidden)
+        else:
+            given = self.sampling
         if self.fused is not None:
             try:
-                return ops.code_frame(hidden, code, noise, self.sampling, self.fused)
+                return ops.code_frame(hidden, code, noise, given, self.fused)
             except Exception as error:
                 raise explained(error) from None
         with self.predictor.held():
             compiled = self.predictor.model.compilable and self.due()
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
+
+
+def prepared_frame(talker):
+    """What `ops.prepare` makes of a talker's code predictor, or None."""
+    weights = frame_weights(talker)
+    talker.prepared_frame = weights and ops.prepare(weights, talker.prepared_frame)
+    return talker.prepared_frame
 
 
 class FrameGraph(Graph):

@@ -47,9 +47,6 @@ class Some:
 
     in_place = False
 
-    def construct(self, x, weights, indices):
-        return ops.experts(x, *self.operands(), weights, indices, self.first)
-
 
 class ByRow:
     """An `Embedding` of which each rank has some rows, those from number `first` on: a lookup sends the rows that are asked for.

@@ -126,12 +126,10 @@ def prefill(log: KernelLog, team: Team | None) -> Counted:
 
 
 def frame(log: KernelLog) -> Counted:
-    """The codes of one frame, sampled, as a graph."""
-    step = FrameStep(_talker_of(1), 1, (0.9, 50, 1.0))
-    step.compile_after = 0
+    """The codes of a frame for several rows, each sampled in its own way, as a graph."""
+    step = FrameStep(_talker_of(1), ROWS, None)
     hidden_size = load_named_config("published").talker_config.text_config.hidden_size
-    noise = Tensor(np.zeros((1, step.groups), np.float32))
-    inputs = zeros(1, 1, hidden_size), Tensor(np.ones((1, 1), np.int32)), noise
+    inputs = zeros(ROWS, 1, hidden_size), Tensor(np.ones((ROWS, 1), np.int32)), step.no_noise(ROWS), [(0.9, 50, 0.8)] * ROWS
     log.skip()
     step(*inputs)
     return Counted(log.built(), {})

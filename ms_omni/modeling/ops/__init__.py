@@ -14,7 +14,7 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -270,6 +270,13 @@ def expert_load(logits: Tensor, k: int, mask: Tensor) -> tuple[Tensor, Tensor]:
 # none, the cells run. So `reference` has none: the cells over its operators are what these must equal.
 
 
+def packs(weights: StackWeights | FrameWeights) -> bool:
+    """Whether whole steps pack these weights: of layers that ranks share too, with rows of a pool that hold all heads of a position
+    (see `engine/kv_pool.py`), and as graphs that are to be made before anybody waits. Then there is `decoder_chunk` as well.
+    """
+    return implementation().packs(weights)
+
+
 def prepare(weights: StackWeights | FrameWeights | EncoderWeights, kept: Any = None) -> Any:
     """What `decoder_step` (of `StackWeights`), `code_frame` (of `FrameWeights`, see `fused.py`) or `encoder_states` (of
     `EncoderWeights`) takes for these weights, or None where the cells must run. Parameters that are given other data later are
@@ -289,15 +296,33 @@ def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Tensor, cache: Block
     """
 
 
+def decoder_chunk(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: BlockTables,
+    start: int,
+    prepared: Any,
+    inject: Callable[[int, Tensor], Tensor] | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
+    wanted: Container[int] = (),
+) -> Tensor:
+    """The positions `[start, start + S)` of one row through a decoder stack -> hidden `[1, S, D]`; only of weights that it packs.
+
+    x `[1, S, D]`, cos and sin `[1, S, D/2]`; cache: of this row, whose length is where its tokens end: what is behind pads. inject and
+    observe: see `Decoder.run`; wanted: the numbers that it is to observe.
+    """
+    return implementation().decoder_chunk(x, cos, sin, cache, start, prepared, inject, observe, wanted)
+
+
 @operator
-def code_frame(
-    hidden: Tensor, code: Tensor, noise: Tensor, sampling: tuple[float, int, float] | None, prepared: Any
-) -> tuple[Tensor, Tensor]:
+def code_frame(hidden: Tensor, code: Tensor, noise: Any, sampling: Any, prepared: Any) -> tuple[Tensor, Tensor]:
     """Codes 1 .. n-1 of one frame, each chosen from logits that depend on the one before.
 
     hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise float32 `[B, n-1]`; sampling: (temperature, top_k, top_p)
-    of `draw`, or None for the likeliest code -> codes int32 `[B, n]`, the sum of their embeddings `[B, 1, D]`, which holds
-    NaN where logits were NaN or infinite.
+    of `draw`, or None for the likeliest code -> codes `[B, n]`, the sum of their embeddings `[B, 1, D]`, which holds
+    NaN where logits were NaN or infinite. Weights that are packed let each row sample in its own way: sampling is a list of them, and
+    noise an array `[B, n-1, K]`, exponential, of K candidates for each code.
     """
 
 

@@ -10,8 +10,9 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_attention, ascend_encoders, ascend_moe, ascend_settle
+from . import ascend_attention, ascend_encoders, ascend_moe, ascend_settle, ascend_steps
 from . import ascend_kernels as kernels
+from .fused import EncoderWeights
 from .reference import Reference
 
 _matmul = ops.MatMul()
@@ -27,13 +28,20 @@ class Ascend(Reference):
 
     GRAPH_EXPERT_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size
 
+    packs = staticmethod(ascend_steps.packs)
+    decoder_step = staticmethod(ascend_steps.decoder_step)
+    decoder_chunk = staticmethod(ascend_steps.decoder_chunk)
+    code_frame = staticmethod(ascend_steps.code_frame)
     attention = staticmethod(ascend_attention.attention)
     packed_attention = staticmethod(ascend_attention.packed_attention)
     paged_attention = staticmethod(ascend_attention.paged_attention)
     route_topk = staticmethod(ascend_moe.route_topk)
     experts = staticmethod(ascend_moe.experts)
-    prepare = staticmethod(ascend_encoders.prepare)
     encoder_states = classmethod(ascend_encoders.encoder_states)
+
+    @staticmethod
+    def prepare(weights, kept=None):
+        return (ascend_encoders if isinstance(weights, EncoderWeights) else ascend_steps).prepare(weights, kept)
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):

@@ -37,7 +37,9 @@ def paged_attention(q, keys, values, tables, first, lengths, scale):
         return paged_attention_gathered(q, keys, values, tables, first, lengths, scale)
     b, s, h, d = q.shape
     q = kernels.transpose(q, (0, 2, 1, 3))
-    out = kernels.paged_infer_attention(q, keys, values, tables, lengths.astype(ms.int64), scale)
+    kv_heads, block = keys.shape[1:3]
+    lengths = lengths.astype(ms.int64)
+    out = kernels.paged_infer_attention(q, keys, values, tables, lengths, h, kv_heads, block, scale, "BNSD")
     return out.reshape(b, s, h * d)
 
 

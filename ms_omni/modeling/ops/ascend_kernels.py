@@ -13,6 +13,7 @@ D channels, E experts.
 import mindspore as ms
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import (
+    AddRmsNorm,
     Clone,
     ConstantPadND,
     IndexAddExt,
@@ -28,16 +29,17 @@ CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aol
 ATTENTION_TYPES = (ms.float16, ms.bfloat16)
 """What both attention kernels are documented for."""
 _clone, _index_add, _index_copy = Clone(), IndexAddExt(), InplaceIndexCopy()
-_init_routing, _pad, _split = MoeInitRoutingV2(), ConstantPadND(), SplitWithSize()
+_init_routing, _pad, _split, _add_rms_norm = MoeInitRoutingV2(), ConstantPadND(), SplitWithSize(), AddRmsNorm()
 VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
 
 
-def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
+def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout, heads=None):
     """Attention of prompts and of single tokens, grouped kv heads, on caches: `ops.fused_infer_attention_score`.
 
     layout "BNSD": q `[B, H, S, D]`, k and v `[B, K, T, D]` -> as q. "BNSD_BSND" (S > 1 only): the same inputs, result
-    `[B, S, H, D]`. "BSND": `[B, S, H, D]` throughout. mask None or bool `[B, 1, S, T]`, True discards (sparse_mode 0).
+    `[B, S, H, D]`. "BSND": `[B, S, H, D]` throughout; "BSH": `[B, S, H * D]`, which heads says the number of. mask None or bool
+    `[B, 1, S, T]` or `[1, S, T]`, True discards (sparse_mode 0).
 
     DOCS/ops/mindspore.ops.fused_infer_attention_score.html, CANN/aclnnFusedInferAttentionScoreV2.md: float16 and bfloat16;
     inputs must be contiguous; D a multiple of 16 and at most 512; H / K at most 64; no row of the mask may discard
@@ -45,7 +47,8 @@ def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
     Softmax runs in float32: bfloat16 knows no other mode (inner_precise 0 asks for it in float16).
     Unverified: support on Atlas A3, for which CANN documents V3 of this kernel and MindSpore calls V2.
     """
-    heads = q.shape[2] if layout == "BSND" else q.shape[1]
+    if heads is None:
+        heads = q.shape[2] if layout == "BSND" else q.shape[1]
     return ops.fused_infer_attention_score(
         q,
         k,
@@ -60,13 +63,13 @@ def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout):
     )[0]
 
 
-def paged_infer_attention(q, keys, values, tables, lengths, scale):
-    """`fused_infer_attention` of single tokens on keys in blocks: layout "BNSD" with block_table and actual_seq_lengths_kv.
+def paged_infer_attention(q, keys, values, tables, lengths, heads, kv_heads, block, scale, layout):
+    """`fused_infer_attention` of single tokens on keys in blocks of P positions, with block_table and actual_seq_lengths_kv.
 
-    q `[B, H, 1, D]`, keys and values `[blocks, K, P, D]`, tables int32 `[B, n]`, lengths int64 `[B]` (positions that count, 1 or
-    more) -> as q.
+    layout "BNSD": q `[B, H, 1, D]`, keys and values `[blocks, K, P, D]`; "BSH": q `[B, 1, H * D]`, `[blocks, P, K * D]`. tables int32
+    `[B, n]`, lengths int64 `[B]` (positions that count, 1 or more) -> as q.
 
-    The same pages: P a multiple of 16, at most 512; blocks of `[K, P, D]` go with BNSD; the lengths are read on the host.
+    The same pages: P a multiple of 16, at most 512; which blocks go with which layout; the lengths are read on the host.
     Unverified: that nothing behind a length is read, which may be NaN (the cases of the comparison have it).
     """
     return ops.fused_infer_attention_score(
@@ -75,13 +78,13 @@ def paged_infer_attention(q, keys, values, tables, lengths, scale):
         values,
         actual_seq_lengths_kv=lengths,
         block_table=tables,
-        num_heads=q.shape[1],
+        num_heads=heads,
         scale=scale,
-        input_layout="BNSD",
-        num_key_value_heads=keys.shape[1],
+        input_layout=layout,
+        num_key_value_heads=kv_heads,
         sparse_mode=0,
         inner_precise=0,
-        block_size=keys.shape[2],
+        block_size=block,
     )[0]
 
 
@@ -109,6 +112,17 @@ def rms_norm(x, weight, eps):
     Unverified: that the mean is taken in float32, which that second result suggests.
     """
     return ops.rms_norm(x, weight, eps)[0]
+
+
+def add_rms_norm(x, added, weight, eps):
+    """The primitive `AddRmsNorm`: `rms_norm` of x + added, and that sum, both `[..., D]`.
+
+    DOCS/ops/mindspore.ops.add_rms_norm.html, CANN/aclnnAddRmsNorm.md: float16, bfloat16, float32; its second result of three is the
+    reciprocal deviation.
+    Unverified: whether the sum is rounded before it is normalised.
+    """
+    normalised, _, total = _add_rms_norm(x, added, weight, eps)
+    return normalised, total
 
 
 def layer_norm(x, weight, bias, eps):

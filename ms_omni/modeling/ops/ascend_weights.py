@@ -6,10 +6,14 @@ memory of the card. What is made belongs to no cell, so neither files nor plans 
 
 from collections.abc import Callable
 
+import mindspore as ms
+import ml_dtypes
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from . import dispatch  # which may be importing this very module
+
+NUMPY = {ms.float32: np.dtype(np.float32), ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 
 class Packed:
@@ -34,7 +38,7 @@ class Packed:
         return self._parameter
 
     def _made(self):
-        arrays = [None if source is None else source.asnumpy() for source in self.sources]
+        arrays = [None if source is None else _of_host(source) for source in self.sources]
         made = Tensor.from_numpy(np.ascontiguousarray(self._make(*arrays)))
         self._state = self._seen()
         self._held = [Tensor(source) for source in self._there]  # the same memory, whose address so stays theirs
@@ -42,6 +46,11 @@ class Packed:
 
     def _seen(self):
         return [source.data_ptr() for source in self._there], dispatch.Recorded.calls
+
+
+def _of_host(parameter):
+    """Its values; MindSpore 2.10 has no bfloat16 arrays for numpy 2."""
+    return np.frombuffer(parameter.get_bytes(), NUMPY[parameter.dtype]).reshape(parameter.shape)
 
 
 def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
@@ -52,3 +61,8 @@ def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Pa
 def rows(*arrays: np.ndarray) -> np.ndarray:
     """For `Packed`: the arrays one below the other."""
     return np.concatenate(arrays)
+
+
+def rounded(array: np.ndarray, dtype: ms.Type) -> Tensor:
+    """A float32 array of the host in a type of the model's."""
+    return Tensor.from_numpy(np.ascontiguousarray(array.astype(NUMPY[dtype])))

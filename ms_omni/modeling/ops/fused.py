@@ -11,6 +11,8 @@ class LayerWeights(NamedTuple):
     """Parameters of one decoder layer, None where it has none, and what says how to use them.
 
     A dense MLP is gate, up, down; with a router these are the shared expert (if shared_gate is there, else None).
+    Of a layer that ranks share q, k, v, o and the experts are this rank's: first is the number of its first expert, and sum_heads
+    and sum_experts add up what all ranks made.
     """
 
     input_norm: Parameter
@@ -34,6 +36,9 @@ class LayerWeights(NamedTuple):
     experts_down: Parameter = None
     top_k: int = 0
     normalise: bool = False
+    first: int | None = None
+    sum_heads: Callable[[Tensor], Tensor] | None = None
+    sum_experts: Callable[[Tensor], Tensor] | None = None
 
 
 class StackWeights(NamedTuple):

@@ -26,7 +26,7 @@ MASKED = -1e9
 
 
 class Reference:
-    """Every operator but the whole steps (`decoder_step`, `code_frame`, `encoder_states`); what a subclass does not define comes from here.
+    """Every operator but the whole steps (`decoder_step`, `decoder_chunk`, `code_frame`, `encoder_states`); what a subclass does not define comes from here.
 
     A method gets no `self`: it must be fit to be part of a graph, and MindSpore compiles functions. One that is composed
     of other operators only and never compiled is a classmethod, so that it is composed of those of its class.
@@ -294,6 +294,10 @@ class Reference:
     def settled(cls, dtype: ms.Type) -> "type[Reference]":
         """The class to use for models of this dtype: one that checks itself on the device gives a subclass of itself."""
         return cls
+
+    @staticmethod
+    def packs(weights):
+        return False
 
     @staticmethod
     def prepare(weights, kept=None):

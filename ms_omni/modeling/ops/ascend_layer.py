@@ -1,0 +1,158 @@
+"""A decoder layer on Ascend, over weights that are packed for it: 22 kernels for a token of any number of rows, with experts.
+
+AddRmsNorm | Dense (q, k, v), SplitWithSize, RmsNorm 2, RotaryPositionEmbedding 2, InplaceIndexCopy 2, FusedInferAttentionScore, Dense
+AddRmsNorm | Dense (router), TopkExt, Softmax, Cast, MoeInitRoutingV2, Cast, GroupedMatmulV4, Swiglu, GroupedMatmulV4, MoeTokenUnpermute
+
+What a layer adds is carried beside the sum of those before it, so that a norm adds and normalises in one kernel. Written for
+MindSpore's compiler: no view and no slice, which in a graph would be kernels on the host and copies of the weights.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint, nn
+
+from . import ascend_kernels as kernels
+from .ascend_weights import Packed, rows
+
+
+class Layer(nn.Cell):
+    """weights: a `LayerWeights`; eps: of its norms; head_dim: D of a head. How it attends is left to subclasses."""
+
+    def __init__(self, weights, eps, head_dim):
+        super().__init__(auto_prefix=False)
+        self.eps, self.head_dim, self.scale = eps, head_dim, head_dim**-0.5
+        self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
+        self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
+        self.qkv = _below(weights.q, weights.k, weights.v)
+        self.qkv_bias = _below(weights.q_bias, weights.k_bias, weights.v_bias)
+        self.o, self.o_bias = weights.o, weights.o_bias
+        self.heads, self.kv_heads = weights.q.shape[0] // head_dim, weights.k.shape[0] // head_dim
+        self.width, self.kv_width = self.heads * head_dim, self.kv_heads * head_dim
+        self.sums_heads, self.sums_experts = weights.sum_heads is not None, weights.sum_experts is not None
+        self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
+        self.sparse, self.dense = weights.router is not None, weights.gate is not None
+        if self.dense:
+            self.gate_up, self.down, self.shared_gate = _below(weights.gate, weights.up), weights.down, weights.shared_gate
+        if self.sparse:
+            self.router, self.experts_gate_up, self.experts_down = (
+                weights.router,
+                weights.experts_gate_up,
+                weights.experts_down,
+            )
+            self.top_k, self.normalise, self.held = weights.top_k, weights.normalise, weights.experts_down.shape[0]
+            self.elsewhere = weights.first is not None
+            if self.elsewhere:
+                self.local = Tensor(_local_numbers(weights.router.shape[0], weights.first, self.held))
+
+    def construct(self, x, total, rope, seen):
+        """x and total `[N, D]`: what the layer before has added, and what it was added to (None: nothing yet); rope: cos and sin
+        `[1, S, 1, D]` of S tokens in each of N / S rows; seen: see `attend` -> the same of this layer.
+        """
+        x, total = self.added(x, total, self.input_norm)
+        qkv = kernels.dense(x, self.qkv, self.qkv_bias)
+        q, k, v = kernels.split(qkv, (self.width, self.kv_width, self.kv_width), -1)
+        q, k = self.turned(q, self.heads, self.q_norm, rope), self.turned(k, self.kv_heads, self.k_norm, rope)
+        y = kernels.dense(self.attend(q, k, v, seen), self.o, self.o_bias)
+        if self.sums_heads:
+            y = self.sum_heads(y)
+        x, total = self.added(y, total, self.post_norm)
+        return self.mlp(x), total
+
+    def added(self, x, total, weight):
+        """The norm of x + total, and that sum."""
+        if total is None:
+            return kernels.rms_norm(x, weight, self.eps), x
+        return kernels.add_rms_norm(x, total, weight, self.eps)
+
+    def turned(self, x, heads, norm, rope):
+        """Queries or keys `[N, H * D]`, normalised and rotated."""
+        x = x.reshape(-1, rope[0].shape[1], heads, self.head_dim)
+        if norm is not None:
+            x = kernels.rms_norm(x, norm, self.eps)
+        return kernels.rotary_position_embedding(x, rope[0], rope[1]).reshape(-1, heads * self.head_dim)
+
+    def mlp(self, x):
+        """x `[N, D]` -> `[N, D]`."""
+        if not self.sparse:
+            return self.dense_mlp(x)
+        y = self.mixture(x)
+        if self.sums_experts:
+            y = self.sum_experts(y)
+        if self.dense:
+            y = mint.addcmul(y, self.dense_mlp(x), mint.sigmoid(kernels.dense(x, self.shared_gate, None)))
+        return y
+
+    def dense_mlp(self, x):
+        return kernels.dense(kernels.swiglu(kernels.dense(x, self.gate_up, None)), self.down, None)
+
+    def mixture(self, x):
+        """The experts that are here. Weights that are divided by their sum are the softmax of the chosen logits alone."""
+        logits = kernels.dense(x, self.router, None)
+        if self.normalise:
+            weights, index = kernels.topk(logits, self.top_k)
+            weights = kernels.softmax(weights)
+        else:
+            weights, index = kernels.topk(kernels.softmax(logits), self.top_k)
+        if not self.elsewhere:
+            rows, places, counts = kernels.moe_init_routing(x, index.astype(ms.int32), self.held)
+            return kernels.moe_token_unpermute(self.products(rows, counts), places, weights)
+        index = mint.index_select(self.local, 0, index.reshape(-1)).reshape(index.shape)
+        rows, places, counts = kernels.moe_init_routing(x, index, self.held + 1)
+        counts, others = kernels.split(counts, (self.held, 1), 0)
+        # The products leave the rows behind the groups, which are for experts elsewhere, as they find them.
+        to_end = mint.arange(rows.shape[0], 0, -1, dtype=ms.int32).reshape(-1, 1)
+        out = mint.where(mint.greater(to_end, others), self.products(rows, counts), 0.0)
+        return kernels.moe_token_unpermute(out, places, weights)
+
+    def products(self, rows, counts):
+        counts = counts.astype(ms.int64)
+        hidden = kernels.swiglu(kernels.grouped_matmul(rows, self.experts_gate_up, counts))
+        return kernels.grouped_matmul(hidden, self.experts_down, counts)
+
+
+def _below(*parameters):
+    """One below the other, in one; None where all of them are None. Its maker makes new layers when they change."""
+    return None if all(part is None for part in parameters) else Packed(rows, *parameters).current()
+
+
+def _local_numbers(experts, first, held):
+    """For each expert its number among those that are here, `held` for all that are elsewhere: int32 `[E]`."""
+    numbers = np.arange(experts) - first
+    return np.where((numbers >= 0) & (numbers < held), numbers, held).astype(np.int32)
+
+
+class CachedLayer(Layer):
+    """Attends to keys and values in blocks, buffers `[blocks * P, K * D]`, row `block * P + offset`. block: P."""
+
+    block = 0
+
+    def attend(self, q, k, v, seen):
+        """q `[N, H * D]`, k and v `[N, K * D]` -> `[N, H * D]`. seen: (keys, values, slots, first, second): buffers, and rows int32
+        `[N]` of them to write; then tables int32 `[N, n]` and lengths int64 `[N]` of one token in each of N rows; or rows int32
+        `[T]` and a mask bool `[1, N, T]`, True discards, of N tokens in one row which sees T positions.
+        """
+        keys, values, slots, first, second = seen
+        kernels.index_copy(keys, slots, k)
+        kernels.index_copy(values, slots, v)
+        if second.ndim == 1:
+            shape = (-1, self.block, self.kv_width)
+            out = kernels.paged_infer_attention(
+                q.reshape(-1, 1, self.width), keys.reshape(shape), values.reshape(shape), first, second,
+                self.heads, self.kv_heads, self.block, self.scale, "BSH",
+            )  # fmt: skip
+        else:
+            k = mint.index_select(keys, 0, first).reshape(1, -1, self.kv_width)
+            v = mint.index_select(values, 0, first).reshape(1, -1, self.kv_width)
+            q = q.reshape(1, -1, self.width)
+            out = kernels.fused_infer_attention(q, k, v, second, self.kv_heads, self.scale, "BSH", self.heads)
+        return out.reshape(-1, self.width)
+
+
+class FrameLayer(Layer):
+    """Attends to the keys of the same pass. seen: a mask bool `[1, S, S]`, True discards."""
+
+    def attend(self, q, k, v, seen):
+        s = seen.shape[-1]
+        q, k, v = q.reshape(-1, s, self.width), k.reshape(-1, s, self.kv_width), v.reshape(-1, s, self.kv_width)
+        out = kernels.fused_infer_attention(q, k, v, seen, self.kv_heads, self.scale, "BSH", self.heads)
+        return out.reshape(-1, self.width)

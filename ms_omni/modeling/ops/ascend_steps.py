@@ -1,0 +1,222 @@
+"""Whole steps on Ascend: a token for many rows, a chunk of a prompt, the codes of a frame, over layers whose weights are packed.
+
+A token and a frame are graphs, one per number of rows, each compiled when it is first called: `engine/warm.py` calls them before
+anybody waits. A chunk is called kernel by kernel, since prompts have any length.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
+
+from ..interruption import interruptible
+from . import ascend_kernels as kernels
+from . import ascend_sampling as sampling
+from .ascend_layer import CachedLayer, FrameLayer
+from .ascend_weights import rounded
+from .fused import FrameWeights
+
+ALIGNMENT = 16
+
+
+def packs(weights):
+    """See `ops.packs`: not float32, nor heads that are no multiple of 16 wide, nor experts in the code predictor."""
+    frame = isinstance(weights, FrameWeights)
+    stack = weights.stack if frame else weights
+    known = stack.norm.dtype in kernels.ATTENTION_TYPES and stack.head_dim % ALIGNMENT == 0
+    if not frame:
+        return known
+    sparse = any(layer.router is not None for layer in stack.layers)
+    return known and not sparse and weights.heads[0].shape[0] >= sampling.CANDIDATES
+
+
+def prepare(weights, kept=None):
+    if not packs(weights):
+        return None
+    if isinstance(weights, FrameWeights):
+        return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights)
+    return PreparedStack(weights)
+
+
+def compiled(cell):
+    """A cell as a graph, nothing of which may be left to Python."""
+    return ms.jit(cell, jit_level="O0", fullgraph=True)
+
+
+class PreparedStack:
+    """weights: `StackWeights`. The layers are packed here, and the graph is made for the buffers that it is first asked about."""
+
+    def __init__(self, weights):
+        self.weights, self.norm, self.eps, self.dtype = weights, weights.norm, weights.eps, weights.norm.dtype
+        self.layers = [CachedLayer(layer, weights.eps, weights.head_dim) for layer in weights.layers]
+        sums = [part for layer in self.layers for part in (layer.sum_heads, layer.sum_experts)]
+        self.sums = [part for part in sums if part is not None]
+        self.graph = self.launch = None
+
+    def step(self, x, cos, sin, head, cache):
+        graph = self.graph
+        if graph is None or graph.keys is not cache.keys:
+            graph = self.graph = _Step(self, head, cache)
+            self.launch = compiled(graph)
+        tables = np.zeros((len(x), graph.columns), np.int32)
+        tables[:, : cache.tables.shape[1]] = cache.tables
+        last = cache.lengths - 1
+        slots = np.take_along_axis(tables, last[:, None] // cache.block, 1)[:, 0] * cache.block + last % cache.block
+        for part in self.sums:
+            part.count(x)
+        with interruptible():
+            return self.launch(
+                x.reshape(len(x), -1),
+                *self._rope(cos, sin),
+                *map(Tensor.from_numpy, (slots.astype(np.int32), tables, cache.lengths.astype(np.int64))),
+            )
+
+    def chunk(self, x, cos, sin, cache, start, inject, observe, wanted):
+        size, stop = x.shape[1], int(cache.lengths[0])
+        position, block = np.arange(start, start + size), cache.block
+        places = np.where(position < stop, self._rows(cache, np.minimum(position, stop - 1)), position % block)
+        held = np.arange(-(-stop // block) * block)
+        rows = self._rows(cache, np.where(held < stop, held, 0))  # for what is nobody's may be NaN
+        last = np.minimum(position, stop - 1).astype(np.int32)[None, :, None]
+        mask = mint.greater(Tensor(held.astype(np.int32)), Tensor(last))
+        slots, rows = Tensor(places.astype(np.int32)), Tensor(rows.astype(np.int32))
+        rope, total, shape = self._rope(cos, sin), None, x.shape
+        for part in self.sums:
+            part.count(x)
+        if observe is not None and 0 in wanted:
+            observe(0, x)
+        x = x.reshape(size, -1)
+        for index, layer in enumerate(self.layers):
+            layer.block = block
+            x, total = layer.construct(x, total, rope, (cache.keys[index], cache.values[index], slots, rows, mask))
+            if observe is not None and index + 1 in wanted:
+                observe(index + 1, (x + total).reshape(shape))
+            if inject is not None:
+                total = inject(index, total.reshape(shape)).reshape(total.shape)
+        return kernels.add_rms_norm(x, total, self.norm, self.eps)[0].reshape(shape)
+
+    @staticmethod
+    def _rows(cache, positions):
+        """Rows of the buffers that hold these positions of the first row."""
+        return cache.tables[0][positions // cache.block] * cache.block + positions % cache.block
+
+    def _rope(self, cos, sin):
+        """Tables `[B, S, D/2]` of the host -> `[1, B * S, 1, D]`, both halves filled, in the type of the layers."""
+        return tuple(rounded(full(table.asnumpy()), self.dtype) for table in (cos, sin))
+
+
+def full(table):
+    return np.concatenate((table, table), -1).reshape(1, -1, 1, 2 * table.shape[-1])
+
+
+class _Step(nn.Cell):
+    """One token for each of N rows. columns: of the tables, enough for all blocks, so that there is one shape per N."""
+
+    def __init__(self, stack, head, cache):
+        super().__init__(auto_prefix=False)
+        self.layers, self.norm, self.eps, self.head = nn.CellList(stack.layers), stack.norm, stack.eps, head
+        self.keys, self.values, self.columns = cache.keys, cache.values, cache.keys[0].shape[0] // cache.block
+        for layer in self.layers:
+            layer.block = cache.block
+        self.set_train(False)
+
+    def construct(self, x, cos, sin, slots, tables, lengths):
+        total = None
+        for index, layer in enumerate(self.layers):
+            x, total = layer(x, total, (cos, sin), (self.keys[index], self.values[index], slots, tables, lengths))
+        hidden, _ = kernels.add_rms_norm(x, total, self.norm, self.eps)
+        return kernels.dense(hidden, self.head, None), hidden
+
+
+def decoder_step(x, cos, sin, head, cache, prepared):
+    logits, hidden = prepared.step(x, cos, sin, head, cache)
+    return logits.reshape(len(x), 1, -1), hidden.reshape(x.shape)
+
+
+def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None, wanted=()):
+    return prepared.chunk(x, cos, sin, cache, start, inject, observe, wanted)
+
+
+# ---- frames ------------------------------------------------------------------------------------------------------------
+
+
+class PreparedFrame:
+    """weights: `FrameWeights`. noise_width: random numbers per code; mixes: rows of a launch may be sampled each in its own way."""
+
+    mixes, noise_width = True, sampling.CANDIDATES
+
+    def __init__(self, weights):
+        self.sources = _identity(weights)
+        self.launch = compiled(_Frame(weights))
+        self.codes = len(weights.heads) + 1
+
+    def fits(self, weights):
+        """Whether it was made of these weights, as they are now."""
+        return self.sources == _identity(weights)
+
+    def frame(self, hidden, code, noise, kinds):
+        """kinds: how each row samples, see `sampling.draw_inputs`; noise float32 `[B, n - 1, K]`, exponential."""
+        rows, dtype = len(hidden), hidden.dtype
+        *same, noise = sampling.draw_inputs(kinds, noise)
+        summed = np.ones((rows, 1, self.codes), np.float32)
+        summed[..., 0] = 0  # of the talker's state
+        arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
+        with interruptible():
+            codes, total, largest = self.launch(
+                hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
+            )
+        broken = ~np.isfinite(largest.asnumpy()).all(1)
+        if broken.any():
+            total = total + Tensor(np.where(broken, np.float32(np.nan), np.float32(0))[:, None, None]).astype(dtype)
+        return codes, total
+
+
+def _identity(weights):
+    """What is other when any of the weights is."""
+    stack, parts = weights.stack, [weights.first_embedding, *weights.embeddings, *weights.heads, weights.stack.norm]
+    parts += [part for layer in stack.layers for part in layer if isinstance(part, Parameter)]
+    return [(id(part), part.data_ptr()) for part in parts]
+
+
+class _Frame(nn.Cell):
+    """The growing sequence of at most n tokens goes through the layers again for each code: nothing is written, so that nothing has
+    to be copied, and n is small.
+    """
+
+    def __init__(self, weights):
+        super().__init__(auto_prefix=False)
+        stack, count = weights.stack, len(weights.heads)
+        self.layers = nn.CellList([FrameLayer(layer, stack.eps, stack.head_dim) for layer in stack.layers])
+        self.norm, self.eps, self.first = stack.norm, stack.eps, weights.first_embedding
+        self.heads, self.tables = ParameterTuple(weights.heads), ParameterTuple(weights.embeddings)
+        sizes = range(2, count + 2)
+        cos, sin = ([full(table[:size]) for size in sizes] for table in (weights.cos, weights.sin))
+        self.ropes = tuple(tuple(rounded(table, stack.norm.dtype) for table in pair) for pair in zip(cos, sin))
+        self.masks = tuple(Tensor(np.triu(np.ones((1, size, size), bool), 1)) for size in sizes)
+        self.last = tuple(Tensor(np.array([size - 1], np.int32)) for size in sizes)
+        self.before, self.counts = sampling.before(), (1,) * count
+        self.set_train(False)
+
+    def construct(self, hidden, code, summed, inverse_temperature, excluded, room, noise):
+        """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `sampling.Draw`, noise
+        `[n - 1, B, K]` -> codes int64 `[B, n]`, sums of their embeddings `[B, 1, D]`, the last code's largest logits `[B, K]`.
+        """
+        b, _, width = hidden.shape
+        x, codes = mint.cat((hidden, kernels.embedding(code, self.first)), 1), (code,)
+        noises, embed, largest = kernels.split(noise, self.counts, 0), None, None
+        for index in range(len(self.counts)):
+            if embed is not None:
+                x = mint.cat((x, embed), 1)
+            rows, total = x.reshape(-1, width), None
+            for layer in self.layers:
+                rows, total = layer(rows, total, self.ropes[index], self.masks[index])
+            rows, _ = kernels.add_rms_norm(rows, total, self.norm, self.eps)
+            state = mint.index_select(rows.reshape(b, -1, width), 1, self.last[index]).reshape(b, width)
+            draw = (inverse_temperature, excluded, room, noises[index].reshape(room.shape))
+            code, largest = sampling.race(kernels.dense(state, self.heads[index], None), draw, self.before)
+            embed = kernels.embedding(code, self.tables[index])
+            codes = (*codes, code)
+        return mint.cat(codes, 1), mint.baddbmm(embed, summed, x), largest
+
+
+def code_frame(hidden, code, noise, kinds, prepared):
+    return prepared.frame(hidden, code, noise, kinds)
