@@ -185,6 +185,7 @@ class PoolStep(Step):
         if self.fused is None:
             weights = stack_weights(decoder, output_layer)
             self.fused = weights and ops.prepare(weights)
+        self.sizes = []
         self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
         self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
 
@@ -207,6 +208,18 @@ class PoolStep(Step):
         if fits_graph and self.decoder.compilable and self.due(tables.shape):
             return self.graph(x, *rope, slots, *where)
         return self.graph.run(x, *rope, slots, *where)
+
+
+    def warm(self, rows: int) -> None:
+        """Makes the graph for so many rows, where weights are packed; from then on there are no other launches (see `size`)."""
+        if self.pool.stack is None or rows in self.sizes:
+            return
+        padding = np.zeros((rows, 1), np.int32), np.ones(rows, np.int32)
+        x = Tensor(np.zeros((rows, 1, self.decoder.config.hidden_size), np.float32)).astype(self.decoder.norm.dtype)
+        rope = self.decoder.rope(np.zeros((3, rows, 1), np.float32))
+        self.fused.ready.add(rows)
+        self(x, rope, *padding)
+        self.sizes = sorted([*self.sizes, rows])
 
 
 class _PoolGraph(Graph):

@@ -154,6 +154,49 @@ def dense(tensors):
     return Kernel(len(tensors), compute, shape, _same)
 
 
+def addmm(tensors, *, beta, alpha):
+    """`input + mat1 @ mat2`."""
+    require(tensors == ("input", "mat1", "mat2") and beta == alpha == 1, f"tensors {tensors}, {beta}, {alpha}")
+
+    def shape(x, first, second):
+        require(len(first) == len(second) == 2 and first[1] == second[0], f"{first} times {second}")
+        require(x == [first[0], second[1]], f"{x} for a product of {first} and {second}")
+        return x
+
+    return Kernel(3, lambda x, first, second: x + first @ second, shape, _same)
+
+
+def baddbmm(tensors, *, beta, alpha):
+    """`input + batch1 @ batch2`."""
+    require(tensors == ("input", "batch1", "batch2") and beta == alpha == 1, f"tensors {tensors}, {beta}, {alpha}")
+
+    def shape(x, first, second):
+        require(len(first) == len(second) == 3 and first[0] == second[0] and first[2] == second[1], f"{first} times {second}")
+        require(x == [*first[:2], second[2]], f"{x} for a product of {first} and {second}")
+        return x
+
+    return Kernel(3, lambda x, first, second: x + first @ second, shape, _same)
+
+
+def _of_elements(tensors, value, compute):
+    """input, tensor1, tensor2, the second of which may have one column."""
+    require(tensors == ("input", "tensor1", "tensor2") and value == 1, f"tensors {tensors}, {value}")
+
+    def shape(x, first, second):
+        require(x == first and second in (first, [*first[:-1], 1]), f"{x}, {first}, {second}: not emulated")
+        return x
+
+    return Kernel(3, compute, shape, _same)
+
+
+def addcmul_ext(tensors, *, value):
+    return _of_elements(tensors, value, lambda x, first, second: x + first * second)
+
+
+def addcdiv_ext(tensors, *, value):
+    return _of_elements(tensors, value, lambda x, first, second: x + first / second)
+
+
 def conv2d_ext(tensors, *, stride, padding, dilation, groups):
     """input `[B, C, h, w]`, weight `[M, C / groups, kh, kw]`, bias `[M]`; pairs for the other arguments."""
     require(tensors == ("input", "weight", "bias"), f"tensors {tensors}")

@@ -20,20 +20,20 @@ def _check_index(found, index, size):
 
 
 def index_select(tensors, *, dim):
-    """input `[N, ...]`, index `[M]` -> `[M, ...]`."""
-    require(tensors == ("input", "index") and dim == 0, f"tensors {tensors}, axis {dim}: not emulated")
+    """input `[..., N, ...]`, index `[M]` -> `[..., M, ...]`."""
+    require(tensors == ("input", "index"), f"tensors {tensors}: not emulated")
 
     def shape(x, index):
-        require(len(index) == 1, f"index {index}")
-        return [*index, *x[1:]]
+        require(len(index) == 1 and 0 <= dim < len(x), f"index {index} along axis {dim} of {x}")
+        return [*x[:dim], *index, *x[dim + 1 :]]
 
     def dtype(x, index):
         require(index in INDICES, f"an index of type {index}")
         return x
 
     def compute(x, index):
-        _check_index("row", index, len(x))
-        return x[index]
+        _check_index("row", index, x.shape[dim])
+        return x.take(index, dim)
 
     return Kernel(2, compute, shape, dtype)
 

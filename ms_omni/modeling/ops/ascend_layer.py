@@ -44,6 +44,9 @@ class Layer(nn.Cell):
             if self.elsewhere:
                 self.local = Tensor(_local_numbers(weights.router.shape[0], weights.first, self.held))
 
+    def __call__(self, *inputs):
+        return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
+
     def construct(self, x, total, rope, seen):
         """x and total `[N, D]`: what the layer before has added, and what it was added to (None: nothing yet); rope: cos and sin
         `[1, S, 1, D]` of S tokens in each of N / S rows; seen: see `attend` -> the same of this layer.

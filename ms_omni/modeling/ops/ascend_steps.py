@@ -1,7 +1,7 @@
 """Whole steps on Ascend: a token for many rows, a chunk of a prompt, the codes of a frame, over layers whose weights are packed.
 
-A token and a frame are graphs, one per number of rows, each compiled when it is first called: `engine/warm.py` calls them before
-anybody waits. A chunk is called kernel by kernel, since prompts have any length.
+A token and a frame are graphs for the numbers of rows that they have been made `ready` for, before anybody waits; for others, as for
+prompts, which have any length, the same kernels are called one by one. So nothing is compiled while an answer is made.
 """
 
 import mindspore as ms
@@ -37,38 +37,43 @@ def prepare(weights, kept=None):
     return PreparedStack(weights)
 
 
-def compiled(cell):
-    """A cell as a graph, nothing of which may be left to Python."""
-    return ms.jit(cell, jit_level="O0", fullgraph=True)
+class Launch:
+    """A cell, as a graph or kernel by kernel. ready: numbers of rows that there is a graph for, or is to be at the next call."""
+
+    def __init__(self, cell, ready):
+        cell.set_train(False)
+        self.cell, self.ready = cell, ready
+        self.graph = ms.jit(cell, jit_level="O0", fullgraph=True)  # of which nothing may be left to Python
+
+    def __call__(self, rows, *inputs):
+        if rows not in self.ready:
+            return self.cell.construct(*inputs)
+        with interruptible():
+            return self.graph(*inputs)
 
 
 class PreparedStack:
-    """weights: `StackWeights`. The layers are packed here, and the graph is made for the buffers that it is first asked about."""
+    """weights: `StackWeights`. launch: of a token, for the buffers of a pool, from the first one on."""
 
     def __init__(self, weights):
         self.weights, self.norm, self.eps, self.dtype = weights, weights.norm, weights.eps, weights.norm.dtype
         self.layers = [CachedLayer(layer, weights.eps, weights.head_dim) for layer in weights.layers]
         sums = [part for layer in self.layers for part in (layer.sum_heads, layer.sum_experts)]
         self.sums = [part for part in sums if part is not None]
-        self.graph = self.launch = None
+        self.launch, self.ready = None, set()
 
     def step(self, x, cos, sin, head, cache):
-        graph = self.graph
-        if graph is None or graph.keys is not cache.keys:
-            graph = self.graph = _Step(self, head, cache)
-            self.launch = compiled(graph)
-        tables = np.zeros((len(x), graph.columns), np.int32)
+        if self.launch is None or self.launch.cell.keys is not cache.keys:
+            self.ready = set() if self.launch else self.ready
+            self.launch = Launch(_Step(self, head, cache), self.ready)
+        tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
         tables[:, : cache.tables.shape[1]] = cache.tables
         last = cache.lengths - 1
         slots = np.take_along_axis(tables, last[:, None] // cache.block, 1)[:, 0] * cache.block + last % cache.block
         for part in self.sums:
             part.count(x)
-        with interruptible():
-            return self.launch(
-                x.reshape(len(x), -1),
-                *self._rope(cos, sin),
-                *map(Tensor.from_numpy, (slots.astype(np.int32), tables, cache.lengths.astype(np.int64))),
-            )
+        where = slots.astype(np.int32), tables, cache.lengths.astype(np.int64)
+        return self.launch(len(x), x.reshape(len(x), -1), *self._rope(cos, sin), *map(Tensor.from_numpy, where))
 
     def chunk(self, x, cos, sin, cache, start, inject, observe, wanted):
         size, stop = x.shape[1], int(cache.lengths[0])
@@ -117,7 +122,6 @@ class _Step(nn.Cell):
         self.keys, self.values, self.columns = cache.keys, cache.values, cache.keys[0].shape[0] // cache.block
         for layer in self.layers:
             layer.block = cache.block
-        self.set_train(False)
 
     def construct(self, x, cos, sin, slots, tables, lengths):
         total = None
@@ -146,7 +150,8 @@ class PreparedFrame:
 
     def __init__(self, weights):
         self.sources = _identity(weights)
-        self.launch = compiled(_Frame(weights))
+        self.ready = set()
+        self.launch = Launch(_Frame(weights), self.ready)
         self.codes = len(weights.heads) + 1
 
     def fits(self, weights):
@@ -160,10 +165,8 @@ class PreparedFrame:
         summed = np.ones((rows, 1, self.codes), np.float32)
         summed[..., 0] = 0  # of the talker's state
         arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
-        with interruptible():
-            codes, total, largest = self.launch(
-                hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
-            )
+        given = hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
+        codes, total, largest = self.launch(rows, *given)
         broken = ~np.isfinite(largest.asnumpy()).all(1)
         if broken.any():
             total = total + Tensor(np.where(broken, np.float32(np.nan), np.float32(0))[:, None, None]).astype(dtype)
@@ -194,7 +197,6 @@ class _Frame(nn.Cell):
         self.masks = tuple(Tensor(np.triu(np.ones((1, size, size), bool), 1)) for size in sizes)
         self.last = tuple(Tensor(np.array([size - 1], np.int32)) for size in sizes)
         self.before, self.counts = sampling.before(), (1,) * count
-        self.set_train(False)
 
     def construct(self, hidden, code, summed, inverse_temperature, excluded, room, noise):
         """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `sampling.Draw`, noise
