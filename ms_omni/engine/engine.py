@@ -3,12 +3,14 @@
 callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechStage --> events
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import InputError
 from ..generation.checks import whole_number
@@ -17,6 +19,7 @@ from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..locking import exclusive
 from ..memory import free_memory_gb
+from ..modeling.steps import makes_graphs
 from ..outputs import StreamError
 from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
 from .kv_pool import KVPool
@@ -25,7 +28,7 @@ from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
 from .runner import ThinkerRunner, heard_bytes
 from .scheduler import Scheduler
-from .sequence import Sequence
+from .sequence import LAUNCH_ROWS, Sequence, bucket, launch_sizes
 from .speech import SpeechStage, seeded
 from .speech_process import SpeechProcess, speaking_config, with_voice
 from .text import Text
@@ -75,6 +78,9 @@ class Engine(Work):
         if speech is not None and type(self.ranks) is not Alone:
             raise InputError("speech='process' is for a model that one process holds; leave it out")
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
+        self.shared = grows
+        if grows and makes_graphs(model.compile_after) and KVPool.packs(decoders[THINKER]):
+            max_rows, grows = LAUNCH_ROWS, False  # graphs are made for buffers of one size
         if tokens is None:
             heard = heard_bytes(decoders[THINKER]) if self.speaks else 0
             blocks = _blocks_that_fit(sum(map(KVPool.block_bytes, decoders)) + heard, max_rows, grows)
@@ -83,7 +89,7 @@ class Engine(Work):
         self.blocks = self.ranks.least(blocks)
         first = min(FIRST_BLOCKS, self.blocks) if grows else self.blocks
         pools = [BlockPool(first + 1, self.blocks + 1) for _ in decoders]
-        self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=max_rows)
+        self.scheduler = Scheduler(*pools, *[None] * (2 - len(pools)), max_rows=self.max_rows)
         self.added: set[int] = set()  # whose events `step` hands out
         self._weights: Weights | None = None
         self.speech: SpeechStage | SpeechProcess | None = None
@@ -114,7 +120,9 @@ class Engine(Work):
         return type(None), ()  # a copy of a model makes an engine of its own
 
     def _refresh(self) -> None:
-        """Prepares everything for the weights of the model, if they are others than before."""
+        """Prepares everything for the weights of the model, if they are others than before, and the launches of an engine that does
+        not grow.
+        """
         if self._weights is not None and not self._weights.changed():
             return
         cells = self.model._cells if self.whole else {}
@@ -129,6 +137,18 @@ class Engine(Work):
         self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
         for pool in filter(None, self.scheduler.pools):
             pool.forget()
+        if not self.shared:
+            self._warm(launch_sizes(self.max_rows))
+
+    def _warm(self, sizes: list[int]) -> None:
+        """Makes the graphs for launches of these sizes, where steps are such (see `ops.packs`), so that none is made while anybody waits."""
+        stages = [self.thinker, *([self.speech] if isinstance(self.speech, SpeechStage) else [])]
+        if not makes_graphs(self.model.compile_after) or self.thinker.pool.stack is None:
+            return
+        missing = [(stage, size) for stage in stages for size in sizes if size not in stage.step.sizes]
+        for stage, size in tqdm(missing, "compiling steps", leave=False, disable=not sys.stderr.isatty()):
+            with self.ranks.together():
+                stage.warm(size)
 
     def _stage(self, blocks: int | None, compile_after: int | None) -> SpeechStage | SpeechProcess:
         config, model = self.config, self.model
@@ -258,6 +278,9 @@ class Engine(Work):
         options, (_, valid) = request.options, prompt_of(request.inputs)
         cache, ids = options.past_key_values, []
         found = prompts(self.thinker_cell.config, request.inputs, valid, cache)
+        wanted = min(len(found) * options.num_return_sequences, LAUNCH_ROWS)
+        if self.shared and not self.rows and wanted > (self.thinker.step.most or 0):
+            self._warm([bucket(wanted)])
         try:
             for number, prompt in enumerate(prompt for prompt in found for _ in range(options.num_return_sequences)):
                 row = self._row(request, number, prompt)

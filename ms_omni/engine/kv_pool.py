@@ -22,6 +22,7 @@ from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights
 from ..modeling.steps import COMPILE_AFTER, Graph, Step
+from .sequence import bucket
 
 Pair = tuple[Tensor, Tensor]
 PACKED_BLOCK = 16
@@ -77,9 +78,14 @@ class KVPool:
     def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
         """A pool for the layers and kv heads of a decoder that this process holds."""
         heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.dtype
-        weights = stack_weights(decoder, shared=True)
-        packed = decoder if weights and ops.packs(weights) and block % PACKED_BLOCK == 0 else None
+        packed = decoder if cls.packs(decoder, block) else None
         return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block, packed)
+
+    @staticmethod
+    def packs(decoder: Decoder, block: int = BLOCK_TOKENS) -> bool:
+        """Whether the weights of a decoder are packed for its steps."""
+        weights = stack_weights(decoder, shared=True)
+        return weights is not None and ops.packs(weights) and block % PACKED_BLOCK == 0
 
     @cached_property
     def stack(self) -> Any:
@@ -209,9 +215,17 @@ class PoolStep(Step):
             return self.graph(x, *rope, slots, *where)
         return self.graph.run(x, *rope, slots, *where)
 
+    def size(self, rows: int) -> int:
+        """Of the launch for so many rows, at most `most`: of what was made ready, the next."""
+        return next((size for size in self.sizes if size >= rows), None) or bucket(rows)
+
+    @property
+    def most(self) -> int | None:
+        """Rows of a launch, if that is limited."""
+        return self.sizes[-1] if self.sizes else None
 
     def warm(self, rows: int) -> None:
-        """Makes the graph for so many rows, where weights are packed; from then on there are no other launches (see `size`)."""
+        """Makes the graph for so many rows, where weights are packed. From then on launches have sizes that were made ready."""
         if self.pool.stack is None or rows in self.sizes:
             return
         padding = np.zeros((rows, 1), np.int32), np.ones(rows, np.int32)

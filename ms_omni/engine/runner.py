@@ -14,7 +14,7 @@ from ..modeling.prefill import Deepstack
 from ..modeling.steps import COMPILE_AFTER
 from .blocks import BLOCK, ContentCache
 from .kv_pool import KVPool, PoolStep
-from .sequence import Sequence, bucket
+from .sequence import Sequence
 
 CHUNK_STEP = 16
 
@@ -44,6 +44,10 @@ class ThinkerRunner:
         self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
 
+    def warm(self, rows: int) -> None:
+        """Makes the graph for so many rows, where weights are packed."""
+        self.step.warm(rows)
+
     def encode(self, row: Sequence, number: int) -> None:
         """A call of an encoder of the prompt: `(features [n, D], those of the deepstack layers [[n, D], ...])`."""
         call = row.prompt.calls[number]
@@ -71,7 +75,9 @@ class ThinkerRunner:
         positions[:, 0, :count] = row.prompt.positions[:, start:stop]
         states: dict[int, Tensor] = {}
         rope = self.thinker.model.rope(positions)
-        hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, states.__setitem__)
+        wanted = None if row.text.options.output_hidden_states else () if self.listen is None else (0, self.listen)
+        found = states.__setitem__
+        hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, found, wanted)
         heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
         self._watch(row, states, hidden, count)
         return self._logits(hidden, count) if stop == len(row.prompt) else None, heard
@@ -115,7 +121,10 @@ class ThinkerRunner:
             others = [row for row in rows if not row.text.options.output_hidden_states]
             found = dict(zip(map(id, others), self.decode(others) if others else ()))
             return np.stack([found[id(row)] if id(row) in found else self._watched_step(row) for row in rows])
-        size = bucket(rows)
+        most = self.step.most
+        if most is not None and len(rows) > most:
+            return np.concatenate([self.decode(rows[:most]), self.decode(rows[most:])])
+        size = self.step.size(len(rows))
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
             ids[index], positions[:, index] = row.next_token(), row.position()

@@ -7,12 +7,14 @@ from ..errors import OmniError
 from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
+from ..modeling.steps import makes_graphs
 from .blocks import BlockPool
 from .hearing import Heard
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
 from .ring import Channel
 from .scheduler import Scheduler
+from .sequence import launch_sizes
 from .speech import SpeechStage
 
 
@@ -33,6 +35,9 @@ class Speaker:
         self.channel, self.theirs, self.ours, self.errors = channel, {}, {}, {}
         pool = KVPool.of(parts["talker"].model, blocks)
         self.stage = SpeechStage(**parts, ends=ends, pool=pool, compile_after=settings["compile_after"])
+        if makes_graphs(settings["compile_after"]):
+            for size in launch_sizes(settings["max_rows"]):
+                self.stage.warm(size)
         self.scheduler = Scheduler(BlockPool(1), BlockPool(blocks), settings["max_rows"])
 
     def take(self, header: dict[str, Any], arrays: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import COMPILE_AFTER, FrameStep, prepared_frame
+from ..modeling.steps import COMPILE_AFTER, FrameStep, mixed_by, prepared_frame
 from .blocks import cache_full
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
@@ -155,9 +155,15 @@ class SpeechStage:
         self.bos, self.eos, self.silence = ends
         self.step = PoolStep(talker.model, talker.codec_head, pool, compile_after)
         self.frame_steps: dict[tuple, FrameStep] = {}
-        self.mixes = getattr(prepared_frame(talker), "mixes", False)
+        self.mixed = mixed_by(prepared_frame(talker))
         self.voices: dict[int, Voice] = {}
         self._silent: dict[int, Tensor] = {}
+
+    def warm(self, rows: int) -> None:
+        """Makes the graphs for so many rows, where weights are packed."""
+        self.step.warm(rows)
+        if self.mixed(None):
+            self._frame_step(rows, None).warm(rows)
 
     @staticmethod
     def job(speech: Speech) -> Speech | None:
@@ -198,7 +204,10 @@ class SpeechStage:
         for id, decoder, start, stop in plan.read:
             if decoder == TALKER and id in voices:
                 said.guard(id, self.read, voices[id], start, stop)
-        self._together([id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed], said)
+        ids = [id for (id,) in plan.frames if id in voices and id not in failed and id not in said.failed]
+        most = self.step.most or max(len(ids), 1)
+        for start in range(0, len(ids), most):
+            self._together(ids[start : start + most], said)
         for id, frames in plan.sound:
             found = said.guard(id, self.sound, voices[id], frames) if id in voices else None
             if found is not None:
@@ -229,7 +238,7 @@ class SpeechStage:
         """Every row's talker reads what comes next, and behind all that is known it draws a frame."""
         if not ids:
             return
-        voices, size = [self.voices[id] for id in ids], bucket(ids)
+        voices, size = [self.voices[id] for id in ids], self.step.size(len(ids))
         x, positions = self._inputs(voices, size), np.zeros((3, size, 1), np.float32)
         for index, voice in enumerate(voices):
             positions[:, index] = voice.position
@@ -287,9 +296,10 @@ class SpeechStage:
         """The other codes of the frames whose code 0 is `{index: code}`, in a launch for each kind of sampling."""
         kinds = {}
         for index in codes:
-            kinds.setdefault(None if self.mixes else voices[index].sampling, []).append(index)
+            sampling = voices[index].sampling
+            kinds.setdefault(None if self.mixed(sampling) else sampling, []).append(index)
         for sampling, indices in kinds.items():
-            size = bucket(indices)
+            size = self.step.size(len(indices))
             step = self._frame_step(size, sampling)
             first, noise = np.zeros((size, 1), np.int32), step.no_noise(size)
             for place, index in enumerate(indices):

@@ -21,6 +21,13 @@ COMPILE_AFTER = 32
 without. Both ways compute the same numbers."""
 
 
+def makes_graphs(compile_after):
+    """Whether the graphs of packed weights are made before anybody waits: on Ascend, elsewhere (where their kernels are emulated) for
+    compile_after 0 alone.
+    """
+    return compile_after is not None and (compile_after == 0 or ms.get_context("device_target") == "Ascend")
+
+
 class Step:
     """Cells that run as they are for the first calls with inputs of a shape, and as a graph from then on.
 
@@ -76,8 +83,21 @@ class FrameStep(Step):
         self.predictor = talker.code_predictor
         self.groups = self.predictor.config.num_code_groups - 1
         self.fused = prepared_frame(talker)
+        self.mixes = mixed_by(self.fused)(sampling)
+        if not self.mixes and mixed_by(self.fused)(None):  # a kind that its graph does not know
+            self.fused = self.compile_after = None
         self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
-        self.mixes = getattr(self.fused, "mixes", False)
+
+    def warm(self, rows):
+        """Makes the graph for so many rows, where weights are packed."""
+        if self.mixes:
+            self.fused.ready.add(rows)
+            hidden = np.zeros((rows, 1, self.predictor.config.hidden_size), np.float32)
+            self(
+                Tensor(hidden).astype(self.predictor.model.norm.dtype),
+                Tensor(np.zeros((rows, 1), np.int32)),
+                self.no_noise(rows),
+            )
 
     def noise(self, stream):
         """What a row draws of its random stream for a frame, as `__call__` takes it: float32, uniform in [0, 1), or exponential."""
@@ -112,6 +132,11 @@ def prepared_frame(talker):
     weights = frame_weights(talker)
     talker.prepared_frame = weights and ops.prepare(weights, talker.prepared_frame)
     return talker.prepared_frame
+
+
+def mixed_by(prepared):
+    """A function that says of a kind of sampling whether a launch of this prepared frame takes rows of that and other kinds."""
+    return getattr(prepared, "takes", lambda sampling: False)
 
 
 class FrameGraph(Graph):

@@ -171,7 +171,9 @@ def baddbmm(tensors, *, beta, alpha):
     require(tensors == ("input", "batch1", "batch2") and beta == alpha == 1, f"tensors {tensors}, {beta}, {alpha}")
 
     def shape(x, first, second):
-        require(len(first) == len(second) == 3 and first[0] == second[0] and first[2] == second[1], f"{first} times {second}")
+        require(
+            len(first) == len(second) == 3 and first[0] == second[0] and first[2] == second[1], f"{first} times {second}"
+        )
         require(x == [*first[:2], second[2]], f"{x} for a product of {first} and {second}")
         return x
 

@@ -144,9 +144,9 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
 
 
 class PreparedFrame:
-    """weights: `FrameWeights`. noise_width: random numbers per code; mixes: rows of a launch may be sampled each in its own way."""
+    """weights: `FrameWeights`. Rows of a launch are sampled each in its own way. noise_width: random numbers per code."""
 
-    mixes, noise_width = True, sampling.CANDIDATES
+    noise_width = sampling.CANDIDATES
 
     def __init__(self, weights):
         self.sources = _identity(weights)
@@ -157,6 +157,11 @@ class PreparedFrame:
     def fits(self, weights):
         """Whether it was made of these weights, as they are now."""
         return self.sources == _identity(weights)
+
+    @staticmethod
+    def takes(kind):
+        """Whether rows can be sampled so: greedily, or among no more than the candidates."""
+        return kind is None or 0 < kind[1] <= sampling.CANDIDATES
 
     def frame(self, hidden, code, noise, kinds):
         """kinds: how each row samples, see `sampling.draw_inputs`; noise float32 `[B, n - 1, K]`, exponential."""

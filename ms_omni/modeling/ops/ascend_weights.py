@@ -4,6 +4,7 @@ MindSpore leaves a parameter on the host until something on the device computes 
 memory of the card. What is made belongs to no cell, so neither files nor plans know of it.
 """
 
+import itertools
 from collections.abc import Callable
 
 import mindspore as ms
@@ -15,6 +16,8 @@ from . import dispatch  # which may be importing this very module
 
 NUMPY = {ms.float32: np.dtype(np.float32), ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
+_numbers = itertools.count()
+
 
 class Packed:
     """A Parameter made of others. make: of the arrays of the sources, in order, one array; a source None is None.
@@ -22,10 +25,10 @@ class Packed:
     Values that are set and training are noticed; not a value that was assigned in its place, of which nothing is to be seen.
     """
 
-    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, name: str = "packed"):
+    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None):
         self.sources = sources
         self._make, self._there = make, [source for source in sources if source is not None]
-        self._parameter = Parameter(self._made(), name=name, requires_grad=False)
+        self._parameter = Parameter(self._made(), name=f"packed{next(_numbers)}", requires_grad=False)
 
     def made_of(self, *sources: Parameter | None) -> bool:
         """Whether these are its sources, the same objects."""
