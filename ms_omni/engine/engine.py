@@ -19,7 +19,7 @@ from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_request, parse_text_request
 from ..locking import exclusive
 from ..memory import free_memory_gb
-from ..modeling.steps import makes_graphs
+from ..modeling.steps import LAUNCH_ROWS, bucket, launch_sizes, makes_graphs
 from ..outputs import StreamError
 from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
 from .kv_pool import KVPool
@@ -28,7 +28,7 @@ from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
 from .runner import ThinkerRunner, heard_bytes
 from .scheduler import Scheduler
-from .sequence import LAUNCH_ROWS, Sequence, bucket, launch_sizes
+from .sequence import Sequence
 from .speech import SpeechStage, seeded
 from .speech_process import SpeechProcess, speaking_config, with_voice
 from .text import Text

@@ -21,8 +21,7 @@ from ..modeling.layers import Cell, explained
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights
-from ..modeling.steps import COMPILE_AFTER, Graph, Step
-from .sequence import bucket
+from ..modeling.steps import COMPILE_AFTER, Graph, Step, bucket
 
 Pair = tuple[Tensor, Tensor]
 PACKED_BLOCK = 16

@@ -1,7 +1,6 @@
 """One answer: all that is known of it. No state of an answer lives anywhere else."""
 
 from collections import deque
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,17 +104,3 @@ class Sequence:
         """Hands out an error as the last event."""
         self.events.append(StreamError(error))
         self.ended = True
-
-
-LAUNCH_ROWS = 16
-"""Of the largest launch that a graph is made for."""
-
-
-def launch_sizes(rows: int) -> list[int]:
-    """Of the launches that a graph is made for, for answers to so many rows at a time."""
-    return [1 << power for power in range(bucket(min(rows, LAUNCH_ROWS)).bit_length())]
-
-
-def bucket(rows: Rows | int) -> int:
-    """Rows of the launch that so many take: the next of 1, 2, 4, 8, 16, ..."""
-    return 1 << max((rows if isinstance(rows, int) else len(rows)) - 1, 0).bit_length()

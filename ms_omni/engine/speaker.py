@@ -7,14 +7,13 @@ from ..errors import OmniError
 from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
-from ..modeling.steps import makes_graphs
+from ..modeling.steps import launch_sizes, makes_graphs
 from .blocks import BlockPool
 from .hearing import Heard
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
 from .ring import Channel
 from .scheduler import Scheduler
-from .sequence import launch_sizes
 from .speech import SpeechStage
 
 

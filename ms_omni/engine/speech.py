@@ -22,13 +22,12 @@ from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import COMPILE_AFTER, FrameStep, mixed_by, prepared_frame
+from ..modeling.steps import COMPILE_AFTER, FrameStep, bucket, mixed_by, prepared_frame
 from .blocks import cache_full
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan, Speech
 from .runner import chunk_size, places
-from .sequence import bucket
 
 FRAME_STEPS = 32
 """Launches of the predictor that are kept: one per number of rows and kind of sampling."""

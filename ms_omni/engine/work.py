@@ -10,6 +10,7 @@ from ..locking import exclusive
 from ..modeling import ops
 from ..modeling.interruption import uninterrupted
 from ..modeling.packing import host_array
+from ..modeling.steps import bucket
 from ..outputs import TextDelta
 from .blocks import cache_full
 from .hearing import listen
@@ -18,7 +19,7 @@ from .plan import TALKER, THINKER, Facts, Plan
 from .ranks import Alone
 from .runner import ThinkerRunner
 from .scheduler import Scheduler
-from .sequence import Sequence, bucket
+from .sequence import Sequence
 from .speech import SpeechStage
 from .speech_process import SpeechProcess
 

@@ -3,11 +3,12 @@ become one compiled graph per shape when they are used enough. The thinker's and
 blocks of a pool: `engine/kv_pool.py`.
 """
 
+from collections.abc import Sized
 from functools import cached_property
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple
+from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
 from . import ops
@@ -19,6 +20,20 @@ from .step_weights import frame_weights
 COMPILE_AFTER = 32
 """Calls of a step, over all answers, before it is compiled: a graph takes seconds to build and short answers do
 without. Both ways compute the same numbers."""
+
+
+LAUNCH_ROWS = 16
+"""Of the largest launch that a graph is made for."""
+
+
+def launch_sizes(rows: int) -> list[int]:
+    """Of the launches that a graph is made for, for answers to so many rows at a time."""
+    return [1 << power for power in range(bucket(min(rows, LAUNCH_ROWS)).bit_length())]
+
+
+def bucket(rows: Sized | int) -> int:
+    """Rows of the launch that so many take: the next of 1, 2, 4, 8, 16, ..."""
+    return 1 << max((rows if isinstance(rows, int) else len(rows)) - 1, 0).bit_length()
 
 
 def makes_graphs(compile_after):
