@@ -23,14 +23,14 @@ class Form:
     name: str
     kernels: str
     layer: int
-    rank: int = 4
-    shared: int = 7
-    besides: int = 8
-    frame: int = 1190
+    rank: int = 3
+    shared: int = 6
+    besides: int = 2
+    frame: int = 1189
     choice: int = 9
     penalties: int = 5
-    chunk: int = 24
-    chunk_besides: int = 8
+    chunk: int = 23
+    chunk_besides: int = 2
 
     def thinker(self, layers: int, cards: int, chunk: bool = False) -> int:
         """Of one step, without the choice of a token."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from mindspore import Tensor
+from mindspore.common import api
 
 from ms_omni.engine.kv_pool import KVPool, PoolStep, table_width
 from ms_omni.errors import InputError
@@ -160,8 +161,7 @@ def graphs(monkeypatch):
 
 
 def check_cells(engine, rows, tolerance):
-    """Rows of a batch through the cells, against one pass without a cache."""
-    assert engine.step.fused is None
+    """Rows of a batch against one pass without a cache."""
     prompts = [engine.read(row) for row in rows]
     found = [engine.decode(rows, token, bucket=4) for token in range(3)]
     for number, (row, prompt) in enumerate(zip(rows, prompts)):
@@ -181,16 +181,52 @@ def test_the_cells_of_reference(use_operators, after, graphs):
     assert graphs == ([(4, 8)] * 2 if after else [])
 
 
-@pytest.mark.parametrize("after", [None, 1])
-def test_the_cells_on_ascend(ascend, after, graphs):
-    stack = model_of("one head", head_dim=16, mrope_section=(3, 3, 2), sparse=(False,))
-    engine = Engine(*stack, compile_after=after)
+@pytest.fixture
+def compilations(monkeypatch):
+    """`compilations()`: how many graphs MindSpore has compiled since the test began."""
+    before = len(api.ms_compile_cache)
+    return lambda: len(api.ms_compile_cache) - before
+
+
+ALIGNED = {"head_dim": 16, "mrope_section": (3, 3, 2)}
+PACKED = {
+    "experts, all here": dict(num_hidden_layers=2, sparse=(True, True)),
+    "chosen among all": dict(num_hidden_layers=1, sparse=(True,), norm_topk_prob=False),
+    "dense layers and biases": dict(stack="dense layers and biases"),
+    "one head, no norms": dict(stack="one head", sparse=(False,)),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("ready", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_packed_layers_on_ascend(ascend, ready, kind, compilations):
+    """As a graph, where it was made ready, and kernel by kernel."""
+    model, head = model_of(**{**PACKED[kind], **ALIGNED})
+    engine = Engine(model, head)
+    assert engine.pool.stack is not None and engine.step.most is None
+    if ready:
+        engine.step.warm(4)
+    made = compilations()
+    check_cells(engine, [Row(prompt, 3, model.config.hidden_size) for prompt in (5, 17, 70)], 5e-6)
+    assert compilations() == made == int(ready) and engine.step.most == (4 if ready else None)
+
+
+def test_launches_take_the_sizes_that_were_made_ready(ascend):
+    engine = Engine(*model_of("one head", sparse=(False,), **ALIGNED))
+    assert [engine.step.size(rows) for rows in (1, 2, 3)] == [1, 2, 4]
+    engine.step.sizes = [2, 16]
+    assert [engine.step.size(rows) for rows in (1, 2, 3, 16)] == [2, 2, 16, 16] and engine.step.most == 16
+
+
+def test_layers_that_are_not_packed_run_as_cells_on_ascend(ascend):
+    engine = Engine(*model_of("one head", head_dim=12, mrope_section=(2, 2, 2), sparse=(False,)))
+    assert engine.pool.stack is None and engine.step.fused is None
     check_cells(engine, [Row(prompt, 3, 20) for prompt in (5, 17, 70)], 3e-6)
-    assert graphs == ([(4, 8)] * 2 if after else [])
 
 
-def test_a_graph_of_each_shape_follows_the_pool_when_it_grows(ascend, graphs):
+def test_a_graph_of_each_shape_follows_the_pool_when_it_grows(use_operators, graphs):
     """Two calls of a shape run as they are; a pool with other buffers has graphs of its own, which need not wait again."""
+    use_operators(Reference)
     stack = model_of("one head", head_dim=16, mrope_section=(3, 3, 2), sparse=(False,))
     rows = [Row(prompt, 5, 20) for prompt in (5, 30)]
     plain, engine = Engine(*stack), Engine(*stack, compile_after=2)
