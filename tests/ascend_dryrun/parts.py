@@ -104,8 +104,10 @@ def _step(log: KernelLog, model: Thinker | Talker, rows: int = 1) -> Launches:
     tables = step.pool.tables([range(1, 1 + BLOCKS)] * rows, lengths)
     inputs = zeros(rows, 1, decoder.config.hidden_size), rope, tables, lengths
     log.skip()
+    step.warm(rows)
+    built = log.built()
     step(*inputs)
-    return log.built() if decoder.compilable else log.launched()
+    return built if step.most == rows else log.launched()
 
 
 def prefill(log: KernelLog, team: Team | None) -> Counted:
@@ -128,10 +130,8 @@ def prefill(log: KernelLog, team: Team | None) -> Counted:
 def frame(log: KernelLog) -> Counted:
     """The codes of a frame for several rows, each sampled in its own way, as a graph."""
     step = FrameStep(_talker_of(1), ROWS, None)
-    hidden_size = load_named_config("published").talker_config.text_config.hidden_size
-    inputs = zeros(ROWS, 1, hidden_size), Tensor(np.ones((ROWS, 1), np.int32)), step.no_noise(ROWS), [(0.9, 50, 0.8)] * ROWS
     log.skip()
-    step(*inputs)
+    step.warm(ROWS)
     return Counted(log.built(), {})
 
 
