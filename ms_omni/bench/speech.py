@@ -13,6 +13,7 @@ from ..engine.plan import TALKER, Plan
 from ..engine.speech import SpeechStage
 from ..generation.request import parse_request
 from ..modeling.packing import host_array
+from ..modeling.steps import bucket, makes_graphs
 from ..outputs import StreamEnd
 from .text import compiled_at_once, fresh_engine
 
@@ -100,6 +101,8 @@ class Speakers:
             with compiled_at_once(model):
                 self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
         self.stage.pool.reserve(blocks)
+        if makes_graphs(self.model.compile_after):
+            self.stage.warm(bucket(rows))
 
     def _overhear(self) -> None:
         """What the engine tells its speech stage of an answer."""

@@ -5,6 +5,7 @@ at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each 
 block is decided elsewhere. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
 """
 
+import itertools
 from collections.abc import Callable, Container, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ from ..modeling.step_weights import stack_weights
 from ..modeling.steps import COMPILE_AFTER, Graph, Step, bucket
 
 Pair = tuple[Tensor, Tensor]
+_numbers = itertools.count()  # of buffers, whose names are so the same in each run
 PACKED_BLOCK = 16
 """Positions that a block of a pool for packed weights is a multiple of."""
 
@@ -57,7 +59,7 @@ class KVPool:
     def _buffers(self, kind, blocks):
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
         per_row = 1 if self.decoder is None else self.heads
-        shape, name = (blocks * self.heads * self.block // per_row, self.head_dim * per_row), f"pool{id(self)}.{kind}"
+        shape, name = (blocks * self.heads * self.block // per_row, self.head_dim * per_row), f"pool{next(_numbers)}.{kind}"
         layers = range(self.num_layers)
         return ParameterTuple([Parameter(initializer("zeros", shape, self.dtype), name=f"{name}{i}") for i in layers])
 
@@ -72,6 +74,8 @@ class KVPool:
                 ops.write_rows(buffer, kept, stored)
             setattr(self, f"{kind}s", new)
         self.blocks = blocks
+        if self.stack is not None:
+            self.stack.ready.clear()
 
     @classmethod
     def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
@@ -190,7 +194,6 @@ class PoolStep(Step):
         if self.fused is None:
             weights = stack_weights(decoder, output_layer)
             self.fused = weights and ops.prepare(weights)
-        self.sizes = []
         self.graph = None if self.fused else _PoolGraph(decoder, output_layer, pool)
         self.top_k = max((layer.mlp.top_k for layer in decoder.layers if isinstance(layer.mlp, SparseMoeBlock)), default=0)
 
@@ -214,6 +217,11 @@ class PoolStep(Step):
             return self.graph(x, *rope, slots, *where)
         return self.graph.run(x, *rope, slots, *where)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Of launches that are graphs, where weights are packed."""
+        return [] if self.pool.stack is None else sorted(self.pool.stack.ready)
+
     def size(self, rows: int) -> int:
         """Of the launch for so many rows, at most `most`: of what was made ready, the next."""
         return next((size for size in self.sizes if size >= rows), None) or bucket(rows)
@@ -232,7 +240,6 @@ class PoolStep(Step):
         rope = self.decoder.rope(np.zeros((3, rows, 1), np.float32))
         self.fused.ready.add(rows)
         self(x, rope, *padding)
-        self.sizes = sorted([*self.sizes, rows])
 
 
 class _PoolGraph(Graph):

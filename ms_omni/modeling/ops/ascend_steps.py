@@ -64,7 +64,6 @@ class PreparedStack:
 
     def step(self, x, cos, sin, head, cache):
         if self.launch is None or self.launch.cell.keys is not cache.keys:
-            self.ready = set() if self.launch else self.ready
             self.launch = Launch(_Step(self, head, cache), self.ready)
         tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
         tables[:, : cache.tables.shape[1]] = cache.tables
