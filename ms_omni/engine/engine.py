@@ -131,7 +131,7 @@ class Engine(Work):
         blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
         listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
         pool = KVPool.of(thinker.model, blocks[THINKER])
-        self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after)
+        self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after, self.max_rows)
         if isinstance(self.speech, SpeechProcess):  # one at a time, for it may fill its card
             self.speech.close()
         self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
@@ -156,7 +156,7 @@ class Engine(Work):
         if self.apart is not None:
             return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device)
         pool = KVPool.of(model.talker.model, blocks)
-        return SpeechStage(model.talker, model.code2wav, ends, pool, compile_after, self.ranks.codes)
+        return SpeechStage(model.talker, model.code2wav, ends, pool, compile_after, self.ranks.codes, self.max_rows)
 
     # -- callers -----------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.request import Request
-from ..generation.sampling import SamplingParams, fresh_seed
+from ..generation.sampling import Likeliest, SamplingParams, fresh_seed
 from ..locking import exclusive
 from ..parallel import watch
 from ..parallel.interrupts import Interrupts
 from .blocks import BLOCK, CHUNK
+from .choice import Found
 from .letter import DIGEST_BYTES, digest, packed, unpacked
 from .plan import THINKER, Facts, Job, Plan
 from .sequence import Sequence
@@ -108,11 +109,9 @@ class Alone:
         """So many codes 0, None where a speech ends; `draw()` draws them."""
         return draw()
 
-    def scores(self, rows: Rows[Sequence], logits: Rows[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
-        """Of each row's logits, which may be of this rank's part of the vocabulary: what it chooses from, `[V]`, and whether
-        penalties are in there.
-        """
-        return [(line, False) for line in logits]
+    def scores(self, rows: Rows[Sequence], found: Rows[Found]) -> list[tuple[Found, bool]]:
+        """What each row chooses from, by what was found of it on every rank, and whether penalties are in there."""
+        return [(line, False) for line in found]
 
 
 def ranks_of(engine: Any, *cells: Any) -> Alone:
@@ -276,22 +275,20 @@ class Ranks(Alone):
         table = self.engine.rows[id].table
         return [self._heard[table[start // BLOCK]][1] for start in range(0, count, CHUNK)]
 
-    def scores(self, rows: Rows[Sequence], logits: Rows[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
+    def scores(self, rows: Rows[Sequence], found: Rows[Found]) -> list[tuple[Found, bool]]:
         """One collective for all rows that choose alike."""
         self._due |= any(row.speech is not None for row in rows)
         if self.vocabulary is None:
-            return super().scores(rows, logits)
+            return super().scores(rows, found)
         kinds: dict[Any, list[int]] = {}
-        for index, row in enumerate(rows):
-            kinds.setdefault(None if row.text.options.whole_logits else _kind(row.text.params), []).append(index)
-        found: list[Any] = [None] * len(rows)
+        for index, (row, line) in enumerate(zip(rows, found)):
+            kinds.setdefault(_kind_of(row, line), []).append(index)
+        scores: list[Any] = [None] * len(rows)
         for kind, places in kinds.items():
-            lines = np.stack([logits[place] for place in places])
-            samplers = _Samplers([rows[place].text.sampler for place in places])
-            whole = self.vocabulary.whole(lines) if kind is None else self.vocabulary.scores(samplers, lines)
-            for place, line in zip(places, whole):
-                found[place] = line, kind is not None
-        return found
+            lines, samplers = [found[place] for place in places], [rows[place].text.sampler for place in places]
+            for place, line in zip(places, self.vocabulary.together(kind, lines, _Samplers(samplers))):
+                scores[place] = line, kind is not None
+        return scores
 
     def finish(self) -> None:
         """Who has its answer may not ask for another tick, so the end of a row is told at once."""
@@ -417,7 +414,7 @@ class Ranks(Alone):
 
 
 class _Samplers:
-    """Those of rows with the same `_kind`, as `SplitVocabulary` takes them."""
+    """Those of rows with the same `_kind_of`, as `SplitVocabulary` takes them."""
 
     def __init__(self, rows):
         self.rows, self.params = rows, rows[0].params
@@ -426,9 +423,12 @@ class _Samplers:
         return np.stack([row.adjusted(line, first) for row, line in zip(self.rows, logits)])
 
 
-def _kind(params: SamplingParams) -> Any:
-    """What a rank sends of its scores depends on this."""
-    return params.do_sample and (params.temperature, params.top_k, params.top_h)
+def _kind_of(row: Sequence, found: Found) -> Any:
+    """What a rank sends of this depends on it; None: everything."""
+    params = row.text.params
+    if isinstance(found, Likeliest):
+        return Likeliest
+    return None if row.text.options.whole_logits else params.do_sample and (params.temperature, params.top_k, params.top_h)
 
 
 def _sampled(request: Request) -> list[SamplingParams]:

@@ -13,6 +13,7 @@ from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
 from ..modeling.steps import COMPILE_AFTER
 from .blocks import BLOCK, ContentCache
+from .choice import ROWS, Chooser, Found
 from .kv_pool import KVPool, PoolStep
 from .sequence import Sequence
 
@@ -30,7 +31,7 @@ def heard_bytes(decoder: Decoder) -> int:
 
 class ThinkerRunner:
     """thinker: the model's; pool: its keys and values; features: of media, by their digests; listen: the number of the layer whose
-    states a talker hears, or None.
+    states a talker hears, or None; rows: of a launch, at most.
     """
 
     def __init__(
@@ -40,13 +41,16 @@ class ThinkerRunner:
         features: ContentCache,
         listen: int | None = None,
         compile_after: int | None = COMPILE_AFTER,
+        rows: int = ROWS,
     ):
         self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
+        self.chooser = Chooser(thinker.output_layer, rows)
 
     def warm(self, rows: int) -> None:
-        """Makes the graph for so many rows, where weights are packed."""
+        """Makes the graphs for so many rows, where weights are packed, and those that choose."""
         self.step.warm(rows)
+        self.chooser.warm(self.thinker.dtype, [rows])
 
     def encode(self, row: Sequence, number: int) -> None:
         """A call of an encoder of the prompt: `(features [n, D], those of the deepstack layers [[n, D], ...])`."""
@@ -65,8 +69,8 @@ class ThinkerRunner:
         see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
         return see(*content)
 
-    def read(self, row: Sequence, start: int, stop: int) -> tuple[np.ndarray | None, Any]:
-        """Reads a chunk of the prompt -> logits float32 `[V]` of the token behind the whole prompt, before that None; and what a
+    def read(self, row: Sequence, start: int, stop: int) -> tuple[Found, Any]:
+        """Reads a chunk of the prompt -> what the token behind the whole prompt is chosen by, where one is to be chosen; and what a
         talker hears of the chunk, `(embeddings, hidden states)`, each `[n, D]`, or None.
         """
         count, size = stop - start, chunk_size(stop - start)
@@ -80,10 +84,13 @@ class ThinkerRunner:
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, found, wanted)
         heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
         self._watch(row, states, hidden, count)
-        return self._logits(hidden, count) if stop == len(row.prompt) else None, heard
+        first = stop == len(row.prompt) and not (row.given or row.text.tokens)
+        return self._found([row], self.thinker.logits(hidden[:, count - 1 : count]))[0] if first else None, heard
 
-    def _logits(self, hidden, count):
-        return host_array(self.thinker.logits(hidden[:, count - 1 : count]))[0, 0].astype(np.float32)
+    def _found(self, rows, logits):
+        """What each row's next token is chosen by, by logits `[B, 1, V]`; nothing of a row that is still reading what it wrote."""
+        due = [row.text.sampler if row.choosing else None for row in rows]
+        return self.chooser(due, logits, [index for index, row in enumerate(rows) if row.text.options.whole_logits])
 
     def _watch(self, row, states, hidden, count):
         """Keeps the states of all layers `[1, count, D]` where they are asked for; the last are those after the final norm."""
@@ -114,23 +121,23 @@ class ThinkerRunner:
         inject = Deepstack(deepstack, size).between(0, size) if deepstack else None
         return rows.reshape(x.shape), inject
 
-    def decode(self, rows: Rows[Sequence]) -> np.ndarray:
-        """Each row's next token is read -> logits float32 `[rows, V]` of the one behind it."""
+    def decode(self, rows: Rows[Sequence]) -> list[Found]:
+        """Each row's next token is read -> what the one behind it is chosen by."""
         watched = [row for row in rows if row.text.options.output_hidden_states]
         if watched:
             others = [row for row in rows if not row.text.options.output_hidden_states]
             found = dict(zip(map(id, others), self.decode(others) if others else ()))
-            return np.stack([found[id(row)] if id(row) in found else self._watched_step(row) for row in rows])
+            return [found[id(row)] if id(row) in found else self._watched_step(row) for row in rows]
         most = self.step.most
         if most is not None and len(rows) > most:
-            return np.concatenate([self.decode(rows[:most]), self.decode(rows[most:])])
+            return self.decode(rows[:most]) + self.decode(rows[most:])
         size = self.step.size(len(rows))
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
             ids[index], positions[:, index] = row.next_token(), row.position()
         tables, lengths = places(self.pool, [row.table for row in rows], [row.read for row in rows], size)
         logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
-        return host_array(logits)[: len(rows), 0].astype(np.float32)
+        return self._found(rows, logits)
 
     def _watched_step(self, row):
         """The same for one row through the cells, which can be looked into."""
@@ -139,7 +146,7 @@ class ThinkerRunner:
         x, start, table = self.thinker.embed_text(np.array([[row.next_token()]])), row.read, row.table
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, 1, table, None, states.__setitem__)
         self._watch(row, states, hidden, 1)
-        return self._logits(hidden, 1)
+        return self._found([row], self.thinker.logits(hidden[:, :1]))[0]
 
 
 def places(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ class Sequence:
 
     room: tokens of text that fit into the whole cache, no more than are wanted.
 
-    asked: logits that the caller's functions have a say in, until they are called.
+    asked: what `Text.take` takes, until the caller's functions that have a say in it are called.
 
     held: `(cache, row, columns)` that hold the first tokens of the prompt, or None; left: keys and values of what was read behind
     them, where they are wanted.
@@ -43,7 +43,7 @@ class Sequence:
     states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
     watched: list[tuple] = field(default_factory=list)
-    asked: np.ndarray | None = None
+    asked: tuple | None = None
     held: tuple | None = None
     left: list | None = None
     events: deque = field(default_factory=deque)
@@ -61,6 +61,11 @@ class Sequence:
     def next_token(self) -> int:
         """The one that the thinker reads next, behind the prompt."""
         return self.text.tokens[self.read - len(self.prompt)]
+
+    @property
+    def choosing(self) -> bool:
+        """Whether a new token is to be chosen behind what the thinker reads next, which ends with all that was written."""
+        return not self.text.tokens or self.read + 1 == len(self.prompt) + len(self.text.tokens)
 
     def news(self) -> list[int]:
         """The ids of the assistant turn that its speech was not told yet."""

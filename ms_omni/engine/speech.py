@@ -24,6 +24,7 @@ from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import COMPILE_AFTER, FrameStep, bucket, mixed_by, prepared_frame
 from .blocks import cache_full
+from .choice import ROWS, Chooser, Found
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan, Speech
@@ -114,12 +115,12 @@ class Voice:
             heard.positions[:, -1:] if self.behind == 0 else heard.following + np.full((3, 1), self.behind - 1, np.float32)
         )
 
-    def draws(self, logits: np.ndarray) -> int | None:
-        """Code 0 of the next frame by logits float32 `[V]`, or None: the speech ends here. The last draw makes no frame.
+    def draws(self, found: Found) -> int | None:
+        """Code 0 of the next frame by what is chosen by, or None: the speech ends here. The last draw makes no frame.
 
         Raises `InputError` for logits that are not finite, and where there is no room for more.
         """
-        code = self.sampler.chosen(self.sampler.filtered(self.sampler.adjusted(logits)))
+        code = self.sampler.choose(found)
         self.sampler.note(code)
         self.drawn.append(code)
         count = len(self.drawn)
@@ -134,7 +135,7 @@ class SpeechStage:
     """`begin`, `hear` and `tell` say what is to be spoken, `place` and `follow` do what a plan asks for.
 
     ends float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker; agree: see
-    `ranks.Alone.codes`.
+    `ranks.Alone.codes`; rows: of a launch, at most.
     """
 
     elsewhere: Set[int] = frozenset()
@@ -148,11 +149,13 @@ class SpeechStage:
         pool: KVPool,
         compile_after: int | None = COMPILE_AFTER,
         agree: Callable = lambda draw, count: draw(),
+        rows: int = ROWS,
     ):
         self.agree = agree
         self.talker, self.code2wav, self.pool, self.compile_after = talker, code2wav, pool, compile_after
         self.bos, self.eos, self.silence = ends
         self.step = PoolStep(talker.model, talker.codec_head, pool, compile_after)
+        self.chooser = Chooser(talker.codec_head, rows)
         self.frame_steps: dict[tuple, FrameStep] = {}
         self.mixed = mixed_by(prepared_frame(talker))
         self.voices: dict[int, Voice] = {}
@@ -243,17 +246,25 @@ class SpeechStage:
             positions[:, index] = voice.position
         where = places(self.pool, [voice.table for voice in voices], [voice.read for voice in voices], size)
         logits, hidden = self.step(x, self.talker.model.rope(positions), *where)
-        logits = host_array(logits)[:, 0].astype(np.float32)
         for index, voice in enumerate(voices):
             if voice.behind == len(voice.inputs):
                 voice.inputs.append(Place(x, index))
         last = [index for index, voice in enumerate(voices) if voice.behind == len(voice.codes)]  # behind all that is known
-        codes = self.agree(lambda: [said.guard(ids[i], voices[i].draws, logits[i]) for i in last], len(last))
+        codes = self.agree(lambda: self._codes(ids, voices, last, logits, said), len(last))
         drawn = dict(zip(last, codes))
         for voice in voices:
             voice.read += 1
         said.ended |= {ids[index] for index, code in drawn.items() if code is None}
         self._predict(voices, {index: code for index, code in drawn.items() if code is not None}, hidden)
+
+    def _codes(self, ids, voices, last, logits, said):
+        """Code 0 of those that draw one. Whatever happens it returns: other ranks wait for it."""
+        try:
+            found = self.chooser([voice.sampler if index in last else None for index, voice in enumerate(voices)], logits)
+        except Exception as error:
+            said.failed.update((ids[index], error) for index in last)
+            return [None] * len(last)
+        return [said.guard(ids[index], voices[index].draws, found[index]) for index in last]
 
     def _inputs(self, voices, size):
         """What each row's talker reads next, `[size, 1, D]`."""

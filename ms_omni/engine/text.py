@@ -10,7 +10,7 @@ from ..arrays import HostArray
 from ..errors import InputError
 from ..generation.detokenize import IncrementalDecoder
 from ..generation.options import TextOptions
-from ..generation.sampling import RowSampler, SamplingParams, row_stream
+from ..generation.sampling import Chosen, Likeliest, RowSampler, SamplingParams, row_stream
 from ..locking import exclusive
 from ..modeling.packing import host_array
 from ..outputs import TextDelta
@@ -48,11 +48,13 @@ class Text:
         """Whether functions of the caller's are called for every token."""
         return bool(self.options.logits_processor or self.options.stopping_criteria)
 
-    def take(self, logits: np.ndarray, adjusted: bool = False) -> TextDelta:
-        """Chooses the next token by logits float32 `[V]`; adjusted: penalties are in there already.
+    def take(self, logits: np.ndarray | Chosen | Likeliest, adjusted: bool = False) -> TextDelta:
+        """Chooses the next token by logits float32 `[V]`, adjusted: penalties are in there already; or takes what a device found.
 
         Raises `InputError` for logits that are not finite, and for what the caller's functions return.
         """
+        if isinstance(logits, Chosen | Likeliest):
+            return self.add(self.sampler.choose(logits))
         return self.add(self.sampler.chosen(self.look(logits, adjusted)))
 
     def look(self, logits: np.ndarray, adjusted: bool = False) -> np.ndarray:

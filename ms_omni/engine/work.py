@@ -77,16 +77,16 @@ class Work:
                 for id, number in plan.encode:  # which takes long, and can be done again
                     self._guard(self.rows[id], self.thinker.encode, number)
                 with uninterrupted():
-                    chunks, logits = {}, None
+                    chunks, found = {}, None
                     for id, decoder, start, stop in plan.read:
                         if decoder == THINKER:
                             chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
                     writing = [self.rows[id] for (id,) in plan.decode]
                     if writing:
                         with failing(*writing):
-                            logits = self.thinker.decode(writing)
-                    if logits is not None:
-                        self._decoded(plan, logits)
+                            found = self.thinker.decode(writing)
+                    if found is not None:
+                        self._decoded(plan, found)
                     said = self._speak(plan) if self.speech is not None else None
                     idle = self._conclude(plan, chunks) and not (plan or said)  # but something is spoken elsewhere
         finally:
@@ -153,23 +153,23 @@ class Work:
         """A chunk of a prompt; returns what is kept beside it."""
         if start == row.prompt.held:
             row.watched.clear()
-        logits, heard = self.thinker.read(row, start, stop)
+        found, heard = self.thinker.read(row, start, stop)
         row.read = stop
         if row.speech is not None and not row.told:
             row.states.append(heard)
-        if logits is not None:
+        if stop == len(row.prompt):
             row.features.clear()
-        if row.given and logits is not None:
-            self._ended[THINKER].add(id)
-            self._news.append(id)
-        elif logits is not None and not row.text.tokens:
-            self._draw([id], [logits])
+            if row.given:
+                self._ended[THINKER].add(id)
+                self._news.append(id)
+        if found is not None:
+            self._draw([id], [found])
         return heard
 
-    def _draw(self, ids, logits):
-        """The next tokens, at once, or when a caller asks for it whose functions have a say in it."""
+    def _draw(self, ids, found):
+        """The next tokens, at once, or when a caller asks for it whose functions have a say in it; found: what they are chosen by."""
         rows = [self.rows[id] for id in ids]
-        for id, row, scores in zip(ids, rows, self.ranks.scores(rows, logits)):
+        for id, row, scores in zip(ids, rows, self.ranks.scores(rows, found)):
             if not self.ranks.leads:
                 self._guard(row, self._look, *scores)
             elif row.text.asks:
@@ -204,15 +204,15 @@ class Work:
         if row.table and (row.text.options.keep_cache or row.text.options.past_key_values is not None):
             row.left = taken_from(self.thinker.pool, row.table, row.prompt.held, row.read)
 
-    def _decoded(self, plan, logits):
-        """Draws from the logits of all rows that have read all that they wrote."""
+    def _decoded(self, plan, found):
+        """Draws for all rows that have read all that they wrote, by what was found of each."""
         ids, last = [id for (id,) in plan.decode], []
         for index, id in enumerate(ids):
             row = self.rows[id]
-            row.read += 1
-            if row.read == len(row.prompt) + len(row.text.tokens):
+            if row.choosing:
                 last.append(index)
-        self._draw([ids[index] for index in last], [logits[index] for index in last])
+            row.read += 1
+        self._draw([ids[index] for index in last], [found[index] for index in last])
 
     # -- speech ------------------------------------------------------------------------------------------------------
 

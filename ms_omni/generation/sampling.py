@@ -6,7 +6,7 @@ The steps and their order are in `logits.py`.
 import sys
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,6 +103,20 @@ NAMES = tuple(field.name for field in fields(SamplingParams))
 ID_FIELDS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
 
 
+class Chosen(NamedTuple):
+    """What a device chose: an id, and the largest of the scores that it was chosen from, NaN where there is any."""
+
+    id: int
+    largest: float
+
+
+class Likeliest(NamedTuple):
+    """All that may be chosen of a row: adjusted scores float32 `[n]`, and their ids, in ascending order once they are chosen from."""
+
+    scores: np.ndarray
+    ids: np.ndarray
+
+
 class RowSampler:
     """What one row chooses by: its parameters, a random stream of its own, and what was said so far.
 
@@ -145,17 +159,28 @@ class RowSampler:
 
         Raises `InputError` where there is nothing to choose from.
         """
-        largest = scores.max()  # NaN where there is any
-        if not largest < np.inf:
-            raise InputError(not_finite(f"{self.part}'s logits"))
-        if largest == -np.inf:
-            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
+        self._check(scores.max())  # NaN where there is any
         for step in self.filters:
             scores = step(scores)
         if self.params.renormalize_logits:
             scores = scores - scores.max()
             scores = scores - np.log(np.exp(scores).sum())
         return scores
+
+    def _check(self, largest):
+        if not largest < np.inf:
+            raise InputError(not_finite(f"{self.part}'s logits"))
+        if largest == -np.inf:
+            raise InputError("every token of the vocabulary is banned here; ban fewer (suppress_tokens, bad_words_ids, ...)")
+
+    def choose(self, found: "np.ndarray | Chosen | Likeliest") -> int:
+        """A token by logits float32 `[V]`, or by what a device found in them. Raises `InputError` as `filtered`."""
+        if isinstance(found, Chosen):
+            self._check(found.largest)
+            return found.id
+        if isinstance(found, Likeliest):
+            return int(found.ids[self.chosen(self.filtered(found.scores))])
+        return self.chosen(self.filtered(self.adjusted(found)))
 
     def chosen(self, scores: np.ndarray) -> int:
         """A token of filtered scores `[V]`: the likeliest one, or one that is drawn."""

@@ -1,12 +1,15 @@
 """Choosing tokens while every rank knows the logits of its own part of the vocabulary only.
 
-What travels per step and row is the largest score of each rank for greedy decoding, the `top_k + 1` largest for sampling
+What travels per step and row is the largest scores that the device found (`likeliest`: one where all rows decode greedily);
+where the host chooses, the largest score of each rank for greedy decoding, the `top_k + 1` largest for sampling
 with top_k, and all logits only where every one may be drawn (sampling without top_k, or with top_h) or is asked for
 (output_scores, output_logits, a logits_processor).
 """
 
 import numpy as np
 
+from ..generation.planes import CANDIDATES
+from ..generation.sampling import Likeliest
 from ..modeling import ops
 
 
@@ -19,6 +22,12 @@ class SplitVocabulary:
         self.size = bounds[-1]
         self.first = bounds[comm.rank]
         self.widest = max(np.diff(bounds).tolist())
+
+    def together(self, kind, lines, sampler):
+        """What rows choose from, by what every rank found of each: `likeliest`, all logits (kind None), or `scores`."""
+        if kind is Likeliest:
+            return self.likeliest(lines)
+        return self.whole(np.stack(lines)) if kind is None else self.scores(sampler, np.stack(lines))
 
     def scores(self, sampler, logits):
         """Adjusted scores `[B, V]` that `sampler` chooses from as it would from all; -inf where nothing can be chosen.
@@ -38,6 +47,19 @@ class SplitVocabulary:
         tempered = mine / np.float32(params.temperature)
         scores, sent = self._largest(mine, tempered, params.top_k + 1)
         return self.whole(mine) if self._cut_a_tie(sent, params.top_k) else scores
+
+    def likeliest(self, parts):
+        """`[Likeliest, ...]` of this rank's ids, per row, as many of each -> those of all ranks."""
+        scores, ids = (np.stack(column) for column in zip(*parts))
+        message = np.stack([scores, ids.astype(np.int32).view(np.float32)], -1)
+        count = 1 if scores.shape[1] == 1 else min(CANDIDATES, self.widest)
+        message = np.pad(message, [(0, 0), (0, count - scores.shape[1]), (0, 0)], constant_values=-np.inf)
+        sent = np.moveaxis(self.comm.gather_array(message), 0, 1).reshape(len(parts), -1, 2)  # [B, size * count, 2]
+        found = []
+        for scores, ids in zip(sent[..., 0], np.ascontiguousarray(sent[..., 1]).view(np.int32)):
+            order = ids.argsort(kind="stable")
+            found.append(Likeliest(scores[order], ids[order]))
+        return found
 
     def _largest(self, scores, order, count):
         """All ranks' `count` largest scores by `order`, put in place among -inf: `[B, V]`; and what each sent of `order`,

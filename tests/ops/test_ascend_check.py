@@ -159,6 +159,10 @@ def without_eps(x, weight, eps):
     return KERNELS["rms_norm"](x, weight, 1e-12)
 
 
+def the_divisor_first(x, dividend, divisor):
+    return KERNELS["addcdiv"](x, divisor, dividend)
+
+
 MEANINGS = [
     ("fused_infer_attention", keeps_what_it_should_discard, {"attention", "paged_attention"}),
     ("fused_infer_attention", ignores_the_mask, {"attention", "paged_attention"}),
@@ -169,8 +173,9 @@ MEANINGS = [
     ("moe_init_routing", pairs_by_columns, {"experts"}),
     ("grouped_matmul", other_counts, {"experts"}),
     ("swiglu", up_first, {"swiglu", "experts"}),
-    ("topk", smallest_first, {"route_topk", "draw", "expert_load"}),
+    ("topk", smallest_first, {"route_topk", "draw", "expert_load", "likeliest"}),
     ("conv2d", not_dilated, {"conv1d"}),
+    ("addcdiv", the_divisor_first, {"penalised"}),
     ("rms_norm", without_eps, {"rms_norm"}),
 ]
 

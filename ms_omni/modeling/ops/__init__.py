@@ -35,6 +35,11 @@ def graph_expert_rows() -> int:
     return owner(implementation(), "experts").GRAPH_EXPERT_ROWS
 
 
+def chooses() -> bool:
+    """Whether ids are chosen on the device, by `penalised`, `likeliest` and `race`; else the host does it, by all logits."""
+    return implementation().CHOOSES
+
+
 def pages_prompts() -> bool:
     """Whether `paged_attention` reads the blocks of a prompt where they lie; else it is better copied once, for `attention`."""
     return owner(implementation(), "paged_attention").PAGES_PROMPTS
@@ -251,6 +256,35 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: f
     then inversion of their cumulative distribution at noise.
 
     logits `[B, V]`, noise float32 `[B, 1]` uniform in [0, 1) -> int32 `[B, 1]`.
+    """
+
+
+@operator
+def penalised(logits: Tensor, planes: Tensor, factors: Tensor, biases: Tensor) -> Tensor:
+    """`min(l * f, l / f) + b`, which penalises what has f > 1 and bans what has b = -inf.
+
+    logits `[B, V]`; f, 1 or more, and b are the rows of planes float32 `[R, V]` at factors and biases, int32 `[B]`
+    -> float32 `[B, V]`.
+    """
+
+
+@operator
+def likeliest(logits: Tensor, count: int) -> Pair:
+    """The largest of each row `[B, V]`, in descending order, and their ids: `[B, count]` and int64 `[B, count]`.
+
+    For count 1 the id is the first of equals; for more any of them may come first.
+    """
+
+
+@operator
+def race(
+    values: Tensor, before: Tensor, inverse_temperature: Tensor, excluded: Tensor, room: Tensor, noise: Tensor
+) -> Tensor:
+    """Draws one of the likeliest ids of each row by values `[B, K]`, in descending order -> its place int64 `[B, 1]`.
+
+    All else float32. inverse_temperature `[B, 1]`; excluded `[B, K]`: 0, or -inf from a row's top_k on; before `[K, K]`: `-c` above
+    the diagonal and 0 elsewhere, room `[B, K]`: `c * top_p`, with a c that is larger than any `1 / noise` by far; noise `[B, K]`:
+    exponential. The smallest set that reaches top_p is drawn from, with the probability of each.
     """
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_attention, ascend_encoders, ascend_moe, ascend_settle, ascend_steps
+from . import ascend_attention, ascend_encoders, ascend_moe, ascend_sampling, ascend_settle, ascend_steps
 from . import ascend_kernels as kernels
 from .fused import EncoderWeights
 from .reference import Reference
@@ -32,12 +32,17 @@ class Ascend(Reference):
     decoder_step = staticmethod(ascend_steps.decoder_step)
     decoder_chunk = staticmethod(ascend_steps.decoder_chunk)
     code_frame = staticmethod(ascend_steps.code_frame)
+    CHOOSES = True
+
     attention = staticmethod(ascend_attention.attention)
     packed_attention = staticmethod(ascend_attention.packed_attention)
     paged_attention = staticmethod(ascend_attention.paged_attention)
     route_topk = staticmethod(ascend_moe.route_topk)
     experts = staticmethod(ascend_moe.experts)
     encoder_states = classmethod(ascend_encoders.encoder_states)
+    penalised = staticmethod(ascend_sampling.penalised)
+    likeliest = staticmethod(ascend_sampling.likeliest)
+    race = staticmethod(ascend_sampling.race)
 
     @staticmethod
     def prepare(weights, kept=None):

@@ -332,6 +332,39 @@ def _draw(rng, published):
         yield _scores(rng), np.array([[0.03], [0.5], [0.97]]), 0.9, top_k, top_p
 
 
+def _penalised(rng, published):
+    for size in (96, 152_064) if published else (96,):
+        planes = np.concatenate([rng.uniform(1, 1.5, (3, size)), -rng.uniform(0, 2, (3, size))])
+        yield _normal(rng, 4, size), planes, np.array([0, 2, 1, 2], np.int32), np.array([3, 5, 4, 3], np.int32)
+
+
+def _one(logits, count):
+    return count == 1
+
+
+def _largest(rng, published):
+    yield np.repeat(_scores(rng, 50), 2, 1), 1  # of equals the first
+    if published:
+        yield from ((*case, 1) for case in _argmax(rng, True))
+
+
+def _likeliest(rng, published):
+    yield _scores(rng), 7
+
+
+def _race(rng, published):
+    """Noise of which the winner leads by far, and no set that ends close to top_p."""
+    for count in (8, 64) if published else (8,):
+        c, before = 1e20, np.triu(np.ones((count, count)), 1)
+        values = np.tile(np.arange(count, 0, -1, np.float32) / np.float32(8), (4, 1))
+        excluded = np.where(np.arange(count) < np.array([[count], [count], [3], [1]]), 0.0, -np.inf)
+        inverse, shares = np.array([[1.25], [0.5], [1.0], [1.0]]), np.array([[1.0], [0.42], [0.8], [1.0]])
+        noise = np.full((4, count), 2.0)
+        noise[np.arange(4), [4, 1, 2, 0]] = 0.01
+        noise[1, 6] = 1e-4  # would win, but is behind top_p
+        yield values, -c * before, inverse, excluded, np.tile(c * shares, (1, count)), noise
+
+
 def _cross_entropy(rng, published):
     yield _scores(rng), np.array([5, 0, 99], np.int32)
 
@@ -397,6 +430,9 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "clip": _any(_clip, compiled=False),
     "argmax": _any(_argmax),
     "draw": _any(_draw),
+    "penalised": _any(_penalised),
+    "likeliest": (Kind("one", _largest, _one), Kind("several", _likeliest)),
+    "race": _any(_race),
     "cross_entropy": _any(_cross_entropy, compiled=False),
     "expert_load": _any(_expert_load, compiled=False),
 }

@@ -13,6 +13,7 @@ D channels, E experts.
 import mindspore as ms
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import (
+    AddcdivExt,
     AddRmsNorm,
     Clone,
     ConstantPadND,
@@ -28,7 +29,7 @@ CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aol
 
 ATTENTION_TYPES = (ms.float16, ms.bfloat16)
 """What both attention kernels are documented for."""
-_clone, _index_add, _index_copy = Clone(), IndexAddExt(), InplaceIndexCopy()
+_addcdiv, _clone, _index_add, _index_copy = AddcdivExt(), Clone(), IndexAddExt(), InplaceIndexCopy()
 _init_routing, _pad, _split, _add_rms_norm = MoeInitRoutingV2(), ConstantPadND(), SplitWithSize(), AddRmsNorm()
 VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
@@ -268,6 +269,11 @@ def index_add(x, index, rows):
     DOCS/mint/mindspore.mint.index_add.html, CANN/aclnnIndexAdd.md: float16, bfloat16, float32.
     """
     return _index_add(x, 0, index, rows)
+
+
+def addcdiv(x, dividend, divisor):
+    """`x + dividend / divisor`: what `mint.addcdiv` calls. CANN/aclnnAddcdiv.md: float16, bfloat16, float32."""
+    return _addcdiv(x, dividend, divisor)
 
 
 def clone(x):

@@ -11,6 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 from ..interruption import interruptible
 from . import ascend_kernels as kernels
 from . import ascend_sampling as sampling
+from . import drawing
 from .ascend_layer import CachedLayer, FrameLayer
 from .ascend_weights import rounded
 from .fused import FrameWeights
@@ -26,7 +27,7 @@ def packs(weights):
     if not frame:
         return known
     sparse = any(layer.router is not None for layer in stack.layers)
-    return known and not sparse and weights.heads[0].shape[0] >= sampling.CANDIDATES
+    return known and not sparse and weights.heads[0].shape[0] >= drawing.CANDIDATES
 
 
 def prepare(weights, kept=None):
@@ -145,7 +146,7 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
 class PreparedFrame:
     """weights: `FrameWeights`. Rows of a launch are sampled each in its own way. noise_width: random numbers per code."""
 
-    noise_width = sampling.CANDIDATES
+    noise_width = drawing.CANDIDATES
 
     def __init__(self, weights):
         self.sources = _identity(weights)
@@ -160,12 +161,12 @@ class PreparedFrame:
     @staticmethod
     def takes(kind):
         """Whether rows can be sampled so: greedily, or among no more than the candidates."""
-        return kind is None or 0 < kind[1] <= sampling.CANDIDATES
+        return kind is None or 0 < kind[1] <= drawing.CANDIDATES
 
     def frame(self, hidden, code, noise, kinds):
-        """kinds: how each row samples, see `sampling.draw_inputs`; noise float32 `[B, n - 1, K]`, exponential."""
+        """kinds: how each row samples, see `drawing.Kind`; noise float32 `[B, n - 1, K]`, exponential."""
         rows, dtype = len(hidden), hidden.dtype
-        *same, noise = sampling.draw_inputs(kinds, noise)
+        *same, noise = drawing.draw_inputs(kinds, noise)
         summed = np.ones((rows, 1, self.codes), np.float32)
         summed[..., 0] = 0  # of the talker's state
         arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
@@ -200,10 +201,10 @@ class _Frame(nn.Cell):
         self.ropes = tuple(tuple(rounded(table, stack.norm.dtype) for table in pair) for pair in zip(cos, sin))
         self.masks = tuple(Tensor(np.triu(np.ones((1, size, size), bool), 1)) for size in sizes)
         self.last = tuple(Tensor(np.array([size - 1], np.int32)) for size in sizes)
-        self.before, self.counts = sampling.before(), (1,) * count
+        self.before, self.counts = Tensor(drawing.before()), (1,) * count
 
     def construct(self, hidden, code, summed, inverse_temperature, excluded, room, noise):
-        """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `sampling.Draw`, noise
+        """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `ops.race`, noise
         `[n - 1, B, K]` -> codes int64 `[B, n]`, sums of their embeddings `[B, 1, D]`, the last code's largest logits `[B, K]`.
         """
         b, _, width = hidden.shape
@@ -218,7 +219,7 @@ class _Frame(nn.Cell):
             rows, _ = kernels.add_rms_norm(rows, total, self.norm, self.eps)
             state = mint.index_select(rows.reshape(b, -1, width), 1, self.last[index]).reshape(b, width)
             draw = (inverse_temperature, excluded, room, noises[index].reshape(room.shape))
-            code, largest = sampling.race(kernels.dense(state, self.heads[index], None), draw, self.before)
+            code, largest = sampling.drawn(kernels.dense(state, self.heads[index], None), self.before, draw)
             embed = kernels.embedding(code, self.tables[index])
             codes = (*codes, code)
         return mint.cat(codes, 1), mint.baddbmm(embed, summed, x), largest

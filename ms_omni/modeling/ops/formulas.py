@@ -214,6 +214,22 @@ def draw(logits, noise, temperature, top_k, top_p):
     return np.take_along_axis(order, place, -1).astype(np.int32)
 
 
+def penalised(logits, planes, factors, biases):
+    factor, bias = planes[factors], planes[biases]
+    return np.where(logits < 0, logits * factor, logits / factor) + bias
+
+
+def likeliest(logits, count):
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+    return np.take_along_axis(logits, ids, -1), ids
+
+
+def race(values, before, inverse_temperature, excluded, room, noise):
+    probs = softmax(values * inverse_temperature + excluded)
+    free = probs.cumsum(-1) - probs < room / -before.min()
+    return np.where(free, probs / noise, -1).argmax(-1)[:, None]
+
+
 def cross_entropy(logits, labels):
     return -np.log(softmax(logits)[np.arange(len(labels)), labels]).mean()
 

@@ -39,6 +39,9 @@ class Reference:
     PAGES_PROMPTS = False
     """Whether `paged_attention` does without a copy for more than one query."""
 
+    CHOOSES = False
+    """Whether logits are better chosen from where they are than on the host."""
+
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
@@ -266,6 +269,25 @@ class Reference:
         index = (total <= target).astype(ms.int32).sum(-1, keepdims=True)
         index = ops.minimum(index, Tensor(size - 1, ms.int32))
         return ops.gather_elements(ids, 1, index).astype(ms.int32)
+
+    @staticmethod
+    def penalised(logits, planes, factors, biases):
+        logits = logits.astype(ms.float32)
+        factor, bias = ops.gather(planes, factors, 0), ops.gather(planes, biases, 0)
+        return ops.minimum(logits * factor, logits / factor) + bias
+
+    @staticmethod
+    def likeliest(logits, count):
+        values, ids = ops.max(logits, -1, True) if count == 1 else ops.topk(logits, count, dim=-1)
+        return values, ids.astype(ms.int64)
+
+    @staticmethod
+    def race(values, before, inverse_temperature, excluded, room, noise):
+        rows, count = values.shape
+        scores = values.astype(ms.float32) * ops.tile(inverse_temperature, (1, count)) + excluded
+        probs = ops.softmax(scores, -1)
+        left = room + _matmul(probs, before)
+        return ops.argmax(ops.minimum(probs / noise, left), -1).astype(ms.int64).reshape(rows, 1)
 
     @staticmethod
     def cross_entropy(logits, labels):

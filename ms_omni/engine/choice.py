@@ -1,0 +1,185 @@
+"""Choosing on the device: for the rows whose parameters it can follow, so that not their logits travel but a few numbers.
+
+    logits [B, V] -> penalised, where a row has penalties -> the likeliest ids -> one of them, drawn by each row's own noise
+
+Greedy decoding takes the likeliest. Where ranks share the vocabulary each finds the likeliest ids of its part, and rank 0 chooses
+among those of all (`SplitVocabulary.likeliest`). Every other row is chosen for on the host, see `RowSampler.choose`.
+"""
+
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Rows
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from ..generation.planes import CANDIDATES, NEUTRAL, Terms, expressible
+from ..generation.sampling import Chosen, Likeliest, RowSampler
+from ..modeling import ops
+from ..modeling.packing import host_array
+from ..modeling.steps import Graph
+
+Found = np.ndarray | Chosen | Likeliest | None
+ROWS = 16
+SCALE = np.float32(1e20)
+"""See `ops.race`."""
+LEAST_NOISE = np.float32(1e-12)
+
+
+class Chooser:
+    """For the rows of a head; rows: how many are launched at most. Nothing is compiled but by `warm`; before, operators run one by one."""
+
+    def __init__(self, head: Any, rows: int = ROWS):
+        vocabulary = getattr(head, "vocabulary", None)
+        self.width, self.first, self.draws = head.size, vocabulary.first if vocabulary else 0, vocabulary is None
+        self.choices: dict[tuple, _Choice] = {}
+        self.count = min(CANDIDATES, self.width)
+        self.on = ops.chooses()
+        if self.on:
+            self.planes = Planes(self.width, self.first, 1 + rows)
+            self.before = Tensor(np.triu(np.full((self.count, self.count), -SCALE, np.float32), 1))
+
+    def warm(self, dtype: ms.Type, sizes: Iterable[int]) -> None:
+        """Compiles what launches of so many rows may need, for logits of a type."""
+        for size in sizes if self.on else ():
+            logits = Tensor(np.zeros((size, self.width), np.float32)).astype(dtype)
+            for penalised in (False, True):
+                for drawn in (False, True):
+                    inputs = self._inputs([None] * size, penalised, drawn, np.zeros(size, np.int32))
+                    choice = self._choice(size, penalised, drawn)
+                    choice(logits, *inputs)
+                    choice.compiled = True
+
+    def _choice(self, *kind):
+        if kind not in self.choices:
+            self.choices[kind] = _Choice(self, *kind[1:])
+        return self.choices[kind]
+
+    def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Found]:
+        """What each row chooses by; logits `[B, 1, V]`, the first are of the rows with these samplers, and of one that is None nothing
+        is wanted. seen: numbers of rows whose logits somebody looks at.
+        """
+        if not self.on:
+            return list(host_array(logits)[: len(samplers), 0].astype(np.float32))
+        logits, found = logits.reshape(-1, self.width), [None] * len(samplers)
+        rows = [row for row, sampler in enumerate(samplers) if sampler is not None]
+        here = [row for row in rows if row not in seen and expressible(samplers[row])]
+        there = [row for row in rows if row not in here]
+        if there:
+            lines = host_array(ops.gather_rows(logits, Tensor(np.array(there, np.int32)))).astype(np.float32)
+            for row, line in zip(there, lines):
+                found[row] = line
+        if here:
+            self._choose([sampler if row in here else None for row, sampler in enumerate(samplers)], logits, found)
+        return found
+
+    def _choose(self, samplers, logits, found):
+        size = logits.shape[0]
+        slots = np.zeros(size, np.int32)
+        slots[: len(samplers)] = self.planes.slots(samplers)
+        drawn = any(sampler is not None and sampler.params.do_sample for sampler in samplers)
+        penalised = bool(slots.any())
+        choice = self._choice(size, penalised, drawn)
+        inputs = self._inputs([*samplers, *[None] * (size - len(samplers))], penalised, drawn, slots)
+        values, ids, places = map(host_array, (choice if choice.compiled else choice.run)(logits, *inputs))
+        values = values.astype(np.float32)
+        for row, sampler in enumerate(samplers):
+            if sampler is None:
+                continue
+            if not self.draws:
+                found[row] = Likeliest(values[row], ids[row] + self.first)
+            elif sampler.params.do_sample:
+                found[row] = Chosen(int(ids[row, places[row, 0]]), float(values[row].max()))
+            else:
+                first = np.where(values[row] == values[row, 0], ids[row], ids[row, 0]).min()  # of equals, as argmax
+                found[row] = Chosen(int(first), float(values[row].max()))
+
+    def _inputs(self, samplers, penalised, drawn, slots):
+        """What a launch takes beside its logits."""
+        found = (Tensor(slots), Tensor(slots + self.planes.count)) if penalised else ()
+        if not (drawn and self.draws):
+            return found
+        noise = np.ones((len(samplers), self.count), np.float32)
+        kinds = []
+        for row, sampler in enumerate(samplers):
+            draws = sampler is not None and sampler.params.do_sample
+            kinds.append(
+                (sampler.params.temperature, sampler.params.top_k, sampler.params.top_p) if draws else (1.0, 1, 1.0)
+            )
+            if draws:
+                noise[row] = np.maximum(sampler.stream.standard_exponential(CANDIDATES, np.float32), LEAST_NOISE)[
+                    : self.count
+                ]
+        return *found, *_terms(tuple(kinds), self.count), Tensor(noise)
+
+
+@lru_cache(maxsize=32)
+def _terms(kinds, count):
+    """inverse_temperature, excluded and room of `ops.race` for rows `(temperature, top_k, top_p)`."""
+    temperature, top_k, top_p = (np.array(column)[:, None] for column in zip(*kinds))
+    excluded = np.where(np.arange(count) < top_k, np.float32(0), np.float32(-np.inf))
+    room = np.repeat(SCALE * np.where(top_p < 1, top_p, 2).astype(np.float32), count, 1)  # none is left out by rounding
+    return Tensor((1 / temperature).astype(np.float32)), Tensor(excluded), Tensor(room)
+
+
+class _Choice(Graph):
+    """penalised: whether some rows have penalties; drawn: whether some are sampled."""
+
+    def __init__(self, chooser, penalised, drawn):
+        super().__init__()
+        self.compiled = False
+        self.penalised, self.draws, self.width = penalised, drawn and chooser.draws, chooser.width
+        self.count = chooser.count if drawn else 1
+        self.planes, self.before = chooser.planes.buffer, chooser.before
+
+    @ms.jit
+    def construct(self, logits, *inputs):
+        return self.run(logits, *inputs)
+
+    def run(self, logits, *inputs):
+        """-> values and ids `[B, K]`, places in them int64 `[B, 1]`, which say nothing where no row is sampled."""
+        if self.penalised:
+            logits = ops.penalised(logits, self.planes.reshape(-1, self.width), inputs[0], inputs[1])
+        values, ids = ops.likeliest(logits, self.count)
+        return values, ids, ops.race(values, self.before, *inputs[-4:]) if self.draws else ids
+
+
+class Planes:
+    """The penalties of some rows on the device: a factor and a bias for each id from `first` on, `width` of them.
+
+    buffer float32 `[2 * count * width, 1]`: `count` rows of factors, then the biases; row 0 of both is neutral, and the others go to
+    whoever is chosen for: those that are, and those of before that are still of use.
+    """
+
+    def __init__(self, width: int, first: int, count: int):
+        self.width, self.first, self.count = width, first, count
+        numbers = np.repeat(np.array(NEUTRAL, np.float32), count * width)[:, None]
+        self.buffer = Parameter(Tensor(numbers), name=f"planes{id(self)}")
+        self.of: WeakKeyDictionary[RowSampler, int] = WeakKeyDictionary()
+        self.terms: dict[int, Terms] = {}
+
+    def slots(self, samplers: Rows[RowSampler | None]) -> list[int]:
+        """The row of each sampler, 0 where it has no penalties; they hold what is penalised now."""
+        changes: dict[tuple[int, int], tuple[float, float]] = {}
+        found = [self._slot(sampler, samplers, changes) if sampler and sampler.adjustments else 0 for sampler in samplers]
+        here = {place: term for place, term in changes.items() if 0 <= place[1] - self.first < self.width}
+        if here:
+            index = np.array([slot * self.width + id - self.first for slot, id in here], np.int32)
+            index = np.concatenate([index, index + self.count * self.width])
+            numbers = np.array(list(here.values()), np.float32).T.reshape(-1, 1)
+            ops.write_rows(self.buffer, Tensor(index), Tensor(numbers))
+        return found
+
+    def _slot(self, sampler, samplers, changes):
+        slot = self.of.get(sampler)
+        if slot is None:
+            free = set(range(1, self.count)) - set(self.of.values())
+            slot = min(free) if free else self.of.pop(next(other for other in self.of if other not in samplers))
+            if slot in self.terms:
+                changes.update(((slot, id), NEUTRAL) for id in self.terms[slot].told)
+            self.of[sampler], self.terms[slot] = slot, Terms()
+        changes.update(((slot, id), term) for id, term in self.terms[slot].news(sampler).items())
+        return slot
