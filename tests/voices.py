@@ -4,13 +4,14 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ms_omni.engine import choice
 from ms_omni.engine.speech import SpeechStage, Voice
 
 
 @contextmanager
 def watched_voices():
-    """The `Voice`s of the answers that are asked for meanwhile, in order, each with `logits` `[V]` of every draw."""
-    found, begin, draws = [], SpeechStage.begin, Voice.draws
+    """The `Voice`s of the answers that are asked for meanwhile, in order, each with `logits` `[V]` of every draw, which the host makes."""
+    found, begin, draws, expressible = [], SpeechStage.begin, Voice.draws, choice.expressible
 
     def keep_voice(stage, id, *arguments):
         begin(stage, id, *arguments)
@@ -21,11 +22,11 @@ def watched_voices():
         voice.logits.append(logits.copy())
         return draws(voice, logits)
 
-    SpeechStage.begin, Voice.draws = keep_voice, keep_logits
+    SpeechStage.begin, Voice.draws, choice.expressible = keep_voice, keep_logits, lambda sampler: False
     try:
         yield found
     finally:
-        SpeechStage.begin, Voice.draws = begin, draws
+        SpeechStage.begin, Voice.draws, choice.expressible = begin, draws, expressible
 
 
 def codes_of(voice):

@@ -24,6 +24,8 @@ from ..modeling.steps import Graph
 
 Found = np.ndarray | Chosen | Likeliest | None
 ROWS = 16
+KINDS = (False, False), (False, True), (True, False), (True, True)
+"""Of launches: whether some rows have penalties, and whether some are sampled."""
 SCALE = np.float32(1e20)
 """See `ops.race`."""
 LEAST_NOISE = np.float32(1e-12)
@@ -42,16 +44,14 @@ class Chooser:
             self.planes = Planes(self.width, self.first, 1 + rows)
             self.before = Tensor(np.triu(np.full((self.count, self.count), -SCALE, np.float32), 1))
 
-    def warm(self, dtype: ms.Type, sizes: Iterable[int]) -> None:
+    def warm(self, dtype: ms.Type, sizes: Iterable[int], kinds: Iterable[tuple[bool, bool]] = KINDS) -> None:
         """Compiles what launches of so many rows may need, for logits of a type."""
         for size in sizes if self.on else ():
             logits = Tensor(np.zeros((size, self.width), np.float32)).astype(dtype)
-            for penalised in (False, True):
-                for drawn in (False, True):
-                    inputs = self._inputs([None] * size, penalised, drawn, np.zeros(size, np.int32))
-                    choice = self._choice(size, penalised, drawn)
-                    choice(logits, *inputs)
-                    choice.compiled = True
+            for kind in kinds:
+                choice = self._choice(size, *kind)
+                choice(logits, *self._inputs([None] * size, *kind, np.zeros(size, np.int32)))
+                choice.ready = True
 
     def _choice(self, *kind):
         if kind not in self.choices:
@@ -84,7 +84,7 @@ class Chooser:
         penalised = bool(slots.any())
         choice = self._choice(size, penalised, drawn)
         inputs = self._inputs([*samplers, *[None] * (size - len(samplers))], penalised, drawn, slots)
-        values, ids, places = map(host_array, (choice if choice.compiled else choice.run)(logits, *inputs))
+        values, ids, places = map(host_array, (choice if choice.ready else choice.run)(logits, *inputs))
         values = values.astype(np.float32)
         for row, sampler in enumerate(samplers):
             if sampler is None:
@@ -130,9 +130,9 @@ class _Choice(Graph):
 
     def __init__(self, chooser, penalised, drawn):
         super().__init__()
-        self.compiled = False
+        self.ready = False
         self.penalised, self.draws, self.width = penalised, drawn and chooser.draws, chooser.width
-        self.count = chooser.count if drawn else 1
+        self.candidates = chooser.count if drawn else 1
         self.planes, self.before = chooser.planes.buffer, chooser.before
 
     @ms.jit
@@ -143,7 +143,7 @@ class _Choice(Graph):
         """-> values and ids `[B, K]`, places in them int64 `[B, 1]`, which say nothing where no row is sampled."""
         if self.penalised:
             logits = ops.penalised(logits, self.planes.reshape(-1, self.width), inputs[0], inputs[1])
-        values, ids = ops.likeliest(logits, self.count)
+        values, ids = ops.likeliest(logits, self.candidates)
         return values, ids, ops.race(values, self.before, *inputs[-4:]) if self.draws else ids
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -10,7 +11,9 @@ from mindspore import Tensor, mint
 
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.config import load_named_config
+from ms_omni.engine.choice import KINDS, Chooser
 from ms_omni.engine.kv_pool import KVPool, PoolStep
+from ms_omni.generation.sampling import RowSampler, SamplingParams
 from ms_omni.modeling import BLOCK_TOKENS
 from ms_omni.modeling.audio_encoder import AudioEncoder
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
@@ -135,6 +138,29 @@ def frame(log: KernelLog) -> Counted:
     return Counted(log.built(), {})
 
 
+def sampler(log: KernelLog) -> Counted:
+    """The choice of an id for sixteen rows, the thinker's, sampled and with penalties, and the new penalties of a token; and its kinds."""
+    size = load_named_config("published").thinker_config.text_config.vocab_size
+    chooser = Chooser(SimpleNamespace(size=size), ROWS)
+    params = SamplingParams(
+        do_sample=True, top_k=50, top_p=0.9, temperature=0.7, repetition_penalty=1.1, presence_penalty=0.5
+    )
+    samplers = [RowSampler(params, np.random.default_rng(0), range(9)) for _ in range(ROWS)]
+    found = {}
+    for penalised, drawn in KINDS:
+        log.skip()
+        chooser.warm(ms.bfloat16, [ROWS], [(penalised, drawn)])
+        found["sampled" if drawn else "greedy", penalised] = log.built()
+    chooser.planes.slots(samplers)
+    for row in samplers:
+        row.note(9)
+    log.skip()
+    chooser.planes.slots(samplers)
+    update = log.launched()
+    kinds = {f"{name}{' with penalties' if penalised else ''}": kind for (name, penalised), kind in found.items()}
+    return Counted(found["sampled", True] + update, {**kinds, "new penalties": update})
+
+
 def vocoder(log: KernelLog) -> Counted:
     """A chunk of frames to sound, operator by operator, behind another one."""
     config = load_named_config("published").code2wav_config
@@ -170,6 +196,6 @@ def encoders(log: KernelLog) -> Counted:
     return Counted(seen + heard, {"vision": block, "audio": layer})
 
 
-PARTS = {part.__name__: part for part in (talker, frame, vocoder, encoders)}
+PARTS = {part.__name__: part for part in (talker, frame, sampler, vocoder, encoders)}
 SPREAD = {part.__name__: part for part in (thinker, prefill)}
 """Those that a plan spreads over ranks; it leaves the others whole ("ep"), or they are spread in the same way ("zero3")."""

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from tests.ascend_dryrun import stub  # noqa: E402
 
-PARTS = ("thinker", "prefill", "talker", "frame", "vocoder", "encoders")
+PARTS = ("thinker", "prefill", "talker", "frame", "sampler", "vocoder", "encoders")
 SPREAD = PARTS[:2]
 WHOLE = tuple(f"whole:{kind}" for kind in ("text", "image", "video", "audio", "speech"))
 

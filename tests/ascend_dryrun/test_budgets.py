@@ -10,6 +10,7 @@ from ms_omni.parallel import launches
 from .run import WHOLE
 
 STEP = launches.GRAPH
+SAMPLER = 15
 
 
 def check(found: dict) -> None:
@@ -43,6 +44,20 @@ def test_a_chunk_of_a_prompt(dry):
     found = dry("prefill")
     check(found)
     assert found["launches"] == STEP.thinker(layers=48, cards=1, chunk=True)
+
+
+def test_the_choice_of_sixteen_rows(dry):
+    """With the launch that writes new penalties."""
+    found = dry("sampler")
+    check(found)
+    assert found["launches"] <= SAMPLER
+    assert found["launches_per_layer"] == {
+        "greedy": 1,
+        "sampled": 8,
+        "greedy with penalties": 7,
+        "sampled with penalties": 13,
+        "new penalties": 1,
+    }
 
 
 @pytest.mark.slow

@@ -188,7 +188,11 @@ def _of_elements(tensors, value, compute):
         require(x == first and second in (first, [*first[:-1], 1]), f"{x}, {first}, {second}: not emulated")
         return x
 
-    return Kernel(3, compute, shape, _same)
+    def quiet(*arrays):
+        with np.errstate(invalid="ignore"):
+            return compute(*arrays)
+
+    return Kernel(3, quiet, shape, _same)
 
 
 def addcmul_ext(tensors, *, value):

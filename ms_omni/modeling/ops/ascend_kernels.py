@@ -180,6 +180,15 @@ def topk(x, k):
     return mint.topk(x, k, -1)
 
 
+def largest(x):
+    """`mint.max` over the last axis -> values and int64 indices `[..., 1]`.
+
+    DOCS/mint/mindspore.mint.max.html, CANN/aclnnMaxDim.md. Unverified: that of equal elements the first is found (the cases of
+    the comparison have it), and that NaN is larger than any number.
+    """
+    return mint.max(x, -1, True)
+
+
 def softmax(x):
     """`mint.nn.functional.softmax` over the last axis, in the type of x. DOCS/mint/mindspore.mint.nn.functional.softmax.html,
     CANN/aclnnSoftmax.md: float16, bfloat16, float32. Unverified: that it computes in float32 whatever the type.

@@ -19,7 +19,7 @@ def penalised(logits, planes, factors, biases):
 
 
 def likeliest(logits, count):
-    return mint.max(logits, -1, True) if count == 1 else kernels.topk(logits, count)
+    return kernels.largest(logits) if count == 1 else kernels.topk(logits, count)
 
 
 def race(values, before, inverse_temperature, excluded, room, noise):
