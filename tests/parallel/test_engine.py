@@ -35,6 +35,20 @@ def test_every_rank_answers_as_one_process_does(strategy, geometry, workers, wan
         check_facts(json.loads((tmp_path / f"rank{rank}.json").read_text()), workers)
 
 
+@pytest.mark.slow
+def test_ranks_find_the_likeliest_ids_on_their_devices(checkpoint_of, model_of, tmp_path):
+    """Numpy stands for the devices. Ids are those of one process, greedy and sampled; codes where they are not drawn."""
+    folder, wanted = checkpoint_of("tiny"), {"names": NAMES[:2], "idle_s": 0, "work": []}
+    environment = {"MS_OMNI_OPS": "ascend-emulated", "PYTHONPATH": str(ROOT)}
+    job = msrun(2, tmp_path, WORKER, folder, tmp_path, "ep", json.dumps(wanted), limit_s=900, environment=environment)
+    assert job.code == 0, job.explain()
+    expected = one_by_one(model_of("tiny"), requests_of(folder, wanted["names"]))
+    for rank in range(2):
+        with np.load(tmp_path / f"rank{rank}.npz") as found:
+            assert all(np.array_equal(found[f"{index}.ids"], one["ids"]) for index, one in enumerate(expected))
+            assert np.array_equal(found["0.codes"], expected[0]["codes"]) and found["1.codes"].size
+
+
 def check_answers(found, expected):
     """Ids and codes are equal, samples nearly so."""
     for index, one in enumerate(expected):
