@@ -16,7 +16,7 @@ class Form:
     """How the steps of decoding run. kernels: how they are started, a key of the hardware's `launch_us`; layer: launches of a layer
     of the thinker on one card; rank: more of each on one of several cards, without the collectives; shared: more of each layer
     with a shared expert, as in the talker; besides: of a step beside its layers; frame: codes 1 .. 15 of a frame, sampled; choice:
-    of a token for each row, and penalties: more where it has some; chunk, chunk_besides: as layer and besides, of a chunk of a
+    of a token for each row, sampled, and penalties: more where it has some; chunk, chunk_besides: as layer and besides, of a chunk of a
     prompt, whose kernels are called one by one.
     """
 
@@ -27,8 +27,8 @@ class Form:
     shared: int = 6
     besides: int = 2
     frame: int = 1189
-    choice: int = 9
-    penalties: int = 5
+    choice: int = 8
+    penalties: int = 6
     chunk: int = 23
     chunk_besides: int = 2
 

@@ -291,6 +291,15 @@ def test_we_call_it_as_they_do(row, calls):
 
 def test_no_kernel_that_they_use_as_well_is_without_a_row(calls):
     plain = {"LayerNormExt", "GeluExt", "Dense", "Conv2DExt", "IndexSelect", "Embedding", "ArgMaxExt", "CumsumExt"}
-    plain |= {"SplitWithSize", "ConstantPadND", "IndexAddExt", "Clone", "AddLayerNormV2", "Addmm", "AddcmulExt", "AddcdivExt"}
+    plain |= {
+        "SplitWithSize",
+        "ConstantPadND",
+        "IndexAddExt",
+        "Clone",
+        "AddLayerNormV2",
+        "Addmm",
+        "AddcmulExt",
+        "AddcdivExt",
+    }
     ours_alone = {"InplaceIndexCopy"}
     assert calls.keys() - plain - ours_alone == {row.primitive for row in CONVENTIONS}

@@ -24,6 +24,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
     machinery = {name for name in public if getattr(ops, name).__module__ != ops.__name__}
     questions = {
         "graph_expert_rows",
+        "chooses",
         "pages_prompts",
         "fuses_encoders",
         "prepare",
