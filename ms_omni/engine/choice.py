@@ -16,47 +16,50 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from ..generation.planes import CANDIDATES, NEUTRAL, Terms, expressible
+from ..generation.planes import NEUTRAL, Terms, expressible
 from ..generation.sampling import Chosen, Likeliest, RowSampler
 from ..modeling import ops
+from ..modeling.interruption import interruptible
+from ..modeling.layers import Cell
+from ..modeling.ops.drawing import CANDIDATES, LEAST_NOISE, Kind, before, draw_terms
 from ..modeling.packing import host_array
-from ..modeling.steps import Graph
+from ..modeling.steps import LAUNCH_ROWS
 
 Found = np.ndarray | Chosen | Likeliest | None
-ROWS = 16
 KINDS = (False, False), (False, True), (True, False), (True, True)
 """Of launches: whether some rows have penalties, and whether some are sampled."""
-SCALE = np.float32(1e20)
-"""See `ops.race`."""
-LEAST_NOISE = np.float32(1e-12)
 
 
 class Chooser:
     """For the rows of a head; rows: how many are launched at most. Nothing is compiled but by `warm`; before, operators run one by one."""
 
-    def __init__(self, head: Any, rows: int = ROWS):
+    def __init__(self, head: Any, rows: int = LAUNCH_ROWS):
         vocabulary = getattr(head, "vocabulary", None)
-        self.width, self.first, self.draws = head.size, vocabulary.first if vocabulary else 0, vocabulary is None
+        self.dtype, self.width = head.dtype, head.size
+        self.first, self.draws = vocabulary.first if vocabulary else 0, vocabulary is None
         self.choices: dict[tuple, _Choice] = {}
+        self.graphs: dict[tuple, Any] = {}
         self.count = min(CANDIDATES, self.width)
         self.on = ops.chooses()
         if self.on:
             self.planes = Planes(self.width, self.first, 1 + rows)
-            self.before = Tensor(np.triu(np.full((self.count, self.count), -SCALE, np.float32), 1))
+            self.before = Tensor(before(self.count))
 
-    def warm(self, dtype: ms.Type, sizes: Iterable[int], kinds: Iterable[tuple[bool, bool]] = KINDS) -> None:
-        """Compiles what launches of so many rows may need, for logits of a type."""
+    def warm(self, sizes: Iterable[int], kinds: Iterable[tuple[bool, bool]] = KINDS) -> None:
+        """Compiles what launches of so many rows may need."""
         for size in sizes if self.on else ():
-            logits = Tensor(np.zeros((size, self.width), np.float32)).astype(dtype)
+            logits = Tensor(np.zeros((size, self.width), np.float32)).astype(self.dtype)
             for kind in kinds:
-                choice = self._choice(size, *kind)
-                choice(logits, *self._inputs([None] * size, *kind, np.zeros(size, np.int32)))
-                choice.ready = True
+                self.graphs[(size, *kind)] = ms.jit(_Choice(self, *kind), jit_level="O0", fullgraph=True)
+                self._launch(size, kind, logits, *self._inputs([None] * size, *kind, np.zeros(size, np.int32)))
 
-    def _choice(self, *kind):
-        if kind not in self.choices:
-            self.choices[kind] = _Choice(self, *kind[1:])
-        return self.choices[kind]
+    def _launch(self, size, kind, *inputs):
+        """-> values and ids `[B, K]`, places in them `[B, 1]`, which say nothing where no row is sampled; all on the host."""
+        if (size, *kind) not in self.graphs:
+            choice = self.choices[kind] = self.choices.get(kind) or _Choice(self, *kind)
+            return tuple(map(host_array, choice.construct(*inputs)))
+        with interruptible():
+            return tuple(map(host_array, self.graphs[(size, *kind)](*inputs)))
 
     def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Found]:
         """What each row chooses by; logits `[B, 1, V]`, the first are of the rows with these samplers, and of one that is None nothing
@@ -82,9 +85,8 @@ class Chooser:
         slots[: len(samplers)] = self.planes.slots(samplers)
         drawn = any(sampler is not None and sampler.params.do_sample for sampler in samplers)
         penalised = bool(slots.any())
-        choice = self._choice(size, penalised, drawn)
         inputs = self._inputs([*samplers, *[None] * (size - len(samplers))], penalised, drawn, slots)
-        values, ids, places = map(host_array, (choice if choice.ready else choice.run)(logits, *inputs))
+        values, ids, places = self._launch(size, (penalised, drawn), logits, *inputs)
         values = values.astype(np.float32)
         for row, sampler in enumerate(samplers):
             if sampler is None:
@@ -102,45 +104,31 @@ class Chooser:
         found = (Tensor(slots), Tensor(slots + self.planes.count)) if penalised else ()
         if not (drawn and self.draws):
             return found
-        noise = np.ones((len(samplers), self.count), np.float32)
-        kinds = []
+        noise, kinds = np.ones((len(samplers), CANDIDATES), np.float32), [None] * len(samplers)
         for row, sampler in enumerate(samplers):
-            draws = sampler is not None and sampler.params.do_sample
-            kinds.append(
-                (sampler.params.temperature, sampler.params.top_k, sampler.params.top_p) if draws else (1.0, 1, 1.0)
-            )
-            if draws:
-                noise[row] = np.maximum(sampler.stream.standard_exponential(CANDIDATES, np.float32), LEAST_NOISE)[
-                    : self.count
-                ]
-        return *found, *_terms(tuple(kinds), self.count), Tensor(noise)
+            if sampler is not None and sampler.params.do_sample:
+                params = sampler.params
+                kinds[row] = params.temperature, params.top_k, params.top_p
+                noise[row] = np.maximum(sampler.stream.standard_exponential(CANDIDATES, np.float32), LEAST_NOISE)
+        return *found, *_terms(tuple(kinds), self.count), Tensor(np.ascontiguousarray(noise[:, : self.count]))
 
 
 @lru_cache(maxsize=32)
-def _terms(kinds, count):
-    """inverse_temperature, excluded and room of `ops.race` for rows `(temperature, top_k, top_p)`."""
-    temperature, top_k, top_p = (np.array(column)[:, None] for column in zip(*kinds))
-    excluded = np.where(np.arange(count) < top_k, np.float32(0), np.float32(-np.inf))
-    room = np.repeat(SCALE * np.where(top_p < 1, top_p, 2).astype(np.float32), count, 1)  # none is left out by rounding
-    return Tensor((1 / temperature).astype(np.float32)), Tensor(excluded), Tensor(room)
+def _terms(kinds: tuple[Kind, ...], count: int) -> tuple[Tensor, ...]:
+    """On the device, for the kinds stay the same from token to token."""
+    return tuple(map(Tensor, draw_terms(kinds, count)))
 
 
-class _Choice(Graph):
+class _Choice(Cell):
     """penalised: whether some rows have penalties; drawn: whether some are sampled."""
 
     def __init__(self, chooser, penalised, drawn):
-        super().__init__()
-        self.ready = False
+        super().__init__(auto_prefix=False)
         self.penalised, self.draws, self.width = penalised, drawn and chooser.draws, chooser.width
         self.candidates = chooser.count if drawn else 1
         self.planes, self.before = chooser.planes.buffer, chooser.before
 
-    @ms.jit
     def construct(self, logits, *inputs):
-        return self.run(logits, *inputs)
-
-    def run(self, logits, *inputs):
-        """-> values and ids `[B, K]`, places in them int64 `[B, 1]`, which say nothing where no row is sampled."""
         if self.penalised:
             logits = ops.penalised(logits, self.planes.reshape(-1, self.width), inputs[0], inputs[1])
         values, ids = ops.likeliest(logits, self.candidates)

@@ -11,9 +11,9 @@ from ..modeling import ops
 from ..modeling.decoder import Decoder
 from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
-from ..modeling.steps import COMPILE_AFTER
+from ..modeling.steps import COMPILE_AFTER, LAUNCH_ROWS
 from .blocks import BLOCK, ContentCache
-from .choice import ROWS, Chooser, Found
+from .choice import Chooser, Found
 from .kv_pool import KVPool, PoolStep
 from .sequence import Sequence
 
@@ -41,7 +41,7 @@ class ThinkerRunner:
         features: ContentCache,
         listen: int | None = None,
         compile_after: int | None = COMPILE_AFTER,
-        rows: int = ROWS,
+        rows: int = LAUNCH_ROWS,
     ):
         self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
@@ -50,7 +50,7 @@ class ThinkerRunner:
     def warm(self, rows: int) -> None:
         """Makes the graphs for so many rows, where weights are packed, and those that choose."""
         self.step.warm(rows)
-        self.chooser.warm(self.thinker.dtype, [rows])
+        self.chooser.warm([rows])
 
     def encode(self, row: Sequence, number: int) -> None:
         """A call of an encoder of the prompt: `(features [n, D], those of the deepstack layers [[n, D], ...])`."""

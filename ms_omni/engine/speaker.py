@@ -33,7 +33,9 @@ class Speaker:
         blocks = settings["blocks"]
         self.channel, self.theirs, self.ours, self.errors = channel, {}, {}, {}
         pool = KVPool.of(parts["talker"].model, blocks)
-        self.stage = SpeechStage(**parts, ends=ends, pool=pool, compile_after=settings["compile_after"], rows=settings["max_rows"])
+        self.stage = SpeechStage(
+            **parts, ends=ends, pool=pool, compile_after=settings["compile_after"], rows=settings["max_rows"]
+        )
         if makes_graphs(settings["compile_after"]):
             for size in launch_sizes(settings["max_rows"]):
                 self.stage.warm(size)

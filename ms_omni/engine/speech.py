@@ -22,9 +22,9 @@ from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import COMPILE_AFTER, FrameStep, bucket, mixed_by, prepared_frame
+from ..modeling.steps import COMPILE_AFTER, LAUNCH_ROWS, FrameStep, bucket, mixed_by, prepared_frame
 from .blocks import cache_full
-from .choice import ROWS, Chooser, Found
+from .choice import Chooser, Found
 from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan, Speech
@@ -149,7 +149,7 @@ class SpeechStage:
         pool: KVPool,
         compile_after: int | None = COMPILE_AFTER,
         agree: Callable = lambda draw, count: draw(),
-        rows: int = ROWS,
+        rows: int = LAUNCH_ROWS,
     ):
         self.agree = agree
         self.talker, self.code2wav, self.pool, self.compile_after = talker, code2wav, pool, compile_after
@@ -164,6 +164,7 @@ class SpeechStage:
     def warm(self, rows: int) -> None:
         """Makes the graphs for so many rows, where weights are packed."""
         self.step.warm(rows)
+        self.chooser.warm([rows])
         if self.mixed(None):
             self._frame_step(rows, None).warm(rows)
 

@@ -10,10 +10,9 @@ Where a row asks for anything else it is chosen for on the host, from all of its
 
 import numpy as np
 
+from ..modeling.ops.drawing import CANDIDATES
 from .sampling import RowSampler, SamplingParams
 
-CANDIDATES = 64
-"""The likeliest ids, of which a device draws one; top_k may be as large."""
 COLDEST = 1e-6
 """Below, quotients of logits leave float32."""
 NEUTRAL = 1.0, 0.0

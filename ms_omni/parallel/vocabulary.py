@@ -8,9 +8,9 @@ with top_k, and all logits only where every one may be drawn (sampling without t
 
 import numpy as np
 
-from ..generation.planes import CANDIDATES
 from ..generation.sampling import Likeliest
 from ..modeling import ops
+from ..modeling.ops.drawing import CANDIDATES
 
 
 class SplitVocabulary:

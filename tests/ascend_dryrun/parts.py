@@ -141,7 +141,7 @@ def frame(log: KernelLog) -> Counted:
 def sampler(log: KernelLog) -> Counted:
     """The choice of an id for sixteen rows, the thinker's, sampled and with penalties, and the new penalties of a token; and its kinds."""
     size = load_named_config("published").thinker_config.text_config.vocab_size
-    chooser = Chooser(SimpleNamespace(size=size), ROWS)
+    chooser = Chooser(SimpleNamespace(size=size, dtype=ms.bfloat16), ROWS)
     params = SamplingParams(
         do_sample=True, top_k=50, top_p=0.9, temperature=0.7, repetition_penalty=1.1, presence_penalty=0.5
     )
@@ -149,7 +149,7 @@ def sampler(log: KernelLog) -> Counted:
     found = {}
     for penalised, drawn in KINDS:
         log.skip()
-        chooser.warm(ms.bfloat16, [ROWS], [(penalised, drawn)])
+        chooser.warm([ROWS], [(penalised, drawn)])
         found["sampled" if drawn else "greedy", penalised] = log.built()
     chooser.planes.slots(samplers)
     for row in samplers:
