@@ -147,7 +147,7 @@ class Engine(Work):
             return
         missing = [(stage, size) for stage in stages for size in sizes if size not in stage.step.sizes]
         for stage, size in tqdm(missing, "compiling steps", leave=False, disable=not sys.stderr.isatty()):
-            with self.ranks.together():
+            with exclusive, self.ranks.held():  # no hang, however long it takes
                 stage.warm(size)
 
     def _stage(self, blocks: int | None, compile_after: int | None) -> SpeechStage | SpeechProcess:
