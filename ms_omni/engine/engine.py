@@ -279,8 +279,8 @@ class Engine(Work):
         cache, ids = options.past_key_values, []
         found = prompts(self.thinker_cell.config, request.inputs, valid, cache)
         wanted = min(len(found) * options.num_return_sequences, LAUNCH_ROWS)
-        if self.shared and not self.rows and wanted > (self.thinker.step.most or 0):
-            self._warm([bucket(wanted)])
+        if self.shared and wanted > (self.thinker.step.most or 0) and (not self.rows or type(self.ranks) is not Alone):
+            self._warm([bucket(wanted)])  # of ranks each does so, whoever of them has forgotten which rows by now
         try:
             for number, prompt in enumerate(prompt for prompt in found for _ in range(options.num_return_sequences)):
                 row = self._row(request, number, prompt)
