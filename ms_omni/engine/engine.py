@@ -140,11 +140,16 @@ class Engine(Work):
         if not self.shared:
             self._warm(launch_sizes(self.max_rows))
 
+    def _warm_for(self, rows: int) -> None:
+        """Before rows of a request begin, unless others are at work: of ranks each does so, whoever has forgotten which rows by now."""
+        if rows > (self.thinker.step.most or 0) and (not self.rows or type(self.ranks) is not Alone):
+            self._warm([bucket(rows)])
+
     def _warm(self, sizes: list[int]) -> None:
         """Makes the graphs for launches of these sizes, where steps are such (see `ops.packs`), so that none is made while anybody waits."""
-        stages = [self.thinker, *([self.speech] if isinstance(self.speech, SpeechStage) else [])]
         if not makes_graphs(self.model.compile_after) or self.thinker.pool.stack is None:
             return
+        stages = [self.thinker, *([self.speech] if isinstance(self.speech, SpeechStage) else [])]
         missing = [(stage, size) for stage in stages for size in sizes if size not in stage.step.sizes]
         for stage, size in tqdm(missing, "compiling steps", leave=False, disable=not sys.stderr.isatty()):
             with exclusive, self.ranks.held():  # no hang, however long it takes
@@ -278,9 +283,8 @@ class Engine(Work):
         options, (_, valid) = request.options, prompt_of(request.inputs)
         cache, ids = options.past_key_values, []
         found = prompts(self.thinker_cell.config, request.inputs, valid, cache)
-        wanted = min(len(found) * options.num_return_sequences, LAUNCH_ROWS)
-        if self.shared and wanted > (self.thinker.step.most or 0) and (not self.rows or type(self.ranks) is not Alone):
-            self._warm([bucket(wanted)])  # of ranks each does so, whoever of them has forgotten which rows by now
+        if self.shared and makes_graphs(self.model.compile_after):
+            self._warm_for(min(len(found) * options.num_return_sequences, LAUNCH_ROWS))
         try:
             for number, prompt in enumerate(prompt for prompt in found for _ in range(options.num_return_sequences)):
                 row = self._row(request, number, prompt)
