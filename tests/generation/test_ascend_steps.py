@@ -1,24 +1,176 @@
-"""Steps as graphs over the emulated kernels of Ascend."""
+"""Whole steps of Ascend over packed weights, on emulated kernels: kernel by kernel, and as graphs made before anybody waits."""
+
+import threading
 
 import numpy as np
 import pytest
+from mindspore.common import api
 
-from ms_omni.modeling.steps import Graph
+from ms_omni.engine.engine import Engine
+from tests.parallel.answers import inputs_of
+from tests.parallel.engine_worker import Asked, engine_of, run, same
+from tests.reference import small
+
+GREEDY = {"max_new_tokens": 6, "talker_max_new_tokens": 7, "talker_do_sample": False, "predictor_do_sample": False}
+SAMPLED = {"max_new_tokens": 9, "thinker_do_sample": True, "top_k": 30, "talker_max_new_tokens": 5, "seed": 4}
+TEXT = {"return_audio": False, "eos_token_id": [], "max_new_tokens": 14}
+CALLERS = [
+    ("text", GREEDY),
+    ("image_audio_video", SAMPLED),
+    ("two_images", GREEDY),
+    ("text", {**TEXT, "thinker_do_sample": True, "seed": 1}),
+    ("two_audios", GREEDY),
+    ("text", TEXT),
+    ("text", {**GREEDY, "predictor_do_sample": True, "predictor_top_k": 40, "seed": 9}),
+]
+SURE = [number for number, (_, options) in enumerate(CALLERS) if options in (GREEDY, TEXT)]
+"""Whoever nothing is drawn for."""
+
+
+LENGTHS = (10, 600, 2000)
+"""Of answers, in tokens."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.write(tmp_path_factory.mktemp("small") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    from ms_omni import Qwen3OmniMoeForConditionalGeneration
+
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, compile_steps=False, progress=False)
+
+
+@pytest.fixture(scope="module")
+def requests(folder):
+    return [{**inputs_of(folder, name), **options} for name, options in CALLERS]
+
+
+@pytest.fixture(scope="module")
+def expected(model, requests):
+    """What CPU answers."""
+    return run(engine_of(model, max_rows=4), requests)
+
+
+@pytest.fixture(scope="module")
+def said(model, folder):
+    """What `generate` says on CPU to one and to several."""
+    return {name: model.generate(**inputs_of(folder, name), **GREEDY) for name in ("text", "batch")}
+
+
+@pytest.fixture(scope="module")
+def written(model, folder):
+    """What a thinker alone writes on CPU, to the end of a long answer."""
+    return model.thinker.generate(**inputs_of(folder, "text"), max_new_tokens=LENGTHS[-1], eos_token_id=[])
+
+
+@pytest.fixture
+def compilations():
+    """`compilations()`: how many graphs MindSpore has compiled since the test began."""
+    before = len(api.ms_compile_cache)
+    return lambda: len(api.ms_compile_cache) - before
+
+
+@pytest.fixture
+def as_graphs(model, monkeypatch):
+    """Steps are graphs, of engines that are made while a test runs."""
+    for part in (model, model.thinker):
+        monkeypatch.setattr(part, "compile_after", 0)
+        monkeypatch.setattr(part, "own_engine", None)
+
+
+def check_packed(engine):
+    for stage in (engine.thinker, engine.speech):
+        assert stage.step.fused is stage.pool.stack is not None
+    assert engine.speech.mixed(None)
+
+
+def check_sure(found, expected):
+    """Of rows that nothing is drawn for: ids and codes are those of CPU, samples nearly so."""
+    for number in SURE:
+        for key in ("ids", "codes"):
+            assert np.array_equal(found[number][key], expected[number][key]), (number, key)
+        check_sound(found[number]["samples"], expected[number]["samples"])
+
+
+def check_sound(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def check_generate(model, folder, said, names):
+    for name in names:
+        (ids, sound), (own, heard) = model.generate(**inputs_of(folder, name), **GREEDY), said[name]
+        assert np.array_equal(ids, own), name
+        for wave, other in zip(
+            *(waves if isinstance(waves, (list, tuple)) else [waves] for waves in (sound, heard)), strict=True
+        ):
+            check_sound(wave, other)
+    check_packed(model.own_engine)
+
+
+def test_generate_answers_as_on_cpu(said, model, folder, ascend):
+    check_generate(model, folder, said, said)
+
+
+def test_rows_beside_each_other_answer_as_on_cpu(expected, model, requests, ascend, compilations):
+    """Rows join one tick after another, one leaves; those that draw have what they draw alone."""
+    engine = engine_of(model, max_rows=4)
+    check_packed(engine)
+    found = run(engine, requests)
+    check_sure(found, expected)
+    drawn = [number for number in range(len(CALLERS)) if number not in SURE]
+    assert all(same([found[number] for number in drawn], run(engine_of(model, max_rows=1), [requests[n] for n in drawn])))
+    left = run(engine_of(model, max_rows=4), requests, cancel=2)
+    assert all(same(left, [*found[:2], *found[3:]]))
+    assert compilations() == 0
 
 
 @pytest.mark.slow
-def test_graphs_of_ascend_answer_as_the_cells_do(ascend, tiny_checkpoint, tiny_model, ask, monkeypatch):
-    from ms_omni import Qwen3OmniMoeForConditionalGeneration
+def test_graphs_are_made_when_an_engine_starts_and_never_later(expected, model, requests, ascend, as_graphs, compilations):
+    """For launches of 1, 2 and 4 rows, of thinker, talker and frames each; while rows come and go, from other threads too."""
+    engine = engine_of(model, max_rows=4)
+    check_packed(engine)
+    assert compilations() == 9 and engine.thinker.step.sizes == engine.speech.step.sizes == [1, 2, 4]
+    found = run(engine, requests)
+    check_sure(found, expected)
+    assert all(same(run(engine, requests, cancel=2), [*found[:2], *found[3:]]))
+    assert all(same(asked_by_threads(engine, requests), found))
+    assert compilations() == 9
 
-    graphs, call = set(), Graph.__call__
-    monkeypatch.setattr(Graph, "__call__", lambda graph, *arguments: graphs.add(graph) or call(graph, *arguments))
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, progress=False)
-    model.compile_after = 2
-    options = dict(
-        max_new_tokens=6, talker_max_new_tokens=5, eos_token_id=[], talker_eos_token_id=[], talker_do_sample=False
-    )
-    ids, wave = model.generate(**ask("hello"), **options)
-    kinds = sorted(type(graph).__name__ for graph in graphs)
-    assert kinds == ["FrameGraph", "_PoolGraph", "_PoolGraph"]  # thinker and talker
-    expected_ids, expected_wave = tiny_model.generate(**ask("hello"), **options)
-    assert (ids == expected_ids).all() and np.abs(wave - expected_wave).max() < 1e-5
+
+def asked_by_threads(engine, requests):
+    """Answers to as many threads as requests."""
+    answers = [None] * len(requests)
+
+    def ask(number):
+        one = Asked(engine, requests[number])
+        one.events += engine.events(one.id)
+        answers[number] = one.arrays()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+@pytest.mark.slow
+def test_generate_makes_its_graphs_before_the_first_answer(said, model, folder, ascend, as_graphs, compilations):
+    for name, graphs in (("text", 3), ("text", 3), ("batch", 6), ("text", 6)):
+        check_generate(model, folder, said, [name])
+        assert compilations() == graphs
+
+
+@pytest.mark.slow
+def test_answers_of_any_length_compile_nothing(written, model, folder, ascend, as_graphs, compilations):
+    """Past several blocks, of which tables hold 1, 2, 4 .. on other devices."""
+    inputs = inputs_of(folder, "text")
+    engine = Engine(model.thinker, max_rows=1, tokens=inputs["input_ids"].shape[1] + LENGTHS[-1])
+    assert compilations() == 1
+    for length in LENGTHS:
+        (*_, end) = engine.events(engine.add(**inputs, max_new_tokens=length, eos_token_id=[]))
+        assert np.array_equal(end.sequences[0], written[0, : end.sequences.shape[1]]) and end.text_tokens[0] == length
+        assert compilations() == 1

@@ -155,7 +155,9 @@ def prepare(weights, kept=None):
             return None
     if any(part.dtype != ms.float32 for part in parts):
         return None
-    return PreparedFrame(weights, kept) if frame else PreparedStack(weights)
+    if not frame:
+        return PreparedStack(weights)
+    return PreparedFrame(weights, kept if isinstance(kept, PreparedFrame) else None)  # other operators may have made it
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
