@@ -7,25 +7,10 @@ import pytest
 from mindspore.common import api
 
 from ms_omni.engine.engine import Engine
+from tests.generation import small
+from tests.generation.small import CALLERS, GREEDY, SURE, check_sound, check_sure
 from tests.parallel.answers import inputs_of
 from tests.parallel.engine_worker import Asked, engine_of, run, same
-from tests.reference import small
-
-GREEDY = {"max_new_tokens": 6, "talker_max_new_tokens": 7, "talker_do_sample": False, "predictor_do_sample": False}
-SAMPLED = {"max_new_tokens": 9, "thinker_do_sample": True, "top_k": 30, "talker_max_new_tokens": 5, "seed": 4}
-TEXT = {"return_audio": False, "eos_token_id": [], "max_new_tokens": 14}
-CALLERS = [
-    ("text", GREEDY),
-    ("image_audio_video", SAMPLED),
-    ("two_images", GREEDY),
-    ("text", {**TEXT, "thinker_do_sample": True, "seed": 1}),
-    ("two_audios", GREEDY),
-    ("text", TEXT),
-    ("text", {**GREEDY, "predictor_do_sample": True, "predictor_top_k": 40, "seed": 9}),
-]
-SURE = [number for number, (_, options) in enumerate(CALLERS) if options in (GREEDY, TEXT)]
-"""Whoever nothing is drawn for."""
-
 
 LENGTHS = (10, 600, 2000)
 """Of answers, in tokens."""
@@ -45,7 +30,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def requests(folder):
-    return [{**inputs_of(folder, name), **options} for name, options in CALLERS]
+    return small.requests_of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +70,6 @@ def check_packed(engine):
     for stage in (engine.thinker, engine.speech):
         assert stage.step.fused is stage.pool.stack is not None
     assert engine.speech.mixed(None)
-
-
-def check_sure(found, expected):
-    """Of rows that nothing is drawn for: ids and codes are those of CPU, samples nearly so."""
-    for number in SURE:
-        for key in ("ids", "codes"):
-            assert np.array_equal(found[number][key], expected[number][key]), (number, key)
-        check_sound(found[number]["samples"], expected[number]["samples"])
-
-
-def check_sound(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def check_generate(model, folder, said, names):
