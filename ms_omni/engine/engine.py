@@ -125,8 +125,6 @@ class Engine(Work):
         """
         if self._weights is not None and not self._weights.changed():
             return
-        cells = self.model._cells if self.whole else {}
-        self._weights = Weights([self.thinker_cell, *(cells[name] for name in ("talker", "code2wav") if name in cells)])
         thinker, compile_after = self.thinker_cell, self.model.compile_after
         blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
         listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
@@ -137,6 +135,8 @@ class Engine(Work):
         self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
         for pool in filter(None, self.scheduler.pools):
             pool.forget()
+        cells = self.model._cells if self.whole else {}
+        self._weights = Weights([self.thinker_cell, *(cells[name] for name in ("talker", "code2wav") if name in cells)])
         if not self.shared:
             self._warm(launch_sizes(self.max_rows))
 

@@ -224,7 +224,7 @@ class AudioEncoder(Encoder):
         """The device part, of what `pack` returns -> `[N, out]`; states: a list for the layers' inputs and last output."""
         x = self.downsample(Tensor(chunks))  # [C, t, D]
         x = ops.gather_rows(x.reshape(-1, x.shape[-1]), Tensor(rows))  # [N, D]
-        passed = self.states(self.layers, x, segments)
+        passed = self.states(x, segments)
         for x in passed:
             if states is not None:
                 states.append(x)

@@ -6,13 +6,22 @@ from .ops.fused import EncoderWeights
 
 
 class Encoder(Cell):
-    """prepared: what the fused operator works on; it is made of the parameters and no part of the model."""
+    """prepared: what the fused operator works on; it is made of the parameters and no part of the model. stacked: the layers."""
 
     prepared = None
 
-    def states(self, layers, x, segments, rope=None):
+    def ready(self):
+        """Packs the weights before they are used, where there is the fused operator."""
+        self.prepared = self._prepare(self.stacked)
+
+    @property
+    def stacked(self):
+        return self.layers
+
+    def states(self, x, segments, rope=None):
         """Yields x `[N, D]`, and what each of the layers makes of it, in turn. rope: where they take one."""
-        self.prepared = self._prepare(layers)
+        layers = self.stacked
+        self.ready()
         if self.prepared:
             yield from ops.encoder_states(x, segments, rope, self.prepared)
             return

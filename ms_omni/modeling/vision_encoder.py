@@ -141,6 +141,10 @@ class VisionEncoder(Encoder):
         self.inv_freq = inverse_frequencies(config.rope_theta, head_dim // 2)
 
     @property
+    def stacked(self):
+        return self.blocks
+
+    @property
     def input_layer(self):
         return self.patch_embed
 
@@ -186,7 +190,7 @@ class VisionEncoder(Encoder):
     def encode(self, x, segments, rope, watched=False):
         """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""
         deepstack, states = [], [] if watched else None
-        passed = self.states(self.blocks, x, segments, rope)
+        passed = self.states(x, segments, rope)
         for index, x in enumerate(passed, start=-1):
             if watched:
                 states.append(x)

@@ -31,4 +31,7 @@ def whole(kind: str, log: KernelLog) -> Counted:
     log.skip()
     speech = {"thinker_min_new_tokens": TOKENS, "talker_max_new_tokens": TOKENS}
     model.generate(**inputs, max_new_tokens=TOKENS, **(speech if kind == "speech" else {"return_audio": False}))
-    return Counted(log.launched(), {})
+    counted = Counted(log.launched(), {})
+    if model.own_engine._weights.changed():
+        raise AssertionError("weights have moved with the first answer, so the next one prepares everything again")
+    return counted

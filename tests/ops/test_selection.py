@@ -27,7 +27,10 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
         "chooses",
         "pages_prompts",
         "fuses_encoders",
+        "packs",
+        "place",
         "prepare",
+        "decoder_chunk",
         "refusal",
     }  # asked about operators, not computed by them
     assert public - machinery - questions == {*dispatch.OPERATORS}
@@ -41,7 +44,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
 
 
 def test_every_method_is_an_operator_or_asked_about_them():
-    questions = {"prepare", "refusal", "settled"}
+    questions = {"packs", "place", "prepare", "decoder_chunk", "refusal", "settled"}
     for implementation in IMPLEMENTATIONS:
         methods = {name for name, value in vars(implementation).items() if isinstance(value, (staticmethod, classmethod))}
         assert methods <= dispatch.OPERATORS.keys() | questions

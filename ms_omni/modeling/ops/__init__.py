@@ -14,7 +14,7 @@ batch and in any piece of a sequence. `cpu` grants it for float32, `reference` c
 uses (conv1d, conv_transpose1d, snake_beta, ...) and those of single elements and rows are always so on `cpu`.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -319,6 +319,13 @@ def prepare(weights: StackWeights | FrameWeights | EncoderWeights, kept: Any = N
     kept: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
     """
     return implementation().prepare(weights, kept)
+
+
+def place(parameters: Iterable[Parameter]) -> None:
+    """Moves parameters to where they are computed with, but for those that were packed: until then their addresses (`data_ptr`) are
+    those of the host, and would change with the first use.
+    """
+    implementation().place(parameters)
 
 
 @operator

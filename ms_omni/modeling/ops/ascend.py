@@ -10,7 +10,15 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import mint, ops
 
-from . import ascend_attention, ascend_encoders, ascend_moe, ascend_sampling, ascend_settle, ascend_steps
+from . import (
+    ascend_attention,
+    ascend_encoders,
+    ascend_moe,
+    ascend_sampling,
+    ascend_settle,
+    ascend_steps,
+    ascend_weights,
+)
 from . import ascend_kernels as kernels
 from .fused import EncoderWeights
 from .reference import Reference
@@ -29,6 +37,7 @@ class Ascend(Reference):
     GRAPH_EXPERT_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size
 
     packs = staticmethod(ascend_steps.packs)
+    place = staticmethod(ascend_weights.place)
     decoder_step = staticmethod(ascend_steps.decoder_step)
     decoder_chunk = staticmethod(ascend_steps.decoder_chunk)
     code_frame = staticmethod(ascend_steps.code_frame)

@@ -23,8 +23,9 @@ class Layer(nn.Cell):
         self.eps, self.head_dim, self.scale = eps, head_dim, head_dim**-0.5
         self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
         self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
-        self.qkv = _below(weights.q, weights.k, weights.v)
-        self.qkv_bias = _below(weights.q_bias, weights.k_bias, weights.v_bias)
+        self.packs = []  # held, for what their sources are is asked later
+        self.qkv = self._below(weights.q, weights.k, weights.v)
+        self.qkv_bias = self._below(weights.q_bias, weights.k_bias, weights.v_bias)
         self.o, self.o_bias = weights.o, weights.o_bias
         self.heads, self.kv_heads = weights.q.shape[0] // head_dim, weights.k.shape[0] // head_dim
         self.width, self.kv_width = self.heads * head_dim, self.kv_heads * head_dim
@@ -32,7 +33,11 @@ class Layer(nn.Cell):
         self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
         if self.dense:
-            self.gate_up, self.down, self.shared_gate = _below(weights.gate, weights.up), weights.down, weights.shared_gate
+            self.gate_up, self.down, self.shared_gate = (
+                self._below(weights.gate, weights.up),
+                weights.down,
+                weights.shared_gate,
+            )
         if self.sparse:
             self.router, self.experts_gate_up, self.experts_down = (
                 weights.router,
@@ -46,6 +51,13 @@ class Layer(nn.Cell):
 
     def __call__(self, *inputs):
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
+
+    def _below(self, *parameters):
+        """One below the other, in one; None where all of them are None. Its maker makes new layers when they change."""
+        if all(part is None for part in parameters):
+            return None
+        self.packs.append(Packed(rows, *parameters))
+        return self.packs[-1].current()
 
     def construct(self, x, total, rope, seen):
         """x and total `[N, D]`: what the layer before has added, and what it was added to (None: nothing yet); rope: cos and sin
@@ -111,11 +123,6 @@ class Layer(nn.Cell):
         counts = counts.astype(ms.int64)
         hidden = kernels.swiglu(kernels.grouped_matmul(rows, self.experts_gate_up, counts))
         return kernels.grouped_matmul(hidden, self.experts_down, counts)
-
-
-def _below(*parameters):
-    """One below the other, in one; None where all of them are None. Its maker makes new layers when they change."""
-    return None if all(part is None for part in parameters) else Packed(rows, *parameters).current()
 
 
 def _local_numbers(experts, first, held):

@@ -13,7 +13,7 @@ from . import ascend_kernels as kernels
 from . import ascend_sampling as sampling
 from . import drawing
 from .ascend_layer import CachedLayer, FrameLayer
-from .ascend_weights import rounded
+from .ascend_weights import place, rounded
 from .fused import FrameWeights
 
 ALIGNMENT = 16
@@ -67,7 +67,8 @@ class PreparedStack:
         if self.launch is None or self.launch.cell.keys is not cache.keys:
             self.launch = Launch(_Step(self, head, cache), self.ready)
         tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
-        tables[:, : cache.tables.shape[1]] = cache.tables
+        width = min(tables.shape[1], cache.tables.shape[1])  # which is filled up to a power of two
+        tables[:, :width] = cache.tables[:, :width]
         last = cache.lengths - 1
         slots = np.take_along_axis(tables, last[:, None] // cache.block, 1)[:, 0] * cache.block + last % cache.block
         for part in self.sums:
@@ -149,9 +150,10 @@ class PreparedFrame:
     noise_width = drawing.CANDIDATES
 
     def __init__(self, weights):
-        self.sources = _identity(weights)
         self.ready = set()
         self.launch = Launch(_Frame(weights), self.ready)
+        place(_parameters(weights))
+        self.sources = _identity(weights)
         self.codes = len(weights.heads) + 1
 
     def fits(self, weights):
@@ -180,9 +182,13 @@ class PreparedFrame:
 
 def _identity(weights):
     """What is other when any of the weights is."""
-    stack, parts = weights.stack, [weights.first_embedding, *weights.embeddings, *weights.heads, weights.stack.norm]
-    parts += [part for layer in stack.layers for part in layer if isinstance(part, Parameter)]
-    return [(id(part), part.data_ptr()) for part in parts]
+    return [(id(part), part.data_ptr()) for part in _parameters(weights)]
+
+
+def _parameters(weights):
+    stack = weights.stack
+    parts = [weights.first_embedding, *weights.embeddings, *weights.heads, stack.norm]
+    return parts + [part for layer in stack.layers for part in layer if isinstance(part, Parameter)]
 
 
 class _Frame(nn.Cell):

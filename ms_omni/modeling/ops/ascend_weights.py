@@ -5,7 +5,8 @@ memory of the card. What is made belongs to no cell, so neither files nor plans 
 """
 
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 
 import mindspore as ms
 import ml_dtypes
@@ -17,6 +18,7 @@ from . import dispatch  # which may be importing this very module
 NUMPY = {ms.float32: np.dtype(np.float32), ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 _numbers = itertools.count()
+_alive: "weakref.WeakSet[Packed]" = weakref.WeakSet()
 
 
 class Packed:
@@ -29,6 +31,7 @@ class Packed:
         self.sources = sources
         self._make, self._there = make, [source for source in sources if source is not None]
         self._parameter = Parameter(self._made(), name=f"packed{next(_numbers)}", requires_grad=False)
+        _alive.add(self)
 
     def made_of(self, *sources: Parameter | None) -> bool:
         """Whether these are its sources, the same objects."""
@@ -59,6 +62,14 @@ def _of_host(parameter):
 def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
     """kept, where it is made of these sources; else a new one."""
     return kept if kept is not None and kept.made_of(*sources) else Packed(make, *sources)
+
+
+def place(parameters: Iterable[Parameter]) -> None:
+    """See `ops.place`: all but those that something is made of, which stay on the host."""
+    sources = {id(source) for packed in _alive for source in packed.sources}
+    for parameter in parameters:
+        if id(parameter) not in sources:
+            parameter.reshape(-1)  # no kernel, and yet MindSpore moves it
 
 
 def rows(*arrays: np.ndarray) -> np.ndarray:

@@ -326,6 +326,10 @@ class Reference:
         return None
 
     @staticmethod
+    def place(parameters):
+        pass
+
+    @staticmethod
     def refusal(error):
         return None
 
