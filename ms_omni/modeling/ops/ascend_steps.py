@@ -231,5 +231,5 @@ class _Frame(nn.Cell):
         return mint.cat(codes, 1), mint.baddbmm(embed, summed, x), largest
 
 
-def code_frame(hidden, code, noise, kinds, prepared):
-    return prepared.frame(hidden, code, noise, kinds)
+def code_frame(hidden, code, noise, sampling, prepared):
+    return prepared.frame(hidden, code, noise, sampling)
