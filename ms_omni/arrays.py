@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .errors import InputError
@@ -25,6 +26,8 @@ DTYPES = {
     "long": "int64",
     "bool": "bool",
 }
+MODEL_TYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+"""Of parameters, by their names at MindSpore's."""
 DEVICES = ("cpu", "cuda", "gpu", "npu", "xpu", "mps", "ascend", "meta")
 Selected = namedtuple("Selected", ("values", "indices"))
 

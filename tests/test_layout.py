@@ -15,7 +15,6 @@ MODULES = sorted(name for name in FILES if name.startswith("ms_omni/"))
 STANDARD = set(sys.stdlib_module_names)
 MODELING = {
     "mindspore",
-    "ml_dtypes",
     "numpy",
     "ms_omni.modeling",
     "ms_omni.errors",

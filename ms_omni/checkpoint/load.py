@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
 
@@ -38,10 +38,9 @@ class LoadReport:
 def numpy_dtype(dtype) -> np.dtype:
     """The numpy dtype of a MindSpore float dtype (or its name). Raises CheckpointError for any other dtype."""
     name = str(dtype).lower().rsplit(".", 1)[-1]
-    known = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    if name not in known:
+    if name not in MODEL_TYPES:
         raise CheckpointError(f"got dtype {dtype}, expected float32, float16 or bfloat16.")
-    return np.dtype(known[name])
+    return MODEL_TYPES[name]
 
 
 def progress_bar(total: int, title: str, shown: bool = True):

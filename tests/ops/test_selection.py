@@ -30,7 +30,6 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
         "packs",
         "place",
         "prepare",
-        "decoder_chunk",
         "refusal",
     }  # asked about operators, not computed by them
     assert public - machinery - questions == {*dispatch.OPERATORS}
@@ -44,7 +43,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
 
 
 def test_every_method_is_an_operator_or_asked_about_them():
-    questions = {"packs", "place", "prepare", "decoder_chunk", "refusal", "settled"}
+    questions = {"packs", "place", "prepare", "refusal", "settled"}
     for implementation in IMPLEMENTATIONS:
         methods = {name for name, value in vars(implementation).items() if isinstance(value, (staticmethod, classmethod))}
         assert methods <= dispatch.OPERATORS.keys() | questions
@@ -64,7 +63,11 @@ def test_describe_says_which_class_an_operator_comes_from(use_operators):
     rows = {name: (used, why) for name, used, why in described}
     assert rows["silu"][0] == "other" and rows["silu"][1] != "other has none of its own"
     assert rows["gelu"] == rows["linear"] == ("reference", "other has none of its own")
-    assert {name for name, row in rows.items() if row[0] == "cells"} == {"decoder_step", "code_frame", "encoder_states"}
+    assert {name for name, row in rows.items() if row[0] == "cells"} == {
+        "decoder_step",
+        "code_frame",
+        "encoder_states",
+    }
 
 
 def test_another_implementation_is_used_at_once_by_whoever_holds_an_operator(use_operators):

@@ -337,6 +337,7 @@ def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Tensor, cache: Block
     """
 
 
+@operator
 def decoder_chunk(
     x: Tensor,
     cos: Tensor,
@@ -353,7 +354,6 @@ def decoder_chunk(
     x `[1, S, D]`, cos and sin `[1, S, D/2]`; cache: of this row, whose length is where its tokens end: what is behind pads. inject and
     observe: see `Decoder.run`; wanted: the numbers that it is to observe.
     """
-    return implementation().decoder_chunk(x, cos, sin, cache, start, prepared, inject, observe, wanted)
 
 
 @operator

@@ -33,11 +33,8 @@ class Layer(nn.Cell):
         self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
         if self.dense:
-            self.gate_up, self.down, self.shared_gate = (
-                self._below(weights.gate, weights.up),
-                weights.down,
-                weights.shared_gate,
-            )
+            self.gate_up, self.shared_gate = self._below(weights.gate, weights.up), weights.shared_gate
+            self.down = weights._asdict()["down"]
         if self.sparse:
             self.router, self.experts_gate_up, self.experts_down = (
                 weights.router,

@@ -9,13 +9,11 @@ import weakref
 from collections.abc import Callable, Iterable
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from ...arrays import MODEL_TYPES
 from . import dispatch  # which may be importing this very module
-
-NUMPY = {ms.float32: np.dtype(np.float32), ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 _numbers = itertools.count()
 _alive: "weakref.WeakSet[Packed]" = weakref.WeakSet()
@@ -56,7 +54,7 @@ class Packed:
 
 def _of_host(parameter):
     """Its values; MindSpore 2.10 has no bfloat16 arrays for numpy 2."""
-    return np.frombuffer(parameter.get_bytes(), NUMPY[parameter.dtype]).reshape(parameter.shape)
+    return np.frombuffer(parameter.get_bytes(), MODEL_TYPES[str(parameter.dtype).lower()]).reshape(parameter.shape)
 
 
 def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
@@ -79,4 +77,4 @@ def rows(*arrays: np.ndarray) -> np.ndarray:
 
 def rounded(array: np.ndarray, dtype: ms.Type) -> Tensor:
     """A float32 array of the host in a type of the model's."""
-    return Tensor.from_numpy(np.ascontiguousarray(array.astype(NUMPY[dtype])))
+    return Tensor.from_numpy(np.ascontiguousarray(array.astype(MODEL_TYPES[str(dtype).lower()])))
