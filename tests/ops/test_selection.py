@@ -65,6 +65,7 @@ def test_describe_says_which_class_an_operator_comes_from(use_operators):
     assert rows["gelu"] == rows["linear"] == ("reference", "other has none of its own")
     assert {name for name, row in rows.items() if row[0] == "cells"} == {
         "decoder_step",
+        "decoder_chunk",
         "code_frame",
         "encoder_states",
     }
