@@ -13,8 +13,8 @@ def table_and_numbers(_):
         warnings.simplefilter("always")
         try:
             from ..modeling import ops
-        except ValueError as reason:  # MS_OMNI_OPS
-            yield error(one_line(reason), "unset MS_OMNI_OPS, or set it to a name that is listed there")
+        except ValueError as reason:  # MS_OMNI_OPS or MS_OMNI_BOOST
+            yield error(one_line(reason), f"unset {str(reason).partition('=')[0]}, or set it to what is listed there")
             return
         from ..runtime import setup
 
@@ -29,6 +29,8 @@ def table_and_numbers(_):
 
 
 def _choice(ops, runtime, said):
+    from ..modeling.ops import ascend_boost
+
     yield ok(f"{runtime.device}, {str(runtime.dtype).lower()}: {runtime.reason}")
     groups = {}
     for name, implementation, reason in ops.describe():
@@ -43,6 +45,14 @@ def _choice(ops, runtime, said):
             yield warning(line, "it runs in another form, more slowly; report the line if versions match the table")
     if os.environ.get("MS_OMNI_OPS"):
         yield note(f"MS_OMNI_OPS={os.environ['MS_OMNI_OPS']} forces the choice")
+    if ascend_boost.wanted():
+        known = ops.implementation().steps(runtime.dtype)
+        if not known:
+            yield note("MS_OMNI_BOOST=1 has no effect: these operators are not those of Ascend")
+        elif "boosted_step" in known:
+            yield note(
+                "MS_OMNI_BOOST=1: decode layers have kernels that come with MindSpore, which were compared on this device"
+            )
 
 
 def _numbers(ops, runtime):

@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--plan", choices=("ep", "zero3"), help=f"on one of several cards, with {' or '.join(SPREAD)}")
     parser.add_argument("--cards", type=int, help="number of cards for --plan")
     parser.add_argument("--rank", type=int, default=0, help="which of the cards (default: 0)")
+    parser.add_argument("--boost", action="store_true", help="with MS_OMNI_BOOST=1")
     parser.add_argument("--json", action="store_true", help="print one object instead of a report")
     arguments = parser.parse_args()
     plan, cards, rank = arguments.plan, arguments.cards, arguments.rank
@@ -45,18 +46,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ascend-dryrun-") as folder:
         libraries = Path(folder, "libraries")
         stub.build(libraries)
-        result = dry_run(arguments.what, libraries, Path(folder, "work"), plan, cards or 1, rank)
+        result = dry_run(arguments.what, libraries, Path(folder, "work"), plan, cards or 1, rank, arguments.boost)
     print(json.dumps(result) if arguments.json else report(arguments.what, result))
     return 1 if result["raised"] else 0
 
 
-def dry_run(what: str, libraries: Path, work: Path, plan: str | None = None, cards: int = 1, rank: int = 0) -> dict:
+def dry_run(
+    what: str, libraries: Path, work: Path, plan: str | None = None, cards: int = 1, rank: int = 0, boost: bool = False
+) -> dict:
     """What `--json` prints; libraries: what `stub.build` made; work: where MindSpore's log is left."""
     work.mkdir()
     result = work / "result.json"
     after = ""
     while True:
-        before, code = after, _child(what, libraries, work, plan, cards, rank)
+        before, code = after, _child(what, libraries, work, plan, cards, rank, boost)
         after = result.read_text() if result.exists() else ""
         found = json.loads(after) if after else {"raised": {}}
         if code == 0:
@@ -70,8 +73,8 @@ def dry_run(what: str, libraries: Path, work: Path, plan: str | None = None, car
         result.write_text(json.dumps(found))  # the next process goes on behind this form
 
 
-def _child(what, libraries, work, plan, cards, rank) -> int:
-    variables = {**os.environ, **stub.environment(libraries), "MS_OMNI_OPS": "ascend"}
+def _child(what, libraries, work, plan, cards, rank, boost) -> int:
+    variables = {**os.environ, **stub.environment(libraries), "MS_OMNI_OPS": "ascend", "MS_OMNI_BOOST": str(int(boost))}
     variables.update(PYTHONPATH=f"{ROOT}:{variables['PYTHONPATH']}", RANK_SIZE=str(cards), RANK_ID=str(rank))
     command = [sys.executable, "-m", "tests.ascend_dryrun.child", str(work), what, *([plan] if plan else [])]
     return subprocess.run(command, env=variables, cwd=work, stdout=subprocess.DEVNULL).returncode

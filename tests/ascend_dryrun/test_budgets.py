@@ -77,6 +77,19 @@ def test_a_step_as_a_graph(dry, part, planned):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "part, planned", [("thinker", launches.BOOSTED.thinker(48, 1)), ("talker", launches.BOOSTED.talker(20))]
+)
+def test_a_boosted_step(dry, part, planned):
+    """MindSpore's own kernels are asked for their tiling too, which refuses queries that are not `[N, H, D]`."""
+    found = dry(part, boost=True)
+    assert not found["raised"] and set(found["names"]) == {"aclnn", "internal"}
+    assert set(found["names"]["internal"]) == {"AddRmsNorm", "ApplyRotaryPosEmb", "PagedAttention", "ReshapeAndCache"}
+    assert found["launches"] == planned
+    assert found["launches_per_layer"] == {part: {"thinker": 20, "talker": 26}[part]}
+
+
+@pytest.mark.slow
 def test_a_frame_as_a_graph(dry):
     found = dry("frame")
     check(found)

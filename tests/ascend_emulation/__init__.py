@@ -23,6 +23,7 @@ from .primitives import stand_in
 KERNELS = {
     "FusedInferAttentionScore": attention.fused_infer_attention_score,
     "FlashAttentionScore": attention.flash_attention_score,
+    "PagedAttention": attention.paged_attention,
     "RmsNorm": dense.rms_norm,
     "AddRmsNorm": dense.add_rms_norm,
     "LayerNormExt": dense.layer_norm_ext,
@@ -30,6 +31,7 @@ KERNELS = {
     "GeluExt": dense.gelu_ext,
     "Swiglu": dense.swiglu,
     "RotaryPositionEmbedding": dense.rotary_position_embedding,
+    "ApplyRotaryPosEmb": dense.apply_rotary_pos_emb,
     "Dense": dense.dense,
     "Addmm": dense.addmm,
     "Baddbmm": dense.baddbmm,
@@ -51,7 +53,7 @@ KERNELS = {
 }
 """Primitive -> what makes its `Kernel` (see `stand_in`)."""
 STAND_INS = {name: stand_in(getattr(gen_ops_prim, name), make) for name, make in KERNELS.items()}
-STAND_INS.update(InplaceIndexCopy=rows.inplace_index_copy, Arange=rows.arange)
+STAND_INS.update(InplaceIndexCopy=rows.inplace_index_copy, ReshapeAndCache=rows.reshape_and_cache, Arange=rows.arange)
 """Primitive -> what replaces its class."""
 
 

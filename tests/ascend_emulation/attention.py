@@ -115,6 +115,36 @@ def fused_infer_attention_score(tensors, *, sparse_mode, inner_precise, softmax_
     return Kernel(len(tensors), kernel.compute, kernel.shape, kernel.dtype)
 
 
+def paged_attention(tensors, *, head_num, scale_value, kv_head_num, kv_cache_quant_mode, mask_mode, mla_v_dim):
+    """`PagedAttention`: query `[N, H, D]`, caches `[blocks, P, K, D]`, block_tables int32 `[N, n]`, context_lens int32 `[N]` -> as query."""
+    require(tensors == ("query", "key_cache", "value_cache", "block_tables", "context_lens"), f"tensors {tensors}")
+    require((kv_cache_quant_mode, mask_mode, mla_v_dim) == ("DEFAULT", "MASK_DEFAULT", 0), "a mode that is not emulated")
+    require(isinstance(scale_value, float), f"scale {scale_value!r}")
+
+    def shape(q, keys, values, tables, lengths):
+        require(len(q) == 3 and q[1] == head_num, f"q {q}: three axes, the second of {head_num} heads")
+        require(keys == values and len(keys) == 4 and keys[2:] == [kv_head_num, q[2]], f"q {q}, k {keys}, v {values}")
+        require(keys[1] % 16 == 0 and q[2] % 16 == 0 and head_num % kv_head_num == 0, f"q {q}, blocks {keys}")
+        require(len(tables) == 2 and [tables[0]] == lengths == q[:1], f"tables {tables} and lengths {lengths} for {q}")
+        return q
+
+    def dtype(q, keys, values, tables, lengths):
+        require(tables == lengths == ms.int32, f"tables {tables}, lengths {lengths}")
+        return same_type(FLOATS, q, keys, values)
+
+    def compute(q, keys, values, tables, lengths, rounded=lambda x: x):
+        require((tables >= 0).all() and (tables < len(keys)).all(), f"block tables {tables.tolist()} for {len(keys)} blocks")
+        require((lengths > 0).all() and (lengths <= tables.shape[1] * keys.shape[1]).all(), f"lengths {lengths.tolist()}")
+        out = np.empty_like(q)
+        for row, (table, length) in enumerate(zip(tables, lengths)):
+            k, v = (x[table].reshape(-1, *x.shape[2:])[:length].swapaxes(0, 1) for x in (keys, values))  # [K, T, D]
+            scores = q[row].reshape(kv_head_num, -1, q.shape[2]) @ k.swapaxes(1, 2) * np.float32(scale_value)
+            out[row] = _softmax_product(scores, v, rounded).reshape(q.shape[1:])
+        return out
+
+    return Kernel(5, compute, shape, dtype)
+
+
 def flash_attention_score(
     tensors, *, head_num, scale_value, input_layout, sparse_mode, keep_prob, actual_seq_qlen, actual_seq_kvlen, **unused
 ):

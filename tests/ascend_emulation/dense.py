@@ -139,6 +139,32 @@ def rotary_position_embedding(tensors, *, mode):
     return Kernel(3, compute, shape, _same)
 
 
+def apply_rotary_pos_emb(tensors, *, cos_format):
+    """query `[N, H * D]`, key `[N, K * D]`, cos and sin `[N, D]`, both halves filled -> both with their pairs (i, i + D/2) turned."""
+    require(
+        tensors == ("query", "key", "cos", "sin", "position_ids") and cos_format == 2, f"tensors {tensors}, {cos_format}"
+    )
+
+    def shape(q, k, cos, sin, lengths):
+        require(len(q) == len(k) == 2 and cos == sin and [q[0]] == [k[0]] == cos[:1] == lengths, f"q {q}, k {k}, cos {cos}")
+        require(q[1] % cos[1] == k[1] % cos[1] == cos[1] % 2 == 0, f"q {q}, k {k}, cos {cos}")
+        return q, k
+
+    def dtype(q, k, cos, sin, lengths):
+        require(lengths == ms.int32, f"lengths {lengths}")
+        return (_same(q, k, cos, sin),) * 2
+
+    def compute(q, k, cos, sin, lengths):
+        turned, (cos, sin) = [], (table[:, None] for table in (cos, sin))
+        for x in (q, k):
+            heads = x.reshape(len(x), -1, cos.shape[-1])
+            low, high = np.split(heads, 2, -1)
+            turned.append((heads * cos + np.concatenate([-high, low], -1) * sin).reshape(x.shape))
+        return tuple(turned)
+
+    return Kernel(5, compute, shape, dtype)
+
+
 def dense(tensors):
     """input `[..., C]`, weight `[M, C]`, bias `[M]` or none -> `[..., M]`."""
     require(tensors in (("input", "weight"), ("input", "weight", "bias")), f"tensors {tensors}")

@@ -168,8 +168,46 @@ def inplace_index_copy():
     return call
 
 
+@functools.cache
+def _slots(cache, alike):
+    require(len(cache) == 4 and alike, f"caches {cache}, rows of another type: {not alike}")
+
+    def shape(key, value, slots):
+        require(key == value == [*slots, cache[2] * cache[3]], f"keys {key} and values {value} at {slots} of {cache}")
+        return slots
+
+    def dtype(key, value, slots):
+        require(slots == ms.int32 and key == value, f"slots of type {slots}")
+        return slots
+
+    def compute(key, value, slots):
+        _check_index("row", slots, cache[0] * cache[1])
+        return slots
+
+    kernel = Kernel(3, compute, shape, dtype)
+    kernel.called = "ReshapeAndCache", ("key", "value", "slot_mapping"), {"key_cache": cache}
+    return kernel
+
+
+def reshape_and_cache():
+    """`ReshapeAndCache()`: writes key and value `[N, K * D]` into caches `[blocks, P, K, D]` at rows slot_mapping `[N]`. Outside graphs."""
+
+    def call(key, value, key_cache, value_cache, slot_mapping):
+        alike = key.dtype == key_cache.dtype == value_cache.dtype and key_cache.shape == value_cache.shape
+        slots = _slots(tuple(key_cache.shape), alike)(key, value, slot_mapping)
+        for cache, rows in ((key_cache, key), (value_cache, value)):
+            _overwrite(cache, slots, rows)
+        return key
+
+    return call
+
+
 def _overwrite(buffer, index, rows):
-    memory = (ctypes.c_uint16 * buffer.size).from_address(buffer.data_ptr())
-    bits = (np.ascontiguousarray(rows.astype(ms.float32).asnumpy()).view(np.uint32) >> 16).astype(np.uint16)
-    np.frombuffer(memory, np.uint16).reshape(buffer.shape)[index.asnumpy()] = bits
+    """Of any shape, whose rows lie one behind the other."""
+    bits = np.ascontiguousarray(rows.astype(ms.float32).asnumpy()).view(np.uint32)
+    number, bits = (
+        (ctypes.c_uint32, bits) if buffer.dtype == ms.float32 else (ctypes.c_uint16, (bits >> 16).astype(np.uint16))
+    )
+    memory = (number * buffer.size).from_address(buffer.data_ptr())
+    np.frombuffer(memory, bits.dtype).reshape(-1, bits.shape[1])[index.asnumpy()] = bits
     return buffer

@@ -31,6 +31,15 @@ def test_a_name_that_is_no_implementation(child):
     assert "MS_OMNI_OPS='nonsense' is not an implementation" in finding.what and "unset MS_OMNI_OPS" in finding.do
 
 
+def test_boosted_layers(child):
+    (finding,) = [found for found in child("operators", MS_OMNI_BOOST="1") if "MS_OMNI_BOOST" in found.what]
+    assert finding.what == "MS_OMNI_BOOST=1 has no effect: these operators are not those of Ascend"
+    findings = child("operators", MS_OMNI_OPS="ascend-emulated", MS_OMNI_BOOST="1")
+    assert not said(findings, "error") and "decode layers have kernels that come with MindSpore" in str(findings)
+    finding = the_one(child("operators", MS_OMNI_BOOST="yes"), "error")
+    assert finding.what.startswith("MS_OMNI_BOOST='yes' is neither 1 ") and finding.do.startswith("unset MS_OMNI_BOOST")
+
+
 def test_no_compiler(child, tmp_path):
     findings = child("operators", CXX="/no/such/g++", XDG_CACHE_HOME=tmp_path)
     assert not said(findings, "error")  # it falls back

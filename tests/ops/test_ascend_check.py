@@ -7,13 +7,16 @@ from unittest import mock
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore.common import api
 
 from ms_omni.errors import DeviceError
 from ms_omni.modeling import ops
 from ms_omni.modeling.ops import ascend_kernels, ascend_settle, dispatch
 from ms_omni.modeling.ops.ascend_cases import CASES, KINDS
-from ms_omni.modeling.ops.ascend_check import EAGER, GRAPH, examine, is_right, tensor
+from ms_omni.modeling.ops.ascend_check import EAGER, GRAPH, compare, examine, is_right, prepared, tensor
+from ms_omni.modeling.ops.ascend_step_cases import STEP_FORMS, STEPS
 from ms_omni.modeling.ops.cpu import Cpu
+from ms_omni.modeling.ops.fused import FrameWeights, StackWeights
 from ms_omni.modeling.ops.reference import Reference
 
 KERNELS = {}
@@ -81,7 +84,7 @@ def results(value):
 
 def test_forms_are_compared_as_part_of_graphs_too(ascend):
     few = {operator: KINDS[operator] for operator in ("rotary", "write_rows", "route_topk")}
-    with mock.patch.dict(KINDS, few, clear=True):
+    with mock.patch.dict(KINDS, few, clear=True), mock.patch.dict(STEPS, clear=True):
         found = compared(ascend, full=True)
     assert {row.mode for row in found} == {EAGER, GRAPH} and all(is_right(result, ms.float32) for result in found.values())
 
@@ -109,16 +112,32 @@ def other_heads(q, k, v, mask, *others):
     return KERNELS["fused_infer_attention"](flipped, k, v, mask, *others)
 
 
-def the_blocks_of_another_row(q, keys, values, tables, lengths, scale):
-    return KERNELS["paged_infer_attention"](q, keys, values, ms.mint.flip(tables, (0,)), lengths, scale)
+def the_blocks_of_another_row(q, keys, values, tables, lengths, *others):
+    return KERNELS["paged_infer_attention"](q, keys, values, ms.mint.flip(tables, (0,)), lengths, *others)
 
 
-def reads_behind_the_end(q, keys, values, tables, lengths, scale):
-    return KERNELS["paged_infer_attention"](q, keys, values, tables, lengths * 0 + tables.shape[1] * keys.shape[2], scale)
+def reads_behind_the_end(q, keys, values, tables, lengths, heads, kv_heads, block, *others):
+    lengths = lengths * 0 + tables.shape[1] * block
+    return KERNELS["paged_infer_attention"](q, keys, values, tables, lengths, heads, kv_heads, block, *others)
 
 
 def one_segment(q, k, v, ends, scale):
     return KERNELS["varlen_attention"](q, k, v, (ends[-1],), scale)
+
+
+class RemembersTheFirstLengths:
+    """What a graph might do with what is read on the host."""
+
+    def __init__(self):
+        self.first = {}
+
+    def __str__(self):
+        return "It remembers_the_first_lengths"
+
+    def __call__(self, q, keys, values, tables, lengths, *others):
+        if others[-1] == "BSH":
+            lengths = self.first.setdefault((q.shape, keys.shape), lengths)
+        return KERNELS["paged_infer_attention"](q, keys, values, tables, lengths, *others)
 
 
 def neighbours(x, cos, sin):
@@ -163,27 +182,50 @@ def the_divisor_first(x, dividend, divisor):
     return KERNELS["addcdiv"](x, divisor, dividend)
 
 
+def adds_nothing(x, added, weight, eps):
+    return KERNELS["rms_norm"](x, weight, eps), x
+
+
+def writes_in_front(buffer, index, rows):
+    return KERNELS["index_copy"](buffer, index - (index > 0).astype(index.dtype), rows)
+
+
+def packed():
+    """Whether stacks, and whether frames, are packed in float32, which stands for bfloat16."""
+    norm = ms.Parameter(np.ones(64, np.float32))
+    stack = StackWeights((), norm, 1e-6, 16)
+    return ops.packs(stack), ops.packs(FrameWeights(stack, None, (), (np.zeros((64, 64)),), None, None))
+
+
+CHUNKS = {"decoder_chunk"}
+DECODER = {"decoder_step", *CHUNKS}
+ALL_STEPS = {*DECODER, "code_frame"}
 MEANINGS = [
-    ("fused_infer_attention", keeps_what_it_should_discard, {"attention", "paged_attention"}),
-    ("fused_infer_attention", ignores_the_mask, {"attention", "paged_attention"}),
-    ("fused_infer_attention", other_heads, {"attention", "paged_attention"}),
-    ("paged_infer_attention", the_blocks_of_another_row, {"paged_attention"}),
-    ("paged_infer_attention", reads_behind_the_end, {"paged_attention"}),
-    ("rotary_position_embedding", neighbours, {"rotary", "rotary_wide"}),
-    ("moe_init_routing", pairs_by_columns, {"experts"}),
-    ("grouped_matmul", other_counts, {"experts"}),
-    ("swiglu", up_first, {"swiglu", "experts"}),
-    ("topk", smallest_first, {"route_topk", "draw", "expert_load", "likeliest"}),
-    ("conv2d", not_dilated, {"conv1d"}),
-    ("addcdiv", the_divisor_first, {"penalised"}),
-    ("rms_norm", without_eps, {"rms_norm"}),
+    ("fused_infer_attention", keeps_what_it_should_discard, {"attention", "paged_attention"}, {*CHUNKS, "code_frame"}),
+    ("fused_infer_attention", ignores_the_mask, {"attention", "paged_attention"}, {*CHUNKS, "code_frame"}),
+    ("fused_infer_attention", other_heads, {"attention", "paged_attention"}, {*CHUNKS, "code_frame"}),
+    ("paged_infer_attention", the_blocks_of_another_row, {"paged_attention"}, {"decoder_step"}),
+    ("paged_infer_attention", reads_behind_the_end, {"paged_attention"}, {"decoder_step"}),
+    ("paged_infer_attention", RemembersTheFirstLengths(), set(), {"decoder_step"}),
+    ("rotary_position_embedding", neighbours, {"rotary", "rotary_wide"}, ALL_STEPS),
+    ("moe_init_routing", pairs_by_columns, {"experts"}, DECODER),
+    ("grouped_matmul", other_counts, {"experts"}, DECODER),
+    ("swiglu", up_first, {"swiglu", "experts"}, ALL_STEPS),
+    ("topk", smallest_first, {"route_topk", "draw", "expert_load", "likeliest"}, ALL_STEPS),
+    ("conv2d", not_dilated, {"conv1d"}, set()),
+    ("rms_norm", without_eps, {"rms_norm"}, set()),
+    ("add_rms_norm", adds_nothing, set(), ALL_STEPS),
+    ("index_copy", writes_in_front, {"scatter_rows", "write_rows"}, DECODER),
 ]
 
 
-@pytest.mark.parametrize("kernel, function, operators", MEANINGS, ids=[row[1].__name__ for row in MEANINGS])
-def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, settled, ascend):
+@pytest.mark.parametrize("kernel, function, operators, steps", MEANINGS, ids=[str(row[1]).split()[1] for row in MEANINGS])
+def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, steps, settled, ascend):
     rows, complaints = settled(**{kernel: function})
-    assert {text.split()[1].strip(",:") for text in complaints} == operators
+    assert {text.split()[1].strip(",:") for text in complaints} == operators | steps
+    for text in complaints:
+        assert text.split()[1].strip(",:") in operators or "cells is used instead of packed_" in text
+    assert packed() == (not steps & DECODER, "code_frame" not in steps)
     for operator in operators:
         assert getattr(ops.implementation(), operator) is not getattr(ascend, operator)
         assert "is used instead of" in rows[operator][1]
@@ -206,7 +248,8 @@ def test_experts_have_a_form_that_gives_every_row_a_group(settled, ascend):
 
     rows, complaints = settled(grouped_matmul=insists)
     assert {text.partition(":")[0] for text in complaints} == {
-        f"operator experts, {size} tokens on a rank" for size in ("few", "many")
+        *(f"operator experts, {size} tokens on a rank" for size in ("few", "many")),
+        *(f"operator {step}" for step in DECODER),
     }
     assert (
         "experts_of_all_pairs is used instead of experts (experts called: RuntimeError: aclnnGrouped" in rows["experts"][1]
@@ -257,8 +300,10 @@ def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, 
         "snake_beta",
         "scale_channels",
         "encoder_states",
+        *(ALL_STEPS & rows.keys()),  # which cells are used instead of
     }  # these need no kernel of their own
-    assert {text.split()[1].strip(",:") for text in complaints} == vars(ascend).keys() & KINDS.keys() - own
+    assert {text.split()[1].strip(",:") for text in complaints} == vars(ascend).keys() & KINDS.keys() - own | ALL_STEPS
+    assert packed() == (False, False)
     ids = tiny_model.thinker.generate(input_ids=np.array([[5, 6, 7]]), max_new_tokens=2, eos_token_id=[])
     assert ids.shape == (1, 5)
 
@@ -270,3 +315,62 @@ def test_models_are_built_after_the_comparison(ascend, tiny_checkpoint, monkeypa
     monkeypatch.setattr(ascend, "settled", classmethod(lambda cls, dtype: seen.append(dtype) or cls))
     Thinker.from_pretrained(tiny_checkpoint, progress=False)
     assert seen == [ms.float32]
+
+
+# ---- boosted layers --------------------------------------------------------------------------------------------------
+
+
+def not_turned(q, k, cos, sin, lengths):
+    return KERNELS["apply_rotary_pos_emb"](q, k, cos, sin * 0, lengths)
+
+
+def values_for_keys(k, v, keys, values, slots):
+    return KERNELS["reshape_and_cache"](v, k, keys, values, slots)
+
+
+def first_tables(q, keys, values, tables, lengths, *others, first=[]):  # noqa: B006
+    first.append(tables)
+    same = next(table for table in first if table.shape == tables.shape)
+    return KERNELS["paged_attention"](q, keys, values, same, lengths, *others)
+
+
+@pytest.fixture
+def boost(monkeypatch):
+    monkeypatch.setenv("MS_OMNI_BOOST", "1")
+
+
+def boosted():
+    return "boosted_step" in ops.implementation().steps(ms.float32)
+
+
+def test_boosted_layers_are_compared_and_taken(boost, settled):
+    rows, complaints = settled()
+    assert not complaints and boosted() and packed() == (True, True)
+    assert "boosted_step: agrees with its formula" in rows["decoder_step"][1]
+
+
+@pytest.mark.parametrize(
+    "kernel, function",
+    [("apply_rotary_pos_emb", not_turned), ("reshape_and_cache", values_for_keys), ("paged_attention", first_tables)],
+)
+def test_boosted_layers_that_are_wrong_are_left_for_the_others(kernel, function, boost, settled):
+    _, (said,) = settled(**{kernel: function})
+    assert said.startswith("operator boosted_step: packed_step is used instead of boosted_step (boosted_step called: off by")
+    assert not boosted() and packed() == (True, True)
+
+
+def test_without_the_switch_there_are_none(settled):
+    rows, _ = settled(apply_rotary_pos_emb=not_turned)
+    assert not boosted() and "boosted" not in rows["decoder_step"][1]
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step, case", [("decoder_step", 2), ("code_frame", 0)])
+def test_steps_are_compared_as_graphs_that_are_compiled_once(step, case, ascend):
+    (kind,), before = STEPS[step], len(api.ms_compile_cache)
+    cases = prepared(step, kind, ms.float32, False)[case : case + 1]
+    assert compare(STEP_FORMS[step][0], cases, ms.float32, GRAPH) < 1e-5
+    assert len(api.ms_compile_cache) == before + 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ms_omni.modeling.ops import ascend_cases, ascend_check
+from ms_omni.modeling.ops.ascend_step_cases import STEP_FORMS, STEPS
 from tests.ascend_emulation import bfloat16
 from tests.ascend_emulation.kernel import Kernel
 
@@ -23,6 +24,8 @@ DISPATCHER = f"{MF}parallel_core/inference/transformer/moe/token_dispatcher.py"
 GROUPED = f"{MF}parallel_core/inference/tensor_parallel/grouped_layers.py"
 VISION = f"{VMS}model_executor/models/qwen2_5_vl.py"
 FUSED_ATTENTION = f"{VMS}model_executor/layers/quantization/attention.py"
+PAGED_ATTENTION = f"{VMS}v1/attention/layer.py"
+ROTARY = f"{VMS}model_executor/layers/rotary_embedding.py"
 
 
 @dataclass(frozen=True)
@@ -210,13 +213,14 @@ CONVENTIONS = [
     Convention(
         "RotaryPositionEmbedding",
         "x, cos, sin, mode",
-        "float32 [1, N, H, D]; both halves of the tables filled, [1, N, 1, D]; mode 0, the default: halves, not pairs",
+        "float32 [1, N, H, D]; both halves of the tables filled, [1, N, 1, D]; mode 0, the default: halves, not pairs (whole steps: in "
+        "the type of the model, as their ApplyRotaryPosEmb, and the rows of a frame one behind the other)",
         (f"{VISION}:659-660,759,1010-1012",),
         lambda seen: (
-            {dtype(seen, name) for name in ("x", "cos", "sin")} == {ms.float32}
-            and shape(seen, "x")[0] == 1
+            {dtype(seen, name) for name in ("x", "cos", "sin")} == {ms.bfloat16 if seen.operator in STEPS else ms.float32}
+            and (shape(seen, "x")[0] == 1 or seen.operator in STEPS)
             and shape(seen, "cos") == shape(seen, "sin") == (1, shape(seen, "x")[1], 1, shape(seen, "x")[3])
-            and _halves_alike(seen.tensors["cos"])
+            and _halves_alike(seen.tensors["cos"].astype(ms.float32))
             and seen.others["mode"] == 0
         ),
     ),
@@ -234,6 +238,91 @@ CONVENTIONS = [
         (f"{MF}modules/transformer/moev3.py:520", f"{MF}pynative/layers/activation.py:32,68", f"{FUSED_MOE}:322-325"),
         lambda seen: seen.others["dim"] == -1 and _gate_first(seen),
     ),
+    Convention(
+        "FusedInferAttentionScore",
+        "query, key, value, block_table, block_size as a step has them",
+        "BSH: queries [B, 1, H * D], caches reshaped to [blocks, P, K * D], no mask; queries depend on what was written",
+        (f"{FUSED_ATTENTION}:95-104,145-166",),
+        lambda seen: (
+            seen.operator != "decoder_step"
+            or (
+                seen.others["input_layout"] == "BSH"
+                and shape(seen, "query")[1] == 1
+                and shape(seen, "key[0]") == shape(seen, "value[0]")
+                and shape(seen, "key[0]")[1] == seen.others["block_size"]
+                and shape(seen, "query")[2] * seen.others["num_key_value_heads"]
+                == shape(seen, "key[0]")[2] * seen.others["num_heads"]
+                and {"block_table", "actual_seq_lengths_kv"} <= seen.tensors.keys()
+                and "attn_mask" not in seen.tensors
+            )
+        ),
+    ),
+    Convention(
+        "AddRmsNorm",
+        "result of the norm, of the sum",
+        "they add and normalise in two kernels, since one would be in the way of their quantisation; what is carried on is the sum",
+        (f"{VMS}model_executor/layers/layernorm.py:56-66",),
+        lambda seen: len(seen.results) == 3 and _normalised_sum(seen),
+        unlike="one kernel fewer; MindSpore's infer_boost fuses the two into it as well",
+    ),
+    Convention(
+        "InplaceIndexCopy",
+        "input, index",
+        "nobody: they write with ReshapeAndCache, to rows `block * P + offset` of int32 slots",
+        (f"{PAGED_ATTENTION}:101,110-112", f"{VMS}model_executor/models/model_base.py:514-523"),
+        lambda seen: dtype(seen, "index") == ms.int32 and seen.others["dim"] == 0,
+        unlike="CANN has no aclnnReshapeAndCache; it is for graphs with infer_boost alone",
+    ),
+    Convention(
+        "ReshapeAndCache",
+        "key, value, key_cache, value_cache, slot_mapping",
+        "rows of all heads, caches [blocks, P, K, D], int32 slots of rows",
+        (f"{PAGED_ATTENTION}:101,110-112,152-155", f"{MF}parallel_core/inference/transformer/flash_attention.py:133"),
+        lambda seen: (
+            len(seen.others["key_cache"]) == 4
+            and len(shape(seen, "key")) == 2
+            and dtype(seen, "slot_mapping") == ms.int32
+            and shape(seen, "slot_mapping") == shape(seen, "key")[:1]
+        ),
+    ),
+    Convention(
+        "PagedAttention",
+        "head_num, scale_value, kv_head_num, key_cache, value_cache, block_tables, context_lens",
+        "both numbers of heads, caches [blocks, P, K, D], int32 blocks and int32 lengths, the new token included",
+        (
+            f"{PAGED_ATTENTION}:84-86,150-161",
+            f"{MF}parallel_core/inference/transformer/flash_attention.py:109-110,151-153",
+            f"{VMS}model_executor/models/model_base.py:515-517",
+        ),
+        lambda seen: (
+            shape(seen, "key_cache")[2] == seen.others["kv_head_num"]
+            and isinstance(seen.others["scale_value"], float)
+            and dtype(seen, "block_tables") == dtype(seen, "context_lens") == ms.int32
+            and bool((seen.tensors["context_lens"].asnumpy() > 0).all())
+        ),
+    ),
+    Convention(
+        "PagedAttention",
+        "query, q_seq_lens",
+        "[N, H * D] and a tensor of ones, on the kernel of ATB: MindSpore's own one is switched off",
+        (f"{PAGED_ATTENTION}:151,159-161", f"{VMS}utils.py:347-348"),
+        lambda seen: shape(seen, "query")[1] == seen.others["head_num"] and "q_seq_lens" not in seen.tensors,
+        unlike="MindSpore's own kernel counts the heads along the second axis, and reads the lengths on the device",
+    ),
+    Convention(
+        "ApplyRotaryPosEmb",
+        "cos_format, query, key, cos, sin, position_ids",
+        "2; rows of all heads, a row of both tables for each token, both halves filled, of the queries' type; int32 lengths",
+        (f"{ROTARY}:176,198-207,224-227", f"{MF}modules/infer_attention.py:51-59"),
+        lambda seen: (
+            seen.others["cos_format"] == 2
+            and {dtype(seen, name) for name in ("query", "key", "cos", "sin")} == {ms.bfloat16}
+            and shape(seen, "cos") == shape(seen, "sin")
+            and shape(seen, "cos")[0] == shape(seen, "query")[0] == shape(seen, "key")[0]
+            and _halves_alike(seen.tensors["cos"].astype(ms.float32))
+            and dtype(seen, "position_ids") == ms.int32
+        ),
+    ),
 ]
 
 
@@ -241,6 +330,13 @@ def _all_but_the_last(seen):
     """Whether a mask discards what it should keep: rows that may look at one key at most where there are many."""
     mask = seen.tensors["attn_mask"].asnumpy()
     return mask.shape[-1] > 2 and bool(((~mask).sum(-1) < 2).all())
+
+
+def _normalised_sum(seen):
+    x, other, weight = (seen.tensors[name].astype(ms.float32).asnumpy() for name in ("x1", "x2", "gamma"))
+    normalised, _, total = (part.astype(ms.float32).asnumpy() for part in seen.results)
+    expected = (x + other) / np.sqrt(np.square(x + other).mean(-1, keepdims=True) + 1e-6) * weight
+    return np.allclose(total, x + other, rtol=0.02, atol=0.02) and np.allclose(normalised, expected, rtol=0.05, atol=0.05)
 
 
 def _halves_alike(table):
@@ -276,6 +372,9 @@ def calls():
         for form in (getattr(Ascend, operator), *Ascend.OTHER_FORMS.get(operator, ())):
             for case in cases(np.random.default_rng(5)):
                 form(*[ascend_check.tensor(value, ms.bfloat16) for value in case])
+    for operator, kinds in STEPS.items():
+        for case in (case for kind in kinds for case in kind.cases(np.random.default_rng(5), False)):
+            STEP_FORMS[operator][0](*[ascend_check.tensor(value, ms.bfloat16) for value in case])
     patches.undo()
     for step in reversed(undo):
         step()
@@ -292,6 +391,7 @@ def test_we_call_it_as_they_do(row, calls):
 def test_no_kernel_that_they_use_as_well_is_without_a_row(calls):
     plain = {"LayerNormExt", "GeluExt", "Dense", "Conv2DExt", "IndexSelect", "Embedding", "ArgMaxExt", "CumsumExt"}
     plain |= {
+        "Baddbmm",
         "SplitWithSize",
         "ConstantPadND",
         "IndexAddExt",
@@ -301,5 +401,4 @@ def test_no_kernel_that_they_use_as_well_is_without_a_row(calls):
         "AddcmulExt",
         "AddcdivExt",
     }
-    ours_alone = {"InplaceIndexCopy"}
-    assert calls.keys() - plain - ours_alone == {row.primitive for row in CONVENTIONS}
+    assert calls.keys() - plain == {row.primitive for row in CONVENTIONS}

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -15,7 +16,9 @@ from ms_omni.errors import DeviceError
 from ms_omni.modeling.ops import ascend_settle as settle
 from ms_omni.modeling.ops.ascend import Ascend
 from ms_omni.modeling.ops.ascend_cases import KINDS
-from ms_omni.modeling.ops.ascend_check import EAGER, GRAPH, Row, compare, prepared, rows_of, tensor
+from ms_omni.modeling.ops.ascend_check import EAGER, GRAPH, Row, compare, examine, prepared, rows_of, tensor
+from ms_omni.modeling.ops.ascend_step_cases import STEPS
+from ms_omni.modeling.ops.fused import FrameWeights, StackWeights
 from ms_omni.modeling.ops.reference import Reference
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -95,9 +98,11 @@ def test_the_process_is_no_member_of_a_job(child, monkeypatch):
 REAL = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from ms_omni.modeling.ops import ascend_check, ascend_kernels
+from ms_omni.modeling.ops import ascend_check, ascend_kernels, ascend_step_cases
 for name in set(ascend_check.KINDS) - {{"swiglu", "write_rows", "rms_norm"}}:
     del ascend_check.KINDS[name]
+for name in set(ascend_step_cases.STEPS) - {{"decoder_chunk"}}:
+    del ascend_step_cases.STEPS[name]
 ascend_kernels.swiglu = lambda x: os.kill(os.getpid(), signal.SIGSEGV)
 ascend_check.main()
 """
@@ -107,7 +112,9 @@ def test_forms_are_compared_in_a_process_that_one_of_them_ends(monkeypatch, tmp_
     (tmp_path / "child.py").write_text(REAL.format(root=ROOT))
     monkeypatch.setattr(settle, "COMMAND", [sys.executable, str(tmp_path / "child.py")])
     found = settle.ask(ms.float32, full=False)
-    assert found.pop(Row("swiglu", "any", 0, EAGER)) == "ended with SIGSEGV"
+    assert (
+        found.pop(Row("swiglu", "any", 0, EAGER)) == found.pop(Row("decoder_chunk", "any", 0, EAGER)) == "ended with SIGSEGV"
+    )
     assert set(found) == {
         Row("swiglu", "any", 1, EAGER),
         Row("write_rows", "any", 0, EAGER),
@@ -121,7 +128,8 @@ def test_forms_are_compared_in_a_process_that_one_of_them_ends(monkeypatch, tmp_
 
 def right(full=True):
     """Results of a device on which every first form is right."""
-    return {row: 1e-6 for operator, kinds in KINDS.items() for kind in kinds for row in rows_of(operator, kind, 0, full)[0]}
+    every = {**KINDS, **STEPS}.items()
+    return {row: 1e-6 for operator, kinds in every for kind in kinds for row in rows_of(operator, kind, 0, full)[0]}
 
 
 def wrong(operator, kind, form, mode=EAGER, result="RuntimeError: EZ9999", then=1e-6):
@@ -244,6 +252,61 @@ def test_strict_allows_no_replacement(settled, monkeypatch):
         settled(right() | wrong("gelu", "any", 0))
 
 
+# ---- whole steps -----------------------------------------------------------------------------------------------------
+
+
+def packs(chosen, dtype=ms.bfloat16):
+    """Whether stacks, and whether frames, are packed."""
+    stack = StackWeights((), Tensor([1.0], dtype), 1e-6, 128)
+    return chosen.packs(stack), chosen.packs(FrameWeights(stack, None, (), (np.zeros((64, 8)),), None, None))
+
+
+@pytest.mark.parametrize(
+    "step, mode, expected",
+    [
+        ("decoder_step", GRAPH, (False, True)),
+        ("decoder_step", EAGER, (False, True)),
+        ("decoder_chunk", EAGER, (False, True)),
+        ("code_frame", GRAPH, (True, False)),
+    ],
+)
+def test_cells_run_where_a_step_is_wrong(settled, step, mode, expected):
+    chosen, (said,) = settled(right(), right() | {Row(step, "any", 0, mode): 0.5})
+    form = {"decoder_step": "packed_step", "decoder_chunk": "packed_chunk", "code_frame": "packed_frame"}[step]
+    assert said.startswith(f"operator {step}: cells is used instead of {form} ({form} {mode}: off by 0.5 of its scale")
+    assert packs(chosen) == expected and packs(Ascend) == (True, True)
+    assert said.partition(" [")[0].removeprefix("operator ") in chosen.OUTCOMES[step]
+
+
+def test_strict_allows_no_cells_either(settled, monkeypatch):
+    monkeypatch.setenv("MS_OMNI_STRICT", "1")
+    assert packs(settled(right(), right())[0]) == (True, True)
+    with pytest.raises(DeviceError, match="MS_OMNI_STRICT=1 allows no replacement.*cells is used instead of packed_frame"):
+        settled(right(), right() | {Row("code_frame", "any", 0, EAGER): "hung"})
+
+
+@pytest.mark.parametrize("result, boosted", [(1e-6, True), (0.5, False), ("hung", False), (None, False)])
+def test_boosted_layers_that_are_wrong_as_a_graph_are_left(settled, monkeypatch, result, boosted):
+    wrong = {Row("boosted_step", "any", 0, GRAPH): result}
+    assert "boosted_step" not in settled(right(), right() | wrong)[0].steps(ms.bfloat16)
+    monkeypatch.setenv("MS_OMNI_BOOST", "1")
+    chosen, said = settled(right(), right() | wrong)
+    assert packs(chosen) == (True, True) and ("boosted_step" in chosen.steps(ms.bfloat16)) is boosted
+    assert (
+        [text.partition(" (")[0] for text in said] == []
+        if boosted
+        else ["operator boosted_step: packed_step is used instead of boosted_step"]
+    )
+
+
+def test_boosted_layers_are_never_called_one_by_one_on_a_card(monkeypatch):
+    monkeypatch.setenv("MS_OMNI_BOOST", "1")
+    assert {row.mode for row in right() if row.operator == "boosted_step"} == {GRAPH}
+    monkeypatch.setattr(ms, "get_context", lambda name: "Ascend")
+    known = {row: 1e-6 for row in right(full=False) if row.operator != "boosted_step"}
+    assert "boosted_step" in Ascend.steps(ms.bfloat16) and not list(examine(Ascend, ms.bfloat16, False, known))
+
+
 def test_experts_of_reference_limit_the_graphs(settled):
     chosen, _ = settled(
         right()
@@ -304,6 +367,7 @@ def test_a_verdict_is_found_once_and_kept(asked, monkeypatch):
     [
         ("versions", lambda: {"cann": "9.9", "driver": "25.0"}),
         ("_digest", lambda: "other forms"),
+        ("ascend_boost", mock.Mock(wanted=lambda: True)),
     ],
 )
 def test_a_verdict_is_for_what_it_was_found_with(asked, monkeypatch, name, value):

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import dispatch
+from ms_omni.modeling.ops import ascend_boost, dispatch
 from ms_omni.modeling.ops.ascend import Ascend
 from ms_omni.modeling.ops.reference import Reference
 
@@ -43,7 +45,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
 
 
 def test_every_method_is_an_operator_or_asked_about_them():
-    questions = {"packs", "place", "prepare", "refusal", "settled"}
+    questions = {"packs", "place", "prepare", "refusal", "settled", "steps"}
     for implementation in IMPLEMENTATIONS:
         methods = {name for name, value in vars(implementation).items() if isinstance(value, (staticmethod, classmethod))}
         assert methods <= dispatch.OPERATORS.keys() | questions
@@ -95,3 +97,27 @@ def test_an_unknown_implementation_is_one_clear_error():
         "ValueError: MS_OMNI_OPS='cuda' is not an implementation; "
         "choose one of ['ascend', 'ascend-emulated', 'cpu', 'reference']"
     )
+
+
+def test_an_unknown_value_of_the_switch_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("MS_OMNI_BOOST", "on")
+    with pytest.raises(ValueError, match="MS_OMNI_BOOST='on' is neither 1 .* nor 0; set one of them or unset it"):
+        dispatch.choose()
+
+
+@pytest.mark.parametrize(
+    "switch, listed, then",
+    [
+        ("1", None, "Swiglu"),
+        ("1", "RmsNorm,Add", "RmsNorm,Add,Swiglu"),
+        ("1", "Swiglu,Add", "Swiglu,Add"),
+        ("0", None, None),
+        ("", "Add", "Add"),
+    ],
+)
+def test_the_switch_leaves_what_the_user_has_listed(monkeypatch, switch, listed, then):
+    monkeypatch.setenv("MS_OMNI_BOOST", switch)
+    monkeypatch.setenv(ascend_boost.DISABLED, listed or "")
+    for _ in range(2):
+        ascend_boost.prepare()
+    assert (os.environ[ascend_boost.DISABLED] or None) == then

@@ -12,6 +12,7 @@ from mindspore import mint, ops
 
 from . import (
     ascend_attention,
+    ascend_boost,
     ascend_encoders,
     ascend_moe,
     ascend_sampling,
@@ -20,7 +21,8 @@ from . import (
     ascend_weights,
 )
 from . import ascend_kernels as kernels
-from .fused import EncoderWeights
+from .ascend_step_cases import STEPS
+from .fused import EncoderWeights, FrameWeights
 from .reference import Reference
 
 _matmul = ops.MatMul()
@@ -36,7 +38,6 @@ class Ascend(Reference):
 
     GRAPH_EXPERT_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size
 
-    packs = staticmethod(ascend_steps.packs)
     place = staticmethod(ascend_weights.place)
     decoder_step = staticmethod(ascend_steps.decoder_step)
     decoder_chunk = staticmethod(ascend_steps.decoder_chunk)
@@ -53,9 +54,24 @@ class Ascend(Reference):
     likeliest = staticmethod(ascend_sampling.likeliest)
     race = staticmethod(ascend_sampling.race)
 
-    @staticmethod
-    def prepare(weights, kept=None):
-        return (ascend_encoders if isinstance(weights, EncoderWeights) else ascend_steps).prepare(weights, kept)
+    @classmethod
+    def packs(cls, weights):
+        steps = {"code_frame"} if isinstance(weights, FrameWeights) else {"decoder_step", "decoder_chunk"}
+        return ascend_steps.packs(weights) and steps <= cls.steps(ascend_steps.dtype_of(weights)).keys()
+
+    @classmethod
+    def prepare(cls, weights, kept=None):
+        if isinstance(weights, EncoderWeights):
+            return ascend_encoders.prepare(weights, kept)
+        boosted = "boosted_step" in cls.steps(ascend_steps.dtype_of(weights))
+        return ascend_steps.prepare(weights, kept, boosted) if cls.packs(weights) else None
+
+    @classmethod
+    def steps(cls, dtype):
+        """Those whose kernels are known for this type, but for what was found to be wrong on this device."""
+        known = STEPS if dtype in kernels.ATTENTION_TYPES else {}
+        out = cls.WRONG_STEPS | ({(dtype, "boosted_step")} if not ascend_boost.wanted() else set())
+        return {step: kinds for step, kinds in known.items() if (dtype, step) not in out}
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
@@ -211,6 +227,8 @@ class Ascend(Reference):
         "paged_attention": (ascend_attention.paged_attention_gathered,),
         "experts": (ascend_moe.experts_of_all_pairs,),
     }
+    WRONG_STEPS: ClassVar[frozenset] = frozenset()
+    """(dtype, one of `STEPS`): what else takes the place of these, in a class that `settled` has made of this one."""
     SETTLED: ClassVar[frozenset] = frozenset()
     """dtypes that the forms have been chosen for, in a class that `settled` has made of this one."""
 

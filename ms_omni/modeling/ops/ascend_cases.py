@@ -26,13 +26,14 @@ class Buffer:
 class Kind:
     """name; cases: (a numpy generator, whether at the published sizes too) -> tuples of arguments; fits: whether arguments
     are of this kind, a function that MindSpore can compile, so no lambda; None: whatever is of no kind before it; compiled:
-    whether the model's graphs hold it.
+    whether the model's graphs hold it; called: whether it is to be had outside graphs, on a card.
     """
 
     name: str
     cases: Callable[[np.random.Generator, bool], Iterator[tuple]]
     fits: Callable[..., bool] | None = None
     compiled: bool = True
+    called: bool = True
 
 
 def _normal(rng, *shape, scale=1.0):

@@ -16,6 +16,7 @@ from mindspore import Parameter, Tensor, nn
 
 from . import formulas
 from .ascend_cases import KINDS, Buffer, Kind
+from .ascend_step_cases import STEP_FORMS
 from .reference import Reference
 
 TOLERANCE = {ms.float32: 2e-3, ms.float16: 1e-2, ms.bfloat16: 2e-2}
@@ -36,16 +37,22 @@ class Row(NamedTuple):
 
 
 def forms(implementation: type[Reference], operator: str) -> tuple[Callable, ...]:
-    """The ways in which an implementation can compute an operator, the preferred one first, `Reference`'s last."""
+    """The ways in which an implementation can compute an operator, the preferred one first, `Reference`'s last; of a step see `STEP_FORMS`."""
+    if operator in STEP_FORMS:
+        return STEP_FORMS[operator]
     others = implementation.OTHER_FORMS.get(operator, ())
     return tuple(dict.fromkeys((getattr(implementation, operator), *others, getattr(Reference, operator))))
 
 
 def rows_of(operator: str, kind: Kind, form: int, full: bool) -> tuple[list[Row], list[Row]]:
     """All comparisons of a form on a kind, and those of them that must be right for it to be used. full: see `examine`."""
+    if operator in STEP_FORMS and form:
+        return [], []
     called, compiled = (Row(operator, kind.name, form, mode) for mode in (EAGER, GRAPH))
     if not full:
         return [called], [called]
+    if not kind.called:
+        return [compiled], [compiled]
     return [called, compiled], [called, compiled] if kind.compiled else [called]
 
 
@@ -63,8 +70,9 @@ def examine(
     and as part of graphs too, which takes minutes.
     """
     known = dict(known)
-    for operator, kinds in KINDS.items():
-        for kind in kinds:
+    on_card = ms.get_context("device_target") == "Ascend"
+    for operator, kinds in {**KINDS, **implementation.steps(dtype)}.items():
+        for kind in kinds if full or not on_card else (kind for kind in kinds if kind.called):
             cases: list[Any] = []
             for number, form in enumerate(forms(implementation, operator)):
                 rows, needed = rows_of(operator, kind, number, full)
@@ -92,7 +100,7 @@ def compare(form: Callable, cases: list[tuple[tuple, list[np.ndarray]]], dtype: 
     try:
         for case, expected in cases:
             inputs = [tensor(value, dtype) for value in case]
-            actual = (form if mode == EAGER else compiled(form))(*inputs)
+            actual = (form if mode == EAGER else getattr(form, "compiled", None) or compiled(form))(*inputs)
             parts = actual if isinstance(actual, tuple) else (actual,)
             worst = max([worst, *(_difference(_array(part), wanted) for part, wanted in zip(parts, expected, strict=True))])
             for buffer in (value for value in inputs if isinstance(value, Parameter)):

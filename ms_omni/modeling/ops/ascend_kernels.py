@@ -15,11 +15,14 @@ from mindspore import mint, ops
 from mindspore.ops.auto_generate import (
     AddcdivExt,
     AddRmsNorm,
+    ApplyRotaryPosEmb,
     Clone,
     ConstantPadND,
     IndexAddExt,
     InplaceIndexCopy,
     MoeInitRoutingV2,
+    PagedAttention,
+    ReshapeAndCache,
     SplitWithSize,
     grouped_matmul_v4,
 )
@@ -31,6 +34,7 @@ ATTENTION_TYPES = (ms.float16, ms.bfloat16)
 """What both attention kernels are documented for."""
 _addcdiv, _clone, _index_add, _index_copy = AddcdivExt(), Clone(), IndexAddExt(), InplaceIndexCopy()
 _init_routing, _pad, _split, _add_rms_norm = MoeInitRoutingV2(), ConstantPadND(), SplitWithSize(), AddRmsNorm()
+_reshape_and_cache, _rotary_by_halves = ReshapeAndCache(), ApplyRotaryPosEmb(2)
 VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
 
@@ -288,6 +292,41 @@ def addcdiv(x, dividend, divisor):
 def clone(x):
     """A copy: what `mint.clone` calls. CANN/aclnnInplaceCopy.md."""
     return _clone(x)
+
+
+# ---- kernels that come with MindSpore: in graphs with infer_boost alone -----------------------------------------------
+#
+# They have no page of CANN's: what is known is MindSpore's documentation of the primitives, its sources, and how others call them.
+
+
+def apply_rotary_pos_emb(q, k, cos, sin, lengths):
+    """The primitive `ApplyRotaryPosEmb`, cos_format 2, pairs (i, i + D/2): q `[N, H * D]`, k `[N, K * D]`, cos and sin `[N, D]`, both
+    halves filled, all of one type; lengths int32 `[N]` -> q and k turned.
+
+    DOCS/ops/mindspore.ops.ApplyRotaryPosEmb.html. Unverified: what the lengths are for (every token has its own row of the tables).
+    """
+    return _rotary_by_halves(q, k, cos, sin, lengths)
+
+
+def reshape_and_cache(k, v, keys, values, slots):
+    """The primitive `ReshapeAndCache`: writes k and v `[N, K * D]` into keys and values `[blocks, P, K, D]`, in place, at row
+    `block * P + offset` of slots int32 `[N]` -> what whoever reads them has to depend on.
+
+    Unverified: that it writes into a Parameter that was reshaped.
+    """
+    return _reshape_and_cache(k, v, keys, values, slots)
+
+
+def paged_attention(q, keys, values, tables, lengths, heads, kv_heads, scale):
+    """The primitive `PagedAttention`: single tokens q `[N, H, D]` on keys and values `[blocks, P, K, D]`; tables int32 `[N, n]`, lengths
+    int32 `[N]` -> as q.
+
+    MindSpore's sources (kernel/ascend/internal/paged_attention.cc): where its own kernel is switched off for that of ATB, lengths are
+    read on the host, from the graph's input that is called `batch_valid_length`. The kernel itself takes the second axis
+    of q for the heads (dry run: "group_num = 1024" for `[1, 4096]`).
+    Unverified: whether a graph that is run again has the lengths of that call.
+    """
+    return PagedAttention(heads, scale, kv_heads)(q, keys, values, tables, lengths)
 
 
 # ---- layout: what is a launch in a graph and what is none ------------------------------------------------------------

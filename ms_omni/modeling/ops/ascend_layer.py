@@ -9,23 +9,25 @@ MindSpore's compiler: no view and no slice, which in a graph would be kernels on
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn
+from mindspore import Tensor, mint, nn, ops
 
 from . import ascend_kernels as kernels
 from .ascend_weights import Packed, rows
 
 
 class Layer(nn.Cell):
-    """weights: a `LayerWeights`; eps: of its norms; head_dim: D of a head. How it attends is left to subclasses."""
+    """weights: a `LayerWeights`; eps: of its norms; head_dim: D of a head; like: a layer that has packed the same weights. How it attends
+    is left to subclasses.
+    """
 
-    def __init__(self, weights, eps, head_dim):
+    def __init__(self, weights, eps, head_dim, like=None):
         super().__init__(auto_prefix=False)
         self.eps, self.head_dim, self.scale = eps, head_dim, head_dim**-0.5
         self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
         self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
         self.packs = []  # held, for what their sources are is asked later
-        self.qkv = self._below(weights.q, weights.k, weights.v)
-        self.qkv_bias = self._below(weights.q_bias, weights.k_bias, weights.v_bias)
+        self.qkv = like.qkv if like else self._below(weights.q, weights.k, weights.v)
+        self.qkv_bias = like.qkv_bias if like else self._below(weights.q_bias, weights.k_bias, weights.v_bias)
         self.o, self.o_bias = weights.o, weights.o_bias
         self.heads, self.kv_heads = weights.q.shape[0] // head_dim, weights.k.shape[0] // head_dim
         self.width, self.kv_width = self.heads * head_dim, self.kv_heads * head_dim
@@ -33,8 +35,8 @@ class Layer(nn.Cell):
         self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
         if self.dense:
-            self.gate_up, self.shared_gate = self._below(weights.gate, weights.up), weights.shared_gate
-            self.down = weights._asdict()["down"]
+            self.gate_up = like.gate_up if like else self._below(weights.gate, weights.up)
+            self.down, self.shared_gate = weights._asdict()["down"], weights.shared_gate
         if self.sparse:
             self.router, self.experts_gate_up, self.experts_down = (
                 weights.router,
@@ -63,7 +65,7 @@ class Layer(nn.Cell):
         x, total = self.added(x, total, self.input_norm)
         qkv = kernels.dense(x, self.qkv, self.qkv_bias)
         q, k, v = kernels.split(qkv, (self.width, self.kv_width, self.kv_width), -1)
-        q, k = self.turned(q, self.heads, self.q_norm, rope), self.turned(k, self.kv_heads, self.k_norm, rope)
+        q, k = self.turned(q, k, rope, seen)
         y = kernels.dense(self.attend(q, k, v, seen), self.o, self.o_bias)
         if self.sums_heads:
             y = self.sum_heads(y)
@@ -76,12 +78,17 @@ class Layer(nn.Cell):
             return kernels.rms_norm(x, weight, self.eps), x
         return kernels.add_rms_norm(x, total, weight, self.eps)
 
-    def turned(self, x, heads, norm, rope):
-        """Queries or keys `[N, H * D]`, normalised and rotated."""
-        x = x.reshape(-1, rope[0].shape[1], heads, self.head_dim)
-        if norm is not None:
-            x = kernels.rms_norm(x, norm, self.eps)
-        return kernels.rotary_position_embedding(x, rope[0], rope[1]).reshape(-1, heads * self.head_dim)
+    def turned(self, q, k, rope, seen):
+        """Queries `[N, H * D]` and keys `[N, K * D]`, normalised and rotated."""
+        size, d = rope[0].shape[1], self.head_dim
+        q = self.normalised(q.reshape(-1, size, self.heads, d), self.q_norm)
+        k = self.normalised(k.reshape(-1, size, self.kv_heads, d), self.k_norm)
+        q = kernels.rotary_position_embedding(q, rope[0], rope[1])
+        k = kernels.rotary_position_embedding(k, rope[0], rope[1])
+        return q.reshape(-1, self.width), k.reshape(-1, self.kv_width)
+
+    def normalised(self, x, norm):
+        return x if norm is None else kernels.rms_norm(x, norm, self.eps)
 
     def mlp(self, x):
         """x `[N, D]` -> `[N, D]`."""
@@ -132,6 +139,7 @@ class CachedLayer(Layer):
     """Attends to keys and values in blocks, buffers `[blocks * P, K * D]`, row `block * P + offset`. block: P."""
 
     block = 0
+    lengths = np.int64
 
     def attend(self, q, k, v, seen):
         """q `[N, H * D]`, k and v `[N, K * D]` -> `[N, H * D]`. seen: (keys, values, slots, first, second): buffers, and rows int32
@@ -152,6 +160,31 @@ class CachedLayer(Layer):
             v = mint.index_select(values, 0, first).reshape(1, -1, self.kv_width)
             q = q.reshape(1, -1, self.width)
             out = kernels.fused_infer_attention(q, k, v, second, self.kv_heads, self.scale, "BSH", self.heads)
+        return out.reshape(-1, self.width)
+
+
+class BoostedLayer(CachedLayer):
+    """The same on the same buffers, in kernels that come with MindSpore (see `ascend_boost.py`): 20 with experts. For tokens alone, and
+    lengths are int32.
+
+    Of the list above these go: RotaryPositionEmbedding 2 for ApplyRotaryPosEmb, InplaceIndexCopy 2 for ReshapeAndCache, and
+    FusedInferAttentionScore for PagedAttention.
+    """
+
+    lengths = np.int32
+
+    def turned(self, q, k, rope, seen):
+        d = self.head_dim
+        q = self.normalised(q.reshape(-1, self.heads, d), self.q_norm).reshape(-1, self.width)
+        k = self.normalised(k.reshape(-1, self.kv_heads, d), self.k_norm).reshape(-1, self.kv_width)
+        return kernels.apply_rotary_pos_emb(q, k, rope[0].reshape(-1, d), rope[1].reshape(-1, d), seen[4])
+
+    def attend(self, q, k, v, seen):
+        keys, values, slots, tables, lengths = seen
+        shape = (-1, self.block, self.kv_heads, self.head_dim)
+        keys, values = keys.reshape(shape), values.reshape(shape)
+        q = ops.depend(q, kernels.reshape_and_cache(k, v, keys, values, slots)).reshape(-1, self.heads, self.head_dim)
+        out = kernels.paged_attention(q, keys, values, tables, lengths, self.heads, self.kv_heads, self.scale)
         return out.reshape(-1, self.width)
 
 

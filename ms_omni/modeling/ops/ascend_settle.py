@@ -28,9 +28,10 @@ import mindspore as ms
 
 from ...ascend_versions import versions
 from ...errors import DeviceError
-from . import private_cache
+from . import ascend_boost, private_cache
 from .ascend_cases import KINDS, Kind
 from .ascend_check import GRAPH, TOLERANCE, Result, Row, forms, is_right, rows_of
+from .ascend_step_cases import STEPS
 from .reference import Reference
 
 EMULATION = "tests.ascend_emulation"  # see `dispatch.py`
@@ -49,15 +50,19 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
     if os.environ.get("MS_SIMULATION_LEVEL"):  # MindSpore's dry run: nothing is computed that could be compared
         return base
     chosen: dict[str, list] = {}  # operator -> [(dtype, kind, number of the form), ...]
-    outcomes, replaced = dict.fromkeys(KINDS, ""), []
+    outcomes, replaced, wrong = dict.fromkeys(KINDS, ""), [], set()
     for dtype in sorted(dtypes, key=str):
         found, where = verdict(dtype)
         full = any(row.mode == GRAPH for row in found)
-        for operator, kinds in KINDS.items():
+        for operator, kinds in {**KINDS, **base.steps(dtype)}.items():
             for kind in kinds:
                 number, reason = choose(base, operator, kind, dtype, found, full)
-                chosen.setdefault(operator, []).append((dtype, kind, number))
-                outcomes[operator] += f"; {reason}" if outcomes[operator] else reason
+                if operator in KINDS:
+                    chosen.setdefault(operator, []).append((dtype, kind, number))
+                elif number:
+                    wrong.add((dtype, operator))
+                name = "decoder_step" if operator == "boosted_step" else operator
+                outcomes[name] = "; ".join(filter(None, (outcomes.get(name), reason)))
                 if number:
                     replaced.append(f"operator {reason} [known from {where}; remove it to compare again]")
     if replaced and os.environ.get("MS_OMNI_STRICT") == "1":
@@ -68,6 +73,7 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
     mixtures = [forms(base, "experts")[number] for _, _, number in chosen["experts"]]
     rows = (Reference if Reference.experts in mixtures else base).GRAPH_EXPERT_ROWS
     own = {"GRAPH_EXPERT_ROWS": rows, "OUTCOMES": {**base.OUTCOMES, **outcomes}, "SETTLED": dtypes}
+    own["WRONG_STEPS"] = frozenset(wrong)
     return type(base.__name__, (base,), {**methods, **own})
 
 
@@ -76,10 +82,12 @@ def choose(
 ) -> tuple[int, str]:
     """The number of the first form that is right for a kind, and what was found about it and those before it."""
     candidates, complaints = forms(base, operator), []
-    label = f"{operator}, {kind.name}" if len(KINDS[operator]) > 1 else operator
+    label = f"{operator}, {kind.name}" if len(KINDS.get(operator, ())) > 1 else operator
     for number, form in enumerate(candidates):
         rows, needed = rows_of(operator, kind, number, full)
         wrong = [_complaint(form, row, found.get(row), dtype) for row in rows if not is_right(found.get(row), dtype)]
+        if not rows:
+            return number, f"{label}: {name_of(form)} is used instead of {name_of(candidates[0])} ({'; '.join(complaints)})"
         if all(is_right(found.get(row), dtype) for row in needed):
             gap = max(result for row in needed if isinstance(result := found[row], float))
             instead = f"{name_of(form)} is used instead of {name_of(candidates[0])} ({'; '.join(complaints)}); it " * bool(
@@ -173,7 +181,7 @@ def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
     """Results of all comparisons in a type on this device, and the file that keeps them; it is made if need be."""
     on_card = ms.get_context("device_target") == "Ascend"
     key = {"dtype": _short(dtype), "card": ms.hal.get_device_name(0) if on_card else "none", "mindspore": ms.__version__}
-    key |= {**versions(), "forms": _digest()}
+    key |= {**versions(), "forms": _digest(), "boost": ascend_boost.wanted()}
     if on_card and "unknown" in key.values():
         key["job"] = str(os.getppid())  # what it depends on may change unseen, so it is not believed for longer
     name = f"operators-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.json"
@@ -252,7 +260,7 @@ def _read(line, row, found):
     """(row, its result or None before it) of a line, or (None, None) for one that does not follow on `row`."""
     with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
         of, result = Row(*json.loads(line)[0]), json.loads(line)[1]
-        fits = of not in found and of.operator in KINDS and isinstance(result, float | str | None)
+        fits = of not in found and of.operator in {**KINDS, **STEPS} and isinstance(result, float | str | None)
         if fits and row == (None if result is None else of):
             return of, result
     return None, None

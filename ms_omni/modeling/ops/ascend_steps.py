@@ -12,39 +12,45 @@ from ..interruption import interruptible
 from . import ascend_kernels as kernels
 from . import ascend_sampling as sampling
 from . import drawing
-from .ascend_layer import CachedLayer, FrameLayer
+from .ascend_layer import BoostedLayer, CachedLayer, FrameLayer
 from .ascend_weights import place, rounded
 from .fused import FrameWeights
 
 ALIGNMENT = 16
 
 
+def dtype_of(weights):
+    return (weights.stack if isinstance(weights, FrameWeights) else weights).norm.dtype
+
+
 def packs(weights):
     """See `ops.packs`: not float32, nor heads that are no multiple of 16 wide, nor experts in the code predictor."""
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
-    known = stack.norm.dtype in kernels.ATTENTION_TYPES and stack.head_dim % ALIGNMENT == 0
+    known = dtype_of(weights) in kernels.ATTENTION_TYPES and stack.head_dim % ALIGNMENT == 0
     if not frame:
         return known
     sparse = any(layer.router is not None for layer in stack.layers)
     return known and not sparse and weights.heads[0].shape[0] >= drawing.CANDIDATES
 
 
-def prepare(weights, kept=None):
-    if not packs(weights):
-        return None
+def prepare(weights, kept=None, boosted=False):
     if isinstance(weights, FrameWeights):
         return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights)
-    return PreparedStack(weights)
+    return PreparedStack(weights, boosted)
 
 
 class Launch:
-    """A cell, as a graph or kernel by kernel. ready: numbers of rows that there is a graph for, or is to be at the next call."""
+    """A cell, as a graph or kernel by kernel. ready: numbers of rows that there is a graph for, or is to be at the next call; boosted: a
+    cell that is the graph instead, in kernels that are to be had in graphs alone.
+    """
 
-    def __init__(self, cell, ready):
-        cell.set_train(False)
-        self.cell, self.ready = cell, ready
-        self.graph = ms.jit(cell, jit_level="O0", fullgraph=True)  # of which nothing may be left to Python
+    def __init__(self, cell, ready, boosted=None):
+        in_graph, options = (cell, {}) if boosted is None else (boosted, {"infer_boost": "on"})
+        for one in (cell, in_graph):
+            one.set_train(False)
+        self.cell, self.in_graph, self.ready = cell, in_graph, ready
+        self.graph = ms.jit(in_graph, jit_level="O0", fullgraph=True, **options)  # of which nothing may be left to Python
 
     def __call__(self, rows, *inputs):
         if rows not in self.ready:
@@ -54,18 +60,25 @@ class Launch:
 
 
 class PreparedStack:
-    """weights: `StackWeights`. launch: of a token, for the buffers of a pool, from the first one on."""
+    """weights: `StackWeights`. boosted: whether graphs have the boosted form. launch: of a token, for the buffers of a pool, from the first
+    one on.
+    """
 
-    def __init__(self, weights):
+    def __init__(self, weights, boosted=False):
         self.weights, self.norm, self.eps, self.dtype = weights, weights.norm, weights.eps, weights.norm.dtype
         self.layers = [CachedLayer(layer, weights.eps, weights.head_dim) for layer in weights.layers]
+        self.boosted = [
+            BoostedLayer(layer, weights.eps, weights.head_dim, like)
+            for layer, like in zip(weights.layers, self.layers if boosted else ())
+        ]
         sums = [part for layer in self.layers for part in (layer.sum_heads, layer.sum_experts)]
         self.sums = [part for part in sums if part is not None]
         self.launch, self.ready = None, set()
 
     def step(self, x, cos, sin, head, cache):
         if self.launch is None or self.launch.cell.keys is not cache.keys:
-            self.launch = Launch(_Step(self, head, cache), self.ready)
+            boosted = _Step(self, self.boosted, head, cache) if self.boosted else None
+            self.launch = Launch(_Step(self, self.layers, head, cache), self.ready, boosted)
         tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
         width = min(tables.shape[1], cache.tables.shape[1])  # which is filled up to a power of two
         tables[:, :width] = cache.tables[:, :width]
@@ -73,7 +86,8 @@ class PreparedStack:
         slots = np.take_along_axis(tables, last[:, None] // cache.block, 1)[:, 0] * cache.block + last % cache.block
         for part in self.sums:
             part.count(x)
-        where = slots.astype(np.int32), tables, cache.lengths.astype(np.int64)
+        step = self.launch.in_graph if len(x) in self.ready else self.launch.cell
+        where = slots.astype(np.int32), tables, cache.lengths.astype(step.lengths)
         return self.launch(len(x), x.reshape(len(x), -1), *self._rope(cos, sin), *map(Tensor.from_numpy, where))
 
     def chunk(self, x, cos, sin, cache, start, inject, observe, wanted):
@@ -117,17 +131,20 @@ def full(table):
 class _Step(nn.Cell):
     """One token for each of N rows. columns: of the tables, enough for all blocks, so that there is one shape per N."""
 
-    def __init__(self, stack, head, cache):
+    def __init__(self, stack, layers, head, cache):
         super().__init__(auto_prefix=False)
-        self.layers, self.norm, self.eps, self.head = nn.CellList(stack.layers), stack.norm, stack.eps, head
+        self.layers, self.norm, self.eps, self.head = nn.CellList(layers), stack.norm, stack.eps, head
         self.keys, self.values, self.columns = cache.keys, cache.values, cache.keys[0].shape[0] // cache.block
+        self.lengths = layers[0].lengths
         for layer in self.layers:
             layer.block = cache.block
 
-    def construct(self, x, cos, sin, slots, tables, lengths):
+    def construct(self, x, cos, sin, slots, tables, batch_valid_length):
+        """The lengths' name is one that MindSpore may look for: `kernels.paged_attention`."""
         total = None
         for index, layer in enumerate(self.layers):
-            x, total = layer(x, total, (cos, sin), (self.keys[index], self.values[index], slots, tables, lengths))
+            seen = self.keys[index], self.values[index], slots, tables, batch_valid_length
+            x, total = layer(x, total, (cos, sin), seen)
         hidden, _ = kernels.add_rms_norm(x, total, self.norm, self.eps)
         return kernels.dense(hidden, self.head, None), hidden
 
@@ -167,17 +184,21 @@ class PreparedFrame:
 
     def frame(self, hidden, code, noise, kinds):
         """kinds: how each row samples, see `drawing.Kind`; noise float32 `[B, n - 1, K]`, exponential."""
+        codes, total, largest = self.run(hidden, code, noise, kinds)
+        broken = ~np.isfinite(largest.asnumpy()).all(1)
+        if broken.any():
+            total = total + Tensor(np.where(broken, np.float32(np.nan), np.float32(0))[:, None, None]).astype(hidden.dtype)
+        return codes, total
+
+    def run(self, hidden, code, noise, kinds):
+        """What the launch gives for these, see `_Frame`."""
         rows, dtype = len(hidden), hidden.dtype
         *same, noise = drawing.draw_inputs(kinds, noise)
         summed = np.ones((rows, 1, self.codes), np.float32)
         summed[..., 0] = 0  # of the talker's state
         arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
         given = hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
-        codes, total, largest = self.launch(rows, *given)
-        broken = ~np.isfinite(largest.asnumpy()).all(1)
-        if broken.any():
-            total = total + Tensor(np.where(broken, np.float32(np.nan), np.float32(0))[:, None, None]).astype(dtype)
-        return codes, total
+        return self.launch(rows, *given)
 
 
 def _identity(weights):

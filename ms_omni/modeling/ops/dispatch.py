@@ -13,6 +13,7 @@ from mindspore.common.api import _pynative_executor
 from mindspore.ops.composite import base
 
 from ...locking import exclusive
+from . import ascend_boost
 from .reference import Reference
 
 IMPLEMENTATIONS = ("ascend", "ascend-emulated", "cpu", "reference")
@@ -46,7 +47,10 @@ def operator(interface: Interface) -> Interface:
 
 
 def choose() -> tuple[type[Reference], str]:
-    """The implementation to use, and the reason in words. Raises `ValueError` for an unknown name in `MS_OMNI_OPS`."""
+    """The implementation to use, and the reason in words. Raises `ValueError` for an unknown name in `MS_OMNI_OPS`, or an unknown value of
+    `MS_OMNI_BOOST`.
+    """
+    ascend_boost.prepare()
     name = os.environ.get("MS_OMNI_OPS")
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(f"MS_OMNI_OPS={name!r} is not an implementation; choose one of {sorted(IMPLEMENTATIONS)}")

@@ -4,9 +4,12 @@ Signatures and meanings are those of `ops/__init__.py`, without `stable`. These 
 published sizes; `write_rows` returns what the buffer must hold afterwards.
 """
 
+import functools
 import math
 
 import numpy as np
+
+from .fused import LayerWeights
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -240,3 +243,93 @@ def expert_load(logits, k, mask):
     counts = np.zeros(probs.shape[-1], np.float32)
     np.add.at(counts, chosen, mask[:, None])
     return counts, (probs * mask[:, None]).sum(0)
+
+
+# ---- whole steps, of the formulas above: see `ascend_step_cases.py` for the arguments --------------------------------
+
+
+def decoder_step(layer, norm, head, eps, head_dim, block, keys, values, calls):
+    """Of each call logits, hidden states, and the keys and values that it has written."""
+    w, keys, values, found = LayerWeights(*layer), keys.copy(), values.copy(), []
+    for x, cos, sin, tables, lengths in calls:
+        slots = rows_of_buffers(tables, lengths[:, None] - 1, block).reshape(-1)
+        attend = functools.partial(_attend, (keys, values), slots, tables, lengths - 1, lengths, block)
+        hidden = rms_norm(_layer(w, x, cos, sin, eps, head_dim, attend), norm, eps)
+        found += [linear(hidden, head), hidden, keys[slots], values[slots]]
+    return tuple(found)
+
+
+boosted_step = decoder_step
+
+
+def decoder_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, table, start, count):
+    """Hidden states of the tokens, and the keys and values that are written."""
+    w, buffers, stop = LayerWeights(*layer), (keys.copy(), values.copy()), start + count
+    slots = rows_of_buffers(table[None], np.arange(start, stop)[None], block).reshape(-1)
+    attend = functools.partial(_attend, buffers, slots, table[None], np.array([start]), np.array([stop]), block)
+    x, cos, sin = x[:, :count], cos[:, :count], sin[:, :count]
+    hidden = rms_norm(_layer(w, x, cos, sin, eps, head_dim, attend), norm, eps)
+    return hidden, *(part[slots] for part in buffers)
+
+
+def code_frame(*case):
+    """Codes, the likeliest ones, the sum of their embeddings, and the 64 largest logits of the last one."""
+    codes, total, logits = _frame(*case)
+    return codes, total, -np.sort(-logits[-1], -1)[:, :64]
+
+
+def leads(*case):
+    """By how much each code of a frame is likelier than the next `[B, n - 1]`."""
+    best = np.sort(np.stack(_frame(*case)[2], 1), -1)
+    return best[..., -1] - best[..., -2]
+
+
+def _frame(hidden, code, layers, norm, eps, head_dim, first, embeddings, heads, cos, sin):
+    x, codes, found = np.concatenate([hidden, first[code]], 1), [code], []
+    for head, embedding in zip(heads, embeddings):
+        y, mask = x, np.triu(np.full((x.shape[1],) * 2, np.float32(-1e9)), 1)
+        for layer in layers:
+            y = _layer(LayerWeights(*layer), y, cos[: y.shape[1]], sin[: y.shape[1]], eps, head_dim, _attend_causally(mask))
+        found.append(linear(rms_norm(y[:, -1], norm, eps), head))
+        codes.append(found[-1].argmax(-1)[:, None].astype(np.int32))
+        x = np.concatenate([x, embedding[codes[-1]]], 1)
+    return np.concatenate(codes, 1), x[:, 1:].sum(1, keepdims=True), found
+
+
+def _layer(w, x, cos, sin, eps, head_dim, attend):
+    """x `[B, S, D]`; attend: of queries, keys and values `[B, S, heads, D]` and the scale -> `[B, S, H * D]`."""
+    y = rms_norm(x, w.input_norm, eps)
+    parts = (linear(y, *pair) for pair in ((w.q, w.q_bias), (w.k, w.k_bias), (w.v, w.v_bias)))
+    q, k, v = (part.reshape(*x.shape[:2], -1, head_dim) for part in parts)
+    q, k = (part if norm is None else rms_norm(part, norm, eps) for part, norm in ((q, w.q_norm), (k, w.k_norm)))
+    x = x + linear(attend(rotary(q, cos, sin), rotary(k, cos, sin), v, head_dim**-0.5), w.o, w.o_bias)
+    return x + _mlp(w, rms_norm(x, w.post_norm, eps))
+
+
+def _mlp(w, x):
+    dense = w.gate is not None and linear(swiglu(np.concatenate([linear(x, w.gate), linear(x, w.up)], -1)), w.down)
+    if w.router is None:
+        return dense
+    rows = x.reshape(-1, x.shape[-1])
+    chosen = route_topk(linear(rows, w.router), w.top_k, w.normalise)
+    made = experts(rows, w.experts_gate_up, w.experts_down, *chosen, w.first).reshape(x.shape)
+    return made if w.gate is None else made + sigmoid(linear(x, w.shared_gate)) * dense
+
+
+def rows_of_buffers(tables, positions, block):
+    """Rows of buffers `[blocks * P, K * D]` that hold positions `[B, S]` of rows with these blocks."""
+    return np.take_along_axis(tables, positions // block, 1) * block + positions % block
+
+
+def _attend(buffers, slots, tables, first, lengths, block, q, k, v, scale):
+    for buffer, new in zip(buffers, (k, v)):
+        buffer[slots] = new.reshape(len(slots), -1)
+    blocks = (buffer.reshape(-1, block, *k.shape[2:]).transpose(0, 2, 1, 3) for buffer in buffers)
+    return paged_attention(q, *blocks, tables, first, lengths, scale)
+
+
+def _attend_causally(mask):
+    def attend(q, k, v, scale):
+        return attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), np.tile(mask, (len(q), 1, 1)), scale)
+
+    return attend

@@ -317,6 +317,11 @@ class Reference:
         """The class to use for models of this dtype: one that checks itself on the device gives a subclass of itself."""
         return cls
 
+    @classmethod
+    def steps(cls, dtype):
+        """Steps that are computed as a whole, and to be compared so: none, or some of `ascend_step_cases.STEPS`."""
+        return {}
+
     @staticmethod
     def packs(weights):
         return False

@@ -1,0 +1,264 @@
+"""What whole steps are tried with on a device (see `ascend_cases.py`), and how: packed layers run as they do in an answer, not in parts,
+for a step calls kernels and no operator that could have been replaced by itself.
+
+A graph is called twice, with other lengths, tables and slots: `FusedInferAttentionScore` reads lengths on the host, and a graph that
+went on with the first ones would be wrong from the second token on. Rounding may not turn a choice: of the experts each row wants some by
+far, and rows of a frame are those whose codes are the likeliest by far.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from . import formulas
+from .ascend_cases import Kind, _normal, _tables
+from .ascend_steps import PreparedFrame, PreparedStack, decoder_chunk, decoder_step
+from .ascend_weights import rounded
+from .fused import BlockTables, FrameWeights, LayerWeights, StackWeights
+
+EPS = 1e-6
+
+
+class Sizes(NamedTuple):
+    """inner: of an expert, or of the dense MLP; shared: of the expert for all; held: experts that are here, from number first on."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    channels: int
+    inner: int
+    experts: int = 0
+    top_k: int = 0
+    shared: int = 0
+    first: int | None = None
+    held: int = 0
+
+
+SMALL = Sizes(64, 8, 2, 16, 32, 8, 2, 48)
+SMALL_RANK = Sizes(64, 4, 1, 16, 32, 8, 2, first=4, held=4)
+SMALL_DENSE = Sizes(64, 4, 2, 16, 96)
+THINKER = Sizes(2048, 32, 4, 128, 768, 128, 8)
+THINKER_RANK = THINKER._replace(heads=16, kv_heads=2, first=64, held=64)
+TALKER = Sizes(1024, 16, 2, 128, 384, 128, 6, 768)
+PREDICTOR = Sizes(1024, 16, 8, 128, 3072)
+MARKS = 8
+"""Channels of a layer's input of which each has its own experts."""
+
+
+def _weight(rng, rows, columns):
+    return _normal(rng, rows, columns, scale=columns**-0.5)
+
+
+def _gain(rng, size):
+    return 1 + _normal(rng, size, scale=0.2)
+
+
+def _layer(rng, sizes, biases=False):
+    """A `LayerWeights` of arrays."""
+    width, channels, inner = sizes.width, sizes.channels, sizes.shared if sizes.experts else sizes.inner
+    shapes = [(heads * channels, width) for heads in (sizes.heads, sizes.kv_heads, sizes.kv_heads)]
+    shapes.append((width, sizes.heads * channels))
+    weights = [_weight(rng, *shape) for shape in shapes]
+    others = [_normal(rng, shape[0], scale=0.1) if biases else None for shape in shapes]
+    norms = _gain(rng, channels), _gain(rng, channels), _gain(rng, width)
+    layer = LayerWeights(_gain(rng, width), *weights, *others, *norms)
+    if inner:
+        layer = layer._replace(
+            gate=_weight(rng, inner, width), up=_weight(rng, inner, width), down=_weight(rng, width, inner)
+        )
+    return tuple(_mixture(rng, sizes, layer) if sizes.experts else layer)
+
+
+def _mixture(rng, sizes, layer):
+    width, count, inner = sizes.width, sizes.experts, sizes.inner
+    up, down = _normal(rng, width, 2 * inner, scale=width**-0.5), _normal(rng, inner, width, scale=inner**-0.5)
+    held = range(sizes.held or count)
+    stacks = (np.stack([np.roll(part, number, 0) for number in held]) for part in (up, down))  # see `ascend_cases._mixture`
+    router = _weight(rng, count, width)
+    for mark in range(MARKS):
+        router[rng.permutation(count)[sizes.top_k :], mark] = -3.0
+        layer.o[mark], layer.post_norm[mark] = 0, 1  # which reaches the router as it is
+    shared = _weight(rng, 1, width) if sizes.shared else None
+    fields = dict(zip(("experts_gate_up", "experts_down"), stacks), top_k=sizes.top_k, normalise=True, first=sizes.first)
+    return layer._replace(router=router, shared_gate=shared, **fields)
+
+
+def _inputs(rng, sizes, rows, mark):
+    """Of rows, each with a mark of its own if there are no more than so many."""
+    x = _normal(rng, rows, sizes.width)
+    if sizes.experts:
+        x[:, :MARKS] = 0
+        x[np.arange(rows), (np.arange(rows) + mark) % MARKS] = 5
+    return x
+
+
+def _pool(rng, sizes, block, lengths, room):
+    """Keys and values of so many positions in blocks of anybody's, tables for more: NaN behind them, and in blocks that are nobody's."""
+    used = [-(-(length + room) // block) for length in lengths]
+    shape = ((sum(used) + 2) * block, sizes.kv_heads * sizes.channels)
+    keys, values = (np.full(shape, np.nan, np.float32) for _ in range(2))
+    tables, free = np.zeros((len(lengths), max(used)), np.int32), iter(rng.permutation(sum(used) + 1) + 1)
+    for table, length, count in zip(tables, lengths, used):
+        table[:count] = [next(free) for _ in range(count)]
+        position = np.arange(length)
+        for buffer in (keys, values):
+            buffer[table[position // block] * block + position % block] = _normal(rng, length, shape[1])
+    return keys, values, tables
+
+
+def _step(rng, sizes, block, lengths, biases=False):
+    """Two calls: behind so many positions, then the rows in another order, some of them behind fewer. The last row pads."""
+    keys, values, tables = _pool(rng, sizes, block, lengths, 2)
+    first = np.array(lengths, np.int32) + 1
+    second = np.where(np.arange(len(first)) % 2, first + 1, np.maximum(first // 2, 1)).astype(np.int32)
+    calls = []
+    for number, (order, length) in enumerate(((slice(None), first), (slice(None, None, -1), second))):
+        table, length = np.pad(tables[order], ((0, 1), (0, 0))), np.append(length[order], np.int32(1))
+        x = _inputs(rng, sizes, len(length), number)[:, None]
+        calls.append((x, *_tables(rng, len(length), 1, sizes.channels // 2), table, length))
+    norm, head = _gain(rng, sizes.width), _weight(rng, 96, sizes.width)
+    return _layer(rng, sizes, biases), norm, head, EPS, sizes.channels, block, keys, values, tuple(calls)
+
+
+def _tokens(rng, published):
+    yield _step(rng, SMALL, 16, (4, 32, 63), biases=True)
+    yield _step(rng, SMALL_RANK, 16, (40, 7, 15))
+    yield _step(rng, SMALL_DENSE, 16, (17,))
+    for sizes in (THINKER, THINKER_RANK, TALKER) if published else ():
+        yield _step(rng, sizes, 128, (0, 129, 1000, 4096, 127, 300, 20))
+
+
+def _chunk(rng, sizes, block, start, count, size):
+    keys, values, tables = _pool(rng, sizes, block, (start,), count)
+    x = np.concatenate([_inputs(rng, sizes, 1, token) for token in range(size)])[None]
+    rope, norm = _tables(rng, 1, size, sizes.channels // 2), _gain(rng, sizes.width)
+    return _layer(rng, sizes), norm, EPS, sizes.channels, block, keys, values, x, *rope, tables[0], start, count
+
+
+def _chunks(rng, published):
+    yield _chunk(rng, SMALL, 16, 24, 13, 16)
+    yield _chunk(rng, SMALL_RANK, 16, 0, 20, 32)
+    if published:
+        yield _chunk(rng, THINKER, 128, 512, 500, 512)
+
+
+def _frame(rng, sizes, layers, vocabulary, codes, rows, candidates):
+    """Of many rows those whose codes are the likeliest by far."""
+    half, width = sizes.channels // 2, sizes.width
+    first, *embeddings = (_normal(rng, vocabulary, width) for _ in range(codes))
+    heads = tuple(_weight(rng, vocabulary, width) for _ in embeddings)
+    stack = tuple(_layer(rng, sizes) for _ in range(layers)), _gain(rng, width), EPS, sizes.channels
+    weights = *stack, first, tuple(embeddings), heads, *_tables(rng, codes, half)
+    hidden = _normal(rng, candidates, 1, width)
+    code = rng.integers(0, vocabulary, (candidates, 1)).astype(np.int32)
+    best = np.argsort(formulas.leads(hidden, code, *weights).min(1))[-rows:]
+    return hidden[best], code[best], *weights
+
+
+def _frames(rng, published):
+    yield _frame(rng, SMALL_DENSE, 2, 80, 4, 3, 60)
+    if published:
+        yield _frame(rng, PREDICTOR, 5, 2048, 4, 2, 40)
+
+
+# ---- how they run ----------------------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+def _parameter(value, dtype):
+    """On the host, where the model's are."""
+    if not isinstance(value, Tensor):
+        return value
+    return Parameter(rounded(_array(value), dtype), name=f"tried{next(_numbers)}")
+
+
+def _array(tensor):
+    return tensor.astype(ms.float32).asnumpy()
+
+
+def _stack(layers, norm, eps, head_dim):
+    dtype = norm.dtype
+    layers = tuple(LayerWeights(*(_parameter(value, dtype) for value in layer)) for layer in layers)
+    return StackWeights(layers, _parameter(norm, dtype), eps, head_dim)
+
+
+def _cache(stack, keys, values, block, dtype):
+    """Blocks without rows."""
+    buffers = ((_parameter(part, dtype),) for part in (keys, values))
+    return BlockTables(*buffers, stack.layers[0].kv_heads, block, None, None)
+
+
+def _written(cache, positions):
+    """Keys and values at positions `[B, S]` of the rows of a cache."""
+    slots = formulas.rows_of_buffers(cache.tables, positions, cache.block).reshape(-1)
+    return [_array(part)[slots] for (part,) in (cache.keys, cache.values)]
+
+
+def _tokens_through(boosted, ready, layer, norm, head, eps, head_dim, block, keys, values, calls):
+    stack, found = PreparedStack(_stack((layer,), norm, eps, head_dim), boosted), []
+    head, cache = _parameter(head, norm.dtype), _cache(stack, keys, values, block, norm.dtype)
+    if ready:
+        stack.ready.add(len(calls[0][0]))
+    elif boosted:  # where numpy stands in for its kernels
+        stack.layers, stack.boosted = stack.boosted, []
+    for x, cos, sin, tables, lengths in calls:
+        rows = cache._replace(tables=tables.asnumpy(), lengths=lengths.asnumpy())
+        found += decoder_step(x, cos, sin, head, rows, stack)
+        found += _written(rows, rows.lengths[:, None] - 1)
+    return tuple(found)
+
+
+def packed_step(*case, ready=False):
+    return _tokens_through(False, ready, *case)
+
+
+def boosted_step(*case, ready=False):
+    return _tokens_through(True, ready, *case)
+
+
+def packed_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, table, start, count):
+    stack, stop = PreparedStack(_stack((layer,), norm, eps, head_dim)), start + count
+    cache = _cache(stack, keys, values, block, norm.dtype)
+    cache = cache._replace(tables=table.asnumpy()[None], lengths=np.array([stop]))
+    hidden = decoder_chunk(x, cos, sin, cache, start, stack)
+    return _array(hidden)[:, :count], *_written(cache, np.arange(start, stop)[None])
+
+
+def packed_frame(hidden, code, layers, norm, eps, head_dim, first, embeddings, heads, cos, sin, ready=False):
+    parts = [tuple(_parameter(part, norm.dtype) for part in group) for group in ((first,), embeddings, heads)]
+    weights = FrameWeights(_stack(layers, norm, eps, head_dim), *parts[0], *parts[1:], cos.asnumpy(), sin.asnumpy())
+    frame, rows = PreparedFrame(weights), len(hidden)
+    if ready:
+        frame.ready.add(rows)
+    noise = np.zeros((rows, len(heads), frame.noise_width), np.float32)
+    codes, total, largest = frame.run(hidden, code, noise, [None] * rows)
+    return codes.astype(ms.int32), total, largest
+
+
+def cells(*case):
+    """What runs where a step is not right: its cells, of operators that are."""
+    raise NotImplementedError
+
+
+for form in (packed_step, boosted_step, packed_frame):
+    form.compiled = functools.partial(form, ready=True)
+
+STEPS: dict[str, tuple[Kind, ...]] = {
+    "decoder_step": (Kind("any", _tokens),),
+    "decoder_chunk": (Kind("any", _chunks, compiled=False),),
+    "code_frame": (Kind("any", _frames),),
+    "boosted_step": (Kind("any", _tokens, called=False),),
+}
+"""step -> its kinds, as in `ascend_cases.py`."""
+STEP_FORMS = {
+    "decoder_step": (packed_step, cells),
+    "decoder_chunk": (packed_chunk, cells),
+    "code_frame": (packed_frame, cells),
+    "boosted_step": (boosted_step, packed_step),
+}
+"""step -> the form that is compared, and what takes its place, which is no step of this name and not compared as such."""
