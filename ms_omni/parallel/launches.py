@@ -55,5 +55,7 @@ GRAPH = Form("graph", "graph", layer=22)
 BOOSTED = Form("boosted graph", "graph", layer=20)
 """With `MS_OMNI_BOOST=1`: with kernels that come with MindSpore (infer_boost), whose attention nobody has seen run."""
 FORMS = (GRAPH, BOOSTED)
+GATHERED_LAYER = 42
+"""Of a layer whose weights are gathered when they are used (ZeRO-3), whose cells run one by one; without the gathers."""
 VOCODER = 701
 """Of a piece of sound of one row, one by one; on MindSpore 2.7.1 29 fewer."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .hardware import Hardware
-from .launches import VOCODER, Form
+from .launches import GATHERED_LAYER, VOCODER, Form
 from .traffic import Traffic
 from .zero3_plan import block_of, bundles
 
@@ -95,7 +95,9 @@ def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1, ch
         reads, operations = reads + sizes[TABLE], operations + 2 * tokens * sizes[TABLE] / itemsize
 
     def kernels(form):
-        return form.thinker(text.num_hidden_layers, cards, chunk or not whole) + (0 if chunk else form.choice)
+        layers = text.num_hidden_layers
+        step = form.thinker(layers, cards, chunk) if whole else GATHERED_LAYER * layers + form.besides
+        return step + (0 if chunk else form.choice)
 
     return Step(reads + cache_bytes, operations, traffic, kernels, whole and not chunk)
 

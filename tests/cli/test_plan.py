@@ -26,8 +26,8 @@ def section(found, title):
 def test_a_step_for_one_four_and_sixteen_callers(capsys):
     found = lines(capsys, "--cards", "2")
     for title, launches, holds in (
-        ("a token of text", "1,362", ["launches", "bandwidth", "bandwidth"]),
-        ("a frame of speech (80 ms)", "1,794", ["launches"] * 3),
+        ("a token of text", "1,308", ["launches", "bandwidth", "bandwidth"]),
+        ("a frame of speech (80 ms)", "1,767", ["launches"] * 3),
     ):
         graph = [words for words in section(found, title) if words[0] == "graph"]
         assert [words[1] for words in graph] == ["1", "4", "16"] and [words[-2] for words in graph] == holds

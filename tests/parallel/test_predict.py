@@ -60,8 +60,8 @@ def test_the_steps_of_an_answer_have_two_bounds(instruct):
     alone = predict(*instruct, "ep", 1, 8192, 2)
     for form, layer in zip(FORMS, (22, 20), strict=True):
         launches = [item.bound((item.token,), hardware, form).launches for item in (alone, found)]
-        assert launches == [48 * layer + 8 + 8, 48 * (layer + 4) + 8 + 8 + 2 * 48 + 2]
-        assert alone.bound(alone.frame, hardware, form).launches == 20 * (layer + 7) + 8 + 14 + 1190
+        assert launches == [48 * layer + 2 + 8, 48 * (layer + 3) + 2 + 8 + 2 * 48 + 2]
+        assert alone.bound(alone.frame, hardware, form).launches == 20 * (layer + 6) + 2 + 14 + 1189
         text, frame = (found.bound(steps, hardware, form) for steps in ((found.token,), found.frame))
         assert text.least == text.launching > text.bandwidth and text.holds == frame.holds == "launches hold"
     slow = replace(hardware, memory_gb_per_s=10)
