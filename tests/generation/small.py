@@ -26,12 +26,12 @@ SURE = [number for number, (_, options) in enumerate(CALLERS) if options in (GRE
 """Those for whom nothing is drawn."""
 
 
-def geometry() -> dict:
-    """Of the tiny one, with few layers and few codes in a frame."""
+def geometry(layers: int = 2) -> dict:
+    """Of the tiny one, with so many layers of the thinker, and few codes in a frame."""
     content = load_named_config("tiny").to_dict()
     thinker, talker = content["thinker_config"], content["talker_config"]
-    thinker["text_config"]["num_hidden_layers"] = 2
-    thinker["vision_config"].update(depth=2, deepstack_visual_indexes=[0, 1])
+    thinker["text_config"]["num_hidden_layers"] = layers
+    thinker["vision_config"].update(depth=layers, deepstack_visual_indexes=[*range(layers)])
     thinker["audio_config"]["encoder_layers"] = 1
     talker.update(accept_hidden_layer=1, num_code_groups=GROUPS)
     talker["text_config"]["num_hidden_layers"] = 1
@@ -40,9 +40,9 @@ def geometry() -> dict:
     return content
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, layers: int = 2, talker: bool = True) -> Path:
     """A checkpoint of it in float32, which stands for bfloat16 in graphs of numpy kernels."""
-    write_tiny_checkpoint(folder, geometry=geometry(), seed=20, dtype="float32")
+    write_tiny_checkpoint(folder, geometry=geometry(layers), seed=20, dtype="float32", talker=talker)
     return folder
 
 
