@@ -1,7 +1,5 @@
 """Whole steps of Ascend over packed weights, on emulated kernels: kernel by kernel, and as graphs made before anybody waits."""
 
-import threading
-
 import numpy as np
 import pytest
 from mindspore.common import api
@@ -10,7 +8,7 @@ from ms_omni.engine.engine import Engine
 from tests.generation import small
 from tests.generation.small import CALLERS, GREEDY, SURE, check_sound, check_sure
 from tests.parallel.answers import inputs_of
-from tests.parallel.engine_worker import Asked, engine_of, run, same
+from tests.parallel.engine_worker import asked_by_threads, engine_of, run, same
 
 LENGTHS = (10, 600, 2000)
 """Of answers, in tokens."""
@@ -116,23 +114,6 @@ def test_graphs_are_made_when_an_engine_starts_and_never_later(expected, model, 
     assert all(same(run(engine, requests, cancel=2), [*found[:2], *found[3:]]))
     assert all(same(asked_by_threads(engine, requests), found))
     assert compilations() == made
-
-
-def asked_by_threads(engine, requests):
-    """Answers to as many threads as requests."""
-    answers = [None] * len(requests)
-
-    def ask(number):
-        one = Asked(engine, requests[number])
-        one.events += engine.events(one.id)
-        answers[number] = one.arrays()
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """One rank of a model on emulated kernels of Ascend: `ascend_worker.py FOLDER OUT JSON`, results in `OUT/rank<n>.npz` and `.json`.
 
-JSON: whether heads are split, after how many calls steps are graphs, of how many callers and rows at a time.
+JSON: whether heads are split, after how many calls steps are graphs, how many callers there are, and rows at a time.
 """
 
 import json
@@ -12,15 +12,26 @@ from mindspore.common import api
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.parallel import start
-from tests.generation.small import GREEDY, requests_of
+from tests.generation.small import GREEDY, TEXT, requests_of
 from tests.parallel.answers import inputs_of
-from tests.parallel.engine_worker import engine_of, run, same
+from tests.parallel.engine_worker import asked_by_threads, engine_of, run, same
 
 
 def steps_of(engine):
     """What the launches of an engine are made of: of each decoder whether its weights are packed, its query heads and its sums."""
     stacks = [stage.pool.stack for stage in (engine.thinker, engine.speech)]
     return [stack and [stack.layers[0].heads, len(stack.sums)] for stack in stacks]
+
+
+def sums_of_a_token(engine, request):
+    """Calls and bytes of sums that an answer takes which is a token longer."""
+    found = []
+    for tokens in (3, 4):
+        before = engine.model.team.traffic.copy()
+        run(engine, [{**request, **TEXT, "max_new_tokens": tokens}])
+        since = engine.model.team.traffic.since(before)
+        found.append(np.array([since.calls["all_reduce"], since.nbytes["all_reduce"]]))
+    return (found[1] - found[0]).tolist()
 
 
 def main():
@@ -32,20 +43,21 @@ def main():
     print("loaded", flush=True)
     requests, facts = requests_of(folder)[: wanted["callers"]], {}
     engine = engine_of(model, max_rows=wanted["rows"])
-    made = len(api.ms_compile_cache)
-    facts["steps"], facts["graphs"] = steps_of(engine), made
+    facts["steps"], facts["graphs"] = steps_of(engine), [len(api.ms_compile_cache)]
     print("started", flush=True)
     found = run(engine, requests)
+    facts["token"] = sums_of_a_token(engine, requests[0])
     print("answered", flush=True)
     if rank:
         engine.follow()
     else:
-        facts["followed"] = same(run(engine, requests), found)
+        facts["followed"] = [*same(run(engine, requests), found), *same(asked_by_threads(engine, requests), found)]
         engine.close()
     print("followed", flush=True)
+    facts["graphs"].append(len(api.ms_compile_cache))
     ids, _ = model.generate(**inputs_of(folder, "text"), **GREEDY)
     facts["generate"] = [np.array_equal(ids[0], found[0]["ids"])]
-    facts["later"] = len(api.ms_compile_cache) - made
+    facts["graphs"].append(len(api.ms_compile_cache) - facts["graphs"][-1])
     np.savez(
         Path(out) / f"rank{rank}.npz", **{f"{n}.{key}": array for n, one in enumerate(found) for key, array in one.items()}
     )

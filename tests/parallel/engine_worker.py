@@ -67,6 +67,23 @@ def run(engine, requests, cancel=None):
     return [one.arrays() for number, one in enumerate(asked) if number != cancel]
 
 
+def asked_by_threads(engine, requests):
+    """Answers to requests each of which a thread of its own asks."""
+    answers = [None] * len(requests)
+
+    def ask(index):
+        one = Asked(engine, requests[index])
+        one.events += engine.events(one.id)
+        answers[index] = one.arrays()
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
 def one_by_one(model, requests):
     """Each of them in an engine of its own."""
     return [run(engine_of(model, max_rows=1), [request])[0] for request in requests]
@@ -108,18 +125,7 @@ def followed(model, requests, expected, rank, idle_s):
     found = run(engine, requests, cancel=1)
     kept.append(refused(engine, model, requests[0]))
     time.sleep(idle_s)
-    answers = [None] * len(requests)
-
-    def ask(index):
-        one = Asked(engine, requests[index])
-        one.events += engine.events(one.id)
-        answers[index] = one.arrays()
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = asked_by_threads(engine, requests)
     closed = engine.events(engine.add(**requests[0]))
     next(closed)
     closed.close()

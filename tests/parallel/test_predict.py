@@ -24,10 +24,18 @@ def instruct():
     return config, parameter_shapes(config)
 
 
-@pytest.mark.parametrize("geometry, workers", [("tiny", 2), pytest.param("odd", 3, marks=pytest.mark.slow)])
-def test_bytes_and_collectives_of_a_token_are_those_that_a_run_counts(geometry, workers, checkpoint_of, tmp_path):
+@pytest.mark.parametrize(
+    "geometry, workers, operators",
+    [
+        ("tiny", 2, "cpu"),
+        pytest.param("tiny", 2, "ascend-emulated", marks=pytest.mark.slow),  # which packs the weights
+        pytest.param("odd", 3, "cpu", marks=pytest.mark.slow),
+    ],
+)
+def test_bytes_and_collectives_of_a_token_are_those_that_a_run_counts(geometry, workers, operators, checkpoint_of, tmp_path):
     folder = checkpoint_of(geometry)
-    job = msrun(workers, tmp_path, ROOT / "tests/parallel/traffic_worker.py", folder, tmp_path, *STRATEGIES)
+    worker, environment = ROOT / "tests/parallel/traffic_worker.py", {"MS_OMNI_OPS": operators}
+    job = msrun(workers, tmp_path, worker, folder, tmp_path, *STRATEGIES, environment=environment)
     assert job.code == 0, job.explain()
     counted = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(workers)]
     config = load_named_config(geometry)
