@@ -1,5 +1,6 @@
 """The parts of the model that are run dry, in the published geometry and bfloat16. Needs the Ascend backend (see `stub.py`)."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
+from ms_omni.arrays import MODEL_TYPES
 from ms_omni.config import load_named_config
 from ms_omni.engine.choice import KINDS, Chooser
 from ms_omni.engine.kv_pool import KVPool, PoolStep
@@ -41,8 +43,16 @@ class Counted:
     per_layer: dict[str, Launches]
 
 
+PACKED = re.compile(
+    r"(^|\.)(model\.layers\.\d+\.(self_attn\.[qkv]_proj|mlp\.(shared_expert\.)?(gate|up)_proj)"
+    r"|visual\.blocks\.\d+\.attn\.(qkv|proj)|audio_tower\.layers\.\d+\.self_attn\.(q|k|v|out)_proj)\.weight$"
+)
+"""Names of what weights are packed of."""
+
+
 def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefix: str = "") -> Any:
-    """A cell with parameters of zeros on the device, where a dry run has any amount of memory and the host needs none.
+    """A cell with parameters of zeros on the device, where a dry run has any amount of memory and the host needs none; what is packed
+    before it is used is on the host, as all is of a model that is loaded.
 
     team: whose part of the parameters it holds; prefix: of the parameters' names in a whole model.
     """
@@ -52,7 +62,11 @@ def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefi
     for name, parameter in cell.parameters_and_names():
         part = slices.get(prefix + name)
         shape = parameter.shape if part is None else part.local_shape
-        parameter.set_data(mint.zeros(shape, dtype=parameter.dtype), slice_shape=team is not None)
+        if PACKED.search(prefix + name):
+            data = Tensor.from_numpy(np.zeros(shape, MODEL_TYPES[str(parameter.dtype).lower()]))
+        else:
+            data = mint.zeros(shape, dtype=parameter.dtype)
+        parameter.set_data(data, slice_shape=team is not None)
     if team:
         team.attach(cell)
     cell.set_train(False)

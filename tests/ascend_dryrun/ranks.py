@@ -3,13 +3,16 @@
 import os
 
 import mindspore as ms
+import numpy as np
+from mindspore import Tensor
 from mindspore.communication import init
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import load_named_config
-from ms_omni.engine.kv_pool import KVPool
-from ms_omni.modeling import BLOCK_TOKENS
+from ms_omni.engine.kv_pool import KVPool, PoolStep
+from ms_omni.modeling import BLOCK_TOKENS, ops
+from ms_omni.modeling.steps import FrameStep
 from ms_omni.parallel.mesh import BACKENDS, Mesh
 from ms_omni.parallel.predict import predict
 from ms_omni.parallel.team import Team
@@ -28,7 +31,7 @@ def join(strategy: str) -> Team:
 
 def memory(team: Team) -> dict:
     """Bytes of weights and of the caches for `CONTEXT` tokens on this rank, `{"weights": {"held": ..., "plan": ...}, ...}`:
-    what MindSpore has given out for them, and what `ms-omni plan` says of the card that holds most.
+    what MindSpore has given out for them once everything has been used, and what `ms-omni plan` says of the card that holds most.
     """
     from .parts import build
 
@@ -36,17 +39,39 @@ def memory(team: Team) -> dict:
     predicted = predict(config, parameter_shapes(config), team.strategy, team.mesh.size, CONTEXT, BFLOAT16_BYTES)
     start = _held()
     model = build(Qwen3OmniMoeForConditionalGeneration, config, team=team)
-    weights = _held() - start
+    before = _held()
     pools = [KVPool.of(decoder, CONTEXT // BLOCK_TOKENS) for decoder in (model.thinker.model, model.talker.model)]
     for pool in pools:
         for buffer in (*pool.keys, *pool.values):
             (buffer + 0).shape  # noqa: B018  (what has not been used is still on the host)
-    cached = _held() - start - weights
+    cached = _held() - before
+    packed = [_use(model, *pools), *(pool.stack is not None for pool in pools)]
+    weights = _held() - start - cached
     return {
         "rank": team.mesh.rank,
+        "packed": packed,
         "weights": {"held": weights, "plan": predicted.held},
         "cache": {"held": cached, "plan": predicted.kv_cache},
     }
+
+
+def _use(model, heard, spoken):
+    """Every part that has weights of its own form computes once, kernel by kernel; says whether a frame's are packed."""
+    from .parts import AUDIO_FRAMES, PICTURE, zeros
+
+    for pool, part in ((heard, model.thinker), (spoken, model.talker)):
+        decoder = part.model
+        rope = decoder.rope(np.zeros((3, 1, 1), np.float32))
+        step = PoolStep(decoder, part.output_layer, pool, compile_after=None)
+        step(zeros(1, 1, decoder.config.hidden_size), rope, np.ones((1, 1), np.int32), np.ones(1, np.int32))
+    frame = FrameStep(model.talker, 1, None, compile_after=None)
+    hidden = zeros(1, 1, model.talker.model.config.hidden_size)
+    frame(hidden, Tensor(np.zeros((1, 1), np.int32)), frame.no_noise(1))
+    visual, sound = model.thinker.visual, model.thinker.audio_tower
+    visual(Tensor(np.zeros((np.prod(PICTURE), visual.patch_embed.width), np.float32)), np.array([PICTURE]))
+    sound(np.zeros((sound.config.num_mel_bins, AUDIO_FRAMES), np.float32), np.array([AUDIO_FRAMES]))
+    ops.place(model.get_parameters())
+    return frame.mixes
 
 
 def _held() -> int:

@@ -111,8 +111,7 @@ def test_graphs_are_made_when_an_engine_starts_and_never_later(expected, model, 
     assert made >= 9 and engine.thinker.step.sizes == engine.speech.step.sizes == [1, 2, 4]
     found = run(engine, requests)
     check_sure(found, expected)
-    assert all(same(run(engine, requests, cancel=2), [*found[:2], *found[3:]]))
-    assert all(same(asked_by_threads(engine, requests), found))
+    assert all(same(asked_by_threads(engine, requests[:4]), found[:4]))
     assert compilations() == made
 
 
