@@ -1,5 +1,6 @@
 """Prompts in chunks and tokens in batches on a pool of blocks: what a row gets, and that others leave no trace in it."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -224,6 +225,14 @@ def test_layers_that_are_not_packed_run_as_cells_on_ascend(ascend):
     engine = Engine(*model_of("one head", head_dim=12, mrope_section=(2, 2, 2), sparse=(False,)))
     assert engine.pool.stack is None and engine.step.fused is None
     check_cells(engine, [Row(prompt, 3, 20) for prompt in (5, 17, 70)], 3e-6)
+
+
+@pytest.mark.parametrize("step", ["decoder_step", "decoder_chunk"])
+def test_layers_whose_packed_form_is_wrong_on_this_device_run_as_cells(ascend, monkeypatch, step):
+    monkeypatch.setattr(ascend, "WRONG_STEPS", frozenset([(ms.float32, step)]))
+    engine = Engine(*model_of("one head", sparse=(False,), **ALIGNED))
+    assert engine.pool.stack is None and engine.step.fused is None
+    check_cells(engine, [Row(prompt, 3, 20) for prompt in (5, 17, 70)], 5e-6)
 
 
 def test_a_graph_of_each_shape_follows_the_pool_when_it_grows(use_operators, graphs):

@@ -69,6 +69,20 @@ def paged(lengths, tables):
     return infer(STEP, blocks, blocks, None, None, None, lengths, *places, layout="BNSD", block_size=16)
 
 
+def paged_heads(q, tables, lengths, blocks=(6, 16, 2, 32)):
+    caches = T(*blocks), T(*blocks)
+    return Call("PagedAttention", q, *caches, tables, lengths, head_num=8, scale_value=0.2, kv_head_num=2)
+
+
+def turned(q, table, lengths, cos_format=2):
+    return Call("ApplyRotaryPosEmb", q, T(3, 2 * 32), table, table, lengths, cos_format=cos_format)
+
+
+def cached(rows, slots):
+    caches = (T(6, 16, 2, 32, buffer=True) for _ in range(2))
+    return Call("ReshapeAndCache", rows, rows, *caches, slots)
+
+
 def flash(q, k, v, ends, **settings):
     settings = dict(head_num=4, scale_value=0.2, input_layout="TND") | settings
     return Call("FlashAttentionScore", q, k, v, None, None, None, None, None, ends, ends, **settings)
@@ -130,6 +144,9 @@ RIGHT = [
     Call("SplitWithSize", T(3, 9), (2, 7), -1),
     Call("ConstantPadND", T(3, 9), (0, 7), 0.0),
     Call("Clone", ROWS),
+    paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(17, 3)),
+    turned(T(3, 4 * 32), T(3, 32), int32(1, 2, 3)),
+    cached(T(2, 64), int32(3, 40)),
 ]
 
 BOTH, DOCUMENTATION = "both", "documentation"
@@ -199,6 +216,18 @@ WRONG = [
     (Call("IndexAddExt", ROWS, 0, int32(6), T(1, 32), 1), DOCUMENTATION, "a row past the last"),
     (Call("SplitWithSize", T(3, 9), (2, 6), -1), BOTH, "pieces that leave some over"),
     (Call("InplaceIndexCopy", BUFFER, 0, int32(3, 7), T(2, 32)), DOCUMENTATION, "a place past the last"),
+    (paged_heads(T(2, 8 * 32), int32((0, 3), (2, 1)), int32(17, 3)), DOCUMENTATION, "two axes"),
+    (paged_heads(T(2, 4, 32), int32((0, 3), (2, 1)), int32(17, 3)), DOCUMENTATION, "other heads"),
+    (paged_heads(T(2, 8, 32), int32((0, 6), (2, 1)), int32(17, 3)), DOCUMENTATION, "a block past the last"),
+    (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(33, 3)), DOCUMENTATION, "longer than the tables"),
+    (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int64(17, 3)), DOCUMENTATION, "int64 lengths"),
+    (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(17, 3), (6, 8, 2, 32)), DOCUMENTATION, "blocks of 8"),
+    (turned(T(3, 4 * 32), T(3, 24), int32(1, 2, 3)), DOCUMENTATION, "tables that fit no head"),
+    (turned(T(3, 4 * 32), T(3, 32), int32(1, 2, 3), 0), DOCUMENTATION, "pairs of neighbours"),
+    (turned(T(3, 4 * 32), T(3, 32), int32(1, 2)), DOCUMENTATION, "lengths of other rows"),
+    (cached(T(2, 64), int32(3, 96)), DOCUMENTATION, "a slot past the last"),
+    (cached(T(2, 63), int32(3, 40)), DOCUMENTATION, "rows too short"),
+    (cached(T(2, 64), int64(3, 40)), DOCUMENTATION, "int64 slots"),
 ]
 
 
