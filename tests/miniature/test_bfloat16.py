@@ -1,8 +1,8 @@
 """The miniature in bfloat16 on emulated kernels of Ascend is as close to float32 as PyTorch's bfloat16 is.
 
 How far PyTorch is, `tests/reference/record_bfloat16.py` has measured. Both round a token's states as often, so the distances
-differ by chance alone: ours were 0.93 (thinker), 0.96 (talker), 0.99 (predictor), 1.00 (questions) of PyTorch's, and with other
-random texts 1.01 for thinker and talker (0.94 to 1.09, and 0.97 to 1.04, of 90 % of resamplings).
+differ by chance alone: ours were 0.93 (thinker), 0.96 (talker), 0.99 (predictor), 1.00 (questions) of PyTorch's, through packed layers
+0.95, 0.96 and 0.97, and with other random texts 1.01 for thinker and talker (0.94 to 1.09, and 0.97 to 1.04, of 90 % of resamplings).
 """
 
 import json
@@ -13,7 +13,10 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, runtime
+from ms_omni.engine.kv_pool import KVPool, PoolStep
 from ms_omni.modeling import ops
+from ms_omni.modeling.ops import ascend_kernels as kernels
+from ms_omni.modeling.steps import prepared_frame
 from tests.ascend_emulation import bfloat16
 from tests.reference import bfloat16_cases
 
@@ -65,6 +68,57 @@ def vocoder(model, inputs):
 PARTS = {part.__name__: part for part in (thinker, talker, predictor, vocoder)}
 
 
+READ = 16
+"""Tokens of each row that are read as a chunk; the others follow one at a time, all rows at once."""
+
+
+def pooled(decoder, output_layer, x):
+    """Logits `[B, T, V]` of rows x `[B, T, D]` through packed layers."""
+    b, count = x.shape[:2]
+    pool = KVPool.of(decoder, 1 + b, block=32)
+    step = PoolStep(decoder, output_layer, pool, compile_after=None)
+    assert step.fused is pool.stack is not None
+    positions = np.broadcast_to(np.arange(count, dtype=np.float32), (3, b, count))
+    read = []
+    for row in range(b):
+        rope = decoder.rope(positions[:, row : row + 1, :READ])
+        read.append(numbers(pool.read_chunk(decoder, x[row : row + 1, :READ], rope, 0, READ, [1 + row])))
+    found = [numbers(output_layer(Tensor(np.concatenate(read)).astype(x.dtype)))]
+    for place in range(READ, count):
+        at = slice(place, place + 1)
+        where = np.arange(1, 1 + b, dtype=np.int32)[:, None], np.full(b, place + 1, np.int32)
+        found.append(numbers(step(x[:, at], decoder.rope(positions[:, :, at]), *where)[0]))
+    return np.concatenate(found, 1)
+
+
+def packed_thinker(model, inputs):
+    return pooled(model.thinker.model, model.thinker.output_layer, model.thinker.embed_text(inputs.text))
+
+
+def packed_talker(model, inputs):
+    return pooled(model.talker.model, model.talker.output_layer, Tensor(inputs.rows).astype(model.dtype))
+
+
+def packed_predictor(model, inputs):
+    """The layers of the frame's graph, on codes that are given."""
+    frame, codes = prepared_frame(model.talker).launch.cell, inputs.codes.astype(np.int64)
+    tables = [frame.first, *frame.tables]
+    x, found = [Tensor(inputs.hidden).astype(model.dtype)], []
+    for index, head in enumerate(frame.heads):
+        x.append(kernels.embedding(Tensor(codes[:, index : index + 1]), tables[index]))
+        rows, total = ops.concat(x, 1), None
+        shape = rows.shape
+        rows = rows.reshape(-1, shape[-1])
+        for layer in frame.layers:
+            rows, total = layer(rows, total, frame.ropes[index], frame.masks[index])
+        states = kernels.add_rms_norm(rows, total, frame.norm, frame.eps)[0].reshape(shape)
+        found.append(numbers(kernels.dense(states[:, -1], head, None)))
+    return np.stack(found)
+
+
+PACKED = {"thinker": packed_thinker, "talker": packed_talker, "predictor": packed_predictor}
+
+
 def logits(model, question, ids):
     """`[T, V]` at every token of prompt and answer."""
     inputs = dict(question.inputs)
@@ -89,10 +143,20 @@ def exact_logits(model, miniature, reference):
 @pytest.mark.parametrize("name", PARTS)
 def test_random_inputs(name, exact, rounded, miniature, reference):
     distance = bfloat16_cases.distance(exact[name], PARTS[name](rounded, bfloat16_cases.random_inputs(miniature)))
+    print(f"{name}: {distance / reference[name]:.2f}")
     if name == "vocoder":
         assert distance < 1e-5  # it is float32
     else:
         assert 0 < distance < CHANCE * reference[name]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_layers(name, exact, rounded, miniature, reference):
+    """What answers are made with: chunks of prompts, tokens, codes of a frame."""
+    found = PACKED[name](rounded, bfloat16_cases.random_inputs(miniature))
+    distance = bfloat16_cases.distance(exact[name], found.reshape(exact[name].shape))
+    print(f"packed {name}: {distance / reference[name]:.2f}")
+    assert 0 < distance < CHANCE * reference[name]
 
 
 def test_questions(exact_logits, rounded, miniature, reference):
@@ -112,4 +176,5 @@ def test_questions(exact_logits, rounded, miniature, reference):
         same = ids[0, question.inputs["input_ids"].shape[1] :].tolist() == recorded["ids"]
         assert same or not recorded["same_answer"], question.name
     ours, theirs = np.mean(found, axis=0)
+    print(f"questions: {ours / theirs:.2f}")
     assert 0 < ours < CHANCE * theirs, found

@@ -32,7 +32,7 @@ def expected(folder):
         (True, None, 4, 3),
         pytest.param(True, None, 4, len(small.CALLERS), marks=pytest.mark.slow),
         pytest.param(False, None, 4, len(small.CALLERS), marks=pytest.mark.slow),
-        pytest.param(True, 0, 2, len(small.CALLERS), marks=pytest.mark.slow),
+        pytest.param(True, 0, 2, 3, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_answer_as_one_process_on_cpu(split_heads, compile_after, rows, callers, folder, expected, tmp_path):
