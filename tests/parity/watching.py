@@ -23,3 +23,22 @@ def watching(**cells):
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watching_states(encoder):
+    """The list of an encoder's states, whether its layers are called or one operator does their work: what the first layer gets, and
+    what each of them makes of it.
+    """
+    seen, states = [], encoder.states
+
+    def watched(*arguments):
+        for x in states(*arguments):
+            seen.append(x.asnumpy().copy())
+            yield x
+
+    object.__setattr__(encoder, "states", watched)
+    try:
+        yield seen
+    finally:
+        object.__delattr__(encoder, "states")
