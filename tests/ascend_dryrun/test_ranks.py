@@ -8,13 +8,10 @@ import pytest
     "plan, cards, rank",
     [
         ("ep", 1, 0),
-        ("ep", 8, 0),
         ("ep", 8, 7),
         ("ep", 2, 1),
-        ("ep", 4, 0),
         ("zero3", 8, 0),
         ("zero3", 4, 3),
-        ("zero3", 2, 0),
     ],
 )
 def test_weights_and_cache_per_card(dry, plan, cards, rank):
