@@ -137,7 +137,7 @@ class Engine(Work):
             pool.forget()
         cells = self.model._cells if self.whole else {}
         self._weights = Weights([self.thinker_cell, *(cells[name] for name in ("talker", "code2wav") if name in cells)])
-        if not self.shared:
+        if not (self.shared or self.ranks.followed):  # others that follow know nothing of weights that change here
             self._warm(launch_sizes(self.max_rows))
 
     def _warm_for(self, rows: int) -> None:

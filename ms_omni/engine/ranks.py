@@ -47,7 +47,7 @@ class Alone:
     all of them do once they have begun with a request, each by itself.
     """
 
-    leads = True
+    leads, followed = True, False
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
