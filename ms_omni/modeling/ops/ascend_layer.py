@@ -35,7 +35,7 @@ class Layer(nn.Cell):
         self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
         if self.dense:
-            self.gate_up = like.gate_up if like else self._below(weights.gate, weights.up)
+            self.gates = like.gates if like else self._below(weights.gate, weights.up)
             self.down, self.shared_gate = weights._asdict()["down"], weights.shared_gate
         if self.sparse:
             self.router, self.experts_gate_up, self.experts_down = (
@@ -102,7 +102,7 @@ class Layer(nn.Cell):
         return y
 
     def dense_mlp(self, x):
-        return kernels.dense(kernels.swiglu(kernels.dense(x, self.gate_up, None)), self.down, None)
+        return kernels.dense(kernels.swiglu(kernels.dense(x, self.gates, None)), self.down, None)
 
     def mixture(self, x):
         """The experts that are here. Weights that are divided by their sum are the softmax of the chosen logits alone."""

@@ -307,7 +307,8 @@ def _layer(w, x, cos, sin, eps, head_dim, attend):
 
 
 def _mlp(w, x):
-    dense = w.gate is not None and linear(swiglu(np.concatenate([linear(x, w.gate), linear(x, w.up)], -1)), w.down)
+    gate, up, down = w[w._fields.index("gate") :][:3]
+    dense = gate is not None and linear(swiglu(np.concatenate([linear(x, gate), linear(x, up)], -1)), down)
     if w.router is None:
         return dense
     rows = x.reshape(-1, x.shape[-1])
