@@ -85,8 +85,8 @@ class LoadingMixin:
             variant: of the files' names, such as "fp16".
             output_loading_info: return (model, what fitted).
             progress: whether a long load or a download shows a bar on a terminal.
-            compile_steps: turn the steps of generation into compiled graphs once they have run for a while; the numbers
-                are the same either way.
+            compile_steps: turn the steps of generation into compiled graphs once they have run for a while, on Ascend when an
+                engine starts; the numbers are the same either way.
             parallel: how the processes that msrun started share the model: "ep" (experts, attention heads and vocabulary
                 split; the default, "auto", under msrun), "zero3" (everything split, gathered when used) or None (each
                 process holds a model of its own, for `prepare_network` perhaps; the default in MindSpore's data-parallel

@@ -58,8 +58,8 @@ class KVPool:
 
     def _buffers(self, kind, blocks):
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
-        per_row = 1 if self.decoder is None else self.heads
-        shape, name = (blocks * self.heads * self.block // per_row, self.head_dim * per_row), f"pool{next(_numbers)}.{kind}"
+        rows, name = self.per_position, f"pool{next(_numbers)}.{kind}"
+        shape = (blocks * rows * self.block, self.heads // rows * self.head_dim)
         layers = range(self.num_layers)
         return ParameterTuple([Parameter(initializer("zeros", shape, self.dtype), name=f"{name}{i}") for i in layers])
 
