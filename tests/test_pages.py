@@ -13,6 +13,7 @@ import soundfile
 from ms_omni.cli import main
 
 from .hub.server import Hub
+from .parallel.launching import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,9 +24,11 @@ def blocks(page):
 
 
 def lines(page):
-    """The commands of a page, one by one; `ms-omni doctor` is cut to the checks that take no minutes."""
+    """The commands of a page, one by one; `ms-omni doctor` is cut to the checks that take no minutes, and msrun gets a port that
+    nobody else has, for other tests may be running."""
     commands = [line for kind, block in blocks(page) if kind == "bash" for line in block.splitlines()]
-    return [re.sub("^ms-omni doctor", "ms-omni doctor --only python,packages,disk", line) for line in commands]
+    shorter = [re.sub("^ms-omni doctor", "ms-omni doctor --only python,packages,disk", line) for line in commands]
+    return [re.sub("^msrun", f"msrun --master_port={free_port()}", line) for line in shorter]
 
 
 @pytest.fixture(scope="module")
