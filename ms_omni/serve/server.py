@@ -1,0 +1,237 @@
+"""What a running server is made of: the engine's thread, the threads that decode media, and who may ask."""
+
+import asyncio
+import contextvars
+import copy
+import hmac
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from ..generation.speakers import DEFAULT_SPEAKER
+from ..input.access import AccessPolicy
+from .errors import ApiError, busy
+from .settings import MIB, Settings
+from .worker import Answer, EngineThread
+
+STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
+
+
+class Server:
+    """State of one server; made inside its event loop.
+
+    state: "starting", "ready", "draining" or "failed"; said: what it does just now, for people; processor: of the event loop's
+    thread, for tokens and settings, not for media: `prepare` has one per thread.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.state, self.said = STARTING, "starting"
+        self.created = int(time.time())
+        self.failure: Exception | None = None
+        self.processor: Any = None
+        self.model: Any = None
+        self.policy = AccessPolicy.public(
+            hosts=settings.media_hosts,
+            schemes=("http", "https", "data"),
+            image_bytes=PICTURE_BYTES,
+            audio_bytes=SOUND_BYTES,
+            video_bytes=VIDEO_BYTES,
+            inline_bytes=INLINE_BYTES,
+            silence_s=20.0,
+            total_s=120.0,
+        )
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(settings.media_threads, "media")
+        limit = settings.max_rows + settings.max_queue
+        self.worker = EngineThread(self._load, asyncio.get_running_loop(), limit)
+
+    # -- start and end -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Loads the model, makes its graphs and answers a question to itself; `state` says how far it is."""
+        self.worker.start()
+        try:
+            await self.worker.ready
+            self.say("answering a question to itself")
+            await self._self_test()
+        except (Exception, asyncio.CancelledError) as error:
+            self.state, self.failure = FAILED, error if isinstance(error, Exception) else None
+            raise
+        if self.state == STARTING:
+            self.state = READY
+        self.say("ready")
+
+    def say(self, text: str) -> None:
+        """Tells people, on standard error and by `/ready`, what it does."""
+        self.said = text
+        print(f"ms-omni serve: {text}", file=sys.stderr, flush=True)
+
+    def _load(self):
+        self.say("importing MindSpore")
+        from ..input.processor import Qwen3OmniMoeProcessor
+        from ..model import Qwen3OmniMoeForConditionalGeneration
+
+        settings = self.settings
+        self.processor = Qwen3OmniMoeProcessor.from_pretrained(settings.model)
+        self.say("loading weights")
+        elsewhere = settings.speech == "process"
+        self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+            settings.model,
+            dtype=settings.dtype,
+            compile_steps=settings.compile_steps,
+            parallel=settings.parallel,
+            **({"enable_audio_output": False} if settings.text_only or elsewhere else {}),
+        )
+        self.say("making the engine")
+        return make_engine(self.model, settings)
+
+    async def _self_test(self):
+        messages = [{"role": "user", "content": "Hello!"}]
+        inputs = await self.prepare(messages)
+        speaks = self.worker.engine.speaks
+        limits = {"talker_max_new_tokens": 4} if speaks else {}
+        async for _ in await self.worker.ask(inputs, max_new_tokens=4, return_audio=speaks, seed=0, **limits):
+            pass
+
+    def drain(self) -> None:
+        """From now on nobody is taken in any more."""
+        if self.state in (STARTING, READY):
+            self.state = DRAINING
+
+    async def drained(self) -> None:
+        """Waits for the answers under way, `drain_s` at most."""
+        try:
+            await asyncio.wait_for(self.worker.idle.wait(), self.settings.drain_s)
+        except asyncio.TimeoutError:
+            self.say(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
+
+    async def stop(self) -> None:
+        """Ends the engine."""
+        self.worker.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.worker.join, 30)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is a voice."""
+        return self.state in (READY, DRAINING) and self.worker.engine.speaks
+
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices, as a person would write them."""
+        if not self.speaks:
+            return []
+        known = self.worker.engine.config.talker_config.speaker_id
+        return sorted((name.capitalize() for name in known), key=lambda name: (name != DEFAULT_SPEAKER, name))
+
+    def check_ready(self) -> None:
+        """Raises `ApiError` 503 where no request can be taken."""
+        if self.worker.stopped.is_set() or self.state == FAILED:
+            raise busy("the engine has stopped; the server has to be started again", 503, "unavailable")
+        if self.state != READY:
+            raise busy(f"the server is {self.state} ({self.said}); try again later", 503, "unavailable")
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `ApiError` 404 for a model that is not here."""
+        if name is not None and name != self.settings.name:
+            known = self.settings.name
+            raise ApiError(404, f"there is no model {name!r} here; this server has {known!r}", "model", "model_not_found")
+
+    async def prepare(self, messages: list[dict], **options: Any) -> dict[str, Any]:
+        """Model inputs of a conversation, made in a thread that decodes media; options as of `apply_chat_template`.
+
+        Raises `InputError` and `MediaError` for what cannot be used.
+        """
+
+        def work(processor):
+            inputs = processor.apply_chat_template(
+                [messages], tokenize=True, return_dict=True, policy=self.policy, **{"add_generation_prompt": True, **options}
+            )
+            return {**inputs, "use_audio_in_video": bool(options.get("use_audio_in_video"))}
+
+        return await self.in_pool(work)
+
+    async def in_pool(self, work: Callable[[Any], Any]) -> Any:
+        """What `work(processor)` returns, in a thread that has a processor of its own: tokenizers are for one thread at a time."""
+
+        def run():
+            if not hasattr(self._own, "processor"):
+                self._own.processor = copy.deepcopy(self.processor)
+            return work(self._own.processor)
+
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, run)
+
+    async def ask(self, inputs: dict[str, Any], **options: Any) -> Answer:
+        """The answer to model inputs; options as of `engine.add`. Raises `InputError` and `ApiError`."""
+        self.check_ready()
+        limit = self.settings.max_model_len
+        count = inputs["input_ids"].shape[1]
+        if limit is not None and not options.get("given"):
+            if count >= limit:
+                raise ApiError(
+                    400,
+                    f"the prompt has {count} tokens, and this server takes {limit} for prompt and answer together",
+                    "messages",
+                    "context_length_exceeded",
+                )
+            room = limit - count
+            wanted = options.get("max_new_tokens")
+            if wanted is not None and wanted > room:
+                raise ApiError(
+                    400,
+                    f"{wanted} tokens are wanted behind a prompt of {count}, and this server takes {limit} together; ask for at "
+                    f"most {room}",
+                    "max_completion_tokens",
+                    "context_length_exceeded",
+                )
+            options.setdefault("max_new_tokens", room)
+        return await self.worker.ask(inputs, max_time=self.settings.request_s, **options)
+
+    # -- who may ask -------------------------------------------------------------------------------------------------
+
+    def check_caller(self, headers: Headers, key: str | None = None) -> None:
+        """Raises `ApiError` 401 for a wrong key, 403 for a page of somebody else's in a browser.
+
+        key: one that came another way than by `Authorization: Bearer`.
+        """
+        self._check_origin(headers)
+        if not self.settings.api_keys:
+            return
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else key
+        if given is None:
+            raise ApiError(401, "an API key is needed: send 'Authorization: Bearer KEY'", code="missing_api_key")
+        fits = [hmac.compare_digest(given.encode(), known.encode()) for known in self.settings.api_keys]
+        if not any(fits):
+            raise ApiError(401, "the API key is wrong", code="invalid_api_key")
+
+    def _check_origin(self, headers):
+        """Browsers say which page asks; without keys, a page of somebody else's must not use what listens on this machine."""
+        origin = headers.get("origin")
+        if origin is None or origin in self.settings.origins or "*" in self.settings.origins:
+            return
+        asked = urlsplit(f"//{headers.get('host', '')}")
+        same = urlsplit(origin).netloc == asked.netloc
+        name = asked.hostname or ""
+        by_number = name.replace(".", "").isdigit() or ":" in name  # a name may be made to lead here by its owner
+        if same and (self.settings.api_keys or name in (*LOOPBACK, self.settings.host) or by_number):
+            return
+        raise ApiError(403, f"pages from {origin} may not ask this server; allow it with --allow-origin", code="origin")
+
+
+def make_engine(model: Any, settings: Settings) -> Any:
+    """The engine of a model, on every rank alike."""
+    tokens = settings.max_model_len and settings.max_model_len * settings.max_rows
+    return model.engine(settings.max_rows, tokens=tokens, speech=settings.speech, speech_device=settings.speech_device)

@@ -1,0 +1,43 @@
+"""What a server was told when it was started."""
+
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a folder or a model's name; name: by which callers ask for it (default: the folder's, or the name).
+
+    api_keys: one of them must be sent, if there are any; origins: of pages elsewhere that browsers may let ask.
+    max_rows: answers at work at a time; max_queue: that wait beside them, before callers are turned away; max_model_len: tokens of
+    prompt and answer together; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
+    may take, in seconds; silence_s: the longest that a caller may neither send nor take anything while it is his turn; drain_s:
+    that answers under way are waited for when the server ends; media_hosts: names that media may be fetched from, or "public".
+    """
+
+    model: str
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    max_rows: int = 16
+    max_queue: int = 128
+    max_model_len: int | None = None
+    max_body_bytes: int = 256 * MIB
+    media_threads: int = 4
+    request_s: float = 600.0
+    silence_s: float = 60.0
+    drain_s: float = 60.0
+    media_hosts: Any = "public"
+    dtype: str = "auto"
+    compile_steps: bool = True
+    parallel: str = "auto"
+    speech: str | None = None
+    speech_device: int | None = None
+    text_only: bool = False
+    certificate: str | None = None
+    certificate_key: str | None = None
+    log_content: bool = False
