@@ -91,7 +91,7 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
             "stopping_criteria": stopping_criteria,
         }
         with ended_streamer(kwargs) as streamer:
-            request = parse_text_request(self, arguments_of(kwargs, **positional))
+            request = parse_text_request(self, arguments_of(kwargs, **positional), whole=True)
             with closing(Stream(engine_of(self), request)) as stream:
                 for _ in feed_streamer(stream, stream.prompt_ids, streamer):
                     pass
@@ -264,7 +264,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         (`max_new_tokens`, `do_sample`, `stop_strings`, ...), sampling of code 0 as `talker_*`, of the other codes as
         `predictor_*`; `seed` for all three (without one `mindspore.set_seed` makes answers repeatable);
         `token2wav_chunk_frames`: frames per audio chunk, a list whose last number repeats; tokenizer: fills the texts of
-        `TextDelta`.
+        `TextDelta`; logprobs: how many of the likeliest tokens it names with their log-probabilities (0 to 20; see `Logprobs`).
         Breaking the loop off and closing the iterator frees the caches. Raises `InputError` before any work.
         """
         return Stream(engine_of(self), parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))

@@ -138,13 +138,29 @@ class GenerateOutput(ModelOutput):
     past_key_values: Any = None
 
 
+@dataclass(frozen=True, eq=False)
+class Logprobs:
+    """Of a token: chosen, its log-probability; ids int64 `[N]`, logprobs float64 `[N]`: the likeliest of the vocabulary, the first
+    before all. They are those of the model itself, before temperature, penalties and whatever else has a say in the choice.
+    """
+
+    chosen: float
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+
 @dataclass(frozen=True)
 class TextDelta:
-    """New text: token int64 `[B]`, active bool `[B]` (rows for which it counts), text per row if a tokenizer is known."""
+    """New text: token int64 `[B]`, active bool `[B]` (rows for which it counts), text per row if a tokenizer is known, and
+    `Logprobs` per row where they are asked for (None in rows that have ended).
+
+    A row's text is that of all its tokens since the last one with a text: those before it end within a character.
+    """
 
     token: np.ndarray
     active: np.ndarray
     text: tuple | None = None
+    logprobs: tuple | None = None
 
 
 @dataclass(frozen=True)

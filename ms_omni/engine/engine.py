@@ -166,20 +166,26 @@ class Engine(Work):
     # -- callers -----------------------------------------------------------------------------------------------------
 
     @exclusive
-    def add(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> int:
-        """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`. Returns its id. Raises `InputError`."""
-        arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
-        request = (
-            parse_request(with_voice(self.model, self.apart), arguments)
-            if self.whole
-            else parse_text_request(self.model, arguments)
-        )
+    def add(self, input_ids: Any = None, speaker: str | None = None, given: bool = False, **kwargs: Any) -> int:
+        """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`; given: says the assistant turn that the
+        prompt ends with, as `model.say` does. Returns its id. Raises `InputError`.
+        """
+        request = self._parsed(arguments_of(kwargs, input_ids=input_ids, speaker=speaker), given)
         count = len(prompt_of(request.inputs)[1]) * request.options.num_return_sequences
         if count > 1:
             raise InputError(f"engine.add takes one conversation and gives one answer, got {count}; add each by itself")
         (id,) = self.ask(request)
         self.added.add(id)
         return id
+
+    def _parsed(self, arguments: dict, given: bool) -> Request:
+        if self.whole:
+            return parse_request(with_voice(self.model, self.apart), arguments, given)
+        if given:
+            raise InputError(
+                "given=True speaks what is written, and this engine's thinker has no talker; use the whole model's"
+            )
+        return parse_text_request(self.model, arguments)
 
     @exclusive
     def step(self) -> list[tuple[int, Any]]:

@@ -107,7 +107,9 @@ def _delta(deltas, pad):
     active = np.array([delta is not None for delta in deltas])
     known = any(delta is not None and delta.text is not None for delta in deltas)
     text = tuple("" if delta is None else delta.text[0] for delta in deltas) if known else None
-    return TextDelta(tokens, active, text)
+    told = [delta and delta.logprobs for delta in deltas]
+    logprobs = tuple(found and found[0] for found in told) if any(told) else None
+    return TextDelta(tokens, active, text, logprobs)
 
 
 def _chunk(first, sounds, count):

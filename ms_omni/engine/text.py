@@ -13,7 +13,7 @@ from ..generation.options import TextOptions
 from ..generation.sampling import Chosen, Likeliest, RowSampler, SamplingParams, row_stream
 from ..locking import exclusive
 from ..modeling.packing import host_array
-from ..outputs import TextDelta
+from ..outputs import Logprobs, TextDelta
 
 
 class Text:
@@ -41,6 +41,7 @@ class Text:
         self.shown = ""  # the end of the text so far, as long as the longest stop string
         self.scores: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
+        self._told: np.ndarray | None = None  # logits of the next token, where its log-probability is asked for
         self._clock, self._started = clock, clock()
 
     @property
@@ -64,6 +65,8 @@ class Text:
             self.scores.append(HostArray.of(scores))
         if self.options.output_logits:
             self.logits.append(HostArray.of(logits))
+        if self.options.logprobs is not None:
+            self._told = logits
         return scores
 
     def add(self, token: int, going: bool | None = None) -> TextDelta:
@@ -77,7 +80,8 @@ class Text:
         self.going = not (self._ended(token, piece) or full) if going is None else going
         if self.decoder is not None and not self.going and not full:
             piece += self.decoder.rest()
-        return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,))
+        logprobs = None if self._told is None else (log_probabilities(self._told, token, self.options.logprobs or 0),)
+        return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,), logprobs)
 
     def ids(self) -> HostArray:
         """Prompt and tokens int64 `[1, T + n]`."""
@@ -122,3 +126,15 @@ class Text:
                 f"the stopping criterion {criterion!r} returned shape {said.shape}, expected one truth value for its conversation"
             )
         return bool(said.all())
+
+
+def log_probabilities(logits: np.ndarray, token: int, count: int) -> Logprobs:
+    """Of a token and of the `count` likeliest ones, by logits float32 `[V]`; of equals the smaller id comes first."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    count = min(count, len(scores))
+    least = np.partition(scores, -count)[-count] if count else np.inf
+    ids = np.flatnonzero(scores >= least)
+    ids = ids[np.argsort(-scores[ids], kind="stable")][:count]
+    return Logprobs(float(scores[token]), ids, scores[ids])

@@ -180,7 +180,7 @@ class Work:
 
     @staticmethod
     def _look(row, scores, adjusted):
-        if row.text.options.output_scores or row.text.options.output_logits:
+        if row.text.options.kept:
             row.text.look(scores, adjusted)
 
     def _write(self, row, id, scores, adjusted):

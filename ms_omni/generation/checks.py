@@ -12,6 +12,8 @@ from ..errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)
 """Scores are float32: a number beyond would be infinite there."""
+LOGPROBS = 20
+"""Of the likeliest tokens, as many as servers of this kind tell."""
 
 
 def check(name: str, value: Any) -> Any:
@@ -157,6 +159,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "what the thinker or generate(use_cache=True, return_dict_in_generate=True) returned",
     ),
     "use_cache": _bool,
+    "logprobs": ((lambda value: _whole(value, 0) and value <= LOGPROBS), f"an integer from 0 to {LOGPROBS}"),
     # the result
     "return_dict_in_generate": _bool,
     "output_scores": _bool,

@@ -20,6 +20,7 @@ TEXT_OPTIONS = (
     "num_return_sequences",
     "past_key_values",
     "use_cache",
+    "logprobs",
 )
 RESULT_OPTIONS = (
     "streamer",
@@ -37,7 +38,8 @@ class TextOptions:
 
     stopping_criteria: functions `(input_ids [B, T], scores) -> bool or bool [B]`, where scores are those of all steps, if
     output_scores, else None. logits_processor: functions `(input_ids [B, T], scores [B, V]) -> scores`. keep_cache:
-    the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt.
+    the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt. logprobs: how many of the
+    likeliest tokens a `TextDelta` names with their log-probabilities, beside the one that was chosen; None: nothing of this.
     """
 
     stop_strings: tuple = ()
@@ -52,11 +54,17 @@ class TextOptions:
     output_scores: bool = False
     output_logits: bool = False
     output_hidden_states: bool = False
+    logprobs: int | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether something of the logits is wanted beside the token."""
+        return self.output_scores or self.output_logits or self.logprobs is not None
 
     @property
     def whole_logits(self) -> bool:
         """Whether somebody looks at the logits of the whole vocabulary."""
-        return bool(self.output_scores or self.output_logits or self.logits_processor)
+        return bool(self.kept or self.logits_processor)
 
     def of(self, prompt: int) -> "TextOptions":
         """Those of a conversation alone, by its number in the batch."""
@@ -70,7 +78,7 @@ class TextOptions:
         """What processes that generate together must agree on."""
         cached = None if self.past_key_values is None else self.past_key_values.get_seq_length()
         functions = [type(item).__name__ for item in (*self.stopping_criteria, *self.logits_processor)]
-        flags = (self.output_scores, self.output_logits, self.output_hidden_states, self.keep_cache)
+        flags = (self.output_scores, self.output_logits, self.output_hidden_states, self.keep_cache, self.logprobs)
         return [self.stop_strings, functions, self.max_time, self.num_return_sequences, cached, flags]
 
 
@@ -104,6 +112,7 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
         num_return_sequences=copies,
         past_key_values=cache,
         keep_cache=bool(given.get("use_cache")) and flags.get("return_dict_in_generate", False),
+        logprobs=given.get("logprobs"),
         **flags,
     )
 

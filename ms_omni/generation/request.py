@@ -89,11 +89,11 @@ def arguments_of(kwargs: dict, **positional: Any) -> dict:
     return dict(kwargs)
 
 
-def parse_text_request(thinker, kwargs: dict) -> Request:
-    """The request of `thinker.generate`. Raises `InputError` for whatever does not fit this thinker."""
+def parse_text_request(thinker, kwargs: dict, whole: bool = False) -> Request:
+    """The request of `thinker.generate`; whole: see `parse_request`. Raises `InputError` for whatever does not fit this thinker."""
     kwargs = dict(kwargs)
     inputs = take_inputs(kwargs, thinker.config)
-    return _text_request(thinker, inputs, kwargs, thinker.generation_config, {})
+    return _without_logprobs(whole, _text_request(thinker, inputs, kwargs, thinker.generation_config, {}))
 
 
 def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False) -> Request:
@@ -116,7 +116,7 @@ def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False)
     config = model.generation_config  # its file's end tokens are, as in the reference, those of the thinker alone
     settings = {"pad_token_id": config.pad_token_id, **config.changes()} if hasattr(config, "changes") else config
     defaults = {**seed, "eos_token_id": model.config.im_end_token_id}
-    request = _text_request(model.thinker, inputs, text, settings, defaults, wants_audio)
+    request = _without_logprobs(whole, _text_request(model.thinker, inputs, text, settings, defaults, wants_audio))
     speech = _speech(model.config.talker_config, speaker, {**seed, **talker}, {**seed, **predictor}, vocoder)
     if wants_audio:
         _check_prompt(model, inputs, given)
@@ -135,6 +135,14 @@ def _text_request(thinker, inputs: dict, kwargs: dict, settings: Any, defaults: 
             f"num_return_sequences is {options.num_return_sequences}, but greedy decoding has one answer; add do_sample=True"
         )
     return Request(inputs, params, options, named="max_new_tokens" in kwargs)
+
+
+def _without_logprobs(whole: bool, request: Request) -> Request:
+    if whole and request.options.logprobs is not None:
+        raise InputError(
+            "logprobs come with the events of stream and of an engine; generate has return_dict_in_generate=True, output_logits=True"
+        )
+    return request
 
 
 def _settings(config: Any) -> dict:

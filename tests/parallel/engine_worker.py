@@ -15,6 +15,7 @@ import numpy as np
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.engine.engine import Engine
+from ms_omni.engine.text import log_probabilities
 from ms_omni.errors import InputError
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError
 from ms_omni.parallel import start
@@ -158,6 +159,24 @@ def full(model, folder, rank):
     return facts
 
 
+def told(model, folder, rank):
+    """Log-probabilities are those of the logits that one process returns, on every rank, whoever is asked."""
+    request = {**inputs_of(folder, "text"), **TEXT, "max_new_tokens": 4}
+    logits = model.generate(**request, return_dict_in_generate=True, output_logits=True).logits
+    facts = []
+    for follows in (False, True):
+        engine = engine_of(model)
+        if follows and rank:
+            engine.follow()
+            continue
+        deltas = list(engine.events(engine.add(**request, logprobs=3)))[:-1]
+        for delta, line in zip(deltas, logits, strict=True):
+            (found,), expected = delta.logprobs, log_probabilities(line[0], int(delta.token[0]), 3)
+            facts += [found.chosen == expected.chosen, found.ids.tolist() == expected.ids.tolist()]
+        engine.close()
+    return facts
+
+
 def refused(engine, model, request):
     """Whether a cache that only rank 0 has is refused."""
     try:
@@ -250,6 +269,7 @@ def main():
         "failing": lambda: failing(model, requests, expected),
         "followed": lambda: followed(model, requests, expected, rank, wanted["idle_s"]),
         "full": lambda: full(model, folder, rank),
+        "told": lambda: told(model, folder, rank),
         "interrupted": lambda: interrupted(model, requests, rank),
         "interrupted early": lambda: interrupted_early(model, requests, expected[:1], rank),
         "dropped": lambda: dropped(model, folder),

@@ -12,7 +12,18 @@ WORKER = ROOT / "tests/parallel/engine_worker.py"
 NAMES = ["text", "image_audio_video", "text"]
 # A collective that waits for 7 s fails, as does a job that does nothing for 6 s; idle ranks wait for longer.
 LIMITS = {"MS_NODE_TIMEOUT": "7", "MS_OMNI_HANG_S": "6"}
-QUICK = ["together", "cancelled", "different", "traffic", "failing", "followed", "full", "interrupted", "interrupted early"]
+QUICK = [
+    "together",
+    "cancelled",
+    "different",
+    "traffic",
+    "failing",
+    "followed",
+    "full",
+    "told",
+    "interrupted",
+    "interrupted early",
+]
 JOBS = [
     ("ep", "tiny", 2, {"names": NAMES, "idle_s": 10, "work": QUICK}),
     pytest.param("ep", "odd", 3, {"names": [*NAMES, "audio_in_video"], "idle_s": 0}, marks=pytest.mark.slow),
