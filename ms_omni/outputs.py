@@ -172,6 +172,11 @@ class AudioChunk:
     samples: np.ndarray
 
 
+def pcm16(samples: np.ndarray) -> np.ndarray:
+    """Sound float32 in [-1, 1] as 16-bit integers, little-endian: the same ones wherever it goes."""
+    return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
+
+
 @dataclass(frozen=True)
 class StreamEnd:
     """The last event: sequences int64 `[B, T + new]`, counts per row, and seconds since the start of the request."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..outputs import pcm16
 
 SAMPLE_RATE_HZ = 24_000
 ENCODED = {
@@ -60,7 +61,7 @@ class SpeechOutput:
 
     def write(self, samples):
         """samples float32 `[n]` in [-1, 1]."""
-        pcm = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
+        pcm = pcm16(samples)
         self.samples += len(samples)
         if self.target == "-":
             sys.stdout.buffer.write(pcm.tobytes())
