@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -35,7 +36,11 @@ class Listener(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Listens until it is told to end. Returns an exit code; raises what the model cannot be loaded for."""
-    return asyncio.run(_serve(settings))
+    worker = asyncio.run(_serve(settings))
+    if worker.is_alive():  # a model that is being loaded cannot be told to stop
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
 
 
 async def _serve(settings):
@@ -81,7 +86,7 @@ async def _serve(settings):
         starting.cancel()
     if failure is not None:
         raise failure
-    return 0
+    return server.worker
 
 
 def _bound(config):

@@ -21,6 +21,8 @@ from .settings import MIB, Settings
 from .worker import Answer, EngineThread
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
+END_S = 30
+"""For the tick under way."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
 
@@ -61,6 +63,8 @@ class Server:
         self.worker.start()
         try:
             await self.worker.ready
+            if self.state != STARTING:  # told to end meanwhile
+                return
             self.say("answering a question to itself")
             await self._self_test()
         except (Exception, asyncio.CancelledError) as error:
@@ -68,7 +72,7 @@ class Server:
             raise
         if self.state == STARTING:
             self.state = READY
-        self.say("ready")
+            self.say("ready")
 
     def say(self, text: str) -> None:
         """Tells people, on standard error and by `/ready`, what it does."""
@@ -115,10 +119,11 @@ class Server:
             self.say(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
 
     async def stop(self) -> None:
-        """Ends the engine."""
+        """Ends the engine; one that is being loaded ends with the process."""
         self.worker.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self.worker.join, 30)
+        if self.worker.engine is not None:
+            await asyncio.to_thread(self.worker.join, END_S)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

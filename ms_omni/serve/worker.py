@@ -132,7 +132,8 @@ class EngineThread(threading.Thread):
             while (command := self._next()) is not None:
                 command()
         except Exception as problem:
-            LOG.exception("the engine has stopped")
+            if self.engine is not None:  # else whoever waits for it says why
+                LOG.exception("the engine has stopped")
             error = problem
         finally:
             self._loop.call_soon_threadsafe(self._over, error)
