@@ -41,6 +41,12 @@ def add_arguments(parser):
         "--max-queue", type=int, default=128, metavar="N", help="answers that may wait beside them (default: 128)"
     )
     limits.add_argument("--max-model-len", type=int, metavar="N", help="tokens of a prompt and its answer together")
+    limits.add_argument(
+        "--cache-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of all answers that the caches hold (default: what memory allows)",
+    )
     limits.add_argument("--max-body-mb", type=int, default=256, metavar="N", help="size of one request (default: 256 MiB)")
     limits.add_argument("--request-timeout", type=float, default=600.0, metavar="S", help="for one answer (default: 600 s)")
     limits.add_argument(
@@ -90,7 +96,7 @@ def settings_of(arguments):
     config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
     if arguments.port not in PORTS:
         raise InputError(f"--port is {arguments.port}, expected {PORTS.start} to {PORTS.stop - 1}")
-    least = {"max_rows": 1, "max_queue": 0, "max_model_len": 1, "max_body_mb": 1, "media_threads": 1}
+    least = {"max_rows": 1, "max_queue": 0, "max_model_len": 1, "cache_tokens": 1, "max_body_mb": 1, "media_threads": 1}
     least |= {"request_timeout": 0.001, "idle_timeout": 0.001, "drain_timeout": 0}
     for name, minimum in least.items():
         value = getattr(arguments, name)
@@ -120,6 +126,7 @@ def settings_of(arguments):
         max_rows=arguments.max_rows,
         max_queue=arguments.max_queue,
         max_model_len=arguments.max_model_len,
+        cache_tokens=arguments.cache_tokens,
         max_body_bytes=arguments.max_body_mb * MIB,
         media_threads=arguments.media_threads,
         request_s=arguments.request_timeout,

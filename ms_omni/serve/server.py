@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
@@ -237,6 +238,16 @@ class Server:
 
 
 def make_engine(model: Any, settings: Settings) -> Any:
-    """The engine of a model, on every rank alike."""
-    tokens = settings.max_model_len and settings.max_model_len * settings.max_rows
-    return model.engine(settings.max_rows, tokens=tokens, speech=settings.speech, speech_device=settings.speech_device)
+    """The engine of a model, on every rank alike. Raises `InputError` where its caches do not hold what is to be allowed."""
+    from ..modeling import BLOCK_TOKENS
+
+    engine = model.engine(
+        settings.max_rows, tokens=settings.cache_tokens, speech=settings.speech, speech_device=settings.speech_device
+    )
+    held, wanted = engine.blocks * BLOCK_TOKENS, settings.max_model_len
+    if wanted is not None and wanted > held:
+        engine.close()
+        raise InputError(
+            f"--max-model-len is {wanted}, but the caches hold {held} tokens; take {held} or less, or give --cache-tokens"
+        )
+    return engine
