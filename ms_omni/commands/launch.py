@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 NAME = "launch"
-HELP = "Run a script, or `generate`, `say` or `serve`, in one process per card, on one machine or several."
+HELP = "Run a script, or `generate`, `say`, `serve` or `batch`, in one process per card, on one machine or several."
 
 
 def add_arguments(parser):
@@ -47,15 +47,16 @@ def run(arguments):
 def python_command(words):
     """What stands after `python` to run a script or a command of ms-omni. Raises `InputError` for neither."""
     from ..errors import InputError
-    from . import generate, say, serve
+    from . import batch, generate, say, serve
 
+    known = (generate.NAME, say.NAME, serve.NAME, batch.NAME)
     words = words[1:] if words[:1] == ["--"] else words
-    if words and words[0] in (generate.NAME, say.NAME, serve.NAME):
+    if words and words[0] in known:
         return ("-m", "ms_omni.cli", *words)
     if words and words[0].endswith(".py"):
         if not Path(words[0]).is_file():
             raise InputError(f"there is no script {words[0]}")
         return tuple(words)
     raise InputError(
-        f"ms-omni launch got {' '.join(words) or 'nothing'!r} to run, expected SCRIPT.py, {generate.NAME}, {say.NAME} or {serve.NAME}"
+        f"ms-omni launch got {' '.join(words) or 'nothing'!r} to run, expected SCRIPT.py, {', '.join(known[:-1])} or {known[-1]}"
     )

@@ -32,11 +32,12 @@ class Server:
     """State of one server; made inside its event loop.
 
     state: "starting", "ready", "draining" or "failed"; said: what it does just now, for people; processor: of the event loop's
-    thread, for tokens and settings, not for media: `prepare` has one per thread.
+    thread, for tokens and settings, not for media: `prepare` has one per thread. tell: how people are told what it does (default: a
+    line on standard error).
     """
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, tell: Callable[[str], None] | None = None):
+        self.settings, self._tell = settings, tell or _tell
         self.state, self.said = STARTING, "starting"
         self.created = int(time.time())
         self.failure: Exception | None = None
@@ -76,9 +77,9 @@ class Server:
             self.say("ready")
 
     def say(self, text: str) -> None:
-        """Tells people, on standard error and by `/ready`, what it does."""
+        """Tells people what it does, by `/ready` as well."""
         self.said = text
-        print(f"ms-omni serve: {text}", file=sys.stderr, flush=True)
+        self._tell(text)
 
     def _load(self):
         self.say("importing MindSpore")
@@ -235,6 +236,10 @@ class Server:
         if same and (self.settings.api_keys or name in (*LOOPBACK, self.settings.host) or by_number):
             return
         raise ApiError(403, f"pages from {origin} may not ask this server; allow it with --allow-origin", code="origin")
+
+
+def _tell(text):
+    print(f"ms-omni serve: {text}", file=sys.stderr, flush=True)
 
 
 def make_engine(model: Any, settings: Settings) -> Any:
