@@ -65,6 +65,9 @@ class Scheduler:
         self.asleep: dict[int, float] = {}  # since when nothing is planned for a row, until the token that it drew is known
         self._gone: list[int] = []
         self._next_id = self._turn = self._skipped = 0
+        self.looked = self.found = self.drops = (
+            0  # tokens of prompts, those that were read before; how often a row lost its blocks
+        )
 
     def add(self, job: Job) -> int:
         """The id of a new row. Raises `InputError` as `fitted` does."""
@@ -196,6 +199,7 @@ class Scheduler:
         return self.clock() - self.asleep.get(row.id, math.inf) > REST_S
 
     def _drop(self, plan: Plan, row: Row) -> None:
+        self.drops += 1
         self._release(row)
         self.running.remove(row)
         insort(self.waiting, row, key=lambda row: row.id)
@@ -216,6 +220,8 @@ class Scheduler:
                 self._drop(plan, resting[-1])
             self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
+            if not row.text.made:
+                self.looked, self.found = self.looked + row.text.prompt, self.found + row.text.read
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
             plan.admitted.append((row.id, row.text.read))
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]

@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from .errors import ApiError, api_error
 from .limits import Limits
 from .server import FAILED, READY, Server
+from .watch import Watch
 
 LOG = logging.getLogger("ms_omni.serve")
 STATIC = Path(__file__).parent / "static"
@@ -30,10 +31,10 @@ def create_app(server: Server) -> Starlette:
         yield
         await server.stop()
 
-    middleware = [Middleware(Limits, server=server)]
+    middleware = [Middleware(Watch, server=server), Middleware(Limits, server=server)]
     if server.settings.origins:
         origins = list(server.settings.origins)
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+        middleware.insert(1, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     handlers = {HTTPException: _http_error, Exception: _error}
     app = Starlette(routes=_routes(), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.state.server = server
@@ -43,10 +44,10 @@ def create_app(server: Server) -> Starlette:
 
 
 def _routes():
-    from . import models
+    from . import metrics, models
 
     pages = [Mount("/", StaticFiles(directory=STATIC, html=True), name="page")] if STATIC.is_dir() else []
-    return [Route("/health", health), Route("/ready", ready), *models.ROUTES, *pages]
+    return [Route("/health", health), Route("/ready", ready), *models.ROUTES, *metrics.ROUTES, *pages]
 
 
 async def health(request: Request) -> Response:

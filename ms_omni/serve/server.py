@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,9 @@ from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
+from .metrics import Measured, Metrics
 from .settings import MIB, Settings
+from .watch import note, tell_content
 from .worker import Answer, EngineThread
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
@@ -53,6 +56,7 @@ class Server:
             silence_s=20.0,
             total_s=120.0,
         )
+        self.metrics = Metrics(self)
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue
@@ -204,7 +208,11 @@ class Server:
                     "context_length_exceeded",
                 )
             options.setdefault("max_new_tokens", room)
-        return await self.worker.ask(inputs, max_time=self.settings.request_s, **options)
+        tell = partial(tell_content, self.processor, inputs["input_ids"][0]) if self.settings.log_content else None
+        measured = Measured(self.metrics, count, tell)
+        answer = await self.worker.ask(inputs, measured, max_time=self.settings.request_s, **options)
+        note(measured)
+        return answer
 
     # -- who may ask -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ class Settings:
     prompt and answer together; cache_tokens: of all answers together, see `Engine`; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
     may take, in seconds; silence_s: the longest that a caller may neither send nor take anything while it is his turn; drain_s:
     that answers under way are waited for when the server ends; media_hosts: names that media may be fetched from, or "public".
+
+    access_log: a line on standard error for each request; log_content: and what was asked and answered.
     """
 
     model: str
@@ -41,4 +43,5 @@ class Settings:
     text_only: bool = False
     certificate: str | None = None
     certificate_key: str | None = None
+    access_log: bool = True
     log_content: bool = False

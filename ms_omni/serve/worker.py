@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessError
-from ..outputs import StreamEnd, StreamError
+from ..outputs import StreamEnd, StreamError, TextDelta
 from .errors import busy
+from .metrics import LENGTH, STOP
 
 if TYPE_CHECKING:  # MindSpore takes seconds, and the server listens before
     from ..engine.engine import Engine
+    from .metrics import Measured
 
 IDLE_S = 0.001
 LOG = logging.getLogger("ms_omni.serve")
@@ -29,10 +31,13 @@ class Answer:
     Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop.
     """
 
-    def __init__(self, worker: "EngineThread"):
-        self._worker, self._events = worker, asyncio.Queue()
+    def __init__(self, worker: "EngineThread", measured: "Measured | None" = None):
+        self._worker, self._events, self._measured = worker, asyncio.Queue(), measured
         self.id: int | None = None
         self.ended = False
+        self.limit, self.end_ids = 0, ()  # tokens that it may have, and those that end it
+        self.asked, self.max_time = time.monotonic(), float("inf")
+        self._tokens, self._last, self._late = 0, -1, False
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -48,7 +53,15 @@ class Answer:
     def cancel(self) -> None:
         """Frees its row within a tick; nothing happens if it has ended."""
         if not self.ended:
+            if self._measured is not None:
+                self._measured.leave()
             self._worker.cancel(self)
+
+    @property
+    def finish_reason(self) -> str:
+        """Of an answer that has ended: "length" where it had as many tokens, or as much time, as it may have, else "stop"."""
+        full = self._tokens == self.limit or self._late
+        return LENGTH if full and self._last not in self.end_ids else STOP
 
     def put(self, event: Any) -> None:
         """By the event loop, what the thread has found."""
@@ -57,6 +70,11 @@ class Answer:
                 return
             self.ended = True
             self._worker.forget(self)
+        elif isinstance(event, TextDelta):
+            self._tokens, self._last = self._tokens + 1, int(event.token[0])
+            self._late = time.monotonic() - self.asked > self.max_time
+        if self._measured is not None:
+            self._measured.hear(event, self.finish_reason)
         self._events.put_nowait(event)
 
 
@@ -82,13 +100,14 @@ class EngineThread(threading.Thread):
 
     # -- the event loop's side ---------------------------------------------------------------------------------------
 
-    async def ask(self, inputs: Mapping[str, Any], **options: Any) -> Answer:
-        """The answer to model inputs, with arguments of `engine.add`. Raises `InputError`, and `ApiError` when too many wait."""
+    async def ask(self, inputs: Mapping[str, Any], measured: "Measured | None" = None, **options: Any) -> Answer:
+        """The answer to model inputs, with arguments of `engine.add`; measured: is told of its events. Raises `InputError`, and `ApiError` when too many wait."""
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
         if len(self.answers) >= self.limit:
             raise busy(f"{len(self.answers)} answers are at work or waiting already; try again later")
-        answer, added = Answer(self), self._loop.create_future()
+        answer, added = Answer(self, measured), self._loop.create_future()
+        answer.max_time = options.get("max_time", answer.max_time)
         self.answers.add(answer)
         self.idle.clear()
         self._commands.put(lambda: self._add(answer, added, {**inputs, **options}))
@@ -164,6 +183,8 @@ class EngineThread(threading.Thread):
             return
         answer.id, error = _outcome(lambda: self.engine.add(**arguments))
         if error is None:
+            row = self.engine.rows[answer.id]
+            answer.limit, answer.end_ids = row.room, row.text.params.eos_token_id
             self._by_id[answer.id] = answer
         self._tell(added, None, error)
 

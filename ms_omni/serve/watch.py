@@ -1,0 +1,101 @@
+"""Around every request: it is counted, and one line says what it was and how long it took. What was asked stays out of it."""
+
+import json
+import re
+import sys
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .metrics import Measured
+
+if TYPE_CHECKING:
+    from .server import Server
+
+QUIET = ("/health", "/ready", "/metrics")
+"""Asked every few seconds by machines: they are not told of as long as they succeed."""
+GONE = 499
+"""The status of a request whose caller went away before there was one."""
+OTHER = "other"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+SPECIAL = re.compile(r"(<\|[a-z_]+_pad\|>)\1+")
+
+_answers: ContextVar[list[Measured] | None] = ContextVar("answers", default=None)
+
+
+def note(answer: Measured) -> None:
+    """An answer belongs to the request that is being handled."""
+    answers = _answers.get()
+    if answers is not None:
+        answers.append(answer)
+
+
+class Watch:
+    """Middleware, around all others."""
+
+    def __init__(self, app: ASGIApp, server: "Server"):
+        self.app, self.server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        started, status, answers = time.monotonic(), GONE, []
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+            elif message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.close" and status == GONE:
+                status = 403  # as servers say it to whoever asked for a socket
+            await send(message)
+
+        token = _answers.set(answers)
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            _answers.reset(token)
+            self._end(scope, status, time.monotonic() - started, answers)
+
+    def _end(self, scope, status, seconds, answers):
+        method = scope.get("method", "WS")
+        handler, metrics = _route(scope), self.server.metrics
+        named = method if method in (*METHODS, "WS") else OTHER
+        metrics.requests.labels(named, str(status), handler).inc()
+        metrics.request_s.labels(named, handler).observe(seconds)
+        if not self.server.settings.access_log or (scope["path"] in QUIET and status == 200):
+            return
+        parts = [f"{1000 * seconds:.0f} ms"]
+        if answers:
+            read, written = (sum(counts) for counts in zip(*((one.prompt_tokens, len(one.ids)) for one in answers)))
+            parts.append(f"{read} + {written} tokens")
+        sound_s = sum(one.times.sound_s for one in answers)
+        if sound_s:
+            parts.append(f"{sound_s:.2f} s of sound")
+        moment = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{moment} {named} {quote(scope['path'])[:200]} {status} {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+def tell_content(processor: Any, asked: Any, answer: Measured) -> None:
+    """A line of JSON with a prompt's ids `[T]` and an answer as text; for those who run a server and want to see what it is asked."""
+    decode = processor.tokenizer.decode
+    content = {
+        "asked": SPECIAL.sub(r"\1", decode(list(map(int, asked)))),
+        "answered": decode(answer.ids),
+        "end": answer.reason,
+    }
+    print(json.dumps(content, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def _route(scope):
+    """The path as the routes have it: there are as many as those, whatever callers ask for."""
+    endpoint = scope.get("endpoint")
+    app = scope.get("app")
+    for route in getattr(app, "routes", ()):
+        if endpoint is not None and getattr(route, "endpoint", None) is endpoint:
+            return route.path
+    return "page" if scope.get("path_params") is not None and endpoint is not None else OTHER

@@ -1,0 +1,158 @@
+"""What a server tells of itself: counters that add up, names that dashboards know, a line for each request."""
+
+import re
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
+from ms_omni.serve.metrics import ABORT, STOP, Measured, Metrics
+
+from .test_server import error_of
+
+BOARD = (  # what vLLM's dashboard for Grafana asks for
+    "vllm:e2e_request_latency_seconds_bucket",
+    "vllm:e2e_request_latency_seconds_sum",
+    "vllm:e2e_request_latency_seconds_count",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:inter_token_latency_seconds_bucket",
+    "vllm:time_per_output_token_seconds_bucket",
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:time_to_first_token_seconds_bucket",
+    "vllm:kv_cache_usage_perc",
+    "vllm:request_prompt_tokens_bucket",
+    "vllm:request_generation_tokens_bucket",
+    "vllm:request_success_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+)
+OURS = (
+    "ms_omni_first_sound_seconds_bucket",
+    "ms_omni_real_time_factor_bucket",
+    "ms_omni_under_runs_total",
+    "ms_omni_silence_seconds_total",
+    "ms_omni_sound_seconds_total",
+    "ms_omni_requests_cancelled_total",
+    "process_resident_memory_bytes",
+)
+
+
+def scraped(http):
+    """`{(name, its labels but for the model's name): value}` of all samples."""
+    response = http.get("/metrics")
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, tuple(value for name, value in sorted(sample.labels.items()) if name != "model_name")): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_names_that_dashboards_know(http):
+    names = {name for name, _ in scraped(http)}
+    assert not {*BOARD, *OURS} - names
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    models = {sample.labels.get("model_name") for one in families if one.name.startswith("vllm:") for sample in one.samples}
+    assert models == {"miniature"}
+
+
+def test_requests_are_counted_by_route_and_status(http):
+    before = scraped(http)
+    (
+        http.get("/v1/models"),
+        http.get("/v1/models"),
+        http.get("/v1/models/other"),
+        http.get("/v1/nothing/1"),
+        http.get("/v1/no/2"),
+    )
+    http.request("BREW", "/v1/models")
+    after = scraped(http)
+
+    def more(*labels):  # handler, method, status
+        key = ("http_requests_total", labels)
+        return after.get(key, 0) - before.get(key, 0)
+
+    assert more("/v1/models", "GET", "200") == 2
+    assert more("/v1/models/{name:path}", "GET", "404") == 1
+    assert more("/v1/models", "other", "405") == 1
+    assert sum(more(handler, "GET", "404") for handler in ("other", "page")) == 2, "paths of callers' own are one"
+
+
+def test_a_line_for_each_request(server, http):
+    http.get("/v1/models/nobody%0Aroot", params={"api_key": "a-secret"})
+    http.get("/health")
+    time.sleep(0.2)
+    lines = [line for line in server.said().splitlines() if "nobody" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GET /v1/models/nobody%0Aroot 404 \d+ ms", lines[0])
+    assert "a-secret" not in server.said() and "/health" not in server.said()
+
+
+def test_needs_a_key(server, http):
+    http.headers.pop("authorization")
+    error_of(http.get("/metrics"), 401)
+
+
+# -- one answer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metrics():
+    server = SimpleNamespace(settings=SimpleNamespace(name="a-model"), worker=SimpleNamespace(engine=None))
+    return Metrics(server)
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, {"model_name": "a-model", **labels})
+
+
+def delta(token):
+    return TextDelta(np.array([token]), np.ones(1, bool), ("x",))
+
+
+END = StreamEnd(np.zeros((1, 3)), np.array([2]), np.array([0]), 0.1, None, 0.2)
+
+
+def test_an_answer_in_text(metrics):
+    heard = []
+    answer = Measured(metrics, 7, heard.append)
+    for event in (delta(3), delta(4), delta(5), END):
+        answer.hear(event, STOP)
+    answer.leave()  # too late to count
+    assert heard == [answer] and answer.ids == [3, 4, 5]
+    assert value(metrics, "vllm:prompt_tokens_total") == 7 and value(metrics, "vllm:generation_tokens_total") == 3
+    assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 1
+    assert value(metrics, "vllm:inter_token_latency_seconds_count") == 2
+    assert (
+        value(metrics, "vllm:time_to_first_token_seconds_count")
+        == value(metrics, "vllm:e2e_request_latency_seconds_count")
+        == 1
+    )
+    assert value(metrics, "ms_omni_first_sound_seconds_count") == value(metrics, "ms_omni_requests_cancelled_total") == 0
+
+
+def test_an_answer_with_speech(metrics):
+    answer = Measured(metrics, 7)
+    sound = AudioChunk(0, np.zeros((1, 240), np.float32), np.array([240]))
+    answer.hear(delta(3), STOP), answer.hear(delta(3), STOP), answer.hear(sound, STOP)
+    time.sleep(0.03)
+    answer.hear(sound, STOP), answer.hear(END, STOP)
+    assert value(metrics, "ms_omni_sound_seconds_total") == pytest.approx(0.02)
+    assert value(metrics, "ms_omni_under_runs_total") == 1 and 0.015 < value(metrics, "ms_omni_silence_seconds_total") < 1
+    assert value(metrics, "ms_omni_real_time_factor_count") == value(metrics, "ms_omni_first_sound_seconds_count") == 1
+    assert value(metrics, "vllm:inter_token_latency_seconds_count") == 0, "its words come as they are said"
+
+
+def test_answers_that_do_not_end(metrics):
+    gone, failed = Measured(metrics, 1), Measured(metrics, 1)
+    gone.hear(delta(3), STOP), gone.leave(), gone.leave()
+    failed.hear(StreamError(ValueError("no")), STOP)
+    assert gone.reason == ABORT and value(metrics, "ms_omni_requests_cancelled_total") == 1
+    ended = {name: value(metrics, "vllm:request_success_total", finished_reason=name) for name in ("stop", "abort", "error")}
+    assert ended == {"stop": 0, "abort": 1, "error": 1}
+    assert value(metrics, "vllm:e2e_request_latency_seconds_count") == 0
