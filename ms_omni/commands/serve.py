@@ -77,5 +77,6 @@ def settings_of(arguments):
         origins=tuple(origin.rstrip("/") for origin in arguments.allow_origin or ()),
         certificate=arguments.ssl_certfile,
         certificate_key=arguments.ssl_keyfile,
+        access_log=True,
         log_content=arguments.log_content,
     )

@@ -43,5 +43,5 @@ class Settings:
     text_only: bool = False
     certificate: str | None = None
     certificate_key: str | None = None
-    access_log: bool = True
+    access_log: bool = False
     log_content: bool = False
