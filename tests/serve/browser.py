@@ -61,8 +61,8 @@ class Browser:
             if answer.get("sessionId") in self.pages:
                 self.pages[answer["sessionId"]].hear(answer["method"], answer["params"])
 
-    def open(self, url, **look):
-        """A new page in a profile of its own; see `Page.look`."""
+    def open(self, url, *, script="", **look):
+        """A new page in a profile of its own; see `Page.look`. `script` runs before the page's own."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -70,6 +70,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             page.call(f"{domain}.enable")
         page.look(**look)
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         page.call("Page.navigate", url=url)
         page.wait("document.readyState == 'complete' && document.querySelector('#model')?.textContent")
         return page
@@ -114,14 +115,19 @@ class Page:
 
     def wait(self, expression, seconds=60):
         """Until an expression is true; its value."""
+        return self.wait_for(
+            lambda: self.js(f"(value => value instanceof Element || value)({expression})"), seconds, expression
+        )
+
+    def wait_for(self, ask, seconds=60, what=""):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            value = self.js(f"(value => value instanceof Element || value)({expression})")
+            value = ask()
             if value:
                 return value
             time.sleep(0.05)
         shown = self.js("document.body.innerText")
-        raise AssertionError(f"not in {seconds} s: {expression}\nproblems: {self.problems}\nthe page shows:\n{shown}")
+        raise AssertionError(f"not in {seconds} s: {what or ask}\nproblems: {self.problems}\nthe page shows:\n{shown}")
 
     def middle(self, selector):
         place = f"document.querySelector({json.dumps(selector)})"

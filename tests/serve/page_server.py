@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import sys
+from contextlib import suppress
 from itertools import count
 
 import numpy as np
@@ -14,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
 
 from ms_omni.serve.page import Page
 
@@ -39,7 +41,9 @@ async def models(request):
 
 
 async def voices(request):
-    return JSONResponse({"voices": [{"id": "Ethan", "name": "Ethan"}, {"id": "Chelsie", "name": "Chelsie"}], "default": "Ethan"})
+    return JSONResponse(
+        {"voices": [{"id": "Ethan", "name": "Ethan"}, {"id": "Chelsie", "name": "Chelsie"}], "default": "Ethan"}
+    )
 
 
 async def chat(request):
@@ -69,7 +73,11 @@ async def stream(body, words):
         yield "data: [DONE]\n\n"
         return
     for part in TEXT.split(" ") if "long" not in words else TEXT.split(" ") * 40:
-        spoken = {"audio": {"id": "audio_1", "transcript": part + " "}} if body["modalities"] != ["text"] else {"content": part + " "}
+        spoken = (
+            {"audio": {"id": "audio_1", "transcript": part + " "}}
+            if body["modalities"] != ["text"]
+            else {"content": part + " "}
+        )
         yield chunk(spoken)
         if "audio" in body["modalities"]:
             yield chunk({"audio": {"id": "audio_1", "data": sound(0.3)}})
@@ -86,19 +94,23 @@ class Conversation:
     """A realtime session that hears an utterance wherever the sound is loud, and answers with six seconds."""
 
     def __init__(self, socket, log):
-        self.socket, self.log, self.ids = socket, log, count(1)
+        self.socket, self.log, self.ids, self.loop = socket, log, count(1), asyncio.get_running_loop()
         self.loud, self.quiet, self.answering, self.detection = None, 0, None, True
 
     async def send(self, kind, **fields):
-        await self.socket.send_text(json.dumps({"type": kind, **fields}))
+        with suppress(WebSocketDisconnect):  # he has hung up, which the loop below is told too
+            await self.socket.send_text(json.dumps({"type": kind, **fields}))
+
+    def run_soon(self, coroutine):
+        """From another thread; returns when it is done."""
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
     async def run(self):
         await self.send("session.created", session={})
         async for text in self.socket.iter_text():
             event = json.loads(text)
             kind = event["type"]
-            if kind != "input_audio_buffer.append":
-                self.log.append(event)
+            self.log.append(event)
             if kind == "session.update":
                 self.detection = event["session"]["audio"]["input"]["turn_detection"]
                 await self.send("session.updated", session=event["session"])
@@ -138,13 +150,17 @@ class Conversation:
                 await self.send("response.output_audio.delta", delta=sound(CHUNK_S), **item)
                 await asyncio.sleep(CHUNK_S / 2)
         await self.send("response.output_audio.done", **item)
-        await self.send("response.done", response={"id": f"resp_{number}", "status": "completed", "usage": {"output_tokens": 80}})
+        await self.send(
+            "response.done", response={"id": f"resp_{number}", "status": "completed", "usage": {"output_tokens": 80}}
+        )
 
 
 async def realtime(socket):
     await socket.accept(subprotocol="realtime")
-    socket.app.state.protocols.append(socket.scope["subprotocols"])
-    await Conversation(socket, socket.app.state.events).run()
+    state = socket.app.state
+    state.protocols.append(socket.scope["subprotocols"])
+    state.conversation = Conversation(socket, state.events)
+    await state.conversation.run()
 
 
 def create_app():

@@ -43,7 +43,7 @@ def test_references_are_kept():
     """Files, icons, elements and words that are asked for by name."""
     everything = "".join(FILES.values())
     assert set(re.findall(r"from \"\./([\w.-]+)\"", everything)) <= set(FILES)
-    assert {name for name in re.findall(r"(?:src|href)=\"([\w.-]+)(?=[\"#])", FILES["index.html"])} <= set(FILES)
+    assert set(re.findall(r"(?:src|href)=\"([\w.-]+)(?=[\"#])", FILES["index.html"])) <= set(FILES)
     icons = set(re.findall(r"symbol id=\"([\w-]+)\"", FILES["icons.svg"]))
     assert set(re.findall(r"icons\.svg#([\w-]+)", FILES["index.html"])) <= icons
     assert set(re.findall(r"\bicon\(\"([\w-]+)\"\)", everything)) <= icons
@@ -51,7 +51,9 @@ def test_references_are_kept():
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"\$\(\"([\w-]+)\"\)", everything)) <= set(ids)
     words = set(re.findall(r"\b(\w+): \"", FILES["i18n.js"]))
-    asked = set(re.findall(r"\bt\(\"(\w+)\"", everything)) | set(re.findall(r"data-t(?:-\w+)?=\"(\w+)\"", FILES["index.html"]))
+    asked = set(re.findall(r"\bt\(\"(\w+)\"", everything)) | set(
+        re.findall(r"data-t(?:-\w+)?=\"(\w+)\"", FILES["index.html"])
+    )
     assert asked and asked <= words
 
 

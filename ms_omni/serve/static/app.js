@@ -56,16 +56,22 @@ const options = (select, names, chosen) =>
 async function connect() {
   try {
     const names = await models();
+    const found = await voices(); // 503 as long as the model is being loaded
     if (!names.includes(settings.model)) settings.model = names[0] ?? "";
     $("model").textContent = settings.model;
     options($("settings").querySelector("[name=model]"), names, settings.model);
-    const { voices: list, default: first } = await voices();
+    const { voices: list, default: first } = found;
     if (!list.includes(settings.voice)) settings.voice = first ?? "";
     options($("settings").querySelector("[name=voice]"), list, settings.voice);
     if (!list.length) settings.modalities = "text";
     $("start-call").hidden = !list.length;
     ideas();
   } catch (error) {
+    if (error.status === 503) {
+      $("model").textContent = t("loading");
+      setTimeout(connect, 2000);
+      return;
+    }
     toast(error.message, error.status === 401 ? { label: t("settings"), run: () => $("open-settings").click() } : { label: t("retry"), run: connect });
   }
 }
