@@ -124,7 +124,9 @@ def as_markdown(head, outcome):
     facts = {
         **head["machine"],
         "when": head["when"],
-        **{name: str(head[name]) for name in ("server", "parameters", "cards", "threads") if name in head},
+        "parameters": head["parameters"],
+        "cards": str(head["cards"]),
+        "threads": head["threads"],
         **{f"ms_omni, {key}": value for key, value in about.items()},
     }
     other = next((name for name in outcome.about if name != "ms_omni"), None)
@@ -133,11 +135,10 @@ def as_markdown(head, outcome):
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     if head["busy"]:
         lines += ["", f"**{head['busy']}**"]
-    if served := serving_lines(outcome.results, head.get("axis", "rows")):
+    if served := serving_lines(outcome.results):
         lines += ["", f"## Serving {head['asked']}", "", *served]
-    if "server" not in head:
-        lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
-        lines += ["", "## All figures", "", *full_table(outcome, other)]
+    lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
+    lines += ["", "## All figures", "", *full_table(outcome, other)]
     found = derived(outcome.results)
     if found:
         lines += ["", "## Compared", "", *(f"- {what}: {digits(value)} {unit}" for what, value, unit in found)]

@@ -5,9 +5,16 @@ from pathlib import Path
 from ..errors import InputError
 
 LEAST = {"max_rows": 1, "max_queue": 0, "max_model_len": 1, "cache_tokens": 1, "max_body_mb": 1, "media_threads": 1}
-LEAST |= {"request_timeout": 0.001, "idle_timeout": 0.001, "drain_timeout": 0}
-FIELDS = {"request_timeout": "request_s", "idle_timeout": "silence_s", "drain_timeout": "drain_s"}
-FIELDS |= {name: name for name in ("max_rows", "max_queue", "max_model_len", "cache_tokens", "media_threads")}
+LEAST |= {"request_timeout": 0.001, "idle_timeout": 0.001, "drain_timeout": 0, "max_sessions": 0, "session_timeout": 0.001}
+FIELDS = {
+    "request_timeout": "request_s",
+    "idle_timeout": "silence_s",
+    "drain_timeout": "drain_s",
+    "session_timeout": "session_idle_s",
+}
+FIELDS |= {
+    name: name for name in ("max_rows", "max_queue", "max_model_len", "cache_tokens", "media_threads", "max_sessions")
+}
 """Arguments that are fields of the settings as they are."""
 
 

@@ -42,6 +42,20 @@ def add_arguments(parser):
     limits.add_argument(
         "--drain-timeout", type=float, default=60.0, metavar="S", help="for answers under way when it ends (default: 60 s)"
     )
+    limits.add_argument(
+        "--max-sessions",
+        type=int,
+        default=64,
+        metavar="N",
+        help="realtime conversations that are open at a time (default: 64)",
+    )
+    limits.add_argument(
+        "--session-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="for realtime conversations whose client sends nothing (default: 600 s)",
+    )
     add_computing(parser)
     parser.add_argument("--log-content", action="store_true", help="log what is asked and answered (default: not)")
 

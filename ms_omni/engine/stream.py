@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..generation.inputs import prompt_of
 from ..generation.request import Request
 from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
+from .blocks import CHUNK
 from .engine import Engine
 from .held import left_in
 from .sequence import Sequence
@@ -179,7 +180,7 @@ def _states(rows):
 
 def _steps_of(row):
     """The states of a row per step: the chunks of its prompt joined."""
-    chunks = -(-len(row.prompt) // row.prompt.chunk)
+    chunks = -(-len(row.prompt) // CHUNK)
     prompt = tuple(np.concatenate(parts, axis=1) for parts in zip(*row.watched[:chunks]))
     return [prompt, *row.watched[chunks:]]
 

@@ -57,6 +57,7 @@ class Server:
             total_s=120.0,
         )
         self.metrics = Metrics(self)
+        self.sessions: set[Any] = set()  # realtime conversations that are open
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue

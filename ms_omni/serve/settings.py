@@ -15,6 +15,7 @@ class Settings:
     prompt and answer together; cache_tokens: of all answers together, see `Engine`; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
     may take, in seconds; silence_s: the longest that a caller may neither send nor take anything while it is his turn; drain_s:
     that answers under way are waited for when the server ends; media_hosts: names that media may be fetched from, or "public".
+    max_sessions: realtime conversations that are open at a time; session_idle_s: the longest that their clients may send nothing.
 
     access_log: a line on standard error for each request; log_content: and what was asked and answered.
     """
@@ -34,6 +35,8 @@ class Settings:
     request_s: float = 600.0
     silence_s: float = 60.0
     drain_s: float = 60.0
+    max_sessions: int = 64
+    session_idle_s: float = 600.0
     media_hosts: Any = "public"
     dtype: str = "auto"
     compile_steps: bool = True

@@ -21,7 +21,6 @@ QUICK = [
     "followed",
     "full",
     "told",
-    "ahead",
     "interrupted",
     "interrupted early",
 ]

@@ -1,0 +1,198 @@
+"""What was said in a conversation: its items in order, and the messages that a model reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ApiError
+from .events import GivenItem, new_id
+from .settings import Format
+from .sound import SPEECH_RATE_HZ, Sound, encoded, samples_of
+
+ROOT = "root"
+
+
+@dataclass(eq=False)
+class Content:
+    """A part of a message. text: also the transcript of sound, None where nobody has written it down; spoken: of an answer with
+    sound, how it was said.
+    """
+
+    type: str
+    text: str | None = None
+    sound: Sound | None = None
+    image_url: str | None = None
+    detail: str | None = None
+    spoken: Spoken | None = None
+
+    def shown(self, form: Format | None = None) -> dict[str, Any]:
+        """As clients are told; with a format, sound as well."""
+        found: dict[str, Any] = {"type": self.type}
+        found["transcript" if self.type.endswith("_audio") else "text"] = self.text
+        if self.type == "input_image":
+            found = {"type": self.type, "image_url": self.image_url, "detail": self.detail or "auto"}
+        if form is not None and self.sound is not None:
+            found["audio"] = encoded(self.sound.at(form.rate_hz), form)
+        return found
+
+    def message(self) -> dict[str, Any]:
+        """As a processor reads it."""
+        if self.sound is not None and self.type == "input_audio":
+            return {"type": "audio", "audio": self.sound.heard}
+        if self.type == "input_image":
+            pixels = {"max_pixels": 512 * 512} if self.detail == "low" else {}
+            return {"type": "image", "image": self.image_url, **pixels}
+        return {"type": "text", "text": self.text or ""}
+
+
+@dataclass(eq=False)
+class Spoken:
+    """How an answer was said: pieces of its text, one per token; samples of 24 kHz so far; whole: no more come."""
+
+    pieces: list[str] = field(default_factory=list)
+    samples: int = 0
+    whole: bool = False
+
+    FRAME_MS = 80
+    TOKENS_PER_S = 3.0
+    """Of speech that was given up before anybody knows how long it gets."""
+
+    @property
+    def duration_ms(self) -> int:
+        """Of the sound so far."""
+        return self.samples * 1000 // SPEECH_RATE_HZ
+
+    def heard(self, end_ms: int) -> str:
+        """The text that was said by then, in whole tokens."""
+        return "".join(self.pieces[: self._count(end_ms)])
+
+    def cut(self, end_ms: int) -> Spoken:
+        """What is left of it."""
+        return Spoken(self.pieces[: self._count(end_ms)], end_ms * SPEECH_RATE_HZ // 1000, True)
+
+    def _count(self, end_ms):
+        """Tokens that were said by then.
+
+        A talker reads a token with each frame and says it some time after, so a text that is whole is taken to be spread evenly over
+        its sound, and one that is not to be spoken at a usual pace.
+        """
+        count = len(self.pieces)
+        if self.whole and end_ms >= self.duration_ms:
+            return count
+        said = end_ms * count // self.duration_ms if self.whole else int(end_ms * self.TOKENS_PER_S / 1000)
+        return min(said, end_ms // self.FRAME_MS, count)  # never more than its talker had read
+
+
+@dataclass(eq=False)
+class Item:
+    """A message, a call of a function, or what came of one."""
+
+    id: str
+    type: str
+    status: str = "completed"
+    role: str | None = None
+    content: list[Content] = field(default_factory=list)
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+    def shown(self, form: Format | None = None) -> dict[str, Any]:
+        """As clients are told; with a format, sound as well."""
+        found: dict[str, Any] = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
+        if self.type == "message":
+            return found | {"role": self.role, "content": [part.shown(form) for part in self.content]}
+        if self.type == "function_call":
+            return found | {"call_id": self.call_id, "name": self.name, "arguments": self.arguments}
+        return found | {"call_id": self.call_id, "output": self.output}
+
+
+def made(given: GivenItem, form: Format) -> Item:
+    """An item as a client gives it, its sound in the format of the session's input. Raises `ApiError`."""
+    content = [
+        Content(
+            part.type,
+            part.transcript if part.type.endswith("_audio") else part.text,
+            None if part.audio is None else Sound(samples_of(part.audio, form), form.rate_hz),
+            part.image_url,
+            part.detail,
+        )
+        for part in given.content or ()
+    ]
+    call_id = given.call_id or (new_id("call") if given.type == "function_call" else None)
+    id = given.id or new_id("item")
+    return Item(id, given.type, "completed", given.role, content, call_id, given.name, given.arguments, given.output)
+
+
+class Conversation:
+    """Items in their order, by their ids."""
+
+    def __init__(self) -> None:
+        self.id = new_id("conv")
+        self.items: list[Item] = []
+        self.version = 0
+        """Grows with every change."""
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def add(self, item: Item, after: str | None = None) -> str | None:
+        """Puts an item behind another one, "root": before all, None: behind all. Returns the id of the one before it. Raises `ApiError`."""
+        if any(other.id == item.id for other in self.items):
+            raise ApiError(400, f"there is an item {item.id!r} already", "item.id", "item_already_exists")
+        place = len(self.items) if after is None else 0 if after == ROOT else self._place(after, "previous_item_id") + 1
+        self.items.insert(place, item)
+        self.version += 1
+        return self.items[place - 1].id if place else None
+
+    def before(self, item: Item) -> str | None:
+        """The id of the one before it."""
+        place = next((number for number, other in enumerate(self.items) if other is item), 0)
+        return self.items[place - 1].id if place else None
+
+    def get(self, id: str) -> Item:
+        """Raises `ApiError`."""
+        return self.items[self._place(id, "item_id")]
+
+    def delete(self, id: str) -> None:
+        """Raises `ApiError`."""
+        del self.items[self._place(id, "item_id")]
+        self.version += 1
+
+    def _place(self, id, param):
+        for place, item in enumerate(self.items):
+            if item.id == id:
+                return place
+        raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, "item_not_found")
+
+
+def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
+    """What a model reads. What an answer wrote and called is one message; answers of which nothing was heard are left out."""
+    found = [{"role": "system", "content": instructions}] if instructions else []
+    for item in items:
+        if item.type == "function_call_output":
+            found.append({"role": "tool", "content": item.output, "tool_call_id": item.call_id})
+        elif item.type == "function_call":
+            if not (found and found[-1]["role"] == "assistant"):
+                found.append({"role": "assistant", "content": ""})
+            call = {"name": item.name, "arguments": _arguments(item.arguments)}
+            found[-1].setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": call})
+        elif item.role != "user":
+            text = "".join(part.text or "" for part in item.content)
+            if text:
+                found.append({"role": item.role, "content": text})
+        elif item.content:
+            found.append({"role": "user", "content": [part.message() for part in item.content]})
+    return found
+
+
+def _arguments(text):
+    """As an object where they are one, so that templates write them in their own way."""
+    try:
+        read = json.loads(text or "{}")
+    except ValueError:
+        return text
+    return read if isinstance(read, dict) else text

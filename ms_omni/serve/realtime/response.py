@@ -1,0 +1,258 @@
+"""One answer as events, in OpenAI's order:
+
+response.created, rate_limits.updated
+    response.output_item.added, conversation.item.added, response.content_part.added
+        response.output_audio.delta, response.output_audio_transcript.delta ...
+    response.output_audio.done, ..._transcript.done, response.content_part.done, conversation.item.done, response.output_item.done
+response.done
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...generation.detokenize import IncrementalDecoder
+from ...outputs import AudioChunk, StreamEnd, TextDelta
+from ..errors import ApiError, api_error
+from ..metrics import LENGTH
+from ..worker import Answer
+from .asking import Asked
+from .calls import Calls
+from .events import new_id
+from .items import Content, Conversation, Item, Spoken
+from .settings import Settings
+from .sound import Outgoing
+
+LOG = logging.getLogger("ms_omni.serve")
+FRAME_SAMPLES = 1_920
+TURN_DETECTED, CLIENT_CANCELLED = "turn_detected", "client_cancelled"
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an answer is to be: the settings that hold for it, whether it belongs to the conversation, and the client's metadata."""
+
+    settings: Settings
+    kept: bool = True
+    metadata: dict[str, str] | None = None
+
+
+class Response:
+    """An answer; it begins with `start`. asking: brings what the engine says; ended: called once, behind its last event."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        conversation: Conversation,
+        emit: Emit,
+        tokenizer: Any,
+        asking: Callable[[], Awaitable[tuple[Asked, Answer]]],
+        ended: Callable[[Response], None],
+    ):
+        self.plan, self.conversation, self.id = plan, conversation, new_id("resp")
+        self.status, self.details = "in_progress", None
+        self.output: list[Item] = []
+        self.usage: dict[str, Any] | None = None
+        self._emit, self._asking, self._ended = emit, asking, ended
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._calls = Calls() if plan.settings.tools and plan.settings.tool_choice != "none" else None
+        self._outgoing = Outgoing(plan.settings.audio.output.format)
+        self._asked: Asked | None = None
+        self._answer: Answer | None = None
+        self._open: Item | None = None
+        self._tokens = self._samples = 0
+        self.task: asyncio.Task | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has sound."""
+        return self.plan.settings.output_modalities == ["audio"]
+
+    @property
+    def heard(self) -> bool:
+        """Whether sound of it was sent."""
+        return self._samples > 0
+
+    def shown(self) -> dict[str, Any]:
+        """As clients are told."""
+        settings, output = self.plan.settings, self.plan.settings.audio.output
+        return {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": self.status,
+            "status_details": self.details,
+            "output": [item.shown() for item in self.output],
+            "conversation_id": self.conversation.id if self.plan.kept else None,
+            "output_modalities": settings.output_modalities,
+            "max_output_tokens": settings.max_output_tokens,
+            "audio": {"output": {"format": output.format.shown(), "voice": output.voice}},
+            "usage": self.usage,
+            "metadata": self.plan.metadata,
+        }
+
+    def start(self) -> None:
+        """Says so, and begins."""
+        self._emit({"type": "response.created", "response": self.shown()})
+        self._emit({"type": "rate_limits.updated", "rate_limits": []})
+        self.task = asyncio.ensure_future(self._run())
+
+    def cancel(self, reason: str) -> None:
+        """Ends it at once: no sound of it follows."""
+        if self.status == "in_progress":
+            self._give_up()
+            self._finish("cancelled", {"type": "cancelled", "reason": reason})
+
+    def _give_up(self):
+        if self._answer is not None:
+            self._answer.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self):
+        try:
+            self._asked, self._answer = await self._asking()
+            async for event in self._answer:
+                if isinstance(event, TextDelta):
+                    self._token(int(event.token[0]))
+                elif isinstance(event, AudioChunk):
+                    self._sound(event.pcm[0])
+                elif isinstance(event, StreamEnd):
+                    self._end()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error):
+        found = api_error(error)
+        if found.status >= 500 and not isinstance(error, ApiError):
+            LOG.error("a response failed", exc_info=error)
+        self._give_up()
+        told = {"type": found.type, "code": found.code, "message": found.message}
+        self._finish("failed", {"type": "failed", "error": told})
+
+    # -- what the engine says ----------------------------------------------------------------------------------------
+
+    def _token(self, token):
+        self._tokens += 1
+        self._text(self._decoder.push(token))
+
+    def _text(self, piece, last=False):
+        """A piece of what is written; calls of functions are taken out of it."""
+        calls = ()
+        if self._calls is not None:
+            piece, calls = self._calls.end() if last else self._calls.push(piece)
+        if piece or (self._open is not None and not last):
+            self._say(piece)
+        for call in calls:
+            self._call(*call)
+
+    def _say(self, piece):
+        if self._open is None:
+            self._begin()
+        (content,) = self._open.content
+        content.text += piece
+        if content.spoken is not None:
+            content.spoken.pieces.append(piece)
+        if piece:
+            name = "output_audio_transcript" if self.speaks else "output_text"
+            self._part(f"response.{name}.delta", delta=piece)
+
+    def _sound(self, pcm):
+        """Sound comes behind the text that it says; that of a call is not sent."""
+        if self._open is None or self._open.content[0].spoken is None or not len(pcm):
+            return
+        spoken = self._open.content[0].spoken
+        spoken.samples += len(pcm)
+        self._samples += len(pcm)
+        delta = self._outgoing(pcm)
+        if delta:
+            self._part("response.output_audio.delta", delta=delta)
+
+    def _end(self):
+        self._text(self._decoder.rest())
+        self._text("", last=True)
+        rest = self._outgoing(np.zeros(0, np.float32), last=True) if self._samples else ""
+        if rest and self._open is not None:
+            self._part("response.output_audio.delta", delta=rest)
+        if self._answer is not None and self._answer.finish_reason == LENGTH:
+            return self._finish("incomplete", {"type": "incomplete", "reason": "max_output_tokens"})
+        self._finish("completed", None)
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def _begin(self):
+        content = Content("output_audio" if self.speaks else "output_text", "", spoken=Spoken() if self.speaks else None)
+        item = Item(new_id("item"), "message", "in_progress", "assistant")
+        self._added(item)
+        item.content.append(content)
+        self._part("response.content_part.added", part=self._shown_part())
+
+    def _added(self, item):
+        self._open = item
+        self.output.append(item)
+        self._item("response.output_item.added", item)
+        if self.plan.kept:
+            before = self.conversation.add(item)
+            self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": item.shown()})
+
+    def _close(self, status):
+        """Of the item that is open."""
+        item, self._open = self._open, None
+        if item is None:
+            return
+        item.status = status
+        if item.type == "message":
+            self._open, (content,) = item, item.content
+            if content.spoken is not None:
+                content.spoken.whole = status == "completed"
+                self._part("response.output_audio.done")
+                self._part("response.output_audio_transcript.done", transcript=content.text)
+            else:
+                self._part("response.output_text.done", text=content.text)
+            self._part("response.content_part.done", part=self._shown_part())
+            self._open = None
+        if self.plan.kept:
+            self.conversation.version += 1
+            before = self.conversation.before(item)
+            self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item.shown()})
+        self._item("response.output_item.done", item)
+
+    def _call(self, name, arguments):
+        self._close("completed")
+        text = json.dumps(arguments, ensure_ascii=False)
+        item = Item(new_id("item"), "function_call", "in_progress", call_id=new_id("call"), name=name, arguments="")
+        self._added(item)
+        common = {"response_id": self.id, "item_id": item.id, "output_index": len(self.output) - 1, "call_id": item.call_id}
+        item.arguments = text
+        self._emit({"type": "response.function_call_arguments.delta", **common, "delta": text})
+        self._emit({"type": "response.function_call_arguments.done", **common, "name": name, "arguments": text})
+        self._close("completed")
+
+    def _shown_part(self):
+        assert self._open is not None
+        (content,) = self._open.content
+        return {"type": "audio", "transcript": content.text} if self.speaks else {"type": "text", "text": content.text}
+
+    def _item(self, kind, item):
+        self._emit({"type": kind, "response_id": self.id, "output_index": self.output.index(item), "item": item.shown()})
+
+    def _part(self, kind, **values):
+        """An event of the one part of the open message."""
+        item = self._open
+        place = {"response_id": self.id, "item_id": item.id, "output_index": self.output.index(item), "content_index": 0}
+        self._emit({"type": kind, **place, **values})
+
+    def _finish(self, status, details):
+        self._close("completed" if status == "completed" else "incomplete")
+        self.status, self.details = status, details
+        if self._asked is not None:
+            self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES))
+        self._emit({"type": "response.done", "response": self.shown()})
+        self._ended(self)

@@ -1,0 +1,196 @@
+"""A session's settings as clients see and change them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ..errors import ApiError
+
+TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
+IDLE_MS = (5_000, 30_000)
+
+
+class Strict(BaseModel):
+    """No unknown fields, and no numbers in quotation marks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _turns(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("type") == "semantic_vad":
+        raise ValueError("semantic_vad is not supported here; use server_vad, or null for push to talk")
+    return value
+
+
+def _nothing(what: str):
+    """Of what can only be turned off here."""
+
+    def check(value: Any) -> None:
+        if value is not None and value != []:
+            raise ValueError(f"{what} is not supported here; leave it out or send null")
+
+    return BeforeValidator(check)
+
+
+def _voice(value: Any) -> Any:
+    return value["id"] if isinstance(value, Mapping) and list(value) == ["id"] else value
+
+
+class Format(Strict):
+    """Of sound on the wire: 16-bit samples of 24 kHz, or G.711 of 8 kHz; one channel."""
+
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: int | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        expected = TRANSPORT_RATE_HZ[self.type]
+        if self.rate not in (None, expected):
+            raise ValueError(f"the rate of {self.type} is {expected}, got {self.rate}")
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples per second."""
+        return TRANSPORT_RATE_HZ[self.type]
+
+    def shown(self) -> dict[str, Any]:
+        """As clients are told."""
+        return {"type": self.type, "rate": self.rate_hz} if self.type == "audio/pcm" else {"type": self.type}
+
+
+class Detection(Strict):
+    """When somebody begins and ends to speak, see `vad.py`."""
+
+    type: Literal["server_vad"]
+    threshold: float = Field(0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(300, ge=0, le=5_000)
+    silence_duration_ms: int = Field(500, ge=50, le=10_000)
+    create_response: bool = True
+    interrupt_response: bool = True
+    idle_timeout_ms: int | None = Field(None, ge=IDLE_MS[0], le=IDLE_MS[1])
+
+
+class Transcription(Strict):
+    """What a user said is written down too, by the same model whatever name is given."""
+
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+
+
+class Hearing(Strict):
+    """`audio.input`"""
+
+    format: Format = Format()
+    noise_reduction: Annotated[None, _nothing("noise reduction")] = None
+    transcription: Transcription | None = None
+    turn_detection: Annotated[Detection | None, BeforeValidator(_turns)] = Detection(type="server_vad")
+
+
+class Speaking(Strict):
+    """`audio.output`"""
+
+    format: Format = Format()
+    voice: Annotated[str | None, BeforeValidator(_voice)] = None
+    speed: Literal[1, 1.0] = 1.0
+
+
+class Audio(Strict):
+    """`audio`"""
+
+    input: Hearing = Hearing()
+    output: Speaking = Speaking()
+
+
+class Tool(Strict):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it."""
+        function = {"name": self.name, "description": self.description or "", "parameters": self.parameters or {}}
+        return {"type": "function", "function": function}
+
+
+class ToolByName(Strict):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+MaxTokens = Literal["inf"] | Annotated[int, Field(ge=1)]
+Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
+ToolChoice = Literal["auto", "none", "required"] | ToolByName
+Temperature = Annotated[float, Field(ge=0, le=2)]
+
+
+class Settings(Strict):
+    """All of a session's. temperature, top_p, top_k and seed are ours: without them the most likely text is written.
+
+    max_output_tokens counts tokens of text; sound ends with its text.
+    """
+
+    type: Literal["realtime"] = "realtime"
+    model: str | None = None
+    output_modalities: Modalities = ["audio"]
+    instructions: str = ""
+    audio: Audio = Audio()
+    tools: list[Tool] = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: Literal[True] | None = None
+    max_output_tokens: MaxTokens = "inf"
+    temperature: Temperature | None = None
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0)
+    truncation: Literal["auto", "disabled"] = "auto"
+    include: Annotated[None, _nothing("include")] = None
+    prompt: Annotated[None, _nothing("a stored prompt")] = None
+    reasoning: Annotated[None, _nothing("reasoning")] = None
+    tracing: Any = None
+
+    def changed(self, given: Mapping[str, Any]) -> "Settings":
+        """With what a client names; raises pydantic's `ValidationError`, and `ApiError` for what cannot change."""
+        if given.get("type") == "transcription":
+            raise ApiError(
+                400,
+                "sessions that only transcribe are not supported here; use type 'realtime'",
+                "session.type",
+                "invalid_value",
+            )
+        new = Settings.model_validate(merged(self.model_dump(), given))
+        if new.model != self.model:
+            raise ApiError(
+                400, f"the model of a session cannot change; it is {self.model!r}", "session.model", "invalid_value"
+            )
+        return new.model_copy(update={"tracing": None})  # nothing is traced here, and clients are told so
+
+    def shown(self) -> dict[str, Any]:
+        """As clients are told."""
+        shown = self.model_dump()
+        shown["audio"]["input"]["format"] = self.audio.input.format.shown()
+        shown["audio"]["output"]["format"] = self.audio.output.format.shown()
+        if self.audio.input.transcription is not None:
+            shown["audio"]["input"]["transcription"]["model"] = self.model
+        return shown
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """New values over old ones, objects field by field; an object of another type replaces the old one as a whole."""
+    found = dict(old)
+    for name, value in new.items():
+        before = old.get(name)
+        same = isinstance(value, Mapping) and isinstance(before, Mapping) and value.get("type", before.get("type"))
+        deep = (
+            isinstance(value, Mapping)
+            and isinstance(before, Mapping)
+            and same == before.get("type")
+            and name != "parameters"
+        )
+        found[name] = merged(before, value) if deep else value
+    return found
