@@ -264,7 +264,8 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         (`max_new_tokens`, `do_sample`, `stop_strings`, ...), sampling of code 0 as `talker_*`, of the other codes as
         `predictor_*`; `seed` for all three (without one `mindspore.set_seed` makes answers repeatable);
         `token2wav_chunk_frames`: frames per audio chunk, a list whose last number repeats; tokenizer: fills the texts of
-        `TextDelta`; logprobs: how many of the likeliest tokens it names with their log-probabilities (0 to 20; see `Logprobs`).
+        `TextDelta`; logprobs: how many of the likeliest tokens it names with their log-probabilities (0 to 20; see `Logprobs`);
+        prefill_tokens: of the prompt that are read at a time (128, 256, 384 or 512), and found again at a multiple of as many.
         Breaking the loop off and closing the iterator frees the caches. Raises `InputError` before any work.
         """
         return Stream(engine_of(self), parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
@@ -275,7 +276,8 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
     def engine(self, max_rows=16, tokens=None, speech=None, speech_device=None):
-        """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`.
+        """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`, and
+        `read(**inputs) -> id` for what is to be answered later.
 
         max_rows: answers at work at a time, more wait; tokens: that the caches hold of all of them (default: as much as they may
         need, or fits into memory). It is another one than `generate` and `stream` share, with caches of its own.

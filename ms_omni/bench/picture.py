@@ -94,7 +94,7 @@ def subtitle(head, outcome):
         about.get("precision"),
         head["machine"]["processor"],
         f"{head['machine']['cores']} cores",
-        f"{head['cards']} process(es)",
+        f"{head['cards']} process(es)" if "cards" in head else None,
         head["when"],
     ]
     return "  |  ".join(str(word) for word in words if word)

@@ -124,9 +124,7 @@ def as_markdown(head, outcome):
     facts = {
         **head["machine"],
         "when": head["when"],
-        "parameters": head["parameters"],
-        "cards": str(head["cards"]),
-        "threads": head["threads"],
+        **{name: str(head[name]) for name in ("server", "parameters", "cards", "threads") if name in head},
         **{f"ms_omni, {key}": value for key, value in about.items()},
     }
     other = next((name for name in outcome.about if name != "ms_omni"), None)
@@ -135,10 +133,11 @@ def as_markdown(head, outcome):
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     if head["busy"]:
         lines += ["", f"**{head['busy']}**"]
-    if served := serving_lines(outcome.results):
+    if served := serving_lines(outcome.results, head.get("axis", "rows")):
         lines += ["", f"## Serving {head['asked']}", "", *served]
-    lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
-    lines += ["", "## All figures", "", *full_table(outcome, other)]
+    if "server" not in head:
+        lines += ["", "## Speed by part", "", *speed_table(head, outcome)]
+        lines += ["", "## All figures", "", *full_table(outcome, other)]
     found = derived(outcome.results)
     if found:
         lines += ["", "## Compared", "", *(f"- {what}: {digits(value)} {unit}" for what, value, unit in found)]

@@ -1,4 +1,4 @@
-"""What `serve` found: a table with a line per number of rows, and a picture with a curve per figure."""
+"""What `serve` found: a table with a line per number of rows, or of callers at once, and a picture with a curve per figure."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ Points = list[tuple[int, float]]
 
 
 def by_rows(results: list[Result]) -> dict[int, dict[str, float]]:
-    """{rows of the engine: {metric: median}}, in ascending order."""
+    """{rows of the engine, or callers at once: {metric: median}}, in ascending order."""
     found: dict[int, dict[str, float]] = {}
     for result in results:
         group, _, rows = result.scenario.partition("/")
@@ -49,13 +49,13 @@ def by_rows(results: list[Result]) -> dict[int, dict[str, float]]:
     return dict(sorted(found.items()))
 
 
-def serving_lines(results: list[Result]) -> list[str]:
+def serving_lines(results: list[Result], axis: str = "rows") -> list[str]:
     """A table in Markdown, without columns that nobody has a number for; nothing where nobody was served."""
     found = by_rows(results)
     columns = {name: at for name, at in COLUMNS.items() if any(at[0] in numbers for numbers in found.values())}
     if not found:
         return []
-    lines = ["| rows | " + " | ".join(name.strip() for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| {axis} | " + " | ".join(name.strip() for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for rows, numbers in found.items():
         cells = [digits(numbers[metric] * factor if metric in numbers else None) for metric, factor in columns.values()]
         lines.append(f"| {rows} | " + " | ".join(cells) + " |")
@@ -63,12 +63,13 @@ def serving_lines(results: list[Result]) -> list[str]:
 
 
 def draw_curves(head: dict[str, Any], outcome: Any, file: Any) -> None:
-    """Writes the picture to `file` (.png): every figure over the rows of the engine."""
+    """Writes the picture to `file` (.png): every figure over the rows of the engine, or over the callers at once of a server."""
+    axis = head.get("axis", "rows of the engine")
     found = by_rows(outcome.results)
     height = TOP + PANEL_HEIGHT * -(-len(PANELS) // 2) + MARGIN
     picture = Image.new("RGB", (WIDTH, height), "white")
     canvas = ImageDraw.Draw(picture)
-    write_text(canvas, (MARGIN, 22), f"ms_omni, {head['model']}: {head['asked']}", 18)
+    write_text(canvas, (MARGIN, 22), f"{head.get('server', 'ms_omni')}, {head['model']}: {head['asked']}", 18)
     write_text(canvas, (MARGIN, 58), subtitle(head, outcome), 14, PALE)
     width = (WIDTH - 3 * MARGIN) // 2
     for number, (title, metrics, factor) in enumerate(PANELS):
@@ -77,11 +78,11 @@ def draw_curves(head: dict[str, Any], outcome: Any, file: Any) -> None:
             for name, metric in metrics.items()
         }
         corner = MARGIN + (number % 2) * (width + MARGIN), TOP + (number // 2) * PANEL_HEIGHT
-        _panel(canvas, corner, width, title, curves)
+        _panel(canvas, corner, width, title, axis, curves)
     picture.save(file, format="PNG")
 
 
-def _panel(canvas, corner: tuple[int, int], width: int, title: str, curves: dict[str, Points]) -> None:
+def _panel(canvas, corner: tuple[int, int], width: int, title: str, axis: str, curves: dict[str, Points]) -> None:
     left, top = corner
     write_text(canvas, corner, title, 17)
     right, floor, ceiling = left + width - 10, top + PANEL_HEIGHT - BOTTOM, top + 40
@@ -96,7 +97,7 @@ def _panel(canvas, corner: tuple[int, int], width: int, title: str, curves: dict
     places = {row: left + step * (number + 1) for number, row in enumerate(rows)}
     for row, x in places.items():
         write_text(canvas, (x, floor + 6), f"{row}", 12, PALE, "ma")
-    write_text(canvas, (right, floor + 22), "rows of the engine", 12, PALE, "ra")
+    write_text(canvas, (right, floor + 22), axis, 12, PALE, "ra")
     for number, (name, points) in enumerate(curves.items()):
         line = [(places[row], floor - value / highest * (floor - ceiling)) for row, value in points]
         canvas.line(line, fill=COLOURS[number], width=2)

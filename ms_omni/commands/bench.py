@@ -1,15 +1,24 @@
 """`ms-omni bench`: how fast this machine runs each part of the model, alone or beside PyTorch transformers."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
+from ..errors import InputError
+
 NAME = "bench"
+KEY_VARIABLE = "OPENAI_API_KEY"
 HELP = "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG."
 
 
 SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None}
 """What `serve` does unless it is told something else."""
+REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
+"""Of a server behind --url alone."""
+AT_ONCE = (1, 2, 4, 8, 16)
+HERE = ("geometry", "only", "threads", "no_compile", "reference", "reference_python", "beside", "rows", "speech")
+"""Of what is loaded here alone."""
 
 
 def add_arguments(parser):
@@ -22,7 +31,6 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--geometry",
-        default="mini",
         metavar="NAME|DIR",
         help="mini (default; three minutes), mid (1/35 of the published size), published, another name in "
         "configs/, or a checkpoint folder; weights are made where there are none",
@@ -66,11 +74,39 @@ def add_arguments(parser):
     )
     parser.add_argument("--speech", choices=["process"], help="serve: process: speech in a process of its own")
     parser.add_argument("--spoken", type=share, metavar="S", help="serve: share of answers that are spoken (default: 0.5)")
+    remote = parser.add_argument_group("serve: a server that speaks OpenAI's API, instead of an engine")
+    remote.add_argument("--url", metavar="URL", help="where it is, such as http://127.0.0.1:8000")
+    remote.add_argument("--api-key", metavar="KEY", help=f"its key (default: {KEY_VARIABLE})")
+    remote.add_argument("--model", metavar="NAME", help="the model to ask for (default: the first that it names)")
+    remote.add_argument(
+        "--at-once",
+        type=numbers,
+        metavar="N,N",
+        help="callers at a time, each followed by the next (default: 1,2,4,8,16, without --rate)",
+    )
+    remote.add_argument(
+        "--tokens", type=positive, metavar="N", help="longest answers (default: 16 to 48 tokens, by the seed)"
+    )
+    remote.add_argument("--voice", metavar="NAME", help="of answers in speech (default: Ethan)")
+    remote.add_argument(
+        "--extra-body", type=fields, metavar="JSON", help='further fields of all requests, such as {"ignore_eos": true}'
+    )
 
 
 def numbers(text):
     """Whole numbers of at least 1, separated by commas."""
     return [positive(part) for part in text.split(",")]
+
+
+def fields(text):
+    """An object in JSON."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an object in JSON")
+    return found
 
 
 def above_zero(text):
@@ -101,6 +137,11 @@ def positive(text):
 
 
 def run(arguments):
+    if arguments.url is not None:
+        return run_remote(arguments)
+    if given := [name for name in REMOTE if getattr(arguments, name) is not None]:
+        raise InputError(f"--{given[0].replace('_', '-')} is for 'ms-omni bench serve --url URL'")
+    arguments.geometry = "mini" if arguments.geometry is None else arguments.geometry
     from ..bench.files import output_folder
     from ..bench.parties import check_other, check_reference
     from ..bench.scenarios import SMALL, chosen, scenarios, serving, sizes_of
@@ -139,3 +180,35 @@ def run(arguments):
     listed, load = chosen(listed, arguments.only)
     repetitions = arguments.repetitions or (1 if arguments.what else 3 if sizes is SMALL else 5)
     return benchmark(arguments, out, folder, sizes, listed, load and not arguments.what, repetitions, mesh)
+
+
+def run_remote(arguments):
+    """Measures a server: needs no model here, and no MindSpore."""
+    from ..bench.files import output_folder
+    from ..bench.remote import Wishes
+    from ..bench.remote_report import benchmark
+
+    if not arguments.what:
+        raise InputError("--url is for 'ms-omni bench serve'")
+    if given := [name for name in HERE if getattr(arguments, name) not in (None, False)]:
+        raise InputError(f"--{given[0].replace('_', '-')} is about a model that is loaded here; leave it out with --url")
+    if arguments.rate is not None and arguments.at_once:
+        raise InputError("--rate says when callers call, whoever waits, and --at-once that they wait; leave one of them out")
+    if not arguments.url.startswith(("http://", "https://")):
+        raise InputError(f"--url is {arguments.url!r}, expected http://... or https://...")
+    count = arguments.callers or SERVED["callers"]
+    wishes = Wishes(
+        url=arguments.url,
+        api_key=arguments.api_key or os.environ.get(KEY_VARIABLE),
+        model=arguments.model,
+        voice=arguments.voice or Wishes.voice,
+        count=count,
+        rate=arguments.rate,
+        at_once=arguments.at_once or [number for number in AT_ONCE if number <= count],
+        spoken=SERVED["spoken"] if arguments.spoken is None else arguments.spoken,
+        tokens=arguments.tokens,
+        seed=arguments.seed,
+        repetitions=arguments.repetitions or 1,
+        extra=arguments.extra_body or {},
+    )
+    return benchmark(wishes, output_folder(arguments.out))

@@ -1,6 +1,6 @@
 """Which block of a cache belongs to whom, and what of it can be found again.
 
-    prompt   |<------- chunk 0 ------->|<------- chunk 1 ------->|<- rest ->|     a chunk, 512 tokens, is read in one launch
+    prompt   |<------- chunk 0 ------->|<------- chunk 1 ------->|<- rest ->|     a chunk, here 512 tokens, is read in one launch
     blocks   |  1  |  2  |  3  |  4  |  5  |  6  |  7  |  8  |  9  |              a block holds 128 tokens
     keys     hash(what was read)       hash(key of chunk 0, what was read)
 
@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..modeling import BLOCK_TOKENS as BLOCK
 
 CHUNK = 512
-"""Tokens of a prompt that are read at a time, from a multiple of as many on."""
+"""Tokens of a prompt that are read at a time, from a multiple of as many on, where nobody wants fewer."""
 SCRATCH = 0
 """The block that rows write to which only pad a launch: it is nobody's."""
 
@@ -65,6 +65,7 @@ class BlockPool:
         self._chunks: dict[bytes, Chunk] = {}
         self._chunk_of: dict[int, Chunk] = {}
         self._unused: OrderedDict[bytes, Chunk] = OrderedDict()  # the least recently used first
+        self._cached = 0
 
     @property
     def free(self) -> int:
@@ -74,7 +75,7 @@ class BlockPool:
     @property
     def cached(self) -> int:
         """Blocks that nobody uses and that hold a chunk."""
-        return len(self._unused) * (CHUNK // BLOCK)
+        return self._cached
 
     @property
     def used(self) -> int:
@@ -131,7 +132,7 @@ class BlockPool:
         """The chunks with these keys, as far as they are known in a row, with one user more."""
         found = [self._chunks[key] for key in keys[: self.known(keys)]]
         for chunk in found:
-            self._unused.pop(chunk.key, None)
+            self._reuse(chunk)
             for block in chunk.blocks:
                 self._users[block] += 1
         return found
@@ -161,6 +162,14 @@ class BlockPool:
                 self._free.append(block)
             elif block == chunk.blocks[0]:  # the last of the chunk to be released
                 self._unused[chunk.key] = chunk
+                self._cached += len(chunk.blocks)
+
+    def _reuse(self, chunk: Chunk) -> bool:
+        """Takes a chunk from those that nobody uses; says whether it was one."""
+        if self._unused.pop(chunk.key, None) is None:
+            return False
+        self._cached -= len(chunk.blocks)
+        return True
 
     def _forget(self, chunk: Chunk) -> None:
         """Takes a chunk out of the index, and all that could only be found behind it."""
@@ -174,7 +183,7 @@ class BlockPool:
             del self._chunks[chunk.key]
             for block in chunk.blocks:
                 del self._chunk_of[block]
-            if self._unused.pop(chunk.key, None) is not None:
+            if self._reuse(chunk):
                 self._free += reversed(chunk.blocks)
 
 

@@ -16,12 +16,12 @@ from ..errors import InputError
 from ..generation.checks import whole_number
 from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..generation.inputs import prompt_of
-from ..generation.request import Request, arguments_of, parse_request, parse_text_request
+from ..generation.request import Request, arguments_of, parse_reading, parse_request, parse_text_request
 from ..locking import exclusive
 from ..memory import free_memory_gb
 from ..modeling.steps import LAUNCH_ROWS, bucket, launch_sizes, makes_graphs
 from ..outputs import StreamError
-from .blocks import CHUNK, BlockPool, ContentCache, blocks_for
+from .blocks import BlockPool, ContentCache, blocks_for
 from .kv_pool import KVPool
 from .plan import TALKER, THINKER, Job, Plan, Speech
 from .prompt import Prompt, prompts
@@ -178,6 +178,22 @@ class Engine(Work):
         self.added.add(id)
         return id
 
+    @exclusive
+    def read(self, input_ids: Any = None, grows: bool = False, prefill_tokens: int | None = None, **kwargs: Any) -> int:
+        """Reads a prompt ahead: whoever adds one that begins alike, with the same prefill_tokens, finds it read.
+
+        kwargs: the processor's outputs. Only whole chunks of prefill_tokens are read; grows: of a prompt whose last sound goes on, no
+        more than stands before the last of the windows that it is heard in. Returns an id, whose one event is a `StreamEnd` with
+        the sequences that are in the cache then. Raises `InputError`.
+        """
+        arguments = arguments_of(kwargs, input_ids=input_ids, prefill_tokens=prefill_tokens)
+        request = parse_reading(self.thinker_cell, arguments, grows)
+        if len(prompt_of(request.inputs)[1]) > 1:
+            raise InputError("engine.read takes one conversation; read each by itself")
+        (id,) = self.ask(request)
+        self.added.add(id)
+        return id
+
     def _parsed(self, arguments: dict, given: bool) -> Request:
         if self.whole:
             return parse_request(with_voice(self.model, self.apart), arguments, given)
@@ -288,7 +304,9 @@ class Engine(Work):
             self._refresh()
         options, (_, valid) = request.options, prompt_of(request.inputs)
         cache, ids = options.past_key_values, []
-        found = prompts(self.thinker_cell.config, request.inputs, valid, cache)
+        found = prompts(self.thinker_cell.config, request.inputs, valid, cache, options.prefill_tokens)
+        if request.reads:
+            found = [prompt.ahead(request.grows) for prompt in found]
         if self.shared and makes_graphs(self.model.compile_after):
             self._warm_for(min(len(found) * options.num_return_sequences, LAUNCH_ROWS))
         try:
@@ -308,6 +326,7 @@ class Engine(Work):
             prompt,
             Text(prompt.ids, request.text, request.options.of(number // request.options.num_return_sequences), number),
             given=request.given,
+            reads=request.reads,
         )
         row.started = time.perf_counter()
         if request.speech is not None:
@@ -324,10 +343,11 @@ class Engine(Work):
             speech = Speech(heard + OPENING_ROWS, limit, tuple(params.chunk_frames), lead, params.named)
             speech = self.speech.job(speech)
         media = tuple((int(call.places[-1]) + 1, len(call.places)) for call in prompt.calls)
-        limit, named = (1, True) if request.given else (request.text.max_new_tokens, request.named)
+        limit, named = (1, True) if request.given or request.reads else (request.text.max_new_tokens, request.named)
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
-        keys = () if whole else prompt.keys(CHUNK)
-        job = self.scheduler.fitted(Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks, named))
+        keys = () if whole else prompt.keys()
+        job = Job(len(prompt), limit, keys, media, speech, prompt.held, row.text.asks, named, prompt.chunk, request.reads)
+        job = self.scheduler.fitted(job)
         id, row.room = self.ranks.number(job), job.limit
         self.rows[id] = row
         if params is not None:

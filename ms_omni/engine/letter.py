@@ -39,7 +39,9 @@ def _parts(request: Request) -> Iterator[Any]:
         "speech": request.speech and asdict(request.speech),
         "named": request.named,
         "given": request.given,
+        "reads": [request.reads, request.grows],
         "copies": options.num_return_sequences,
+        "prefill": options.prefill_tokens,
         "whole": options.whole_logits,
         "states": options.output_hidden_states,
         "described": repr(options.described()),
@@ -60,7 +62,11 @@ def unpacked(data: bytes) -> Request:
         array = np.frombuffer(data, kind, int(np.prod(shape)), start).reshape(shape).copy()  # aligned and writable
         inputs[name], start = array if shape else array.item(), start + array.nbytes
     options = TextOptions(
-        num_return_sequences=header["copies"], output_logits=header["whole"], output_hidden_states=header["states"]
+        num_return_sequences=header["copies"],
+        output_logits=header["whole"],
+        output_hidden_states=header["states"],
+        prefill_tokens=header["prefill"],
     )
     speech = header["speech"] and SpeechParams.from_dict(header["speech"])
-    return Request(inputs, SamplingParams(**header["text"]), options, speech, header["given"], named=header["named"])
+    flags = {name: header[name] for name in ("given", "named")} | dict(zip(("reads", "grows"), header["reads"]))
+    return Request(inputs, SamplingParams(**header["text"]), options, speech, **flags)

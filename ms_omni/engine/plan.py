@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .blocks import CHUNK
+
 THINKER, TALKER = 0, 1
 """The two decoders; each has a pool of blocks of its own."""
 
@@ -27,7 +29,7 @@ class Job:
     """One answer in numbers.
 
     prompt: tokens, 0 where the text is written elsewhere (`Scheduler.written`); limit: tokens that may be written; keys: of the
-    prompt's full chunks (`Prompt.keys`); media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
+    prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; reads: nothing is written behind it; media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
     its cost, in tokens that could be read instead; held: tokens at its beginning that are copied from elsewhere whenever the row is
     admitted; asks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
     somebody has asked for this limit, else it may be less (`Scheduler.fitted`).
@@ -41,6 +43,13 @@ class Job:
     held: int = 0
     asks: bool = False
     named: bool = True
+    chunk: int = CHUNK
+    reads: bool = False
+
+    @property
+    def findable(self) -> tuple[bytes, ...]:
+        """Keys of what may be found. The last chunk is read even if it is known, for somebody has to draw from it."""
+        return self.keys if self.reads else self.keys[: (self.prompt - 1) // self.chunk]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -37,26 +37,29 @@ class Medium:
     places: np.ndarray
     pieces: tuple[tuple[tuple[np.ndarray, ...], int], ...]
 
-    @cached_property
-    def digest(self) -> bytes:
-        """Of the content: equal media, wherever they stand, have equal features."""
-        return digest(self.kind.encode(), *self.content)
+    def before(self, stop: int) -> "Medium":
+        """With no more pieces than have tokens in front of this place."""
+        starts = np.cumsum([0, *(count for _, count in self.pieces)])
+        count = int((self.places[starts[:-1]] < stop).sum())
+        return replace(self, places=self.places[: starts[count]], pieces=self.pieces[:count])
 
 
 class Call(NamedTuple):
-    """Of an encoder: for a piece of a medium, whose features stand at places int32 `[n]` of the prompt."""
+    """Of an encoder: for a piece of a medium, whose features stand at places int32 `[n]` of the prompt; digest: of its content:
+    equal pieces, wherever they stand, have equal features.
+    """
 
     medium: Medium
-    number: int
     content: tuple[np.ndarray, ...]
     places: np.ndarray
+    digest: bytes
 
 
 @dataclass(frozen=True)
 class Prompt:
     """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; seconds float `[n]`: of a grid step
     of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None; held: so many tokens at the
-    beginning are in a cache of the caller's, with their media.
+    beginning are in a cache of the caller's, with their media; chunk: tokens that are read at a time.
     """
 
     ids: np.ndarray
@@ -66,6 +69,7 @@ class Prompt:
     seconds: np.ndarray | None = None
     embeds: np.ndarray | None = None
     held: int = 0
+    chunk: int = CHUNK
 
     def __len__(self) -> int:
         return self.positions.shape[1]
@@ -76,8 +80,9 @@ class Prompt:
         found = []
         for medium in self.media:
             start = 0
-            for number, (content, count) in enumerate(medium.pieces):
-                found.append(Call(medium, number, content, medium.places[start : start + count]))
+            for content, count in medium.pieces:
+                own = digest(medium.kind.encode(), *content)
+                found.append(Call(medium, content, medium.places[start : start + count], own))
                 start += count
         return sorted(found, key=lambda call: call.places[-1])
 
@@ -88,9 +93,21 @@ class Prompt:
             "second_per_grids": self.seconds
         }
 
-    def keys(self, size: int, salt: bytes = b"") -> tuple[bytes, ...]:
-        """One for each of its full chunks of so many tokens: equal keys mean that the same was read from the first token on."""
-        found, key = [], digest(salt)
+    def ahead(self, grows: bool) -> "Prompt":
+        """Its full chunks alone; grows: as far as they stand in front of the last piece of its last sound, which may change."""
+        stop = len(self)
+        if grows:
+            sounds = [call for call in self.calls if call.medium.kind == "audio"]
+            stop = int(sounds[-1].places[0]) if sounds else 0
+        stop -= stop % self.chunk
+        media = tuple(medium.before(stop) for medium in self.media if medium.places[0] < stop)
+        embeds = None if self.embeds is None else self.embeds[:stop]
+        return replace(self, ids=self.ids[:stop], positions=self.positions[:, :stop], media=media, embeds=embeds)
+
+    def keys(self) -> tuple[bytes, ...]:
+        """One for each of its full chunks: equal keys mean that the same was read from the first token on, in such chunks."""
+        found, size = [], self.chunk
+        key = digest(size.to_bytes(4, "little"))
         for stop in range(size, len(self) + 1, size):
             key = digest(key, self.digest(stop - size, stop))
             found.append(key)
@@ -100,10 +117,10 @@ class Prompt:
         """Of all that reading the tokens `[start, stop)` takes, beside what was read before them."""
         text = self.ids if self.embeds is None else self.embeds
         parts = [text[start:stop], self.positions[:, start:stop]]
-        for medium in self.media:
-            inside = np.flatnonzero((medium.places >= start) & (medium.places < stop))
+        for call in self.calls:
+            inside = np.flatnonzero((call.places >= start) & (call.places < stop))
             if len(inside):
-                parts += [medium.digest, inside[:1], medium.places[inside] - start]
+                parts += [call.digest, inside[:1], call.places[inside] - start]
         return digest(*parts)
 
 
@@ -118,18 +135,21 @@ def digest(*parts: bytes | np.ndarray) -> bytes:
     return state.digest()
 
 
-def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray, cache: KVCache | None = None) -> list[Prompt]:
+def prompts(
+    config: Any, inputs: Mapping[str, Any], valid: np.ndarray, cache: KVCache | None = None, chunk: int | None = None
+) -> list[Prompt]:
     """The conversations of a batch. inputs: of the thinker, as one call of the processor returns them; valid bool `[B, T]`:
-    which tokens are no padding; cache: holds the first of them.
+    which tokens are no padding; cache: holds the first of them; chunk: tokens that are read at a time.
 
     Raises `InputError` where placeholders and media disagree.
     """
+    chunk = chunk or CHUNK
     if cache is not None and cache.length:
-        return _continued(config, inputs, valid, cache)
+        return _continued(config, inputs, valid, cache, chunk)
     positions, deltas = _positions(config, inputs, valid)
     embeds = None if "inputs_embeds" not in inputs else host_array(inputs["inputs_embeds"])
     ids = host_array(inputs["input_ids"]).astype(np.int64) if embeds is None else np.empty((len(valid), 0), np.int64)
-    media = _Media(config, inputs)
+    media = _Media(config, inputs, chunk)
     found = []
     for row, kept in enumerate(valid):
         line = ids[row][kept] if embeds is None else ids[row]
@@ -137,12 +157,13 @@ def prompts(config: Any, inputs: Mapping[str, Any], valid: np.ndarray, cache: KV
         following = np.float32(deltas[row, 0] + np.float32(kept.sum()))
         given = None if embeds is None else embeds[row][kept]
         seconds = media.seconds_of(own)
-        found.append(Prompt(line, np.ascontiguousarray(positions[:, row, kept]), following, own, seconds, given))
+        places = np.ascontiguousarray(positions[:, row, kept])
+        found.append(Prompt(line, places, following, own, seconds, given, chunk=chunk))
     media.finish()
     return found
 
 
-def _continued(config, inputs, valid, cache):
+def _continued(config, inputs, valid, cache, chunk):
     """The conversations of which a cache holds the beginning, with media and positions: plain text goes on from there."""
     ids = host_array(inputs["input_ids"]) if "input_ids" in inputs else None
     check_held(cache, ids, valid, [config.image_token_id, config.video_token_id, config.audio_token_id])
@@ -152,7 +173,8 @@ def _continued(config, inputs, valid, cache):
     for row, kept in enumerate(valid):
         line = ids[row][kept].astype(np.int64)
         positions = np.broadcast_to(np.arange(len(line), dtype=np.float32) + deltas[row, 0], (3, len(line)))
-        found.append(Prompt(line, positions, np.float32(len(line) + deltas[row, 0]), held=int(held[row])))
+        following = np.float32(len(line) + deltas[row, 0])
+        found.append(Prompt(line, positions, following, held=int(held[row]), chunk=chunk))
     return found
 
 
@@ -177,7 +199,8 @@ def _positions(config, inputs, valid):
 class _Media:
     """The media of a batch, handed out in the order in which their placeholders stand in its rows."""
 
-    def __init__(self, config, inputs):
+    def __init__(self, config, inputs, chunk):
+        self.chunk = chunk
         self.config, self.merge = config, config.vision_config.spatial_merge_size
         self.tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
         self.waiting = {kind: _cut(inputs, *names, self.merge) for kind, names in MEDIA.items()}
@@ -222,23 +245,32 @@ class _Media:
         return int(content[1].prod()) // self.merge**2
 
     def _pieces(self, kind, content):
-        """Parts of at most `CHUNK` tokens where it can be cut, each with its tokens; see `Medium`."""
+        """Parts of at most `chunk` tokens where it can be cut, each with its tokens; see `Medium`."""
         if kind == "audio":
-            audio, (mel,) = self.config.audio_config, content
-            window, chunk = audio.n_window_infer, 2 * audio.n_window
-            step = window * max(CHUNK // int(audio_token_count(window, audio.n_window)), 1)
-            starts = [start for start in range(0, mel.shape[1], step) if start == 0 or mel.shape[1] - start >= chunk]
-            parts = [(mel[:, a:b],) for a, b in pairwise([*starts, mel.shape[1]])]
-        else:
-            patches, ((frames, height, width),) = content[0], content[1].tolist()
-            area = height * width
-            step = max(CHUNK * self.merge**2 // area, 1) if kind == "video" else frames
-            parts = [
-                (patches[a * area : b * area], np.array([[b - a, height, width]]))
-                for a, b in pairwise([*range(0, frames, step), frames])
-            ]
-        for part in parts:
+            yield from self._windows(*content)
+            return
+        patches, ((frames, height, width),) = content[0], content[1].tolist()
+        area = height * width
+        step = max(self.chunk * self.merge**2 // area, 1) if kind == "video" else frames
+        for a, b in pairwise([*range(0, frames, step), frames]):
+            part = patches[a * area : b * area], np.array([[b - a, height, width]])
             yield part, self._count(kind, part)
+
+    def _windows(self, mel):
+        """Of a sound. A rest that is no chunk of mel frames is padded to one only beside another: it stays with the window before
+        it, or, where windows are to be found again when the sound has grown, it comes with a silent chunk to be encoded first.
+        """
+        audio, frames = self.config.audio_config, mel.shape[1]
+        window, least = audio.n_window_infer, 2 * audio.n_window
+        starts = list(range(0, frames, window * max(self.chunk // int(audio_token_count(window, audio.n_window)), 1)))
+        short = len(starts) > 1 and frames - starts[-1] < least
+        if short and self.chunk == CHUNK:
+            starts.pop()
+        parts = [(mel[:, a:b],) for a, b in pairwise([*starts, frames])]
+        if short and self.chunk != CHUNK:
+            parts[-1] += (np.zeros((len(mel), least), np.float32),)
+        for part in parts:
+            yield part, self._count("audio", part)
 
     def finish(self):
         """Raises `InputError` for media that no row shows."""

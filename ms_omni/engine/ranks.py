@@ -27,7 +27,7 @@ from ..generation.sampling import Likeliest, SamplingParams, fresh_seed
 from ..locking import exclusive
 from ..parallel import watch
 from ..parallel.interrupts import Interrupts
-from .blocks import BLOCK, CHUNK
+from .blocks import BLOCK
 from .choice import Found
 from .letter import DIGEST_BYTES, digest, packed, unpacked
 from .plan import THINKER, Facts, Job, Plan
@@ -258,7 +258,7 @@ class Ranks(Alone):
         if self.leads:
             return super().done(plan, facts)
         for id, decoder, start, stop in plan.read:
-            if decoder == THINKER and stop - start == CHUNK:
+            if decoder == THINKER and stop - start == self.engine.rows[id].prompt.chunk:
                 self._note(self.engine.rows[id].table[start // BLOCK : stop // BLOCK], facts.payloads[id])
         return []
 
@@ -272,8 +272,8 @@ class Ranks(Alone):
     def heard(self, id: int, count: int) -> list[Any]:
         if self.leads:
             return super().heard(id, count)
-        table = self.engine.rows[id].table
-        return [self._heard[table[start // BLOCK]][1] for start in range(0, count, CHUNK)]
+        table, chunk = self.engine.rows[id].table, self.engine.rows[id].prompt.chunk
+        return [self._heard[table[start // BLOCK]][1] for start in range(0, count, chunk)]
 
     def scores(self, rows: Rows[Sequence], found: Rows[Found]) -> list[tuple[Found, bool]]:
         """One collective for all rows that choose alike."""

@@ -18,13 +18,14 @@ DRY_S = 0.5
 class Track:
     """What one decoder has done for a row: the first `read` of the `known` positions are in its blocks, `made` of them were drawn.
 
-    chunked: positions that are read in chunks; the others are read in steps. Reading the last known position draws another, so a
+    chunked: positions that are read in chunks of `size`; the others are read in steps. Reading the last known position draws another, so a
     track that has lost its blocks simply reads again: chunks first, then steps, and nothing is drawn twice.
     """
 
     prompt: int
     limit: int
     chunked: int
+    size: int = CHUNK
     read: int = 0
     made: int = 0
     ended: bool = False
@@ -43,7 +44,7 @@ class Track:
     @property
     def chunk(self) -> int:
         """Tokens of the next chunk; 0 when there is none."""
-        return 0 if self.ended else max(min(CHUNK, self.chunked - self.read), 0)
+        return 0 if self.ended else max(min(self.size, self.chunked - self.read), 0)
 
     @property
     def steps(self) -> bool:

@@ -30,8 +30,8 @@ def heard_bytes(decoder: Decoder) -> int:
 
 
 class ThinkerRunner:
-    """thinker: the model's; pool: its keys and values; features: of media, by their digests; listen: the number of the layer whose
-    states a talker hears, or None; rows: of a launch, at most.
+    """thinker: the model's; pool: its keys and values; features: of pieces of media, by their digests; listen: the number of the
+    layer whose states a talker hears, or None; rows: of a launch, at most.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class ThinkerRunner:
     def encode(self, row: Sequence, number: int) -> None:
         """A call of an encoder of the prompt: `(features [n, D], those of the deepstack layers [[n, D], ...])`."""
         call = row.prompt.calls[number]
-        key = call.medium.digest, call.number
-        found = self.features.get(key)
+        found = self.features.get(call.digest)
         if found is None:
-            found = self._encoded(call.medium.kind, call.content)
-            self.features.put(key, found, sum(part.size * part.itemsize for part in (found[0], *found[1])))
+            found = self._encoded(call)
+            self.features.put(call.digest, found, sum(part.size * part.itemsize for part in (found[0], *found[1])))
         row.features[number] = found
 
-    def _encoded(self, kind, content):
+    def _encoded(self, call):
+        kind, content = call.medium.kind, call.content
         if kind == "audio":
-            (mel,) = content
-            return self.thinker.get_audio_features(mel, audio_feature_lengths=[mel.shape[1]]), []
+            mel, *before = content
+            lengths = [frames.shape[1] for frames in (*before, mel)]
+            found = self.thinker.get_audio_features(np.concatenate([*before, mel], axis=1), audio_feature_lengths=lengths)
+            return found[-len(call.places) :] if before else found, []
         see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
         return see(*content)
 
@@ -84,7 +86,7 @@ class ThinkerRunner:
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, found, wanted)
         heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
         self._watch(row, states, hidden, count)
-        first = stop == len(row.prompt) and not (row.given or row.text.tokens)
+        first = stop == len(row.prompt) and not (row.given or row.reads or row.text.tokens)
         return self._found([row], self.thinker.logits(hidden[:, count - 1 : count]))[0] if first else None, heard
 
     def _found(self, rows, logits):

@@ -72,7 +72,7 @@ class Scheduler:
     def add(self, job: Job) -> int:
         """The id of a new row. Raises `InputError` as `fitted` does."""
         job = self.fitted(job)
-        text = Track(job.prompt, job.limit, job.prompt)
+        text = Track(job.prompt, job.limit, job.prompt, job.chunk)
         speech = job.speech and Track(job.speech.prompt, job.speech.limit, job.speech.prompt - 1)
         row = Row(self._next_id, job, self.clock() + PATIENCE_S * max(job.prompt / CHUNK, 1), text, speech)
         self._next_id += 1
@@ -222,15 +222,16 @@ class Scheduler:
             insort(self.running, row, key=lambda row: row.id)
             if not row.text.made:
                 self.looked, self.found = self.looked + row.text.prompt, self.found + row.text.read
+            row.text.ended |= row.job.reads and row.text.read == row.text.prompt
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
             plan.admitted.append((row.id, row.text.read))
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
 
     def _shares(self, row: Row) -> bool:
         """Whether a row at work is about to read the first chunk of a prompt that nobody knows yet."""
-        keys = row.job.keys[: (row.text.prompt - 1) // CHUNK]
+        keys = row.job.findable
         known = self.pools[THINKER].known(keys)
-        readers = (other for other in self.running if other.text.read <= known * CHUNK and not other.text.ended)
+        readers = (other for other in self.running if other.text.read <= known * row.job.chunk and not other.text.ended)
         return known < len(keys) and any(other.job.keys[known : known + 1] == keys[known : known + 1] for other in readers)
 
     def _place(self, row: Row) -> bool:
@@ -239,8 +240,7 @@ class Scheduler:
             if track is None or track.ended or not track.prompt:
                 continue
             pool = self.pools[decoder]
-            # The last chunk is read even if it is known: somebody has to draw from it.
-            found = pool.find(row.job.keys[: (track.prompt - 1) // CHUNK]) if decoder == THINKER else []
+            found = pool.find(row.job.findable) if decoder == THINKER else []
             row.payloads += [chunk.payload for chunk in found]
             track.blocks = [block for chunk in found for block in chunk.blocks]
             track.read = len(track.blocks) * BLOCK or (row.job.held if decoder == THINKER else 0)
@@ -303,9 +303,10 @@ class Scheduler:
 
     def _keep(self, row: Row, decoder: int, start: int, payload: Any) -> None:
         """A full chunk of the thinker's prompt can be found from now on."""
-        index, keys = start // CHUNK, row.job.keys
+        size, keys = row.job.chunk, row.job.keys
+        index = start // size
         if decoder == THINKER and index < len(keys):
-            blocks = row.text.blocks[blocks_for(start) : blocks_for(start + CHUNK)]
+            blocks = row.text.blocks[blocks_for(start) : blocks_for(start + size)]
             self.pools[THINKER].keep(keys[index], keys[index - 1] if index else None, blocks, payload)
 
     def _send(self, row: Row, frames: int, now: float) -> None:

@@ -21,6 +21,8 @@ class Sequence:
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
     many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
 
+    given: it is said and not written; reads: neither.
+
     room: tokens of text that fit into the whole cache, no more than are wanted.
 
     asked: what `Text.take` takes, until the caller's functions that have a say in it are called.
@@ -37,6 +39,7 @@ class Sequence:
     codes: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     given: bool = False
+    reads: bool = False
     room: int = 0
     table: list[int] = field(default_factory=list)
     read: int = 0

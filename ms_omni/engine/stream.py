@@ -14,7 +14,6 @@ from ..errors import InputError
 from ..generation.inputs import prompt_of
 from ..generation.request import Request
 from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
-from .blocks import CHUNK
 from .engine import Engine
 from .held import left_in
 from .sequence import Sequence
@@ -180,7 +179,7 @@ def _states(rows):
 
 def _steps_of(row):
     """The states of a row per step: the chunks of its prompt joined."""
-    chunks = -(-len(row.prompt) // CHUNK)
+    chunks = -(-len(row.prompt) // row.prompt.chunk)
     prompt = tuple(np.concatenate(parts, axis=1) for parts in zip(*row.watched[:chunks]))
     return [prompt, *row.watched[chunks:]]
 

@@ -159,8 +159,9 @@ class Work:
             row.states.append(heard)
         if stop == len(row.prompt):
             row.features.clear()
-            if row.given:
+            if row.given or row.reads:
                 self._ended[THINKER].add(id)
+            if row.given:
                 self._news.append(id)
         if found is not None:
             self._draw([id], [found])

@@ -14,6 +14,8 @@ LARGEST = float(np.finfo(np.float32).max)
 """Scores are float32: a number beyond would be infinite there."""
 LOGPROBS = 20
 """Of the likeliest tokens, as many as servers of this kind tell."""
+PREFILL_TOKENS = 128, 256, 384, 512
+"""Of a prompt that may be read at a time: whole blocks of the cache."""
 
 
 def check(name: str, value: Any) -> Any:
@@ -159,6 +161,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "what the thinker or generate(use_cache=True, return_dict_in_generate=True) returned",
     ),
     "use_cache": _bool,
+    "prefill_tokens": ((lambda value: _whole(value, 1) and value in PREFILL_TOKENS), f"one of {PREFILL_TOKENS}"),
     "logprobs": ((lambda value: _whole(value, 0) and value <= LOGPROBS), f"an integer from 0 to {LOGPROBS}"),
     # the result
     "return_dict_in_generate": _bool,
@@ -166,6 +169,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_logits": _bool,
     "output_hidden_states": _bool,
     "return_audio": _bool,
+    "grows": _bool,
     "generation_mode": ((lambda value: isinstance(value, str) and value in ("text", "audio")), "'text' or 'audio'"),
     # inputs and speech
     "use_audio_in_video": (

@@ -21,6 +21,7 @@ TEXT_OPTIONS = (
     "past_key_values",
     "use_cache",
     "logprobs",
+    "prefill_tokens",
 )
 RESULT_OPTIONS = (
     "streamer",
@@ -40,6 +41,7 @@ class TextOptions:
     output_scores, else None. logits_processor: functions `(input_ids [B, T], scores [B, V]) -> scores`. keep_cache:
     the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt. logprobs: how many of the
     likeliest tokens a `TextDelta` names with their log-probabilities, beside the one that was chosen; None: nothing of this.
+    prefill_tokens: of a prompt that are read at a time, and found again at a multiple of as many; None: the most.
     """
 
     stop_strings: tuple = ()
@@ -55,6 +57,7 @@ class TextOptions:
     output_logits: bool = False
     output_hidden_states: bool = False
     logprobs: int | None = None
+    prefill_tokens: int | None = None
 
     @property
     def kept(self) -> bool:
@@ -79,7 +82,8 @@ class TextOptions:
         cached = None if self.past_key_values is None else self.past_key_values.get_seq_length()
         functions = [type(item).__name__ for item in (*self.stopping_criteria, *self.logits_processor)]
         flags = (self.output_scores, self.output_logits, self.output_hidden_states, self.keep_cache, self.logprobs)
-        return [self.stop_strings, functions, self.max_time, self.num_return_sequences, cached, flags]
+        counts = self.num_return_sequences, self.prefill_tokens
+        return [self.stop_strings, functions, self.max_time, counts, cached, flags]
 
 
 def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> TextOptions:
@@ -113,6 +117,7 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
         past_key_values=cache,
         keep_cache=bool(given.get("use_cache")) and flags.get("return_dict_in_generate", False),
         logprobs=given.get("logprobs"),
+        prefill_tokens=given.get("prefill_tokens"),
         **flags,
     )
 

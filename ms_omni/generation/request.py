@@ -65,7 +65,8 @@ class SpeechParams:
 @dataclass(frozen=True)
 class Request:
     """inputs of the thinker, sampling and options of the text, `SpeechParams` or None, whether the assistant turn is given, the
-    tokenizer for texts of a stream; named: whether the caller has said how many tokens there may be.
+    tokenizer for texts of a stream; named: whether the caller has said how many tokens there may be. reads: nothing is written, the
+    prompt is read ahead of a longer one; grows: with a sound that goes on.
     """
 
     inputs: dict
@@ -75,6 +76,8 @@ class Request:
     given: bool = False
     tokenizer: Any = None
     named: bool = True
+    reads: bool = False
+    grows: bool = False
 
 
 # -- the doors -------------------------------------------------------------------------------------------------------
@@ -94,6 +97,19 @@ def parse_text_request(thinker, kwargs: dict, whole: bool = False) -> Request:
     kwargs = dict(kwargs)
     inputs = take_inputs(kwargs, thinker.config)
     return _without_logprobs(whole, _text_request(thinker, inputs, kwargs, thinker.generation_config, {}))
+
+
+def parse_reading(thinker, kwargs: dict, grows: bool) -> Request:
+    """The request of `engine.read`. Raises `InputError`, also for options of an answer, for there is none."""
+    kwargs = dict(kwargs)
+    inputs = take_inputs(kwargs, thinker.config)
+    options = take_text_options(
+        {name: kwargs.pop(name) for name in ("prefill_tokens",) if kwargs.get(name) is not None}, inputs
+    )
+    left = list(_said(kwargs))
+    if left:
+        raise InputError(f"read has no argument {left[0]!r}: it takes the processor's outputs, prefill_tokens and grows")
+    return Request(inputs, SamplingParams(max_new_tokens=1), options, reads=True, grows=truth("grows", grows))
 
 
 def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False) -> Request:

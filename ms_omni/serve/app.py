@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,15 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from .errors import ApiError, api_error
 from .limits import Limits
+from .page import Page
 from .server import FAILED, READY, Server
 from .watch import Watch
 
 LOG = logging.getLogger("ms_omni.serve")
-STATIC = Path(__file__).parent / "static"
 
 
 def create_app(server: Server) -> Starlette:
@@ -47,8 +45,8 @@ def _routes():
     from . import metrics, models
     from .realtime import route as realtime
 
-    pages = [Mount("/", StaticFiles(directory=STATIC, html=True), name="page")] if STATIC.is_dir() else []
-    return [Route("/health", health), Route("/ready", ready), *models.ROUTES, *metrics.ROUTES, *realtime.ROUTES, *pages]
+    page = Mount("/", Page(), name="page")
+    return [Route("/health", health), Route("/ready", ready), *models.ROUTES, *metrics.ROUTES, *realtime.ROUTES, page]
 
 
 async def health(request: Request) -> Response:

@@ -13,9 +13,9 @@ from ms_omni.engine.rows import FRAME_S
 from ms_omni.engine.scheduler import LAUNCH_ROWS, REST_S, Scheduler
 
 
-def keys_of(ids) -> tuple[bytes, ...]:
+def keys_of(ids, chunk=CHUNK) -> tuple[bytes, ...]:
     """Of the full chunks of a prompt, from its beginning on."""
-    return tuple(repr(tuple(ids[:stop])).encode() for stop in range(CHUNK, len(ids) + 1, CHUNK))
+    return tuple(repr((chunk, *ids[:stop])).encode() for stop in range(chunk, len(ids) + 1, chunk))
 
 
 UNNAMED = 1024, 4096
@@ -76,7 +76,8 @@ def processor() -> Costs:
 class Caller:
     """at: when it calls; ids: its prompt; text: tokens until the end one, that included; frames: until the end, None without
     speech; fails: tokens until it does; cancels: seconds after the call; asks: seconds that a function of its own takes to choose a
-    token, None without one; named: whether it says how long its answer may be.
+    token, None without one; named: whether it says how long its answer may be; chunk: tokens that are read at a time; reads: no more
+    than that is done (text: 0).
     """
 
     at: float
@@ -89,6 +90,8 @@ class Caller:
     cancels: float | None = None
     asks: float | None = None
     named: bool = True
+    chunk: int = CHUNK
+    reads: bool = False
 
     @property
     def prompt(self):
@@ -98,7 +101,8 @@ class Caller:
         limits = (self.text, (self.frames or 0) + 1) if self.named else UNNAMED
         speech = None if self.frames is None else Speech(self.talker, limits[TALKER], named=self.named)
         asks = self.asks is not None
-        return Job(self.prompt, limits[THINKER], keys_of(self.ids), self.media, speech, asks=asks, named=self.named)
+        keys, limit = keys_of(self.ids, self.chunk), max(limits[THINKER], 1)
+        return Job(self.prompt, limit, keys, self.media, speech, 0, asks, self.named, self.chunk, self.reads)
 
 
 @dataclass
@@ -213,14 +217,17 @@ class Simulation:
             self.now += costs.encode(answers[id].caller.media[call][1])
         for id, decoder, start, stop in plan.read:
             answer = answers[id]
-            assert start == answer.read[decoder] and start % 512 == 0 and 0 < stop - start <= 512
+            chunk = answer.caller.chunk if decoder == THINKER else CHUNK
+            assert start == answer.read[decoder] and start % chunk == 0 and 0 < stop - start <= chunk
             assert decoder == TALKER or answer.encoded == len(answer.caller.media) or answer.text_ended
             assert stop <= (answer.caller.prompt if decoder == THINKER else answer.caller.talker - 1)
             self.now += costs.read(decoder, stop - start)
             for position in range(start, stop):
                 self._write(id, decoder, position)
             self._look(id, decoder, stop)
-            if decoder == THINKER and stop == len(answer.ids):
+            if decoder == THINKER and answer.caller.reads:
+                text_ended |= {id} if stop == answer.caller.prompt else set()
+            elif decoder == THINKER and stop == len(answer.ids):
                 self._draw(id, text_ended, speech_ended, failed)
         for start in range(0, len(plan.decode), LAUNCH_ROWS):
             self.now += costs.decode(len(plan.decode[start : start + LAUNCH_ROWS]))

@@ -26,19 +26,20 @@ def case(checkpoint_of):
 
 def encoded(thinker, kind, content):
     if kind == "audio":
-        frames = content[0]
-        return thinker.get_audio_features(frames, audio_feature_lengths=[frames.shape[1]]).asnumpy()
+        clips = content[::-1]
+        lengths = [clip.shape[1] for clip in clips]
+        return thinker.get_audio_features(np.concatenate(clips, axis=1), audio_feature_lengths=lengths).asnumpy()
     see = thinker.get_image_features if kind == "image" else thinker.get_video_features
     return see(*content)[0].asnumpy()
 
 
-@pytest.mark.parametrize("tokens", [prompt.CHUNK, 8])
+@pytest.mark.parametrize("most, tokens", [(prompt.CHUNK, None), (8, None), (prompt.CHUNK, 8)])
 @pytest.mark.parametrize("name", cases.CASE_NAMES)
-def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name, tokens, monkeypatch):
+def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name, most, tokens, monkeypatch):
     """Also where a video's frames and a sound's windows are looked at a few at a time."""
-    monkeypatch.setattr(prompt, "CHUNK", tokens)
+    monkeypatch.setattr(prompt, "CHUNK", most)
     thinker, (inputs, valid) = tiny_model.thinker, case(name)
-    found = prompts(thinker.config, inputs, valid)
+    found = prompts(thinker.config, inputs, valid, chunk=tokens)
     given = {key: inputs[key] for key in ("image_grid_thw", "video_grid_thw") if key in inputs}
     positions, deltas = thinker.get_rope_index(
         inputs["input_ids"], attention_mask=valid, second_per_grids=inputs.get("video_second_per_grid"), **given
@@ -53,7 +54,7 @@ def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name, t
         ends = [call.places[-1] for call in own.calls]
         assert ends == sorted(ends)  # what lies before a place in the prompt is a beginning of the calls
         for call in own.calls:
-            rows[call.places] = encoded(thinker, call.medium.kind, call.content)
+            rows[call.places] = encoded(thinker, call.medium.kind, call.content)[-len(call.places) :]
         assert np.array_equal(rows, whole[row, valid[row]])
 
 
@@ -103,17 +104,22 @@ def test_pieces_of_long_media(tiny_model):
     config = tiny_model.thinker.config
     audio, merge = config.audio_config, config.vision_config.spatial_merge_size
     frames = 2 * audio.n_window_infer + 3
-    media = prompt._Media(config, {})
+    media = prompt._Media(config, {}, prompt.CHUNK)
     patches = np.zeros((9 * 16 * merge**2, 4), np.float32)
     grid = np.array([[9, 4 * merge, 4 * merge]])
     assert [count for _, count in media._pieces("video", (patches, grid))] == [9 * 16]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompt, "CHUNK", 40)
+        media.chunk = 40
         video = list(media._pieces("video", (patches, grid)))
         assert [(part[0].shape[0], part[1].tolist(), count) for part, count in video] == [
             (n * 16 * merge**2, [[n, 4 * merge, 4 * merge]], n * 16) for n in (2, 2, 2, 2, 1)
         ]
         patch.setattr(prompt, "CHUNK", 1)
+        media.chunk = 1
         sounds = [part[0].shape[1] for part, _ in media._pieces("audio", (np.zeros((8, frames), np.float32),))]
         assert sounds == [audio.n_window_infer, audio.n_window_infer + 3]
         assert [count for _, count in media._pieces("image", (patches, grid))] == [9 * 16]
+    *windows, rest = media._pieces("audio", (np.ones((8, frames), np.float32),))  # as it is kept where the sound may grow
+    assert [part[0].shape[1] for part, _ in windows] == [audio.n_window_infer] * 2 and rest[1] == 1
+    assert rest[0][0].shape[1] == 3 and rest[0][1].shape[1] == 2 * audio.n_window and not rest[0][1].any()

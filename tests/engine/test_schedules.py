@@ -1,6 +1,7 @@
 """Whole days of callers on a simulated clock: nobody is lost, nobody starves, and who listens hears."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,15 @@ def random_callers(draw, count):
         cancels = draw.expovariate(2) if draw.random() < 0.1 else None
         callers.append(Caller(time, ids, text, frames, draw.choice([1, 9, 130, 700]), media, fails, cancels))
     return callers
+
+
+def read_otherwise(draw, caller):
+    """In smaller chunks, maybe, or ahead of an answer."""
+    caller = replace(caller, chunk=draw.choice([128, 256, 512, 512]))
+    if draw.random() < 0.85:
+        return caller
+    ids = caller.ids[: len(caller.ids) // caller.chunk * caller.chunk]
+    return replace(caller, ids=ids, text=0, frames=None, fails=None, reads=True)
 
 
 class Watch:
@@ -64,10 +74,11 @@ def test_random_schedules(block):
     """Ten of them each."""
     for seed in range(10 * block, 10 * block + 10):
         draw = random.Random(seed)
-        callers = random_callers(draw, draw.choice([3, 10, 40]))
+        own = random.Random(-1 - seed)
+        callers = [read_otherwise(own, caller) for caller in random_callers(draw, draw.choice([3, 10, 40]))]
         share, pools = draw.choice([0, 0.2, 0.5, 1]), []
         for tokens in (
-            [c.prompt + c.text for c in callers],
+            [c.prompt + max(c.text, 1) for c in callers],
             [c.talker + c.frames + 1 for c in callers if c.frames is not None],
         ):
             blocks = [1, *map(blocks_for, tokens)]

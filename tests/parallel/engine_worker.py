@@ -177,6 +177,28 @@ def told(model, folder, rank):
     return facts
 
 
+def ahead(model, folder, rank):
+    """What was read ahead is found on every rank, whoever is asked, and the answer is that of a lone run."""
+    long = {name: np.tile(value, (1, 400 // value.shape[1] + 1)) for name, value in inputs_of(folder, "text").items()}
+    requests = [{**long, **options, "prefill_tokens": 128} for options in (GREEDY, TEXT)]
+    expected, facts = one_by_one(model, requests), []
+    for follows in (False, True):
+        engine, read = engine_of(model), []
+        if follows and rank:
+            engine.follow()
+            continue
+        facts += [
+            isinstance(event, StreamEnd)
+            for _ in range(2)
+            for event in engine.events(engine.read(**long, prefill_tokens=128))
+        ]
+        chunk = engine.thinker.read
+        engine.thinker.read = lambda row, start, stop, chunk=chunk, read=read: read.append(start) or chunk(row, start, stop)
+        facts += [*same(run(engine, requests), expected), bool(read) and min(read) >= 384]
+        engine.close()
+    return facts
+
+
 def refused(engine, model, request):
     """Whether a cache that only rank 0 has is refused."""
     try:
@@ -270,6 +292,7 @@ def main():
         "followed": lambda: followed(model, requests, expected, rank, wanted["idle_s"]),
         "full": lambda: full(model, folder, rank),
         "told": lambda: told(model, folder, rank),
+        "ahead": lambda: ahead(model, folder, rank),
         "interrupted": lambda: interrupted(model, requests, rank),
         "interrupted early": lambda: interrupted_early(model, requests, expected[:1], rank),
         "dropped": lambda: dropped(model, folder),

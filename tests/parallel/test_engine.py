@@ -21,6 +21,7 @@ QUICK = [
     "followed",
     "full",
     "told",
+    "ahead",
     "interrupted",
     "interrupted early",
 ]

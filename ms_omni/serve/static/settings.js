@@ -1,0 +1,104 @@
+// What the user chose, kept in this browser; the key only if he asks for it.
+
+import { $ } from "./dom.js";
+import { t } from "./i18n.js";
+
+const PLACE = "ms-omni";
+const DEFAULTS = {
+  model: "", voice: "", modalities: "audio", system: "", videoSound: true, temperature: "", topP: "", topK: "", maxTokens: "",
+  seed: "", threshold: "0.5", silence: "500", push: false, tools: "", key: "", keepKey: false, language: "", theme: "",
+};
+
+export const settings = { ...DEFAULTS };
+
+export function load() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(PLACE) ?? "{}");
+    for (const name of Object.keys(DEFAULTS)) if (typeof kept[name] === typeof DEFAULTS[name]) settings[name] = kept[name];
+  } catch {
+    // Storage that is blocked or broken: the page works with its defaults.
+  }
+}
+
+export function save() {
+  const kept = { ...settings, key: settings.keepKey ? settings.key : "" };
+  try {
+    localStorage.setItem(PLACE, JSON.stringify(kept));
+  } catch {
+    // As above.
+  }
+}
+
+/** Shows the settings in the form and takes what is changed there. */
+export function bind(form, changed) {
+  const show = () => {
+    for (const field of form.elements) {
+      if (!(field.name in settings)) continue;
+      if (field.type === "checkbox") field.checked = settings[field.name];
+      else field.value = settings[field.name];
+    }
+  };
+  form.addEventListener("change", ({ target }) => {
+    if (!target.reportValidity()) return;
+    settings[target.name] = target.type === "checkbox" ? target.checked : target.value;
+    save();
+    changed(target.name);
+  });
+  $("reset").onclick = () => {
+    const { language, theme, model, voice } = settings;
+    Object.assign(settings, DEFAULTS, { language, theme, model, voice });
+    save();
+    show();
+    changed("key");
+  };
+  show();
+  return show;
+}
+
+const number = (name) => (settings[name] === "" ? undefined : Number(settings[name]));
+
+/** The fields of a chat completion that follow from the settings; undefined ones are not sent. */
+export function chatFields() {
+  const sound = settings.modalities === "audio";
+  const fields = {
+    model: settings.model,
+    modalities: sound ? ["text", "audio"] : ["text"],
+    audio: sound ? { voice: settings.voice || undefined, format: "pcm16" } : undefined,
+    temperature: number("temperature"),
+    top_p: number("topP"),
+    top_k: number("topK"),
+    max_completion_tokens: number("maxTokens"),
+    seed: number("seed"),
+  };
+  if (settings.tools.trim()) {
+    try {
+      fields.tools = JSON.parse(settings.tools);
+      if (!Array.isArray(fields.tools)) throw new TypeError(typeof fields.tools);
+    } catch (error) {
+      throw new Error(t("badTools", { reason: error.message }));
+    }
+  }
+  return fields;
+}
+
+/** A realtime session of these settings. */
+export function sessionFields() {
+  const format = { type: "audio/pcm", rate: 24000 };
+  const detection = {
+    type: "server_vad",
+    threshold: number("threshold"),
+    silence_duration_ms: number("silence"),
+    create_response: true,
+    interrupt_response: true,
+  };
+  return {
+    type: "realtime",
+    output_modalities: ["audio"],
+    instructions: settings.system || undefined,
+    max_output_tokens: number("maxTokens"),
+    audio: {
+      input: { format, turn_detection: settings.push ? null : detection, transcription: { model: settings.model } },
+      output: { format, voice: settings.voice || undefined },
+    },
+  };
+}

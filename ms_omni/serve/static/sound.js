@@ -1,0 +1,102 @@
+// The browser's sound: a player and a microphone, each with its worklet.
+
+import { RATE } from "./answer.js";
+import { t } from "./i18n.js";
+
+const worklet = (context, name) => context.audioWorklet.addModule(new URL(`./${name}-worklet.js`, import.meta.url));
+
+/** Plays 24 kHz samples; the browser converts to the device's rate. Made by a user's gesture, as browsers demand. */
+export class Player {
+  /** reserve_s: seconds that are gathered before a sound begins. */
+  static async open(reserve_s = 0.12) {
+    const player = new Player();
+    player.context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+    await worklet(player.context, "player");
+    const processorOptions = { reserve: Math.round(reserve_s * RATE) };
+    player.node = new AudioWorkletNode(player.context, "player", { numberOfInputs: 0, outputChannelCount: [1], processorOptions });
+    player.node.port.onmessage = ({ data }) => player.heard(data);
+    player.node.connect(player.context.destination);
+    return player;
+  }
+
+  constructor() {
+    this.listeners = new Map(); // id -> function of the worklet's events
+    this.calls = new Map();
+  }
+
+  heard(event) {
+    if (event.type === "stopped") {
+      this.calls.get(event.call)(event.heard);
+      this.calls.delete(event.call);
+    } else this.listeners.get(event.id)?.(event);
+    if (event.type === "ended") this.listeners.delete(event.id);
+  }
+
+  on(id, listener) {
+    this.listeners.set(id, listener);
+  }
+
+  push(id, samples) {
+    if (this.context.state === "suspended") this.context.resume();
+    this.node.port.postMessage({ type: "push", id, samples });
+  }
+
+  finish(id) {
+    this.node.port.postMessage({ type: "finish", id });
+  }
+
+  /** Silence at once. Resolves to {id, played}: samples that left the loudspeaker, or null. */
+  async stop() {
+    const call = crypto.getRandomValues(new Uint32Array(1))[0];
+    const heard = await new Promise((resolve) => {
+      this.calls.set(call, resolve);
+      this.node.port.postMessage({ type: "stop", call });
+    });
+    for (const listener of this.listeners.values()) listener({ type: "stopped" });
+    this.listeners.clear();
+    if (!heard) return null;
+    const ahead = Math.round((this.context.outputLatency || 0) * RATE); // handed to the device, not yet heard
+    return { ...heard, played: Math.max(0, heard.played - ahead) };
+  }
+
+  close() {
+    this.node.port.postMessage({ type: "close" });
+    return this.context.close();
+  }
+}
+
+/** navigator.mediaDevices.getUserMedia with an error that helps. */
+export async function devices(constraints) {
+  if (!navigator.mediaDevices) throw new Error(t("insecure"));
+  try {
+    return await navigator.mediaDevices.getUserMedia(constraints);
+  } catch (error) {
+    throw new Error(t("denied", { reason: error.message }), { cause: error });
+  }
+}
+
+/** The microphone as PCM16: `take({samples, level})` for each chunk. */
+export class Microphone {
+  static async open({ rate, chunk_s, take }) {
+    const microphone = new Microphone();
+    microphone.stream = await devices({
+      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+    });
+    // In the device's own rate: Firefox connects no others. The worklet resamples.
+    microphone.context = new AudioContext({ latencyHint: "interactive" });
+    await worklet(microphone.context, "capture");
+    const processorOptions = { rate, samples: Math.round(rate * chunk_s) };
+    microphone.node = new AudioWorkletNode(microphone.context, "capture", { numberOfOutputs: 0, processorOptions });
+    microphone.node.port.onmessage = ({ data }) => take(data);
+    microphone.context.createMediaStreamSource(microphone.stream).connect(microphone.node);
+    await microphone.context.resume();
+    return microphone;
+  }
+
+  close() {
+    this.node.port.onmessage = null;
+    this.node.port.postMessage("close");
+    for (const track of this.stream.getTracks()) track.stop();
+    return this.context.close();
+  }
+}
