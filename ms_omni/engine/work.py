@@ -72,30 +72,51 @@ class Work:
         self.busy = True
         try:
             with self.ranks.together():
-                plan = self.ranks.plan()
-                self._place(plan)
-                for id, number in plan.encode:  # which takes long, and can be done again
-                    self._guard(self.rows[id], self.thinker.encode, number)
-                with uninterrupted():
-                    chunks, found = {}, None
-                    for id, decoder, start, stop in plan.read:
-                        if decoder == THINKER:
-                            chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
-                    writing = [self.rows[id] for (id,) in plan.decode]
-                    if writing:
-                        with failing(*writing):
-                            found = self.thinker.decode(writing)
-                    if found is not None:
-                        self._decoded(plan, found)
-                    said = self._speak(plan) if self.speech is not None else None
-                    idle = self._conclude(plan, chunks) and not (plan or said)  # but something is spoken elsewhere
+                worked, elsewhere = self._work()
+        except Exception as error:  # of nobody alone
+            if type(self.ranks) is not Alone:  # the others do not know
+                raise
+            self._lose(error)
+            worked, elsewhere = True, False
         finally:
             self.busy = False
         self.let_go()
         self.ranks.finish()
-        if idle:
+        if elsewhere and not worked:
             exclusive.released(self.speech.wait, WAIT_S)
-        return idle or bool(plan)
+        return elsewhere or worked
+
+    def _work(self):
+        """What a plan asks for -> whether there was something to do; whether something is spoken elsewhere, and nothing was said."""
+        plan = self.ranks.plan()
+        self._place(plan)
+        for id, number in plan.encode:  # which takes long, and can be done again
+            self._guard(self.rows[id], self.thinker.encode, number)
+        with uninterrupted():
+            chunks, found = {}, None
+            for id, decoder, start, stop in plan.read:
+                if decoder == THINKER:
+                    chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
+            writing = [self.rows[id] for (id,) in plan.decode]
+            if writing:
+                with failing(*writing):
+                    found = self.thinker.decode(writing)
+            if found is not None:
+                self._decoded(plan, found)
+            said = self._speak(plan) if self.speech is not None else None
+            return bool(plan), self._conclude(plan, chunks) and not (plan or said)
+
+    def _lose(self, error: Exception) -> None:
+        """What went wrong ends everybody, for nobody knows how far they are; whoever comes next finds an engine that has read nothing."""
+        for id, row in list(self.rows.items()):
+            self.scheduler.cancel(id)
+            if not row.ended:
+                row.fail(error)
+        self._ended = (set(), set())
+        self._news.clear()
+        self.written.clear()
+        for pool in filter(None, self.scheduler.pools):
+            pool.forget()
 
     def _conclude(self, plan: Plan, payloads: dict[int, Any] | None = None) -> bool:
         """What came of a plan, and of functions of the callers'. Says whether something is spoken elsewhere."""
@@ -229,18 +250,22 @@ class Work:
         ids = [token for words in told.values() for token in words]
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
         for id, news in told.items():
-            row, own, words = self.rows[id], words[: len(news)], words[len(news) :]
-            if not row.told and len(news) <= ROLE_ROWS:
-                if row.written:  # nothing is to be said
-                    self.speech.cancel(id)
-                    self._ended[TALKER].add(id)
-                continue
-            if not row.told:
-                embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
-                self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
-                row.states.clear()
-            row.told += len(news)
-            self.speech.tell(id, own, row.written)
+            own, words = words[: len(news)], words[len(news) :]
+            self._guard(self.rows[id], self._tell_of, id, own)
+
+    def _tell_of(self, row, id, words):
+        """Words float32 `[n, D]` of one answer."""
+        if not row.told and len(words) <= ROLE_ROWS:
+            if row.written:  # nothing is to be said
+                self.speech.cancel(id)
+                self._ended[TALKER].add(id)
+            return
+        if not row.told:
+            embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
+            self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
+            row.states.clear()
+        row.told += len(words)
+        self.speech.tell(id, words, row.written)
 
     def _speak(self, plan):
         """What is spoken in this tick is handed out, and returned."""
