@@ -1,5 +1,10 @@
 """Text from token ids as they come."""
 
+MOST, CONTEXT = 64, 8
+"""Ids that are decoded again with each new one, and how many of them are kept then: a text of any length takes a time per token that
+does not grow, and a tokenizer that joins neighbours differently than it says them alone still sees some.
+"""
+
 
 class IncrementalDecoder:
     """Turns one row of ids into text piece by piece; a character whose bytes are not all there yet is held back."""
@@ -22,4 +27,7 @@ class IncrementalDecoder:
         self.shown += piece
         if piece.endswith("\n"):  # a safe place to forget: no character spans a line's end
             self.ids, self.shown = [], ""
+        elif len(self.ids) > MOST:
+            self.ids = self.ids[-CONTEXT:]
+            self.shown = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         return piece

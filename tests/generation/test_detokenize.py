@@ -1,6 +1,10 @@
 """Text as it comes: pieces join to the whole, and no character is shown before its last byte."""
 
-from ms_omni.generation.detokenize import IncrementalDecoder
+from types import SimpleNamespace
+
+import numpy as np
+
+from ms_omni.generation.detokenize import MOST, IncrementalDecoder
 from ms_omni.outputs import TextDelta
 
 TEXT = "Füße, 你好\n\nand 🎵 then\n"
@@ -12,6 +16,19 @@ def test_pieces_join_to_the_text_and_hold_no_half_characters(processor):
     pieces = [decoder.push(token, final=index == len(ids) - 1) for index, token in enumerate(ids)]
     assert "".join(pieces) == TEXT
     assert not any("\ufffd" in piece for piece in pieces) and "" in pieces
+
+
+def test_a_long_line_is_not_decoded_from_its_beginning_on(processor):
+    """Wherever it is cut, also within a character."""
+    draw = np.random.default_rng(0)
+    line = "".join(draw.choice(list("aé你🎵 <9ß好"), 700))
+    ids, seen = processor.tokenizer(line)["input_ids"], []
+    decode = processor.tokenizer.decode
+    decoder = IncrementalDecoder(
+        SimpleNamespace(decode=lambda ids, **kwargs: seen.append(len(ids)) or decode(ids, **kwargs))
+    )
+    assert "".join(decoder.push(token, final=index == len(ids) - 1) for index, token in enumerate(ids)) == line
+    assert len(ids) > 700 and max(seen) < MOST + 8
 
 
 def test_what_is_held_back_comes_out_at_the_end(processor):
