@@ -8,11 +8,11 @@ import os
 import sys
 
 from . import __version__
-from .commands import batch, bench, convert, demo, doctor, download, generate, inspect, launch, plan, say, serve, tiny
+from .commands import batch, bench, chat, convert, demo, doctor, download, generate, inspect, launch, plan, say, serve, tiny
 from .errors import OmniError
 from .parallel import watch
 
-COMMANDS = (demo, generate, say, serve, batch, download, launch, plan, convert, inspect, tiny, bench, doctor)
+COMMANDS = (demo, generate, say, chat, serve, batch, download, launch, plan, convert, inspect, tiny, bench, doctor)
 
 
 def build_parser():

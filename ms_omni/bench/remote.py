@@ -3,29 +3,27 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from ..errors import InputError
+from ..api_client import ServerError, api_base, api_client, chunks, first_model
 from .callers import Caller, Load, callers
+from .chunks import note
 from .listening import Answer, summary
 from .metrics import combine
 from .questions import question
 from .session import Outcome
-from .sse import ServerError, message_of, read
 
-SILENCE_S = 300.0
-LOOPBACK: dict[str, Any] = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
-"""Not by way of a proxy."""
 FAILURES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Wishes:
     """url: with or without /v1; model: None for the first that the server names; count: callers of a run; rate: of a Poisson process,
-    per second; at_once: so many at a time, each calling when another has his answer (None: all together); spoken: the share of
+    per second; at_once: so many at a time, each followed by the next when he has his answer; spoken: the share of
     answers in speech; tokens: of every answer at most (None: 16 to 48, by the seed); extra: further fields of every body.
     """
 
@@ -45,8 +43,7 @@ class Wishes:
     @property
     def base(self) -> str:
         """Where the API begins."""
-        url = self.url.rstrip("/")
-        return url if url.endswith("/v1") else f"{url}/v1"
+        return api_base(self.url)
 
 
 def measure(wishes: Wishes, say: Any) -> tuple[str, Outcome]:
@@ -58,10 +55,7 @@ def measure(wishes: Wishes, say: Any) -> tuple[str, Outcome]:
 
 
 async def _measure(wishes, say):
-    headers = {"Authorization": f"Bearer {wishes.api_key}"} if wishes.api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    timeout = httpx.Timeout(SILENCE_S, connect=10.0)
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, mounts=LOOPBACK) as client:
+    async with api_client(wishes.api_key) as client:
         model = wishes.model or await first_model(client, wishes.base)
         load = Load() if wishes.tokens is None else Load(tokens=(wishes.tokens, wishes.tokens))
         outcome = Outcome()
@@ -76,20 +70,6 @@ async def _measure(wishes, say):
                 outcome.failures += _failures(answers)
             outcome.results += combine(f"serve/{at_once}", "server", runs)
     return model, outcome
-
-
-async def first_model(client: httpx.AsyncClient, base: str) -> str:
-    """The first name that a server gives. Raises `InputError` where none answers."""
-    try:
-        response = await client.get(f"{base}/models")
-        response.raise_for_status()
-        return response.json()["data"][0]["id"]
-    except httpx.HTTPStatusError as error:
-        raise InputError(f"{base}/models answers {_refusal(error.response)}") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputError(f"nobody answers at {base}: {error or type(error).__name__}") from None
-    except (ValueError, LookupError, TypeError):
-        raise InputError(f"{base}/models does not name a model; give it with --model") from None
 
 
 async def run(
@@ -113,21 +93,10 @@ async def run(
 
 async def ask(client: httpx.AsyncClient, base: str, body: dict, answer: Answer) -> None:
     """One call. Raises `ServerError` and `httpx.HTTPError` for what is no whole answer."""
-    async with client.stream("POST", f"{base}/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            await response.aread()
-            raise ServerError(_refusal(response))
-        await read(response.aiter_lines(), answer)
+    async with aclosing(chunks(client, base, body)) as found:
+        await note(found, answer)
     if "audio" in body and not answer.sounds:
         raise ServerError("speech was asked for, and none came")
-
-
-def _refusal(response):
-    try:
-        said = message_of(response.json())
-    except (ValueError, httpx.ResponseNotRead):
-        said = None
-    return f"{response.status_code}: {said or response.reason_phrase}"
 
 
 def _failures(answers):

@@ -184,6 +184,7 @@ def run(arguments):
 
 def run_remote(arguments):
     """Measures a server: needs no model here, and no MindSpore."""
+    from ..api_client import api_base
     from ..bench.files import output_folder
     from ..bench.remote import Wishes
     from ..bench.remote_report import benchmark
@@ -194,8 +195,7 @@ def run_remote(arguments):
         raise InputError(f"--{given[0].replace('_', '-')} is about a model that is loaded here; leave it out with --url")
     if arguments.rate is not None and arguments.at_once:
         raise InputError("--rate says when callers call, whoever waits, and --at-once that they wait; leave one of them out")
-    if not arguments.url.startswith(("http://", "https://")):
-        raise InputError(f"--url is {arguments.url!r}, expected http://... or https://...")
+    api_base(arguments.url)
     count = arguments.callers or SERVED["callers"]
     wishes = Wishes(
         url=arguments.url,

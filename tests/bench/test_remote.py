@@ -16,8 +16,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
+from ms_omni.api_client import ServerError, events
+from ms_omni.bench.chunks import note
 from ms_omni.bench.listening import Answer
-from ms_omni.bench.sse import ServerError, read
 from tests.cli.conftest import cli  # noqa: F401
 from tests.parallel.launching import free_port
 
@@ -72,7 +73,7 @@ def heard(given):
             yield line
 
     answer, moments = Answer(0.0), iter(range(1, 100))
-    asyncio.run(read(source(), answer, lambda: float(next(moments))))
+    asyncio.run(note(events(source()), answer, lambda: float(next(moments))))
     return answer
 
 

@@ -7,53 +7,31 @@ vLLM-Omni                    "modality": "audio" on the chunk, and a WAV file in
 
 import base64
 import binascii
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 
+from ..api_client import ServerError
 from .listening import Answer
 
 SAMPLE_RATE_HZ, SAMPLE_BYTES = 24_000, 2
 WAV_HEADER_BYTES = 44
 
 
-class ServerError(Exception):
-    """What a server says is wrong, or is wrong with what it says."""
-
-
-async def read(lines: AsyncIterator[str], answer: Answer, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Notes in `answer` what comes until the stream ends. Raises `ServerError` when it says so, or ends in the middle."""
+async def note(
+    chunks: AsyncIterator[dict[str, Any]], answer: Answer, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    """Notes in `answer` what comes until the stream ends. Raises `ServerError` for sound that is none."""
     tokens = 0
-    async for line in lines:
-        kind, _, data = line.partition(":")
-        if kind != "data":  # comments that keep a connection alive, names of events, the empty lines between
-            continue
-        if data.strip() == "[DONE]":
-            answer.ended = clock()
-        if answer.ended is not None:  # the end is waited for, so that the connection can be used again
-            continue
-        chunk = _chunk(data)
+    async for chunk in chunks:
         tokens = _text_tokens(chunk) or tokens
         _note(chunk, answer, clock())
-    if answer.ended is None:
-        raise ServerError("the stream ended without [DONE]")
+    answer.ended = clock()
     if tokens > len(answer.tokens) > 0:  # several came in one piece
-        answer.tokens = np.interp(np.linspace(0, 1, tokens), np.linspace(0, 1, len(answer.tokens)), answer.tokens).tolist()
-
-
-def _chunk(data):
-    try:
-        chunk = json.loads(data)
-    except ValueError:
-        raise ServerError(f"the stream has a line that is not JSON: {data.strip()!r:.80}") from None
-    if not isinstance(chunk, dict):
-        raise ServerError(f"the stream has a line that is no object: {data.strip()!r:.80}")
-    if error := chunk.get("error"):
-        raise ServerError(message_of(chunk) or str(error))
-    return chunk
+        moments = np.interp(np.linspace(0, 1, tokens), np.linspace(0, 1, len(answer.tokens)), answer.tokens)
+        answer.tokens = moments.tolist()
 
 
 def _note(chunk, answer, now):
@@ -87,10 +65,3 @@ def seconds_of(data: str) -> float:
     bytes_per_s = int.from_bytes(sound[28:32], "little")
     begin = sound.find(b"data") + 8
     return (len(sound) - begin) / bytes_per_s if bytes_per_s and begin >= 8 else 0.0
-
-
-def message_of(body: Any) -> str | None:
-    """What an error object of OpenAI's, or one of its relatives, says."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    said = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
-    return said if isinstance(said, str) else None

@@ -1,0 +1,112 @@
+"""Talking to a server of OpenAI's API, ours or another: addresses, errors, and the chunks of an answer that is streamed."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:  # commands that talk to nobody need none
+    import httpx
+
+SILENCE_S, CONNECT_S = 300.0, 10.0
+LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+"""Which are not asked by way of a proxy."""
+
+
+class ServerError(Exception):
+    """What a server says is wrong, or is wrong with what it says."""
+
+
+def api_base(url: str) -> str:
+    """Where the API begins: an address with or without /v1. Raises `InputError` for no address."""
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"--url is {url!r}, expected http://... or https://...")
+    url = url.rstrip("/")
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+def api_client(key: str | None = None) -> "httpx.AsyncClient":
+    """For as many calls at a time as one likes; an answer may be silent for `SILENCE_S`."""
+    import httpx
+
+    return httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+        mounts=dict.fromkeys(LOOPBACK),
+    )
+
+
+async def first_model(client: "httpx.AsyncClient", base: str) -> str:
+    """The first name that a server gives. Raises `InputError` where none answers."""
+    import httpx
+
+    try:
+        response = await client.get(f"{base}/models")
+        response.raise_for_status()
+        return response.json()["data"][0]["id"]
+    except httpx.HTTPStatusError as error:
+        raise InputError(f"{base}/models answers {refusal(error.response)}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise InputError(f"nobody answers at {base}: {error or type(error).__name__}") from None
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"{base}/models does not name a model; give it with --model") from None
+
+
+async def chunks(client: "httpx.AsyncClient", base: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    """The chunks of a chat completion, as they come.
+
+    Raises `ServerError` when the server refuses, says that something is wrong or ends in the middle, and `httpx.HTTPError`.
+    """
+    async with client.stream("POST", f"{base}/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            await response.aread()
+            raise ServerError(refusal(response))
+        async for chunk in events(response.aiter_lines()):
+            yield chunk
+
+
+async def events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
+    """The objects of server-sent events until [DONE]. Raises `ServerError` for an error among them, and when [DONE] is missing."""
+    done = False
+    async for line in lines:
+        kind, _, data = line.partition(":")
+        if (
+            kind != "data" or done
+        ):  # comments, names, empty lines; the end is waited for, so that the connection can be used again
+            continue
+        if data.strip() == "[DONE]":
+            done = True
+            continue
+        yield _object(data)
+    if not done:
+        raise ServerError("the stream ended without [DONE]")
+
+
+def _object(data):
+    try:
+        found = json.loads(data)
+    except ValueError:
+        raise ServerError(f"the stream has a line that is not JSON: {data.strip()!r:.80}") from None
+    if not isinstance(found, dict):
+        raise ServerError(f"the stream has a line that is no object: {data.strip()!r:.80}")
+    if error := found.get("error"):
+        raise ServerError(message_of(found) or str(error))
+    return found
+
+
+def refusal(response: "httpx.Response") -> str:
+    """What an answer that was read, and is an error, says."""
+    try:
+        said = message_of(response.json())
+    except ValueError:
+        said = None
+    return f"{response.status_code}: {said or response.reason_phrase}"
+
+
+def message_of(body: Any) -> str | None:
+    """What an error object of OpenAI's, or one of its relatives, says."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    said = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+    return said if isinstance(said, str) else None
