@@ -9,6 +9,10 @@ class InputError(OmniError):
     """Arguments or model inputs that contradict each other or the model."""
 
 
+class CacheFull(InputError):
+    """An answer without a named limit that has filled the whole cache."""
+
+
 class MediaError(OmniError):
     """A picture, sound or video that cannot be read, or that holds nothing to look at or listen to."""
 

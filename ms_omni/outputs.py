@@ -179,7 +179,11 @@ def pcm16(samples: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StreamEnd:
-    """The last event: sequences int64 `[B, T + new]`, counts per row, and seconds since the start of the request."""
+    """The last event: sequences int64 `[B, T + new]`, counts per row, and seconds since the start of the request.
+
+    reasons: why each text ended: "stop" (an end token, a stop string, a criterion), "length" (as many tokens as were wanted), "time",
+    or "" where it was given; cached_tokens int `[B]`: of each prompt, that were found read.
+    """
 
     sequences: np.ndarray
     text_tokens: np.ndarray
@@ -187,6 +191,8 @@ class StreamEnd:
     first_text_s: float | None
     first_audio_s: float | None
     total_s: float
+    reasons: tuple[str, ...] = ()
+    cached_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from ..errors import InputError
+from ..errors import CacheFull, InputError
 from ..modeling import BLOCK_TOKENS as BLOCK
 
 CHUNK = 512
@@ -28,9 +28,9 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-def cache_full(what: str, prompt: int, made: int, option: str) -> InputError:
+def cache_full(what: str, prompt: int, made: int, option: str) -> CacheFull:
     """Of an answer without a named limit that has filled a whole cache alone."""
-    return InputError(
+    return CacheFull(
         f"{what} was cut off after {made}: with the {prompt} tokens of its prompt they fill the engine's cache, which holds "
         f"{prompt + made}. Name a limit that fits, {option}={made} or less, or make an engine with more: model.engine(tokens=...)"
     )

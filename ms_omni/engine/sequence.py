@@ -19,7 +19,8 @@ class Sequence:
     watched: the states of all layers per pass, where they are asked for.
 
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
-    many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each.
+    many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each; cached: tokens
+    of the prompt that were found read when the row was admitted first.
 
     given: it is said and not written; reads: neither.
 
@@ -38,6 +39,7 @@ class Sequence:
     told: int = 0
     codes: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
+    cached: int = 0
     given: bool = False
     reads: bool = False
     room: int = 0
@@ -105,7 +107,7 @@ class Sequence:
             np.array([count]) for count in (len(self.text.tokens), sum(codes.shape[1] for codes in self.codes))
         )
         times = self.first_text_s, self.first_audio_s, now - self.started
-        self.add(StreamEnd(self.text.ids(), tokens, frames, *times), now)
+        self.add(StreamEnd(self.text.ids(), tokens, frames, *times, (self.text.reason,), np.array([self.cached])), now)
         self.ended = True
 
     def fail(self, error: Exception) -> None:

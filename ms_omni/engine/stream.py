@@ -120,7 +120,8 @@ def _end(ends, sequences):
     counts = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
     times = [[getattr(end, name) for end in ends] for name in ("first_text_s", "first_audio_s", "total_s")]
     first, heard, total = ([value for value in values if value is not None] for values in times)
-    return StreamEnd(sequences, *counts, min(first, default=None), min(heard, default=None), max(total))
+    reasons, cached = sum((end.reasons for end in ends), ()), np.concatenate([end.cached_tokens for end in ends])
+    return StreamEnd(sequences, *counts, min(first, default=None), min(heard, default=None), max(total), reasons, cached)
 
 
 def text_result(stream: Stream) -> Any:

@@ -17,7 +17,8 @@ from ..outputs import Logprobs, TextDelta
 
 
 class Text:
-    """tokens: the new ids so far; going: whether more may follow; words: the ids that are said, those that end a row left out.
+    """tokens: the new ids so far; going: whether more may follow; words: the ids that are said, those that end a row left out;
+    reason: why no more follow, as in `StreamEnd`.
 
     row: the number of the conversation among those that one call asked, which its random stream depends on.
     """
@@ -37,7 +38,7 @@ class Text:
         self.decoder = options.tokenizer and IncrementalDecoder(options.tokenizer)
         self.tokens: list[int] = []
         self.words: list[int] = []
-        self.going = True
+        self.going, self.reason = True, ""
         self.shown = ""  # the end of the text so far, as long as the longest stop string
         self.scores: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
@@ -77,7 +78,9 @@ class Text:
         if token not in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ()):
             self.words.append(token)
         piece = None if self.decoder is None else self.decoder.push(token, full)
-        self.going = not (self._ended(token, piece) or full) if going is None else going
+        if going is None:
+            self.reason = self._ended(token, piece) or ("length" if full else "")
+        self.going = not self.reason if going is None else going
         if self.decoder is not None and not self.going and not full:
             piece += self.decoder.rest()
         logprobs = None if self._told is None else (log_probabilities(self._told, token, self.options.logprobs or 0),)
@@ -101,15 +104,15 @@ class Text:
         return scores
 
     def _ended(self, token, piece):
+        """Why the text ends here, "" if it does not."""
         options = self.options
         said = [self._said(criterion) for criterion in options.stopping_criteria]  # they hear of every token
         if token in self.params.eos_token_id:
-            return True
-        if options.max_time is not None and self._clock() - self._started > options.max_time:
-            return True
+            return "stop"
         if options.stop_strings and self._shows(options.stop_strings, piece):
-            return True
-        return any(said)
+            return "stop"
+        late = options.max_time is not None and self._clock() - self._started > options.max_time
+        return "stop" if any(said) else "time" if late else ""
 
     def _shows(self, strings: Sequence[str], piece: str) -> bool:
         """Whether the text contains one of the strings; what lies farther back than the longest has been looked at."""

@@ -146,7 +146,8 @@ class Work:
                 self._keep(row)
             row.drop()
         for id, found in plan.admitted:
-            self.rows[id].read = found
+            row = self.rows[id]
+            row.read, row.cached = found, row.cached if row.text.tokens else found
         for id, decoder, block in plan.blocks:
             if decoder == THINKER:
                 self.rows[id].table.append(block)

@@ -42,11 +42,11 @@ def create_app(server: Server) -> Starlette:
 
 
 def _routes():
-    from . import metrics, models
+    from . import chat, metrics, models
     from .realtime import route as realtime
 
-    page = Mount("/", Page(), name="page")
-    return [Route("/health", health), Route("/ready", ready), *models.ROUTES, *metrics.ROUTES, *realtime.ROUTES, page]
+    own = [*models.ROUTES, *metrics.ROUTES, *chat.ROUTES, *realtime.ROUTES]
+    return [Route("/health", health), Route("/ready", ready), *own, Mount("/", Page(), name="page")]
 
 
 async def health(request: Request) -> Response:

@@ -13,14 +13,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from starlette.datastructures import Headers
 
+from .. import __version__
 from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
 from .metrics import Measured, Metrics
 from .settings import MIB, Settings
+from .transcripts import Transcripts
 from .watch import note, tell_content
 from .worker import Answer, EngineThread
 
@@ -61,6 +64,7 @@ class Server:
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue
+        self.transcripts = Transcripts()
         self.worker = EngineThread(self._load, asyncio.get_running_loop(), limit)
 
     # -- start and end -----------------------------------------------------------------------------------------------
@@ -146,6 +150,23 @@ class Server:
             return []
         known = self.worker.engine.config.talker_config.speaker_id
         return sorted((name.capitalize() for name in known), key=lambda name: (name != DEFAULT_SPEAKER, name))
+
+    @property
+    def fingerprint(self) -> str:
+        """What answers to a seed depend on beside the request."""
+        return f"ms_omni-{__version__}-{self.settings.name}-{self.settings.dtype}"
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self.worker.engine.thinker_cell.config.text_config.vocab_size
+
+    def prompt_tokens(self, ids: np.ndarray) -> dict[str, int]:
+        """How many tokens of a prompt, ids `[1, T]`, are of which kind; frames of videos are pictures."""
+        processor = self.processor
+        sounds = int((ids == processor.audio_token_id).sum())
+        pictures = int(np.isin(ids, [processor.image_token_id, processor.video_token_id]).sum())
+        return {"text_tokens": ids.size - sounds - pictures, "audio_tokens": sounds, "image_tokens": pictures}
 
     def check_ready(self) -> None:
         """Raises `ApiError` 503 where no request can be taken."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from tests.parallel.launching import free_port
@@ -87,6 +88,13 @@ def make_server(tmp_path):
     for one in running:
         one.process.kill()
         one.process.wait(60)
+
+
+@pytest.fixture
+def client(server):
+    """The official client of the common server."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""JSON bodies: read, checked, and what is wrong with one said as OpenAI says it."""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+
+from .errors import ApiError
+
+DEPTH = 200
+"""JSON that is nested deeper is refused."""
+
+
+class Body(BaseModel):
+    """What callers send: nothing else than is named, and of no other type. None means that it was left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Body)
+
+
+async def read_body(request: Request, kind: type[Kind]) -> Kind:
+    """The body of a request. Raises `ApiError` 400 that names what is wrong with it."""
+    return parsed(await request.body(), kind)
+
+
+def parsed(text: bytes | str, kind: type[Kind]) -> Kind:
+    """A body from its JSON. Raises `ApiError` 400."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+    return checked(value, kind)
+
+
+def checked(value: Any, kind: type[Kind]) -> Kind:
+    """A body from what JSON gave. Raises `ApiError` 400."""
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the body is {_shown(value)}, expected a JSON object")
+    if _depth(value) > DEPTH:
+        raise ApiError(400, f"the body is nested more than {DEPTH} deep")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error, value) from None
+
+
+def invalid(error: ValidationError, value: Any) -> ApiError:
+    """The deepest thing that is wrong with a value, by the name that it has there: of a union's branches the one that was meant."""
+    found = [(_place(one["loc"], value), one) for one in error.errors(include_url=False, include_context=False)]
+    place, first = max(found, key=lambda pair: len(pair[0]))
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown argument {param!r}; leave it out", param, "unknown_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+    said = {one["msg"].removeprefix("Value error, ") for where, one in found if where == place}
+    said = " or ".join(sorted(text[:1].lower() + text[1:] for text in said))
+    own = first["type"] == "value_error"  # our own messages name the value where that helps
+    message = said if own else f"{said}, got {_shown(first.get('input'))}"
+    return ApiError(400, f"{param}: {message}" if param else message, param or None, "invalid_value")
+
+
+def _place(location, value):
+    """A location without the names of a union's branches, which nobody has written."""
+    place = []
+    for number, step in enumerate(location):
+        last = number == len(location) - 1
+        if isinstance(value, dict) and (step in value or (last and step != "[key]")):
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+        else:
+            continue
+        place.append(step)
+    return tuple(place)
+
+
+def _depth(value):
+    """How deep objects and lists lie in each other."""
+    depth, level = 0, [value]
+    while level and depth <= DEPTH:
+        depth += 1
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [item for one in inner for item in one if isinstance(item, (dict, list))]
+    return depth
+
+
+def _shown(value):
+    names = {dict: "an object", list: "a list", bool: "true" if value is True else "false", type(None): "null"}
+    return names.get(type(value)) or (f"{value!r:.80}" if isinstance(value, (str, int, float)) else "something else")

@@ -1,0 +1,226 @@
+"""`POST /v1/chat/completions`."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..errors import OmniError
+from ..outputs import StreamError
+from .bodies import read_body
+from .chat_options import check, engine_options, processor_options, seeds
+from .completion import Choice, Delta, Message
+from .conversation import conversation, located
+from .errors import api_error, busy
+from .schema import ChatBody
+from .server import Server
+from .streams import DONE, EventStream, event, unless_gone
+
+FIRST_S = 10.0
+"""So long a stream waits for its first event, whose error may be a status then."""
+TAIL = 8
+"""Tokens at the end of a prompt that may open thoughts."""
+
+
+async def completions(request: Request) -> Response:
+    """An answer, or several, to a conversation."""
+    server: Server = request.app.state.server
+    server.check_ready()
+    body = await read_body(request, ChatBody)
+    check(body, server)
+    completion = Completion(server, body)
+    if not body.stream:
+        return JSONResponse(await unless_gone(request, completion.whole()))
+    stream = await unless_gone(request, completion.begin_stream())
+    return EventStream(stream)
+
+
+class Completion:
+    """The answers to one body."""
+
+    def __init__(self, server: Server, body: ChatBody):
+        self.server, self.body = server, body
+        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self.count = body.n or 1
+        self.choices: list[Choice] = []
+        self._answers: list[Any] = []
+        self._details: dict[str, int] = {}
+
+    # -- both ways -----------------------------------------------------------------------------------------------
+
+    async def whole(self) -> dict[str, Any]:
+        """The JSON of an answer that is not streamed."""
+        format = self.body.audio.format if self.body.speaks and self.body.audio else None
+        messages = [Message(format) for _ in range(self.count)]
+        try:
+            await self._ask()
+            async for index, deltas in self._deltas():
+                messages[index].add(deltas)
+        finally:
+            self._cancel()
+        bodies = await self.server.in_pool(lambda _: [message.body() for message in messages])
+        choices = [
+            {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
+            for index, (message, choice) in enumerate(zip(bodies, self.choices))
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
+
+    async def begin_stream(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream; what goes wrong until the first one, or in its first seconds, is raised here."""
+        source, first = self._deltas(), None
+        try:
+            await self._ask()
+            first = asyncio.ensure_future(anext(source, None))
+            await asyncio.wait([first], timeout=FIRST_S)
+            if first.done():
+                first.result()
+            return self._events(source, first)
+        except BaseException:
+            if first is not None:
+                first.cancel()
+            self._cancel()
+            raise
+
+    async def _events(self, source, first):
+        try:
+            opened = set()
+            found = await first
+            while found is not None:
+                index, deltas = found
+                if index not in opened:
+                    opened.add(index)
+                    yield event(
+                        self._chunk(index, {"role": "assistant", "content": None if self._speaks else "", "refusal": None})
+                    )
+                for delta in deltas:
+                    yield event(self._chunk(index, delta))
+                if (reason := self.choices[index].finish_reason) is not None:
+                    yield event(self._chunk(index, {}, reason))
+                found = await anext(source, None)
+            if self.body.include_usage:
+                yield event({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()})
+        except Exception as error:
+            yield event(api_error(error).body())
+        else:
+            yield DONE
+        finally:
+            first.cancel()
+            self._cancel()
+
+    @property
+    def _speaks(self):
+        return self.body.speaks
+
+    def _head(self, kind):
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.server.settings.name,
+            "service_tier": "default",
+            "system_fingerprint": self.server.fingerprint,
+        }
+
+    def _chunk(self, index, delta, reason=None):
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        usage = {"usage": None} if self.body.include_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
+
+    # -- the engine --------------------------------------------------------------------------------------------------
+
+    async def _ask(self):
+        server, body = self.server, self.body
+        messages = await server.in_pool(lambda _: conversation(body.messages, server.transcripts))
+        try:
+            inputs = await server.prepare(messages, **processor_options(body))
+        except OmniError as error:
+            raise located(error) from None
+        self._details = server.prompt_tokens(inputs["input_ids"])
+        tail = server.processor.tokenizer.decode(inputs["input_ids"][0][-TAIL:])
+        options = engine_options(body, server)
+        for seed in seeds(body.seed, self.count):
+            self._answers.append(await server.ask(inputs, tokenizer=server.processor.tokenizer, seed=seed, **options))
+            self.choices.append(self._choice(tail))
+
+    def _choice(self, tail):
+        body = self.body
+        return Choice(
+            body.stops,
+            thinking=tail.rstrip().endswith("<think>"),
+            format=body.audio.format if body.speaks and body.audio else None,
+            transcripts=self.server.transcripts,
+            talker_limit=body.talker_max_new_tokens,
+            stream=bool(body.stream),
+        )
+
+    async def _deltas(self) -> AsyncIterator[tuple[int, Sequence[Delta]]]:
+        """`(index, deltas)` as they come, until all choices have ended."""
+        ends = asyncio.get_running_loop().time() + self.server.settings.request_s
+        queue: asyncio.Queue = asyncio.Queue()
+        pumps = [asyncio.ensure_future(_pump(index, one, queue)) for index, one in enumerate(self._answers)]
+        try:
+            while any(choice.finish_reason is None for choice in self.choices):
+                try:
+                    index, found = await asyncio.wait_for(queue.get(), ends - asyncio.get_running_loop().time())
+                except asyncio.TimeoutError:
+                    for late in self._late():
+                        yield late
+                    return
+                choice = self.choices[index]
+                if choice.finish_reason is not None:
+                    continue
+                deltas = choice.fail(found.error) if isinstance(found, StreamError) else choice.take(found)
+                if choice.full:
+                    self._answers[index].cancel()
+                    deltas += choice.end("stop")
+                if deltas or choice.finish_reason is not None:
+                    yield index, deltas
+        finally:
+            for pump in pumps:
+                pump.cancel()
+
+    def _late(self):
+        """What there is when the time is over; an error where that is nothing."""
+        if not any(choice.tokens for choice in self.choices):
+            seconds = self.server.settings.request_s
+            raise busy(f"there was no answer in {seconds:g} s; try again later", 503, "timeout")
+        self._cancel()
+        return [(n, choice.end("length")) for n, choice in enumerate(self.choices) if choice.finish_reason is None]
+
+    def _cancel(self):
+        for answer in self._answers:
+            answer.cancel()
+
+    def _usage(self):
+        text = sum(choice.tokens for choice in self.choices)
+        frames = sum(choice.frames for choice in self.choices)
+        prompt = sum(self._details.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": text + frames,
+            "total_tokens": prompt + text + frames,
+            "prompt_tokens_details": {**self._details, "cached_tokens": max(choice.cached for choice in self.choices)},
+            "completion_tokens_details": {
+                "audio_tokens": frames,
+                "text_tokens": text,
+                "reasoning_tokens": sum(choice.thought_tokens for choice in self.choices),
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+
+async def _pump(index, answer, queue):
+    try:
+        async for found in answer:
+            queue.put_nowait((index, found))
+    except Exception as error:
+        queue.put_nowait((index, StreamError(error)))
+
+
+ROUTES = [Route("/v1/chat/completions", completions, methods=["POST"])]

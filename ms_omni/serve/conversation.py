@@ -1,0 +1,139 @@
+"""OpenAI's messages as the processor's conversation."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import OmniError
+from ..input.inline import decode_base64
+from ..input.messages import kind_of_file
+from .errors import ApiError
+from .schema import Message, Part, Sound, Source
+from .transcripts import Transcripts
+
+LOW_PIXELS = 512 * 512
+"""Of a picture with detail "low", as OpenAI has it."""
+PCM_HZ = 24_000
+MEDIA = {"image_url": "image", "audio_url": "audio", "video_url": "video", "input_audio": "audio", "file": "file"}
+OPTIONS = (
+    *("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels", "fps", "nframes", "min_frames"),
+    *("max_frames", "video_start", "video_end", "audio_start", "audio_end"),
+)
+_ALLOWED = re.compile(r"(https?|data):", re.IGNORECASE)
+_PLACE = re.compile(r"\bmessage (\d+)(?:, item (\d+))?")
+
+
+def conversation(messages: Sequence[Message], transcripts: Transcripts) -> list[dict[str, Any]]:
+    """A conversation for `apply_chat_template`. Raises `ApiError` for media that this server does not open, and unknown audio ids."""
+    return [_message(message, f"messages[{number}]", transcripts) for number, message in enumerate(messages)]
+
+
+def _message(message, param, transcripts):
+    content = message.content
+    if isinstance(content, list):
+        content = [_part(part, f"{param}.content[{number}]") for number, part in enumerate(content)]
+    if message.role == "assistant":
+        content = _said(message, content, param, transcripts)
+    found = {"role": message.role, "content": content}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if getattr(message, name) is not None:
+            found[name] = getattr(message, name)
+    if message.tool_calls:
+        found["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return found
+
+
+def _said(message, content, param, transcripts):
+    """What the assistant said: `audio` stands for its transcript where there is no text."""
+    audio = message.audio
+    if content or audio is None:
+        return content if content is not None else message.refusal or ""
+    id = audio.get("id") if isinstance(audio, dict) else audio.id
+    if not isinstance(id, str):
+        raise ApiError(400, f"{param}.audio.id is missing", f"{param}.audio.id", "missing_required_parameter")
+    return transcripts.text(id, f"{param}.audio.id")
+
+
+def _call(call):
+    """Arguments as an object where they are one, so that templates write them in their own way."""
+    arguments = call.function.arguments
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments or "{}")
+        except ValueError:
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _part(part: Part, param: str) -> dict[str, Any]:
+    if part.type in ("text", "refusal"):
+        return {"type": "text", "text": part.text if part.type == "text" else part.refusal}
+    found: dict[str, Any] = {name: getattr(part, name) for name in OPTIONS if getattr(part, name) is not None}
+    value, kind = getattr(part, part.type), MEDIA[part.type]
+    if part.type == "file":
+        return {**found, **_file(value, f"{param}.file")}
+    if isinstance(value, Sound):
+        return {**found, "type": kind, kind: _sound(value, f"{param}.input_audio.data")}
+    if isinstance(value, Source):
+        if value.detail == "low" and not {"max_pixels", "resized_height", "resized_width"} & found.keys():
+            found["max_pixels"] = LOW_PIXELS
+        value, param = value.url, f"{param}.{part.type}.url"
+    else:
+        param = f"{param}.{part.type}"
+    return {**found, "type": kind, kind: _address(value, param)}
+
+
+def _address(text, param):
+    """An address or data: URI as it is, anything else is base64: nothing is taken for a path."""
+    if _ALLOWED.match(text):
+        return text
+    if "://" in text[:32] or text[:5].lower() == "file:":
+        scheme = text.partition(":")[0]
+        raise ApiError(400, f"{param}: {scheme}: is not opened here; give an https: address, a data: URI or base64", param)
+    return _bytes(text, param)
+
+
+def _sound(sound, param):
+    if sound.data[:5].lower() == "data:":
+        return sound.data
+    data = _bytes(sound.data, param)
+    if sound.format in ("pcm16", "pcm"):
+        if len(data) % 2:
+            raise ApiError(400, f"{param}: {len(data)} bytes are no 16-bit samples", param)
+        return np.frombuffer(data, "<i2"), PCM_HZ
+    return data
+
+
+def _file(file, param):
+    if file.file_id is not None:
+        raise ApiError(400, f"{param}.file_id: no files are kept here; give file_data", f"{param}.file_id")
+    param = f"{param}.file_data"
+    if file.file_data is None:
+        raise ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+    kind = kind_of_file({"file": {"file_data": file.file_data[:256], "filename": file.filename}})
+    if kind is None:
+        known = "a filename such as cat.png, digits.wav or clip.mp4, or a data: URI that says its type"
+        raise ApiError(400, f"{param} is no picture, sound or video as far as its name tells; give {known}", param)
+    return {"type": kind, kind: _address(file.file_data, param)}
+
+
+def _bytes(text, param):
+    try:
+        return decode_base64(text, param)
+    except OmniError as error:
+        raise ApiError(
+            400, f"{str(error).partition('; give')[0]}; give base64, a data: URI or an https: address", param
+        ) from None
+
+
+def located(error: OmniError) -> ApiError:
+    """An error of the processor, by the place in the body that it speaks of."""
+    place = _PLACE.search(str(error))
+    if place is None:
+        return ApiError(400, str(error), "messages")
+    message, item = place.groups()
+    return ApiError(400, str(error), f"messages[{message}]" + (f".content[{item}]" if item else ""))

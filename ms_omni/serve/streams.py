@@ -1,0 +1,92 @@
+"""Answers that go on for a while: sent as server-sent events, and given up when nobody waits for them any more."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import ApiError
+
+HEARTBEAT_S = 15.0
+"""After so long without an event a comment is sent, so that nobody on the way closes the connection."""
+HEARTBEAT = b": still at work\n\n"
+DONE = b"data: [DONE]\n\n"
+CLOSED = 499
+"""As nginx has it: the caller went away."""
+
+Found = TypeVar("Found")
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """A server-sent event with JSON."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
+    """What work returns; it is cancelled as soon as the caller goes away. The body must have been read."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(CLOSED, "the caller has gone")
+    finally:
+        await _ended(task, gone)
+
+
+class EventStream(Response):
+    """Sends events, which are bytes of whole ones, until there are no more or nobody listens; then it closes their generator."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait([sending, gone], return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            await _ended(sending, gone)
+
+    async def _send(self, send):
+        pending = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while True:
+                pending = pending or asyncio.ensure_future(anext(self._events, b""))
+                await asyncio.wait([pending], timeout=HEARTBEAT_S)
+                data = pending.result() if pending.done() else HEARTBEAT
+                if pending.done():
+                    pending = None
+                await send({"type": "http.response.body", "body": data, "more_body": bool(data)})
+                if not data:
+                    return
+        finally:
+            if pending is not None:
+                await _ended(pending)
+            await self._events.aclose()
+
+
+async def _gone(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(*tasks):
+    """Cancels tasks and waits until they are over."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
