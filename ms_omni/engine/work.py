@@ -72,39 +72,35 @@ class Work:
         self.busy = True
         try:
             with self.ranks.together():
-                worked, elsewhere = self._work()
+                plan = self.ranks.plan()
+                self._place(plan)
+                for id, number in plan.encode:  # which takes long, and can be done again
+                    self._guard(self.rows[id], self.thinker.encode, number)
+                with uninterrupted():
+                    chunks, found = {}, None
+                    for id, decoder, start, stop in plan.read:
+                        if decoder == THINKER:
+                            chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
+                    writing = [self.rows[id] for (id,) in plan.decode]
+                    if writing:
+                        with failing(*writing):
+                            found = self.thinker.decode(writing)
+                    if found is not None:
+                        self._decoded(plan, found)
+                    said = self._speak(plan) if self.speech is not None else None
+                    idle = self._conclude(plan, chunks) and not (plan or said)  # but something is spoken elsewhere
         except Exception as error:  # of nobody alone
             if type(self.ranks) is not Alone:  # the others do not know
                 raise
             self._lose(error)
-            worked, elsewhere = True, False
+            return True
         finally:
             self.busy = False
         self.let_go()
         self.ranks.finish()
-        if elsewhere and not worked:
+        if idle:
             exclusive.released(self.speech.wait, WAIT_S)
-        return elsewhere or worked
-
-    def _work(self):
-        """What a plan asks for -> whether there was something to do; whether something is spoken elsewhere, and nothing was said."""
-        plan = self.ranks.plan()
-        self._place(plan)
-        for id, number in plan.encode:  # which takes long, and can be done again
-            self._guard(self.rows[id], self.thinker.encode, number)
-        with uninterrupted():
-            chunks, found = {}, None
-            for id, decoder, start, stop in plan.read:
-                if decoder == THINKER:
-                    chunks[id] = self._guard(self.rows[id], self._read, id, start, stop)
-            writing = [self.rows[id] for (id,) in plan.decode]
-            if writing:
-                with failing(*writing):
-                    found = self.thinker.decode(writing)
-            if found is not None:
-                self._decoded(plan, found)
-            said = self._speak(plan) if self.speech is not None else None
-            return bool(plan), self._conclude(plan, chunks) and not (plan or said)
+        return idle or bool(plan)
 
     def _lose(self, error: Exception) -> None:
         """What went wrong ends everybody, for nobody knows how far they are; whoever comes next finds an engine that has read nothing."""
