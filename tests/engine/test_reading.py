@@ -190,3 +190,19 @@ def test_what_read_does_not_take(world):
         engine.read(input_ids=np.ones((2, 5), np.int64))
     with pytest.raises(InputError, match="make the prompt shorter"):
         engine.read(**world.questions[-1])
+
+
+def test_prompts_are_read_ahead_into_packed_layers(world, ascend):
+    """In chunks of a block, whose blocks another row finds."""
+    ids = np.random.default_rng(0).integers(20, 90, (1, 300))
+    asked, found = {"input_ids": ids, "prefill_tokens": 128, "max_new_tokens": 5, "eos_token_id": []}, []
+    for ahead in (False, True):
+        engine, read = Engine(world.model.thinker, max_rows=1, tokens=1024), []
+        assert engine.thinker.pool.stack is not None
+        if ahead:
+            list(engine.events(engine.read(input_ids=ids, prefill_tokens=128)))
+        chunk = engine.thinker.read
+        engine.thinker.read = lambda row, *at, chunk=chunk, read=read: read.append(at) or chunk(row, *at)
+        found.append(list(engine.events(engine.add(**asked)))[-1].sequences.tolist())
+        assert read == [(0, 128), (128, 256), (256, 300)][2 * ahead :]
+    assert found[0] == found[1]
