@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -25,6 +26,8 @@ class Page(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """As StaticFiles; raises HTTPException 404 and 405."""
+        if scope["method"] not in ("GET", "HEAD") and not self.lookup_path(path)[1]:
+            raise HTTPException(404)  # no such path in the API either, whatever the method
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response

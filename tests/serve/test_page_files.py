@@ -66,3 +66,4 @@ def test_headers_and_types():
     assert client.get("/icons.svg").headers["content-type"].startswith("image/svg+xml")
     assert client.get("/app.js", headers={"If-None-Match": client.get("/app.js").headers["etag"]}).status_code == 304
     assert client.get("/../page.py").status_code == client.get("/nothing").status_code == 404
+    assert client.post("/v1/nothing").status_code == 404 and client.post("/app.js").status_code == 405

@@ -5,7 +5,7 @@ import { Call } from "./call.js";
 import { Chat } from "./chat.js";
 import { $, icon, make, toast } from "./dom.js";
 import { languageOf, speak, t } from "./i18n.js";
-import { bind, load, save, settings } from "./settings.js";
+import { bind, isMiniature, load, save, settings } from "./settings.js";
 
 load();
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -63,7 +63,6 @@ async function connect() {
     const { voices: list, default: first } = found;
     if (!list.includes(settings.voice)) settings.voice = first ?? "";
     options($("settings").querySelector("[name=voice]"), list, settings.voice);
-    if (!list.length) settings.modalities = "text";
     $("start-call").hidden = !list.length;
     ideas();
   } catch (error) {
@@ -78,7 +77,7 @@ async function connect() {
 
 /** What one could begin with. */
 function ideas() {
-  const miniature = /miniature/i.test(settings.model);
+  const miniature = isMiniature();
   $("hint").textContent = t(miniature ? "hintMiniature" : "hint");
   const say = (text) => [
     "send",

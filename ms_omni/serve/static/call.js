@@ -5,7 +5,7 @@ import { realtime } from "./api.js";
 import { $, clock, make, setIcon, toast } from "./dom.js";
 import { t } from "./i18n.js";
 import { Session } from "./session.js";
-import { save, sessionFields, settings } from "./settings.js";
+import { isMiniature, save, sessionFields, settings } from "./settings.js";
 import { devices, Microphone, Player } from "./sound.js";
 import { figures, seconds } from "./turns.js";
 
@@ -64,7 +64,7 @@ export class Call {
     this.show("connecting");
     try {
       mine.player = await Player.open(0.08);
-      mine.microphone = await Microphone.open({ rate: RATE, chunk_s: CHUNK_S, take: (chunk) => this.hear(chunk) });
+      mine.microphone = await Microphone.open({ rate: RATE, chunk_s: CHUNK_S, clean: true, take: (chunk) => this.hear(chunk) });
       if (this.current !== mine) return this.free(mine);
       this.connect(mine);
     } catch (error) {
@@ -79,7 +79,8 @@ export class Call {
       player: mine.player,
       now: () => performance.now(),
       changed: () => this.changed(),
-      problem: (text) => toast(text),
+      // Before the session is ready nothing else can follow: the settings were refused.
+      problem: (text) => (session.state === "connecting" ? this.fail(text) : toast(text)),
     });
     this.session = session;
     let greeted = false;
@@ -123,7 +124,7 @@ export class Call {
   show(state) {
     $("call").dataset.state = state;
     $("state").textContent = t(state);
-    const notes = { hearing: "hearingNote", speaking: "interruptNote", listening: "listeningNote" };
+    const notes = { hearing: "hearingNote", speaking: "interruptNote", listening: isMiniature() ? "digitsNote" : "listeningNote" };
     let note = notes[state];
     if (settings.push && state !== "connecting" && state !== "ended") note = state === "hearing" ? "hearingNote" : "talkNote";
     else if (this.session?.muted && state !== "ended") note = "mutedNote";

@@ -25,7 +25,7 @@ export class Recorder {
     this.levels = [];
     $("record").disabled = true;
     try {
-      this.microphone = await Microphone.open({ rate: RATE, chunk_s: 0.05, take: (chunk) => this.hear(chunk) });
+      this.microphone = await Microphone.open({ rate: RATE, chunk_s: 0.05, clean: false, take: (chunk) => this.hear(chunk) });
       this.show(true);
     } catch (error) {
       toast(error.message);

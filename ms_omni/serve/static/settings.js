@@ -55,15 +55,18 @@ export function bind(form, changed) {
   return show;
 }
 
+/** The example model knows a small world: the page suggests what it can answer. */
+export const isMiniature = () => /miniature/i.test(settings.model);
+
 const number = (name) => (settings[name] === "" ? undefined : Number(settings[name]));
 
 /** The fields of a chat completion that follow from the settings; undefined ones are not sent. */
 export function chatFields() {
-  const sound = settings.modalities === "audio";
+  const sound = settings.modalities === "audio" && settings.voice !== ""; // a model without voices only writes
   const fields = {
     model: settings.model,
     modalities: sound ? ["text", "audio"] : ["text"],
-    audio: sound ? { voice: settings.voice || undefined, format: "pcm16" } : undefined,
+    audio: sound ? { voice: settings.voice, format: "pcm16" } : undefined,
     temperature: number("temperature"),
     top_p: number("topP"),
     top_k: number("topK"),
@@ -81,7 +84,7 @@ export function chatFields() {
   return fields;
 }
 
-/** A realtime session of these settings. */
+/** A realtime session of these settings; how it samples is this server's extension. */
 export function sessionFields() {
   const format = { type: "audio/pcm", rate: 24000 };
   const detection = {
@@ -94,11 +97,16 @@ export function sessionFields() {
   return {
     type: "realtime",
     output_modalities: ["audio"],
-    instructions: settings.system || undefined,
+    // The miniature answers questions about what it hears, so in a call it needs one to begin with.
+    instructions: settings.system.trim() || (isMiniature() ? "What number do you hear?" : ""),
     max_output_tokens: number("maxTokens"),
+    temperature: number("temperature"),
+    top_p: number("topP"),
+    top_k: number("topK"),
+    seed: number("seed"),
     audio: {
       input: { format, turn_detection: settings.push ? null : detection, transcription: { model: settings.model } },
-      output: { format, voice: settings.voice || undefined },
+      output: { format, voice: settings.voice },
     },
   };
 }

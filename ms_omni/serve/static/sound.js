@@ -75,12 +75,16 @@ export async function devices(constraints) {
   }
 }
 
-/** The microphone as PCM16: `take({samples, level})` for each chunk. */
+/**
+ * The microphone as PCM16: `take({samples, level})` for each chunk. clean: without the answer's echo and noise, as a call needs
+ * it; a recording is better left as it is.
+ */
 export class Microphone {
-  static async open({ rate, chunk_s, take }) {
+  static async open({ rate, chunk_s, clean, take }) {
     const microphone = new Microphone();
+    // No automatic gain: it begins too high, so that the first words of a call are clipped.
     microphone.stream = await devices({
-      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+      audio: { channelCount: 1, echoCancellation: clean, noiseSuppression: clean, autoGainControl: false },
     });
     // In the device's own rate: Firefox connects no others. The worklet resamples.
     microphone.context = new AudioContext({ latencyHint: "interactive" });
