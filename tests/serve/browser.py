@@ -61,8 +61,8 @@ class Browser:
             if answer.get("sessionId") in self.pages:
                 self.pages[answer["sessionId"]].hear(answer["method"], answer["params"])
 
-    def open(self, url, *, script="", **look):
-        """A new page in a profile of its own; see `Page.look`. `script` runs before the page's own."""
+    def open(self, url, *, script="", ready=True, **look):
+        """A new page in a profile of its own; see `Page.look`. `script` runs before the page's own; ready: waits for a model."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -72,7 +72,9 @@ class Browser:
         page.look(**look)
         page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         page.call("Page.navigate", url=url)
-        page.wait("document.readyState == 'complete' && document.querySelector('#model')?.textContent")
+        page.wait("document.readyState == 'complete' && document.querySelector('#send')")
+        if ready:
+            page.wait("document.querySelector('#model').textContent")
         return page
 
     def close(self):

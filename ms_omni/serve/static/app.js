@@ -5,7 +5,7 @@ import { Call } from "./call.js";
 import { Chat } from "./chat.js";
 import { $, icon, make, toast } from "./dom.js";
 import { languageOf, speak, t } from "./i18n.js";
-import { bind, isMiniature, load, save, settings } from "./settings.js";
+import { bind, isMiniature, load, openSettings, save, settings } from "./settings.js";
 
 load();
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -26,7 +26,7 @@ showTheme();
 showLanguage();
 const chat = new Chat();
 new Call();
-const showSettings = bind($("settings").querySelector("form"), (name) => {
+bind((name) => {
   if (name === "key" || name === "model") connect();
 });
 
@@ -41,13 +41,7 @@ $("theme").onclick = () => {
   save();
   showTheme();
 };
-$("open-settings").onclick = () => {
-  showSettings();
-  if (!$("settings").open) $("settings").showModal();
-};
-$("settings").addEventListener("click", ({ target }) => {
-  if (target === $("settings")) $("settings").close(); // beside the form
-});
+$("open-settings").onclick = () => openSettings();
 
 const options = (select, names, chosen) =>
   select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name, selected: name === chosen })));
@@ -71,7 +65,7 @@ async function connect() {
       setTimeout(connect, 2000);
       return;
     }
-    toast(error.message, error.status === 401 ? { label: t("settings"), run: () => $("open-settings").click() } : { label: t("retry"), run: connect });
+    toast(error.message, error.status === 401 ? { label: t("settings"), run: () => openSettings("key") } : { label: t("retry"), run: connect });
   }
 }
 

@@ -6,7 +6,7 @@ import { Attachments, takeFiles } from "./attachments.js";
 import { $, toast } from "./dom.js";
 import { t } from "./i18n.js";
 import { Recorder } from "./recorder.js";
-import { chatFields, settings } from "./settings.js";
+import { chatFields, openSettings, settings } from "./settings.js";
 import { Player } from "./sound.js";
 import { eventsOf } from "./sse.js";
 import { AnswerTurn, userTurn } from "./turns.js";
@@ -107,7 +107,7 @@ export class Chat {
       await this.read(response, answer, turn, sound);
     } catch (error) {
       problem = error.name === "AbortError" ? t("stopped") : error.message;
-      if (error.status === 401) $("open-settings").click();
+      if (error.status === 401) openSettings("key");
     }
     turn.update(answer);
     if (this.request === request) this.request = null;

@@ -29,15 +29,24 @@ export function save() {
   }
 }
 
-/** Shows the settings in the form and takes what is changed there. */
-export function bind(form, changed) {
-  const show = () => {
-    for (const field of form.elements) {
-      if (!(field.name in settings)) continue;
-      if (field.type === "checkbox") field.checked = settings[field.name];
-      else field.value = settings[field.name];
-    }
-  };
+function show() {
+  for (const field of $("settings").querySelector("form").elements) {
+    if (!(field.name in settings)) continue;
+    if (field.type === "checkbox") field.checked = settings[field.name];
+    else field.value = settings[field.name];
+  }
+}
+
+/** Opens the settings, at a field if it is given. */
+export function openSettings(name) {
+  show();
+  if (!$("settings").open) $("settings").showModal();
+  if (name) $("settings").querySelector(`[name=${name}]`).focus();
+}
+
+/** Takes what is changed in the settings; changed(name) follows. */
+export function bind(changed) {
+  const form = $("settings").querySelector("form");
   form.addEventListener("change", ({ target }) => {
     if (!target.reportValidity()) return;
     settings[target.name] = target.type === "checkbox" ? target.checked : target.value;
@@ -51,8 +60,9 @@ export function bind(form, changed) {
     show();
     changed("key");
   };
-  show();
-  return show;
+  $("settings").addEventListener("click", ({ target }) => {
+    if (target === $("settings")) $("settings").close(); // beside the form
+  });
 }
 
 /** The example model knows a small world: the page suggests what it can answer. */
