@@ -42,6 +42,7 @@ def _parts(request: Request) -> Iterator[Any]:
         "reads": [request.reads, request.grows],
         "copies": options.num_return_sequences,
         "prefill": options.prefill_tokens,
+        "unspoken": options.unspoken_from,
         "whole": options.whole_logits,
         "states": options.output_hidden_states,
         "described": repr(options.described()),
@@ -66,6 +67,7 @@ def unpacked(data: bytes) -> Request:
         output_logits=header["whole"],
         output_hidden_states=header["states"],
         prefill_tokens=header["prefill"],
+        unspoken_from=tuple(header["unspoken"]),
     )
     speech = header["speech"] and SpeechParams.from_dict(header["speech"])
     flags = {name: header[name] for name in ("given", "named")} | dict(zip(("reads", "grows"), header["reads"]))

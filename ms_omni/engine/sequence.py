@@ -20,7 +20,7 @@ class Sequence:
 
     speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
     many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each; cached: tokens
-    of the prompt that were found read when the row was admitted first.
+    of the prompt that were found read when the row was admitted first; told_all: whether the speech knows that no more text comes.
 
     given: it is said and not written; reads: neither.
 
@@ -40,6 +40,7 @@ class Sequence:
     codes: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     cached: int = 0
+    told_all: bool = False
     given: bool = False
     reads: bool = False
     room: int = 0
@@ -79,8 +80,8 @@ class Sequence:
 
     @property
     def written(self) -> bool:
-        """Whether no more text comes."""
-        return self.given or not self.text.going
+        """Whether no more text comes that is said."""
+        return self.given or self.text.hushed or not self.text.going
 
     def drop(self) -> None:
         """Forgets what the blocks held."""

@@ -18,7 +18,7 @@ from ..outputs import Logprobs, TextDelta
 
 class Text:
     """tokens: the new ids so far; going: whether more may follow; words: the ids that are said, those that end a row left out;
-    reason: why no more follow, as in `StreamEnd`.
+    hushed: whether no more are, whatever is written; reason: why no more follow, as in `StreamEnd`.
 
     row: the number of the conversation among those that one call asked, which its random stream depends on.
     """
@@ -38,7 +38,7 @@ class Text:
         self.decoder = options.tokenizer and IncrementalDecoder(options.tokenizer)
         self.tokens: list[int] = []
         self.words: list[int] = []
-        self.going, self.reason = True, ""
+        self.going, self.hushed, self.reason = True, False, ""
         self.shown = ""  # the end of the text so far, as long as the longest stop string
         self.scores: list[np.ndarray] = []
         self.logits: list[np.ndarray] = []
@@ -75,7 +75,8 @@ class Text:
         self.sampler.note(token)
         self.tokens.append(token)
         full = len(self.tokens) == self.params.max_new_tokens
-        if token not in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ()):
+        self.hushed = self.hushed or token in self.options.unspoken_from
+        if not (self.hushed or token in self.params.eos_token_id + (self.params.forced_eos_token_id if full else ())):
             self.words.append(token)
         piece = None if self.decoder is None else self.decoder.push(token, full)
         if going is None:

@@ -215,7 +215,7 @@ class Work:
         if not row.text.going:
             self._ended[THINKER].add(id)
             self._keep(row)
-        if row.speech is not None:
+        if row.speech is not None and not row.told_all:
             self._news.append(id)
 
     def _keep(self, row):
@@ -252,6 +252,7 @@ class Work:
 
     def _tell_of(self, row, id, words):
         """Words float32 `[n, D]` of one answer."""
+        row.told_all = row.written
         if not row.told and len(words) <= ROLE_ROWS:
             if row.written:  # nothing is to be said
                 self.speech.cancel(id)

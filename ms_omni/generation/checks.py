@@ -162,6 +162,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "use_cache": _bool,
     "prefill_tokens": ((lambda value: _whole(value, 1) and value in PREFILL_TOKENS), f"one of {PREFILL_TOKENS}"),
+    "unspoken_from": (
+        (lambda value: isinstance(value, (list, tuple)) and all(_whole(id, 0) for id in value)),
+        "a list of token ids",
+    ),
     "logprobs": ((lambda value: _whole(value, 0) and value <= LOGPROBS), f"an integer from 0 to {LOGPROBS}"),
     # the result
     "return_dict_in_generate": _bool,

@@ -22,6 +22,7 @@ TEXT_OPTIONS = (
     "use_cache",
     "logprobs",
     "prefill_tokens",
+    "unspoken_from",
 )
 RESULT_OPTIONS = (
     "streamer",
@@ -41,7 +42,7 @@ class TextOptions:
     output_scores, else None. logits_processor: functions `(input_ids [B, T], scores [B, V]) -> scores`. keep_cache:
     the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt. logprobs: how many of the
     likeliest tokens a `TextDelta` names with their log-probabilities, beside the one that was chosen; None: nothing of this.
-    prefill_tokens: of a prompt that are read at a time, and found again at a multiple of as many; None: the most.
+    unspoken_from: ids from the first of which on nothing of the text is said. prefill_tokens: of a prompt that are read at a time, and found again at a multiple of as many; None: the most.
     """
 
     stop_strings: tuple = ()
@@ -58,6 +59,7 @@ class TextOptions:
     output_hidden_states: bool = False
     logprobs: int | None = None
     prefill_tokens: int | None = None
+    unspoken_from: tuple = ()
 
     @property
     def kept(self) -> bool:
@@ -118,6 +120,7 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
         keep_cache=bool(given.get("use_cache")) and flags.get("return_dict_in_generate", False),
         logprobs=given.get("logprobs"),
         prefill_tokens=given.get("prefill_tokens"),
+        unspoken_from=as_tuple(given.get("unspoken_from")),
         **flags,
     )
 

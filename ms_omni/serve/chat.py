@@ -12,11 +12,13 @@ from starlette.routing import Route
 
 from ..errors import OmniError
 from ..outputs import StreamError
+from .answer_text import OPEN, THINK
 from .bodies import read_body
 from .chat_options import check, engine_options, processor_options, seeds
 from .completion import Choice, Delta, Message
 from .conversation import conversation, located
 from .errors import api_error, busy
+from .grammar import Constraint, grammar_of, usable_tools
 from .schema import ChatBody
 from .server import Server
 from .streams import DONE, EventStream, event, unless_gone
@@ -57,15 +59,22 @@ class Completion:
         """The JSON of an answer that is not streamed."""
         format = self.body.audio.format if self.body.speaks and self.body.audio else None
         messages = [Message(format) for _ in range(self.count)]
+        logprobs: list[list[Any]] = [[] for _ in messages]
         try:
             await self._ask()
             async for index, deltas in self._deltas():
                 messages[index].add(deltas)
+                logprobs[index] += self.choices[index].logprobs()
         finally:
             self._cancel()
         bodies = await self.server.in_pool(lambda _: [message.body() for message in messages])
         choices = [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
+            {
+                "index": index,
+                "message": message,
+                "logprobs": self._shown(logprobs[index]),
+                "finish_reason": choice.finish_reason,
+            }
             for index, (message, choice) in enumerate(zip(bodies, self.choices))
         ]
         return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
@@ -97,8 +106,10 @@ class Completion:
                     yield event(
                         self._chunk(index, {"role": "assistant", "content": None if self._speaks else "", "refusal": None})
                     )
-                for delta in deltas:
-                    yield event(self._chunk(index, delta))
+                due = self._shown(self.choices[index].logprobs())
+                for delta in deltas or ([{}] if due else []):
+                    yield event(self._chunk(index, delta, logprobs=due))
+                    due = None
                 if (reason := self.choices[index].finish_reason) is not None:
                     yield event(self._chunk(index, {}, reason))
                 found = await anext(source, None)
@@ -126,8 +137,11 @@ class Completion:
             "system_fingerprint": self.server.fingerprint,
         }
 
-    def _chunk(self, index, delta, reason=None):
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _shown(self, logprobs):
+        return {"content": logprobs, "refusal": None} if self.body.logprobs and logprobs else None
+
+    def _chunk(self, index, delta, reason=None, logprobs=None):
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if self.body.include_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
 
@@ -135,23 +149,40 @@ class Completion:
 
     async def _ask(self):
         server, body = self.server, self.body
+        tools = usable_tools(body)
         messages = await server.in_pool(lambda _: conversation(body.messages, server.transcripts))
         try:
-            inputs = await server.prepare(messages, **processor_options(body))
+            inputs = await server.prepare(messages, **processor_options(body, tools, server.processor.chat_template))
         except OmniError as error:
             raise located(error) from None
         self._details = server.prompt_tokens(inputs["input_ids"])
         tail = server.processor.tokenizer.decode(inputs["input_ids"][0][-TAIL:])
-        options = engine_options(body, server)
-        for seed in seeds(body.seed, self.count):
-            self._answers.append(await server.ask(inputs, tokenizer=server.processor.tokenizer, seed=seed, **options))
-            self.choices.append(self._choice(tail))
+        thinking = tail.rstrip().endswith(THINK)
+        constraints = await server.in_pool(lambda _: self._constraints(tools, thinking))
+        options = {**engine_options(body, server), "tokenizer": server.processor.tokenizer}
+        call = server.processor.tokenizer.get_added_vocab().get(OPEN)
+        if tools and body.speaks and call is not None:  # calls are not said
+            options["unspoken_from"] = [call]
+        for seed, constraint in zip(seeds(body.seed, self.count), constraints):
+            ruled = {"logits_processor": [constraint]} if constraint else {}
+            self._answers.append(await server.ask(inputs, seed=seed, **options, **ruled))
+            self.choices.append(self._choice(tools, thinking))
 
-    def _choice(self, tail):
+    def _constraints(self, tools, thinking):
+        grammars = self.server.grammars
+        found = grammars and grammar_of(self.body, tools, grammars.mark, thinking)
+        if not (grammars and found):
+            return [None] * self.count
+        return [Constraint(grammars.matcher(*found)) for _ in range(self.count)]
+
+    def _choice(self, tools, thinking):
         body = self.body
         return Choice(
             body.stops,
-            thinking=tail.rstrip().endswith("<think>"),
+            thinking=thinking,
+            calls=(1 if body.parallel_tool_calls is False else None) if tools else 0,
+            texts=self.server.token_texts if body.logprobs else None,
+            end_ids=self.server.end_ids,
             format=body.audio.format if body.speaks and body.audio else None,
             transcripts=self.server.transcripts,
             talker_limit=body.talker_max_new_tokens,

@@ -1,12 +1,16 @@
 """What the body of a chat completion asks of the engine, and whether that fits together."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..input.arguments import is_argument
+from ..input.chat import choose_template
 from .errors import ApiError
-from .schema import STREAMED_FORMAT, ChatBody
+from .grammar import MISSING, wants_grammar
+from .schema import STREAMED_FORMAT, ChatBody, Definition
 from .server import Server
 
 DIRECT = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -16,6 +20,8 @@ SPEECH = (
     "chunk_frames",
 )
 PROCESSOR = ("fps", "num_frames", "min_pixels", "max_pixels")
+OWN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "conversation", "chat_template")
+"""Variables of templates that are not the caller's to set."""
 NARROWING = ("top_p", "top_k", "min_p")
 
 
@@ -41,6 +47,8 @@ def check(body: ChatBody, server: Server) -> None:
         raise refuse("modalities", "is empty; expected ['text'], or ['text', 'audio']")
     if body.reasoning_effort not in (None, "none"):
         raise refuse("reasoning_effort", "how long it thinks is the model's choice; leave it out, or give 'none'")
+    if server.grammars is None and (param := wants_grammar(body)):
+        raise refuse(param, MISSING, "unsupported_value")
     _check_speech(body, server)
     _check_media_options(body)
     ids = {*(body.stop_token_ids or ()), *map(int, body.logit_bias or {})} if _all_ids(body) else set()
@@ -117,12 +125,40 @@ def engine_options(body: ChatBody, server: Server) -> dict[str, Any]:
     return options
 
 
-def processor_options(body: ChatBody) -> dict[str, Any]:
-    """Of media that do not say themselves."""
+def processor_options(body: ChatBody, tools: Sequence[Definition], template: Any) -> dict[str, Any]:
+    """Arguments of `apply_chat_template`: of media that do not say themselves, tools, and the template's variables.
+
+    template: the checkpoint's chat template, or several by name. Raises `ApiError` for what it does not read.
+    """
     options = {name: getattr(body, name) for name in PROCESSOR if getattr(body, name) is not None}
     if body.use_audio_in_video:
         options["use_audio_in_video"] = True
+    text = choose_template(template, None, tools)
+    if tools:
+        if not _reads(text, "tools"):
+            raise refuse("tools", "the chat template of this model knows no tools; leave them out", "unsupported_value")
+        options["tools"] = [{"type": "function", "function": one.model_dump(exclude_none=True)} for one in tools]
+    for param, name, value in _variables(body):
+        if name in OWN or is_argument(name) or not _reads(text, name):
+            raise refuse(
+                param, f"the chat template of this model does not read {name!r:.60}; leave it out", "unsupported_value"
+            )
+        options[name] = value
     return options
+
+
+def _variables(body):
+    """`(argument, variable, value)` of what the caller tells the template."""
+    found = [(f"chat_template_kwargs.{name}", name, value) for name, value in (body.chat_template_kwargs or {}).items()]
+    if body.enable_thinking is not None:
+        found.append(("enable_thinking", "enable_thinking", body.enable_thinking))
+    if body.reasoning_effort == "none":
+        found.append(("reasoning_effort", "enable_thinking", False))
+    return found
+
+
+def _reads(template, name):
+    return re.search(rf"(?<![\w.'\"]){re.escape(name)}\b", template) is not None
 
 
 def seeds(seed: int | None, count: int) -> Sequence[int | None]:

@@ -1,7 +1,7 @@
 """One choice of a chat completion: the engine's events as OpenAI's deltas, and these together as a message."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import CacheFull
 from ..outputs import AudioChunk, StreamEnd, TextDelta
 from .answer_text import Calls, StopText, Thoughts
+from .logprobs import TokenTexts
 from .sound import Encoder, encode
 from .transcripts import Transcripts
 
@@ -23,8 +24,9 @@ class Choice:
     stops: texts that end it; thinking: whether the prompt has opened its thoughts; calls: how many tool calls there may be (None:
     any number), 0 where there are no tools; format: of its sound, or None; transcripts: where what is said is remembered.
 
-    finish_reason: None as long as it goes on. counts: tokens of the text, those of its thoughts, codec frames, and tokens of the
-    prompt that were cached.
+    texts: of tokens, where their log-probabilities are wanted.
+
+    finish_reason: None as long as it goes on; tokens, thought_tokens: of the text; frames: of the codec; cached: tokens of the prompt.
     """
 
     def __init__(
@@ -36,9 +38,12 @@ class Choice:
         transcripts: Transcripts | None = None,
         talker_limit: int | None = None,
         stream: bool = False,
+        texts: TokenTexts | None = None,
+        end_ids: Container[int] = (),
     ):
         self.finish_reason: str | None = None
-        self.tokens = self.thought_tokens = self.samples = self.cached = 0
+        self.tokens = self.thought_tokens = self.frames = self.cached = 0
+        self._texts, self._end_ids, self._waiting, self._due = texts, end_ids, [], []
         self._stop, self._thoughts = StopText(stops), Thoughts(thinking)
         self._calls = None if calls == 0 else Calls(calls)
         self._format, self._transcripts, self._talker_limit = format, transcripts, talker_limit
@@ -46,24 +51,16 @@ class Choice:
         self._transcript: list[str] = []
         self._encoder = Encoder(format) if format and stream else None
 
-    @property
-    def frames(self) -> int:
-        """Codec frames that were spoken."""
-        return -(-self.samples // FRAME_SAMPLES)
-
     def take(self, event: Any) -> list[Delta]:
         """The deltas of an event; behind the last one `finish_reason` is set."""
         if isinstance(event, TextDelta):
-            self.tokens += 1
-            deltas = self._read(event.text[0] if event.text else "")
-            self.thought_tokens += self._thoughts.thinking
-            return deltas
+            return self._token(event)
         if isinstance(event, AudioChunk):
             return self._sound(event.pcm[0, : event.samples[0]])
         if isinstance(event, StreamEnd):
-            self.cached = int(event.cached_tokens[0]) if event.cached_tokens is not None else 0
+            self.frames, self.cached = int(event.frames[0]), int(event.cached_tokens[0])
             cut = event.reasons[:1] in (("length",), ("time",)) and not self._stop.found
-            spoken_out = self._talker_limit is not None and int(event.frames[0]) >= self._talker_limit
+            spoken_out = self._talker_limit is not None and self.frames >= self._talker_limit
             return self.end("length" if cut or spoken_out else "stop")
         return []
 
@@ -79,6 +76,8 @@ class Choice:
             deltas += self._deltas("", content, calls)
             if self._calls.count and reason == "stop":
                 reason = "tool_calls"
+        if not self._stop.found:
+            self._give_out()
         self.finish_reason = reason
         if self.audio_id is not None and self._transcripts is not None:
             self.expires_at = self._transcripts.keep(self.audio_id, "".join(self._transcript))
@@ -95,6 +94,26 @@ class Choice:
     def full(self) -> bool:
         """Whether nothing that follows is wanted."""
         return self._calls is not None and self._calls.full
+
+    def logprobs(self) -> list[dict[str, Any]]:
+        """Those of the tokens whose text was given out since the last call."""
+        due, self._due = self._due, []
+        return due
+
+    def _token(self, event):
+        self.tokens += 1
+        token, thinking = int(event.token[0]), self._thoughts.thinking
+        deltas = self._read(event.text[0] if event.text else "")
+        self.thought_tokens += thinking
+        if self._texts is not None and event.logprobs and not thinking and token not in self._end_ids:
+            self._waiting.append(self._texts.entry(token, event.logprobs[0]))
+        if deltas:
+            self._give_out()
+        return deltas
+
+    def _give_out(self):
+        self._due += self._waiting
+        self._waiting = []
 
     def _read(self, piece):
         text = self._stop.push(piece)
@@ -116,7 +135,7 @@ class Choice:
         return deltas + [{"tool_calls": [call]} for call in calls]
 
     def _sound(self, samples):
-        self.samples += len(samples)
+        self.frames += -(-len(samples) // FRAME_SAMPLES)  # the end says it exactly
         if self._encoder is None:
             return [{"audio": {"samples": samples}}]
         data = self._encoder.write(samples)
@@ -161,7 +180,7 @@ class Message:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
         if self.format is not None or (self.calls and not text):
             message["content"] = None
-        if self.format is not None:
+        if self.format is not None and (self.samples or not self.calls):
             samples = np.concatenate([np.zeros(0, np.float32), *self.samples])
             data = base64.b64encode(encode(samples, self.format)).decode()
             message["audio"] = {**self.audio, "data": data}

@@ -21,6 +21,8 @@ from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
+from .grammar import Grammars
+from .logprobs import TokenTexts
 from .metrics import Measured, Metrics
 from .settings import MIB, Settings
 from .transcripts import Transcripts
@@ -65,6 +67,8 @@ class Server:
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue
         self.transcripts = Transcripts()
+        self.end_ids: tuple[int, ...] = ()
+        self.grammars: Grammars | None = None
         self.worker = EngineThread(self._load, asyncio.get_running_loop(), limit)
 
     # -- start and end -----------------------------------------------------------------------------------------------
@@ -78,6 +82,8 @@ class Server:
                 return
             self.say("answering a question to itself")
             await self._self_test()
+            self.grammars = await asyncio.to_thread(Grammars.of, self.processor, self.vocabulary, self.end_ids)
+            self.token_texts = TokenTexts(self.processor.tokenizer)
         except (Exception, asyncio.CancelledError) as error:
             self.state, self.failure = FAILED, error if isinstance(error, Exception) else None
             raise
@@ -114,7 +120,9 @@ class Server:
         inputs = await self.prepare(messages)
         speaks = self.worker.engine.speaks
         limits = {"talker_max_new_tokens": 4} if speaks else {}
-        async for _ in await self.worker.ask(inputs, max_new_tokens=4, return_audio=speaks, seed=0, **limits):
+        answer = await self.worker.ask(inputs, max_new_tokens=4, return_audio=speaks, seed=0, **limits)
+        self.end_ids = answer.end_ids
+        async for _ in answer:
             pass
 
     def drain(self) -> None:

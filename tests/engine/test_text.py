@@ -96,3 +96,26 @@ def test_pieces_of_text_join_and_nothing_is_held_back_at_the_end(processor):
     first = processor.tokenizer("🎵")["input_ids"][0]
     cut = text(options={"tokenizer": processor.tokenizer}, max_new_tokens=1)
     assert cut.add(first).text == ("\ufffd",)
+
+
+@pytest.mark.parametrize(
+    "tokens, options, reason",
+    [
+        ([5, END], {}, "stop"),
+        ([5, 6, END], {"stop_strings": ("g",), "tokenizer": Letters()}, "stop"),
+        ([5, 6, 7], {}, "length"),
+        ([5], {"max_time": 0.5}, "time"),
+        ([5], {}, ""),
+    ],
+)
+def test_it_knows_why_it_ended(tokens, options, reason):
+    times = iter(range(9))
+    found = text(clock=lambda: next(times), options=options, max_new_tokens=3)
+    written(found, tokens)
+    assert found.reason == reason and found.going == (not reason)
+
+
+def test_nothing_is_said_from_some_tokens_on():
+    found = text(options={"unspoken_from": (7,)})
+    assert written(found, [5, 7, 8, END]) == [5, 7, 8, END]
+    assert found.words == [5] and found.hushed
