@@ -255,7 +255,7 @@ def _history() -> Any:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "ms_omni" / "chat_history"
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)  # compiled kernels lie in it, and must be the user's alone
         path.touch(0o600)
         readline.read_history_file(path)
     readline.set_history_length(KEPT_LINES)

@@ -99,7 +99,7 @@ class Clients:
 
     def __init__(self, client: httpx.AsyncClient, seed: int):
         self.client, self.rng = client, random.Random(seed)
-        self.questions = questions()
+        self.questions, self.first = questions(), list(MANNERS)
         self.expected: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.times: list[float] = []
@@ -115,7 +115,7 @@ class Clients:
 
     async def one(self):
         """One call of a client who behaves in some manner."""
-        manner = self.rng.choices(list(MANNERS), list(MANNERS.values()))[0]
+        manner = self.first.pop() if self.first else self.rng.choices(list(MANNERS), list(MANNERS.values()))[0]
         name = self.rng.choice(list(self.questions))
         self.counts[manner] += 1
         try:

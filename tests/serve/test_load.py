@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from .load import BODY_MB, failed, load
+from .load import BODY_MB, MANNERS, failed, load
 
 
 @pytest.mark.slow
@@ -13,7 +13,7 @@ def test_sixteen_clients_for_half_a_minute(make_server):
     server.wait()
     found = asyncio.run(load(server, clients=16, seconds=30))
     assert not failed(found), found
-    assert found["answers"] > 30 and {"leaves", "oversize", "malformed", "slow writer"} <= found["others"].keys(), found
+    assert found["answers"] >= 16 and found["others"].keys() >= MANNERS.keys(), found
     memory = found["memory_mib"]
     assert memory["end"] < 1.2 * memory["start"] + 100, found
     assert "Traceback" not in server.said()
