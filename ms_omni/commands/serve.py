@@ -32,6 +32,11 @@ def add_arguments(parser):
     )
     listening.add_argument("--ssl-certfile", metavar="PEM", help="certificate for https")
     listening.add_argument("--ssl-keyfile", metavar="PEM", help="its private key")
+    listening.add_argument(
+        "--instance",
+        metavar="NAME",
+        help="what this server is called among several: ids of its spoken answers say it, so that others can be sent there",
+    )
     limits = add_limits(parser)
     limits.add_argument(
         "--max-queue", type=int, default=128, metavar="N", help="answers that may wait beside them (default: 128)"
@@ -83,10 +88,14 @@ def settings_of(arguments):
     keys = arguments.api_key or [key for key in os.environ.get(KEY_VARIABLE, "").split(",") if key]
     if not all(key.strip() and key.isascii() and key.isprintable() for key in keys):
         raise InputError("an API key must be printable ASCII characters, and not empty")
+    instance = arguments.instance
+    if instance is not None and not (instance.isascii() and instance.isalnum()):
+        raise InputError(f"--instance is {instance!r}, expected letters and digits")
     return replace(
         settings,
         host=arguments.host,
         port=arguments.port,
+        instance=instance,
         api_keys=tuple(keys),
         origins=tuple(origin.rstrip("/") for origin in arguments.allow_origin or ()),
         certificate=arguments.ssl_certfile,

@@ -66,7 +66,7 @@ class Server:
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue
-        self.transcripts = Transcripts()
+        self.transcripts = Transcripts(settings.instance)
         self.end_ids: tuple[int, ...] = ()
         self.grammars: Grammars | None = None
         self.worker = EngineThread(self._load, asyncio.get_running_loop(), limit)

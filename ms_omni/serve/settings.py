@@ -10,6 +10,7 @@ MIB = 1 << 20
 class Settings:
     """model: a folder or a model's name; name: by which callers ask for it (default: the folder's, or the name).
 
+    instance: what it is called among several servers, as ids of its spoken answers say.
     api_keys: one of them must be sent, if there are any; origins: of pages elsewhere that browsers may let ask.
     max_rows: answers at work at a time; max_queue: that wait beside them, before callers are turned away; max_model_len: tokens of
     prompt and answer together; cache_tokens: of all answers together, see `Engine`; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
@@ -24,6 +25,7 @@ class Settings:
     name: str
     host: str = "127.0.0.1"
     port: int = 8000
+    instance: str | None = None
     api_keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     max_rows: int = 16

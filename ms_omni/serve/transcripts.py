@@ -12,17 +12,24 @@ MOST, MOST_BYTES = 10_000, 64 << 20
 
 
 class Transcripts:
-    """most, most_bytes: kept at a time; the oldest give way. clock: seconds since 1970."""
+    """instance: of several servers, the one that keeps them. most, most_bytes: kept at a time; the oldest give way. clock: seconds
+    since 1970.
+    """
 
-    def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES, clock: Callable[[], float] = time.time):
-        self.most, self.most_bytes, self._clock = most, most_bytes, clock
+    def __init__(
+        self,
+        instance: str | None = None,
+        most: int = MOST,
+        most_bytes: int = MOST_BYTES,
+        clock: Callable[[], float] = time.time,
+    ):
+        self.instance, self.most, self.most_bytes, self._clock = instance, most, most_bytes, clock
         self._kept: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._bytes = 0
 
-    @staticmethod
-    def new_id() -> str:
-        """An id that nobody can guess."""
-        return f"audio_{secrets.token_hex(16)}"
+    def new_id(self) -> str:
+        """An id that nobody can guess, and that says where it is known."""
+        return "_".join(filter(None, ("audio", self.instance, secrets.token_hex(16))))
 
     def keep(self, id: str, text: str) -> int:
         """Remembers what was said; returns until when, as OpenAI's `expires_at`."""

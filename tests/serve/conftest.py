@@ -52,9 +52,9 @@ class Running:
         raise AssertionError(f"{path} did not answer in {limit_s} s: {self.said()}")
 
 
-def start(folder: Path, *options: str, model: Path = MINIATURE, key: str | None = KEY) -> Running:
+def start(folder: Path, *options: str, model: Path = MINIATURE, key: str | None = KEY, port: int | None = None) -> Running:
     """Starts a server; wait for it with `Running.wait`."""
-    port, log = free_port(), folder / "server.log"
+    port, log = port or free_port(), folder / "server.log"
     command = [sys.executable, "-m", "ms_omni", "serve", "--model", str(model), "--port", str(port), *options]
     environment = {**os.environ, **({"MS_OMNI_API_KEY": key} if key else {})}
     with log.open("wb") as file:
