@@ -18,6 +18,14 @@ def pytest_addoption(parser):
     parser.addoption("--show-gaps", action="store_true", help="print the largest difference to the reference per part")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Where the slow tests run, those marked `short`, which a slow one contains, need not."""
+    if config.getoption("markexpr") == "":
+        short = [item for item in items if item.get_closest_marker("short")]
+        config.hook.pytest_deselected(items=short)
+        items[:] = [item for item in items if item not in short]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--show-gaps") and GAPS:
         terminalreporter.section("largest relative difference to the reference (tolerance)")

@@ -25,6 +25,8 @@ def main(folder: Path, what: str, plan: str | None = None) -> None:
         found["mindspore"] = mindspore.__version__
         if what.startswith("forms"):
             forms(log, what, result, found)
+        elif what == "whole":
+            answers(log, found)
         else:
             part(log, what, plan, found)
     except Exception as error:
@@ -35,7 +37,7 @@ def main(folder: Path, what: str, plan: str | None = None) -> None:
 
 
 def part(log: KernelLog, what: str, plan: str | None, found: dict) -> None:
-    """A part of the model, or the miniature; with a plan on one rank of several, and the memory of the whole model there."""
+    """A part of the model; with a plan on one rank of several, and the memory of the whole model there."""
     from . import parts
 
     team = None
@@ -44,17 +46,26 @@ def part(log: KernelLog, what: str, plan: str | None, found: dict) -> None:
 
         team = join(plan)
         found["memory"] = memory(team)
-    if what.startswith("whole:"):
-        from .whole import whole
-
-        counted = whole(what.removeprefix("whole:"), log)
-    elif what in parts.SPREAD:
+    if what in parts.SPREAD:
         counted = parts.SPREAD[what](log, team)
     else:
         counted = parts.PARTS[what](log)
     found.update(described(counted.launches))
     found["launches_per_layer"] = {name: launches.total for name, launches in counted.per_layer.items()}
     found["layers"] = {name: described(launches) for name, launches in counted.per_layer.items()}
+
+
+def answers(log: KernelLog, found: dict) -> None:
+    """The miniature, loaded anew for each question, `{"answers": {kind: ...}}`."""
+    from .run import WHOLE
+    from .whole import whole
+
+    found["answers"] = {}
+    for kind in WHOLE:
+        try:
+            found["answers"][kind] = described(whole(kind, log))
+        except Exception as error:
+            found["raised"][f"whole, {kind}"] = said(error)
 
 
 def described(launches) -> dict:

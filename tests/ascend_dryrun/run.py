@@ -1,7 +1,7 @@
 """Runs a part of the model on MindSpore's own Ascend backend, on a machine without an NPU, and counts its kernels.
 
 Nothing is computed and CANN checks nothing. What is shown is that wrappers and types pass, which kernel each operator gets,
-and how many are launched: the published geometry in bfloat16, or the miniature for `whole:...`. Exit code 1: something
+and how many are launched: the published geometry in bfloat16, or the miniature for `whole`. Exit code 1: something
 raised. Where there is no such backend (other than x86-64 Linux) one line says so.
 """
 
@@ -21,12 +21,13 @@ from tests.ascend_dryrun import stub  # noqa: E402
 
 PARTS = ("thinker", "prefill", "talker", "frame", "sampler", "vocoder", "encoders")
 SPREAD = PARTS[:2]
-WHOLE = tuple(f"whole:{kind}" for kind in ("text", "image", "video", "audio", "speech"))
+WHOLE = ("text", "image", "video", "audio", "speech")
+"""Questions that the miniature is asked, with one medium or answered in speech."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    whats = ("forms", *PARTS, *WHOLE)
+    whats = ("forms", *PARTS, "whole")
     parser.add_argument("--what", required=True, choices=whats, metavar="PART", help=f"one of {', '.join(whats)}")
     parser.add_argument("--plan", choices=("ep", "zero3"), help=f"on one of several cards, with {' or '.join(SPREAD)}")
     parser.add_argument("--cards", type=int, help="number of cards for --plan")
@@ -86,6 +87,7 @@ def report(what: str, result: dict) -> str:
     lines += [f"raised in {place}: {words}" for place, words in result["raised"].items()] or ["nothing raised"]
     counted = {what: result} if "kernels" in result else {}
     counted |= {f"a layer of {name}": found for name, found in result.get("layers", {}).items()}
+    counted |= {f"an answer ({kind})": found for kind, found in result.get("answers", {}).items()}
     for label, ways in result.get("forms", {}).items():
         counted |= {f"{label}, {way}": found for way, found in ways.items()}
     lines += [f"{label}: {found['launches']} launches; {_kernels(found)}" for label, found in counted.items()]

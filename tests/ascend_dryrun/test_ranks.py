@@ -5,18 +5,18 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan, cards, rank",
+    "part, plan, cards, rank",
     [
-        ("ep", 1, 0),
-        ("ep", 8, 7),
-        ("ep", 2, 1),
-        ("zero3", 8, 0),
-        ("zero3", 4, 3),
+        ("prefill", "ep", 1, 0),
+        ("prefill", "ep", 8, 7),
+        ("thinker", "ep", 2, 1),  # the same run as in test_budgets.py
+        ("prefill", "zero3", 8, 0),
+        ("prefill", "zero3", 4, 3),
     ],
 )
-def test_weights_and_cache_per_card(dry, plan, cards, rank):
+def test_weights_and_cache_per_card(dry, part, plan, cards, rank):
     """Packed weights, which stand for those that they are made of, included; pictures have zeros in theirs, 32 MB."""
-    found = dry("prefill", plan, cards, rank)
+    found = dry(part, plan, cards, rank)
     assert not found["raised"] and found["memory"]["packed"] == [plan == "ep"] * 3
     for kind in ("weights", "cache"):
         held, planned = found["memory"][kind]["held"], found["memory"][kind]["plan"]

@@ -5,8 +5,7 @@ from pathlib import Path
 import ms_omni.modeling.ops as ops
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 
-from .kernel_log import KernelLog
-from .parts import Counted
+from .kernel_log import KernelLog, Launches
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MINIATURE = EXAMPLES / "miniature"
@@ -15,11 +14,10 @@ MEDIA = {
     "video": {"type": "video", "video": str(EXAMPLES / "video.mp4")},
     "audio": {"type": "audio", "audio": str(MINIATURE / "samples/digits.wav")},
 }
-KINDS = ("text", *MEDIA, "speech")
 TOKENS = 3
 
 
-def whole(kind: str, log: KernelLog) -> Counted:
+def whole(kind: str, log: KernelLog) -> Launches:
     """A question with one medium, or one that is answered in speech; counted from the first token of the prompt on."""
     ops.settle = lambda dtype: None  # nothing is computed, so there is nothing to compare operators by
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(str(MINIATURE), compile_steps=False, progress=False)
@@ -31,7 +29,7 @@ def whole(kind: str, log: KernelLog) -> Counted:
     log.skip()
     speech = {"thinker_min_new_tokens": TOKENS, "talker_max_new_tokens": TOKENS}
     model.generate(**inputs, max_new_tokens=TOKENS, **(speech if kind == "speech" else {"return_audio": False}))
-    counted = Counted(log.launched(), {})
+    launches = log.launched()
     if model.own_engine._weights.changed():
         raise AssertionError("weights have moved with the first answer, so the next one prepares everything again")
-    return counted
+    return launches

@@ -8,6 +8,7 @@ from tests.engine.soak import Soak
 SCHEDULES, REQUESTS, GROWTH_MIB = 20, 100, 4
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("seed", range(3))
 def test_a_schedule(world, seed):
     faults, _ = run_schedules(world, [seed])

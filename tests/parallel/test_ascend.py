@@ -29,7 +29,7 @@ def expected(folder):
 @pytest.mark.parametrize(
     "split_heads, compile_after, rows, callers",
     [
-        (True, None, 4, 3),
+        pytest.param(True, None, 4, 3, marks=pytest.mark.short),
         pytest.param(True, None, 4, len(small.CALLERS), marks=pytest.mark.slow),
         pytest.param(False, None, 4, len(small.CALLERS), marks=pytest.mark.slow),
         pytest.param(True, 0, 1, 2, marks=pytest.mark.slow),

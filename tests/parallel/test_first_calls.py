@@ -47,8 +47,13 @@ JOBS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint, tiny_model):
+    return answers(tiny_model, str(tiny_checkpoint), **WANTED)
+
+
 @pytest.mark.parametrize("run, first", JOBS)
-def test_the_answer_of_one_process(run, first, tiny_checkpoint, tiny_model, tmp_path):
+def test_the_answer_of_one_process(run, first, tiny_checkpoint, expected, tmp_path):
     folder = str(tiny_checkpoint)
     before, after, options = FIRST[first]
     script = tmp_path / "script.py"
@@ -64,7 +69,6 @@ def test_the_answer_of_one_process(run, first, tiny_checkpoint, tiny_model, tmp_
     )
     job = run(2, tmp_path / "job", script)
     assert job.code == 0, job.explain()
-    expected = answers(tiny_model, folder, **WANTED)
     for rank in range(2):
         with np.load(tmp_path / f"MS_WORKER{rank}.npz") as found:
             compare(dict(found), expected)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.launching import ROOT, started
+from tests.parallel.launching import ROOT, free_port, started
 
 ADDRESSES = ("10.211.7.1", "10.211.7.2")
-PORT = 18118
 LIMIT_S = 300
 
 
@@ -59,6 +58,7 @@ def test_two_hosts_give_the_answer_of_one(hosts, tiny_checkpoint, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
+    port = free_port()  # of nobody here either: the hosts share a home folder, where a job's secret has its port's name
     with open(tmp_path / "0.txt", "wb") as first, open(tmp_path / "1.txt", "wb") as second:
         commands = [
             [
@@ -77,7 +77,7 @@ def test_two_hosts_give_the_answer_of_one(hosts, tiny_checkpoint, tmp_path):
                 "--master-addr",
                 ADDRESSES[0],
                 "--master-port",
-                str(PORT),
+                str(port),
                 "--cards",
                 "1",
                 "--log-dir",
