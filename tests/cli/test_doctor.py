@@ -2,32 +2,6 @@
 
 import json
 
-import pytest
-
-
-@pytest.mark.slow
-def test_this_machine(cli):
-    """Everything at once, as a user runs it first."""
-    code, out, err = cli("doctor")
-    text = out.decode()
-    assert code == 0, text
-    assert text.splitlines()[-1] == "This machine can run the model."
-    for title in (
-        "Python",
-        "packages",
-        "memory",
-        "disk",
-        "devices",
-        "MindSpore",
-        "operators",
-        "speed",
-        "msrun, links",
-        "self-check",
-        "the miniature",
-    ):
-        assert any(line.startswith(title) for line in text.splitlines())
-    assert "XX" not in text and "Traceback" not in text + err
-
 
 def test_what_rests_on_a_fault_is_not_tried(cli, broken_mindspore, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(broken_mindspore))
