@@ -31,7 +31,8 @@ MODEL, BODY_MB, ROWS = "miniature", 1, 8
 MANNERS = {"plain": 50, "slow reader": 12, "slow writer": 8, "leaves": 10, "oversize": 5, "malformed": 5, "whole": 10}
 """How clients behave, in percent; "whole": well-behaved, and not streamed."""
 GOOD = ("plain", "slow reader", "slow writer", "whole")
-SILENCE_S, SAMPLE_S = 120.0, 1.0
+SILENCE_S, SAMPLE_S, IDLE_S = 120.0, 1.0, 10.0
+BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 def _file(name):
@@ -184,9 +185,10 @@ class Clients:
         return message["content"] or message["audio"]["transcript"], hashlib.sha256(pcm).hexdigest()
 
     async def leave(self, body):
-        """Goes away: before the answer begins, or in the middle of it."""
+        """Goes away: while it sends, before the answer begins, or in the middle of it."""
         if self.rng.random() < 0.5:
-            asking = asyncio.ensure_future(self.client.post("/v1/chat/completions", json=body))
+            sent = self.sent(body, self.rng.choice(("slow writer", "plain")))
+            asking = asyncio.ensure_future(self.client.post("/v1/chat/completions", **sent))
             await asyncio.wait([asking], timeout=self.rng.uniform(0, 1))
             asking.cancel()
             await asyncio.wait([asking])
@@ -196,6 +198,17 @@ class Clients:
             lines = response.aiter_lines()
             for _ in range(self.rng.randrange(1, 12)):
                 await anext(lines, None)
+
+    async def idle(self):
+        """Waits until nobody's answer is at work any more. Raises `ServerError` where one is left."""
+        ends = time.monotonic() + IDLE_S
+        while time.monotonic() < ends:
+            text = (await self.client.get("/metrics")).text
+            busy = [line for line in text.splitlines() if line.startswith(BUSY) and not line.endswith(" 0.0")]
+            if not busy:
+                return
+            await asyncio.sleep(0.2)
+        raise ServerError(f"nobody asks any more, and yet {busy}")
 
     async def refused(self, body, statuses):
         """A body that cannot be taken, and the error object that says why."""
@@ -242,6 +255,7 @@ async def load(server: Running, clients: int, seconds: float, seed: int = 0) -> 
 
         watching = asyncio.ensure_future(watch())
         await asyncio.gather(*(behave() for _ in range(clients)))
+        await crowd.idle()
         watching.cancel()
         again = {name: await crowd.streamed(body) for name, body in crowd.questions.items()}
         crowd.counts["different afterwards"] = sum(again[name] != crowd.expected[name] for name in again)
