@@ -30,7 +30,7 @@ from examples.miniature import held_out
 from examples.miniature.training.voices import load_clips, make_clips
 from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
-from ms_omni.commands.say import spoken_turn
+from ms_omni.input.spoken import spoken_turn
 from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
 

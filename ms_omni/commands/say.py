@@ -2,15 +2,12 @@
 
 import sys
 
-import numpy as np
-
 from ..errors import InputError
 from .generate import show
 from .messages import (
     add_model_arguments,
     add_speech_arguments,
     check_before_starting,
-    conversation,
     join_others,
     speech_options,
     status,
@@ -19,7 +16,6 @@ from .speech_output import SpeechOutput
 
 NAME = "say"
 HELP = "Speak a given text with the talker."
-REQUEST = "Read this text aloud."
 
 
 def add_arguments(parser):
@@ -34,6 +30,7 @@ def run(arguments):
     check_before_starting(arguments, {})
     status("starting MindSpore ...")
     from ..input.processor import Qwen3OmniMoeProcessor
+    from ..input.spoken import spoken_turn
     from ..model import Qwen3OmniMoeForConditionalGeneration
 
     target = arguments.speech if join_others() else None
@@ -53,13 +50,3 @@ def run(arguments):
         end, _ = show(events, speech, quiet=True)
     speech.report(end)
     print(arguments.text, file=sys.stderr if target == "-" else sys.stdout)
-
-
-def spoken_turn(processor, text):
-    """Ids of a conversation whose assistant turn is the given text."""
-    ids = processor.apply_chat_template(
-        [conversation(REQUEST)], tokenize=True, return_dict=True, add_generation_prompt=True
-    )["input_ids"]
-    said = np.array([processor.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64).reshape(1, -1)
-    ids = np.concatenate([ids, said], axis=1)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -215,8 +215,9 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, run)
 
     async def ask(self, inputs: dict[str, Any], **options: Any) -> Answer:
-        """The answer to model inputs; options as of `engine.add`. Raises `InputError` and `ApiError`."""
-        self.check_ready()
+        """The answer to model inputs; options as of `engine.add`, and of `worker.ask`. Raises `InputError` and `ApiError`."""
+        if not options.get("held"):
+            self.check_ready()
         limit = self.settings.max_model_len
         count = inputs["input_ids"].shape[1]
         if limit is not None and not options.get("given"):

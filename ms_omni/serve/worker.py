@@ -9,7 +9,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessError
@@ -91,6 +92,7 @@ class EngineThread(threading.Thread):
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._by_id: dict[int, Answer] = {}  # of this thread alone
         self.answers: set[Answer] = set()  # of the event loop
+        self._held = 0
         self.idle = asyncio.Event()
         self.idle.set()
         self.ready: asyncio.Future = loop.create_future()
@@ -100,12 +102,30 @@ class EngineThread(threading.Thread):
 
     # -- the event loop's side ---------------------------------------------------------------------------------------
 
-    async def ask(self, inputs: Mapping[str, Any], measured: "Measured | None" = None, **options: Any) -> Answer:
-        """The answer to model inputs, with arguments of `engine.add`; measured: is told of its events. Raises `InputError`, and `ApiError` when too many wait."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For who asks several times, one behind the other: if there is room for the first, he is not refused later, and the end
+        of the server waits for the last.
+        """
+        self._check_room()
+        self._held += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._held -= 1
+            self._look()
+
+    async def ask(
+        self, inputs: Mapping[str, Any], measured: "Measured | None" = None, held: bool = False, **options: Any
+    ) -> Answer:
+        """The answer to model inputs, with arguments of `engine.add`; measured: is told of its events; held: within the block
+        of `held`. Raises `InputError`, and `ApiError` when too many wait.
+        """
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
-        if len(self.answers) >= self.limit:
-            raise busy(f"{len(self.answers)} answers are at work or waiting already; try again later")
+        if not held:
+            self._check_room()
         answer, added = Answer(self, measured), self._loop.create_future()
         answer.max_time = options.get("max_time", answer.max_time)
         self.answers.add(answer)
@@ -113,10 +133,17 @@ class EngineThread(threading.Thread):
         self._commands.put(lambda: self._add(answer, added, {**inputs, **options}))
         try:
             await added
-        except BaseException:  # refused, or the caller has gone
+        except asyncio.CancelledError:  # the caller has gone
+            answer.cancel()
+            raise
+        except BaseException:  # refused
             self.cancel(answer)
             raise
         return answer
+
+    def _check_room(self):
+        if len(self.answers) >= self.limit:
+            raise busy(f"{len(self.answers)} answers are at work or waiting already; try again later")
 
     def cancel(self, answer: Answer) -> None:
         """Ends an answer early, whether or not it has begun."""
@@ -127,7 +154,10 @@ class EngineThread(threading.Thread):
     def forget(self, answer: Answer) -> None:
         """It has ended."""
         self.answers.discard(answer)
-        if not self.answers:
+        self._look()
+
+    def _look(self):
+        if not self.answers and not self._held:
             self.idle.set()
 
     async def call(self, function: Callable[[], Any]) -> Any:
