@@ -62,6 +62,14 @@ def add_arguments(parser):
         help="for realtime conversations whose client sends nothing (default: 600 s)",
     )
     add_computing(parser)
+    hearing = parser.add_argument_group("speech to text")
+    hearing.add_argument(
+        "--transcription-prompt",
+        metavar="TEXT",
+        help="what the model is asked behind a sound that is to be written down, {language} being its language if that is known "
+        "(default: the checkpoint's, or that of Qwen's evaluations)",
+    )
+    hearing.add_argument("--translation-prompt", metavar="TEXT", help="the same for one that is to be translated")
     parser.add_argument("--log-content", action="store_true", help="log what is asked and answered (default: not)")
 
 
@@ -91,6 +99,9 @@ def settings_of(arguments):
     instance = arguments.instance
     if instance is not None and not (instance.isascii() and instance.isalnum()):
         raise InputError(f"--instance is {instance!r}, expected letters and digits")
+    for name in ("transcription_prompt", "translation_prompt"):
+        if (text := getattr(arguments, name)) is not None and not text.strip():
+            raise InputError(f"--{name.replace('_', '-')} is empty; leave it out, or give a text")
     return replace(
         settings,
         host=arguments.host,
@@ -102,4 +113,6 @@ def settings_of(arguments):
         certificate_key=arguments.ssl_keyfile,
         access_log=True,
         log_content=arguments.log_content,
+        transcription_prompt=arguments.transcription_prompt,
+        translation_prompt=arguments.translation_prompt,
     )

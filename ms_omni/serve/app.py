@@ -42,10 +42,10 @@ def create_app(server: Server) -> Starlette:
 
 
 def _routes():
-    from . import chat, metrics, models, speech
+    from . import chat, metrics, models, speech, transcriptions
     from .realtime import route as realtime
 
-    own = [*models.ROUTES, *metrics.ROUTES, *chat.ROUTES, *speech.ROUTES, *realtime.ROUTES]
+    own = [*models.ROUTES, *metrics.ROUTES, *chat.ROUTES, *speech.ROUTES, *transcriptions.ROUTES, *realtime.ROUTES]
     return [Route("/health", health), Route("/ready", ready), *own, Mount("/", Page(), name="page")]
 
 

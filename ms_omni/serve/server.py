@@ -19,9 +19,11 @@ from starlette.datastructures import Headers
 from .. import __version__
 from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
+from ..hub import resolve
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
 from .grammar import Grammars
+from .hearing import Prompts
 from .logprobs import TokenTexts
 from .metrics import Measured, Metrics
 from .settings import MIB, Settings
@@ -50,6 +52,7 @@ class Server:
         self.created = int(time.time())
         self.failure: Exception | None = None
         self.processor: Any = None
+        self.prompts = Prompts()
         self.model: Any = None
         self.policy = AccessPolicy.public(
             hosts=settings.media_hosts,
@@ -103,6 +106,8 @@ class Server:
 
         settings = self.settings
         self.processor = Qwen3OmniMoeProcessor.from_pretrained(settings.model)
+        folder = resolve(settings.model, weights=False)
+        self.prompts = Prompts.of(folder, settings.transcription_prompt, settings.translation_prompt)
         self.say("loading weights")
         elsewhere = settings.speech == "process"
         self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(

@@ -19,6 +19,7 @@ class Settings:
     max_sessions: realtime conversations that are open at a time; session_idle_s: the longest that their clients may send nothing.
 
     access_log: a line on standard error for each request; log_content: and what was asked and answered.
+    transcription_prompt, translation_prompt: see `hearing.Prompts`; None: the checkpoint's.
     """
 
     model: str
@@ -50,3 +51,5 @@ class Settings:
     certificate_key: str | None = None
     access_log: bool = False
     log_content: bool = False
+    transcription_prompt: str | None = None
+    translation_prompt: str | None = None

@@ -18,6 +18,11 @@ CODE_GROUPS = 16
 SPEAKERS = ("ethan", "chelsie")
 PIXEL_SCALE = 3  # pictures are this much larger in use than in training: see `export`
 MIN_PIXELS, MAX_PIXELS = 128 * 32 * 32, 192 * 32 * 32  # of a resized picture in use: about 16 tokens
+PROMPTS = {
+    "transcription_prompt": "Transcribe the speech into text.",
+    "translation_prompt": "Translate the speech into English.",
+}
+"""What servers ask for sounds that are to be written down: near to what it was taught."""
 
 
 def write_settings(folder: Path, patch_size: int = 16) -> dict:
@@ -32,6 +37,8 @@ def write_settings(folder: Path, patch_size: int = 16) -> dict:
     preprocessor = json.loads(path.read_text())
     preprocessor.update(patch_size=patch_size, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     path.write_text(json.dumps(preprocessor, indent=2) + "\n")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **PROMPTS}, indent=2) + "\n")
     config = _geometry(ids)
     config["thinker_config"]["vision_config"]["patch_size"] = patch_size
     return config

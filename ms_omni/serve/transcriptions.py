@@ -1,0 +1,275 @@
+"""`POST /v1/audio/transcriptions` and `/translations`: a file of sound to text, whole or as it is written."""
+
+import math
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..errors import MediaError
+from ..input.access import under
+from ..input.load import load_audio
+from ..outputs import TextDelta
+from .answer_text import THINK, Thoughts
+from .bodies import Body, checked
+from .errors import ApiError, api_error
+from .hearing import LANGUAGES, language_code
+from .server import Server
+from .streams import EventStream, event, unless_gone
+from .token_bytes import told
+
+RATE_HZ = 16_000
+TOKENS, TOKENS_PER_S = 256, 8
+"""A text may have so many tokens, and so many per second of sound: more than anybody says."""
+MOST_FIELDS, FIELD_BYTES = 64, 1 << 16
+TAIL = 8
+"""Tokens at the end of a prompt that may open thoughts."""
+LISTS = ("include", "timestamp_granularities")
+UNTIMED = "the model does not tell when something was said"
+
+
+class TranslationForm(Body):
+    """Fields of a form, all of them texts. seed is ours."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+
+    model: str
+    prompt: str | None = None
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"] = "json"
+    temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+
+class TranscriptionForm(TranslationForm):
+    """The same for sounds that are written down in their own language."""
+
+    language: str | None = None
+    stream: bool = False
+    include: list[Literal["logprobs"]] | None = None
+    timestamp_granularities: list[Literal["word", "segment"]] | None = None
+    chunking_strategy: str | None = None
+
+
+async def transcriptions(request: Request) -> Response:
+    """What is said in a file."""
+    return await _answer(request, TranscriptionForm)
+
+
+async def translations(request: Request) -> Response:
+    """What it means, in English."""
+    return await _answer(request, TranslationForm)
+
+
+async def _answer(request, kind):
+    server: Server = request.app.state.server
+    server.check_ready()
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(400, "expected a form (multipart/form-data) with a file", code="invalid_content_type")
+    async with request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES) as sent:
+        file, values = _taken(sent, server)
+        form = checked(values, kind)
+        server.check_model(form.model)
+        _check(form)
+        heard = Heard(server, form)
+        await unless_gone(request, heard.ask(file))
+    if heard.streams:
+        return EventStream(heard.events())
+    return await unless_gone(request, heard.whole())
+
+
+def _taken(sent, server):
+    """The file, and the other fields by name; clients write lists as `name[]`."""
+    values: dict[str, Any] = {}
+    file = None
+    for key, value in sent.multi_items():
+        name = key.removesuffix("[]") if key.removesuffix("[]") in LISTS else key
+        if name == "file":
+            if isinstance(value, str):
+                raise ApiError(400, "file is a text; send it with a filename, so that it is a file", "file", "invalid_value")
+            file = value
+        elif isinstance(value, UploadFile):
+            raise ApiError(400, f"{name}: a file, expected a text" if name == "model" else f"unknown file {name!r}", name)
+        elif name in LISTS:
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise ApiError(400, f"{name} is given twice", name, "invalid_value")
+        else:
+            values[name] = value
+    if file is None:
+        raise ApiError(400, "file is missing", "file", "missing_required_parameter")
+    most = server.policy.audio_bytes
+    if file.size > most:
+        raise ApiError(413, f"the file has {file.size} bytes, expected at most {most}", "file", "request_too_large")
+    if file.size == 0:
+        raise ApiError(400, "file is empty", "file", "invalid_value")
+    return file, values
+
+
+def _check(form):
+    """Raises `ApiError` for what the model cannot do."""
+
+    def refuse(name, message):
+        raise ApiError(400, f"{name}: {message}", name, "unsupported_value")
+
+    if form.response_format in ("srt", "vtt", "diarized_json"):
+        why = "nor who" if form.response_format == "diarized_json" else "so there are no subtitles"
+        refuse("response_format", f"{UNTIMED}, {why}; take json, text or verbose_json")
+    if not isinstance(form, TranscriptionForm):
+        return
+    if form.timestamp_granularities:
+        refuse("timestamp_granularities", f"{UNTIMED}; leave it out")
+    if form.chunking_strategy is not None:
+        refuse("chunking_strategy", "sounds are heard as a whole; leave it out")
+    if form.stream and form.response_format == "verbose_json":
+        refuse("response_format", "a stream has no room for verbose_json; take json or text")
+    if form.include and form.response_format != "json":
+        refuse("include", "logprobs come with response_format=json")
+    if form.language is not None and language_code(form.language) is None:
+        known = ", ".join(LANGUAGES)
+        refuse("language", f"there is no {form.language!r:.40}; expected an ISO-639-1 code: {known}")
+
+
+class Heard:
+    """A sound, and what becomes of it."""
+
+    def __init__(self, server: Server, form: Any):
+        self.server, self.form = server, form
+        self.translates = not isinstance(form, TranscriptionForm)
+        language = getattr(form, "language", None)
+        self.language = None if language is None else language_code(language)
+        self.streams = bool(getattr(form, "stream", False))
+        self.with_logprobs = bool(getattr(form, "include", None))
+        self.seconds, self.tokens = 0.0, 0
+        self.details = {"text_tokens": 0, "audio_tokens": 0}
+        self.logprobs: list[dict[str, Any]] = []
+
+    async def ask(self, file: UploadFile) -> None:
+        """Decodes the file and asks the model. Raises `ApiError` and what else is wrong with it."""
+        server, form = self.server, self.form
+
+        name = (file.filename or "")[-80:] or "without a name"
+        opened = SimpleNamespace(read=file.file.read, seek=file.file.seek, name=name)
+
+        def decode(_):
+            with under(server.policy):
+                return load_audio(opened)
+
+        try:
+            sound = await server.in_pool(decode)
+        except MediaError as error:
+            raise ApiError(400, str(error), "file", "invalid_value") from None
+        self.seconds = len(sound) / RATE_HZ
+        prompt = server.prompts.translation if self.translates else server.prompts.transcribe(self.language)
+        content = [{"type": "audio", "audio": sound}, {"type": "text", "text": prompt}]
+        messages: list[dict] = [{"role": "user", "content": content}]
+        if form.prompt:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": form.prompt}]})
+        inputs = await server.prepare(messages)
+        ids = inputs["input_ids"]
+        tail = server.processor.tokenizer.decode(ids[0][-TAIL:])
+        self._thoughts = Thoughts(tail.rstrip().endswith(THINK))
+        self.details["audio_tokens"] = int((ids == server.processor.audio_token_id).sum())
+        self.details["text_tokens"] = ids.size - self.details["audio_tokens"]
+        options: dict[str, Any] = {"do_sample": form.temperature > 0, "return_audio": False}
+        if form.temperature > 0:
+            options |= {"temperature": form.temperature, "seed": form.seed}
+        if self.with_logprobs:
+            options["logprobs"] = 0
+        limit = TOKENS + TOKENS_PER_S * math.ceil(self.seconds)
+        if server.settings.max_model_len is not None:
+            limit = max(min(limit, server.settings.max_model_len - ids.size), 1)
+        self._answer = await server.ask(inputs, tokenizer=server.processor.tokenizer, max_new_tokens=limit, **options)
+
+    async def _pieces(self) -> AsyncGenerator[tuple[str, list[dict[str, Any]]], None]:
+        """Text without the white space around it, and log-probabilities of its tokens. Raises `ApiError` for one without an end."""
+        begun, space = False, ""
+        try:
+            async for found in self._answer:
+                if not isinstance(found, TextDelta):
+                    continue
+                self.tokens += 1
+                token = int(found.token[0])
+                logprobs = []
+                if found.logprobs is not None and token not in self._answer.end_ids:
+                    logprobs = [told(self.server.processor.tokenizer, token, found.logprobs[0].chosen)]
+                _, piece = self._thoughts.push("" if found.text is None else found.text[0])
+                text = space + piece if begun else piece.lstrip()
+                kept = text.rstrip()
+                begun, space = begun or bool(kept), text[len(kept) :]
+                if kept or logprobs:
+                    yield kept, logprobs
+            if last := (space + self._thoughts.rest()[1]).rstrip():
+                yield last if begun else last.lstrip(), []
+            if self._answer.finish_reason == "length":
+                raise self._endless()
+        finally:
+            self._answer.cancel()
+
+    def _endless(self):
+        if self.tokens < self._answer.limit:
+            return ApiError(504, f"it took longer than {self.server.settings.request_s:g} s", code="timeout")
+        return ApiError(
+            422,
+            f"the text had not ended after {self.tokens} tokens, for {self.seconds:.1f} s of sound; is there speech in it?",
+            "file",
+            "transcript_too_long",
+        )
+
+    async def whole(self) -> Response:
+        """As it is asked for."""
+        text = ""
+        async for piece, logprobs in self._pieces():
+            text += piece
+            self.logprobs += logprobs
+        if self.form.response_format == "text":
+            return PlainTextResponse(text + "\n")
+        if self.form.response_format == "json":
+            return JSONResponse({"text": text, **self._logprobs, **({} if self.translates else {"usage": self.usage})})
+        language = "english" if self.translates else LANGUAGES.get(self.language or "", "unknown").lower()
+        verbose: dict[str, Any] = {"task": "translate" if self.translates else "transcribe", "language": language}
+        verbose |= {"duration": round(self.seconds, 3), "text": text}
+        if not self.translates:
+            verbose["usage"] = {"type": "duration", "seconds": math.ceil(self.seconds)}
+        return JSONResponse(verbose)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """OpenAI's events: `transcript.text.delta` for each piece, then `transcript.text.done`."""
+        text, pieces = "", self._pieces()
+        try:
+            async for piece, logprobs in pieces:
+                text += piece
+                self.logprobs += logprobs
+                more = {"logprobs": logprobs} if self.with_logprobs else {}
+                yield event({"type": "transcript.text.delta", "delta": piece, **more})
+            yield event({"type": "transcript.text.done", "text": text, **self._logprobs, "usage": self.usage})
+        except Exception as error:
+            yield event(api_error(error).body())
+        finally:
+            await pieces.aclose()
+
+    @property
+    def _logprobs(self):
+        return {"logprobs": self.logprobs} if self.with_logprobs else {}
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the sound and the prompt, and of the text."""
+        read = sum(self.details.values())
+        return {
+            "type": "tokens",
+            "input_tokens": read,
+            "input_token_details": self.details,
+            "output_tokens": self.tokens,
+            "total_tokens": read + self.tokens,
+        }
+
+
+ROUTES = [
+    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+    Route("/v1/audio/translations", translations, methods=["POST"]),
+]
