@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..bench import listening
+from ..errors import CacheFull
 from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)
@@ -130,8 +131,8 @@ class Measured:
         self.ids: list[int] = []
         self.reason: str | None = None
 
-    def hear(self, event: Any, reason: str) -> None:
-        """Of an event; reason: how the answer has ended, if this is its end."""
+    def hear(self, event: Any) -> None:
+        """Of an event."""
         now = time.monotonic()
         if isinstance(event, TextDelta):
             self.times.tokens.append(now)
@@ -139,7 +140,7 @@ class Measured:
         elif isinstance(event, AudioChunk):
             self.times.sounds.append((now, event.pcm.shape[1] / RATE_HZ))
         elif isinstance(event, (StreamEnd, StreamError)):
-            self._end(ERROR if isinstance(event, StreamError) else reason, now)
+            self._end(end_of(event), now)
 
     def leave(self) -> None:
         """Its caller has gone."""
@@ -151,6 +152,13 @@ class Measured:
             self.metrics.answered(self.times, self.prompt_tokens, reason)
             if self.done is not None:
                 self.done(self)
+
+
+def end_of(event: StreamEnd | StreamError) -> str:
+    """How an answer has ended, by its last event."""
+    if isinstance(event, StreamError):
+        return LENGTH if isinstance(event.error, CacheFull) else ERROR
+    return LENGTH if event.reasons[:1] in (("length",), ("time",)) else STOP
 
 
 class _Now(Collector):

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
 
+EVENTS = "text/event-stream"
 HEARTBEAT_S = 15.0
 """After so long without an event a comment is sent, so that nobody on the way closes the connection."""
 HEARTBEAT = b": still at work\n\n"
@@ -41,12 +42,13 @@ async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
 
 
 class EventStream(Response):
-    """Sends events, which are bytes of whole ones, until there are no more or nobody listens; then it closes their generator."""
+    """Sends events, which are bytes of whole ones, until there are no more or nobody listens; then it closes their generator.
 
-    media_type = "text/event-stream"
+    media_type: of anything else that is sent in pieces, none of them empty.
+    """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[bytes, None], media_type: str = EVENTS):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
 
@@ -65,7 +67,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while True:
                 pending = pending or asyncio.ensure_future(anext(self._events, b""))
-                await asyncio.wait([pending], timeout=HEARTBEAT_S)
+                await asyncio.wait([pending], timeout=HEARTBEAT_S if self.media_type == EVENTS else None)
                 data = pending.result() if pending.done() else HEARTBEAT
                 if pending.done():
                     pending = None

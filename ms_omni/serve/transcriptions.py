@@ -14,7 +14,7 @@ from starlette.routing import Route
 from ..errors import MediaError
 from ..input.access import under
 from ..input.load import load_audio
-from ..outputs import TextDelta
+from ..outputs import StreamEnd, TextDelta
 from .answer_text import THINK, Thoughts
 from .bodies import Body, checked
 from .errors import ApiError, api_error
@@ -173,8 +173,8 @@ class Heard:
         ids = inputs["input_ids"]
         tail = server.processor.tokenizer.decode(ids[0][-TAIL:])
         self._thoughts = Thoughts(tail.rstrip().endswith(THINK))
-        self.details["audio_tokens"] = int((ids == server.processor.audio_token_id).sum())
-        self.details["text_tokens"] = ids.size - self.details["audio_tokens"]
+        counts = server.prompt_tokens(ids)
+        self.details = {name: counts[name] for name in self.details}
         options: dict[str, Any] = {"do_sample": form.temperature > 0, "return_audio": False}
         if form.temperature > 0:
             options |= {"temperature": form.temperature, "seed": form.seed}
@@ -190,12 +190,14 @@ class Heard:
         begun, space = False, ""
         try:
             async for found in self._answer:
+                if isinstance(found, StreamEnd) and found.reasons[:1] in (("length",), ("time",)):
+                    raise self._endless(*found.reasons)
                 if not isinstance(found, TextDelta):
                     continue
                 self.tokens += 1
                 token = int(found.token[0])
                 logprobs = []
-                if found.logprobs is not None and token not in self._answer.end_ids:
+                if found.logprobs is not None and token not in self.server.end_ids:
                     logprobs = [told(self.server.processor.tokenizer, token, found.logprobs[0].chosen)]
                 _, piece = self._thoughts.push("" if found.text is None else found.text[0])
                 text = space + piece if begun else piece.lstrip()
@@ -205,13 +207,11 @@ class Heard:
                     yield kept, logprobs
             if last := (space + self._thoughts.rest()[1]).rstrip():
                 yield last if begun else last.lstrip(), []
-            if self._answer.finish_reason == "length":
-                raise self._endless()
         finally:
             self._answer.cancel()
 
-    def _endless(self):
-        if self.tokens < self._answer.limit:
+    def _endless(self, reason):
+        if reason == "time":
             return ApiError(504, f"it took longer than {self.server.settings.request_s:g} s", code="timeout")
         return ApiError(
             422,

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessError
-from ..outputs import StreamEnd, StreamError, TextDelta
+from ..outputs import StreamEnd, StreamError
 from .errors import busy
-from .metrics import LENGTH, STOP
+from .metrics import end_of
 
 if TYPE_CHECKING:  # MindSpore takes seconds, and the server listens before
     from ..engine.engine import Engine
@@ -29,16 +29,15 @@ LOG = logging.getLogger("ms_omni.serve")
 class Answer:
     """One answer: an async iterator of `TextDelta`, `AudioChunk` and a last `StreamEnd`. Raises what went wrong with it.
 
-    Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop.
+    Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. finish_reason: of one that has ended:
+    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error".
     """
 
     def __init__(self, worker: "EngineThread", measured: "Measured | None" = None):
         self._worker, self._events, self._measured = worker, asyncio.Queue(), measured
         self.id: int | None = None
         self.ended = False
-        self.limit, self.end_ids = 0, ()  # tokens that it may have, and those that end it
-        self.asked, self.max_time = time.monotonic(), float("inf")
-        self._tokens, self._last, self._late = 0, -1, False
+        self.finish_reason: str | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -58,24 +57,15 @@ class Answer:
                 self._measured.leave()
             self._worker.cancel(self)
 
-    @property
-    def finish_reason(self) -> str:
-        """Of an answer that has ended: "length" where it had as many tokens, or as much time, as it may have, else "stop"."""
-        full = self._tokens == self.limit or self._late
-        return LENGTH if full and self._last not in self.end_ids else STOP
-
     def put(self, event: Any) -> None:
         """By the event loop, what the thread has found."""
         if isinstance(event, (StreamEnd, StreamError)):
             if self.ended:
                 return
-            self.ended = True
+            self.ended, self.finish_reason = True, end_of(event)
             self._worker.forget(self)
-        elif isinstance(event, TextDelta):
-            self._tokens, self._last = self._tokens + 1, int(event.token[0])
-            self._late = time.monotonic() - self.asked > self.max_time
         if self._measured is not None:
-            self._measured.hear(event, self.finish_reason)
+            self._measured.hear(event)
         self._events.put_nowait(event)
 
 
@@ -127,7 +117,6 @@ class EngineThread(threading.Thread):
         if not held:
             self._check_room()
         answer, added = Answer(self, measured), self._loop.create_future()
-        answer.max_time = options.get("max_time", answer.max_time)
         self.answers.add(answer)
         self.idle.clear()
         self._commands.put(lambda: self._add(answer, added, {**inputs, **options}))
@@ -213,8 +202,6 @@ class EngineThread(threading.Thread):
             return
         answer.id, error = _outcome(lambda: self.engine.add(**arguments))
         if error is None:
-            row = self.engine.rows[answer.id]
-            answer.limit, answer.end_ids = row.room, row.text.params.eos_token_id
             self._by_id[answer.id] = answer
         self._tell(added, None, error)
 

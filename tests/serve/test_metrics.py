@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
-from ms_omni.serve.metrics import ABORT, STOP, Measured, Metrics
+from ms_omni.serve.metrics import ABORT, Measured, Metrics
 
 from .test_server import error_of
 
@@ -115,14 +115,14 @@ def delta(token):
     return TextDelta(np.array([token]), np.ones(1, bool), ("x",))
 
 
-END = StreamEnd(np.zeros((1, 3)), np.array([2]), np.array([0]), 0.1, None, 0.2)
+END = StreamEnd(np.zeros((1, 3)), np.array([2]), np.array([0]), 0.1, None, 0.2, ("stop",))
 
 
 def test_an_answer_in_text(metrics):
     heard = []
     answer = Measured(metrics, 7, heard.append)
     for event in (delta(3), delta(4), delta(5), END):
-        answer.hear(event, STOP)
+        answer.hear(event)
     answer.leave()  # too late to count
     assert heard == [answer] and answer.ids == [3, 4, 5]
     assert value(metrics, "vllm:prompt_tokens_total") == 7 and value(metrics, "vllm:generation_tokens_total") == 3
@@ -139,9 +139,9 @@ def test_an_answer_in_text(metrics):
 def test_an_answer_with_speech(metrics):
     answer = Measured(metrics, 7)
     sound = AudioChunk(0, np.zeros((1, 240), np.float32), np.array([240]))
-    answer.hear(delta(3), STOP), answer.hear(delta(3), STOP), answer.hear(sound, STOP)
+    answer.hear(delta(3)), answer.hear(delta(3)), answer.hear(sound)
     time.sleep(0.03)
-    answer.hear(sound, STOP), answer.hear(END, STOP)
+    answer.hear(sound), answer.hear(END)
     assert value(metrics, "ms_omni_sound_seconds_total") == pytest.approx(0.02)
     assert value(metrics, "ms_omni_under_runs_total") == 1 and 0.015 < value(metrics, "ms_omni_silence_seconds_total") < 1
     assert value(metrics, "ms_omni_real_time_factor_count") == value(metrics, "ms_omni_first_sound_seconds_count") == 1
@@ -150,8 +150,8 @@ def test_an_answer_with_speech(metrics):
 
 def test_answers_that_do_not_end(metrics):
     gone, failed = Measured(metrics, 1), Measured(metrics, 1)
-    gone.hear(delta(3), STOP), gone.leave(), gone.leave()
-    failed.hear(StreamError(ValueError("no")), STOP)
+    gone.hear(delta(3)), gone.leave(), gone.leave()
+    failed.hear(StreamError(ValueError("no")))
     assert gone.reason == ABORT and value(metrics, "ms_omni_requests_cancelled_total") == 1
     ended = {name: value(metrics, "vllm:request_success_total", finished_reason=name) for name in ("stop", "abort", "error")}
     assert ended == {"stop": 0, "abort": 1, "error": 1}
