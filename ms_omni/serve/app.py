@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from .errors import ApiError, api_error
 from .limits import Limits
@@ -35,6 +35,9 @@ def create_app(server: Server) -> Starlette:
         middleware.insert(1, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     handlers = {HTTPException: _http_error, Exception: _error}
     app = Starlette(routes=_routes(), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
+    app.router.default = (
+        Page()
+    )  # for what is no route, so that methods that a route does not take are told from paths that are none
     app.state.server = server
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _error)
@@ -46,7 +49,7 @@ def _routes():
     from .realtime import route as realtime
 
     own = [*models.ROUTES, *metrics.ROUTES, *chat.ROUTES, *speech.ROUTES, *transcriptions.ROUTES, *realtime.ROUTES]
-    return [Route("/health", health), Route("/ready", ready), *own, Mount("/", Page(), name="page")]
+    return [Route("/health", health), Route("/ready", ready), *own]
 
 
 async def health(request: Request) -> Response:

@@ -5,7 +5,8 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 STATIC = Path(__file__).parent / "static"
 # What the page may load stands in its own Content-Security-Policy; a frame's rule counts only as a header.
@@ -19,10 +20,15 @@ HEADERS = {
 
 
 class Page(StaticFiles):
-    """To be mounted at `/`, after everything else."""
+    """For all paths that are nothing else's."""
 
     def __init__(self):
         super().__init__(directory=STATIC, html=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there is none at this path
+            return await WebSocketClose()(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """As StaticFiles; raises HTTPException 404 and 405."""

@@ -197,7 +197,7 @@ class Heard:
                 self.tokens += 1
                 token = int(found.token[0])
                 logprobs = []
-                if found.logprobs is not None and token not in self.server.end_ids:
+                if found.logprobs is not None and token not in self._answer.end_ids:
                     logprobs = [told(self.server.processor.tokenizer, token, found.logprobs[0].chosen)]
                 _, piece = self._thoughts.push("" if found.text is None else found.text[0])
                 text = space + piece if begun else piece.lstrip()

@@ -63,7 +63,7 @@ class Watch:
 
     def _end(self, scope, status, seconds, answers):
         method = scope.get("method", "WS")
-        handler, metrics = _route(scope), self.server.metrics
+        handler, metrics = _route(scope) or ("page" if status < 400 else OTHER), self.server.metrics
         named = method if method in (*METHODS, "WS") else OTHER
         metrics.requests.labels(named, str(status), handler).inc()
         metrics.request_s.labels(named, handler).observe(seconds)
@@ -92,10 +92,10 @@ def tell_content(processor: Any, asked: Any, answer: Measured) -> None:
 
 
 def _route(scope):
-    """The path as the routes have it: there are as many as those, whatever callers ask for."""
+    """The path as the routes have it: there are as many as those, whatever callers ask for. None for what is no route's."""
     endpoint = scope.get("endpoint")
     app = scope.get("app")
     for route in getattr(app, "routes", ()):
         if endpoint is not None and getattr(route, "endpoint", None) is endpoint:
             return route.path
-    return "page" if scope.get("path_params") is not None and endpoint is not None else OTHER
+    return None

@@ -30,7 +30,7 @@ class Answer:
     """One answer: an async iterator of `TextDelta`, `AudioChunk` and a last `StreamEnd`. Raises what went wrong with it.
 
     Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. finish_reason: of one that has ended:
-    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error".
+    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it.
     """
 
     def __init__(self, worker: "EngineThread", measured: "Measured | None" = None):
@@ -38,6 +38,7 @@ class Answer:
         self.id: int | None = None
         self.ended = False
         self.finish_reason: str | None = None
+        self.end_ids: tuple[int, ...] = ()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -202,6 +203,7 @@ class EngineThread(threading.Thread):
             return
         answer.id, error = _outcome(lambda: self.engine.add(**arguments))
         if error is None:
+            answer.end_ids = self.engine.rows[answer.id].text.params.eos_token_id
             self._by_id[answer.id] = answer
         self._tell(added, None, error)
 

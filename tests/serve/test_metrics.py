@@ -80,7 +80,7 @@ def test_requests_are_counted_by_route_and_status(http):
     assert more("/v1/models", "GET", "200") == 2
     assert more("/v1/models/{name:path}", "GET", "404") == 1
     assert more("/v1/models", "other", "405") == 1
-    assert sum(more(handler, "GET", "404") for handler in ("other", "page")) == 2, "paths of callers' own are one"
+    assert more("other", "GET", "404") == 2, "paths of callers' own are one"
 
 
 def test_a_line_for_each_request(server, http):

@@ -63,10 +63,10 @@ def test_pages_of_others_without_keys(keyless, origin, host, status):
 
 @pytest.fixture(scope="module")
 def keyless(tmp_path_factory):
-    """Without keys, with small limits; it needs no model for what is tested here."""
+    """Without keys, with small limits."""
     options = ("--allow-origin", "https://known.example", "--max-body-mb", "1", "--idle-timeout", "1")
     running = start(tmp_path_factory.mktemp("keyless"), *options, key=None)
-    running.wait("/health")
+    running.wait()  # bodies are read by those who could answer
     yield running
     running.process.kill()
     running.process.wait(60)
