@@ -18,10 +18,11 @@ class TokenTexts:
 
     def entry(self, token: int, found: Logprobs) -> dict[str, Any]:
         """Of the token that was chosen, with the likeliest beside it."""
-        top = [self._one(int(id), float(value)) for id, value in zip(found.ids, found.logprobs)]
-        return {**self._one(token, found.chosen), "top_logprobs": top}
+        top = [self.one(int(id), float(value)) for id, value in zip(found.ids, found.logprobs)]
+        return {**self.one(token, found.chosen), "top_logprobs": top}
 
-    def _one(self, token, value):
+    def one(self, token: int, value: float) -> dict[str, Any]:
+        """Of a token alone."""
         data = self._bytes(token)
         try:
             text = data.decode()

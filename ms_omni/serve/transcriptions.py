@@ -21,7 +21,6 @@ from .errors import ApiError, api_error
 from .hearing import LANGUAGES, language_code
 from .server import Server
 from .streams import EventStream, event, unless_gone
-from .token_bytes import told
 
 RATE_HZ = 16_000
 TOKENS, TOKENS_PER_S = 256, 8
@@ -197,8 +196,8 @@ class Heard:
                 self.tokens += 1
                 token = int(found.token[0])
                 logprobs = []
-                if found.logprobs is not None and token not in self._answer.end_ids:
-                    logprobs = [told(self.server.processor.tokenizer, token, found.logprobs[0].chosen)]
+                if found.logprobs is not None and token not in self.server.end_ids and not self._thoughts.thinking:
+                    logprobs = [self.server.token_texts.one(token, found.logprobs[0].chosen)]
                 _, piece = self._thoughts.push("" if found.text is None else found.text[0])
                 text = space + piece if begun else piece.lstrip()
                 kept = text.rstrip()
