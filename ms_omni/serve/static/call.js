@@ -140,7 +140,9 @@ export class Call {
       list.append(line);
     }
     const [, words, small] = line.children;
-    const text = turn.text || (turn.role === "user" ? t("spoken") : "…");
+    // Not every server writes down what it hears.
+    const spoken = turn.said_ms === null ? t("spoken") : `${t("spoken")} ${(turn.said_ms / 1000).toFixed(1)} s`;
+    const text = turn.text || (turn.role === "user" ? spoken : "…");
     if (words.textContent !== text) words.textContent = text;
     const about = [turn.interrupted ? t("interrupted") : "", turn.latency === null ? "" : seconds(turn.latency)];
     small.textContent = about.filter(Boolean).join(" · ");

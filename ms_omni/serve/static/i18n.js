@@ -31,7 +31,7 @@ const WORDS = {
     insecure: "Browsers give microphone and camera only to pages from https or localhost. Start the server with --ssl-certfile and --ssl-keyfile.",
     denied: "The browser did not give the microphone or camera: {reason}", badTools: "The tools are not a JSON list: {reason}",
     badFile: "{name} is neither a picture nor a sound nor a video.", socketFailed: "The call could not be made. Is the API key right?",
-    spoken: "(spoken)", interrupted: "interrupted", askDigits: "Say a yellow square and 806.", askSum: "What is 4 + 5?",
+    spoken: "spoken", interrupted: "interrupted", askDigits: "Say a yellow square and 806.", askSum: "What is 4 + 5?",
     askRecord: "Record a question", askPicture: "Show a picture", askCall: "Start a call",
   },
   zh: {
@@ -64,7 +64,7 @@ const WORDS = {
     insecure: "浏览器只允许 https 或 localhost 的页面使用麦克风和摄像头。请用 --ssl-certfile 和 --ssl-keyfile 启动服务器。",
     denied: "浏览器未允许使用麦克风或摄像头：{reason}", badTools: "工具不是 JSON 列表：{reason}",
     badFile: "{name} 不是图片、声音或视频。", socketFailed: "无法建立通话。API 密钥正确吗？",
-    spoken: "（语音）", interrupted: "被打断", askDigits: "Say a yellow square and 806.", askSum: "What is 4 + 5?",
+    spoken: "语音", interrupted: "被打断", askDigits: "Say a yellow square and 806.", askSum: "What is 4 + 5?",
     askRecord: "录一个问题", askPicture: "给它看图片", askCall: "开始通话",
   },
 };

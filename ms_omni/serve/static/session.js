@@ -12,7 +12,7 @@ export class Session {
   constructor({ send, player, now, changed, problem }) {
     Object.assign(this, { send, player, now, changed, problem });
     this.state = "connecting"; // listening, hearing, thinking, speaking
-    this.turns = []; // {id, role, text, interrupted, latency}
+    this.turns = []; // {id, role, text, interrupted, latency, said_ms}: of a user how long he spoke
     this.pushToTalk = false;
     this.talking = false; // the button of push to talk is down
     this.said = 0; // samples since it went down
@@ -42,7 +42,7 @@ export class Session {
   /** The entry of an item in the transcript, made when it is first heard of. */
   turn(id, role) {
     let turn = this.turns.find((one) => one.id === id);
-    if (!turn) this.turns.push((turn = { id, role, text: "", interrupted: false, latency: null }));
+    if (!turn) this.turns.push((turn = { id, role, text: "", interrupted: false, latency: null, said_ms: null }));
     return turn;
   }
 
@@ -130,12 +130,15 @@ export class Session {
         if (this.state === "connecting") this.to("listening");
         break;
       case "input_audio_buffer.speech_started":
-        this.turn(event.item_id, "user");
+        this.turn(event.item_id, "user").began_ms = event.audio_start_ms;
         this.begin();
         break;
-      case "input_audio_buffer.speech_stopped":
+      case "input_audio_buffer.speech_stopped": {
+        const turn = this.turn(event.item_id, "user");
+        turn.said_ms = event.audio_end_ms - turn.began_ms;
         this.end();
         break;
+      }
       case "input_audio_buffer.committed":
         this.turn(event.item_id, "user");
         this.changed();

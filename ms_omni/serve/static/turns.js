@@ -103,8 +103,10 @@ export class AnswerTurn {
     }
     const heard = this.played === undefined ? 0 : this.played / this.answer.samples;
     pen.clearRect(0, 0, width, height);
-    peaks(concat(this.answer.chunks), bars).forEach((peak, i) => {
-      const tall = Math.max(4, Math.min(1, peak * 1.3) * height);
+    const shape = peaks(concat(this.answer.chunks), bars);
+    const loudest = Math.max(0.1, ...shape);
+    shape.forEach((peak, i) => {
+      const tall = Math.max(4, (peak / loudest) * height);
       pen.fillStyle = i / bars < heard ? accentColor : color;
       pen.beginPath();
       pen.roundRect(i * 5, (height - tall) / 2, 3, tall, 1.5);
