@@ -57,7 +57,11 @@ def main():
         try:
             server.wait()
             browser = Browser(folder / "profile", microphone(folder, 1.0, SPOKEN, 5.0))
-            looks = {"light": DESKTOP, "dark": {**DESKTOP, "dark": True}, "phone": {**PHONE, "language": "zh-CN", "dark": True}}
+            looks = {
+                "light": DESKTOP,
+                "dark": {**DESKTOP, "dark": True},
+                "phone": {**PHONE, "language": "zh-CN", "dark": True},
+            }
             for name, look in looks.items():
                 for show in (chat, call):
                     page = browser.open(server.url + "/", **look)

@@ -98,7 +98,7 @@ class Conversation:
         self.loud, self.quiet, self.answering, self.detection = None, 0, None, True
 
     async def send(self, kind, **fields):
-        with suppress(WebSocketDisconnect):  # he has hung up, which the loop below is told too
+        with suppress(WebSocketDisconnect, RuntimeError):  # he has hung up, which the loop below is told too
             await self.socket.send_text(json.dumps({"type": kind, **fields}))
 
     def run_soon(self, coroutine):
@@ -160,7 +160,8 @@ async def realtime(socket):
     state = socket.app.state
     state.protocols.append(socket.scope["subprotocols"])
     state.conversation = Conversation(socket, state.events)
-    await state.conversation.run()
+    with suppress(RuntimeError):  # closed from here, by a test
+        await state.conversation.run()
 
 
 def create_app():

@@ -111,7 +111,7 @@ def test_pictures_text_reasoning_and_figures(open_page, standin):
     page = open_page()
     page.drop("main", SAMPLES / "star.jpg", SAMPLES / "digits.flac", SAMPLES / "moving.mp4", MINIATURE / "config.json")
     assert "config.json is neither" in page.wait("document.querySelector('.toast')?.innerText")
-    page.wait("document.querySelectorAll('#attached li').length == 3")
+    page.wait("document.querySelectorAll('#attached li').length == 3 && document.querySelector('#drop').hidden")
     ask(page, "What do you see? think")
     (body,) = standin.asked
     assert body["modalities"] == ["text", "audio"] and body["audio"] == {"voice": "Ethan", "format": "pcm16"}

@@ -90,20 +90,18 @@ export function takeFiles(attachments) {
     attachments.add(event.clipboardData.files);
   });
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files") && !document.querySelector("dialog[open]");
-  let depth = 0; // dragenter and dragleave come for each element that is crossed
-  const over = (change) => (event) => {
+  // Browsers say again and again that something is dragged over the page, but not always that it has left.
+  let gone;
+  addEventListener("dragover", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
-    depth = Math.max(0, depth + change);
-    $("drop").hidden = depth === 0;
-  };
-  addEventListener("dragenter", over(1));
-  addEventListener("dragleave", over(-1));
-  addEventListener("dragover", over(0));
+    $("drop").hidden = false;
+    clearTimeout(gone);
+    gone = setTimeout(() => ($("drop").hidden = true), 600);
+  });
   addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
-    depth = 0;
     $("drop").hidden = true;
     attachments.add(event.dataTransfer.files);
     $("prompt").focus();

@@ -36,6 +36,8 @@ export class Chat {
     });
     $("stop").onclick = () => this.stop();
     $("clear").onclick = () => this.clear();
+    $("record").addEventListener("click", () => this.hush()); // it would be recorded
+    $("start-call").addEventListener("click", () => this.stop());
     addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
       if (this.recorder.active) this.recorder.close();
