@@ -14,7 +14,9 @@ class CacheFull(InputError):
 
 
 class MediaError(OmniError):
-    """A picture, sound or video that cannot be read, or that holds nothing to look at or listen to."""
+    """A picture, sound or video that cannot be read, or that holds nothing to look at or listen to. where: its place, if it has one."""
+
+    where = ""
 
 
 class CheckpointError(OmniError):

@@ -58,7 +58,7 @@ def load_items(
 
     Raises:
         InputError: an item without a medium, or another number of words than conversations; MediaError: one that cannot
-            be read.
+            be read; its `where` says which.
     """
     several = isinstance(use_audio_in_video, (list, tuple, np.ndarray))
     flags: list[Any] = list(use_audio_in_video) if several else [use_audio_in_video] * len(batch)
@@ -77,10 +77,14 @@ def load_items(
                 raise InputError(
                     f"{item.where} names no {item.kind}; add one of the keys {item.kind}, {item.kind}_url, path or url."
                 )
-            if item.kind == "video":
-                media += load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
-            elif item.kind in kinds:
-                media += load_item(item)
+            try:
+                if item.kind == "video":
+                    media += load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
+                elif item.kind in kinds:
+                    media += load_item(item)
+            except MediaError as error:
+                error.where = item.where
+                raise
     metadata = iter(per_video(video_metadata, sum(one.kind == "video" for one in media), "video_metadata"))
     known = [next(metadata) if one.kind == "video" else None for one in media]
     return [  # a file knows its own rate

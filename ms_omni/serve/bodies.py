@@ -49,7 +49,7 @@ def checked(value: Any, kind: type[Kind]) -> Kind:
 
 def invalid(error: ValidationError, value: Any) -> ApiError:
     """The deepest thing that is wrong with a value, by the name that it has there: of a union's branches the one that was meant."""
-    found = [(_place(one["loc"], value), one) for one in error.errors(include_url=False, include_context=False)]
+    found = [(_place(one, value), one) for one in error.errors(include_url=False, include_context=False)]
     place, first = max(found, key=lambda pair: len(pair[0]))
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
     if first["type"] == "extra_forbidden":
@@ -63,12 +63,12 @@ def invalid(error: ValidationError, value: Any) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, param or None, "invalid_value")
 
 
-def _place(location, value):
-    """A location without the names of a union's branches, which nobody has written."""
-    place = []
+def _place(error, value):
+    """Where it is, without the names of a union's branches, which nobody has written."""
+    place, location = [], error["loc"]
     for number, step in enumerate(location):
-        last = number == len(location) - 1
-        if isinstance(value, dict) and (step in value or (last and step != "[key]")):
+        absent = error["type"] == "missing" and number == len(location) - 1
+        if isinstance(value, dict) and (step in value or absent):
             value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):
             value = value[step]

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..errors import OmniError
+from ..errors import InputError, OmniError
 from ..outputs import StreamError
 from .answer_text import OPEN, THINK
 from .bodies import read_body
-from .chat_options import check, engine_options, processor_options, seeds
+from .chat_options import check, engine_options, named, processor_options, seeds
 from .completion import Choice, Delta, Message
 from .conversation import conversation, located
 from .errors import api_error, busy
@@ -165,7 +165,10 @@ class Completion:
             options["unspoken_from"] = [call]
         for seed, constraint in zip(seeds(body.seed, self.count), constraints):
             ruled = {"logits_processor": [constraint]} if constraint else {}
-            self._answers.append(await server.ask(inputs, seed=seed, **options, **ruled))
+            try:
+                self._answers.append(await server.ask(inputs, seed=seed, **options, **ruled))
+            except InputError as error:
+                raise named(error) from None
             self.choices.append(self._choice(tools, thinking))
 
     def _constraints(self, tools, thinking):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import OmniError
 from ..input.arguments import is_argument
 from ..input.chat import choose_template
 from .errors import ApiError
@@ -43,6 +44,9 @@ def check(body: ChatBody, server: Server) -> None:
         and body.max_tokens != body.max_completion_tokens
     ):
         raise refuse("max_tokens", "differs from max_completion_tokens, which means the same; give one of them")
+    limit = body.max_completion_tokens or body.max_tokens
+    if limit is not None and (body.min_tokens or 0) > limit:
+        raise refuse("min_tokens", f"is {body.min_tokens}, more than max_completion_tokens, which is {limit}")
     if body.modalities == []:
         raise refuse("modalities", "is empty; expected ['text'], or ['text', 'audio']")
     if body.reasoning_effort not in (None, "none"):
@@ -159,6 +163,28 @@ def _variables(body):
 
 def _reads(template, name):
     return re.search(rf"(?<![\w.'\"]){re.escape(name)}\b", template) is not None
+
+
+PARAMS = (
+    ("the answer needs", "max_completion_tokens", "context_length_exceeded"),
+    ("its speech needs", "messages", "context_length_exceeded"),
+    ("the prompt", "messages", None),
+    ("min_new_tokens", "min_tokens", None),
+    ("max_new_tokens", "max_completion_tokens", None),
+    ("token2wav_chunk_frames", "chunk_frames", None),
+    ("eos_token_id", "stop_token_ids", None),
+    ("sequence_bias", "logit_bias", None),
+    ("speaker", "audio.voice", None),
+)
+"""How errors of the engine begin, and the argument that they are about, with a code."""
+
+
+def named(error: OmniError) -> ApiError:
+    """An error of the engine, by the argument of the body that it speaks of."""
+    text = str(error)
+    found = next((row for row in PARAMS if text.startswith(row[0])), None)
+    param = found[1] if found else next((name for name in ChatBody.model_fields if text.startswith(f"{name} ")), None)
+    return ApiError(400, text, param, found[2] if found else None)
 
 
 def seeds(seed: int | None, count: int) -> Sequence[int | None]:

@@ -68,7 +68,7 @@ class Choice:
         """Ends it, "stop" or "length"; returns what was held back."""
         if self.finish_reason is not None:
             return []
-        deltas = self._read(self._stop.rest())
+        deltas = self._parts(*self._thoughts.push(self._stop.rest()))
         thought, text = self._thoughts.rest()
         deltas += self._parts(thought, text)
         if self._calls is not None:

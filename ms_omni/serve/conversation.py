@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OmniError
-from ..input.inline import decode_base64
+from ..input.inline import ACCEPTED, decode_base64
 from ..input.messages import kind_of_file
 from .errors import ApiError
 from .schema import Message, Part, Sound, Source
@@ -17,6 +17,7 @@ from .transcripts import Transcripts
 LOW_PIXELS = 512 * 512
 """Of a picture with detail "low", as OpenAI has it."""
 PCM_HZ = 24_000
+GIVE = "an https: address, a data: URI or base64"
 MEDIA = {"image_url": "image", "audio_url": "audio", "video_url": "video", "input_audio": "audio", "file": "file"}
 OPTIONS = (
     *("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels", "fps", "nframes", "min_frames"),
@@ -93,7 +94,7 @@ def _address(text, param):
         return text
     if "://" in text[:32] or text[:5].lower() == "file:":
         scheme = text.partition(":")[0]
-        raise ApiError(400, f"{param}: {scheme}: is not opened here; give an https: address, a data: URI or base64", param)
+        raise ApiError(400, f"{param}: {scheme}: is not opened here; give {GIVE}", param)
     return _bytes(text, param)
 
 
@@ -125,15 +126,14 @@ def _bytes(text, param):
     try:
         return decode_base64(text, param)
     except OmniError as error:
-        raise ApiError(
-            400, f"{str(error).partition('; give')[0]}; give base64, a data: URI or an https: address", param
-        ) from None
+        raise ApiError(400, f"{str(error).partition('; give')[0]}; give {GIVE}", param) from None
 
 
 def located(error: OmniError) -> ApiError:
     """An error of the processor, by the place in the body that it speaks of."""
-    place = _PLACE.search(str(error))
+    text, place = str(error).replace(ACCEPTED, GIVE), _PLACE.search(getattr(error, "where", "") or str(error))
     if place is None:
-        return ApiError(400, str(error), "messages")
+        return ApiError(400, text, "messages")
     message, item = place.groups()
-    return ApiError(400, str(error), f"messages[{message}]" + (f".content[{item}]" if item else ""))
+    param = f"messages[{message}]" + (f".content[{item}]" if item else "")
+    return ApiError(400, f"{param}: {text}", param)

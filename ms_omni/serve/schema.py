@@ -309,7 +309,11 @@ class ChatBody(Body):
     predictor_top_k: Annotated[int, Field(ge=0)] | None = None
     predictor_top_p: Share | None = None
     predictor_do_sample: bool | None = None
-    chunk_frames: Annotated[int, Field(ge=1, le=1000)] | list[Annotated[int, Field(ge=1, le=1000)]] | None = None
+    chunk_frames: (
+        Annotated[int, Field(ge=1, le=1000)]
+        | Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1)]
+        | None
+    ) = None
     use_audio_in_video: bool | None = None
     fps: Annotated[float, Field(gt=0)] | None = None
     num_frames: Count | None = None

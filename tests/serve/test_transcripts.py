@@ -1,0 +1,33 @@
+"""What was said aloud is remembered for an hour, and not without end."""
+
+import pytest
+
+from ms_omni.serve.errors import ApiError
+from ms_omni.serve.transcripts import KEPT_S, Transcripts
+
+
+def test_it_is_forgotten_in_time():
+    now = [1000.0]
+    kept = Transcripts(clock=lambda: now[0])
+    first, second = kept.new_id(), kept.new_id()
+    assert first != second and len(first) >= 32
+    assert kept.keep(first, "three") == 1000 + KEPT_S
+    now[0] += KEPT_S - 1
+    kept.keep(second, "four")
+    assert kept.text(first, "x") == "three"
+    now[0] += 2
+    with pytest.raises(ApiError, match="expired"):
+        kept.text(first, "messages[0].audio.id")
+    assert kept.text(second, "x") == "four"
+
+
+def test_the_oldest_give_way():
+    kept = Transcripts(most=3, most_bytes=10)
+    for id in "abcd":
+        kept.keep(id, id)
+    assert kept.text("b", "x") == "b"
+    kept.keep("e", "0123456789")
+    assert kept.text("e", "x") == "0123456789"
+    for id in "abcd":
+        with pytest.raises(ApiError):
+            kept.text(id, "x")
