@@ -142,9 +142,10 @@ def test_sound_is_played_as_it_comes_again_and_saved(open_page, tmp_path):
     ask(page, "Hello")
     page.wait("heard.some(([, level]) => level > 0.05)", 5)
     page.wait("heard.slice(-20).every(([, level]) => level == 0)", 20)
-    # One answer's sound has pauses between its syllables, but no gap beyond them: 150 ms is more than any of the former.
     loud = [at for at, level in page.js("heard") if level > 0.01]
-    assert max(np.diff(loud)) < 150, np.diff(loud)
+    assert (
+        1800 < loud[-1] - loud[0] < 4000
+    )  # it lasts 2.1 s; that nothing is missing between its chunks is tested under node
     page.js("heard.length = 0")
     page.click(".sound button")
     page.wait("heard.some(([, level]) => level > 0.05)", 5)

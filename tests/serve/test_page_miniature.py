@@ -72,7 +72,12 @@ def test_chat(browser, server):
 
 def test_call_is_heard_and_answered(browser, server):
     page = open_with_key(browser, server)
+    page.js("import('./settings.js').then(({ settings }) => (settings.key = 'wrong'))")
     page.click("#start-call")
+    page.wait(f"{STATE} == 'ended'")
+    assert "wants a key" in page.js("document.querySelector('#call-note').innerText")
+    page.js(f"import('./settings.js').then(({{ settings }}) => (settings.key = '{KEY}'))")
+    page.click("#again")
     page.wait(f"{STATE} == 'speaking'")
     page.wait(f"{STATE} == 'listening'")
     assert spoken_answers(page) == ["374"]

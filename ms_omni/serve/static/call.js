@@ -1,7 +1,7 @@
 // The call on the page: microphone, camera, buttons and transcript around a realtime session.
 
 import { RATE } from "./answer.js";
-import { realtime } from "./api.js";
+import { models, realtime } from "./api.js";
 import { $, clock, make, setIcon, toast } from "./dom.js";
 import { t } from "./i18n.js";
 import { Session } from "./session.js";
@@ -94,10 +94,21 @@ export class Call {
       }
       session.handle(event);
     };
-    socket.onclose = ({ reason }) => {
-      if (this.current === mine) this.fail(reason || t(greeted ? "lost" : "socketFailed"));
+    socket.onclose = async ({ reason }) => {
+      const message = reason || (greeted ? t("lost") : await this.refusal());
+      if (this.current === mine) this.fail(message);
     };
     this.showButtons();
+  }
+
+  /** Browsers do not tell why a server refuses a socket; for its other answers they do. */
+  async refusal() {
+    try {
+      await models();
+      return t("socketFailed");
+    } catch (error) {
+      return error.message;
+    }
   }
 
   hear({ samples, level }) {
