@@ -1,5 +1,6 @@
 """What a server tells of itself: counters that add up, names that dashboards know, a line for each request."""
 
+import json
 import re
 import time
 from types import SimpleNamespace
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ms_omni.input.processor import Qwen3OmniMoeProcessor
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 from ms_omni.serve.metrics import ABORT, Measured, Metrics
+from ms_omni.serve.watch import tell_content
 
+from .conftest import MINIATURE
 from .test_server import error_of
 
 BOARD = (  # what vLLM's dashboard for Grafana asks for
@@ -156,3 +160,34 @@ def test_answers_that_do_not_end(metrics):
     ended = {name: value(metrics, "vllm:request_success_total", finished_reason=name) for name in ("stop", "abort", "error")}
     assert ended == {"stop": 0, "abort": 1, "error": 1}
     assert value(metrics, "vllm:e2e_request_latency_seconds_count") == 0
+
+
+def test_content_is_told_as_one_line_of_json(metrics, capsys):
+    processor = Qwen3OmniMoeProcessor.from_pretrained(MINIATURE)
+    sound = {"type": "audio", "audio": np.zeros(16_000, np.float32)}
+    content = [sound, {"type": "text", "text": "What\nis said?"}]
+    inputs = processor.apply_chat_template([[{"role": "user", "content": content}]], tokenize=True, return_dict=True)
+    answer = Measured(metrics, 7, lambda one: tell_content(processor, inputs["input_ids"][0], one))
+    for token in processor.tokenizer("3\n7", add_special_tokens=False)["input_ids"]:
+        answer.hear(delta(token))
+    answer.hear(END)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told["answered"] == "3\n7" and told["end"] == "stop"
+    assert "What\nis said?" in told["asked"] and told["asked"].count("<|audio_pad|>") == 1
+
+
+def test_content_is_not_told_unless_asked(server, http):
+    body = {"model": "miniature", "messages": [{"role": "user", "content": "Say 3141 and xyzzy."}], "max_tokens": 2}
+    before = scraped(http)
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    time.sleep(0.2)
+    assert "xyzzy" not in server.said() and "3141" not in server.said()
+    usage, after = answer.json()["usage"], scraped(http)
+    counts = usage["prompt_tokens"], usage["completion_tokens"]
+    line = next(line for line in reversed(server.said().splitlines()) if "/v1/chat/completions" in line)
+    assert re.search(r"POST /v1/chat/completions 200 \d+ ms, {} \+ {} tokens$".format(*counts), line)
+    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+    assert tuple(after[name, ()] - before[name, ()] for name in names) == counts
+    assert after["vllm:request_success_total", ("length",)] - before["vllm:request_success_total", ("length",)] == 1
