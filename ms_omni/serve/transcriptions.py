@@ -31,6 +31,10 @@ TAIL = 8
 LISTS = ("include", "timestamp_granularities")
 UNTIMED = "the model does not tell when something was said"
 
+Piece = tuple[str, list[dict[str, Any]]]
+"""Text, and log-probabilities of its tokens."""
+Pieces = AsyncGenerator[Piece, None]
+
 
 class TranslationForm(Body):
     """Fields of a form, all of them texts. seed is ours."""
@@ -76,9 +80,11 @@ async def _answer(request, kind):
         _check(form)
         heard = Heard(server, form)
         await unless_gone(request, heard.ask(file))
-    if heard.streams:
-        return EventStream(heard.events())
-    return await unless_gone(request, heard.whole())
+    pieces = heard.pieces()
+    if not heard.streams:
+        return await unless_gone(request, heard.whole(pieces))
+    first = await unless_gone(request, anext(pieces, None))  # what is wrong is said by a status then
+    return EventStream(heard.events(first, pieces))
 
 
 def _taken(sent, server):
@@ -184,7 +190,7 @@ class Heard:
             limit = max(min(limit, server.settings.max_model_len - ids.size), 1)
         self._answer = await server.ask(inputs, tokenizer=server.processor.tokenizer, max_new_tokens=limit, **options)
 
-    async def _pieces(self) -> AsyncGenerator[tuple[str, list[dict[str, Any]]], None]:
+    async def pieces(self) -> Pieces:
         """Text without the white space around it, and log-probabilities of its tokens. Raises `ApiError` for one without an end."""
         begun, space = False, ""
         try:
@@ -219,10 +225,10 @@ class Heard:
             "transcript_too_long",
         )
 
-    async def whole(self) -> Response:
+    async def whole(self, pieces: Pieces) -> Response:
         """As it is asked for."""
         text = ""
-        async for piece, logprobs in self._pieces():
+        async for piece, logprobs in pieces:
             text += piece
             self.logprobs += logprobs
         if self.form.response_format == "text":
@@ -236,15 +242,17 @@ class Heard:
             verbose["usage"] = {"type": "duration", "seconds": math.ceil(self.seconds)}
         return JSONResponse(verbose)
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """OpenAI's events: `transcript.text.delta` for each piece, then `transcript.text.done`."""
-        text, pieces = "", self._pieces()
+    async def events(self, found: Piece | None, pieces: Pieces) -> AsyncGenerator[bytes, None]:
+        """OpenAI's events: `transcript.text.delta` for each piece, `found` being the first, then `transcript.text.done`."""
+        text = ""
         try:
-            async for piece, logprobs in pieces:
+            while found is not None:
+                piece, logprobs = found
                 text += piece
                 self.logprobs += logprobs
                 more = {"logprobs": logprobs} if self.with_logprobs else {}
                 yield event({"type": "transcript.text.delta", "delta": piece, **more})
+                found = await anext(pieces, None)
             yield event({"type": "transcript.text.done", "text": text, **self._logprobs, "usage": self.usage})
         except Exception as error:
             yield event(api_error(error).body())

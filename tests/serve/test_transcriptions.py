@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import socket
+import time
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ from ms_omni.serve.hearing import TRANSCRIBE_CHINESE, Prompts, language_code
 from ms_omni.serve.sound import encode
 
 from .conftest import KEY, MINIATURE
+from .test_metrics import scraped
 from .test_server import error_of
 
 SAMPLES = MINIATURE / "samples"
@@ -316,3 +319,25 @@ def test_languages():
         "yue",
     ]
     assert language_code("klingon") is language_code("") is None
+
+
+def test_who_goes_away_is_cancelled(server, http):
+    """As soon as he has sent all, before there is anything to send him."""
+    boundary = "XX"
+    body = b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\nminiature\r\n--XX\r\nContent-Disposition: form-data; name="stream"'
+    body += (
+        b'\r\n\r\ntrue\r\n--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        + DIGITS.read_bytes()
+        + b"\r\n--XX--\r\n"
+    )
+    head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n"
+    head += f"Content-Type: multipart/form-data; boundary={boundary}\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + body)
+    ends = time.monotonic() + 10
+    while (now := scraped(http))["vllm:num_requests_running", ()] and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert now["vllm:num_requests_running", ()] == now["vllm:num_requests_waiting", ()] == 0
+    time.sleep(0.2)
+    assert "Traceback" not in server.said() and f"POST {PATH} 499" in server.said()
