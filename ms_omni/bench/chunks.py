@@ -29,7 +29,7 @@ async def note(
         tokens = _text_tokens(chunk) or tokens
         _note(chunk, answer, clock())
     answer.ended = clock()
-    if tokens > len(answer.tokens) > 0:  # several came in one piece
+    if tokens > len(answer.tokens) > 1:  # several came in one piece; of a single one nobody knows when its tokens were there
         moments = np.interp(np.linspace(0, 1, tokens), np.linspace(0, 1, len(answer.tokens)), answer.tokens)
         answer.tokens = moments.tolist()
 

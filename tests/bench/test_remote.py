@@ -89,6 +89,8 @@ def test_tokens_that_came_in_one_piece_are_counted_by_the_usage():
     usage = {"completion_tokens": 45, "completion_tokens_details": {"audio_tokens": 40, "text_tokens": 5}}
     answer = heard(lines([chunk({"content": "a"}), chunk({"content": "b c d e"}), {"choices": [], "usage": usage}]))
     assert len(answer.tokens) == 5 and (answer.tokens[0], answer.tokens[-1]) == (1, 2) and answer.token_s == 0.25
+    answer = heard(lines([chunk({"content": "a"}), {"choices": [], "usage": {"completion_tokens": 2}}]))
+    assert len(answer.tokens) == 1  # what takes no time would be no measure
 
 
 BROKEN = {
