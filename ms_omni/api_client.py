@@ -9,6 +9,7 @@ from .errors import InputError
 if TYPE_CHECKING:  # commands that talk to nobody need none
     import httpx
 
+JSON = {"Content-Type": "application/json"}
 SILENCE_S, CONNECT_S = 300.0, 10.0
 LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Which are not asked by way of a proxy."""
@@ -59,7 +60,8 @@ async def chunks(client: "httpx.AsyncClient", base: str, body: dict[str, Any]) -
 
     Raises `ServerError` when the server refuses, says that something is wrong or ends in the middle, and `httpx.HTTPError`.
     """
-    async with client.stream("POST", f"{base}/chat/completions", json=body) as response:
+    content = json.dumps(body).encode()  # httpx's own refuses what a terminal may give, bytes that are no text
+    async with client.stream("POST", f"{base}/chat/completions", content=content, headers=JSON) as response:
         if response.status_code != 200:
             await response.aread()
             raise ServerError(refusal(response))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from ..api_client import JSON
 from ..errors import ProcessError
 from .batch_files import Answers, Requests
 from .errors import ApiError
@@ -92,7 +94,7 @@ async def _answer(client, request):
     """A line of the answers. Raises `ProcessError` when nobody is there who could answer."""
     id = uuid.uuid4().hex
     try:
-        response = await client.post(request["url"], json=_checked(request))
+        response = await client.post(request["url"], content=_body(request), headers=JSON)
         status, body = response.status_code, response.json()
     except ApiError as error:
         status, body = error.status, error.body()
@@ -102,8 +104,8 @@ async def _answer(client, request):
     return {"id": f"batch_req_{id}", "custom_id": request["custom_id"], "response": answer, "error": None}
 
 
-def _checked(request):
-    """The body. Raises `ApiError` for what a batch does not do."""
+def _body(request):
+    """As it is sent. Raises `ApiError` for what a batch does not do."""
     method, path, body = (request.get(name) for name in ("method", "url", "body"))
     if method != "POST" or path not in PATHS:
         raise ApiError(
@@ -113,7 +115,10 @@ def _checked(request):
         raise ApiError(400, "body has to be an object", "body")
     if body.get("stream"):
         raise ApiError(400, "answers of a batch are not streamed; leave stream out", "stream")
-    return body
+    try:
+        return json.dumps(body).encode()
+    except RecursionError:
+        raise ApiError(400, "body is nested too deeply", "body") from None
 
 
 class Interrupted(asyncio.Event):

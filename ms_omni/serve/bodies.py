@@ -41,6 +41,8 @@ def checked(value: Any, kind: type[Kind]) -> Kind:
         raise ApiError(400, f"the body is {_shown(value)}, expected a JSON object")
     if _depth(value) > DEPTH:
         raise ApiError(400, f"the body is nested more than {DEPTH} deep")
+    if not all(map(_is_text, _strings(value))):
+        raise ApiError(400, "the body has a text that is no Unicode: half of a pair of surrogates", code="invalid_value")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -86,6 +88,27 @@ def _depth(value):
         inner = [one.values() if isinstance(one, dict) else one for one in level]
         level = [item for one in inner for item in one if isinstance(item, (dict, list))]
     return depth
+
+
+def _strings(value):
+    """Every text in it, names included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _is_text(text):
+    """Whether it can be written in UTF-8; JSON can name halves of pairs, which tokenizers and answers cannot."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _shown(value):

@@ -31,7 +31,7 @@ MODEL, BODY_MB, ROWS = "miniature", 1, 8
 MANNERS = {"plain": 50, "slow reader": 12, "slow writer": 8, "leaves": 10, "oversize": 5, "malformed": 5, "whole": 10}
 """How clients behave, in percent; "whole": well-behaved, and not streamed."""
 GOOD = ("plain", "slow reader", "slow writer", "whole")
-SILENCE_S, SAMPLE_S, IDLE_S = 120.0, 1.0, 10.0
+SILENCE_S, SAMPLE_S, IDLE_S = 600.0, 1.0, 10.0
 BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
@@ -83,6 +83,7 @@ MALFORMED: tuple[Any, ...] = (
     {"model": MODEL, "messages": []},
     {"model": MODEL, "messages": [{"role": "user", "content": 7}]},
     {"model": "another", "messages": [{"role": "user", "content": "x"}]},
+    b'{"model": "miniature", "messages": [{"role": "user", "content": "\\ud800"}]}',
     _asked(_text("x"), temperature="hot"),
     _asked(_text("x"), max_completion_tokens=-1),
     _asked(_text("x"), no_such_argument=1),

@@ -117,7 +117,7 @@ def answered(requests, out, reply, at_once=2):
 
 
 def echo(request, _):
-    return httpx.Response(200, json={"echo": json.loads(request.content)["messages"][0]["content"]})
+    return httpx.Response(200, content=json.dumps({"echo": json.loads(request.content)["messages"][0]["content"]}))
 
 
 def test_every_request_has_its_own_answer_and_wrong_ones_have_their_error(written, out):
@@ -137,6 +137,15 @@ def test_every_request_has_its_own_answer_and_wrong_ones_have_their_error(writte
     assert all(found[name]["response"]["status_code"] == 400 for name in wrong)
     assert len({answer["id"] for answer in found.values()}) == len(found)
     assert found["elsewhere"]["response"]["body"]["error"]["param"] == "url"
+
+
+def test_what_json_can_say_and_others_cannot_is_no_end_of_the_run(written, out):
+    """Half a pair of surrogates, and no number: the server says what it thinks of them."""
+    lines = [request("half", "\ud800"), request("number")]
+    lines[1]["body"]["temperature"] = float("nan")
+    assert answered(Requests(written(*lines)), out, echo) == 0
+    found = read(out)
+    assert found["half"]["response"]["body"] == {"echo": "\ud800"} and found.keys() == {"half", "number"}
 
 
 def test_an_interruption_leaves_what_is_done(written, out):
