@@ -1,0 +1,47 @@
+"""Bodies that are no JSON, or more than anybody means: told in one sentence each, as OpenAI tells it."""
+
+import json
+
+import pytest
+
+from ms_omni.serve.bodies import Body, parsed
+from ms_omni.serve.errors import ApiError
+
+
+class Wanted(Body):
+    text: str
+    inner: dict[str, list[str]] | None = None
+    share: float | None = None
+
+
+def deep(depth):
+    return b'{"text": "x", "inner": ' + b'{"a": ' * depth + b"[]" + b"}" * depth + b"}"
+
+
+REFUSED = {
+    "nothing": (b"", "the body is not JSON"),
+    "half of it": (b'{"text": ', "the body is not JSON"),
+    "no UTF-8": (b'{"text": "\xff"}', "the body is not JSON"),
+    "a long number": (b'{"share": ' + b"1" * 5000 + b"}", "the body is not JSON"),
+    "very deep": (deep(50_000), "the body is not JSON"),
+    "deep": (deep(300), "nested more than 200 deep"),
+    "a list": (b"[]", "the body is a list, expected a JSON object"),
+    "half of a pair": (b'{"text": "\\ud800"}', "half of a pair of surrogates"),
+    "half of a pair, far in": (b'{"text": "x", "inner": {"a": ["b", "\\udfff"]}}', "half of a pair of surrogates"),
+    "half of a pair as a name": (b'{"text": "x", "\\ud800": 1}', "half of a pair of surrogates"),
+    "no number": (b'{"text": "x", "share": NaN}', "share: "),
+    "left out": (b"{}", "text is missing"),
+    "one too many": (b'{"text": "x", "txt": 1}', "unknown argument 'txt'"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_wrong_is_said(what):
+    body, message = REFUSED[what]
+    with pytest.raises(ApiError) as caught:
+        parsed(body, Wanted)
+    assert caught.value.status == 400 and message in caught.value.message and len(caught.value.message) < 400
+
+
+def test_a_whole_pair_is_a_text():
+    assert parsed(json.dumps({"text": "\U0001f600 ä"}), Wanted).text == "\U0001f600 ä"
