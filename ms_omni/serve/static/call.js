@@ -68,7 +68,8 @@ export class Call {
       if (this.current !== mine) return this.free(mine);
       this.connect(mine);
     } catch (error) {
-      this.fail(error.message);
+      if (this.current === mine) this.fail(error.message);
+      else this.free(mine);
     }
   }
 
@@ -251,6 +252,8 @@ export class Call {
     this.closeCamera(mine);
     if (mine.socket) mine.socket.onmessage = mine.socket.onclose = null;
     mine.socket?.close();
-    await Promise.all([mine.microphone?.close(), mine.player?.close()]);
+    const { microphone, player } = mine; // once: what has been closed must not be closed again
+    mine.microphone = mine.player = null;
+    await Promise.all([microphone?.close(), player?.close()]);
   }
 }

@@ -37,7 +37,7 @@ export class Player {
   }
 
   push(id, samples) {
-    if (this.context.state === "suspended") this.context.resume();
+    if (this.context.state === "suspended") this.context.resume().catch(() => {}); // closed meanwhile
     this.node.port.postMessage({ type: "push", id, samples });
   }
 
