@@ -102,7 +102,7 @@ def app(arguments: Arguments) -> Application:
         request_router_config=RequestRouterConfig(
             request_router_class=ConversationRouter, request_router_kwargs={"rows": arguments.max_rows}
         ),
-    ).bind(arguments.model_dump(), keys)
+    ).bind(arguments.model_dump(exclude={"replicas", "gateways"}), keys)  # a change of those ends no engine
     return Gateway.options(num_replicas=arguments.gateways).bind(engine, arguments.max_body_mb)
 
 
@@ -240,7 +240,13 @@ class Engines:
             holding.cancel()
 
 
-@serve.deployment(name="Gateway", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=10_000, logging_config=QUIET)
+@serve.deployment(
+    name="Gateway",
+    ray_actor_options={"num_cpus": 0},
+    max_ongoing_requests=10_000,
+    graceful_shutdown_timeout_s=DRAIN_S,
+    logging_config=QUIET,
+)
 @serve.ingress()
 class Gateway:
     """Passes requests on to engines."""
