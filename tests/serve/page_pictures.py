@@ -10,19 +10,30 @@ from .conftest import ROOT, start
 from .test_page import DONE, SAMPLES, SPOKEN, STATE, ask, microphone
 
 PICTURES = ROOT / "docs/pictures"
+<<<<<<< HEAD
 COLOURS = 256
+=======
+>>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
 DESKTOP = {"width": 1120, "height": 850}
 PHONE = {"width": 360, "height": 740, "phone": True}
 
 
 def save(page, name):
+<<<<<<< HEAD
     """With a palette, which takes a third of the bytes."""
+=======
+    """With a palette of its own, which these few colours need no more than."""
+>>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
     file = PICTURES / f"{name}.png"
     page.screenshot(file)
     with Image.open(file) as picture:
         picture = picture.convert("RGB")
+<<<<<<< HEAD
     palette = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
+=======
+    picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=3).save(file, optimize=True)
+>>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
     print(file, file.stat().st_size)
 
 
@@ -37,11 +48,9 @@ def chat(page, name):
     save(page, name)
 
 
-def call(page, name, camera=False):
+def call(page, name):
     page.click("#start-call")
     page.wait(f"{STATE} == 'listening'")
-    if camera:
-        page.click("#camera")
     loud = "Number(document.querySelector('#orb').style.getPropertyValue('--level')) > 0.5"
     page.wait(f"{STATE} == 'speaking' && document.querySelectorAll('.transcript .assistant').length > 1 && {loud}")
     save(page, name)
@@ -56,6 +65,7 @@ def main():
         try:
             server.wait()
             browser = Browser(folder / "profile", microphone(folder, 1.0, SPOKEN, 5.0))
+<<<<<<< HEAD
             looks = {
                 "light": (DESKTOP, [chat]),
                 "dark": ({**DESKTOP, "dark": True}, [call]),
@@ -67,6 +77,19 @@ def main():
                     show(page, f"{show.__name__}_{name}")
                     assert not page.problems
                     page.close()
+=======
+            phone = {**PHONE, "dark": True, "language": "zh-CN"}
+            for show, name, look in (
+                (chat, "light", DESKTOP),
+                (call, "dark", {**DESKTOP, "dark": True}),
+                (chat, "phone", phone),
+                (call, "phone", phone),
+            ):
+                page = browser.open(server.url + "/", **look)
+                show(page, f"{show.__name__}_{name}")
+                assert not page.problems
+                page.close()
+>>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
         finally:
             if browser:
                 browser.close()
