@@ -10,30 +10,18 @@ from .conftest import ROOT, start
 from .test_page import DONE, SAMPLES, SPOKEN, STATE, ask, microphone
 
 PICTURES = ROOT / "docs/pictures"
-<<<<<<< HEAD
 COLOURS = 256
-=======
->>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
 DESKTOP = {"width": 1120, "height": 850}
 PHONE = {"width": 360, "height": 740, "phone": True}
 
 
 def save(page, name):
-<<<<<<< HEAD
-    """With a palette, which takes a third of the bytes."""
-=======
     """With a palette of its own, which these few colours need no more than."""
->>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
     file = PICTURES / f"{name}.png"
     page.screenshot(file)
     with Image.open(file) as picture:
         picture = picture.convert("RGB")
-<<<<<<< HEAD
-    palette = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
-    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
-=======
-    picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=3).save(file, optimize=True)
->>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
+    picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=3).save(file, optimize=True)
     print(file, file.stat().st_size)
 
 
@@ -65,7 +53,6 @@ def main():
         try:
             server.wait()
             browser = Browser(folder / "profile", microphone(folder, 1.0, SPOKEN, 5.0))
-<<<<<<< HEAD
             looks = {
                 "light": (DESKTOP, [chat]),
                 "dark": ({**DESKTOP, "dark": True}, [call]),
@@ -77,19 +64,6 @@ def main():
                     show(page, f"{show.__name__}_{name}")
                     assert not page.problems
                     page.close()
-=======
-            phone = {**PHONE, "dark": True, "language": "zh-CN"}
-            for show, name, look in (
-                (chat, "light", DESKTOP),
-                (call, "dark", {**DESKTOP, "dark": True}),
-                (chat, "phone", phone),
-                (call, "phone", phone),
-            ):
-                page = browser.open(server.url + "/", **look)
-                show(page, f"{show.__name__}_{name}")
-                assert not page.problems
-                page.close()
->>>>>>> 281e2aa (Pictures of the page without bands in their colours: a palette of each one's own)
         finally:
             if browser:
                 browser.close()
