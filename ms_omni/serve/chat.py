@@ -39,7 +39,7 @@ async def completions(request: Request) -> Response:
     if not body.stream:
         return JSONResponse(await unless_gone(request, completion.whole()))
     stream = await unless_gone(request, completion.begin_stream())
-    return EventStream(stream)
+    return EventStream(stream, closed=completion.close)
 
 
 class Completion:
@@ -66,7 +66,7 @@ class Completion:
                 messages[index].add(deltas)
                 logprobs[index] += self.choices[index].logprobs()
         finally:
-            self._cancel()
+            self.close()
         bodies = await self.server.in_pool(lambda _: [message.body() for message in messages])
         choices = [
             {
@@ -92,7 +92,7 @@ class Completion:
         except BaseException:
             if first is not None:
                 first.cancel()
-            self._cancel()
+            self.close()
             raise
 
     async def _events(self, source, first):
@@ -121,7 +121,7 @@ class Completion:
             yield DONE
         finally:
             first.cancel()
-            self._cancel()
+            self.close()
 
     @property
     def _speaks(self):
@@ -223,10 +223,11 @@ class Completion:
         if not any(choice.tokens for choice in self.choices):
             seconds = self.server.settings.request_s
             raise busy(f"there was no answer in {seconds:g} s; try again later", 503, "timeout")
-        self._cancel()
+        self.close()
         return [(n, choice.end("length")) for n, choice in enumerate(self.choices) if choice.finish_reason is None]
 
-    def _cancel(self):
+    def close(self) -> None:
+        """Gives up what is not answered yet."""
         for answer in self._answers:
             answer.cancel()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -44,13 +44,19 @@ async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
 class EventStream(Response):
     """Sends events, which are bytes of whole ones, until there are no more or nobody listens; then it closes their generator.
 
-    media_type: of anything else that is sent in pieces, none of them empty.
+    media_type: of anything else that is sent in pieces, none of them empty; closed: called at the end, also where the caller was gone
+    before the generator began, which does not hear of it then.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], media_type: str = EVENTS):
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        media_type: str = EVENTS,
+        closed: Callable[[], None] = lambda: None,
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._closed = events, closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
@@ -60,6 +66,7 @@ class EventStream(Response):
                 sending.result()
         finally:
             await _ended(sending, gone)
+            self._closed()
 
     async def _send(self, send):
         pending = None

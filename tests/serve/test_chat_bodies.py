@@ -41,6 +41,7 @@ WRONG = [  # (what is other than in a good body, the param of the error)
     (message(role="nobody", content="x"), "messages[0].role"),
     (message(role=1, content="x"), "messages[0].role"),
     (message(role="user", content=1), "messages[0].content"),
+    (message(role="user", content="half of \ud83d"), None),
     (message(role="user", content={}), "messages[0].content"),
     (message(role="user", content=[]), "messages[0]"),
     (message(role="user", content=["x"]), "messages[0].content[0]"),
