@@ -25,6 +25,7 @@ from .errors import ApiError, busy
 from .grammar import Grammars
 from .hearing import Prompts
 from .logprobs import TokenTexts
+from .mels import Mels
 from .metrics import Measured, Metrics
 from .settings import MIB, Settings
 from .transcripts import Transcripts
@@ -106,6 +107,7 @@ class Server:
 
         settings = self.settings
         self.processor = Qwen3OmniMoeProcessor.from_pretrained(settings.model)
+        self.processor.feature_extractor = Mels(self.processor.feature_extractor)
         folder = resolve(settings.model, weights=False)
         self.prompts = Prompts.of(folder, settings.transcription_prompt, settings.translation_prompt)
         self.say("loading weights")
@@ -249,6 +251,11 @@ class Server:
         answer = await self.worker.ask(inputs, measured, max_time=self.settings.request_s, **options)
         note(measured)
         return answer
+
+    async def read(self, inputs: dict[str, Any], **options: Any) -> Answer:
+        """Reads model inputs ahead of an answer; options as of `engine.read`. Its one event is a `StreamEnd`."""
+        self.check_ready()
+        return await self.worker.ask(inputs, reads=True, **options)
 
     # -- who may ask -------------------------------------------------------------------------------------------------
 

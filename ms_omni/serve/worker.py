@@ -108,10 +108,15 @@ class EngineThread(threading.Thread):
             self._look()
 
     async def ask(
-        self, inputs: Mapping[str, Any], measured: "Measured | None" = None, held: bool = False, **options: Any
+        self,
+        inputs: Mapping[str, Any],
+        measured: "Measured | None" = None,
+        held: bool = False,
+        reads: bool = False,
+        **options: Any,
     ) -> Answer:
-        """The answer to model inputs, with arguments of `engine.add`; measured: is told of its events; held: within the block
-        of `held`. Raises `InputError`, and `ApiError` when too many wait.
+        """The answer to model inputs, with arguments of `engine.add`, or if it reads alone `engine.read`; measured: is told of its
+        events; held: within the block of `held`. Raises `InputError`, and `ApiError` when too many wait.
         """
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
@@ -120,7 +125,7 @@ class EngineThread(threading.Thread):
         answer, added = Answer(self, measured), self._loop.create_future()
         self.answers.add(answer)
         self.idle.clear()
-        self._commands.put(lambda: self._add(answer, added, {**inputs, **options}))
+        self._commands.put(lambda: self._add(answer, added, {**inputs, **options}, reads))
         try:
             await added
         except asyncio.CancelledError:  # the caller has gone
@@ -198,10 +203,10 @@ class EngineThread(threading.Thread):
         elif time.perf_counter() - started < IDLE_S:  # everybody is ahead of his listener
             time.sleep(IDLE_S)
 
-    def _add(self, answer, added, arguments):
+    def _add(self, answer, added, arguments, reads):
         if answer.ended:  # given up before its turn
             return
-        answer.id, error = _outcome(lambda: self.engine.add(**arguments))
+        answer.id, error = _outcome(lambda: (self.engine.read if reads else self.engine.add)(**arguments))
         if error is None:
             answer.end_ids = self.engine.rows[answer.id].text.params.eos_token_id
             self._by_id[answer.id] = answer

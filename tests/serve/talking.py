@@ -1,6 +1,7 @@
 """What the tests of realtime conversations share: a client, sound to send, and the documented order of events."""
 
 import base64
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from openai import OpenAI
 from tests.serve.conftest import KEY, MINIATURE, Running
 
 RATE_HZ = 24_000
+LIMIT_S = 120
+"""For a whole conversation."""
 PUSH_TO_TALK = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 OPENED = [
     "response.created",
@@ -42,10 +45,15 @@ def client(server: Running, key: str = KEY) -> OpenAI:
 def connected(server: Running, **settings: Any) -> Iterator[Any]:
     """A conversation of `openai`'s client with push to talk, its first two events behind it."""
     with client(server).realtime.connect(model="miniature") as connection:
+        hung = threading.Timer(LIMIT_S, connection.close)
+        hung.start()
         assert connection.recv().type == "session.created"
         connection.session.update(session={**PUSH_TO_TALK, **settings})
         assert connection.recv().type == "session.updated"
-        yield connection
+        try:
+            yield connection
+        finally:
+            hung.cancel()
 
 
 def sample(name: str = "digits.wav") -> np.ndarray:

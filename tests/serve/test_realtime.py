@@ -1,6 +1,7 @@
 """Realtime conversations by `openai`'s client as it is: turns, their events and their order."""
 
 import asyncio
+import json
 
 import pytest
 from openai import AsyncOpenAI
@@ -105,3 +106,35 @@ def test_a_second_response_has_to_wait(server):
         assert answer(connection)[-1].response.status == "completed"
         connection.response.cancel()
         assert error_of(connection).code == "response_cancel_not_active"
+
+
+def test_a_function_that_must_be_called(server):
+    pytest.importorskip("llguidance")
+    shape = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    tool = {"type": "function", "name": "paint", "description": "Paints the wall.", "parameters": shape}
+    with connected(server, tools=[tool], tool_choice="required") as connection:
+        ask(connection, "Say blue.")
+        connection.response.create()
+        events = answer(connection)
+        (call,) = events[-1].response.output
+        assert (call.type, call.name) == ("function_call", "paint")
+        assert json.loads(call.arguments)["colour"] in ("red", "blue")
+        assert "response.output_audio.delta" not in kinds(events)
+        connection.conversation.item.create(item={"type": "function_call_output", "call_id": call.call_id, "output": "done"})
+        assert connection.recv().previous_item_id == call.id
+        connection.recv()
+        connection.response.create(response={"tool_choice": "none"})
+        assert answer(connection)[-1].response.status == "completed"
+
+
+def test_what_was_said_is_written_down(server):
+    audio = {"input": {"turn_detection": None, "transcription": {"model": "whisper-1"}}}
+    with connected(server, audio=audio) as connection:
+        send(connection, said(sample()))
+        connection.input_audio_buffer.commit()
+        kind = "conversation.item.input_audio_transcription"
+        events = until(connection, f"{kind}.completed", f"{kind}.failed")
+        whole = events[-1]
+        assert whole.type == f"{kind}.completed" and whole.transcript
+        assert whole.transcript == "".join(event.delta for event in events if event.type == f"{kind}.delta").strip()
+        assert whole.item_id == events[0].item_id and whole.usage.total_tokens > 30

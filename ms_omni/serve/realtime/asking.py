@@ -5,34 +5,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ..answer_text import OPEN, THINK
+from ..errors import ApiError
+from ..grammar import MISSING, Constraint, grammar_of
+from ..schema import ChatBody, Definition
 from ..server import Server
 from ..worker import Answer
 from .items import Item, messages
 from .settings import Settings
 
+TAIL = 8
+"""Tokens at the end of a prompt that may open thoughts."""
+STRIDE = 128
+"""Tokens of a prompt that are read at a time, so that a conversation that goes on is found in the engine's cache."""
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt's tokens by what they are."""
+    """A prompt's tokens by what they are, and whether it has opened the thoughts of the answer."""
 
-    tokens: int
-    audio: int
-    images: int
+    tokens: dict[str, int]
+    thinking: bool = False
 
-    def usage(self, text: int, frames: int) -> dict[str, Any]:
-        """As clients are told, for an answer of so many tokens of text and frames of sound."""
+    def usage(self, text: int, frames: int, cached: int) -> dict[str, Any]:
+        """As clients are told, for an answer of so many tokens of text and frames of sound; cached: of the prompt, found read."""
+        read = sum(self.tokens.values())
         return {
-            "total_tokens": self.tokens + text + frames,
-            "input_tokens": self.tokens,
+            "total_tokens": read + text + frames,
+            "input_tokens": read,
             "output_tokens": text + frames,
-            "input_token_details": {
-                "text_tokens": self.tokens - self.audio - self.images,
-                "audio_tokens": self.audio,
-                "image_tokens": self.images,
-                "cached_tokens": 0,
-            },
+            "input_token_details": {**self.tokens, "cached_tokens": cached},
             "output_token_details": {"text_tokens": text, "audio_tokens": frames},
         }
 
@@ -40,27 +45,59 @@ class Asked:
 async def inputs_of(server: Server, settings: Settings, items: Sequence[Item]) -> dict[str, Any]:
     """Model inputs of a conversation. Raises `InputError`, `MediaError`."""
     items = list(items)
-    tools = [tool.for_template() for tool in settings.tools] if settings.tool_choice != "none" else []
+    tools = [tool.for_template() for tool in settings.usable_tools]
     found = await server.in_pool(lambda _: messages(settings.instructions, items))
     return await server.prepare(found, **({"tools": tools} if tools else {}))
 
 
 async def ask(server: Server, settings: Settings, items: Sequence[Item]) -> tuple[Asked, Answer]:
-    """What the engine is asked, and its answer. Raises `InputError`, `ApiError`."""
-    inputs = await inputs_of(server, settings, items)
-    processor, ids = server.processor, inputs["input_ids"][0]
-    asked = Asked(
-        len(ids),
-        int((ids == processor.audio_token_id).sum()),
-        int((ids == processor.image_token_id).sum()),
-    )
-    return asked, await server.ask(inputs, **options(server, settings))
+    """What the engine is asked, and its answer; the oldest turns of a conversation that is too long are left out, unless its client
+    wants none of that. Raises `InputError`, `ApiError`.
+    """
+    while True:
+        inputs = await inputs_of(server, settings, items)
+        ids, tokenizer = inputs["input_ids"], server.processor.tokenizer
+        asked = Asked(server.prompt_tokens(ids), tokenizer.decode(ids[0][-TAIL:]).rstrip().endswith(THINK))
+        ruled = await server.in_pool(partial(calling, server, settings, asked.thinking))
+        try:
+            return asked, await server.ask(inputs, tokenizer=tokenizer, **options(server, settings), **ruled)
+        except ApiError as error:
+            shorter = _without_oldest(items)
+            if error.code != "context_length_exceeded" or settings.truncation != "auto" or shorter is None:
+                raise
+            items = shorter
+
+
+def _without_oldest(items):
+    """Without the first turn, from what its user says to what the next one does; None where there is no next one."""
+    users = [place for place, item in enumerate(items) if item.role == "user"]
+    if len(users) < 2:
+        return None
+    return [item for place, item in enumerate(items) if not users[0] <= place < users[1] or item.role == "system"]
+
+
+def calling(server: Server, settings: Settings, thinking: bool, processor: Any) -> dict[str, Any]:
+    """Options of `engine.add` where functions may be called, or one must; thinking: see `Asked`. Calls are not said."""
+    tools = settings.usable_tools
+    mark = processor.tokenizer.get_added_vocab().get(OPEN)
+    speaks = settings.output_modalities == ["audio"]
+    found: dict[str, Any] = {"unspoken_from": [mark]} if tools and speaks and mark is not None else {}
+    if settings.tool_choice in ("auto", "none"):
+        return found
+    if server.grammars is None:
+        raise ApiError(400, f"tool_choice {MISSING}", "tool_choice", "unsupported_value")
+    body = ChatBody.model_construct(tool_choice="required", parallel_tool_calls=True, response_format=None)
+    definitions = [Definition(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in tools]
+    grammar = grammar_of(body, definitions, server.grammars.mark, thinking)
+    return {**found, "logits_processor": [Constraint(server.grammars.matcher(*grammar))]} if grammar else found
 
 
 def options(server: Server, settings: Settings) -> dict[str, Any]:
     """Of `engine.add`."""
     speaks = settings.output_modalities == ["audio"]
-    found: dict[str, Any] = {"return_audio": speaks} if server.speaks else {}
+    found: dict[str, Any] = {"prefill_tokens": STRIDE}
+    if server.speaks:
+        found["return_audio"] = speaks
     if speaks:
         found["speaker"] = settings.audio.output.voice
     if settings.max_output_tokens != "inf":
@@ -76,10 +113,9 @@ def options(server: Server, settings: Settings) -> dict[str, Any]:
 
 
 class Draft:
-    """An answer that is begun before it is certain that somebody wants it, to a conversation as it is at `version`."""
+    """An answer that is begun before it is certain that somebody wants it."""
 
-    def __init__(self, server: Server, settings: Settings, items: Sequence[Item], version: int):
-        self.settings, self.version = settings, version
+    def __init__(self, server: Server, settings: Settings, items: Sequence[Item]):
         self._task = asyncio.ensure_future(ask(server, settings, items))
 
     async def take(self) -> tuple[Asked, Answer]:

@@ -51,7 +51,10 @@ def _settings(given, where):
             place = place[part]
         if last in place:
             raise ApiError(
-                400, f"{name} is the older name of {'.'.join((*path, last))}; give one of them", f"{where}.{name}"
+                400,
+                f"{name} is the older name of {'.'.join((*path, last))}; give one of them",
+                f"{where}.{name}",
+                "invalid_value",
             )
         place[last] = value
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from ..errors import ApiError
@@ -76,14 +77,17 @@ class Spoken:
     def _count(self, end_ms):
         """Tokens that were said by then.
 
-        A talker reads a token with each frame and says it some time after, so a text that is whole is taken to be spread evenly over
-        its sound, and one that is not to be spoken at a usual pace.
+        A talker reads a token with each frame and says it some time after. So the letters of a whole answer are taken to be spread
+        evenly over its sound, and one that was given up to be spoken at a usual pace; a talker never says what it has not read.
         """
-        count = len(self.pieces)
         if self.whole and end_ms >= self.duration_ms:
-            return count
-        said = end_ms * count // self.duration_ms if self.whole else int(end_ms * self.TOKENS_PER_S / 1000)
-        return min(said, end_ms // self.FRAME_MS, count)  # never more than its talker had read
+            return len(self.pieces)
+        letters = [0, *accumulate(map(len, self.pieces))]
+        if self.whole:
+            said = sum(count * self.duration_ms <= end_ms * letters[-1] for count in letters[1:])
+        else:
+            said = int(end_ms * self.TOKENS_PER_S / 1000)
+        return min(said, end_ms // self.FRAME_MS, len(self.pieces))
 
 
 @dataclass(eq=False)
@@ -133,8 +137,6 @@ class Conversation:
     def __init__(self) -> None:
         self.id = new_id("conv")
         self.items: list[Item] = []
-        self.version = 0
-        """Grows with every change."""
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
@@ -145,7 +147,6 @@ class Conversation:
             raise ApiError(400, f"there is an item {item.id!r} already", "item.id", "item_already_exists")
         place = len(self.items) if after is None else 0 if after == ROOT else self._place(after, "previous_item_id") + 1
         self.items.insert(place, item)
-        self.version += 1
         return self.items[place - 1].id if place else None
 
     def before(self, item: Item) -> str | None:
@@ -160,7 +161,6 @@ class Conversation:
     def delete(self, id: str) -> None:
         """Raises `ApiError`."""
         del self.items[self._place(id, "item_id")]
-        self.version += 1
 
     def _place(self, id, param):
         for place, item in enumerate(self.items):

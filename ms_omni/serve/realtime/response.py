@@ -10,7 +10,6 @@ response.done
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from ...generation.detokenize import IncrementalDecoder
+from ...errors import CacheFull
 from ...outputs import AudioChunk, StreamEnd, TextDelta
+from ..answer_text import Calls, Thoughts
 from ..errors import ApiError, api_error
-from ..metrics import LENGTH
 from ..worker import Answer
 from .asking import Asked
-from .calls import Calls
 from .events import new_id
 from .items import Content, Conversation, Item, Spoken
 from .settings import Settings
-from .sound import Outgoing
+from .sound import SPEECH_RATE_HZ, Outgoing
 
 LOG = logging.getLogger("ms_omni.serve")
 FRAME_SAMPLES = 1_920
@@ -53,7 +51,6 @@ class Response:
         plan: Plan,
         conversation: Conversation,
         emit: Emit,
-        tokenizer: Any,
         asking: Callable[[], Awaitable[tuple[Asked, Answer]]],
         ended: Callable[[Response], None],
     ):
@@ -62,13 +59,14 @@ class Response:
         self.output: list[Item] = []
         self.usage: dict[str, Any] | None = None
         self._emit, self._asking, self._ended = emit, asking, ended
-        self._decoder = IncrementalDecoder(tokenizer)
-        self._calls = Calls() if plan.settings.tools and plan.settings.tool_choice != "none" else None
+        self._thoughts: Thoughts | None = None
+        self._calls = Calls() if plan.settings.usable_tools else None
+        self._later: list[dict[str, Any]] = []  # of calls, while a text before them is being said
         self._outgoing = Outgoing(plan.settings.audio.output.format)
         self._asked: Asked | None = None
         self._answer: Answer | None = None
         self._open: Item | None = None
-        self._tokens = self._samples = 0
+        self._tokens = self._samples = self._cached = 0
         self.task: asyncio.Task | None = None
 
     @property
@@ -80,6 +78,11 @@ class Response:
     def heard(self) -> bool:
         """Whether sound of it was sent."""
         return self._samples > 0
+
+    @property
+    def sound_s(self) -> float:
+        """How long that lasts."""
+        return self._samples / SPEECH_RATE_HZ
 
     def shown(self) -> dict[str, Any]:
         """As clients are told."""
@@ -119,13 +122,18 @@ class Response:
     async def _run(self):
         try:
             self._asked, self._answer = await self._asking()
+            self._thoughts = Thoughts(self._asked.thinking)
             async for event in self._answer:
                 if isinstance(event, TextDelta):
-                    self._token(int(event.token[0]))
+                    self._tokens += 1
+                    self._read(event.text[0] if event.text else "")
                 elif isinstance(event, AudioChunk):
-                    self._sound(event.pcm[0])
+                    self._sound(event.pcm[0, : event.samples[0]])
                 elif isinstance(event, StreamEnd):
-                    self._end()
+                    self._cached = int(event.cached_tokens[0]) if event.cached_tokens is not None else 0
+                    self._end(event.reasons[:1] in (("length",), ("time",)))
+        except CacheFull:
+            self._end(True)
         except Exception as error:
             self._fail(error)
 
@@ -139,22 +147,24 @@ class Response:
 
     # -- what the engine says ----------------------------------------------------------------------------------------
 
-    def _token(self, token):
-        self._tokens += 1
-        self._text(self._decoder.push(token))
+    def _read(self, piece):
+        """A piece of what is written: thoughts are kept from clients, calls of functions are items of their own."""
+        assert self._thoughts is not None
+        self._write(self._thoughts.push(piece)[1])
 
-    def _text(self, piece, last=False):
-        """A piece of what is written; calls of functions are taken out of it."""
+    def _write(self, piece):
         calls = ()
         if self._calls is not None:
-            piece, calls = self._calls.end() if last else self._calls.push(piece)
-        if piece or (self._open is not None and not last):
-            self._say(piece)
+            piece, calls = self._calls.push(piece)
+        self._say(piece)
         for call in calls:
-            self._call(*call)
+            self._call(call)
 
     def _say(self, piece):
-        if self._open is None:
+        if self._open is None or self._open.type != "message":
+            if not piece:
+                return
+            self._close("completed")
             self._begin()
         (content,) = self._open.content
         content.text += piece
@@ -166,22 +176,34 @@ class Response:
 
     def _sound(self, pcm):
         """Sound comes behind the text that it says; that of a call is not sent."""
-        if self._open is None or self._open.content[0].spoken is None or not len(pcm):
+        spoken = self._open.content[0].spoken if self._open is not None and self._open.content else None
+        if spoken is None or not len(pcm):
             return
-        spoken = self._open.content[0].spoken
         spoken.samples += len(pcm)
         self._samples += len(pcm)
         delta = self._outgoing(pcm)
         if delta:
             self._part("response.output_audio.delta", delta=delta)
 
-    def _end(self):
-        self._text(self._decoder.rest())
-        self._text("", last=True)
-        rest = self._outgoing(np.zeros(0, np.float32), last=True) if self._samples else ""
-        if rest and self._open is not None:
-            self._part("response.output_audio.delta", delta=rest)
-        if self._answer is not None and self._answer.finish_reason == LENGTH:
+    def _end(self, cut):
+        """All is said; cut: not all that would have been."""
+        if self._thoughts is not None:
+            self._write(self._thoughts.rest()[1])
+        if self._calls is not None:
+            text, calls = self._calls.rest(cut)
+            self._say(text)
+            for call in calls:
+                self._call(call)
+        if self._samples and self._open is not None and self._open.content:
+            rest = self._outgoing(np.zeros(0, np.float32), last=True)
+            if rest:
+                self._part("response.output_audio.delta", delta=rest)
+        later, self._later = self._later, []
+        if later:
+            self._close("completed")
+        for call in later:
+            self._call(call)
+        if cut:
             return self._finish("incomplete", {"type": "incomplete", "reason": "max_output_tokens"})
         self._finish("completed", None)
 
@@ -204,12 +226,14 @@ class Response:
 
     def _close(self, status):
         """Of the item that is open."""
-        item, self._open = self._open, None
+        item = self._open
         if item is None:
             return
         item.status = status
-        if item.type == "message":
-            self._open, (content,) = item, item.content
+        if item.type == "function_call":
+            self._argument("done", name=item.name, arguments=item.arguments)
+        else:
+            (content,) = item.content
             if content.spoken is not None:
                 content.spoken.whole = status == "completed"
                 self._part("response.output_audio.done")
@@ -217,23 +241,35 @@ class Response:
             else:
                 self._part("response.output_text.done", text=content.text)
             self._part("response.content_part.done", part=self._shown_part())
-            self._open = None
+        self._open = None
         if self.plan.kept:
-            self.conversation.version += 1
             before = self.conversation.before(item)
             self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item.shown()})
         self._item("response.output_item.done", item)
 
-    def _call(self, name, arguments):
-        self._close("completed")
-        text = json.dumps(arguments, ensure_ascii=False)
-        item = Item(new_id("item"), "function_call", "in_progress", call_id=new_id("call"), name=name, arguments="")
-        self._added(item)
-        common = {"response_id": self.id, "item_id": item.id, "output_index": len(self.output) - 1, "call_id": item.call_id}
-        item.arguments = text
-        self._emit({"type": "response.function_call_arguments.delta", **common, "delta": text})
-        self._emit({"type": "response.function_call_arguments.done", **common, "name": name, "arguments": text})
-        self._close("completed")
+    def _call(self, delta):
+        """A piece of a call: its name first, then its arguments."""
+        if self._open is not None and self._open.content and self.speaks:
+            self._later.append(delta)
+            return
+        function = delta["function"]
+        if "name" in function:
+            self._close("completed")
+            name, call_id = function["name"], delta["id"]
+            self._added(Item(new_id("item"), "function_call", "in_progress", call_id=call_id, name=name, arguments=""))
+        if function["arguments"] and self._open is not None:
+            self._open.arguments += function["arguments"]
+            self._argument("delta", delta=function["arguments"])
+
+    def _argument(self, kind, **values):
+        item = self._open
+        place = {
+            "response_id": self.id,
+            "item_id": item.id,
+            "output_index": self.output.index(item),
+            "call_id": item.call_id,
+        }
+        self._emit({"type": f"response.function_call_arguments.{kind}", **place, **values})
 
     def _shown_part(self):
         assert self._open is not None
@@ -253,6 +289,6 @@ class Response:
         self._close("completed" if status == "completed" else "incomplete")
         self.status, self.details = status, details
         if self._asked is not None:
-            self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES))
+            self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
         self._emit({"type": "response.done", "response": self.shown()})
         self._ended(self)

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..errors import ApiError
+from ..grammar import MISSING
 from ..server import Server
 from . import events
 from .asking import Draft, ask
 from .events import GivenResponse, coded, decoded, new_id, parsed
-from .items import Content, Conversation, Item, made
-from .response import CLIENT_CANCELLED, TURN_DETECTED, Emit, Plan, Response
+from .items import Conversation, Item, made
+from .listening import Listening
+from .response import CLIENT_CANCELLED, Emit, Plan, Response
 from .settings import Audio, Settings, Speaking
-from .sound import InputBuffer, Sound, samples_of
-from .vad import Change, Turns
 
 LOG = logging.getLogger("ms_omni.serve")
-COMMIT_MS = 100
-"""The least that can be committed."""
-BUFFER_S, SILENT_S = 900, 60
-"""Of sound that nobody has committed, and of that while nobody speaks."""
 APART = 4
 """Responses beside the conversation's at a time."""
 
 
-@dataclass(eq=False)
-class Turn:
-    """Somebody speaks: the item that it will be, and where it begins in the input buffer."""
-
-    id: str
-    start: int
-
-
-class Session:
+class Session(Listening):
     """State of a socket. emit: sends an event."""
 
     def __init__(self, server: Server, emit: Emit):
+        super().__init__()
         self.server, self._send = server, emit
         self.id = new_id("sess")
         voices = server.voices
@@ -51,13 +36,9 @@ class Session:
             audio=Audio(output=Speaking(voice=voices[0] if voices else None)),
         )
         self.conversation = Conversation()
-        self.buffer = InputBuffer()
         self.active: Response | None = None
         self.apart: list[Response] = []
         self.voice_fixed = False
-        self._turns: _Hearing | None = None
-        self._turn: Turn | None = None
-        self._draft: tuple[Draft, Item] | None = None
         self._hear()
         self.emit({"type": "session.created", "session": self.shown()})
 
@@ -92,7 +73,7 @@ class Session:
 
     def close(self) -> None:
         """Gives up what is under way."""
-        self._drop_draft()
+        self._stop_listening()
         for response in [*self.apart, *([self.active] if self.active else [])]:
             response.cancel(CLIENT_CANCELLED)
 
@@ -144,108 +125,15 @@ class Session:
                 )
             audio = settings.audio.model_copy(update={"output": output.model_copy(update={"voice": voice})})
             settings = settings.model_copy(update={"audio": audio})
-        choice = settings.tool_choice
-        if choice not in ("auto", "none"):
-            raise ApiError(400, "tool_choice can be 'auto' or 'none' here", prefix + "tool_choice", "invalid_value")
+        names = [tool.name for tool in settings.tools]
+        if len(set(names)) < len(names):
+            raise ApiError(400, "two tools have the same name; give each its own", prefix + "tools", "invalid_value")
+        if settings.tool_choice not in ("auto", "none"):
+            if not settings.usable_tools:
+                raise ApiError(400, "tool_choice names no tool that there is", prefix + "tool_choice", "invalid_value")
+            if self.server.grammars is None:
+                raise ApiError(400, f"tool_choice {MISSING}", prefix + "tool_choice", "unsupported_value")
         return settings
-
-    # -- sound in ----------------------------------------------------------------------------------------------------
-
-    def _hear(self):
-        """From now on, by the settings as they are."""
-        detection = self.settings.audio.input.turn_detection
-        self._turn = None
-        self._drop_draft()
-        self._turns = None if detection is None else _Hearing(Turns(detection), self.buffer)
-
-    async def append(self, event: events.AudioAppend) -> None:
-        samples = samples_of(event.audio, self.settings.audio.input.format)
-        if len(self.buffer) + len(samples) > BUFFER_S * self.buffer.rate_hz:
-            raise ApiError(
-                400, f"the input buffer holds {BUFFER_S} s of sound; commit or clear it", "audio", "input_audio_buffer_full"
-            )
-        self.buffer.append(samples)
-        if self._turns is None:
-            return
-        for change in await asyncio.to_thread(self._turns.hear, samples):
-            self._changed(change)
-        if self._turn is None and len(self.buffer) > SILENT_S * self.buffer.rate_hz:
-            self.buffer.forget(self.buffer.stop - SILENT_S * self.buffer.rate_hz)
-
-    def _changed(self, change: Change):
-        detection, turn = self.settings.audio.input.turn_detection, self._turn
-        at = max(change.at, self.buffer.start)
-        if change.kind == "started":
-            self._turn = turn = Turn(new_id("item"), at)
-            start_ms = self.buffer.ms(at)
-            self.emit({"type": "input_audio_buffer.speech_started", "audio_start_ms": start_ms, "item_id": turn.id})
-            if detection.interrupt_response and self.active is not None:
-                self.active.cancel(TURN_DETECTED)
-        elif change.kind == "resumed":
-            self._drop_draft()
-        elif change.kind == "quiet":
-            self._begin(turn, at, detection)
-        elif change.kind == "stopped":
-            self.emit({"type": "input_audio_buffer.speech_stopped", "audio_end_ms": self.buffer.ms(at), "item_id": turn.id})
-            self._turn = None
-            draft = self._draft
-            item = draft[1] if draft is not None else self._heard(turn.id, turn.start, at)
-            self._commit(item, at)
-            if detection.create_response:
-                self._answer()
-
-    def _begin(self, turn, at, detection):
-        """An answer to what may be all that is said, which is kept back until it is."""
-        self._drop_draft()
-        if not detection.create_response or self.active is not None:
-            return
-        item = self._heard(turn.id, turn.start, at)
-        items = [*self.conversation, item]
-        draft = Draft(self.server, self.settings, items, self.conversation.version)
-        self._draft = draft, item
-
-    def _drop_draft(self):
-        if self._draft is not None:
-            self._draft[0].drop()
-            self._draft = None
-
-    def _heard(self, id, first, last):
-        sound = Sound(self.buffer.between(first, last), self.buffer.rate_hz)
-        return Item(id, "message", role="user", content=[Content("input_audio", sound=sound)])
-
-    def _commit(self, item, at):
-        """What lies before a position is an item of the conversation from now on."""
-        self.buffer.forget(at)
-        before = self.conversation.items[-1].id if self.conversation.items else None
-        self.emit({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item.id})
-        self._add(item)
-
-    def _add(self, item, after=None):
-        before = self.conversation.add(item, after)
-        for kind in ("added", "done"):
-            self.emit({"type": f"conversation.item.{kind}", "previous_item_id": before, "item": item.shown()})
-
-    async def commit(self, event: events.AudioCommit) -> None:
-        buffer = self.buffer
-        if len(buffer) * 1000 < COMMIT_MS * buffer.rate_hz:
-            raise ApiError(
-                400,
-                f"the input buffer holds {buffer.ms(len(buffer))} ms of sound, at least {COMMIT_MS} ms are needed",
-                code="input_audio_buffer_commit_empty",
-            )
-        self._turn_over()
-        self._commit(self._heard(new_id("item"), buffer.start, buffer.stop), buffer.stop)
-
-    async def clear(self, event: events.AudioClear) -> None:
-        self._turn_over()
-        self.buffer.forget(self.buffer.stop)
-        self.emit({"type": "input_audio_buffer.cleared"})
-
-    def _turn_over(self):
-        self._turn = None
-        self._drop_draft()
-        if self._turns is not None:
-            self._turns.turns.end()
 
     # -- items -------------------------------------------------------------------------------------------------------
 
@@ -288,7 +176,6 @@ class Session:
             )
         content.text = spoken.heard(event.audio_end_ms)
         content.spoken = spoken.cut(event.audio_end_ms)
-        self.conversation.version += 1
         self._drop_draft()
         told = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
         self.emit({"type": "conversation.item.truncated", **told})
@@ -305,6 +192,7 @@ class Session:
         items = None if given.input is None else [self._input(one) for one in given.input]
         if not kept and len(self.apart) >= APART:
             raise ApiError(400, f"{APART} responses beside the conversation are at work already", code="too_many_responses")
+        self._drop_draft()
         self._answer(Plan(settings, kept, given.metadata), items)
 
     def _settings_of(self, given: GivenResponse) -> Settings:
@@ -329,8 +217,8 @@ class Session:
             return self.conversation.get(given.id)
         return made(given, self.settings.audio.input.format)
 
-    def _answer(self, plan: Plan | None = None, items: Sequence[Item] | None = None):
-        """Begins a response to a conversation as it is now, or to other items. Raises `ApiError` where it already has one."""
+    def _answer(self, plan: Plan | None = None, items: Sequence[Item] | None = None, draft: Draft | None = None):
+        """Begins a response to a conversation as it is now, or to other items, or goes on with one that was begun. Raises `ApiError` where it already has one."""
         plan = plan or Plan(self.settings)
         if plan.kept and self.active is not None:
             raise ApiError(
@@ -339,19 +227,18 @@ class Session:
                 code="conversation_already_has_active_response",
             )
         self.server.check_ready()
-        draft, self._draft = self._draft, None
+        self._not_idle()
         items = [*self.conversation] if items is None else items
 
         async def asking():
             if draft is not None:
                 try:
-                    return await draft[0].take()
+                    return await draft.take()
                 except (ApiError, ValueError):  # it may have come too early
                     pass
             return await ask(self.server, plan.settings, items)
 
-        tokenizer = self.server.processor.tokenizer
-        response = Response(plan, self.conversation, self.emit, tokenizer, asking, self._ended)
+        response = Response(plan, self.conversation, self.emit, asking, self._ended)
         if plan.kept:
             self.active = response
         else:
@@ -362,6 +249,8 @@ class Session:
         self.voice_fixed = self.voice_fixed or response.heard
         if response is self.active:
             self.active = None
+            if response.status == "completed":
+                self._wait_idle(response.sound_s)
         else:
             self.apart.remove(response)
 
@@ -387,20 +276,6 @@ class Session:
             "type",
             "invalid_value",
         )
-
-
-class _Hearing:
-    """`Turns` of a buffer, at the positions of that."""
-
-    def __init__(self, turns: Turns, buffer: InputBuffer):
-        import soxr
-
-        self.turns, self.buffer, self.base = turns, buffer, buffer.stop
-        self._stream = soxr.ResampleStream(buffer.rate_hz, 16_000, 1, dtype="float32", quality="HQ")
-
-    def hear(self, samples: np.ndarray) -> list[Change]:
-        heard = self._stream.resample_chunk(samples.astype(np.float32) / 32768)
-        return [replace(change, at=self.base + self.buffer.at(change.at)) for change in self.turns.hear(heard)]
 
 
 HANDLERS = {

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ..errors import ApiError
+from ..hearing import language_code
 
 TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 IDLE_MS = (5_000, 30_000)
@@ -75,7 +76,14 @@ class Transcription(Strict):
 
     model: str | None = None
     language: str | None = None
-    prompt: str | None = None
+    prompt: Annotated[None, _nothing("a prompt for transcriptions")] = None
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and language_code(value) is None:
+            raise ValueError(f"{value!r:.40} is no language that is known here; give its ISO-639-1 code, or leave it out")
+        return value
 
 
 class Hearing(Strict):
@@ -153,6 +161,14 @@ class Settings(Strict):
     prompt: Annotated[None, _nothing("a stored prompt")] = None
     reasoning: Annotated[None, _nothing("reasoning")] = None
     tracing: Any = None
+
+    @property
+    def usable_tools(self) -> list[Tool]:
+        """Those that may be called."""
+        if self.tool_choice == "none":
+            return []
+        choice = self.tool_choice
+        return [tool for tool in self.tools if not isinstance(choice, ToolByName) or tool.name == choice.name]
 
     def changed(self, given: Mapping[str, Any]) -> "Settings":
         """With what a client names; raises pydantic's `ValidationError`, and `ApiError` for what cannot change."""

@@ -38,7 +38,7 @@ def samples_of(text: str, form: Format) -> np.ndarray:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(400, "audio must be base64", "audio", "invalid_value") from None
+        raise ApiError(400, "audio must be base64 of samples in the input format", "audio", "invalid_value") from None
     if len(data) > APPEND_BYTES:
         raise ApiError(
             400, f"audio has {len(data)} bytes, at most {APPEND_BYTES} are taken at once", "audio", "invalid_value"

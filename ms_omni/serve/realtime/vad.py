@@ -26,18 +26,20 @@ def _ms(count: int) -> int:
 
 
 class Energy:
-    """Where there is no better: 10 dB over the quietest of the last seconds is speech. Probabilities are those of a logistic curve."""
+    """Where there is no better: what is 10 dB louder than the quietest of the last seconds is speech, more or less."""
 
-    def __init__(self):
-        self.floor_db: float | None = None
+    ABOVE_DB, STEEP_DB = 10.0, 2.0
+    QUIETEST_DB = -70.0
+    RISE_DB = 0.03
+    """Per chunk: the floor follows noise slowly, and silence at once."""
+
+    def __init__(self) -> None:
+        self.floor_db = np.inf
 
     def __call__(self, samples: np.ndarray) -> float:
-        level = 10 * np.log10(float(np.mean(samples * samples)) + 1e-9)
-        if self.floor_db is None:
-            self.floor_db = min(level, -50.0)
-        rise = 0.3 if level > self.floor_db else -10.0  # dB per chunk: the floor follows silence at once and speech slowly
-        self.floor_db = min(self.floor_db + rise * 0.1, level) if rise > 0 else max(self.floor_db + rise, level)
-        return float(1 / (1 + np.exp(-(level - max(self.floor_db, -70.0) - 10) / 2)))
+        level_db = max(10 * np.log10(float(np.mean(samples * samples)) + 1e-9), self.QUIETEST_DB)
+        self.floor_db = min(self.floor_db + self.RISE_DB, level_db)
+        return float(1 / (1 + np.exp((self.floor_db + self.ABOVE_DB - level_db) / self.STEEP_DB)))
 
 
 class Silero:
