@@ -1,0 +1,38 @@
+"""What a server without a voice, or without the library for grammars, refuses."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ms_omni.serve.bodies import checked
+from ms_omni.serve.chat_options import check, seeds
+from ms_omni.serve.errors import ApiError
+from ms_omni.serve.schema import ChatBody
+
+USER = {"messages": [{"role": "user", "content": "x"}]}
+MUTE = SimpleNamespace(check_model=lambda name: None, grammars=None, speaks=False, voices=[], vocabulary=100)
+TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
+
+
+@pytest.mark.parametrize(
+    "change, param, said",
+    [
+        ({"modalities": ["text", "audio"], "audio": {"voice": "Ethan", "format": "wav"}}, "modalities", "text only"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "pip install"),
+        ({"tools": [TOOL]}, "tools", "pip install"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(change, param, said):
+    with pytest.raises(ApiError, match=said) as refused:
+        check(checked({**USER, **change}, ChatBody), MUTE)
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_plain_questions_are_not():
+    check(checked(USER, ChatBody), MUTE)
+
+
+def test_seeds_of_choices():
+    assert seeds(None, 2) == [None, None] and seeds(7, 1) == [7]
+    assert seeds(7, 3) == seeds(7, 3) and len(set(seeds(7, 3)) | set(seeds(8, 3))) == 6
+    assert min(seeds(-5, 2)) >= 0
