@@ -21,7 +21,7 @@ from .errors import api_error, busy
 from .grammar import Constraint, grammar_of, usable_tools
 from .schema import ChatBody
 from .server import Server
-from .streams import DONE, EventStream, event, unless_gone
+from .streams import DONE, EventStream, event, unless_gone, within
 
 FIRST_S = 10.0
 """So long a stream waits for its first event, whose error may be a status then."""
@@ -200,7 +200,7 @@ class Completion:
         try:
             while any(choice.finish_reason is None for choice in self.choices):
                 try:
-                    index, found = await asyncio.wait_for(queue.get(), ends - asyncio.get_running_loop().time())
+                    index, found = await within(ends - asyncio.get_running_loop().time(), queue.get())
                 except asyncio.TimeoutError:
                     for late in self._late():
                         yield late

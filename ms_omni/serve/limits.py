@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, api_error
 from .server import Server
+from .streams import within
 
 OPEN = ("/health", "/ready")
 """For whoever asks, as is the page; everything below `/v1` and `/metrics` needs a key, if there are any."""
@@ -29,7 +30,7 @@ class Limits:
         async def limited_send(message: Message) -> None:
             nonlocal begun
             begun = True
-            await asyncio.wait_for(send(message), settings.silence_s)  # TimeoutError: nobody reads
+            await within(settings.silence_s, send(message))  # TimeoutError: nobody reads
 
         try:
             if scope["path"].startswith(PROTECTED):
@@ -53,7 +54,7 @@ def _limited(receive: Receive, headers: Headers, settings: Any) -> Receive:
         if whole:  # what comes now is that the caller goes away, whenever that is
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), settings.silence_s)
+            message = await within(settings.silence_s, receive())
         except asyncio.TimeoutError:
             raise ApiError(408, f"nothing came for {settings.silence_s:g} s, and the body is not whole") from None
         received += len(message.get("body", b""))

@@ -34,6 +34,7 @@ from .child import Child
 from .errors import busy
 from .relay import Relay
 from .settings import MIB
+from .streams import within
 
 ENGINE, KEY_VARIABLE = "Engine", "MS_OMNI_API_KEY"
 HEALTH_S, HEALTH_LIMIT_S = 2.0, 10.0
@@ -216,7 +217,7 @@ class Engines:
         """The address of the engine for a place. Raises `ApiError` 503 where there is none, and 429 where all are full."""
         holding = self._handle.remote(place.key, place.instance)
         try:
-            name, url = await asyncio.wait_for(holding.__anext__(), wait_s)
+            name, url = await within(wait_s, holding.__anext__())
         except asyncio.TimeoutError:
             holding.cancel()
             raise busy(f"no engine was free for {wait_s:g} s; try again later", 503, "unavailable") from None

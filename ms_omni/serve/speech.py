@@ -18,7 +18,7 @@ from .errors import ApiError, api_error
 from .sentences import pieces
 from .server import Server
 from .sound import FORMATS, SPEEDS, Encoder, Tempo
-from .streams import EventStream, event, unless_gone
+from .streams import EventStream, event, unless_gone, within
 
 MOST_LETTERS = 4096
 
@@ -112,7 +112,7 @@ class Said:
             for text in pieces(self.body.input.strip()):
                 answer = await self._ask(text)
                 try:
-                    while (found := await asyncio.wait_for(anext(answer, None), ends - loop.time())) is not None:
+                    while (found := await within(ends - loop.time(), anext(answer, None))) is not None:
                         if isinstance(found, AudioChunk):
                             yield found.pcm[0]
                         elif isinstance(found, StreamEnd):

@@ -15,6 +15,7 @@ from .errors import ApiError
 EVENTS = "text/event-stream"
 HEARTBEAT_S = 15.0
 """After so long without an event a comment is sent, so that nobody on the way closes the connection."""
+AGAIN_S = 0.05
 HEARTBEAT = b": still at work\n\n"
 DONE = b"data: [DONE]\n\n"
 CLOSED = 499
@@ -27,6 +28,22 @@ def event(data: Any, name: str | None = None) -> bytes:
     """A server-sent event with JSON."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+async def within(seconds: float, work: Awaitable[Found]) -> Found:
+    """What work returns; `asyncio.TimeoutError` if that takes longer. Unlike `asyncio.wait_for` before Python 3.12 it never keeps a
+    cancellation to itself.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+    except BaseException:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        raise asyncio.TimeoutError
+    return task.result()
 
 
 async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
@@ -94,8 +111,11 @@ async def _gone(receive):
 
 async def _ended(*tasks):
     """Cancels tasks and waits until they are over."""
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+    left = set(tasks)
+    while left:  # one may have swallowed it: `asyncio.wait_for` does at times, up to Python 3.11
+        for task in left:
+            task.cancel()
+        done, left = await asyncio.wait(left, timeout=AGAIN_S)
+        for task in done:
+            with suppress(asyncio.CancelledError):
+                task.exception()

@@ -246,7 +246,7 @@ def test_odd_forms(http):
 
     assert ask(named(b"\xe9\x94\x99.wav") + b"\r\n" + model + end[2:]).json()["text"] == "374"
     quoted = named(b'a\\"b.wav').replace(b"filename=", b"Filename=").replace(b"Content-Disposition", b"content-disposition")
-    assert ask(model + quoted + end, 'Multipart/Form-Data; boundary="XX"').json()["text"] == "374"
+    assert ask(model + quoted + end, 'multipart/form-data; boundary="XX"').json()["text"] == "374"
     bare = model + b'--XX\r\nContent-Disposition: form-data; name="file"\r\n\r\nno filename' + end
     assert error_of(ask(bare), 400)["param"] == "file"
     assert error_of(ask(model + end[2:]), 400)["param"] == "file"

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import ApiError, busy
 from ..server import DRAINING, Server
+from ..streams import within
 from .session import Session
 
 PROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
@@ -51,7 +52,7 @@ class Outbox:
                     return f"{self._bytes >> 20} MiB of events were not read"
                 text = self._waiting.popleft()
                 try:
-                    await asyncio.wait_for(self._socket.send_text(text), self._silence_s)
+                    await within(self._silence_s, self._socket.send_text(text))
                 except asyncio.TimeoutError:
                     return f"nothing was read for {self._silence_s:g} s"
                 self._bytes -= len(text)
@@ -127,7 +128,7 @@ async def _read(socket, server, session) -> tuple[int | None, str]:
     most = min(MESSAGE_BYTES, server.settings.max_body_bytes)
     while True:
         try:
-            message = await asyncio.wait_for(socket.receive(), idle_s)
+            message = await within(idle_s, socket.receive())
         except asyncio.TimeoutError:
             return POLICY, f"the client sent nothing for {idle_s:g} s"
         if message["type"] == "websocket.disconnect":
