@@ -35,6 +35,7 @@ from .worker import Answer, EngineThread
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 END_S = 30
 """For the tick under way."""
+LOOK_S = 0.05
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
 
@@ -140,9 +141,14 @@ class Server:
     async def drained(self) -> None:
         """Waits for the answers under way, `drain_s` at most."""
         try:
-            await asyncio.wait_for(self.worker.idle.wait(), self.settings.drain_s)
+            await asyncio.wait_for(self._nobody(), self.settings.drain_s)
         except asyncio.TimeoutError:
             self.say(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
+
+    async def _nobody(self):
+        await self.worker.idle.wait()
+        while self.sessions:  # each ends behind its answer
+            await asyncio.sleep(LOOK_S)
 
     async def stop(self) -> None:
         """Ends the engine; one that is being loaded ends with the process."""
