@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -32,7 +33,9 @@ class Browser:
 
     def __init__(self, folder: Path, *flags: str):
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", *flags, "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             self.socket = connect(self.address(folder / "DevToolsActivePort"), max_size=None)
         except BaseException:
