@@ -13,7 +13,8 @@ from tests.doctor.conftest import ROOT, said, the_one
 
 def test_what_is_checked_is_what_setup_py_asks_for():
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    listed = re.search(r"install_requires=\[(.*?)\]", text, re.DOTALL)[1]
+    lists = (re.search(rf"{name}\s?=\s?\[(.*?)\]", text, re.DOTALL) for name in ("install_requires", "SERVER"))
+    listed = "".join(found[1] for found in lists)
     # Some versions of setuptools write huggingface-hub for huggingface_hub; it is the same package.
     assert {canonicalize_name(item.name) for item in requirements()} == {
         canonicalize_name(re.match(r"[\w-]+", line)[0]) for line in re.findall(r'"([^"]+)"', listed)
