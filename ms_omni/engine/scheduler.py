@@ -285,7 +285,8 @@ class Scheduler:
         for id, decoder, start, stop in plan.read:
             if id in rows:
                 self._advance(rows[id], decoder, stop, facts)
-                self._keep(rows[id], decoder, start, facts.payloads.get(id))
+                if id not in facts.failed:  # of which nobody knows how far it was read
+                    self._keep(rows[id], decoder, start, facts.payloads.get(id))
         for decoder, ids in ((THINKER, plan.decode), (TALKER, plan.frames)):
             for (id,) in ids:
                 if id in rows:

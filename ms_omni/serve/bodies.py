@@ -39,14 +39,19 @@ def checked(value: Any, kind: type[Kind]) -> Kind:
     """A body from what JSON gave. Raises `ApiError` 400."""
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is {_shown(value)}, expected a JSON object")
-    if _depth(value) > DEPTH:
-        raise ApiError(400, f"the body is nested more than {DEPTH} deep")
-    if not all(map(_is_text, _strings(value))):
-        raise ApiError(400, "the body has a text that is no Unicode: half of a pair of surrogates", code="invalid_value")
+    check_values(value, "the body")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise invalid(error, value) from None
+
+
+def check_values(value: Any, what: str) -> None:
+    """Raises `ApiError` 400 for what JSON can say and nothing behind it can take."""
+    if _depth(value) > DEPTH:
+        raise ApiError(400, f"{what} is nested more than {DEPTH} deep", code="invalid_value")
+    if not all(map(_is_text, _strings(value))):
+        raise ApiError(400, f"{what} has a text that is no Unicode: half of a pair of surrogates", code="invalid_value")
 
 
 def invalid(error: ValidationError, value: Any) -> ApiError:

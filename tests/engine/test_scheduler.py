@@ -285,3 +285,13 @@ def test_short_prompts_pass_a_long_one_every_second_time(scheduler):
     short = scheduler.add(Job(500, 10))
     reads = [tick(scheduler).read[0][0] for _ in range(3)]
     assert sorted(reads[:2]) == [long, short] and reads[2] == long
+
+
+def test_a_chunk_that_failed_is_not_found(scheduler):
+    """What is in its blocks nobody knows."""
+    job = Job(1500, 10, keys_of(range(1500)))
+    first = scheduler.add(job)
+    tick(scheduler)
+    assert tick(scheduler, failed=[first]).read == [(first, THINKER, 512, 1024)]
+    second = scheduler.add(job)
+    assert tick(scheduler).admitted == [(second, 512)]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ...errors import InputError
 from ..answer_text import OPEN, THINK
+from ..chat_options import named
 from ..errors import ApiError
 from ..grammar import MISSING, Constraint, grammar_of
 from ..schema import ChatBody, Definition
 from ..server import Server
 from ..worker import Answer
-from .items import Item, messages
+from .items import Item, messages, since
 from .settings import Settings
 
 TAIL = 8
 """Tokens at the end of a prompt that may open thoughts."""
 STRIDE = 128
 """Tokens of a prompt that are read at a time, so that a conversation that goes on is found in the engine's cache."""
+
+LEFT_OUT = 5
+"""Of so many turns the oldest is left out where they are too many: all at once, for then all that follows is read again."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class Asked:
         }
 
 
+NOTHING = Asked({"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0})
+"""Of an answer that has ended before the engine was asked."""
+
+
 async def inputs_of(server: Server, settings: Settings, items: Sequence[Item]) -> dict[str, Any]:
     """Model inputs of a conversation. Raises `InputError`, `MediaError`."""
     items = list(items)
@@ -50,9 +59,12 @@ async def inputs_of(server: Server, settings: Settings, items: Sequence[Item]) -
     return await server.prepare(found, **({"tools": tools} if tools else {}))
 
 
-async def ask(server: Server, settings: Settings, items: Sequence[Item]) -> tuple[Asked, Answer]:
+async def ask(
+    server: Server, settings: Settings, items: Sequence[Item], begins: Callable[[Item], None] = lambda first: None
+) -> tuple[Asked, Answer]:
     """What the engine is asked, and its answer; the oldest turns of a conversation that is too long are left out, unless its client
-    wants none of that. Raises `InputError`, `ApiError`.
+    wants none of that. begins: told of the first item that is not, so that the next answer has the same beginning. Raises
+    `InputError`, `ApiError`.
     """
     while True:
         inputs = await inputs_of(server, settings, items)
@@ -61,19 +73,20 @@ async def ask(server: Server, settings: Settings, items: Sequence[Item]) -> tupl
         ruled = await server.in_pool(partial(calling, server, settings, asked.thinking))
         try:
             return asked, await server.ask(inputs, tokenizer=tokenizer, **options(server, settings), **ruled)
-        except ApiError as error:
-            shorter = _without_oldest(items)
-            if error.code != "context_length_exceeded" or settings.truncation != "auto" or shorter is None:
-                raise
-            items = shorter
+        except (ApiError, InputError) as error:
+            found = named(error) if isinstance(error, InputError) else error
+            found.param = None  # which is named as in a chat
+            first = _next_first(items)
+            if found.code != "context_length_exceeded" or settings.truncation != "auto" or first is None:
+                raise found from None
+            items = since(items, first)
+            begins(first)
 
 
-def _without_oldest(items):
-    """Without the first turn, from what its user says to what the next one does; None where there is no next one."""
-    users = [place for place, item in enumerate(items) if item.role == "user"]
-    if len(users) < 2:
-        return None
-    return [item for place, item in enumerate(items) if not users[0] <= place < users[1] or item.role == "system"]
+def _next_first(items):
+    """The user's item to begin with where a fifth of the turns is left out; None where there is one turn only."""
+    users = [item for item in items if item.role == "user"]
+    return users[max(len(users) // LEFT_OUT, 1)] if len(users) > 1 else None
 
 
 def calling(server: Server, settings: Settings, thinking: bool, processor: Any) -> dict[str, Any]:
@@ -113,10 +126,10 @@ def options(server: Server, settings: Settings) -> dict[str, Any]:
 
 
 class Draft:
-    """An answer that is begun before it is certain that somebody wants it."""
+    """An answer that is begun before it is certain that somebody wants it; arguments as of `ask`."""
 
-    def __init__(self, server: Server, settings: Settings, items: Sequence[Item]):
-        self._task = asyncio.ensure_future(ask(server, settings, items))
+    def __init__(self, server: Server, settings: Settings, items: Sequence[Item], begins: Callable[[Item], None]):
+        self._task = asyncio.ensure_future(ask(server, settings, items, begins))
 
     async def take(self) -> tuple[Asked, Answer]:
         """The answer; raises why there is none."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ..bodies import check_values
 from ..errors import ApiError, api_error
 from .beta import updated
 from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, _voice
@@ -206,14 +207,19 @@ EVENTS: dict[str, type[Event]] = {
 }
 
 
+def _no_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
 def decoded(text: str) -> dict[str, Any]:
     """A message as a JSON object. Raises `ApiError`."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise ApiError(400, "a message must be a JSON object; this is no JSON", code="invalid_json") from None
     if not isinstance(found, dict):
         raise ApiError(400, "a message must be a JSON object with a type", code="invalid_event")
+    check_values(found, "the message")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -132,11 +132,12 @@ def made(given: GivenItem, form: Format) -> Item:
 
 
 class Conversation:
-    """Items in their order, by their ids."""
+    """Items in their order, by their ids. first: the one with which `kept` begins, where all would be too many."""
 
     def __init__(self) -> None:
         self.id = new_id("conv")
         self.items: list[Item] = []
+        self.first: Item | None = None
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
@@ -160,13 +161,30 @@ class Conversation:
 
     def delete(self, id: str) -> None:
         """Raises `ApiError`."""
-        del self.items[self._place(id, "item_id")]
+        place = self._place(id, "item_id")
+        item = self.items.pop(place)
+        if item is self.first:
+            self.first = next((other for other in self.items[place:] if other.role == "user"), None)
+
+    def begin_with(self, item: Item) -> None:
+        """From now on the turns before this one are left out."""
+        self.first = item
+
+    def kept(self) -> list[Item]:
+        """What a model is asked about."""
+        return since(self.items, self.first)
 
     def _place(self, id, param):
         for place, item in enumerate(self.items):
             if item.id == id:
                 return place
         raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, "item_not_found")
+
+
+def since(items: Sequence[Item], first: Item | None) -> list[Item]:
+    """From one of them on, with all of the system's; all, if it is not among them."""
+    start = next((place for place, item in enumerate(items) if item is first), 0)
+    return [item for place, item in enumerate(items) if place >= start or item.role == "system"]
 
 
 def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:

@@ -93,14 +93,23 @@ class Listening(ABC):
             self._read_ahead(self.buffer.start)
             return
         for change in await asyncio.to_thread(self._turns.hear, samples):
-            self._changed(change)
+            self._follow(change, event.event_id)
         if self._turn is not None:
             self._read_ahead(self._turn.start)
         elif len(self.buffer) > SILENT_S * self.buffer.rate_hz:
             self.buffer.forget(self.buffer.stop - SILENT_S * self.buffer.rate_hz)
 
-    def _changed(self, change: Change):
+    def _follow(self, change: Change, event_id: str | None):
+        """What cannot be done about one change keeps none of those behind it."""
+        try:
+            self._changed(change)
+        except ApiError as error:
+            self.fail(error, event_id)
+
+    def _changed(self, change):
         detection, turn = self.settings.audio.input.turn_detection, self._turn
+        if turn is None and change.kind != "started":
+            return
         at = max(change.at, self.buffer.start)
         if change.kind == "started":
             self._not_idle()
@@ -128,7 +137,7 @@ class Listening(ABC):
             return
         if self._ahead is None:
             self._ahead = Ahead(
-                self.server, self.settings, lambda: [*self.conversation, self._heard("", start, self.buffer.stop)]
+                self.server, self.settings, lambda: [*self._known(), self._heard("", start, self.buffer.stop)]
             )
         self._ahead.heard((self.buffer.stop - start) / self.buffer.rate_hz)
 
@@ -143,8 +152,12 @@ class Listening(ABC):
         if not detection.create_response or self.active is not None:
             return
         item = self._heard(turn.id, turn.start, at)
-        items = [*self.conversation, item]
-        self._draft = Draft(self.server, self.settings, items), item
+        items = [*self._known(), item]
+        self._draft = Draft(self.server, self.settings, items, self.conversation.begin_with), item
+
+    def _known(self):
+        """Of the conversation, what the model is asked about."""
+        return self.conversation.kept() if self.settings.truncation == "auto" else [*self.conversation]
 
     def _drop_draft(self):
         if self._draft is not None:

@@ -22,7 +22,7 @@ from ...outputs import AudioChunk, StreamEnd, TextDelta
 from ..answer_text import Calls, Thoughts
 from ..errors import ApiError, api_error
 from ..worker import Answer
-from .asking import Asked
+from .asking import NOTHING, Asked
 from .events import new_id
 from .items import Content, Conversation, Item, Spoken
 from .settings import Settings
@@ -44,7 +44,9 @@ class Plan:
 
 
 class Response:
-    """An answer; it begins with `start`. asking: brings what the engine says; ended: called once, behind its last event."""
+    """An answer; it begins with `start`. asking: brings what the engine says; ended: called once, behind its last event; given_up:
+    called where it ends early, also before anything was asked.
+    """
 
     def __init__(
         self,
@@ -53,17 +55,18 @@ class Response:
         emit: Emit,
         asking: Callable[[], Awaitable[tuple[Asked, Answer]]],
         ended: Callable[[Response], None],
+        given_up: Callable[[], None] = lambda: None,
     ):
         self.plan, self.conversation, self.id = plan, conversation, new_id("resp")
         self.status, self.details = "in_progress", None
         self.output: list[Item] = []
         self.usage: dict[str, Any] | None = None
-        self._emit, self._asking, self._ended = emit, asking, ended
+        self._emit, self._asking, self._ended, self._given_up = emit, asking, ended, given_up
         self._thoughts: Thoughts | None = None
         self._calls = Calls() if plan.settings.usable_tools else None
         self._later: list[dict[str, Any]] = []  # of calls, while a text before them is being said
         self._outgoing = Outgoing(plan.settings.audio.output.format)
-        self._asked: Asked | None = None
+        self._asked = NOTHING
         self._answer: Answer | None = None
         self._open: Item | None = None
         self._tokens = self._samples = self._cached = 0
@@ -118,6 +121,7 @@ class Response:
             self._answer.cancel()
         if self.task is not None:
             self.task.cancel()
+        self._given_up()
 
     async def _run(self):
         try:
@@ -288,7 +292,6 @@ class Response:
     def _finish(self, status, details):
         self._close("completed" if status == "completed" else "incomplete")
         self.status, self.details = status, details
-        if self._asked is not None:
-            self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
+        self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
         self._emit({"type": "response.done", "response": self.shown()})
         self._ended(self)

@@ -34,7 +34,7 @@ class Outbox:
 
     def put(self, event: dict[str, Any]) -> None:
         """Sends an event when its turn comes."""
-        text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(event, separators=(",", ":"))  # in ASCII: whatever is in it can be sent
         self._waiting.append(text)
         self._bytes += len(text)
         self._news.set()

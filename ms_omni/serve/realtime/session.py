@@ -100,6 +100,7 @@ class Session(Listening):
             raise
         if new.audio.input != old.audio.input:
             self._hear()
+        self._stop_reading()
         self._drop_draft()
         self.emit({"type": "session.updated", "session": self.shown()})
 
@@ -219,16 +220,15 @@ class Session(Listening):
 
     def _answer(self, plan: Plan | None = None, items: Sequence[Item] | None = None, draft: Draft | None = None):
         """Begins a response to a conversation as it is now, or to other items, or goes on with one that was begun. Raises `ApiError` where it already has one."""
-        plan = plan or Plan(self.settings)
-        if plan.kept and self.active is not None:
-            raise ApiError(
-                400,
-                f"the conversation has an active response, {self.active.id}; wait until it is done, or cancel it",
-                code="conversation_already_has_active_response",
-            )
-        self.server.check_ready()
+        plan, drop = plan or Plan(self.settings), draft.drop if draft is not None else lambda: None
+        try:
+            self._check_free(plan)
+        except ApiError:
+            drop()
+            raise
         self._not_idle()
-        items = [*self.conversation] if items is None else items
+        begins = [self.conversation.begin_with] if items is None else []
+        items = self._known() if items is None else items
 
         async def asking():
             if draft is not None:
@@ -236,14 +236,23 @@ class Session(Listening):
                     return await draft.take()
                 except (ApiError, ValueError):  # it may have come too early
                     pass
-            return await ask(self.server, plan.settings, items)
+            return await ask(self.server, plan.settings, items, *begins)
 
-        response = Response(plan, self.conversation, self.emit, asking, self._ended)
+        response = Response(plan, self.conversation, self.emit, asking, self._ended, drop)
         if plan.kept:
             self.active = response
         else:
             self.apart.append(response)
         response.start()
+
+    def _check_free(self, plan):
+        if plan.kept and self.active is not None:
+            raise ApiError(
+                400,
+                f"the conversation has an active response, {self.active.id}; wait until it is done, or cancel it",
+                code="conversation_already_has_active_response",
+            )
+        self.server.check_ready()
 
     def _ended(self, response):
         self.voice_fixed = self.voice_fixed or response.heard
