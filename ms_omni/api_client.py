@@ -21,7 +21,13 @@ class ServerError(Exception):
 
 def api_base(url: str) -> str:
     """Where the API begins: an address with or without /v1. Raises `InputError` for no address."""
-    if not url.startswith(("http://", "https://")):
+    import httpx
+
+    try:
+        known = url.startswith(("http://", "https://")) and httpx.URL(url).host
+    except httpx.InvalidURL:
+        known = False
+    if not known:
         raise InputError(f"--url is {url!r}, expected http://... or https://...")
     url = url.rstrip("/")
     return url if url.endswith("/v1") else f"{url}/v1"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from ..errors import InputError
 from .engine_options import add_computing, check_installed, engine_settings
@@ -53,22 +54,18 @@ def _here(arguments):
         raise InputError("--model DIR says what to talk with, or --url URL which server")
     if arguments.api_key is not None:
         raise InputError("--api-key is for --url")
-    settings = engine_settings(arguments)
+    settings = replace(engine_settings(arguments), max_rows=ROWS)  # on all ranks alike
     status("starting MindSpore ...")
     if not join_others():
         from ..serve.run import follow
 
         return follow(settings)
-    from dataclasses import replace
-
     from ..serve.batch import interruptions
     from ..serve.inside import BASE_URL, running
 
     async def connect(stack):
         with interruptions():  # a model that is being loaded cannot be stopped
-            _, client = await stack.enter_async_context(
-                running(replace(settings, max_rows=ROWS), lambda text: status(f"{text} ..."))
-            )
+            _, client = await stack.enter_async_context(running(settings, lambda text: status(f"{text} ...")))
         return client, f"{BASE_URL}/v1", settings.name
 
     return _talk(connect, arguments.system)

@@ -93,8 +93,9 @@ def settings_of(arguments):
     for file in filter(None, (arguments.ssl_certfile, arguments.ssl_keyfile)):
         if not Path(file).is_file():
             raise InputError(f"there is no file {file}")
-    keys = arguments.api_key or [key for key in os.environ.get(KEY_VARIABLE, "").split(",") if key]
-    if not all(key.strip() and key.isascii() and key.isprintable() for key in keys):
+    keys = arguments.api_key or [key for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip()]
+    keys = [key.strip() for key in keys]
+    if not all(key and key.isascii() and key.isprintable() for key in keys):
         raise InputError("an API key must be printable ASCII characters, and not empty")
     instance = arguments.instance
     if instance is not None and not (instance.isascii() and instance.isalnum()):

@@ -77,5 +77,5 @@ def _http_error(request, error):
 def _error(request, error):
     answer = api_error(error)
     if answer.status >= 500 and not isinstance(error, ApiError):
-        LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        LOG.error("%s %s failed", getattr(request, "method", "WS"), request.url.path, exc_info=error)
     return answer.response()

@@ -8,6 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,9 +16,11 @@ from tqdm import tqdm
 
 from ..api_client import JSON
 from ..errors import ProcessError
+from ..parallel.mesh import under_msrun
 from .batch_files import Answers, Requests
 from .errors import ApiError
 from .inside import running
+from .schema import MOST_CHOICES
 from .settings import Settings
 
 AHEAD = 4
@@ -37,13 +40,15 @@ def batch(settings: Settings, requests: Requests, answers: Answers, tell: Callab
 
 
 async def _batch(settings, requests, answers, tell):
-    if requests.left:
+    at_once = settings.max_rows + AHEAD
+    settings = replace(settings, max_queue=at_once * MOST_CHOICES)  # whatever they ask for, none is turned away
+    if requests.left or under_msrun():  # other ranks wait for somebody to follow
         with interruptions() as interrupted:
             async with running(settings, tell) as (_, client):
                 interrupted.gentle = True
                 bar = tqdm(total=len(requests), initial=len(requests) - requests.left, unit="request", disable=None)
                 with bar:
-                    await answer_all(client, requests, answers, settings.max_rows + AHEAD, interrupted, bar.update)
+                    await answer_all(client, requests, answers, at_once, interrupted, bar.update)
     done = len(requests) - requests.left
     print(
         f"{done} of {len(requests)} requests are answered in {answers.path}, {answers.failed} of them with an error",
@@ -98,7 +103,7 @@ async def _answer(client, request):
         status, body = response.status_code, response.json()
     except ApiError as error:
         status, body = error.status, error.body()
-    if status == UNAVAILABLE:
+    if status == UNAVAILABLE and body["error"]["code"] == "unavailable":  # else it is about this request
         raise ProcessError(body["error"]["message"])
     answer = {"status_code": status, "request_id": f"req_{id}", "body": body}
     return {"id": f"batch_req_{id}", "custom_id": request["custom_id"], "response": answer, "error": None}

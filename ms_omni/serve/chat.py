@@ -17,11 +17,11 @@ from .bodies import read_body
 from .chat_options import check, engine_options, named, processor_options, seeds
 from .completion import Choice, Delta, Message
 from .conversation import conversation, located
-from .errors import api_error, busy
+from .errors import busy
 from .grammar import Constraint, grammar_of, usable_tools
 from .schema import ChatBody
 from .server import Server
-from .streams import DONE, EventStream, event, unless_gone, within
+from .streams import DONE, EventStream, error_event, event, unless_gone, within
 
 FIRST_S = 10.0
 """So long a stream waits for its first event, whose error may be a status then."""
@@ -33,11 +33,13 @@ async def completions(request: Request) -> Response:
     """An answer, or several, to a conversation."""
     server: Server = request.app.state.server
     server.check_ready()
+    server.worker.check_room()
     body = await read_body(request, ChatBody)
     check(body, server)
     completion = Completion(server, body)
     if not body.stream:
-        return JSONResponse(await unless_gone(request, completion.whole()))
+        whole = await unless_gone(request, completion.whole())
+        return await server.in_pool(lambda _: JSONResponse(whole))  # with sound it is long
     stream = await unless_gone(request, completion.begin_stream())
     return EventStream(stream, closed=completion.close)
 
@@ -116,7 +118,7 @@ class Completion:
             if self.body.include_usage:
                 yield event({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()})
         except Exception as error:
-            yield event(api_error(error).body())
+            yield error_event(error)
         else:
             yield DONE
         finally:
@@ -210,7 +212,7 @@ class Completion:
                     continue
                 deltas = choice.fail(found.error) if isinstance(found, StreamError) else choice.take(found)
                 if choice.full:
-                    self._answers[index].cancel()
+                    self._answers[index].cancel(wanted=True)
                     deltas += choice.end("stop")
                 if deltas or choice.finish_reason is not None:
                     yield index, deltas
@@ -222,7 +224,7 @@ class Completion:
         """What there is when the time is over; an error where that is nothing."""
         if not any(choice.tokens for choice in self.choices):
             seconds = self.server.settings.request_s
-            raise busy(f"there was no answer in {seconds:g} s; try again later", 503, "timeout")
+            raise busy(f"there was no answer in {seconds:g} s; try again later", 503, "timeout", again=False)
         self.close()
         return [(n, choice.end("length")) for n, choice in enumerate(self.choices) if choice.finish_reason is None]
 

@@ -42,9 +42,10 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def busy(message: str, status: int = 429, code: str = "rate_limit_exceeded") -> ApiError:
-    """A refusal that says when to come again."""
-    return ApiError(status, message, code=code, headers={"Retry-After": str(BUSY_S)})
+def busy(message: str, status: int = 429, code: str = "rate_limit_exceeded", again: bool = True) -> ApiError:
+    """A refusal that says when to come again; again: whether OpenAI's clients are to do so by themselves."""
+    headers = {"Retry-After": str(BUSY_S), **({} if again else {"x-should-retry": "false"})}
+    return ApiError(status, message, code=code, headers=headers)
 
 
 def api_error(error: BaseException) -> ApiError:

@@ -1,18 +1,22 @@
 """Before any request is looked at: its key, the size of its body, and how long its sender may keep still."""
 
 import asyncio
-from typing import Any
+import logging
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, api_error
+from ..errors import OmniError
+from .errors import ApiError, api_error, busy
 from .server import Server
 from .streams import within
 
 OPEN = ("/health", "/ready")
 """For whoever asks, as is the page; everything below `/v1` and `/metrics` needs a key, if there are any."""
 PROTECTED = ("/v1/", "/metrics")
+BODIES = 4
+"""Bodies of the largest size that may be under way together."""
+LOG = logging.getLogger("ms_omni.serve")
 
 
 class Limits:
@@ -32,38 +36,57 @@ class Limits:
             begun = True
             await within(settings.silence_s, send(message))  # TimeoutError: nobody reads
 
+        counted = _Counted(self.server, receive, headers)
         try:
             if scope["path"].startswith(PROTECTED):
                 self.server.check_caller(headers)
-            await self.app(scope, _limited(receive, headers, settings), limited_send)
-        except (ApiError, asyncio.TimeoutError) as error:
+            counted.check_declared()
+            self.server.requests += 1
+            try:
+                await self.app(scope, counted, limited_send)
+            finally:
+                self.server.requests -= 1
+                self.server.body_bytes -= counted.received
+        except Exception as error:
             if begun:  # it is too late for a status
                 raise
-            await api_error(error).response()(scope, receive, send)
+            if not isinstance(error, (ApiError, OmniError, asyncio.TimeoutError)):
+                LOG.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await api_error(error).response()(scope, receive, limited_send)
 
 
-def _limited(receive: Receive, headers: Headers, settings: Any) -> Receive:
-    """`receive` that counts."""
-    most, received, whole = settings.max_body_bytes, 0, False
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise _too_large(most)
+class _Counted:
+    """`receive` of one request, which counts the bytes of its body: `received`."""
 
-    async def limited() -> Message:
-        nonlocal received, whole
-        if whole:  # what comes now is that the caller goes away, whenever that is
-            return await receive()
+    def __init__(self, server: Server, receive: Receive, headers: Headers):
+        self._server, self._receive = server, receive
+        self._declared = headers.get("content-length", "")
+        self.received, self._whole = 0, False
+
+    def check_declared(self) -> None:
+        """Raises `ApiError` 413 for a body that says itself that it is too large."""
+        most = self._server.settings.max_body_bytes
+        if self._declared.isdigit() and int(self._declared) > most:
+            raise _too_large(most)
+
+    async def __call__(self) -> Message:
+        if self._whole:  # what comes now is that the caller goes away, whenever that is
+            return await self._receive()
+        settings = self._server.settings
+        most = settings.max_body_bytes
         try:
-            message = await within(settings.silence_s, receive())
+            message = await within(settings.silence_s, self._receive())
         except asyncio.TimeoutError:
             raise ApiError(408, f"nothing came for {settings.silence_s:g} s, and the body is not whole") from None
-        received += len(message.get("body", b""))
-        whole = message["type"] != "http.request" or not message.get("more_body", False)
-        if received > most:
+        length = len(message.get("body", b""))
+        self.received += length
+        self._server.body_bytes += length
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        if self.received > most:
             raise _too_large(most)
+        if self._server.body_bytes > BODIES * most:
+            raise busy("the bodies of other requests fill the memory that is for them; try again later")
         return message
-
-    return limited
 
 
 def _too_large(most):

@@ -142,9 +142,9 @@ class Measured:
         elif isinstance(event, (StreamEnd, StreamError)):
             self._end(end_of(event), now)
 
-    def leave(self) -> None:
-        """Its caller has gone."""
-        self._end(ABORT, time.monotonic())
+    def leave(self, wanted: bool = False) -> None:
+        """Its caller has gone, or has all that he asked for."""
+        self._end(STOP if wanted else ABORT, time.monotonic())
 
     def _end(self, reason, now):
         if self.reason is None:

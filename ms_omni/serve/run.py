@@ -5,18 +5,20 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from ..errors import InputError
 from .app import create_app
-from .server import Server, make_engine
+from .server import Server, load_model, make_engine
 from .settings import Settings
 
 INTERRUPTED = 130
-KEEP_ALIVE_S, GRACE_S = 30, 10
+KEEP_ALIVE_S, GRACE_S, LOOK_S = 30, 10, 5
 
 
 class Listener(uvicorn.Server):
@@ -72,6 +74,7 @@ async def _serve(settings):
     listener = Listener(config, ending)
     listening = asyncio.ensure_future(listener.serve(_bound(config)))
     starting = asyncio.ensure_future(server.start())
+    tasks.append(asyncio.ensure_future(_close_silent(listener, settings.silence_s)))
     server.say(f"listening on {address(settings)}, but /ready says when questions are answered")
     try:
         await asyncio.wait([listening, starting], return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +90,26 @@ async def _serve(settings):
     if failure is not None:
         raise failure
     return server.worker
+
+
+async def _close_silent(listener, silence_s):
+    """Closes connections whose callers do not get to the end of a request's head: uvicorn waits for them for ever."""
+    since: dict[Any, float] = {}
+    while True:
+        await asyncio.sleep(min(silence_s / 2, LOOK_S))
+        now = time.monotonic()
+        since = {one: since.get(one, now) for one in listener.server_state.connections if _waits(one)}
+        for one, began in since.items():
+            if now - began > silence_s:
+                one.transport.close()
+
+
+def _waits(connection):
+    """Whether the head of a request is not whole; what waits for a next request is closed by uvicorn itself."""
+    if not hasattr(connection, "cycle"):  # a socket's
+        return False
+    cycle = connection.cycle
+    return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
 
 
 def _bound(config):
@@ -113,12 +136,7 @@ def address(settings: Settings) -> str:
 
 def follow(settings: Settings) -> int:
     """On the other ranks: does what rank 0 plans."""
-    from ..model import Qwen3OmniMoeForConditionalGeneration
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # rank 0 ends them all
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-        settings.model, dtype=settings.dtype, compile_steps=settings.compile_steps, parallel=settings.parallel
-    )
-    make_engine(model, settings).follow()
+    make_engine(load_model(settings), settings).follow()
     return 0

@@ -36,6 +36,7 @@ STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 END_S = 30
 """For the tick under way."""
 LOOK_S = 0.05
+_taken_in: contextvars.ContextVar[bool] = contextvars.ContextVar("taken_in", default=False)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
 
@@ -68,6 +69,8 @@ class Server:
         )
         self.metrics = Metrics(self)
         self.sessions: set[Any] = set()  # realtime conversations that are open
+        self.requests = 0  # under way, from their heads to the ends of their answers
+        self.body_bytes = 0  # of their bodies
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
         limit = settings.max_rows + settings.max_queue
@@ -104,7 +107,6 @@ class Server:
     def _load(self):
         self.say("importing MindSpore")
         from ..input.processor import Qwen3OmniMoeProcessor
-        from ..model import Qwen3OmniMoeForConditionalGeneration
 
         settings = self.settings
         self.processor = Qwen3OmniMoeProcessor.from_pretrained(settings.model)
@@ -112,14 +114,7 @@ class Server:
         folder = resolve(settings.model, weights=False)
         self.prompts = Prompts.of(folder, settings.transcription_prompt, settings.translation_prompt)
         self.say("loading weights")
-        elsewhere = settings.speech == "process"
-        self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
-            settings.model,
-            dtype=settings.dtype,
-            compile_steps=settings.compile_steps,
-            parallel=settings.parallel,
-            **({"enable_audio_output": False} if settings.text_only or elsewhere else {}),
-        )
+        self.model = load_model(settings)
         self.say("making the engine")
         return make_engine(self.model, settings)
 
@@ -139,15 +134,20 @@ class Server:
             self.state = DRAINING
 
     async def drained(self) -> None:
-        """Waits for the answers under way, `drain_s` at most."""
+        """Waits for the requests under way, `drain_s` at most."""
+        if self._free:
+            return
         try:
             await asyncio.wait_for(self._nobody(), self.settings.drain_s)
         except asyncio.TimeoutError:
             self.say(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
 
+    @property
+    def _free(self):
+        return self.worker.idle.is_set() and not self.sessions and not self.requests
+
     async def _nobody(self):
-        await self.worker.idle.wait()
-        while self.sessions:  # each ends behind its answer
+        while not self._free:  # sessions end behind their answers
             await asyncio.sleep(LOOK_S)
 
     async def stop(self) -> None:
@@ -190,11 +190,12 @@ class Server:
         return {"text_tokens": ids.size - sounds - pictures, "audio_tokens": sounds, "image_tokens": pictures}
 
     def check_ready(self) -> None:
-        """Raises `ApiError` 503 where no request can be taken."""
+        """Raises `ApiError` 503 where no request can be taken; one that is taken in may ask until it is answered."""
         if self.worker.stopped.is_set() or self.state == FAILED:
             raise busy("the engine has stopped; the server has to be started again", 503, "unavailable")
         if self.state != READY:
             raise busy(f"the server is {self.state} ({self.said}); try again later", 503, "unavailable")
+        _taken_in.set(True)
 
     def check_model(self, name: str | None) -> None:
         """Raises `ApiError` 404 for a model that is not here."""
@@ -229,7 +230,7 @@ class Server:
 
     async def ask(self, inputs: dict[str, Any], **options: Any) -> Answer:
         """The answer to model inputs; options as of `engine.add`, and of `worker.ask`. Raises `InputError` and `ApiError`."""
-        if not options.get("held"):
+        if not _taken_in.get():
             self.check_ready()
         limit = self.settings.max_model_len
         count = inputs["input_ids"].shape[1]
@@ -297,6 +298,20 @@ class Server:
 
 def _tell(text):
     print(f"ms-omni serve: {text}", file=sys.stderr, flush=True)
+
+
+def load_model(settings: Settings) -> Any:
+    """The model, on every rank alike."""
+    from ..model import Qwen3OmniMoeForConditionalGeneration
+
+    silent = settings.text_only or settings.speech == "process"  # whose process has a talker of its own
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        settings.model,
+        dtype=settings.dtype,
+        compile_steps=settings.compile_steps,
+        parallel=settings.parallel,
+        **({"enable_audio_output": False} if silent else {}),
+    )
 
 
 def make_engine(model: Any, settings: Settings) -> Any:

@@ -14,11 +14,11 @@ from starlette.routing import Route
 from ..input.spoken import spoken_turn
 from ..outputs import AudioChunk, StreamEnd
 from .bodies import Body, read_body
-from .errors import ApiError, api_error
+from .errors import ApiError
 from .sentences import pieces
 from .server import Server
 from .sound import FORMATS, SPEEDS, Encoder, Tempo
-from .streams import EventStream, event, unless_gone, within
+from .streams import EventStream, error_event, event, unless_gone, within
 
 MOST_LETTERS = 4096
 
@@ -184,7 +184,7 @@ async def _events(said: Said, sounds: AsyncGenerator[bytes, None]) -> AsyncGener
             yield event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         yield event({"type": "speech.audio.done", "usage": said.usage})
     except Exception as error:
-        yield event(api_error(error).body())
+        yield error_event(error)
     finally:
         await sounds.aclose()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -10,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, api_error
 
 EVENTS = "text/event-stream"
+LOG = logging.getLogger("ms_omni.serve")
 HEARTBEAT_S = 15.0
 """After so long without an event a comment is sent, so that nobody on the way closes the connection."""
 AGAIN_S = 0.05
@@ -28,6 +30,14 @@ def event(data: Any, name: str | None = None) -> bytes:
     """A server-sent event with JSON."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+def error_event(error: Exception) -> bytes:
+    """The event of what went wrong in the middle of an answer; what is no mistake of the caller's is logged."""
+    told = api_error(error)
+    if told.status >= 500 and not isinstance(error, ApiError):
+        LOG.error("an answer failed in its middle", exc_info=error)
+    return event(told.body())
 
 
 async def within(seconds: float, work: Awaitable[Found]) -> Found:

@@ -17,10 +17,10 @@ from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
 from .answer_text import THINK, Thoughts
 from .bodies import Body, checked
-from .errors import ApiError, api_error
+from .errors import ApiError
 from .hearing import LANGUAGES, language_code
 from .server import Server
-from .streams import EventStream, event, unless_gone
+from .streams import EventStream, error_event, event, unless_gone
 
 RATE_HZ = 16_000
 TOKENS, TOKENS_PER_S = 256, 8
@@ -255,7 +255,7 @@ class Heard:
                 found = await anext(pieces, None)
             yield event({"type": "transcript.text.done", "text": text, **self._logprobs, "usage": self.usage})
         except Exception as error:
-            yield event(api_error(error).body())
+            yield error_event(error)
         finally:
             await pieces.aclose()
 

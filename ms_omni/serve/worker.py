@@ -39,6 +39,7 @@ class Answer:
         self.ended = False
         self.finish_reason: str | None = None
         self.end_ids: tuple[int, ...] = ()
+        self.added: asyncio.Future = asyncio.get_running_loop().create_future()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -51,11 +52,11 @@ class Answer:
             raise event.error
         return event
 
-    def cancel(self) -> None:
-        """Frees its row within a tick; nothing happens if it has ended."""
+    def cancel(self, wanted: bool = False) -> None:
+        """Frees its row within a tick; nothing happens if it has ended. wanted: its caller has all that he asked for."""
         if not self.ended:
             if self._measured is not None:
-                self._measured.leave()
+                self._measured.leave(wanted)
             self._worker.cancel(self)
 
     def put(self, event: Any) -> None:
@@ -83,6 +84,7 @@ class EngineThread(threading.Thread):
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._by_id: dict[int, Answer] = {}  # of this thread alone
         self.answers: set[Answer] = set()  # of the event loop
+        self._calls: set[asyncio.Future] = set()
         self._held = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -98,7 +100,7 @@ class EngineThread(threading.Thread):
         """For who asks several times, one behind the other: if there is room for the first, he is not refused later, and the end
         of the server waits for the last.
         """
-        self._check_room()
+        self.check_room()
         self._held += 1
         self.idle.clear()
         try:
@@ -121,13 +123,13 @@ class EngineThread(threading.Thread):
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
         if not held:
-            self._check_room()
-        answer, added = Answer(self, measured), self._loop.create_future()
+            self.check_room()
+        answer = Answer(self, measured)
         self.answers.add(answer)
         self.idle.clear()
-        self._commands.put(lambda: self._add(answer, added, {**inputs, **options}, reads))
+        self._commands.put(lambda: self._add(answer, {**inputs, **options}, reads))
         try:
-            await added
+            await answer.added
         except asyncio.CancelledError:  # the caller has gone
             answer.cancel()
             raise
@@ -136,7 +138,8 @@ class EngineThread(threading.Thread):
             raise
         return answer
 
-    def _check_room(self):
+    def check_room(self) -> None:
+        """Raises `ApiError` 429 when too many wait."""
         if len(self.answers) >= self.limit:
             raise busy(f"{len(self.answers)} answers are at work or waiting already; try again later")
 
@@ -158,8 +161,12 @@ class EngineThread(threading.Thread):
     async def call(self, function: Callable[[], Any]) -> Any:
         """What a function returns that is called between two ticks, by the thread that owns the engine."""
         done = self._loop.create_future()
+        self._calls.add(done)
         self._commands.put(lambda: self._tell(done, *_outcome(function)))
-        return await done
+        try:
+            return await done
+        finally:
+            self._calls.discard(done)
 
     def close(self) -> None:
         """Ends the thread behind the tick under way; what is not answered yet fails."""
@@ -203,14 +210,14 @@ class EngineThread(threading.Thread):
         elif time.perf_counter() - started < IDLE_S:  # everybody is ahead of his listener
             time.sleep(IDLE_S)
 
-    def _add(self, answer, added, arguments, reads):
+    def _add(self, answer, arguments, reads):
         if answer.ended:  # given up before its turn
             return
         answer.id, error = _outcome(lambda: (self.engine.read if reads else self.engine.add)(**arguments))
         if error is None:
             answer.end_ids = self.engine.rows[answer.id].text.params.eos_token_id
             self._by_id[answer.id] = answer
-        self._tell(added, None, error)
+        self._tell(answer.added, None, error)
 
     def _cancel(self, answer):
         if self._by_id.pop(answer.id, None) is not None:
@@ -223,9 +230,13 @@ class EngineThread(threading.Thread):
         """By the event loop: there is no engine any more."""
         self.failure = error
         self.stopped.set()
-        _settle(self.ready, None, error or ProcessError("the server ends"))
+        stopped = ProcessError(f"the engine has stopped: {error or 'the server ends'}")
+        _settle(self.ready, None, error or stopped)
+        for call in self._calls:  # what the thread has not got to
+            _settle(call, None, stopped)
         for answer in list(self.answers):
-            answer.put(StreamError(ProcessError(f"the engine has stopped: {error or 'the server ends'}")))
+            _settle(answer.added, None, stopped)
+            answer.put(StreamError(stopped))
 
 
 def _hand_out(found):

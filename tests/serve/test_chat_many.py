@@ -125,7 +125,8 @@ def test_who_leaves_frees_his_rows(server, n):
         with pytest.raises(httpx.ReadTimeout):
             http.post("/v1/chat/completions", json=body)
         wait_until_idle(server)
-        with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+        stream = {"json": {**body, "stream": True}, "timeout": 60}
+        with http.stream("POST", "/v1/chat/completions", **stream) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ") and running(server) == n
     wait_until_idle(server)

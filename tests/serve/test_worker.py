@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from ms_omni.errors import ProcessError
 from ms_omni.serve.errors import ApiError
 from ms_omni.serve.worker import Answer, EngineThread
 
@@ -22,5 +23,26 @@ def test_who_asks_several_times_keeps_a_place_and_the_end_waits_for_him():
         with pytest.raises(ApiError, match="1 answers are at work") as refused, worker.held():
             pass
         assert refused.value.status == 429 and refused.value.headers["Retry-After"]
+
+    asyncio.run(check())
+
+
+def test_an_end_is_told_to_those_whose_turn_never_came():
+    class Engine:
+        def close(self):
+            pass
+
+    async def check():
+        worker = EngineThread(Engine, asyncio.get_running_loop(), 4)
+        worker.close()  # before what follows
+        asked = [asyncio.ensure_future(worker.ask({})), asyncio.ensure_future(worker.call(dict))]
+        await asyncio.sleep(0)
+        worker.start()
+        for one in asked:
+            with pytest.raises(ProcessError, match="the engine has stopped: the server ends"):
+                await asyncio.wait_for(one, 5)
+        with pytest.raises(ProcessError):
+            await worker.ask({})
+        assert worker.idle.is_set()
 
     asyncio.run(check())
