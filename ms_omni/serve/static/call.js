@@ -53,7 +53,7 @@ export class Call {
   async start() {
     const call = $("call");
     if (!call.open) call.showModal();
-    await this.end();
+    const ended = this.end();
     const mine = (this.current = {}); // what belongs to this call, for what ends in the middle of its start
     $("again").hidden = true;
     $("transcript").replaceChildren();
@@ -63,13 +63,15 @@ export class Call {
     this.note = null;
     this.show("connecting");
     try {
+      await ended;
       mine.player = await Player.open(0.08);
-      mine.microphone = await Microphone.open({ rate: RATE, chunk_s: CHUNK_S, clean: true, take: (chunk) => this.hear(chunk) });
-      if (this.current !== mine) return this.free(mine);
+      const take = (chunk) => this.current === mine && this.hear(chunk);
+      if (this.current === mine) mine.microphone = await Microphone.open({ rate: RATE, chunk_s: CHUNK_S, clean: true, take });
+      if (this.current !== mine) return await this.free(mine);
       this.connect(mine);
     } catch (error) {
-      if (this.current === mine) this.fail(error.message);
-      else this.free(mine);
+      if (this.current === mine) await this.fail(error.message);
+      else await this.free(mine);
     }
   }
 
@@ -79,7 +81,7 @@ export class Call {
       send: (event) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify(event)),
       player: mine.player,
       now: () => performance.now(),
-      changed: () => this.changed(),
+      changed: () => this.session === session && this.changed(), // the player may still tell of what it has stopped
       // Before the session is ready nothing else can follow: the settings were refused.
       problem: (text) => (session.state === "connecting" ? this.fail(text) : toast(text)),
     });
@@ -192,23 +194,31 @@ export class Call {
 
   async toggleCamera() {
     const mine = this.current;
-    if (!mine) return;
+    if (!mine || mine.opening) return; // a second click while the browser asks the user
     if (mine.camera) this.closeCamera(mine);
     else {
+      mine.opening = true;
       try {
-        const video = { width: { ideal: 640 }, facingMode: "user" };
-        mine.camera = await devices({ video });
-        if (this.current !== mine) return this.closeCamera(mine);
-        $("view").srcObject = mine.camera;
-        $("view").hidden = false;
-        await $("view").play();
-        mine.looking = setInterval(() => this.look(), 1000);
-        this.look();
+        await this.openCamera(mine);
       } catch (error) {
-        toast(error.message);
+        this.closeCamera(mine);
+        if (this.current === mine) toast(error.message);
+      } finally {
+        mine.opening = false;
       }
     }
     this.showButtons();
+  }
+
+  async openCamera(mine) {
+    mine.camera = await devices({ video: { width: { ideal: 640 }, facingMode: "user" } });
+    if (this.current !== mine) return this.closeCamera(mine);
+    $("view").srcObject = mine.camera;
+    $("view").hidden = false;
+    await $("view").play();
+    if (this.current !== mine) return; // the end of the call has closed it
+    mine.looking = setInterval(() => this.look(), 1000);
+    this.look();
   }
 
   look() {
@@ -223,19 +233,24 @@ export class Call {
 
   closeCamera(mine) {
     clearInterval(mine.looking);
-    for (const track of mine.camera?.getTracks() ?? []) track.stop();
+    if (!mine.camera) return;
+    for (const track of mine.camera.getTracks()) track.stop();
+    // A newer call may have a camera of its own.
+    if (this.current === mine && this.session) this.session.frame = null;
+    if ($("view").srcObject === mine.camera) {
+      $("view").hidden = true;
+      $("view").srcObject = null;
+    }
     mine.camera = null;
-    if (this.session) this.session.frame = null;
-    $("view").hidden = true;
-    $("view").srcObject = null;
   }
 
   /** The call is over, but its transcript stays to be read. */
   async fail(message) {
-    await this.end();
-    this.note = message;
+    const ended = this.end();
+    this.note = message; // before anything is waited for: the next call has its own
     this.show("ended");
     $("again").hidden = false;
+    await ended;
   }
 
   async end() {

@@ -17,6 +17,7 @@ export class Chat {
     this.attachments = new Attachments();
     this.recorder = new Recorder((file) => this.attachments.add([file]));
     this.player = null;
+    this.opening = null; // Promise of the player
     this.request = null; // AbortController of the answer that is coming
     this.sounds = 0;
     this.playing = false;
@@ -74,11 +75,24 @@ export class Chat {
     $("prompt").value = "";
     const element = userTurn(text, sent);
     $("turns").append(element);
-    const parts = await Promise.all(sent.map((one) => one.part));
-    const words = text ? [{ type: "text", text }] : [];
-    const content = parts.length ? [...parts, ...words] : text;
-    this.history.push({ message: { role: "user", content }, element, video: sent.some((one) => one.kind === "video") });
-    await this.answer();
+    const turn = { message: { role: "user", content: text }, element, video: sent.some((one) => one.kind === "video") };
+    this.history.push(turn);
+    const request = (this.request = new AbortController()); // large files take a while to read
+    this.refresh();
+    try {
+      const parts = await Promise.all(sent.map((one) => one.part));
+      if (parts.length) turn.message.content = text ? [...parts, { type: "text", text }] : parts;
+    } catch (error) {
+      this.history = this.history.filter((one) => one !== turn);
+      element.remove();
+      if (this.request === request) {
+        this.request = null;
+        $("prompt").value ||= text;
+      }
+      toast(error.message);
+      return this.refresh();
+    }
+    if (this.request === request) await this.answer(request); // else the conversation was deleted meanwhile
   }
 
   messages() {
@@ -87,8 +101,8 @@ export class Chat {
   }
 
   /** Asks for an answer to the conversation as it stands. */
-  async answer() {
-    const request = (this.request = new AbortController());
+  async answer(request = new AbortController()) {
+    this.request = request;
     const place = this.history.length;
     const retry = () => this.retry(place);
     const turn = new AnswerTurn({ play: (chunks, listener) => this.replay(chunks, listener), hush: () => this.hush() });
@@ -116,7 +130,7 @@ export class Chat {
     if (!turn.element.isConnected) return; // the conversation was deleted meanwhile
     turn.end({ problem, retry });
     if (answer.text || answer.tools.length) this.history.push({ message: answer.message, element: turn.element });
-    if (answer.tools.length && !problem) turn.askResults((results) => this.results(results));
+    if (answer.tools.length && !problem) turn.askResults((results) => !this.busy && this.results(results));
     this.refresh();
     this.follow();
   }
@@ -154,7 +168,7 @@ export class Chat {
 
   /** The player, ready for a new sound: the sound's id. */
   async speaker(turn) {
-    this.player ??= await Player.open();
+    await this.open();
     const id = `sound-${++this.sounds}`;
     this.listen(id, (event) => turn.follow(event));
     return id;
@@ -169,8 +183,19 @@ export class Chat {
     });
   }
 
+  /** One player, whoever wants it first; it is tried again if it did not open. */
+  async open() {
+    this.opening ??= Player.open();
+    try {
+      this.player = await this.opening;
+    } catch (error) {
+      this.opening = null;
+      throw error;
+    }
+  }
+
   async replay(chunks, listener) {
-    this.player ??= await Player.open();
+    await this.open();
     const id = `sound-${++this.sounds}`;
     this.listen(id, listener);
     for (const chunk of chunks) this.player.push(id, chunk);

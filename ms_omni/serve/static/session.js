@@ -18,8 +18,8 @@ export class Session {
     this.said = 0; // samples since it went down
     this.muted = false;
     this.response = null; // id of the answer that the server is at
-    this.speech = null; // {item, content, id, samples} of the answer that is heard, or soon will be
-    this.dropped = new Set(); // items whose sound is not wanted any more
+    this.speech = null; // {response, item, content, id, samples} of the answer that is heard, or soon will be
+    this.dropped = new Set(); // items and answers whose sound is not wanted any more
     this.asked = null; // when the user's turn ended
     this.latency = null; // ms from then to the first sound
     this.usage = null;
@@ -71,6 +71,7 @@ export class Session {
 
   /** The user begins to speak: nothing of the answer is heard from here on. */
   begin() {
+    if (this.response) this.dropped.add(this.response); // its first sound may be on its way
     const interrupted = this.interrupt();
     for (const id of this.frames.splice(0)) this.send({ type: "conversation.item.delete", item_id: id });
     this.to("hearing");
@@ -90,14 +91,13 @@ export class Session {
     this.speech = null;
     this.dropped.add(speech.item);
     const heard = await this.player.stop();
-    const played = heard?.id === speech.id ? Math.min(heard.played, speech.samples) : 0;
-    this.turn(speech.item, "assistant").interrupted = true;
-    this.send({
-      type: "conversation.item.truncate",
-      item_id: speech.item,
-      content_index: speech.content,
-      audio_end_ms: Math.floor((played * 1000) / RATE),
-    });
+    this.cut(speech, heard?.id === speech.id ? Math.min(heard.played, speech.samples) : 0);
+  }
+
+  cut({ item, content }, played) {
+    this.turn(item, "assistant").interrupted = true;
+    const audio_end_ms = Math.floor((played * 1000) / RATE);
+    this.send({ type: "conversation.item.truncate", item_id: item, content_index: content, audio_end_ms });
     this.changed();
   }
 
@@ -105,9 +105,13 @@ export class Session {
     if (!this.pushToTalk || this.talking || this.state === "connecting") return;
     this.talking = true;
     this.said = 0;
-    if (this.response) this.send({ type: "response.cancel", response_id: this.response });
+    if (this.response) this.cancel();
     this.send({ type: "input_audio_buffer.clear" });
     this.begin();
+  }
+
+  cancel() {
+    this.send({ type: "response.cancel", response_id: this.response });
   }
 
   release() {
@@ -153,7 +157,11 @@ export class Session {
         break;
       case "response.created":
         this.response = event.response.id;
-        if (!this.talking && this.state !== "hearing") this.to("thinking");
+        if (this.talking) {
+          // Asked for before the button went down again.
+          this.dropped.add(this.response);
+          this.cancel();
+        } else if (this.state !== "hearing") this.to("thinking");
         break;
       case "response.output_audio_transcript.delta":
       case "response.output_text.delta":
@@ -175,20 +183,25 @@ export class Session {
     }
   }
 
-  sound({ item_id: item, content_index: content, delta }) {
+  sound({ response_id: response, item_id: item, content_index: content, delta }) {
     if (this.dropped.has(item)) return; // was on its way when the user began to speak
+    if (this.dropped.has(response)) {
+      this.dropped.add(item);
+      return this.cut({ item, content }, 0);
+    }
     const samples = samplesOfBase64(delta);
     const id = `${item}/${content}`;
     if (this.speech?.id !== id) {
-      this.speech = { item, content, id, samples: 0 };
-      this.player.on(id, (event) => this.follow(item, event));
+      const speech = (this.speech = { response, item, content, id, samples: 0 });
+      this.player.on(id, (event) => this.follow(speech, event));
     }
     this.speech.samples += samples.length;
     this.player.push(id, samples);
   }
 
-  /** Events of the player for the answer that is heard. */
-  follow(item, event) {
+  /** Events of the player for the answer that is heard; the next one may be queued behind it. */
+  follow(speech, event) {
+    const { item } = speech;
     if (this.dropped.has(item)) return; // was on its way when the sound was stopped
     this.level = event.level ?? 0;
     if (event.type === "started") {
@@ -199,18 +212,19 @@ export class Session {
       }
       this.to("speaking");
     }
-    if (event.type === "ended") {
+    if (event.type === "ended" && this.speech === speech) {
       this.speech = null;
       if (this.state === "speaking") this.to("listening");
     }
   }
 
   done(response) {
-    if (this.response === response.id) this.response = null;
+    const newest = this.response === response.id;
+    if (newest) this.response = null;
     this.usage = response.usage ?? this.usage;
-    if (this.speech) this.player.finish(this.speech.id);
+    if (this.speech?.response === response.id) this.player.finish(this.speech.id);
     if (response.status === "failed") this.problem(response.status_details?.error?.message ?? "response failed");
     // An answer without sound: there is nothing to wait for.
-    if (!this.speech && this.state === "thinking" && response.status !== "cancelled") this.to("listening");
+    if (newest && !this.speech && this.state === "thinking" && response.status !== "cancelled") this.to("listening");
   }
 }

@@ -11,11 +11,16 @@ export class Player {
   static async open(reserve_s = 0.12) {
     const player = new Player();
     player.context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
-    await worklet(player.context, "player");
-    const processorOptions = { reserve: Math.round(reserve_s * RATE) };
-    player.node = new AudioWorkletNode(player.context, "player", { numberOfInputs: 0, outputChannelCount: [1], processorOptions });
-    player.node.port.onmessage = ({ data }) => player.heard(data);
-    player.node.connect(player.context.destination);
+    try {
+      await worklet(player.context, "player");
+      const processorOptions = { reserve: Math.round(reserve_s * RATE) };
+      player.node = new AudioWorkletNode(player.context, "player", { numberOfInputs: 0, outputChannelCount: [1], processorOptions });
+      player.node.port.onmessage = ({ data }) => player.heard(data);
+      player.node.connect(player.context.destination);
+    } catch (error) {
+      await player.close();
+      throw error;
+    }
     return player;
   }
 
@@ -36,7 +41,9 @@ export class Player {
     this.listeners.set(id, listener);
   }
 
+  /** Samples of a sound that is listened to: what comes late for one that was stopped is not heard. */
   push(id, samples) {
+    if (!this.listeners.has(id)) return;
     if (this.context.state === "suspended") this.context.resume().catch(() => {}); // closed meanwhile
     this.node.port.postMessage({ type: "push", id, samples });
   }
@@ -48,19 +55,20 @@ export class Player {
   /** Silence at once. Resolves to {id, played}: samples that left the loudspeaker, or null. */
   async stop() {
     const call = crypto.getRandomValues(new Uint32Array(1))[0];
+    const stopped = [...this.listeners.values()]; // not of sounds that begin before the worklet answers
+    this.listeners.clear();
     const heard = await new Promise((resolve) => {
       this.calls.set(call, resolve);
       this.node.port.postMessage({ type: "stop", call });
     });
-    for (const listener of this.listeners.values()) listener({ type: "stopped" });
-    this.listeners.clear();
+    for (const listener of stopped) listener({ type: "stopped" });
     if (!heard) return null;
     const ahead = Math.round((this.context.outputLatency || 0) * RATE); // handed to the device, not yet heard
     return { ...heard, played: Math.max(0, heard.played - ahead) };
   }
 
   close() {
-    this.node.port.postMessage({ type: "close" });
+    this.node?.port.postMessage({ type: "close" });
     return this.context.close();
   }
 }
@@ -86,21 +94,28 @@ export class Microphone {
     microphone.stream = await devices({
       audio: { channelCount: 1, echoCancellation: clean, noiseSuppression: clean, autoGainControl: false },
     });
-    // In the device's own rate: Firefox connects no others. The worklet resamples.
-    microphone.context = new AudioContext({ latencyHint: "interactive" });
-    await worklet(microphone.context, "capture");
-    const processorOptions = { rate, samples: Math.round(rate * chunk_s) };
-    microphone.node = new AudioWorkletNode(microphone.context, "capture", { numberOfOutputs: 0, processorOptions });
-    microphone.node.port.onmessage = ({ data }) => take(data);
-    microphone.context.createMediaStreamSource(microphone.stream).connect(microphone.node);
-    await microphone.context.resume();
+    try {
+      // In the device's own rate: Firefox connects no others. The worklet resamples.
+      microphone.context = new AudioContext({ latencyHint: "interactive" });
+      await worklet(microphone.context, "capture");
+      const processorOptions = { rate, samples: Math.round(rate * chunk_s) };
+      microphone.node = new AudioWorkletNode(microphone.context, "capture", { numberOfOutputs: 0, processorOptions });
+      microphone.node.port.onmessage = ({ data }) => take(data);
+      microphone.context.createMediaStreamSource(microphone.stream).connect(microphone.node);
+      await microphone.context.resume();
+    } catch (error) {
+      await microphone.close();
+      throw error;
+    }
     return microphone;
   }
 
   close() {
-    this.node.port.onmessage = null;
-    this.node.port.postMessage("close");
+    if (this.node) {
+      this.node.port.onmessage = null;
+      this.node.port.postMessage("close");
+    }
     for (const track of this.stream.getTracks()) track.stop();
-    return this.context.close();
+    return this.context?.close();
   }
 }

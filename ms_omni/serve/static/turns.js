@@ -154,7 +154,7 @@ export class AnswerTurn {
     announce(problem ?? answer.text);
   }
 
-  /** Fields for the results of the tools that the model called; give({id: text}). */
+  /** Fields for the results of the tools that the model called; give({id: text}) is false while it cannot take them. */
   askResults(give) {
     const fields = this.answer.tools.map((call) => {
       const field = make("textarea", { rows: 1, name: call.id, required: true });
@@ -164,8 +164,7 @@ export class AnswerTurn {
     const form = make("form", { className: "results" }, ...fields.map(([label]) => label), send);
     form.onsubmit = (event) => {
       event.preventDefault();
-      form.remove();
-      give(Object.fromEntries(fields.map(([, field]) => [field.name, field.value])));
+      if (give(Object.fromEntries(fields.map(([, field]) => [field.name, field.value])))) form.remove();
     };
     this.calls.after(form);
   }

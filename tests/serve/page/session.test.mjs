@@ -9,9 +9,10 @@ class FakePlayer {
   constructor() {
     this.log = [];
     this.heard = null;
+    this.listeners = {};
   }
   on(id, listener) {
-    this.listener = listener;
+    this.listener = this.listeners[id] = listener;
   }
   push(id, samples) {
     this.log.push(["push", id, samples.length]);
@@ -34,7 +35,10 @@ function start({ push = false } = {}) {
   session.configure({ audio: { input: { turn_detection: push ? null : { type: "server_vad" } } } });
   session.handle({ type: "session.updated" });
   sent.length = 0;
-  const sound = (item, ms) => session.handle({ type: "response.output_audio.delta", item_id: item, content_index: 0, delta: toBase64(new Int16Array(ms * 24)) });
+  const sound = (item, ms, response = item.replace("a", "r")) => {
+    const delta = toBase64(new Int16Array(ms * 24));
+    session.handle({ type: "response.output_audio.delta", response_id: response, item_id: item, content_index: 0, delta });
+  };
   const say = (type, more) => session.handle({ type, ...more });
   const types = () => sent.map((event) => event.type.split(".").slice(-2).join("."));
   return { session, sent, player, time, sound, say, problems, types };
@@ -151,4 +155,43 @@ test("errors are told", () => {
   say("response.created", { response: { id: "r" } });
   say("response.done", { response: { id: "r", status: "failed", status_details: { error: { message: "too long" } } } });
   assert.deepEqual([problems, session.state], [["no such item", "too long"], "listening"]);
+});
+
+test("an older answer's end changes nothing of a newer one", () => {
+  const { session, player, sound, say } = start();
+  say("response.created", { response: { id: "r1" } });
+  sound("a1", 100);
+  player.listeners["a1/0"]({ type: "started" });
+  say("response.created", { response: { id: "r2" } });
+  sound("a2", 100);
+  player.log.length = 0;
+  say("response.done", { response: { id: "r1", status: "completed" } });
+  assert.deepEqual([player.log, session.response], [[], "r2"]); // more of its sound is to come
+  player.listeners["a1/0"]({ type: "ended" });
+  assert.equal(session.speech.item, "a2");
+  say("response.done", { response: { id: "r2", status: "completed" } });
+  assert.deepEqual(player.log, [["finish", "a2/0"]]);
+  player.listeners["a2/0"]({ type: "started" });
+  player.listeners["a2/0"]({ type: "ended" });
+  assert.deepEqual([session.speech, session.state], [null, "listening"]);
+
+  say("response.created", { response: { id: "r3" } });
+  say("response.done", { response: { id: "r2", status: "completed" } });
+  assert.equal(session.state, "thinking");
+});
+
+test("push to talk: nothing is heard of an answer whose first sound, or whose beginning, was on its way", () => {
+  const { session, sent, player, sound, say, types } = start({ push: true });
+  say("response.created", { response: { id: "r1" } });
+  session.press();
+  sound("a1", 100);
+  sound("a1", 100);
+  say("response.done", { response: { id: "r1", status: "cancelled" } });
+  assert.deepEqual(types(), ["response.cancel", "input_audio_buffer.clear", "item.truncate"]);
+  assert.deepEqual([sent[2].item_id, sent[2].audio_end_ms, session.state], ["a1", 0, "hearing"]);
+  sent.length = 0;
+  say("response.created", { response: { id: "r2" } });
+  sound("a2", 100);
+  assert.deepEqual([types(), sent[0].response_id], [["response.cancel", "item.truncate"], "r2"]);
+  assert.deepEqual([player.log, session.state], [[], "hearing"]);
 });
