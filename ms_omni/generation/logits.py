@@ -39,9 +39,14 @@ def _banning(ids):
 def sequence_bias(row):
     """Adds a number to the last id of a sequence wherever the text ends with what is before it."""
     biases = row.params.sequence_bias
+    alone = [(ids[0], bias) for ids, bias in biases if len(ids) == 1]
+    alone_ids, added = np.array([id for id, _ in alone], np.int64), np.array([bias for _, bias in alone], np.float32)
+    longer = [(ids, bias) for ids, bias in biases if len(ids) > 1]
 
     def step(scores, first):
-        for ids, bias in biases:
+        inside = (alone_ids >= first) & (alone_ids < first + len(scores))
+        np.add.at(scores, alone_ids[inside] - first, added[inside])
+        for ids, bias in longer:
             place = ids[-1] - first
             if 0 <= place < len(scores) and row.ends_with(ids[:-1]):
                 scores[place] += np.float32(bias)

@@ -17,6 +17,7 @@ from ms_omni.input.container import Track, open_track
 from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
 from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length, size_bytes
 from ms_omni.input.limits import limits
+from ms_omni.input.media import LARGEST
 from ms_omni.notices import caller_level
 
 SAMPLING_RATE_HZ = 16_000
@@ -122,6 +123,9 @@ class _Clip:
     """Mono pieces, of one rate after the other, joined at 16 kHz as they come: memory holds the result and one piece."""
 
     def __init__(self, name: str, start_s: float | None, end_s: float | None) -> None:
+        for second in (start_s, end_s):
+            if second is not None and not abs(second) <= LARGEST:
+                raise MediaError(f"{name}: a second where it starts or ends is not a number up to {LARGEST:.0e}.")
         self.name, self.start_s, self.end_s = name, start_s or 0.0, end_s
         self._samples, self._count = np.empty(_GROWTH, np.float32), 0
         self._before_s, self._before_count = 0.0, 0  # what came, and what was made, at earlier rates

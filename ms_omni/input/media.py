@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from ms_omni.errors import InputError
 from ms_omni.notices import caller_level
 
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+LARGEST = 1 << 53  # of any number here
 OPTION_KEYS = {
     "image": _SIZE_KEYS,
     "audio": ("audio_start", "audio_end"),
@@ -171,15 +171,18 @@ def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False
     """The option `key` as int or float greater than `above`, or None when it is absent.
 
     Raises:
-        InputError: not a number, not whole where it must be, not finite, or too small.
+        InputError: not a number, not whole where it must be, not finite, too small, or over `LARGEST`.
     """
     value: Any = item.get(key)
     if value is None:
         return None
-    fits = issubclass(type(value), Real) and not isinstance(value, bool) and math.isfinite(value) and value > above
+    fits = issubclass(type(value), Real) and not isinstance(value, bool) and above < value <= LARGEST
     if not fits or (whole and value != int(value)):  # tables with gaps make 3136.0 of 3136
         wanted = "a whole number" if whole else "a number"
-        raise InputError(f"{where}: {key} is {value!r}; expected {wanted} greater than {above:g}.")
+        huge = isinstance(value, (int, float)) and value > LARGEST
+        shown = "larger than that" if huge else repr(value)  # Python may refuse to write its digits
+        most = f" and at most {LARGEST:.0e}" if huge else ""
+        raise InputError(f"{where}: {key} is {shown}; expected {wanted} greater than {above:g}{most}.")
     return int(value) if whole else float(value)
 
 

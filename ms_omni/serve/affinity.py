@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bodies import check_separators
+from .errors import ApiError
+
 _SPOKEN = re.compile(r"audio_([A-Za-z0-9]+)_[0-9a-f]+")
 
 
@@ -28,9 +31,10 @@ def place_of(body: bytes) -> Place:
     the conversation himself (`prompt_cache_key`) is believed. The id of a spoken answer leads to the engine that keeps it.
     """
     try:
+        check_separators(body)
         asked = json.loads(body)
         messages = [message for message in asked["messages"] if isinstance(message, dict)]
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, RecursionError, ApiError):
         return ANYWHERE
     named = asked.get("prompt_cache_key")
     same = [named] if named else [asked.get("user"), asked.get("tools"), list(_beginning(messages))]

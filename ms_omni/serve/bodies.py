@@ -1,15 +1,18 @@
 """JSON bodies: read, checked, and what is wrong with one said as OpenAI says it."""
 
 import json
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from .errors import ApiError
+from .errors import MISTAKES, ApiError, wrong_throughout
 
 DEPTH = 200
 """JSON that is nested deeper is refused."""
+SEPARATORS, VALUES = 1_000_000, 100_000
+"""What a small body can be made of at most: read, checked and explained, each item costs many times what it costs to send."""
 
 
 class Body(BaseModel):
@@ -28,11 +31,23 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
 
 def parsed(text: bytes | str, kind: type[Kind]) -> Kind:
     """A body from its JSON. Raises `ApiError` 400."""
+    check_separators(text)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     return checked(value, kind)
+
+
+def check_separators(text: bytes | str) -> None:
+    """Raises `ApiError` 413 for JSON whose objects would fill the memory. Base64 has none of these letters."""
+    found = [text.count(mark.encode() if isinstance(text, bytes) else mark) for mark in ",[{"]  # pyright: ignore
+    if sum(found) > SEPARATORS:
+        raise ApiError(
+            413,
+            f"the body holds more than {SEPARATORS} commas and brackets, the most that this server takes",
+            code="request_too_large",
+        )
 
 
 def checked(value: Any, kind: type[Kind]) -> Kind:
@@ -47,7 +62,10 @@ def checked(value: Any, kind: type[Kind]) -> Kind:
 
 
 def check_values(value: Any, what: str) -> None:
-    """Raises `ApiError` 400 for what JSON can say and nothing behind it can take."""
+    """Raises `ApiError` 400 for what JSON can say and nothing behind it can take, or not while others wait."""
+    if sum(1 for _ in islice(_values(value), VALUES + 1)) > VALUES:
+        message = f"{what} holds more than {VALUES} values, the most that this server takes"
+        raise ApiError(400, message, code="invalid_value")
     if _depth(value) > DEPTH:
         raise ApiError(400, f"{what} is nested more than {DEPTH} deep", code="invalid_value")
     if not all(map(_is_text, _strings(value))):
@@ -56,6 +74,8 @@ def check_values(value: Any, what: str) -> None:
 
 def invalid(error: ValidationError, value: Any) -> ApiError:
     """The deepest thing that is wrong with a value, by the name that it has there: of a union's branches the one that was meant."""
+    if error.error_count() > MISTAKES:
+        return wrong_throughout(error)
     found = [(_place(one, value), one) for one in error.errors(include_url=False, include_context=False)]
     place, first = max(found, key=lambda pair: len(pair[0]))
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
@@ -97,12 +117,16 @@ def _depth(value):
 
 def _strings(value):
     """Every text in it, names included."""
+    return (one for one in _values(value) if isinstance(one, str))
+
+
+def _values(value):
+    """Everything in it, names included."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict):
+        yield one
+        if isinstance(one, dict):
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one

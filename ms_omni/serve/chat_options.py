@@ -23,6 +23,7 @@ SPEECH = (
 PROCESSOR = ("fps", "num_frames", "min_pixels", "max_pixels")
 OWN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "conversation", "chat_template")
 """Variables of templates that are not the caller's to set."""
+ID_DIGITS = 10
 NARROWING = ("top_p", "top_k", "min_p")
 
 
@@ -64,7 +65,7 @@ def check(body: ChatBody, server: Server) -> None:
 
 def _all_ids(body):
     for key in body.logit_bias or ():
-        if not (key.isascii() and key.isdigit()):
+        if not (key.isascii() and key.isdigit() and len(key) <= ID_DIGITS):
             raise refuse("logit_bias", f"its keys are token ids, got {key!r:.40}")
     return True
 

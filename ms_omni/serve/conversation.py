@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import OmniError
-from ..input.inline import ACCEPTED, decode_base64
+from ..input.inline import ACCEPTED, decode_base64, from_data_uri
+from ..input.media import OPTION_KEYS
 from ..input.messages import kind_of_file
 from .errors import ApiError
 from .schema import Message, Part, Sound, Source
@@ -18,6 +19,7 @@ LOW_PIXELS = 512 * 512
 """Of a picture with detail "low", as OpenAI has it."""
 PCM_HZ = 24_000
 GIVE = "an https: address, a data: URI or base64"
+PLURALS = {"image": "pictures", "audio": "sounds", "video": "videos"}
 MEDIA = {"image_url": "image", "audio_url": "audio", "video_url": "video", "input_audio": "audio", "file": "file"}
 OPTIONS = (
     *("min_pixels", "max_pixels", "resized_height", "resized_width", "total_pixels", "fps", "nframes", "min_frames"),
@@ -71,21 +73,35 @@ def _call(call):
 
 
 def _part(part: Part, param: str) -> dict[str, Any]:
-    if part.type in ("text", "refusal"):
-        return {"type": "text", "text": part.text if part.type == "text" else part.refusal}
     found: dict[str, Any] = {name: getattr(part, name) for name in OPTIONS if getattr(part, name) is not None}
+    if part.type in ("text", "refusal"):
+        _check_options(found, "text", param)
+        return {"type": "text", "text": part.text if part.type == "text" else part.refusal}
     value, kind = getattr(part, part.type), MEDIA[part.type]
     if part.type == "file":
-        return {**found, **_file(value, f"{param}.file")}
+        file = _file(value, f"{param}.file")
+        _check_options(found, file["type"], param)
+        return {**found, **file}
+    _check_options(found, kind, param)
     if isinstance(value, Sound):
         return {**found, "type": kind, kind: _sound(value, f"{param}.input_audio.data")}
     if isinstance(value, Source):
+        if value.detail is not None and kind == "audio":
+            at = f"{param}.{part.type}.detail"
+            raise ApiError(400, f"{at}: is for pictures and videos; leave it out", at)
         if value.detail == "low" and not {"max_pixels", "resized_height", "resized_width"} & found.keys():
             found["max_pixels"] = LOW_PIXELS
         value, param = value.url, f"{param}.{part.type}.url"
     else:
         param = f"{param}.{part.type}"
     return {**found, "type": kind, kind: _address(value, param)}
+
+
+def _check_options(options, kind, param):
+    for name in options:
+        if name not in OPTION_KEYS.get(kind, ()):
+            kinds = " and ".join(PLURALS[one] for one in OPTION_KEYS if name in OPTION_KEYS[one])
+            raise ApiError(400, f"{param}.{name}: is for {kinds}, and this part is {kind}; leave it out", f"{param}.{name}")
 
 
 def _address(text, param):
@@ -99,10 +115,11 @@ def _address(text, param):
 
 
 def _sound(sound, param):
-    if sound.data[:5].lower() == "data:":
+    samples, uri = sound.format in ("pcm16", "pcm"), sound.data[:5].lower() == "data:"
+    if uri and not samples:
         return sound.data
-    data = _bytes(sound.data, param)
-    if sound.format in ("pcm16", "pcm"):
+    data = _bytes(sound.data, param, uri)
+    if samples:
         if len(data) % 2:
             raise ApiError(400, f"{param}: {len(data)} bytes are no 16-bit samples", param)
         return np.frombuffer(data, "<i2"), PCM_HZ
@@ -122,9 +139,9 @@ def _file(file, param):
     return {"type": kind, kind: _address(file.file_data, param)}
 
 
-def _bytes(text, param):
+def _bytes(text, param, uri=False):
     try:
-        return decode_base64(text, param)
+        return from_data_uri(text, param, len(text)) if uri else decode_base64(text, param)
     except OmniError as error:
         raise ApiError(400, f"{str(error).partition('; give')[0]}; give {GIVE}", param) from None
 

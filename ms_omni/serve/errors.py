@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 from ..errors import OmniError, ProcessError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+MISTAKES = 1000
+"""More of them are counted only: each would be made an object to look at."""
 BUSY_S = 1
 """After so many seconds a caller who was turned away may ask again."""
 
@@ -61,8 +63,16 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, "something went wrong here; the server's log has more", code="internal_error")
 
 
+def wrong_throughout(error: ValidationError) -> ApiError:
+    """Of a body with more than `MISTAKES`."""
+    message = f"it is wrong in {error.error_count()} places; send a shorter one to hear what is wrong"
+    return ApiError(400, message, code="invalid_value")
+
+
 def _invalid(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body, named as in the body."""
+    if error.error_count() > MISTAKES:
+        return wrong_throughout(error)
     first = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"])
     given = first.get("input")

@@ -15,14 +15,20 @@ DETAILS = ("auto", "low", "high", "original")
 FORMATS = ("wav", "mp3", "flac", "opus", "aac", "pcm16")
 STREAMED_FORMAT = "pcm16"
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_TOOLS = 16, 4, 20, 128
+MOST_BIASES, MOST_STOP_IDS = 1024, 256
+LARGEST = 2**31 - 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Number = Annotated[int, Field(ge=0, le=LARGEST)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Seconds = Annotated[float, Field(ge=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Heat = Annotated[float, Field(ge=0, le=2)]
 Penalty = Annotated[float, Field(gt=0, le=2)]
 Extra = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 # -- messages --------------------------------------------------------------------------------------------------------
@@ -66,14 +72,14 @@ class Part(Body):
     resized_height: Count | None = None
     resized_width: Count | None = None
     total_pixels: Count | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Rate | None = None
     nframes: Count | None = None
     min_frames: Count | None = None
     max_frames: Count | None = None
-    video_start: Annotated[float, Field(ge=0)] | None = None
-    video_end: Annotated[float, Field(ge=0)] | None = None
-    audio_start: Annotated[float, Field(ge=0)] | None = None
-    audio_end: Annotated[float, Field(ge=0)] | None = None
+    video_start: Seconds | None = None
+    video_end: Seconds | None = None
+    audio_start: Seconds | None = None
+    audio_end: Seconds | None = None
     prompt_cache_breakpoint: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None
 
@@ -269,7 +275,7 @@ class ChatBody(Body):
     stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
     presence_penalty: Extra | None = None
     frequency_penalty: Extra | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_BIASES)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
@@ -294,19 +300,19 @@ class ChatBody(Body):
     functions: Any = None
     function_call: Any = None
     # ours
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Number | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Penalty | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    min_tokens: Number | None = None
+    stop_token_ids: Annotated[list[Number], Field(max_length=MOST_STOP_IDS)] | None = None
     talker_temperature: Heat | None = None
-    talker_top_k: Annotated[int, Field(ge=0)] | None = None
+    talker_top_k: Number | None = None
     talker_top_p: Share | None = None
     talker_do_sample: bool | None = None
     talker_max_new_tokens: Count | None = None
     talker_repetition_penalty: Penalty | None = None
     predictor_temperature: Heat | None = None
-    predictor_top_k: Annotated[int, Field(ge=0)] | None = None
+    predictor_top_k: Number | None = None
     predictor_top_p: Share | None = None
     predictor_do_sample: bool | None = None
     chunk_frames: (
@@ -315,7 +321,7 @@ class ChatBody(Body):
         | None
     ) = None
     use_audio_in_video: bool | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Rate | None = None
     num_frames: Count | None = None
     min_pixels: Count | None = None
     max_pixels: Count | None = None

@@ -287,8 +287,11 @@ class Server:
         origin = headers.get("origin")
         if origin is None or origin in self.settings.origins or "*" in self.settings.origins:
             return
-        asked = urlsplit(f"//{headers.get('host', '')}")
-        same = urlsplit(origin).netloc == asked.netloc
+        try:
+            asked = urlsplit(f"//{headers.get('host', '')}")
+            same = urlsplit(origin).netloc == asked.netloc
+        except ValueError:  # no addresses
+            raise ApiError(403, "Origin and Host are not those of a page", code="origin") from None
         name = asked.hostname or ""
         by_number = name.replace(".", "").isdigit() or ":" in name  # a name may be made to lead here by its owner
         if same and (self.settings.api_keys or name in (*LOOPBACK, self.settings.host) or by_number):

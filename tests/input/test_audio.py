@@ -249,3 +249,10 @@ def test_encryption_is_said(tmp_path):
     content[place : place + 4] = b"encv"
     with pytest.raises(MediaError, match=r"encrypted \(DRM\)"):
         load_video(bytes(content))
+
+
+@pytest.mark.parametrize("second", [1e308, float("inf"), float("nan"), -1e308, 10**400])
+def test_seconds_that_nobody_can_count(second):
+    for part in ({"start_s": second}, {"end_s": second}):
+        with pytest.raises(MediaError, match="second"):
+            load_audio(np.zeros(1000, np.float32), **part)

@@ -3,6 +3,7 @@
 import base64
 import http.server
 import os
+import re
 import threading
 import urllib.parse
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
+from ms_omni.input import inline
 from ms_omni.media import load_image
 
 
@@ -154,3 +156,24 @@ def test_folders_pipes_and_text_files(tmp_path):
     (tmp_path / "text").write_text("hello")
     with open(tmp_path / "text") as file, pytest.raises(MediaError, match="binary mode"):
         load_image(file)
+
+
+@pytest.mark.parametrize("piece", [64, 100, 1 << 20])
+def test_texts_are_read_in_pieces(monkeypatch, piece):
+    """So that other threads run meanwhile; pieces end within white space, padding and escapes too."""
+    monkeypatch.setattr(inline, "_PIECE", piece)
+    for count in range(150, 300):
+        data = bytes(range(256))[-count % 7 :] * 2 + bytes(count)
+        text = base64.b64encode(data).decode()
+        for one in (
+            text,
+            text.rstrip("="),
+            text.replace("+", "-").replace("/", "_"),
+            "\n".join(re.findall(".{1,76}", text)),
+        ):
+            assert inline.is_base64(one) and inline.decode_base64(one, "x") == data
+        for bad in (text[:70] + "=" + text[70:], text[:-9] + "." + text[-9:], text + "AAAA=" + text):
+            assert not inline.is_base64(bad)
+            with pytest.raises(MediaError, match="not valid base64"):
+                inline.decode_base64(bad, "x")
+        assert inline.from_data_uri("data:a/b," + urllib.parse.quote(data), "x", 1000) == data

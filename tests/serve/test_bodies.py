@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from ms_omni.serve.bodies import Body, parsed
-from ms_omni.serve.errors import ApiError
+from ms_omni.serve.affinity import ANYWHERE, place_of
+from ms_omni.serve.bodies import SEPARATORS, VALUES, Body, parsed
+from ms_omni.serve.errors import MISTAKES, ApiError
+from ms_omni.serve.realtime.events import decoded
 
 
 class Wanted(Body):
@@ -41,6 +43,27 @@ def test_what_is_wrong_is_said(what):
     with pytest.raises(ApiError) as caught:
         parsed(body, Wanted)
     assert caught.value.status == 400 and message in caught.value.message and len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("item", ["0", "[]", "{}", '""'])
+def test_small_bodies_do_not_grow(item):
+    for count, status in ((SEPARATORS + 1, 413), (VALUES + 1, 400)):
+        text = '{"text": "x", "inner": {"a": [' + ",".join([item] * count) + "]}}"
+        for read in (lambda text: parsed(text.encode(), Wanted), decoded):
+            with pytest.raises(ApiError, match="most that this server takes") as caught:
+                read(text)
+            assert caught.value.status == status
+    assert place_of(b'{"messages": [' + b"[]," * SEPARATORS + b"[]]}") == ANYWHERE
+
+
+def test_mistakes_without_end_are_counted():
+    with pytest.raises(ApiError, match=f"wrong in {MISTAKES + 1} places") as caught:
+        parsed(json.dumps({"text": "x", "inner": {"a": [0] * (MISTAKES + 1)}}), Wanted)
+    assert caught.value.status == 400
+
+
+def test_commas_of_long_texts_are_taken():
+    assert parsed(json.dumps({"text": "a, b, " * 100_000}), Wanted).text
 
 
 def test_a_whole_pair_is_a_text():

@@ -56,6 +56,8 @@ def test_pages_of_others(server, http):
     assert http.get("/v1/models", headers=own).status_code == 200
     error = error_of(http.get("/v1/models", headers={"Origin": "https://elsewhere.example"}), 403)
     assert "--allow-origin" in error["message"]
+    for headers in ({"Origin": "http://["}, {"Host": "[", "Origin": "http://["}, {"Host": "[", "Origin": "http://a"}):
+        error_of(http.get("/v1/models", headers=headers), 403)
 
 
 @pytest.mark.parametrize("origin, host, status", [

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..bodies import check_values
+from ..bodies import check_separators, check_values
 from ..errors import ApiError, api_error
 from .beta import updated
 from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, _voice
@@ -213,6 +213,7 @@ def _no_constant(name):
 
 def decoded(text: str) -> dict[str, Any]:
     """A message as a JSON object. Raises `ApiError`."""
+    check_separators(text)
     try:
         found = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
