@@ -168,8 +168,18 @@ def test_an_interruption_leaves_what_is_done(written, out):
 def test_an_engine_that_has_stopped_is_no_answer(written, out):
     requests = Requests(written(request("a")))
     with pytest.raises(ProcessError, match="has stopped"):
-        answered(requests, out, lambda *_: httpx.Response(503, json={"error": {"message": "the engine has stopped"}}))
+        answered(requests, out, lambda *_: unavailable("unavailable"))
     assert out.read_bytes() == b""
+
+
+def test_a_request_whose_time_runs_out_is_answered_so(written, out):
+    requests = Requests(written(request("a"), request("b")))
+    answered(requests, out, lambda *_: unavailable("timeout"))
+    assert not requests.left and out.read_bytes().count(b'"timeout"') == 2
+
+
+def unavailable(code):
+    return httpx.Response(503, json={"error": {"message": "the engine has stopped", "code": code}})
 
 
 def start(*arguments):
