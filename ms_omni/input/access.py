@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ms_omni.errors import InputError
+from ms_omni.errors import InputError, MediaError
 
 MIB, GIB = 1 << 20, 1 << 30
 SCHEMES = ("http", "https", "file", "data")
@@ -58,6 +58,8 @@ class AccessPolicy:
         redirects: how many are followed.
         image_bytes, audio_bytes, video_bytes: the most that is downloaded, or read from an open file, for one medium.
         inline_bytes: the most that a data: URI or base64 may hold.
+        decoded_bytes: the most that all media of the conversations of a call hold together, once they are decoded and have the size that the model
+            sees.
         silence_s: the longest wait for a server's next byte, in seconds. total_s: for a whole download, redirects included (a
             lookup of a name takes what the system's resolver allows, before that).
     """
@@ -71,6 +73,7 @@ class AccessPolicy:
     audio_bytes: int = 1 * GIB
     video_bytes: int = 4 * GIB
     inline_bytes: int = 256 * MIB
+    decoded_bytes: int = 16 * GIB
     silence_s: float = 30.0
     total_s: float = 600.0
 
@@ -87,7 +90,8 @@ class AccessPolicy:
             raise InputError(
                 f"AccessPolicy: schemes has {', '.join(sorted(unknown))}, expected some of {', '.join(SCHEMES)}"
             )
-        for name in ("redirects", "image_bytes", "audio_bytes", "video_bytes", "inline_bytes", "silence_s", "total_s"):
+        sizes = ("image_bytes", "audio_bytes", "video_bytes", "inline_bytes", "decoded_bytes")
+        for name in ("redirects", *sizes, "silence_s", "total_s"):
             value, kinds = getattr(self, name), (int, float) if name.endswith("_s") else int
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < float("inf"):
                 raise InputError(f"AccessPolicy: {name} is {value!r}, expected a number that is not negative")
@@ -116,6 +120,14 @@ class AccessPolicy:
             "audio": self.audio_bytes,
         }
         return kinds.get(what, self.video_bytes)
+
+    def check_decoded(self, held_bytes: int, name: str) -> None:
+        """Raises `MediaError` for media that are over `decoded_bytes`."""
+        if held_bytes > self.decoded_bytes:
+            raise MediaError(
+                f"With {name} the media hold over {self.decoded_bytes:,} bytes once they are decoded, and no more are taken (see "
+                "AccessPolicy); give fewer of them, or smaller or shorter ones."
+            )
 
     def may_look_up(self, host: str) -> bool:
         """Whether a host, named in ASCII, may be asked at all, wherever it is."""

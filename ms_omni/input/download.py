@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import math
 import re
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -20,6 +24,7 @@ from ms_omni.files import spooled
 from ms_omni.input.access import AccessPolicy, is_public
 
 _READ_BYTES = 1 << 20
+_LOOK_S = 0.5  # how often a wait looks whether it is in vain
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -81,18 +86,51 @@ def _basic(user: str, password: str | None) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
+class Patience:
+    """How long all downloads of a block may take together, from now on, and whether anybody still waits for them."""
+
+    def __init__(self, total_s: float):
+        self.total_s, self.end, self._lost = total_s, time.monotonic() + total_s, threading.Event()
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Holds for what this thread downloads in the block."""
+        token = _patience.set(self)
+        try:
+            yield
+        finally:
+            _patience.reset(token)
+
+    def lose(self) -> None:
+        """Ends the downloads within a second or, while a server is looked up or connected to, within that wait; from any thread."""
+        self._lost.set()
+
+    def left_s(self) -> float:
+        """Raises `TimeoutError` when there is none left."""
+        if self._lost.is_set():
+            raise TimeoutError("nobody waits for it any more")
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the downloads took over {self.total_s:g} s together")
+        return left
+
+
+_patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
+
+
 class _Clock:
     """The time that is left of a download."""
 
     def __init__(self, policy: AccessPolicy):
-        self.policy, self.end = policy, time.monotonic() + policy.total_s
+        self.policy, self.end, self.patience = policy, time.monotonic() + policy.total_s, _patience.get()
 
     def left_s(self) -> float:
         """Seconds that the next wait may take. Raises `TimeoutError` when none are left."""
+        together = math.inf if self.patience is None else self.patience.left_s()
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"it took over {self.policy.total_s:g} s; download it yourself and give the path")
-        return min(left, self.policy.silence_s)
+        return min(left, together, self.policy.silence_s)
 
 
 class _Timed(io.RawIOBase):
@@ -105,12 +143,15 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self.connection.settimeout(self.clock.left_s())
-        try:
-            return self.connection.recv_into(buffer)
-        except TimeoutError:
-            self.clock.left_s()
-            raise TimeoutError(f"nothing came for {self.clock.policy.silence_s:g} s") from None
+        silent = time.monotonic() + self.clock.policy.silence_s
+        while True:
+            self.connection.settimeout(min(self.clock.left_s(), max(silent - time.monotonic(), 0.001), _LOOK_S))
+            try:
+                return self.connection.recv_into(buffer)
+            except TimeoutError:
+                self.clock.left_s()
+                if time.monotonic() >= silent:
+                    raise TimeoutError(f"nothing came for {self.clock.policy.silence_s:g} s") from None
 
     def makefile(self, *_: Any) -> io.BufferedReader:
         """As `http.client` asks a socket for it."""

@@ -29,7 +29,7 @@ from ms_omni.input.inline import ACCEPTED, from_base64, from_data_uri, is_base64
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
 from ms_omni.input.messages import KINDS, Item, Message, unwrapped
 from ms_omni.input.sampling import described
-from ms_omni.input.sizes import SizeRule
+from ms_omni.input.sizes import SizeRule, resized
 from ms_omni.input.video import decode_video
 
 _READ_BYTES = 1 << 20
@@ -43,6 +43,7 @@ def load_items(
     kinds: Sequence[str] = KINDS,
     sampling: SamplingOptions = SamplingOptions(),
     size_rule: SizeRule | None = None,
+    picture_rule: SizeRule | None = None,
     video_metadata: Any = None,
 ) -> list[Media]:
     """Everything that a batch of conversations refers to, each video's sound track behind it.
@@ -53,12 +54,12 @@ def load_items(
             word for all conversations, or one for each.
         kinds: which kinds to load.
         sampling: for videos that do not say themselves.
-        size_rule: see `load_video`.
+        size_rule: see `load_video`; picture_rule: likewise for pictures, which else keep their size.
         video_metadata: fps and total_num_frames of videos that come as frames; one for all, or one for each video.
 
     Raises:
         InputError: an item without a medium, or another number of words than conversations; MediaError: one that cannot
-            be read; its `where` says which.
+            be read, or with which they are over `AccessPolicy.decoded_bytes`; its `where` says which.
     """
     several = isinstance(use_audio_in_video, (list, tuple, np.ndarray))
     flags: list[Any] = list(use_audio_in_video) if several else [use_audio_in_video] * len(batch)
@@ -71,6 +72,7 @@ def load_items(
             f"use_audio_in_video has {len(flags)} values for {len(batch)} conversation(s); give one word, or one for each."
         )
     media: list[Media] = []
+    held_bytes = 0
     for messages, hear in zip(batch, flags):
         for item in (item for message in messages for item in message.media):
             if item.value is None:
@@ -78,10 +80,14 @@ def load_items(
                     f"{item.where} names no {item.kind}; add one of the keys {item.kind}, {item.kind}_url, path or url."
                 )
             try:
+                found: list[Media] = []
                 if item.kind == "video":
-                    media += load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
+                    found = load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
                 elif item.kind in kinds:
-                    media += load_item(item)
+                    found = load_item(item, size_rule=picture_rule)
+                held_bytes += sum(one.data.nbytes for one in found)
+                policy_in_force().check_decoded(held_bytes, item.where)
+                media += found
             except MediaError as error:
                 error.where = item.where
                 raise
@@ -103,7 +109,8 @@ def load_item(
     """The picture or sound of an item, or its video and, if it is to be heard and has any, its sound; see `load_items`."""
     own, name = item.options, item.where
     if item.kind == "image":
-        return [Media("image", name, np.asarray(_load_image(item.value, name)).transpose(2, 0, 1)[None], own.sizes)]
+        picture = Media("image", name, np.asarray(_load_image(item.value, name)).transpose(2, 0, 1)[None], own.sizes)
+        return [picture if size_rule is None else resized(picture, size_rule)]
     if item.kind == "audio":
         return [Media("audio", name, _load_audio(item.value, own.start_s, own.end_s, name))]
     own = replace(own, sampling=own.sampling.over(sampling))

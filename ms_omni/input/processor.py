@@ -32,7 +32,7 @@ from ms_omni.input.files import load_chat_template, load_tokenizer, save, specia
 from ms_omni.input.given import given_images, given_sounds, given_videos, sound_tracks_wanted
 from ms_omni.input.inputs import ModelInputs
 from ms_omni.input.load import load_items
-from ms_omni.input.media import Media
+from ms_omni.input.media import Media, SizeOptions
 from ms_omni.input.mel import audio_token_count, encode_audio
 from ms_omni.input.messages import read_batch, render
 from ms_omni.input.parts import MultiModalData, Parts, count_tokens
@@ -334,6 +334,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 options.use_audio_in_video,
                 sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
                 size_rule=self._frame_size(options),
+                picture_rule=self._picture_size(options),
                 video_metadata=options.video.get("video_metadata"),
             )
         inputs = self._encode(prompts, media, options)
@@ -343,6 +344,16 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         """The size of the frames of video files."""
         settings = self.video_processor.changed(options.vision("video"), "videos_kwargs")
         return size_rule(settings) if settings.do_resize else None
+
+    def _picture_size(self, options: CallOptions) -> SizeRule:
+        """The size of pictures. What is wrong with their options is said where there is a picture."""
+
+        def rule(frames: int, height: int, width: int, sizes: SizeOptions, name: str) -> tuple[int, int]:
+            settings = self.image_processor.changed(options.vision("image"), "images_kwargs")
+            own = size_rule(settings, alone=True)
+            return own(frames, height, width, sizes, name) if settings.do_resize else (height, width)
+
+        return rule
 
     def _get_num_multimodal_tokens(
         self,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
+from ms_omni.input.access import policy_in_force
 from ms_omni.input.container import Track, open_track
 from ms_omni.input.image import to_bytes, to_rgb
 from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
@@ -245,6 +246,7 @@ class _Canvas:
                 height, width = self.size_rule(self.count, *shown, self.sizes, self.name)
             elif 3 * height * width * self.count > _LARGE_BYTES:
                 height, width = default_video_size(self.count, *shown, self.sizes, self.name)
+            policy_in_force().check_decoded(3 * height * width * self.count, self.name)
             self.data = np.zeros((self.count, 3, height, width), np.uint8)
         *_, height, width = self.data.shape
         relative = [side / first for side, first in zip(shown, self._first)]

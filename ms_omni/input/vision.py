@@ -23,7 +23,10 @@ def encode(media: Sequence[Media], settings: VisionSettings) -> tuple[np.ndarray
     Raises:
         InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
     """
-    media = [resized(one, size_rule(settings, one)) if settings.do_resize else one for one in media]
+    media = [
+        resized(one, size_rule(settings, one.kind == "image" or not one.budgeted)) if settings.do_resize else one
+        for one in media
+    ]
     grids = [_grid(one.data, settings, one.name) for one in media]
     ends = np.cumsum([math.prod(grid) for grid in grids])
     patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
@@ -32,12 +35,10 @@ def encode(media: Sequence[Media], settings: VisionSettings) -> tuple[np.ndarray
     return patches, np.array(grids, np.int64)
 
 
-def size_rule(settings: VisionSettings, media: Media | None = None) -> SizeRule:
-    """The target size of that picture or video, or of the frames of any video file, under `settings`.
-
-    Arrays given ready-made are only held to the per-frame limits, as in the reference.
+def size_rule(settings: VisionSettings, alone: bool = False) -> SizeRule:
+    """The target size of the frames of a video file under `settings`; alone: of pictures, and of arrays given ready-made, which are
+    only held to the per-frame limits, as in the reference.
     """
-    alone = media is not None and (media.kind == "image" or not media.budgeted)
 
     def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
         limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)

@@ -18,6 +18,7 @@ from .transcripts import Transcripts
 LOW_PIXELS = 512 * 512
 """Of a picture with detail "low", as OpenAI has it."""
 PCM_HZ = 24_000
+MOST_MEDIA = 64
 GIVE = "an https: address, a data: URI or base64"
 PLURALS = {"image": "pictures", "audio": "sounds", "video": "videos"}
 MEDIA = {"image_url": "image", "audio_url": "audio", "video_url": "video", "input_audio": "audio", "file": "file"}
@@ -31,6 +32,12 @@ _PLACE = re.compile(r"\bmessage (\d+)(?:, item (\d+))?")
 
 def conversation(messages: Sequence[Message], transcripts: Transcripts) -> list[dict[str, Any]]:
     """A conversation for `apply_chat_template`. Raises `ApiError` for media that this server does not open, and unknown audio ids."""
+    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    media = sum(part.type in MEDIA for part in parts)
+    if media > MOST_MEDIA:
+        raise ApiError(
+            400, f"messages: they have {media} pictures, sounds and videos; {MOST_MEDIA} are taken at most", "messages"
+        )
     return [_message(message, f"messages[{number}]", transcripts) for number, message in enumerate(messages)]
 
 

@@ -22,6 +22,7 @@ from ..generation.speakers import DEFAULT_SPEAKER
 from ..hub import resolve
 from ..input.access import AccessPolicy
 from .errors import ApiError, busy
+from .fetching import Fetcher
 from .grammar import Grammars
 from .hearing import Prompts
 from .logprobs import TokenTexts
@@ -39,6 +40,8 @@ LOOK_S = 0.05
 _taken_in: contextvars.ContextVar[bool] = contextvars.ContextVar("taken_in", default=False)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
+DECODED_BYTES = 1024 * MIB
+"""The patches that the model reads are four to eight times that. The longest video has 700 MiB, 65536 tokens of pictures 200."""
 
 
 class Server:
@@ -64,6 +67,7 @@ class Server:
             audio_bytes=SOUND_BYTES,
             video_bytes=VIDEO_BYTES,
             inline_bytes=INLINE_BYTES,
+            decoded_bytes=DECODED_BYTES,
             silence_s=20.0,
             total_s=120.0,
         )
@@ -73,6 +77,7 @@ class Server:
         self.body_bytes = 0  # of their bodies
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
+        self.fetcher = Fetcher(self.policy)
         limit = settings.max_rows + settings.max_queue
         self.transcripts = Transcripts(settings.instance)
         self.end_ids: tuple[int, ...] = ()
@@ -153,6 +158,7 @@ class Server:
     async def stop(self) -> None:
         """Ends the engine; one that is being loaded ends with the process."""
         self.worker.close()
+        self.fetcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.worker.engine is not None:
             await asyncio.to_thread(self.worker.join, END_S)
@@ -208,6 +214,7 @@ class Server:
 
         Raises `InputError` and `MediaError` for what cannot be used.
         """
+        messages = await self.fetcher.fetched(messages)
 
         def work(processor):
             inputs = processor.apply_chat_template(

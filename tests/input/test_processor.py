@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
+from ms_omni.input.load import open_source
 from ms_omni.input.mel import audio_token_count
 from ms_omni.media import AccessPolicy, process_mm_info
 from tests.input.make_files import frame_picture, write_video
@@ -399,3 +400,40 @@ def test_a_policy_says_what_may_be_opened(processor, videos):
     for media in ({"videos": videos["silent"]}, {"images": "a.png"}, {"audio": ["a.wav"]}, {"videos": [["a.png", "b.png"]]}):
         with pytest.raises(MediaError, match="files of this machine are not opened here"):
             processor("", policy=none, **media)
+
+
+def test_media_are_limited_together(processor, videos):
+    """Pictures count at the size that the model sees: few bytes make many pixels, and many pictures no more than they are."""
+    large = {"type": "image", "image": Image.new("RGB", (3000, 2000), "red"), "max_pixels": 64 * 1024}
+
+    def held(*items, **policy):
+        return processor.apply_chat_template(user(*items), tokenize=True, return_dict=True, policy=AccessPolicy(**policy))
+
+    most = 10 * 3 * 64 * 1024
+    held(*[large] * 10, decoded_bytes=most)
+    with pytest.raises(MediaError, match="hold over") as caught:
+        held(*[large] * 12, decoded_bytes=most)
+    assert caught.value.where.startswith("message 0, item 1")
+    sized = {"resized_height": 4096, "resized_width": 4096, "max_pixels": 1 << 25, "total_pixels": 1 << 40}
+    with pytest.raises(MediaError, match="hold over"):  # before there is room made for it
+        held({"type": "video", "video": videos["loud"], "fps": 25, **sized}, decoded_bytes=most)
+    with pytest.raises(MediaError, match="hold over"):
+        held({"type": "audio", "audio": np.zeros(most // 4 + 1, np.float32)}, decoded_bytes=most)
+
+
+def test_pictures_are_resized_as_they_are_loaded(processor):
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 700, 3), np.uint8)
+    for options in ({}, {"max_pixels": 50 * 1024}, {"do_resize": False}):
+        inside = {} if options else {"min_pixels": 600 * 1024}
+        shown = pixels[:448, :640] if "do_resize" in options else pixels
+        chat = user({"type": "image", "image": shown, **inside})
+        found = processor.apply_chat_template(chat, tokenize=True, return_dict=True, **options)
+        expected = processor.image_processor(Image.fromarray(shown), **{**options, **inside})
+        np.testing.assert_array_equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_what_was_found_before_is_taken(processor, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    source = open_source(tmp_path / "a.png", "picture")
+    found = processor.apply_chat_template(user({"type": "image", "image": source}), tokenize=True, return_dict=True)
+    assert len(found["image_grid_thw"]) == 1
