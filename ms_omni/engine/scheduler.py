@@ -10,7 +10,7 @@ was sent. Before the first sound it is the time from which on the listener waits
 
 Nobody starves: who only writes gets a token in every tick; who speaks gets a frame in every tick while no more speak than fit into a
 launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are admitted
-in the order of their calls, and only newer rows lose their blocks.
+in the order of their calls, and only newer rows lose their blocks. Who reads ahead of a question waits for all who have asked one.
 
 A row is asleep while a function of its caller's is waited for. It keeps its blocks, and who needs one of them waits; but behind
 REST_S it gives up blocks and place to whoever needs them, newer ones too, for that function may itself wait for their answers.
@@ -144,9 +144,13 @@ class Scheduler:
         return [row for row in self.running if row.id not in self.asleep]
 
     def readers(self) -> list[Row]:
-        """Who reads, in order: every second time the oldest first, else those who have least to read."""
+        """Who reads, in order: every second time the oldest first, else those who have least to read; those ahead of a question
+        last, unless somebody with one waits, for what they read or for their place.
+        """
         rows = [row for row in self.awake() if row.reading()]
-        return sorted(rows, key=Row.left) if self._turn % 2 else rows
+        rows = sorted(rows, key=Row.left) if self._turn % 2 else rows
+        waits = any(not row.job.reads for row in self.waiting)
+        return rows if waits else sorted(rows, key=lambda row: row.job.reads)
 
     def sounding(self, speaking: list[Row], now: float) -> list[tuple[int, int]]:
         """Pieces of sound of one size, that of the first deadline."""
@@ -210,7 +214,7 @@ class Scheduler:
         """First come, first served, but who shares what another is reading just now waits for that, and finds it. Who rests makes
         place.
         """
-        for row in [*self.waiting]:
+        for row in sorted(self.waiting, key=lambda row: row.job.reads):
             if row.id in self.asleep or self._shares(row):
                 continue
             while len(self.running) == self.max_rows or not self._place(row):
@@ -220,7 +224,7 @@ class Scheduler:
                 self._drop(plan, resting[-1])
             self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
-            if not row.text.made:
+            if not row.text.made and not row.job.reads:
                 self.looked, self.found = self.looked + row.text.prompt, self.found + row.text.read
             row.text.ended |= row.job.reads and row.text.read == row.text.prompt
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
@@ -258,7 +262,11 @@ class Scheduler:
         rows, ready, left = self.readers(), [], self.budget
         soonest = min((row.deadline for row in self.awake() if row.dry(now)), default=math.inf)
         self._skipped += 1
-        if not rows or (busy and self._skipped <= SKIPS and soonest < min(row.deadline for row in rows)):
+        if not rows or (
+            busy
+            and self._skipped <= SKIPS
+            and soonest < min((row.deadline for row in rows if not row.job.reads), default=math.inf)
+        ):
             return []
         self._skipped, self._turn = 0, self._turn + 1
         for row in rows:

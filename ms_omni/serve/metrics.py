@@ -123,10 +123,14 @@ class Metrics:
 
 
 class Measured:
-    """One answer on its way: hears of its events as the event loop does; done: called once it has ended, `reason` says how."""
+    """One answer on its way: hears of its events as the event loop does; done: called once it has ended, `reason` says how;
+    taken: whether somebody has asked for it; what nobody does before it ends is not counted.
+    """
 
-    def __init__(self, metrics: Metrics, prompt_tokens: int, done: "Callable[[Measured], None] | None" = None):
-        self.metrics, self.prompt_tokens, self.done = metrics, prompt_tokens, done
+    def __init__(
+        self, metrics: Metrics, prompt_tokens: int, done: "Callable[[Measured], None] | None" = None, taken: bool = True
+    ):
+        self.metrics, self.prompt_tokens, self.done, self.taken = metrics, prompt_tokens, done, taken
         self.times = listening.Answer(time.monotonic())
         self.ids: list[int] = []
         self.reason: str | None = None
@@ -146,12 +150,22 @@ class Measured:
         """Its caller has gone, or has all that he asked for."""
         self._end(STOP if wanted else ABORT, time.monotonic())
 
+    def take(self) -> None:
+        """Somebody asks for it."""
+        self.taken = True
+        if self.reason is not None:
+            self._count()
+
     def _end(self, reason, now):
         if self.reason is None:
             self.reason, self.times.ended = reason, now
-            self.metrics.answered(self.times, self.prompt_tokens, reason)
-            if self.done is not None:
-                self.done(self)
+            if self.taken:
+                self._count()
+
+    def _count(self):
+        self.metrics.answered(self.times, self.prompt_tokens, self.reason)
+        if self.done is not None:
+            self.done(self)
 
 
 def end_of(event: StreamEnd | StreamError) -> str:
@@ -175,8 +189,8 @@ class _Now(Collector):
         if engine is None:
             return
         scheduler = engine.scheduler
-        running = len(scheduler.running)
-        waiting = max(len(self.server.worker.answers) - running, 0)
+        running = sum(not row.job.reads for row in [*scheduler.running])
+        waiting = max(self.server.worker.asked - running, 0)
         yield self._gauge("vllm:num_requests_running", "Answers at work", running)
         yield self._gauge("vllm:num_requests_waiting", "Answers that wait for a place", waiting)
         for name, pool in zip(("vllm:kv_cache_usage_perc", "ms_omni_talker_cache_usage_perc"), scheduler.pools):

@@ -235,8 +235,10 @@ class Server:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, run)
 
-    async def ask(self, inputs: dict[str, Any], **options: Any) -> Answer:
-        """The answer to model inputs; options as of `engine.add`, and of `worker.ask`. Raises `InputError` and `ApiError`."""
+    async def ask(self, inputs: dict[str, Any], draft: bool = False, **options: Any) -> Answer:
+        """The answer to model inputs; options as of `engine.add`, and of `worker.ask`; draft: nobody has asked for it yet, see
+        `Answer.take`. Raises `InputError` and `ApiError`.
+        """
         if not _taken_in.get():
             self.check_ready()
         limit = self.settings.max_model_len
@@ -261,7 +263,7 @@ class Server:
                 )
             options.setdefault("max_new_tokens", room)
         tell = partial(tell_content, self.processor, inputs["input_ids"][0]) if self.settings.log_content else None
-        measured = Measured(self.metrics, count, tell)
+        measured = Measured(self.metrics, count, tell, taken=not draft)
         answer = await self.worker.ask(inputs, measured, max_time=self.settings.request_s, **options)
         note(measured)
         return answer
@@ -269,6 +271,9 @@ class Server:
     async def read(self, inputs: dict[str, Any], **options: Any) -> Answer:
         """Reads model inputs ahead of an answer; options as of `engine.read`. Its one event is a `StreamEnd`."""
         self.check_ready()
+        count, limit = inputs["input_ids"].shape[1], self.settings.max_model_len
+        if limit is not None and count >= limit:
+            raise ApiError(400, f"the prompt has {count} tokens, more than {limit}", code="context_length_exceeded")
         return await self.worker.ask(inputs, reads=True, **options)
 
     # -- who may ask -------------------------------------------------------------------------------------------------

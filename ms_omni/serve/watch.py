@@ -23,14 +23,38 @@ OTHER = "other"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SPECIAL = re.compile(r"(<\|[a-z_]+_pad\|>)\1+")
 
-_answers: ContextVar[list[Measured] | None] = ContextVar("answers", default=None)
+
+class Answers:
+    """Those of a request, summed up: a socket may be open for hours."""
+
+    def __init__(self) -> None:
+        self.read = self.written = 0
+        self.sound_s = 0.0
+        self._going: list[Measured] = []
+
+    def add(self, answer: Measured) -> None:
+        """Of one that begins."""
+        self.sum_up()
+        self._going.append(answer)
+
+    def sum_up(self, last: bool = False) -> None:
+        """Of those that have ended, or all."""
+        ended = [one for one in self._going if last or one.reason is not None]
+        self._going = [one for one in self._going if one not in ended]
+        for one in ended:
+            if one.taken:
+                self.read, self.written = self.read + one.prompt_tokens, self.written + len(one.ids)
+                self.sound_s += one.times.sound_s
+
+
+_answers: ContextVar[Answers | None] = ContextVar("answers", default=None)
 
 
 def note(answer: Measured) -> None:
     """An answer belongs to the request that is being handled."""
     answers = _answers.get()
     if answers is not None:
-        answers.append(answer)
+        answers.add(answer)
 
 
 class Watch:
@@ -42,7 +66,7 @@ class Watch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        started, status, answers = time.monotonic(), GONE, []
+        started, status, answers = time.monotonic(), GONE, Answers()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -66,16 +90,16 @@ class Watch:
         handler, metrics = _route(scope) or ("page" if status < 400 else OTHER), self.server.metrics
         named = method if method in (*METHODS, "WS") else OTHER
         metrics.requests.labels(named, str(status), handler).inc()
-        metrics.request_s.labels(named, handler).observe(seconds)
+        if method != "WS":  # which lasts as long as people talk
+            metrics.request_s.labels(named, handler).observe(seconds)
         if not self.server.settings.access_log or (scope["path"] in QUIET and status == 200):
             return
         parts = [f"{1000 * seconds:.0f} ms"]
-        if answers:
-            read, written = (sum(counts) for counts in zip(*((one.prompt_tokens, len(one.ids)) for one in answers)))
-            parts.append(f"{read} + {written} tokens")
-        sound_s = sum(one.times.sound_s for one in answers)
-        if sound_s:
-            parts.append(f"{sound_s:.2f} s of sound")
+        answers.sum_up(last=True)
+        if answers.read:
+            parts.append(f"{answers.read} + {answers.written} tokens")
+        if answers.sound_s:
+            parts.append(f"{answers.sound_s:.2f} s of sound")
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"{moment} {named} {quote(scope['path'])[:200]} {status} {', '.join(parts)}", file=sys.stderr, flush=True)
 

@@ -30,11 +30,12 @@ class Answer:
     """One answer: an async iterator of `TextDelta`, `AudioChunk` and a last `StreamEnd`. Raises what went wrong with it.
 
     Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. finish_reason: of one that has ended:
-    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it.
+    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it. reads:
+    it reads ahead of an answer, and is none.
     """
 
-    def __init__(self, worker: "EngineThread", measured: "Measured | None" = None):
-        self._worker, self._events, self._measured = worker, asyncio.Queue(), measured
+    def __init__(self, worker: "EngineThread", measured: "Measured | None" = None, reads: bool = False):
+        self._worker, self._events, self._measured, self.reads = worker, asyncio.Queue(), measured, reads
         self.id: int | None = None
         self.ended = False
         self.finish_reason: str | None = None
@@ -51,6 +52,11 @@ class Answer:
         if isinstance(event, StreamError):
             raise event.error
         return event
+
+    def take(self) -> None:
+        """Somebody wants what was begun before he did; from now on it counts."""
+        if self._measured is not None:
+            self._measured.take()
 
     def cancel(self, wanted: bool = False) -> None:
         """Frees its row within a tick; nothing happens if it has ended. wanted: its caller has all that he asked for."""
@@ -122,9 +128,9 @@ class EngineThread(threading.Thread):
         """
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
-        if not held:
+        if not held and not reads:
             self.check_room()
-        answer = Answer(self, measured)
+        answer = Answer(self, measured, reads)
         self.answers.add(answer)
         self.idle.clear()
         self._commands.put(lambda: self._add(answer, {**inputs, **options}, reads))
@@ -138,10 +144,15 @@ class EngineThread(threading.Thread):
             raise
         return answer
 
+    @property
+    def asked(self) -> int:
+        """Answers at work and waiting."""
+        return sum(not answer.reads for answer in self.answers)
+
     def check_room(self) -> None:
         """Raises `ApiError` 429 when too many wait."""
-        if len(self.answers) >= self.limit:
-            raise busy(f"{len(self.answers)} answers are at work or waiting already; try again later")
+        if self.asked >= self.limit:
+            raise busy(f"{self.asked} answers are at work or waiting already; try again later")
 
     def cancel(self, answer: Answer) -> None:
         """Ends an answer early, whether or not it has begun."""

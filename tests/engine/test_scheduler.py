@@ -295,3 +295,18 @@ def test_a_chunk_that_failed_is_not_found(scheduler):
     assert tick(scheduler, failed=[first]).read == [(first, THINKER, 512, 1024)]
     second = scheduler.add(job)
     assert tick(scheduler).admitted == [(second, 512)]
+
+
+def test_who_reads_ahead_waits_for_who_asks():
+    """For a place, and at its work; but not where somebody waits for that."""
+    scheduler = Scheduler(BlockPool(101), max_rows=3)
+    ahead, other = (scheduler.add(Job(2000, 0, keys_of(range(n, n + 2000)), reads=True)) for n in (0, 5))
+    assert scheduler.plan().admitted == [(ahead, 0), (other, 0)]
+    one = scheduler.add(Job(1500, 10))
+    plan = tick(scheduler)
+    assert plan.admitted == [(one, 0)] and plan.read == [(one, THINKER, 0, 512)]
+    late, two = scheduler.add(Job(600, 0, reads=True)), scheduler.add(Job(1500, 10))
+    assert {id for id, *_ in tick(scheduler).read + tick(scheduler).read} >= {ahead}  # a place is waited for
+    scheduler.cancel(other)
+    assert tick(scheduler).admitted == [(two, 0)] and late in scheduler.rows
+    assert scheduler.found == 0 and scheduler.looked == 3000

@@ -62,7 +62,8 @@ class Watch:
             self.missed[row.id] = self.missed.get(row.id, 0) + 1 if able and (row.id,) not in plan.frames else 0
             ahead = 2 * round(CALM_S / FRAME_S)  # frames that it may have more than the others, who catch up first
             assert self.missed[row.id] <= ahead * ((len(running) - 1) // LAUNCH_ROWS), "who speaks has its turn"
-        oldest = next((row for row in running if row.reading()), None)
+        waits = any(not row.job.reads for row in simulation.scheduler.waiting)  # then who reads ahead counts as well
+        oldest = next((row for row in running if row.reading() and (waits or not row.job.reads)), None)
         reads = oldest is None or oldest.id in {entry[0] for entry in (*plan.encode, *plan.read)}
         self.behind = 0 if reads or oldest is not self.oldest else self.behind + 1
         self.oldest = oldest

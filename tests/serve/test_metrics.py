@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ms_omni.input.processor import Qwen3OmniMoeProcessor
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 from ms_omni.serve.metrics import ABORT, Measured, Metrics
-from ms_omni.serve.watch import tell_content
+from ms_omni.serve.watch import Answers, tell_content
 
 from .conftest import MINIATURE
 from .test_server import error_of
@@ -160,6 +160,30 @@ def test_answers_that_do_not_end(metrics):
     ended = {name: value(metrics, "vllm:request_success_total", finished_reason=name) for name in ("stop", "abort", "error")}
     assert ended == {"stop": 0, "abort": 1, "error": 1}
     assert value(metrics, "vllm:e2e_request_latency_seconds_count") == 0
+
+
+def test_answers_that_nobody_has_asked_for(metrics):
+    """They count once somebody does, also behind their end."""
+    dropped, early, late = (Measured(metrics, 1, taken=False) for _ in range(3))
+    for answer in (dropped, early, late):
+        answer.hear(delta(3))
+    early.take()
+    for answer in (early, late):
+        answer.hear(END)
+    dropped.leave(), late.take()
+    assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 2
+    assert value(metrics, "vllm:prompt_tokens_total") == 2 and value(metrics, "ms_omni_requests_cancelled_total") == 0
+
+
+def test_answers_of_a_socket_are_summed_up(metrics):
+    answers = Answers()
+    for number in range(100):
+        answer = Measured(metrics, 2, taken=number < 90)
+        answers.add(answer)
+        answer.hear(delta(3)), answer.hear(END)
+    assert len(answers._going) == 1
+    answers.sum_up(last=True)
+    assert (answers.read, answers.written) == (180, 90)
 
 
 def test_content_is_told_as_one_line_of_json(metrics, capsys):

@@ -51,13 +51,20 @@ WRONG = {
     "half a sample": ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "audio", "invalid_value"),
     "nothing to append": ({"type": "input_audio_buffer.append"}, "audio", "missing_required_parameter"),
     "nothing to commit": ({"type": "input_audio_buffer.commit"}, None, "input_audio_buffer_commit_empty"),
-    "no item": ({"type": "conversation.item.delete", "item_id": "x"}, "item_id", "item_not_found"),
+    "no item": ({"type": "conversation.item.delete", "item_id": "x"}, "item_id", "item_delete_invalid_item_id"),
+    "nothing to see": ({"type": "conversation.item.retrieve", "item_id": "x"}, "item_id", "item_retrieve_invalid_item_id"),
     "no place": ({**item(), "previous_item_id": "x"}, "previous_item_id", "item_not_found"),
     "a file": (
         item(content=[{"type": "input_image", "image_url": "file:///etc/passwd"}]),
         "item.content.0",
         "invalid_value",
     ),
+    "no picture": (
+        item(content=[*MESSAGE["content"], {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]),
+        "item.content[1]",
+        "invalid_value",
+    ),
+    "no sound": (item(content=[{"type": "input_audio", "audio": ""}]), "item.content[0]", "invalid_value"),
     "words of the assistant": (item(content=[{"type": "output_text", "text": "x"}]), "item", "invalid_value"),
     "a call without a name": (
         {"type": "conversation.item.create", "item": {"type": "function_call", "arguments": "{}"}},

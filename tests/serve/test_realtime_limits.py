@@ -57,4 +57,4 @@ def test_conversations_know_nothing_of_each_other(server):
             pass
         other.send(json.dumps({"type": "conversation.item.retrieve", "item_id": "mine"}))
         assert json.loads(other.recv(timeout=60))["type"] == "session.created"
-        assert json.loads(other.recv(timeout=60))["error"]["code"] == "item_not_found"
+        assert json.loads(other.recv(timeout=60))["error"]["code"] == "item_retrieve_invalid_item_id"

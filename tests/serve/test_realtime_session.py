@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ms_omni.errors import InputError
+from ms_omni.errors import InputError, MediaError
 from ms_omni.serve.errors import busy
+from ms_omni.serve.realtime import items, listening, route
 from ms_omni.serve.realtime.route import Outbox
 from ms_omni.serve.realtime.session import Session
 from ms_omni.serve.realtime.vad import Change
@@ -46,9 +47,11 @@ class Server:
 
     async def prepare(self, messages, **options):
         self.prepared.append(messages)
+        if any(part.get("image") == "data:," for part in messages[-1]["content"]):
+            raise MediaError("The picture in a data: URI is empty (0 bytes).")
         return {"input_ids": np.ones((1, len(messages)), np.int64)}
 
-    async def ask(self, inputs, **options):
+    async def ask(self, inputs, draft=False, **options):
         if inputs["input_ids"].size > self.room:
             raise InputError(f"the answer needs {inputs['input_ids'].size} tokens in the cache, which holds {self.room}")
         self.answers.append(Scripted(["Yes."]))
@@ -200,5 +203,117 @@ def test_whatever_is_to_be_sent_is_text():
         outbox.put({"delta": "\ud800é"})
         outbox.close()
         assert await outbox.run() == "" and json.loads(sent[0])["delta"] == "\ud800é"
+
+    run(test)
+
+
+def test_an_event_of_any_size_can_be_sent(monkeypatch):
+    """It is what waits behind it that nobody reads."""
+    monkeypatch.setattr(route, "UNSENT_BYTES", 100)
+
+    async def test(*events):
+        async def send_text(text):
+            await asyncio.sleep(0)
+
+        outbox = Outbox(SimpleNamespace(send_text=send_text), 5)
+        for event in events:
+            outbox.put(event)
+        outbox.close()
+        return await outbox.run()
+
+    assert asyncio.run(test({"audio": "A" * 500}, {"type": "x"})) == ""
+    assert "not read" in asyncio.run(test({"type": "x"}, {"audio": "A" * 500}))
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_has_room_for_so_much(monkeypatch):
+    """Items are refused behind that; who only speaks goes on, and his oldest sounds are let go."""
+    monkeypatch.setattr(items, "MEMORY_BYTES", 300_000)
+
+    async def test():
+        talk = Talk()
+        await talk.tell("session.update", session={"type": "realtime", **NO_DETECTION})
+        for _ in range(5):
+            await talk.tell("input_audio_buffer.append", audio=base64_of(np.zeros(24_000, "<i2")))
+            await talk.tell("input_audio_buffer.commit")
+        conversation = talk.session.conversation
+        assert [item.content[0].sound is not None for item in conversation] == [False] * 3 + [True] * 2
+        conversation.items[1].content[0].text = "what was written down"
+        parts = [part for message in items.messages("", conversation.kept()) for part in message["content"]]
+        assert [part["type"] for part in parts] == ["text", "audio", "audio"]
+        assert parts[0]["text"] == "what was written down"
+        await talk.tell("conversation.item.retrieve", item_id=conversation.items[0].id)
+        assert talk.events[-1]["item"]["content"] == [{"type": "input_audio", "transcript": None}]
+        part = {"type": "input_text", "text": "a" * 100_000}
+        await talk.tell("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+        assert talk.events[-1]["error"]["code"] == "conversation_too_large"
+        for item in [*conversation]:
+            await talk.tell("conversation.item.delete", item_id=item.id)
+        assert conversation.size == 0
+        await talk.tell("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+        assert talk.events[-1]["type"] == "conversation.item.done"
+
+    run(test)
+
+
+def test_who_speaks_without_end_is_heard(monkeypatch):
+    monkeypatch.setattr(listening, "BUFFER_S", 2)
+
+    async def test():
+        talk = Talk()
+        await talk.hear(("started", 0))
+        await talk.hear()
+        await talk.hear(("started", 48_000))  # of a new turn, behind the one that was too long
+        kinds = [event["type"] for event in talk.events if event["type"].startswith("input_audio_buffer")]
+        names = ["speech_started", "speech_stopped", "committed", "speech_started"]
+        assert kinds == [f"input_audio_buffer.{name}" for name in names] and not talk.of("error")
+        assert talk.of("input_audio_buffer.speech_stopped")[0]["audio_end_ms"] == 2_000
+
+    run(test)
+
+
+def test_what_cannot_be_decoded_is_no_item():
+    async def test():
+        talk = Talk()
+        content = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": "data:,"}]
+        await talk.tell("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        error = talk.events[-1]["error"]
+        assert (error["param"], error["code"]) == ("item.content[1]", "invalid_value") and "empty" in error["message"]
+        assert not talk.session.conversation.items
+
+    run(test)
+
+
+def test_a_commit_keeps_the_name_of_its_turn():
+    async def test():
+        talk = Talk()
+        await talk.hear(("started", 0))
+        await talk.tell("input_audio_buffer.commit")
+        (started,), (committed,) = talk.of("input_audio_buffer.speech_started"), talk.of("input_audio_buffer.committed")
+        assert started["item_id"] == committed["item_id"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "input_audio_buffer.commit"},
+        {"type": "session.update", "session": {"type": "realtime", **NO_DETECTION}},
+    ],
+)
+def test_nobody_is_idle_who_does_something(event):
+    async def test():
+        talk = Talk()
+        detection = {"type": "server_vad", "idle_timeout_ms": 5_000}
+        await talk.tell("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
+        await talk.say("What is 1 + 1?")
+        assert talk.session._idle is not None
+        await talk.hear()
+        assert talk.session._idle is not None
+        await talk.tell(**event)
+        assert talk.session._idle is None and not talk.of("error")
 
     run(test)

@@ -129,7 +129,7 @@ def test_what_was_not_heard_is_forgotten(server):
         connection.recv()
         assert text() == ""
         connection.conversation.item.truncate(item_id="x", content_index=0, audio_end_ms=0)
-        assert error_of(connection).code == "item_not_found"
+        assert error_of(connection).code == "item_truncate_invalid_item_id"
         assert shorter > 0
 
 

@@ -46,3 +46,16 @@ def test_an_end_is_told_to_those_whose_turn_never_came():
         assert worker.idle.is_set()
 
     asyncio.run(check())
+
+
+def test_who_reads_ahead_takes_no_place():
+    async def check():
+        worker = EngineThread(lambda: None, asyncio.get_running_loop(), 1)
+        worker.answers |= {Answer(worker, reads=True) for _ in range(3)}
+        assert worker.asked == 0
+        with worker.held():
+            worker.answers.add(Answer(worker))
+        with pytest.raises(ApiError, match="1 answers"), worker.held():
+            pass
+
+    asyncio.run(check())

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from ...errors import OmniError
 from ..errors import ApiError
 from ..server import Server
 from .asking import STRIDE, inputs_of
@@ -44,16 +45,15 @@ class Ahead:
         try:
             inputs = await inputs_of(self._server, self._settings, items)
             answer = await self._server.read(inputs, prefill_tokens=STRIDE, grows=True)
-        except (ApiError, ValueError):  # whoever asks for the answer hears of it
+            try:
+                async for _ in answer:
+                    pass
+            finally:
+                answer.cancel()
+        except (ApiError, OmniError):  # whoever asks for the answer hears of it
             return
         except Exception:
             LOG.exception("reading ahead failed")
-            return
-        try:
-            async for _ in answer:
-                pass
-        finally:
-            answer.cancel()
 
     def stop(self) -> None:
         """The turn is over."""

@@ -60,11 +60,15 @@ async def inputs_of(server: Server, settings: Settings, items: Sequence[Item]) -
 
 
 async def ask(
-    server: Server, settings: Settings, items: Sequence[Item], begins: Callable[[Item], None] = lambda first: None
+    server: Server,
+    settings: Settings,
+    items: Sequence[Item],
+    begins: Callable[[Item], None] = lambda first: None,
+    draft: bool = False,
 ) -> tuple[Asked, Answer]:
     """What the engine is asked, and its answer; the oldest turns of a conversation that is too long are left out, unless its client
-    wants none of that. begins: told of the first item that is not, so that the next answer has the same beginning. Raises
-    `InputError`, `ApiError`.
+    wants none of that. begins: told of the first item that is not, so that the next answer has the same beginning; draft: see
+    `Server.ask`. Raises `InputError`, `ApiError`.
     """
     while True:
         inputs = await inputs_of(server, settings, items)
@@ -72,7 +76,7 @@ async def ask(
         asked = Asked(server.prompt_tokens(ids), tokenizer.decode(ids[0][-TAIL:]).rstrip().endswith(THINK))
         ruled = await server.in_pool(partial(calling, server, settings, asked.thinking))
         try:
-            return asked, await server.ask(inputs, tokenizer=tokenizer, **options(server, settings), **ruled)
+            return asked, await server.ask(inputs, draft, tokenizer=tokenizer, **options(server, settings), **ruled)
         except (ApiError, InputError) as error:
             found = named(error) if isinstance(error, InputError) else error
             found.param = None  # which is named as in a chat
@@ -129,11 +133,13 @@ class Draft:
     """An answer that is begun before it is certain that somebody wants it; arguments as of `ask`."""
 
     def __init__(self, server: Server, settings: Settings, items: Sequence[Item], begins: Callable[[Item], None]):
-        self._task = asyncio.ensure_future(ask(server, settings, items, begins))
+        self._task = asyncio.ensure_future(ask(server, settings, items, begins, draft=True))
 
     async def take(self) -> tuple[Asked, Answer]:
         """The answer; raises why there is none."""
-        return await self._task
+        asked, answer = await self._task
+        answer.take()
+        return asked, answer
 
     def drop(self) -> None:
         """Nobody wants it."""

@@ -14,6 +14,8 @@ from .settings import Format
 from .sound import SPEECH_RATE_HZ, Sound, encoded, samples_of
 
 ROOT = "root"
+MEMORY_BYTES, ITEM_BYTES = 256 << 20, 1 << 10
+"""Of a conversation, which is forty minutes of a user's speech, and of an item beside what is in it."""
 
 
 @dataclass(eq=False)
@@ -38,6 +40,16 @@ class Content:
         if form is not None and self.sound is not None:
             found["audio"] = encoded(self.sound.at(form.rate_hz), form)
         return found
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return len(self.text or "") + len(self.image_url or "") + (0 if self.sound is None else self.sound.size)
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether nobody knows any more what it was: sound that was let go, and that nobody has written down."""
+        return self.type == "input_audio" and self.sound is None and not self.text
 
     def message(self) -> dict[str, Any]:
         """As a processor reads it."""
@@ -92,7 +104,7 @@ class Spoken:
 
 @dataclass(eq=False)
 class Item:
-    """A message, a call of a function, or what came of one."""
+    """A message, a call of a function, or what came of one. size: bytes, as they were counted when it was added."""
 
     id: str
     type: str
@@ -103,6 +115,7 @@ class Item:
     name: str | None = None
     arguments: str | None = None
     output: str | None = None
+    size: int = 0
 
     def shown(self, form: Format | None = None) -> dict[str, Any]:
         """As clients are told; with a format, sound as well."""
@@ -138,6 +151,7 @@ class Conversation:
         self.id = new_id("conv")
         self.items: list[Item] = []
         self.first: Item | None = None
+        self.size = 0
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
@@ -148,6 +162,8 @@ class Conversation:
             raise ApiError(400, f"there is an item {item.id!r} already", "item.id", "item_already_exists")
         place = len(self.items) if after is None else 0 if after == ROOT else self._place(after, "previous_item_id") + 1
         self.items.insert(place, item)
+        item.size = _size(item)
+        self.size += item.size
         return self.items[place - 1].id if place else None
 
     def before(self, item: Item) -> str | None:
@@ -155,16 +171,37 @@ class Conversation:
         place = next((number for number, other in enumerate(self.items) if other is item), 0)
         return self.items[place - 1].id if place else None
 
-    def get(self, id: str) -> Item:
-        """Raises `ApiError`."""
-        return self.items[self._place(id, "item_id")]
+    def get(self, id: str, code: str = "item_not_found") -> Item:
+        """Raises `ApiError`, with a code of OpenAI's for what the item is wanted for."""
+        return self.items[self._place(id, "item_id", code)]
 
     def delete(self, id: str) -> None:
         """Raises `ApiError`."""
         place = self._place(id, "item_id")
         item = self.items.pop(place)
+        self.size -= item.size
         if item is self.first:
             self.first = next((other for other in self.items[place:] if other.role == "user"), None)
+
+    def check_room(self, item: Item) -> None:
+        """Raises `ApiError` where there is none for an item."""
+        if self.size + _size(item) > MEMORY_BYTES:
+            raise ApiError(
+                400,
+                f"the items of a conversation may have {MEMORY_BYTES} bytes together; delete some that are not needed any more",
+                "item",
+                "conversation_too_large",
+            )
+
+    def let_go(self) -> None:
+        """Where there is no room, of the oldest sounds, but not of the last item's. Their transcripts stay."""
+        for item in self.items[:-1]:
+            for part in item.content:
+                if self.size <= MEMORY_BYTES:
+                    return
+                if part.sound is not None:
+                    item.size, self.size = item.size - part.sound.size, self.size - part.sound.size
+                    part.sound = None
 
     def begin_with(self, item: Item) -> None:
         """From now on the turns before this one are left out."""
@@ -174,11 +211,15 @@ class Conversation:
         """What a model is asked about."""
         return since(self.items, self.first)
 
-    def _place(self, id, param):
+    def _place(self, id, param, code="item_not_found"):
         for place, item in enumerate(self.items):
             if item.id == id:
                 return place
-        raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, "item_not_found")
+        raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, code)
+
+
+def _size(item):
+    return ITEM_BYTES + len(item.arguments or "") + len(item.output or "") + sum(part.size for part in item.content)
 
 
 def since(items: Sequence[Item], first: Item | None) -> list[Item]:
@@ -202,8 +243,8 @@ def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
             text = "".join(part.text or "" for part in item.content)
             if text:
                 found.append({"role": item.role, "content": text})
-        elif item.content:
-            found.append({"role": "user", "content": [part.message() for part in item.content]})
+        elif parts := [part.message() for part in item.content if not part.forgotten]:
+            found.append({"role": "user", "content": parts})
     return found
 
 

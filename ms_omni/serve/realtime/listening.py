@@ -28,6 +28,8 @@ COMMIT_MS = 100
 """The least that can be committed."""
 BUFFER_S, SILENT_S = 900, 60
 """Of sound that nobody has committed, and of that while nobody speaks."""
+OFTEN_S = 10
+"""What is too much of that is forgotten at once."""
 
 
 @dataclass(eq=False)
@@ -78,13 +80,19 @@ class Listening(ABC):
         """From now on, by the settings as they are."""
         detection = self.settings.audio.input.turn_detection
         self._turn = None
+        self._not_idle()
         self._stop_reading()
         self._drop_draft()
         self._turns = None if detection is None else _Hearing(Turns(detection), self.buffer)
 
     async def append(self, event: events.AudioAppend) -> None:
         samples = samples_of(event.audio, self.settings.audio.input.format)
-        if len(self.buffer) + len(samples) > BUFFER_S * self.buffer.rate_hz:
+        full = len(self.buffer) + len(samples) > BUFFER_S * self.buffer.rate_hz
+        if full and self._turns is not None and self._turn is not None:  # somebody, or a noise that is taken for somebody
+            self._follow(Change("stopped", self.buffer.stop), event.event_id)
+            self._turns.turns.end()
+            full = len(self.buffer) + len(samples) > BUFFER_S * self.buffer.rate_hz
+        if full:
             raise ApiError(
                 400, f"the input buffer holds {BUFFER_S} s of sound; commit or clear it", "audio", "input_audio_buffer_full"
             )
@@ -96,7 +104,7 @@ class Listening(ABC):
             self._follow(change, event.event_id)
         if self._turn is not None:
             self._read_ahead(self._turn.start)
-        elif len(self.buffer) > SILENT_S * self.buffer.rate_hz:
+        elif len(self.buffer) > (SILENT_S + OFTEN_S) * self.buffer.rate_hz:
             self.buffer.forget(self.buffer.stop - SILENT_S * self.buffer.rate_hz)
 
     def _follow(self, change: Change, event_id: str | None):
@@ -170,11 +178,13 @@ class Listening(ABC):
 
     def _commit(self, item, at):
         """What lies before a position is an item of the conversation from now on."""
+        self._not_idle()
         self._stop_reading()
         self.buffer.forget(at)
         before = self.conversation.items[-1].id if self.conversation.items else None
         self.emit({"type": "input_audio_buffer.committed", "previous_item_id": before, "item_id": item.id})
         self._add(item)
+        self.conversation.let_go()
         wanted = self.settings.audio.input.transcription
         if wanted is not None:
             task = asyncio.ensure_future(transcribe(self.server, wanted, item, self.emit))
@@ -194,8 +204,9 @@ class Listening(ABC):
                 f"the input buffer holds {buffer.ms(len(buffer))} ms of sound, at least {COMMIT_MS} ms are needed",
                 code="input_audio_buffer_commit_empty",
             )
+        id = new_id("item") if self._turn is None else self._turn.id  # of which its client may have been told
         self._turn_over()
-        self._commit(self._heard(new_id("item"), buffer.start, buffer.stop), buffer.stop)
+        self._commit(self._heard(id, buffer.start, buffer.stop), buffer.stop)
 
     async def clear(self, event: events.AudioClear) -> None:
         self._turn_over()

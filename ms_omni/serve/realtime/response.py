@@ -228,8 +228,8 @@ class Response:
             before = self.conversation.add(item)
             self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": item.shown()})
 
-    def _close(self, status):
-        """Of the item that is open."""
+    def _close(self, status, whole=True):
+        """Of the item that is open; whole: all of it was said."""
         item = self._open
         if item is None:
             return
@@ -239,7 +239,7 @@ class Response:
         else:
             (content,) = item.content
             if content.spoken is not None:
-                content.spoken.whole = status == "completed"
+                content.spoken.whole = whole
                 self._part("response.output_audio.done")
                 self._part("response.output_audio_transcript.done", transcript=content.text)
             else:
@@ -290,7 +290,7 @@ class Response:
         self._emit({"type": kind, **place, **values})
 
     def _finish(self, status, details):
-        self._close("completed" if status == "completed" else "incomplete")
+        self._close("completed" if status == "completed" else "incomplete", whole=status in ("completed", "incomplete"))
         self.status, self.details = status, details
         self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
         self._emit({"type": "response.done", "response": self.shown()})

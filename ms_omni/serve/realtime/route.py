@@ -17,8 +17,8 @@ from .session import Session
 PROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
 """Browsers cannot send headers with a socket, so a key may come among its protocols."""
 MESSAGE_BYTES = 48 << 20
-UNSENT_BYTES = 32 << 20
-"""Of events that a client has not read yet; ten minutes of sound."""
+UNSENT_BYTES = 2 * MESSAGE_BYTES
+"""Of events that wait behind the one that a client is reading: half an hour of sound, or its largest item twice."""
 LOOK_S = 0.25
 NORMAL, GOING_AWAY, POLICY, RESTART = 1000, 1001, 1008, 1012
 
@@ -48,7 +48,7 @@ class Outbox:
         """Until it is closed and all is sent, or nobody reads. Returns why it ended, "" if all is well."""
         while True:
             while self._waiting:
-                if self._bytes > UNSENT_BYTES:
+                if self._bytes - len(self._waiting[0]) > UNSENT_BYTES:
                     return f"{self._bytes >> 20} MiB of events were not read"
                 text = self._waiting.popleft()
                 try:
@@ -75,15 +75,18 @@ async def realtime(socket: WebSocket) -> None:
             raise busy(f"{len(server.sessions)} realtime sessions are open already; try again later")
     except ApiError as error:
         return await socket.send_denial_response(error.response())
-    await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
-    outbox = Outbox(socket, server.settings.silence_s)
-    session = Session(server, outbox.put)
-    server.sessions.add(session)
+    place = object()  # before the handshake, during which others come
+    server.sessions.add(place)
     try:
-        await _converse(socket, server, session, outbox)
+        await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
+        outbox = Outbox(socket, server.settings.silence_s)
+        session = Session(server, outbox.put)
+        try:
+            await _converse(socket, server, session, outbox)
+        finally:
+            session.close()
     finally:
-        server.sessions.discard(session)
-        session.close()
+        server.sessions.discard(place)
 
 
 async def _converse(socket, server, session, outbox):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import OmniError
 from ..errors import ApiError
 from ..grammar import MISSING
 from ..server import Server
@@ -142,30 +143,40 @@ class Session(Listening):
         if event.item.type == "item_reference":
             raise ApiError(400, "an item_reference is for the input of a response", "item.type", "invalid_value")
         item = made(event.item, self.settings.audio.input.format)
+        self.conversation.check_room(item)
+        await self._check_media(item)
         self._drop_draft()
         self._add(item, event.previous_item_id)
 
+    async def _check_media(self, item):
+        """What cannot be decoded would make every later answer fail. Raises `ApiError`."""
+        for number, part in enumerate(item.content):
+            if part.sound is None and part.image_url is None:
+                continue
+            try:
+                await self.server.prepare([{"role": "user", "content": [part.message()]}])
+            except OmniError as error:
+                raise ApiError(400, str(error), f"item.content[{number}]", "invalid_value") from None
+
     async def retrieve(self, event: events.ItemRetrieve) -> None:
-        item = self.conversation.get(event.item_id)
+        item = self.conversation.get(event.item_id, "item_retrieve_invalid_item_id")
         shown = item.shown(self.settings.audio.input.format)
         self.emit({"type": "conversation.item.retrieved", "item": shown})
 
     async def delete(self, event: events.ItemDelete) -> None:
-        self._not_open(self.conversation.get(event.item_id))
+        self._not_open(self.conversation.get(event.item_id, "item_delete_invalid_item_id"))
         self.conversation.delete(event.item_id)
         self._drop_draft()
         self.emit({"type": "conversation.item.deleted", "item_id": event.item_id})
 
     async def truncate(self, event: events.ItemTruncate) -> None:
-        item = self.conversation.get(event.item_id)
+        item = self.conversation.get(event.item_id, "item_truncate_invalid_item_id")
         if item.role != "assistant":
             raise ApiError(400, "only messages of the assistant can be truncated", "item_id", "invalid_value")
         if event.content_index >= len(item.content) or item.content[event.content_index].spoken is None:
             raise ApiError(
                 400, f"there is no sound at content_index {event.content_index}", "content_index", "invalid_value"
             )
-        if self.active is not None and item in self.active.output:
-            self.active.cancel(CLIENT_CANCELLED)
         content = item.content[event.content_index]
         spoken = content.spoken
         if event.audio_end_ms > spoken.duration_ms:
@@ -175,6 +186,8 @@ class Session(Listening):
                 "audio_end_ms",
                 "invalid_value",
             )
+        if self.active is not None and item in self.active.output:
+            self.active.cancel(CLIENT_CANCELLED)
         content.text = spoken.heard(event.audio_end_ms)
         content.spoken = spoken.cut(event.audio_end_ms)
         self._drop_draft()

@@ -85,6 +85,11 @@ class Sound:
     rate_hz: int
 
     @property
+    def size(self) -> int:
+        """Bytes, with those of `heard`."""
+        return self.samples.nbytes + len(self.samples) * 4 * SAMPLING_RATE_HZ // self.rate_hz
+
+    @property
     def duration_ms(self) -> int:
         """Rounded down."""
         return len(self.samples) * 1000 // self.rate_hz
