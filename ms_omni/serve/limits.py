@@ -66,7 +66,7 @@ class _Counted:
     def check_declared(self) -> None:
         """Raises `ApiError` 413 for a body that says itself that it is too large."""
         most = self._server.settings.max_body_bytes
-        if self._declared.isdigit() and int(self._declared) > most:
+        if self._declared.isascii() and self._declared.isdigit() and int(self._declared) > most:
             raise _too_large(most)
 
     async def __call__(self) -> Message:
