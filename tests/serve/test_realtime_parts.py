@@ -101,10 +101,13 @@ CALL = ["<tool_", "call>\n", '{"name": "weather", "arg', 'uments": {"city": "Ber
 
 
 class Scripted:
-    """An answer that says what is written here; every other piece with a frame of sound."""
+    """An answer that says what is written here; every piece with a frame of sound. wanted: how often somebody has asked for it."""
 
-    def __init__(self, pieces):
-        self.pieces, self.cancelled = pieces, False
+    def __init__(self, pieces, reason="stop"):
+        self.pieces, self.reason, self.cancelled, self.wanted = pieces, reason, False, 0
+
+    def take(self):
+        self.wanted += 1
 
     def cancel(self):
         self.cancelled = True
@@ -114,7 +117,7 @@ class Scripted:
             yield TextDelta(np.array([number]), np.ones(1, bool), (piece,))
             yield AudioChunk(0, np.zeros((1, 1920), np.float32), np.array([1920]))
         counts = np.array([len(self.pieces)])
-        yield StreamEnd(np.zeros((1, 1)), counts, counts, None, None, 1.0, ("stop",))
+        yield StreamEnd(np.zeros((1, 1)), counts, counts, None, None, 1.0, (self.reason,))
 
 
 def answered(pieces, **settings):

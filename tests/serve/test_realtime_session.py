@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ms_omni.errors import InputError, MediaError
+from ms_omni.outputs import AudioChunk
 from ms_omni.serve.errors import busy
 from ms_omni.serve.realtime import items, listening, route
 from ms_omni.serve.realtime.route import Outbox
@@ -29,7 +30,7 @@ class Server:
     )
 
     def __init__(self, room=10**6):
-        self.room, self.drains = room, False
+        self.room, self.drains, self.reason = room, False, "stop"
         self.answers, self.prepared = [], []
         tokenizer = SimpleNamespace(decode=lambda ids: "", get_added_vocab=dict)
         self.processor = SimpleNamespace(tokenizer=tokenizer)
@@ -47,14 +48,14 @@ class Server:
 
     async def prepare(self, messages, **options):
         self.prepared.append(messages)
-        if any(part.get("image") == "data:," for part in messages[-1]["content"]):
+        if any(part.get("image") == "data:," for message in messages[-1:] for part in message["content"]):
             raise MediaError("The picture in a data: URI is empty (0 bytes).")
         return {"input_ids": np.ones((1, len(messages)), np.int64)}
 
     async def ask(self, inputs, draft=False, **options):
         if inputs["input_ids"].size > self.room:
             raise InputError(f"the answer needs {inputs['input_ids'].size} tokens in the cache, which holds {self.room}")
-        self.answers.append(Scripted(["Yes."]))
+        self.answers.append(Scripted(["Yes."], self.reason))
         await asyncio.sleep(0)
         return self.answers[-1]
 
@@ -164,7 +165,7 @@ def test_the_oldest_turns_are_left_out():
             await talk.say(f"question {number}")
         assert [event["response"]["status"] for event in talk.of("response.done")] == ["completed"] * 12
         firsts = [messages[0]["content"][0]["text"] for messages in talk.server.prepared]
-        assert firsts == ["question 0"] * 11 + ["question 2"] * 2
+        assert firsts == ["question 0"] * 11 + ["question 3"] * 2
         await talk.tell("session.update", session={"type": "realtime", "truncation": "disabled"})
         await talk.say("one more")
         error = talk.of("response.done")[-1]["response"]["status_details"]["error"]
@@ -315,5 +316,55 @@ def test_nobody_is_idle_who_does_something(event):
         assert talk.session._idle is not None
         await talk.tell(**event)
         assert talk.session._idle is None and not talk.of("error")
+
+    run(test)
+
+
+def test_a_draft_counts_when_it_is_taken():
+    async def test():
+        talk = Talk()
+        await talk.hear(*TURN[:2])
+        await rest()
+        (answer,) = talk.server.answers
+        assert not answer.wanted
+        await talk.hear(TURN[2])
+        await rest()
+        assert answer.wanted == 1 and len(talk.server.answers) == 1
+        assert talk.of("response.done")[0]["response"]["status"] == "completed"
+
+    run(test)
+
+
+def test_an_answer_of_so_many_tokens_was_said_whole():
+    async def test():
+        talk = Talk()
+        talk.server.reason = "length"
+        await talk.say("Count.")
+        (item,) = [item for item in talk.session.conversation if item.role == "assistant"]
+        assert item.status == "incomplete" and item.content[0].spoken.whole
+
+    run(test)
+
+
+def test_a_wrong_cut_ends_no_answer(monkeypatch):
+    async def test():
+        talk, goes_on = Talk(), asyncio.Event()
+        speak = Scripted.__aiter__
+
+        async def spoken(self):
+            async for event in speak(self):
+                yield event
+                if isinstance(event, AudioChunk):
+                    await goes_on.wait()
+
+        monkeypatch.setattr(Scripted, "__aiter__", spoken)
+        await talk.tell("response.create")
+        await rest()
+        active = talk.session.active
+        cut = {"item_id": active.output[0].id, "content_index": 0}
+        await talk.tell("conversation.item.truncate", **cut, audio_end_ms=81)
+        assert talk.events[-1]["error"]["param"] == "audio_end_ms" and active.status == "in_progress"
+        await talk.tell("conversation.item.truncate", **cut, audio_end_ms=80)
+        assert active.status == "cancelled" and talk.events[-1]["type"] == "conversation.item.truncated"
 
     run(test)

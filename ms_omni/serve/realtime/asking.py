@@ -90,7 +90,7 @@ async def ask(
 def _next_first(items):
     """The user's item to begin with where a fifth of the turns is left out; None where there is one turn only."""
     users = [item for item in items if item.role == "user"]
-    return users[max(len(users) // LEFT_OUT, 1)] if len(users) > 1 else None
+    return users[-(-len(users) // LEFT_OUT)] if len(users) > 1 else None
 
 
 def calling(server: Server, settings: Settings, thinking: bool, processor: Any) -> dict[str, Any]:
