@@ -14,8 +14,9 @@ import uvicorn
 
 from ..errors import InputError
 from .app import create_app
+from .realtime.route import MESSAGE_BYTES
 from .server import Server, load_model, make_engine
-from .settings import Settings
+from .settings import MIB, Settings
 
 INTERRUPTED = 130
 KEEP_ALIVE_S, GRACE_S, LOOK_S = 30, 10, 5
@@ -67,7 +68,7 @@ async def _serve(settings):
         log_level="warning",
         access_log=False,
         server_header=False,
-        ws_max_size=settings.max_body_bytes,
+        ws_max_size=min(settings.max_body_bytes, MESSAGE_BYTES + MIB),  # with room to say what is too large
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
