@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OmniError
@@ -47,7 +48,11 @@ class Limits:
             finally:
                 self.server.requests -= 1
                 self.server.body_bytes -= counted.received
+        except ClientDisconnect:  # in the middle of its body: nobody is there to be told
+            return
         except Exception as error:
+            if begun and isinstance(error, asyncio.TimeoutError):  # nobody reads; uvicorn closes what is not complete
+                return
             if begun:  # it is too late for a status
                 raise
             if not isinstance(error, (ApiError, OmniError, asyncio.TimeoutError)):

@@ -58,7 +58,7 @@ def dry_run(
     """What `--json` prints; libraries: what `stub.build` made; work: where MindSpore's log is left."""
     work.mkdir()
     result = work / "result.json"
-    after = ""
+    after, crashed = "", set()
     while True:
         before, code = after, _child(what, libraries, work, plan, cards, rank, boost)
         after = result.read_text() if result.exists() else ""
@@ -68,6 +68,12 @@ def dry_run(
         said = [line for line in (work / "log").read_text(errors="replace").splitlines() if not line.startswith("[")]
         goes_on = what.startswith("forms") and after != before
         at = list(found["raised"])[-1] if goes_on else what
+        if code < 0 and at not in crashed:  # MindSpore's compiler does at times; who is at fault does so again
+            crashed.add(at)
+            found["raised"].pop(at, None)
+            result.write_text(json.dumps(found)) if goes_on else result.unlink(missing_ok=True)
+            after = ""
+            continue
         found["raised"][at] = f"the process ended with {code}: {' | '.join(said[-4:])}"
         if not goes_on:
             return found

@@ -235,6 +235,17 @@ def test_what_goes_wrong_here_is_told_and_counted():
     asyncio.run(main())
 
 
+def test_who_leaves_in_the_middle_of_a_body_leaves_no_trace(keyless):
+    before = keyless.said()
+    with socket.create_connection(("127.0.0.1", keyless.port)) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+    ends = time.monotonic() + 20
+    while "499" not in keyless.said()[len(before) :]:
+        assert time.monotonic() < ends, keyless.said()
+        time.sleep(0.05)
+    assert "Traceback" not in keyless.said()
+
+
 def test_bodies_of_all_together():
     async def main():
         server = Server(Settings("none", "none", max_body_bytes=100), lambda text: None)
