@@ -35,9 +35,7 @@ def create_app(server: Server) -> Starlette:
         middleware.insert(1, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     handlers = {HTTPException: _http_error, Exception: _error}
     app = Starlette(routes=_routes(), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
-    app.router.default = (
-        Page()
-    )  # for what is no route, so that methods that a route does not take are told from paths that are none
+    app.router.default = Page()  # as no route, so that methods that a route does not take are told from paths that are none
     app.state.server = server
     for kind in (ApiError, ValueError):
         app.add_exception_handler(kind, _error)
