@@ -10,7 +10,7 @@ from .conftest import ROOT, start
 from .test_page import DONE, SAMPLES, SPOKEN, STATE, ask, microphone
 
 PICTURES = ROOT / "docs/pictures"
-COLOURS = 256
+COLOURS, LARGEST = 128, (1120, 990)
 DESKTOP = {"width": 1120, "height": 850}
 PHONE = {"width": 360, "height": 740, "phone": True}
 
@@ -21,7 +21,8 @@ def save(page, name):
     page.screenshot(file)
     with Image.open(file) as picture:
         picture = picture.convert("RGB")
-    picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=3).save(file, optimize=True)
+    picture.thumbnail(LARGEST)
+    picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
     print(file, file.stat().st_size)
 
 
