@@ -46,7 +46,8 @@ def test_forced_and_revised(hub, resolved):
 def test_a_download_that_broke_off_is_continued(hub, resolved, tmp_path):
     large = write_checkpoint(tmp_path / "repository")
     save_file({"w0": np.arange(6_000_000, dtype=np.float32)}, large / SHARDS[0])
-    hub.models[NAME], hub.drops[SHARDS[0]] = large, [22_000_000] * 20
+    hub.models[NAME] = large
+    hub.drops[SHARDS[0]] = [22_000_000, *[0] * 19]  # newer clients ask for the rest by themselves as long as any comes
     (said,) = resolved((NAME, {"tries": 1}))
     assert said.startswith(f"CheckpointError: the download of {NAME} broke off") and "the same call continues it" in said
     hub.drops.clear()
