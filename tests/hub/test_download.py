@@ -5,8 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
+from packaging.version import Version
 from safetensors.numpy import save_file
 
 from ms_omni.errors import CheckpointError, InputError
@@ -55,7 +57,8 @@ def test_a_download_that_broke_off_is_continued(hub, resolved, tmp_path):
     (folder,) = resolved((NAME, {}))
     assert_same(folder, large)
     ranges = [part for method, path, part in hub.asked if method == "GET" and path.endswith(SHARDS[0])]
-    assert ranges and ranges[0] is not None  # not from its beginning
+    begins_anew = Version(huggingface_hub.__version__) >= Version("2.4")  # the file that broke off, though no other
+    assert ranges and (ranges[0] is None) == begins_anew
     assert "config.json" not in hub.downloaded()
 
 
