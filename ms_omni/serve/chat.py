@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from ..errors import InputError, OmniError
 from ..outputs import StreamError
-from .answer_text import OPEN, THINK
 from .bodies import read_body
 from .chat_options import check, engine_options, named, processor_options, seeds
 from .completion import Choice, Delta, Message
@@ -25,8 +24,6 @@ from .streams import DONE, EventStream, error_event, event, unless_gone, within
 
 FIRST_S = 10.0
 """So long a stream waits for its first event, whose error may be a status then."""
-TAIL = 8
-"""Tokens at the end of a prompt that may open thoughts."""
 
 
 async def completions(request: Request) -> Response:
@@ -158,13 +155,11 @@ class Completion:
         except OmniError as error:
             raise located(error) from None
         self._details = server.prompt_tokens(inputs["input_ids"])
-        tail = server.processor.tokenizer.decode(inputs["input_ids"][0][-TAIL:])
-        thinking = tail.rstrip().endswith(THINK)
+        thinking = server.opens_thoughts(inputs["input_ids"])
         constraints = await server.in_pool(lambda _: self._constraints(tools, thinking))
         options = {**engine_options(body, server), "tokenizer": server.processor.tokenizer}
-        call = server.processor.tokenizer.get_added_vocab().get(OPEN)
-        if tools and body.speaks and call is not None:  # calls are not said
-            options["unspoken_from"] = [call]
+        if tools and body.speaks and server.call_token is not None:  # calls are not said
+            options["unspoken_from"] = [server.call_token]
         for seed, constraint in zip(seeds(body.seed, self.count), constraints):
             ruled = {"logits_processor": [constraint]} if constraint else {}
             try:

@@ -68,15 +68,18 @@ def _said(message, content, param, transcripts):
 
 
 def _call(call):
-    """Arguments as an object where they are one, so that templates write them in their own way."""
     arguments = call.function.arguments
-    if isinstance(arguments, str):
-        try:
-            read = json.loads(arguments or "{}")
-        except ValueError:
-            read = None
-        arguments = read if isinstance(read, dict) else arguments
+    arguments = call_arguments(arguments) if isinstance(arguments, str) else arguments
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def call_arguments(text: str | None) -> Any:
+    """Of a tool call: as an object where they are one, so that templates write them in their own way."""
+    try:
+        read = json.loads(text or "{}")
+    except ValueError:
+        return text
+    return read if isinstance(read, dict) else text
 
 
 def _part(part: Part, param: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..generation.speakers import DEFAULT_SPEAKER
 from ..hub import resolve
 from ..input.access import AccessPolicy
+from .answer_text import OPEN, THINK
 from .errors import ApiError, busy
 from .fetching import Fetcher
 from .grammar import Grammars
@@ -37,6 +38,8 @@ STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 END_S = 30
 """For the tick under way."""
 LOOK_S = 0.05
+TAIL = 8
+"""Tokens at the end of a prompt that may open thoughts."""
 _taken_in: contextvars.ContextVar[bool] = contextvars.ContextVar("taken_in", default=False)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
@@ -194,6 +197,15 @@ class Server:
         sounds = int((ids == processor.audio_token_id).sum())
         pictures = int(np.isin(ids, [processor.image_token_id, processor.video_token_id]).sum())
         return {"text_tokens": ids.size - sounds - pictures, "audio_tokens": sounds, "image_tokens": pictures}
+
+    def opens_thoughts(self, ids: np.ndarray) -> bool:
+        """Whether a prompt, ids `[1, T]`, has opened the thoughts of its answer."""
+        return self.processor.tokenizer.decode(ids[0][-TAIL:]).rstrip().endswith(THINK)
+
+    @property
+    def call_token(self) -> int | None:
+        """The token that begins a tool call, which is not said; None for a model that has none."""
+        return self.processor.tokenizer.get_added_vocab().get(OPEN)
 
     def check_ready(self) -> None:
         """Raises `ApiError` 503 where no request can be taken; one that is taken in may ask until it is answered."""

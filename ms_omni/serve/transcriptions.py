@@ -15,7 +15,7 @@ from ..errors import MediaError
 from ..input.access import under
 from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
-from .answer_text import THINK, Thoughts
+from .answer_text import Thoughts
 from .bodies import Body, checked
 from .errors import ApiError
 from .hearing import LANGUAGES, language_code
@@ -26,8 +26,6 @@ RATE_HZ = 16_000
 TOKENS, TOKENS_PER_S = 256, 8
 """A text may have so many tokens, and so many per second of sound: more than anybody says."""
 MOST_FIELDS, FIELD_BYTES = 64, 1 << 16
-TAIL = 8
-"""Tokens at the end of a prompt that may open thoughts."""
 LISTS = ("include", "timestamp_granularities")
 UNTIMED = "the model does not tell when something was said"
 
@@ -176,8 +174,7 @@ class Heard:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": form.prompt}]})
         inputs = await server.prepare(messages)
         ids = inputs["input_ids"]
-        tail = server.processor.tokenizer.decode(ids[0][-TAIL:])
-        self._thoughts = Thoughts(tail.rstrip().endswith(THINK))
+        self._thoughts = Thoughts(server.opens_thoughts(ids))
         counts = server.prompt_tokens(ids)
         self.details = {name: counts[name] for name in self.details}
         options: dict[str, Any] = {"do_sample": form.temperature > 0, "return_audio": False}

@@ -132,3 +132,17 @@ def error_of(connection: Any) -> Any:
     event = connection.recv()
     assert event.type == "error", event
     return event.error
+
+
+def sum_of_two_and_three(asking: OpenAI) -> str:
+    """The answer in a realtime conversation in writing, from whatever stands before a server."""
+    with asking.realtime.connect(model="miniature") as connection:
+        assert connection.recv().type == "session.created"
+        connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 2 + 3?"}]}
+        connection.conversation.item.create(item=item)
+        connection.response.create()
+        for event in connection:
+            if event.type == "response.done":
+                return event.response.output[0].content[0].text
+    raise AssertionError("the socket was closed before an answer")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.parallel.launching import free_port
 from tests.serve.conftest import KEY, ROOT, Running, start
+from tests.serve.talking import sum_of_two_and_three
 
 CALLERS = [f"caller {number}" for number in range(12)]
 NOTICE_S = 10
@@ -138,16 +139,7 @@ def test_errors_are_the_servers(proxied):
 
 
 def test_realtime(proxied):
-    with proxied.client().realtime.connect(model="miniature") as connection:
-        assert connection.recv().type == "session.created"
-        connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
-        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 2 + 3?"}]}
-        connection.conversation.item.create(item=item)
-        connection.response.create()
-        for event in connection:
-            if event.type == "response.done":
-                break
-        assert event.response.output[0].content[0].text == "5"
+    assert sum_of_two_and_three(proxied.client()) == "5"
 
 
 def test_engines_that_go_are_passed_over(engines, proxied):

@@ -20,6 +20,7 @@ import pytest
 from ms_omni.serve.affinity import place_of, ranked
 from tests.parallel.launching import free_port
 from tests.serve.conftest import KEY, MINIATURE, ROOT, Running, start
+from tests.serve.talking import sum_of_two_and_three
 
 pytest.importorskip("ray.serve", reason="Ray is not installed here: pip install 'ms-omni[ray]'")
 from pydantic import ValidationError
@@ -163,16 +164,7 @@ def test_errors_are_the_servers(omni):
 
 @pytest.mark.slow
 def test_realtime(omni):
-    with client_of(omni).realtime.connect(model="miniature") as connection:
-        assert connection.recv().type == "session.created"
-        connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
-        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is 2 + 3?"}]}
-        connection.conversation.item.create(item=item)
-        connection.response.create()
-        for event in connection:
-            if event.type == "response.done":
-                break
-        assert event.response.output[0].content[0].text == "5"
+    assert sum_of_two_and_three(client_of(omni)) == "5"
 
 
 @pytest.mark.slow

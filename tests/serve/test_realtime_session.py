@@ -32,12 +32,15 @@ class Server:
     def __init__(self, room=10**6):
         self.room, self.drains, self.reason = room, False, "stop"
         self.answers, self.prepared = [], []
-        tokenizer = SimpleNamespace(decode=lambda ids: "", get_added_vocab=dict)
-        self.processor = SimpleNamespace(tokenizer=tokenizer)
+        self.processor = SimpleNamespace(tokenizer=None)
+        self.call_token = None
 
     def check_ready(self):
         if self.drains:
             raise busy("the server is draining", 503, "unavailable")
+
+    def opens_thoughts(self, ids):
+        return False
 
     def prompt_tokens(self, ids):
         return {"text_tokens": ids.size, "audio_tokens": 0, "image_tokens": 0}

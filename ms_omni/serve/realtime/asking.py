@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from ...errors import InputError
-from ..answer_text import OPEN, THINK
 from ..chat_options import named
 from ..errors import ApiError
 from ..grammar import MISSING, Constraint, grammar_of
@@ -19,8 +18,6 @@ from ..worker import Answer
 from .items import Item, messages, since
 from .settings import Settings
 
-TAIL = 8
-"""Tokens at the end of a prompt that may open thoughts."""
 STRIDE = 128
 """Tokens of a prompt that are read at a time, so that a conversation that goes on is found in the engine's cache."""
 
@@ -73,7 +70,7 @@ async def ask(
     while True:
         inputs = await inputs_of(server, settings, items)
         ids, tokenizer = inputs["input_ids"], server.processor.tokenizer
-        asked = Asked(server.prompt_tokens(ids), tokenizer.decode(ids[0][-TAIL:]).rstrip().endswith(THINK))
+        asked = Asked(server.prompt_tokens(ids), server.opens_thoughts(ids))
         ruled = await server.in_pool(partial(calling, server, settings, asked.thinking))
         try:
             return asked, await server.ask(inputs, draft, tokenizer=tokenizer, **options(server, settings), **ruled)
@@ -93,10 +90,10 @@ def _next_first(items):
     return users[-(-len(users) // LEFT_OUT)] if len(users) > 1 else None
 
 
-def calling(server: Server, settings: Settings, thinking: bool, processor: Any) -> dict[str, Any]:
+def calling(server: Server, settings: Settings, thinking: bool, _: Any) -> dict[str, Any]:
     """Options of `engine.add` where functions may be called, or one must; thinking: see `Asked`. Calls are not said."""
     tools = settings.usable_tools
-    mark = processor.tokenizer.get_added_vocab().get(OPEN)
+    mark = server.call_token
     speaks = settings.output_modalities == ["audio"]
     found: dict[str, Any] = {"unspoken_from": [mark]} if tools and speaks and mark is not None else {}
     if settings.tool_choice in ("auto", "none"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from ..conversation import LOW_PIXELS, call_arguments
 from ..errors import ApiError
 from .events import GivenItem, new_id
 from .settings import Format
@@ -56,7 +56,7 @@ class Content:
         if self.sound is not None and self.type == "input_audio":
             return {"type": "audio", "audio": self.sound.heard}
         if self.type == "input_image":
-            pixels = {"max_pixels": 512 * 512} if self.detail == "low" else {}
+            pixels = {"max_pixels": LOW_PIXELS} if self.detail == "low" else {}
             return {"type": "image", "image": self.image_url, **pixels}
         return {"type": "text", "text": self.text or ""}
 
@@ -237,7 +237,7 @@ def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
         elif item.type == "function_call":
             if not (found and found[-1]["role"] == "assistant"):
                 found.append({"role": "assistant", "content": ""})
-            call = {"name": item.name, "arguments": _arguments(item.arguments)}
+            call = {"name": item.name, "arguments": call_arguments(item.arguments)}
             found[-1].setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": call})
         elif item.role != "user":
             text = "".join(part.text or "" for part in item.content)
@@ -246,12 +246,3 @@ def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
         elif parts := [part.message() for part in item.content if not part.forgotten]:
             found.append({"role": "user", "content": parts})
     return found
-
-
-def _arguments(text):
-    """As an object where they are one, so that templates write them in their own way."""
-    try:
-        read = json.loads(text or "{}")
-    except ValueError:
-        return text
-    return read if isinstance(read, dict) else text
