@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import pty
@@ -118,6 +119,16 @@ class Typed:
 
     def ended(self, limit_s=60):
         return self.process.wait(limit_s)
+
+    def interrupted(self, limit_s=60):
+        """Ctrl-C again and again: Python does not see one that comes between the prompt and its wait for a key."""
+        ends = time.monotonic() + limit_s
+        while self.process.poll() is None:
+            assert time.monotonic() < ends, self.shown
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(limit_s / 10)
+        return self.process.returncode
 
     def close(self):
         if self.process.poll() is None:

@@ -184,13 +184,16 @@ def test_a_second_signal(make_server):
         httpx.Client(base_url=server.url, headers=server.headers, timeout=120, trust_env=False) as client,
         client.stream("POST", "/v1/chat/completions", json=body) as stream,
     ):
-        assert stream.status_code == 200 and json.loads(next(stream.iter_lines()).removeprefix("data: "))
+        lines = stream.iter_lines()  # kept: an iterator that is dropped closes the connection
+        assert stream.status_code == 200 and json.loads(next(lines).removeprefix("data: "))
         server.process.send_signal(signal.SIGINT)
-        time.sleep(1)
-        assert server.process.poll() is None
+        ends = time.monotonic() + 60
+        while "a second signal gives them up" not in server.said():  # two at once may be one
+            assert server.process.poll() is None and time.monotonic() < ends, server.said()
+            time.sleep(0.01)
         server.process.send_signal(signal.SIGINT)
         # MindSpore 2.7.1 turns the first SIGINT into SIGTERM, and leaves the second one to the system.
-        assert server.process.wait(5) in (130, -signal.SIGINT)
+        assert server.process.wait(60) in (130, -signal.SIGINT)
 
 
 def test_heads_that_never_end(keyless):
