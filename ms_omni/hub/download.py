@@ -138,8 +138,8 @@ class HuggingFace:
             if quiet:
                 enable_progress_bars()
         raise CheckpointError(
-            f"the download of {self.name} broke off {TRIES} times, the last time with: {problem}. What has come is kept: "
-            "the same call continues it."
+            f"the download of {self.name} broke off {TRIES} times, the last time with: {problem}. Files that have come "
+            "whole are kept: the same call goes on with the others."
         )
 
     def _check(self, files, weights):
