@@ -101,8 +101,13 @@ class Typed:
     def say(self, text, end="\n"):
         os.write(self._ours, (text + end).encode())
 
-    def interrupt(self):
-        os.write(self._ours, b"\x03")
+    def interrupt(self, pattern):
+        """Ctrl-C, until a text is there: Python does not see one that comes just before it waits for a key, but with the next."""
+        for _ in range(6):
+            os.write(self._ours, b"\x03")
+            with contextlib.suppress(AssertionError):
+                return self.wait(pattern, 10)
+        raise AssertionError(self.shown)
 
     def wait(self, pattern, limit_s=60):
         """What stands before a text, and what stands behind stays for the next call."""
@@ -120,15 +125,13 @@ class Typed:
     def ended(self, limit_s=60):
         return self.process.wait(limit_s)
 
-    def interrupted(self, limit_s=60):
-        """Ctrl-C again and again: Python does not see one that comes between the prompt and its wait for a key."""
-        ends = time.monotonic() + limit_s
-        while self.process.poll() is None:
-            assert time.monotonic() < ends, self.shown
-            self.interrupt()
+    def interrupted(self):
+        """What it returns when Ctrl-C ends it, typed in the same way."""
+        for _ in range(6):
+            os.write(self._ours, b"\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(limit_s / 10)
-        return self.process.returncode
+                return self.ended(10)
+        raise AssertionError("it goes on")
 
     def close(self):
         if self.process.poll() is None:

@@ -87,8 +87,7 @@ def test_a_terminal(rule, typed, tmp_path):
     chat.wait("> ")
     chat.say("slowly")
     chat.wait(r"3 slowly\.\.")
-    chat.interrupt()
-    chat.wait("> ")
+    chat.interrupt("> ")
     assert rule.left.wait(5)
     chat.say("and")
     chat.wait("5 and")
@@ -103,8 +102,7 @@ def test_a_terminal(rule, typed, tmp_path):
     chat.wait("> ")
     chat.say("half a quest", end="")
     chat.wait("half a quest")
-    chat.interrupt()
-    chat.wait("> ")
+    chat.interrupt("> ")
     assert chat.process.poll() is None
     assert chat.interrupted() == 0
     kept = (tmp_path / "cache/ms_omni/chat_history").read_text()
