@@ -51,7 +51,10 @@ def test_a_download_that_broke_off_is_continued(hub, resolved, tmp_path):
     hub.models[NAME] = large
     hub.drops[SHARDS[0]] = [22_000_000, *[0] * 19]  # newer clients ask for the rest by themselves as long as any comes
     (said,) = resolved((NAME, {"tries": 1}))
-    assert said.startswith(f"CheckpointError: the download of {NAME} broke off") and "the same call goes on with the others" in said
+    assert (
+        said.startswith(f"CheckpointError: the download of {NAME} broke off")
+        and "the same call goes on with the others" in said
+    )
     hub.drops.clear()
     hub.asked.clear()
     (folder,) = resolved((NAME, {}))
