@@ -101,13 +101,15 @@ class Typed:
     def say(self, text, end="\n"):
         os.write(self._ours, (text + end).encode())
 
-    def interrupt(self, pattern):
-        """Ctrl-C, until a text is there: Python does not see one that comes just before it waits for a key, but with the next."""
+    def interrupt(self, awaited, *what):
+        """Ctrl-C, until what is awaited (`wait` of a text, `ended`) comes, which is returned: Python does not see a signal that comes
+        just before it waits for a key, but with the next.
+        """
         for _ in range(6):
             os.write(self._ours, b"\x03")
-            with contextlib.suppress(AssertionError):
-                return self.wait(pattern, 10)
-        raise AssertionError(self.shown)
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                return awaited(*what, limit_s=10)
+        raise AssertionError(f"ctrl-C changes nothing: {self.shown}")
 
     def wait(self, pattern, limit_s=60):
         """What stands before a text, and what stands behind stays for the next call."""
@@ -124,14 +126,6 @@ class Typed:
 
     def ended(self, limit_s=60):
         return self.process.wait(limit_s)
-
-    def interrupted(self):
-        """What it returns when Ctrl-C ends it, typed in the same way."""
-        for _ in range(6):
-            os.write(self._ours, b"\x03")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.ended(10)
-        raise AssertionError("it goes on")
 
     def close(self):
         if self.process.poll() is None:

@@ -87,7 +87,7 @@ def test_a_terminal(rule, typed, tmp_path):
     chat.wait("> ")
     chat.say("slowly")
     chat.wait(r"3 slowly\.\.")
-    chat.interrupt("> ")
+    chat.interrupt(chat.wait, "> ")
     assert rule.left.wait(5)
     chat.say("and")
     chat.wait("5 and")
@@ -102,9 +102,9 @@ def test_a_terminal(rule, typed, tmp_path):
     chat.wait("> ")
     chat.say("half a quest", end="")
     chat.wait("half a quest")
-    chat.interrupt("> ")
+    chat.interrupt(chat.wait, "> ")
     assert chat.process.poll() is None
-    assert chat.interrupted() == 0
+    assert chat.interrupt(chat.ended) == 0
     kept = (tmp_path / "cache/ms_omni/chat_history").read_text()
     assert "hello" in kept and "/retry" in kept
 
