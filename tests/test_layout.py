@@ -21,6 +21,7 @@ MODELING = {
     "ms_omni.locking",
     "ms_omni.outputs",
     "ms_omni.arrays",
+    "ms_omni.quantised",
     "ms_omni.ascend_versions",
 }
 TOKENIZER_CODE = ("ms_omni/input/", "ms_omni/media.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT_BYTES, FILES_BYTES = 20_000_000, 32_000_000
+CHECKPOINT_BYTES, FILES_BYTES = 20_000_000, 33_000_000
 
 
 def test_the_checkpoint(miniature):
