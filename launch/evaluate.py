@@ -3,9 +3,16 @@
     python launch/evaluate.py --model examples/miniature
     python launch/evaluate.py --seed 7 --fresh-voices                    # needs espeak-ng
     python launch/evaluate.py --tasks same --reference-python PYTHON     # the same answers as PyTorch transformers?
+    python launch/evaluate.py --against DIR                              # what another checkpoint answers to the same questions
+    python launch/evaluate.py --model DIR --quantize int4 --questions FILE
     msrun --worker_num=2 --local_worker_num=2 --join=True launch/evaluate.py
 
 Under msrun the processes share the model; rank 0 prints and writes.
+
+A comparison (--against, --quantize) says how many answers change, how far the distributions of the next token are from each other
+along the first one's answers (KL divergence in nats, share of positions at which both choose the same token), and how well each
+hears its own speech. A checkpoint that does not know the miniature's world is asked --questions, conversations of yours, or
+continues random prompts. --questions: JSON lines, each {"messages": [...]}, with "answer" where there is a right one.
 """
 
 import argparse
@@ -14,6 +21,7 @@ import math
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +37,9 @@ sys.path.insert(0, str(ROOT))
 from examples.miniature import held_out
 from examples.miniature.training.voices import load_clips, make_clips
 from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
-from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from ms_omni.bench.comparing import Asked, compare, errors, of_each_task, random_prompts, write
+from ms_omni.errors import InputError, OmniError
 from ms_omni.input.spoken import spoken_turn
 from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
@@ -39,6 +49,11 @@ PARTS = {  # questions of a task that are counted once more: key, name, by the r
     "motion": ("direction", "the direction", lambda answer: answer in DIRECTIONS),
     "motion_and_digits": ("both_parts", "both parts", lambda answer: " and " in answer),
 }
+WORLD = "vocab.json"  # a checkpoint with the miniature's own file of this name knows its world
+ANSWER_TOKENS = 32  # of an answer at most
+HEARD = "What number do you hear?"
+TRANSCRIBED = "Transcribe the audio into text."  # of a question of the user's, as Qwen's evaluations ask for it
+WORDS = 30  # of a question that are spoken
 SPEECH_HZ, HEARING_HZ = 24_000, 16_000
 QUIET = 0.02  # of the loudest sample: below it is silence or noise
 MAX_TAIL_S = 1.5
@@ -62,7 +77,24 @@ def parse_arguments():
         "questions, instead of reading what was recorded for these weights",
     )
     parser.add_argument("--json", type=Path, help="also write the counts and every wrong answer here")
-    return parser.parse_args()
+    other = parser.add_argument_group("a comparison with a second checkpoint")
+    other.add_argument("--against", metavar="DIR", help="the second one, such as --model quantised by ms-omni convert")
+    other.add_argument("--quantize", choices=("int8", "int4"), help="the second one is --model, quantised while it loads")
+    other.add_argument("--group", type=int, choices=(128, 64, 32), help="inputs that share a scale (--quantize)")
+    other.add_argument("--questions", type=Path, metavar="FILE", help="conversations to ask, JSON lines (see above)")
+    other.add_argument("--prompts", type=int, default=16, help="random prompts where nothing can be asked (default: 16)")
+    other.add_argument("--prompt-tokens", type=int, default=64, help="of each of them (default: 64)")
+    other.add_argument("--answer-tokens", type=int, default=32, help="of an answer at most (default: 32)")
+    arguments = parser.parse_args()
+    if arguments.group and not arguments.quantize:
+        parser.error("--group is for --quantize")
+    if arguments.against and arguments.quantize:
+        parser.error("--quantize makes the second checkpoint out of --model, and --against names another; leave one out")
+    if arguments.reference_python and (arguments.against or arguments.quantize):
+        parser.error("--reference-python belongs to the evaluation of one checkpoint; leave it out of a comparison")
+    if arguments.questions and not (arguments.against or arguments.quantize):
+        parser.error("--questions is for a comparison (--against, --quantize)")
+    return arguments
 
 
 def interval(right, count):
@@ -83,27 +115,28 @@ def of_rank_0(team, make, *arguments, **options):
     return pickle.loads(team.comm.gather_bytes(data)[0])
 
 
-def answers(model, processor, questions, batch_size):
-    """What the model says to each question, greedily."""
-    texts = [None] * len(questions)
+def batches(processor, questions, size):
+    """The questions as `Asked`, and which ones each holds: only what has its sound woven in the same way goes together."""
     for with_sound in (False, True):
         chosen = [index for index, item in enumerate(questions) if item.use_audio_in_video is with_sound]
-        for first in range(0, len(chosen), batch_size):
-            part = chosen[first : first + batch_size]
-            asked = [questions[index].messages for index in part]
-            inputs = of_rank_0(
-                model.team,
-                processor.apply_chat_template,
-                asked,
-                tokenize=True,
-                return_dict=True,
-                add_generation_prompt=True,
-                use_audio_in_video=with_sound,
-            )
-            ids, _ = model.generate(**inputs, use_audio_in_video=with_sound, return_audio=False, max_new_tokens=32)
-            new = ids[:, inputs["input_ids"].shape[1] :]
-            for index, text in zip(part, processor.batch_decode(new, skip_special_tokens=True)):
-                texts[index] = text.strip()
+        for first in range(0, len(chosen), size):
+            part = chosen[first : first + size]
+
+            def inputs(model, part=part, with_sound=with_sound):
+                asked = [questions[index].messages for index in part]
+                options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+                return of_rank_0(model.team, processor.apply_chat_template, asked, use_audio_in_video=with_sound, **options)
+
+            known = [questions[index].answer for index in part]
+            yield part, Asked(questions[part[0]].task, inputs, known, {"use_audio_in_video": with_sound})
+
+
+def answers(model, processor, questions, batch_size, tokens=ANSWER_TOKENS):
+    """What the model says to each question, greedily."""
+    texts = [None] * len(questions)
+    for part, asked in batches(processor, questions, batch_size):
+        for index, said in zip(part, write(model, processor, asked, asked.inputs(model), tokens)):
+            texts[index] = said.text
     return texts
 
 
@@ -124,24 +157,28 @@ def tail_s(sound):
     return (len(sound) - 1 - loud[-1]) / SPEECH_HZ if len(loud) else len(sound) / SPEECH_HZ
 
 
+def hear(model, processor, texts, speaker, question, seed, batch_size, tokens=ANSWER_TOKENS):
+    """Results of texts that are spoken and heard again."""
+    spoken = [speak(model, processor, text, speaker, seed + index) for index, text in enumerate(texts)]
+    heard = []
+    for text, (sound, _) in zip(texts, spoken):
+        audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, HEARING_HZ)
+        content = [{"type": "audio", "audio": audio}, {"type": "text", "text": question}]
+        heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
+    said = answers(model, processor, heard, batch_size, tokens)
+    return [
+        {"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(float(tail_s(sound)), 2)}
+        for text, answer, (sound, stopped) in zip(texts, said, spoken)
+    ]
+
+
 def round_trips(model, processor, count, seed, batch_size):
     """Per speaker the results of digit strings that are spoken and heard again."""
     found = {}
     for speaker in model.config.talker_config.speaker_id:
         rng = random.Random(f"{seed}/{speaker}")
         texts = [digit_string(rng) for _ in range(count)]
-        spoken = [speak(model, processor, text, speaker, seed + index) for index, text in enumerate(texts)]
-        heard = []
-        for text, (sound, _) in zip(texts, spoken):
-            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, HEARING_HZ)
-            content = [{"type": "audio", "audio": audio}, {"type": "text", "text": "What number do you hear?"}]
-            heard.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
-        said = answers(model, processor, heard, batch_size)
-        rows = [
-            {"asked": text, "heard": answer, "stopped": stopped, "tail_s": round(float(tail_s(sound)), 2)}
-            for text, answer, (sound, stopped) in zip(texts, said, spoken)
-        ]
-        found[speaker] = rows
+        found[speaker] = hear(model, processor, texts, speaker, HEARD, seed, batch_size)
     return found
 
 
@@ -161,12 +198,111 @@ def reference_answers(model_folder, python, folder):
     return recorded["answers"] if recorded["weights"] == held_out.checksum(model_folder) else None
 
 
-def compare(model, processor, by_task, folder, batch_size):
+def beside_reference(model, processor, by_task, folder, batch_size):
     """Rows of task, the reference's answer and ours."""
     theirs = [text for texts in by_task.values() for text in texts]
     asked = held_out.fixed_questions(Path(folder))
     said = answers(model, processor, asked, batch_size)
     return [{"task": item.task, "reference": other, "said": text} for item, other, text in zip(asked, theirs, said)]
+
+
+def read_questions(path):
+    """Conversations of a file. Raises `InputError` that names the first line which is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--questions {path} cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = ()
+        if row is None:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or set(row) - {"messages", "answer"}:
+            raise InputError(
+                f'--questions {path}, line {number}: expected {{"messages": [...]}}, with "answer" if you know it'
+            )
+        found.append(held_out.Question("questions", row["messages"], row.get("answer"), False))
+    if not found:
+        raise InputError(f"--questions {path} holds no conversation")
+    return found
+
+
+def last_words(messages):
+    """What a conversation's last message says in writing, cut to what is spoken in some seconds."""
+    content = messages[-1]["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return " ".join(" ".join(part["text"] for part in parts if "text" in part).split()[:WORDS])
+
+
+def against(arguments, processor, folder):
+    """Asks both checkpoints, see `compare`; beside its answers stand, of each, the results of what it spoke and heard again."""
+    vocabulary = Path(arguments.model) / WORLD
+    knows = vocabulary.is_file() and vocabulary.read_bytes() == (ROOT / "examples/miniature" / WORLD).read_bytes()
+    speaks = arguments.tasks is None or "round_trip" in arguments.tasks
+    model_class, asked, questions = Qwen3OmniMoeForConditionalGeneration, [], []
+    if arguments.questions:
+        questions = read_questions(arguments.questions)
+        asked += [item for _, item in batches(processor, questions, 1)]
+    elif knows:
+        speech = spoken_clips(arguments, folder)
+        for task in (name for name in arguments.tasks or held_out.TASKS if name in held_out.TASKS):
+            count = max(1, round(held_out.TASKS[task] * arguments.share))
+            made = held_out.questions(task, count, arguments.seed, folder, speech)
+            asked += [item for _, item in batches(processor, made, arguments.batch)]
+    else:
+        config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
+        asked += random_prompts(config, processor, arguments.prompts, arguments.prompt_tokens, arguments.seed)
+
+    def listen(model):
+        if not (speaks and model.has_talker):
+            return []
+        if knows and not questions:
+            found = round_trips(model, processor, arguments.round_trips, arguments.seed, arguments.batch)
+            return [row for rows in found.values() for row in rows]
+        texts = [text for text in (last_words(item.messages) for item in questions) if text][: arguments.round_trips]
+        speaker = next(iter(model.config.talker_config.speaker_id))
+        return hear(model, processor, texts, speaker, TRANSCRIBED, arguments.seed, 1, 4 * WORDS)
+
+    quantised = {"quantize": arguments.quantize, "group": arguments.group} if arguments.quantize else {}
+    loads = (
+        lambda: model_class.from_pretrained(arguments.model),
+        lambda: model_class.from_pretrained(arguments.against or arguments.model, **quantised),
+    )
+    (folder / "logits").mkdir()
+    return compare(loads, processor, asked, folder / "logits", arguments.answer_tokens, listen)
+
+
+def report_changes(found, unit):
+    """Prints the comparison; returns its figures. unit: what errors of speech are counted in, "digits" or "words"."""
+    results = {"answers": dict(of_each_task(found["answers"])), "next_token": found["next_token"]}
+    print(f"{'task':24} {'asked':>6} {'right, first':>13} {'second':>7} {'lost':>5} {'won':>5} {'else':>5}")
+    for name, row in results["answers"].items():
+        right = [str(row[f"{side}_right"]) if row["known"] else "-" for side in ("first", "second")]
+        changed = (row["right_to_wrong"], row["wrong_to_right"], row["different"])
+        print(f"{name:24} {row['count']:6} {right[0]:>13} {right[1]:>7} " + " ".join(f"{number:5}" for number in changed))
+    print("lost: right, then wrong; won: wrong, then right; else: another answer, neither of them right or nobody knows")
+    row = results["next_token"]
+    print(
+        f"next token: KL divergence {row['kl_mean']:.3g} nats (mean), {row['kl_p99']:.3g} (99th percentile); "
+        f"the same choice at {row['greedy_agreement']:.2%} of {row['positions']:,} positions"
+    )
+    if all(found["beside"]):
+        cut = list if unit == "digits" else words
+        results["speech"] = {"unit": unit}
+        for side, rows in zip(("first", "second"), found["beside"]):
+            wrong = sum(errors(cut(item["asked"]), cut(item["heard"])) for item in rows)
+            count = sum(len(cut(item["asked"])) for item in rows)
+            results["speech"][side] = {"errors": wrong, "count": count, "stopped": sum(item["stopped"] for item in rows)}
+            print(f"its own speech in its own ears, {side + ':':8} {wrong} of {count} {unit} wrong ({wrong / count:.2%})")
+    return results
+
+
+def words(text):
+    """In lower case, without marks."""
+    return re.findall(r"\w+", text.lower())
 
 
 def report(name, right, count, note=""):
@@ -215,33 +351,51 @@ def report_round_trips(model, processor, arguments, results, wrong):
         ]
 
 
+def spoken_clips(arguments, folder):
+    """Those beside the miniature, or new ones."""
+    if not arguments.fresh_voices:
+        return held_out.load_speech()
+    path = folder / "clips.npz"
+    make_clips(path, {"digits": 200, "sum": 60, "outside": 40}, heard=False, seed=10_000 + arguments.seed)
+    return load_clips(path)
+
+
+def evaluate(arguments, processor, folder, alone):
+    """Puts everything that is wanted to one checkpoint; returns (results, wrong answers). alone: without other processes."""
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(arguments.model)
+    wanted = arguments.tasks or [*held_out.TASKS, *EXTRAS]
+    results, wrong = {}, []
+    speech = spoken_clips(arguments, folder)
+    print(f"{'task':24} {'right':>4}            share     95 % confidence")
+    tasks = [task for task in wanted if task in held_out.TASKS]
+    ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong)
+    if "round_trip" in wanted and model.has_talker:
+        report_round_trips(model, processor, arguments, results, wrong)
+    python = arguments.reference_python if alone else None
+    by_task = reference_answers(arguments.model, python, folder) if "same" in wanted else None
+    if by_task is not None:
+        rows = beside_reference(model, processor, by_task, folder, arguments.batch)
+        different = [row for row in rows if row["reference"] != row["said"]]
+        results["same_as_reference"] = report("same as the reference", len(rows) - len(different), len(rows))
+        wrong += different
+    return results, wrong
+
+
 def main():
     arguments = parse_arguments()
     mesh, begin = start(), time.perf_counter()
     if not mesh.speaks:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(arguments.model)
-    wanted = arguments.tasks or [*held_out.TASKS, *EXTRAS]
-    results, wrong = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        speech = held_out.load_speech()
-        if arguments.fresh_voices:
-            path = Path(folder) / "clips.npz"
-            make_clips(path, {"digits": 200, "sum": 60, "outside": 40}, heard=False, seed=10_000 + arguments.seed)
-            speech = load_clips(path)
-        print(f"{'task':24} {'right':>4}            share     95 % confidence")
-        tasks = [task for task in wanted if task in held_out.TASKS]
-        ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong)
-        if "round_trip" in wanted and model.has_talker:
-            report_round_trips(model, processor, arguments, results, wrong)
-        python = arguments.reference_python if mesh.size == 1 else None
-        by_task = reference_answers(arguments.model, python, folder) if "same" in wanted else None
-        if by_task is not None:
-            rows = compare(model, processor, by_task, folder, arguments.batch)
-            different = [row for row in rows if row["reference"] != row["said"]]
-            results["same_as_reference"] = report("same as the reference", len(rows) - len(different), len(rows))
-            wrong += different
+        if arguments.against or arguments.quantize:
+            found = against(arguments, processor, Path(folder))
+            results = report_changes(found, "words" if arguments.questions else "digits")
+            changed = [row for row in found["answers"] if row["first"] != row["second"]]
+            content = {"results": results, "changed": changed}
+        else:
+            results, wrong = evaluate(arguments, processor, Path(folder), mesh.size == 1)
+            content = {"results": results, "wrong": wrong}
     seconds = time.perf_counter() - begin
     print(f"{seconds:.0f} s, {mesh.size} process(es)")
     if arguments.json and mesh.speaks:
@@ -250,10 +404,20 @@ def main():
             "processes": mesh.size,
             "fresh_voices": arguments.fresh_voices,
             "seconds": round(seconds),
+            "checkpoints": compared_names(arguments),
         }
-        text = json.dumps({"about": about, "results": results, "wrong": wrong}, indent=1)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps({"about": about, **content}, indent=1) + "\n", encoding="utf-8")
+
+
+def compared_names(arguments):
+    """In words: the one that was asked, or the two."""
+    how = f"{arguments.model}, {arguments.quantize}{f' in groups of {arguments.group}' if arguments.group else ''}"
+    second = arguments.against or (how if arguments.quantize else None)
+    return [arguments.model, *([second] if second else [])]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OmniError as error:
+        sys.exit(f"error: {error}")
