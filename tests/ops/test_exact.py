@@ -160,13 +160,10 @@ def test_what_pads_a_chunk_leaves_no_trace(rng):
 
 
 @needs_fused
-@pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("sampling", [None, (0.8, 20, 0.9)])
 @pytest.mark.parametrize("stack", ["odd", "threads"])
-def test_code_frame(stack, sampling, half, rng, normal):
+def test_code_frame(stack, sampling, rng, normal):
     talker = fused.talker_like(6, rng, **{**fused.STACKS[stack], "vocab_size": 211})
-    if half:
-        fused.bfloat16(talker.code_predictor)
     inputs = fused.frame_inputs(talker, 5, rng, normal)
     whole = fused.frames(talker, sampling, inputs)[1:]
     for batch in range(1, 6):

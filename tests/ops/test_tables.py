@@ -32,7 +32,10 @@ def test_as_many_numbers_as_there_are_members(stack):
     arrays[0][:] = arrays[1][:] = 1
     cache = cpu_fused._Cache(blocks=4, block=3, width=2)
     addresses = [cpu_fused.address(x) for x in buffers]
-    whole = cpu_table.table(stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2])  # lengths, and the blocks of two rows
+    head = cpu_fused._matrix(arrays[3])
+    whole = cpu_table.table(
+        head, stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2]
+    )  # lengths, and the blocks of two rows
     arrays[4] = whole
     assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
     for buffer in buffers:  # written is the last position of each row
@@ -47,7 +50,7 @@ def test_as_many_numbers_as_there_are_members(stack):
         arrays[4][place] = value
         assert call("decoder_step", arrays) == (1, f"decoder_step: {reason}")
     other = whole.copy()
-    other[cpu_fused._Stack.dtype.fields["layers"][1] // 8] = 3
+    other[len(head.view(np.int64)) + cpu_fused._Stack.dtype.fields["layers"][1] // 8] = 3
     for wrong in (whole[:-1], np.append(whole, whole[-1:]), np.delete(whole, 9), other):
         arrays[4] = wrong
         assert call("decoder_step", arrays) == (1, "decoder_step: the table does not describe a stack")

@@ -103,11 +103,11 @@ inline i64 infer(const char *kernel, const char *text, const Shapes &given, i64 
 
 // A struct, and its members as a text that Python reads: "type name;type name;". MEMBERS(_) is _(type, name) for each.
 #define MS_OMNI_MEMBER(type, name) type name;
-#define MS_OMNI_ONE(type, name) +1
+#define MS_OMNI_SIZE(type, name) +sizeof(type)
 #define MS_OMNI_NAME(type, name) #type " " #name ";"
 #define STRUCT(name, MEMBERS) struct name { MEMBERS(MS_OMNI_MEMBER) }
 #define NAMES(type, name, MEMBERS)                                                                                       \
-  static_assert(sizeof(type) == 8 * (MEMBERS(MS_OMNI_ONE)), "a member is not as large as Python writes it");             \
+  static_assert(sizeof(type) == (MEMBERS(MS_OMNI_SIZE)), "members do not lie as Python writes them");                      \
   }                                                                                                                      \
   extern "C" const char *ms_omni_members_of_##name() { return MEMBERS(MS_OMNI_NAME); }                                   \
   namespace {

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "in_order.h"
 #include "numeric.h"
 #include "products.h"
 
@@ -95,7 +96,7 @@ inline void attend_query(const float *q, i64 heads, const Sight &s, float scale,
   std::vector<float *> to(heads);
   float *at = scores.data();
   for (const auto &run : s.runs()) {
-    dot_block(q, heads, s.d, Product<float>{run.keys, nullptr, s.n(), at}, 0, run.n);
+    dot_block(q, heads, s.d, Product{{}, nullptr, s.n(), at}, run.keys, Scales(s.d), 0, run.n);
     at += run.n;
   }
   for (i64 head = 0; head < heads; ++head) {

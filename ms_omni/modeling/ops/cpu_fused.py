@@ -1,4 +1,4 @@
-"""Whole steps as C++ kernels (`fused.cpp`): float32 on CPU.
+"""Whole steps as C++ kernels (`fused.cpp`): float32 on CPU, with weights as they are stored.
 
 The weights travel as a table of their addresses. MindSpore takes about 5 us per input of an operator, and a stack has
 hundreds; the table is filled anew at each call, so a parameter that was given other data is read where it is then. The
@@ -7,17 +7,20 @@ caller keeps the cells, and so the parameters, alive.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from ...errors import InputError
+from ...quantised import Quantised
 from .cpu_kernel import kernel, structs
-from .cpu_table import address, table
-from .fused import FrameWeights, LayerWeights
+from .cpu_table import address, check_matrix, described, parts_of, table
+from .fused import FrameWeights
 
 _decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
 _code_frame = kernel("fused", "code_frame", lambda x, code, *_: (code, x))
-_Layer, _Stack, _Cache, _Frame, _Storage = structs("fused", "Layer", "Stack", "Cache", "Frame", "Storage")
-_PARAMETERS = [name for name, kind in LayerWeights.__annotations__.items() if kind is Parameter]
+_Matrix, _Layer, _Stack, _Cache, _Frame = structs("fused", "Matrix", "Layer", "Stack", "Cache", "Frame")
+_VECTORS, _MATRICES = (
+    [name for name, kind in _Layer.kinds.items() if kind == wanted] for wanted in ("const float *", "Matrix")
+)
 
 
 class PreparedStack:
@@ -27,25 +30,42 @@ class PreparedStack:
         self.weights = weights
         first = weights.layers[0]
         for layer in weights.layers:
-            shapes = _layer_shapes(weights, first, layer)
-            _check_shapes({name: shapes[name] for name in _PARAMETERS}, layer._asdict())
+            _check_shapes(_layer_shapes(weights, first, layer), layer._asdict())
         _check_shapes({"norm": (first.q.shape[1],)}, {"norm": weights.norm})
         self.sizes = _sizes(weights, first)
         stack = _Stack(**self.sizes, eps=weights.eps, norm=0, layers=len(weights.layers))
-        layers = [_Layer(**_settings(layer), **dict.fromkeys(_PARAMETERS, 0)) for layer in weights.layers]
+        there, start = (
+            {_Stack.dtype.fields["norm"][1]: weights.norm},
+            stack.nbytes,
+        )  # parameters by the byte of their address
+        layers = []
+        for layer in weights.layers:
+            parts = {name: described(getattr(layer, name)) for name in _MATRICES}
+            layers.append(_Layer(**_settings(layer), **dict.fromkeys(_VECTORS, 0), **parts))
+            for name in (*_VECTORS, *_MATRICES):
+                there |= _places(start + _Layer.dtype.fields[name][1], getattr(layer, name))
+            start += _Layer.dtype.itemsize
         self.empty = table(stack, *layers)  # without addresses
-        there = {_Stack.dtype.fields["norm"][1]: weights.norm}  # parameters by the byte at which their address stands
-        for number, layer in enumerate(weights.layers):
-            start = stack.nbytes + number * _Layer.dtype.itemsize
-            there |= {start + _Layer.dtype.fields[name][1]: getattr(layer, name) for name in _PARAMETERS}
-        there = {byte: part for byte, part in there.items() if part is not None}
         self.parameters, self.places = list(there.values()), np.array([*there]) // 8
 
-    def table(self, addresses=None):
-        """The stack and its layers; addresses: of `parameters`, as they are now."""
+    def table(self):
+        """The stack and its layers, with the addresses of the parameters as they are now."""
         filled = self.empty.copy()
-        filled[self.places] = [address(part) for part in self.parameters] if addresses is None else addresses
+        filled[self.places] = [address(part) for part in self.parameters]
         return filled
+
+
+def _places(start, weight):
+    """The tensors of a weight by the byte of their address, for a `Matrix` (or a pointer) that begins at byte `start`."""
+    return {start + _Matrix.dtype.fields[name][1]: part for name, part in parts_of(weight).items()}
+
+
+def _matrix(weight):
+    """A `Matrix` with its addresses."""
+    filled = np.array([described(weight)], _Matrix.dtype)
+    for name, part in parts_of(weight).items():
+        filled[name] = address(part)
+    return filled
 
 
 def _layer_shapes(weights, first, layer):
@@ -57,14 +77,22 @@ def _layer_shapes(weights, first, layer):
     for name, outputs, inputs in (("q", queries, width), ("k", keys, width), ("v", keys, width), ("o", width, queries)):
         shapes |= {name: (outputs, inputs), f"{name}_bias": (outputs,)}
     shapes |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner), "shared_gate": (1, width)}
-    shapes |= {"experts_gate_up": (experts, width, 2 * expert_inner), "experts_down": (experts, expert_inner, width)}
+    shapes |= {"experts_gate_up": (experts, 2 * expert_inner, width), "experts_down": (experts, width, expert_inner)}
+    for name in ("experts_gate_up", "experts_down"):
+        if not isinstance(getattr(layer, name), Quantised):
+            experts, outputs, inputs = shapes[name]
+            shapes[name] = (experts, inputs, outputs)
     return {**shapes, "router": (experts, width)}
 
 
 def _check_shapes(expected, parts):
     """Raises `InputError` for a parameter of another shape: a table of addresses says none."""
     for name, shape in expected.items():
-        if parts[name] is not None and tuple(parts[name].shape) != shape:
+        if parts[name] is None:
+            continue
+        if name in _MATRICES:
+            check_matrix(f"a decoder step: {name}", parts[name], shape)
+        elif tuple(parts[name].shape) != shape:
             raise InputError(f"a decoder step: {name} is {list(parts[name].shape)}, expected {list(shape)}")
 
 
@@ -75,35 +103,30 @@ def _sizes(weights, layer):
 
 def _settings(layer):
     inner = 0 if layer.gate is None else layer.gate.shape[0]
-    experts, expert_inner = (0, 0) if layer.router is None else layer.experts_down.shape[:2]
+    experts, expert_inner, down = 0, 0, layer.experts_down
+    if layer.router is not None:
+        experts, expert_inner = down.shape[0], down.shape[2 if isinstance(down, Quantised) else 1]
     sizes = {"inner": inner, "experts": experts, "top_k": layer.top_k, "expert_inner": expert_inner}
     return {**sizes, "normalise": layer.normalise}
 
 
 class PreparedFrame:
-    """The table of a code predictor, whose weights are read once per code.
+    """The table of a code predictor, whose weights are read once per code."""
 
-    Fetching them is what takes the time, so numbers that are bfloat16 (as published ones are) are kept as such beside
-    the parameters, which changes no bit of any result.
-    """
-
-    def __init__(self, weights, kept=None):
+    def __init__(self, weights):
         self.stack = PreparedStack(weights.stack)
         self.weights = weights
         width, d = self.stack.sizes["width"], self.stack.sizes["head_dim"]
-        vocabulary, frame = weights.heads[0].shape[0], len(weights.heads) + 1
-        tables = dict(enumerate((*weights.heads, *weights.embeddings)))
-        _check_shapes(dict.fromkeys(tables, (vocabulary, width)), tables)
-        _check_shapes(dict.fromkeys(("cos", "sin"), (frame, d // 2)), weights._asdict())
-        _check_shapes({"codes": (len(weights.first_embedding), width)}, {"codes": weights.first_embedding})
-        self.sources = kept and kept.sources  # addresses that the halves were made from
-        self.halves = kept and kept.halves
-        self.moved = kept and kept.moved  # where the numbers of each part are: in its half where there is one
+        for part in (*weights.heads, *weights.embeddings):
+            check_matrix("a code predictor: a head or embedding", part, (weights.heads[0].shape[0], width))
+        check_matrix(
+            "a code predictor: the first embedding", weights.first_embedding, (weights.first_embedding.shape[0], width)
+        )
+        _check_shapes(dict.fromkeys(("cos", "sin"), (len(weights.heads) + 1, d // 2)), weights._asdict())
 
     def table(self, sampling):
         """The numbers that `code_frame` in fused.cpp reads."""
         weights = self.weights
-        stack, heads = self._addresses()
         temperature, top_k, top_p = sampling or (1.0, 0, 1.0)
         frame = _Frame(
             sampled=sampling is not None,
@@ -114,59 +137,37 @@ class PreparedFrame:
             first_vocabulary=weights.first_embedding.shape[0],
             cos=address(weights.cos),
             sin=address(weights.sin),
-            first_embedding=address(weights.first_embedding),
+            first_embedding=_matrix(weights.first_embedding).item(),
         )
-        storage, embeddings = _Storage(half=self.halves is not None), list(map(address, weights.embeddings))
-        return table(storage, self.stack.table(stack), frame, embeddings, heads)
-
-    def _addresses(self):
-        parts = [*self.stack.parameters, *self.weights.heads]
-        addresses = [address(part) for part in parts]
-        if addresses != self.sources:  # the first call, or other weights
-            self.sources, self.halves = addresses, _halves(parts)
-            halves = self.halves or [None] * len(parts)
-            self.moved = [old if half is None else address(half) for old, half in zip(addresses, halves)]
-        count = len(self.stack.parameters)
-        return self.moved[:count], self.moved[count:]
-
-
-def _halves(parts):
-    """Per matrix its numbers as bfloat16 uint16, None for vectors; or None if some number is not one."""
-    halves = []
-    for part in parts:
-        if part is None or part.ndim == 1:
-            halves.append(None)
-            continue
-        bits = part.asnumpy().view(np.uint32)
-        if (bits & 0xFFFF).any():
-            return None
-        halves.append((bits >> 16).astype(np.uint16))
-    return halves
+        return table(self.stack.table(), frame, *map(_matrix, (*weights.embeddings, *weights.heads)))
 
 
 def prepare(weights, kept=None):
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
-    parts = [getattr(layer, name) for layer in stack.layers for name in _PARAMETERS]
-    parts = [stack.norm, *(part for part in parts if part is not None)]
+    vectors = [stack.norm, *(getattr(layer, name) for layer in stack.layers for name in _VECTORS)]
+    matrices = [getattr(layer, name) for layer in stack.layers for name in _MATRICES]
     if frame:
-        parts += [weights.first_embedding, *weights.embeddings, *weights.heads]
+        matrices += [weights.first_embedding, *weights.embeddings, *weights.heads]
         if any(layer.router is not None for layer in stack.layers):
             return None
-    if any(part.dtype != ms.float32 for part in parts):
+    known = all(part is None or part.dtype == ms.float32 for part in vectors)
+    if not known or not all(
+        isinstance(part, Quantised) or part.dtype in (ms.float32, ms.bfloat16) for part in matrices if part is not None
+    ):
         return None
-    if not frame:
-        return PreparedStack(weights)
-    return PreparedFrame(weights, kept if isinstance(kept, PreparedFrame) else None)  # other operators may have made it
+    return PreparedFrame(weights) if frame else PreparedStack(weights)
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
     _check_cache(cache, x.shape[0], prepared)
+    check_matrix("a decoder step: the output layer", head, (head.shape[0], prepared.sizes["width"]))
     sizes = cache.keys[0].shape[0] // (cache.heads * cache.block), cache.block, cache.tables.shape[1]
     place = _Cache(**dict(zip(("blocks", "block", "width"), sizes)))
     buffers = [address(part) for part in (*cache.keys, *cache.values)]
     rows = cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
-    return _decoder_step(x, cos, sin, head, Tensor.from_numpy(table(prepared.table(), place, buffers, *rows)))
+    whole = table(_matrix(head), prepared.table(), place, buffers, *rows)
+    return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
 
 
 def _check_cache(cache, rows, prepared):

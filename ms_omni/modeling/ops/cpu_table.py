@@ -4,10 +4,17 @@ import ctypes
 
 import numpy as np
 
+from ...errors import InputError
+from ...quantised import BLOCK, Quantised
+
+KINDS = ("float32", "bfloat16", "float16", "int8", "uint8")
+"""Of numbers in a stored matrix: `Kind` in stored.h by its place."""
+SCALES = KINDS[:3]
+
 
 class Struct:
-    """A struct of C++ as numpy has it, with the members that its library says (`NAMES` in aot.h). A call makes one, of the
-    values of all members by name.
+    """A struct of C++ as numpy has it, with the members that its library says (`NAMES` in aot.h); a member may be such a struct.
+    A call makes one, of the values of all members by name.
     """
 
     def __init__(self, library: ctypes.CDLL, name: str):
@@ -15,7 +22,8 @@ class Struct:
         function = getattr(library, f"ms_omni_members_of_{name}")
         function.restype = ctypes.c_char_p
         members = [member.rsplit(" ", 1) for member in function().decode().split(";")[:-1]]
-        self.dtype = np.dtype([(name, np.float64 if kind == "double" else np.int64) for kind, name in members])
+        self.kinds = {name: kind for kind, name in members}
+        self.dtype = np.dtype([(name, _dtype(library, kind)) for name, kind in self.kinds.items()])
 
     def __call__(self, **values) -> np.ndarray:
         """`[1]` of `dtype`."""
@@ -23,6 +31,56 @@ class Struct:
             wrong = sorted(values.keys() ^ self.dtype.fields.keys())
             raise TypeError(f"the struct {self.name} in C++ and its values in Python differ in {', '.join(wrong)}")
         return np.array([tuple(values[name] for name in self.dtype.names)], self.dtype)
+
+
+def _dtype(library, kind):
+    if kind in ("i64", "double"):
+        return np.dtype(np.float64 if kind == "double" else np.int64)
+    return np.dtype(np.int64) if kind.endswith("*") else Struct(library, kind).dtype
+
+
+def parts_of(weight) -> dict:
+    """The tensors of a weight by the name that `Matrix` in stored.h has for them: a tensor's, those of a `Quantised`, or none of None."""
+    parts = dict(zip(("numbers", "scales", "offsets"), weight)) if isinstance(weight, Quantised) else {"numbers": weight}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def described(weight) -> tuple:
+    """The members of `Matrix` for a weight (see `parts_of`), with 0 for addresses."""
+    kinds = {name: KINDS.index(kind_of(part)) for name, part in parts_of(weight).items()}
+    group = weight.group if isinstance(weight, Quantised) else 0
+    return 0, 0, 0, kinds.get("numbers", 0), kinds.get("scales", 0), kinds.get("offsets", 0), group
+
+
+def kind_of(part) -> str:
+    """The type of a tensor's or an array's numbers by name."""
+    return str(part.dtype).lower()
+
+
+def check_matrix(what: str, weight, shape: tuple[int, ...]):
+    """Raises `InputError` for a weight that is no matrix of this shape `[..., N, K]` in a form that the kernels read: addresses say
+    none of it. what: whose it is, and its name.
+    """
+    if not isinstance(weight, Quantised):
+        if tuple(weight.shape) != shape or kind_of(weight) not in KINDS[:2]:
+            raise InputError(f"{what} is {kind_of(weight)} {list(weight.shape)}, expected float32 or bfloat16 {list(shape)}")
+        return
+    codes, scales, offsets = weight
+    if kind_of(codes) not in KINDS[3:] or weight.shape != shape:
+        raise InputError(
+            f"{what} has codes {kind_of(codes)} {list(codes.shape)}, expected int8 {list(shape)}, or uint8 of half as many"
+        )
+    *outer, inputs = shape
+    whole = tuple(scales.shape[:-1]) == tuple(outer) and scales.shape[-1] > 0 and inputs % scales.shape[-1] == 0
+    if kind_of(scales) not in SCALES or not whole or (weight.bits == 4 and weight.group % BLOCK):
+        raise InputError(
+            f"{what} has scales {kind_of(scales)} {list(scales.shape)}, expected one of {', '.join(SCALES)} for each row of {list(outer)} "
+            f"and group of its {inputs} inputs" + (f", with groups of a multiple of {BLOCK}" if weight.bits == 4 else "")
+        )
+    if offsets is not None and (kind_of(offsets) not in SCALES or offsets.shape != scales.shape):
+        raise InputError(
+            f"{what} has offsets {kind_of(offsets)} {list(offsets.shape)}, expected them as the scales {list(scales.shape)}"
+        )
 
 
 def address(part) -> int:

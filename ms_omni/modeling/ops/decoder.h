@@ -9,20 +9,19 @@ namespace {
 // The structs that cpu_fused.py fills, by the names that it asks for here (`Struct` in cpu_kernel.py). A table is some of
 // them one behind the other, 64 bits a member. A pointer is null where a layer has no such parameter.
 #define MS_OMNI_LAYER(_) /* the weights of `LayerWeights` in fused.py, and sizes; gate, up, down: or the shared expert's */ \
-  _(const float *, input_norm) _(const W *, q) _(const W *, k) _(const W *, v) _(const W *, o)                              \
+  _(const float *, input_norm) _(Matrix, q) _(Matrix, k) _(Matrix, v) _(Matrix, o)                                           \
   _(const float *, q_bias) _(const float *, k_bias) _(const float *, v_bias) _(const float *, o_bias)                       \
   _(const float *, q_norm) _(const float *, k_norm) _(const float *, post_norm)                                             \
-  _(const W *, gate) _(const W *, up) _(const W *, down) _(const float *, shared_gate) _(const float *, router)             \
-  _(const float *, experts_gate_up) _(const float *, experts_down)                                                          \
+  _(Matrix, gate) _(Matrix, up) _(Matrix, down) _(Matrix, shared_gate) _(Matrix, router)                                    \
+  _(Matrix, experts_gate_up) _(Matrix, experts_down)                                                                        \
   _(i64, inner) _(i64, experts) _(i64, top_k) _(i64, expert_inner) _(i64, normalise)
 
 #define MS_OMNI_STACK(_) \
   _(i64, width) _(i64, heads) _(i64, kv_heads) _(i64, head_dim) _(double, eps) _(const float *, norm) _(i64, layers)
 
-template <class W>
 STRUCT(Layer, MS_OMNI_LAYER);
 STRUCT(Sizes, MS_OMNI_STACK);
-NAMES(Layer<float>, Layer, MS_OMNI_LAYER)
+NAMES(Layer, Layer, MS_OMNI_LAYER)
 NAMES(Sizes, Stack, MS_OMNI_STACK)
 
 // Reads a table from its begin to its end. What would lie behind the end is zeros, and the table is not whole.
@@ -68,7 +67,30 @@ struct Place {
   i64 width, block;
 };
 
-template <class W>
+// One matrix of one expert: `[in, out]`, or as codes `[out, in]`.
+struct Expert {
+  const Matrix &w;
+  i64 number, in, out;
+
+  // y = x times outputs [begin, begin + n), of rows `distance` apart.
+  void multiply(const std::vector<const float *> &x, i64 begin, i64 n, float *y, i64 distance) const {
+    const i64 rows = x.size();
+    if (w.kind == kFloat32) return in_order(static_cast<const float *>(w.numbers), x, begin, n, y, distance);
+    if (w.kind == kBfloat16) return in_order(static_cast<const Half *>(w.numbers), x, begin, n, y, distance);
+    std::vector<float> together(rows > 1 ? rows * in : 0);
+    for (i64 row = 0; rows > 1 && row < rows; ++row) std::copy_n(x[row], in, together.data() + row * in);
+    dot_block(rows > 1 ? together.data() : x[0], rows, in, {w, nullptr, distance, y, false, number * out + begin}, 0, n);
+  }
+
+ private:
+  template <class W>
+  void in_order(const W *w, const std::vector<const float *> &x, i64 begin, i64 n, float *y, i64 distance) const {
+    std::vector<float *> to(x.size());
+    for (size_t row = 0; row < to.size(); ++row) to[row] = y + row * distance;
+    product_in_order(x.data(), to.size(), in, w + number * in * out + begin, out, to.data(), n);
+  }
+};
+
 class Stack {
  public:
   const i64 width, heads, kv_heads, d;
@@ -110,18 +132,18 @@ class Stack {
 
  private:
   Stack(const Sizes &s, Table &t) : width(s.width), heads(s.heads), kv_heads(s.kv_heads), d(s.head_dim), eps_(s.eps), norm_(s.norm) {
-    if (const auto *layers = t.next<Layer<W>>(s.layers)) layers_.assign(layers, layers + s.layers);
+    if (const auto *layers = t.next<Layer>(s.layers)) layers_.assign(layers, layers + s.layers);
   }
 
   void norm_rows(const float *x, const float *weight, i64 rows) {
     for (i64 row = 0; row < rows; ++row) rms_norm(x + row * width, weight, eps_, normed_.data() + row * width, width);
   }
 
-  void attend(Team &team, const Layer<W> &l, float *x, const Place &place, const Buffers &to) {
+  void attend(Team &team, const Layer &l, float *x, const Place &place, const Buffers &to) {
     const i64 rows = place.rows, queries = heads * d, keys = kv_heads * d;
     q_.resize(rows * queries), k_.resize(rows * keys), v_.resize(rows * keys), mixed_.resize(rows * queries);
     norm_rows(x, l.input_norm, rows);
-    multiply<W>(team, normed_.data(), rows, width,
+    multiply(team, normed_.data(), rows, width,
                 {{l.q, l.q_bias, queries, q_.data()}, {l.k, l.k_bias, keys, k_.data()}, {l.v, l.v_bias, keys, v_.data()}});
     const i64 tasks = rows / place.fresh * kv_heads;
     i64 positions = 8 * rows;
@@ -131,11 +153,11 @@ class Stack {
       for (i64 i = 0; i < tasks; ++i) task(i);
     else
       team.run(tasks, task);
-    multiply<W>(team, mixed_.data(), rows, queries, {{l.o, l.o_bias, width, x, true}});
+    multiply(team, mixed_.data(), rows, queries, {{l.o, l.o_bias, width, x, true}});
   }
 
   // The new tokens of one batch row and kv head: norms, rotation, storing, attention.
-  void attend_head(const Layer<W> &l, const Place &place, const Buffers &to, i64 batch, i64 head) {
+  void attend_head(const Layer &l, const Place &place, const Buffers &to, i64 batch, i64 head) {
     const i64 group = heads / kv_heads;
     const float scale = 1.f / std::sqrt(static_cast<float>(d));
     const auto rows = [&](float *at) {
@@ -162,23 +184,23 @@ class Stack {
     rotate(x, cos, sin, x, d / 2);
   }
 
-  void dense(Team &team, const Layer<W> &l, float *x, i64 rows) {
+  void dense(Team &team, const Layer &l, float *x, i64 rows) {
     gate_.resize(rows * l.inner), up_.resize(rows * l.inner);
-    multiply<W>(team, normed_.data(), rows, width,
+    multiply(team, normed_.data(), rows, width,
                 {{l.gate, nullptr, l.inner, gate_.data()}, {l.up, nullptr, l.inner, up_.data()}});
     activate(gate_.data(), up_.data(), gate_.data(), rows * l.inner);
-    multiply<W>(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, x, true}});
+    multiply(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, x, true}});
   }
 
   // Experts, and the shared one where there is one.
-  void mix(Team &team, const Layer<W> &l, float *x, i64 rows) {
+  void mix(Team &team, const Layer &l, float *x, i64 rows) {
     logits_.resize(rows * l.experts);
-    multiply<float>(team, normed_.data(), rows, width, {{l.router, nullptr, l.experts, logits_.data()}});
+    multiply(team, normed_.data(), rows, width, {{l.router, nullptr, l.experts, logits_.data()}});
     weights_.resize(rows * l.top_k), indices_.resize(rows * l.top_k);
     for (i64 row = 0; row < rows; ++row)
       route(logits_.data() + row * l.experts, l.experts, l.top_k, l.normalise, weights_.data() + row * l.top_k,
             indices_.data() + row * l.top_k);
-    if (l.shared_gate) share(team, l, x, rows);
+    if (l.shared_gate.numbers) share(team, l, x, rows);
     group(l, rows);
     widen_experts(team, l);
     narrow_experts(team, l);
@@ -186,19 +208,20 @@ class Stack {
       add_scaled(x + pair / l.top_k * width, results_.data() + pair * width, weights_[pair], width);
   }
 
-  void share(Team &team, const Layer<W> &l, float *x, i64 rows) {
+  void share(Team &team, const Layer &l, float *x, i64 rows) {
     gate_.resize(rows * l.inner), up_.resize(rows * l.inner), results_.resize(rows * width);
-    multiply<W>(team, normed_.data(), rows, width,
+    multiply(team, normed_.data(), rows, width,
                 {{l.gate, nullptr, l.inner, gate_.data()}, {l.up, nullptr, l.inner, up_.data()}});
     activate(gate_.data(), up_.data(), gate_.data(), rows * l.inner);
-    multiply<W>(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, results_.data()}});
+    multiply(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, results_.data()}});
+    logits_.resize(rows);
+    multiply(team, normed_.data(), rows, width, {{l.shared_gate, nullptr, 1, logits_.data()}});
     for (i64 row = 0; row < rows; ++row)
-      add_scaled(x + row * width, results_.data() + row * width,
-                 logistic(all(dot(normed_.data() + row * width, l.shared_gate, width)))[0], width);
+      add_scaled(x + row * width, results_.data() + row * width, logistic(all(logits_[row]))[0], width);
   }
 
   // Pairs (row, place) ordered by expert: those of the u-th expert in use are pairs_[first_[u] .. first_[u + 1]).
-  void group(const Layer<W> &l, i64 rows) {
+  void group(const Layer &l, i64 rows) {
     const i64 count = rows * l.top_k;
     pairs_.resize(count);
     for (i64 pair = 0; pair < count; ++pair) pairs_[pair] = pair;
@@ -210,61 +233,57 @@ class Stack {
     first_.push_back(count);
   }
 
-  // Columns of a matrix with rows of `columns` that one task fetches: whole cache lines, and enough tasks for the team.
-  i64 panel(const Team &team, i64 columns) const {
+  // Outputs of a matrix that one task makes: whole cache lines, and enough tasks for the team.
+  i64 panel(const Team &team, i64 outputs) const {
     const i64 wanted = std::max<i64>(1, 4 * team.size() / std::max<i64>(used_, 1));
-    return std::max<i64>(64, (columns / wanted + 63) / 64 * 64);
+    return std::max<i64>(64, (outputs / wanted + 63) / 64 * 64);
   }
 
   // hidden_ [pair] = silu(gate) * up
-  void widen_experts(Team &team, const Layer<W> &l) {
+  void widen_experts(Team &team, const Layer &l) {
     const i64 inner = l.expert_inner, step = panel(team, inner), panels = (inner + step - 1) / step;
     hidden_.resize(pairs_.size() * inner);
     team.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, inner - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];
-      const float *w = l.experts_gate_up + indices_[pairs[0]] * width * 2 * inner + begin;
-      std::vector<float> space(rows * 2 * n);
+      std::vector<float> made(rows * 2 * n);
       std::vector<const float *> from(rows);
-      std::vector<float *> gate(rows), up(rows);
-      for (i64 row = 0; row < rows; ++row) {
-        from[row] = normed_.data() + pairs[row] / l.top_k * width;
-        gate[row] = space.data() + row * 2 * n;
-        up[row] = gate[row] + n;
-      }
+      for (i64 row = 0; row < rows; ++row) from[row] = normed_.data() + pairs[row] / l.top_k * width;
+      const Expert from_expert{l.experts_gate_up, indices_[pairs[0]], width, 2 * inner};
       if (n == inner) {  // both lie side by side, there and here
-        product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), 2 * n);
+        from_expert.multiply(from, 0, 2 * n, made.data(), 2 * n);
       } else {
-        product_in_order(from.data(), rows, width, w, 2 * inner, gate.data(), n);
-        product_in_order(from.data(), rows, width, w + inner, 2 * inner, up.data(), n);
+        from_expert.multiply(from, begin, n, made.data(), 2 * n);
+        from_expert.multiply(from, inner + begin, n, made.data() + n, 2 * n);
       }
-      for (i64 row = 0; row < rows; ++row) activate(gate[row], up[row], hidden_.data() + pairs[row] * inner + begin, n);
+      for (i64 row = 0; row < rows; ++row) {
+        const float *gate = made.data() + row * 2 * n;
+        activate(gate, gate + n, hidden_.data() + pairs[row] * inner + begin, n);
+      }
     });
   }
 
   // results_ [pair] = hidden_ [pair] down
-  void narrow_experts(Team &team, const Layer<W> &l) {
+  void narrow_experts(Team &team, const Layer &l) {
     const i64 inner = l.expert_inner, step = panel(team, width), panels = (width + step - 1) / step;
     results_.resize(pairs_.size() * width);
     team.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, width - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];
+      std::vector<float> made(rows * n);
       std::vector<const float *> from(rows);
-      std::vector<float *> to(rows);
-      for (i64 row = 0; row < rows; ++row) {
-        from[row] = hidden_.data() + pairs[row] * inner;
-        to[row] = results_.data() + pairs[row] * width + begin;
-      }
-      const float *w = l.experts_down + indices_[pairs[0]] * inner * width + begin;
-      product_in_order(from.data(), rows, inner, w, width, to.data(), n);
+      for (i64 row = 0; row < rows; ++row) from[row] = hidden_.data() + pairs[row] * inner;
+      Expert{l.experts_down, indices_[pairs[0]], inner, width}.multiply(from, begin, n, made.data(), n);
+      for (i64 row = 0; row < rows; ++row)
+        std::copy_n(made.data() + row * n, n, results_.data() + pairs[row] * width + begin);
     });
   }
 
   float eps_;
   const float *norm_;
-  std::vector<Layer<W>> layers_;
+  std::vector<Layer> layers_;
   std::vector<float> normed_, q_, k_, v_, mixed_, gate_, up_, logits_, weights_, hidden_, results_;
   std::vector<int32_t> indices_;
   std::vector<i64> pairs_, first_;

@@ -1,6 +1,6 @@
 // The large products: many rows through a linear layer or through experts, convolutions of pictures.
 
-#include "gemm.h"
+#include "in_order.h"
 #include "numeric.h"
 
 namespace {

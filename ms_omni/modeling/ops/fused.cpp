@@ -9,11 +9,12 @@ namespace {
 STRUCT(Cache, MS_OMNI_CACHE);
 NAMES(Cache, Cache, MS_OMNI_CACHE)
 
-// table: a stack and its layers, the cache, the keys of each layer and the values of each, positions that each row has (the new
+// head: the numbers or codes of the output layer; the table says what else there is of it. table: the output layer, a stack and its layers, the cache, the keys of each layer and the values of each, positions that each row has (the new
 // one included), the numbers of each row's blocks -> logits, hidden
-KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n] -> logits[B, 1, V] hidden[B, 1, D]") {
+KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head:a[V, h] table:l[n] -> logits[B, 1, V] hidden[B, 1, D]") {
   Table t(a.get<i64>("table"), a['n']);
-  Stack<float> stack(t);
+  Matrix head = t.next<Matrix>();
+  Stack stack(t);
   const i64 batch = a['B'], vocabulary = a['V'];
   const Cache cache = t.next<Cache>();
   const auto counts = [](i64 x) { return 0 < x && x <= INT32_MAX; };
@@ -35,19 +36,17 @@ KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head[V, D] table:l[n]
   stack.run(team, x.data(), place, buffers.data());
   float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);
-  multiply<float>(team, hidden, batch, stack.width, {{a.get("head"), nullptr, vocabulary, a.get("logits")}});
+  head.numbers = a.get<void>("head");
+  multiply(team, hidden, batch, stack.width, {{head, nullptr, vocabulary, a.get("logits")}});
   return 0;
 }
 
 #define MS_OMNI_FRAME(_) /* sampling, the predictor's tables */                                  \
   _(i64, sampled) _(double, temperature) _(i64, top_k) _(double, top_p)                           \
-  _(i64, vocabulary) _(i64, first_vocabulary) _(const float *, cos) _(const float *, sin) _(const float *, first_embedding)
-#define MS_OMNI_STORAGE(_) _(i64, half)
+  _(i64, vocabulary) _(i64, first_vocabulary) _(const float *, cos) _(const float *, sin) _(Matrix, first_embedding)
 
 STRUCT(Frame, MS_OMNI_FRAME);
-STRUCT(Storage, MS_OMNI_STORAGE);
 NAMES(Frame, Frame, MS_OMNI_FRAME)
-NAMES(Storage, Storage, MS_OMNI_STORAGE)
 
 // One id of a row of logits `[vocabulary]`.
 int32_t choose(const Frame &f, const float *logits, float noise) {
@@ -55,13 +54,13 @@ int32_t choose(const Frame &f, const float *logits, float noise) {
   return draw_one(logits, f.vocabulary, noise, f.temperature, f.top_k, f.top_p);
 }
 
-template <class W>
-int frame(const Arguments &a, Table &t) {
-  Stack<W> stack(t);
+// table: a stack and its layers, the frame, embeddings and heads -> codes, the sum of their embeddings
+KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes:i[B, r + 1] sum[B, 1, D] | 0 < r") {
+  Table t(a.get<i64>("table"), a['n']);
+  Stack stack(t);
   const Frame f = t.next<Frame>();
   const i64 batch = a['B'], residuals = a['r'], width = stack.width, half = stack.d / 2, vocabulary = f.vocabulary;
-  const float *const *embeddings = t.next<const float *>(residuals);
-  const W *const *heads = t.next<const W *>(residuals);
+  const Matrix *embeddings = t.next<Matrix>(residuals), *heads = t.next<Matrix>(residuals);
 
   if (!t.read() || !stack.sound() || vocabulary <= 0)
     return refuse("code_frame: the table does not describe a predictor of " + std::to_string(residuals) + " codes");
@@ -84,9 +83,10 @@ int frame(const Arguments &a, Table &t) {
     const int32_t code = a.get<int32_t>("code")[row];
     if (code < 0 || code >= f.first_vocabulary)
       return refuse("code_frame: code is " + std::to_string(code) + ", expected 0 to " + std::to_string(f.first_vocabulary - 1));
-    const float *state = a.get("hidden") + row * width, *embedding = f.first_embedding + code * width;
-    std::copy(state, state + width, x.data() + 2 * row * width);
-    std::copy(embedding, embedding + width, x.data() + (2 * row + 1) * width);
+    const float *state = a.get("hidden") + row * width;
+    float *embedding = x.data() + (2 * row + 1) * width;
+    std::copy(state, state + width, embedding - width);
+    widen_row(f.first_embedding, width, code, embedding);
     std::copy(embedding, embedding + width, sum + row * width);
     codes[row * positions] = code;
   }
@@ -100,24 +100,17 @@ int frame(const Arguments &a, Table &t) {
     stack.run(team, x.data(), {rows, fresh, turns.data(), turns.data() + rows * half, lengths, tables, 1, positions}, buffers.data());
     for (i64 row = 0; row < batch; ++row)
       stack.finish(x.data() + (fresh * row + fresh - 1) * width, hidden.data() + row * width);
-    multiply<W>(team, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});
+    multiply(team, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});
     for (i64 row = 0; row < batch; ++row) {
       const int32_t code = choose(f, logits.data() + row * vocabulary, a.get("noise")[row * residuals + group]);
-      const float *embedding = embeddings[group] + code * width;
-      std::copy(embedding, embedding + width, x.data() + row * width);
+      float *embedding = x.data() + row * width;
+      widen_row(embeddings[group], width, code, embedding);
       add_scaled(sum + row * width, embedding, 1.f, width);
       if (!all_finite(logits.data() + row * vocabulary, vocabulary)) sum[row * width] = NAN;  // seen by whoever reads the sum
       codes[row * positions + group + 1] = code;
     }
   }
   return 0;
-}
-
-// table: how the weights are stored, a stack and its layers, the frame, embeddings and heads -> codes, the sum of their
-// embeddings
-KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes:i[B, r + 1] sum[B, 1, D] | 0 < r") {
-  Table t(a.get<i64>("table"), a['n']);
-  return t.next<Storage>().half ? frame<Half>(a, t) : frame<float>(a, t);
 }
 
 }  // namespace

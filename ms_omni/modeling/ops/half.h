@@ -12,6 +12,10 @@ typedef Half half_vec __attribute__((vector_size(kLanes * sizeof(Half)), aligned
 inline vec load(const Half *p) {
 #ifdef MS_OMNI_NEON  // one load and one instruction, where GCC makes four of each
   return (vec)vshll_n_u16(vld1_u16(p), 16);
+#elif defined(__AVX512F__)
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))), 16);
+#elif defined(__AVX2__)
+  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))), 16);
 #else
   return (vec)(__builtin_convertvector(*reinterpret_cast<const half_vec *>(p), words) << 16);
 #endif

@@ -2,8 +2,8 @@
 //
 //     x[*, K] weight[M, K] bias?[M] -> y[*, M] | K < 1000
 //
-// An argument is name:type[axes]; without a type it is float32, ":i" int32, ":l" int64, and "?" marks the one that may be left
-// out. A letter stands for the length that is found where it first stands alone (or as 2*I: half of that), "*" in front for
+// An argument is name:type[axes]; without a type it is float32, ":i" int32, ":l" int64, ":a" any, and "?" marks the one that
+// may be left out. A letter stands for the length that is found where it first stands alone (or as 2*I: half of that), "*" in front for
 // any number of axes, "..." for any shape. Behind "|" stand relations that must hold. By these names and letters the kernel
 // itself asks for its arguments and lengths.
 
@@ -137,7 +137,7 @@ class Signature {
     const char *begin = at_, *end = std::strchr(at_, ']');
     const int rank = given_.ranks[argument_];
     const i64 *shape = given_.shapes[argument_];
-    if (given_.types && std::strcmp(given_.types[argument_], type_name())) return disagrees(begin, end);
+    if (given_.types && type_ != 'a' && std::strcmp(given_.types[argument_], type_name())) return disagrees(begin, end);
     int written = 1, axis = 0;
     for (const char *p = at_; p < end; ++p) written += *p == ',';
     ++at_;
@@ -234,7 +234,7 @@ class Signature {
 
   bool known(char letter) const { return lengths_[static_cast<int>(letter)] >= 0; }
 
-  const char *type_name() const { return type_ == 'f' ? "float32" : type_ == 'i' ? "int32" : "int64"; }
+  const char *type_name() const { return type_ == 'f' ? "float32" : type_ == 'i' ? "int32" : type_ == 'l' ? "int64" : "any"; }
 
   bool disagrees(const char *begin, const char *end) {
     std::string where;
