@@ -45,6 +45,11 @@ def pages_prompts() -> bool:
     return owner(implementation(), "paged_attention").PAGES_PROMPTS
 
 
+def vectors() -> str:
+    """Which vectors of the processor the kernels work with, as "AVX2, 8 floats"; "" where that is not theirs to choose."""
+    return implementation().VECTORS
+
+
 def fuses_encoders() -> bool:
     """Whether there is `encoder_states`; else nobody need ask `prepare` for it."""
     return owner(implementation(), "encoder_states") is not None

@@ -42,6 +42,7 @@ class Reference:
     CHOOSES = False
     """Whether logits are better chosen from where they are than on the host."""
 
+    VECTORS = ""
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
