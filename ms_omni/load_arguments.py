@@ -109,7 +109,7 @@ _ALWAYS = (
     "_commit_hash",
     "_from_pipeline",
 )
-_ROUNDED = "the weights would be quantised, and this package computes with them as they are; leave it out"
+_ROUNDED = "quantize='int8' or 'int4' is what rounds weights while they are loaded; give that instead"
 _OTHER_FILE = "only safetensors are read; convert the file first"
 _OF_A_CALL = "it is asked of each call: pass it to model(...) or model.generate(...)"
 REFUSED = {

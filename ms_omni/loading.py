@@ -7,25 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import read_config_json
-from .errors import CheckpointError, ConfigError, InputError, OmniError
+from .errors import CheckpointError, InputError, OmniError
 from .hub import resolve
 from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
 from .notices import caller_level, warn_once
+from .quantised import GROUPS, Storage
 from .runtime import require_mindspore, setup, uncollected
 
 require_mindspore()
 
-from .checkpoint import CheckpointReader, load_rank_file  # noqa: E402  (needs MindSpore)
+from .checkpoint import load_rank_file  # noqa: E402  (needs MindSpore)
+from .checkpoint.choice import held_in, storages  # noqa: E402
 from .checkpoint.fits import check_counts, layers_beyond  # noqa: E402
 from .checkpoint.load import fill_cell  # noqa: E402
+from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
 from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.state import StateReader  # noqa: E402
+from .checkpoint.storage import BITS  # noqa: E402
+from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
-from .modeling.layers import lazy_parameters  # noqa: E402
+from .modeling.layers import KEPT, exchange, lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
 from .parallel.team import AUTO, choose, is_shared, join  # noqa: E402
@@ -45,6 +49,29 @@ class Request:
     key_mapping: dict | None = None
     output_loading_info: bool = False
     ignore_mismatched_sizes: bool = False
+    dtype: str | None = None
+    quantize: str | None = None
+    quantize_group: int | None = None
+    quantize_embeddings: bool = False
+
+
+TAKEN = {field.name for field in dataclasses.fields(Request)} & set(MODEL)
+"""Keyword arguments that go into it as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """Weights that fit a configuration: how they are read, and how parameters are stored: as codes, or `kept` in bfloat16."""
+
+    reader: Any
+    fills: list
+    unused: list[str]
+    codes: dict[str, Storage]
+    kept: set[str]
+
+    def storage(self, name: str) -> Storage | str | None:
+        """Of a matrix, by the name of its parameter."""
+        return self.codes.get(name) or (KEPT if name in self.kept else None)
 
 
 class LoadingMixin:
@@ -64,6 +91,9 @@ class LoadingMixin:
         compile_steps: bool = True,
         parallel: str | None = AUTO,
         split_heads: bool | None = None,
+        quantize: str | None = None,
+        quantize_group: int | None = None,
+        quantize_embeddings: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Builds the model of a checkpoint and fills it tensor by tensor.
@@ -74,7 +104,8 @@ class LoadingMixin:
                 both hubs and else downloaded (see `hub.resolve`, whose arguments are taken: cache_dir, revision,
                 local_files_only, force_download, token, proxies, subfolder). None with `config` and `state_dict`.
             dtype, torch_dtype, mindspore_dtype: dtype to compute in; default and "auto": the device's own (float32 on CPU,
-                bfloat16 on Ascend).
+                bfloat16 on Ascend). On CPU matrices that the folder holds in bfloat16 stay so in memory, which is half as much to
+                read and the same numbers; dtype="float32" widens them, for an optimizer of the caller's own perhaps.
             attn_implementation, use_flash_attention_2: all choices mean the same numbers; the device's kernels are used.
             config: a configuration, a dict or a folder, instead of the checkpoint's; it has to fit the weights, but may have
                 fewer layers (said in a warning).
@@ -92,6 +123,11 @@ class LoadingMixin:
                 process holds a model of its own, for `prepare_network` perhaps; the default in MindSpore's data-parallel
                 mode).
             split_heads: for "ep", whether attention heads are split; by default where they divide.
+            quantize: "int8" (one scale per output) or "int4" (one per group of inputs): the matrices that
+                `checkpoint/storage.py` lists are rounded to these while they are read, a tensor at a time, and kept so. A folder
+                that is quantised already is kept as it is stored; leave it out there.
+            quantize_group: inputs that share a scale, 128, 64 or 32; by default the largest that divides all matrices.
+            quantize_embeddings: whether the table of tokens has 8 bits too.
             **kwargs: fields of the configuration, to be changed. What transformers knows and has no effect here
                 (device_map, trust_remote_code, ...) is said in a warning.
 
@@ -102,12 +138,13 @@ class LoadingMixin:
         """
         where, options = sort_out(kwargs, cls.__name__, MODEL, config_words(cls.config_class))
         dtype = asked_dtype(options)
+        check_quantize(quantize, quantize_group, quantize_embeddings)
         attention = check_attention(options)
-        fields = {field.name for field in dataclasses.fields(Request)} - {"name", "where", "changes"}
-        own = {word: options.pop(word) for word in fields & options.keys()}
+        own = {word: options.pop(word) for word in TAKEN & options.keys()}
+        own |= {"dtype": dtype, "quantize": quantize, "quantize_group": quantize_group}
         name = pretrained_model_name_or_path
         changes = {word: value for word, value in options.items() if value is not None}
-        request = Request(name, {**where, "progress": progress}, changes, **own)
+        request = Request(name, {**where, "progress": progress}, changes, quantize_embeddings=quantize_embeddings, **own)
         if name is None and (request.config is None or request.state_dict is None):
             raise InputError(f"{cls.__name__}.from_pretrained needs a folder or name, or config= and state_dict=")
         check_patterns(request.key_mapping)
@@ -141,6 +178,7 @@ class LoadingMixin:
             config, source = read()
         else:
             arguments = (cls.__name__, setup(dtype), compile_steps, sorted(request.changes.items()), str(request.config))
+            arguments += (request.quantize, request.quantize_group, request.quantize_embeddings)
             config, source = team.check(folder, arguments, read)
         with watch.busy():
             with exclusive:
@@ -149,13 +187,25 @@ class LoadingMixin:
                 with lazy_parameters(runtime.dtype), uncollected():
                     model = cls(config)
                 slices = team and team.place(model, config, prefix)
+                stored = exchange(model, source.storage) if source is not None else {}
             if rank_index is not None:
                 report = load_rank_file(
                     model, folder, rank_index, team.mesh.rank, slices, prefix=prefix, dtype=runtime.dtype
                 )
             else:
                 shown = progress and (team is None or team.mesh.speaks)
-                report = fill_cell(model, *source, prefix=prefix, dtype=runtime.dtype, slices=slices, progress=shown)
+                codes = {name: storage for name, storage in stored.items() if storage != KEPT}
+                report = fill_cell(
+                    model,
+                    source.reader,
+                    source.fills,
+                    source.unused,
+                    prefix=prefix,
+                    dtype=runtime.dtype,
+                    progress=shown,
+                    slices=slices,
+                    storages=codes,
+                )
             if team is not None:
                 team.attach(model)
         interruption.restore()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
@@ -188,7 +238,7 @@ class LoadingMixin:
 
     @classmethod
     def _plan(cls, config, folder, request, rank_index):
-        """(reader, fills, unused names) of weights that fit the configuration. Raises `CheckpointError` for others."""
+        """The `Planned` of weights that fit the configuration. Raises `CheckpointError` for others."""
         prefix = cls.checkpoint_prefix
         if rank_index is not None:
             check_counts(config, rank_index.parameters, prefix, folder)
@@ -196,7 +246,7 @@ class LoadingMixin:
         if request.state_dict is not None:
             reader = StateReader(request.state_dict)
         else:
-            reader = CheckpointReader(folder, request.variant, request.key_mapping)
+            reader = open_checkpoint(folder, request.variant, request.key_mapping)
         root = file_root(reader.entries)
         stored = {root + name: entry.shape for name, entry in reader.entries.items()}
         check_counts(config, stored, prefix, reader.folder)
@@ -205,13 +255,21 @@ class LoadingMixin:
         if spare:
             said = f"{len(spare)} stored tensors of layers beyond those that the configuration asks for are left out"
             warn_once(f"from_pretrained: {said}", stacklevel=caller_level())
+        shapes = component_shapes(config, prefix)
         try:
-            return reader, *plan_loading(component_shapes(config, prefix), reader, prefix, spare)
+            fills, unused = plan_loading(shapes, reader, prefix, spare)
         except CheckpointError as error:
             if not request.ignore_mismatched_sizes:
                 raise
             left_out = "ignore_mismatched_sizes=True would leave such weights untrained, which is not supported"
             raise CheckpointError(f"{error}\n{left_out}") from None
+        scheme = None
+        if request.quantize is not None:
+            shapes = {prefix + name: shape for name, shape in shapes.items()}
+            scheme = quantisation_scheme(shapes, request.quantize, request.quantize_group, request.quantize_embeddings)
+        codes = storages(fills, reader, scheme, prefix)
+        kept = held_in(fills, reader, "BF16") if request.dtype != "float32" and keeps_bfloat16() else set()
+        return Planned(reader, fills, unused, codes, kept)
 
     @classmethod
     def _configuration(cls, folder, request):
@@ -223,7 +281,7 @@ class LoadingMixin:
         else:
             config = cls._given_config(request.config)
         if folder is not None:
-            _check_not_quantised(folder)
+            reader_of(folder)  # what nobody reads is not downloaded
         return changed(config, request.changes)
 
     @classmethod
@@ -247,13 +305,25 @@ def check_patterns(mapping) -> None:
         raise InputError(f"key_mapping is no table of regular expressions and replacements: {error}") from None
 
 
-def _check_not_quantised(folder) -> None:
-    content, path = read_config_json(folder)
-    if content.get("quantization_config"):
-        method = content["quantization_config"]
-        method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
-        raise ConfigError(
-            f"{path}: the weights are quantised ({method}), which is not supported; take the checkpoint that it was made from."
+def keeps_bfloat16() -> bool:
+    """Whether matrices in bfloat16 stay so where float32 is computed in: on CPU, where there are kernels for that."""
+    return require_mindspore().get_context("device_target") == "CPU" and ops.keeps_bfloat16()
+
+
+def check_quantize(quantize, group, embeddings) -> None:
+    """Raises `InputError` for values of these arguments of `from_pretrained` that mean nothing, whatever the checkpoint is."""
+    if quantize is not None and quantize not in BITS:
+        raise InputError(
+            f"quantize is {quantize!r}, expected one of {', '.join(map(repr, BITS))}, or None for the weights as they are"
+        )
+    if group is not None and (quantize != "int4" or group not in GROUPS):
+        raise InputError(
+            f"quantize_group is {group!r} with quantize={quantize!r}; expected one of {', '.join(map(str, GROUPS))}, with "
+            "quantize='int4'"
+        )
+    if not isinstance(embeddings, bool) or (embeddings and quantize is None):
+        raise InputError(
+            f"quantize_embeddings is {embeddings!r} with quantize={quantize!r}; expected a bool, and True with quantize"
         )
 
 

@@ -216,8 +216,10 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         if self.folder is None:
             raise InputError("this model was not loaded from a folder, so there is no talker to load")
         strategy = None if self.team is None else self.team.strategy
-        same = {word: getattr(self.request, word) for word in ("config", "variant", "key_mapping", "state_dict")}
-        kwargs = {**same, "mindspore_dtype": self.dtype, "progress": False, "parallel": strategy}
+        words = ("config", "variant", "key_mapping", "state_dict", "quantize", "quantize_group", "quantize_embeddings")
+        same = {word: getattr(self.request, word) for word in words}
+        dtype = self.request.dtype if self.device == "CPU" else self.dtype  # a CPU computes in one, whatever was asked for
+        kwargs = {**same, "dtype": dtype, "progress": False, "parallel": strategy}
         self.talker = Qwen3OmniMoeTalkerForConditionalGeneration.from_pretrained(self.folder, **kwargs)
         self.code2wav = Qwen3OmniMoeCode2Wav.from_pretrained(self.folder, **kwargs)
         self.config = self._configuration(self.folder, replace(self.request, changes={}))

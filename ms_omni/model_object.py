@@ -14,7 +14,7 @@ from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
-from .modeling.layers import Embedding, is_lazy, lazy_parameters
+from .modeling.layers import Embedding, Layer, is_lazy, lazy_parameters
 from .runtime import setup
 
 
@@ -99,8 +99,8 @@ class ModelObject:
 
     @property
     def dtype(self):
-        """MindSpore dtype of the weights."""
-        return next(iter(self.get_parameters())).dtype
+        """MindSpore dtype that is computed in; matrices may be stored in another."""
+        return next(cell.dtype for cell in self.modules() if isinstance(cell, Layer))
 
     @property
     def device(self) -> str:

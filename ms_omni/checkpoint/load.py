@@ -1,8 +1,10 @@
 """Filling a lazily built cell from a checkpoint folder, tensor by tensor."""
 
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +14,15 @@ import numpy as np
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
+from ms_omni.quantised import Storage
 
+from .codes import read_codes
 from .copying import copy_into, copy_turned, fresh
 from .names import STACKED, region, slot
 from .plan import Fill, plan_loading
 from .reader import CheckpointReader
 from .runs import read_run
+from .storage import OFFSET, SCALE
 
 SAMPLED = 1 << 16  # elements of a parameter
 READERS = 8  # threads that read at a time, at most: more than that no memory feeds
@@ -138,11 +143,21 @@ def load_checkpoint(
 
 
 def fill_cell(
-    cell, reader, fills: list[Fill], unused=(), *, prefix: str = "", dtype=None, progress: bool = True, slices=None
+    cell,
+    reader,
+    fills: list[Fill],
+    unused=(),
+    *,
+    prefix: str = "",
+    dtype=None,
+    progress: bool = True,
+    slices=None,
+    storages: Mapping[str, Storage] | None = None,
 ) -> LoadReport:
     """The second half of `load_checkpoint`: what `plan_loading` has planned is read into the parameters of `cell`.
 
-    reader: a `CheckpointReader`, or whatever gives `entries`, `array` and `release` of stored names.
+    reader: a `CheckpointReader`, or whatever gives `entries`, `array`, `storage`, `codes` and `release` of stored names. storages: of
+    those parameters that the cell keeps as codes.
     """
     from mindspore import Tensor
 
@@ -152,28 +167,52 @@ def fill_cell(
     with progress_bar(
         sum(reader.entries[stored].nbytes for fill in fills for stored, _ in fill.parts), "loading weights", progress
     ) as bar:
-        for fill, array in zip(fills, _read_all(reader, fills, parameters, prefix, dtype, slices)):
-            parameter = parameters[fill.parameter]
-            with exclusive:
-                if parameter.dtype != dtype_of(parameter, dtype):
-                    parameter.set_dtype(dtype)
-                parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
-            elements, nbytes = elements + array.size, nbytes + array.nbytes
+        for fill, arrays in zip(fills, _read_all(reader, fills, parameters, prefix, dtype, slices, storages or {})):
+            for name, array in arrays.items():
+                parameter = parameters[name]
+                with exclusive:
+                    if parameter.dtype != dtype_of(parameter, dtype):
+                        parameter.set_dtype(dtype)
+                    parameter.set_data(Tensor.from_numpy(array), slice_shape=slices is not None)
+                nbytes += array.nbytes
+            elements += math.prod(fill.shape)
             bar.update(sum(reader.entries[stored].nbytes for stored, _ in fill.parts))
     return LoadReport(len(fills), elements, nbytes, time.monotonic() - started, tuple(unused))
 
 
-def _read_all(reader, fills, parameters, prefix, dtype, slices):
-    """The arrays of all fills, in order; several are read at a time."""
+def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
+    """The arrays of all fills, by the names of the parameters that they are for, in order; several fills are read at a time."""
+
+    def part_of(name):
+        return None if slices is None else slices[prefix + name]
 
     def read(fill):
-        part = None if slices is None else slices[prefix + fill.parameter]
-        array = read_slice(reader, fill, numpy_dtype(dtype_of(parameters[fill.parameter], dtype)), part)
-        check_finite(array, f"{reader.folder}: {prefix}{fill.parameter}")
-        return array
+        name = fill.parameter
+        if name in storages:
+            return read_stored(reader, fill, storages[name], part_of)
+        array = read_slice(reader, fill, numpy_dtype(dtype_of(parameters[name], dtype)), part_of(name))
+        return {name: array}
+
+    def checked(fill):
+        arrays = read(fill)
+        for name, array in arrays.items():
+            check_finite(array, f"{reader.folder}: {prefix}{name}")
+        return arrays
 
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), READERS)) as pool:
         try:
-            yield from pool.map(read, fills)
+            yield from pool.map(checked, fills)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_stored(reader, fill: Fill, storage: Storage, part_of=lambda name: None) -> dict[str, np.ndarray]:
+    """The arrays of a parameter that is kept as codes, by the names of their own parameters. part_of: what this process holds of the
+    parameter; or, where that is runs of elements, of each of them.
+    """
+    part = part_of(fill.parameter)
+    stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
+    arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
+    if part is None or not part.flat:
+        return arrays
+    return {name: part_of(name).cut(array) for name, array in arrays.items()}

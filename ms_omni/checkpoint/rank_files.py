@@ -126,5 +126,8 @@ class AssembledReader:
             own[name].put(whole, file.array(full))
         return whole
 
+    def storage(self, name: str) -> None:
+        """None: none of them is codes."""
+
     def release(self, name: str) -> None:
         """Nothing to do: pages of mapped files are the system's to drop."""

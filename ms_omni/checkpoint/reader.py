@@ -13,6 +13,7 @@ import numpy as np
 from ms_omni.errors import CheckpointError
 from ms_omni.files import read_text
 from ms_omni.hub import resolve
+from ms_omni.quantised import Quantised, Storage
 
 from .header import DTYPES, Entry, read_header
 from .rank_index import RANKS_INDEX
@@ -93,18 +94,29 @@ class CheckpointReader:
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of all names, types, shapes and places, and of some of the content."""
         state = hashlib.blake2b(digest_size=16)
-        names = sorted(self.entries)
+        entries = self.stored
+        names = sorted(entries)
         for name in names:
-            entry = self.entries[name]
+            entry = entries[name]
             state.update(f"{name} {entry.dtype} {entry.shape} {entry.file} {entry.begin}\n".encode())
-        for name in names[:: -(-len(names) // SAMPLED_TENSORS)]:
-            state.update(self.array(name).reshape(-1)[:SAMPLED_ELEMENTS].tobytes())
-            self.release(name)
+        for entry in [entries[name] for name in names[:: -(-len(names) // SAMPLED_TENSORS)]]:
+            state.update(self.view(entry).reshape(-1)[:SAMPLED_ELEMENTS].tobytes())
+            self.drop(entry)
         return state.hexdigest()
+
+    def storage(self, name: str) -> Storage | None:
+        """How a tensor is stored if it is codes with scales, which no tensor is here; see `open.py`."""
+
+    def codes(self, name: str) -> Quantised:
+        """The codes of a tensor that is stored so, `[..., out, in]`."""
+        raise KeyError(name)
 
     def array(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in the file: nothing is read before it is used."""
-        entry = self.entries[name]
+        return self.view(self.entries[name])
+
+    def view(self, entry: Entry) -> np.ndarray:
+        """As `array`, of an entry of the files."""
         if entry.nbytes == 0:
             return np.empty(entry.shape, DTYPES[entry.dtype])
         flat = np.frombuffer(self._map(entry.file), np.uint8, entry.nbytes, entry.begin)
@@ -112,7 +124,15 @@ class CheckpointReader:
 
     def release(self, name: str) -> None:
         """Drop the file's pages of this tensor from memory; they are read again when needed."""
-        entry = self.entries[name]
+        self.drop(self.entries[name])
+
+    @property
+    def stored(self) -> dict[str, Entry]:
+        """All that the files hold, by name."""
+        return self.entries
+
+    def drop(self, entry: Entry) -> None:
+        """As `release`, of an entry of the files."""
         if entry.nbytes and hasattr(mmap, "MADV_DONTNEED"):
             start = entry.begin - entry.begin % mmap.PAGESIZE
             self._map(entry.file).madvise(mmap.MADV_DONTNEED, start, entry.end - start)

@@ -35,6 +35,9 @@ class StateReader:
         """Whether the arrays stand under our parameter names."""
         return any(name.endswith(STACKED) for name in self.arrays)
 
+    def storage(self, name: str) -> None:
+        """None: none of them is codes."""
+
     def array(self, name: str) -> np.ndarray:
         """The array itself."""
         return self.arrays[name]

@@ -10,6 +10,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from ..errors import InputError
 from ..locking import exclusive
+from ..quantised import Quantised, Storage
 from . import ops
 
 _dtype = ms.float32
@@ -93,19 +94,68 @@ class CellsOnly(Exception):
     """What a fused operator cannot read or do: the cells themselves run."""
 
 
+KEPT = "bfloat16"
+"""A storage beside those of `ms_omni.quantised`: the numbers of a file as they are, widened where they are computed with."""
+
+
 class Layer(Cell):
     """A cell that owns parameters and knows how they are stored: everybody else asks it, and nobody reads them.
 
     Each kind says in `operands` what its operator takes; another storage is another `operands`.
     source: where a parameter is read; the identity unless a plan keeps it in pieces, then a gather. None stays None.
-    stable: see `ops`.
+    stable: see `ops`. matrices: names of the parameters that `store` can exchange; coded: of those that are codes with scales.
     """
 
     stable = False
+    matrices: tuple[str, ...] = ()
 
     def __init__(self):
         super().__init__()
         self.source = identity
+        self.computed, self.coded, self.kept = _dtype, (), ()
+
+    def store(self, storage: "Storage | str | None", *names: str) -> None:
+        """Exchanges matrices (by default all) that nobody has filled yet, which are then filled by name: codes under the name of the
+        matrix, with `NAME_scale` and, where there are some, `NAME_offset`.
+
+        storage: a `Storage`; `KEPT`; None: the dtype that is computed in. What is computed stays the same dtype. Raises `InputError`
+        for groups that do not divide.
+        """
+        for name in names or self.matrices:
+            if name in self.coded:
+                raise ValueError(f"{name} is stored as codes already")
+            old, outer = getattr(self, name), name not in self.kept
+            if storage is None and outer:
+                continue
+            if not isinstance(storage, Storage):
+                self.kept = tuple(kept for kept in self.kept if kept != name) + ((name,) if storage else ())
+                setattr(self, name, _unfilled(old, old.shape, ms.bfloat16 if storage else self.computed))
+                continue
+            codes, scales = storage.shapes(self.outputs_first(name))
+            self.coded, self.kept = (*self.coded, name), tuple(kept for kept in self.kept if kept != name)
+            setattr(self, name, _unfilled(old, codes, ms.int8 if storage.bits == 8 else ms.uint8))
+            setattr(self, f"{name}_scale", _unfilled(old, scales, getattr(ms, storage.scale), "_scale"))
+            offset = storage.offset and _unfilled(old, scales, getattr(ms, storage.offset), "_offset")
+            setattr(self, f"{name}_offset", offset)
+
+    def outputs_first(self, name: str) -> tuple[int, ...]:
+        """Shape `[..., out, in]` of a matrix."""
+        return tuple(getattr(self, name).shape)
+
+    def matrix(self, name: str):
+        """A matrix as operators take it: a tensor, or a `Quantised`."""
+        if name not in self.coded:
+            return self.source(getattr(self, name))
+        if ops.recording():
+            raise InputError(
+                f"{getattr(self, name).name} is stored in {self.quantised(name).bits} bits, of which there is no gradient; to "
+                "train, load the checkpoint that it was made from, without quantize="
+            )
+        return Quantised(*map(self.source, self.quantised(name)))
+
+    def quantised(self, name: str) -> Quantised:
+        """The parameters of a matrix that is stored as codes."""
+        return Quantised(*(getattr(self, name + end) for end in ("", "_scale", "_offset")))
 
     def operands(self) -> tuple:
         """Its parameters as its operator takes them."""
@@ -126,22 +176,53 @@ class Layer(Cell):
 
     @property
     def dtype(self) -> ms.Type:
-        """What is computed in."""
-        return self.weight.dtype
+        """What is computed in, however the parameters are stored."""
+        return self.computed if self.coded or self.kept else self.weight.dtype
 
     @property
     def itemsize(self) -> int:
         """Bytes of a number of that."""
-        return self.weight.itemsize
+        return 4 if self.dtype == ms.float32 else 2
+
+
+def _unfilled(old, shape, dtype, end=""):
+    """A parameter that owns no memory until it is filled, in the place of another; it keeps its dtype, and only numbers that are
+    computed with as they are can be trained.
+    """
+    with no_init_parameters():
+        new = Parameter(initializer("zeros", shape, dtype), name=old.name + end)
+    new.requires_grad = old.requires_grad and not end and dtype not in (ms.int8, ms.uint8)
+    new.start, new.keeps_dtype = getattr(old, "start", None), True
+    return new
+
+
+def exchange(cell: nn.Cell, choose) -> dict[str, "Storage | str"]:
+    """Lets every layer of a lazily built cell store its matrices as `choose(name of the parameter)` says (see `Layer.store`), but for
+    those that keep their dtype; returns what was chosen by name.
+    """
+    chosen = {}
+    for path, layer in cell.cells_and_names():
+        for leaf in layer.matrices if isinstance(layer, Layer) else ():
+            name = f"{path}.{leaf}".lstrip(".")
+            storage = None if getattr(getattr(layer, leaf), "keeps_dtype", False) else choose(name)
+            if storage is not None:
+                layer.store(storage, leaf)
+                chosen[name] = storage
+    return chosen
 
 
 class Matrix(Layer):
     """A layer with a weight `[N, D]`, which can be the head that makes logits. size: the N that are here."""
 
+    matrices = ("weight",)
+
     def __init__(self, size: int, width: int):
         super().__init__()
         self.weight = parameter(size, width)
         self.size = size
+
+    def operands(self):
+        return (self.matrix("weight"),)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., D]` -> `[..., N]`."""
@@ -154,6 +235,10 @@ class Matrix(Layer):
     def resize(self, size: int, deviation: float | None) -> None:
         """Another N, in a new Parameter: new rows are the mean of the old ones, or normal numbers of that deviation."""
         weight = self.weight
+        if self.coded:
+            raise InputError(
+                f"{weight.name} is stored in {self.quantised('weight').bits} bits and cannot be resized; load without quantize="
+            )
         old = weight.astype(ms.float32).asnumpy()
         if deviation is None:
             new = np.repeat(old.mean(axis=0, keepdims=True), size, axis=0)
@@ -186,7 +271,7 @@ class Linear(Matrix):
         self.bias = parameter(out_features, start=0.0) if bias else None
 
     def operands(self):
-        return self.source(self.weight), self.source(self.bias)
+        return self.matrix("weight"), self.source(self.bias)
 
     def construct(self, x):
         return ops.linear(x, *self.operands(), self.stable)
@@ -196,11 +281,22 @@ class Embedding(Matrix):
     """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
 
     def construct(self, ids):
+        if self.coded or self.kept:
+            return ops.embedding(ids, *self.operands(), self.dtype)
         return ops.embedding(*self.rows(ids))
 
     def rows(self, ids):
-        """`(places, table)`: the rows of ids `[...]` are `table[places]`; the table holds all rows, or those asked for."""
+        """`(places, table)`: the rows of ids `[...]` are `table[places]`, in what is computed in; the table holds all rows, or those
+        asked for.
+        """
+        if self.coded or self.kept:
+            return in_order(ids), ops.embedding(ids.reshape(-1), *self.operands(), self.dtype)
         return (ids, *self.operands())
+
+
+def in_order(ids):
+    """Places of as many rows as there are ids, int32 of their shape."""
+    return Tensor(np.arange(ids.size).reshape(ids.shape), ms.int32)
 
 
 class RMSNorm(Layer):

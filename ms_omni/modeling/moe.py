@@ -7,11 +7,12 @@ from .layers import Cell, GatedMLP, Layer, Linear, identity, parameter
 class Experts(Layer):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
-    The layout is `[expert, in, out]`, the one that grouped matrix products want. first: the number of the first one that is here,
-    where ranks share them.
+    The layout is `[expert, in, out]`, the one that grouped matrix products want; of codes it is `[expert, out, in]`, as everywhere.
+    first: the number of the first one that is here, where ranks share them.
     """
 
     first = None
+    matrices = ("gate_up", "down")
 
     def __init__(self, num_experts, hidden_size, intermediate_size):
         super().__init__()
@@ -19,7 +20,15 @@ class Experts(Layer):
         self.down = parameter(num_experts, intermediate_size, hidden_size)
 
     def operands(self):
-        return self.source(self.gate_up), self.source(self.down)
+        return self.matrix("gate_up"), self.matrix("down")
+
+    def outputs_first(self, name):
+        experts, inputs, outputs = getattr(self, name).shape
+        return experts, outputs, inputs
+
+    @property
+    def dtype(self):
+        return self.computed
 
     def construct(self, x, weights, indices):
         return ops.experts(x, *self.operands(), weights, indices, self.first)

@@ -6,11 +6,10 @@ A plan changes the class of a cell and nothing else of it: parts, parameters and
 from functools import cache
 from typing import Any
 
-import numpy as np
-from mindspore import Tensor, nn
-from mindspore import dtype as mstype
+from mindspore import nn
 
 from ..modeling import ops
+from ..modeling.layers import in_order
 from ..modeling.moe import SparseMoeBlock
 from .collectives import Collectives
 from .encoders import SharedHearing, SharedVision
@@ -57,9 +56,13 @@ class ByRow:
 
     in_place = False
 
+    def construct(self, ids):
+        return ops.embedding(*self.rows(ids))
+
     def rows(self, ids):
-        rows = self.all_reduce(ops.embedding_part(ids.reshape(-1), self.weight, self.first))  # [N, D]
-        return Tensor(np.arange(ids.size).reshape(ids.shape), mstype.int32), rows
+        own = self.quantised("weight") if self.coded else self.weight
+        rows = ops.embedding_part(ids.reshape(-1), own, self.first, self.dtype)  # [N, D]
+        return in_order(ids), self.all_reduce(rows)
 
 
 def split_thinker(model: nn.Cell, slices: dict[str, Slice], comm: Collectives) -> SplitVocabulary | None:

@@ -26,6 +26,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
     machinery = {name for name in public if getattr(ops, name).__module__ != ops.__name__}
     questions = {
         "graph_expert_rows",
+        "keeps_bfloat16",
         "chooses",
         "pages_prompts",
         "fuses_encoders",

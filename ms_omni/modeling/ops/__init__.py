@@ -19,10 +19,15 @@ from typing import Any
 
 from mindspore import Parameter, Tensor
 
+from ...quantised import Quantised
 from .dispatch import Recorded, describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
 from .fused import BlockTables, EncoderWeights, FrameWeights, StackWeights
 
 Pair = tuple[Tensor, Tensor]
+Matrix = Tensor | Quantised
+"""A matrix as it is stored: in the dtype of the rows, in bfloat16 beside rows in float32, or as codes with scales, `[..., out, in]`
+always. Results are in the dtype of the rows; there is no gradient of codes.
+"""
 
 
 def refusal(error: Exception) -> str | None:
@@ -45,9 +50,9 @@ def pages_prompts() -> bool:
     return owner(implementation(), "paged_attention").PAGES_PROMPTS
 
 
-def vectors() -> str:
-    """Which vectors of the processor the kernels work with, as "AVX2, 8 floats"; "" where that is not theirs to choose."""
-    return implementation().VECTORS
+def keeps_bfloat16() -> bool:
+    """Whether matrices in bfloat16 are computed with as they are, beside rows in float32; else they are better widened once."""
+    return implementation().KEEPS_BFLOAT16
 
 
 def fuses_encoders() -> bool:
@@ -56,7 +61,7 @@ def fuses_encoders() -> bool:
 
 
 @operator
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, stable: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, stable: bool = False) -> Tensor:
     """`x @ weight.T + bias`: x `[..., in]`, weight `[out, in]`, bias `[out]` -> `[..., out]`.
 
     stable: see above.
@@ -64,12 +69,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, stable: bool =
 
 
 @operator
-def embedding(ids: Tensor, weight: Tensor) -> Tensor:
-    """Rows of weight `[V, D]` at ids `[...]` (integers in `[0, V)`) -> `[..., D]`."""
+def embedding(ids: Tensor, weight: Matrix, dtype: Any = None) -> Tensor:
+    """Rows of weight `[V, D]` at ids `[...]` (integers in `[0, V)`) -> `[..., D]` of the dtype, by default the table's (codes: float32)."""
 
 
 @operator
-def embedding_part(ids: Tensor, weight: Tensor, first: int) -> Tensor:
+def embedding_part(ids: Tensor, weight: Matrix, first: int, dtype: Any = None) -> Tensor:
     """As `embedding` for a table of which weight `[R, D]` holds the rows from `first` on; other ids give zeros."""
 
 
@@ -173,10 +178,10 @@ def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]
 
 
 @operator
-def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, indices: Tensor, first: int | None = None) -> Tensor:
+def experts(x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None) -> Tensor:
     """Mixture of gated MLPs: `sum_j weights[n, j] * mlp_{indices[n, j]}(x[n])`.
 
-    x `[N, D]`, gate_up `[E, D, 2I]`, down `[E, I, D]`, weights and indices `[N, k]` -> `[N, D]`. first: None where
+    x `[N, D]`, gate_up `[E, D, 2I]`, down `[E, I, D]` (as codes `[E, 2I, D]`, `[E, D, I]`), weights and indices `[N, k]` -> `[N, D]`. first: None where
     all experts are here; else the number (a python int) of the first one, and experts outside `[first, first + E)` add
     nothing.
     """
@@ -334,7 +339,7 @@ def place(parameters: Iterable[Parameter]) -> None:
 
 
 @operator
-def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Tensor, cache: BlockTables, prepared: Any) -> Pair:
+def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Matrix, cache: BlockTables, prepared: Any) -> Pair:
     """One new token per row through a decoder stack and its output layer.
 
     x `[B, 1, D]`, cos and sin `[B, 1, D/2]`, head `[V, D]`; cache: the blocks of each row, which have room for the new token

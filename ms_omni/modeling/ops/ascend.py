@@ -160,11 +160,11 @@ class Ascend(Reference):
         return x * scale
 
     @staticmethod
-    def embedding(ids, weight):
+    def embedding(ids, weight, dtype=None):
         return kernels.embedding(ids, weight)
 
     @staticmethod
-    def embedding_part(ids, weight, first):
+    def embedding_part(ids, weight, first, dtype=None):
         places = ids.astype(ms.int32) - first
         inside = mint.logical_and(places >= 0, places < weight.shape[0])
         rows = kernels.embedding(mint.where(inside, places, 0), weight)

@@ -18,7 +18,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
-from . import build, cpu_fused, cpu_kernel
+from . import cpu_fused, cpu_kernel
 from .cpu_kernel import kernel
 from .reference import Reference
 
@@ -57,7 +57,6 @@ _snake_beta = kernel("wave", "snake_beta")
 class Cpu(Reference):
     """Each method leaves to `Reference` what its kernel is not for, which is other types; there are no gradients."""
 
-    VECTORS = build.vectors()
     GRAPH_EXPERT_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
 
     PAGES_PROMPTS = True
@@ -202,10 +201,10 @@ class Cpu(Reference):
 
 
 def _suits(x, *others):
-    """Whether all are float32."""
+    """Whether all are tensors of float32."""
     suits = x.dtype == ms.float32
     for other in others:
-        suits = suits and other.dtype == ms.float32
+        suits = suits and not isinstance(other, tuple) and other.dtype == ms.float32
     return suits
 
 

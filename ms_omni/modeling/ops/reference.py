@@ -14,6 +14,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
+from .stored import dense, gathered, members, picked_one, times, usual_dtype, widened
+
 # Built once: constructing a primitive costs as much as a small product.
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -42,7 +44,9 @@ class Reference:
     CHOOSES = False
     """Whether logits are better chosen from where they are than on the host."""
 
-    VECTORS = ""
+    KEEPS_BFLOAT16 = False
+    """Whether it has kernels for matrices in bfloat16 beside rows in float32; `Reference` widens them at every call."""
+
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
@@ -51,21 +55,22 @@ class Reference:
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
-        rows = x.reshape(-1, x.shape[-1])  # [N, K]
+        rows, weight = x.reshape(-1, x.shape[-1]), dense(weight, x.dtype)  # [N, K]
         y = _matmul_transposed(rows, weight)  # [N, M]
         if bias is not None:
             y = _bias_add(y, bias)
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def embedding(ids, weight):
-        return ops.gather(weight, ids, 0)
+    def embedding(ids, weight, dtype=None):
+        dtype = dtype or usual_dtype(weight)
+        return dense(gathered(widened(weight, dtype), ids), dtype)
 
     @staticmethod
-    def embedding_part(ids, weight, first):
+    def embedding_part(ids, weight, first, dtype=None):
         places = ids.astype(ms.int32) - first
-        inside = ops.logical_and(places >= 0, places < weight.shape[0])
-        rows = ops.gather(weight, places * inside.astype(ms.int32), 0)
+        inside = ops.logical_and(places >= 0, places < members(weight))
+        rows = Reference.embedding(places * inside.astype(ms.int32), weight, dtype)
         return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
 
     @staticmethod
@@ -344,12 +349,12 @@ def _gathered_experts(x, gate_up, down, weights, indices, first=None):
     n, k = indices.shape
     if first is not None:
         place = indices - first
-        indices = ops.clamp(place, 0, gate_up.shape[0] - 1)  # those that are not here weigh nothing
+        indices = ops.clamp(place, 0, members(gate_up) - 1)  # those that are not here weigh nothing
         weights = weights * (place == indices).astype(weights.dtype)
     picked = indices.reshape(-1)  # [N*k]
     rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
-    hidden = Reference.swiglu(_batch_matmul(rows, ops.gather(gate_up, picked, 0)))  # [N*k, 1, I]
-    out = _batch_matmul(hidden, ops.gather(down, picked, 0)).reshape(n, k, -1)
+    gate_up, down = (gathered(widened(weight, x.dtype), picked) for weight in (gate_up, down))
+    out = times(Reference.swiglu(times(rows, gate_up)), down).reshape(n, k, -1)  # rows: [N*k, 1, D]
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
@@ -360,7 +365,7 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     """
     n, k = indices.shape
     flat = indices.asnumpy().reshape(-1) - (first or 0)
-    here = (flat >= 0) & (flat < gate_up.shape[0])
+    here = (flat >= 0) & (flat < members(gate_up))
     if not here.any():
         return ops.zeros_like(x)
     order = np.flatnonzero(here)[np.argsort(flat[here], kind="stable")].astype(np.int32)  # pairs, grouped by expert
@@ -369,8 +374,8 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     parts = ops.split(rows, [int(count) for count in counts], 0)
     outputs = []
     for expert, part in zip(used.tolist(), parts):
-        hidden = Reference.swiglu(_matmul(part, gate_up[expert]))
-        outputs.append(_matmul(hidden, down[expert]))
+        hidden = Reference.swiglu(times(part, picked_one(gate_up, expert)))
+        outputs.append(times(hidden, picked_one(down, expert)))
     inverse = np.zeros(n * k, np.int32)  # a pair whose expert is not here takes any row, with weight 0
     inverse[order] = np.arange(len(order), dtype=np.int32)
     if not here.all():
