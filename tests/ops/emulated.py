@@ -26,7 +26,7 @@ from . import entries
 
 SYSROOT = "/usr/aarch64-linux-gnu"
 MACHINE_AARCH64 = 183  # in the header of an ELF file
-TYPES = {b"float32": 4, b"int32": 4, b"int64": 8, b"float16": 2, b"float64": 8}
+TYPES = {b"float32": 4, b"int32": 4, b"int64": 8, b"float16": 2, b"bfloat16": 2, b"float64": 8, b"int8": 1, b"uint8": 1}
 EXISTS, NUMBER, TEXT = range(3)  # what is wanted of a function
 _CDLL = ctypes.CDLL
 sizes = {}  # bytes behind the addresses that tables hold, of this process
