@@ -6,7 +6,7 @@ import numpy as np
 
 from ..modeling.packing import host_array
 from ..outputs import TextDelta
-from . import counts, speech
+from . import counts, memory, speech
 from .inputs import part
 from .meter import Meter
 from .serving import Serving
@@ -23,6 +23,7 @@ class Measures:
         self.speakers = speech.Speakers(model, self.question)
         self.serving = Serving(model, arrays, self.speakers)
         self.kinds = {
+            "memory": self.memory,
             "image": self.image,
             "video": self.video,
             "audio": self.audio,
@@ -49,6 +50,9 @@ class Measures:
             numbers = self.kinds[kind](**settings)
         return {**numbers, "compiled": meter.compiled}
 
+    def memory(self):
+        return {"memory_gb_per_s": memory.read_gb_per_s()}
+
     def image(self):
         return self._encode(self.model.thinker.get_image_features, "image")
 
@@ -73,7 +77,8 @@ class Measures:
 
     def decode(self, batch, prompt, tokens):
         moments = step_moments(self.model, self.arrays["ids"][:batch, :prompt], tokens)
-        return {"tokens_per_s": batch * (tokens - 1) / (moments[-1] - moments[0])}
+        token_s = (moments[-1] - moments[0]) / (tokens - 1)
+        return {"tokens_per_s": batch / token_s, "weights_gb_per_s": memory.token_bytes(self.model, batch) / token_s / 1e9}
 
     def cached(self, cached, tokens=25):
         """Steps around `cached` cached tokens."""

@@ -11,6 +11,8 @@ UNITS = {
     "peak_gb": ("GB", "less"),
     "encode_s": ("s", "less"),
     "tokens_per_s": ("tokens/s", "more"),
+    "memory_gb_per_s": ("GB/s", "more"),
+    "weights_gb_per_s": ("GB/s", "more"),
     "frames_per_s": ("frames/s", "more"),
     "token_s": ("s", "less"),
     "talker_s": ("s", "less"),
@@ -113,6 +115,13 @@ def derived(results):
         "%",
     )
     pair("decode: tokens/s of batch 16 over batch 1", ("decode/16", "tokens_per_s"), ("decode/1", "tokens_per_s"))
+
+    memory = at.get(("memory", "memory_gb_per_s"))
+    for item in results if memory is not None else ():
+        if item.metric == "weights_gb_per_s":
+            share = 100 * item.ours.median / memory.ours.high
+            rows = item.scenario.partition("/")[2]
+            found.append((f"decode, batch {rows}: weights read, share of the machine's memory bandwidth", share, "%"))
 
     def beside(what, first, second):
         if first in at and second in at and at[second].reference is not None:

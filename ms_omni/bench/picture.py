@@ -92,6 +92,8 @@ def subtitle(head, outcome):
         about.get("software"),
         about.get("device"),
         about.get("precision"),
+        about.get("vectors"),
+        about.get("storage"),
         head["machine"]["processor"],
         f"{head['machine']['cores']} cores",
         f"{head['cards']} process(es)" if "cards" in head else None,

@@ -13,6 +13,8 @@ NAMES = {  # of a metric; empty where the scenario's own label says it
     "encode_s": "",
     "token_s": "per token",
     "tokens_per_s": "",
+    "memory_gb_per_s": "",
+    "weights_gb_per_s": "weights read",
     "frames_per_s": "",
     "talker_s": "talker, per frame",
     "predictor_s": "predictor, per frame",
@@ -43,6 +45,7 @@ NAMES = {  # of a metric; empty where the scenario's own label says it
 }
 LABELS = {
     "load": "",
+    "memory": "memory, read by all threads",
     "image": "image",
     "audio": "audio",
     "video": "video",
@@ -92,7 +95,7 @@ def as_json(head, outcome):
     return {
         **head,
         "sides": outcome.about,
-        "results": [_plain(result) for result in outcome.results],
+        "results": [_plain(result, *how(outcome)) for result in outcome.results],
         "derived": [{"what": what, "value": value, "unit": unit} for what, value, unit in derived(outcome.results)],
         "counts": outcome.counts,
         "compiled_in_timed_repetitions": outcome.recompiled,
@@ -100,7 +103,7 @@ def as_json(head, outcome):
     }
 
 
-def _plain(result):
+def _plain(result, vectors, storage):
     def summary(side):
         return None if side is None else {"median": side.median, "low": side.low, "high": side.high, "runs": list(side.runs)}
 
@@ -112,6 +115,8 @@ def _plain(result):
         "ours": summary(result.ours),
         "reference": summary(result.reference),
         "ratio": result.ratio,
+        "vectors": vectors,
+        "storage": storage,
     }
 
 
@@ -148,31 +153,37 @@ def as_markdown(head, outcome):
     return "\n".join(lines) + "\n"
 
 
+def how(outcome):
+    """Of every figure of ours: the width of the kernels' vectors, and how the weights lie in memory."""
+    about = outcome.about.get("ms_omni", {})
+    return [about.get("vectors") or "-", about.get("storage", "-")]
+
+
 def speed_table(head, outcome):
-    """The columns of mindone's table; rates are medians, in tokens or codec frames per second."""
+    """The columns of mindone's table, and `how`; rates are medians, in tokens or codec frames per second."""
     about = outcome.about.get("ms_omni", {})
     version = about.get("software", "").removeprefix("MindSpore ")
     rows = [
-        "| model | mindspore version | precision | cards | part | attention type | tokens/s |",
-        "|---|---|---|---|---|---|---|",
+        "| model | mindspore version | precision | cards | part | attention type | tokens/s | vectors | storage |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in outcome.results:
         if result.metric in SPEED and result.part != "engine":
             part = f"{label(result)}{' (frames/s)' if result.metric == 'frames_per_s' else ''}"
             rows.append(
                 f"| {head['model']} | {version} | {about.get('precision', '')} | {head['cards']} | {part} | "
-                f"{about.get('attention', '')} | {digits(result.ours.median)} |"
+                f"{about.get('attention', '')} | {digits(result.ours.median)} | {' | '.join(how(outcome))} |"
             )
     return rows
 
 
 def full_table(outcome, other):
-    """Median, lowest to highest, and beside them the reference's and the ratio."""
-    rows = ["| part | what | median | lowest to highest | unit |", "|---|---|---|---|---|"]
+    """Median, lowest to highest, beside them the reference's and the ratio, and `how`."""
+    rows = ["| part | what | median | lowest to highest | unit | vectors | storage |", "|---|---|---|---|---|---|---|"]
     if other:
         rows = [
-            f"| part | what | ms_omni | lowest to highest | {other} | lowest to highest | unit | times as fast |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| part | what | ms_omni | lowest to highest | {other} | lowest to highest | unit | times as fast | vectors | storage |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
     for result in outcome.results:
         if result.scenario.startswith("serve/"):  # they have a table of their own
@@ -186,7 +197,7 @@ def full_table(outcome, other):
         if other:
             times = digits(result.ratio)
             cells.append(f"{times} of its memory" if result.metric == MEMORY and result.ratio else times)
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append("| " + " | ".join([*cells, *how(outcome)]) + " |")
     return rows
 
 

@@ -31,7 +31,9 @@ def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions, 
     clip = any(scenario.kind == "again" for scenario in listed)
     write_inputs(folder, sizes, arguments.seed, inputs, clip)
     settings = {"model": str(folder.resolve()), "inputs": str(inputs.resolve())}
-    own = {**settings, "compile_steps": not arguments.no_compile}
+    own = other = {**settings, "compile_steps": not arguments.no_compile}
+    if arguments.quantize:
+        own = {**own, "quantize": arguments.quantize, "quantize_group": arguments.group}
     alone, others = mesh.size == 1, []
     start = [our_party(out, arguments.threads) if alone else here()]
     if arguments.reference or arguments.reference_python:
@@ -39,7 +41,7 @@ def benchmark(arguments, out, folder, sizes, listed, measure_load, repetitions, 
         others = [settings]
     elif arguments.beside:
         start.append(other_party(arguments.beside, out, arguments.threads))
-        others = [own]
+        others = [other]
     session = Session(start, [own, *others], repetitions, say)
     with stopped_like_interrupted():
         outcome = session.run(listed, measure_load and alone)

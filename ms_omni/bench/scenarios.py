@@ -54,6 +54,7 @@ SPEAKING_ROWS, BURST_ROWS = 8, 8
 STREAM_FRAMES = (4, 8, 16, 25)  # the pieces that generation feeds to the vocoder
 GROUPS = (
     "load",
+    "memory",
     "image",
     "audio",
     "video",
@@ -81,6 +82,7 @@ def sizes_of(geometry):
 def scenarios(sizes, speaks=True):
     """All scenarios in the order in which they run; speaks: the checkpoint has talker and vocoder."""
     listed = [
+        Scenario("memory", "machine", "memory", alone=True),
         Scenario("image", "vision encoder", "image"),
         Scenario("audio", "audio encoder", "audio"),
         Scenario("video", "vision encoder", "video"),

@@ -8,7 +8,7 @@ from .protocol import peak_gb, serve
 PARTY = None
 
 
-def load(model, inputs, compile_steps=True):
+def load(model, inputs, compile_steps=True, **quantised):
     """Loads the model; says how long it took and what it runs on. Its numbers are those of a fresh process."""
     global PARTY
     started = time.perf_counter()
@@ -17,7 +17,9 @@ def load(model, inputs, compile_steps=True):
     from ..model import Qwen3OmniMoeForConditionalGeneration
 
     imported = time.perf_counter()
-    loaded = Qwen3OmniMoeForConditionalGeneration.from_pretrained(model, progress=False, compile_steps=compile_steps)
+    loaded = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        model, progress=False, compile_steps=compile_steps, **quantised
+    )
     done = {"import_s": imported - started, "load_s": time.perf_counter() - imported, "peak_gb": peak_gb()}
 
     from .measures import Measures
@@ -31,6 +33,7 @@ def description(model):
     import mindspore
 
     from ..modeling import ops
+    from .memory import storage
 
     table = ops.describe()
     implementations = sorted({implementation for _, implementation, _ in table})
@@ -40,6 +43,8 @@ def description(model):
         "device": model.device,
         "precision": str(model.dtype).lower(),
         "operators": " + ".join(implementations),
+        "vectors": ops.vectors(),
+        "storage": storage(model),
         "attention": attention,
     }
 

@@ -17,7 +17,19 @@ SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, 
 REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
 """Of a server behind --url alone."""
 AT_ONCE = (1, 2, 4, 8, 16)
-HERE = ("geometry", "only", "threads", "no_compile", "reference", "reference_python", "beside", "rows", "speech")
+HERE = (
+    "geometry",
+    "only",
+    "threads",
+    "no_compile",
+    "quantize",
+    "group",
+    "reference",
+    "reference_python",
+    "beside",
+    "rows",
+    "speech",
+)
 """Of what is loaded here alone."""
 
 
@@ -46,7 +58,7 @@ def add_arguments(parser):
         "--only",
         type=lambda text: text.split(","),
         metavar="A,B",
-        help="only these scenarios: load, image, audio, video, prefill, decode, cached, speech, code2wav, "
+        help="only these scenarios: load, memory, image, audio, video, prefill, decode, cached, speech, code2wav, "
         "answer, steps, requests (of serve: decode, writing, speech, speaking, code2wav, burst, again, serve), or one size of them, "
         "such as decode/4",
     )
@@ -54,6 +66,12 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
     parser.add_argument("--threads", type=positive, metavar="N", help="processors that each side may use (default: all)")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled graphs out")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantise the weights of this model while they load, not those of the other side; a folder that is quantised needs nothing",
+    )
+    parser.add_argument("--group", type=int, choices=(128, 64, 32), help="inputs that share a scale (int4)")
     parser.add_argument("--reference", action="store_true", help="run PyTorch transformers in turn and print ratios")
     parser.add_argument(
         "--reference-python",
@@ -155,6 +173,8 @@ def run(arguments):
         raise ValueError(f"--{given[0]} is for 'ms-omni bench serve'")
     for name in SERVED.keys() - given:
         setattr(arguments, name, SERVED[name])
+    if arguments.group and arguments.quantize != "int4":
+        raise InputError("--group is for --quantize int4")
     mesh = start()
     if mesh.size > 1 and (arguments.what or arguments.beside):
         raise ValueError("serve and --beside measure one process; leave them out under msrun")

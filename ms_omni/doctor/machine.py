@@ -10,8 +10,8 @@ from .finding import error, note, ok, one_line, warning
 
 SELF_CHECK_GB = 2.0  # memory that importing MindSpore and the tiny model take, with room
 DISK_GB = 0.5  # kernels, temporary files, the tiny model
-CPU_GROWTH = 2  # bfloat16 in the files, float32 in memory
-PUBLISHED_GB = 70.5
+CPU_GROWTH = 1.1  # on CPU matrices lie in memory as in the files; the vocoder and other convolutions are widened to float32
+PUBLISHED_GB = {"bfloat16": 70.5, "int8": 37.2, "int4": 21.1}  # `ms-omni plan --config instruct --quantize int8` and int4
 
 
 def memory(options):
@@ -26,8 +26,8 @@ def memory(options):
     yield ok(f"{free:.1f} GB free ({why})")
     if options.model is None:
         yield note(
-            f"the published checkpoint takes {PUBLISHED_GB:.0f} GB in bfloat16 and {CPU_GROWTH * PUBLISHED_GB:.0f} GB "
-            "in float32 (CPU); 'ms-omni doctor --model DIR' tells whether yours fits"
+            f"the published checkpoint takes {', '.join(f'{gb:.0f} GB in {kind}' for kind, gb in PUBLISHED_GB.items())} "
+            "('ms-omni convert --quantize'); 'ms-omni doctor --model DIR' tells whether yours fits"
         )
         return
     size = sum(file.stat().st_size for file in Path(options.model).glob("*.safetensors")) / 1e9
@@ -35,9 +35,8 @@ def memory(options):
         yield error(f"{options.model} holds no *.safetensors files", "pass the folder of a checkpoint as --model")
     elif size * CPU_GROWTH > free:
         yield warning(
-            f"{options.model} is {size:.1f} GB of weights; in float32, as on CPU, it takes about "
-            f"{size * CPU_GROWTH:.0f} GB, more than are free here",
-            "use NPUs, or a host with more memory",
+            f"{options.model} is {size:.1f} GB of weights; on CPU they take up to {size * CPU_GROWTH:.1f} GB, more than are free here",
+            "quantise it ('ms-omni convert --quantize int4'), use NPUs, or a host with more memory",
         )
     else:
         yield ok(f"{options.model}: {size:.1f} GB of weights fit")

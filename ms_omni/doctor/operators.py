@@ -6,6 +6,8 @@ import warnings
 from ..errors import DeviceError
 from .finding import error, note, ok, one_line, warning
 
+STORAGES = ("float32", "bfloat16", "int8", "int4")
+
 
 def table_and_numbers(_):
     """Findings on the choice of operators and on their numbers in the precision that this device computes in."""
@@ -32,6 +34,8 @@ def _choice(ops, runtime, said):
     from ..modeling.ops import ascend_boost
 
     yield ok(f"{runtime.device}, {str(runtime.dtype).lower()}: {runtime.reason}")
+    if ops.vectors():
+        yield note(f"kernels for {ops.vectors()}; matrices may lie in {', '.join(STORAGES)}, and are widened in registers")
     groups = {}
     for name, implementation, reason in ops.describe():
         groups.setdefault((implementation, reason), []).append(name)

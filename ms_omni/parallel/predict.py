@@ -75,7 +75,8 @@ class Times:
 class Prediction(Card):
     """The card of those that hold the thinker, and what the steps of `rows` callers cost.
 
-    speaker: the `Card` of its own that speaks, or None. token: the `Step` of a token of text for all of them. Where speech was
+    speaker: the `Card` of its own that speaks, or None. token: the `Step` of a token of text for all of them, which reads cached bytes
+    of keys and values. Where speech was
     computed, frame: the steps of a frame; sound: of a piece of sound of one caller; reading and hearing: of one prompt, by the
     thinker and by the talker.
     """
@@ -84,6 +85,7 @@ class Prediction(Card):
     cards: int = 1
     rows: int = 1
     speaker: Card | None = None
+    cached: int = 0
     token: Step = field(kw_only=True)
     frame: tuple = ()
     sound: Step | None = None
@@ -111,13 +113,14 @@ class Prediction(Card):
 
 
 def predict(
-    config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS, rows=1, speech_card=False
+    config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS, rows=1, speech_card=False, storages=None
 ) -> Prediction:
     """The `Prediction` for a whole model.
 
     config: of the whole model; shapes: `{full name: shape}` of its parameters; strategy: "ep" or "zero3"; context: tokens
     in the cache of each caller; itemsize: bytes of an element; prompt: tokens in front of the first sound; rows: callers at a time;
-    speech_card: whether talker and vocoder have a card of their own, beside the others. Raises `InputError` for what cannot be.
+    speech_card: whether talker and vocoder have a card of their own, beside the others; storages: `{name: Storage or "bfloat16"}` of what
+    is held otherwise than in numbers of itemsize (see `step_costs.size_of`). Raises `InputError` for what cannot be.
     """
     text = config.thinker_config.text_config
     _check(config, strategy, cards, context, prompt, rows, speech_card)
@@ -128,32 +131,40 @@ def predict(
         slices = [plan.place(shapes, rank, cards) for rank in range(cards)]
     if speech_card:
         slices = [{name: part for name, part in parts.items() if not name.startswith(SPEECH)} for parts in slices]
-    local = [_sizes(shapes, parts, itemsize) for parts in slices]
-    held = max(local, key=lambda sizes: sum(sizes.values()))
+
+    def sizes_of(parts):
+        return {
+            name: size_of(name, shapes[name], itemsize, part, (storages or {}).get(name)) for name, part in parts.items()
+        }
+
+    local = [sizes_of(parts) for parts in slices]
+    held = max(local, key=_nbytes)
     parts = slices[local.index(held)]
     gathering = strategy == "zero3" and cards > 1
-    groups = gathers(shapes, parts, itemsize, cards) if gathering else {}
-    biggest = 2 * max((sum(whole) for whole in groups.values()), default=0)  # of one block, and of the one that follows
-    read = _sizes(shapes, dict.fromkeys(shapes), itemsize) if gathering else held
+    whole = sizes_of(dict.fromkeys(shapes))
+    groups = gathers(whole, held, cards) if gathering else {}
+    biggest = 2 * max(map(sum, groups.values()), default=0)  # of one block, and of the one that follows
+    read = whole if gathering else held
     caches = _cache_bytes(config, parts, context, itemsize)
 
     def thinker(tokens, cached, chunk=False):
         traffic = text_traffic(text, parts, groups, cards, itemsize, tokens, 1 if chunk else rows)
-        return text_step(config, read, traffic, cached, itemsize, cards, tokens, chunk, not gathering)
+        return text_step(config, read, traffic, cached, cards, tokens, chunk, not gathering)
 
     spoken, speaker = {}, None
     if config.talker_config is not None and not gathering:
-        speaking = _sizes(shapes, dict.fromkeys(filter(lambda name: name.startswith(SPEECH), shapes)), itemsize)
-        talker = talker_step(config, speaking, rows * caches[1], itemsize, 1 if speech_card else cards, rows)
-        spoken = {"frame": (talker, codes_step(config, speaking, itemsize, rows)), "sound": sound_step(speaking)}
+        speaking = {name: size for name, size in whole.items() if name.startswith(SPEECH)}
+        talker = talker_step(config, speaking, rows * caches[1], 1 if speech_card else cards, rows)
+        spoken = {"frame": (talker, codes_step(config, speaking, rows)), "sound": sound_step(speaking)}
         chunks = [min(CHUNK_TOKENS, prompt - start) for start in range(0, prompt, CHUNK_TOKENS)]
         spoken["reading"] = tuple(thinker(tokens, 0, chunk=True) for tokens in chunks)
-        spoken["hearing"] = tuple(talker_step(config, speaking, 0, itemsize, 1, tokens, chunk=True) for tokens in chunks)
+        spoken["hearing"] = tuple(talker_step(config, speaking, 0, 1, tokens, chunk=True) for tokens in chunks)
         if speech_card:
             speaker = _card(speaking, shapes, rows * caches.pop(), itemsize)
     card = _card(held, shapes, rows * sum(caches), itemsize, biggest)
-    token = thinker(rows, rows * caches[0])
-    return Prediction(**vars(card), strategy=strategy, cards=cards, rows=rows, speaker=speaker, token=token, **spoken)
+    cached = rows * caches[0]
+    steps = {"token": thinker(rows, cached), **spoken}
+    return Prediction(**vars(card), strategy=strategy, cards=cards, rows=rows, speaker=speaker, cached=cached, **steps)
 
 
 def _check(config, strategy, cards, context, prompt, rows, speech_card):
@@ -171,27 +182,23 @@ def _check(config, strategy, cards, context, prompt, rows, speech_card):
         raise InputError(f"a card for speech was asked for, and {what}; leave it out")
 
 
-def _sizes(shapes, parts, itemsize):
-    """`{name: bytes}` of parts of the parameters; parts: `{name: Slice, or None for the whole}`."""
-    return {
-        name: math.prod(shapes[name] if part is None else part.local_shape) * size_of(name, itemsize)
-        for name, part in parts.items()
-    }
+def _nbytes(sizes):
+    return sum(size.nbytes for size in sizes.values())
 
 
 def _card(sizes, shapes, cache, itemsize, gathered=0):
     weights = {}
-    for name, nbytes in sizes.items():
+    for name, size in sizes.items():
         part = part_of(name) or "other"
-        weights[part] = weights.get(part, 0) + nbytes
-    return Card(weights, cache, sum(sizes.values()) + _two_tensors(sizes, shapes, itemsize), gathered)
+        weights[part] = weights.get(part, 0) + size.nbytes
+    return Card(weights, cache, _nbytes(sizes) + _two_tensors(sizes, shapes, itemsize), gathered)
 
 
 def _two_tensors(held, shapes, itemsize):
     """The parameter that is being filled (in the host's memory) and the stored tensor that is being read."""
-    largest = max(held, key=held.get)
+    largest = max(size.nbytes for size in held.values())
     stored = max(math.prod(source.shape) for name in held for source in sources(name, shapes[name])[:1])
-    return held[largest] + min(stored * itemsize, held[largest])
+    return largest + min(stored * itemsize, largest)
 
 
 def _cache_bytes(config, parts, context, itemsize):

@@ -15,7 +15,9 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from ..checkpoint.storage import stored_bytes
 from .hardware import Hardware
 from .launches import GATHERED_LAYER, VOCODER, Form
 from .traffic import Traffic
@@ -36,6 +38,13 @@ CODE_BYTES = 8  # of a code 0, which goes at once
 CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
 FIRST_FRAMES, LATER_FRAMES = 4, 25  # of the first piece of sound, and of those that it grows to (`generation/request.py`)
 CHUNK_TOKENS = 512  # of a prompt that are read at once (`engine/blocks.py`)
+
+
+class Size(NamedTuple):
+    """What of a parameter lies somewhere."""
+
+    nbytes: int
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -83,16 +92,16 @@ class Step:
         return Bound(bandwidth, launching, max(bandwidth, launching), launches)
 
 
-def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1, chunk=False, whole=True) -> Step:
+def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False, whole=True) -> Step:
     """The thinker, for a token of each of `tokens` rows, or for a chunk of one row's prompt, at most `CHUNK_TOKENS`.
 
-    sizes: `{name: bytes}` of what it reads; traffic: see `text_traffic`; cache_bytes: of the keys and values of all rows; whole:
+    sizes: `{name: Size}` of what it reads; traffic: see `text_traffic`; cache_bytes: of the keys and values of all rows; whole:
     False under ZeRO-3, where nothing is compiled.
     """
     text = config.thinker_config.text_config
-    reads, operations = _products(sizes, TEXT, itemsize, text, tokens)
+    reads, operations = _products(sizes, TEXT, text, tokens)
     if text.tie_word_embeddings:
-        reads, operations = reads + sizes[TABLE], operations + 2 * tokens * sizes[TABLE] / itemsize
+        reads, operations = reads + sizes[TABLE].nbytes, operations + 2 * tokens * sizes[TABLE].elements
 
     def kernels(form):
         layers = text.num_hidden_layers
@@ -102,10 +111,10 @@ def text_step(config, sizes, traffic, cache_bytes, itemsize, cards, tokens=1, ch
     return Step(reads + cache_bytes, operations, traffic, kernels, whole and not chunk)
 
 
-def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1, chunk=False) -> Step:
+def talker_step(config, sizes, cache_bytes, cards, tokens=1, chunk=False) -> Step:
     """The talker, as `text_step`; every card that speaks computes it. Code 0 is drawn with a penalty."""
     text = config.talker_config.text_config
-    reads, operations = _products(sizes, TALKER, itemsize, text, tokens)
+    reads, operations = _products(sizes, TALKER, text, tokens)
 
     def kernels(form):
         return form.talker(text.num_hidden_layers, chunk) + (0 if chunk else form.choice + form.penalties)
@@ -114,36 +123,49 @@ def talker_step(config, sizes, cache_bytes, itemsize, cards, tokens=1, chunk=Fal
     return Step(reads + cache_bytes, operations, told, kernels, not chunk)
 
 
-def codes_step(config, sizes, itemsize, rows=1) -> Step:
+def codes_step(config, sizes, rows=1) -> Step:
     """The codes that follow a code 0; the predictor's layers are read once for each, for all rows."""
     c = config.talker_config.code_predictor_config
     codes, layers = c.num_code_groups - 1, c.num_hidden_layers
-    reads, operations = _products(sizes, CODES, itemsize, tokens=rows)
-    heads = _products(sizes, CODE_HEADS, itemsize, tokens=rows)
+    reads, operations = _products(sizes, CODES, tokens=rows)
+    heads = _products(sizes, CODE_HEADS, tokens=rows)
     return Step(codes * reads + heads[0], codes * operations + heads[1], Traffic(), lambda form: form.codes(layers, codes))
 
 
 def sound_step(sizes) -> Step:
     """The vocoder, for a piece of sound of one row; its operations are few beside what it reads."""
-    return Step(_products(sizes, SOUND, 1)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
+    return Step(_products(sizes, SOUND)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
 
 
-def size_of(name: str, itemsize: int) -> int:
-    """Bytes of an element of a parameter; the vocoder is float32 in every model."""
-    return max(itemsize, 4) if SOUND.fullmatch(name) else itemsize
+def size_of(name: str, shape: tuple[int, ...], itemsize: int, part=None, storage=None) -> Size:
+    """The `Size` of a parameter, or of a part of it.
+
+    Args:
+        shape: of the whole parameter; part: its `Slice` or `Run`, None for all of it.
+        itemsize: bytes of a number of what is no codes; the vocoder's have at least 4, in every model.
+        storage: the `Storage` of codes, "bfloat16", or None for numbers of itemsize.
+    """
+    local = tuple(shape) if part is None else part.local_shape
+    elements = math.prod(local)
+    if storage is None or storage == "bfloat16":
+        number = 2 if storage else max(itemsize, 4) if SOUND.fullmatch(name) else itemsize
+        return Size(elements * number, elements)
+    if part is None or not part.flat:
+        return Size(stored_bytes(name, local, storage), elements)
+    return Size(round(stored_bytes(name, shape, storage) * elements / math.prod(shape)), elements)
 
 
-def _products(sizes, pattern, itemsize, mixture=None, tokens=1):
+def _products(sizes, pattern, mixture=None, tokens=1):
     """(bytes read, operations) of the weights that match. mixture: the configuration that says which share of its experts a token
     chooses; of the others each reads all, and of them as many as `tokens` even choices find.
     """
     share = mixture.num_experts_per_tok / mixture.num_experts if mixture else 1.0
     reads = operations = 0.0
-    for name, nbytes in sizes.items():
+    for name, size in sizes.items():
         if pattern.fullmatch(name):
             chosen = share if EXPERTS.fullmatch(name) else 1.0
-            reads += nbytes * (1 - (1 - chosen) ** tokens)
-            operations += 2 * nbytes / itemsize * chosen * tokens
+            reads += size.nbytes * (1 - (1 - chosen) ** tokens)
+            operations += 2 * size.elements * chosen * tokens
     return round(reads), operations
 
 
@@ -155,17 +177,17 @@ def _told(cards, messages):
     return traffic
 
 
-def gathers(shapes, runs, itemsize, cards):
-    """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text."""
+def gathers(whole, held, cards):
+    """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text. whole, held: `{name: Size}` of parameters and of a rank's parts."""
     blocks, found = {}, {}
-    for name in shapes:
+    for name in whole:
         if TEXT.fullmatch(name):
             blocks.setdefault(block_of(name), []).append(name)
     for block, names in blocks.items():
-        bundled = bundles({name: math.prod(shapes[name]) * itemsize for name in names})
-        found[block] = [sum(runs[name].length for name in group) * cards * itemsize for group in bundled]
-    if "thinker.lm_head.weight" not in shapes:  # a tied head reads the whole table
-        found["table"] = [runs[TABLE].length * cards * itemsize]
+        bundled = bundles({name: whole[name].nbytes for name in names})
+        found[block] = [sum(held[name].nbytes for name in group) * cards for group in bundled]
+    if "thinker.lm_head.weight" not in whole:  # a tied head reads the whole table
+        found["table"] = [held[TABLE].nbytes * cards]
     return found
 
 

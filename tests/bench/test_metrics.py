@@ -60,9 +60,9 @@ NAMED = {
 
 
 def test_every_metric_has_a_unit_that_its_name_says():
-    ends = {"_percent": "%", "_share": "x", "_tokens": "tokens", "_s": "s"}
+    ends = {"_gb_per_s": "GB/s", "_percent": "%", "_share": "x", "_tokens": "tokens", "_s": "s"}
     for metric, (unit, better) in UNITS.items():
-        said = metric.replace("_per_", "/") if "_per_" in metric else NAMED.get(metric)
+        said = metric.replace("_per_", "/") if "_per_" in metric and "_gb_" not in metric else NAMED.get(metric)
         assert unit == (said or next(ends[end] for end in ends if metric.endswith(end))), metric
         assert better == ("more" if "_per_s" in metric or metric == "same_ids" else "less")
     assert isinstance(Result("x", "y", "token_s", Summary.of([1.0])).unit, str)

@@ -30,22 +30,31 @@ def outcome(reference):
     made = Outcome(counts={"steps/text": {"reads_per_token": 1.0, "compiled": 0}}, failures=["speech: it broke"])
     made.results = combine("decode/4", "thinker decode", [{"tokens_per_s": 30.0}, {"tokens_per_s": 50.0}], other)
     made.results += combine("load", "load", [{"load_s": 0.25, "peak_gb": 1.0}], other)
+    made.results += combine("memory", "machine", [{"memory_gb_per_s": 19.0}, {"memory_gb_per_s": 20.0}])
+    made.results += combine("decode/1", "thinker decode", [{"weights_gb_per_s": 12.0}])
     made.about = {"ms_omni": {"software": "MindSpore 2.7.1", "precision": "float32", "attention": "cpu", "device": "CPU"}}
+    made.about["ms_omni"] |= {"vectors": "AVX2, 8 floats", "storage": "int4 0.51 GB, bfloat16 0.31 GB"}
     made.about |= {"reference": {"software": "PyTorch"}} if reference else {}
     return made
 
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_the_three_files(tmp_path, reference):
-    paths = write_reports(tmp_path, HEAD, outcome(reference))
+    made = outcome(reference)
+    paths = write_reports(tmp_path, HEAD, made)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
     data = json.loads((tmp_path / "benchmark.json").read_text())
     first = data["results"][0]
     assert first["ours"] == {"median": 40.0, "low": 30.0, "high": 50.0, "runs": [30.0, 50.0]}
     assert (first["ratio"], data["results"][2]["ratio"]) == ((2.0, 0.5) if reference else (None, None))
     page = (tmp_path / "benchmark.md").read_text()
-    assert "| model | mindspore version | precision | cards | part | attention type | tokens/s |" in page
-    assert "| mini geometry | 2.7.1 | float32 | 1 | decode, batch 4 | cpu | 40.0 |" in page
+    assert "| model | mindspore version | precision | cards | part | attention type | tokens/s | vectors | storage |" in page
+    how = "| AVX2, 8 floats | int4 0.51 GB, bfloat16 0.31 GB |"
+    assert f"| mini geometry | 2.7.1 | float32 | 1 | decode, batch 4 | cpu | 40.0 {how}" in page
+    figures = [line for line in page.split("## All figures")[1].split("##")[0].splitlines() if line.startswith("| ")][1:]
+    assert len(figures) == len(made.results) and all(line.endswith(how) for line in figures)  # beside every one
+    assert all(row["vectors"] == "AVX2, 8 floats" and row["storage"] for row in data["results"])
+    assert "- decode, batch 1: weights read, share of the machine's memory bandwidth: 60.0 %" in page
     assert "- reads per token: 1" in page and "- speech: it broke" in page
     assert ("0.50 of its memory" in page) == reference
     assert "| load | load | 250 |" in page  # milliseconds

@@ -55,6 +55,11 @@ def keeps_bfloat16() -> bool:
     return implementation().KEEPS_BFLOAT16
 
 
+def vectors() -> str:
+    """Which vectors of the processor the kernels work with, as "AVX2, 8 floats"; "" where that is not theirs to choose."""
+    return implementation().VECTORS
+
+
 def fuses_encoders() -> bool:
     """Whether there is `encoder_states`; else nobody need ask `prepare` for it."""
     return owner(implementation(), "encoder_states") is not None

@@ -175,6 +175,21 @@ extern "C" const char *ms_omni_missing() {
   return nullptr;
 }
 
+// The vectors that this file was compiled for, and how many floats are in one (see vectors.h).
+extern "C" const char *ms_omni_vectors() {
+#if defined(__AVX512F__)
+  return "AVX-512, 16 floats";
+#elif defined(__AVX2__)
+  return "AVX2, 8 floats";
+#elif defined(__AVX__)
+  return "AVX, 8 floats";
+#elif defined(__aarch64__)
+  return "NEON, 4 floats";
+#else
+  return "SSE, 4 floats";
+#endif
+}
+
 namespace {
 
 // ---- threads -------------------------------------------------------------------------------------------------------

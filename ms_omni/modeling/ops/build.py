@@ -41,6 +41,13 @@ def library(name: str) -> str:
     return path
 
 
+def vectors() -> str:
+    """Which vectors the kernels work with, and how wide those are: "AVX2, 8 floats". Raises `OSError` as `library` does."""
+    words = ctypes.CDLL(library("kernels")).ms_omni_vectors
+    words.restype = ctypes.c_char_p
+    return words().decode()
+
+
 def source(name: str) -> str:
     """Path of a C++ file of this package."""
     return os.path.join(FOLDER, f"{name}.cpp")

@@ -18,7 +18,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
-from . import cpu_fused, cpu_kernel
+from . import build, cpu_fused, cpu_kernel
 from .cpu_kernel import kernel
 from .reference import Reference
 
@@ -57,6 +57,7 @@ _snake_beta = kernel("wave", "snake_beta")
 class Cpu(Reference):
     """Each method leaves to `Reference` what its kernel is not for, which is other types; there are no gradients."""
 
+    VECTORS = build.vectors()
     GRAPH_EXPERT_ROWS = 1 << 30  # the kernel groups by expert itself, so it can be part of a graph at any size
 
     PAGES_PROMPTS = True

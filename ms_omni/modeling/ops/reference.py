@@ -47,6 +47,7 @@ class Reference:
     KEEPS_BFLOAT16 = False
     """Whether it has kernels for matrices in bfloat16 beside rows in float32; `Reference` widens them at every call."""
 
+    VECTORS = ""
     OUTCOMES: ClassVar[dict[str, str]] = {}
     """operator -> what a comparison on this device said of it (see `settled`)."""
 
