@@ -12,6 +12,7 @@ from .copying import fresh
 from .names import DOWN, GATE, UP
 from .plan import Fill
 from .reader import CheckpointReader
+from .rounding import rounded
 from .storage import STACKS, matrix_shape
 
 Span = tuple[int, int]
