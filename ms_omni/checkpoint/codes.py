@@ -6,12 +6,13 @@ import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import InputError
-from ms_omni.quantised import BLOCK, Quantised, Storage, quantised
+from ms_omni.quantised import BLOCK, Quantised, Storage
 
 from .copying import fresh
 from .names import DOWN, GATE, UP
 from .plan import Fill
 from .reader import CheckpointReader
+from .rounding import rounded
 from .storage import STACKS, matrix_shape
 
 Span = tuple[int, int]
@@ -100,8 +101,8 @@ def _stored(reader, stored, rows, parameter, storage):
         return
     array = reader.array(stored)
     if array.ndim == 2:
-        yield ..., quantised(array[rows[-1]], storage)
+        yield ..., rounded(array[rows[-1]], storage)
         return
     turned = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
     for place, expert in enumerate(range(rows[0].start, rows[0].stop)):
-        yield place, quantised(turned[expert][rows[1]], storage)
+        yield place, rounded(turned[expert][rows[1]], storage)

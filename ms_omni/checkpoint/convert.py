@@ -6,9 +6,6 @@ Converting there and back gives the same tensors bit by bit, each in its origina
 """
 
 import functools
-import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,173 +13,96 @@ import ml_dtypes
 import numpy as np
 
 from ms_omni.config import ConfigSection, read_config_json
-from ms_omni.errors import CheckpointError
-from ms_omni.files import open_regular, write_text
+from ms_omni.files import write_text
 from ms_omni.folders import new_folder, refuse_foreign, saved_files
 from ms_omni.hub import resolve
 
-from .copying import copy_into
+from .as_published import as_published
 from .header import DTYPES
 from .load import numpy_dtype, progress_bar
-from .names import FLATTEN, IGNORE, KEEP, Source, patch_shape_of, place, slot, sources
-from .plan import file_root
-from .reader import INDEX_FILE, MARKER, CheckpointReader, report
+from .names import patch_shape_of, slot, sources
+from .open import open_checkpoint
+from .other_files import copy_other_files, outside, write_config
+from .parameters import to_parameters
+from .prepare import prepared
+from .reader import INDEX_FILE
 from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
 _WEIGHTS = ("*.safetensors", INDEX_FILE)  # what `save_checkpoint` replaces
-TEMPLATES = "additional_chat_templates"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What was written: "ms_omni" or "published" form, number of tensors, bytes, files."""
+    """What was written: "ms_omni" or "published" form, number of tensors, bytes, files; notes: what else there is to say."""
 
     form: str
     tensors: int
     nbytes: int
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def convert(
-    src: str | Path, dst: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: bool = True, reader=None
+    src: str | Path,
+    dst: str | Path,
+    *,
+    quantize: str | None = None,
+    group: int | None = None,
+    embeddings: bool = False,
+    adapter: str | Path | None = None,
+    calibration=None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
+    reader=None,
 ) -> ConvertReport:
-    """Write the checkpoint `src` to the new folder `dst` in the other form: published or, if it is that, ms_omni.
+    """Write the checkpoint `src` to the new folder `dst`.
 
-    reader: what reads `src` where its weights are cut for ranks.
+    Without more it takes the other form: published or, if it is that, ms_omni; codes that `src` holds in our form become
+    bfloat16. Quantised weights have our form. An adapter that is merged leaves the form as it is.
+
+    Args:
+        quantize: "int8" or "int4"; group, embeddings: see `storage.scheme`.
+        adapter: folder of a LoRA adapter in PEFT's layout, see `adapter.py`.
+        calibration: what was found about the inputs of the matrices, see `calibration.py`.
+        reader: what reads `src` where its weights are cut for ranks.
 
     Raises:
-        CheckpointError: for a damaged source, tensors that no rule knows, or a `dst` that is not new or empty.
+        CheckpointError: for a damaged source, tensors that no rule knows, a quantised one that is to be quantised, an adapter
+            that does not fit, or a `dst` that is not new or empty.
+        InputError: see `storage.scheme`.
     """
     source = resolve(src)
-    if Path(os.path.realpath(dst)).is_relative_to(source.resolve()):
-        raise CheckpointError(f"{dst} lies inside {source}; choose a folder beside it.")
+    outside(dst, source)
     config, _ = read_config_json(source)
-    reader = CheckpointReader(source) if reader is None else reader
-    if reader.is_converted:
-        form, tensors, metadata = "published", _to_published(reader, config), PUBLISHED_METADATA
+    reader = open_checkpoint(source) if reader is None else reader
+    work = prepared(reader, quantize, group, embeddings, adapter, calibration)
+    same_form = adapter is not None and quantize is None
+    if quantize is None and reader.is_converted != same_form:
+        form, tensors, metadata = "published", published_tensors(work.reader), PUBLISHED_METADATA
     else:
-        form, (tensors, metadata) = "ms_omni", to_parameters(reader)
+        form, (tensors, metadata) = "ms_omni", to_parameters(work.reader)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     with new_folder(dst, nbytes) as folder, progress_bar(nbytes, f"converting to {form}", progress) as bar:
         files = write_shards(folder, tensors, metadata, shard_bytes=shard_bytes, written=bar.update)
         copy_other_files(source, folder)
-    return ConvertReport(form, len(tensors), nbytes, tuple(files))
+        write_config(folder, config, work.quantisation)
+    return ConvertReport(form, len(tensors), nbytes, tuple(files), work.notes)
 
 
-def to_parameters(reader: CheckpointReader) -> tuple[list[Pending], dict[str, str]]:
-    """Published tensors gathered into parameters; dtypes and shapes that a parameter cannot show go to the metadata."""
-    root, gathered, problems = file_root(reader.entries), {}, []
-    for name in reader.entries:
-        spot = place(root + name)
-        if spot is None:
-            problems.append(f"{name}: no tensor of this name in Qwen3-Omni")
-        else:
-            gathered.setdefault(spot.target, []).append((spot, name))
-    tensors, dtypes, shapes = [], {}, {}
-    for target, parts in gathered.items():
-        parts.sort(key=lambda part: (part[0].expert or 0, part[0].transform != "gate"))
-        shape = _stacked_shape(target, parts, reader, problems)
-        if shape is None:
-            continue
-        kinds = {reader.entries[name].dtype for _, name in parts}
-        dtype = next(iter(kinds)) if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
-        dtypes.update({name: reader.entries[name].dtype for _, name in parts if len(kinds) > 1})
-        if parts[0][0].transform == FLATTEN:
-            shapes[parts[0][1]] = list(reader.entries[parts[0][1]].shape)
-        tensors.append(Pending(target[len(root) :], dtype, shape, _gather(reader, parts, shape, dtype)))
-    if problems:
-        raise report(problems, f"{reader.folder} cannot be converted")
-    return tensors, {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+def published_tensors(reader) -> list[Pending]:
+    """The tensors of any reader under their published names, each in its own dtype and shape."""
+    source = as_published(reader)
+    return [Pending(name, entry.dtype, entry.shape, _reading(source, name)) for name, entry in source.entries.items()]
 
 
-def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
-    """Shape of the parameter that the parts make; None, with a problem noted, when parts are absent or differ."""
-    spot, first = parts[0]
-    shape = reader.entries[first].shape
-    if spot.transform in (KEEP, IGNORE):
-        return shape
-    if spot.transform == FLATTEN:
-        return (shape[0], int(np.prod(shape[1:])))
-    per_expert = 2 if target.endswith(".gate_up") else 1
-    experts = max(part.expert for part, _ in parts) + 1
-    if len(parts) != per_expert * experts:
-        problems.append(f"{target}: {len(parts)} expert matrices, expected {per_expert} for each of {experts} experts")
-        return None
-    if len(shape) != 2 or any(reader.entries[name].shape != shape for _, name in parts):
-        problems.append(f"{target}: its expert matrices differ in shape, or have not two axes")
-        return None
-    return (experts, shape[1], per_expert * shape[0])
-
-
-def _gather(reader, parts, shape, dtype):
+def _reading(source, name):
     def read():
-        buffer = np.empty(shape, DTYPES[dtype])
-        for spot, name in parts:
-            source = Source(
-                name, reader.entries[name].shape, KEEP if spot.transform == IGNORE else spot.transform, spot.expert
-            )
-            copy_into(slot(source, buffer), reader.array(name))
-            reader.release(name)
-        return buffer
-
-    return read
-
-
-def _to_published(reader: CheckpointReader, config: dict) -> list[Pending]:
-    """Parameters taken apart into the tensors they came from, each in its own dtype and shape."""
-    root, tensors = file_root(reader.entries), []
-    dtypes, shapes = {}, {}
-    for metadata in reader.metadata.values():
-        dtypes.update(json.loads(metadata.get("source_dtypes", "{}")))
-        shapes.update(json.loads(metadata.get("source_shapes", "{}")))
-    for name, entry in reader.entries.items():
-        for part in sources(root + name, entry.shape):
-            stored = part.name[len(root) :]
-            part = Source(part.name, tuple(shapes.get(stored, part.shape)), part.transform, part.expert)
-            tensors.append(
-                Pending(
-                    stored,
-                    dtypes.get(stored, entry.dtype),
-                    part.shape,
-                    _extract(reader, name, part, dtypes.get(stored, entry.dtype)),
-                )
-            )
-    return tensors
-
-
-def _extract(reader, name, part, dtype):
-    def read():
-        array = np.array(slot(part, reader.array(name)), dtype=DTYPES[dtype], order="C")
-        reader.release(name)
+        array = np.array(source.array(name), order="C")
+        source.release(name)
         return array
 
     return read
-
-
-def copy_other_files(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, template and preprocessor files, as they are.
-
-    Raises:
-        CheckpointError: one of them is a link to a file elsewhere; those into the hub cache's folder of this model are its own.
-    """
-    root = source.resolve()
-    home = root.parent.parent if root.parent.name == "snapshots" else root
-    for item in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
-        weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
-        if weights or item.name.startswith(".") or not item.is_file():
-            continue
-        if not item.resolve().is_relative_to(home):
-            raise CheckpointError(
-                f"{item} is a link to {item.resolve()}, outside the checkpoint; links are not followed out of it. Remove "
-                "the link, or put the file itself there."
-            )
-        copy = target / item.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        with open_regular(item) as file, open(copy, "wb") as written:
-            shutil.copyfileobj(file, written)
-        shutil.copystat(item, copy)
 
 
 def save_checkpoint(

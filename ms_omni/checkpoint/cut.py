@@ -1,38 +1,44 @@
 """Writing a checkpoint cut for several ranks (see `rank_index.py`); which rank holds what is the caller's plan."""
 
-import json
-import os
+import dataclasses
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
+from ms_omni.config import read_config_json
 from ms_omni.errors import CheckpointError
 from ms_omni.folders import new_folder
 from ms_omni.hub import resolve
 
-from .convert import ConvertReport, copy_other_files, to_parameters
+from .as_published import as_published
+from .convert import ConvertReport
 from .header import DTYPES
 from .load import progress_bar, read_slice
 from .names import IGNORE, place, sources
+from .open import open_checkpoint
+from .other_files import copy_other_files, outside, write_config
+from .parameters import coded, gather, storage_in
 from .plan import HEAD, file_root, plan_loading
+from .prepare import Prepared
 from .rank_files import RANK_MARKER
 from .rank_index import RankIndex, geometry, read_rank_index
-from .reader import CheckpointReader
 from .writer import Pending, write_file
 
 
 class Cuttable:
     """A checkpoint folder that can be cut: `shapes` of its parameters by full name, and what is left over.
 
-    tied: the output head is the embedding, so that a stored head is nobody's parameter.
+    tied: the output head is the embedding, so that a stored head is nobody's parameter. prepare: what is done to the weights on the
+    way, see `prepare.py`.
     """
 
-    def __init__(self, folder, tied=False):
+    def __init__(self, folder, tied=False, prepare: Callable[..., Prepared] = Prepared):
         self.folder = resolve(folder)
         if read_rank_index(self.folder) is not None:
             raise CheckpointError(f"{folder} is cut for ranks already; convert it back first, without --shards.")
-        self.reader = CheckpointReader(self.folder)
+        self.work = prepare(open_checkpoint(self.folder))
+        self.reader = self.work.reader
         self.root = file_root(self.reader.entries)
         self.shapes = {self.root + name: shape for name, shape in parameter_shapes(self.reader).items()}
         self.whole = [name for name in self.shapes if _is_constant(name) or (tied and name == HEAD)]
@@ -41,11 +47,12 @@ class Cuttable:
 
     def write(self, target, parts, dtype, *, plan, options, progress=True) -> ConvertReport:
         """Writes the new folder `target`. parts: per rank `{full name: part}`; dtype: safetensors' name."""
-        if Path(os.path.realpath(target)).is_relative_to(self.folder.resolve()):
-            raise CheckpointError(f"{target} lies inside {self.folder}; choose a folder beside it.")
+        outside(target, self.folder)
         fills = {fill.parameter: fill for fill in plan_loading(self.shapes, self.reader)[0]}
+        storages = {name: storage for name, fill in fills.items() if (storage := storage_in(self.reader, fill)) is not None}
         stored, shapes = _origin(self.reader)
         usual = Counter(stored.values()).most_common(1)[0][0]
+        made_of = {source for name in storages for source in _published_names(self.reader, fills[name], self.root)}
         index = RankIndex(
             plan,
             options,
@@ -58,9 +65,13 @@ class Cuttable:
             usual,
             {name: kind for name, kind in stored.items() if kind != usual},
             shapes,
-            all(dtype in ("F32", kind) for kind in stored.values()),
+            all(dtype in ("F32", kind) for name, kind in stored.items() if name not in made_of),
+            {name: dataclasses.asdict(storage) for name, storage in storages.items()},
         )
-        files = [[self._pending(fills[name], part, dtype) for name, part in own.items()] for own in parts]
+        files = [
+            [tensor for name, part in own.items() for tensor in self._pending(fills[name], part, dtype, storages.get(name))]
+            for own in parts
+        ]
         files[0] += [self._as_it_is(name) for name in self.whole]
         total = sum(tensor.nbytes for group in files for tensor in group)
         metadata = {"format": RANK_MARKER, "index": index.fingerprint()}
@@ -69,11 +80,14 @@ class Cuttable:
                 write_file(folder / index.file(rank), group, {**metadata, "rank": str(rank)}, bar.update)
             index.write(folder)
             copy_other_files(self.folder, folder)
+            write_config(folder, read_config_json(self.folder)[0], self.work.quantisation)
         names = tuple(index.file(rank) for rank in range(len(parts)))
-        return ConvertReport(f"{plan} for {len(parts)} ranks", sum(map(len, files)), total, names)
+        return ConvertReport(f"{plan} for {len(parts)} ranks", sum(map(len, files)), total, names, self.work.notes)
 
-    def _pending(self, fill, part, dtype):
-        return Pending(fill.parameter, dtype, part.local_shape, lambda: read_slice(self.reader, fill, DTYPES[dtype], part))
+    def _pending(self, fill, part, dtype, storage):
+        if storage is not None:
+            return coded(self.reader, fill, storage, part)
+        return [Pending(fill.parameter, dtype, part.local_shape, lambda: read_slice(self.reader, fill, DTYPES[dtype], part))]
 
     def _as_it_is(self, name):
         entry = self.reader.entries[name.removeprefix(self.root)]
@@ -89,21 +103,18 @@ def parameter_shapes(reader) -> dict:
     """`{name of the parameter: shape}` of a checkpoint in either form, names as stored."""
     if reader.is_converted:
         return {name: entry.shape for name, entry in reader.entries.items()}
-    return {tensor.name: tensor.shape for tensor in to_parameters(reader)[0]}
+    return {fill.parameter: fill.shape for fill in gather(reader)}
 
 
 def _origin(reader):
     """dtype of every published tensor, and the shapes that parameters do not show, both by stored name."""
+    entries = as_published(reader).entries
+    shapes = {name: list(entry.shape) for name, entry in entries.items() if len(entry.shape) == 5}
+    return {name: entry.dtype for name, entry in entries.items()}, shapes
+
+
+def _published_names(reader, fill, root):
+    """The published names, as stored, of what makes a parameter."""
     if not reader.is_converted:
-        shapes = {name: list(entry.shape) for name, entry in reader.entries.items() if len(entry.shape) == 5}
-        return {name: entry.dtype for name, entry in reader.entries.items()}, shapes
-    root, dtypes, shapes = file_root(reader.entries), {}, {}
-    for metadata in reader.metadata.values():
-        dtypes.update(json.loads(metadata.get("source_dtypes", "{}")))
-        shapes.update(json.loads(metadata.get("source_shapes", "{}")))
-    stored = {}
-    for name, entry in reader.entries.items():
-        for part in sources(root + name, entry.shape):
-            published = part.name.removeprefix(root)
-            stored[published] = dtypes.get(published, entry.dtype)
-    return stored, shapes
+        return [name for name, _ in fill.parts]
+    return [part.name.removeprefix(root) for part in sources(fill.parameter, fill.shape)]

@@ -1,17 +1,22 @@
 """What a checkpoint holds: parameters and bytes by part of the model, and names that no rule knows."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ms_omni.config import CONFIG_FILE, read_config_json
+
 from .names import part_of, place
+from .open import open_checkpoint
+from .other_files import QUANTISATION
 from .plan import file_root
-from .reader import CheckpointReader
+from .storage import stored_bytes
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """One part of the model: tensors in the files, their elements and bytes, tensors per dtype."""
+    """One part of the model: tensors, their elements, their bytes with scales, tensors per dtype ("int4/128": in groups of 128)."""
 
     part: str
     tensors: int
@@ -22,13 +27,16 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint at a glance. `form` is "published" or "ms_omni"; `unmatched` are names that no rule knows."""
+    """A checkpoint at a glance. `form` is "published" or "ms_omni"; `unmatched` are names that no rule knows; `quantisation` is what
+    config.json says of how the weights were quantised, or None.
+    """
 
     folder: str
     form: str
     files: tuple[str, ...]
     parts: tuple[PartSize, ...]
     unmatched: tuple[str, ...]
+    quantisation: dict | None = None
 
     @property
     def elements(self) -> int:
@@ -46,6 +54,8 @@ class Summary:
         rows.append(("total", f"{sum(part.tensors for part in self.parts):,}", f"{self.elements:,}", f"{self.nbytes:,}", ""))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [f"{self.folder}: {self.form} form, {len(self.files)} weight file{'s'[: len(self.files) > 1]}"]
+        if self.quantisation:
+            lines.append("quantised: " + ", ".join(f"{key} {_said(value)}" for key, value in self.quantisation.items()))
         lines += [
             "  ".join(
                 [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4])), row[4]]
@@ -58,7 +68,7 @@ class Summary:
 
 def inspect_checkpoint(folder: str | Path) -> Summary:
     """Read the headers of `folder` and sum up. Raises CheckpointError for damaged files."""
-    reader = CheckpointReader(folder)
+    reader = open_checkpoint(folder)
     root, unmatched, held = file_root(reader.entries), [], {}
     for name, entry in reader.entries.items():
         spot = place(root + name)
@@ -72,12 +82,28 @@ def inspect_checkpoint(folder: str | Path) -> Summary:
             part,
             len(entries),
             sum(entry.size for entry in entries),
-            sum(entry.nbytes for entry in entries),
-            dict(Counter(entry.dtype for entry in entries)),
+            sum(_nbytes(entry, reader.storage(entry.name)) for entry in entries),
+            dict(Counter(_stored(entry, reader.storage(entry.name)) for entry in entries)),
         )
         for part, entries in sorted(held.items())
     )
-    return Summary(str(folder), MARKED[reader.is_converted], tuple(reader.files), parts, tuple(sorted(unmatched)))
+    found = read_config_json(folder)[0].get(QUANTISATION) if (reader.folder / CONFIG_FILE).is_file() else None
+    return Summary(str(folder), MARKED[reader.is_converted], tuple(reader.files), parts, tuple(sorted(unmatched)), found)
+
+
+def _stored(entry, storage) -> str:
+    """How a tensor is stored, in a word."""
+    if storage is None:
+        return entry.dtype
+    return f"int{storage.bits}/{storage.group}" if storage.group else f"int{storage.bits}"
+
+
+def _nbytes(entry, storage) -> int:
+    return entry.nbytes if storage is None else stored_bytes(entry.name, entry.shape, storage)
+
+
+def _said(value) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else str(value)
 
 
 MARKED = {True: "ms_omni", False: "published"}

@@ -7,7 +7,7 @@ rank-00001-of-00004.safetensors     this rank's part of every parameter, under o
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ms_omni.errors import CheckpointError
@@ -24,7 +24,8 @@ class RankIndex:
 
     For the way back: parameters: their shapes by full name; root: what stood before our names in the source ("" or
     "thinker."); stored: its dtypes by published name, `usual` where nothing is said; shapes: those that a parameter cannot
-    show. exact: whether every bit of the source can be had back from the files' dtype.
+    show. exact: whether every bit of the source can be had back from the files' dtype, but for what it held or holds as codes.
+    storages: the fields of `Storage` of those parameters that the files hold as codes, by full name.
     """
 
     plan: str
@@ -39,6 +40,7 @@ class RankIndex:
     stored: dict
     shapes: dict
     exact: bool
+    storages: dict = field(default_factory=dict)
 
     def file(self, rank):
         """The name of a rank's file."""

@@ -46,8 +46,7 @@ class CheckpointReader:
 
     def __init__(self, folder: str | Path, variant: str | None = None, renames: dict[str, str] | None = None):
         self.folder = resolve(folder)
-        self.single = f"model.{variant}.safetensors" if variant else SINGLE_FILE
-        self.index = f"model.safetensors.index.{variant}.json" if variant else INDEX_FILE
+        self.single, self.index = self._names(variant)
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, dict] = {}
         self._maps: dict[str, mmap.mmap] = {}
@@ -73,6 +72,12 @@ class CheckpointReader:
             self.entries = _renamed(self.entries, renames, problems)
         if problems:
             raise report(problems, f"{self.folder} is damaged or incomplete")
+
+    def _names(self, variant) -> tuple[str, str]:
+        """Of a single file, and of an index."""
+        if variant:
+            return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
+        return SINGLE_FILE, INDEX_FILE
 
     def _expected(self, problems) -> dict[str, str] | None:
         """{tensor: file} of the index, or None for a single file."""

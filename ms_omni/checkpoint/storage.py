@@ -119,7 +119,7 @@ def storage_of(
             f"{parameter} has {inputs} inputs, which are no whole groups of {group}; take one of "
             + ", ".join(str(smaller) for smaller in GROUPS if inputs % smaller == 0)
         )
-    return Storage(4, group)
+    return Storage(4, group if inputs > group else None)  # a single group is what no group means
 
 
 def stored_bytes(parameter: str, shape: tuple[int, ...], storage: Storage | None, itemsize: int = 2) -> int:

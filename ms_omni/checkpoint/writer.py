@@ -98,8 +98,8 @@ def _split_evenly(tensors, count, total) -> list[list[Pending]]:
 
 
 def write_file(path, group, metadata, written):
-    """One file of the tensors `group`, wider dtypes first, so that every tensor is aligned in it."""
-    group = sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+    """One file of the tensors `group`, wider dtypes first, so that every tensor is aligned in it; made in the order of `group`."""
+    order, group = group, sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     header, position = {"__metadata__": metadata}, 0
     for tensor in group:
         end = position + tensor.nbytes
@@ -109,8 +109,9 @@ def write_file(path, group, metadata, written):
     raw += b" " * (-len(raw) % 8)
     with open(path, "wb") as handle:
         handle.write(len(raw).to_bytes(8, "little") + raw)
-        for tensor in group:
+        for tensor in order:  # codes and their scales, which have other places in the file, are made together
             array = np.ascontiguousarray(tensor.read())
             assert array.shape == tuple(tensor.shape) and array.dtype == DTYPES[tensor.dtype], tensor.name
+            handle.seek(8 + len(raw) + header[tensor.name]["data_offsets"][0])
             handle.write(array.reshape(-1).view(np.uint8).data)
             written(tensor.nbytes)

@@ -3,9 +3,12 @@
 The plan's table decides what is in each file, as it does when a rank reads its slices of a whole checkpoint.
 """
 
+from collections.abc import Callable
+
 from ..checkpoint.convert import convert
 from ..checkpoint.cut import Cuttable
 from ..checkpoint.load import numpy_dtype
+from ..checkpoint.prepare import Prepared
 from ..checkpoint.rank_files import AssembledReader
 from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.writer import dtype_name
@@ -15,10 +18,13 @@ from ..runtime import setup
 from .plan import STRATEGIES, strategy_module
 
 
-def convert_for_ranks(src, dst, ranks, strategy, *, dtype=None, options=None, progress=True):
+def convert_for_ranks(
+    src, dst, ranks, strategy, *, dtype=None, options=None, prepare: Callable[..., Prepared] = Prepared, progress=True
+):
     """Writes the checkpoint `src` (published or converted) to the new folder `dst`, cut for `ranks` processes.
 
-    strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own.
+    strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own. prepare: what is
+    done to the weights on the way, see `ms_omni.checkpoint.prepare`.
     Raises `CheckpointError`, and `InputError` for a number of ranks that the plan cannot serve.
     """
     if strategy not in STRATEGIES:
@@ -27,7 +33,7 @@ def convert_for_ranks(src, dst, ranks, strategy, *, dtype=None, options=None, pr
         raise InputError(f"got {ranks} ranks, expected at least 2: one process reads the checkpoint as it is")
     options = options or {}
     config = _config(src)
-    checkpoint = Cuttable(src, _is_tied(config))
+    checkpoint = Cuttable(src, _is_tied(config), prepare)
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
     parts = [plan.place(checkpoint.shapes, rank, ranks) for rank in range(ranks)]
     return checkpoint.write(

@@ -1,0 +1,127 @@
+"""Published tensors gathered into our parameters (experts stacked), as numbers or, where they are stored so, as codes with scales."""
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ms_omni.arrays import MODEL_TYPES
+from ms_omni.quantised import Quantised, Storage
+
+from .codes import piece_of, read_codes
+from .header import DTYPES
+from .load import read_parameter
+from .names import FLATTEN, IGNORE, KEEP, Source, place
+from .plan import Fill, file_root
+from .reader import MARKER, report
+from .storage import OFFSET, SCALE
+from .writer import Pending, dtype_name
+
+
+def gather(reader) -> list[Fill]:
+    """Which tensors of a reader of published names make which parameter (named without what `file_root` puts before it).
+
+    Raises:
+        CheckpointError: one error that lists all tensors that no rule knows and all stacks that lack experts.
+    """
+    root, gathered, problems = file_root(reader.entries), {}, []
+    for name in reader.entries:
+        spot = place(root + name)
+        if spot is None:
+            problems.append(f"{name}: no tensor of this name in Qwen3-Omni")
+        else:
+            gathered.setdefault(spot.target, []).append((spot, name))
+    fills = []
+    for target, parts in gathered.items():
+        parts.sort(key=lambda part: (part[0].expert or 0, part[0].transform != "gate"))
+        shape = _stacked_shape(target, parts, reader, problems)
+        if shape is not None:
+            made = tuple((name, _source(reader, spot, name)) for spot, name in parts)
+            fills.append(Fill(target.removeprefix(root), shape, made))
+    if problems:
+        raise report(problems, f"{reader.folder} cannot be converted")
+    return fills
+
+
+def _source(reader, spot, name) -> Source:
+    transform = KEEP if spot.transform == IGNORE else spot.transform
+    return Source(name, reader.entries[name].shape, transform, spot.expert)
+
+
+def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
+    """Shape of the parameter that the parts make; None, with a problem noted, when parts are absent or differ."""
+    spot, first = parts[0]
+    shape = reader.entries[first].shape
+    if spot.transform in (KEEP, IGNORE):
+        return shape
+    if spot.transform == FLATTEN:
+        return (shape[0], math.prod(shape[1:]))
+    per_expert = 2 if target.endswith(".gate_up") else 1
+    experts = max(part.expert for part, _ in parts) + 1
+    if len(parts) != per_expert * experts:
+        problems.append(f"{target}: {len(parts)} expert matrices, expected {per_expert} for each of {experts} experts")
+        return None
+    if len(shape) != 2 or any(reader.entries[name].shape != shape for _, name in parts):
+        problems.append(f"{target}: its expert matrices differ in shape, or have not two axes")
+        return None
+    return (experts, shape[1], per_expert * shape[0])
+
+
+def to_parameters(reader) -> tuple[list[Pending], dict[str, str]]:
+    """What a folder in our form holds: the parameters to write, and its metadata, where dtypes and shapes that a parameter
+    cannot show are kept. Raises `CheckpointError`, see `gather`.
+    """
+    tensors, dtypes, shapes = [], {}, {}
+    for fill in gather(reader):
+        storage = storage_in(reader, fill)
+        if storage is not None:
+            tensors += coded(reader, fill, storage)
+            continue
+        kinds = {name: reader.entries[name].dtype for name, _ in fill.parts}
+        alike = len(set(kinds.values())) == 1
+        dtype = next(iter(kinds.values())) if alike else "F32"  # exact for bf16 and fp16 alike
+        if not alike:
+            dtypes.update(kinds)
+        if fill.parts[0][1].transform == FLATTEN:
+            shapes[fill.parts[0][0]] = list(fill.parts[0][1].shape)
+        tensors.append(Pending(fill.parameter, dtype, fill.shape, _reading(reader, fill, dtype)))
+    return tensors, {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+
+
+def _reading(reader, fill, dtype):
+    return lambda: read_parameter(reader, fill, DTYPES[dtype])
+
+
+def storage_in(reader, fill: Fill) -> Storage | None:
+    """How all parts of a parameter are stored if they are codes alike, else None."""
+    found = {reader.storage(name) for name, _ in fill.parts}
+    return found.pop() if len(found) == 1 else None
+
+
+def coded(reader, fill: Fill, storage: Storage, part=None) -> list[Pending]:
+    """Codes, scales and offsets of a parameter, or of a rank's part of it; they are made together, once."""
+    codes, scales = piece_of(fill.parameter, fill.shape, storage, part).shapes()
+    made = _Once(lambda: read_codes(reader, fill, storage, part))
+    kinds = (("", "I8" if storage.bits == 8 else "U8", codes, "codes"),)
+    for end, dtype, which in ((SCALE, storage.scale, "scales"), (OFFSET, storage.offset, "offsets")):
+        if dtype is not None:
+            kinds += ((end, dtype_name(MODEL_TYPES[dtype]), scales, which),)
+    return [Pending(fill.parameter + end, dtype, shape, made.reading(which)) for end, dtype, shape, which in kinds]
+
+
+class _Once:
+    """Arrays that are made together and fetched one after the other; none is held once it was fetched."""
+
+    def __init__(self, make: Callable[[], Quantised]):
+        self.make, self.held = make, {}
+
+    def reading(self, which: str) -> Callable[[], np.ndarray]:
+        """What fetches one of them."""
+
+        def read():
+            if which not in self.held:
+                self.held = self.make()._asdict()
+            return self.held.pop(which)
+
+        return read
