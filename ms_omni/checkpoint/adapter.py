@@ -250,7 +250,5 @@ def _changes(module, tensors, config, problems) -> dict[str, Change]:
 
 def _of_pattern(config, key, module, default):
     """The value of the first pattern that ends the module's name (peft/utils/other.py: get_pattern_key)."""
-    return next(
-        (value for pattern, value in dict(config.get(key) or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)),
-        default,
-    )
+    patterns = {pattern: value for pattern, value in dict(config.get(key) or {}).items() if _is_pattern(pattern)}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)

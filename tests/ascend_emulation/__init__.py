@@ -16,7 +16,7 @@ from mindspore.ops import functional_overload
 from mindspore.ops.auto_generate import gen_ops_prim, pyboost_inner_prim
 from mindspore.ops.operations.manually_defined import ops_def
 
-from . import attention, dense, moe, rows
+from . import attention, codes, dense, moe, rows
 from .kernel import FLOATS
 from .primitives import stand_in
 
@@ -40,6 +40,7 @@ KERNELS = {
     "Conv2DExt": dense.conv2d_ext,
     "TopkExt": moe.topk_ext,
     "MoeInitRoutingV2": moe.moe_init_routing_v2,
+    "WeightQuantBatchMatmul": codes.weight_quant_batch_matmul,
     "GroupedMatmulV4": moe.grouped_matmul_v4,
     "MoeTokenUnpermute": moe.moe_token_unpermute,
     "IndexSelect": rows.index_select,

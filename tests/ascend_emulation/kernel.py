@@ -16,15 +16,16 @@ class Kernel(ops.Custom):
     compute: takes the arrays, float16 and bfloat16 widened to float32, and returns the results, which are rounded to their
     types once. `rounded`, where it takes that, rounds to the type of the first tensor, as a kernel that hands intermediate
     values from one unit to the next. shape and dtype infer the results from lists of sizes and from types of elements, and
-    may refuse arguments; compute may refuse values. A graph computes in float32 only: MindSpore hands numpy nothing else.
+    may refuse arguments, outside graphs check both of these together; compute may refuse values. A graph computes in float32 only:
+    MindSpore hands numpy nothing else.
     """
 
-    def __init__(self, inputs, compute, shape, dtype):
+    def __init__(self, inputs, compute, shape, dtype, check=None):
         def infer_types(*types):
             return dtype(*map(_element, types))
 
         super().__init__(_with_parameters(compute, inputs), shape, infer_types, "pyfunc")
-        self._compute, self._shape, self._types = compute, shape, dtype
+        self._compute, self._shape, self._types, self._check = compute, shape, dtype, check
         self._rounds = "rounded" in inspect.signature(compute).parameters
         self.called = None  # the primitive that it stands in for, the names of its tensors, its other arguments
 
@@ -32,6 +33,8 @@ class Kernel(ops.Custom):
         """Outside graphs."""
         shapes = self._shape(*(list(tensor.shape) for tensor in tensors))
         types = self._types(*(tensor.dtype for tensor in tensors))
+        if self._check is not None:
+            self._check([list(tensor.shape) for tensor in tensors], [tensor.dtype for tensor in tensors])
         options = {"rounded": _rounding(tensors[0].dtype)} if self._rounds else {}
         results = self._compute(*map(_array, tensors), **options)
         if not isinstance(results, tuple):

@@ -3,6 +3,7 @@
 import mindspore as ms
 import numpy as np
 
+from . import codes
 from .kernel import FLOATS, Kernel, require, same_type
 
 INT_RUBBISH = -(2**31) + 7
@@ -68,22 +69,46 @@ def moe_init_routing_v2(
 def grouped_matmul_v4(tensors, *, split_item, group_type, group_list_type, act_type):
     """[x `[N, C]`], [weight `[E, C, M]`], group_list int64 `[E]`: cumulative counts (type 0) or counts (type 1) -> ([N, M],),
     rubbish in the rows past the last group.
+
+    With antiquant_scale and antiquant_offset the weight is codes, times scales `[E, M]`: int8, or qint4x2 `[E, C, M / 2]`, of which
+    scales may be `[E, G, M]` as well, then with offsets of zeros.
     """
-    require(tensors == ("x[0]", "weight[0]", "group_list"), f"tensors {tensors}: not emulated")
+    plain, with_codes = ("x[0]", "weight[0]", "group_list"), ("antiquant_scale[0]", "antiquant_offset[0]")
+    require(tensors in (plain, (*plain[:2], *with_codes, plain[2])), f"tensors {tensors}: not emulated")
     require(split_item == 3 and group_type == 0 and act_type == 0, "a mode that is not emulated")
     require(group_list_type in (0, 1), f"group_list_type {group_list_type}")
 
-    def shape(x, weight, groups):
+    def shape(x, weight, *others):
+        *coded, groups = others
         require(len(x) == 2 and len(weight) == 3 and x[1] == weight[1], f"x {x}, weight {weight}")
+        outputs = coded[0][-1] if coded else weight[2]
         require(groups == weight[:1] and groups[0] <= 1024, f"{groups} for {weight[0]} groups, at most 1024")
-        require(x[1] < 65536 and weight[2] < 65536, f"x {x}, weight {weight}: rows below 65536")
-        return ([x[0], weight[2]],)
+        require(x[1] < 65536 and outputs < 65536, f"x {x}, weight {weight}: rows below 65536")
+        for found in coded:
+            require(found == coded[0] and found[0] == weight[0], f"scales or offsets {found} for codes {weight}")
+            halves = 2 * weight[2] == outputs
+            require(halves or weight[2] == outputs, f"scales {found} for codes {weight}")
+            require(len(found) == 2 or (len(found) == 3 and halves and x[1] % found[1] == 0), f"groups {found} of {weight}")
+        return ([x[0], outputs],)
 
-    def dtype(x, weight, groups):
+    def dtype(x, weight, *others):
+        *coded, groups = others
         require(groups == ms.int64, f"a list of groups of type {groups}, expected int64")
-        return (same_type(FLOATS, x, weight),)
+        if not coded:
+            return (same_type(FLOATS, x, weight),)
+        require(weight in codes.TYPES, f"codes of type {weight}")
+        return (same_type(FLOATS, x, *coded),)
 
-    def compute(x, weight, groups):
+    def check(shapes, types):
+        if len(shapes) > 3:
+            codes.require_halves(types[1], shapes[1][2], shapes[2][-1])
+
+    def compute(x, weight, *others):
+        *coded, groups = others
+        if coded:
+            scales, offsets = (part if part.ndim == 3 else part[:, None] for part in coded)
+            require(scales.shape[1] == 1 or not offsets.any(), "offsets of groups")
+            weight = codes.numbers(weight, scales, offsets)
         counts = np.diff(groups, prepend=0) if group_list_type == 0 else groups
         require((counts >= 0).all() and counts.sum() <= len(x), f"groups of {counts.tolist()} for {len(x)} rows")
         out, start = np.full((len(x), weight.shape[2]), np.nan, x.dtype), 0
@@ -92,7 +117,7 @@ def grouped_matmul_v4(tensors, *, split_item, group_type, group_list_type, act_t
             start += count
         return (out,)
 
-    return Kernel(3, compute, shape, dtype)
+    return Kernel(len(tensors), compute, shape, dtype, check)
 
 
 def moe_token_unpermute(tensors, *, padded_mode):

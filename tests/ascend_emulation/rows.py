@@ -48,7 +48,7 @@ def embedding(tensors, *, norm_type, scale_grad_by_freq):
 
     def dtype(ids, weight):
         require(ids in INDICES, f"ids of type {ids}")
-        return same_type(FLOATS, weight)
+        return same_type((*FLOATS, ms.int8), weight)
 
     def compute(ids, weight):
         _check_index("id", ids, len(weight))

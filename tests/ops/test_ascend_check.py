@@ -186,6 +186,20 @@ def adds_nothing(x, added, weight, eps):
     return KERNELS["rms_norm"](x, weight, eps), x
 
 
+def without_offsets(x, codes, scales, offsets, *others):
+    return KERNELS["dense_of_codes"](x, codes, scales, None, *others)
+
+
+def scaled_by_the_neighbour(x, codes, scales, *others):
+    return KERNELS["dense_of_codes"](x, codes, ms.Tensor(np.roll(scales.asnumpy(), 1, -1)), *others)
+
+
+def experts_scaled_alike(x, codes, scales, offsets, counts):
+    return KERNELS["grouped_matmul_of_codes"](
+        x, codes, scales[:1].tile((len(scales), *[1] * (scales.ndim - 1))), offsets, counts
+    )
+
+
 def writes_in_front(buffer, index, rows):
     return KERNELS["index_copy"](buffer, index - (index > 0).astype(index.dtype), rows)
 
@@ -200,6 +214,7 @@ def packed():
 CHUNKS = {"decoder_chunk"}
 DECODER = {"decoder_step", *CHUNKS}
 ALL_STEPS = {*DECODER, "code_frame"}
+OF_CODES = {"int8_step", "int4_step"}
 MEANINGS = [
     ("fused_infer_attention", keeps_what_it_should_discard, {"attention", "paged_attention"}, {*CHUNKS, "code_frame"}),
     ("fused_infer_attention", ignores_the_mask, {"attention", "paged_attention"}, {*CHUNKS, "code_frame"}),
@@ -216,15 +231,26 @@ MEANINGS = [
     ("rms_norm", without_eps, {"rms_norm"}, set()),
     ("add_rms_norm", adds_nothing, set(), ALL_STEPS),
     ("index_copy", writes_in_front, {"scatter_rows", "write_rows"}, DECODER),
+    ("dense_of_codes", without_offsets, {"linear"}, set()),
+    ("dense_of_codes", scaled_by_the_neighbour, {"linear"}, OF_CODES),
+    ("grouped_matmul_of_codes", experts_scaled_alike, {"experts"}, OF_CODES),
 ]
 
 
 @pytest.mark.parametrize("kernel, function, operators, steps", MEANINGS, ids=[str(row[1]).split()[1] for row in MEANINGS])
 def test_a_kernel_of_another_meaning_is_found_and_replaced(kernel, function, operators, steps, settled, ascend):
     rows, complaints = settled(**{kernel: function})
+    if "decoder_step" in steps and kernel != "grouped_matmul":
+        steps = steps | OF_CODES
     assert {text.split()[1].strip(",:") for text in complaints} == operators | steps
     for text in complaints:
-        assert text.split()[1].strip(",:") in operators or "cells is used instead of packed_" in text
+        name = text.split()[1].strip(",:")
+        instead = (
+            "numbers_of_codes is used instead of packed_step" if name in OF_CODES else "cells is used instead of packed_"
+        )
+        assert name in operators or instead in text
+    known = ops.implementation().steps(ms.float32).keys()
+    assert known & OF_CODES == OF_CODES - steps
     assert packed() == (not steps & DECODER, "code_frame" not in steps)
     for operator in operators:
         assert getattr(ops.implementation(), operator) is not getattr(ascend, operator)
@@ -302,7 +328,9 @@ def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, 
         "encoder_states",
         *(ALL_STEPS & rows.keys()),  # which cells are used instead of
     }  # these need no kernel of their own
-    assert {text.split()[1].strip(",:") for text in complaints} == vars(ascend).keys() & KINDS.keys() - own | ALL_STEPS
+    assert {text.split()[1].strip(",:") for text in complaints} == vars(
+        ascend
+    ).keys() & KINDS.keys() - own | ALL_STEPS | OF_CODES
     assert packed() == (False, False)
     ids = tiny_model.thinker.generate(input_ids=np.array([[5, 6, 7]]), max_new_tokens=2, eos_token_id=[])
     assert ids.shape == (1, 5)

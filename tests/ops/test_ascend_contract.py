@@ -18,15 +18,23 @@ from tests import ascend_emulation
 class T:
     """A tensor to be made: a shape of random floats in the dtype under test, or given values and another dtype."""
 
-    def __init__(self, *shape, values=None, dtype=None, buffer=False):
-        self.shape, self.values, self.dtype, self.buffer = shape, values, dtype, buffer
+    def __init__(self, *shape, values=None, dtype=None, buffer=False, zeros=False):
+        self.shape, self.values, self.dtype, self.buffer, self.zeros = shape, values, dtype, buffer, zeros
 
     def tensor(self, dtype):
         if self.values is not None:
             return Tensor(np.array(self.values), self.dtype)
-        values = np.random.default_rng(3).uniform(-1, 1, self.shape).astype(np.float32)
+        values = np.random.default_rng(3).uniform(-1, 1, self.shape).astype(np.float32) * (not self.zeros)
         made = Tensor(values).astype(self.dtype or dtype)
         return Parameter(made) if self.buffer else made
+
+
+class Codes(T):
+    """Codes of 8 bits, or two of 4 in a byte."""
+
+    def tensor(self, dtype):
+        values = np.random.default_rng(4).integers(-100, 100, self.shape).astype(np.int8)
+        return Tensor(values, dtype=self.dtype or ms.int8)
 
 
 class Call:
@@ -100,7 +108,24 @@ def grouped(x, weight, groups, kind=1):
     return Call("GroupedMatmulV4", x, weight, *(None,) * 6, groups, None, None, None, 3, 0, kind)
 
 
+def of_codes(x, codes, scales, offsets=None, turned=False, group=0, **more):
+    settings = dict(transpose_x=False, transpose_weight=turned, antiquant_group_size=group)
+    return Call("WeightQuantBatchMatmul", x, codes, scales, offsets, None, None, None, **settings | more)
+
+
+def grouped_codes(codes, scales, offsets):
+    others = None, None, None, 3, 0, 1
+    offsets = None if offsets is None else [offsets]
+    counts = int64(2, 2, 0, 2)
+    return Call("GroupedMatmulV4", [ROWS], [codes], None, None, None, [scales], offsets, None, counts, *others)
+
+
+def pairs(*shape):
+    return Codes(*shape, dtype=ms.qint4x2)
+
+
 Q, KV, STEP, BLOCKS = T(2, 8, 5, 32), T(2, 2, 9, 32), T(2, 8, 1, 32), T(6, 16, 64)
+ZEROS = T(4, 2, 24, zeros=True)
 PACKED, ROWS, EXPERTS, BUFFER = T(12, 4, 32), T(6, 32), T(4, 32, 24), T(7, 32, buffer=True)
 GRID = [[0, 1], [2, 1], [0, 3]]
 PAGES = T(values=[[0, 4], [1, 5]], dtype=ms.int32)
@@ -134,6 +159,14 @@ RIGHT = [
     routing(T(3, 32), int32(*GRID), 4, flag=2),
     grouped([ROWS], [EXPERTS], int64(2, 4, 4, 6), kind=0),
     grouped([ROWS], [EXPERTS], int64(2, 2, 0, 2)),
+    grouped_codes(Codes(4, 32, 24), T(4, 24), T(4, 24)),
+    grouped_codes(pairs(4, 32, 12), T(4, 24), T(4, 24)),
+    grouped_codes(pairs(4, 32, 12), T(4, 2, 24), ZEROS),
+    of_codes(T(3, 64), Codes(96, 64), T(96), turned=True),
+    of_codes(T(3, 64), Codes(96, 64), T(96), T(96), turned=True),
+    of_codes(T(3, 64), Codes(64, 96), T(2, 96), T(2, 96), group=32),
+    of_codes(T(3, 64), pairs(64, 64), T(2, 128), group=32),
+    of_codes(T(3, 64), pairs(64, 64), T(128), T(128)),
     Call("MoeTokenUnpermute", ROWS, int32(3, 1, 0, 2, 5, 4), T(3, 2)),
     Call("IndexSelect", ROWS, 0, int32(3, 3, 0)),
     Call("Embedding", int32(GRID, GRID), T(4, 32)),
@@ -200,6 +233,20 @@ WRONG = [
     (grouped([ROWS], [EXPERTS], int64(2, 2, 1, 1), kind=0), DOCUMENTATION, "counts for ends"),
     (grouped([ROWS], [EXPERTS], int64(2, 4, 5, 6)), DOCUMENTATION, "ends for counts"),
     (grouped([ROWS], [EXPERTS], int64(2, 4, 5, 7), kind=0), DOCUMENTATION, "ends past the last row"),
+    (grouped_codes(Codes(4, 32, 24), T(4, 2, 24), ZEROS), DOCUMENTATION, "codes of 8 bits in groups"),
+    (grouped_codes(pairs(4, 32, 12), T(4, 2, 24), T(4, 2, 24)), DOCUMENTATION, "offsets of groups"),
+    (grouped_codes(pairs(4, 32, 12), T(4, 3, 24), T(4, 3, 24)), DOCUMENTATION, "groups that do not divide"),
+    (grouped_codes(Codes(4, 32, 24), T(4, 24), None), DOCUMENTATION, "codes without offsets"),
+    (grouped_codes(Codes(4, 32, 24), T(4, 24, dtype=ms.float32), T(4, 24)), DOCUMENTATION, "scales in another type"),
+    (grouped_codes(Codes(4, 32, 12), T(4, 24), T(4, 24)), DOCUMENTATION, "codes of 8 bits that are half as many"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96)), BOTH, "codes that are not turned"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96, dtype=ms.float16), turned=True), BOTH, "scales in another type"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96), T(1), turned=True), DOCUMENTATION, "one offset for all"),
+    (of_codes(T(3, 64), Codes(64, 96), T(2, 96)), DOCUMENTATION, "groups that are not announced"),
+    (of_codes(T(3, 64), Codes(64, 96), T(4, 96), group=16), DOCUMENTATION, "groups of 16"),
+    (of_codes(T(3, 64), Codes(40, 64), T(40), turned=True), DOCUMENTATION, "outputs that fill no lines"),
+    (of_codes(T(3, 64), Codes(64, 64), T(2, 128), group=32), DOCUMENTATION, "codes of 8 bits that are half as many"),
+    (of_codes(T(3, 64), T(96, 64), T(96), turned=True), BOTH, "numbers instead of codes"),
     (Call("MoeTokenUnpermute", ROWS, int64(*range(6)), T(3, 2)), DOCUMENTATION, "int64 places"),
     (Call("MoeTokenUnpermute", ROWS, int32(*range(6)), T(2, 2)), DOCUMENTATION, "too few probabilities"),
     (Call("MoeTokenUnpermute", ROWS, int32(0, 0, 1, 2, 3, 4), T(3, 2)), DOCUMENTATION, "a place that comes twice"),

@@ -22,6 +22,8 @@ MF = "mindspore-ai/mindformers 167a50de mindformers/"
 FUSED_MOE = f"{VMS}model_executor/layers/fused_moe/fused_moe.py"
 DISPATCHER = f"{MF}parallel_core/inference/transformer/moe/token_dispatcher.py"
 GROUPED = f"{MF}parallel_core/inference/tensor_parallel/grouped_layers.py"
+GOLDEN_STICK = "mindspore-ai/golden-stick a50ddc9 mindspore_gs/ptq/"
+QUANTISED = f"{GOLDEN_STICK}ptq/hal.py"
 VISION = f"{VMS}model_executor/models/qwen2_5_vl.py"
 FUSED_ATTENTION = f"{VMS}model_executor/layers/quantization/attention.py"
 PAGED_ATTENTION = f"{VMS}v1/attention/layer.py"
@@ -108,6 +110,57 @@ CONVENTIONS = [
             and len(shape(seen, "weight[0]")) == 3
             and shape(seen, "x[0]")[1] == shape(seen, "weight[0]")[1]
             and (seen.others["split_item"], seen.others["group_type"]) == (3, 0)
+        ),
+    ),
+    Convention(
+        "GroupedMatmulV4",
+        "antiquant_scale, antiquant_offset",
+        "both or neither, in lists of one tensor, of the type that is computed in",
+        (f"{QUANTISED}:945-947,1009-1010",),
+        lambda seen: (
+            ("antiquant_scale[0]" in seen.tensors) == ("antiquant_offset[0]" in seen.tensors)
+            and all(
+                dtype_or(seen, f"antiquant_{name}[0]", ms.bfloat16) == dtype(seen, "x[0]") for name in ("scale", "offset")
+            )
+        ),
+    ),
+    Convention(
+        "GroupedMatmulV4",
+        "weight of 4 bits",
+        "qint4x2 [E, in, out / 2]: two's complement, the even output in the low half of a byte",
+        (f"{QUANTISED}:1062-1071", f"{GOLDEN_STICK}basic_quant_func.py:40-46"),
+        lambda seen: dtype(seen, "weight[0]") != ms.qint4x2 or 2 * shape(seen, "weight[0]")[2] == _outputs(seen),
+    ),
+    Convention(
+        "WeightQuantBatchMatmul",
+        "x, weight, antiquant_scale, antiquant_offset, and no more",
+        "[N, in]; int8, transposed where it is [out, in]; scales and offsets of the type that is computed in; no bias",
+        (f"{QUANTISED}:945-947,956,1012",),
+        lambda seen: (
+            set(seen.tensors) <= {"x", "weight", "antiquant_scale", "antiquant_offset"}
+            and len(shape(seen, "x")) == 2
+            and dtype(seen, "antiquant_scale") == dtype_or(seen, "antiquant_offset", dtype(seen, "x")) == dtype(seen, "x")
+        ),
+    ),
+    Convention(
+        "WeightQuantBatchMatmul",
+        "antiquant_offset",
+        "zero points times -1: it is added to the codes before they are scaled",
+        (f"{QUANTISED}:947",),
+        lambda seen: _sign_of_offsets(seen),
+    ),
+    Convention(
+        "WeightQuantBatchMatmul",
+        "weight of 4 bits",
+        "qint4x2 [in, out / 2], packed along the outputs",
+        (f"{QUANTISED}:1046,1060-1073", f"{GOLDEN_STICK}basic_quant_func.py:30-37"),
+        lambda seen: (
+            dtype(seen, "weight") != ms.qint4x2
+            or (
+                not seen.others["transpose_weight"]
+                and 2 * shape(seen, "weight")[1] == shape(seen, "antiquant_scale")[-1]
+                and shape(seen, "weight")[0] == shape(seen, "x")[1]
+            )
         ),
     ),
     Convention(
@@ -337,6 +390,18 @@ def _normalised_sum(seen):
     normalised, _, total = (part.astype(ms.float32).asnumpy() for part in seen.results)
     expected = (x + other) / np.sqrt(np.square(x + other).mean(-1, keepdims=True) + 1e-6) * weight
     return np.allclose(total, x + other, rtol=0.02, atol=0.02) and np.allclose(normalised, expected, rtol=0.05, atol=0.05)
+
+
+def _outputs(seen):
+    return shape(seen, "antiquant_scale[0]")[-1]
+
+
+def _sign_of_offsets(seen):
+    """Of the cases that have offsets: what they are stored as, a whole number of scales, is what the kernel is given."""
+    if "antiquant_offset" not in seen.tensors:
+        return True
+    offsets = seen.tensors["antiquant_offset"].astype(ms.float32).asnumpy()
+    return np.array_equal(offsets, np.rint(offsets)) and np.abs(offsets).max() > 1
 
 
 def _halves_alike(table):

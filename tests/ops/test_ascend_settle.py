@@ -207,7 +207,7 @@ def test_graphs_hold_the_choice(settled, normal):
     chosen, said = settled(right(), right() | wrong("linear", "one row", 0))
     assert chosen.linear is not Ascend.linear and "in bfloat16" in said[0]
     rules = [(dtype, kind, int(kind.fits is None)) for dtype in (ms.float16, ms.float32) for kind in KINDS["linear"]]
-    rules[0] = (ms.float16, KINDS["linear"][0], 1)
+    rules[1] = (ms.float16, KINDS["linear"][1], 1)
     method = settle._method("linear", rules, (plus, minus))
 
     class Graph(nn.Cell):

@@ -20,7 +20,7 @@ except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
 FILES = ("kernels", "dense", "attention", "wave", "fused")
-INT, LONG = np.int32, np.int64
+INT, LONG, CODE = np.int32, np.int64, np.int8
 # Shapes that fit: of the inputs, and of the results. A dtype behind a shape: other than float32.
 ROWS = [(2, 3, 8)]
 ATTENTION = [(2, 3, 4, 8), (2, 2, 5, 8), (2, 2, 5, 6), (1,), (2, 3, 5)], [(2, 3, 24)]
@@ -38,6 +38,14 @@ ENTRIES = {
     "argmax": ([(2, 3, 8)], [((2, 3), INT)]),
     "draw": ([(2, 8), (2, 1), (3,)], [((2, 1), INT)]),
     "linear": ([*ROWS, (64, 8), (64,)], [(2, 3, 64)]),
+    "linear_coded": ([*ROWS, ((64, 8), CODE), (64, 2), (64, 2), (64,)], [(2, 3, 64)]),
+    "embedding": ([((2, 3), INT), (9, 8), ((1,), INT)], [(2, 3, 8)]),
+    "embedding_coded": ([((2, 3), INT), ((9, 8), CODE), (9, 2), (9, 2), ((8,), INT), ((1,), INT)], [(2, 3, 8)]),
+    "experts_coded": (
+        [(3, 8), ((4, 10, 8), CODE), (4, 10, 2), (4, 10, 2), ((4, 8, 5), CODE), (4, 8, 1), (4, 8, 1)]
+        + [(3, 2), ((3, 2), INT), ((1,), INT)],
+        [(3, 8)],
+    ),
     "experts": ([(3, 8), (4, 8, 10), (4, 5, 8), (3, 2), ((3, 2), INT), ((1,), INT)], [(3, 8)]),
     "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2), INT)], [(2, 5, 9, 8)]),
     "attention": ATTENTION,
@@ -56,9 +64,14 @@ ENTRIES = {
 }
 # (entry, input, axis) whose length nothing else tells.
 FREE = {
+    ("embedding", 1, 0),
     *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0)),
     *(("paged_attention", 3, 1), ("paged_attention_tiles", 3, 1)),
     *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1)),
+}
+SCALES = {  # (entry, input) that may be float16 as well
+    *(("linear_coded", 2), ("linear_coded", 3), ("embedding_coded", 2), ("embedding_coded", 3)),
+    *(("experts_coded", place) for place in (2, 3, 5, 6)),
 }
 LIBRARIES = [ctypes.CDLL(build.library(file)) for file in FILES]
 
@@ -68,7 +81,7 @@ def fitting(name):
     arrays = [
         np.zeros(*(spec if isinstance(spec[0], tuple) else (spec, np.float32))) for part in ENTRIES[name] for spec in part
     ]
-    values = {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)]}
+    values = {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)], "experts_coded": [(9, -1)]}
     values |= {key: [(5, 1)] for key in ("paged_attention", "paged_attention_tiles")}
     for place, value in values.get(name, ()):
         arrays[place][:] = value
@@ -105,7 +118,9 @@ def test_what_does_not_fit_is_refused(name):
         assert call(name, whole)[0] == 0
     for place, array in enumerate(whole):
         wrong = [
-            np.zeros(array.shape, kind) for kind in (np.float16, np.float64, INT, LONG, np.float32) if kind != array.dtype
+            np.zeros(array.shape, kind)
+            for kind in (np.float16, np.float64, INT, LONG, np.float32)
+            if kind != array.dtype and (kind != np.float16 or (name, place) not in SCALES)
         ]
         wrong += [
             np.zeros(shape, array.dtype) for axis, shape in other_shapes(array.shape) if (name, place, axis) not in FREE
@@ -122,6 +137,8 @@ NOTHING = {  # arguments that have an axis of rows in front
     **dict.fromkeys(("conv1d", "conv_transpose1d", "conv2d", "snake_beta"), (0, -1)),
     **dict.fromkeys(("attention", "attention_tiles"), (0, 1, 2, 4, 5)),
     "experts": (0, 3, 4, 6),
+    "experts_coded": (0, 7, 8, 10),
+    **dict.fromkeys(("embedding", "embedding_coded"), (0, -1)),
     "rotary": (0, 1, 2, 3),
     "route_topk": (0, 2, 3),
     "weighted_sum_rows": (1, 2, 3),
@@ -148,6 +165,7 @@ def test_no_outputs_are_fine():
     [
         ("experts", 4, 4, "indices hold 4, but there are 4 experts"),
         ("experts", 4, -1, "indices hold -1, but there are 4 experts"),
+        ("experts_coded", 8, 4, "indices hold 4, but there are 4 experts"),
         ("weighted_sum_rows", 1, 5, "index holds 5, expected 0 to 4"),
         ("weighted_sum_rows", 1, -1, "index holds -1, expected 0 to 4"),
         ("packed_attention", 4, 8, "the segments do not cover the rows of q"),

@@ -47,8 +47,14 @@ class Arguments {
   }
   i64 operator[](char letter) const { return signature_.length(letter); }
   i64 rows() const { return signature_.rows(); }
+  const char *type(const char *name) const { return given_.types[signature_.place(name)]; }
   i64 rank(const char *name) const { return given_.ranks[signature_.place(name)]; }
   i64 dim(const char *name, int axis) const { return given_.shapes[signature_.place(name)][axis]; }
+  bool same(const char *left, const char *right) const {  // shapes
+    bool same = rank(left) == rank(right);
+    for (int axis = 0; same && axis < rank(left); ++axis) same = dim(left, axis) == dim(right, axis);
+    return same;
+  }
   i64 size(const char *name, int first = 0) const {  // of its axes from `first` on
     i64 total = 1;
     for (int axis = first; axis < rank(name); ++axis) total *= dim(name, axis);

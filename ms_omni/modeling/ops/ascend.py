@@ -5,6 +5,7 @@ are the fast way. What is taken over are single kernels of MindSpore that exist 
 the forms of each are compared on the device with its formula, and one that differs is replaced (`ascend_settle.py`).
 """
 
+import functools
 from typing import ClassVar
 
 import mindspore as ms
@@ -15,13 +16,14 @@ from . import (
     ascend_boost,
     ascend_encoders,
     ascend_moe,
+    ascend_products,
     ascend_sampling,
     ascend_settle,
     ascend_steps,
     ascend_weights,
 )
 from . import ascend_kernels as kernels
-from .ascend_step_cases import STEPS
+from .ascend_step_cases import OF_CODES, STEPS
 from .fused import EncoderWeights, FrameWeights
 from .reference import Reference
 
@@ -31,6 +33,29 @@ _matmul = ops.MatMul()
 def _add_and_layer_norm(x, added, weight, bias, eps):
     total = x + added
     return kernels.layer_norm(total, weight, bias, eps), total
+
+
+# What is stored as codes has to be laid out for the kernels by the host, which a graph cannot ask. The model's graphs hold
+# `ascend_layer.py`, where that was done before; others hold what these wrap.
+
+
+def _linear_in_graph(x, weight, bias):
+    return Reference.linear(x, weight, bias)
+
+
+@functools.wraps(_linear_in_graph)
+def _linear_of_codes(x, weight, bias):
+    product = ascend_products.dense((weight,), (bias,), x.dtype)
+    return product(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _rows_in_graph(ids, weight, dtype):
+    return Reference.embedding(ids, weight, dtype)
+
+
+@functools.wraps(_rows_in_graph)
+def _rows_of_codes(ids, weight, dtype):
+    return ascend_products.table(weight, ms.float32 if dtype is None else dtype)(ids)
 
 
 class Ascend(Reference):
@@ -63,8 +88,9 @@ class Ascend(Reference):
     def prepare(cls, weights, kept=None):
         if isinstance(weights, EncoderWeights):
             return ascend_encoders.prepare(weights, kept)
-        boosted = "boosted_step" in cls.steps(ascend_steps.dtype_of(weights))
-        return ascend_steps.prepare(weights, kept, boosted) if cls.packs(weights) else None
+        steps = cls.steps(ascend_steps.dtype_of(weights))
+        bits = frozenset(number for number, step in OF_CODES.items() if step in steps)
+        return ascend_steps.prepare(weights, kept, "boosted_step" in steps, bits) if cls.packs(weights) else None
 
     @classmethod
     def steps(cls, dtype):
@@ -75,7 +101,7 @@ class Ascend(Reference):
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
-        return kernels.dense(x, weight, bias)
+        return _linear_of_codes(x, weight, bias) if isinstance(weight, tuple) else kernels.dense(x, weight, bias)
 
     @staticmethod
     def rms_norm(x, weight, eps):
@@ -161,13 +187,18 @@ class Ascend(Reference):
 
     @staticmethod
     def embedding(ids, weight, dtype=None):
-        return kernels.embedding(ids, weight)
+        return _rows_of_codes(ids, weight, dtype) if isinstance(weight, tuple) else kernels.embedding(ids, weight)
 
     @staticmethod
     def embedding_part(ids, weight, first, dtype=None):
         places = ids.astype(ms.int32) - first
-        inside = mint.logical_and(places >= 0, places < weight.shape[0])
-        rows = kernels.embedding(mint.where(inside, places, 0), weight)
+        count = weight[0].shape[0] if isinstance(weight, tuple) else weight.shape[0]
+        inside = mint.logical_and(places >= 0, places < count)
+        places = mint.where(inside, places, 0)
+        if isinstance(weight, tuple):
+            rows = _rows_of_codes(places, weight, dtype)
+        else:
+            rows = kernels.embedding(places, weight)
         return mint.where(inside.reshape(*ids.shape, 1), rows, 0.0)
 
     @staticmethod

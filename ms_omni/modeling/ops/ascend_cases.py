@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .ascend_coded_cases import experts_of_codes, is_coded, linear_of_codes
+from .ascend_coded_cases import normal as _normal
+from .ascend_expert_cases import experts, few, few_whole, whole
+
 MASKED = -1e9
 
 
@@ -34,10 +38,6 @@ class Kind:
     fits: Callable[..., bool] | None = None
     compiled: bool = True
     called: bool = True
-
-
-def _normal(rng, *shape, scale=1.0):
-    return rng.standard_normal(shape, np.float32) * np.float32(scale)
 
 
 def _one_row(x, *_, **__):
@@ -85,10 +85,9 @@ def _tables(rng, *shape):
 
 
 def _rotary(rng, published):
-    yield (_normal(rng, 2, 5, 8, 128), *_tables(rng, 2, 5, 64))
-    yield (_normal(rng, 1, 1, 1, 128), *_tables(rng, 1, 1, 64))  # one token, one head
-    if published:
-        yield (_normal(rng, 1, 512, 32, 128), *_tables(rng, 1, 512, 64))
+    sizes = ((2, 5, 8), (1, 1, 1), (1, 512, 32))  # of which one is of one token, one head
+    for batch, tokens, heads in sizes[: 3 if published else 2]:
+        yield (_normal(rng, batch, tokens, heads, 128), *_tables(rng, batch, tokens, 64))
 
 
 def _rotary_odd(rng, published):
@@ -203,44 +202,12 @@ def _route_topk(rng, published):
         yield logits.astype(np.float32), 6, False
 
 
-def _mixture(rng, tokens, experts, width, inner, k):
-    """Each expert is its neighbour turned by one, which costs less than as many random numbers."""
-    up, down = _normal(rng, width, 2 * inner, scale=width**-0.5), _normal(rng, inner, width, scale=inner**-0.5)
-    weights = (np.stack([np.roll(part, number, 0) for number in range(experts)]) for part in (up, down))
-    indices = np.stack([rng.permutation(experts - 4)[:k] + 2 for _ in range(tokens)]).astype(np.int32)
-    return _normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, k)), indices
-
-
-def _experts(tokens, ranks):
-    """With few tokens most experts are empty, the first and the last among them. ranks: the first expert that is here."""
-
-    def cases(rng, published):
-        case = _mixture(rng, tokens[0], 16, 64, 32, 4)
-        yield from ((*case, first) for first in ranks)
-        if published:
-            yield *_mixture(rng, tokens[1], 128, 2048, 768, 8), ranks[0] and 60
-
-    return cases
-
-
-def _few_whole(x, gate_up, down, weights, indices, first=None):
-    return first is None and indices.shape[0] <= 16
-
-
-def _few(x, gate_up, down, weights, indices, first=None):
-    return indices.shape[0] <= 16
-
-
-def _whole(x, gate_up, down, weights, indices, first=None):
-    return first is None
-
-
 def _conv1d(rng, published):
-    yield _normal(rng, 2, 16, 30), _normal(rng, 24, 16, 7, scale=0.2), _normal(rng, 24), 3, 1
-    yield _normal(rng, 1, 16, 9), _normal(rng, 8, 16, 1, scale=0.2), _normal(rng, 8), 1, 1
-    if published:
-        yield _normal(rng, 1, 1024, 22), _normal(rng, 1536, 1024, 7, scale=0.01), _normal(rng, 1536), 1, 1
-        yield _normal(rng, 1, 96, 7734), _normal(rng, 96, 96, 7, scale=0.04), _normal(rng, 96), 9, 1
+    small = ((2, 16, 30, 24, 7, 0.2, 3), (1, 16, 9, 8, 1, 0.2, 1))
+    large = ((1, 1024, 22, 1536, 7, 0.01, 1), (1, 96, 7734, 96, 7, 0.04, 9))
+    for batch, channels, steps, filters, width, scale, dilation in (*small, *(large if published else ())):
+        weight = _normal(rng, filters, channels, width, scale=scale)
+        yield _normal(rng, batch, channels, steps), weight, _normal(rng, filters), dilation, 1
 
 
 def _conv1d_channels(rng, published):
@@ -379,7 +346,11 @@ def _any(cases, compiled=True):
 
 
 KINDS: dict[str, tuple[Kind, ...]] = {
-    "linear": (Kind("one row", _linear_row, _one_row), Kind("several rows", _linear)),
+    "linear": (
+        Kind("codes", linear_of_codes, is_coded, compiled=False),
+        Kind("one row", _linear_row, _one_row),
+        Kind("several rows", _linear),
+    ),
     "embedding": _any(_embedding),
     "embedding_part": _any(_embedding_part),
     "rms_norm": _any(_rms_norm),
@@ -408,10 +379,11 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     ),
     "route_topk": _any(_route_topk),
     "experts": (
-        Kind("few tokens", _experts((1, 1), (None,)), _few_whole),
-        Kind("few tokens on a rank", _experts((1, 4), (8, 20)), _few),  # the last ones do not exist; or nobody wants any
-        Kind("many tokens", _experts((33, 512), (None,)), _whole, compiled=False),
-        Kind("many tokens on a rank", _experts((33, 512), (8, 20)), None, compiled=False),
+        Kind("codes", experts_of_codes, is_coded, compiled=False),
+        Kind("few tokens", experts((1, 1), (None,)), few_whole),
+        Kind("few tokens on a rank", experts((1, 4), (8, 20)), few),  # the last ones do not exist; or nobody wants any
+        Kind("many tokens", experts((33, 512), (None,)), whole, compiled=False),
+        Kind("many tokens on a rank", experts((33, 512), (8, 20)), None, compiled=False),
     ),
     "conv1d": (
         Kind("filters of one channel", _conv1d_channels, _grouped, compiled=False),

@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from ...quantised import Quantised
 from . import formulas
 from .ascend_cases import KINDS, Buffer, Kind
 from .ascend_step_cases import STEP_FORMS
@@ -132,7 +133,7 @@ def compiled(form: Callable) -> Callable:
 def tensor(value: Any, dtype: ms.Type) -> Any:
     """float32 arrays in the dtype under test, float64 arrays in float32 whatever the dtype, all else as it is."""
     if isinstance(value, tuple):
-        return tuple(tensor(item, dtype) for item in value)
+        return _like(value, [tensor(item, dtype) for item in value])
     if isinstance(value, Buffer):
         return Parameter(tensor(value.array, dtype))
     if not isinstance(value, np.ndarray):
@@ -142,9 +143,13 @@ def tensor(value: Any, dtype: ms.Type) -> Any:
     return Tensor(value).astype(dtype) if value.dtype == np.float32 else Tensor(value)
 
 
+def _like(several, items):
+    return Quantised(*items) if isinstance(several, Quantised) else tuple(items)
+
+
 def _array(value):
     if isinstance(value, tuple):
-        return tuple(map(_array, value))
+        return _like(value, map(_array, value))
     if not isinstance(value, Tensor):
         return value
     return (value.astype(ms.float32) if value.dtype in TOLERANCE else value).asnumpy()

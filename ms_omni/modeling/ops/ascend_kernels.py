@@ -24,6 +24,7 @@ from mindspore.ops.auto_generate import (
     PagedAttention,
     ReshapeAndCache,
     SplitWithSize,
+    WeightQuantBatchMatmul,
     grouped_matmul_v4,
 )
 
@@ -228,6 +229,27 @@ def grouped_matmul(x, weight, counts):
     return grouped_matmul_v4([x], [weight], group_list=counts, split_item=3, group_type=0, group_list_type=1)[0]
 
 
+def grouped_matmul_of_codes(x, codes, scales, offsets, counts):
+    """`grouped_matmul` by `(codes + offsets) * scales`: `grouped_matmul_v4` with antiquant_scale and antiquant_offset.
+
+    codes int8 `[E, C, M]`, or qint4x2 `[E, C, M / 2]`, two's complement, the even output in the low half; scales and offsets of the
+    type of x `[E, M]`, of 4 bits also `[E, C / g, M]`, then with offsets of zeros.
+
+    The same pages; of 4 bits CANN's alone says something, and Golden Stick (mindspore_gs/ptq/ptq/hal.py) how MindSpore passes them.
+    Unverified: everything that a run would show.
+    """
+    return grouped_matmul_v4(
+        [x],
+        [codes],
+        antiquant_scale=[scales],
+        antiquant_offset=[offsets],
+        group_list=counts,
+        split_item=3,
+        group_type=0,
+        group_list_type=1,
+    )[0]
+
+
 def moe_token_unpermute(rows, places, probs):
     """`sum_j probs[n, j] * rows[places[n * K + j]]`: `ops.moe_token_unpermute`, padded_mode off.
 
@@ -247,6 +269,19 @@ def dense(x, weight, bias):
     Unverified: nothing beyond the numbers.
     """
     return mint.nn.functional.linear(x, weight, bias)
+
+
+def dense_of_codes(x, codes, scales, offsets, outputs_first, group):
+    """`x @ ((codes + offsets) * scales)`: the primitive `WeightQuantBatchMatmul`, x `[N, C]` -> `[N, M]`.
+
+    codes int8 `[M, C]` (outputs_first) or `[C, M]`, or qint4x2 `[C, M / 2]` as in `grouped_matmul_of_codes`; scales and offsets, or None,
+    of the type of x: `[M]` (group 0), or `[C / group, M]`, group a multiple of 32, less than C.
+
+    DOCS/ops/mindspore.ops.auto_generate.WeightQuantBatchMatmul.html, CANN/aclnnWeightQuantBatchMatmulV2.md: float16 and bfloat16; C and
+    M at most 65535 and whole lines of 32 bytes. A bias would have to be float32 beside bfloat16 for CANN, and bfloat16 for MindSpore.
+    Unverified: everything that a run would show.
+    """
+    return WeightQuantBatchMatmul(False, outputs_first, group)(x, codes, scales, offsets, None, None, None)
 
 
 def embedding(ids, weight):

@@ -12,37 +12,28 @@ import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 from . import ascend_kernels as kernels
-from .ascend_weights import Packed, rows
+from . import ascend_products as products
 
 
 class Layer(nn.Cell):
-    """weights: a `LayerWeights`; eps: of its norms; head_dim: D of a head; like: a layer that has packed the same weights. How it attends
-    is left to subclasses.
+    """weights: a `LayerWeights`; eps: of its norms; head_dim: D of a head; like: a layer that has packed the same weights; bits: of codes
+    that kernels multiply with, see `ascend_products.py`. How it attends is left to subclasses.
     """
 
-    def __init__(self, weights, eps, head_dim, like=None):
+    def __init__(self, weights, eps, head_dim, like=None, bits=products.BITS):
         super().__init__(auto_prefix=False)
         self.eps, self.head_dim, self.scale = eps, head_dim, head_dim**-0.5
         self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
         self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
-        self.packs = []  # held, for what their sources are is asked later
-        self.qkv = like.qkv if like else self._below(weights.q, weights.k, weights.v)
-        self.qkv_bias = like.qkv_bias if like else self._below(weights.q_bias, weights.k_bias, weights.v_bias)
-        self.o, self.o_bias = weights.o, weights.o_bias
         self.heads, self.kv_heads = weights.q.shape[0] // head_dim, weights.k.shape[0] // head_dim
         self.width, self.kv_width = self.heads * head_dim, self.kv_heads * head_dim
         self.sums_heads, self.sums_experts = weights.sum_heads is not None, weights.sum_experts is not None
         self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
-        if self.dense:
-            self.gates = like.gates if like else self._below(weights.gate, weights.up)
-            self.down, self.shared_gate = weights._asdict()["down"], weights.shared_gate
+        self.stored = like.stored if like else _stored(weights, bits)
+        for name, product in self.stored.items():
+            setattr(self, name, product)
         if self.sparse:
-            self.router, self.experts_gate_up, self.experts_down = (
-                weights.router,
-                weights.experts_gate_up,
-                weights.experts_down,
-            )
             self.top_k, self.normalise, self.held = weights.top_k, weights.normalise, weights.experts_down.shape[0]
             self.elsewhere = weights.first is not None
             if self.elsewhere:
@@ -51,22 +42,15 @@ class Layer(nn.Cell):
     def __call__(self, *inputs):
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
 
-    def _below(self, *parameters):
-        """One below the other, in one; None where all of them are None. Its maker makes new layers when they change."""
-        if all(part is None for part in parameters):
-            return None
-        self.packs.append(Packed(rows, *parameters))
-        return self.packs[-1].current()
-
     def construct(self, x, total, rope, seen):
         """x and total `[N, D]`: what the layer before has added, and what it was added to (None: nothing yet); rope: cos and sin
         `[1, S, 1, D]` of S tokens in each of N / S rows; seen: see `attend` -> the same of this layer.
         """
         x, total = self.added(x, total, self.input_norm)
-        qkv = kernels.dense(x, self.qkv, self.qkv_bias)
+        qkv = self.qkv(x)
         q, k, v = kernels.split(qkv, (self.width, self.kv_width, self.kv_width), -1)
         q, k = self.turned(q, k, rope, seen)
-        y = kernels.dense(self.attend(q, k, v, seen), self.o, self.o_bias)
+        y = self.o(self.attend(q, k, v, seen))
         if self.sums_heads:
             y = self.sum_heads(y)
         x, total = self.added(y, total, self.post_norm)
@@ -98,15 +82,15 @@ class Layer(nn.Cell):
         if self.sums_experts:
             y = self.sum_experts(y)
         if self.dense:
-            y = mint.addcmul(y, self.dense_mlp(x), mint.sigmoid(kernels.dense(x, self.shared_gate, None)))
+            y = mint.addcmul(y, self.dense_mlp(x), mint.sigmoid(self.shared_gate(x)))
         return y
 
     def dense_mlp(self, x):
-        return kernels.dense(kernels.swiglu(kernels.dense(x, self.gates, None)), self.down, None)
+        return self.down(kernels.swiglu(self.gates(x)))
 
     def mixture(self, x):
         """The experts that are here. Weights that are divided by their sum are the softmax of the chosen logits alone."""
-        logits = kernels.dense(x, self.router, None)
+        logits = self.router(x)
         if self.normalise:
             weights, index = kernels.topk(logits, self.top_k)
             weights = kernels.softmax(weights)
@@ -125,8 +109,26 @@ class Layer(nn.Cell):
 
     def products(self, rows, counts):
         counts = counts.astype(ms.int64)
-        hidden = kernels.swiglu(kernels.grouped_matmul(rows, self.experts_gate_up, counts))
-        return kernels.grouped_matmul(hidden, self.experts_down, counts)
+        hidden = kernels.swiglu(self.experts_gate_up(rows, counts))
+        return self.experts_down(hidden, counts)
+
+
+def _stored(w, bits):
+    """The products of a layer, by name."""
+    dtype = w.input_norm.dtype
+
+    def dense(*weights, biases=None):
+        return products.dense(weights, biases or (None,) * len(weights), dtype, bits)
+
+    found = {"qkv": dense(w.q, w.k, w.v, biases=(w.q_bias, w.k_bias, w.v_bias)), "o": dense(w.o, biases=(w.o_bias,))}
+    gate, up, down, shared_gate = w[w._fields.index("gate") :][:4]
+    if gate is not None:
+        found |= {"gates": dense(gate, up), "down": dense(down)}
+    if w.router is not None:
+        experts = (products.grouped(part, dtype, bits) for part in (w.experts_gate_up, w.experts_down))
+        found |= {"router": dense(w.router), **dict(zip(("experts_gate_up", "experts_down"), experts))}
+        found |= {} if gate is None else {"shared_gate": dense(shared_gate)}
+    return found
 
 
 def _local_numbers(experts, first, held):

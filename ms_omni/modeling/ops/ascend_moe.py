@@ -3,10 +3,14 @@
 x [N, D] --rows by expert--> [N * K, D] --gate_up--> [N * K, 2I] --swiglu--> --down--> [N * K, D] --weighted--> [N, D]
 """
 
+import functools
+
 import mindspore as ms
 from mindspore import mint
 
 from . import ascend_kernels as kernels
+from . import ascend_products as products
+from .reference import Reference
 
 
 def route_topk(logits, k, normalise):
@@ -25,6 +29,8 @@ def experts(x, gate_up, down, weights, indices, first=None):
 
     Pairs whose expert is elsewhere are sorted behind all others and left out of the groups.
     """
+    if isinstance(gate_up, tuple):
+        return _of_codes(experts, x, gate_up, down, weights, indices, first)
     held = gate_up.shape[0]
     if first is None:
         rows, places, counts = kernels.moe_init_routing(x, indices, held)
@@ -44,6 +50,8 @@ def experts_of_all_pairs(x, gate_up, down, weights, indices, first=None):
     """The same where the kernel insists on a group for every row: pairs whose expert is elsewhere go to one that is here,
     with weight 0, and cost as much as the others.
     """
+    if isinstance(gate_up, tuple):
+        return _of_codes(experts_of_all_pairs, x, gate_up, down, weights, indices, first)
     held = gate_up.shape[0]
     if first is not None:
         place = indices - first
@@ -56,5 +64,27 @@ def experts_of_all_pairs(x, gate_up, down, weights, indices, first=None):
 
 def _products(rows, gate_up, down, counts):
     counts = counts.astype(ms.int64)
-    hidden = kernels.swiglu(kernels.grouped_matmul(rows, gate_up, counts))
-    return kernels.grouped_matmul(hidden, down, counts)
+    return _times(kernels.swiglu(_times(rows, gate_up, counts)), down, counts)
+
+
+def _times(rows, weight, counts):
+    if isinstance(weight, _Stack):
+        return weight.product(rows, counts)
+    return kernels.grouped_matmul(rows, weight, counts)
+
+
+class _Stack:
+    """A stack of codes laid out for its kernel, outside graphs."""
+
+    def __init__(self, weight, dtype):
+        self.shape, self.product = weight.shape, products.grouped(weight, dtype)
+
+
+def _in_graph(form, x, gate_up, down, weights, indices, first):
+    """A graph cannot lay out codes; the model's graphs hold `ascend_layer.py`, which has them laid out."""
+    return Reference.experts(x, gate_up, down, weights, indices, first)
+
+
+@functools.wraps(_in_graph)
+def _of_codes(form, x, gate_up, down, weights, indices, first):
+    return form(x, _Stack(gate_up, x.dtype), _Stack(down, x.dtype), weights, indices, first)

@@ -31,7 +31,7 @@ from ...errors import DeviceError
 from . import ascend_boost, private_cache
 from .ascend_cases import KINDS, Kind
 from .ascend_check import GRAPH, TOLERANCE, Result, Row, forms, is_right, rows_of
-from .ascend_step_cases import STEPS
+from .ascend_step_cases import OF_CODES, STEPS
 from .reference import Reference
 
 EMULATION = "tests.ascend_emulation"  # see `dispatch.py`
@@ -61,7 +61,7 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
                     chosen.setdefault(operator, []).append((dtype, kind, number))
                 elif number:
                     wrong.add((dtype, operator))
-                name = "decoder_step" if operator == "boosted_step" else operator
+                name = "decoder_step" if operator in ("boosted_step", *OF_CODES.values()) else operator
                 outcomes[name] = "; ".join(filter(None, (outcomes.get(name), reason)))
                 if number:
                     replaced.append(f"operator {reason} [known from {where}; remove it to compare again]")

@@ -14,8 +14,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from ...quantised import Quantised, Storage
 from . import formulas
-from .ascend_cases import Kind, _normal, _tables
+from .ascend_cases import Kind, _tables
+from .ascend_coded_cases import coded, coded_stack
+from .ascend_coded_cases import normal as _normal
 from .ascend_steps import PreparedFrame, PreparedStack, decoder_chunk, decoder_step
 from .ascend_weights import rounded
 from .fused import BlockTables, FrameWeights, LayerWeights, StackWeights
@@ -44,6 +47,7 @@ SMALL_DENSE = Sizes(64, 4, 2, 16, 96)
 THINKER = Sizes(2048, 32, 4, 128, 768, 128, 8)
 THINKER_RANK = THINKER._replace(heads=16, kv_heads=2, first=64, held=64)
 TALKER = Sizes(1024, 16, 2, 128, 384, 128, 6, 768)
+CODED = Sizes(64, 8, 2, 16, 64, 8, 2, 64)
 PREDICTOR = Sizes(1024, 16, 8, 128, 3072)
 MARKS = 8
 """Channels of a layer's input of which each has its own experts."""
@@ -57,8 +61,8 @@ def _gain(rng, size):
     return 1 + _normal(rng, size, scale=0.2)
 
 
-def _layer(rng, sizes, biases=False):
-    """A `LayerWeights` of arrays."""
+def _layer(rng, sizes, biases=False, storage=None):
+    """A `LayerWeights` of arrays; storage: of its matrices, if they are codes."""
     width, channels, inner = sizes.width, sizes.channels, sizes.shared if sizes.experts else sizes.inner
     shapes = [(heads * channels, width) for heads in (sizes.heads, sizes.kv_heads, sizes.kv_heads)]
     shapes.append((width, sizes.heads * channels))
@@ -70,14 +74,22 @@ def _layer(rng, sizes, biases=False):
         layer = layer._replace(
             gate=_weight(rng, inner, width), up=_weight(rng, inner, width), down=_weight(rng, width, inner)
         )
-    return tuple(_mixture(rng, sizes, layer) if sizes.experts else layer)
+    if sizes.experts:
+        layer = _mixture(rng, sizes, layer, storage)
+    return tuple(layer if storage is None else _with_codes(layer, storage))
 
 
-def _mixture(rng, sizes, layer):
+def _with_codes(layer, storage):
+    """A `LayerWeights` whose matrices, but for the router and the shared expert's gate, are codes."""
+    fields = [name for name in ("q", "k", "v", "o", "gate", "up", "down") if getattr(layer, name) is not None]
+    return layer._replace(**{name: coded(getattr(layer, name), storage) for name in fields})
+
+
+def _mixture(rng, sizes, layer, storage):
     width, count, inner = sizes.width, sizes.experts, sizes.inner
     up, down = _normal(rng, width, 2 * inner, scale=width**-0.5), _normal(rng, inner, width, scale=inner**-0.5)
     held = range(sizes.held or count)
-    stacks = (np.stack([np.roll(part, number, 0) for number in held]) for part in (up, down))  # see `ascend_cases._mixture`
+    stacks = (_stacked(part, held, storage) for part in (up, down))
     router = _weight(rng, count, width)
     for mark in range(MARKS):
         router[rng.permutation(count)[sizes.top_k :], mark] = -3.0
@@ -85,6 +97,13 @@ def _mixture(rng, sizes, layer):
     shared = _weight(rng, 1, width) if sizes.shared else None
     fields = dict(zip(("experts_gate_up", "experts_down"), stacks), top_k=sizes.top_k, normalise=True, first=sizes.first)
     return layer._replace(router=router, shared_gate=shared, **fields)
+
+
+def _stacked(part, held, storage):
+    """Experts of which each is the one before turned by one (see `ascend_expert_cases.mixture`); of codes outputs are turned."""
+    if storage is None:
+        return np.stack([np.roll(part, number, 0) for number in held])
+    return coded_stack(part.T, storage, len(held))
 
 
 def _inputs(rng, sizes, rows, mark):
@@ -110,7 +129,7 @@ def _pool(rng, sizes, block, lengths, room):
     return keys, values, tables
 
 
-def _step(rng, sizes, block, lengths, biases=False):
+def _step(rng, sizes, block, lengths, biases=False, storage=None):
     """Two calls: behind so many positions, then the rows in another order, some of them behind fewer. The last row pads."""
     keys, values, tables = _pool(rng, sizes, block, lengths, 2)
     first = np.array(lengths, np.int32) + 1
@@ -121,7 +140,9 @@ def _step(rng, sizes, block, lengths, biases=False):
         x = _inputs(rng, sizes, len(length), number)[:, None]
         calls.append((x, *_tables(rng, len(length), 1, sizes.channels // 2), table, length))
     norm, head = _gain(rng, sizes.width), _weight(rng, 96, sizes.width)
-    return _layer(rng, sizes, biases), norm, head, EPS, sizes.channels, block, keys, values, tuple(calls)
+    if storage is not None:
+        head = coded(head, Storage(8))
+    return _layer(rng, sizes, biases, storage), norm, head, EPS, sizes.channels, block, keys, values, tuple(calls)
 
 
 def _tokens(rng, published):
@@ -130,6 +151,15 @@ def _tokens(rng, published):
     yield _step(rng, SMALL_DENSE, 16, (17,))
     for sizes in (THINKER, THINKER_RANK, TALKER) if published else ():
         yield _step(rng, sizes, 128, (0, 129, 1000, 4096, 127, 300, 20))
+
+
+def _tokens_of_codes(small, published_storage):
+    def cases(rng, published):
+        yield _step(rng, CODED, 16, (4, 32, 63), storage=small)
+        for sizes in (THINKER, TALKER) if published else ():
+            yield _step(rng, sizes, 128, (0, 129, 1000, 300), storage=published_storage)
+
+    return cases
 
 
 def _chunk(rng, sizes, block, start, count, size):
@@ -172,6 +202,9 @@ _numbers = itertools.count()
 
 def _parameter(value, dtype):
     """On the host, where the model's are."""
+    if isinstance(value, Quantised):
+        codes = Parameter(value.codes, name=f"tried{next(_numbers)}", requires_grad=False)
+        return Quantised(codes, *(_parameter(part, dtype) for part in value[1:]))
     if not isinstance(value, Tensor):
         return value
     return Parameter(rounded(_array(value), dtype), name=f"tried{next(_numbers)}")
@@ -245,14 +278,23 @@ def cells(*case):
     raise NotImplementedError
 
 
+def numbers_of_codes(*case):
+    """What runs where a step with codes is not right: the same with numbers made of them, which take more memory."""
+    raise NotImplementedError
+
+
 for form in (packed_step, boosted_step, packed_frame):
     form.compiled = functools.partial(form, ready=True)
 
+OF_CODES = {8: "int8_step", 4: "int4_step"}
+"""Bits of codes -> the step with such weights."""
 STEPS: dict[str, tuple[Kind, ...]] = {
     "decoder_step": (Kind("any", _tokens),),
     "decoder_chunk": (Kind("any", _chunks, compiled=False),),
     "code_frame": (Kind("any", _frames),),
     "boosted_step": (Kind("any", _tokens, called=False),),
+    "int8_step": (Kind("any", _tokens_of_codes(Storage(8), Storage(8))),),
+    "int4_step": (Kind("any", _tokens_of_codes(Storage(4, 32), Storage(4, 128))),),
 }
 """step -> its kinds, as in `ascend_cases.py`."""
 STEP_FORMS = {
@@ -260,5 +302,7 @@ STEP_FORMS = {
     "decoder_chunk": (packed_chunk, cells),
     "code_frame": (packed_frame, cells),
     "boosted_step": (boosted_step, packed_step),
+    "int8_step": (packed_step, numbers_of_codes),
+    "int4_step": (packed_step, numbers_of_codes),
 }
 """step -> the form that is compared, and what takes its place, which is no step of this name and not compared as such."""

@@ -10,6 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 
 from ..interruption import interruptible
 from . import ascend_kernels as kernels
+from . import ascend_products as products
 from . import ascend_sampling as sampling
 from . import drawing
 from .ascend_layer import BoostedLayer, CachedLayer, FrameLayer
@@ -24,20 +25,22 @@ def dtype_of(weights):
 
 
 def packs(weights):
-    """See `ops.packs`: not float32, nor heads that are no multiple of 16 wide, nor experts in the code predictor."""
+    """See `ops.packs`: not float32, nor heads that are no multiple of 16 wide, nor experts or codes of heads in the code predictor."""
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
     known = dtype_of(weights) in kernels.ATTENTION_TYPES and stack.head_dim % ALIGNMENT == 0
     if not frame:
         return known
     sparse = any(layer.router is not None for layer in stack.layers)
-    return known and not sparse and weights.heads[0].shape[0] >= drawing.CANDIDATES
+    tables = weights.first_embedding, *weights.embeddings, *weights.heads
+    coded = any(isinstance(table, tuple) for table in tables)
+    return known and not coded and not sparse and weights.heads[0].shape[0] >= drawing.CANDIDATES
 
 
-def prepare(weights, kept=None, boosted=False):
+def prepare(weights, kept=None, boosted=False, bits=products.BITS):
     if isinstance(weights, FrameWeights):
-        return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights)
-    return PreparedStack(weights, boosted)
+        return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights, bits)
+    return PreparedStack(weights, boosted, bits)
 
 
 class Launch:
@@ -60,13 +63,14 @@ class Launch:
 
 
 class PreparedStack:
-    """weights: `StackWeights`. boosted: whether graphs have the boosted form. launch: of a token, for the buffers of a pool, from the first
-    one on.
+    """weights: `StackWeights`. boosted: whether graphs have the boosted form. bits: of codes that kernels multiply with. launch: of a token,
+    for the buffers of a pool, from the first one on.
     """
 
-    def __init__(self, weights, boosted=False):
+    def __init__(self, weights, boosted=False, bits=products.BITS):
+        self.bits = bits
         self.weights, self.norm, self.eps, self.dtype = weights, weights.norm, weights.eps, weights.norm.dtype
-        self.layers = [CachedLayer(layer, weights.eps, weights.head_dim) for layer in weights.layers]
+        self.layers = [CachedLayer(layer, weights.eps, weights.head_dim, bits=bits) for layer in weights.layers]
         self.boosted = [
             BoostedLayer(layer, weights.eps, weights.head_dim, like)
             for layer, like in zip(weights.layers, self.layers if boosted else ())
@@ -77,6 +81,7 @@ class PreparedStack:
 
     def step(self, x, cos, sin, head, cache):
         if self.launch is None or self.launch.cell.keys is not cache.keys:
+            head = products.dense((head,), (None,), self.dtype, self.bits)
             boosted = _Step(self, self.boosted, head, cache) if self.boosted else None
             self.launch = Launch(_Step(self, self.layers, head, cache), self.ready, boosted)
         tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
@@ -144,7 +149,7 @@ class _Step(nn.Cell):
             seen = self.keys[index], self.values[index], slots, tables, batch_valid_length
             x, total = layer(x, total, (cos, sin), seen)
         hidden, _ = kernels.add_rms_norm(x, total, self.norm, self.eps)
-        return kernels.dense(hidden, self.head, None), hidden
+        return self.head(hidden), hidden
 
 
 def decoder_step(x, cos, sin, head, cache, prepared):
@@ -164,9 +169,9 @@ class PreparedFrame:
 
     noise_width = drawing.CANDIDATES
 
-    def __init__(self, weights):
+    def __init__(self, weights, bits=products.BITS):
         self.ready = set()
-        self.launch = Launch(_Frame(weights), self.ready)
+        self.launch = Launch(_Frame(weights, bits), self.ready)
         place(_parameters(weights))
         self.sources = _identity(weights)
         self.codes = len(weights.heads) + 1
@@ -207,7 +212,10 @@ def _identity(weights):
 def _parameters(weights):
     stack = weights.stack
     parts = [weights.first_embedding, *weights.embeddings, *weights.heads, stack.norm]
-    return parts + [part for layer in stack.layers for part in layer if isinstance(part, Parameter)]
+    fields = [
+        part for layer in stack.layers for field in layer for part in (field if isinstance(field, tuple) else (field,))
+    ]
+    return parts + [part for part in fields if isinstance(part, Parameter)]
 
 
 class _Frame(nn.Cell):
@@ -215,10 +223,10 @@ class _Frame(nn.Cell):
     to be copied, and n is small.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights, bits):
         super().__init__(auto_prefix=False)
         stack, count = weights.stack, len(weights.heads)
-        self.layers = nn.CellList([FrameLayer(layer, stack.eps, stack.head_dim) for layer in stack.layers])
+        self.layers = nn.CellList([FrameLayer(layer, stack.eps, stack.head_dim, bits=bits) for layer in stack.layers])
         self.norm, self.eps, self.first = stack.norm, stack.eps, weights.first_embedding
         self.heads, self.tables = ParameterTuple(weights.heads), ParameterTuple(weights.embeddings)
         sizes = range(2, count + 2)

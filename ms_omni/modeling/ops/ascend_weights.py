@@ -20,13 +20,14 @@ _alive: "weakref.WeakSet[Packed]" = weakref.WeakSet()
 
 
 class Packed:
-    """A Parameter made of others. make: of the arrays of the sources, in order, one array; a source None is None.
+    """A Parameter made of others. make: of the arrays of the sources, in order, one array; a source None is None. dtype: of the Parameter,
+    where it is not that of the array.
 
     Values that are set and training are noticed; not a value that was assigned in its place, of which nothing is to be seen.
     """
 
-    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None):
-        self.sources = sources
+    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None):
+        self.sources, self._dtype = sources, dtype
         self._make, self._there = make, [source for source in sources if source is not None]
         self._parameter = Parameter(self._made(), name=f"packed{next(_numbers)}", requires_grad=False)
         _alive.add(self)
@@ -43,7 +44,8 @@ class Packed:
 
     def _made(self):
         arrays = [None if source is None else _of_host(source) for source in self.sources]
-        made = Tensor.from_numpy(np.ascontiguousarray(self._make(*arrays)))
+        made = np.ascontiguousarray(self._make(*arrays))
+        made = Tensor.from_numpy(made) if self._dtype is None else Tensor(made, dtype=self._dtype)
         self._state = self._seen()
         self._held = [Tensor(source) for source in self._there]  # the same memory, whose address so stays theirs
         return made
@@ -54,7 +56,13 @@ class Packed:
 
 def _of_host(parameter):
     """Its values; MindSpore 2.10 has no bfloat16 arrays for numpy 2."""
-    return np.frombuffer(parameter.get_bytes(), MODEL_TYPES[str(parameter.dtype).lower()]).reshape(parameter.shape)
+    return np.frombuffer(parameter.get_bytes(), array_type(parameter.dtype)).reshape(parameter.shape)
+
+
+def array_type(dtype: ms.Type) -> np.dtype:
+    """Of arrays of the host."""
+    name = str(dtype).lower()
+    return MODEL_TYPES[name] if name in MODEL_TYPES else np.dtype(name)
 
 
 def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
@@ -63,10 +71,10 @@ def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Pa
 
 
 def place(parameters: Iterable[Parameter]) -> None:
-    """See `ops.place`: all but those that something is made of, which stay on the host."""
+    """See `ops.place`: all but codes, and what something is made of, which stay on the host."""
     sources = {id(source) for packed in _alive for source in packed.sources}
     for parameter in parameters:
-        if id(parameter) not in sources:
+        if id(parameter) not in sources and parameter.dtype not in (ms.int8, ms.uint8):
             parameter.reshape(-1)  # no kernel, and yet MindSpore moves it
 
 
@@ -77,4 +85,4 @@ def rows(*arrays: np.ndarray) -> np.ndarray:
 
 def rounded(array: np.ndarray, dtype: ms.Type) -> Tensor:
     """A float32 array of the host in a type of the model's."""
-    return Tensor.from_numpy(np.ascontiguousarray(array.astype(MODEL_TYPES[str(dtype).lower()])))
+    return Tensor.from_numpy(np.ascontiguousarray(array.astype(array_type(dtype))))

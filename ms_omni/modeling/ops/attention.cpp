@@ -1,4 +1,4 @@
-// Softmax attention of many queries, in tiles: scores of 6 rows by 256 keys exist at a time, whatever the lengths are.
+// Softmax attention of many queries, in tiles: scores of a few rows by 256 keys exist at a time, whatever the lengths are.
 //
 //     for each block of queries (one head, or the query heads that share one):
 //         for each tile of keys:  s = q k' + mask;  m' = max(m, s);  p = exp(s - m')
@@ -10,7 +10,7 @@
 namespace {
 
 constexpr i64 kKeys = 256;          // of a tile; a multiple of kWide
-constexpr i64 kQueryRows = 256;     // (query, head) rows that share the packing of a tile
+constexpr i64 kQueryRows = 252;     // (query, head) rows that share the packing of a tile; whole blocks of 6 and of 14
 constexpr float kExcluded = -1e8f;  // a key whose mask is this far below the largest of its row is out of sight
 
 struct Heads {  // one kv head of one sequence, with the query heads that read it
@@ -55,7 +55,6 @@ void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) {
 void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight, const float *const *mask,
                 const i64 *visible, const float *values, i64 dv, float *const *y, float *m, float *sum) {
   const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
-  const float *from[kRows];
   for (i64 r = 0; r < rows; ++r) {
     float *s = scores + r * kKeys;
     for (i64 t = 0; t < count; t += kWide) {
@@ -79,11 +78,10 @@ void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *c
     sum[r] = fma(sum[r], fade, total(added));
     m[r] = top;
     for (i64 i = 0; i < dv; i += kLanes) store(y[r] + i, load(y[r] + i) * fade);
-    from[r] = s;
   }
   for (i64 column = 0; column < dv; column += kWide) {
     const i64 columns = std::min<i64>(kWide, dv - column);
-    tile_of(rows, columns)(from, 0, values + column, dv, count, y, column, columns, false, nullptr);
+    tile_of<kKeys, 1>(rows, columns)(scores, values + column, dv, count, y, column, columns, false, nullptr);
   }
 }
 
@@ -109,6 +107,8 @@ void attend(const Heads &h, i64 first, i64 queries) {
     masks[row] = h.mask ? h.mask + (first + query) * h.keys : nullptr;
     visible[row] = h.visible(first + query);
   }
+  Packed packed_q(rows, h.d);
+  packed_q.pack(q_rows.data(), rows, h.d);
   float *targets[kRows];
   for (int r = 0; r < kRows; ++r) targets[r] = scores.data() + r * kKeys;
   for (i64 key = 0; key < last; key += kKeys) {
@@ -131,8 +131,8 @@ void attend(const Heads &h, i64 first, i64 queries) {
       for (i64 b = 0; b * kWide < count; ++b) {
         const i64 columns = (std::min<i64>(kWide, count - b * kWide) + kLanes - 1) / kLanes * kLanes;
         if (seen[b])
-          tile_of(n, columns)(q_rows.data() + row, 0, keys.get() + b * kWide, kKeys, h.d, targets, b * kWide, columns,
-                              true, nullptr);
+          tile_of<1, kRows>(n, columns)(packed_q.at(row, 0), keys.get() + b * kWide, kKeys, h.d, targets, b * kWide, columns,
+                                        true, nullptr);
       }
       accumulate(n, key, count, scores.data(), sight.data() + row, masks.data() + row, visible.data() + row, values.get(),
                  dv, y_rows.data() + row, m.data() + row, sum.data() + row);

@@ -3,9 +3,10 @@
 A launch costs more than the work of a small operator, so the number of launches is what counts in decoding (`kernels.cpp`).
 Importing this module compiles the kernels; it raises `OSError` where that cannot be done. Large work:
 
-- `dense.cpp`: products of prompts, pictures and sound. Tiles in registers over packed panels (`gemm.h`) run at 90 % of what
-  the processor's multiply-adds allow, where MindSpore's own reach half of it, and a token costs the same whether its
-  expert has 5 or 500 of them.
+- `dense.cpp`: products of prompts, pictures and sound. Tiles in registers over what is packed of both sides (`gemm.h`) reach 85 to
+  95 % of what the processor's multiply-adds allow, as OpenBLAS does, and a token costs the same whether its expert has 5 or 500
+  of them. Matrices in bfloat16 and codes of 8 and 4 bits are widened while they are packed (`panels.h`), so a product with them is
+  one of float32.
 - `attention.cpp`: attention of many queries, scores never stored as a whole.
 - `wave.cpp`: the vocoder's convolutions with one order of summation. MindSpore's own choose the order by the shape, so that
   the pieces of a stream differ from the whole in the last bits, and a vocoder amplifies that. Here equal inputs give equal
@@ -41,8 +42,12 @@ _transpose = kernel("kernels", "transpose", shape=lambda x, order: [x[place - 1]
 _argmax = kernel("kernels", "argmax", lambda _: ms.int32)
 _draw = kernel("kernels", "draw", lambda *_: ms.int32)
 _linear = kernel("dense", "linear")
+_linear_coded = kernel("dense", "linear_coded")
+_embedding = kernel("dense", "embedding", lambda *_: ms.float32)
+_embedding_coded = kernel("dense", "embedding_coded", lambda *_: ms.float32)
 _conv2d = kernel("dense", "conv2d")
 _experts = kernel("dense", "experts")
+_experts_coded = kernel("dense", "experts_coded")
 _attention = kernel("attention", "attention")
 _attention_tiles = kernel("attention", "attention_tiles")
 _packed_attention = kernel("attention", "packed_attention")
@@ -62,6 +67,8 @@ class Cpu(Reference):
 
     PAGES_PROMPTS = True
 
+    KEEPS_BFLOAT16 = True
+
     refusal = staticmethod(cpu_kernel.refusal)
     prepare = staticmethod(cpu_fused.prepare)
     decoder_step = staticmethod(cpu_fused.decoder_step)
@@ -69,9 +76,30 @@ class Cpu(Reference):
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
-        if not _suits(x, weight):
+        if x.dtype != ms.float32 or not _stored(weight):
             return Reference.linear(x, weight, bias)
-        return _linear(x, weight) if bias is None else _linear(x, weight, bias)
+        biases = () if bias is None else (bias,)
+        return _linear_coded(x, *_parts(weight), *biases) if isinstance(weight, tuple) else _linear(x, weight, *biases)
+
+    @classmethod
+    def embedding(cls, ids, weight, dtype=None):
+        return cls.embedding_part(ids, weight, None, dtype)
+
+    @staticmethod
+    def embedding_part(ids, weight, first, dtype=None):
+        coded = isinstance(weight, tuple)
+        if (dtype or (ms.float32 if coded else weight.dtype)) != ms.float32 or not _stored(weight):
+            return (
+                Reference.embedding(ids, weight, dtype)
+                if first is None
+                else Reference.embedding_part(ids, weight, first, dtype)
+            )
+        ids, first = ids.astype(ms.int32), _integers(-1 if first is None else first)
+        if not coded:
+            return _embedding(ids, weight, first)
+        codes, scales, offsets = _parts(weight)
+        width = codes.shape[-1] * (2 if codes.dtype == ms.uint8 else 1)
+        return _embedding_coded(ids, codes, scales, offsets, _width(width), first)
 
     @staticmethod
     def rms_norm(x, weight, eps):
@@ -137,9 +165,14 @@ class Cpu(Reference):
 
     @staticmethod
     def experts(x, gate_up, down, weights, indices, first=None):
-        if not _suits(x, gate_up, down, weights) or indices.dtype != ms.int32:
+        coded = isinstance(gate_up, tuple)
+        fits = _stored(gate_up) and _stored(down) and coded == isinstance(down, tuple)
+        if not fits or not _suits(x, weights) or indices.dtype != ms.int32:
             return Reference.experts(x, gate_up, down, weights, indices, first)
-        return _experts(x, gate_up, down, weights, indices, _integers(-1 if first is None else first))
+        place = _integers(-1 if first is None else first)
+        if coded:
+            return _experts_coded(x, *_parts(gate_up), *_parts(down), weights, indices, place)
+        return _experts(x, gate_up, down, weights, indices, place)
 
     @staticmethod
     def conv1d(x, weight, bias, dilation=1, groups=1):
@@ -209,6 +242,17 @@ def _suits(x, *others):
     return suits
 
 
+def _stored(weight):
+    """Whether kernels of `dense.cpp` take it as it is: float32, bfloat16, or codes."""
+    return isinstance(weight, tuple) or weight.dtype in (ms.float32, ms.bfloat16)
+
+
+def _parts(weight):
+    """Of a `Quantised`, with an array of a single number where there are no offsets."""
+    codes, scales, offsets = weight
+    return codes, scales, _floats(0.0) if offsets is None else offsets
+
+
 # Kernels take constants as arrays. These are kept, because building one takes as long as a launch. Where the shape of the
 # result depends on them they are told by a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
 
@@ -232,6 +276,11 @@ def _ends(segments):
 @functools.cache
 def _settings(*values):
     return mint.zeros(values, dtype=ms.int32)
+
+
+@functools.cache
+def _width(width):
+    return mint.zeros(width, dtype=ms.int32)
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 #include "in_order.h"
 #include "numeric.h"
+#include "panels.h"
+#include "team.h"
 
 namespace {
 
@@ -9,15 +11,9 @@ using Space = std::unique_ptr<float[]>;
 using Sources = std::vector<const float *>;
 using Targets = std::vector<float *>;
 
-// Pieces that the rows of a product are cut into, so that `panels` of columns keep all threads busy.
-inline i64 row_pieces(i64 rows, i64 panels) {
-  const i64 wanted = (4 * available_threads() + panels - 1) / std::max<i64>(panels, 1);
-  return std::max<i64>(1, std::min(wanted, rows / (8 * kRows)));
-}
+constexpr i64 kUnpacked = 2;  // rows of float32 weights that are not packed
 
-constexpr i64 kUnpacked = 2;  // rows for which packing a weight takes longer than it saves
-
-// V vectors of columns from `column` on, for R rows: the sums of `multiply`, with the weights turned in registers.
+// V vectors of columns from `column` on, for R rows: the sums of `tile`, with the weights turned in registers.
 template <int R, int V>
 void unpacked_tile(const float *const *x, const float *weight, i64 in, float *const *y, i64 column, const float *bias) {
   for (i64 begin = 0; begin < in; begin += kSum) {
@@ -57,59 +53,154 @@ void unpacked(const float *const *x, const float *weight, i64 in, float *const *
   for (; columns > 0; column += kLanes, columns -= kLanes) unpacked_tile<R, 1>(x, weight, in, y, column, bias);
 }
 
-KERNEL(linear, "x[*, K] weight[M, K] bias?[M] -> y[*, M] | 0 < K") {
-  const i64 in = a['K'], out = a['M'], rows = a.rows();
-  const float *weight = a.get("weight"), *bias = a.get("bias");
-  Sources x(rows);
-  Targets y(rows);
-  for (i64 row = 0; row < rows; ++row) x[row] = a.get("x") + row * in, y[row] = a.get("y") + row * out;
-  const i64 panels = (out + kWide - 1) / kWide, pieces = row_pieces(rows, panels);
-  for_each(panels * pieces, 0.006 * rows * in * out, [&](i64 task) {
-    const i64 column = task / pieces * kWide, columns = std::min<i64>(kWide, out - column);
-    if (0 < rows && rows <= kUnpacked && columns % kLanes == 0)
-      return (rows == 1 ? unpacked<1> : unpacked<2>)(x.data(), weight, in, y.data(), column, columns, bias);
-    const i64 begin = rows * (task % pieces) / pieces, end = rows * (task % pieces + 1) / pieces;
-    Space panel(new float[kDepth * kWide]);
-    for (i64 i = 0; i < in; i += kDepth) {
-      const i64 k = std::min(kDepth, in - i);
-      pack_rows(weight + column * in + i, in, columns, k, panel.get(), kWide);
-      multiply(x.data() + begin, end - begin, i, panel.get(), kWide, k, y.data() + begin, column, columns,
-               bias ? bias + column : nullptr);
+// How a matrix is stored, of the arguments of a kernel.
+i64 kind(const Arguments &a, const char *name) {
+  constexpr const char *types[] = {"float32", "bfloat16", "float16", "int8", "uint8"};
+  for (i64 kind = 0;; ++kind)
+    if (!std::strcmp(a.type(name), types[kind])) return kind;
+}
+
+Matrix plain(const Arguments &a, const char *name) { return {a.get<void>(name), nullptr, nullptr, kind(a, name), 0, 0, 0}; }
+
+bool none(const Arguments &a, const char *offsets) { return a.rank(offsets) == 1 && a.dim(offsets, 0) == 1; }
+
+// codes `[.., out, in]`, in halves where they have 4 bits, scales `[.., out, groups]`, offsets as well, or `[1]`: none.
+Matrix coded(const Arguments &a, const char *codes, const char *scales, const char *offsets, i64 in, i64 groups) {
+  const bool shifted = !none(a, offsets);
+  return {a.get<void>(codes), a.get<void>(scales), shifted ? a.get<void>(offsets) : nullptr, kind(a, codes), kind(a, scales),
+          kind(a, offsets), in / groups};
+}
+
+// Why they do not fit one another; empty: they do.
+std::string unfit(const Arguments &a, const char *codes, const char *scales, const char *offsets, i64 in) {
+  const int last = a.rank(codes) - 1;
+  const i64 bits = kind(a, codes) == kInt4 ? 4 : 8, groups = a.dim(scales, last), group = groups > 0 ? in / groups : 0;
+  const auto wrong = [&](const char *name, const std::string &expected) {
+    std::string found;
+    for (int axis = 0; axis < a.rank(name); ++axis) found += (axis ? ", " : "") + std::to_string(a.dim(name, axis));
+    return std::string(name) + " are " + a.type(name) + " [" + found + "], expected " + expected + " beside " +
+           std::to_string(in) + " inputs";
+  };
+  if (a.dim(codes, last) != in * bits / 8) return wrong(codes, std::to_string(in * bits / 8) + " bytes a row");
+  if (groups < 1 || in % groups || (bits == 4 && group % kBlock))
+    return wrong(scales, bits == 4 ? "whole groups of a multiple of 32" : "whole groups");
+  if (!none(a, offsets) && !a.same(offsets, scales)) return wrong(offsets, "the shape of the scales");
+  return "";
+}
+
+constexpr i64 kBatch = 672;  // rows that share the packing of a weight; whole blocks
+
+// y = x w^T + bias for x `[rows, in]`, w `[out, in]` as it is stored. bias: null for none.
+void product(const Matrix &w, const float *bias, const float *x, i64 rows, i64 in, i64 out, float *y) {
+  Sources from(rows);
+  Targets to(rows);
+  for (i64 row = 0; row < rows; ++row) from[row] = x + row * in, to[row] = y + row * out;
+  const bool unpack = 0 < rows && rows <= kUnpacked && w.kind == kFloat32;
+  Team team((0.006 * rows + 0.06) * in * out);
+  const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * team.size())));
+  const i64 groups = (panels + together - 1) / together;
+  for (i64 first = 0; first < rows; first += kBatch) {
+    const i64 count = std::min(kBatch, rows - first), blocks = (count + kRows - 1) / kRows;
+    Packed packed(count, in);
+    if (!unpack || out % kLanes)
+      team.run(blocks, [&](i64 block) {
+        const i64 row = block * kRows;
+        packed.pack(from.data() + first + row, std::min<i64>(kRows, count - row), in, row);
+      });
+    const i64 wanted = (4 * team.size() + groups - 1) / std::max<i64>(groups, 1);
+    const i64 pieces = std::max<i64>(1, std::min(wanted, blocks / 8));
+    team.run(groups * pieces, [&](i64 task) {
+      const i64 piece = task % pieces, begin = blocks * piece / pieces * kRows;
+      const i64 end = std::min(blocks * (piece + 1) / pieces * kRows, count);
+      const i64 column = task / pieces * together * kWide, columns = std::min<i64>(together * kWide, out - column);
+      const i64 done = unpack ? columns / kLanes * kLanes : 0;
+      if (done)
+        (rows == 1 ? unpacked<1> : unpacked<2>)(from.data(), static_cast<const float *>(w.numbers), in, to.data(), column, done,
+                                                bias);
+      if (done == columns) return;
+      Space space(new float[together * kWide * kSum]);
+      const auto pack = [&](i64 row, i64 n, i64 i, i64 steps, float *panel) { pack_turned(w, in, row, n, i, steps, panel); };
+      multiply(packed, begin, end, in, to.data() + first, column + done, columns - done, bias, pack, space.get());
+    });
+  }
+}
+
+KERNEL(linear, "x[*, K] weight:w[M, K] bias?[M] -> y[*, M] | 0 < K") {
+  product(plain(a, "weight"), a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
+  return 0;
+}
+
+KERNEL(linear_coded, "x[*, K] codes:q[M, c] scales:s[M, G] offsets:s[...] bias?[M] -> y[*, M] | 0 < K") {
+  const std::string wrong = unfit(a, "codes", "scales", "offsets", a['K']);
+  if (!wrong.empty()) return refuse("linear_coded: " + wrong);
+  product(coded(a, "codes", "scales", "offsets", a['K'], a['G']), a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
+  return 0;
+}
+
+// ---- look-ups ------------------------------------------------------------------------------------------------------
+
+// y[i] = row ids[i] - first of the table, zeros where it has none and `first` is given (-1: it is not).
+int look_up(const Arguments &a, const char *name, const Matrix &table, i64 rows, i64 width) {
+  const int32_t *ids = a.get<int32_t>("ids"), given = *a.get<int32_t>("first");
+  const i64 count = a.rows(), first = std::max(given, 0);
+  float *y = a.get("y");
+  for (i64 i = 0; i < count && given < 0; ++i)
+    if (ids[i] < 0 || ids[i] >= rows)
+      return refuse(std::string(name) + ": ids hold " + std::to_string(ids[i]) + ", but there are " + std::to_string(rows) +
+                    " rows");
+  for_ranges(count, width * 0.5, [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      const i64 row = ids[i] - first;
+      if (0 <= row && row < rows) widen_row(table, width, row, y + i * width);
+      else std::fill_n(y + i * width, width, 0.f);
     }
   });
   return 0;
+}
+
+KERNEL(embedding, "ids:i[*] table:w[V, D] first:i[1] -> y[*, D]") {
+  return look_up(a, "embedding", plain(a, "table"), a['V'], a['D']);
+}
+
+KERNEL(embedding_coded, "ids:i[*] codes:q[V, c] scales:s[V, G] offsets:s[...] width:i[D] first:i[1] -> y[*, D]") {
+  const std::string wrong = unfit(a, "codes", "scales", "offsets", a['D']);
+  if (!wrong.empty()) return refuse("embedding_coded: " + wrong);
+  return look_up(a, "embedding_coded", coded(a, "codes", "scales", "offsets", a['D'], a['G']), a['V'], a['D']);
 }
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
 constexpr i64 kFew = 2;  // rows for which a matrix passes by once; with more it is packed and kept near
 
-// c[row] = a[row] B for a whole B `[k, n]`.
-void product(const Sources &a, const float *b, const Targets &c, i64 k, i64 n, float *panel) {
-  if (static_cast<i64>(a.size()) <= kFew) return product_in_order(a.data(), a.size(), k, b, n, c.data(), n);
-  for (i64 column = 0; column < n; column += kWide) {
-    const i64 columns = std::min<i64>(kWide, n - column);
-    for (i64 i = 0; i < k; i += kDepth) {
-      const float *from = b + i * n + column;
-      const i64 steps = std::min(kDepth, k - i);
-      const bool direct = a.size() <= 2 * kRows && columns % kLanes == 0;  // read as often as packing would
-      if (!direct) pack_columns(from, n, columns, steps, panel, kWide);
-      multiply(a.data(), a.size(), i, direct ? from : panel, direct ? n : kWide, steps, c.data(), column, columns);
-    }
-  }
+// c[row] = a[row] B for the whole matrix B `[k, n]` of an expert, or codes `[n, k]`.
+void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i64 k, i64 n, float *space) {
+  const i64 rows = a.size();
+  const auto packed = [&](const auto &pack) {
+    Packed from(rows, k);
+    from.pack(a.data(), rows, k);
+    for (i64 column = 0; column < n; column += kTogether * kWide)
+      multiply(from, 0, rows, k, c.data(), column, std::min(kTogether * kWide, n - column), nullptr, pack, space);
+  };
+  const auto straight = [&](const auto *numbers) {
+    const auto *at = numbers + expert * k * n;
+    if (rows <= kFew) return product_in_order(a.data(), rows, k, at, n, c.data(), n);
+    packed([&](i64 j, i64 count, i64 i, i64 steps, float *panel) { pack_columns(at + i * n + j, n, count, steps, panel, kWide); });
+  };
+  if (b.kind == kFloat32) straight(static_cast<const float *>(b.numbers));
+  else if (b.kind == kBfloat16) straight(static_cast<const Half *>(b.numbers));
+  else packed([&](i64 j, i64 count, i64 i, i64 steps, float *panel) { pack_turned(b, k, expert * n + j, count, i, steps, panel); });
 }
 
-// first: the number of the first expert that is here, or -1: all are.
-KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:i[N, k] first:i[1] -> y[N, D]") {
-  const i64 n = a['N'], k = a['k'], d = a['D'], inner = a['I'], count = a['E'], pairs = n * k;
-  const float *x = a.get("x"), *gate_up = a.get("gate_up"), *down = a.get("down"), *weights = a.get("weights");
+int mix(const Arguments &a, const char *name, const Matrix &gate_up, const Matrix &down, i64 inner) {
+  const i64 n = a['N'], k = a['k'], d = a['D'], count = a['E'], pairs = n * k;
+  const float *x = a.get("x"), *weights = a.get("weights");
   const int32_t *indices = a.get<int32_t>("indices"), given = *a.get<int32_t>("first"), offset = std::max(given, 0);
   float *sums = a.get("y");
   const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
   std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
   for (i64 pair = 0; pair < pairs; ++pair) {
     if (indices[pair] < 0 || (given < 0 && !here(pair)))
-      return refuse("experts: indices hold " + std::to_string(indices[pair]) + ", but there are " + std::to_string(count) +
+      return refuse(std::string(name) + ": indices hold " + std::to_string(indices[pair]) + ", but there are " + std::to_string(count) +
                     " experts");
     if (here(pair)) ++first[indices[pair] - offset + 1];
   }
@@ -118,7 +209,8 @@ KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:
   for (i64 pair = 0; pair < pairs; ++pair)
     if (here(pair)) order[free[indices[pair] - offset]++] = pair;
 
-  constexpr i64 batch = 32 * kRows;
+  const i64 fair = first[count] / (2 * available_threads()) / kRows * kRows;  // where one expert has most of the rows
+  const i64 batch = std::max<i64>(8 * kRows, std::min<i64>(fair, 240 / kRows * kRows));
   struct Task { i64 expert, begin, end; };
   std::vector<Task> tasks;
   for (i64 e = 0; e < count; ++e)
@@ -131,21 +223,21 @@ KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:
   for_each(tasks.size(), 3.0 * d * inner * (tasks.size() * 0.1 + first[count] * 0.01), [&](i64 index) {
     const Task task = tasks[index];
     const i64 rows = task.end - task.begin;
-    Space panel(new float[kDepth * kWide]), hidden(new float[rows * 2 * inner]);
+    Space space(new float[kTogether * kWide * kSum]), hidden(new float[rows * 2 * inner]);
     Sources from(rows);
     Targets to(rows);
     for (i64 row = 0; row < rows; ++row) {
       from[row] = x + order[task.begin + row] / k * d;
       to[row] = hidden.get() + row * 2 * inner;
     }
-    product(from, gate_up + task.expert * d * 2 * inner, to, d, 2 * inner, panel.get());
+    product(from, gate_up, task.expert, to, d, 2 * inner, space.get());
     for (i64 row = 0; row < rows; ++row) {
       float *gate = to[row], *up = gate + inner;
       activate(gate, up, gate, inner);
       from[row] = gate;
       to[row] = results.get() + order[task.begin + row] * d;
     }
-    product(from, down + task.expert * inner * d, to, inner, d, panel.get());
+    product(from, down, task.expert, to, inner, d, space.get());
   });
   for_ranges(n, k * d * 0.2, [&](i64 begin, i64 end) {
     for (i64 token = begin; token < end; ++token) {
@@ -158,6 +250,21 @@ KERNEL(experts, "x[N, D] gate_up[E, D, 2*I] down[E, I, D] weights[N, k] indices:
     }
   });
   return 0;
+}
+
+// first: the number of the first expert that is here, or -1: all are.
+KERNEL(experts, "x[N, D] gate_up:w[E, D, 2*I] down:w[E, I, D] weights[N, k] indices:i[N, k] first:i[1] -> y[N, D]") {
+  return mix(a, "experts", plain(a, "gate_up"), plain(a, "down"), a['I']);
+}
+
+KERNEL(experts_coded, "x[N, D] gate_up:q[E, 2*I, c] gate_up_scales:s[E, 2*I, G] gate_up_offsets:s[...] down:q[E, D, d] "
+                      "down_scales:s[E, D, g] down_offsets:s[...] weights[N, k] indices:i[N, k] first:i[1] -> y[N, D]") {
+  const i64 inner = a['I'];
+  std::string wrong = unfit(a, "gate_up", "gate_up_scales", "gate_up_offsets", a['D']);
+  if (wrong.empty()) wrong = unfit(a, "down", "down_scales", "down_offsets", inner);
+  if (!wrong.empty()) return refuse("experts_coded: " + wrong);
+  return mix(a, "experts_coded", coded(a, "gate_up", "gate_up_scales", "gate_up_offsets", a['D'], a['G']),
+                     coded(a, "down", "down_scales", "down_offsets", inner, a['g']), inner);
 }
 
 // ---- convolution ---------------------------------------------------------------------------------------------------
@@ -193,17 +300,19 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
   float *results = a.get("y");
   Sources weight(out);
   for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
-  const i64 panels = (positions + kWide - 1) / kWide;
-  for_each(a['B'] * panels, 0.006 * a.size("y") * steps, [&](i64 task) {
-    const i64 unit = task / panels, first = task % panels * kWide, count = std::min<i64>(kWide, positions - first);
+  Packed packed(out, steps);
+  packed.pack(weight.data(), out, steps);
+  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * available_threads());
+  const i64 together = std::max<i64>(1, std::min(kTogether, fair));
+  const i64 groups = (panels + together - 1) / together;
+  for_each(a['B'] * groups, 0.006 * a.size("y") * steps, [&](i64 task) {
+    const i64 unit = task / groups, first = task % groups * together * kWide;
+    const i64 count = std::min<i64>(together * kWide, positions - first);
     Targets y(out);
     for (i64 m = 0; m < out; ++m) y[m] = results + (unit * out + m) * positions;
-    Space panel(new float[kDepth * kWide]);
-    for (i64 i = 0; i < steps; i += kDepth) {
-      const i64 k = std::min(kDepth, steps - i);
-      picture.pack(x + unit * size, first, count, i, k, panel.get());
-      multiply(weight.data(), out, i, panel.get(), kWide, k, y.data(), first, count);
-    }
+    Space space(new float[together * kWide * kSum]);
+    const auto pack = [&](i64 at, i64 n, i64 i, i64 k, float *panel) { picture.pack(x + unit * size, at, n, i, k, panel); };
+    multiply(packed, 0, out, steps, y.data(), first, count, nullptr, pack, space.get());
     for (i64 m = 0; m < out; ++m)
       for (i64 j = first; j < first + count; ++j) y[m][j] += bias[m];
   });

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from ...quantised import Quantised, dequantised
 from .fused import LayerWeights
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -20,7 +21,7 @@ def softmax(x):
 
 
 def linear(x, weight, bias=None):
-    y = x @ weight.T
+    y = x @ (dequantised(weight) if isinstance(weight, Quantised) else weight).T
     return y if bias is None else y + bias
 
 
@@ -126,12 +127,19 @@ def route_topk(logits, k, normalise):
 
 def experts(x, gate_up, down, weights, indices, first=None):
     out = np.zeros(x.shape, np.float32)
-    for expert in range(len(gate_up)):
+    for expert in range(gate_up.shape[0]):
         rows, places = np.nonzero(indices == expert + (first or 0))
         if len(rows):
-            found = swiglu(x[rows] @ gate_up[expert]) @ down[expert]
+            found = swiglu(x[rows] @ _expert(gate_up, expert)) @ _expert(down, expert)
             np.add.at(out, rows, weights[rows, places, None] * found)
     return out
+
+
+def _expert(stack, number):
+    """`[in, out]`."""
+    if not isinstance(stack, Quantised):
+        return stack[number]
+    return dequantised(Quantised(*(None if part is None else part[number] for part in stack))).T
 
 
 def conv1d(x, weight, bias, dilation=1, groups=1):
@@ -259,7 +267,7 @@ def decoder_step(layer, norm, head, eps, head_dim, block, keys, values, calls):
     return tuple(found)
 
 
-boosted_step = decoder_step
+boosted_step = int8_step = int4_step = decoder_step
 
 
 def decoder_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, table, start, count):

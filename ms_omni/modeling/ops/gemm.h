@@ -1,33 +1,41 @@
 // Matrix products of float32 in tiles that stay in registers.
 //
-//     c[row][j] = sum over i of a[row][i] * b[i][j]        kRows rows by kVectors vectors of columns at a time
+//     c[row][j] = sum over i of a[row][i] * b[i][j]        kRows rows by kAcross vectors of columns at a time
 //
-// B passes by as a panel: `kWide` columns side by side, one step of i behind the other, packed by the caller so that
-// reading it is sequential. A is read in place, one scalar per row and step. Every element is summed in the same order by
-// the same fused multiply-adds, kSum steps at a time, whatever stands beside it: a row has the same bits in every batch.
+// Both sides are packed, kSum steps at a time, so that every tile reads two streams from its first to its last number: A in
+// blocks of kRows rows side by side, B in panels of kWide columns. A panel stays in the first cache for all rows, a few panels
+// and kNearRows rows in the second (Goto & van de Geijn 2008). Every element is summed in the same order by the same fused
+// multiply-adds, kSum steps before they are added to the rest, whatever stands beside it: a row has the same bits in every batch.
 
 #pragma once
 
-#include "vectors.h"
+#include "half.h"
 
 namespace {
 
-constexpr int kRows = 6;
-constexpr i64 kSum = 256;    // steps that are summed before they are added to the rest: short sums round less
-constexpr i64 kDepth = 512;  // steps of a panel that are packed at a time; it then stays in the second cache
+// Sums of a tile that leave registers for a step of A and B.
+#if defined(__AVX512F__)
+constexpr int kRows = 14, kAcross = 2;
+#else
+constexpr int kRows = 6, kAcross = kVectors;
+#endif
+constexpr int kWide = kLanes * kAcross;
+constexpr i64 kSum = 256;                          // short sums round less
+constexpr i64 kNearRows = 120 / kRows * kRows;  // rows of A that stay in the second cache
+constexpr i64 kTogether = 8;                       // panels of B that do
 
-// c[r][0 .. columns) = (begins ? start : c) + a[r][0 .. k) * panel. start: one row for all, or null for zero.
-template <int R, int V>
-void tile(const float *const *a, i64 offset, const float *panel, i64 stride, i64 k, float *const *c, i64 column,
-          i64 columns, bool begins, const float *start) {
-  const float *row[R];
-  for (int r = 0; r < R; ++r) row[r] = a[r] + offset;
+// c[r][0 .. columns) = (begins ? start : c) + a[r][0 .. k) * panel. start: one row for all, or null for zero. Row, Step: floats
+// from one row of a, and from one step, to the next.
+template <int R, int V, i64 Row, i64 Step>
+void tile(const float *a, const float *panel, i64 stride, i64 k, float *const *c, i64 column, i64 columns, bool begins,
+          const float *start) {
+  for (int r = 0; r < R; ++r) __builtin_prefetch(c[r] + column, 1);
   vec sum[R][V] = {};
-  for (i64 i = 0; i < k; ++i) {
+  for (i64 i = 0; i < k; ++i, a += Step, panel += stride) {
     vec in[V];
-    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(panel + i * stride + v * kLanes);
+    MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(panel + v * kLanes);
     MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
-      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(row[r][i], in[v], sum[r][v]);
+      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(a[r * Row], in[v], sum[r][v]);
   }
   MS_OMNI_UNROLL for (int r = 0; r < R; ++r) {  // as everywhere: a sum whose place is not a constant would lie in memory
     float edge[V * kLanes] = {}, *to = c[r] + column;
@@ -42,32 +50,23 @@ void tile(const float *const *a, i64 offset, const float *panel, i64 stride, i64
   }
 }
 
-using Tile = void (*)(const float *const *, i64, const float *, i64, i64, float *const *, i64, i64, bool, const float *);
+using Tile = void (*)(const float *, const float *, i64, i64, float *const *, i64, i64, bool, const float *);
 
-template <int V>
-Tile tile_of(i64 rows) {
-  static constexpr Tile tiles[kRows] = {tile<1, V>, tile<2, V>, tile<3, V>, tile<4, V>, tile<5, V>, tile<6, V>};
+template <int V, i64 Row, i64 Step, int... R>
+Tile tile_of(i64 rows, std::integer_sequence<int, R...>) {
+  static constexpr Tile tiles[] = {tile<R + 1, V, Row, Step>...};
   return tiles[rows - 1];
 }
 
-inline Tile tile_of(i64 rows, i64 columns) {
+template <i64 Row, i64 Step>
+Tile tile_of(i64 rows, i64 columns) {
+  constexpr auto all_rows = std::make_integer_sequence<int, kRows>();
   const i64 vectors = (columns + kLanes - 1) / kLanes;
-  if constexpr (kVectors == 4) {
-    if (vectors == 4) return tile_of<4>(rows);
-    if (vectors == 3) return tile_of<3>(rows);
+  if constexpr (kAcross == 4) {
+    if (vectors == 4) return tile_of<4, Row, Step>(rows, all_rows);
+    if (vectors == 3) return tile_of<3, Row, Step>(rows, all_rows);
   }
-  return vectors == 2 ? tile_of<2>(rows) : tile_of<1>(rows);
-}
-
-// One panel for all rows: c[row][column + j] = (offset ? c : start) + a[row][offset .. offset + k) * panel.
-inline void multiply(const float *const *a, i64 rows, i64 offset, const float *panel, i64 stride, i64 k, float *const *c,
-                     i64 column, i64 columns, const float *start = nullptr) {
-  for (i64 row = 0; row < rows; row += kRows) {
-    const Tile run = tile_of(std::min<i64>(kRows, rows - row), columns);
-    for (i64 i = 0; i < k; i += kSum)
-      run(a + row, offset + i, panel + i * stride, stride, std::min(kSum, k - i), c + row, column, columns,
-          offset + i == 0, start);
-  }
+  return vectors == 2 ? tile_of<2, Row, Step>(rows, all_rows) : tile_of<1, Row, Step>(rows, all_rows);
 }
 
 // ---- panels --------------------------------------------------------------------------------------------------------
@@ -123,12 +122,74 @@ inline void pack_rows(const float *x, i64 distance, i64 rows, i64 k, float *pane
 }
 
 // panel[i][j] = x[i][j] for rows i that lie `distance` apart, zero from `columns` up to the next whole vector.
-inline void pack_columns(const float *x, i64 distance, i64 columns, i64 k, float *panel, i64 stride) {
-  const i64 padded = (columns + kLanes - 1) / kLanes * kLanes;
+template <class W>
+void pack_columns(const W *x, i64 distance, i64 columns, i64 k, float *panel, i64 stride) {
   for (i64 i = 0; i < k; ++i) {
+    const W *from = x + i * distance;
     float *to = panel + i * stride;
-    std::copy(x + i * distance, x + i * distance + columns, to);
-    std::fill(to + columns, to + padded, 0.f);
+    i64 j = 0;
+    for (; j + kLanes <= columns; j += kLanes) store(to + j, load(from + j));
+    if (j == columns) continue;
+    W part[kLanes] = {};
+    std::copy(from + j, from + columns, part);
+    store(to + j, load(part));
+  }
+}
+
+// ---- many rows -----------------------------------------------------------------------------------------------------
+
+// to[i][r] = rows[r][i] for up to kRows rows; behind `to` there is room for another vector.
+inline void pack_block(const float *const *rows, i64 count, i64 k, float *to) {
+  constexpr int parts = (kRows + kLanes - 1) / kLanes;
+  const float *from[parts * kLanes];
+  for (i64 r = 0; r < parts * kLanes; ++r) from[r] = rows[r < count ? r : 0];
+  i64 i = 0;
+  for (; i + kLanes <= k; i += kLanes) {
+    vec t[parts][kLanes];
+    for (int part = 0; part < parts; ++part) {
+      MS_OMNI_UNROLL for (int r = 0; r < kLanes; ++r) t[part][r] = load(from[part * kLanes + r] + i);
+      transpose(t[part]);
+    }
+    MS_OMNI_UNROLL for (int s = 0; s < kLanes; ++s)  // what a vector has too much lies where the next one begins
+      for (int part = 0; part < parts; ++part) store(to + (i + s) * kRows + part * kLanes, t[part][s]);
+  }
+  for (; i < k; ++i)
+    for (i64 r = 0; r < kRows; ++r) to[i * kRows + r] = from[r][i];
+}
+
+// Rows of A, packed.
+class Packed {
+ public:
+  Packed(i64 rows, i64 k) : distance_(kRows * k + kLanes), space_(new float[(rows + kRows - 1) / kRows * distance_]) {}
+
+  void pack(const float *const *rows, i64 count, i64 k, i64 row = 0) {  // row: the place of the first, a multiple of kRows
+    for (i64 r = 0; r < count; r += kRows)
+      pack_block(rows + r, std::min<i64>(kRows, count - r), k, block(row + r));
+  }
+  float *block(i64 row) { return space_.get() + row / kRows * distance_; }
+  const float *at(i64 row, i64 step) const { return space_.get() + row / kRows * distance_ + step * kRows; }
+
+ private:
+  i64 distance_;
+  std::unique_ptr<float[]> space_;
+};
+
+// Rows [begin, end) of c, begin a multiple of kRows, in columns [column, column + columns), at most kTogether panels:
+// start + a B. pack(column, columns, i, steps, panel) packs steps [i, i + steps) of a panel of B; space: for kTogether of them.
+template <class Pack>
+void multiply(const Packed &a, i64 begin, i64 end, i64 k, float *const *c, i64 column, i64 columns, const float *start,
+              const Pack &pack, float *space) {
+  for (i64 i = 0; i < k; i += kSum) {
+    const i64 steps = std::min(kSum, k - i);
+    for (i64 j = 0; j < columns; j += kWide)
+      pack(column + j, std::min<i64>(kWide, columns - j), i, steps, space + j * kSum);
+    for (i64 near = begin; near < end; near += kNearRows)
+      for (i64 j = 0; j < columns; j += kWide) {
+        const i64 width = std::min<i64>(kWide, columns - j);
+        for (i64 row = near; row < std::min(near + kNearRows, end); row += kRows)
+          tile_of<1, kRows>(std::min<i64>(kRows, end - row), width)(a.at(row, i), space + j * kSum, kWide, steps, c + row,
+                                                                  column + j, width, i == 0, start ? start + column + j : start);
+      }
   }
 }
 

@@ -2,10 +2,10 @@
 //
 //     x[*, K] weight[M, K] bias?[M] -> y[*, M] | K < 1000
 //
-// An argument is name:type[axes]; without a type it is float32, ":i" int32, ":l" int64, ":a" any, and "?" marks the one that
-// may be left out. A letter stands for the length that is found where it first stands alone (or as 2*I: half of that), "*" in front for
-// any number of axes, "..." for any shape. Behind "|" stand relations that must hold. By these names and letters the kernel
-// itself asks for its arguments and lengths.
+// An argument is name:type[axes]; without a type it is float32, ":i" int32, ":l" int64, ":w" (weights) float32 or
+// bfloat16, ":q" (codes) int8 or uint8, ":s" (scales) float32, bfloat16 or float16, ":a" any, and "?" marks the one that may be left out. A letter stands for the
+// length that is found where it first stands alone (or as 2*I: half of that), "*" in front for any number of axes, "..." for any
+// shape. Behind "|" stand relations that must hold. By these names and letters the kernel itself asks for its arguments and lengths.
 
 #pragma once
 
@@ -137,7 +137,7 @@ class Signature {
     const char *begin = at_, *end = std::strchr(at_, ']');
     const int rank = given_.ranks[argument_];
     const i64 *shape = given_.shapes[argument_];
-    if (given_.types && type_ != 'a' && std::strcmp(given_.types[argument_], type_name())) return disagrees(begin, end);
+    if (given_.types && !suits(given_.types[argument_])) return disagrees(begin, end);
     int written = 1, axis = 0;
     for (const char *p = at_; p < end; ++p) written += *p == ',';
     ++at_;
@@ -234,14 +234,31 @@ class Signature {
 
   bool known(char letter) const { return lengths_[static_cast<int>(letter)] >= 0; }
 
-  const char *type_name() const { return type_ == 'f' ? "float32" : type_ == 'i' ? "int32" : type_ == 'l' ? "int64" : "any"; }
+  const char *type_names() const {
+    switch (type_) {
+      case 'i': return "int32";
+      case 'l': return "int64";
+      case 'w': return "float32 or bfloat16";
+      case 's': return "float32, bfloat16 or float16";
+      case 'q': return "int8 or uint8";
+      case 'a': return "any";
+      default: return "float32";
+    }
+  }
+
+  bool suits(const char *type) const {
+    const size_t size = std::strlen(type);
+    for (const char *found = type_names(); (found = std::strstr(found, type)); ++found)  // a name may end as another does
+      if ((found == type_names() || found[-1] == ' ') && !std::isalnum(found[size])) return true;
+    return type_ == 'a';
+  }
 
   bool disagrees(const char *begin, const char *end) {
     std::string where;
     for (const char *p = begin; p < end; ++p)
       if (std::isalpha(*p) && known(*p) && where.find(*p) == std::string::npos)
         where += (where.empty() ? ", where " : ", ") + std::string(1, *p) + " is " + std::to_string(lengths_[static_cast<int>(*p)]);
-    return fail(std::string(name_, name_size_) + " is " + shown(argument_) + ", expected " + type_name() + " " +
+    return fail(std::string(name_, name_size_) + " is " + shown(argument_) + ", expected " + type_names() + " " +
                 std::string(begin, end + 1) + where);
   }
 

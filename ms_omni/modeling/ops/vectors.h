@@ -29,7 +29,7 @@
 
 namespace {
 
-// Floats per vector, and vectors side by side in a tile of a product.
+// Floats per vector, and vectors whose sums stay in registers side by side.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kVectors = 4;
 #elif defined(__AVX__)
@@ -39,7 +39,6 @@ constexpr int kLanes = 4, kVectors = 4;
 #else
 constexpr int kLanes = 4, kVectors = 2;
 #endif
-constexpr int kWide = kLanes * kVectors;
 typedef float vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4), may_alias));

@@ -29,19 +29,20 @@ KERNEL(snake_beta, "x[B, C, T] alpha[C] beta[C] -> y[B, C, T] | 0 < C") {
   return 0;
 }
 
-// c[r][t ..] = (begins ? start[r] : c) + sum over channels and taps of w[r] x, positions side by side.
+// c[r][t ..] = (begins ? start[r] : c) + sum over channels and taps of w[channel, tap][r] x, positions side by side.
 template <int R, int V>
-void dilated_tile(const float *w, i64 distance, const float *x, i64 span, i64 channels, i64 taps, i64 dilation, float *c,
-                  i64 width, const float *start) {
+void dilated_tile(const float *w, const float *x, i64 span, i64 channels, i64 taps, i64 dilation, float *c, i64 width,
+                  const float *start) {
   vec sum[R][V] = {};
-  for (i64 channel = 0; channel < channels; ++channel)
-    for (i64 tap = 0; tap < taps; ++tap) {
-      const float *from = x + channel * span + tap * dilation, *factor = w + channel * taps + tap;
+  for (i64 channel = 0; channel < channels; ++channel, x += span) {
+    const float *from = x;
+    for (i64 tap = 0; tap < taps; ++tap, from += dilation, w += kRows) {
       vec in[V];
       MS_OMNI_UNROLL for (int v = 0; v < V; ++v) in[v] = load(from + v * kLanes);
       MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
-        MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(factor[r * distance], in[v], sum[r][v]);
+        MS_OMNI_UNROLL for (int v = 0; v < V; ++v) sum[r][v] = fma(w[r], in[v], sum[r][v]);
     }
+  }
   MS_OMNI_UNROLL for (int r = 0; r < R; ++r)
     MS_OMNI_UNROLL for (int v = 0; v < V; ++v) {
       float *to = c + r * width + v * kLanes;
@@ -49,28 +50,34 @@ void dilated_tile(const float *w, i64 distance, const float *x, i64 span, i64 ch
     }
 }
 
-using DilatedTile = void (*)(const float *, i64, const float *, i64, i64, i64, i64, float *, i64, const float *);
+using DilatedTile = void (*)(const float *, const float *, i64, i64, i64, i64, float *, i64, const float *);
 
-template <int V>
-DilatedTile dilated_tile_of(i64 rows) {
-  static constexpr DilatedTile tiles[kRows] = {dilated_tile<1, V>, dilated_tile<2, V>, dilated_tile<3, V>,
-                                               dilated_tile<4, V>, dilated_tile<5, V>, dilated_tile<6, V>};
+template <int V, int... R>
+DilatedTile dilated_tile_of(i64 rows, std::integer_sequence<int, R...>) {
+  static constexpr DilatedTile tiles[] = {dilated_tile<R + 1, V>...};
   return tiles[rows - 1];
 }
 
-// y [M][width] for `count` positions of x [C][span], in whole vectors; w [M][C * taps].
+// y [M][width] for `count` positions of x [C][span], in whole vectors; w [M][C * taps], packed where it is used.
 void convolve(const float *x, i64 span, i64 channels, const float *w, const float *bias, i64 out, i64 taps, i64 dilation,
               float *y, i64 width, i64 count) {
+  constexpr auto all_rows = std::make_integer_sequence<int, kRows>();
   const i64 group = std::max<i64>(kSum / taps, 1);  // channels that are summed before they are added to the rest
+  Space packed(new float[kRows * group * taps + kLanes]);
   for (i64 row = 0; row < out; row += kRows) {
     const i64 rows = std::min<i64>(kRows, out - row);
-    for (i64 t = 0; t < count;) {
-      const bool wide = count - t > kLanes;
-      const DilatedTile run = wide ? dilated_tile_of<kVectors>(rows) : dilated_tile_of<1>(rows);
-      for (i64 c = 0; c < channels; c += group)
-        run(w + (row * channels + c) * taps, channels * taps, x + c * span + t, span, std::min(group, channels - c), taps,
-            dilation, y + row * width + t, width, c ? nullptr : bias + row);
-      t += wide ? kWide : kLanes;
+    const DilatedTile wide = dilated_tile_of<kAcross>(rows, all_rows), narrow = dilated_tile_of<1>(rows, all_rows);
+    for (i64 c = 0; c < channels; c += group) {
+      const i64 some = std::min(group, channels - c);
+      const float *from[kRows];
+      for (i64 r = 0; r < rows; ++r) from[r] = w + ((row + r) * channels + c) * taps;
+      pack_block(from, rows, some * taps, packed.get());
+      for (i64 t = 0; t < count;) {
+        const bool whole = count - t > kLanes;
+        (whole ? wide : narrow)(packed.get(), x + c * span + t, span, some, taps, dilation, y + row * width + t, width,
+                                c ? nullptr : bias + row);
+        t += whole ? kWide : kLanes;
+      }
     }
   }
 }
@@ -154,40 +161,52 @@ KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] ->
   const i64 stride = a['s'], trim = a['t'] - 1, older = (width - 1) / stride, times = length + older;
   const float *sound = a.get("x"), *weight = a.get("weight"), *bias = a.get("bias");
   float *results = a.get("y");
-  constexpr i64 block = 16 * kRows;
-  const i64 group = std::max<i64>(kWide / width, 1), groups = (outputs + group - 1) / group;
+  constexpr i64 block = 96 / kRows * kRows;
+  const i64 group = std::max<i64>(kWide / width, 1), groups = (outputs + group - 1) / group, rows = times + older;
   const i64 wanted = (4 * available_threads() + groups - 1) / groups;
   const i64 pieces = std::max<i64>(1, std::min(wanted, times / block));
-  const i64 depth = (channels + kLanes - 1) / kLanes * kLanes;
+  std::vector<Packed> packed;  // row r of A is input r - older of all channels, zero where there is none
+  for (i64 unit = 0; unit < a['B']; ++unit) packed.emplace_back(rows, channels);
+  const i64 blocks = (rows + kRows - 1) / kRows;
+  for_each(a['B'] * blocks, 0.3 * a['B'] * rows * channels, [&](i64 task) {
+    const i64 row = task % blocks * kRows, low = std::max<i64>(row - older, 0), high = std::min(row - older + kRows, length);
+    const float *x = sound + task / blocks * channels * length;
+    float *to = packed[task / blocks].block(row);
+    std::fill(to, to + kRows * channels, 0.f);
+    for (i64 c = 0; c < channels && low < high; ++c)
+      std::copy(x + c * length + low, x + c * length + high, to + c * kRows + low - (row - older));
+  });
   for_each(a['B'] * groups * pieces, 0.007 * a['B'] * times * outputs * width * channels, [&](i64 task) {
     const i64 unit = task / (groups * pieces), first = task / pieces % groups * group, count = std::min(group, outputs - first);
-    const i64 begin = times * (task % pieces) / pieces, end = times * (task % pieces + 1) / pieces, columns = count * width;
-    const i64 padded = (columns + kLanes - 1) / kLanes * kLanes;
-    const float *x = sound + unit * channels * length;
-    Space panel(new float[channels * padded]), turned(new float[(block + older) * depth]), z(new float[(block + older) * padded]);
+    const auto border = [&](i64 piece) { return std::min(times * piece / pieces / kRows * kRows, times); };
+    const i64 begin = border(task % pieces), end = task % pieces + 1 == pieces ? times : border(task % pieces + 1);
+    const i64 columns = count * width, padded = (columns + kLanes - 1) / kLanes * kLanes;
+    Space panel(new float[channels * padded]), z(new float[(older + block) * padded]);
     pack_columns(weight + first * width, outputs * width, columns, channels, panel.get(), padded);
-    std::vector<const float *> from(block + older);
-    std::vector<float *> to(block + older);
-    for (i64 i = 0; i < block + older; ++i) from[i] = turned.get() + i * depth, to[i] = z.get() + i * padded;
-    for (i64 t = begin; t < end; t += block) {
-      const i64 rows = std::min(block, end - t) + older, low = std::max<i64>(t - older, 0);  // inputs t - older .. t + rows
-      const i64 high = std::max(low, std::min(t - older + rows, length)), offset = low - (t - older);
-      std::fill(turned.get(), turned.get() + rows * depth, 0.f);
-      pack_rows(x + low, length, channels, high - low, turned.get() + offset * depth, depth);
-      for (i64 column = 0; column < columns; column += kWide)
-        multiply(from.data(), rows, 0, panel.get() + column, padded, channels, to.data(), column,
-                 std::min<i64>(kWide, columns - column));
+    std::vector<float *> to(older + block);
+    for (i64 i = 0; i < older + block; ++i) to[i] = z.get() + i * padded;
+    for (i64 row = begin; row < end + older; row += block) {  // z of the `older` rows before is kept
+      const i64 some = std::min(block, end + older - row);
+      for (i64 i = 0; i < channels; i += kSum)
+        for (i64 r = 0; r < some; r += kRows)
+          for (i64 column = 0; column < columns; column += kWide) {
+            const i64 wide = std::min<i64>(kWide, columns - column);
+            tile_of<1, kRows>(std::min<i64>(kRows, some - r), wide)(packed[unit].at(row + r, i), panel.get() + i * padded + column,
+                                                                  padded, std::min(kSum, channels - i), to.data() + older + r,
+                                                                  column, wide, i == 0, nullptr);
+          }
       for (i64 m = 0; m < count; ++m) {
         float *y = results + (unit * outputs + first + m) * limit - trim;
-        for (i64 i = older; i < rows; ++i)
+        for (i64 i = std::max<i64>(begin + older - row, 0); i < some; ++i)
           for (i64 p = 0; p < stride; ++p) {
-            const i64 at = (t + i - older) * stride + p;
+            const i64 at = (row + i - older) * stride + p;
             if (at < trim || at >= limit + trim) continue;
             float sum = bias[first + m];
-            for (i64 j = 0; p + j * stride < width; ++j) sum += to[i - j][m * width + p + j * stride];
+            for (i64 j = 0; p + j * stride < width; ++j) sum += to[older + i - j][m * width + p + j * stride];
             y[at] = sum;
           }
       }
+      std::copy(to[some], to[some] + older * padded, z.get());
     }
   });
   return 0;

@@ -1,0 +1,63 @@
+"""Which codes the kernels of Ascend multiply with, and what a matrix is on a card: of MindSpore nothing, so that `ms-omni plan` can ask.
+
+    matrices            aclnnWeightQuantBatchMatmulV2   8 or 4 bits; a scale per output, or per group of inputs with any offsets
+    stacks of experts   aclnnGroupedMatmulV4            8 bits: a scale per output; 4 bits: also per group, then without offsets
+
+Read in CANN's pages of these kernels for Atlas A2 and A3, which MindSpore passes the arguments on to. Whatever else is stored is
+bfloat16 on the card.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .quantised import Storage
+
+MOST = 65535  # outputs of one product of a matrix; more are several products
+LINE_BYTES = 32  # that rows and columns of a matrix have to fill
+DTYPE = "bfloat16"
+
+
+def refusal(storage: Storage, shape: tuple[int, ...]) -> str | None:
+    """Why no kernel multiplies with codes of a matrix `[out, in]`, or of stacked ones `[E, out, in]`; None where one does."""
+    *experts, outputs, inputs = shape
+    in_groups = storage.group not in (None, inputs)
+    if not experts:
+        line = LINE_BYTES * 8 // storage.bits
+        if outputs % line or inputs % LINE_BYTES:
+            return f"CANN multiplies with matrices of {storage.bits} bits whose outputs are a multiple of {line} and inputs of {LINE_BYTES}"
+        if in_groups and storage.group % 32:
+            return "CANN has groups of multiples of 32 inputs"
+    elif in_groups and storage.bits == 8:
+        return "CANN multiplies with experts of 8 bits that have one scale per output, not per group"
+    elif in_groups and storage.offset is not None:
+        return "CANN multiplies with experts of 4 bits in groups that have no offsets (zero points)"
+    elif storage.bits == 4 and outputs % 2:
+        return "CANN multiplies with experts of 4 bits that have an even number of outputs"
+    return None
+
+
+def on_card(storage: Storage, shape: tuple[int, ...]) -> Storage | None:
+    """What a matrix that is stored so is on a card: codes with scales in what is computed in, or None for numbers of that.
+
+    Args:
+        shape: of the matrix, `[out, in]`, or `[E, out, in]` of experts.
+    """
+    if refusal(storage, shape) is not None:
+        return None
+    return replace(storage, scale=DTYPE, offset=DTYPE if storage.offset is not None else None)
+
+
+def kept_whole(storages: Mapping[str, Storage], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """`{reason: [names]}` of the matrices that are no codes on a card. shapes: of the matrices, `[..., out, in]`."""
+    found: dict[str, list[str]] = {}
+    for name, storage in storages.items():
+        reason = refusal(storage, shapes[name])
+        if reason is not None:
+            found.setdefault(reason, []).append(name)
+    return found
+
+
+def zeros(shape: tuple[int, ...], storage: Storage) -> int:
+    """Numbers of the offsets that stacked experts without any are given, as the kernel wants: once for all of a shape."""
+    return math.prod(storage.shapes(shape)[1]) if len(shape) == 3 and storage.offset is None else 0

@@ -1,0 +1,50 @@
+"""Matrices that are stored as codes, for what the operators are tried with on a device (see `ascend_cases.py`)."""
+
+import numpy as np
+
+from ...quantised import Quantised, Storage, quantised
+
+GROUP = 128  # of the published sizes
+
+
+def normal(rng, *shape, scale=1.0):
+    """Normal numbers of that deviation, float32."""
+    return rng.standard_normal(shape, np.float32) * np.float32(scale)
+
+
+def coded(matrix, storage):
+    """A `Quantised` of arrays, its scales in float32, as is whatever gets rounded to the dtype under test."""
+    stored = quantised(matrix, storage)
+    return Quantised(stored.codes, stored.scales.astype(np.float32))
+
+
+def coded_stack(matrix, storage, count):
+    """Of so many matrices, each with the outputs of the one before turned by one."""
+    stored = coded(matrix, storage)
+    return Quantised(*(np.stack([np.roll(part, number, 0) for number in range(count)]) for part in stored[:2]))
+
+
+def linear_of_codes(rng, published):
+    for outputs, inputs, storage in ((96, 64, Storage(8)), (128, 64, Storage(4, 32)), (96, 64, Storage(8, 32))):
+        stored = coded(normal(rng, outputs, inputs), storage)
+        yield normal(rng, 3, inputs), stored, None
+        points = rng.integers(-7, 8, stored.scales.shape)  # which offsets in float32 say exactly
+        yield normal(rng, 1, 2, inputs), stored._replace(offsets=points * stored.scales.astype(float)), normal(rng, outputs)
+    for storage in (Storage(8), Storage(4, GROUP)) if published else ():
+        yield normal(rng, 4, 2048), coded(normal(rng, 5120, 2048), storage), None
+
+
+def experts_of_codes(rng, published):
+    """Experts 0 and the last one stay empty."""
+    sizes = [(8, 64, 32, Storage(8)), (8, 64, 32, Storage(4, 32))]
+    if published:
+        sizes += [(128, 2048, 768, Storage(8)), (128, 2048, 768, Storage(4, GROUP))]
+    for experts, width, inner, storage in sizes:
+        up, down = (normal(rng, *shape, scale=shape[1] ** -0.5) for shape in ((2 * inner, width), (width, inner)))
+        stacks = (coded_stack(part, storage, experts) for part in (up, down))
+        indices = np.stack([rng.permutation(experts - 2)[:2] + 1 for _ in range(5)]).astype(np.int32)
+        yield normal(rng, 5, width), *stacks, rng.uniform(0.1, 1, indices.shape), indices, None
+
+
+def is_coded(x, weight, *_, **__):
+    return isinstance(weight, tuple)
