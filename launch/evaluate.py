@@ -266,7 +266,7 @@ def against(arguments, processor, folder):
         speaker = next(iter(model.config.talker_config.speaker_id))
         return hear(model, processor, texts, speaker, TRANSCRIBED, arguments.seed, 1, 4 * WORDS)
 
-    quantised = {"quantize": arguments.quantize, "group": arguments.group} if arguments.quantize else {}
+    quantised = {"quantize": arguments.quantize, "quantize_group": arguments.group} if arguments.quantize else {}
     loads = (
         lambda: model_class.from_pretrained(arguments.model),
         lambda: model_class.from_pretrained(arguments.against or arguments.model, **quantised),

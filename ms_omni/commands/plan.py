@@ -32,22 +32,31 @@ def add_arguments(parser):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub")
     source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
-    parser.add_argument("--cards", type=numbers, required=True, metavar="N", help="number of cards; 1,2,4 makes a table")
+    parser.add_argument(
+        "--cards", type=whole_numbers, metavar="N", help="number of cards; 1,2,4 makes a table (1 where weights are codes)"
+    )
     parser.add_argument("--strategy", default="ep", choices=("ep", "zero3"), help="how the model is spread (default: ep)")
     parser.add_argument(
         "--context", type=int, default=8192, metavar="T", help="tokens in the cache of each caller (default: 8192)"
     )
     parser.add_argument(
-        "--rows", type=numbers, default=[1, 4, 16], metavar="N,N", help="callers at a time (default: 1,4,16)"
+        "--rows", type=whole_numbers, default=[1, 4, 16], metavar="N,N", help="callers at a time (default: 1,4,16)"
     )
     parser.add_argument("--speech-card", action="store_true", help="one more card, of its own for talker and vocoder")
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens before the first sound (default: 512)")
     parser.add_argument("--hardware", default="910b", metavar="H", help="910b, 910c, or a JSON file (default: 910b)")
     parser.add_argument("--memory-gb", type=float, metavar="G", help="memory of a card (default: the hardware's)")
+    stored = parser.add_argument_group("weights as codes: the folder's size, and which card or laptop it fits")
+    stored.add_argument("--quantize", choices=("int8", "int4"), help="as `convert --quantize` stores them")
+    stored.add_argument("--group", type=int, metavar="N", help="inputs that share a scale: 128, 64 or 32 (int4)")
+    stored.add_argument("--quantize-embeddings", action="store_true", help="the table of tokens in 8 bits too")
+    stored.add_argument(
+        "--laptop-gb-per-s", type=float, default=50.0, metavar="B", help="bandwidth of a laptop's memory (default: 50)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(ITEMSIZE), help="of the weights (default: bfloat16)")
 
 
-def numbers(text):
+def whole_numbers(text):
     """ "1,2,4" -> [1, 2, 4]."""
     try:
         return [int(word) for word in text.split(",")]
@@ -60,13 +69,21 @@ def run(arguments):
     from ..errors import InputError
     from ..parallel.hardware import load_hardware
     from ..parallel.predict import predict
+    from .plan_storage import fitting_lines, folder_lines, on_cards, storages_of
 
     hardware = load_hardware(arguments.hardware)
     memory_gb = hardware.memory_gb if arguments.memory_gb is None else arguments.memory_gb
     if not memory_gb > 0:
         raise InputError(f"--memory-gb is {memory_gb}, expected a positive number")
+    if not arguments.laptop_gb_per_s > 0:
+        raise InputError(f"--laptop-gb-per-s is {arguments.laptop_gb_per_s}, expected a positive number")
     config = read_config(arguments)
     shapes = parameter_shapes(config)
+    storages, how = storages_of(arguments, shapes)
+    numbers = arguments.cards or ([1] if storages else [])
+    if not numbers:
+        raise InputError("--cards N says on how many cards the model is to be; it may be left out where weights are codes")
+    held = on_cards(storages, shapes)[0] if storages else {}
 
     def predicted(cards, rows):
         return predict(
@@ -79,15 +96,19 @@ def run(arguments):
             arguments.prompt,
             rows,
             arguments.speech_card,
+            held,
         )
 
-    if len(arguments.cards) > 1:
-        print(table([predicted(cards, 1) for cards in arguments.cards], hardware, memory_gb))
+    if storages:
+        print("\n".join(folder_lines(how, shapes, storages)) + "\n")
+        print("\n".join(fitting_lines(arguments, config, shapes, storages, hardware)) + "\n")
+    if len(numbers) > 1:
+        print(table([predicted(cards, 1) for cards in numbers], hardware, memory_gb))
     else:
         codec = config.code2wav_config
         frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec else 0.0
-        found = [predicted(arguments.cards[0], rows) for rows in arguments.rows]
-        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s)))
+        found = [predicted(numbers[0], rows) for rows in arguments.rows]
+        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, how)))
 
 
 def read_config(arguments):
@@ -138,13 +159,13 @@ def fits(card, memory_gb):
     return card.peak <= 1e9 * memory_gb
 
 
-def details(found, hardware, memory_gb, arguments, frame_s):
+def details(found, hardware, memory_gb, arguments, frame_s, how):
     """Lines with everything about one number of cards. found: a `Prediction` for each number of callers; frame_s: seconds of sound
-    in a frame.
+    in a frame; how: of the weights that are codes.
     """
     item = found[0]
     where = f"{item.strategy} on {item.cards} x {hardware.name}{', and one for speech' if item.speaker else ''}"
-    yield f"{where}, {arguments.dtype}, {arguments.context:,} tokens of context for each caller"
+    yield f"{where}, {arguments.dtype}{how and f' and codes ({how})'}, {arguments.context:,} tokens of context for each caller"
     yield from memory("weights on the card that holds most:", found, found, memory_gb)
     if item.speaker:
         yield from memory("weights on the card that speaks:", [each.speaker for each in found], found, memory_gb)
