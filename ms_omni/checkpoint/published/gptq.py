@@ -70,10 +70,8 @@ class Gptq:
         group_of = arrays["g_idx"] if ordered else None
         if group_of is not None and (group_of.min() < 0 or group_of.max() >= groups):
             raise Misfit(f"g_idx reaches from {group_of.min()} to {group_of.max()}, expected 0 to {groups - 1}")
-        if not ordered and "g_idx" in arrays and (arrays["g_idx"] != np.arange(inputs) // -(-inputs // groups)).any():
+        if not ordered and "g_idx" in arrays and (arrays["g_idx"] != np.arange(inputs) // (inputs // groups)).any():
             raise Misfit("g_idx orders the groups, but the configuration says no desc_act")
-        if group_of is None and inputs % groups:
-            group_of = np.arange(inputs) // -(-inputs // groups)
         return Decoded(codes, scales, offsets, group_of)
 
 
@@ -113,9 +111,7 @@ def _decode_awq(arrays, symmetric):
     zeros = unpack_awq(arrays["qzeros"]).T.astype(np.int32) - 8
     if symmetric:
         _check_middle(zeros, 8)
-    inputs, groups = codes.shape[1], scales.shape[1]
-    group_of = np.arange(inputs) // -(-inputs // groups) if inputs % groups else None
-    return Decoded(codes, scales, None if symmetric else offsets_of(zeros, scales), group_of)
+    return Decoded(codes, scales, None if symmetric else offsets_of(zeros, scales))
 
 
 def _check_middle(zeros, half):

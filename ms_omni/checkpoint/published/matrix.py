@@ -98,10 +98,7 @@ def storage_for(
     bits: int, shape: tuple[int, int], groups: int, scale: str, offset: str | None
 ) -> tuple[Storage | None, str]:
     """(ours, "") for whole numbers of `bits`, or (None, why not). scale, offset: dtypes as in a header."""
-    inputs = shape[1]
-    ours = 4 if bits <= 4 else 8
-    if inputs % groups:
-        return None, f"{inputs} inputs are no whole groups"
+    inputs, ours = shape[1], 4 if bits <= 4 else 8
     group = inputs // groups
     if groups > 1 and group % BLOCK:
         return None, f"groups of {group} are no multiple of {BLOCK}"
@@ -111,8 +108,12 @@ def storage_for(
 
 
 def groups_of(inputs: int, group: int | None) -> int:
-    """How many groups `inputs` make; None, 0 and -1 mean one for all."""
-    return 1 if not group or group < 0 else -(-inputs // group)
+    """How many groups `inputs` make; None, 0 and -1 mean one for all. Raises `Misfit` for groups that do not divide."""
+    if not group or group < 0:
+        return 1
+    if inputs % group:
+        raise Misfit(f"{inputs} inputs are no whole groups of {group}, which the configuration says")
+    return inputs // group
 
 
 def offsets_of(zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
