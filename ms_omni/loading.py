@@ -29,7 +29,7 @@ from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
-from .modeling.layers import KEPT, exchange, lazy_parameters  # noqa: E402
+from .modeling.layer import KEPT, exchange, lazy_parameters  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
 from .parallel.team import AUTO, choose, is_shared, join  # noqa: E402

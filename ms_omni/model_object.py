@@ -14,7 +14,8 @@ from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
-from .modeling.layers import Embedding, Layer, is_lazy, lazy_parameters
+from .modeling.layer import Layer, Trainable, is_lazy, layers_in, lazy_parameters, widen
+from .modeling.layers import Embedding
 from .runtime import setup
 
 
@@ -28,7 +29,7 @@ def _check_memory(cell):
         )
 
 
-class ModelObject:
+class ModelObject(Trainable):
     """Methods of a public model class, or of a part of one, in front of the cell that computes."""
 
     main_input_name = "input_ids"
@@ -131,10 +132,18 @@ class ModelObject:
         if name not in ("bfloat16", "float16", "float32", "float64"):
             raise InputError(f"a model cannot be had in {name}; expected float32, bfloat16 or float16")
         chosen = setup("float32" if name == "float64" else name).dtype  # says so where the device does not compute in it
+        if name == "float32":
+            kept = [path + leaf for path, layer in layers_in(self) for leaf in layer.kept]
+            widen(self, kept)
+            if kept:
+                self._forget_steps()
         for parameter in self.get_parameters():
             if parameter.dtype != dtype_of(parameter, chosen):
                 parameter.set_dtype(chosen)
                 self._forget_steps()
+        for _, layer in layers_in(self):
+            if layer.coded or layer.kept:
+                layer.computed = chosen
 
     def float(self):
         return self.to("float32")

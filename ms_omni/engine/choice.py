@@ -20,7 +20,7 @@ from ..generation.planes import NEUTRAL, Terms, expressible
 from ..generation.sampling import Chosen, Likeliest, RowSampler
 from ..modeling import ops
 from ..modeling.interruption import interruptible
-from ..modeling.layers import Cell
+from ..modeling.layer import Cell
 from ..modeling.ops.drawing import CANDIDATES, LEAST_NOISE, Kind, before, draw_terms
 from ..modeling.packing import host_array
 from ..modeling.steps import LAUNCH_ROWS

@@ -18,7 +18,7 @@ from mindspore.common.initializer import initializer
 from ..modeling import BLOCK_TOKENS, ops
 from ..modeling.cache import MASKED
 from ..modeling.decoder import Decoder
-from ..modeling.layers import Cell, explained
+from ..modeling.layer import Cell, explained
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights

@@ -2,7 +2,8 @@
 
 from . import ops
 from .cache import attend
-from .layers import Cell, Linear, RMSNorm, identity
+from .layer import Cell, identity
+from .layers import Linear, RMSNorm
 
 
 class Attention(Cell):

@@ -11,7 +11,8 @@ from ..errors import InputError
 from . import ops
 from .encoder import Encoder, check_kind, stored
 from .forward import check_arguments
-from .layers import ACTIVATIONS, Cell, Layer, LayerNorm, Linear, parameter
+from .layer import Cell, Layer, parameter
+from .layers import ACTIVATIONS, LayerNorm, Linear
 from .ops.fused import EncoderLayerWeights
 from .packing import finite, host_array, marked, segments_of, whole_numbers
 

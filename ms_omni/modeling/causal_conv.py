@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from . import ops
-from .layers import Cell, Layer, parameter
+from .layer import Cell, Layer, parameter
 
 
 class History:

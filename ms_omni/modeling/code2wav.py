@@ -16,7 +16,8 @@ from . import ops
 from .attention import Attention
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
-from .layers import Cell, Embedding, Linear, exact_parameters
+from .layer import Cell, exact_parameters
+from .layers import Embedding, Linear
 from .packing import host_array
 from .sliding_window import WindowContext, stream_rope_tables
 from .vocoder_blocks import KERNEL, ConvNeXtBlock, DecoderBlock, LayerScale, SnakeBeta

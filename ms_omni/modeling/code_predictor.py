@@ -13,7 +13,8 @@ from ..outputs import CodePredictorOutput
 from .cache import MASKED
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .forward import answer, given_embeddings, read_stack
-from .layers import Cell, Embedding, Linear
+from .layer import Cell
+from .layers import Embedding, Linear
 from .losses import language_model_loss
 from .packing import check_ids, host_array
 from .rope import rope_tables

@@ -1,5 +1,7 @@
 """The decoder stack that thinker, talker, code predictor and code2wav's transformer share."""
 
+from functools import cached_property
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -7,7 +9,8 @@ from ..errors import InputError
 from .attention import Attention
 from .cache import KVCache
 from .forward import answer, given_embeddings, read_stack, visual_deepstack
-from .layers import Cell, Embedding, GatedMLP, RMSNorm, identity
+from .layer import Cell, Layer, identity
+from .layers import Embedding, GatedMLP, RMSNorm
 from .moe import SparseMoeBlock
 from .packing import check_ids, host_array
 from .rope import inverse_frequencies, mrope_tables, rope_tables
@@ -109,8 +112,13 @@ class Decoder(Cell):
 
     @property
     def compilable(self):
-        """Whether a pass can be a graph: not where a plan gathers the weights of one layer after another."""
-        return self.norm.in_place
+        """Whether a pass can be a graph: not where a plan gathers the weights of one layer after another, nor of codes."""
+        return self.norm.in_place and not self.coded
+
+    @cached_property
+    def coded(self):
+        """Whether some weights are stored as codes."""
+        return any(isinstance(cell, Layer) and cell.coded for _, cell in self.cells_and_names())
 
     @property
     def input_layer(self):

@@ -1,7 +1,7 @@
 """What the encoders of pictures and sound share: layers in a row, fused where an implementation can."""
 
 from . import ops
-from .layers import Cell, CellsOnly
+from .layer import Cell, CellsOnly
 from .ops.fused import EncoderWeights
 
 

@@ -1,7 +1,9 @@
 """Sparse mixtures of experts: the thinker's, and the talker's with a shared expert behind a sigmoid gate."""
 
+from ..quantised import Quantised
 from . import ops
-from .layers import Cell, GatedMLP, Layer, Linear, identity, parameter
+from .layer import Cell, Layer, identity, parameter
+from .layers import GatedMLP, Linear
 
 
 class Experts(Layer):
@@ -20,7 +22,12 @@ class Experts(Layer):
         self.down = parameter(num_experts, intermediate_size, hidden_size)
 
     def operands(self):
-        return self.matrix("gate_up"), self.matrix("down")
+        gate_up, down = self.source(self.gate_up), self.source(self.down)
+        if "gate_up" in self.coded:
+            gate_up = Quantised(gate_up, self.source(self.gate_up_scale), self.source(self.gate_up_offset))
+        if "down" in self.coded:
+            down = Quantised(down, self.source(self.down_scale), self.source(self.down_offset))
+        return gate_up, down
 
     def outputs_first(self, name):
         experts, inputs, outputs = getattr(self, name).shape

@@ -8,7 +8,8 @@ import numpy as np
 
 from . import ops
 from .decoder import DecoderLayer
-from .layers import CellsOnly, GatedMLP, identity
+from .layer import CellsOnly, identity
+from .layers import GatedMLP
 from .moe import SharedExpertMoeBlock, SparseMoeBlock
 from .ops import fused
 from .rope import rope_angles

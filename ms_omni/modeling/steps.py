@@ -13,7 +13,7 @@ from mindspore.common.initializer import initializer
 
 from . import ops
 from .interruption import interruptible
-from .layers import Cell, explained
+from .layer import Cell, explained
 from .packing import host_array
 from .step_weights import frame_weights
 

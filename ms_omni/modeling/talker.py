@@ -5,7 +5,8 @@ from ..outputs import TalkerOutput
 from .code_predictor import CodePredictor
 from .decoder import MropeDecoder
 from .forward import answer, check_cache, counted_positions, given_embeddings, new_valid, read_stack
-from .layers import Cell, Embedding, Linear, ProjectionMLP
+from .layer import Cell
+from .layers import Embedding, Linear, ProjectionMLP
 from .losses import training_losses
 from .moe import SharedExpertMoeBlock
 from .packing import check_shape, host_array, numbers, whole_numbers

@@ -10,7 +10,8 @@ from . import ops
 from .audio_encoder import AudioEncoder, clip_lengths
 from .decoder import MropeDecoder
 from .forward import answer, check_arguments, check_cache, counted_positions, given_embeddings, new_valid, read_stack
-from .layers import Cell, Embedding, Linear
+from .layer import Cell
+from .layers import Embedding, Linear
 from .losses import training_losses
 from .moe import SparseMoeBlock
 from .packing import check_shape, finite, host_array, numbers, patch_grids, whole_numbers

@@ -12,7 +12,8 @@ from ..outputs import VisionOutput
 from . import ops
 from .encoder import Encoder, check_kind, stored
 from .forward import check_arguments, given_tensor
-from .layers import Cell, Embedding, LayerNorm, Linear, ProjectionMLP
+from .layer import Cell
+from .layers import Embedding, LayerNorm, Linear, ProjectionMLP
 from .ops.fused import EncoderLayerWeights
 from .packing import patch_grids, segments_of
 from .rope import axial_tables, inverse_frequencies

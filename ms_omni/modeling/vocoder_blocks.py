@@ -4,7 +4,8 @@ from mindspore import nn
 
 from . import ops
 from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
-from .layers import Cell, Layer, LayerNorm, Linear, exact_parameters, parameter
+from .layer import Cell, Layer, exact_parameters, parameter
+from .layers import LayerNorm, Linear
 
 KERNEL = 7
 DILATIONS = (1, 3, 9)

@@ -19,7 +19,7 @@ from ms_omni.generation.sampling import RowSampler, SamplingParams
 from ms_omni.modeling import BLOCK_TOKENS
 from ms_omni.modeling.audio_encoder import AudioEncoder
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
-from ms_omni.modeling.layers import lazy_parameters
+from ms_omni.modeling.layer import lazy_parameters
 from ms_omni.modeling.prefill import CHUNK_TOKENS
 from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import Talker

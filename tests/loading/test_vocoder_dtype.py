@@ -8,7 +8,7 @@ from ms_omni.checkpoint.convert import _published
 from ms_omni.checkpoint.load import load_checkpoint
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import Qwen3OmniMoeConfig
-from ms_omni.modeling.layers import lazy_parameters
+from ms_omni.modeling.layer import lazy_parameters
 from ms_omni.parallel.predict import predict
 
 

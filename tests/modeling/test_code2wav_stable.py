@@ -8,7 +8,7 @@ from mindspore import Tensor
 from ms_omni.config import Qwen3OmniMoeCode2WavConfig
 from ms_omni.modeling import ops
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
-from ms_omni.modeling.layers import lazy_parameters
+from ms_omni.modeling.layer import lazy_parameters
 from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 from tests.ops.conftest import close  # noqa: F401

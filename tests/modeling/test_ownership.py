@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.modeling.layers import CellsOnly, Embedding, Linear, identity
+from ms_omni.modeling.layer import CellsOnly, identity
+from ms_omni.modeling.layers import Embedding, Linear
 from ms_omni.modeling.moe import Experts
 from ms_omni.parallel.layers import Some, SplitHead, become
 

@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from ms_omni.errors import InputError
 from ms_omni.modeling import ops
-from ms_omni.modeling.layers import Cell
+from ms_omni.modeling.layer import Cell
 from ms_omni.modeling.ops import ascend_kernels
 from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas

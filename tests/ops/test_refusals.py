@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni.errors import InputError
-from ms_omni.modeling.layers import Cell
+from ms_omni.modeling.layer import Cell
 from ms_omni.modeling.ops import build
 from tests.ops import entries
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from ms_omni.modeling.layers import Cell
+from ms_omni.modeling.layer import Cell
 from ms_omni.parallel.blocks import Block, Bundle
 from ms_omni.parallel.flat import Flat
 from ms_omni.parallel.layers import become

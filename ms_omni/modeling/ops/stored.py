@@ -51,11 +51,10 @@ def gathered(weight, places):
     """A matrix or stack of them at places `[...]` of the first axis. MindSpore's CPU gathers no bfloat16, so that is widened before."""
     if not isinstance(weight, tuple):
         return ops.gather(weight, places, 0)
-    codes, *others = weight
-    return Quantised(
-        ops.gather(codes, places, 0),
-        *(None if part is None else ops.gather(part.astype(ms.float32), places, 0) for part in others),
-    )
+    codes, scales, offsets = weight
+    scales = ops.gather(scales.astype(ms.float32), places, 0)
+    offsets = None if offsets is None else ops.gather(offsets.astype(ms.float32), places, 0)
+    return Quantised(ops.gather(codes, places, 0), scales, offsets)
 
 
 def usual_dtype(weight):

@@ -1,0 +1,264 @@
+"""The base of all cells, and of those that own parameters: how these are made, filled by somebody else, and stored."""
+
+import weakref
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import mindspore as ms
+from mindspore import Parameter, context, nn
+from mindspore.common.initializer import initializer
+from mindspore.nn.utils import no_init_parameters
+
+from ..errors import InputError
+from ..locking import exclusive
+from ..quantised import Quantised, Storage
+from . import ops
+
+_dtype = ms.float32
+_lazy = _exact = False
+_inside = 0  # calls of cells, one within the other
+
+
+@contextmanager
+def lazy_parameters(dtype):
+    """Inside this context cells are built with parameters of `dtype` that own no memory until they are filled."""
+    global _dtype, _lazy
+    before, _dtype, _lazy = (_dtype, _lazy), dtype, True
+    try:
+        with no_init_parameters():
+            yield
+    finally:
+        _dtype, _lazy = before
+
+
+@contextmanager
+def exact_parameters():
+    """Inside this context, or a function under it as a decorator, cells are built with parameters in float32, whatever the rest of a
+    model is computed in; they keep that (`keeps_dtype`).
+    """
+    global _dtype, _exact
+    before, _dtype, _exact = (_dtype, _exact), ms.float32, True
+    try:
+        yield
+    finally:
+        _dtype, _exact = before
+
+
+def is_lazy():
+    """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of.
+
+    A caller may say so himself, by MindSpore's `no_init_parameters`, which sets this attribute of the class.
+    """
+    return _lazy or not getattr(Parameter, "init_param", True)
+
+
+def parameter(*shape, start=None):
+    """A parameter of the dtype in force. start: what it holds in a model from nothing (see `initial.py`): None for small
+    random numbers, else this number.
+    """
+    new = Parameter(initializer("zeros", shape, _dtype))
+    new.start, new.keeps_dtype = start, _exact
+    return new
+
+
+class Trainable:
+    """In front of MindSpore's cell: weights that are to be trained are in what is computed in, however they were stored so far."""
+
+    def set_train(self, mode=True):
+        if mode:
+            widen(self)
+        return super().set_train(mode)
+
+    def trainable_params(self, recurse=True):
+        widen(self)
+        return super().trainable_params(recurse)
+
+
+class Cell(Trainable, nn.Cell):
+    """A cell that runs operator by operator, also where MindSpore's context says graph mode: what becomes a graph here is
+    compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot. One thread at a time.
+    """
+
+    def __call__(self, *args, **kwargs):
+        global _inside
+        with exclusive:
+            _inside += 1
+            try:
+                if _inside == 1 and ops.recording():
+                    check_trainable(self)
+                    widen(self)
+                if context._get_mode() == context.GRAPH_MODE:
+                    return self._run_construct(*args, **kwargs)
+                return super().__call__(*args, **kwargs)
+            except Exception as error:
+                raise explained(error) from None
+            finally:
+                _inside -= 1
+
+    def held(self):
+        """A context in which the weights of all parts are at hand, for whoever calls those one after another."""
+        return nullcontext()
+
+
+def explained(error: Exception) -> Exception:
+    """What a kernel refused, in words, or the error as it is."""
+    ops.stop_recording()
+    reason = ops.refusal(error)
+    return InputError(reason) if reason else error
+
+
+def identity(x):
+    """x: the default of the places where parallelism puts a collective."""
+    return x
+
+
+class CellsOnly(Exception):
+    """What a fused operator cannot read or do: the cells themselves run."""
+
+
+KEPT = "bfloat16"
+"""A storage beside those of `ms_omni.quantised`: the numbers of a file as they are, widened where they are computed with."""
+
+
+class Layer(Cell):
+    """A cell that owns parameters and knows how they are stored: everybody else asks it, and nobody reads them.
+
+    Each kind says in `operands` what its operator takes; another storage is another `operands`.
+    source: where a parameter is read; the identity unless a plan keeps it in pieces, then a gather. None stays None.
+    stable: see `ops`. matrices: names of the parameters that `store` can exchange; coded: of those that are codes with scales.
+    """
+
+    stable = False
+    matrices: tuple[str, ...] = ()
+
+    def __init__(self):
+        super().__init__()
+        self.source = identity
+        self.computed, self.coded, self.kept = _dtype, (), ()
+
+    def store(self, storage: "Storage | str | None", *names: str) -> None:
+        """Exchanges matrices (by default all) that nobody has filled yet, which are then filled by name: codes under the name of the
+        matrix, with `NAME_scale` and, where there are some, `NAME_offset`.
+
+        storage: a `Storage`; `KEPT`; None: the dtype that is computed in. What is computed stays the same dtype. Raises `InputError`
+        for groups that do not divide.
+        """
+        for name in names or self.matrices:
+            if name in self.coded:
+                raise ValueError(f"{name} is stored as codes already")
+            old, outer = getattr(self, name), name not in self.kept
+            if storage is None and outer:
+                continue
+            if not isinstance(storage, Storage):
+                self.kept = tuple(kept for kept in self.kept if kept != name) + ((name,) if storage else ())
+                setattr(self, name, unfilled(old, old.shape, ms.bfloat16 if storage else self.computed))
+                continue
+            codes, scales = storage.shapes(self.outputs_first(name))
+            self.coded, self.kept = (*self.coded, name), tuple(kept for kept in self.kept if kept != name)
+            setattr(self, name, unfilled(old, codes, ms.int8 if storage.bits == 8 else ms.uint8))
+            setattr(self, f"{name}_scale", unfilled(old, scales, getattr(ms, storage.scale), "_scale"))
+            offset = storage.offset and unfilled(old, scales, getattr(ms, storage.offset), "_offset")
+            setattr(self, f"{name}_offset", offset)
+
+    def outputs_first(self, name: str) -> tuple[int, ...]:
+        """Shape `[..., out, in]` of a matrix."""
+        return tuple(getattr(self, name).shape)
+
+    def widen(self, *names: str) -> None:
+        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in; they stay
+        the same Parameters.
+        """
+        for name in self.kept:
+            parameter = getattr(self, name)
+            if name in names or (not names and parameter.requires_grad):
+                self.kept = tuple(kept for kept in self.kept if kept != name)
+                parameter.set_dtype(self.computed)
+                parameter.keeps_dtype = False
+                vars(parameter).pop("asnumpy", None)
+
+    def quantised(self, name: str) -> Quantised:
+        """The parameters of a matrix that is stored as codes."""
+        return Quantised(*(getattr(self, name + end) for end in ("", "_scale", "_offset")))
+
+    def operands(self) -> tuple:
+        """Its parameters as its operator takes them."""
+        return (self.source(self.weight),)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the parameters lie here as a whole, and its sums may have any order."""
+        return self.source is identity and not self.stable
+
+    def stored(self, shared: bool = False) -> tuple:
+        """`operands` for a fused operator, which reads them where they lie, now and later; shared: also of a layer that ranks share,
+        each of which has a part. Raises `CellsOnly`.
+        """
+        if not (self.in_place or (shared and self.source is identity and not self.stable)):
+            raise CellsOnly(type(self).__name__)
+        return self.operands()
+
+    @property
+    def dtype(self) -> ms.Type:
+        """What is computed in, however the parameters are stored."""
+        return self.computed if self.coded or self.kept else self.weight.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of that."""
+        return 4 if self.dtype == ms.float32 else 2
+
+
+def unfilled(old, shape, dtype, end=""):
+    """A parameter that owns no memory until it is filled, in the place of another; it keeps its dtype, and only numbers that are
+    computed with as they are can be trained.
+    """
+    with no_init_parameters():
+        new = Parameter(initializer("zeros", shape, dtype), name=old.name + end)
+    new.requires_grad = old.requires_grad and not end and dtype not in (ms.int8, ms.uint8)
+    new.start, new.keeps_dtype = getattr(old, "start", None), True
+    if dtype == ms.bfloat16:
+        new.asnumpy = partial(_widened_array, weakref.ref(new))
+    return new
+
+
+def _widened_array(parameter):
+    """What `asnumpy` of a parameter in bfloat16 gives: numpy has no such numbers, and MindSpore's do not go with every numpy."""
+    return parameter().astype(ms.float32).asnumpy()
+
+
+def exchange(cell: nn.Cell, choose) -> dict[str, "Storage | str"]:
+    """Lets every layer of a lazily built cell store its matrices as `choose(name of the parameter)` says (see `Layer.store`), but for
+    those that keep their dtype; returns what was chosen by name.
+    """
+    chosen = {}
+    for path, layer in layers_in(cell):
+        for leaf in layer.matrices:
+            name = path + leaf
+            storage = None if getattr(getattr(layer, leaf), "keeps_dtype", False) else choose(name)
+            if storage is not None:
+                layer.store(storage, leaf)
+                chosen[name] = storage
+    return chosen
+
+
+def layers_in(cell: nn.Cell):
+    """All layers of a cell, itself included, each with what stands before the names of its parameters."""
+    return [(f"{path}.".lstrip("."), layer) for path, layer in cell.cells_and_names() if isinstance(layer, Layer)]
+
+
+def widen(cell: nn.Cell, names=None) -> None:
+    """`Layer.widen` of all layers of a cell; names: of the parameters, by default of those that are to be trained."""
+    for path, layer in layers_in(cell):
+        own = layer.kept if names is None else [name for name in layer.kept if path + name in names]
+        if own:
+            layer.widen(*([] if names is None else own))
+
+
+def check_trainable(cell: nn.Cell) -> None:
+    """Raises `InputError` for a cell with weights that have no gradient."""
+    for path, layer in layers_in(cell):
+        for name in layer.coded:
+            raise InputError(
+                f"{path}{name} is stored in {layer.quantised(name).bits} bits, of which there is no gradient; to train, load the "
+                "checkpoint that it was made from, without quantize="
+            )
