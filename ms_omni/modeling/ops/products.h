@@ -46,6 +46,7 @@ void dot_tile(const float *x, i64 in, const Product &p, const W *numbers, const 
       MS_OMNI_UNROLL for (int o = 0; o < Outputs; ++o) {
         vec weights[parts];
         widened[o](w + o * stride, i, weights);
+        if constexpr (parts > 2) __asm__("" ::: "memory");  // x is read anew: to keep it, compilers would put sums into memory
         MS_OMNI_UNROLL for (int part = 0; part < parts; ++part)
           MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r)
             sum[o][r] = fma(load(x + r * in + i + part * kLanes), weights[part], sum[o][r]);
@@ -67,10 +68,10 @@ void dot_tile(const float *x, i64 in, const Product &p, const W *numbers, const 
     }
 }
 
-// Outputs [begin, end) of all rows; a single row has its sums in more outputs at a time instead.
+// Outputs [begin, end) of all rows; one or two have their sums in more outputs at a time instead.
 template <int Rows, class W>
 void dot_rows(const float *x, i64 in, const Product &p, const W *w, const Scales &scales, i64 from, i64 begin, i64 end, i64 row) {
-  constexpr int outputs = Rows == 1 ? 2 * kOutputs : kOutputs;
+  constexpr int outputs = Rows <= 2 ? 2 * kOutputs : kOutputs;
   i64 j = begin;
   for (; j + outputs <= end; j += outputs) dot_tile<Rows, outputs>(x, in, p, w, scales, j - from, j, row);
   for (; j < end; ++j) dot_tile<Rows, 1>(x, in, p, w, scales, j - from, j, row);

@@ -71,7 +71,7 @@ struct Widener {  // float, Half
 
   Widener() = default;
   Widener(float, float) {}
-  void operator()(const W *row, i64 i, vec *to) const { to[0] = load(row + i); }
+  MS_OMNI_INLINE void operator()(const W *row, i64 i, vec *to) const { to[0] = load(row + i); }
   float one(const W *row, i64 i) const { return widen(row[i]); }
 };
 
@@ -89,7 +89,7 @@ struct Widener<int8_t> {
   Widener() = default;
   Widener(float scale, float shift) : scale(all(scale)), shift(all(shift)) {}
 
-  void operator()(const int8_t *row, i64 i, vec *to) const {
+  MS_OMNI_INLINE void operator()(const int8_t *row, i64 i, vec *to) const {
 #ifdef MS_OMNI_NEON
     const int8x16_t codes = vld1q_s8(row + i);
     const int16x8_t low = vmovl_s8(vget_low_s8(codes)), high = vmovl_s8(vget_high_s8(codes));
@@ -108,7 +108,7 @@ template <>
 struct Widener<Nibbles> {
   static constexpr int kParts = kBlock / kLanes;
   static constexpr bool kScaled = true;
-  static constexpr i64 place(i64 i) { return i / 2; }
+  static constexpr i64 place(i64 i) { return i >> 1; }
 
 #ifdef __AVX512F__  // what each of the sixteen codes stands for, found by its number
   vec table;
@@ -116,8 +116,8 @@ struct Widener<Nibbles> {
   Widener(float scale, float shift)
       : table(fma(scale, vec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, all(shift))) {}
 
-  void operator()(const Nibbles *row, i64 i, vec *to) const {
-    const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(row + i / 2)));
+  MS_OMNI_INLINE void operator()(const Nibbles *row, i64 i, vec *to) const {
+    const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(row + (i >> 1))));
     to[0] = (vec)_mm512_permutexvar_ps(pairs, (__m512)table);  // looks at the last four bits alone
     to[1] = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), (__m512)table);
   }
@@ -127,8 +127,8 @@ struct Widener<Nibbles> {
   Widener() = default;
   Widener(float scale, float shift) : scale(all(scale)), shift(all(shift)) {}
 
-  void operator()(const Nibbles *row, i64 i, vec *to) const {
-    const uint8_t *p = &row[i / 2].pair;
+  MS_OMNI_INLINE void operator()(const Nibbles *row, i64 i, vec *to) const {
+    const uint8_t *p = &row[i >> 1].pair;
 #if defined(__AVX2__)
     MS_OMNI_UNROLL for (int part = 0; part < 2; ++part) {
       const __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p + 8 * part)));

@@ -26,6 +26,7 @@
 #define MS_OMNI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, integers{__VA_ARGS__})
 #define MS_OMNI_UNROLL _Pragma("GCC unroll 16")
 #endif
+#define MS_OMNI_INLINE inline __attribute__((always_inline))
 
 namespace {
 
