@@ -11,6 +11,7 @@ from pathlib import Path
 
 MAIN = ("main", "master")  # what the hubs call the revision that is meant when none is named
 SINGLE_FILE, INDEX_FILE, RANKS_INDEX = "model.safetensors", "model.safetensors.index.json", "ranks.index.json"
+MODELSLIM = "quant_model_weight*.safetensors"  # msModelSlim's name of either
 SETTINGS = (  # one file of each row
     ("config.json",),
     ("tokenizer_config.json",),
@@ -68,16 +69,16 @@ def lacks(folder: Path, weights: bool) -> str | None:
         return next((row[0] for row in SETTINGS if not any((folder / name).is_file() for name in row)), None)
     if not (folder / "config.json").is_file():
         return "config.json"
-    if (folder / INDEX_FILE).is_file():
+    index = next((path for path in (folder / INDEX_FILE, *folder.glob(f"{MODELSLIM}.index.json")) if path.is_file()), None)
+    if index is not None:
         try:
-            table = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(table.values()))
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return INDEX_FILE
+            return index.name
     elif (folder / RANKS_INDEX).is_file():
         return None  # a missing rank is that rank's error
     else:
-        files = [SINGLE_FILE]
+        files = [next((path.name for path in folder.glob(MODELSLIM)), SINGLE_FILE)]
     return next((name for name in files if not os.path.isfile(folder / name)), None)  # whatever the names are
 
 

@@ -35,7 +35,8 @@ def write(folder, matrices, said, files=None, **more):
     """A folder with `{module: tensors}` and `said` in its config.json; files: {name: content} beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{module}.{word}": array for module, parts in matrices.items() for word, array in parts.items()}
-    tensors |= {"thinker.model.norm.weight": np.ones(K, np.float32)}
+    if more.get("norm", True):
+        tensors |= {"thinker.model.norm.weight": np.ones(K, np.float32)}
     pending = [
         Pending(name, dtype_name(array.dtype), array.shape, lambda a=array: np.ascontiguousarray(a))
         for name, array in tensors.items()

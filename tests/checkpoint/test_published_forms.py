@@ -145,6 +145,21 @@ def test_modelslim(tmp_path, kind):
     check(reader, weight, kept)
 
 
+def test_several_files_of_modelslim(tmp_path):
+    stem, description, table = "quant_model_weights", {}, {}
+    for number, module in enumerate(MODULES, 1):
+        parts = {"weight": numbers(7, seed=number).astype(np.int8), "weight_scale": scales((N, 1), np.float32)}
+        file = f"{stem}-0000{number}-of-00002.safetensors"
+        write(tmp_path / "a", {module: parts}, {}, file=file, norm=number == 1)
+        description |= {f"{module}.{word}": "W8A8_DYNAMIC" for word in parts}
+        table |= {f"{module}.{word}": file for word in parts} | ({"thinker.model.norm.weight": file} if number == 1 else {})
+    (tmp_path / "a" / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    (tmp_path / "a" / "quant_model_description.json").write_text(json.dumps(description))
+    reader = open_checkpoint(tmp_path / "a")
+    assert len(reader.files) == 2
+    assert [reader.storage(f"{module}.weight") for module in MODULES] == 2 * [Storage(8, None, "float32")]
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_every_width_of_mlx_is_kept(tmp_path, bits):
     q, s, biases = numbers(bits), scales((N, K // GROUP), ml_dtypes.bfloat16), scales((N, K // GROUP), ml_dtypes.bfloat16, 2)

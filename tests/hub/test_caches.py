@@ -71,6 +71,26 @@ def test_only_a_complete_copy_counts(put, tmp_path, missing):
     assert resolve(NAME) == second
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_files_of_modelslim(put, tmp_path, sharded):
+    """It has names of its own for the weights and their index."""
+    folder = put(f"{HF}/snapshots/{COMMIT}")
+    refer(tmp_path, "main")
+    (folder / caches.INDEX_FILE).unlink()
+    for name in SHARDS:
+        (folder / name).unlink()
+    offline()
+    names = ["quant_model_weights-00001-of-00002.safetensors", "quant_model_weights-00002-of-00002.safetensors"]
+    names = names if sharded else ["quant_model_weight_w8a8.safetensors"]
+    if sharded:
+        index = {"weight_map": {f"{number}.weight": name for number, name in enumerate(names)}}
+        (folder / "quant_model_weights.safetensors.index.json").write_text(json.dumps(index))
+        offline()
+    for name in names:
+        (folder / name).touch()
+    assert resolve(NAME) == folder
+
+
 def test_a_dangling_link_is_no_file(put, tmp_path):
     folder = put(f"{HF}/snapshots/{COMMIT}")
     refer(tmp_path, "main")

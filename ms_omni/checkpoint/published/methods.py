@@ -15,7 +15,7 @@ from .mlx import FORMAT, Mlx
 from .modelslim import DESCRIPTION, ModelSlim
 
 READ = "AutoRound, GPTQ, AWQ (gemm), compressed-tensors, FP8, msModelSlim (W8A8, W8A16) and MLX (affine)"
-SECTIONS = ((), ("thinker_config",), ("thinker_config", "text_config"), ("text_config",))
+SECTIONS = ((), ("thinker_config",), ("thinker_config", "text_config"), ("text_config",), ("talker_config",))
 KEYS = ("quantization_config", "compression_config")
 FILES = ("quantize_config.json", "quantization_config.json", "quant_config.json")  # of older GPTQ, auto-round, AWQ
 ASCEND = "ascend"  # as vLLM calls msModelSlim
