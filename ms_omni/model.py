@@ -277,7 +277,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
         return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
-    def engine(self, max_rows=16, tokens=None, speech=None, speech_device=None):
+    def engine(self, max_rows=16, tokens=None, speech=None, speech_device=None, kv_cache_dtype="auto"):
         """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`, and
         `read(**inputs) -> id` for what is to be answered later.
 
@@ -287,8 +287,11 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         speech="process": a process of its own speaks, and texts do not wait for it; on Ascend on the card of number speech_device,
         among those that this process may see. It loads the talker from the model's folder if the model was loaded with
         enable_audio_output=False, else it gets a copy. Where it dies, texts go on, and what is spoken ends with a `ProcessError`.
+
+        kv_cache_dtype="int8" (CPU): keys and values are kept as whole numbers of 8 bits with a scale for each token and head, so
+        that the same memory holds 3.9 times as many tokens of heads of 128. Raises `InputError` where that cannot be.
         """
-        return Engine(self, max_rows, tokens, speech=speech, speech_device=speech_device)
+        return Engine(self, max_rows, tokens, speech=speech, speech_device=speech_device, kv_cache_dtype=kv_cache_dtype)
 
 
 def without_speech(config):

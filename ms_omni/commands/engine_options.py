@@ -52,6 +52,12 @@ def add_limits(parser):
 def add_computing(parser):
     work = parser.add_argument_group("computing")
     work.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
+    work.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        default="auto",
+        help="int8 (CPU): keep keys and values as whole numbers of 8 bits, with a scale per token and head (default: auto, as computed)",
+    )
     work.add_argument("--no-compile", action="store_true", help="never compile the steps of generation into graphs")
     work.add_argument(
         "--parallel", default="auto", choices=("auto", "ep", "zero3"), help="how several processes share the model"
@@ -96,6 +102,7 @@ def engine_settings(arguments):
         model=arguments.model,
         name=given.get("served_model_name") or _name_of(arguments.model),
         dtype=arguments.dtype,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         compile_steps=not arguments.no_compile,
         parallel=arguments.parallel,
         speech=arguments.speech,

@@ -22,7 +22,7 @@ from ..memory import free_memory_gb
 from ..modeling.steps import LAUNCH_ROWS, bucket, launch_sizes, makes_graphs
 from ..outputs import StreamError
 from .blocks import BlockPool, ContentCache, blocks_for
-from .kv_pool import KVPool
+from .kv_pool import KVPool, check_cache_dtype
 from .plan import TALKER, THINKER, Job, Plan, Speech
 from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
@@ -53,7 +53,8 @@ class Engine(Work):
     model: the whole one, or a thinker alone; max_rows: answers at work at a time, more wait; tokens: of all answers together that
     the caches hold (default: `ROW_TOKENS` per row, or what fits into a part of the free memory); grows: whether they begin small and
     become as large when it is needed, or take all at once; speech: None, or "process" for one of its own, with the card of number
-    speech_device (see `SpeechProcess`: the model had better be loaded with enable_audio_output=False then).
+    speech_device (see `SpeechProcess`: the model had better be loaded with enable_audio_output=False then); kv_cache_dtype: what keys
+    and values are kept as, of `CACHE_DTYPES`.
 
     Any thread may call anything at any time. What was read once is found again, also by other callers; weights that change are
     noticed if they were trained, set, or replaced, at the first request that finds the engine idle.
@@ -67,8 +68,11 @@ class Engine(Work):
         grows: bool = False,
         speech: str | None = None,
         speech_device: int | None = None,
+        kv_cache_dtype: str = "auto",
     ):
         super().__init__()
+        check_cache_dtype(kv_cache_dtype)
+        self.kv_cache_dtype = kv_cache_dtype
         self.max_rows = whole_number("max_rows", max_rows)
         self.whole = hasattr(model, "thinker")
         self.model, self.thinker_cell = model, model.thinker if self.whole else model
@@ -83,7 +87,8 @@ class Engine(Work):
             max_rows, grows = LAUNCH_ROWS, False  # graphs are made for buffers of one size
         if tokens is None:
             heard = heard_bytes(decoders[THINKER]) if self.speaks else 0
-            blocks = _blocks_that_fit(sum(map(KVPool.block_bytes, decoders)) + heard, max_rows, grows)
+            stored = sum(KVPool.block_bytes(decoder, dtype=kv_cache_dtype) for decoder in decoders)
+            blocks = _blocks_that_fit(stored + heard, max_rows, grows)
         else:
             blocks = blocks_for(whole_number("tokens", tokens))
         self.blocks = self.ranks.least(blocks)
@@ -128,7 +133,7 @@ class Engine(Work):
         thinker, compile_after = self.thinker_cell, self.model.compile_after
         blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
         listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
-        pool = KVPool.of(thinker.model, blocks[THINKER])
+        pool = KVPool.of(thinker.model, blocks[THINKER], dtype=self.kv_cache_dtype)
         self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after, self.max_rows)
         if isinstance(self.speech, SpeechProcess):  # one at a time, for it may fill its card
             self.speech.close()
@@ -159,8 +164,8 @@ class Engine(Work):
         config, model = self.config, self.model
         ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
         if self.apart is not None:
-            return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device)
-        pool = KVPool.of(model.talker.model, blocks)
+            return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device, self.kv_cache_dtype)
+        pool = KVPool.of(model.talker.model, blocks, dtype=self.kv_cache_dtype)
         return SpeechStage(model.talker, model.code2wav, ends, pool, compile_after, self.ranks.codes, self.max_rows)
 
     # -- callers -----------------------------------------------------------------------------------------------------

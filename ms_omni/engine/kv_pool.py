@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
+from ..errors import InputError
 from ..modeling import BLOCK_TOKENS, ops
 from ..modeling.cache import MASKED
 from ..modeling.decoder import Decoder
@@ -23,9 +24,13 @@ from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights
 from ..modeling.steps import COMPILE_AFTER, Graph, Step, bucket
+from ..quantised import Quantised
 
 Pair = tuple[Tensor, Tensor]
 _numbers = itertools.count()  # of buffers, whose names are so the same in each run
+CACHE_DTYPES = ("auto", "int8")
+"""What keys and values may be kept as: in the type that is computed in, or as codes with a scale per token and head."""
+SCALE_BYTES = 4
 PACKED_BLOCK = 16
 """Positions that a block of a pool for packed weights is a multiple of."""
 
@@ -35,8 +40,21 @@ def table_width(blocks: int) -> int:
     return 1 << max(blocks - 1, 0).bit_length()
 
 
+def check_cache_dtype(dtype: str) -> None:
+    """Raises `InputError` unless keys and values may be kept as that on this device: see `KVPool.of`."""
+    if dtype not in CACHE_DTYPES:
+        raise InputError(f"kv_cache_dtype is {dtype!r}, expected one of {', '.join(CACHE_DTYPES)}")
+    if dtype == "int8" and not ops.caches_codes():
+        raise InputError(
+            "kv_cache_dtype='int8' is for CPU: no kernel of Ascend is known to read a scale for each token and head from blocks "
+            "without further launches (docs/ascend.md); leave it out"
+        )
+
+
 class KVPool:
     """The buffers of every layer, allocated once: Parameters `[blocks * K * P, D]`, row `(block * K + head) * P + offset`.
+
+    With dtype int8 each is a `Quantised` of such, whose rows have a scale each (float32 `[blocks * K * P, 1]`).
 
     decoder: one that a pool is for whose weights are packed (`ops.packs`): `[blocks * P, K * D]`, row `block * P + offset`.
     """
@@ -57,30 +75,44 @@ class KVPool:
         self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
 
     def _buffers(self, kind, blocks):
-        # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
         rows, name = self.per_position, f"pool{next(_numbers)}.{kind}"
-        shape = (blocks * rows * self.block, self.heads // rows * self.head_dim)
+        length, width = blocks * rows * self.block, self.heads // rows * self.head_dim
+        buffers = self._zeros((length, width), self.dtype, name)
+        if self.dtype != ms.int8:
+            return buffers
+        return tuple(map(Quantised, buffers, self._zeros((length, 1), ms.float32, f"{name}_scale")))
+
+    def _zeros(self, shape, dtype, name):
+        # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffers are created flat.
         layers = range(self.num_layers)
-        return ParameterTuple([Parameter(initializer("zeros", shape, self.dtype), name=f"{name}{i}") for i in layers])
+        return ParameterTuple([Parameter(initializer("zeros", shape, dtype), name=f"{name}{i}") for i in layers])
+
+    @property
+    def parts(self) -> tuple[list, list]:
+        """Of the keys and then the values of all layers: numbers or codes, and the scales of codes."""
+        buffers = [*self.keys, *self.values]
+        if self.dtype != ms.int8:
+            return buffers, []
+        return [buffer.codes for buffer in buffers], [buffer.scales for buffer in buffers]
 
     def reserve(self, blocks: int) -> None:
         """Makes room for so many blocks in all, where there is less; keeps what is stored."""
         if blocks <= self.blocks:
             return
-        kept = Tensor(np.arange(len(self.keys[0]), dtype=np.int32))
-        for kind in ("key", "value"):
-            old, new = getattr(self, f"{kind}s"), self._buffers(kind, blocks)
-            for buffer, stored in zip(new, old):
+        old = self.parts
+        kept = Tensor(np.arange(len(old[0][0]), dtype=np.int32))
+        self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
+        for news, olds in zip(self.parts, old):
+            for buffer, stored in zip(news, olds):
                 ops.write_rows(buffer, kept, stored)
-            setattr(self, f"{kind}s", new)
         self.blocks = blocks
         if self.stack is not None:
             self.stack.ready.clear()
 
     @classmethod
-    def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS) -> "KVPool":
-        """A pool for the layers and kv heads of a decoder that this process holds."""
-        heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.dtype
+    def of(cls, decoder: Decoder, blocks: int, block: int = BLOCK_TOKENS, dtype: str = "auto") -> "KVPool":
+        """A pool for the layers and kv heads of a decoder that this process holds. dtype: of `CACHE_DTYPES`, see `check_cache_dtype`."""
+        heads, dtype = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.dtype if dtype == "auto" else ms.int8
         packed = decoder if cls.packs(decoder, block) else None
         return cls(len(decoder.layers), heads, decoder.config.head_dim, blocks, dtype, block, packed)
 
@@ -101,10 +133,11 @@ class KVPool:
         return self.heads if self.decoder is None else 1
 
     @staticmethod
-    def block_bytes(decoder: Decoder, block: int = BLOCK_TOKENS) -> int:
+    def block_bytes(decoder: Decoder, block: int = BLOCK_TOKENS, dtype: str = "auto") -> int:
         """Memory of one block over all layers."""
-        heads, itemsize = decoder.layers[0].self_attn.num_kv_heads, decoder.norm.itemsize
-        return 2 * len(decoder.layers) * heads * block * decoder.config.head_dim * itemsize
+        heads, width = decoder.layers[0].self_attn.num_kv_heads, decoder.config.head_dim
+        row = width * decoder.norm.itemsize if dtype == "auto" else width + SCALE_BYTES
+        return 2 * len(decoder.layers) * heads * block * row
 
     @property
     def store(self) -> tuple:
@@ -208,7 +241,7 @@ class PoolStep(Step):
                 return ops.decoder_step(x, *rope, self.output_layer.stored(shared=True)[0], cache, self.fused)
             except Exception as error:
                 raise explained(error) from None
-        if self.graph.keys is not pool.keys:  # it has grown
+        if self.graph.pool_blocks != pool.blocks:  # it has grown
             self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
         slots = Tensor(pool.slots(tables, lengths[:, None] - 1))
         where = _tensors(tables, lengths - 1, lengths)
@@ -246,16 +279,32 @@ class _PoolGraph(Graph):
     def __init__(self, decoder, output_layer, pool):
         super().__init__()
         self.layers, self.norm, self.output_layer = decoder.layers, decoder.norm, output_layer
-        self.keys, self.values, self.block = pool.store
+        self.block, self.pool_blocks = pool.block, pool.blocks
+        (numbers, scales), layers = pool.parts, pool.num_layers
+        self.keys, self.values = ParameterTuple(numbers[:layers]), ParameterTuple(numbers[layers:])
+        self.scaled = bool(scales)
+        if scales:
+            self.key_scales, self.value_scales = ParameterTuple(scales[:layers]), ParameterTuple(scales[layers:])
 
     @ms.jit
     def construct(self, x, cos, sin, slots, tables, first, lengths):
         return self.run(x, cos, sin, slots, tables, first, lengths)
 
     def run(self, x, cos, sin, slots, tables, first, lengths):
-        place, store = (cos, sin, (tables, first, lengths), slots), (self.keys, self.values, self.block)
+        keys, values = self.keys, self.values
+        if self.scaled:
+            keys, values = _with_scales(keys, self.key_scales), _with_scales(values, self.value_scales)
+        place, store = (cos, sin, (tables, first, lengths), slots), (keys, values, self.block)
         hidden = self._pass(x, place, store)
         return self.output_layer.logits(hidden), hidden
+
+
+def _with_scales(codes, scales):
+    """Both of each layer; a loop and plain tuples, which a graph can work out."""
+    found = ()
+    for layer in range(len(codes)):
+        found = found + ((codes[layer], scales[layer]),)
+    return found
 
 
 def _tensors(*arrays):

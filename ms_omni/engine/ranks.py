@@ -157,7 +157,8 @@ class Ranks(Alone):
         with self._together():
             if self.leads:
                 self.bell.ring() if self.resting else self._say(begun=True)
-            return self._compare(digest(request, self.engine.max_rows, self.engine.blocks), seeds)
+            engine = self.engine
+            return self._compare(digest(request, engine.max_rows, engine.blocks, engine.kv_cache_dtype), seeds)
 
     def await_begin(self) -> None:
         """There may be ticks of earlier requests on the way."""

@@ -32,7 +32,7 @@ class Speaker:
             parts[name] = classes[name].from_pretrained(folder, **options)
         blocks = settings["blocks"]
         self.channel, self.theirs, self.ours, self.errors = channel, {}, {}, {}
-        pool = KVPool.of(parts["talker"].model, blocks)
+        pool = KVPool.of(parts["talker"].model, blocks, dtype=settings["kv_cache_dtype"])
         self.stage = SpeechStage(
             **parts, ends=ends, pool=pool, compile_after=settings["compile_after"], rows=settings["max_rows"]
         )

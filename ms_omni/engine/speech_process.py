@@ -46,8 +46,8 @@ OF_JOBS = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
 
 
 class SpeechProcess:
-    """model: the whole one, config: with its talker; ends: see `SpeechStage`; blocks: of the pool; device: number of the card, among
-    those that this process may see.
+    """model: the whole one, config: with its talker; ends: see `SpeechStage`; blocks: of the pool, and what it keeps keys and values as;
+    device: number of the card, among those that this process may see.
 
     What speaks is the talker that the model holds (its weights are saved once, into a temporary folder) or, where it was loaded with
     enable_audio_output=False, that of the model's folder, which so is in memory once. Raises `InputError`, `ProcessError`.
@@ -61,6 +61,7 @@ class SpeechProcess:
         blocks: int,
         max_rows: int,
         device: int | None = None,
+        kv_cache_dtype: str = "auto",
     ):
         if device is None and model.device != "CPU":
             raise InputError(
@@ -81,7 +82,8 @@ class SpeechProcess:
         threads.limit(max(processors - processors // 2, 1))
         self.close = weakref.finalize(self, _end, self.process, self._channel)
         settings = {"target": model.device, "device": device, "dtype": str(model.dtype)}
-        settings |= {"blocks": blocks, "max_rows": max_rows, "compile_after": model.compile_after}
+        settings |= {"blocks": blocks, "kv_cache_dtype": kv_cache_dtype}
+        settings |= {"max_rows": max_rows, "compile_after": model.compile_after}
         try:
             with _weights(model, config) as parts:
                 self._channel.send(settings | {"parts": parts}, ends=ends)

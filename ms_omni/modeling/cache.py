@@ -6,7 +6,8 @@ A pass over S new tokens is described by two plain tuples, so that it runs as it
             (cos, sin, (tables, first, lengths), slots): on blocks, see `ops.paged_attention`; slots int32 `[B * S * K]`
     store   None: one whole sequence, nothing is kept
             (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
-            (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer
+            (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer, or codes and
+                    scales of such (int8, and float32 `[blocks * K * P, 1]`)
             (keys, values, P, rows): the same, attended to in a copy: rows int32 `[B * K * T]` of the buffers; with a mask `[B, S, T]`
             or an object with `extend(layer, k, v)` of its own (`sliding_window.py`)
 """
@@ -56,10 +57,18 @@ def _attend_in_blocks(q, k, v, mask, slots, store, layer, scale):
     ops.write_rows(keys, slots, k.reshape(-1, d))
     ops.write_rows(values, slots, v.reshape(-1, d))
     if len(store) == 3:
-        shape = (-1, heads, block, d)
-        return ops.paged_attention(q, keys.reshape(shape), values.reshape(shape), *mask, scale)
-    k, v = ops.gather_rows(keys, store[3]), ops.gather_rows(values, store[3])
+        keys, values = _blocks(keys, heads, block), _blocks(values, heads, block)
+        tables, first, lengths = mask
+        return ops.paged_attention(q, keys, values, tables, first, lengths, scale)
+    k, v = ops.gather_rows(keys, store[3]).astype(q.dtype), ops.gather_rows(values, store[3]).astype(q.dtype)
     return ops.attention(q, k.reshape(b, heads, -1, d), v.reshape(b, heads, -1, d), mask, scale)
+
+
+def _blocks(buffer, heads, block):
+    """`[blocks * K * P, D]` -> `[blocks, K, P, D]`, of codes with their scales."""
+    if isinstance(buffer, tuple):
+        return buffer[0].reshape(-1, heads, block, buffer[0].shape[-1]), buffer[1].reshape(-1, heads, block, 1)
+    return buffer.reshape(-1, heads, block, buffer.shape[-1])
 
 
 def extend(store, layer, k, v, mask, slots):

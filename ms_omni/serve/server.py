@@ -346,7 +346,11 @@ def make_engine(model: Any, settings: Settings) -> Any:
     from ..modeling import BLOCK_TOKENS
 
     engine = model.engine(
-        settings.max_rows, tokens=settings.cache_tokens, speech=settings.speech, speech_device=settings.speech_device
+        settings.max_rows,
+        tokens=settings.cache_tokens,
+        speech=settings.speech,
+        speech_device=settings.speech_device,
+        kv_cache_dtype=settings.kv_cache_dtype,
     )
     held, wanted = engine.blocks * BLOCK_TOKENS, settings.max_model_len
     if wanted is not None and wanted > held:

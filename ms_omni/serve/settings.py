@@ -13,7 +13,7 @@ class Settings:
     instance: what it is called among several servers, as ids of its spoken answers say.
     api_keys: one of them must be sent, if there are any; origins: of pages elsewhere that browsers may let ask.
     max_rows: answers at work at a time; max_queue: that wait beside them, before callers are turned away; max_model_len: tokens of
-    prompt and answer together; cache_tokens: of all answers together, see `Engine`; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
+    prompt and answer together; cache_tokens: of all answers together, and kv_cache_dtype, see `Engine`; max_body_bytes: of one request; media_threads: that decode media; request_s: the longest that an answer
     may take, in seconds; silence_s: the longest that a caller may neither send nor take anything while it is his turn; drain_s:
     that answers under way are waited for when the server ends; media_hosts: names that media may be fetched from, or "public".
     max_sessions: realtime conversations that are open at a time; session_idle_s: the longest that their clients may send nothing.
@@ -33,6 +33,7 @@ class Settings:
     max_queue: int = 128
     max_model_len: int | None = None
     cache_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
     max_body_bytes: int = 256 * MIB
     media_threads: int = 4
     request_s: float = 600.0

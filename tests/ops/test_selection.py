@@ -29,6 +29,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
         "keeps_bfloat16",
         "chooses",
         "pages_prompts",
+        "caches_codes",
         "fuses_encoders",
         "packs",
         "place",

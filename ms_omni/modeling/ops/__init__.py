@@ -60,6 +60,11 @@ def vectors() -> str:
     return implementation().VECTORS
 
 
+def caches_codes() -> bool:
+    """Whether `write_rows`, `gather_rows` and `paged_attention` take a `Quantised`, and so `decoder_step` its keys and values."""
+    return implementation().CACHES_CODES
+
+
 def fuses_encoders() -> bool:
     """Whether there is `encoder_states`; else nobody need ask `prepare` for it."""
     return owner(implementation(), "encoder_states") is not None
@@ -154,7 +159,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 @operator
 def paged_attention(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+    q: Tensor,
+    keys: Tensor | Quantised,
+    values: Tensor | Quantised,
+    tables: Tensor,
+    first: Tensor,
+    lengths: Tensor,
+    scale: float,
 ) -> Tensor:
     """Causal attention to keys and values in blocks of P positions, softmax in float32; rows of any lengths side by side.
 
@@ -162,6 +173,8 @@ def paged_attention(
     `[B]`, lengths int32 `[B]`: query i of row b is at position first[b] + i and sees those up to
     `min(first[b] + i, lengths[b] - 1)` -> `[B, S, H * D]`. What else is in the pool has no influence, be it NaN: on `cpu` a row
     has the bits that it has alone, whatever its blocks are and n is. A prompt is computed in tiles of 256 positions.
+
+    Keys and values may both be `Quantised`: codes int8 `[blocks, K, P, D]`, scales float32 `[blocks, K, P, 1]`.
     """
 
 
@@ -231,13 +244,17 @@ def add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 
 @operator
-def write_rows(buffer: Parameter, index: Tensor, rows: Tensor) -> Parameter:
-    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index `[M]`, in place; returns the buffer."""
+def write_rows(buffer: Parameter | Quantised, index: Tensor, rows: Tensor) -> Parameter | Quantised:
+    """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index `[M]`, in place; returns the buffer.
+
+    That may be a `Quantised` of Parameters, int8 `[N, D]` and float32 `[N, 1]`: each row becomes the nearest multiples of
+    its scale, max |x| / 127; one that is not finite has such a scale.
+    """
 
 
 @operator
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows of x `[N, ...]` at index `[M]` -> `[M, ...]`."""
+def gather_rows(x: Tensor | Quantised, index: Tensor) -> Tensor:
+    """The rows of x `[N, ...]` at index `[M]` -> `[M, ...]`; in float32 of a `Quantised`."""
 
 
 @operator

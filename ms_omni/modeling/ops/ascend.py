@@ -69,6 +69,8 @@ class Ascend(Reference):
     code_frame = staticmethod(ascend_steps.code_frame)
     CHOOSES = True
 
+    CACHES_CODES = False  # docs/ascend.md says which forms there are, and why none is taken
+
     attention = staticmethod(ascend_attention.attention)
     packed_attention = staticmethod(ascend_attention.packed_attention)
     paged_attention = staticmethod(ascend_attention.paged_attention)

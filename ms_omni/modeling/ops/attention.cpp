@@ -89,7 +89,7 @@ void attend(const Heads &h, i64 first, i64 queries) {
   const i64 rows = queries * h.group, dv = (h.dv + kLanes - 1) / kLanes * kLanes;
   const i64 last = h.visible(first + queries - 1), blocks = (last + kWide - 1) / kWide;  // nobody sees a key behind
   std::unique_ptr<float[]> keys(new float[h.d * kKeys]), values(new float[kKeys * dv]), q(new float[rows * h.d]),
-      y(new float[rows * dv]());
+      y(new float[rows * dv]()), widened(new float[h.k.codes ? kKeys * std::max(h.d, h.dv) : 0]);
   std::vector<float> m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
   std::vector<Sees> sights(queries * blocks);
   look(h, first, queries, blocks, sights.data());
@@ -121,10 +121,12 @@ void attend(const Heads &h, i64 first, i64 queries) {
         for (i64 r = row; r < row + n; ++r) any |= seen[b] |= sight[r][key / kWide + b] != kNone;
       if (!any) continue;
       if (!packed) {
-        for (i64 t = 0, together; t < count; t += together) {
+        for (i64 t = 0, together, apart; t < count; t += together) {
           together = h.k.together(key + t, key + count);
-          pack_rows(h.k[key + t], h.k.step, together, h.d, keys.get() + t, kKeys);
-          pack_columns(h.v[key + t], h.v.step, h.dv, together, values.get() + t * dv, dv);
+          const float *k = h.k.numbers(key + t, together, h.d, widened.get(), apart);
+          pack_rows(k, apart, together, h.d, keys.get() + t, kKeys);
+          const float *v = h.v.numbers(key + t, together, h.dv, widened.get(), apart);
+          pack_columns(v, apart, h.dv, together, values.get() + t * dv, dv);
         }
         packed = true;
       }
@@ -228,20 +230,22 @@ KERNEL(packed_attention, "q[N, H, D] k[N, H, D] v[N, H, D] scale[1] ends:i[n] ->
 
 // ---- keys and values in blocks -------------------------------------------------------------------------------------
 
-// What the two kernels take: keys and values in P positions a block, n blocks a row.
-#define MS_OMNI_PAGED                                                                                                     \
-  "q[B, S, H, D] keys[N, K, P, D] values[N, K, P, V] tables:i[B, n] first:i[B] lengths:i[B] scale[1] -> y[B, S, H * V] | " \
-  "0 < H, 0 < K, H / K * K = H"
+// What the two kernels take: keys and values in P positions a block, n blocks a row; with scales they are int8, else float32.
+#define MS_OMNI_PAGED                                                                                               \
+  "q[B, S, H, D] keys:a[N, K, P, D] values:a[N, K, P, V] tables:i[B, n] first:i[B] lengths:i[B] scale[1] "            \
+  "key_scales?[N, K, P, 1] value_scales?[N, K, P, 1] -> y[B, S, H * V] | 0 < H, 0 < K, H / K * K = H"
 
 struct Paged {
   const i64 queries, heads, kv_heads, width, block, d, dv, group;
   const float *q, scale;
-  float *keys, *values, *y;
+  void *keys, *values;
+  float *key_scales, *value_scales, *y;
   const int32_t *tables, *first, *lengths;
 
   explicit Paged(const Arguments &a)
       : queries(a['S']), heads(a['H']), kv_heads(a['K']), width(a['n']), block(a['P']), d(a['D']), dv(a['V']), group(heads / kv_heads),
-        q(a.get("q")), scale(*a.get("scale")), keys(a.get("keys")), values(a.get("values")), y(a.get("y")),
+        q(a.get("q")), scale(*a.get("scale")), keys(a.get<void>("keys")), values(a.get<void>("values")),
+        key_scales(a.get("key_scales")), value_scales(a.get("value_scales")), y(a.get("y")),
         tables(a.get<int32_t>("tables")), first(a.get<int32_t>("first")), lengths(a.get<int32_t>("lengths")) {}
 
   // Why the numbers lead outside; empty: they do not.
@@ -253,8 +257,13 @@ struct Paged {
     return found;
   }
 
-  Rows rows(float *at, i64 columns, i64 row, i64 head) const {
-    return {at + head * block * columns, columns, tables + row * width, block, kv_heads * block * columns};
+  Sight seen(i64 row, i64 head) const {
+    return {rows(keys, key_scales, d, row, head), rows(values, value_scales, dv, row, head), d, dv};
+  }
+
+ private:
+  Rows rows(void *at, float *scales, i64 columns, i64 row, i64 head) const {
+    return in_blocks(at, scales, columns, head, kv_heads, block, tables + row * width);
   }
 };
 
@@ -266,7 +275,7 @@ KERNEL(paged_attention, MS_OMNI_PAGED) {  // each query by itself
   for (i64 row = 0; row < a['B']; ++row) keys += p.lengths[row];
   for_each(a['B'] * p.queries * p.kv_heads, keys * p.queries * p.heads * (p.d + p.dv) * 0.08, [&](i64 task) {
     const i64 head = task % p.kv_heads, token = task / p.kv_heads, row = token / p.queries;
-    Sight sight(p.rows(p.keys, p.d, row, head), p.rows(p.values, p.dv, row, head), p.d, p.dv);
+    Sight sight = p.seen(row, head);
     sight.add(0, std::min<i64>(p.first[row] + token % p.queries + 1, p.lengths[row]));
     const i64 query = token * p.heads + head * p.group;
     attend_query(p.q + query * p.d, p.group, sight, p.scale, nullptr, p.y + query * p.dv);
@@ -282,11 +291,20 @@ KERNEL(paged_attention_tiles, MS_OMNI_PAGED ", P / 16 * 16 = P") {  // tiles of 
   for (i64 row = 0; row < a['B']; ++row)
     for (i64 head = 0; head < p.kv_heads; ++head) {
       const i64 query = row * p.queries * p.heads + head * p.group;
-      add_pieces(pieces, {p.q + query * p.d, nullptr, p.rows(p.keys, p.d, row, head), p.rows(p.values, p.dv, row, head),
-                          p.y + query * p.dv, p.queries, p.lengths[row], p.group, p.d, p.dv, p.heads * p.d, p.heads * p.dv,
-                          p.scale, p.first[row]});
+      const Sight seen = p.seen(row, head);
+      add_pieces(pieces, {p.q + query * p.d, nullptr, seen.keys, seen.values, p.y + query * p.dv, p.queries, p.lengths[row],
+                          p.group, p.d, p.dv, p.heads * p.d, p.heads * p.dv, p.scale, p.first[row]});
     }
   return run(pieces);
+}
+
+// Of a cache that keeps codes: see codes.h.
+KERNEL(encode_rows, "x[M, D] -> codes:a[M, D] scales[M, 1]") {
+  const i64 d = a['D'];
+  for_ranges(a['M'], d * 0.5, [&](i64 begin, i64 end) {
+    for (i64 row = begin; row < end; ++row) encode(a.get("x") + row * d, d, a.get<int8_t>("codes") + row * d, a.get("scales")[row]);
+  });
+  return 0;
 }
 
 }  // namespace

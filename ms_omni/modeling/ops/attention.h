@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "codes.h"
 #include "in_order.h"
 #include "numeric.h"
 #include "products.h"
@@ -9,22 +10,48 @@
 namespace {
 
 // Keys or values `[positions, width]` of one sequence and head: side by side, or in blocks of positions whose numbers a table
-// says. step: floats from one position to the next; block_step: from one block of the pool to the next.
+// says. step: numbers from one position to the next; block_step: from one block of the pool to the next. Numbers are float32
+// or, where there are codes, int8 with a scale for each position.
 struct Rows {
   float *at;
   i64 step;
   const int32_t *table = nullptr;
   i64 block = 0, block_step = 0;
+  int8_t *codes = nullptr;
+  float *scales = nullptr;  // of positions as far apart as codes of as many steps
 
-  float *operator[](i64 position) const {
-    if (!table) return at + position * step;
-    return at + table[position / block] * block_step + position % block * step;
+  i64 place(i64 position) const {
+    return table ? table[position / block] * block_step + position % block * step : position * step;
   }
   // How many of the positions [position, end) lie side by side from the first on.
   i64 together(i64 position, i64 end) const {
     return table ? std::min(end - position, block - position % block) : end - position;
   }
+
+  void put(i64 position, const float *x, i64 width) const {
+    const i64 i = place(position);
+    if (codes) encode(x, width, codes + i, scales[i / step]);
+    else std::copy(x, x + width, at + i);
+  }
+  // n positions that lie side by side, as float32 rows of this width and `distance` apart: where they are, or in `space`.
+  const float *numbers(i64 position, i64 n, i64 width, float *space, i64 &distance) const {
+    const i64 i = place(position);
+    distance = codes ? width : step;
+    if (!codes) return at + i;
+    for (i64 row = 0; row < n; ++row) decode(codes + i + row * step, scales[i / step + row], width, space + row * width);
+    return space;
+  }
 };
+
+// Those of a head in a pool `[blocks, K, block, width]` of float32 or, with scales `[blocks, K, block]`, of codes; table: the numbers
+// of the sequence's blocks.
+inline Rows in_blocks(void *pool, float *scales, i64 width, i64 head, i64 heads, i64 block, const int32_t *table) {
+  const i64 first = head * block;
+  Rows rows{nullptr, width, table, block, heads * block * width};
+  if (scales) rows.codes = static_cast<int8_t *>(pool) + first * width, rows.scales = scales + first;
+  else rows.at = static_cast<float *>(pool) + first * width;
+  return rows;
+}
 
 // Why tables `[rows, width]` of blocks and lengths `[rows]` of sequences do not fit one another or a pool of so many blocks;
 // empty: they do.
@@ -46,17 +73,18 @@ std::string misplaced(const char *kernel, const Integer *tables, const Integer *
 // leaves no trace in the order of its sums.
 class Sight {
  public:
-  struct Run { const float *keys, *values; i64 n; };  // side by side
+  struct Run { i64 keys, values, n; };  // places of what lies side by side
 
+  const Rows keys, values;
   const i64 d, dv;
 
-  Sight(const Rows &keys, const Rows &values, i64 d, i64 dv) : d(d), dv(dv), keys_(keys), values_(values) {}
+  Sight(const Rows &keys, const Rows &values, i64 d, i64 dv) : keys(keys), values(values), d(d), dv(dv) {}
 
   // Positions [begin, end) too, behind those before.
   void add(i64 begin, i64 end) {
     for (i64 n; begin < end; begin += n) {
-      n = keys_.together(begin, end);
-      runs_.push_back({keys_[begin], values_[begin], n});
+      n = keys.together(begin, end);
+      runs_.push_back({keys.place(begin), values.place(begin), n});
       n_ += n;
     }
   }
@@ -65,7 +93,6 @@ class Sight {
   const std::vector<Run> &runs() const { return runs_; }
 
  private:
-  Rows keys_, values_;
   std::vector<Run> runs_;
   i64 n_ = 0;
 };
@@ -79,7 +106,9 @@ inline void weigh(const float *const *a, i64 rows, const Sight &s, float *const 
   for (const auto &run : s.runs())
     for (i64 done = 0, n; done < run.n; done += n, i += n) {
       n = std::min(run.n - done, kSum - i % kSum);
-      add_range(a, rows, i, i + n, run.values + done * s.dv, s.dv, to.data(), s.dv);
+      const i64 place = run.values + done * s.dv;
+      if (s.values.codes) add_range(a, rows, i, i + n, s.values.codes + place, s.dv, to.data(), s.dv);
+      else add_range(a, rows, i, i + n, s.values.at + place, s.dv, to.data(), s.dv);
       if ((i + n) % kSum && i + n < s.n()) continue;
       for (i64 row = 0; row < rows && !space.empty(); ++row) {  // a sum ends: to the others, and the next one begins
         if (to[row] != y[row]) map(s.dv, y[row], [](vec old, vec sum) { return old + sum; }, y[row], to[row]);
@@ -96,7 +125,11 @@ inline void attend_query(const float *q, i64 heads, const Sight &s, float scale,
   std::vector<float *> to(heads);
   float *at = scores.data();
   for (const auto &run : s.runs()) {
-    dot_block(q, heads, s.d, Product{{}, nullptr, s.n(), at}, run.keys, Scales(s.d), 0, run.n);
+    const Product scored{{}, nullptr, s.n(), at};
+    if (s.keys.codes)
+      dot_block(q, heads, s.d, scored, s.keys.codes + run.keys, Scales(s.keys.scales + run.keys / s.d, s.d, run.n), 0, run.n);
+    else
+      dot_block(q, heads, s.d, scored, s.keys.at + run.keys, Scales(s.d), 0, run.n);
     at += run.n;
   }
   for (i64 head = 0; head < heads; ++head) {
@@ -104,6 +137,14 @@ inline void attend_query(const float *q, i64 heads, const Sight &s, float scale,
     if (mask) map(s.n(), row, [=](vec x, vec mask) { return x * scale + mask; }, row, mask);
     else map(s.n(), row, [=](vec x) { return x * scale; }, row);
     soften(row, s.n());
+    if (s.values.codes) {  // a value is its code times the scale of its position, which may as well be the weight's
+      float *weights = row;
+      for (const auto &run : s.runs()) {
+        const float *scales = s.values.scales + run.values / s.dv;
+        map(run.n, weights, [](vec x, vec scale) { return x * scale; }, weights, scales);
+        weights += run.n;
+      }
+    }
     from[head] = row, to[head] = y + head * s.dv;
   }
   weigh(from.data(), heads, s, to.data());

@@ -51,6 +51,7 @@ _experts_coded = kernel("dense", "experts_coded")
 _attention = kernel("attention", "attention")
 _attention_tiles = kernel("attention", "attention_tiles")
 _packed_attention = kernel("attention", "packed_attention")
+_encode_rows = kernel("attention", "encode_rows", lambda _: (ms.int8, ms.float32))
 _paged_attention = kernel("attention", "paged_attention")
 _paged_attention_tiles = kernel("attention", "paged_attention_tiles")
 _conv1d = kernel("wave", "conv1d")
@@ -146,10 +147,22 @@ class Cpu(Reference):
 
     @staticmethod
     def paged_attention(q, keys, values, tables, first, lengths, scale):
-        if not _suits(q, keys, values):
+        k, v, scales = keys, values, ()
+        if isinstance(keys, tuple):
+            k, v, scales = keys[0], values[0], (keys[1], values[1])
+        if not _suits(q) or (not scales and not _suits(k, v)):
             return Reference.paged_attention(q, keys, values, tables, first, lengths, scale)
-        kernel = _paged_attention_tiles if q.shape[1] > 1 and keys.shape[2] % 16 == 0 else _paged_attention
-        return kernel(q, keys, values, tables, first, lengths, _floats(scale))
+        kernel = _paged_attention_tiles if q.shape[1] > 1 and k.shape[2] % 16 == 0 else _paged_attention
+        return kernel(q, k, v, tables, first, lengths, _floats(scale), *scales)
+
+    @staticmethod
+    def write_rows(buffer, index, rows):
+        if not (isinstance(buffer, tuple) and _suits(rows)):
+            return Reference.write_rows(buffer, index, rows)
+        codes, scales = _encode_rows(rows)
+        Reference.write_rows(buffer[0], index, codes)
+        Reference.write_rows(buffer[1], index, scales)
+        return buffer
 
     @staticmethod
     def packed_attention(q, k, v, segments, scale):

@@ -162,28 +162,41 @@ def prepare(weights, kept=None):
 def decoder_step(x, cos, sin, head, cache, prepared):
     _check_cache(cache, x.shape[0], prepared)
     check_matrix("a decoder step: the output layer", head, (head.shape[0], prepared.sizes["width"]))
-    sizes = cache.keys[0].shape[0] // (cache.heads * cache.block), cache.block, cache.tables.shape[1]
-    place = _Cache(**dict(zip(("blocks", "block", "width"), sizes)))
-    buffers = [address(part) for part in (*cache.keys, *cache.values)]
+    numbers, scales = _buffers(cache)
+    blocks = numbers[0].shape[0] // (cache.heads * cache.block)
+    place = _Cache(blocks=blocks, block=cache.block, width=cache.tables.shape[1], scaled=bool(scales))
+    buffers = [address(part) for part in (*numbers, *scales)]
     rows = cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
     whole = table(_matrix(head), prepared.table(), place, buffers, *rows)
     return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
 
 
+def _buffers(cache):
+    """Keys of each layer and then values: their numbers, and their scales where these are codes."""
+    parts = (*cache.keys, *cache.values)
+    if not isinstance(parts[0], Quantised):
+        return parts, ()
+    return [part.codes for part in parts], [part.scales for part in parts]
+
+
 def _check_cache(cache, rows, prepared):
     """Raises `InputError` for `BlockTables` of another stack or batch: a table of addresses says nothing of shapes."""
     kv_heads, d, layers = prepared.sizes["kv_heads"], prepared.sizes["head_dim"], len(prepared.weights.layers)
-    shapes, block = {part.shape for part in (*cache.keys, *cache.values)}, cache.heads * cache.block
+    numbers, scales = _buffers(cache)
+    shapes, block = {part.shape for part in numbers}, cache.heads * cache.block
+    length = numbers[0].shape[0]
     fits = (
         (cache.heads, len(cache.keys), len(cache.values)) == (kv_heads, layers, layers)
-        and len(shapes) == 1
-        and cache.keys[0].shape == (cache.keys[0].shape[0] // block * block, d)
+        and shapes == {(length // block * block, d)}
+        and {(part.shape, part.dtype) for part in scales} in (set(), {((length, 1), ms.float32)})
+        and {part.dtype for part in numbers} == {ms.int8 if scales else ms.float32}
         and cache.tables.shape[0] == len(cache.lengths) == rows
     )
     if not fits:
         raise InputError(
             f"a decoder step: the cache is of {len(cache.keys)} layers, {len(cache.tables)} rows, {cache.heads} heads and "
-            f"buffers of shape {sorted(shapes)}; expected {layers} layers, {rows} rows, {kv_heads} heads of {d} in whole blocks"
+            f"{numbers[0].dtype} buffers of shape {sorted(shapes)}; expected {layers} layers, {rows} rows, {kv_heads} heads of {d} in "
+            "whole blocks of float32, or of int8 with a float32 scale for each row"
         )
 
 

@@ -53,9 +53,10 @@ class Table {
   bool whole_ = true;
 };
 
-// Keys and values `[blocks, K, block, D]` of one layer.
+// Keys and values `[blocks, K, block, D]` of one layer, see `in_blocks`.
 struct Buffers {
-  float *keys, *values;
+  void *keys, *values;
+  float *key_scales = nullptr, *value_scales = nullptr;
 };
 
 // Where the rows stand: row n is new token n % fresh of batch row n / fresh, whose last one is at position length - 1.
@@ -160,18 +161,17 @@ class Stack {
   void attend_head(const Layer &l, const Place &place, const Buffers &to, i64 batch, i64 head) {
     const i64 group = heads / kv_heads;
     const float scale = 1.f / std::sqrt(static_cast<float>(d));
-    const auto rows = [&](float *at) {
-      return Rows{at + head * place.block * d, d, place.tables.data() + batch * place.width, place.block, kv_heads * place.block * d};
+    const auto rows = [&](void *at, float *scales) {
+      return in_blocks(at, scales, d, head, kv_heads, place.block, place.tables.data() + batch * place.width);
     };
-    const Rows keys = rows(to.keys), values = rows(to.values);
+    const Rows keys = rows(to.keys, to.key_scales), values = rows(to.values, to.value_scales);
     for (i64 fresh = 0; fresh < place.fresh; ++fresh) {
       const i64 row = batch * place.fresh + fresh, position = place.lengths[batch] - place.fresh + fresh;
       const float *cos = place.cos + row * d / 2, *sin = place.sin + row * d / 2;
       float *k = k_.data() + (row * kv_heads + head) * d, *q = q_.data() + (row * heads + head * group) * d;
       turn(k, l.k_norm, cos, sin);
-      std::copy(k, k + d, keys[position]);
-      const float *v = v_.data() + (row * kv_heads + head) * d;
-      std::copy(v, v + d, values[position]);
+      keys.put(position, k, d);
+      values.put(position, v_.data() + (row * kv_heads + head) * d, d);
       for (i64 g = 0; g < group; ++g) turn(q + g * d, l.q_norm, cos, sin);
       Sight sight(keys, values, d, d);
       sight.add(0, position + 1);

@@ -53,8 +53,8 @@ class StackWeights(NamedTuple):
 class BlockTables(NamedTuple):
     """Keys and values of a stack in blocks of positions, and where each row of a step finds its own.
 
-    keys, values: a Parameter `[blocks * K * block, D]` per layer, position p of a row in row
-    `(table[p // block] * K + head) * block + p % block`. tables int32 `[B, n]`: numbers of the blocks of each row; lengths int32
+    keys, values: a Parameter `[blocks * K * block, D]` per layer, or a `Quantised` of such (int8, with scales float32
+    `[blocks * K * block, 1]`), position p of a row in row `(table[p // block] * K + head) * block + p % block`. tables int32 `[B, n]`: numbers of the blocks of each row; lengths int32
     `[B]`: its positions, the new one included.
     """
 

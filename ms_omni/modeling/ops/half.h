@@ -21,6 +21,7 @@ inline vec load(const Half *p) {
 #endif
 }
 inline float widen(float x) { return x; }
+inline float widen(int8_t x) { return x; }
 inline float widen(Half x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float y;

@@ -4,6 +4,8 @@ The spellings are chosen for MindSpore's CPU backend, where they differ by order
 `mint.nn.functional.linear` (100x), a materialised `tile` and a same-shape product instead of a broadcast one (5x), a
 (1, K) `Conv2D` for one-dimensional convolution. Signatures and meanings are documented in `ops/__init__.py`.
 
+What is kept as codes, a `Quantised`, is looked at as a tuple: in a graph it is one, for MindSpore runs named ones in Python.
+
 `stable` is accepted and changes nothing: MindSpore's products have no order of summation that one could ask for.
 """
 
@@ -40,6 +42,9 @@ class Reference:
 
     PAGES_PROMPTS = False
     """Whether `paged_attention` does without a copy for more than one query."""
+
+    CACHES_CODES = True
+    """Whether keys and values may be kept as codes of 8 bits."""
 
     CHOOSES = False
     """Whether logits are better chosen from where they are than on the host."""
@@ -159,13 +164,14 @@ class Reference:
     @staticmethod
     def paged_attention(q, keys, values, tables, first, lengths, scale):
         b, s = q.shape[:2]
-        t, blocks = tables.shape[1] * keys.shape[2], tables.reshape(-1)
-        keys = _of_rows(ops.gather(keys, blocks, 0), b)
-        values = _of_rows(ops.gather(values, blocks, 0), b)
+        blocks = tables.reshape(-1)
+        keys = _of_rows(Reference.gather_rows(keys, blocks), b)
+        values = _of_rows(Reference.gather_rows(values, blocks), b)
+        t = keys.shape[2]
         # What is behind a row is nobody's business, and zero times NaN is NaN.
         beyond = ops.tile(ops.arange(t).reshape(1, t), (b, 1)) >= ops.tile(lengths.reshape(b, 1), (1, t))  # [B, T]
-        keys = ops.masked_fill(keys, beyond.reshape(b, 1, t, 1), 0.0)
-        values = ops.masked_fill(values, beyond.reshape(b, 1, t, 1), 0.0)
+        keys = ops.masked_fill(keys, beyond.reshape(b, 1, t, 1), 0.0).astype(q.dtype)
+        values = ops.masked_fill(values, beyond.reshape(b, 1, t, 1), 0.0).astype(q.dtype)
         return Reference.attention(q, keys, values, _paged_mask(first, lengths, s, t), scale)
 
     @staticmethod
@@ -237,11 +243,19 @@ class Reference:
 
     @staticmethod
     def write_rows(buffer, index, rows):
-        return _scatter_update(buffer, index, rows)
+        if not isinstance(buffer, tuple):
+            return _scatter_update(buffer, index, rows)
+        codes, scales = _encoded(rows.astype(ms.float32))
+        _scatter_update(buffer[0], index, codes)
+        _scatter_update(buffer[1], index, scales)
+        return buffer
 
     @staticmethod
     def gather_rows(x, index):
-        return ops.gather(x, index, 0)
+        if not isinstance(x, tuple):
+            return ops.gather(x, index, 0)
+        codes, scales = ops.gather(x[0], index, 0), ops.gather(x[1], index, 0)
+        return codes.astype(ms.float32) * ops.tile(scales, (1,) * (codes.ndim - 1) + (codes.shape[-1],))
 
     @staticmethod
     def weighted_sum_rows(x, index, weights):
@@ -389,6 +403,17 @@ def _of_rows(blocks, rows):
     """`[B * n, K, P, D]` -> `[B, K, n * P, D]`."""
     _, heads, block, d = blocks.shape
     return mint.permute(blocks.reshape(rows, -1, heads, block, d), (0, 2, 1, 3, 4)).reshape(rows, heads, -1, d)
+
+
+def _encoded(rows):
+    """float32 `[M, D]` -> the nearest multiples of the scale of each row, max |x| / 127: int8 `[M, D]`, float32 `[M, 1]`. Of a row that is
+    not finite the scale is not either.
+    """
+    scales = mint.max(mint.abs(rows), -1, True)[0] / 127.0 + mint.sum(rows - rows, -1, True)
+    steps = ops.tile(scales, (1, rows.shape[-1]))
+    some = steps > 0
+    codes = ops.clamp(ops.round(rows / ops.select(some, steps, ops.ones_like(steps))), -127.0, 127.0)
+    return ops.select(some, codes, ops.zeros_like(codes)).astype(ms.int8), scales
 
 
 def _paged_mask(first, lengths, s, t):

@@ -184,6 +184,8 @@ class Scales {
 
   explicit Scales(i64 in) : group(in) {}  // none
 
+  Scales(const float *scales, i64 in, i64 rows) : Scales(Matrix{nullptr, scales, nullptr, kInt8, kFloat32, 0, in}, in, 0, rows) {}
+
   Scales(const Matrix &m, i64 in, i64 row, i64 rows) : group(in) {
     if (!m.scales) return;
     group = m.group, groups = in / group;
