@@ -23,6 +23,7 @@ TESTS = (
     "tests/ops/test_fused.py::test_code_frame",
     "tests/ops/test_stored.py",
     "tests/ops/test_paged_attention.py",
+    "tests/ops/test_cache_codes.py",
     "tests/modeling/test_code2wav_stable.py",
 )
 # Compiled graphs and further splits of whole streams add minutes and no other kernels.

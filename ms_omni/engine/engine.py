@@ -112,6 +112,11 @@ class Engine(Work):
         """That of the model, with its talker wherever it is."""
         return self.model.config if self.apart is None else self.apart
 
+    @property
+    def settings(self) -> tuple:
+        """Those that ranks must have alike."""
+        return self.max_rows, self.blocks, self.kv_cache_dtype
+
     def fits(self, model: Any) -> bool:
         """Whether it is that of a model, or of a thinker that may be a part of one."""
         whole = hasattr(model, "thinker")

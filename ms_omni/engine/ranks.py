@@ -157,8 +157,7 @@ class Ranks(Alone):
         with self._together():
             if self.leads:
                 self.bell.ring() if self.resting else self._say(begun=True)
-            engine = self.engine
-            return self._compare(digest(request, engine.max_rows, engine.blocks, engine.kv_cache_dtype), seeds)
+            return self._compare(digest(request, self.engine.settings), seeds)
 
     def await_begin(self) -> None:
         """There may be ticks of earlier requests on the way."""

@@ -27,6 +27,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
     questions = {
         "graph_expert_rows",
         "keeps_bfloat16",
+        "vectors",
         "chooses",
         "pages_prompts",
         "caches_codes",

@@ -30,7 +30,7 @@ def stack():
 def test_as_many_numbers_as_there_are_members(stack):
     arrays, buffers = fitting("decoder_step"), [np.zeros((4, 1, 3, 4), np.float32) for _ in range(4)]
     arrays[0][:] = arrays[1][:] = 1
-    cache = cpu_fused._Cache(blocks=4, block=3, width=2)
+    cache = cpu_fused._Cache(blocks=4, block=3, width=2, scaled=0)
     addresses = [cpu_fused.address(x) for x in buffers]
     head = cpu_fused._matrix(arrays[3])
     whole = cpu_table.table(
@@ -56,6 +56,23 @@ def test_as_many_numbers_as_there_are_members(stack):
         assert call("decoder_step", arrays) == (1, "decoder_step: the table does not describe a stack")
 
 
+def test_keys_and_values_as_codes_have_scales_behind_them(stack):
+    arrays, buffers = fitting("decoder_step"), [np.zeros((4, 1, 3, 4), np.int8) for _ in range(4)]
+    scales = [np.zeros((4, 1, 3, 1), np.float32) for _ in range(4)]
+    arrays[0][:] = arrays[1][:] = 1
+    cache = cpu_fused._Cache(blocks=4, block=3, width=2, scaled=1)
+    addresses = [cpu_fused.address(x) for x in (*buffers, *scales)]
+    head = cpu_fused._matrix(arrays[3])
+    arrays[4] = cpu_table.table(head, stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2])
+    assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
+    for codes, scale in zip(buffers, scales):
+        written = [[1, 0, 1], [2, 0, 1]]
+        assert np.argwhere(scale[..., 0]).tolist() == np.argwhere(codes.any(-1)).tolist() == written
+        assert all(np.abs(codes[tuple(place)]).max() == 127 for place in written)
+    arrays[4] = cpu_table.table(head, stack.table(), cache, addresses[:4], [2, 5], [1, 0, 3, 2])
+    assert call("decoder_step", arrays) == (1, "decoder_step: the table does not describe a stack")
+
+
 def test_a_member_that_only_one_side_knows_is_named(stack):
     with pytest.raises(TypeError, match=r"the struct Cache in C\+\+ and its values in Python differ in blocks, scale"):
-        cpu_fused._Cache(block=1, width=1, scale=0)
+        cpu_fused._Cache(block=1, width=1, scaled=0, scale=0)
