@@ -51,6 +51,12 @@ def add_arguments(parser):
     stored.add_argument("--group", type=int, metavar="N", help="inputs that share a scale: 128, 64 or 32 (int4)")
     stored.add_argument("--quantize-embeddings", action="store_true", help="the table of tokens in 8 bits too")
     stored.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        default="auto",
+        help="of keys and values on a laptop; int8: with a scale per token and head (default: auto, float32)",
+    )
+    stored.add_argument(
         "--laptop-gb-per-s", type=float, default=50.0, metavar="B", help="bandwidth of a laptop's memory (default: 50)"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(ITEMSIZE), help="of the weights (default: bfloat16)")

@@ -20,6 +20,8 @@ def storages_of(arguments, shapes):
     if arguments.quantize is None:
         if arguments.group or arguments.quantize_embeddings:
             raise InputError("--group and --quantize-embeddings are for --quantize")
+        if arguments.kv_cache_dtype != "auto" and not found:
+            raise InputError("--kv-cache-dtype is for the laptops that are named where weights are codes; add --quantize")
         return found, how
     if found:
         raise InputError(f"{arguments.model} is quantised already ({how}); leave --quantize out")
@@ -79,7 +81,13 @@ def fitting_lines(arguments, config, shapes, storages, hardware):
     yield ROW.format(*HEADER)
     for place in places(hardware, arguments.laptop_gb_per_s):
         one, *found = predictions(
-            config, shapes, held if place.card else storages, place, arguments.context, [1, *arguments.rows]
+            config,
+            shapes,
+            held if place.card else storages,
+            place,
+            arguments.context,
+            [1, *arguments.rows],
+            arguments.kv_cache_dtype,
         )
         room = [str(item.rows) for item in found if place.fits(item)]
         reach = longest(place, one, config, arguments.context)

@@ -83,8 +83,12 @@ def longest(place: Place, found: Prediction, config, context: int) -> int:
     return min(BLOCK_TOKENS * (room * blocks // found.kv_cache), config.thinker_config.text_config.max_position_embeddings)
 
 
-def predictions(config, shapes, storages, place: Place, context: int, rows: list[int]) -> list[Prediction]:
-    """Of one place, for each number of callers. storages: of the folder, on a card as `ascend_storage` says."""
+def predictions(
+    config, shapes, storages, place: Place, context: int, rows: list[int], cache: str = "auto"
+) -> list[Prediction]:
+    """Of one place, for each number of callers. storages: of the folder, on a card as `ascend_storage` says; cache: see `predict`, of a
+    laptop.
+    """
     held = storages if place.card else in_memory(shapes, storages)
-    itemsize = 2 if place.card else 4
-    return [predict(config, shapes, "ep", 1, context, itemsize, rows=each, storages=held) for each in rows]
+    itemsize, cache = (2, "auto") if place.card else (4, cache)
+    return [predict(config, shapes, "ep", 1, context, itemsize, rows=each, storages=held, cache=cache) for each in rows]

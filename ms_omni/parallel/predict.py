@@ -32,6 +32,7 @@ from .step_costs import (
     text_traffic,
 )
 
+SCALE_BYTES = 4  # of a head's keys, or values, of a token (`engine/kv_pool.py`)
 SPEECH = ("talker.", "code2wav.")
 """Beginnings of the names of what speaks."""
 
@@ -113,14 +114,25 @@ class Prediction(Card):
 
 
 def predict(
-    config, shapes, strategy, cards, context, itemsize, prompt=CHUNK_TOKENS, rows=1, speech_card=False, storages=None
+    config,
+    shapes,
+    strategy,
+    cards,
+    context,
+    itemsize,
+    prompt=CHUNK_TOKENS,
+    rows=1,
+    speech_card=False,
+    storages=None,
+    cache="auto",
 ) -> Prediction:
     """The `Prediction` for a whole model.
 
     config: of the whole model; shapes: `{full name: shape}` of its parameters; strategy: "ep" or "zero3"; context: tokens
     in the cache of each caller; itemsize: bytes of an element; prompt: tokens in front of the first sound; rows: callers at a time;
     speech_card: whether talker and vocoder have a card of their own, beside the others; storages: `{name: Storage or "bfloat16"}` of what
-    is held otherwise than in numbers of itemsize (see `step_costs.size_of`). Raises `InputError` for what cannot be.
+    is held otherwise than in numbers of itemsize (see `step_costs.size_of`); cache: "int8" for keys and values as codes with a scale per
+    token and head. Raises `InputError` for what cannot be.
     """
     text = config.thinker_config.text_config
     _check(config, strategy, cards, context, prompt, rows, speech_card)
@@ -145,7 +157,7 @@ def predict(
     groups = gathers(whole, held, cards) if gathering else {}
     biggest = 2 * max(map(sum, groups.values()), default=0)  # of one block, and of the one that follows
     read = whole if gathering else held
-    caches = _cache_bytes(config, parts, context, itemsize)
+    caches = _cache_bytes(config, parts, context, itemsize, cache == "int8")
 
     def thinker(tokens, cached, chunk=False):
         traffic = text_traffic(text, parts, groups, cards, itemsize, tokens, 1 if chunk else rows)
@@ -201,7 +213,7 @@ def _two_tensors(held, shapes, itemsize):
     return largest + min(stored * itemsize, largest)
 
 
-def _cache_bytes(config, parts, context, itemsize):
+def _cache_bytes(config, parts, context, itemsize, codes):
     """Keys and values of a caller: `[of the thinker]`, and of the talker when there is one."""
     text = config.thinker_config.text_config
     width = parts.get("thinker.model.layers.0.self_attn.k_proj.weight")
@@ -209,8 +221,11 @@ def _cache_bytes(config, parts, context, itemsize):
     if getattr(width, "axis", None) is not None:
         rows = width.length
     positions = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
-    sizes = [2 * text.num_hidden_layers * rows * positions * itemsize]
+    stacks = [(text, rows)]
     if config.talker_config is not None:
         talker = config.talker_config.text_config
-        sizes.append(2 * talker.num_hidden_layers * talker.num_key_value_heads * talker.head_dim * positions * itemsize)
-    return sizes
+        stacks.append((talker, talker.num_key_value_heads * talker.head_dim))
+    return [
+        2 * c.num_hidden_layers * positions * (width + width // c.head_dim * SCALE_BYTES if codes else width * itemsize)
+        for c, width in stacks
+    ]

@@ -52,6 +52,17 @@ def test_the_smallest_places_of_the_published_model(instruct, quantize, card, la
             assert place.fits(fits) and not place.fits(more)
 
 
+def test_keys_and_values_in_8_bits(instruct):
+    """128 codes and a scale of 4 bytes for 128 numbers of 4 bytes; a card has none."""
+    config, shapes = instruct
+    card, *_, laptop = places(load_hardware("910b"), LAPTOP_GB_PER_S)
+    for place, share in ((laptop, 132 / 512), (card, 1)):
+        plain, codes = (predictions(config, shapes, {}, place, 1024, [4], cache)[0] for cache in ("auto", "int8"))
+        assert codes.kv_cache == pytest.approx(share * plain.kv_cache) and codes.cached == pytest.approx(
+            share * plain.cached
+        )
+
+
 def test_a_token_by_the_bandwidth_of_a_laptop(instruct):
     """3.03 billion parameters, half a byte each with scales of a group of 128, the head's one byte, norms and router beside them."""
     config, shapes = instruct
@@ -124,6 +135,7 @@ def test_what_plan_says(capsys):
     [
         (("--config", "mini", "--quantize", "int4", "--group", "128"), "groups of 128 do not divide"),
         (("--config", "mini", "--group", "32"), "--group and --quantize-embeddings are for --quantize"),
+        (("--config", "mini", "--cards", "1", "--kv-cache-dtype", "int8"), "add --quantize"),
         (("--config", "mini"), "--cards N says on how many cards"),
         (("--config", "mini", "--quantize", "int8", "--laptop-gb-per-s", "0"), "expected a positive number"),
     ],
