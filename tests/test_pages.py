@@ -80,6 +80,19 @@ def test_commands(clone, environment):
     assert soundfile.info(clone / "build/two.wav").samplerate == 24000
 
 
+@pytest.mark.slow
+def test_commands_of_quantisation(clone, environment):
+    for command in lines("docs/quantisation.md"):
+        run(command, clone, environment)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantised_folders_are_what_plan_prints(quantize, capsys):
+    assert main(["plan", "--config", "instruct", "--quantize", quantize]) == 0
+    (table,) = (part for part in capsys.readouterr().out.split("\n\n") if "a token reads" in part)
+    assert table.split("\ncallers:")[0] in (ROOT / "docs/quantisation.md").read_text(encoding="utf-8")
+
+
 def test_python(clone, environment):
     source = "\n".join(block for kind, block in blocks("README.md") if kind == "python")  # one goes on from the other
     (clone / "readme_example.py").write_text(source, encoding="utf-8")
