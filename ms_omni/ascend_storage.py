@@ -7,7 +7,6 @@ Read in CANN's pages of these kernels for Atlas A2 and A3, which MindSpore passe
 bfloat16 on the card.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,6 +36,12 @@ def refusal(storage: Storage, shape: tuple[int, ...]) -> str | None:
     return None
 
 
+def launches(outputs: int) -> int:
+    """Of the product with a matrix of codes of so many outputs: one, or of several pieces that are put together."""
+    pieces = -(-outputs // MOST)
+    return 1 if pieces == 1 else pieces + 1
+
+
 def on_card(storage: Storage, shape: tuple[int, ...]) -> Storage | None:
     """What a matrix that is stored so is on a card: codes with scales in what is computed in, or None for numbers of that.
 
@@ -56,8 +61,3 @@ def kept_whole(storages: Mapping[str, Storage], shapes: Mapping[str, tuple[int, 
         if reason is not None:
             found.setdefault(reason, []).append(name)
     return found
-
-
-def zeros(shape: tuple[int, ...], storage: Storage) -> int:
-    """Numbers of the offsets that stacked experts without any are given, as the kernel wants: once for all of a shape."""
-    return math.prod(storage.shapes(shape)[1]) if len(shape) == 3 and storage.offset is None else 0

@@ -11,15 +11,18 @@ collectives those that `Team.traffic` counts: some callers at once, greedy text,
 import math
 from dataclasses import dataclass, field
 
+from ..ascend_storage import launches
 from ..checkpoint.names import part_of, sources
 from ..errors import InputError
 from ..modeling import BLOCK_TOKENS
+from ..quantised import Storage
 from .hardware import Hardware
 from .launches import Form
 from .plan import STRATEGIES, strategy_module
 from .step_costs import (
     CHUNK_TOKENS,
     FIRST_FRAMES,
+    HEAD,
     LATER_FRAMES,
     Bound,
     Step,
@@ -159,9 +162,13 @@ def predict(
     read = whole if gathering else held
     caches = _cache_bytes(config, parts, context, itemsize, cache == "int8")
 
+    head, part = 1, parts.get(HEAD)
+    if isinstance((storages or {}).get(HEAD), Storage):
+        head = launches(shapes[HEAD][0] if part is None else part.local_shape[0])
+
     def thinker(tokens, cached, chunk=False):
         traffic = text_traffic(text, parts, groups, cards, itemsize, tokens, 1 if chunk else rows)
-        return text_step(config, read, traffic, cached, cards, tokens, chunk, not gathering)
+        return text_step(config, read, traffic, cached, cards, tokens, chunk, not gathering, head)
 
     spoken, speaker = {}, None
     if config.talker_config is not None and not gathering:

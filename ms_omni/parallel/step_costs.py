@@ -29,7 +29,7 @@ CODES = re.compile(r"talker\.code_predictor\.model\.(layers\.\d+|norm)\..+")
 CODE_HEADS = re.compile(r"talker\.code_predictor\.lm_head\..+")
 SOUND = re.compile(r"code2wav\..+")
 EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)")
-TABLE = "thinker.model.embed_tokens.weight"
+TABLE, HEAD = "thinker.model.embed_tokens.weight", "thinker.lm_head.weight"
 
 MESSAGE_BYTES = (
     2048  # of what rank 0 tells the others per tick (`engine/ranks.py`), and again where there is a word to be spoken
@@ -92,11 +92,11 @@ class Step:
         return Bound(bandwidth, launching, max(bandwidth, launching), launches)
 
 
-def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False, whole=True) -> Step:
+def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False, whole=True, head=1) -> Step:
     """The thinker, for a token of each of `tokens` rows, or for a chunk of one row's prompt, at most `CHUNK_TOKENS`.
 
     sizes: `{name: Size}` of what it reads; traffic: see `text_traffic`; cache_bytes: of the keys and values of all rows; whole:
-    False under ZeRO-3, where nothing is compiled.
+    False under ZeRO-3, where nothing is compiled; head: launches of the product with the head.
     """
     text = config.thinker_config.text_config
     reads, operations = _products(sizes, TEXT, text, tokens)
@@ -106,7 +106,7 @@ def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False,
     def kernels(form):
         layers = text.num_hidden_layers
         step = form.thinker(layers, cards, chunk) if whole else GATHERED_LAYER * layers + form.besides
-        return step + (0 if chunk else form.choice)
+        return step + (0 if chunk else form.choice + head - 1)
 
     return Step(reads + cache_bytes, operations, traffic, kernels, whole and not chunk)
 
@@ -208,6 +208,6 @@ def text_traffic(text, parts, groups, cards, itemsize, tokens=1, choices=1) -> T
             name.endswith(".mlp.experts.down") or (name.endswith(".self_attn.o_proj.weight") and not part.is_whole)
         ):
             traffic.add("all_reduce", rows)
-    if "thinker.lm_head.weight" in parts:
+    if HEAD in parts:
         traffic.add("all_gather", CHOICE_BYTES * choices * cards)
     return traffic

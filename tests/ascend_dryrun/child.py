@@ -1,4 +1,4 @@
-"""One dry run in a process of its own: `python -m tests.ascend_dryrun.child FOLDER WHAT [PLAN]`, in `stub.environment`.
+"""One dry run in a process of its own: `python -m tests.ascend_dryrun.child FOLDER WHAT [PLAN [STORAGE]]`, in `stub.environment`.
 
 Leaves FOLDER/result.json, what `run.py` prints, and MindSpore's log beside it.
 """
@@ -14,7 +14,7 @@ from .kernel_log import KernelLog
 ROOT = Path(__file__).parents[2]
 
 
-def main(folder: Path, what: str, plan: str | None = None) -> None:
+def main(folder: Path, what: str, plan: str = "", storage: str = "") -> None:
     log = KernelLog(folder / "log")
     result = folder / "result.json"
     found = {"raised": {}}
@@ -28,7 +28,7 @@ def main(folder: Path, what: str, plan: str | None = None) -> None:
         elif what == "whole":
             answers(log, found)
         else:
-            part(log, what, plan, found)
+            part(log, what, plan, storage, found)
     except Exception as error:
         found["raised"][what] = said(error)
     result.write_text(json.dumps(found))
@@ -36,20 +36,20 @@ def main(folder: Path, what: str, plan: str | None = None) -> None:
     os._exit(0)  # the stand-ins cannot be taken down in order
 
 
-def part(log: KernelLog, what: str, plan: str | None, found: dict) -> None:
+def part(log: KernelLog, what: str, plan: str, storage: str, found: dict) -> None:
     """A part of the model; with a plan on one rank of several, and the memory of the whole model there."""
     from . import parts
 
-    team = None
-    if plan is not None:
+    team, bits = None, parts.BITS.get(storage)
+    if plan:
         from .ranks import join, memory
 
         team = join(plan)
-        found["memory"] = memory(team)
+        found["memory"] = memory(team, bits)
     if what in parts.SPREAD:
-        counted = parts.SPREAD[what](log, team)
+        counted = parts.SPREAD[what](log, team, bits)
     else:
-        counted = parts.PARTS[what](log)
+        counted = parts.PARTS[what](log, bits)
     found.update(described(counted.launches))
     found["launches_per_layer"] = {name: launches.total for name, launches in counted.per_layer.items()}
     found["layers"] = {name: described(launches) for name, launches in counted.per_layer.items()}

@@ -11,7 +11,8 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
-from ms_omni.arrays import MODEL_TYPES
+from ms_omni.checkpoint.codes import piece_of
+from ms_omni.checkpoint.storage import storage_of
 from ms_omni.config import load_named_config
 from ms_omni.engine.choice import KINDS, Chooser
 from ms_omni.engine.kv_pool import KVPool, PoolStep
@@ -19,12 +20,14 @@ from ms_omni.generation.sampling import RowSampler, SamplingParams
 from ms_omni.modeling import BLOCK_TOKENS
 from ms_omni.modeling.audio_encoder import AudioEncoder
 from ms_omni.modeling.code2wav import CHUNK_FRAMES, Code2Wav
-from ms_omni.modeling.layer import lazy_parameters
+from ms_omni.modeling.layer import exchange, lazy_parameters
+from ms_omni.modeling.ops.ascend_weights import array_type
 from ms_omni.modeling.prefill import CHUNK_TOKENS
 from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import Talker
 from ms_omni.modeling.vision_encoder import VisionEncoder
 from ms_omni.parallel.team import Team
+from ms_omni.quantised import Storage
 
 from .kernel_log import KernelLog, Launches
 
@@ -50,20 +53,34 @@ PACKED = re.compile(
 """Names of what weights are packed of."""
 
 
-def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefix: str = "") -> Any:
+BITS = {"int8": 8, "int4": 4}
+GROUP = 128
+
+
+def stored_in(bits: int | None, name: str, shape: tuple[int, ...]) -> Storage | None:
+    """How a parameter of the published model is stored."""
+    return None if bits is None else storage_of(name, shape, bits, GROUP)
+
+
+def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefix: str = "", bits: int | None = None) -> Any:
     """A cell with parameters of zeros on the device, where a dry run has any amount of memory and the host needs none; what is packed
     before it is used is on the host, as all is of a model that is loaded.
 
-    team: whose part of the parameters it holds; prefix: of the parameters' names in a whole model.
+    team: whose part of the parameters it holds; prefix: of the parameters' names in a whole model; bits: of what is stored as codes.
     """
     with lazy_parameters(ms.bfloat16):
         cell = kind(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in cell.parameters_and_names()}
     slices = team.place(cell, config, prefix) if team else {}
+    coded = exchange(cell, lambda name: stored_in(bits, prefix + name, shapes[name]))
     for name, parameter in cell.parameters_and_names():
-        part = slices.get(prefix + name)
+        part, of = slices.get(prefix + name), name.removesuffix("_scale")
         shape = parameter.shape if part is None else part.local_shape
-        if PACKED.search(prefix + name):
-            data = Tensor.from_numpy(np.zeros(shape, MODEL_TYPES[str(parameter.dtype).lower()]))
+        if of in coded:
+            piece = piece_of(of, shapes[of], coded[of], slices.get(prefix + of))
+            shape = piece.shapes()[int(of != name)]
+        if PACKED.search(prefix + name) or of in coded:
+            data = Tensor.from_numpy(np.zeros(shape, array_type(parameter.dtype)))
         else:
             data = mint.zeros(shape, dtype=parameter.dtype)
         parameter.set_data(data, slice_shape=team is not None)
@@ -84,7 +101,7 @@ def every_layer(layers: int, count: Callable[[int], Launches]) -> tuple[Launches
     return three + one.times(layers - 3), one
 
 
-def _thinker_of(layers: int, team: Team | None) -> Thinker:
+def _thinker_of(layers: int, team: Team | None, bits: int | None = None) -> Thinker:
     """The thinker with few layers and next to no encoders."""
     config = load_named_config("published").thinker_config
     config = config.copy(
@@ -92,25 +109,26 @@ def _thinker_of(layers: int, team: Team | None) -> Thinker:
         vision_config=config.vision_config.copy(depth=1, deepstack_visual_indexes=[0]),
         audio_config=config.audio_config.copy(encoder_layers=1),
     )
-    return build(Thinker, config, team, "thinker.")
+    return build(Thinker, config, team, "thinker.", bits)
 
 
-def _talker_of(layers: int) -> Talker:
+def _talker_of(layers: int, bits: int | None = None) -> Talker:
     config = load_named_config("published").talker_config
-    return build(Talker, config.copy(text_config=config.text_config.copy(num_hidden_layers=layers)))
+    config = config.copy(text_config=config.text_config.copy(num_hidden_layers=layers))
+    return build(Talker, config, prefix="talker.", bits=bits)
 
 
-def thinker(log: KernelLog, team: Team | None) -> Counted:
+def thinker(log: KernelLog, team: Team | None, bits: int | None) -> Counted:
     """One step of decoding: one token through the decoder and its output layer, as a graph where the plan allows one."""
     layers = load_named_config("published").thinker_config.text_config.num_hidden_layers
-    launches, layer = every_layer(layers, lambda layers: _step(log, _thinker_of(layers, team)))
+    launches, layer = every_layer(layers, lambda layers: _step(log, _thinker_of(layers, team, bits)))
     return Counted(launches, {"thinker": layer})
 
 
-def talker(log: KernelLog) -> Counted:
+def talker(log: KernelLog, bits: int | None) -> Counted:
     """As `thinker`, for the decoder that speaks; of several rows, which take no more launches than one."""
     layers = load_named_config("published").talker_config.text_config.num_hidden_layers
-    launches, layer = every_layer(layers, lambda layers: _step(log, _talker_of(layers), ROWS))
+    launches, layer = every_layer(layers, lambda layers: _step(log, _talker_of(layers, bits), ROWS))
     return Counted(launches, {"talker": layer})
 
 
@@ -127,12 +145,12 @@ def _step(log: KernelLog, model: Thinker | Talker, rows: int = 1) -> Launches:
     return built if step.most == rows else log.launched()
 
 
-def prefill(log: KernelLog, team: Team | None) -> Counted:
+def prefill(log: KernelLog, team: Team | None, bits: int | None) -> Counted:
     """A chunk of a prompt that follows another, operator by operator."""
     text = load_named_config("published").thinker_config.text_config
 
     def count(layers):
-        decoder = _thinker_of(layers, team).model
+        decoder = _thinker_of(layers, team, bits).model
         pool, x = KVPool.of(decoder, 1 + BLOCKS), zeros(1, CHUNK_TOKENS, text.hidden_size)
         positions = np.broadcast_to(np.arange(CHUNK_TOKENS, dtype=np.float32), (3, 1, CHUNK_TOKENS))
         for start in (0, CHUNK_TOKENS):
@@ -144,15 +162,15 @@ def prefill(log: KernelLog, team: Team | None) -> Counted:
     return Counted(launches, {"thinker": layer})
 
 
-def frame(log: KernelLog) -> Counted:
+def frame(log: KernelLog, bits: int | None) -> Counted:
     """The codes of a frame for several rows, each sampled in its own way, as a graph."""
-    step = FrameStep(_talker_of(1), ROWS, None)
+    step = FrameStep(_talker_of(1, bits), ROWS, None)
     log.skip()
     step.warm(ROWS)
     return Counted(log.built(), {})
 
 
-def sampler(log: KernelLog) -> Counted:
+def sampler(log: KernelLog, bits: int | None) -> Counted:
     """The choice of an id for sixteen rows, the thinker's, sampled and with penalties, and the new penalties of a token; and its kinds."""
     size = load_named_config("published").thinker_config.text_config.vocab_size
     chooser = Chooser(SimpleNamespace(size=size, dtype=ms.bfloat16), ROWS)
@@ -175,7 +193,7 @@ def sampler(log: KernelLog) -> Counted:
     return Counted(found["sampled", True] + update, {**kinds, "new penalties": update})
 
 
-def vocoder(log: KernelLog) -> Counted:
+def vocoder(log: KernelLog, bits: int | None) -> Counted:
     """A chunk of frames to sound, operator by operator, behind another one."""
     config = load_named_config("published").code2wav_config
     stream = build(Code2Wav, config).stream()
@@ -186,7 +204,7 @@ def vocoder(log: KernelLog) -> Counted:
     return Counted(log.launched(), {})
 
 
-def encoders(log: KernelLog) -> Counted:
+def encoders(log: KernelLog, bits: int | None) -> Counted:
     """A picture and a sound, operator by operator."""
     config = load_named_config("published").thinker_config
     vision, audio = config.vision_config, config.audio_config

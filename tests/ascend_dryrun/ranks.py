@@ -8,7 +8,9 @@ from mindspore import Tensor
 from mindspore.communication import init
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
+from ms_omni.ascend_storage import on_card
 from ms_omni.checkpoint.shapes import parameter_shapes
+from ms_omni.checkpoint.storage import matrix_shape
 from ms_omni.config import load_named_config
 from ms_omni.engine.kv_pool import KVPool, PoolStep
 from ms_omni.modeling import BLOCK_TOKENS, ops
@@ -29,16 +31,25 @@ def join(strategy: str) -> Team:
     return team
 
 
-def memory(team: Team) -> dict:
+LAYERS = 2  # of a model with codes, which the host lays out: it has no room for all of them
+
+
+def memory(team: Team, bits: int | None = None) -> dict:
     """Bytes of weights and of the caches for `CONTEXT` tokens on this rank, `{"weights": {"held": ..., "plan": ...}, ...}`:
     what MindSpore has given out for them once everything has been used, and what `ms-omni plan` says of the card that holds most.
+    bits: of what is stored as codes, in a model of `LAYERS` layers.
     """
-    from .parts import build
+    from .parts import build, stored_in
 
     config = load_named_config("published")
-    predicted = predict(config, parameter_shapes(config), team.strategy, team.mesh.size, CONTEXT, BFLOAT16_BYTES)
+    if bits is not None:
+        config = _few_layers(config)
+    shapes = parameter_shapes(config)
+    kinds = {name: kind for name in shapes if (kind := stored_in(bits, name, shapes[name]))}
+    storages = {name: on_card(kind, matrix_shape(name, shapes[name])) for name, kind in kinds.items()}
+    predicted = predict(config, shapes, team.strategy, team.mesh.size, CONTEXT, BFLOAT16_BYTES, storages=storages)
     start = _held()
-    model = build(Qwen3OmniMoeForConditionalGeneration, config, team=team)
+    model = build(Qwen3OmniMoeForConditionalGeneration, config, team=team, bits=bits)
     before = _held()
     pools = [KVPool.of(decoder, CONTEXT // BLOCK_TOKENS) for decoder in (model.thinker.model, model.talker.model)]
     for pool in pools:
@@ -53,6 +64,13 @@ def memory(team: Team) -> dict:
         "weights": {"held": weights, "plan": predicted.held},
         "cache": {"held": cached, "plan": predicted.kv_cache},
     }
+
+
+def _few_layers(config):
+    thinker, talker = config.thinker_config, config.talker_config
+    thinker = thinker.copy(text_config=thinker.text_config.copy(num_hidden_layers=LAYERS))
+    talker = talker.copy(text_config=talker.text_config.copy(num_hidden_layers=LAYERS), accept_hidden_layer=1)
+    return config.copy(thinker_config=thinker, talker_config=talker)
 
 
 def _use(model, heard, spoken):

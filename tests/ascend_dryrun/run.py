@@ -21,6 +21,7 @@ from tests.ascend_dryrun import stub  # noqa: E402
 
 PARTS = ("thinker", "prefill", "talker", "frame", "sampler", "vocoder", "encoders")
 SPREAD = PARTS[:2]
+STORED = ("thinker", "prefill", "talker", "frame")
 WHOLE = ("text", "image", "video", "audio", "speech")
 """Questions that the miniature is asked, with one medium or answered in speech."""
 
@@ -32,12 +33,15 @@ def main() -> int:
     parser.add_argument("--plan", choices=("ep", "zero3"), help=f"on one of several cards, with {' or '.join(SPREAD)}")
     parser.add_argument("--cards", type=int, help="number of cards for --plan")
     parser.add_argument("--rank", type=int, default=0, help="which of the cards (default: 0)")
+    parser.add_argument("--storage", choices=("int8", "int4"), help=f"weights as codes, with {', '.join(STORED)}")
     parser.add_argument("--boost", action="store_true", help="with MS_OMNI_BOOST=1")
     parser.add_argument("--json", action="store_true", help="print one object instead of a report")
     arguments = parser.parse_args()
     plan, cards, rank = arguments.plan, arguments.cards, arguments.rank
     if (plan is None) != (cards is None) or (plan and arguments.what not in SPREAD):
         parser.error(f"--plan and --cards go together, with --what {' or '.join(SPREAD)}")
+    if arguments.storage and (arguments.what not in STORED or plan == "zero3"):
+        parser.error(f"--storage goes with --what {', '.join(STORED)}, and not with --plan zero3")
     if not 0 <= rank < (cards or 1):
         parser.error(f"--rank is {rank}, expected one of {cards or 1} cards")
     reason = stub.missing()
@@ -47,20 +51,28 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ascend-dryrun-") as folder:
         libraries = Path(folder, "libraries")
         stub.build(libraries)
-        result = dry_run(arguments.what, libraries, Path(folder, "work"), plan, cards or 1, rank, arguments.boost)
+        more = {"boost": arguments.boost, "storage": arguments.storage}
+        result = dry_run(arguments.what, libraries, Path(folder, "work"), plan, cards or 1, rank, **more)
     print(json.dumps(result) if arguments.json else report(arguments.what, result))
     return 1 if result["raised"] else 0
 
 
 def dry_run(
-    what: str, libraries: Path, work: Path, plan: str | None = None, cards: int = 1, rank: int = 0, boost: bool = False
+    what: str,
+    libraries: Path,
+    work: Path,
+    plan: str | None = None,
+    cards: int = 1,
+    rank: int = 0,
+    boost: bool = False,
+    storage: str | None = None,
 ) -> dict:
     """What `--json` prints; libraries: what `stub.build` made; work: where MindSpore's log is left."""
     work.mkdir()
     result = work / "result.json"
     after, crashed = "", set()
     while True:
-        before, code = after, _child(what, libraries, work, plan, cards, rank, boost)
+        before, code = after, _child(what, libraries, work, plan, cards, rank, boost, storage)
         after = result.read_text() if result.exists() else ""
         found = json.loads(after) if after else {"raised": {}}
         if code == 0:
@@ -80,10 +92,10 @@ def dry_run(
         result.write_text(json.dumps(found))  # the next process goes on behind this form
 
 
-def _child(what, libraries, work, plan, cards, rank, boost) -> int:
+def _child(what, libraries, work, plan, cards, rank, boost, storage) -> int:
     variables = {**os.environ, **stub.environment(libraries), "MS_OMNI_OPS": "ascend", "MS_OMNI_BOOST": str(int(boost))}
     variables.update(PYTHONPATH=f"{ROOT}:{variables['PYTHONPATH']}", RANK_SIZE=str(cards), RANK_ID=str(rank))
-    command = [sys.executable, "-m", "tests.ascend_dryrun.child", str(work), what, *([plan] if plan else [])]
+    command = [sys.executable, "-m", "tests.ascend_dryrun.child", str(work), what, plan or "", storage or ""]
     return subprocess.run(command, env=variables, cwd=work, stdout=subprocess.DEVNULL).returncode
 
 

@@ -5,6 +5,7 @@ Counted on the MindSpore that runs the tests, 2.7.1 or newer; where the versions
 
 import pytest
 
+from ms_omni import ascend_storage as on_card
 from ms_omni.parallel import launches
 
 from .run import WHOLE
@@ -87,6 +88,32 @@ def test_a_boosted_step(dry, part, planned):
     assert set(found["names"]["internal"]) == {"AddRmsNorm", "ApplyRotaryPosEmb", "PagedAttention", "ReshapeAndCache"}
     assert found["launches"] == planned
     assert found["launches_per_layer"] == {part: {"thinker": 20, "talker": 26}[part]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+@pytest.mark.parametrize("part", ["thinker", "talker", "prefill"])
+def test_codes_launch_no_more_in_a_layer(dry, part, storage):
+    """The thinker's head is three products and their concatenation."""
+    found = dry(part, storage=storage)
+    check(found)
+    name, planned = ("talker", STEP.talker(20)) if part == "talker" else ("thinker", STEP.thinker(48, 1, part == "prefill"))
+    assert found["launches"] == planned + (3 if part == "thinker" else 0) and on_card.launches(151_936) == 4
+    assert found["layers"][name]["names"]["aclnn"]["GroupedMatmulV4" if part != "prefill" else "grouped_matmul_v4"] == 2
+
+
+@pytest.mark.slow
+def test_boosted_codes(dry):
+    found = dry("talker", boost=True, storage="int4")
+    assert not found["raised"] and set(found["names"]) == {"aclnn", "internal"}
+    assert found["launches"] == launches.BOOSTED.talker(20)
+
+
+@pytest.mark.slow
+def test_codes_on_one_of_two_cards(dry):
+    found = dry("thinker", "ep", 2, 1, storage="int4")
+    check(found)
+    assert found["kernels"]["aclnn"] == STEP.thinker(48, cards=2) + on_card.launches(151_936 // 2) - 1
 
 
 @pytest.mark.slow

@@ -68,6 +68,30 @@ def as_graphs(model, monkeypatch):
     monkeypatch.setattr(model, "own_engine", None)
 
 
+@pytest.mark.parametrize("bits, group", [("int8", None), ("int4", 32)])
+def test_codes_answer_as_on_cpu(folder, use_operators, bits, group):
+    """Layers of the thinker are codes for the kernels; the talker's sizes are none that they take, and become numbers."""
+    from ms_omni import Qwen3OmniMoeForConditionalGeneration
+    from ms_omni.modeling.ops.ascend import Ascend
+    from tests import ascend_emulation
+
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+        folder, compile_steps=False, progress=False, quantize=bits, quantize_group=group
+    )
+    said = {"text": model.generate(**inputs_of(folder, "text"), **GREEDY)}
+    undo = ascend_emulation.install()
+    try:
+        use_operators(Ascend)
+        check_generate(model, folder, said, said)
+        stacks = [stage.pool.stack for stage in (model.own_engine.thinker, model.own_engine.speech)]
+        coded, numbers = ({name: type(product).__name__ for name, product in s.layers[0].stored.items()} for s in stacks)
+        assert {name for name, kind in coded.items() if kind.startswith("Coded")} == coded.keys() - {"router"}
+        assert numbers["qkv"] == "Dense" and numbers["experts_down"] == "CodedGrouped"
+        assert not model.own_engine._weights.changed()
+    finally:
+        undo()
+
+
 def check_packed(engine):
     for stage in (engine.thinker, engine.speech):
         assert stage.step.fused is stage.pool.stack is not None
