@@ -94,4 +94,7 @@ def asked(arguments):
     """What the callers of `serve` want, in words."""
     when = "all at once" if arguments.rate is None else f"{arguments.rate:g} per second"
     where = " in a process of its own" if arguments.speech else ""
-    return f"{arguments.callers} callers, {when}, {100 * arguments.spoken:.0f} % of them to be answered in speech{where}"
+    kept = "" if arguments.kv_cache_dtype == "auto" else f", keys and values in {arguments.kv_cache_dtype}"
+    return (
+        f"{arguments.callers} callers, {when}, {100 * arguments.spoken:.0f} % of them to be answered in speech{where}{kept}"
+    )

@@ -37,13 +37,14 @@ class Serving:
         seed: int,
         speech: str | None = None,
         load: dict[str, Sequence[int]] | None = None,
+        kv_cache_dtype: str = "auto",
     ) -> dict[str, float]:
         """`count` callers on an engine of so many rows: see `listening.summary`; and how much of a tick is scheduling.
 
-        rate, spoken and load: see `callers`; speech: where it is made, see `Engine`.
+        rate, spoken and load: see `callers`; speech: where it is made; kv_cache_dtype: of keys and values; see `Engine`.
         """
         wanted = callers(count, rate, spoken, seed, Load(**load) if load else Load())
-        with closing(self._engine(rows, speech)) as engine:
+        with closing(self._engine(rows, speech, kv_cache_dtype)) as engine:
             self._warm(engine, wanted[:rows])
             with timed_ticks(engine) as seconds:
                 answers = self._run(engine, wanted)
@@ -130,9 +131,9 @@ class Serving:
                 ids += event.token.tolist() if isinstance(event, TextDelta) else []
         return answer, ids
 
-    def _engine(self, rows, speech=None):
+    def _engine(self, rows, speech=None, kv_cache_dtype="auto"):
         with compiled_at_once(self.model):
-            return self.model.engine(rows, speech=speech)
+            return self.model.engine(rows, speech=speech, kv_cache_dtype=kv_cache_dtype)
 
     def _warm(self, engine, wanted):
         """Short answers to as many as there will be."""

@@ -12,7 +12,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 HELP = "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG."
 
 
-SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None}
+SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None, "kv_cache_dtype": "auto"}
 """What `serve` does unless it is told something else."""
 REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
 """Of a server behind --url alone."""
@@ -29,6 +29,7 @@ HERE = (
     "beside",
     "rows",
     "speech",
+    "kv_cache_dtype",
 )
 """Of what is loaded here alone."""
 
@@ -91,6 +92,9 @@ def add_arguments(parser):
         "--rate", type=above_zero, metavar="R", help="serve: calls per second of a Poisson process (default: all at once)"
     )
     parser.add_argument("--speech", choices=["process"], help="serve: process: speech in a process of its own")
+    parser.add_argument(
+        "--kv-cache-dtype", choices=["auto", "int8"], help="serve: of keys and values, on the engines that the callers meet"
+    )
     parser.add_argument("--spoken", type=share, metavar="S", help="serve: share of answers that are spoken (default: 0.5)")
     remote = parser.add_argument_group("serve: a server that speaks OpenAI's API, instead of an engine")
     remote.add_argument("--url", metavar="URL", help="where it is, such as http://127.0.0.1:8000")
@@ -170,7 +174,7 @@ def run(arguments):
         raise ValueError(f"--threads {arguments.threads}: this process may use {len(os.sched_getaffinity(0))} processors")
     given = [name for name in SERVED if getattr(arguments, name) is not None]
     if given and not arguments.what:
-        raise ValueError(f"--{given[0]} is for 'ms-omni bench serve'")
+        raise ValueError(f"--{given[0].replace('_', '-')} is for 'ms-omni bench serve'")
     for name in SERVED.keys() - given:
         setattr(arguments, name, SERVED[name])
     if arguments.group and arguments.quantize != "int4":
@@ -193,8 +197,9 @@ def run(arguments):
     sizes = sizes_of(arguments.geometry)
     speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
     if arguments.what:
-        wishes = {"count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
-        listed = serving(sizes, arguments.rows, {**wishes, "seed": arguments.seed, "speech": arguments.speech}, speaks)
+        how = {name: getattr(arguments, name) for name in ("seed", "speech", "kv_cache_dtype")}
+        wishes = {**how, "count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
+        listed = serving(sizes, arguments.rows, wishes, speaks)
     else:
         listed = scenarios(sizes, speaks)
     listed, load = chosen(listed, arguments.only)

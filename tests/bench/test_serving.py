@@ -47,6 +47,13 @@ def test_a_scenario_gives_numbers_that_have_units(measures, scenario):
     assert numbers and numbers.keys() <= UNITS.keys() and all(np.isfinite(value) for value in numbers.values())
 
 
+def test_callers_on_an_engine_with_keys_and_values_in_8_bits(measures, monkeypatch):
+    made, engine = [], measures.model.engine
+    monkeypatch.setattr(measures.model, "engine", lambda *rows, **options: made.append(engine(*rows, **options)) or made[-1])
+    found = measures.serving.serve(1, 1, None, 0.0, 0, load=dict(SIZES.callers), kv_cache_dtype="int8")
+    assert found["failed"] == 0 and [item.kv_cache_dtype for item in made] == ["int8"]
+
+
 def test_two_callers_get_what_they_asked_for(measures):
     """One in text and one in speech, both at once; the counts are those of the wishes."""
     from ms_omni.bench.callers import callers
