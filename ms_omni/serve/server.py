@@ -329,8 +329,10 @@ def _tell(text):
 
 def load_model(settings: Settings) -> Any:
     """The model, on every rank alike."""
+    from ..engine.kv_pool import check_cache_dtype
     from ..model import Qwen3OmniMoeForConditionalGeneration
 
+    check_cache_dtype(settings.kv_cache_dtype)
     silent = settings.text_only or settings.speech == "process"  # whose process has a talker of its own
     return Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         settings.model,
