@@ -26,6 +26,7 @@ from .other_files import copy_other_files, outside, write_config
 from .parameters import to_parameters
 from .prepare import prepared
 from .reader import INDEX_FILE
+from .scaling import Observed
 from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
@@ -51,7 +52,7 @@ def convert(
     group: int | None = None,
     embeddings: bool = False,
     adapter: str | Path | None = None,
-    calibration=None,
+    observed: Observed | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
     reader=None,
@@ -64,7 +65,7 @@ def convert(
     Args:
         quantize: "int8" or "int4"; group, embeddings: see `storage.scheme`.
         adapter: folder of a LoRA adapter in PEFT's layout, see `adapter.py`.
-        calibration: what was found about the inputs of the matrices, see `calibration.py`.
+        observed: what the matrices get to see (`ms_omni.calibration`), by which their inputs are scaled before they are rounded.
         reader: what reads `src` where its weights are cut for ranks.
 
     Raises:
@@ -76,7 +77,7 @@ def convert(
     outside(dst, source)
     config, _ = read_config_json(source)
     reader = open_checkpoint(source) if reader is None else reader
-    work = prepared(reader, quantize, group, embeddings, adapter, calibration)
+    work = prepared(reader, quantize, group, embeddings, adapter, observed)
     same_form = adapter is not None and quantize is None
     if quantize is None and reader.is_converted != same_form:
         form, tensors, metadata = "published", published_tensors(work.reader), PUBLISHED_METADATA

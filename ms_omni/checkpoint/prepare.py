@@ -36,7 +36,7 @@ class Prepared:
 
 
 def prepared(
-    reader, quantize: str | None = None, group: int | None = None, embeddings: bool = False, adapter=None, calibration=None
+    reader, quantize: str | None = None, group: int | None = None, embeddings: bool = False, adapter=None, observed=None
 ) -> Prepared:
     """A reader as it is to be written, see `convert` for the arguments and for what is raised."""
     coded = is_coded(reader)
@@ -53,11 +53,9 @@ def prepared(
         notes.append(work.said)
     if not quantize:
         return Prepared(work, None, tuple(notes))
-    importance = None
-    if calibration is not None:
-        work, importance = calibration.applied(work), calibration.importance
-        how["calibration"] = calibration.said
-    work = Quantising(work, quantize, group, embeddings, importance)
+    if observed is not None:
+        how["calibration"] = observed.said
+    work = Quantising(work, quantize, group, embeddings, observed)
     return Prepared(work, work.describe(**how), (*notes, *work.notes()))
 
 

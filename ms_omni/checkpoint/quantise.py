@@ -11,6 +11,7 @@ from ms_omni.quantised import BLOCK, Quantised, Storage
 from .parameters import gather
 from .plan import file_root
 from .rounding import rounded
+from .scaling import Observed, Scaled
 from .storage import ASKED, Scheme, matrix_shape, row_of, scheme
 
 ROUNDING = "to nearest, scales searched for the smallest squared error"
@@ -22,7 +23,7 @@ class Quantising:
     Args:
         reader: of numbers, in published names.
         quantize, group, embeddings: see `scheme`.
-        importance: how much an error in each input of a matrix counts, `{stored name: [K]}`, for those that are in it.
+        observed: what the matrices get to see; then their inputs are scaled before, see `scaling.py`.
 
     Raises:
         CheckpointError: the reader does not fit Qwen3-Omni.
@@ -31,9 +32,11 @@ class Quantising:
 
     is_converted = False
 
-    def __init__(self, reader, quantize: str, group: int | None = None, embeddings: bool = False, importance=None):
+    def __init__(
+        self, reader, quantize: str, group: int | None = None, embeddings: bool = False, observed: Observed | None = None
+    ):
         self.reader, self.folder, self.entries = reader, reader.folder, reader.entries
-        self.importance = importance or {}
+        self.scaled: Scaled | None = None
         root, fills = file_root(reader.entries), gather(reader)
         shapes = {root + fill.parameter: fill.shape for fill in fills}
         self.scheme: Scheme = scheme(shapes, quantize, group, embeddings)
@@ -52,6 +55,9 @@ class Quantising:
             and matrix_shape(name, shapes[name])[-1] % BLOCK
         ]  # have 8 bits although 4 were asked for
 
+        if observed is not None:
+            self.reader = self.scaled = Scaled(reader, observed.inputs, self.storages)
+
     def storage(self, name: str) -> Storage | None:
         """How a tensor is stored."""
         return self.storages.get(name)
@@ -59,7 +65,10 @@ class Quantising:
     def codes(self, name: str) -> Quantised:
         """A matrix, rounded now. Raises `CheckpointError` for one that holds NaN or infinities."""
         try:
-            return rounded(self.reader.array(name), self.storages[name], self.importance.get(name))
+            array, storage = self.reader.array(name), self.storages[name]
+            if self.scaled is None:
+                return rounded(array, storage)
+            return rounded(array, storage, self.scaled.importance.get(name), self.scaled.moments(name))
         except InputError as error:
             raise CheckpointError(f"{self.folder}: {name} {error}: the checkpoint is damaged; fetch it again.") from None
 

@@ -13,17 +13,22 @@ import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import InputError
-from ms_omni.quantised import Quantised, Storage, pack
+from ms_omni.quantised import BLOCK, Quantised, Storage, pack
 
 DIVISORS = {4: (7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0), 8: (127.0, 128.0, 134.0, 142.0)}
 """Where the number of largest magnitude would lie among the codes; beyond -8 or -128 it is clipped. The first is `quantised`'s."""
+DAMPING = 0.01  # of the mean, on the diagonal of moments
 BLOCK_ELEMENTS = 1 << 17  # rounded at a time by a thread: it lies in the processor's own memory
 
 
-def rounded(matrix: np.ndarray, storage: Storage, importance: np.ndarray | None = None) -> Quantised:
+def rounded(
+    matrix: np.ndarray, storage: Storage, importance: np.ndarray | None = None, moments: np.ndarray | None = None
+) -> Quantised:
     """A matrix `[N, K]` as codes without offsets, whose squared error is small.
 
-    importance: how much an error in each input counts, `[K]`; all the same without.
+    importance: how much an error in each input counts, `[K]`; all the same without. moments: mean products of neighbouring inputs
+    `[K / 32, 32, 32]`: then what rounding one of them changes is made up for by those behind it (GPTQ, Frantar et al. 2022,
+    arXiv:2210.17323, within 32 inputs).
     Raises `InputError` for inputs that the group does not divide, and for numbers that are not finite.
     """
     _, (outputs, groups) = storage.shapes(matrix.shape)
@@ -33,10 +38,14 @@ def rounded(matrix: np.ndarray, storage: Storage, importance: np.ndarray | None 
     rows = max(1, BLOCK_ELEMENTS // max(inputs, 1))
     weights = None if importance is None else np.maximum(importance.astype(np.float32), 1e-12).reshape(groups, -1)
 
+    passed = None if moments is None else _feedback(moments)
+
     def work(first):
         block = slice(first, first + rows)
         numbers = matrix[block].astype(np.float32).reshape(-1, groups, inputs // groups)
         _search(numbers, storage, weights, codes[block], scales[block])
+        if passed is not None:
+            _compensate(matrix[block], passed, storage, codes[block], scales[block])
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(work, range(0, outputs, rows)))
@@ -86,3 +95,29 @@ def _search(numbers, storage, weights, codes, scales):
     round_by(kept)
     codes[...] = (nearest.T if axis == 0 else nearest).reshape(outputs, -1)
     scales[...] = kept.reshape(outputs, groups)
+
+
+def _feedback(moments: np.ndarray) -> np.ndarray:
+    """`[32, 32, K / 32]`: by how much each later input of a block makes up for an error of an earlier one, which is divided by its own
+    entry: the upper factor of the inverse of the moments, a hundredth of their mean added to the diagonal.
+    """
+    mean = np.einsum("bkk->b", moments) / BLOCK
+    damped = moments.astype(np.float64) + np.eye(BLOCK) * np.maximum(DAMPING * mean, 1e-20)[:, None, None]
+    lower = np.linalg.cholesky(np.linalg.inv(damped))
+    return np.ascontiguousarray(lower.transpose(2, 1, 0)).astype(np.float32)
+
+
+def _compensate(matrix, passed, storage, codes, scales):
+    """Fills codes `[N, K]` anew, input by input."""
+    outputs, inputs = matrix.shape
+    steps = scales.astype(np.float32).repeat(inputs // scales.shape[1] // BLOCK, axis=1)  # [N, K / 32]
+    inverse = np.divide(1, steps, out=np.zeros_like(steps), where=steps != 0)
+    left = np.ascontiguousarray(matrix.astype(np.float32).reshape(outputs, -1, BLOCK).transpose(2, 0, 1))  # [32, N, K / 32]
+    end = 2.0 ** (storage.bits - 1)
+    found = codes.reshape(outputs, -1, BLOCK)
+    for place in range(BLOCK):
+        code = np.clip(np.rint(left[place] * inverse), -end, end - 1)
+        found[..., place] = code
+        error = (left[place] - code * steps) / passed[place, place]
+        for later in range(place + 1, BLOCK):
+            left[later] -= error * passed[place, later]

@@ -29,6 +29,14 @@ def add_arguments(parser):
         "--quantize-embeddings", action="store_true", help="the table of tokens too, in 8 bits (only with --quantize)"
     )
     parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="scale inputs by what the model gets to see while it answers these (texts, .jsonl of conversations, pictures, sounds, "
+        "videos), before it is rounded; the whole model is run in memory (only with --quantize)",
+    )
+    parser.add_argument(
         "--adapter",
         type=Path,
         metavar="DIR",
@@ -62,6 +70,7 @@ def _convert(arguments):
         "embeddings": arguments.quantize_embeddings,
         "adapter": arguments.adapter,
     }
+    changes["observed"] = _observed(arguments)
     if arguments.shards is not None:
         from ..parallel.export import convert_for_ranks
 
@@ -85,5 +94,27 @@ def _convert(arguments):
 def _check(arguments, InputError):
     if arguments.shards is None and (arguments.plan or arguments.dtype):
         raise InputError("--plan and --dtype are for files of several ranks; say how many with --shards N")
-    if arguments.quantize is None and (arguments.group or arguments.quantize_embeddings):
-        raise InputError("--group and --quantize-embeddings say how weights are quantised; add --quantize int8 or int4")
+    if arguments.quantize is None and (arguments.group or arguments.quantize_embeddings or arguments.calibrate):
+        raise InputError(
+            "--group, --quantize-embeddings and --calibrate say how weights are quantised; add --quantize int8 or int4"
+        )
+    if arguments.calibrate and arguments.adapter:
+        raise InputError(
+            "what the model with the adapter sees is not known before it is merged: merge it first, then calibrate"
+        )
+
+
+def _observed(arguments):
+    """What the model of the source sees of the files, or None. Everything else that can be wrong is found before."""
+    if not arguments.calibrate:
+        return None
+    from ..calibration import observe
+    from ..checkpoint.open import open_checkpoint
+    from ..checkpoint.prepare import prepared
+    from .messages import clear_status, status
+
+    prepared(open_checkpoint(arguments.source), arguments.quantize, arguments.group)
+    try:
+        return observe(arguments.source, arguments.calibrate, status)
+    finally:
+        clear_status()

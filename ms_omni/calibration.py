@@ -1,0 +1,115 @@
+"""What the matrices of a model get to see while it answers questions of the user's: for `ms-omni convert --calibrate`."""
+
+import json
+import mimetypes
+from collections.abc import Iterator
+from pathlib import Path
+
+from .checkpoint.scaling import Observed
+from .errors import InputError
+from .files import open_regular, read_text
+
+TEXTS, CONVERSATIONS = (".txt", ".md"), (".jsonl", ".json")
+PIECE = 2000  # characters of a text that are one question
+QUESTION = "Describe what you see and hear."  # beside a picture, sound or video
+MAX_TOKENS, MAX_FRAMES = 64, 32  # of an answer, in text and in speech
+
+
+def questions(files: list[str | Path]) -> list[list[dict]]:
+    """Conversations in the files: texts, pieces of which are questions; lines of `{"messages": ...}`, or of requests that hold one in
+    `"body"`; pictures, sounds and videos. Raises `InputError` for anything else.
+    """
+    found = [conversation for file in files for conversation in _read(Path(file))]
+    if not found:
+        raise InputError("there is nothing to calibrate with in " + ", ".join(map(str, files)))
+    return found
+
+
+def _read(path: Path) -> Iterator[list[dict]]:
+    suffix = path.suffix.lower()
+    if suffix in TEXTS:
+        text = _text(path)
+        yield from (_turn(piece) for at in range(0, len(text), PIECE) if (piece := text[at : at + PIECE].strip()))
+    elif suffix in CONVERSATIONS:
+        for number, line in enumerate(_text(path).splitlines(), 1):
+            if line.strip():
+                yield _conversation(line, f"{path}, line {number}")
+    else:
+        kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
+        if kind not in ("image", "audio", "video"):
+            raise InputError(
+                f"{path}: expected a text ({', '.join(TEXTS)}), conversations ({', '.join(CONVERSATIONS)}), or a picture, sound or video"
+            )
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        yield [{"role": "user", "content": [{"type": kind, kind: str(path)}, {"type": "text", "text": QUESTION}]}]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
+def _turn(text: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
+def _conversation(line: str, where: str) -> list[dict]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}); every line is one conversation") from None
+    for key in ("body", "messages"):
+        found = found.get(key, found) if isinstance(found, dict) else found
+    if isinstance(found, str):
+        return _turn(found)
+    if not isinstance(found, list) or not found:
+        raise InputError(f'{where}: expected {{"messages": [...]}}, or a request with such a "body"')
+    return found
+
+
+def needed_gb(folder: str | Path) -> float:
+    """GB of memory that running the model of a folder takes, about: its weights as they are computed with here, and 2 more."""
+    from .checkpoint.open import open_checkpoint
+    from .modeling.ops import keeps_bfloat16
+    from .runtime import setup
+
+    runtime = setup()
+    reader = open_checkpoint(folder)
+    itemsize = 2 if keeps_bfloat16() or "16" in str(runtime.dtype) else 4
+    return sum(entry.size for entry in reader.entries.values()) * itemsize / 1e9 + 2
+
+
+def observe(folder: str | Path, files: list[str | Path], progress=lambda text: None) -> Observed:
+    """What the matrices of thinker and talker get to see, from what the model of `folder` computes while it answers.
+
+    The model is held in memory as a whole. Raises `InputError` where that is too small, before anything is loaded, and for files that
+    cannot be read.
+    """
+    from .memory import free_memory_gb
+
+    asked = questions(files)
+    needed, (free, why) = needed_gb(folder), free_memory_gb()
+    if needed > free:
+        raise InputError(
+            f"calibration runs the model of {folder} in memory: that takes {needed:.1f} GB, and {free:.1f} GB are free ({why}). "
+            "Leave --calibrate out, or calibrate on a machine with more memory."
+        )
+    from .input.processor import Qwen3OmniMoeProcessor
+    from .model import Qwen3OmniMoeForConditionalGeneration
+    from .watching import watch_inputs
+
+    processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, compile_steps=False, parallel=None)
+    speaks = getattr(model, "talker", None) is not None
+    with watch_inputs(model, folder) as inputs:
+        for number, messages in enumerate(asked, 1):
+            progress(f"calibrating: conversation {number} of {len(asked)} ...")
+            encoded = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
+            options = {"talker_max_new_tokens": MAX_FRAMES, "seed": number} if speaks else {}
+            model.generate(**encoded, return_audio=speaks, max_new_tokens=MAX_TOKENS, **options)
+    return Observed(inputs, {"files": [Path(file).name for file in files], "conversations": len(asked)})
