@@ -160,6 +160,8 @@ CONTRADICTIONS = {
         {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}},
         "weight_scale_inv is",
     ),
+    "no blocks": ("fp8", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, "x"]}}, "two lengths"),
+    "words": ("gptq", {"quantization_config": {**GPTQ, "group_size": "128"}}, "cannot be understood"),
     "symmetric": (
         "compressed-tensors",
         {"quantization_config": compressed({**ASYMMETRIC, "symmetric": True})},
@@ -205,6 +207,24 @@ def test_values_that_contradict_the_configuration(tmp_path):
     reader = opened(tmp_path / "shape", {MODULES[0]: parts}, "compressed-tensors")
     with pytest.raises(CheckpointError, match="weight_shape says"):
         reader.array(f"{MODULES[0]}.weight")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_that_are_no_matrices(tmp_path, layout):
+    parts = LAYOUTS[layout][0]()
+    word = next(iter(parts))
+    message = refusal(tmp_path / "a", {MODULES[0]: parts | {word: parts[word].reshape(-1)}}, layout)
+    assert f"{MODULES[0]}: {word} is [" in message and "expected two axes" in message
+
+
+def test_a_configuration_that_nobody_can_read(tmp_path):
+    with pytest.raises(CheckpointError, match="config.json: what it says of quantised weights cannot be understood"):
+        opened(
+            tmp_path / "a",
+            {MODULES[0]: packed_parts()},
+            "compressed-tensors",
+            quantization_config=compressed() | {"config_groups": []} | {"config_groups": [1]},
+        )
 
 
 def test_a_configuration_of_weights_that_are_not_quantised(tmp_path):

@@ -21,7 +21,7 @@ from ms_omni.errors import CheckpointError
 
 from .bits import unpack_bits, words_of
 from .fp8 import FLOAT8, scale_of, spread
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
 WORDS = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"}
@@ -61,7 +61,7 @@ class CompressedTensors:
             return self._packed(parts, said)
         need(parts, "weight", "weight_scale")
         if parts["weight"].dtype in FLOAT8:
-            expect(parts, "weight", FLOAT8, parts["weight"].shape[:2])
+            expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
             dtype, block = scale_of(parts, "weight_scale", said.get("block_structure"), said.get("group_size"))
             return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word="weight_scale", block=block))
         return self._whole(parts, said)
@@ -92,7 +92,7 @@ class CompressedTensors:
             bool(said.get("symmetric", True)),
             said.get("actorder") in ("group", True),
         )
-        outputs, words = parts["weight_packed"].shape[:2]
+        outputs, words = two_axes(parts, "weight_packed")
         grouped = said.get("strategy") in ("group", "tensor_group")
         count = parts["weight_scale"].shape[-1] if parts["weight_scale"].shape else 1
         inputs = count * said["group_size"] if grouped and said.get("group_size", 0) > 0 else words * 32 // bits
@@ -114,9 +114,7 @@ class CompressedTensors:
 
     def _whole(self, parts, said):
         bits, symmetric = _int_bits(said), bool(said.get("symmetric", True))
-        if len(parts["weight"].shape) != 2:
-            raise Misfit(f"weight is {list(parts['weight'].shape)}, expected two axes")
-        outputs, inputs = parts["weight"].shape
+        outputs, inputs = two_axes(parts, "weight")
         expect(parts, "weight", ("I8",), (outputs, inputs))
         grouped = said.get("strategy") in ("group", "tensor_group")
         groups = groups_of(inputs, said.get("group_size")) if grouped else 1

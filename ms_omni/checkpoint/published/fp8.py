@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, two_axes
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 SCALES = ("weight_scale_inv", "weight_scale")
@@ -35,7 +35,7 @@ class Fp8:
         word = next((word for word in SCALES if word in parts), None)
         if word is None or "weight" not in parts:
             raise Misfit(f"holds {', '.join(sorted(parts))} but no {'weight_scale_inv' if word is None else 'weight'}")
-        expect(parts, "weight", FLOAT8, parts["weight"].shape[:2])
+        expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
         dtype, block = scale_of(parts, word, self.block)
         return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word=word, block=block))
 
@@ -46,6 +46,8 @@ def scale_of(parts, word, block=None, group=None) -> tuple[str, tuple[int, int]]
     shapes = {(): (outputs, inputs), (1,): (outputs, inputs), (1, 1): (outputs, inputs)}
     shapes |= {(outputs, 1): (1, inputs), (outputs,): (1, inputs)}
     if block:
+        if len(block) != 2 or any(type(side) is not int or side < 1 for side in block):
+            raise Misfit(f"blocks of {block}, expected two lengths")
         shapes = {(-(-outputs // block[0]), -(-inputs // block[1])): tuple(block)}
     elif group and group > 0:
         shapes = {(outputs, -(-inputs // group)): (1, group)}

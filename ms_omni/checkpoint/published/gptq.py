@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from .bits import unpack_awq, unpack_bits
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
 
 WORDS = {"qweight", "qzeros", "scales", "g_idx"}
 
@@ -40,7 +40,7 @@ class Gptq:
         need(parts, "qweight", "qzeros", "scales")
         said = {**self.config, **overrides(self.config, module)}
         bits, group, symmetric = said.get("bits"), said.get("group_size"), bool(said.get("sym", True))
-        rows, outputs = _two(parts, "qweight")
+        rows, outputs = two_axes(parts, "qweight")
         if bits not in (2, 3, 4, 8):
             raise Misfit(f"{bits!r} bits, expected 2, 3, 4 or 8")
         inputs = rows * 32 // bits
@@ -95,7 +95,7 @@ class Awq:
         bits, group = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))
         if bits != 4:
             raise Misfit(f"{bits!r} bits, expected 4")
-        inputs, words = _two(parts, "qweight")
+        inputs, words = two_axes(parts, "qweight")
         outputs, groups = 8 * words, groups_of(inputs, group)
         scale = expect_scales(parts, "scales", (groups, outputs))
         expect(parts, "qweight", ("I32",), (inputs, words))
@@ -140,9 +140,3 @@ def _found(pattern, module):
         return re.match(pattern, module) is not None
     except re.error:
         return False
-
-
-def _two(parts, word):
-    if len(parts[word].shape) != 2:
-        raise Misfit(f"{word} is {list(parts[word].shape)}, expected two axes")
-    return parts[word].shape

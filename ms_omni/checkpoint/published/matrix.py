@@ -128,6 +128,13 @@ def need(parts: Parts, *words: str) -> None:
         raise Misfit(f"holds {', '.join(sorted(parts))} but no {' and no '.join(missing)}")
 
 
+def two_axes(parts: Parts, word: str) -> tuple[int, int]:
+    """The shape of a tensor. Raises `Misfit` for one that is no matrix."""
+    if len(parts[word].shape) != 2:
+        raise Misfit(f"{word} is {list(parts[word].shape)}, expected two axes")
+    return parts[word].shape
+
+
 def expect(parts: Parts, word: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
     """Raises `Misfit` for a tensor of another dtype, or of none of the shapes."""
     entry = parts[word]

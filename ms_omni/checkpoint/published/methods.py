@@ -35,7 +35,12 @@ def layout_of(folder: Path, config: Mapping) -> Layout | None:
         return ModelSlim(_json(described[0]))
     if said is None:
         return None
-    return _layout(said, f"{path}: ")
+    try:
+        return _layout(said, f"{path}: ")
+    except (TypeError, ValueError, AttributeError) as error:  # CheckpointError is a ValueError too
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: what it says of quantised weights cannot be understood ({error}).") from None
 
 
 def quantisation(folder: Path, config: Mapping) -> tuple[Mapping | None, Path | None]:

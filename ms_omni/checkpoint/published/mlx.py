@@ -17,7 +17,7 @@ import numpy as np
 from ms_omni.errors import CheckpointError
 
 from .bits import unpack_bits, words_of
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, need, storage_for
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, need, storage_for, two_axes
 
 BITS = (2, 3, 4, 5, 6, 8)
 FORMAT = "mlx"  # in the metadata of a file
@@ -88,9 +88,9 @@ class Mlx:
         bits, group = said.get("bits"), said.get("group_size")
         if bits not in BITS or not isinstance(group, int) or group < 1:
             raise Misfit(f"{bits!r} bits in groups of {group!r}, expected one of {', '.join(map(str, BITS))} in groups")
-        outputs, groups = parts["scales"].shape if len(parts["scales"].shape) == 2 else (0, 0)
+        (outputs, _), (_, groups) = two_axes(parts, "weight"), two_axes(parts, "scales")
         inputs = groups * group
-        scale = expect_scales(parts, "scales", (parts["weight"].shape[0], groups))
+        scale = expect_scales(parts, "scales", (outputs, groups))
         expect(parts, "biases", (scale,), (outputs, groups))
         expect(parts, "weight", ("U32",), (outputs, words_of(inputs, bits)))
         offset = scale if bits in (2, 3, 5, 6) else "F32"

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from .fp8 import FLOAT8, scale_of, spread
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
 
 FLOAT = "FLOAT"
 FILES = "quant_model_weight*.safetensors"
@@ -49,7 +49,7 @@ class ModelSlim:
         kind = self._kind(parts["weight"].name)
         if kind not in KINDS:
             raise Misfit(f"is {kind} by the description, expected one of {', '.join(KINDS)}")
-        outputs, inputs = parts["weight"].shape
+        outputs, inputs = two_axes(parts, "weight")
         if kind == "WFP8AFP8_DYNAMIC":
             need(parts, "weight_scale")
             expect(parts, "weight", FLOAT8, (outputs, inputs))

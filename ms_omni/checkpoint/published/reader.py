@@ -95,6 +95,9 @@ class PublishedReader(CheckpointReader):
         except Misfit as error:
             problems.append(f"{module}: {error}")
             return
+        except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:  # fields of a type that nobody writes
+            problems.append(f"{module}: the configuration says something that cannot be understood ({error})")
+            return
         for word, entry in found.items():
             name = f"{module}.{word}" if module else word
             order = axes(name) if self._turns else None
