@@ -5,7 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..errors import OmniError
 from ..memory import free_memory_gb
+from . import ascend
 from .finding import error, note, ok, one_line, warning
 
 SELF_CHECK_GB = 2.0  # memory that importing MindSpore and the tiny model take, with room
@@ -40,6 +42,33 @@ def memory(options):
         )
     else:
         yield ok(f"{options.model}: {size:.1f} GB of weights fit")
+    if ascend.is_present(options):
+        yield from _codes_on_cards(options.model)
+
+
+def _codes_on_cards(folder):
+    """What of a quantised checkpoint no card multiplies with as it is stored; other checks say what is wrong with the folder."""
+    from ..ascend_storage import kept_whole
+    from ..checkpoint.choice import storages
+    from ..checkpoint.open import open_checkpoint
+    from ..checkpoint.plan import plan_loading
+    from ..checkpoint.shapes import parameter_shapes
+    from ..checkpoint.storage import matrix_shape
+    from ..config import Qwen3OmniMoeConfig
+
+    try:
+        shapes, reader = parameter_shapes(Qwen3OmniMoeConfig.from_pretrained(folder)), open_checkpoint(folder)
+        codes = storages(plan_loading(shapes, reader)[0], reader, None, "")
+    except OmniError:
+        return
+    if not codes:
+        return
+    whole = kept_whole(codes, {name: matrix_shape(name, shapes[name]) for name in codes})
+    bits = " and ".join(sorted({str(storage.bits) for storage in codes.values()}))
+    count = len(codes) - sum(map(len, whole.values()))
+    yield ok(f"on a card {count} of its {len(codes)} matrices in {bits} bits stay so")
+    for reason, names in whole.items():
+        yield note(f"{len(names)} such as {names[0]} become bfloat16 there: {reason}")
 
 
 def disk(_):

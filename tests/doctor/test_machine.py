@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from ms_omni import memory
+from ms_omni.checkpoint.convert import convert
 from ms_omni.doctor import communication, machine
 from ms_omni.doctor.finding import Options, one_line
 from tests.doctor.conftest import said, the_one
+from tests.generation import small
 
 
 def test_enough_memory(child):
@@ -42,6 +44,19 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, monkeypatch):
     finding = the_one(machine.memory(Options(str(tmp_path))), "warning")
     assert "7.6 GB of weights" in finding.what and "up to 8.4 GB" in finding.what
     assert "holds no *.safetensors" in the_one(machine.memory(Options(str(tmp_path / "none"))), "error").what
+
+
+def test_codes_that_no_card_multiplies_with_are_named(tmp_path, monkeypatch):
+    """Of a small checkpoint, whose talker has sizes that fill no lines."""
+    source = small.write(tmp_path / "source", layers=1)
+    convert(source, tmp_path / "codes", quantize="int4", group=32, progress=False)
+    monkeypatch.setattr(machine.ascend, "is_present", lambda options: True)
+    first, *others = [finding.what for finding in machine.memory(Options(str(tmp_path / "codes")))][2:]
+    assert first.startswith("on a card ") and first.endswith("matrices in 4 and 8 bits stay so")
+    assert any(
+        "talker.model.layers.0.self_attn.q_proj.weight become bfloat16 there: CANN multiplies" in what for what in others
+    )
+    assert len(list(machine.memory(Options(str(source))))) == 2
 
 
 def test_too_little_disk(monkeypatch):
