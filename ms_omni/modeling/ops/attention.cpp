@@ -126,7 +126,7 @@ void attend(const Heads &h, i64 first, i64 queries) {
           const float *k = h.k.numbers(key + t, together, h.d, widened.get(), apart);
           pack_rows(k, apart, together, h.d, keys.get() + t, kKeys);
           const float *v = h.v.numbers(key + t, together, h.dv, widened.get(), apart);
-          pack_columns(v, apart, h.dv, together, values.get() + t * dv, dv);
+          pack_columns(v, apart, h.dv, together, values.get() + t * dv, dv, 0);
         }
         packed = true;
       }

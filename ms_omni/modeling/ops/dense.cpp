@@ -119,7 +119,9 @@ void product(const Matrix &w, const float *bias, const float *x, i64 rows, i64 i
                                                 bias);
       if (done == columns) return;
       Space space(new float[together * kWide * kSum]);
-      const auto pack = [&](i64 row, i64 n, i64 i, i64 steps, float *panel) { pack_turned(w, in, row, n, i, steps, panel); };
+      const auto pack = [&](i64 i, i64 steps, float *panels) {
+        pack_turned(w, in, column + done, columns - done, i, steps, panels);
+      };
       multiply(packed, begin, end, in, to.data() + first, column + done, columns - done, bias, pack, space.get());
     });
   }
@@ -133,7 +135,8 @@ KERNEL(linear, "x[*, K] weight:w[M, K] bias?[M] -> y[*, M] | 0 < K") {
 KERNEL(linear_coded, "x[*, K] codes:q[M, c] scales:s[M, G] offsets:s[...] bias?[M] -> y[*, M] | 0 < K") {
   const std::string wrong = unfit(a, "codes", "scales", "offsets", a['K']);
   if (!wrong.empty()) return refuse("linear_coded: " + wrong);
-  product(coded(a, "codes", "scales", "offsets", a['K'], a['G']), a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
+  const Matrix weight = coded(a, "codes", "scales", "offsets", a['K'], a['G']);
+  product(weight, a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
   return 0;
 }
 
@@ -170,7 +173,7 @@ KERNEL(embedding_coded, "ids:i[*] codes:q[V, c] scales:s[V, G] offsets:s[...] wi
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
-constexpr i64 kFew = 2;  // rows for which a matrix passes by once; with more it is packed and kept near
+constexpr i64 kFew = 4;  // rows for which a matrix passes by once; with more it is packed and kept near
 
 // c[row] = a[row] B for the whole matrix B `[k, n]` of an expert, or codes `[n, k]`.
 void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i64 k, i64 n, float *space) {
@@ -178,17 +181,24 @@ void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i6
   const auto packed = [&](const auto &pack) {
     Packed from(rows, k);
     from.pack(a.data(), rows, k);
-    for (i64 column = 0; column < n; column += kTogether * kWide)
-      multiply(from, 0, rows, k, c.data(), column, std::min(kTogether * kWide, n - column), nullptr, pack, space);
+    for (i64 column = 0; column < n; column += kTogether * kWide) {
+      const i64 columns = std::min(kTogether * kWide, n - column);
+      const auto part = [&](i64 i, i64 steps, float *panels) { pack(column, columns, i, steps, panels); };
+      multiply(from, 0, rows, k, c.data(), column, columns, nullptr, part, space);
+    }
   };
   const auto straight = [&](const auto *numbers) {
     const auto *at = numbers + expert * k * n;
     if (rows <= kFew) return product_in_order(a.data(), rows, k, at, n, c.data(), n);
-    packed([&](i64 j, i64 count, i64 i, i64 steps, float *panel) { pack_columns(at + i * n + j, n, count, steps, panel, kWide); });
+    packed([&](i64 j, i64 count, i64 i, i64 steps, float *panels) {
+      pack_columns(at + i * n + j, n, count, steps, panels, kWide, kSum * kWide);
+    });
   };
   if (b.kind == kFloat32) straight(static_cast<const float *>(b.numbers));
   else if (b.kind == kBfloat16) straight(static_cast<const Half *>(b.numbers));
-  else packed([&](i64 j, i64 count, i64 i, i64 steps, float *panel) { pack_turned(b, k, expert * n + j, count, i, steps, panel); });
+  else packed([&](i64 j, i64 count, i64 i, i64 steps, float *panels) {
+    pack_turned(b, k, expert * n + j, count, i, steps, panels);
+  });
 }
 
 int mix(const Arguments &a, const char *name, const Matrix &gate_up, const Matrix &down, i64 inner) {
@@ -311,7 +321,10 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
     Targets y(out);
     for (i64 m = 0; m < out; ++m) y[m] = results + (unit * out + m) * positions;
     Space space(new float[together * kWide * kSum]);
-    const auto pack = [&](i64 at, i64 n, i64 i, i64 k, float *panel) { picture.pack(x + unit * size, at, n, i, k, panel); };
+    const auto pack = [&](i64 i, i64 k, float *panels) {
+      for (i64 at = 0; at < count; at += kWide)
+        picture.pack(x + unit * size, first + at, std::min<i64>(kWide, count - at), i, k, panels + at * kSum);
+    };
     multiply(packed, 0, out, steps, y.data(), first, count, nullptr, pack, space.get());
     for (i64 m = 0; m < out; ++m)
       for (i64 j = first; j < first + count; ++j) y[m][j] += bias[m];

@@ -121,19 +121,23 @@ inline void pack_rows(const float *x, i64 distance, i64 rows, i64 k, float *pane
   }
 }
 
-// panel[i][j] = x[i][j] for rows i that lie `distance` apart, zero from `columns` up to the next whole vector.
+// panel[i][j] = x[i][j] for rows i that lie `distance` apart, in panels of `wide` columns, `next` floats from one to the next;
+// zero from `columns` up to the next whole vector.
 template <class W>
-void pack_columns(const W *x, i64 distance, i64 columns, i64 k, float *panel, i64 stride) {
-  for (i64 i = 0; i < k; ++i) {
-    const W *from = x + i * distance;
-    float *to = panel + i * stride;
-    i64 j = 0;
-    for (; j + kLanes <= columns; j += kLanes) store(to + j, load(from + j));
-    if (j == columns) continue;
-    W part[kLanes] = {};
-    std::copy(from + j, from + columns, part);
-    store(to + j, load(part));
-  }
+void pack_columns(const W *x, i64 distance, i64 columns, i64 k, float *panel, i64 wide, i64 next) {
+  for (i64 i = 0; i < k; ++i)
+    for (i64 first = 0; first < columns; first += wide) {
+      const W *from = x + i * distance + first;
+      float *to = panel + first / wide * next + i * wide;
+      const i64 count = std::min(wide, columns - first);
+      i64 j = 0;
+      for (; j + kLanes <= count; j += kLanes) store(to + j, load(from + j));
+      __builtin_prefetch(from + 8 * distance);  // rows lie in pages of their own, which nobody sees coming
+      if (j == count) continue;
+      W part[kLanes] = {};
+      std::copy(from + j, from + count, part);
+      store(to + j, load(part));
+    }
 }
 
 // ---- many rows -----------------------------------------------------------------------------------------------------
@@ -175,14 +179,14 @@ class Packed {
 };
 
 // Rows [begin, end) of c, begin a multiple of kRows, in columns [column, column + columns), at most kTogether panels:
-// start + a B. pack(column, columns, i, steps, panel) packs steps [i, i + steps) of a panel of B; space: for kTogether of them.
+// start + a B. pack(i, steps, space) packs steps [i, i + steps) of these columns of B, panels behind one another, kSum * kWide
+// floats from one to the next.
 template <class Pack>
 void multiply(const Packed &a, i64 begin, i64 end, i64 k, float *const *c, i64 column, i64 columns, const float *start,
               const Pack &pack, float *space) {
   for (i64 i = 0; i < k; i += kSum) {
     const i64 steps = std::min(kSum, k - i);
-    for (i64 j = 0; j < columns; j += kWide)
-      pack(column + j, std::min<i64>(kWide, columns - j), i, steps, space + j * kSum);
+    pack(i, steps, space);
     for (i64 near = begin; near < end; near += kNearRows)
       for (i64 j = 0; j < columns; j += kWide) {
         const i64 width = std::min<i64>(kWide, columns - j);

@@ -91,8 +91,8 @@ void pack_words(const char *from, i64 distance, i64 rows, i64 bytes, i64 k, cons
   }
 }
 
-// Inputs [begin, begin + k) of rows [row, row + rows) of m `[.., in]`: panel[input][row]. begin: a multiple of kSum.
-inline void pack_turned(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i64 k, float *panel) {
+// Inputs [begin, begin + k) of rows [row, row + rows) of m `[.., in]`, at most kWide: panel[input][row]. begin: a multiple of kSum.
+inline void pack_panel(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i64 k, float *panel) {
   if (m.kind == kFloat32) return pack_rows(static_cast<const float *>(m.numbers) + row * in + begin, in, rows, k, panel, kWide);
   const auto bytes = [&](i64 inputs) { return row_bytes(m, inputs); };
   for (i64 first = 0; first < rows; first += kLanes) {
@@ -109,6 +109,12 @@ inline void pack_turned(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i
     if (m.kind == kInt8) pack_words<int8_t>(from, bytes(in), count, bytes(k), k, &scales, to, kWide);
     else pack_words<Nibbles>(from, bytes(in), count, bytes(k), k, &scales, to, kWide);
   }
+}
+
+// Of any number of rows, a panel behind the other.
+inline void pack_turned(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i64 k, float *space) {
+  for (i64 first = 0; first < rows; first += kWide)
+    pack_panel(m, in, row + first, std::min<i64>(kWide, rows - first), begin, k, space + first * kSum);
 }
 
 }  // namespace

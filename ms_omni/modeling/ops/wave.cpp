@@ -162,7 +162,9 @@ KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] ->
   const float *sound = a.get("x"), *weight = a.get("weight"), *bias = a.get("bias");
   float *results = a.get("y");
   constexpr i64 block = 96 / kRows * kRows;
-  const i64 group = std::max<i64>(kWide / width, 1), groups = (outputs + group - 1) / group, rows = times + older;
+  const i64 fair = std::max<i64>(outputs / (4 * available_threads()), 1);  // outputs whose columns fill panels together
+  const i64 group = std::max<i64>(std::min(4 * kWide / width, fair), 1), groups = (outputs + group - 1) / group;
+  const i64 rows = times + older;
   const i64 wanted = (4 * available_threads() + groups - 1) / groups;
   const i64 pieces = std::max<i64>(1, std::min(wanted, times / block));
   std::vector<Packed> packed;  // row r of A is input r - older of all channels, zero where there is none
@@ -180,32 +182,33 @@ KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] ->
     const i64 unit = task / (groups * pieces), first = task / pieces % groups * group, count = std::min(group, outputs - first);
     const auto border = [&](i64 piece) { return std::min(times * piece / pieces / kRows * kRows, times); };
     const i64 begin = border(task % pieces), end = task % pieces + 1 == pieces ? times : border(task % pieces + 1);
-    const i64 columns = count * width, padded = (columns + kLanes - 1) / kLanes * kLanes;
-    Space panel(new float[channels * padded]), z(new float[(older + block) * padded]);
-    pack_columns(weight + first * width, outputs * width, columns, channels, panel.get(), padded);
+    const i64 columns = count * width, padded = (columns + kWide - 1) / kWide * kWide;
+    Space panels(new float[channels * padded]), z(new float[(older + block) * padded]);
+    pack_columns(weight + first * width, outputs * width, columns, channels, panels.get(), kWide, channels * kWide);
     std::vector<float *> to(older + block);
     for (i64 i = 0; i < older + block; ++i) to[i] = z.get() + i * padded;
     for (i64 row = begin; row < end + older; row += block) {  // z of the `older` rows before is kept
       const i64 some = std::min(block, end + older - row);
       for (i64 i = 0; i < channels; i += kSum)
-        for (i64 r = 0; r < some; r += kRows)
-          for (i64 column = 0; column < columns; column += kWide) {
-            const i64 wide = std::min<i64>(kWide, columns - column);
-            tile_of<1, kRows>(std::min<i64>(kRows, some - r), wide)(packed[unit].at(row + r, i), panel.get() + i * padded + column,
-                                                                  padded, std::min(kSum, channels - i), to.data() + older + r,
-                                                                  column, wide, i == 0, nullptr);
+        for (i64 column = 0; column < columns; column += kWide) {
+          const i64 wide = std::min<i64>(kWide, columns - column), steps = std::min(kSum, channels - i);
+          const float *panel = panels.get() + column * channels + i * kWide;
+          for (i64 r = 0; r < some; r += kRows)
+            tile_of<1, kRows>(std::min<i64>(kRows, some - r), wide)(packed[unit].at(row + r, i), panel, kWide, steps,
+                                                                  to.data() + older + r, column, wide, i == 0, nullptr);
+        }
+      for (i64 m = 0; m < count; ++m)
+        for (i64 i = std::max<i64>(begin + older - row, 0); i < some; ++i) {
+          const i64 at = (row + i - older) * stride - trim;  // of the first of `stride` outputs
+          const i64 low = std::max<i64>(-at, 0), high = std::min(stride, limit - at);
+          float *y = results + (unit * outputs + first + m) * limit + at;
+          for (i64 p = low; p < high; ++p) y[p] = bias[first + m];
+          for (i64 j = 0; j * stride < width; ++j) {
+            const float *from = to[older + i - j] + m * width + j * stride;
+            const i64 stop = std::min(high, width - j * stride);
+            for (i64 p = low; p < stop; ++p) y[p] += from[p];
           }
-      for (i64 m = 0; m < count; ++m) {
-        float *y = results + (unit * outputs + first + m) * limit - trim;
-        for (i64 i = std::max<i64>(begin + older - row, 0); i < some; ++i)
-          for (i64 p = 0; p < stride; ++p) {
-            const i64 at = (row + i - older) * stride + p;
-            if (at < trim || at >= limit + trim) continue;
-            float sum = bias[first + m];
-            for (i64 j = 0; p + j * stride < width; ++j) sum += to[older + i - j][m * width + p + j * stride];
-            y[at] = sum;
-          }
-      }
+        }
       std::copy(to[some], to[some] + older * padded, z.get());
     }
   });
