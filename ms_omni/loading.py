@@ -29,7 +29,7 @@ from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
-from .modeling.layer import KEPT, exchange, lazy_parameters  # noqa: E402
+from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
 from .parallel.team import AUTO, choose, is_shared, join  # noqa: E402
@@ -69,9 +69,10 @@ class Planned:
     codes: dict[str, Storage]
     kept: set[str]
 
-    def storage(self, name: str) -> Storage | str | None:
-        """Of a matrix, by the name of its parameter."""
-        return self.codes.get(name) or (KEPT if name in self.kept else None)
+    def storages(self, storable: set[str]) -> tuple[dict[str, Storage], dict[str, str]]:
+        """Of those parameters whose storage can be chosen: codes, and what is kept."""
+        codes = {name: storage for name, storage in self.codes.items() if name in storable}
+        return codes, dict.fromkeys((self.kept & storable) - codes.keys(), KEPT)
 
 
 class LoadingMixin:
@@ -186,15 +187,16 @@ class LoadingMixin:
                 ops.settle(runtime.dtype)
                 with lazy_parameters(runtime.dtype), uncollected():
                     model = cls(config)
-                slices = team and team.place(model, config, prefix)
-                stored = exchange(model, source.storage) if source is not None else {}
+                codes, kept = source.storages(storable(model))
+                slices = team and team.place(model, config, prefix, codes)
+                exchange(model, {**codes, **kept})
             if rank_index is not None:
+                shapes = {prefix + name: shape for name, shape in component_shapes(config, prefix).items()}
                 report = load_rank_file(
-                    model, folder, rank_index, team.mesh.rank, slices, prefix=prefix, dtype=runtime.dtype
+                    model, folder, rank_index, team.mesh.rank, shapes, slices, prefix=prefix, dtype=runtime.dtype
                 )
             else:
                 shown = progress and (team is None or team.mesh.speaks)
-                codes = {name: storage for name, storage in stored.items() if storage != KEPT}
                 report = fill_cell(
                     model,
                     source.reader,
@@ -242,7 +244,8 @@ class LoadingMixin:
         prefix = cls.checkpoint_prefix
         if rank_index is not None:
             check_counts(config, rank_index.parameters, prefix, folder)
-            return None
+            own = {name: kind for name, kind in rank_index.storages.items() if name.startswith(prefix)}
+            return Planned(None, [], [], {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}, set())
         if request.state_dict is not None:
             reader = StateReader(request.state_dict)
         else:

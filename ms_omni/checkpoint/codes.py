@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
-from ms_omni.errors import InputError
+from ms_omni.errors import CheckpointError, InputError
 from ms_omni.quantised import BLOCK, Quantised, Storage
 
 from .copying import fresh
@@ -13,7 +13,7 @@ from .names import DOWN, GATE, UP
 from .plan import Fill
 from .reader import CheckpointReader
 from .rounding import rounded
-from .storage import STACKS, matrix_shape
+from .storage import OFFSET, SCALE, STACKS, matrix_shape
 
 Span = tuple[int, int]
 
@@ -44,6 +44,10 @@ class Piece:
         """Its inputs of codes that have all of them."""
         return Quantised(*(part if part is None else part[..., self._inputs(part.shape[-1])] for part in whole))
 
+    def put(self, whole: np.ndarray, part: np.ndarray) -> None:
+        """Writes codes, scales or offsets of it to where they belong in those of all."""
+        whole[(*(slice(*span) for span in self.spans[:-1]), self._inputs(whole.shape[-1]))] = part
+
     def _inputs(self, length: int) -> slice:
         """Its inputs in an array that has `length` of what stands for all of them: codes, or scales."""
         inputs, (start, stop) = self.shape[-1], self.spans[-1]
@@ -56,6 +60,13 @@ def piece_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None
     if part is not None and not part.is_whole:
         spans[part.axis] = (part.start, part.stop)
     return Piece(storage, matrix_shape(parameter, shape), matrix_shape(parameter, tuple(spans)))
+
+
+def arrays_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays that a parameter is as codes, or a rank's piece of it."""
+    codes, scales = piece_of(parameter, shape, storage, part).shapes()
+    ends = (SCALE, OFFSET) if storage.offset else (SCALE,)
+    return {parameter: codes, **{parameter + end: scales for end in ends}}
 
 
 def read_codes(reader: CheckpointReader, fill: Fill, storage: Storage, part=None) -> Quantised:
@@ -100,9 +111,12 @@ def _stored(reader, stored, rows, parameter, storage):
         yield ..., Quantised(*(part if part is None else part[tuple(rows)] for part in found))
         return
     array = reader.array(stored)
-    if array.ndim == 2:
-        yield ..., rounded(array[rows[-1]], storage)
-        return
-    turned = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
-    for place, expert in enumerate(range(rows[0].start, rows[0].stop)):
-        yield place, rounded(turned[expert][rows[1]], storage)
+    try:
+        if array.ndim == 2:
+            yield ..., rounded(array[rows[-1]], storage)
+            return
+        turned = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
+        for place, expert in enumerate(range(rows[0].start, rows[0].stop)):
+            yield place, rounded(turned[expert][rows[1]], storage)
+    except InputError as error:
+        raise CheckpointError(f"{reader.folder}: {stored} {error}: the checkpoint is damaged; fetch it again.") from None

@@ -12,6 +12,7 @@ from ms_omni.folders import new_folder
 from ms_omni.hub import resolve
 
 from .as_published import as_published
+from .codes import arrays_of
 from .convert import ConvertReport
 from .header import DTYPES
 from .load import progress_bar, read_slice
@@ -44,12 +45,19 @@ class Cuttable:
         self.whole = [name for name in self.shapes if _is_constant(name) or (tied and name == HEAD)]
         for name in self.whole:
             del self.shapes[name]
+        self.fills = {fill.parameter: fill for fill in plan_loading(self.shapes, self.reader)[0]}
+        found = {name: storage_in(self.reader, fill) for name, fill in self.fills.items()}
+        self.storages = {name: storage for name, storage in found.items() if storage is not None}
+
+    @property
+    def arrays(self):
+        """`{name: {name of an array: shape}}` of the parameters that are codes."""
+        return {name: arrays_of(name, self.shapes[name], storage) for name, storage in self.storages.items()}
 
     def write(self, target, parts, dtype, *, plan, options, progress=True) -> ConvertReport:
         """Writes the new folder `target`. parts: per rank `{full name: part}`; dtype: safetensors' name."""
         outside(target, self.folder)
-        fills = {fill.parameter: fill for fill in plan_loading(self.shapes, self.reader)[0]}
-        storages = {name: storage for name, fill in fills.items() if (storage := storage_in(self.reader, fill)) is not None}
+        fills, storages = self.fills, self.storages
         stored, shapes = _origin(self.reader)
         usual = Counter(stored.values()).most_common(1)[0][0]
         made_of = {source for name in storages for source in _published_names(self.reader, fills[name], self.root)}
@@ -69,7 +77,7 @@ class Cuttable:
             {name: dataclasses.asdict(storage) for name, storage in storages.items()},
         )
         files = [
-            [tensor for name, part in own.items() for tensor in self._pending(fills[name], part, dtype, storages.get(name))]
+            [tensor for name, fill in fills.items() for tensor in self._pending(fill, own, dtype, storages.get(name))]
             for own in parts
         ]
         files[0] += [self._as_it_is(name) for name in self.whole]
@@ -84,9 +92,10 @@ class Cuttable:
         names = tuple(index.file(rank) for rank in range(len(parts)))
         return ConvertReport(f"{plan} for {len(parts)} ranks", sum(map(len, files)), total, names, self.work.notes)
 
-    def _pending(self, fill, part, dtype, storage):
+    def _pending(self, fill, parts, dtype, storage):
         if storage is not None:
-            return coded(self.reader, fill, storage, part)
+            return coded(self.reader, fill, storage, parts)
+        part = parts[fill.parameter]
         return [Pending(fill.parameter, dtype, part.local_shape, lambda: read_slice(self.reader, fill, DTYPES[dtype], part))]
 
     def _as_it_is(self, name):

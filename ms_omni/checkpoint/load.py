@@ -183,14 +183,13 @@ def fill_cell(
 def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
     """The arrays of all fills, by the names of the parameters that they are for, in order; several fills are read at a time."""
 
-    def part_of(name):
-        return None if slices is None else slices[prefix + name]
+    parts = slices and {name.removeprefix(prefix): part for name, part in slices.items()}
 
     def read(fill):
         name = fill.parameter
         if name in storages:
-            return read_stored(reader, fill, storages[name], part_of)
-        array = read_slice(reader, fill, numpy_dtype(dtype_of(parameters[name], dtype)), part_of(name))
+            return read_stored(reader, fill, storages[name], parts)
+        array = read_slice(reader, fill, numpy_dtype(dtype_of(parameters[name], dtype)), parts and parts[name])
         return {name: array}
 
     def checked(fill):
@@ -206,13 +205,14 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_stored(reader, fill: Fill, storage: Storage, part_of=lambda name: None) -> dict[str, np.ndarray]:
-    """The arrays of a parameter that is kept as codes, by the names of their own parameters. part_of: what this process holds of the
-    parameter; or, where that is runs of elements, of each of them.
+def read_stored(reader, fill: Fill, storage: Storage, parts=None) -> dict[str, np.ndarray]:
+    """The arrays of a parameter that is kept as codes, by the names of their own parameters.
+
+    parts: what this process holds of each parameter by name; where that is runs of elements, of each array.
     """
-    part = part_of(fill.parameter)
+    part = parts and parts[fill.parameter]
     stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
     arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
     if part is None or not part.flat:
         return arrays
-    return {name: part_of(name).cut(array) for name, array in arrays.items()}
+    return {name: parts[name].cut(array) for name, array in arrays.items()}

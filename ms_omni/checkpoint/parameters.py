@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
-from ms_omni.quantised import Quantised, Storage
+from ms_omni.quantised import Storage
 
-from .codes import piece_of, read_codes
+from .codes import arrays_of
 from .header import DTYPES
-from .load import read_parameter
+from .load import read_parameter, read_stored
 from .names import FLATTEN, IGNORE, KEEP, Source, place
 from .plan import Fill, file_root
 from .reader import MARKER, report
@@ -99,21 +99,24 @@ def storage_in(reader, fill: Fill) -> Storage | None:
     return found.pop() if len(found) == 1 else None
 
 
-def coded(reader, fill: Fill, storage: Storage, part=None) -> list[Pending]:
-    """Codes, scales and offsets of a parameter, or of a rank's part of it; they are made together, once."""
-    codes, scales = piece_of(fill.parameter, fill.shape, storage, part).shapes()
-    made = _Once(lambda: read_codes(reader, fill, storage, part))
-    kinds = (("", "I8" if storage.bits == 8 else "U8", codes, "codes"),)
-    for end, dtype, which in ((SCALE, storage.scale, "scales"), (OFFSET, storage.offset, "offsets")):
-        if dtype is not None:
-            kinds += ((end, dtype_name(MODEL_TYPES[dtype]), scales, which),)
-    return [Pending(fill.parameter + end, dtype, shape, made.reading(which)) for end, dtype, shape, which in kinds]
+def coded(reader, fill: Fill, storage: Storage, parts=None) -> list[Pending]:
+    """Codes, scales and offsets of a parameter, or of a rank's part of it (see `read_stored`); they are made together, once."""
+    part = parts and parts[fill.parameter]
+    shapes = arrays_of(fill.parameter, fill.shape, storage, None if part is None or part.flat else part)
+    if part is not None and part.flat:
+        shapes = {name: parts[name].local_shape for name in shapes}
+    made = _Once(lambda: read_stored(reader, fill, storage, parts))
+    kinds = {"": "I8" if storage.bits == 8 else "U8"}
+    kinds |= {end: dtype_name(MODEL_TYPES[kind]) for end, kind in ((SCALE, storage.scale), (OFFSET, storage.offset)) if kind}
+    return [
+        Pending(name, kinds[name.removeprefix(fill.parameter)], shape, made.reading(name)) for name, shape in shapes.items()
+    ]
 
 
 class _Once:
     """Arrays that are made together and fetched one after the other; none is held once it was fetched."""
 
-    def __init__(self, make: Callable[[], Quantised]):
+    def __init__(self, make: Callable[[], dict[str, np.ndarray]]):
         self.make, self.held = make, {}
 
     def reading(self, which: str) -> Callable[[], np.ndarray]:
@@ -121,7 +124,7 @@ class _Once:
 
         def read():
             if which not in self.held:
-                self.held = self.make()._asdict()
+                self.held = self.make()
             return self.held.pop(which)
 
         return read

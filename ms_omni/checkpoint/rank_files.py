@@ -10,12 +10,15 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
+from ms_omni.quantised import Quantised, Storage, dequantised
 
+from .codes import arrays_of, piece_of
 from .header import DTYPES, Entry, read_header
 from .load import LoadReport, dtype_of, numpy_dtype
 from .names import sources
 from .rank_index import RankIndex, geometry
 from .reader import MARKER, report
+from .storage import STACKS
 
 RANK_MARKER = "ms_omni rank"
 
@@ -47,43 +50,58 @@ class RankFile:
         return flat.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def load_rank_file(cell, folder, index: RankIndex, rank: int, slices: dict, *, prefix: str = "", dtype=None) -> LoadReport:
+def load_rank_file(
+    cell, folder, index: RankIndex, rank: int, shapes: dict, slices: dict, *, prefix: str = "", dtype=None
+) -> LoadReport:
     """Gives every parameter of `cell` its part of the rank's file; no copy where the file has the dtype.
 
-    slices: `{full name: part}` of this rank, with `shape` and `local_shape`.
-    Raises CheckpointError, before anything changes, for files of another model or another plan.
+    shapes: of the model's parameters, whole and as they are computed with, by full name; slices: `{full name: part}` of this rank, see
+    `held_shapes`. Raises CheckpointError, before anything changes, for files of another model or another plan.
     """
     from mindspore import Tensor
 
     started = time.monotonic()
     parameters = {prefix + name: parameter for name, parameter in cell.parameters_and_names()}
-    known = geometry({name: slices[name].shape for name in parameters})
+    known = geometry(shapes)
     other = sorted(part for part, digest in known.items() if index.geometry.get(part) != digest)
     if other:
         raise CheckpointError(
             f"{folder}: its config.json describes another {' and '.join(other)} than the rank files hold. "
             "Convert the checkpoint again."
         )
-    file = RankFile(folder, index, rank)
+    file, held = RankFile(folder, index, rank), held_shapes(index, shapes, slices)
     problems = [
         f"{name}: the file has {list(file.entries[name].shape) if name in file.entries else 'none'}, rank {rank} "
-        f"holds {list(slices[name].local_shape)}"
+        f"holds {list(held[name])}"
         for name in parameters
-        if name not in file.entries or file.entries[name].shape != slices[name].local_shape
+        if name not in file.entries or file.entries[name].shape != held[name]
     ]
     if problems:
         raise report(problems, f"{file.path} does not fit the plan {index.plan!r}")
     nbytes = elements = 0
     for name, parameter in parameters.items():
         array = file.array(name)
-        wanted = numpy_dtype(dtype_of(parameter, dtype))
-        array = array if array.dtype == wanted else array.astype(wanted)
+        if array.dtype.kind not in "iu":  # codes are nothing else
+            wanted = numpy_dtype(dtype_of(parameter, dtype))
+            array = array if array.dtype == wanted else array.astype(wanted)
         with exclusive:
             if parameter.dtype != dtype_of(parameter, dtype):
                 parameter.set_dtype(dtype)
             parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
         elements, nbytes = elements + array.size, nbytes + array.nbytes
     return LoadReport(len(parameters), elements, nbytes, time.monotonic() - started, ())
+
+
+def held_shapes(index: RankIndex, shapes: dict, slices: dict) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a rank holds, by full name: of what is stored as codes those of its arrays.
+
+    slices: parts with `local_shape`; of codes either parts of the matrix or, where a plan cuts arrays, of each array.
+    """
+    held = {name: part.local_shape for name, part in slices.items()}
+    for name, kind in index.storages.items():
+        if name in shapes and not slices[name].flat:
+            held |= arrays_of(name, tuple(shapes[name]), Storage(**kind), slices[name])
+    return held
 
 
 class AssembledReader:
@@ -104,7 +122,12 @@ class AssembledReader:
         self.folder, self.index = Path(folder), index
         self.files = [RankFile(self.folder, index, rank) for rank in range(index.ranks)]
         self.parts = [{name.removeprefix(index.root): part for name, part in own.items()} for own in parts]
-        self.entries = {name: Entry(name, index.dtype, tuple(part.shape), "", 0, 0) for name, part in self.parts[0].items()}
+        self.storages = {name.removeprefix(index.root): Storage(**kind) for name, kind in index.storages.items()}
+        shapes = {name.removeprefix(index.root): tuple(shape) for name, shape in index.parameters.items()}
+        self.entries = {
+            name: Entry(name, "F32" if name in self.storages else index.dtype, shape, "", 0, 0)
+            for name, shape in shapes.items()
+        }
         for full in index.whole:
             entry, name = self.files[0].entries[full], full.removeprefix(index.root)
             self.entries[name] = Entry(name, entry.dtype, entry.shape, "", 0, 0)
@@ -118,6 +141,9 @@ class AssembledReader:
         self.array = functools.lru_cache(maxsize=2)(self._assemble)  # the parts of two stacks of experts take turns
 
     def _assemble(self, name: str) -> np.ndarray:
+        if name in self.storages:
+            matrix = dequantised(self.codes(name))
+            return np.swapaxes(matrix, -1, -2) if name.endswith(STACKS) else matrix
         full = self.index.root + name
         if full in self.index.whole:
             return self.files[0].array(full)
@@ -126,8 +152,22 @@ class AssembledReader:
             own[name].put(whole, file.array(full))
         return whole
 
-    def storage(self, name: str) -> None:
-        """None: none of them is codes."""
+    def storage(self, name: str) -> Storage | None:
+        """How a parameter is stored if it is codes with scales."""
+        return self.storages.get(name)
+
+    def codes(self, name: str) -> Quantised:
+        """The codes of all ranks behind one another."""
+        storage, shape = self.storages[name], self.entries[name].shape
+        found = []
+        for stored, of_all in arrays_of(name, shape, storage).items():
+            whole = np.empty(of_all, self.files[0].array(self.index.root + stored).dtype)
+            for file, own in zip(self.files, self.parts):
+                part = own[name]
+                put = own[stored].put if part.flat else piece_of(name, shape, storage, part).put
+                put(whole, file.array(self.index.root + stored))
+            found.append(whole)
+        return Quantised(*found)
 
     def release(self, name: str) -> None:
         """Nothing to do: pages of mapped files are the system's to drop."""

@@ -1,14 +1,16 @@
 """The base of all cells, and of those that own parameters: how these are made, filled by somebody else, and stored."""
 
 import weakref
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import mindspore as ms
-from mindspore import Parameter, context, nn
+from mindspore import Parameter, Tensor, context, nn
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
+from ..arrays import MODEL_TYPES
 from ..errors import InputError
 from ..locking import exclusive
 from ..quantised import Quantised, Storage
@@ -226,19 +228,18 @@ def _widened_array(parameter):
     return parameter().astype(ms.float32).asnumpy()
 
 
-def exchange(cell: nn.Cell, choose) -> dict[str, "Storage | str"]:
-    """Lets every layer of a lazily built cell store its matrices as `choose(name of the parameter)` says (see `Layer.store`), but for
-    those that keep their dtype; returns what was chosen by name.
-    """
-    chosen = {}
+def exchange(cell: nn.Cell, storages: Mapping[str, "Storage | str"]) -> None:
+    """Lets the layers of a lazily built cell store their matrices as `{name of the parameter: storage}` says, see `Layer.store`."""
     for path, layer in layers_in(cell):
         for leaf in layer.matrices:
-            name = path + leaf
-            storage = None if getattr(getattr(layer, leaf), "keeps_dtype", False) else choose(name)
-            if storage is not None:
-                layer.store(storage, leaf)
-                chosen[name] = storage
-    return chosen
+            if path + leaf in storages:
+                layer.store(storages[path + leaf], leaf)
+
+
+def storable(cell: nn.Cell) -> set[str]:
+    """Names of the parameters that `exchange` is for: matrices, but for those that keep their dtype."""
+    names = ((path, layer, leaf) for path, layer in layers_in(cell) for leaf in layer.matrices)
+    return {path + leaf for path, layer, leaf in names if not getattr(getattr(layer, leaf), "keeps_dtype", False)}
 
 
 def layers_in(cell: nn.Cell):
@@ -262,3 +263,12 @@ def check_trainable(cell: nn.Cell) -> None:
                 f"{path}{name} is stored in {layer.quantised(name).bits} bits, of which there is no gradient; to train, load the "
                 "checkpoint that it was made from, without quantize="
             )
+
+
+def filled(old, array):
+    """A parameter of these numbers in the place of another."""
+    new = unfilled(old, array.shape, old.dtype)
+    new.keeps_dtype = getattr(old, "keeps_dtype", False)
+    kind = str(old.dtype).lower()
+    new.set_data(Tensor.from_numpy(array.astype(MODEL_TYPES.get(kind, array.dtype))))
+    return new

@@ -4,10 +4,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from ..arrays import MODEL_TYPES
 from ..quantised import Quantised, Storage, dequantised, quantised
 from . import ops
-from .layer import Cell, Layer, parameter, unfilled
+from .layer import Cell, Layer, filled, parameter
 
 
 class Matrix(Layer):
@@ -50,19 +49,11 @@ class Matrix(Layer):
         if self.coded:
             for name, parts in zip(("weight", "weight_scale", "weight_offset"), _joined(_arrays(stored), kept, new)):
                 if parts is not None:
-                    setattr(self, name, _filled(getattr(self, name), parts))
+                    setattr(self, name, filled(getattr(self, name), parts))
         else:
             new = Tensor(np.concatenate([old[:kept], new])).astype(stored.dtype)
             self.weight = Parameter(new, name=stored.name, requires_grad=stored.requires_grad)
         self.size = size
-
-
-def _filled(old, array):
-    """A parameter of these numbers in the place of another."""
-    new = unfilled(old, array.shape, old.dtype)
-    kind = str(old.dtype).lower()
-    new.set_data(Tensor.from_numpy(array.astype(MODEL_TYPES.get(kind, array.dtype))))
-    return new
 
 
 def _arrays(stored):

@@ -5,6 +5,7 @@ The plan's table decides what is in each file, as it does when a rank reads its 
 
 from collections.abc import Callable
 
+from ..checkpoint.codes import arrays_of
 from ..checkpoint.convert import convert
 from ..checkpoint.cut import Cuttable
 from ..checkpoint.load import numpy_dtype
@@ -14,6 +15,7 @@ from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.writer import dtype_name
 from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_json
 from ..errors import InputError
+from ..quantised import Storage
 from ..runtime import setup
 from .plan import STRATEGIES, strategy_module
 
@@ -40,7 +42,7 @@ def convert_for_ranks(
             "read the quantised checkpoint as it is"
         )
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
-    parts = [plan.place(checkpoint.shapes, rank, ranks) for rank in range(ranks)]
+    parts = [plan.place(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
     return checkpoint.write(
         dst, parts, dtype_name(numpy_dtype(setup(dtype).dtype)), plan=strategy, options=options, progress=progress
     )
@@ -54,7 +56,9 @@ def convert_from_ranks(src, dst, *, progress=True):
     index = read_rank_index(src)
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
     plan = strategy_module(index.plan).make_plan(_config(src), shapes, index.ranks, **index.options)
-    parts = [plan.place(shapes, rank, index.ranks) for rank in range(index.ranks)]
+    storages = {name: Storage(**kind) for name, kind in index.storages.items()}
+    arrays = {name: arrays_of(name, shapes[name], storage) for name, storage in storages.items()}
+    parts = [plan.place(shapes, rank, index.ranks, arrays) for rank in range(index.ranks)]
     return convert(src, dst, progress=progress, reader=AssembledReader(src, index, parts))
 
 

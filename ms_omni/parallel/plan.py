@@ -104,10 +104,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """A named table. Each parameter is placed by exactly one row, and each row places at least one."""
+    """A named table. Each parameter is placed by exactly one row, and each row places at least one.
+
+    pieces: whether it cuts arrays, so that what is stored as codes is placed array by array; else codes, scales and offsets go with
+    the matrix that they are.
+    """
 
     name: str
     rows: tuple
+    pieces: bool = False
 
     def placements(self, names):
         """`{name: Placement}`. Raises `InputError` that lists parameters placed by no row or several, and idle rows."""
@@ -125,9 +130,14 @@ class Plan:
             raise InputError(f"the plan {self.name!r} does not fit this model:\n  " + "\n  ".join(problems[:SHOWN] + more))
         return found
 
-    def place(self, shapes, rank, size):
-        """`{name: Slice}` of one rank, from `{name: shape}`. Raises `InputError` for a number of ranks that cannot be."""
+    def place(self, shapes, rank, size, arrays=None):
+        """`{name: Slice}` of one rank, from `{name: shape}`. Raises `InputError` for a number of ranks that cannot be.
+
+        arrays: `{name: {name of an array: shape}}` of those parameters that are stored as several.
+        """
         slices = {}
+        if self.pieces:
+            shapes = dict(item for name, shape in shapes.items() for item in (arrays or {}).get(name, {name: shape}).items())
         for name, placement in self.placements(shapes).items():
             try:
                 slices[name] = placement.slice(shapes[name], rank, size)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from .. import __version__
+from ..checkpoint.codes import arrays_of
 from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.reader import CheckpointReader
 from ..errors import CheckpointError, InputError, OmniError
@@ -95,11 +96,21 @@ class Team:
             )
         return config
 
-    def place(self, model, config, prefix):
-        """`{full name: Slice}` of this rank. Raises `InputError` for a model that so many ranks cannot hold."""
+    def place(self, model, config, prefix, storages=None):
+        """`{full name: Slice}` of this rank. Raises `InputError` for a model that so many ranks cannot hold.
+
+        model: with no matrix stored as codes yet; storages: `{parameter: Storage}` of those that will be.
+        """
         shapes = {prefix + name: tuple(value.shape) for name, value in model.parameters_and_names()}
+        storages = {prefix + name: storage for name, storage in (storages or {}).items()}
+        arrays = {name: arrays_of(name, shapes[name], storage) for name, storage in storages.items()}
         self.plan = self._strategy().make_plan(config, shapes, self.mesh.size, **self.options)
-        self.slices = self.plan.place(shapes, self.mesh.rank, self.mesh.size)
+        self.slices = self.plan.place(shapes, self.mesh.rank, self.mesh.size, arrays)
+        for name, storage in () if self.plan.pieces else storages.items():
+            try:
+                arrays_of(name, shapes[name], storage, self.slices[name])
+            except InputError as error:
+                raise InputError(f"{name} over {self.mesh.size} ranks (plan {self.plan.name!r}): {error}") from None
         return self.slices
 
     def attach(self, model):

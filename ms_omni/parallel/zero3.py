@@ -7,9 +7,9 @@ parameter and one for all small ones of a block (`blocks.py`). Nothing is replic
 import functools
 
 import mindspore as ms
-from mindspore import Parameter, Tensor
 
 from ..errors import InputError
+from ..modeling.layer import filled
 from . import mindone, watch
 from .blocks import Block, Bundle, StreamAhead
 from .layers import ByRow, become
@@ -86,7 +86,8 @@ def cut(part, prefix, runs):
     for name, run in runs.items():
         owner, _, leaf = name.rpartition(".")
         old = getattr(cells[owner], leaf)  # a new Parameter: one that has been computed with keeps its device memory
-        new = Parameter(Tensor.from_numpy(run.cut(old.asnumpy())), name=old.name, requires_grad=False)
+        new = filled(old, run.cut(old.asnumpy()))
+        new.requires_grad = False
         setattr(cells[owner], leaf, new)
     if hasattr(part, "prepared_frame"):
         part.prepared_frame = None  # weights as an operator wants them that is not used any more
@@ -98,13 +99,16 @@ def attach(model, slices, comm):
     slices: `{full name: Run}`; comm: `Collectives`. Returns None: every rank computes the whole vocabulary.
     """
     for prefix, part in parts_of(model):
-        cells, groups = _cells(part, prefix), {}
-        gather = Gather(comm, next(iter(part.get_parameters())).dtype)
+        cells, groups, gather = _cells(part, prefix), {}, Gather(comm)
         for name in (prefix + name for name, _ in part.parameters_and_names()):
             owner, _, leaf = name.rpartition(".")
             groups.setdefault(block_of(name), []).append((name, cells[owner], leaf))
-        for name, cell, leaf in groups.pop(None, ()):
-            cell.source = Block(_bundled([(name, cell, leaf)], slices, gather)).source  # a tied head reads the whole table
+        tables = {}
+        for member in groups.pop(None, ()):
+            tables.setdefault(id(member[1]), []).append(member)
+        for members in tables.values():
+            name, cell, _ = members[0]
+            cell.source = Block(_bundled(members, slices, gather)).source  # a tied head reads the whole table
             become(cell, ByRow, first=slices[name].start // slices[name].row, all_reduce=comm.all_reduce)
         _chain({owner: _block(cells[owner], members, slices, gather, comm.mesh) for owner, members in groups.items()})
 
@@ -140,21 +144,34 @@ def _chain(blocks):
 
 
 def _bundled(members, runs, gather):
+    """Bundles of parameters of one dtype each."""
     parameters = {name: getattr(cell, leaf) for name, cell, leaf in members}
-    sizes = {name: runs[name].elements * parameter.itemsize for name, parameter in parameters.items()}
-    return [Bundle([parameters[name] for name in names], [runs[name] for name in names], gather) for names in bundles(sizes)]
+    alike = {}
+    for name, parameter in parameters.items():
+        alike.setdefault(parameter.dtype, {})[name] = runs[name].elements * parameter.itemsize
+    return [
+        Bundle([parameters[name] for name in names], [runs[name] for name in names], gather)
+        for sizes in alike.values()
+        for names in bundles(sizes)
+    ]
+
+
+SENT = {ms.bfloat16: ms.float32, ms.int8: ms.float16, ms.uint8: ms.float16}
+"""MindSpore's CPU gathers none of these; the others hold all their numbers."""
 
 
 class Gather:
     """Parts of all ranks behind one another, by mindone's wrapper; counted."""
 
-    def __init__(self, comm, dtype):
+    def __init__(self, comm):
         self.comm = comm
-        self.wrapper = mindone.gatherer(dtype, world_group(), comm.size)
+        self.sent = SENT if comm.mesh.backend != "hccl" else {}
+        self.wrapper = functools.cache(lambda dtype: mindone.gatherer(dtype, world_group(), comm.size))
 
     def __call__(self, part):
-        self.comm.traffic.add("all_gather", self.comm.size * part.size * part.itemsize)
-        return self.wrapper(part)
+        sent = part.astype(self.sent.get(part.dtype, part.dtype))
+        self.comm.traffic.add("all_gather", self.comm.size * sent.size * sent.itemsize)
+        return self.wrapper(sent.dtype)(sent).astype(part.dtype)
 
 
 @functools.cache

@@ -10,19 +10,19 @@ BUNDLE_BYTES = 1 << 20
 
 # `block` names the cell around which the weights are gathered. `(?!...)` leaves out what another row places.
 ROWS = (
-    Row(r"thinker\.model\.embed_tokens\.weight", Flat(by_rows=True)),
+    Row(r"thinker\.model\.embed_tokens\.weight(_scale|_offset)?", Flat(by_rows=True)),
     Row(r"(?P<block>thinker\.model\.layers\.<n>)\..+", Flat()),
-    Row(r"(?P<block>thinker\.(model\.norm|lm_head))\.weight", Flat()),
+    Row(r"(?P<block>thinker\.(model\.norm|lm_head))\.weight(_scale|_offset)?", Flat()),
     Row(r"(?P<block>thinker\.audio_tower\.layers\.<n>)\..+", Flat()),
     Row(r"(?P<block>thinker\.audio_tower)\.(?!layers\.).+", Flat()),
     Row(r"(?P<block>thinker\.visual\.(blocks\.<n>|merger|merger_list\.<n>))\..+", Flat()),
     Row(r"(?P<block>thinker\.visual)\.(patch_embed|pos_embed)\..+", Flat()),
-    Row(r"talker\.(code_predictor\.)?model\.codec_embedding\.(<n>\.)?weight", Flat(by_rows=True)),
+    Row(r"talker\.(code_predictor\.)?model\.codec_embedding\.(<n>\.)?weight(_scale|_offset)?", Flat(by_rows=True)),
     Row(r"(?P<block>talker\.model\.layers\.<n>)\..+", Flat()),
-    Row(r"(?P<block>talker\.(model\.norm|codec_head))\.weight", Flat()),
+    Row(r"(?P<block>talker\.(model\.norm|codec_head))\.weight(_scale|_offset)?", Flat()),
     Row(r"(?P<block>talker\.(text|hidden)_projection)\..+", Flat()),
     Row(r"(?P<block>talker\.code_predictor)\.(?!model\.codec_embedding\.).+", Flat()),  # once per frame, not per code
-    Row(r"code2wav\.code_embedding\.weight", Flat(by_rows=True)),
+    Row(r"code2wav\.code_embedding\.weight(_scale|_offset)?", Flat(by_rows=True)),
     Row(r"(?P<block>code2wav\.pre_transformer\.(layers\.<n>|norm))\..+", Flat()),
     Row(r"(?P<block>code2wav\.upsample\.<n>\.<n>)\..+", Flat()),
     Row(r"(?P<block>code2wav\.decoder\.<n>)\..+", Flat()),
@@ -33,7 +33,7 @@ def make_plan(config, shapes, size):
     """The `Plan` of the components that the parameters in `shapes` (by full name) belong to; for any model and size."""
     parts = {name.split(".", 1)[0] for name in shapes}
     rows = [row for row in ROWS if re.search("[a-z0-9]+", row.pattern.replace("?P<block>", ""))[0] in parts]
-    return Plan("zero3", tuple(rows))
+    return Plan("zero3", tuple(rows), pieces=True)
 
 
 def block_of(name):
