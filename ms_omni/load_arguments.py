@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import InputError
 from .notices import caller_level
+from .quantised import GROUPS
 
 HUB = ("cache_dir", "revision", "local_files_only", "force_download", "token", "use_auth_token", "proxies", "subfolder")
 TYPES = {
@@ -29,6 +30,7 @@ TYPES = {
     "variant": str,
     "key_mapping": Mapping,
 }
+QUANTIZE = ("int8", "int4")
 DTYPES = ("dtype", "torch_dtype", "mindspore_dtype")
 MODEL = (
     *DTYPES,
@@ -242,3 +244,20 @@ def check_attention(options: dict[str, Any]) -> Any:
     options.pop("use_flash_attention_2", None)
     options.pop("experts_implementation", None)
     return chosen
+
+
+def check_quantize(quantize, group, embeddings) -> None:
+    """Raises `InputError` for values of these arguments of `from_pretrained` that mean nothing, whatever the checkpoint is."""
+    if quantize is not None and quantize not in QUANTIZE:
+        raise InputError(
+            f"quantize is {quantize!r}, expected one of {', '.join(map(repr, QUANTIZE))}, or None for the weights as they are"
+        )
+    if group is not None and (quantize != "int4" or group not in GROUPS):
+        raise InputError(
+            f"quantize_group is {group!r} with quantize={quantize!r}; expected one of {', '.join(map(str, GROUPS))}, with "
+            "quantize='int4'"
+        )
+    if not isinstance(embeddings, bool) or (embeddings and quantize is None):
+        raise InputError(
+            f"quantize_embeddings is {embeddings!r} with quantize={quantize!r}; expected a bool, and True with quantize"
+        )

@@ -9,9 +9,9 @@ from typing import Any
 
 from .errors import CheckpointError, InputError, OmniError
 from .hub import resolve
-from .load_arguments import MODEL, asked_dtype, check_attention, sort_out
+from .load_arguments import MODEL, asked_dtype, check_attention, check_quantize, sort_out
 from .notices import caller_level, warn_once
-from .quantised import GROUPS, Storage
+from .quantised import Storage
 from .runtime import require_mindspore, setup, uncollected
 
 require_mindspore()
@@ -24,7 +24,6 @@ from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
 from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.state import StateReader  # noqa: E402
-from .checkpoint.storage import BITS  # noqa: E402
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
@@ -311,23 +310,6 @@ def check_patterns(mapping) -> None:
 def keeps_bfloat16() -> bool:
     """Whether matrices in bfloat16 stay so where float32 is computed in: on CPU, where there are kernels for that."""
     return require_mindspore().get_context("device_target") == "CPU" and ops.keeps_bfloat16()
-
-
-def check_quantize(quantize, group, embeddings) -> None:
-    """Raises `InputError` for values of these arguments of `from_pretrained` that mean nothing, whatever the checkpoint is."""
-    if quantize is not None and quantize not in BITS:
-        raise InputError(
-            f"quantize is {quantize!r}, expected one of {', '.join(map(repr, BITS))}, or None for the weights as they are"
-        )
-    if group is not None and (quantize != "int4" or group not in GROUPS):
-        raise InputError(
-            f"quantize_group is {group!r} with quantize={quantize!r}; expected one of {', '.join(map(str, GROUPS))}, with "
-            "quantize='int4'"
-        )
-    if not isinstance(embeddings, bool) or (embeddings and quantize is None):
-        raise InputError(
-            f"quantize_embeddings is {embeddings!r} with quantize={quantize!r}; expected a bool, and True with quantize"
-        )
 
 
 def config_words(kind) -> set[str]:

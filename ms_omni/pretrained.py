@@ -30,7 +30,8 @@ class PretrainedMixin(LoadingMixin, ModelObject):
     ) -> None:
         """Writes config.json, generation_config.json and safetensors shards under the checkpoint's own names.
 
-        dtype: default, as computed in. max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
+        dtype: default, as each parameter is in memory, and bfloat16 of what is stored as codes (`ms-omni convert --quantize` writes
+        codes). max_shard_size: bytes, or a text such as "2GB". state_dict: values by parameter name
         that are written in the place of the model's own. Of transformers' other options those that name what happens anyway
         are taken. What was saved there before is replaced, in one step; files that ms_omni did not write are not.
 

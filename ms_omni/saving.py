@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from .errors import InputError
 from .locking import exclusive
+from .modeling.layer import widen
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _ANYWAY = ("is_main_process", "save_function", "push_to_hub", "variant", "token", "save_peft_format", "save_original_format")
@@ -47,6 +48,7 @@ def holding(cell, values):
         yield
         return
     with exclusive:  # nobody is to compute with them meanwhile
+        widen(cell, values)  # numbers of the caller's are not rounded
         before = {name: own[name].value().copy() for name in values}
         try:
             for name, value in values.items():

@@ -16,8 +16,9 @@ from ms_omni.config import ConfigSection, read_config_json
 from ms_omni.files import write_text
 from ms_omni.folders import new_folder, refuse_foreign, saved_files
 from ms_omni.hub import resolve
+from ms_omni.quantised import Quantised, dequantised
 
-from .as_published import as_published
+from .as_published import DEQUANTISED, as_published
 from .header import DTYPES
 from .load import numpy_dtype, progress_bar
 from .names import patch_shape_of, slot, sources
@@ -27,6 +28,7 @@ from .parameters import to_parameters
 from .prepare import prepared
 from .reader import INDEX_FILE
 from .scaling import Observed
+from .storage import OFFSET, SCALE, STACKS, matrix_shape
 from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
 
 PUBLISHED_METADATA = {"format": "pt"}
@@ -125,7 +127,8 @@ def save_checkpoint(
         cell: a loaded model or sub-model.
         folder: made if needed. What was saved there before is replaced, see `saved_files`; foreign files never are.
         config: the configuration of the cell; written to config.json.
-        dtype: MindSpore dtype of the file; by default that of the parameters.
+        dtype: MindSpore dtype of the file; by default that of each parameter, and bfloat16 of those that are codes (codes are
+            written by `convert`, which rounds with more care).
         generation_config: written to generation_config.json when it holds anything.
 
     Raises:
@@ -144,19 +147,31 @@ def save_checkpoint(
 
 
 def _published(cell, config, dtype) -> list[Pending]:
-    """The published tensors of a cell's parameters."""
+    """The published tensors of a cell's parameters; codes become the numbers that they stand for."""
     thinker = getattr(config, "thinker_config", config)
     patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
     parameters, tensors = dict(cell.parameters_and_names()), []
-    values = functools.lru_cache(maxsize=2)(lambda name: _host_values(parameters[name]))  # parts of two stacks take turns
-    kept = {name for name, parameter in parameters.items() if getattr(parameter, "keeps_dtype", False)}
-    usual = next((parameter.dtype for name, parameter in parameters.items() if name not in kept), None)
-    for name, parameter in parameters.items():
+    values = functools.lru_cache(maxsize=2)(lambda name: _host_values(parameters, name))  # parts of two stacks take turns
+    coded = {name for name in parameters if name + SCALE in parameters}
+    beside = {name + end for name in coded for end in (SCALE, OFFSET)}
+    exact = {name for name in parameters if getattr(parameters[name], "keeps_dtype", False)} - coded - beside
+    exact -= {name for name in exact if "float32" not in str(parameters[name].dtype).lower()}
+    usual = next((parameters[name].dtype for name in parameters if name not in exact | coded | beside), None)
+    for name in [name for name in parameters if name not in beside]:
         # What is float32 in every model goes into the file as the rest does.
-        kind = dtype_name(numpy_dtype(dtype or (usual if name in kept and usual else parameter.dtype)))
-        for part in sources(name, tuple(parameter.shape), patch_shape):
+        own, shape = usual if name in exact and usual else parameters[name].dtype, tuple(parameters[name].shape)
+        kind = DEQUANTISED
+        if name in coded:
+            shape = matrix_shape(name, _stored(parameters, name).shape)
+        if name not in coded or dtype is not None:
+            kind = dtype_name(numpy_dtype(dtype or own))
+        for part in sources(name, shape, patch_shape):
             tensors.append(Pending(part.name, kind, part.shape, _cut(values, name, part, kind)))
     return tensors
+
+
+def _stored(parameters, name):
+    return Quantised(*(parameters.get(name + end) for end in ("", SCALE, OFFSET)))
 
 
 def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:
@@ -170,8 +185,17 @@ def _cut(values, name, part, kind):
     return lambda: np.array(slot(part, values(name)), dtype=DTYPES[kind], order="C")
 
 
-def _host_values(parameter):
-    """A parameter's values as a numpy array; bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
+def _host_values(parameters, name):
+    """A parameter's values as a numpy array: of codes what they stand for."""
+    stored = _stored(parameters, name)
+    if stored.scales is None:
+        return _host_array(stored.codes)
+    matrix = dequantised(Quantised(*(None if part is None else _host_array(part) for part in stored)))
+    return np.swapaxes(matrix, -1, -2) if name.endswith(STACKS) else matrix
+
+
+def _host_array(parameter):
+    """bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
     import mindspore as ms
 
     if parameter.dtype != ms.bfloat16:

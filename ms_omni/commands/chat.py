@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..errors import InputError
 from .engine_options import add_computing, check_installed, engine_settings
 from .messages import clear_status, join_others, status
+from .storage_options import STORAGE
 
 NAME = "chat"
 HELP = (
@@ -32,7 +33,7 @@ def run(arguments):
     check_installed()
     if arguments.url is None:
         return _here(arguments)
-    for name in ("max_model_len", "no_compile", "text_only", "speech", "speech_device"):
+    for name in ("max_model_len", "no_compile", "text_only", "speech", "speech_device", *STORAGE):
         if getattr(arguments, name) not in (None, False):
             raise InputError(f"--{name.replace('_', '-')} is about a model that is loaded here; leave it out with --url")
     for name in ("dtype", "parallel"):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import InputError
+from .storage_options import add_storage, storage_arguments
 
 LEAST = {"max_rows": 1, "max_queue": 0, "max_model_len": 1, "cache_tokens": 1, "max_body_mb": 1, "media_threads": 1}
 LEAST |= {"request_timeout": 0.001, "idle_timeout": 0.001, "drain_timeout": 0, "max_sessions": 0, "session_timeout": 0.001}
@@ -52,6 +53,7 @@ def add_limits(parser):
 def add_computing(parser):
     work = parser.add_argument_group("computing")
     work.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
+    add_storage(work)
     work.add_argument(
         "--kv-cache-dtype",
         choices=("auto", "int8"),
@@ -102,6 +104,7 @@ def engine_settings(arguments):
         model=arguments.model,
         name=given.get("served_model_name") or _name_of(arguments.model),
         dtype=arguments.dtype,
+        **storage_arguments(arguments),
         kv_cache_dtype=arguments.kv_cache_dtype,
         compile_steps=not arguments.no_compile,
         parallel=arguments.parallel,

@@ -17,6 +17,7 @@ from .messages import (
     status,
 )
 from .speech_output import SpeechOutput
+from .storage_options import storage_arguments
 
 NAME = "generate"
 SAMPLING = (
@@ -65,6 +66,7 @@ def run(arguments):
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model,
         dtype=arguments.dtype,
+        **storage_arguments(arguments),
         enable_audio_output=speaks,
         compile_steps=not arguments.no_compile,
         parallel=arguments.parallel,

@@ -6,6 +6,7 @@ import sys
 
 from ..errors import InputError
 from .speech_output import SpeechOutput
+from .storage_options import add_storage, storage_arguments
 
 MEDIA = ("image", "audio", "video")
 
@@ -25,6 +26,7 @@ def add_model_arguments(parser):
         "--model", required=True, metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub"
     )
     parser.add_argument("--dtype", default="auto", help="dtype to compute in (default: auto)")
+    add_storage(parser)
     parser.add_argument("--no-compile", action="store_true", help="never compile the steps of generation into graphs")
     parser.add_argument("--seed", type=int, help="seed of all sampling, for repeatable answers")
     parser.add_argument(
@@ -83,6 +85,7 @@ def check_before_starting(arguments, text_options):
     from ..generation.speakers import speaker_code
     from ..input.load import open_source
 
+    storage_arguments(arguments)
     config = Qwen3OmniMoeConfig.from_pretrained(arguments.model)
     if arguments.speech is not None:
         if config.talker_config is None:

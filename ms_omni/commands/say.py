@@ -13,6 +13,7 @@ from .messages import (
     status,
 )
 from .speech_output import SpeechOutput
+from .storage_options import storage_arguments
 
 NAME = "say"
 HELP = "Speak a given text with the talker."
@@ -41,6 +42,7 @@ def run(arguments):
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         arguments.model,
         dtype=arguments.dtype,
+        **storage_arguments(arguments),
         enable_audio_output=True,
         compile_steps=not arguments.no_compile,
         parallel=arguments.parallel,

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
+from ..modeling.layer import is_coded
 from ..modeling.ops import threads
 from ..modeling.packing import host_array
 from .blocks import BlockPool
@@ -81,7 +82,9 @@ class SpeechProcess:
         self.process = _start(descriptors, max(processors // 2, 1))
         threads.limit(max(processors - processors // 2, 1))
         self.close = weakref.finalize(self, _end, self.process, self._channel)
-        settings = {"target": model.device, "device": device, "dtype": str(model.dtype)}
+        # A CPU computes in one dtype, whatever it keeps; asked for by name, nothing would be kept.
+        dtype = model.request.dtype if model.device == "CPU" and model.request is not None else str(model.dtype)
+        settings = {"target": model.device, "device": device, "dtype": dtype}
         settings |= {"blocks": blocks, "kv_cache_dtype": kv_cache_dtype}
         settings |= {"max_rows": max_rows, "compile_after": model.compile_after}
         try:
@@ -213,13 +216,18 @@ def _end(process, channel):
 def _weights(model, config):
     """Where talker and vocoder are loaded from: `{part: arguments}`; what has to be saved for that is removed behind it."""
     parts = {name: {"config": getattr(config, f"{name}_config").to_dict()} for name in ("talker", "code2wav")}
-    if not model.has_talker:
-        for part in parts.values():
-            part |= {"folder": str(model.folder), "variant": model.request.variant, "key_mapping": model.request.key_mapping}
+    words = ("variant", "key_mapping", "quantize", "quantize_group", "quantize_embeddings")
+    for name in [
+        name for name in parts if not model.has_talker or (model.folder is not None and is_coded(getattr(model, name)))
+    ]:
+        parts[name] |= {"folder": str(model.folder), **{word: getattr(model.request, word) for word in words}}
+    if all("folder" in part for part in parts.values()):
         yield parts
         return
     with tempfile.TemporaryDirectory(prefix="ms_omni-speech-") as folder:
         for name, part in parts.items():
+            if "folder" in part:
+                continue
             part["folder"] = str(Path(folder) / name)
             getattr(model, name).save_pretrained(part["folder"])
         yield parts

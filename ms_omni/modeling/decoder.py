@@ -9,7 +9,7 @@ from ..errors import InputError
 from .attention import Attention
 from .cache import KVCache
 from .forward import answer, given_embeddings, read_stack, visual_deepstack
-from .layer import Cell, Layer, identity
+from .layer import Cell, identity, is_coded
 from .layers import Embedding, GatedMLP, RMSNorm
 from .moe import SparseMoeBlock
 from .packing import check_ids, host_array
@@ -118,7 +118,7 @@ class Decoder(Cell):
     @cached_property
     def coded(self):
         """Whether some weights are stored as codes."""
-        return any(isinstance(cell, Layer) and cell.coded for _, cell in self.cells_and_names())
+        return is_coded(self)
 
     @property
     def input_layer(self):

@@ -167,16 +167,21 @@ class Layer(Cell):
         return tuple(getattr(self, name).shape)
 
     def widen(self, *names: str) -> None:
-        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in; they stay
-        the same Parameters.
+        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in, as new
+        Parameters; while MindSpore records them for a gradient as the same ones.
         """
         for name in self.kept:
             parameter = getattr(self, name)
             if name in names or (not names and parameter.requires_grad):
                 self.kept = tuple(kept for kept in self.kept if kept != name)
-                parameter.set_dtype(self.computed)
-                parameter.keeps_dtype = False
-                vars(parameter).pop("asnumpy", None)
+                if ops.recording():
+                    parameter.set_dtype(self.computed)
+                    vars(parameter).pop("asnumpy", None)
+                else:  # where one has no part in a loss MindSpore gives zeros of the dtype that it was made with
+                    wide = Parameter(parameter.astype(self.computed), parameter.name, parameter.requires_grad)
+                    wide.start = getattr(parameter, "start", None)
+                    setattr(self, name, wide)
+                getattr(self, name).keeps_dtype = False
 
     def quantised(self, name: str) -> Quantised:
         """The parameters of a matrix that is stored as codes."""
@@ -253,6 +258,11 @@ def widen(cell: nn.Cell, names=None) -> None:
         own = layer.kept if names is None else [name for name in layer.kept if path + name in names]
         if own:
             layer.widen(*([] if names is None else own))
+
+
+def is_coded(cell: nn.Cell) -> bool:
+    """Whether some of its matrices are stored as codes."""
+    return any(layer.coded for _, layer in layers_in(cell))
 
 
 def check_trainable(cell: nn.Cell) -> None:

@@ -63,6 +63,8 @@ def _arrays(stored):
 
 def _joined(stored, kept, rows):
     """Codes of the first `kept` rows of a matrix and of other rows, in arrays of the parameters' dtypes."""
+    if not len(rows):
+        return [None if old is None else old[:kept] for old in stored]
     storage = Storage(stored.bits, stored.group, "float32", None if stored.offsets is None else "float32")
     added = quantised(rows, storage)
     if stored.offsets is not None:

@@ -337,6 +337,9 @@ def load_model(settings: Settings) -> Any:
     return Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         settings.model,
         dtype=settings.dtype,
+        quantize=settings.quantize,
+        quantize_group=settings.quantize_group,
+        quantize_embeddings=settings.quantize_embeddings,
         compile_steps=settings.compile_steps,
         parallel=settings.parallel,
         **({"enable_audio_output": False} if silent else {}),

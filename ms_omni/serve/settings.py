@@ -43,6 +43,9 @@ class Settings:
     session_idle_s: float = 600.0
     media_hosts: Any = "public"
     dtype: str = "auto"
+    quantize: str | None = None
+    quantize_group: int | None = None
+    quantize_embeddings: bool = False
     compile_steps: bool = True
     parallel: str = "auto"
     speech: str | None = None

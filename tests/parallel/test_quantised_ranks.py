@@ -67,7 +67,10 @@ def test_a_group_is_never_cut():
         with pytest.raises(InputError, match=r"inputs 32 to 64 of 96 do not begin and end with groups"):
             arrays_of("o_proj.weight", (8, 96), storage, part)
     rows = split(0, 2).slice((8, 96), 1, 2)
-    assert arrays_of("q_proj.weight", (8, 96), Storage(4, 96), rows) == {"q_proj.weight": (4, 48), "q_proj.weight_scale": (4, 1)}
+    assert arrays_of("q_proj.weight", (8, 96), Storage(4, 96), rows) == {
+        "q_proj.weight": (4, 48),
+        "q_proj.weight_scale": (4, 1),
+    }
     experts = split(0).slice((5, 96, 64), 1, 2)
     assert arrays_of("mlp.experts.gate_up", (5, 96, 64), Storage(4, 32, offset="float32"), experts) == {
         "mlp.experts.gate_up": (3, 64, 48),
