@@ -275,10 +275,11 @@ def check_trainable(cell: nn.Cell) -> None:
             )
 
 
-def filled(old, array):
-    """A parameter of these numbers in the place of another."""
+def filled(old, array, trained=True):
+    """A parameter of these numbers in the place of another. trained: whether it may be, if the other was."""
     new = unfilled(old, array.shape, old.dtype)
     new.keeps_dtype = getattr(old, "keeps_dtype", False)
+    new.requires_grad = new.requires_grad and trained
     kind = str(old.dtype).lower()
     new.set_data(Tensor.from_numpy(array.astype(MODEL_TYPES.get(kind, array.dtype))))
     return new

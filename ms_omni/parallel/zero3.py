@@ -86,9 +86,7 @@ def cut(part, prefix, runs):
     for name, run in runs.items():
         owner, _, leaf = name.rpartition(".")
         old = getattr(cells[owner], leaf)  # a new Parameter: one that has been computed with keeps its device memory
-        new = filled(old, run.cut(old.asnumpy()))
-        new.requires_grad = False
-        setattr(cells[owner], leaf, new)
+        setattr(cells[owner], leaf, filled(old, run.cut(old.asnumpy()), trained=False))
     if hasattr(part, "prepared_frame"):
         part.prepared_frame = None  # weights as an operator wants them that is not used any more
 

@@ -15,7 +15,10 @@ from ms_omni.parallel.layers import Some, SplitHead, become
 PACKAGE = Path(__file__).resolve().parents[2] / "ms_omni"
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 PARAMETERS = {"weight", "bias", "gate_up", "down"}
-OTHERS = {"ByRow": "put in front of an Embedding by a plan: it looks its own rows up"}
+OTHERS = {
+    "ByRow": "put in front of an Embedding by a plan: it looks its own rows up",
+    "Product": "weights as Ascend's kernels take them, made of operands",
+}
 SCALES = {"self_attn_layer_scale", "mlp_layer_scale", "q_norm", "k_norm"}
 """Parts that a model may have or not; no plan touches them."""
 PLANS = [
