@@ -9,7 +9,7 @@ from ..checkpoint.codes import arrays_of
 from ..checkpoint.convert import convert
 from ..checkpoint.cut import Cuttable
 from ..checkpoint.load import numpy_dtype
-from ..checkpoint.prepare import Prepared, is_coded
+from ..checkpoint.prepare import Prepared
 from ..checkpoint.rank_files import AssembledReader
 from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.writer import dtype_name
@@ -36,11 +36,6 @@ def convert_for_ranks(
     options = options or {}
     config = _config(src)
     checkpoint = Cuttable(src, _is_tied(config), prepare)
-    if strategy == "zero3" and is_coded(checkpoint.reader):
-        raise InputError(
-            "the plan zero3 cuts parameters anywhere, and codes lie together with their scales; take the plan ep, or let the ranks "
-            "read the quantised checkpoint as it is"
-        )
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
     parts = [plan.place(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
     return checkpoint.write(

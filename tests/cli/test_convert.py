@@ -32,7 +32,6 @@ def source(tmp_path_factory):
         (("--quantize", "int4", "--calibrate", "weights.bin"), "weights.bin: expected a text (.txt, .md), conversations"),
         (("--adapter", "nowhere"), "nowhere has no adapter_config.json"),
         (("--plan", "ep"), "say how many with --shards N"),
-        (("--shards", "2", "--plan", "zero3", "--quantize", "int8"), "the plan zero3 cuts parameters anywhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -17,6 +17,7 @@ TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding
 PARAMETERS = {"weight", "bias", "gate_up", "down"}
 OTHERS = {
     "ByRow": "put in front of an Embedding by a plan: it looks its own rows up",
+    "Change": "a tensor of an adapter, in numpy",
     "Product": "weights as Ascend's kernels take them, made of operands",
 }
 SCALES = {"self_attn_layer_scale", "mlp_layer_scale", "q_norm", "k_norm"}
