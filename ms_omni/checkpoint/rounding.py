@@ -119,5 +119,4 @@ def _compensate(matrix, passed, storage, codes, scales):
         code = np.clip(np.rint(left[place] * inverse), -end, end - 1)
         found[..., place] = code
         error = (left[place] - code * steps) / passed[place, place]
-        for later in range(place + 1, BLOCK):
-            left[later] -= error * passed[place, later]
+        left[place + 1 :] -= passed[place, place + 1 :, None] * error

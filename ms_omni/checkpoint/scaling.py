@@ -8,9 +8,9 @@
     rows of v          -> o         one number for all query heads that read a head of v
     rows of up         -> down      for each expert
 
-The exponent is searched for each of these: the one whose rounded matrices give the smallest error of the output, inputs taken as
-uncorrelated: sum over inputs of mean x^2 times the squared error of their weights. The same mean x^2 weights the search of scales, and
-products of neighbouring inputs say how an error of one is made up for by the next (see `rounding.py`).
+The exponent is searched for each of these: the one whose rounded matrices give the smallest error of the output, where it pays. Mean
+squares also weigh the search of scales, and products of neighbouring inputs say how an error of one is made up for by the next (see
+`rounding.py`).
 """
 
 import re
@@ -26,8 +26,8 @@ from .header import DTYPES
 from .rounding import rounded
 
 WORTH = 0.9  # of the error without scaling: less is within what a sample can say
-EXPONENTS = tuple(number / 10 for number in range(11))
-SAMPLED_ROWS, SAMPLED_MATRICES = 256, 12  # of what shares an exponent, in the search
+EXPONENTS = (0.0, 0.25, 0.5, 0.75)
+SAMPLED_ROWS, SAMPLED_MATRICES = 64, 12  # of what shares an exponent, in the search
 _LAYER = re.compile(r"(?P<layer>.*model\.layers\.\d+)\.(?P<rest>.+)\.weight")
 
 
@@ -61,6 +61,13 @@ class Inputs:
     def importance(self) -> np.ndarray:
         """Mean square of each input."""
         return (self.squares / self.rows).astype(np.float32)
+
+    def moments(self, factors: np.ndarray | None = None) -> np.ndarray | None:
+        """Mean products of neighbouring inputs `[K / 32, 32, 32]`, divided by factors `[K]`, where they are known."""
+        if self.products is None or factors is None:
+            return None if self.products is None else self.products / self.rows
+        blocks = factors.reshape(-1, BLOCK)
+        return self.products / (self.rows * blocks[:, :, None] * blocks[:, None, :])
 
 
 class Observed(NamedTuple):
@@ -104,13 +111,7 @@ class Scaled:
     def moments(self, name: str) -> np.ndarray | None:
         """Mean products of neighbouring inputs `[K / 32, 32, 32]` of a matrix as it is scaled, where they are known."""
         found = self.seen.get(name)
-        if found is None or found.products is None:
-            return None
-        factors = self.columns.get(name)
-        if factors is None:
-            return found.products / found.rows
-        blocks = factors.reshape(-1, BLOCK)
-        return found.products / (found.rows * blocks[:, :, None] * blocks[:, None, :])
+        return None if found is None else found.moments(self.columns.get(name))
 
     def _scale(self, group: Group, seen, storages) -> None:
         known = [name for name in group.columns if name in seen]
@@ -137,9 +138,10 @@ class Scaled:
             factors = (factors / np.sqrt(factors.max() * factors.min())).astype(np.float32)
             error = 0.0
             for name, matrix in sampled.items():
-                importance = seen[name].importance
-                found = dequantised(rounded(matrix * factors, storages[name], importance / np.square(factors))) / factors
-                error += seen[name].rows * float((np.square(found - matrix) @ importance).sum())
+                importance, moments = seen[name].importance / np.square(factors), seen[name].moments(factors)
+                scaled = matrix * factors
+                change = dequantised(rounded(scaled, storages[name], importance, moments)) - scaled
+                error += seen[name].rows * _loss(change, importance, moments)
             plain = error if plain is None else plain
             if best is None or error < min(best[0], WORTH * plain):
                 best = error, exponent, factors
@@ -185,6 +187,14 @@ class Scaled:
     def release(self, name: str) -> None:
         """See `CheckpointReader`."""
         self.reader.release(name)
+
+
+def _loss(change, importance, moments) -> float:
+    """Mean square of what a change of a matrix `[N, K]` does to its outputs, blocks of inputs taken as uncorrelated, or each of them."""
+    if moments is None:
+        return float((np.square(change) @ importance).sum())
+    blocks = change.reshape(len(change), -1, BLOCK).transpose(1, 0, 2)
+    return float(((blocks @ moments.astype(np.float32)) * blocks).sum())
 
 
 def _mean(found) -> np.ndarray:
