@@ -2,6 +2,7 @@
 fit is said. Loading them in a job: `test_rank_jobs.py`."""
 
 import json
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,7 @@ from ms_omni.checkpoint import CheckpointReader, convert, read_rank_index
 from ms_omni.checkpoint.cut import Cuttable
 from ms_omni.checkpoint.load import read_slice
 from ms_omni.checkpoint.plan import plan_loading
+from ms_omni.checkpoint.prepare import prepared
 from ms_omni.checkpoint.rank_files import RankFile
 from ms_omni.checkpoint.rank_index import RANKS_INDEX
 from ms_omni.cli import main
@@ -172,3 +174,13 @@ def test_numbers_that_were_rounded_do_not_come_back(tmp_path):
     index.write(tmp_path / "cut")
     with pytest.raises(CheckpointError, match="was rounded to F32 when it was cut"):
         convert_from_ranks(tmp_path / "cut", tmp_path / "back", progress=False)
+
+
+def test_a_checkpoint_rounded_while_it_is_cut_is_the_one_rounded_whole(tmp_path):
+    write_tiny_checkpoint(tmp_path / "source", shards=1)
+    prepare = partial(prepared, quantize="int4", group=32)
+    convert_for_ranks(tmp_path / "source", tmp_path / "cut", 2, "ep", prepare=prepare, progress=False)
+    convert_from_ranks(tmp_path / "cut", tmp_path / "back", progress=False)
+    convert(tmp_path / "source", tmp_path / "small", quantize="int4", group=32, progress=False)
+    convert(tmp_path / "small", tmp_path / "wanted", progress=False)
+    assert_same_tensors(tmp_path / "wanted", tmp_path / "back")
