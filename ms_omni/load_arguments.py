@@ -12,7 +12,6 @@ from typing import Any
 
 from .errors import InputError
 from .notices import caller_level
-from .quantised import GROUPS
 
 HUB = ("cache_dir", "revision", "local_files_only", "force_download", "token", "use_auth_token", "proxies", "subfolder")
 TYPES = {
@@ -31,6 +30,7 @@ TYPES = {
     "key_mapping": Mapping,
 }
 QUANTIZE = ("int8", "int4")
+GROUPS = (128, 64, 32)  # as in quantised.py, which needs numpy
 DTYPES = ("dtype", "torch_dtype", "mindspore_dtype")
 MODEL = (
     *DTYPES,

@@ -51,6 +51,7 @@ ENTRIES = {
     "attention": ATTENTION,
     "attention_tiles": ATTENTION,
     **dict.fromkeys(("paged_attention", "paged_attention_tiles"), PAGED),
+    "encode_rows": ([(3, 8)], [((3, 8), CODE), (3, 1)]),
     "packed_attention": ([(7, 2, 8), (7, 2, 8), (7, 2, 8), (1,), ((1,), INT)], [(7, 16)]),
     "conv1d": ([(2, 6, 20), (4, 3, 3), (4,), ((2, 2), INT)], [(2, 4, 16)]),
     "conv_transpose1d": ([(2, 6, 5), (6, 4, 8), (4,), ((4, 2), INT)], [(2, 4, 22)]),

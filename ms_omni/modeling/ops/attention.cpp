@@ -248,9 +248,16 @@ struct Paged {
         key_scales(a.get("key_scales")), value_scales(a.get("value_scales")), y(a.get("y")),
         tables(a.get<int32_t>("tables")), first(a.get<int32_t>("first")), lengths(a.get<int32_t>("lengths")) {}
 
-  // Why the numbers lead outside; empty: they do not.
-  std::string wrong(const char *kernel, i64 rows, i64 blocks) const {
-    const std::string found = misplaced(kernel, tables, lengths, rows, width, block, blocks);
+  // Why keys and values are not what the scales say, or the numbers lead outside; empty: neither.
+  std::string wrong(const char *kernel, const Arguments &a) const {
+    const std::string type = key_scales ? "int8" : "float32";
+    if (!key_scales != !value_scales) return std::string(kernel) + ": there are scales of keys or of values only";
+    for (const char *name : {"keys", "values"})
+      if (a.type(name) != type)
+        return std::string(kernel) + ": " + name + " are " + a.type(name) + ", expected " + type +
+               (key_scales ? " beside scales" : " without scales");
+    const i64 rows = a['B'];
+    const std::string found = misplaced(kernel, tables, lengths, rows, width, block, a['N']);
     for (i64 row = 0; row < rows && found.empty(); ++row)
       if (first[row] < 0 || first[row] >= lengths[row])
         return std::string(kernel) + ": first holds " + std::to_string(first[row]) + " for a length of " + std::to_string(lengths[row]);
@@ -269,7 +276,7 @@ struct Paged {
 
 KERNEL(paged_attention, MS_OMNI_PAGED) {  // each query by itself
   const Paged p(a);
-  const std::string wrong = p.wrong("paged_attention", a['B'], a['N']);
+  const std::string wrong = p.wrong("paged_attention", a);
   if (!wrong.empty()) return refuse(wrong);
   double keys = 0;
   for (i64 row = 0; row < a['B']; ++row) keys += p.lengths[row];
@@ -285,7 +292,7 @@ KERNEL(paged_attention, MS_OMNI_PAGED) {  // each query by itself
 
 KERNEL(paged_attention_tiles, MS_OMNI_PAGED ", P / 16 * 16 = P") {  // tiles of keys begin at multiples of kKeys of a row's positions
   const Paged p(a);
-  const std::string wrong = p.wrong("paged_attention_tiles", a['B'], a['N']);
+  const std::string wrong = p.wrong("paged_attention_tiles", a);
   if (!wrong.empty()) return refuse(wrong);
   std::vector<Piece> pieces;
   for (i64 row = 0; row < a['B']; ++row)
@@ -300,6 +307,7 @@ KERNEL(paged_attention_tiles, MS_OMNI_PAGED ", P / 16 * 16 = P") {  // tiles of 
 
 // Of a cache that keeps codes: see codes.h.
 KERNEL(encode_rows, "x[M, D] -> codes:a[M, D] scales[M, 1]") {
+  if (std::strcmp(a.type("codes"), "int8")) return refuse(std::string("encode_rows: codes are ") + a.type("codes") + ", expected int8");
   const i64 d = a['D'];
   for_ranges(a['M'], d * 0.5, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row) encode(a.get("x") + row * d, d, a.get<int8_t>("codes") + row * d, a.get("scales")[row]);
