@@ -57,7 +57,6 @@ def test_quantised_with_an_adapter_inspected_and_back(cli, source, tmp_path):
     assert code == 1 and "is quantised already" in err
 
 
-@pytest.mark.slow
 def test_calibrated_by_files_of_every_kind(cli, tmp_path):
     samples = "examples/miniature/samples"
     (tmp_path / "a.txt").write_text("What is 3 plus 4?")
