@@ -248,6 +248,8 @@ def check_attention(options: dict[str, Any]) -> Any:
 
 def check_quantize(quantize, group, embeddings) -> None:
     """Raises `InputError` for values of these arguments of `from_pretrained` that mean nothing, whatever the checkpoint is."""
+    from .quantised import GROUPS  # numpy
+
     if quantize is not None and quantize not in QUANTIZE:
         raise InputError(
             f"quantize is {quantize!r}, expected one of {', '.join(map(repr, QUANTIZE))}, or None for the weights as they are"
