@@ -137,6 +137,7 @@ class Layer(Cell):
         super().__init__()
         self.source = identity
         self.computed, self.coded, self.kept = _dtype, (), ()
+        self.as_computed = True  # all of it; a name of its own, for a graph that is compiled from this
 
     def store(self, storage: "Storage | str | None", *names: str) -> None:
         """Exchanges matrices (by default all) that nobody has filled yet, which are then filled by name: codes under the name of the
@@ -161,6 +162,7 @@ class Layer(Cell):
             setattr(self, f"{name}_scale", unfilled(old, scales, getattr(ms, storage.scale), "_scale"))
             offset = storage.offset and unfilled(old, scales, getattr(ms, storage.offset), "_offset")
             setattr(self, f"{name}_offset", offset)
+        self.as_computed = not (self.coded or self.kept)
 
     def outputs_first(self, name: str) -> tuple[int, ...]:
         """Shape `[..., out, in]` of a matrix."""
@@ -182,6 +184,7 @@ class Layer(Cell):
                     wide.start = getattr(parameter, "start", None)
                     setattr(self, name, wide)
                 getattr(self, name).keeps_dtype = False
+        self.as_computed = not (self.coded or self.kept)
 
     def quantised(self, name: str) -> Quantised:
         """The parameters of a matrix that is stored as codes."""
@@ -207,7 +210,7 @@ class Layer(Cell):
     @property
     def dtype(self) -> ms.Type:
         """What is computed in, however the parameters are stored."""
-        return self.computed if self.coded or self.kept else self.weight.dtype
+        return self.weight.dtype if self.as_computed else self.computed
 
     @property
     def itemsize(self) -> int:

@@ -102,17 +102,17 @@ class Embedding(Matrix):
     """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
 
     def construct(self, ids):
-        if self.coded or self.kept:
-            return ops.embedding(ids, *self.operands(), self.dtype)
-        return ops.embedding(*self.rows(ids))
+        if self.as_computed:
+            return ops.embedding(*self.rows(ids))
+        return ops.embedding(ids, self.matrix(), self.computed)
 
     def rows(self, ids):
         """`(places, table)`: the rows of ids `[...]` are `table[places]`, in what is computed in; the table holds all rows, or those
         asked for.
         """
-        if self.coded or self.kept:
-            return in_order(ids), ops.embedding(ids.reshape(-1), *self.operands(), self.dtype)
-        return (ids, *self.operands())
+        if self.as_computed:
+            return (ids, *self.operands())
+        return in_order(ids), ops.embedding(ids.reshape(-1), self.matrix(), self.computed)
 
 
 def in_order(ids):

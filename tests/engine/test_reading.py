@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration
 from ms_omni.engine.blocks import BLOCK, CHUNK
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError
@@ -192,12 +193,13 @@ def test_what_read_does_not_take(world):
         engine.read(**world.questions[-1])
 
 
-def test_prompts_are_read_ahead_into_packed_layers(world, ascend):
+def test_prompts_are_read_ahead_into_packed_layers(ascend):
     """In chunks of a block, whose blocks another row finds."""
+    thinker = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(MINIATURE, progress=False)
     ids = np.random.default_rng(0).integers(20, 90, (1, 300))
     asked, found = {"input_ids": ids, "prefill_tokens": 128, "max_new_tokens": 5, "eos_token_id": []}, []
     for ahead in (False, True):
-        engine, read = Engine(world.model.thinker, max_rows=1, tokens=1024), []
+        engine, read = Engine(thinker, max_rows=1, tokens=1024), []
         assert engine.thinker.pool.stack is not None
         if ahead:
             list(engine.events(engine.read(input_ids=ids, prefill_tokens=128)))

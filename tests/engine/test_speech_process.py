@@ -165,7 +165,7 @@ def test_what_cannot_be_spoken_is_refused(engine, requests, writer, model):
 def test_a_process_that_cannot_load_says_why(writer, monkeypatch):
     config = speech_process.speaking_config(writer, "process")
     monkeypatch.setattr(writer, "folder", ROOT / "docs")
-    with pytest.raises(ProcessError, match="ConfigError: .* has no config.json"):
+    with pytest.raises(ProcessError, match="CheckpointError: .* holds no weights"):
         speech_process.SpeechProcess(writer, config, np.zeros((3, 192)), blocks=2, max_rows=1)
 
 

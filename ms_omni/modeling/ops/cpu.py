@@ -82,9 +82,9 @@ class Cpu(Reference):
         biases = () if bias is None else (bias,)
         return _linear_coded(x, *_parts(weight), *biases) if isinstance(weight, tuple) else _linear(x, weight, *biases)
 
-    @classmethod
-    def embedding(cls, ids, weight, dtype=None):
-        return cls.embedding_part(ids, weight, None, dtype)
+    @staticmethod
+    def embedding(ids, weight, dtype=None):
+        return Cpu.embedding_part(ids, weight, None, dtype)
 
     @staticmethod
     def embedding_part(ids, weight, first, dtype=None):
