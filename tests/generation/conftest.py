@@ -52,7 +52,7 @@ def counting_thinker(monkeypatch):
     from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration
     from ms_omni.engine import engine
 
-    pool = SimpleNamespace(of=lambda *_: pool, block_bytes=lambda _: 2**20, reserve=lambda _: None)
+    pool = SimpleNamespace(of=lambda *_, **__: pool, block_bytes=lambda *_, **__: 2**20, reserve=lambda _: None)
     monkeypatch.setattr(engine, "KVPool", pool)
     monkeypatch.setattr(engine, "ThinkerRunner", CountingRunner)
     monkeypatch.setattr(CountingThinker, "generate", Qwen3OmniMoeThinkerForConditionalGeneration.generate, raising=False)
