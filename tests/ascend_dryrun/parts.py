@@ -72,7 +72,8 @@ def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefi
         cell = kind(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in cell.parameters_and_names()}
     slices = team.place(cell, config, prefix) if team else {}
-    coded = exchange(cell, lambda name: stored_in(bits, prefix + name, shapes[name]))
+    coded = {name: found for name, shape in shapes.items() if (found := stored_in(bits, prefix + name, shape))}
+    exchange(cell, coded)
     for name, parameter in cell.parameters_and_names():
         part, of = slices.get(prefix + name), name.removesuffix("_scale")
         shape = parameter.shape if part is None else part.local_shape

@@ -9,6 +9,7 @@ from ms_omni.arrays import MODEL_TYPES
 from ms_omni.engine.kv_pool import KVPool
 from ms_omni.errors import InputError
 from ms_omni.modeling import ops
+from ms_omni.modeling.layer import unfilled
 from ms_omni.modeling.ops.fused import BlockTables
 from ms_omni.modeling.step_weights import frame_weights, stack_weights
 from ms_omni.modeling.talker import TalkerModel
@@ -56,8 +57,9 @@ def as_tensor(array):
 def stored(weight, form, rng, turned=False):
     """A weight in that form, and the same numbers in float32. turned: it is `[..., K, N]`, codes are not."""
     if form == "bfloat16":
-        half = weight.astype(ms.bfloat16)
-        return Parameter(half), Parameter(half.astype(ms.float32))
+        half = unfilled(weight, weight.shape, ms.bfloat16)  # MindSpore cannot make one of a tensor beside numpy 2
+        half.set_data(weight.astype(ms.bfloat16))
+        return half, Parameter(half.astype(ms.float32))
     matrix = weight.asnumpy()
     kept = quantised(np.ascontiguousarray(matrix.swapaxes(-1, -2)) if turned else matrix, form)
     if form.offset:

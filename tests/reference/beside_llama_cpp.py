@@ -109,10 +109,10 @@ class Ours:
             self.model, self.head = ThinkerTextModel(text), Linear(text.hidden_size, vocabulary, bias=False)
         text.vocab_size = vocabulary
         shapes = {name: parameter.shape for name, parameter in self.model.parameters_and_names()}
-        exchange(
-            self.model, lambda name: storage_of(f"thinker.model.{name}", shapes[name], bits, 128 if bits == 4 else None)
-        )
-        exchange(self.head, lambda name: storage_of("thinker.lm_head.weight", self.head.weight.shape, bits))
+        group = 128 if bits == 4 else None
+        stored = {name: storage_of(f"thinker.model.{name}", shape, bits, group) for name, shape in shapes.items()}
+        exchange(self.model, {name: storage for name, storage in stored.items() if storage is not None})
+        exchange(self.head, {"weight": storage_of("thinker.lm_head.weight", self.head.weight.shape, bits)})
         rng = np.random.default_rng(0)
         for cell in (self.model, self.head):
             for name, parameter in cell.parameters_and_names():
