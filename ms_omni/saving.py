@@ -49,7 +49,6 @@ def holding(cell, values):
         return
     with exclusive:  # nobody is to compute with them meanwhile
         widen(cell, values)  # numbers of the caller's are not rounded
-        own = dict(cell.parameters_and_names())  # others, where some were kept in bfloat16
         before = {name: own[name].value().copy() for name in values}
         try:
             for name, value in values.items():

@@ -154,7 +154,9 @@ class Layer(Cell):
                 continue
             if not isinstance(storage, Storage):
                 self.kept = tuple(kept for kept in self.kept if kept != name) + ((name,) if storage else ())
-                setattr(self, name, unfilled(old, old.shape, ms.bfloat16 if storage else self.computed))
+                setattr(self, name, unfilled(old, old.shape, ms.bfloat16 if storage else self.computed, made=self.computed))
+                if storage:
+                    getattr(self, name).clone = partial(_cloned, weakref.ref(self), name)
                 continue
             codes, scales = storage.shapes(self.outputs_first(name))
             self.coded, self.kept = (*self.coded, name), tuple(kept for kept in self.kept if kept != name)
@@ -169,21 +171,17 @@ class Layer(Cell):
         return tuple(getattr(self, name).shape)
 
     def widen(self, *names: str) -> None:
-        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in, as new
-        Parameters; while MindSpore records them for a gradient as the same ones.
+        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in, as the
+        same Parameters: an optimizer, or a list, that was made before holds them.
         """
         for name in self.kept:
             parameter = getattr(self, name)
             if name in names or (not names and parameter.requires_grad):
                 self.kept = tuple(kept for kept in self.kept if kept != name)
-                if ops.recording():
-                    parameter.set_dtype(self.computed)
-                    vars(parameter).pop("asnumpy", None)
-                else:  # where one has no part in a loss MindSpore gives zeros of the dtype that it was made with
-                    wide = Parameter(parameter.astype(self.computed), parameter.name, parameter.requires_grad)
-                    wide.start = getattr(parameter, "start", None)
-                    setattr(self, name, wide)
-                getattr(self, name).keeps_dtype = False
+                parameter.set_dtype(self.computed)
+                for own in ("asnumpy", "clone"):
+                    vars(parameter).pop(own, None)
+                parameter.keeps_dtype = False
         self.as_computed = not (self.coded or self.kept)
 
     def quantised(self, name: str) -> Quantised:
@@ -218,14 +216,18 @@ class Layer(Cell):
         return 4 if self.dtype == ms.float32 else 2
 
 
-def unfilled(old, shape, dtype, end=""):
+def unfilled(old, shape, dtype, end="", made=None):
     """A parameter that owns no memory until it is filled, in the place of another; it keeps its dtype, and only numbers that are
     computed with as they are can be trained.
+
+    made: the dtype that it is made with, which is that of the zeros that MindSpore gives as its gradient where it has no part in a loss.
     """
     with no_init_parameters():
-        new = Parameter(initializer("zeros", shape, dtype), name=old.name + end)
+        new = Parameter(initializer("zeros", shape, made or dtype), name=old.name + end)
+    if new.dtype != dtype:
+        new.set_dtype(dtype)
     new.requires_grad = old.requires_grad and not end and dtype not in (ms.int8, ms.uint8)
-    new.start, new.keeps_dtype = getattr(old, "start", None), True
+    new.start, new.keeps_dtype, new.made = getattr(old, "start", None), True, made
     if dtype == ms.bfloat16:
         new.asnumpy = partial(_widened_array, weakref.ref(new))
     return new
@@ -234,6 +236,12 @@ def unfilled(old, shape, dtype, end=""):
 def _widened_array(parameter):
     """What `asnumpy` of a parameter in bfloat16 gives: numpy has no such numbers, and MindSpore's do not go with every numpy."""
     return parameter().astype(ms.float32).asnumpy()
+
+
+def _cloned(layer, name, init="same"):
+    """What `clone` of a parameter that is kept in bfloat16 gives. An optimizer makes its moments so, in what will be computed in."""
+    layer().widen(name)
+    return getattr(layer(), name).clone(init)
 
 
 def exchange(cell: nn.Cell, storages: Mapping[str, "Storage | str"]) -> None:
@@ -280,7 +288,7 @@ def check_trainable(cell: nn.Cell) -> None:
 
 def filled(old, array, trained=True):
     """A parameter of these numbers in the place of another. trained: whether it may be, if the other was."""
-    new = unfilled(old, array.shape, old.dtype)
+    new = unfilled(old, array.shape, old.dtype, made=getattr(old, "made", None))
     new.keeps_dtype = getattr(old, "keeps_dtype", False)
     new.requires_grad = new.requires_grad and trained
     kind = str(old.dtype).lower()

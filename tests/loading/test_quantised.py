@@ -6,13 +6,16 @@ import warnings
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration as Whole
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.checkpoint import convert
 from ms_omni.checkpoint.open import open_checkpoint
+from ms_omni.engine.engine import Engine
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.modeling import ops
+from ms_omni.outputs import TextDelta
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import rewrite, tensors_of
 
@@ -68,6 +71,48 @@ def test_a_loaded_model_learns(folder):
     assert {weight.dtype for weight in weights} == {ms.float32}
     loss, gradients = ms.value_and_grad(lambda: model(IDS, labels=IDS).loss, None, weights)()
     assert np.isfinite(loss.asnumpy()) and {gradient.dtype for gradient in gradients} == {ms.float32}
+
+
+def said(engine):
+    """What an engine writes behind `IDS`."""
+    engine.add(input_ids=IDS, max_new_tokens=8)
+    words = []
+    while engine.added:
+        words += [event.token.tolist() for _, event in engine.step() if isinstance(event, TextDelta)]
+    return words
+
+
+@pytest.mark.parametrize("when", ["before train", "after train", "no train"])
+def test_an_optimizer_holds_the_parameters_that_learn(folder, when):
+    model = load(folder)
+    engine = Engine(model, max_rows=1, tokens=256)
+    first = said(engine)
+    everything = list(model.parameters())
+    if when == "after train":
+        model.train()
+    optimizer = nn.Adam(everything, 1e-2)
+    if when == "before train":
+        model.train()
+    step = ms.value_and_grad(lambda: model(IDS, labels=IDS).loss, None, everything)
+    losses = []
+    for _ in range(3):
+        loss, gradients = step()
+        assert optimizer(gradients) is not None
+        losses.append(float(loss.asnumpy()))
+    assert losses[2] < losses[1] < losses[0]
+    assert all(own is held for own, held in zip(model.parameters(), everything, strict=True))
+    assert {parameter.dtype for parameter in everything} == {ms.float32}
+    now = said(engine)  # of an engine that had read the weights before
+    assert now != first and now == said(Engine(model, max_rows=1, tokens=256))
+
+
+def test_zeros_for_what_a_loss_does_not_see_go_into_an_optimizer(folder):
+    model = load(folder, Whole)
+    everything = model.trainable_params()
+    optimizer = nn.Momentum(everything, 1e-2, 0.9)
+    gradients = ms.grad(lambda: model.thinker(IDS, labels=IDS).loss, None, everything)()
+    assert {gradient.dtype for gradient in gradients} == {ms.float32}
+    optimizer(gradients)
 
 
 @pytest.mark.parametrize("options", [{"quantize": "int8"}, {"quantize": "int4", "quantize_embeddings": True}])
