@@ -24,7 +24,9 @@ from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
 from .checkpoint.plan import file_root, plan_loading  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.state import StateReader  # noqa: E402
+from .checkpoint.storage import is_quantised  # noqa: E402
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
+from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
@@ -242,6 +244,11 @@ class LoadingMixin:
         """The `Planned` of weights that fit the configuration. Raises `CheckpointError` for others."""
         prefix = cls.checkpoint_prefix
         if rank_index is not None:
+            if request.quantize is not None:
+                raise InputError(
+                    f"{folder} is cut for ranks, whose files are read as they are; leave quantize= out, and cut with "
+                    "ms-omni convert --quantize --shards"
+                )
             check_counts(config, rank_index.parameters, prefix, folder)
             own = {name: kind for name, kind in rank_index.storages.items() if name.startswith(prefix)}
             return Planned(None, [], [], {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}, set())
@@ -265,13 +272,21 @@ class LoadingMixin:
                 raise
             left_out = "ignore_mismatched_sizes=True would leave such weights untrained, which is not supported"
             raise CheckpointError(f"{error}\n{left_out}") from None
-        scheme = None
-        if request.quantize is not None:
-            shapes = {prefix + name: shape for name, shape in shapes.items()}
-            scheme = quantisation_scheme(shapes, request.quantize, request.quantize_group, request.quantize_embeddings)
+        scheme = cls._scheme(config, folder, request)
         codes = storages(fills, reader, scheme, prefix)
         kept = held_in(fills, reader, "BF16") if request.dtype != "float32" and keeps_bfloat16() else set()
         return Planned(reader, fills, unused, codes, kept)
+
+    @classmethod
+    def _scheme(cls, config, folder, request):
+        """How `quantize` stores the matrices, None for as they are. A part has the groups of the whole model that its folder holds."""
+        prefix = cls.checkpoint_prefix
+        shapes = {prefix + name: shape for name, shape in component_shapes(config, prefix).items()}
+        if request.quantize is None or not is_quantised(shapes):
+            return None
+        if request.quantize_group is None and folder is not None and "thinker_config" in read_config_json(folder)[0]:
+            shapes = component_shapes(Qwen3OmniMoeConfig.from_pretrained(folder), "") | shapes
+        return quantisation_scheme(shapes, request.quantize, request.quantize_group, request.quantize_embeddings)
 
     @classmethod
     def _configuration(cls, folder, request):

@@ -14,7 +14,7 @@ from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
 from .modeling.initial import RANGE, initialise
-from .modeling.layer import Layer, Trainable, is_lazy, layers_in, lazy_parameters, widen
+from .modeling.layer import Layer, Trainable, coded_names, is_lazy, layers_in, lazy_parameters, widen
 from .modeling.layers import Embedding
 from .runtime import setup
 
@@ -79,9 +79,10 @@ class ModelObject(Trainable):
         return self
 
     def requires_grad_(self, requires_grad: bool = True):
-        """Freezes or frees every parameter; returns the model."""
-        for parameter in self.get_parameters():
-            parameter.requires_grad = requires_grad
+        """Freezes or frees every parameter, but for those that are codes, which have no gradient; returns the model."""
+        codes = coded_names(self)
+        for name, parameter in self.parameters_and_names():
+            parameter.requires_grad = requires_grad and name not in codes
         return self
 
     def gradient_checkpointing_enable(self, *_, **__) -> None:
@@ -187,13 +188,19 @@ class ModelObject(Trainable):
         return sum(parameter.nbytes for parameter in self.get_parameters())
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers the weights are; without frozen ones, and without those of embedding tables, if so asked."""
+        """How many numbers the weights are, or stand for where they are codes; without frozen ones, and without those of embedding
+        tables, if so asked.
+        """
         tables = set()
         if exclude_embeddings:
             cells = [cell for _, cell in self.cells_and_names() if isinstance(cell, Embedding)]
             tables = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
+        meant: dict[int, int] = {}
+        for _, layer in layers_in(self):
+            for codes, *steps in map(layer.quantised, layer.coded):
+                meant |= {id(codes): codes.size * (2 if codes.dtype == ms.uint8 else 1), **dict.fromkeys(map(id, steps), 0)}
         return sum(
-            parameter.size
+            meant.get(id(parameter), parameter.size)
             for parameter in self.get_parameters()
             if id(parameter) not in tables and (parameter.requires_grad or not only_trainable)
         )

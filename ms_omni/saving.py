@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from .errors import InputError
 from .locking import exclusive
-from .modeling.layer import widen
+from .modeling.layer import coded_names, widen
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _ANYWAY = ("is_main_process", "save_function", "push_to_hub", "variant", "token", "save_peft_format", "save_original_format")
@@ -41,6 +41,12 @@ def holding(cell, values):
     """The cell with `values`, tensors by parameter name, in the place of its own for a while. Raises `InputError`."""
     own = dict(cell.parameters_and_names())
     values = values or {}
+    codes = sorted(coded_names(cell) & values.keys())
+    if codes:
+        raise InputError(
+            f"state_dict has {', '.join(codes[:5])}, stored as codes in this model, which numbers do not replace; load the checkpoint "
+            "without quantize= to save it with other values"
+        )
     wrong = [name for name, value in values.items() if name not in own or tuple(value.shape) != tuple(own[name].shape)]
     if wrong:
         raise InputError(f"state_dict has names or shapes that the model has not: {', '.join(wrong[:5])}")

@@ -89,6 +89,11 @@ def row_of(parameter: str) -> Row:
     return next(row for row in TABLE if row.matches(parameter))
 
 
+def is_quantised(parameters: Iterable[str]) -> bool:
+    """Whether any of these full names is one whose matrix is stored as codes: a vocoder or an encoder alone has none."""
+    return any(row_of(name).stored in (ASKED, EIGHT) for name in parameters)
+
+
 def matrix_shape(parameter: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """`[..., out, in]` of a parameter of `shape`: stacks of experts are `[E, in, out]`."""
     return (*shape[:-2], shape[-1], shape[-2]) if parameter.endswith(STACKS) else tuple(shape)
@@ -176,7 +181,7 @@ def scheme(
     if BITS[quantize] == 8:
         if group is not None:
             raise InputError("group is for int4; weights of 8 bits have one scale per output")
-        if not any(row_of(name).stored in (ASKED, EIGHT) for name in shapes):
+        if not is_quantised(shapes):
             raise InputError("there is nothing to quantise: no layers of a thinker or a talker")
         return Scheme(8, None, embeddings)
     inputs = {

@@ -276,13 +276,23 @@ def is_coded(cell: nn.Cell) -> bool:
     return any(layer.coded for _, layer in layers_in(cell))
 
 
+def coded_names(cell: nn.Cell) -> set[str]:
+    """Names of the parameters that are codes, their scales or their offsets."""
+    return {
+        path + name + end for path, layer in layers_in(cell) for name in layer.coded for end in ("", "_scale", "_offset")
+    }
+
+
 def check_trainable(cell: nn.Cell) -> None:
-    """Raises `InputError` for a cell with weights that have no gradient."""
+    """Raises `InputError` for a cell that is to be trained, but has weights without a gradient. A frozen one passes gradients on."""
     for path, layer in layers_in(cell):
         for name in layer.coded:
+            if not any(parameter.requires_grad for parameter in cell.get_parameters()):
+                return
             raise InputError(
                 f"{path}{name} is stored in {layer.quantised(name).bits} bits, of which there is no gradient; to train, load the "
-                "checkpoint that it was made from, without quantize="
+                "checkpoint that it was made from, without quantize=, or freeze this model (requires_grad_(False)) and train what is "
+                "in front of it or behind"
             )
 
 

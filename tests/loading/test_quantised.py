@@ -2,23 +2,29 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn
+from mindspore import Parameter, Tensor, nn
 
+from ms_omni import Qwen3OmniMoeCode2Wav as Code2Wav
 from ms_omni import Qwen3OmniMoeForConditionalGeneration as Whole
+from ms_omni import Qwen3OmniMoeTalkerForConditionalGeneration as Talker
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
-from ms_omni.checkpoint import convert
+from ms_omni.checkpoint import convert, read_rank_index
 from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import CheckpointError, InputError
+from ms_omni.loading import Request
 from ms_omni.modeling import ops
 from ms_omni.outputs import TextDelta
+from ms_omni.parallel.export import convert_for_ranks
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import rewrite, tensors_of
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 IDS = np.arange(20, 44)[None]
 LAYER = "thinker.model.layers.0."
 
@@ -206,3 +212,67 @@ def test_nothing_is_said_where_nothing_is_lost(folder):
         warnings.simplefilter("always")
         load(folder)
     assert not [warning for warning in said if "stored in different ways" in str(warning.message)]
+
+
+def test_parts_have_the_groups_of_the_whole(tmp_path):
+    """Also a talker that comes later, and a vocoder, of which nothing is codes."""
+    geometry = json.loads((CONFIGS / "tiny.json").read_text())
+    geometry["thinker_config"]["text_config"]["moe_intermediate_size"] = 96  # by groups of 32, what the talker has by 64
+    write_tiny_checkpoint(tmp_path / "start", geometry=geometry, seed=6)
+    whole = load(tmp_path / "start", Whole, quantize="int4")
+    kinds = state(whole)
+    model = load(tmp_path / "start", Whole, quantize="int4", enable_audio_output=False)
+    for _ in range(2):
+        model.enable_talker()
+        own = state(model)
+        assert own.keys() == kinds.keys() and all((value == kinds[name]).all() for name, value in own.items())
+        model.disable_talker()
+    alone = state(load(tmp_path / "start", Talker, quantize="int4"))
+    assert all((value == kinds["talker." + name]).all() for name, value in alone.items())
+    assert load(tmp_path / "start", Code2Wav, quantize="int8").dtype == ms.float32
+    assert whole.num_parameters() == load(tmp_path / "start", Whole).num_parameters()
+
+
+def test_files_of_ranks_are_not_rounded_while_they_are_read(tiny_checkpoint, tmp_path):
+    convert_for_ranks(tiny_checkpoint, tmp_path / "cut", 2, "ep", progress=False)
+    request = Request(tmp_path / "cut", {}, {}, quantize="int8")
+    with pytest.raises(InputError, match=r"cut for ranks.*leave quantize= out"):
+        Thinker._plan(
+            Thinker._configuration(tmp_path / "cut", request), tmp_path / "cut", request, read_rank_index(tmp_path / "cut")
+        )
+
+
+@pytest.fixture(scope="module")
+def coded(tiny_checkpoint):
+    return load(tiny_checkpoint, quantize="int8")
+
+
+def test_numbers_do_not_replace_codes_when_saving(coded, tmp_path):
+    matrix = "model.layers.0.self_attn.q_proj.weight"
+    for name in (matrix, matrix + "_scale"):
+        value = coded.get_parameter(name).astype(ms.float32)
+        with pytest.raises(InputError, match=rf"{name}, stored as codes.*without quantize="):
+            coded.save_pretrained(tmp_path / "saved", state_dict={name: value})
+    assert not (tmp_path / "saved").exists()
+    norm = "model.norm.weight"
+    coded.save_pretrained(tmp_path / "saved", state_dict={norm: coded.get_parameter(norm) * 2})
+    assert (load(tmp_path / "saved").get_parameter(norm).asnumpy() == 2 * coded.get_parameter(norm).asnumpy()).all()
+
+
+def test_gradients_pass_through_a_frozen_model_of_codes(coded):
+    prompt = Parameter(Tensor(np.zeros((1, 24, coded.config.text_config.hidden_size), np.float32)), name="prompt")
+    rows = coded.get_input_embeddings()(Tensor(IDS))
+
+    def loss():
+        return coded(inputs_embeds=rows + prompt, labels=IDS).loss
+
+    with pytest.raises(InputError, match=r"no gradient.*requires_grad_\(False\)"):
+        ms.grad(loss, None, [prompt])()
+    coded.requires_grad_(False)
+    (gradient,) = ms.grad(loss, None, [prompt])()
+    start, step = float(loss().asnumpy()), 1e-4
+    prompt.set_data(prompt - gradient * step)
+    assert float(loss().asnumpy()) - start == pytest.approx(-step * float((gradient**2).sum().asnumpy()), rel=0.1)
+    coded.requires_grad_()
+    names = {parameter.name for parameter in coded.trainable_params()}
+    assert "model.norm.weight" in names and not {"model.layers.0.mlp.experts.down", "lm_head.weight_scale"} & names
