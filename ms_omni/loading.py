@@ -243,6 +243,7 @@ class LoadingMixin:
     def _plan(cls, config, folder, request, rank_index):
         """The `Planned` of weights that fit the configuration. Raises `CheckpointError` for others."""
         prefix = cls.checkpoint_prefix
+        keeps = request.dtype != "float32" and keeps_bfloat16()
         if rank_index is not None:
             if request.quantize is not None:
                 raise InputError(
@@ -251,7 +252,10 @@ class LoadingMixin:
                 )
             check_counts(config, rank_index.parameters, prefix, folder)
             own = {name: kind for name, kind in rank_index.storages.items() if name.startswith(prefix)}
-            return Planned(None, [], [], {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}, set())
+            codes = {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}
+            known = rank_index.parameters if rank_index.dtype == "BF16" and keeps else ()
+            kept = {name.removeprefix(prefix) for name in known if name.startswith(prefix)}
+            return Planned(None, [], [], codes, kept)
         if request.state_dict is not None:
             reader = StateReader(request.state_dict)
         else:
@@ -274,7 +278,7 @@ class LoadingMixin:
             raise CheckpointError(f"{error}\n{left_out}") from None
         scheme = cls._scheme(config, folder, request)
         codes = storages(fills, reader, scheme, prefix)
-        kept = held_in(fills, reader, "BF16") if request.dtype != "float32" and keeps_bfloat16() else set()
+        kept = held_in(fills, reader, "BF16") if keeps else set()
         return Planned(reader, fills, unused, codes, kept)
 
     @classmethod

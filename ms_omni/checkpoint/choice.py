@@ -31,16 +31,12 @@ def storages(fills: Iterable[Fill], reader: CheckpointReader, scheme: Scheme | N
     if mixed:
         said = ", ".join(mixed[:SHOWN]) + (f" and {len(mixed) - SHOWN} more" if len(mixed) > SHOWN else "")
         warn_once(
-            f"{reader.folder}: the tensors of {said} are stored in different ways, and are kept in bfloat16 together",
+            f"{reader.folder}: the tensors of {said} are stored in different ways, and are held as the numbers that these stand for",
             stacklevel=caller_level(),
         )
     return {name: storage for name, found in kinds.items() if len(found) == 1 and (storage := next(iter(found)))}
 
 
 def held_in(fills: Iterable[Fill], reader: CheckpointReader, dtype: str) -> set[str]:
-    """The parameters whose stored tensors are all numbers of this dtype, by its name in the files, or stand for numbers as codes."""
-    return {
-        fill.parameter
-        for fill in fills
-        if all(reader.entries[stored].dtype == dtype or reader.storage(stored) is not None for stored, _ in fill.parts)
-    }
+    """The parameters whose stored tensors are all numbers of this dtype, by its name in the files, or codes of such."""
+    return {fill.parameter for fill in fills if all(reader.entries[stored].dtype == dtype for stored, _ in fill.parts)}

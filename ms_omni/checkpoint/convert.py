@@ -189,13 +189,13 @@ def _host_values(parameters, name):
     """A parameter's values as a numpy array: of codes what they stand for."""
     stored = _stored(parameters, name)
     if stored.scales is None:
-        return _host_array(stored.codes)
-    matrix = dequantised(Quantised(*(None if part is None else _host_array(part) for part in stored)))
+        return host_array(stored.codes)
+    matrix = dequantised(Quantised(*(None if part is None else host_array(part) for part in stored)))
     return np.swapaxes(matrix, -1, -2) if name.endswith(STACKS) else matrix
 
 
-def _host_array(parameter):
-    """bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
+def host_array(parameter):
+    """A parameter's numbers, bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
     import mindspore as ms
 
     if parameter.dtype != ms.bfloat16:

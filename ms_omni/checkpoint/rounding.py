@@ -74,7 +74,7 @@ def _search(numbers, storage, weights, codes, scales):
         return array.sum(axis, keepdims=True)
 
     def round_by(steps):
-        inverse = np.divide(1, steps, out=np.zeros_like(steps), where=steps != 0)
+        inverse = _inverse(steps)
         np.rint(np.multiply(numbers, inverse, out=scratch), out=nearest)
         np.clip(nearest, -end, end - 1, out=nearest)
 
@@ -97,6 +97,11 @@ def _search(numbers, storage, weights, codes, scales):
     scales[...] = kept.reshape(outputs, groups)
 
 
+def _inverse(steps):
+    """Of float32 steps; 0, which makes all codes 0, of those that are too small to have one."""
+    return np.divide(1, steps, out=np.zeros_like(steps), where=np.abs(steps) >= np.finfo(np.float32).tiny)
+
+
 def _feedback(moments: np.ndarray) -> np.ndarray:
     """`[32, 32, K / 32]`: by how much each later input of a block makes up for an error of an earlier one, which is divided by its own
     entry: the upper factor of the inverse of the moments, a hundredth of their mean added to the diagonal.
@@ -111,7 +116,7 @@ def _compensate(matrix, passed, storage, codes, scales):
     """Fills codes `[N, K]` anew, input by input."""
     outputs, inputs = matrix.shape
     steps = scales.astype(np.float32).repeat(inputs // scales.shape[1] // BLOCK, axis=1)  # [N, K / 32]
-    inverse = np.divide(1, steps, out=np.zeros_like(steps), where=steps != 0)
+    inverse = _inverse(steps)
     left = np.ascontiguousarray(matrix.astype(np.float32).reshape(outputs, -1, BLOCK).transpose(2, 0, 1))  # [32, N, K / 32]
     end = 2.0 ** (storage.bits - 1)
     found = codes.reshape(outputs, -1, BLOCK)

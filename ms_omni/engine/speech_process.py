@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.as_held import save_as_held
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
 from ..modeling.layer import is_coded
@@ -50,7 +51,7 @@ class SpeechProcess:
     """model: the whole one, config: with its talker; ends: see `SpeechStage`; blocks: of the pool, and what it keeps keys and values as;
     device: number of the card, among those that this process may see.
 
-    What speaks is the talker that the model holds (its weights are saved once, into a temporary folder) or, where it was loaded with
+    What speaks is the talker that the model holds (its weights are saved once as they are, codes as codes, into a temporary folder) or, where it was loaded with
     enable_audio_output=False, that of the model's folder, which so is in memory once. Raises `InputError`, `ProcessError`.
     """
 
@@ -217,19 +218,17 @@ def _weights(model, config):
     """Where talker and vocoder are loaded from: `{part: arguments}`; what has to be saved for that is removed behind it."""
     parts = {name: {"config": getattr(config, f"{name}_config").to_dict()} for name in ("talker", "code2wav")}
     words = ("variant", "key_mapping", "quantize", "quantize_group", "quantize_embeddings")
-    for name in [
-        name for name in parts if not model.has_talker or (model.folder is not None and is_coded(getattr(model, name)))
-    ]:
-        parts[name] |= {"folder": str(model.folder), **{word: getattr(model.request, word) for word in words}}
-    if all("folder" in part for part in parts.values()):
-        yield parts
+    if not model.has_talker:
+        same = {word: getattr(model.request, word) for word in words}
+        yield {name: {**part, **same, "folder": str(model.folder)} for name, part in parts.items()}
         return
     with tempfile.TemporaryDirectory(prefix="ms_omni-speech-") as folder:
         for name, part in parts.items():
-            if "folder" in part:
-                continue
-            part["folder"] = str(Path(folder) / name)
-            getattr(model, name).save_pretrained(part["folder"])
+            part["folder"], cell = str(Path(folder) / name), getattr(model, name)
+            if is_coded(cell):
+                save_as_held(cell, part["folder"], cell.config)
+            else:
+                cell.save_pretrained(part["folder"])
         yield parts
 
 

@@ -302,5 +302,7 @@ def filled(old, array, trained=True):
     new.keeps_dtype = getattr(old, "keeps_dtype", False)
     new.requires_grad = new.requires_grad and trained
     kind = str(old.dtype).lower()
+    if "clone" in vars(old):
+        new.clone = old.clone
     new.set_data(Tensor.from_numpy(array.astype(MODEL_TYPES.get(kind, array.dtype))))
     return new

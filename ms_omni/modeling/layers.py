@@ -37,8 +37,9 @@ class Matrix(Layer):
         return logits
 
     def resize(self, size: int, deviation: float | None) -> None:
-        """Another N, in new Parameters: new rows are the mean of the old ones, or normal numbers of that deviation. Codes stay codes."""
-        self.widen("weight")
+        """Another N, in new Parameters: new rows are the mean of the old ones, or normal numbers of that deviation. What is
+        stored in some way stays so.
+        """
         stored = self.quantised("weight") if self.coded else self.weight
         old = dequantised(_arrays(stored)) if self.coded else stored.astype(ms.float32).asnumpy()
         kept, added = min(size, len(old)), max(size - len(old), 0)
@@ -50,6 +51,8 @@ class Matrix(Layer):
             for name, parts in zip(("weight", "weight_scale", "weight_offset"), _joined(_arrays(stored), kept, new)):
                 if parts is not None:
                     setattr(self, name, filled(getattr(self, name), parts))
+        elif self.kept:
+            self.weight = filled(stored, np.concatenate([old[:kept], new]))
         else:
             new = Tensor(np.concatenate([old[:kept], new])).astype(stored.dtype)
             self.weight = Parameter(new, name=stored.name, requires_grad=stored.requires_grad)

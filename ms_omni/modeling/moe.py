@@ -35,7 +35,7 @@ class Experts(Layer):
 
     @property
     def dtype(self):
-        return self.computed
+        return self.down.dtype if self.as_computed else self.computed
 
     def construct(self, x, weights, indices):
         return ops.experts(x, *self.operands(), weights, indices, self.first)

@@ -25,7 +25,8 @@ def convert_for_ranks(
 ):
     """Writes the checkpoint `src` (published or converted) to the new folder `dst`, cut for `ranks` processes.
 
-    strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own. prepare: what is
+    strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own, and bfloat16 beside codes
+    where the source has that. prepare: what is
     done to the weights on the way, see `ms_omni.checkpoint.prepare`.
     Raises `CheckpointError`, and `InputError` for a number of ranks that the plan cannot serve.
     """
@@ -38,9 +39,12 @@ def convert_for_ranks(
     checkpoint = Cuttable(src, _is_tied(config), prepare)
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
     parts = [plan.place(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
-    return checkpoint.write(
-        dst, parts, dtype_name(numpy_dtype(setup(dtype).dtype)), plan=strategy, options=options, progress=progress
-    )
+    numbers = [
+        stored for name, fill in checkpoint.fills.items() if name not in checkpoint.storages for stored, _ in fill.parts
+    ]
+    kept = checkpoint.storages and {checkpoint.reader.entries[stored].dtype for stored in numbers} == {"BF16"}
+    kind = "BF16" if dtype is None and kept else dtype_name(numpy_dtype(setup(dtype).dtype))
+    return checkpoint.write(dst, parts, kind, plan=strategy, options=options, progress=progress)
 
 
 def convert_from_ranks(src, dst, *, progress=True):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -180,3 +181,14 @@ def test_descriptions_of_weights_that_are_no_longer_so_are_left_behind(folders, 
     (small / "quantize_config.json").write_text("{}")
     convert(small, tmp_path / "back", progress=False)
     assert not (tmp_path / "back" / "quantize_config.json").exists()
+
+
+@pytest.mark.parametrize("bits, group", [(8, None), (4, 32)])
+def test_numbers_too_small_for_a_scale_become_zero(bits, group):
+    storage = Storage(bits, group)
+    numbers = np.zeros((2, 64), np.float32)
+    numbers[:, ::2] = 1e-40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = rounded(numbers, storage)
+    assert np.abs(dequantised(codes)).max() <= 1e-36

@@ -114,6 +114,28 @@ def test_a_model_without_a_folder(requests, alone, model, monkeypatch, tmp_path)
     close(engine)
 
 
+@pytest.mark.parametrize("source", ["folder", "changed"])
+def test_a_talker_of_codes_speaks_as_it_is_in_memory(source, requests, monkeypatch):
+    """Also one that was changed since, or has no folder; and one that the process rounds itself."""
+    from ms_omni import Qwen3OmniMoeForConditionalGeneration
+
+    options = {"compile_steps": False, "progress": False, "quantize": "int8"}
+    whole = Qwen3OmniMoeForConditionalGeneration.from_pretrained(MINIATURE, **options)
+    kind = next(kind for kind, request in enumerate(requests) if "return_audio" not in request)
+    speaking = whole
+    if source == "folder":
+        speaking = Qwen3OmniMoeForConditionalGeneration.from_pretrained(MINIATURE, **options, enable_audio_output=False)
+    else:
+        scale = whole.talker.get_parameter("model.layers.0.self_attn.o_proj.weight_scale")
+        scale.set_data(scale * 2)
+        monkeypatch.setattr(whole, "folder", None)
+    found = []
+    for engine in (Engine(whole), Engine(speaking, speech="process")):
+        found.append(answer(list(engine.events(engine.add(**requests[kind])))))
+        engine.close()
+    assert found[0] == found[1]
+
+
 def test_when_speech_is_killed_text_goes_on(writer, ask, alone, requests):
     engine = Engine(writer, speech="process")
     question = ask("Say 374 and then say 12.")

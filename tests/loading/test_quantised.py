@@ -14,13 +14,17 @@ from ms_omni import Qwen3OmniMoeForConditionalGeneration as Whole
 from ms_omni import Qwen3OmniMoeTalkerForConditionalGeneration as Talker
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.checkpoint import convert, read_rank_index
+from ms_omni.checkpoint.choice import held_in, storages
+from ms_omni.checkpoint.header import Entry
 from ms_omni.checkpoint.open import open_checkpoint
+from ms_omni.checkpoint.plan import Fill
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.loading import Request
 from ms_omni.modeling import ops
 from ms_omni.outputs import TextDelta
 from ms_omni.parallel.export import convert_for_ranks
+from ms_omni.quantised import Storage
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import rewrite, tensors_of
 
@@ -205,6 +209,28 @@ def test_damaged_codes_are_one_error_each(tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
         load(tmp_path / "codes")
+
+
+def test_what_is_stored_in_different_ways_loses_nothing(tmp_path):
+    """One expert in bfloat16 among codes: the stack has the numbers that all of them stand for, not rounded to bfloat16."""
+    fills = [
+        Fill("mixed", (2, 64), (("codes", None), ("numbers", None))),
+        Fill("codes", (2, 64), (("codes", None),)),
+        Fill("kept", (2, 64), (("numbers", None),)),
+    ]
+
+    class Reader:
+        folder, entries = (
+            tmp_path,
+            {"codes": Entry("codes", "F32", (2, 64), "", 0, 0), "numbers": Entry("numbers", "BF16", (2, 64), "", 0, 0)},
+        )
+
+        def storage(self, name):
+            return Storage(8, None, "float16") if name == "codes" else None
+
+    with pytest.warns(UserWarning, match="mixed are stored in different ways, and are held as the numbers"):
+        assert storages(fills, Reader(), None, "") == {"codes": Storage(8, None, "float16")}
+    assert held_in(fills, Reader(), "BF16") == {"kept"}
 
 
 def test_nothing_is_said_where_nothing_is_lost(folder):

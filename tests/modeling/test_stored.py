@@ -134,7 +134,7 @@ def test_codes_have_no_gradient():
 
 def test_a_table_grows_however_it_is_stored(storage):
     layer, ids = Embedding(7, INPUTS), Tensor(np.arange(9, dtype=np.int32))
-    weight = fill(layer, "weight", storage)
+    weight, kind = fill(layer, "weight", storage), layer.weight.dtype
     layer.resize(9, None)
     grown = layer(ids).asnumpy()
     mean = weight.mean(axis=0)
@@ -142,6 +142,7 @@ def test_a_table_grows_however_it_is_stored(storage):
     close(Tensor(grown[:7]), weight)
     step = np.abs(mean).max() / (7 if storage != KEPT and storage.bits == 4 else 100)
     assert np.abs(grown[7:] - mean).max() <= step
+    assert layer.weight.dtype == kind
     layer.resize(3, 0.1)
     assert layer(ids[:3]).asnumpy().tolist() == grown[:3].tolist() and len(layer.operands()[0].shape) == 2
 

@@ -12,6 +12,8 @@ from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.checkpoint.plan import plan_loading
 from ms_omni.checkpoint.rank_files import RankFile
 from ms_omni.errors import InputError
+from ms_omni.loading import Request
+from ms_omni.modeling import ops
 from ms_omni.parallel.export import convert_for_ranks, convert_from_ranks
 from ms_omni.parallel.plan import split
 from ms_omni.quantised import Storage
@@ -41,6 +43,12 @@ def test_files_of_ranks_hold_codes_and_together_they_are_the_folder(plan, quanti
     convert_for_ranks(folders[quantize], tmp_path / "cut", ranks, plan, progress=False)
     index = read_rank_index(tmp_path / "cut")
     files = [RankFile(tmp_path / "cut", index, rank) for rank in range(ranks)]
+    assert index.dtype == "BF16"  # what is no codes stays as it was
+    if ops.keeps_bfloat16():
+        config = Qwen3OmniMoeForConditionalGeneration.config_class.from_pretrained(tmp_path / "cut")
+        request = Request(tmp_path / "cut", {}, {})
+        planned = Qwen3OmniMoeForConditionalGeneration._plan(config, tmp_path / "cut", request, index)
+        assert "thinker.model.embed_tokens.weight" in planned.kept
     whole = open_checkpoint(folders[quantize])
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
     held = dict.fromkeys(index.storages, 0)

@@ -1,5 +1,6 @@
 // Matrices as they are stored, widened to float32 in registers: float32, bfloat16, or codes of 8 or 4 bits with scales and
-// offsets, which lie as quantised.py says. Whatever a matrix is stored as, its numbers are those of its dequantised form.
+// offsets, which lie as quantised.py says. Whatever a matrix is stored as, its numbers are those of its dequantised form,
+// but for the last bit where there are offsets: code * scale + offset is rounded once here.
 
 #pragma once
 
