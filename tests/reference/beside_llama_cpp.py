@@ -183,7 +183,9 @@ def main():
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
 
     from ms_omni.config import load_named_config
+    from ms_omni.runtime import setup
 
+    setup("float32")
     text = load_named_config("published").thinker_config.text_config
     for kind in options.kinds.split(","):
         with tempfile.TemporaryDirectory() as folder:
