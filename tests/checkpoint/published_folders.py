@@ -22,12 +22,14 @@ def scales(shape, dtype=np.float16, seed=1):
 
 
 def gptq(bits=4, zeros=None, minus_one=True, seed=0, order=None):
-    """One matrix: (its tensors, the weight that they stand for)."""
+    """One matrix: (its tensors, the weight that they stand for). minus_one: is taken off the words of the zero points, as GPTQModel does."""
     q, s = numbers(bits, seed=seed), scales((K // GROUP, N))
     z = np.full((K // GROUP, N), 2 ** (bits - 1), np.uint8) if zeros is None else zeros
     group_of = np.arange(K) // GROUP if order is None else order
     weight = (q.astype(np.float32) - z.T[:, group_of]) * s.T[:, group_of].astype(np.float32)
-    tensors = {"qweight": pack("gptq", q, bits), "qzeros": pack("packed", z - minus_one, bits), "scales": s}
+    ones = np.uint32(minus_one * (0xFFFFFFFF // (2**bits - 1)))
+    words = (pack("packed", z, bits).view(np.uint32) - ones).view(np.int32)
+    tensors = {"qweight": pack("gptq", q, bits), "qzeros": words, "scales": s}
     return tensors | ({} if order is None else {"g_idx": order.astype(np.int32)}), weight
 
 

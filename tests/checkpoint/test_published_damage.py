@@ -167,6 +167,21 @@ CONTRADICTIONS = {
         {"quantization_config": compressed({**ASYMMETRIC, "symmetric": True})},
         "weight_zero_point, but the configuration says symmetric",
     ),
+    "no zero points": (
+        "compressed-tensors",
+        {"quantization_config": compressed({**ASYMMETRIC, "strategy": "tensor", "group_size": None})},
+        "weight_scale is",
+    ),
+    "blocks of whole numbers": (
+        "compressed-tensors",
+        {"quantization_config": compressed({**ASYMMETRIC, "strategy": "block"})},
+        "has scales by block, expected one of tensor, channel",
+    ),
+    "no order": (
+        "compressed-tensors",
+        {"quantization_config": compressed({**ASYMMETRIC, "actorder": "dynamic"})},
+        "but no weight_g_idx",
+    ),
     "no target": (
         "compressed-tensors",
         {
@@ -196,16 +211,50 @@ def test_values_that_contradict_the_configuration(tmp_path):
     for number, (parts, expected) in enumerate(
         (
             (gptq(zeros=zeros)[0], "zero points reach from 5 to 8, expected 8"),
-            (gptq(order=order)[0], "g_idx orders the groups, but the configuration says no desc_act"),
+            (gptq(order=order)[0], "g_idx orders the groups, but the configuration says nothing of it"),
         )
     ):
         reader = opened(tmp_path / str(number), {MODULES[0]: parts}, "gptq")
         for read in (reader.array, reader.codes):
             with pytest.raises(CheckpointError, match=f"{MODULES[0]}: .*{expected}"):
                 read(f"{MODULES[0]}.weight")
-    parts = packed_parts() | {"weight_shape": np.array([N, K - 8])}
-    reader = opened(tmp_path / "shape", {MODULES[0]: parts}, "compressed-tensors")
-    with pytest.raises(CheckpointError, match="weight_shape says"):
+    for word, stored, expected in (
+        ("weight_shape", np.array([N, K - 8]), "weight_shape says"),
+        ("weight_g_idx", order.astype(np.int32), "g_idx orders the groups, but the configuration says nothing of it"),
+    ):
+        reader = opened(tmp_path / word, {MODULES[0]: packed_parts() | {word: stored}}, "compressed-tensors")
+        with pytest.raises(CheckpointError, match=expected):
+            reader.array(f"{MODULES[0]}.weight")
+
+
+@pytest.mark.parametrize(
+    "bits, stored", [(4, [3, 15, 7]), (4, [15, 15, 15]), (8, [255, 1, 4]), (2, [3, 0, 0]), (3, [1, 2, 7])]
+)
+def test_zero_points_that_tools_read_differently(tmp_path, bits, stored):
+    """In version 1 of GPTQ a stored 2^bits - 1 is a zero point of 0, for which each tool does something else to its neighbours."""
+    stream = np.zeros((GROUPS, N), np.uint8)
+    stream[0, : len(stored)] = stored
+    words = np.packbits((stream[..., None] >> np.arange(bits)) & 1, axis=None, bitorder="little").view(np.int32)
+    parts = {"qweight": np.zeros((K * bits // 32, N), np.int32), "qzeros": words.reshape(GROUPS, -1)}
+    parts["scales"] = scales((GROUPS, N))
+    said = {"quantization_config": {**GPTQ, "bits": bits, "sym": False}}
+    reader = opened(tmp_path / "a", {MODULES[0]: parts}, "gptq", **said)
+    with pytest.raises(CheckpointError, match="zero points of 0 in version 1 of GPTQ.*take a checkpoint in version 2"):
+        reader.array(f"{MODULES[0]}.weight")
+    stream[0, : len(stored)] = 0
+    stream[0, -1] = 2**bits - 2  # the largest zero point
+    words = np.packbits((stream[..., None] >> np.arange(bits)) & 1, axis=None, bitorder="little").view(np.int32)
+    parts["qzeros"] = words.reshape(GROUPS, -1)
+    array = opened(tmp_path / "b", {MODULES[0]: parts}, "gptq", **said).array(f"{MODULES[0]}.weight")
+    np.testing.assert_allclose(array[-1, 0], -(2**bits - 1) * parts["scales"][0, -1].astype(np.float32), rtol=2**-8)
+
+
+def test_shapes_that_no_tool_writes(tmp_path):
+    """Twelve outputs leave half a word of zero points out."""
+    parts = {word: array[:, :12] for word, array in gptq_parts().items()}
+    said = {"quantization_config": {**GPTQ, "sym": False}}
+    reader = opened(tmp_path / "a", {MODULES[0]: parts | {"qzeros": parts["qzeros"][:, :1]}}, "gptq", **said)
+    with pytest.raises(CheckpointError, match=f"(?s)does not hold what GPTQ writes.*{MODULES[0]}: "):
         reader.array(f"{MODULES[0]}.weight")
 
 

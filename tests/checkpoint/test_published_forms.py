@@ -76,9 +76,11 @@ def test_where_the_configuration_stands(tmp_path, place):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
 def test_zero_points_of_both_versions(tmp_path, bits, version):
-    zeros = numbers(bits, (K // GROUP, N), seed=5).clip(1)
+    zeros = numbers(bits, (K // GROUP, N), seed=5)
+    zeros[0, :3] = 0  # in version 1 they borrow from their neighbours
     tensors, weight = gptq(bits, zeros, minus_one=version == "gptq")
-    said = {**GPTQ, "bits": bits, "sym": False, "checkpoint_format": version}
+    meta = {"quantizer": ["optimum:1.24", "gptqmodel:2.2.0"]}
+    said = {**GPTQ, "bits": bits, "sym": False, "checkpoint_format": version, "meta": meta}
     folder = write(tmp_path / "a", {MODULES[0]: tensors}, {"quantization_config": said})
     check(open_checkpoint(folder), weight, Storage(4 if bits < 8 else 8, GROUP, "float16", "float32"))
 
@@ -91,12 +93,17 @@ def test_groups_ordered_by_activations_are_dequantised_and_that_is_said(tmp_path
     check(reader, weight, None)
 
 
-def test_bits_of_single_modules(tmp_path):
+OF_SINGLE = {  # the first that fits counts, a name before patterns; those of other modules reach further than these
+    "dynamic": {"-:.*": {}, f"+:{MODULES[1]}": {"bits": 8}, ".*_proj": {"bits": 4}, "+:.*q.*": {"bits": 2}},
+    "extra_config": {".*": {"bits": 16}, ".*_proj": {"bits": 4, "sym": None}, ".*q.*": {"bits": 2}, MODULES[1]: {"bits": 8}},
+}
+
+
+@pytest.mark.parametrize("key", OF_SINGLE)
+def test_bits_of_single_modules(tmp_path, key):
     (first, weight), (second, other) = gptq(4), gptq(8, seed=7)
-    dynamic = {f"+:{MODULES[1]}": {"bits": 8}, "-:.*mlp.*": {}}
-    folder = write(
-        tmp_path / "a", {MODULES[0]: first, MODULES[1]: second}, {"quantization_config": {**GPTQ, "dynamic": dynamic}}
-    )
+    said = {**GPTQ, "bits": 3, key: OF_SINGLE[key]}
+    folder = write(tmp_path / "a", {MODULES[0]: first, MODULES[1]: second}, {"quantization_config": said})
     reader = open_checkpoint(folder)
     check(reader, weight, Storage(4, GROUP, "float16"))
     check(reader, other, Storage(8, GROUP, "float16"), f"{MODULES[1]}.weight")
@@ -109,6 +116,45 @@ def test_groups_that_int4_does_not_have_are_dequantised(tmp_path):
     parts = {"weight_packed": cases.pack("packed", q, 4), "weight_scale": s, "weight_shape": np.array([N, K])}
     reader = open_checkpoint(write(tmp_path / "a", {MODULES[0]: parts}, {"quantization_config": said}))
     check(reader, (q.astype(np.float32) - 8) * np.repeat(s.astype(np.float32), 16, axis=1), None)
+
+
+def compressed(**weights):
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", **weights}}
+    return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": group}}}
+
+
+@pytest.mark.parametrize("actorder", ["group", "dynamic", True, "weight", "static", None, "untouched"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_groups_that_compressed_tensors_orders(tmp_path, actorder, packed):
+    """ "dynamic" is another word for "group" and "static" for "weight"; a matrix that was never ordered has -1."""
+    q, s = numbers(4), scales((N, K // GROUP), ml_dtypes.bfloat16)
+    order = np.random.RandomState(3).permutation(np.arange(K) // GROUP)
+    parts = {"weight_packed": cases.pack("packed", q, 4)} if packed else {"weight": q.astype(np.int8) - 8}
+    parts["weight_scale"] = s
+    ordered = actorder in ("group", "dynamic", True, "untouched")
+    if ordered:
+        parts["weight_g_idx"] = (np.full(K, -1) if actorder == "untouched" else order).astype(np.int32)
+    said = compressed(strategy="group", group_size=GROUP, actorder="group" if actorder == "untouched" else actorder)
+    reader = open_checkpoint(write(tmp_path / "a", {MODULES[0]: parts}, said))
+    groups = order if ordered and actorder != "untouched" else np.arange(K) // GROUP
+    weight = (q.astype(np.float32) - 8) * s.astype(np.float32)[:, groups]
+    check(reader, weight, None if ordered else Storage(4, GROUP))
+
+
+@pytest.mark.parametrize("strategy, shape", [("tensor", (1,)), ("channel", (N, 1)), (None, (N, K // GROUP))])
+@pytest.mark.parametrize("packed", [True, False])
+def test_zero_points_of_compressed_tensors(tmp_path, strategy, shape, packed):
+    """Of the whole matrix they are not packed; without a strategy the size of a group says it."""
+    q, s, zeros = numbers(4), scales(shape, ml_dtypes.bfloat16), numbers(4, shape, seed=4)
+    parts = {"weight_packed": cases.pack("packed", q, 4)} if packed else {"weight": q.astype(np.int8) - 8}
+    whole = strategy == "tensor" or not packed
+    parts["weight_zero_point"] = zeros.astype(np.int8) - 8 if whole else cases.pack("packed", zeros.T, 4).T
+    said = compressed(symmetric=False, strategy=strategy, group_size=None if strategy else GROUP)
+    reader = open_checkpoint(write(tmp_path / "a", {MODULES[0]: parts | {"weight_scale": s}}, said))
+    s, zeros = (np.broadcast_to(array, (N, array.size // N or 1)).astype(np.float32) for array in (s, zeros))
+    s, zeros = (array.repeat(K // array.shape[1], axis=1) for array in (s, zeros))
+    kept = Storage(4, None if strategy else GROUP, offset="float32")
+    check(reader, (q - zeros) * s, kept)
 
 
 @pytest.mark.parametrize("kind", ["W8A8_DYNAMIC", "W8A8", "W8A8_old", "W8A16", "W4A4_DYNAMIC", "WFP8AFP8_DYNAMIC"])

@@ -1,7 +1,8 @@
 """compressed-tensors, as llm-compressor writes it (compressed_tensors/compressors/{pack,naive}_quantized/base.py).
 
 pack-quantized     weight_packed int32 [N, K bits / 32], weight_scale [N, G], weight_shape int64 [2];
-                   weight_zero_point int32 [N bits / 32, G] where it is not symmetric, packed along the outputs
+                   weight_zero_point where it is not symmetric: int32 [N bits / 32, G] packed along the outputs, int8 [1] of
+                   the whole matrix; weight_g_idx int32 [K], the group of each input (`actorder`, until 0.19)
 int-quantized, naive-quantized    weight int8 [N, K], weight_scale [N, G], weight_zero_point int8 [N, G]
 float-quantized    weight float8 [N, K], weight_scale of the matrix, of channels [N, 1], of groups [N, G] or of blocks
 
@@ -21,9 +22,27 @@ from ms_omni.errors import CheckpointError
 
 from .bits import unpack_bits, words_of
 from .fp8 import FLOAT8, scale_of, spread
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
+from .matrix import (
+    Decoded,
+    Matrix,
+    Misfit,
+    expect,
+    expect_scales,
+    groups_of,
+    need,
+    offsets_of,
+    order_of,
+    storage_for,
+    two_axes,
+)
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
+STRATEGIES = ("tensor", "channel", "group", "tensor_group")
+ORDERED = (
+    "group",
+    "dynamic",
+    "true",
+)  # what `actorder` may be; "weight" and its alias "static" order nothing that is stored
 WORDS = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"}
 
 
@@ -57,14 +76,14 @@ class CompressedTensors:
 
     def matrix(self, module, parts):
         said = self._weights(module)
-        if "weight_packed" in parts:
-            return self._packed(parts, said)
-        need(parts, "weight", "weight_scale")
-        if parts["weight"].dtype in FLOAT8:
-            expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
-            dtype, block = scale_of(parts, "weight_scale", said.get("block_structure"), said.get("group_size"))
-            return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word="weight_scale", block=block))
-        return self._whole(parts, said)
+        if "weight" not in parts or parts["weight"].dtype not in FLOAT8:
+            return self._integers(parts, said)
+        need(parts, "weight_scale")
+        if "weight_g_idx" in parts:
+            raise Misfit("is float8 in groups that weight_g_idx orders, which is not read")
+        expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
+        dtype, block = scale_of(parts, "weight_scale", said.get("block_structure"), said.get("group_size"))
+        return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word="weight_scale", block=block))
 
     def _weights(self, module) -> Mapping:
         """What is said of the weights of a module: by its name, then by a pattern, then by its kind (`Linear`)."""
@@ -85,46 +104,45 @@ class CompressedTensors:
             raise Misfit("is quantised, but its config_groups say nothing of weights")
         return weights
 
-    def _packed(self, parts, said):
-        need(parts, "weight_packed", "weight_scale")
-        bits, symmetric, ordered = (
-            _int_bits(said),
-            bool(said.get("symmetric", True)),
-            said.get("actorder") in ("group", True),
-        )
-        outputs, words = two_axes(parts, "weight_packed")
-        grouped = said.get("strategy") in ("group", "tensor_group")
-        count = parts["weight_scale"].shape[-1] if parts["weight_scale"].shape else 1
-        inputs = count * said["group_size"] if grouped and said.get("group_size", 0) > 0 else words * 32 // bits
-        groups = groups_of(inputs, said.get("group_size")) if grouped else 1
-        expect(parts, "weight_packed", ("I32",), (outputs, words_of(inputs, bits)))
-        scale = expect_scales(parts, "weight_scale", *((outputs, groups),) if grouped else _single(outputs, said))
-        if not symmetric and said.get("strategy") != "tensor":
+    def _integers(self, parts, said):
+        """Whole numbers, packed into words or one in each byte."""
+        packed = "weight_packed" in parts
+        word = "weight_packed" if packed else "weight"
+        need(parts, word, "weight_scale")
+        bits, symmetric, group = _int_bits(said), bool(said.get("symmetric", True)), said.get("group_size")
+        strategy = str(said.get("strategy") or ("tensor" if group is None else "group" if group > 0 else "channel")).lower()
+        if strategy not in STRATEGIES:
+            raise Misfit(f"has scales by {strategy}, expected one of {', '.join(STRATEGIES)}")
+        outputs, inputs = two_axes(parts, word)
+        grouped = "group" in strategy
+        if packed:  # the last word of a row may have gaps
+            counted = grouped and group and len(parts["weight_scale"].shape) == 2
+            inputs = parts["weight_scale"].shape[1] * group if counted else inputs * 32 // bits
+        groups = groups_of(inputs, group) if grouped else 1
+        expect(parts, word, ("I32",) if packed else ("I8",), (outputs, words_of(inputs, bits) if packed else inputs))
+        shapes = {"tensor": ((1,), ()), "channel": ((outputs, 1), (outputs,))}.get(strategy, ((outputs, groups),))
+        scale = expect_scales(parts, "weight_scale", *shapes)
+        packed_zeros = packed and strategy in ("group", "channel")
+        if not symmetric:
             need(parts, "weight_zero_point")
-            expect(parts, "weight_zero_point", ("I32",), (words_of(outputs, bits), groups))
-        elif "weight_zero_point" in parts:
+            if packed_zeros:
+                expect(parts, "weight_zero_point", ("I32",), (words_of(outputs, bits), groups))
+            else:
+                expect(parts, "weight_zero_point", ("I8",), *shapes)
+        elif packed_zeros and "weight_zero_point" in parts:
             raise Misfit("holds weight_zero_point, but the configuration says symmetric")
+        ordered = str(said.get("actorder")).lower() in ORDERED and groups > 1
         if ordered:
             need(parts, "weight_g_idx")
+        if "weight_g_idx" in parts:
+            expect(parts, "weight_g_idx", ("I32",), (inputs,))
         storage, why = storage_for(bits, (outputs, inputs), groups, scale, None if symmetric else "F32")
         if ordered:
             storage, why = None, "actorder orders its groups by activations"
-        decode = partial(_decode_packed, bits=bits, inputs=inputs, symmetric=symmetric, ordered=ordered)
+        decode = partial(
+            _decode, bits=bits, inputs=inputs, symmetric=symmetric, packed_zeros=packed_zeros, groups=groups, ordered=ordered
+        )
         return Matrix((outputs, inputs), scale, storage, why, decode)
-
-    def _whole(self, parts, said):
-        bits, symmetric = _int_bits(said), bool(said.get("symmetric", True))
-        outputs, inputs = two_axes(parts, "weight")
-        expect(parts, "weight", ("I8",), (outputs, inputs))
-        grouped = said.get("strategy") in ("group", "tensor_group")
-        groups = groups_of(inputs, said.get("group_size")) if grouped else 1
-        shapes = ((outputs, groups),) if grouped else _single(outputs, said)
-        scale = expect_scales(parts, "weight_scale", *shapes)
-        if not symmetric:
-            need(parts, "weight_zero_point")
-            expect(parts, "weight_zero_point", ("I8",), *shapes)
-        storage, why = storage_for(bits, (outputs, inputs), groups, scale, None if symmetric else "F32")
-        return Matrix((outputs, inputs), scale, storage, why, partial(_decode_whole, bits=bits, symmetric=symmetric))
 
 
 def _int_bits(said) -> int:
@@ -134,36 +152,32 @@ def _int_bits(said) -> int:
     return bits
 
 
-def _single(outputs, said) -> tuple[tuple[int, ...], ...]:
-    """Shapes of one scale for each output, or for the matrix."""
-    return ((1,), ()) if said.get("strategy") == "tensor" else ((outputs, 1), (outputs,))
-
-
 def _rows(array, outputs) -> np.ndarray:
     """Scales or zero points as `[N, G]`."""
     array = array.reshape(1, 1) if array.size == 1 else array.reshape(outputs, -1)
     return np.ascontiguousarray(np.broadcast_to(array, (outputs, array.shape[1])))
 
 
-def _decode_packed(arrays, bits, inputs, symmetric, ordered):
-    words = arrays["weight_packed"]
-    said = tuple(arrays["weight_shape"].tolist()) if "weight_shape" in arrays else (len(words), inputs)
-    if said != (len(words), inputs):
-        raise Misfit(f"weight_shape says {list(said)}, its tensors are of a matrix {[len(words), inputs]}")
-    half, scales = 1 << (bits - 1), _rows(arrays["weight_scale"], len(words))
-    codes = (unpack_bits(words, bits, inputs).astype(np.int16) - half).astype(np.int8)
-    offsets = None
+def _decode(arrays, bits, inputs, symmetric, packed_zeros, groups, ordered):
+    half = 1 << (bits - 1)
+    if "weight_packed" in arrays:
+        words = arrays["weight_packed"]
+        said = tuple(arrays["weight_shape"].tolist()) if "weight_shape" in arrays else (len(words), inputs)
+        if said != (len(words), inputs):
+            raise Misfit(f"weight_shape says {list(said)}, its tensors are of a matrix {[len(words), inputs]}")
+        codes = (unpack_bits(words, bits, inputs).astype(np.int16) - half).astype(np.int8)
+    else:
+        codes = arrays["weight"]
+        if codes.min() < -half or codes.max() >= half:
+            raise Misfit(f"weight reaches from {codes.min()} to {codes.max()}, which are no {bits} bits")
+    outputs, zeros = len(codes), arrays.get("weight_zero_point")
+    scales, offsets = _rows(arrays["weight_scale"], outputs), None
+    if symmetric and zeros is not None and zeros.any():
+        raise Misfit("has weight_zero_point other than 0, but the configuration says symmetric")
     if not symmetric:
-        zeros = unpack_bits(arrays["weight_zero_point"].T, bits, len(words)).T.astype(np.int32) - half
+        zeros = unpack_bits(zeros.T, bits, outputs).T.astype(np.int32) - half if packed_zeros else _rows(zeros, outputs)
         offsets = offsets_of(zeros, scales)
-    group_of = arrays["weight_g_idx"] if ordered else None
-    return Decoded(codes, scales, offsets, group_of)
-
-
-def _decode_whole(arrays, bits, symmetric):
-    codes, half = arrays["weight"], 1 << (bits - 1)
-    if bits < 8 and (codes.min() < -half or codes.max() >= half):
-        raise Misfit(f"weight reaches from {codes.min()} to {codes.max()}, which are no {bits} bits")
-    scales = _rows(arrays["weight_scale"], len(codes))
-    offsets = None if symmetric else offsets_of(_rows(arrays["weight_zero_point"], len(codes)), scales)
-    return Decoded(codes, scales, offsets)
+    order = arrays.get("weight_g_idx")
+    if order is not None and (order == -1).any():
+        order = None  # as it is made: the tool never ordered this matrix
+    return Decoded(codes, scales, offsets, order_of(order, inputs, groups, ordered))

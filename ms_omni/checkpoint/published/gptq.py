@@ -3,8 +3,8 @@
 GPTQ (AutoGPTQ, GPTQModel, auto-round's `auto_round_extension/torch/qlinear_torch_zp.py`): numbers of 2, 3, 4 or 8 bits, along the inputs.
     qweight int32 [K bits / 32, N]   qzeros int32 [G, N bits / 32]   scales float16 [G, N]   g_idx int32 [K]
     weight[n, k] = (q - zero[g_idx[k], n]) * scales[g_idx[k], n]
-Zero points are stored minus 1, except in version 2 (`gptq_v2`, and auto-round's own formats). `desc_act` orders the groups by
-activations, so that neighbours share no scale: such matrices are dequantised.
+Zero points are stored minus 1, except in version 2 (`gptq_v2`, and auto-round's own formats): see `_zeros`. `desc_act` orders the
+groups by activations, so that neighbours share no scale: such matrices are dequantised.
 
 AWQ (AutoAWQ `gemm`): 4 bits, along the outputs, in the order of `bits.AWQ_ORDER`; zero points as they are.
     qweight int32 [K, N / 8]   qzeros int32 [G, N / 8]   scales float16 [G, N]
@@ -17,7 +17,19 @@ from functools import partial
 import numpy as np
 
 from .bits import unpack_awq, unpack_bits
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
+from .matrix import (
+    Decoded,
+    Matrix,
+    Misfit,
+    expect,
+    expect_scales,
+    groups_of,
+    need,
+    offsets_of,
+    order_of,
+    storage_for,
+    two_axes,
+)
 
 WORDS = {"qweight", "qzeros", "scales", "g_idx"}
 
@@ -63,16 +75,37 @@ class Gptq:
         words, scales = arrays["qweight"], np.ascontiguousarray(arrays["scales"].T)  # [N, G]
         inputs, (outputs, groups), half = len(words) * 32 // bits, scales.shape, 1 << (bits - 1)
         codes = (unpack_bits(words.T, bits, inputs).astype(np.int16) - half).astype(np.int8)
-        zeros = unpack_bits(arrays["qzeros"], bits, outputs).T.astype(np.int32) + self.minus_one - half
+        zeros = self._zeros(arrays["qzeros"], bits, outputs).T.astype(np.int32) - half
         if symmetric:
             _check_middle(zeros, half)
         offsets = None if symmetric else offsets_of(zeros, scales)
-        group_of = arrays["g_idx"] if ordered else None
-        if group_of is not None and (group_of.min() < 0 or group_of.max() >= groups):
-            raise Misfit(f"g_idx reaches from {group_of.min()} to {group_of.max()}, expected 0 to {groups - 1}")
-        if not ordered and "g_idx" in arrays and (arrays["g_idx"] != np.arange(inputs) // (inputs // groups)).any():
-            raise Misfit("g_idx orders the groups, but the configuration says no desc_act")
-        return Decoded(codes, scales, offsets, group_of)
+        return Decoded(codes, scales, offsets, order_of(arrays.get("g_idx"), inputs, groups, ordered))
+
+    def _zeros(self, words, bits, outputs):
+        """Zero points `[G, N]`.
+
+        Version 1 takes 1 off each, and where a zero point is 0 tools differ in what that does to its neighbours. GPTQModel and
+        auto-round take it off the whole word (`convert_gptq_v2_to_v1_format_module`, `pack_248_bits`), so the neighbour lends, and
+        adding it to the word gives all of them back. AutoGPTQ overwrites the neighbours, and of 3 bits no two releases are alike.
+        """
+        if not self.minus_one:
+            return unpack_bits(words, bits, outputs)
+        most = (1 << bits) - 1
+        single = unpack_bits(words, bits, outputs) + np.uint8(1) & np.uint8(most)
+        ones = np.uint32(0xFFFFFFFF // most)  # 1 in each number of a word
+        summed = single if bits == 3 else unpack_bits(np.ascontiguousarray(words).view(np.uint32) + ones, bits, outputs)
+        if (not single.all()) if bits == 3 else (single != summed).any() and not self._by_words():
+            raise Misfit(
+                "zero points of 0 in version 1 of GPTQ, where tools overwrite their neighbours in ways of their own, and the "
+                "configuration does not say that GPTQModel or AutoRound wrote it; take a checkpoint in version 2 (gptq_v2)"
+            )
+        return summed
+
+    def _by_words(self):
+        """Whether a tool wrote it that takes 1 off whole words."""
+        quantizer = (self.config.get("meta") or {}).get("quantizer") or ()
+        names = " ".join([quantizer] if isinstance(quantizer, str) else quantizer)
+        return "autoround_version" in self.config or self.title == "AutoRound" or "gptqmodel" in names.lower()
 
 
 class Awq:
@@ -120,19 +153,17 @@ def _check_middle(zeros, half):
         raise Misfit(f"the configuration says that it is symmetric, but its zero points reach {reach}, expected {half}")
 
 
-def overrides(config: Mapping, module: str) -> dict:
-    """What the configuration says of one module: auto-round's `extra_config`, GPTQModel's `dynamic` (regular expressions).
+def overrides(config: Mapping, module: str) -> Mapping:
+    """What the configuration says of one module: auto-round's `extra_config` (names, then regular expressions) or GPTQModel's `dynamic`.
 
-    Entries of 16 bits are for modules that were left as they are, and their patterns reach further (`.*mlp.gate.*`).
+    As in the tools the first expression that fits counts (`_expand_regex_config`, `dynamic_get`); those of modules that were left as
+    they are, of 16 bits or with `-:`, reach further than these modules (`.*mlp.gate.*`) and say nothing of a quantised one.
     """
-    said = {}
-    for name, fields in (config.get("extra_config") or {}).items():
-        if (name == module or _found(name, module)) and ((fields or {}).get("bits") or 0) < 16:
-            said.update({key: value for key, value in (fields or {}).items() if value is not None})
-    for name, fields in (config.get("dynamic") or {}).items():
-        if not name.startswith("-:") and isinstance(fields, Mapping) and _found(name.removeprefix("+:"), module):
-            said.update(fields)
-    return said
+    extra = {name: said for name, said in (config.get("extra_config") or {}).items() if ((said or {}).get("bits") or 0) < 16}
+    dynamic = {name.removeprefix("+:"): said for name, said in (config.get("dynamic") or {}).items() if name[:2] != "-:"}
+    patterns = [*extra.items(), *dynamic.items()]
+    said = extra.get(module) or next((said for pattern, said in patterns if said and _found(pattern, module)), {})
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _found(pattern, module):

@@ -116,6 +116,19 @@ def groups_of(inputs: int, group: int | None) -> int:
     return inputs // group
 
 
+def order_of(stored: np.ndarray | None, inputs: int, groups: int, ordered: bool) -> np.ndarray | None:
+    """`Decoded.group_of` of the stored groups of inputs, None where neighbours make them. ordered: whether the configuration says
+    that activations order them. Raises `Misfit` for an order that it does not say, and for groups that are not there.
+    """
+    if stored is None or (stored == np.arange(inputs) // (inputs // groups)).all():
+        return None
+    if not ordered:
+        raise Misfit("g_idx orders the groups, but the configuration says nothing of it (desc_act, actorder)")
+    if stored.min() < 0 or stored.max() >= groups:
+        raise Misfit(f"g_idx reaches from {stored.min()} to {stored.max()}, expected 0 to {groups - 1}")
+    return stored
+
+
 def offsets_of(zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Offsets of zero points: -zero * scale, in float32 (exact for scales of 16 bits)."""
     return -zeros.astype(np.float32) * scales.astype(np.float32)

@@ -143,7 +143,7 @@ class PublishedReader(CheckpointReader):
             arrays = {word: array[part.index] for word, array in arrays.items()}
         try:
             return how(self._matrices[part.module], arrays)
-        except Misfit as error:
+        except (Misfit, KeyError, IndexError, ValueError) as error:  # the last ones: of shapes that no tool writes
             raise report(
                 [f"{part.module}: {error}"], f"{self.folder} does not hold what {self.layout.title} writes"
             ) from None
