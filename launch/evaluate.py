@@ -12,16 +12,14 @@ Under msrun the processes share the model; rank 0 prints and writes.
 A comparison (--against, --quantize) says how many answers change, how far the distributions of the next token are from each other
 along the first one's answers (KL divergence in nats, share of positions at which both choose the same token), and how well each
 hears its own speech. A checkpoint that does not know the miniature's world is asked --questions, conversations of yours, or
-continues random prompts. --questions: JSON lines, each {"messages": [...]}, with "answer" where there is a right one.
+continues random prompts. --questions: JSON, each value {"messages": [...]}, with "answer" where there is a right one.
 """
 
 import argparse
 import json
-import math
 import os
 import pickle
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -38,8 +36,10 @@ from examples.miniature import held_out
 from examples.miniature.training.voices import load_clips, make_clips
 from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
-from ms_omni.bench.comparing import Asked, compare, errors, of_each_task, random_prompts, write
+from ms_omni.bench.comparing import Asked, beginning, compare, errors, interval, of_each_task, random_prompts, words, write
 from ms_omni.errors import InputError, OmniError
+from ms_omni.input.conversations import checked, read_values
+from ms_omni.input.messages import read_batch
 from ms_omni.input.spoken import spoken_turn
 from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
@@ -49,7 +49,7 @@ PARTS = {  # questions of a task that are counted once more: key, name, by the r
     "motion": ("direction", "the direction", lambda answer: answer in DIRECTIONS),
     "motion_and_digits": ("both_parts", "both parts", lambda answer: " and " in answer),
 }
-WORLD = "vocab.json"  # a checkpoint with the miniature's own file of this name knows its world
+VOCABULARY = "vocab.json"  # a checkpoint with the miniature's own file of this name knows its world
 ANSWER_TOKENS = 32  # of an answer at most
 HEARD = "What number do you hear?"
 TRANSCRIBED = "Transcribe the audio into text."  # of a question of the user's, as Qwen's evaluations ask for it
@@ -58,16 +58,25 @@ SPEECH_HZ, HEARING_HZ = 24_000, 16_000
 QUIET = 0.02  # of the loudest sample: below it is silence or noise
 MAX_TAIL_S = 1.5
 MAX_FRAMES = 200  # of one utterance: 16 s
+WORLD = ("tasks", "share", "batch", "round_trips", "fresh_voices")
+ASKED = {  # what is asked: the options that change it, beside the seed
+    "the evaluation of one checkpoint": (*WORLD, "reference_python"),
+    "a comparison in the miniature's world": (*WORLD, "answer_tokens"),
+    "a comparison by --questions": ("questions", "round_trips", "answer_tokens"),
+    "a comparison by random prompts": ("prompts", "prompt_tokens", "answer_tokens"),
+}
+ONE, IN_WORLD, QUESTIONS, PROMPTS = ASKED
+DEFAULTS = {"share": 1.0, "batch": 10, "round_trips": 40, "prompts": 16, "prompt_tokens": 64, "answer_tokens": 32}
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(ROOT / "examples/miniature"), help="checkpoint folder")
     parser.add_argument("--tasks", nargs="+", choices=[*held_out.TASKS, *EXTRAS], help="default: all of them")
-    parser.add_argument("--share", type=float, default=1.0, help="of the usual number of questions (default: 1)")
+    parser.add_argument("--share", type=float, help="of the usual number of questions (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
-    parser.add_argument("--batch", type=int, default=10, help="conversations answered together (default: 10)")
-    parser.add_argument("--round-trips", type=int, default=40, help="spoken texts for each speaker (default: 40)")
+    parser.add_argument("--batch", type=positive, help="conversations answered together (default: 10)")
+    parser.add_argument("--round-trips", type=int, help="spoken texts for each speaker (default: 40)")
     parser.add_argument("--fresh-voices", action="store_true", help="synthesise new clips with espeak-ng")
     parser.add_argument(
         "--reference-python",
@@ -81,30 +90,45 @@ def parse_arguments():
     other.add_argument("--against", metavar="DIR", help="the second one, such as --model quantised by ms-omni convert")
     other.add_argument("--quantize", choices=("int8", "int4"), help="the second one is --model, quantised while it loads")
     other.add_argument("--group", type=int, choices=(128, 64, 32), help="inputs that share a scale (--quantize)")
-    other.add_argument("--questions", type=Path, metavar="FILE", help="conversations to ask, JSON lines (see above)")
-    other.add_argument("--prompts", type=int, default=16, help="random prompts where nothing can be asked (default: 16)")
-    other.add_argument("--prompt-tokens", type=int, default=64, help="of each of them (default: 64)")
-    other.add_argument("--answer-tokens", type=int, default=32, help="of an answer at most (default: 32)")
+    other.add_argument("--questions", type=Path, metavar="FILE", help="conversations to ask, JSON (see above)")
+    other.add_argument("--prompts", type=positive, help="random prompts where nothing can be asked (default: 16)")
+    other.add_argument("--prompt-tokens", type=positive, help="of each of them (default: 64)")
+    other.add_argument("--answer-tokens", type=positive, help="of an answer at most (default: 32)")
     arguments = parser.parse_args()
     if arguments.group and not arguments.quantize:
         parser.error("--group is for --quantize")
     if arguments.against and arguments.quantize:
         parser.error("--quantize makes the second checkpoint out of --model, and --against names another; leave one out")
-    if arguments.reference_python and (arguments.against or arguments.quantize):
-        parser.error("--reference-python belongs to the evaluation of one checkpoint; leave it out of a comparison")
-    if arguments.questions and not (arguments.against or arguments.quantize):
-        parser.error("--questions is for a comparison (--against, --quantize)")
+    arguments.asked = what_is_asked(arguments)
+    for name in sorted({name for names in ASKED.values() for name in names}):
+        if getattr(arguments, name) not in (None, False) and name not in ASKED[arguments.asked]:
+            parser.error(f"--{name.replace('_', '-')} changes nothing in {arguments.asked}; leave it out")
+    tasks = arguments.tasks or ["round_trip"]
+    if arguments.round_trips is not None and "round_trip" not in tasks:
+        parser.error("--round-trips is for --tasks round_trip; leave it out")
+    if arguments.asked == IN_WORLD and "same" in tasks:
+        parser.error("--tasks same belongs to the evaluation of one checkpoint; leave it out of a comparison")
+    vars(arguments).update({name: value for name, value in DEFAULTS.items() if getattr(arguments, name) is None})
     return arguments
 
 
-def interval(right, count):
-    """Wilson's 95 % confidence interval of a share."""
-    if not count:
-        return 0.0, 1.0
-    z, share = 1.96, right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half
+def positive(text):
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
+    return number
+
+
+def what_is_asked(arguments):
+    """A key of ASKED."""
+    if not (arguments.against or arguments.quantize):
+        return ONE
+    if arguments.questions:
+        return QUESTIONS
+    own = Path(arguments.model) / VOCABULARY
+    knows = own.is_file() and own.read_bytes() == (ROOT / "examples/miniature" / VOCABULARY).read_bytes()
+    return IN_WORLD if knows else PROMPTS
 
 
 def of_rank_0(team, make, *arguments, **options):
@@ -207,46 +231,35 @@ def beside_reference(model, processor, by_task, folder, batch_size):
 
 
 def read_questions(path):
-    """Conversations of a file. Raises `InputError` that names the first line which is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--questions {path} cannot be read: {error}") from None
+    """Conversations of a file. Raises `InputError` that names the first value which is none."""
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = ()
-        if row is None:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or set(row) - {"messages", "answer"}:
-            raise InputError(
-                f'--questions {path}, line {number}: expected {{"messages": [...]}}, with "answer" if you know it'
-            )
-        found.append(held_out.Question("questions", row["messages"], row.get("answer"), False))
+    for where, row in read_values(path):
+        known = isinstance(row, dict) and isinstance(row.get("messages"), list) and not set(row) - {"messages", "answer"}
+        if not known or not isinstance(row.get("answer", ""), str):
+            raise InputError(f'{where}: expected {{"messages": [...]}}, with "answer", a text, if you know it')
+        found.append(held_out.Question("questions", checked(row["messages"], where), row.get("answer"), False))
     if not found:
         raise InputError(f"--questions {path} holds no conversation")
     return found
 
 
 def last_words(messages):
-    """What a conversation's last message says in writing, cut to what is spoken in some seconds."""
-    content = messages[-1]["content"]
-    parts = [{"text": content}] if isinstance(content, str) else content
-    return " ".join(" ".join(part["text"] for part in parts if "text" in part).split()[:WORDS])
+    """What a conversation's last message says in writing, cut to what is spoken in some seconds; "" without words."""
+    (read,), _ = read_batch([messages])
+    text = " ".join(" ".join(read[-1].texts).split())
+    return beginning(text, WORDS) if words(text) else ""
 
 
 def against(arguments, processor, folder):
-    """Asks both checkpoints, see `compare`; beside its answers stand, of each, the results of what it spoke and heard again."""
-    vocabulary = Path(arguments.model) / WORLD
-    knows = vocabulary.is_file() and vocabulary.read_bytes() == (ROOT / "examples/miniature" / WORLD).read_bytes()
-    speaks = arguments.tasks is None or "round_trip" in arguments.tasks
+    """Asks both checkpoints, see `compare`; beside its answers stand, of each, the results of what it spoke and heard again, or in words
+    why there are none, or None where nobody asked for them.
+    """
+    speaks = arguments.round_trips > 0 and "round_trip" in (arguments.tasks or ["round_trip"])
     model_class, asked, questions = Qwen3OmniMoeForConditionalGeneration, [], []
-    if arguments.questions:
+    if arguments.asked == QUESTIONS:
         questions = read_questions(arguments.questions)
         asked += [item for _, item in batches(processor, questions, 1)]
-    elif knows:
+    elif arguments.asked == IN_WORLD:
         speech = spoken_clips(arguments, folder)
         for task in (name for name in arguments.tasks or held_out.TASKS if name in held_out.TASKS):
             count = max(1, round(held_out.TASKS[task] * arguments.share))
@@ -257,14 +270,17 @@ def against(arguments, processor, folder):
         asked += random_prompts(config, processor, arguments.prompts, arguments.prompt_tokens, arguments.seed)
 
     def listen(model):
-        if not (speaks and model.has_talker):
-            return []
-        if knows and not questions:
+        if not speaks:
+            return None
+        if not model.has_talker:
+            return "it has no talker"
+        if arguments.asked == IN_WORLD:
             found = round_trips(model, processor, arguments.round_trips, arguments.seed, arguments.batch)
             return [row for rows in found.values() for row in rows]
         texts = [text for text in (last_words(item.messages) for item in questions) if text][: arguments.round_trips]
         speaker = next(iter(model.config.talker_config.speaker_id))
-        return hear(model, processor, texts, speaker, TRANSCRIBED, arguments.seed, 1, 4 * WORDS)
+        found = hear(model, processor, texts, speaker, TRANSCRIBED, arguments.seed, 1, 4 * WORDS)
+        return found or "there are no words to speak"
 
     quantised = {"quantize": arguments.quantize, "quantize_group": arguments.group} if arguments.quantize else {}
     loads = (
@@ -277,32 +293,28 @@ def against(arguments, processor, folder):
 
 def report_changes(found, unit):
     """Prints the comparison; returns its figures. unit: what errors of speech are counted in, "digits" or "words"."""
-    results = {"answers": dict(of_each_task(found["answers"])), "next_token": found["next_token"]}
+    results = {"answers": dict(of_each_task(found["answers"])), "next_token": found["next_token"], "speech": {"unit": unit}}
     print(f"{'task':24} {'asked':>6} {'right, first':>13} {'second':>7} {'lost':>5} {'won':>5} {'else':>5}")
     for name, row in results["answers"].items():
         right = [str(row[f"{side}_right"]) if row["known"] else "-" for side in ("first", "second")]
         changed = (row["right_to_wrong"], row["wrong_to_right"], row["different"])
         print(f"{name:24} {row['count']:6} {right[0]:>13} {right[1]:>7} " + " ".join(f"{number:5}" for number in changed))
     print("lost: right, then wrong; won: wrong, then right; else: another answer, neither of them right or nobody knows")
-    row = results["next_token"]
-    print(
-        f"next token: KL divergence {row['kl_mean']:.3g} nats (mean), {row['kl_p99']:.3g} (99th percentile); "
-        f"the same choice at {row['greedy_agreement']:.2%} of {row['positions']:,} positions"
-    )
-    if all(found["beside"]):
-        cut = list if unit == "digits" else words
-        results["speech"] = {"unit": unit}
-        for side, rows in zip(("first", "second"), found["beside"]):
+    if row := results["next_token"]:
+        print(
+            f"next token: KL divergence {row['kl_mean']:.3g} nats (mean), {row['kl_p99']:.3g} (99th percentile); "
+            f"the same choice at {row['greedy_agreement']:.2%} of {row['positions']:,} positions"
+        )
+    cut = list if unit == "digits" else words
+    for side, rows in zip(("first", "second"), found["beside"]):
+        if isinstance(rows, str):
+            print(f"its own speech in its own ears, {side + ':':8} left out, {rows}")
+        elif rows:
             wrong = sum(errors(cut(item["asked"]), cut(item["heard"])) for item in rows)
             count = sum(len(cut(item["asked"])) for item in rows)
             results["speech"][side] = {"errors": wrong, "count": count, "stopped": sum(item["stopped"] for item in rows)}
             print(f"its own speech in its own ears, {side + ':':8} {wrong} of {count} {unit} wrong ({wrong / count:.2%})")
     return results
-
-
-def words(text):
-    """In lower case, without marks."""
-    return re.findall(r"\w+", text.lower())
 
 
 def report(name, right, count, note=""):
@@ -371,6 +383,8 @@ def evaluate(arguments, processor, folder, alone):
     ask_tasks(model, processor, tasks, arguments, folder, speech, results, wrong)
     if "round_trip" in wanted and model.has_talker:
         report_round_trips(model, processor, arguments, results, wrong)
+    elif "round_trip" in wanted:
+        print("round trip: left out, it has no talker")
     python = arguments.reference_python if alone else None
     by_task = reference_answers(arguments.model, python, folder) if "same" in wanted else None
     if by_task is not None:
@@ -378,6 +392,10 @@ def evaluate(arguments, processor, folder, alone):
         different = [row for row in rows if row["reference"] != row["said"]]
         results["same_as_reference"] = report("same as the reference", len(rows) - len(different), len(rows))
         wrong += different
+    elif "same" in wanted:
+        print(
+            "same as the reference: left out, no answers to these weights are recorded (one process with --reference-python asks)"
+        )
     return results, wrong
 
 
@@ -388,22 +406,22 @@ def main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     processor = Qwen3OmniMoeProcessor.from_pretrained(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.against or arguments.quantize:
+        if arguments.asked != ONE:
             found = against(arguments, processor, Path(folder))
-            results = report_changes(found, "words" if arguments.questions else "digits")
+            results = report_changes(found, "words" if arguments.asked == QUESTIONS else "digits")
             changed = [row for row in found["answers"] if row["first"] != row["second"]]
             content = {"results": results, "changed": changed}
         else:
             results, wrong = evaluate(arguments, processor, Path(folder), mesh.size == 1)
             content = {"results": results, "wrong": wrong}
-    seconds = time.perf_counter() - begin
-    print(f"{seconds:.0f} s, {mesh.size} process(es)")
+    seconds = round(time.perf_counter() - begin)
+    print(f"{seconds} s, {mesh.size} process(es)")
     if arguments.json and mesh.speaks:
         about = {
             "seed": arguments.seed,
             "processes": mesh.size,
             "fresh_voices": arguments.fresh_voices,
-            "seconds": round(seconds),
+            "seconds": seconds,
             "checkpoints": compared_names(arguments),
         }
         arguments.json.write_text(json.dumps({"about": about, **content}, indent=1) + "\n", encoding="utf-8")

@@ -1,13 +1,14 @@
 """What the matrices of a model get to see while it answers questions of the user's: for `ms-omni convert --calibrate`."""
 
-import json
 import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .checkpoint.scaling import Observed
 from .errors import InputError
-from .files import open_regular, read_text
+from .files import read_text
+from .input.conversations import checked, read_values
 
 TEXTS, CONVERSATIONS = (".txt", ".md"), (".jsonl", ".json")
 PIECE = 2000  # characters of a text that are one question
@@ -16,8 +17,9 @@ MAX_TOKENS, MAX_FRAMES = 64, 32  # of an answer, in text and in speech
 
 
 def questions(files: list[str | Path]) -> list[list[dict]]:
-    """Conversations in the files: texts, pieces of which are questions; lines of `{"messages": ...}`, or of requests that hold one in
-    `"body"`; pictures, sounds and videos. Raises `InputError` for anything else.
+    """Conversations in the files: texts, pieces of which are questions; JSON values, a line each or longer, that are conversations, lists
+    of those, `{"messages": ...}`, or requests that hold one in `"body"`; pictures, sounds and videos. Raises `InputError` for anything
+    else.
     """
     found = [conversation for file in files for conversation in _read(Path(file))]
     if not found:
@@ -31,20 +33,15 @@ def _read(path: Path) -> Iterator[list[dict]]:
         text = _text(path)
         yield from (_turn(piece) for at in range(0, len(text), PIECE) if (piece := text[at : at + PIECE].strip()))
     elif suffix in CONVERSATIONS:
-        for number, line in enumerate(_text(path).splitlines(), 1):
-            if line.strip():
-                yield _conversation(line, f"{path}, line {number}")
+        yield from (_conversation(value, where) for where, value in read_values(path))
     else:
         kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
         if kind not in ("image", "audio", "video"):
             raise InputError(
                 f"{path}: expected a text ({', '.join(TEXTS)}), conversations ({', '.join(CONVERSATIONS)}), or a picture, sound or video"
             )
-        try:
-            open_regular(path).close()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-        yield [{"role": "user", "content": [{"type": kind, kind: str(path)}, {"type": "text", "text": QUESTION}]}]
+        medium = {"role": "user", "content": [{"type": kind, kind: str(path)}, {"type": "text", "text": QUESTION}]}
+        yield checked([medium], "--calibrate")
 
 
 def _text(path: Path) -> str:
@@ -58,18 +55,14 @@ def _turn(text: str) -> list[dict]:
     return [{"role": "user", "content": [{"type": "text", "text": text}]}]
 
 
-def _conversation(line: str, where: str) -> list[dict]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); every line is one conversation") from None
+def _conversation(value: Any, where: str) -> list[dict]:
     for key in ("body", "messages"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if isinstance(found, str):
-        return _turn(found)
-    if not isinstance(found, list) or not found:
+        value = value.get(key, value) if isinstance(value, dict) else value
+    if isinstance(value, str) and value.strip():
+        return _turn(value)
+    if not isinstance(value, list) or not value:
         raise InputError(f'{where}: expected {{"messages": [...]}}, or a request with such a "body"')
-    return found
+    return checked(value, where)
 
 
 def needed_gb(folder: str | Path) -> float:

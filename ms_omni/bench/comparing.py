@@ -7,6 +7,8 @@ The first has gone when the second is loaded: memory holds one of them, and the 
 """
 
 import gc
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,10 @@ import numpy as np
 from ..errors import InputError
 
 POSITIONS = 16  # compared at a time: a vocabulary is large
+UNSPACED = (
+    "\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese and Japanese, which put no blanks between words
+)
+WORD = re.compile(rf"(?=[{UNSPACED}])\w|[^\W{UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,9 @@ class Distances:
             self.same.append(p.argmax(axis=-1) == q.argmax(axis=-1))
 
     def summary(self) -> dict[str, float]:
-        """Mean and 99th percentile of the KL divergence in nats, and the share of positions where both choose the same token."""
+        """Mean and 99th percentile of the KL divergence in nats, and the share of positions where both choose the same token; {} of none."""
+        if not self.divergences:
+            return {}
         divergences = np.concatenate(self.divergences)
         return {
             "positions": len(divergences),
@@ -169,6 +177,27 @@ def errors(said: Sequence, heard: Sequence) -> int:
         for column, other in enumerate(heard, 1):
             corner, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, corner + (element != other))
     return row[-1]
+
+
+def words(text: str) -> list[str]:
+    """What errors of speech are counted in: words in lower case, without marks; of Chinese and Japanese, characters."""
+    return WORD.findall(text.lower())
+
+
+def beginning(text: str, count: int) -> str:
+    """The text up to its word number `count`."""
+    found = list(WORD.finditer(text))
+    return text[: found[count - 1].end()] if len(found) > count else text
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.96, right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
 
 
 def of_each_task(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, int]]]:

@@ -33,8 +33,8 @@ def add_arguments(parser):
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="scale inputs by what the model gets to see while it answers these (texts, .jsonl of conversations, pictures, sounds, "
-        "videos), before it is rounded; the whole model is run in memory (only with --quantize)",
+        help="scale inputs by what the model gets to see while it answers these (texts, .jsonl or .json of conversations, pictures, "
+        "sounds, videos), before it is rounded; the whole model is run in memory (only with --quantize)",
     )
     parser.add_argument(
         "--adapter",

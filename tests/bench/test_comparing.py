@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def test_random_prompts_to_a_sharper_head(tiny_checkpoint, sharper, monkeypatch,
     assert found["answers"]["all"]["same"] == found["answers"]["all"]["count"] == 3 and found["answers"]["all"]["known"] == 0
     assert found["next_token"]["positions"] == 15 and found["next_token"]["greedy_agreement"] == 1
     assert 0 < found["next_token"]["kl_mean"] < found["next_token"]["kl_p99"]
-    assert "speech" not in found  # nothing that was said means anything
-    assert "the same choice at 100.00% of 15 positions" in capsys.readouterr().out
+    assert not found["speech"].keys() & {"first", "second"}  # nothing that was said means anything
+    said = capsys.readouterr().out
+    assert "the same choice at 100.00% of 15 positions" in said and said.count("there are no words to speak") == 2
 
 
 def test_the_miniature_against_one_that_has_lost_its_head(monkeypatch, tmp_path):
@@ -78,23 +80,86 @@ def test_the_miniature_against_one_that_has_lost_its_head(monkeypatch, tmp_path)
     assert spoken["unit"] == "digits" and spoken["first"]["errors"] == 0 < spoken["second"]["errors"]
 
 
-def test_questions_of_ones_own(tiny_checkpoint, monkeypatch, tmp_path):
-    questions = tmp_path / "questions.jsonl"
+@pytest.fixture(scope="module")
+def silent(tiny_checkpoint, tmp_path_factory):
+    """The tiny checkpoint without its talker."""
+    folder = tmp_path_factory.mktemp("silent") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "enable_audio_output": False}))
+    return folder
+
+
+def test_questions_of_ones_own(tiny_checkpoint, silent, monkeypatch, tmp_path, capsys):
+    questions = tmp_path / "questions.json"
     rows = [
         {"messages": [{"role": "user", "content": "Hello!"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "And who are you?"}]}], "answer": "nobody"},
+        {"messages": [{"role": "user", "content": "???"}]},  # nothing to speak
     ]
-    questions.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    options = ("--answer-tokens", 4, "--round-trips", 1, "--json", tmp_path / "found.json", "--questions", questions)
-    arguments = ("--model", tiny_checkpoint, "--against", tiny_checkpoint, *options)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "launch/evaluate.py"), run_name="__main__")
-    found = json.loads((tmp_path / "found.json").read_text())["results"]
-    assert found["answers"]["all"]["same"] == 2 and found["answers"]["all"]["known"] == 1
+    questions.write_text(json.dumps(rows, indent=1))
+    options = ("--answer-tokens", 4, "--round-trips", 1, "--questions", questions, "--json", tmp_path / "found.json")
+    found = evaluate(monkeypatch, "--model", tiny_checkpoint, "--against", silent, *options)["results"]
+    assert found["answers"]["all"]["same"] == 3 and found["answers"]["all"]["known"] == 1
     assert found["next_token"]["kl_mean"] == 0 and found["speech"]["unit"] == "words"
-    questions.write_text('{"messages": "Hello!"}\n')
-    with pytest.raises(SystemExit, match="line 1: expected"):
-        runpy.run_path(str(ROOT / "launch/evaluate.py"), run_name="__main__")
+    assert found["speech"]["first"]["count"] == 1 and "second" not in found["speech"]
+    assert "in its own ears, second:  left out, it has no talker" in capsys.readouterr().out
+    questions.write_text(json.dumps(rows[2:]))
+    found = evaluate(monkeypatch, "--model", tiny_checkpoint, "--quantize", "int8", *options)["results"]
+    assert found["speech"] == {"unit": "words"}
+    for row in ({"messages": "Hello!"}, {"messages": [{"content": "Hello!"}]}, {**rows[1], "answer": 7}):
+        questions.write_text(json.dumps(row))
+        with pytest.raises(SystemExit, match=r"questions.json, line 1: "):
+            evaluate(monkeypatch, "--model", tiny_checkpoint, "--against", silent, *options)
+
+
+def test_speech_alone(monkeypatch, tmp_path):
+    options = ("--tasks", "round_trip", "--round-trips", 1, "--json", tmp_path / "found.json")
+    found = evaluate(monkeypatch, "--model", ROOT / "examples/miniature", "--quantize", "int8", *options)["results"]
+    assert found["answers"]["all"]["count"] == 0 and found["next_token"] == {}
+    assert found["speech"]["first"]["errors"] == found["speech"]["second"]["errors"] == 0 < found["speech"]["first"]["count"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--questions x.json", "--questions changes nothing in the evaluation of one checkpoint"),
+        ("--answer-tokens 4", "--answer-tokens changes nothing in the evaluation of one checkpoint"),
+        ("--against DIR --questions x.json --share 0.5", "--share changes nothing in a comparison by --questions"),
+        ("--against DIR --questions x.json --tasks sum", "--tasks changes nothing in a comparison by --questions"),
+        ("--against DIR --questions x.json --prompts 3", "--prompts changes nothing in a comparison by --questions"),
+        ("--against DIR --model DIR --batch 3", "--batch changes nothing in a comparison by random prompts"),
+        ("--against DIR --model DIR --round-trips 3", "--round-trips changes nothing in a comparison by random prompts"),
+        ("--against DIR --prompts 3", "--prompts changes nothing in a comparison in the miniature's world"),
+        (
+            "--quantize int8 --reference-python x",
+            "--reference-python changes nothing in a comparison in the miniature's world",
+        ),
+        ("--quantize int8 --tasks sum same", "--tasks same belongs to the evaluation of one checkpoint"),
+        ("--tasks sum --round-trips 3", "--round-trips is for --tasks round_trip"),
+        ("--against DIR --model DIR --prompts 0", "argument --prompts: got 0, expected at least 1"),
+    ],
+)
+def test_options_that_change_nothing(options, words, tiny_checkpoint, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, *options.replace("DIR", str(tiny_checkpoint)).split(), "--json", tmp_path / "found.json")
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("It's 3, Anna-Lena!", ["it", "s", "3", "anna", "lena"]),
+        ("今天15度。", ["今", "天", "15", "度"]),
+        ("「ラーメン」々", ["ラ", "ー", "メ", "ン", "々"]),
+        ("오늘 Wetter", ["오늘", "wetter"]),
+        ("???", []),
+    ],
+)
+def test_words(text, words):
+    assert comparing.words(text) == words
+    for count in range(1, len(words) + 1):
+        assert comparing.words(comparing.beginning(text, count)) == words[:count]
 
 
 def test_logits_along_an_answer_choose_it(tiny_checkpoint):
