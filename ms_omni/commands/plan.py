@@ -75,7 +75,7 @@ def run(arguments):
     from ..errors import InputError
     from ..parallel.hardware import load_hardware
     from ..parallel.predict import predict
-    from .plan_storage import fitting_lines, folder_lines, on_cards, storages_of
+    from .plan_storage import fitting_lines, folder_lines, on_cards, stored_by
 
     hardware = load_hardware(arguments.hardware)
     memory_gb = hardware.memory_gb if arguments.memory_gb is None else arguments.memory_gb
@@ -85,11 +85,11 @@ def run(arguments):
         raise InputError(f"--laptop-gb-per-s is {arguments.laptop_gb_per_s}, expected a positive number")
     config = read_config(arguments)
     shapes = parameter_shapes(config)
-    storages, how = storages_of(arguments, shapes)
-    numbers = arguments.cards or ([1] if storages else [])
+    stored = stored_by(arguments, shapes)
+    numbers = arguments.cards or ([1] if stored.storages else [])
     if not numbers:
         raise InputError("--cards N says on how many cards the model is to be; it may be left out where weights are codes")
-    held = on_cards(storages, shapes)[0] if storages else {}
+    held = on_cards(stored.storages, shapes)[0]
 
     def predicted(cards, rows):
         return predict(
@@ -105,16 +105,18 @@ def run(arguments):
             held,
         )
 
-    if storages:
-        print("\n".join(folder_lines(how, shapes, storages)) + "\n")
-        print("\n".join(fitting_lines(arguments, config, shapes, storages, hardware)) + "\n")
+    if stored.note:
+        print(stored.note + "\n")
+    if stored.storages:
+        print("\n".join(folder_lines(stored, shapes)) + "\n")
+        print("\n".join(fitting_lines(arguments, config, shapes, stored, hardware)) + "\n")
     if len(numbers) > 1:
         print(table([predicted(cards, 1) for cards in numbers], hardware, memory_gb))
     else:
         codec = config.code2wav_config
         frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec else 0.0
         found = [predicted(numbers[0], rows) for rows in arguments.rows]
-        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, how)))
+        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, stored.how)))
 
 
 def read_config(arguments):

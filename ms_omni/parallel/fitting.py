@@ -7,7 +7,9 @@ float32, and holds matrices as they are stored, in bfloat16 or as codes.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from ..checkpoint.header import DTYPES
 from ..checkpoint.names import part_of
 from ..checkpoint.storage import stored_bytes
 from ..modeling import BLOCK_TOKENS
@@ -17,6 +19,7 @@ from .launches import GRAPH
 from .predict import Prediction, predict
 
 BFLOAT16 = "bfloat16"
+NONE: Mapping[str, str] = MappingProxyType({})
 GIB = 1 << 30
 SYSTEM_BYTES = 3 * GIB  # of a laptop, for its system and other programs: an estimate
 PROCESS_BYTES = (
@@ -53,19 +56,26 @@ def places(hardware: Hardware, gb_per_s: float) -> list[Place]:
     return cards + [Place(f"laptop, {gb} GB", gb * GIB, SYSTEM_BYTES + PROCESS_BYTES, gb_per_s, False) for gb in LAPTOPS_GB]
 
 
-def folder_bytes(shapes: Mapping, storages: Mapping[str, Storage], itemsize: int = 2) -> dict[str, int]:
-    """`{part of the model: bytes}` of a folder's weights. itemsize: of a number of what is no codes."""
+def folder_bytes(shapes: Mapping, storages: Mapping[str, Storage], dtypes: Mapping[str, str] = NONE) -> dict[str, int]:
+    """`{part of the model: bytes}` of a folder's weights. dtypes: of what is no codes, where that is not bfloat16, as safetensors
+    calls them.
+    """
     found: dict[str, int] = {}
     for name, shape in shapes.items():
-        part = part_of(name) or "other"
+        part, itemsize = part_of(name) or "other", DTYPES[dtypes.get(name, "BF16")].itemsize
         found[part] = found.get(part, 0) + stored_bytes(name, shape, storages.get(name), itemsize)
     return found
 
 
-def in_memory(shapes: Mapping, storages: Mapping[str, Storage]) -> dict[str, Storage | str]:
-    """`storages` of `predict` for a processor: codes, and all other matrices in bfloat16; the rest is float32."""
+def in_memory(
+    shapes: Mapping, storages: Mapping[str, Storage], dtypes: Mapping[str, str] = NONE
+) -> dict[str, Storage | str]:
+    """`storages` of `predict` for a processor: codes, and all other matrices that the folder has in bfloat16 (dtypes: see
+    `folder_bytes`); the rest is float32.
+    """
     matrices = (name for name, shape in shapes.items() if len(shape) > 1 and not WIDENED.fullmatch(name))
-    return dict.fromkeys(matrices, BFLOAT16) | dict(storages)
+    kept = (name for name in matrices if dtypes.get(name, "BF16") == "BF16")
+    return dict.fromkeys(kept, BFLOAT16) | dict(storages)
 
 
 def token_s(place: Place, found: Prediction, hardware: Hardware, full: bool) -> float:
@@ -84,11 +94,18 @@ def longest(place: Place, found: Prediction, config, context: int) -> int:
 
 
 def predictions(
-    config, shapes, storages, place: Place, context: int, rows: list[int], cache: str = "auto"
+    config,
+    shapes,
+    storages,
+    place: Place,
+    context: int,
+    rows: list[int],
+    cache: str = "auto",
+    dtypes: Mapping[str, str] = NONE,
 ) -> list[Prediction]:
     """Of one place, for each number of callers. storages: of the folder, on a card as `ascend_storage` says; cache: see `predict`, of a
-    laptop.
+    laptop; dtypes: see `folder_bytes`, of a laptop.
     """
-    held = storages if place.card else in_memory(shapes, storages)
+    held = storages if place.card else in_memory(shapes, storages, dtypes)
     itemsize, cache = (2, "auto") if place.card else (4, cache)
     return [predict(config, shapes, "ep", 1, context, itemsize, rows=each, storages=held, cache=cache) for each in rows]

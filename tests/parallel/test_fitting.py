@@ -1,5 +1,6 @@
 """Folders, memory and places of weights that are stored as codes: what `plan` computes is what is there."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from ms_omni.checkpoint import CheckpointReader
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import scheme
 from ms_omni.cli import main
+from ms_omni.commands.plan import gb
 from ms_omni.config.named import load_named_config
 from ms_omni.parallel.fitting import GIB, folder_bytes, in_memory, longest, places, predictions, token_s
 from ms_omni.parallel.hardware import load_hardware
@@ -110,6 +112,51 @@ def test_the_folder_that_convert_writes(bfloat16_checkpoint, options, tmp_path, 
     assert computed[0] == computed[1]
     assert main(["plan", "--model", str(tmp_path / "small"), "--quantize", "int8"]) == 1
     assert "is quantised already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_in_another_dtype(dtype, tmp_path, capsys):
+    """What is no codes stays as the folder has it: there, in the folder that is written, and in the memory of a processor."""
+    from ms_omni import Qwen3OmniMoeForConditionalGeneration
+    from ms_omni.checkpoint import convert
+    from ms_omni.modeling import ops
+    from ms_omni.tiny import write_tiny_checkpoint
+
+    config = write_tiny_checkpoint(tmp_path / "start", dtype=dtype)
+    convert(tmp_path / "start", tmp_path / "small", quantize="int8", progress=False)
+    written = sum(entry.nbytes for entry in CheckpointReader(tmp_path / "small").entries.values())
+    shapes = parameter_shapes(config)
+    storages, dtypes = (
+        scheme(shapes, "int8").storages(shapes),
+        dict.fromkeys(shapes, {"float32": "F32", "float16": "F16"}[dtype]),
+    )
+    assert sum(folder_bytes(shapes, storages, dtypes).values()) == written
+    said = []
+    for options in (("start", "--quantize", "int8"), ("small",)):
+        assert main(["plan", "--model", str(tmp_path / options[0]), *options[1:]]) == 0
+        said.append(re.sub("as stored: ", "", capsys.readouterr().out))
+    assert said[0] == said[1] and gb(written) in said[0] and f"int8; what is no codes: {dtype}" in said[0]
+    if ops.keeps_bfloat16():
+        model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tmp_path / "small", progress=False)
+        held = predict(config, shapes, "ep", 1, 128, 4, storages=in_memory(shapes, storages, dtypes)).held
+        assert held == sum(parameter.nbytes for parameter in model.get_parameters())
+
+
+@pytest.mark.parametrize("said", [None, {"quant_method": "gptq", "bits": 4, "group_size": 32}, {"quant_method": "ms_omni"}])
+def test_a_configuration_without_weights(said, tmp_path, capsys):
+    """As the settings of a model on a hub are fetched: what is quantised there is not known, and that is said."""
+    from ms_omni.tiny import write_tiny_checkpoint
+
+    write_tiny_checkpoint(tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.safetensors"):
+        file.unlink()
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "quantization_config": said} if said else config))
+    for options in (("--cards", "1"), ("--quantize", "int8")):
+        assert main(["plan", "--model", str(tmp_path / "model"), *options]) == 0
+        found = capsys.readouterr().out
+        assert ("how each is stored is not known" in found) == (said is not None and "--cards" in options)
+        assert ("int8; what is no codes: bfloat16" in found) == ("--quantize" in options)
 
 
 @pytest.fixture(scope="module")
