@@ -1,6 +1,6 @@
 """One rank of the tests of the engine: `engine_worker.py FOLDER OUT STRATEGY JSON`, results in `OUT/rank<n>.npz` and `.json`.
 
-JSON: names of the cases that are asked, how long to be idle, and what to do (all if it is not said).
+JSON: names of the cases that are asked, how long to be idle, what to do (all if it is not said), and options of the engines.
 """
 
 import json
@@ -32,9 +32,13 @@ def requests_of(folder, names):
     return [{**inputs_of(folder, name), **ALL[index % len(ALL)]} for index, name in enumerate(names)]
 
 
-def engine_of(model, tokens=4096, **options):
-    """An engine that does not take all memory."""
-    return Engine(model, tokens=tokens, **options)
+ENGINE = {"tokens": 4096}
+"""Options of all engines here; they do not take all memory."""
+
+
+def engine_of(model, **options):
+    """An engine."""
+    return Engine(model, **{**ENGINE, **options})
 
 
 class Asked:
@@ -85,9 +89,9 @@ def asked_by_threads(engine, requests):
     return answers
 
 
-def one_by_one(model, requests):
+def one_by_one(model, requests, **options):
     """Each of them in an engine of its own."""
-    return [run(engine_of(model, max_rows=1), [request])[0] for request in requests]
+    return [run(engine_of(model, max_rows=1, **options), [request])[0] for request in requests]
 
 
 def same(found, expected):
@@ -274,6 +278,7 @@ def different(model, requests, rank):
 def main():
     folder, out, strategy, wanted = sys.argv[1:]
     wanted = json.loads(wanted)
+    ENGINE.update(wanted.get("engine", {}))
     rank = start().rank
     options = {"parallel": strategy, "compile_steps": False, "progress": False}
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, **options)

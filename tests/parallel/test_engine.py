@@ -62,6 +62,21 @@ def test_ranks_find_the_likeliest_ids_on_their_devices(checkpoint_of, model_of, 
             assert np.array_equal(found["0.codes"], expected[0]["codes"]) and found["1.codes"].size
 
 
+@pytest.mark.slow
+def test_keys_and_values_in_8_bits(checkpoint_of, model_of, tmp_path):
+    folder, options = checkpoint_of("odd"), {"kv_cache_dtype": "int8"}
+    work = ["together", "cancelled", "followed", "ahead"]
+    wanted = {"names": [*NAMES, "audio_in_video"], "idle_s": 0, "work": work, "engine": options}
+    job = msrun(2, tmp_path, WORKER, folder, tmp_path, "ep", json.dumps(wanted))
+    assert job.code == 0, job.explain()
+    expected = one_by_one(model_of("odd"), requests_of(folder, wanted["names"]), **options)
+    for rank in range(2):
+        with np.load(tmp_path / f"rank{rank}.npz") as found:
+            check_answers(found, expected)
+        facts = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert all(map(all, facts.values())) and facts.keys() == set(work), facts
+
+
 def check_answers(found, expected):
     """Ids and codes are equal, samples nearly so."""
     for index, one in enumerate(expected):
