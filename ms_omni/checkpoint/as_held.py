@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ms_omni.config import CONFIG_FILE, ConfigSection
+from ms_omni.config import ConfigSection
 from ms_omni.folders import new_folder
 
 from .convert import host_array
@@ -27,7 +27,7 @@ def save_as_held(cell, folder: str | Path, config: ConfigSection) -> None:
     metadata = {"format": MARKER, "source_dtypes": json.dumps({}), "source_shapes": json.dumps({})}
     with new_folder(folder, sum(tensor.nbytes for tensor in tensors)) as fresh:
         config.save_pretrained(fresh)
-        write_config(fresh, json.loads((fresh / CONFIG_FILE).read_text()), {"quant_method": METHOD} if coded else None)
+        write_config(fresh, config.to_dict(), {"quant_method": METHOD} if coded else None)
         write_shards(fresh, tensors, metadata)
 
 

@@ -11,6 +11,7 @@ from ms_omni.quantised import Quantised, dequantised
 from .header import DTYPES, Entry
 from .names import DOWN, GATE, STACKED, UP, Source, slot, sources
 from .plan import file_root
+from .reader import check_finite
 
 DEQUANTISED = "BF16"  # what codes become
 
@@ -55,7 +56,9 @@ class AsPublished:
         """The tensor as it was published."""
         parameter, part = self.parts[name]
         if self._storage(parameter) is not None:
-            return _dequantised(self.reader.codes(parameter), part).astype(ml_dtypes.bfloat16)
+            matrix = _dequantised(self.reader.codes(parameter), part).astype(ml_dtypes.bfloat16)
+            check_finite(matrix, f"{self.folder}: {name}", every=True)
+            return matrix
         return slot(part, self.reader.array(parameter)).astype(DTYPES[self.entries[name].dtype], copy=False)
 
     def release(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """How the matrices of a model are stored in memory: as the folder has them, or quantised while they are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ms_omni.errors import InputError
 from ms_omni.notices import caller_level, warn_once
@@ -29,12 +29,14 @@ def storages(fills: Iterable[Fill], reader: CheckpointReader, scheme: Scheme | N
         return {name.removeprefix(prefix): storage for name, storage in scheme.storages(shapes).items()}
     mixed = [name for name, found in kinds.items() if len(found) > 1]
     if mixed:
-        said = ", ".join(mixed[:SHOWN]) + (f" and {len(mixed) - SHOWN} more" if len(mixed) > SHOWN else "")
-        warn_once(
-            f"{reader.folder}: the tensors of {said} are stored in different ways, and are held as the numbers that these stand for",
-            stacklevel=caller_level(),
-        )
+        warn_once(f"{reader.folder}: {said_of_mixed(mixed)}", stacklevel=caller_level())
     return {name: storage for name, found in kinds.items() if len(found) == 1 and (storage := next(iter(found)))}
+
+
+def said_of_mixed(names: Sequence[str]) -> str:
+    """Of parameters whose tensors are not stored alike."""
+    said = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"the tensors of {said} are stored in different ways, and are held as the numbers that these stand for"
 
 
 def held_in(fills: Iterable[Fill], reader: CheckpointReader, dtype: str) -> set[str]:

@@ -82,15 +82,15 @@ def convert(
     work = prepared(reader, quantize, group, embeddings, adapter, observed)
     same_form = adapter is not None and quantize is None
     if quantize is None and reader.is_converted != same_form:
-        form, tensors, metadata = "published", published_tensors(work.reader), PUBLISHED_METADATA
+        form, tensors, metadata, notes = "published", published_tensors(work.reader), PUBLISHED_METADATA, ()
     else:
-        form, (tensors, metadata) = "ms_omni", to_parameters(work.reader)
+        form, (tensors, metadata, notes) = "ms_omni", to_parameters(work.reader)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     with new_folder(dst, nbytes) as folder, progress_bar(nbytes, f"converting to {form}", progress) as bar:
         files = write_shards(folder, tensors, metadata, shard_bytes=shard_bytes, written=bar.update)
         copy_other_files(source, folder)
-        write_config(folder, config, work.quantisation)
-    return ConvertReport(form, len(tensors), nbytes, tuple(files), work.notes)
+        write_config(folder, config, work.quantisation if form == "ms_omni" else None)
+    return ConvertReport(form, len(tensors), nbytes, tuple(files), (*work.notes, *notes))
 
 
 def published_tensors(reader) -> list[Pending]:
@@ -138,7 +138,9 @@ def save_checkpoint(
     tensors = _published(cell, config, dtype)
     total = sum(tensor.nbytes for tensor in tensors)
     with saved_files(target, total, replaces=_WEIGHTS) as fresh, progress_bar(total, "saving weights", progress) as bar:
-        _with_dtype(config, {tensor.dtype for tensor in tensors}).save_pretrained(fresh)
+        config = _with_dtype(config, {tensor.dtype for tensor in tensors})
+        config.save_pretrained(fresh)
+        write_config(fresh, config.to_dict(), None)  # whatever the model was loaded from, these are numbers
         if generation_config is not None and generation_config.to_dict():
             write_text(fresh / "generation_config.json", generation_config.to_json_string())
         refuse_foreign(fresh, target, _WEIGHTS)  # before the long part

@@ -11,7 +11,7 @@ from ms_omni.errors import CheckpointError
 from ms_omni.folders import new_folder
 from ms_omni.hub import resolve
 
-from .as_published import as_published
+from .as_published import DEQUANTISED, as_published
 from .codes import arrays_of
 from .convert import ConvertReport
 from .header import DTYPES
@@ -19,9 +19,9 @@ from .load import progress_bar, read_slice
 from .names import IGNORE, place, sources
 from .open import open_checkpoint
 from .other_files import copy_other_files, outside, write_config
-from .parameters import coded, gather, storage_in
+from .parameters import coded, gather, notes_on, storage_in
 from .plan import HEAD, file_root, plan_loading
-from .prepare import Prepared
+from .prepare import Prepared, prepared
 from .rank_files import RANK_MARKER
 from .rank_index import RankIndex, geometry, read_rank_index
 from .writer import Pending, write_file
@@ -34,7 +34,7 @@ class Cuttable:
     way, see `prepare.py`.
     """
 
-    def __init__(self, folder, tied=False, prepare: Callable[..., Prepared] = Prepared):
+    def __init__(self, folder, tied=False, prepare: Callable[..., Prepared] = prepared):
         self.folder = resolve(folder)
         if read_rank_index(self.folder) is not None:
             raise CheckpointError(f"{folder} is cut for ranks already; convert it back first, without --shards.")
@@ -90,7 +90,8 @@ class Cuttable:
             copy_other_files(self.folder, folder)
             write_config(folder, read_config_json(self.folder)[0], self.work.quantisation)
         names = tuple(index.file(rank) for rank in range(len(parts)))
-        return ConvertReport(f"{plan} for {len(parts)} ranks", sum(map(len, files)), total, names, self.work.notes)
+        notes = (*self.work.notes, *notes_on(self.reader, fills.values()))
+        return ConvertReport(f"{plan} for {len(parts)} ranks", sum(map(len, files)), total, names, notes)
 
     def _pending(self, fill, parts, dtype, storage):
         if storage is not None:
@@ -117,9 +118,9 @@ def parameter_shapes(reader) -> dict:
 
 def _origin(reader):
     """dtype of every published tensor, and the shapes that parameters do not show, both by stored name."""
-    entries = as_published(reader).entries
-    shapes = {name: list(entry.shape) for name, entry in entries.items() if len(entry.shape) == 5}
-    return {name: entry.dtype for name, entry in entries.items()}, shapes
+    source = as_published(reader)
+    kinds = {name: DEQUANTISED if source.storage(name) else entry.dtype for name, entry in source.entries.items()}
+    return kinds, {name: list(entry.shape) for name, entry in source.entries.items() if len(entry.shape) == 5}
 
 
 def _published_names(reader, fill, root):

@@ -19,12 +19,12 @@ from ms_omni.quantised import Storage
 from .codes import read_codes
 from .copying import copy_into, copy_turned, fresh
 from .names import STACKED, region, slot
+from .open import open_checkpoint
 from .plan import Fill, plan_loading
-from .reader import CheckpointReader
+from .reader import CheckpointReader, check_finite
 from .runs import read_run
 from .storage import OFFSET, SCALE
 
-SAMPLED = 1 << 16  # elements of a parameter
 READERS = 8  # threads that read at a time, at most: more than that no memory feeds
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
 
@@ -79,15 +79,6 @@ def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.
     return buffer
 
 
-def check_finite(array: np.ndarray, name: str) -> None:
-    """Raises CheckpointError where a sample of an array holds NaN or infinities: all of a small one, of a large one what costs
-    nothing beside reading it. What it misses, the first logits show.
-    """
-    flat = array.reshape(-1)
-    if not np.isfinite(flat[:: -(-flat.size // SAMPLED) or 1]).all():
-        raise CheckpointError(f"{name} holds NaN or infinite numbers: the checkpoint is damaged; fetch it again.")
-
-
 def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
     """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
 
@@ -136,7 +127,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: one error that lists all that is wrong with the files, or all that does not fit.
     """
-    reader = CheckpointReader(folder)
+    reader = open_checkpoint(folder)
     shapes = {name: tuple(value.shape) for name, value in cell.parameters_and_names()}
     fills, unused = plan_loading(shapes, reader, prefix)
     return fill_cell(cell, reader, fills, unused, prefix=prefix, dtype=dtype, progress=progress, slices=slices)
@@ -206,13 +197,16 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
 
 
 def read_stored(reader, fill: Fill, storage: Storage, parts=None) -> dict[str, np.ndarray]:
-    """The arrays of a parameter that is kept as codes, by the names of their own parameters.
+    """The arrays of a parameter that is kept as codes, by the names of their own parameters. Raises `CheckpointError` for scales and
+    offsets that are not finite.
 
     parts: what this process holds of each parameter by name; where that is runs of elements, of each array.
     """
     part = parts and parts[fill.parameter]
     stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
     arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
+    for name in arrays.keys() - {fill.parameter}:
+        check_finite(arrays[name], f"{reader.folder}: {name}", every=True)  # each stands for many numbers
     if part is None or not part.flat:
         return arrays
     return {name: parts[name].cut(array) for name, array in arrays.items()}

@@ -12,12 +12,10 @@ from ms_omni.files import open_regular, write_text
 
 TEMPLATES = "additional_chat_templates"
 QUANTISATION = "quantization_config"  # in config.json, or in one of its sections
+_OF_WEIGHTS = (QUANTISATION, "compression_config", "quantization")  # the last is MLX's
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
-_OF_QUANTISED = (
-    "quant*_config.json",
-    "quant_model_description*.json",
-    "recipe.yaml",
-)  # describe weights that are no longer so
+# They say how a tool stored the weights, and nothing that we write is stored so.
+_DESCRIPTIONS = ("quant*_config.json", "hf_quant_config.json", "quant_model_description*.json", "recipe.yaml")
 
 
 def outside(target: str | Path, source: Path) -> None:
@@ -27,9 +25,9 @@ def outside(target: str | Path, source: Path) -> None:
 
 
 def write_config(folder: Path, content: dict, quantisation: dict | None) -> None:
-    """Changes the config.json that was copied to `folder` where it is to say something else of how its weights are stored.
+    """Changes the config.json in `folder` where it is to say something else of how its weights are stored.
 
-    content: of the source's; quantisation: what the new one says, None for nothing.
+    content: what it holds; quantisation: what the new one says, None for nothing.
     """
     plain = _without(content)
     if quantisation is None and plain == content:
@@ -37,19 +35,16 @@ def write_config(folder: Path, content: dict, quantisation: dict | None) -> None
     if quantisation is not None:
         plain[QUANTISATION] = quantisation
     write_text(folder / CONFIG_FILE, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
-    for item in [*folder.iterdir()]:
-        if any(fnmatch(item.name, pattern) for pattern in _OF_QUANTISED):
-            item.unlink()
 
 
 def _without(content: dict) -> dict:
     """A configuration that says nothing of quantised weights, in any section."""
-    named = (QUANTISATION, "compression_config", "quantization")  # the last is MLX's
-    return {key: _without(value) if isinstance(value, dict) else value for key, value in content.items() if key not in named}
+    kept = {key: value for key, value in content.items() if key not in _OF_WEIGHTS}
+    return {key: _without(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, template and preprocessor files, as they are.
+    """Configuration, tokenizer, template and preprocessor files, as they are; not what tools say of how they stored the weights.
 
     Raises:
         CheckpointError: one of them is a link to a file elsewhere; those into the hub cache's folder of this model are its own.
@@ -58,7 +53,8 @@ def copy_other_files(source: Path, target: Path) -> None:
     home = root.parent.parent if root.parent.name == "snapshots" else root
     for item in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
         weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
-        if weights or item.name.startswith(".") or not item.is_file():
+        described = any(fnmatch(item.name, pattern) for pattern in _DESCRIPTIONS)
+        if weights or described or item.name.startswith(".") or not item.is_file():
             continue
         if not item.resolve().is_relative_to(home):
             raise CheckpointError(

@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.quantised import Storage
 
+from .as_published import DEQUANTISED
+from .choice import said_of_mixed
 from .codes import arrays_of
 from .header import DTYPES
 from .load import read_parameter, read_stored
@@ -68,25 +70,44 @@ def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
     return (experts, shape[1], per_expert * shape[0])
 
 
-def to_parameters(reader) -> tuple[list[Pending], dict[str, str]]:
-    """What a folder in our form holds: the parameters to write, and its metadata, where dtypes and shapes that a parameter
-    cannot show are kept. Raises `CheckpointError`, see `gather`.
+def to_parameters(reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...]]:
+    """What a folder in our form holds: the parameters to write, its metadata, where dtypes and shapes that a parameter cannot show
+    are kept, and what there is to say about them. Raises `CheckpointError`, see `gather`.
     """
-    tensors, dtypes, shapes = [], {}, {}
-    for fill in gather(reader):
+    tensors, dtypes, shapes, fills = [], {}, {}, gather(reader)
+    for fill in fills:
         storage = storage_in(reader, fill)
         if storage is not None:
             tensors += coded(reader, fill, storage)
             continue
-        kinds = {name: reader.entries[name].dtype for name, _ in fill.parts}
-        alike = len(set(kinds.values())) == 1
-        dtype = next(iter(kinds.values())) if alike else "F32"  # exact for bf16 and fp16 alike
-        if not alike:
+        kinds, dtype = kinds_of(reader, fill), dtype_in(reader, fill)
+        if len(set(kinds.values())) > 1:
             dtypes.update(kinds)
         if fill.parts[0][1].transform == FLATTEN:
             shapes[fill.parts[0][0]] = list(fill.parts[0][1].shape)
         tensors.append(Pending(fill.parameter, dtype, fill.shape, _reading(reader, fill, dtype)))
-    return tensors, {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+    metadata = {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+    return tensors, metadata, notes_on(reader, fills)
+
+
+def notes_on(reader, fills: Iterable[Fill]) -> tuple[str, ...]:
+    """What there is to say of parameters whose tensors are not stored alike."""
+    mixed = [fill.parameter for fill in fills if len({reader.storage(name) for name, _ in fill.parts}) > 1]
+    return (said_of_mixed(mixed),) if mixed else ()
+
+
+def kinds_of(reader, fill: Fill) -> dict[str, str]:
+    """The dtypes of a parameter's stored tensors as numbers; codes get that of the numbers beside them, or of all that is dequantised."""
+    names = [name for name, _ in fill.parts]
+    beside = {reader.entries[name].dtype for name in names if reader.storage(name) is None}
+    dequantised = beside.pop() if len(beside) == 1 else DEQUANTISED
+    return {name: reader.entries[name].dtype if reader.storage(name) is None else dequantised for name in names}
+
+
+def dtype_in(reader, fill: Fill) -> str:
+    """What a parameter is written in where it is no codes."""
+    kinds = set(kinds_of(reader, fill).values())
+    return kinds.pop() if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
 
 
 def _reading(reader, fill, dtype):

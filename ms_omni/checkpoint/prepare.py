@@ -10,9 +10,10 @@ from ms_omni.errors import CheckpointError
 
 from .adapter import Merging
 from .as_published import as_published
-from .other_files import QUANTISATION
+from .plan import file_root
+from .published.methods import quantisation
 from .quantise import Quantising
-from .storage import METHOD, Scheme
+from .storage import METHOD, OPTION, Scheme, row_of
 
 _NOT_TWICE = (
     "{folder} is quantised already, and what is rounded twice loses more. Quantise the checkpoint that it was made from, or convert "
@@ -26,7 +27,7 @@ _NOT_MERGED = (
 
 @dataclass(frozen=True)
 class Prepared:
-    """reader: of what is to be written. quantisation: config.json's entry for a folder that keeps codes, or None. notes: what
+    """reader: of what is to be written. quantisation: config.json's entry where the folder keeps codes, or None. notes: what
     there is to say about it.
     """
 
@@ -45,7 +46,7 @@ def prepared(
     if coded and adapter is not None:
         raise CheckpointError(_NOT_MERGED.format(folder=reader.folder))
     if not (quantize or adapter is not None):
-        return Prepared(reader, _kept(reader) if coded and not reader.is_converted else None)
+        return Prepared(reader, _kept(reader) if coded else None)
     work, how, notes = as_published(reader), {}, []
     if adapter is not None:
         work = Merging(work, adapter)
@@ -66,12 +67,13 @@ def is_coded(reader) -> bool:
 
 def _kept(reader) -> dict:
     """The description of codes that are taken over as they are."""
-    storages = Counter(storage for name in reader.entries if (storage := reader.storage(name)) is not None)
+    found, _ = quantisation(reader.folder, read_config_json(reader.folder)[0])
+    if found is not None and found.get("quant_method") == METHOD:
+        return dict(found)
+    root = file_root(reader.entries)
+    coded = {root + name: storage for name in reader.entries if (storage := reader.storage(name)) is not None}
+    storages = Counter(coded.values())
     bits = min(storage.bits for storage in storages)
     most = max((storage for storage in storages if storage.bits == bits), key=storages.__getitem__)
-    found = read_config_json(reader.folder)[0].get(QUANTISATION)
-    return (
-        found
-        if isinstance(found, dict) and found.get("quant_method") == METHOD
-        else Scheme(bits, most.group).describe(converted_from=found)
-    )
+    table = any(row_of(name).stored == OPTION for name in coded)
+    return Scheme(bits, most.group, table).describe(scale_dtype=most.scale, converted_from=found)

@@ -22,6 +22,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHOWN_PROBLEMS = 50
 SAMPLED_TENSORS, SAMPLED_ELEMENTS = 128, 64  # of a fingerprint
+SAMPLED = 1 << 16  # elements of a parameter
 MARKER = "ms_omni"  # metadata "format" of a checkpoint in our parameter names (see convert.py)
 
 
@@ -32,6 +33,16 @@ def report(problems: list[str], headline: str) -> CheckpointError:
     if len(problems) > SHOWN_PROBLEMS:
         lines.append(f"... and {len(problems) - SHOWN_PROBLEMS} more")
     return CheckpointError(f"{headline}, {count}:\n  " + "\n  ".join(lines))
+
+
+def check_finite(array: np.ndarray, name: str, every: bool = False) -> None:
+    """Raises CheckpointError where a sample of an array holds NaN or infinities: all of a small one, of a large one what costs
+    nothing beside reading it. What it misses, the first logits show. every: all of any array.
+    """
+    flat = array.reshape(-1)
+    step = 1 if every else -(-flat.size // SAMPLED) or 1
+    if not np.isfinite(flat[::step]).all():
+        raise CheckpointError(f"{name} holds NaN or infinite numbers: the checkpoint is damaged; fetch it again.")
 
 
 class CheckpointReader:

@@ -46,30 +46,30 @@ def stored_by(arguments, shapes) -> Stored:
 
 
 def _of_folder(folder, shapes, quantize) -> Stored:
-    from ..checkpoint import CheckpointReader
+    from ..checkpoint import CheckpointReader, read_rank_index
     from ..checkpoint.choice import storages
     from ..checkpoint.open import open_checkpoint, reader_of
+    from ..checkpoint.parameters import dtype_in
     from ..checkpoint.plan import plan_loading
     from ..hub import resolve
 
     folder = resolve(folder, weights=False)
-    plain = reader_of(folder) is CheckpointReader
+    index = read_rank_index(folder)
+    plain = (not index.storages) if index else reader_of(folder) is CheckpointReader
     if not any(folder.glob("*.safetensors")):
         return Stored(note="" if plain else UNKNOWN.format(folder=folder))
     if plain and not quantize:
         return Stored()
-    reader = open_checkpoint(folder)
-    fills = plan_loading(shapes, reader)[0]
-    found = storages(fills, reader, None, "")
+    if index:
+        found = {name: Storage(**index.storages[name]) for name in shapes if name in index.storages}
+        dtypes = dict.fromkeys(shapes, index.dtype)
+    else:
+        reader = open_checkpoint(folder)
+        fills = plan_loading(shapes, reader)[0]
+        found = storages(fills, reader, None, "")
+        dtypes = {fill.parameter: dtype_in(reader, fill) for fill in fills}
     kinds = sorted({f"int{kind.bits}" + (f" in groups of {kind.group}" if kind.group else "") for kind in found.values()})
-    dtypes = {fill.parameter: _dtype(reader, fill) for fill in fills}
     return Stored(found, f"as stored: {', '.join(kinds) or 'no matrix as codes'}", dtypes)
-
-
-def _dtype(reader, fill):
-    """What `convert` writes a parameter in that is no codes."""
-    kinds = {reader.entries[name].dtype for name, _ in fill.parts}
-    return kinds.pop() if len(kinds) == 1 else "F32"
 
 
 def on_cards(storages, shapes):

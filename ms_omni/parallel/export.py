@@ -9,7 +9,8 @@ from ..checkpoint.codes import arrays_of
 from ..checkpoint.convert import convert
 from ..checkpoint.cut import Cuttable
 from ..checkpoint.load import numpy_dtype
-from ..checkpoint.prepare import Prepared
+from ..checkpoint.parameters import kinds_of
+from ..checkpoint.prepare import Prepared, prepared
 from ..checkpoint.rank_files import AssembledReader
 from ..checkpoint.rank_index import read_rank_index
 from ..checkpoint.writer import dtype_name
@@ -21,7 +22,7 @@ from .plan import STRATEGIES, strategy_module
 
 
 def convert_for_ranks(
-    src, dst, ranks, strategy, *, dtype=None, options=None, prepare: Callable[..., Prepared] = Prepared, progress=True
+    src, dst, ranks, strategy, *, dtype=None, options=None, prepare: Callable[..., Prepared] = prepared, progress=True
 ):
     """Writes the checkpoint `src` (published or converted) to the new folder `dst`, cut for `ranks` processes.
 
@@ -39,10 +40,9 @@ def convert_for_ranks(
     checkpoint = Cuttable(src, _is_tied(config), prepare)
     plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
     parts = [plan.place(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
-    numbers = [
-        stored for name, fill in checkpoint.fills.items() if name not in checkpoint.storages for stored, _ in fill.parts
-    ]
-    kept = checkpoint.storages and {checkpoint.reader.entries[stored].dtype for stored in numbers} == {"BF16"}
+    numbers = [fill for name, fill in checkpoint.fills.items() if name not in checkpoint.storages]
+    kinds = {kind for fill in numbers for kind in kinds_of(checkpoint.reader, fill).values()}
+    kept = checkpoint.storages and kinds == {"BF16"}
     kind = "BF16" if dtype is None and kept else dtype_name(numpy_dtype(setup(dtype).dtype))
     return checkpoint.write(dst, parts, kind, plan=strategy, options=options, progress=progress)
 

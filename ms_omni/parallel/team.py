@@ -6,8 +6,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..checkpoint.codes import arrays_of
+from ..checkpoint.open import open_checkpoint
 from ..checkpoint.rank_index import read_rank_index
-from ..checkpoint.reader import CheckpointReader
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
 from .bell import Bell
@@ -156,5 +156,5 @@ def fingerprint(folder):
         "ms_omni": __version__,
         "MindSpore": require_mindspore().__version__,
         "configuration": settings.hexdigest(),
-        "weights": (read_rank_index(folder) or CheckpointReader(folder)).fingerprint(),
+        "weights": (read_rank_index(folder) or open_checkpoint(folder)).fingerprint(),
     }

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import ms_omni
+from ms_omni.checkpoint import convert, load_checkpoint
 from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.checkpoint.reader import CheckpointReader
 from ms_omni.quantised import Storage, dequantised
+from tests.checkpoint.conftest import lazy
 from tests.reference import published_cases as cases
 from tests.reference.store import DATA, Reference
 
@@ -105,6 +107,30 @@ def test_logits_are_those_of_the_tool(case, reference, written):
     assert np.abs(theirs - reference["base/logits"]).max() > 0.005  # it matters what is read
     tolerance = 2e-5 if KEPT[case] is not None else 0.06  # dequantised to bfloat16, as the configuration says
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case, ours", [("auto_round", False), ("auto_round", True), ("mlx_4", False)])
+def test_a_model_of_codes_is_saved_as_numbers_and_loads_again(case, ours, written, tmp_path):
+    """Its config.json says nothing of codes, which it no longer holds."""
+    source = written(case)
+    if ours:
+        source = tmp_path / "ours"
+        convert(written(case), source, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ms_omni.Qwen3OmniMoeForConditionalGeneration.from_pretrained(source)
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization" not in (tmp_path / "saved" / "config.json").read_text()
+    np.testing.assert_allclose(logits(tmp_path / "saved"), logits(source), rtol=0, atol=0.06)  # codes become bfloat16
+
+
+def test_a_cell_of_numbers_is_filled_from_codes(written):
+    reader = opened(written("auto_round"))
+    config = ms_omni.Qwen3OmniMoeThinkerForConditionalGeneration.config_class.from_pretrained(written("auto_round"))
+    cell = lazy(ms_omni.Qwen3OmniMoeThinkerForConditionalGeneration, config)
+    load_checkpoint(cell, written("auto_round"), prefix="thinker.")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(cell.get_parameter(name).asnumpy(), reader.array(f"thinker.{name}"))
 
 
 @pytest.mark.parametrize("case", [case for case, kept in KEPT.items() if kept is None])

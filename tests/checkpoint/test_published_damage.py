@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ms_omni
+from ms_omni.checkpoint import convert
 from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.errors import CheckpointError
 from tests.checkpoint.published_folders import GROUP, MODULES, K, N, gptq, numbers, scales, write
@@ -140,6 +141,28 @@ def test_groups_that_do_not_divide(tmp_path, layout):
     }[layout]
     message = refusal(tmp_path / "a", {MODULES[0]: LAYOUTS[layout][0]()}, layout, **said)
     assert MODULES[0] in message and ("no whole groups of" in message or "expected" in message)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:.*quantised")
+def test_scales_that_are_not_finite(tmp_path, layout, value):
+    """One of many is enough, for converting as for loading."""
+    make, config, files = LAYOUTS[layout]
+    parts = make()
+    parts[SCALES[layout]].reshape(-1)[-1] = value
+    folder = write(tmp_path / "a", {MODULES[0]: parts}, config, files)
+    with pytest.raises(CheckpointError, match=f"{MODULES[0]}: holds NaN or infinite"):
+        convert(folder, tmp_path / "b", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantised")
+def test_a_number_of_float8_that_is_none(tmp_path):
+    make, config, _ = LAYOUTS["fp8"]
+    parts = make()
+    parts["weight"][3, 5] = np.nan
+    with pytest.raises(CheckpointError, match=f"{MODULES[0]}: holds NaN or infinite"):
+        convert(write(tmp_path / "a", {MODULES[0]: parts}, config), tmp_path / "b", progress=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -296,7 +296,14 @@ def test_converting_keeps_the_codes_and_back_gives_the_numbers(base, tmp_path, c
     ours = open_checkpoint(tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert "quantization" not in config
-    assert config.get("quantization_config", {}).get("quant_method") == (None if case == "fp8_blocks" else "ms_omni")
+    described = config.get("quantization_config")
+    if case == "fp8_blocks":
+        assert described is None
+    else:
+        scale = source.storage("thinker.model.layers.0.self_attn.q_proj.weight").scale
+        assert (described["quant_method"], described["scale_dtype"], described["embeddings"]) == ("ms_omni", scale, False)
+        method = {"auto_round": "auto-round", "mlx_8": "mlx"}.get(case, "compressed-tensors")
+        assert described["converted_from"]["quant_method"] == method
     name = "thinker.model.layers.0.self_attn.q_proj.weight"
     assert ours.storage(name) == source.storage(name)
     if source.storage(name) is None:
@@ -312,3 +319,51 @@ def test_converting_keeps_the_codes_and_back_gives_the_numbers(base, tmp_path, c
     np.testing.assert_allclose(
         back.array(name).astype(np.float32), source.array(name).astype(np.float32), rtol=2**-8, atol=0
     )
+
+
+def test_the_description_is_of_what_the_folder_holds(tmp_path):
+    """Wherever the tool has said how it did it, and with a table of tokens that is quantised."""
+    table = "thinker.model.embed_tokens"
+    matrices = {module: gptq()[0] for module in (MODULES[0], table)}
+    said = {"thinker_config": {"text_config": {"quantization_config": GPTQ}}}
+    convert(write(tmp_path / "a", matrices, said), tmp_path / "b", progress=False)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    described = {"quant_method": "ms_omni", "bits": 4, "group_size": GROUP, "scale_dtype": "float16", "embeddings": True}
+    assert config.pop("quantization_config") == {**described, "converted_from": GPTQ}
+    assert config == {"dtype": "bfloat16", "thinker_config": {"text_config": {}}}
+
+
+@pytest.mark.parametrize("file", ["quantize_config.json", "quant_model_description.json"])
+def test_what_is_dequantised_is_described_no_longer(tmp_path, file):
+    """Also where config.json never said it."""
+    order = np.random.RandomState(3).permutation(np.arange(K) // GROUP)
+    parts, said = gptq(order=order)[0], {**GPTQ, "desc_act": True}
+    if file != "quantize_config.json":
+        q = numbers(4).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+        parts, said = {"weight": q, "weight_scale": scales((N, 1), np.float32)}, {f"{MODULES[0]}.weight": "WFP8AFP8_DYNAMIC"}
+    source = write(tmp_path / "a", {MODULES[0]: parts}, {}, {file: said, "recipe.yaml": "", "tokenizer.json": {}})
+    numbers_of_it = open_checkpoint(source).array(NAME)
+    convert(source, tmp_path / "b", progress=False)
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    np.testing.assert_array_equal(open_checkpoint(tmp_path / "b").array(NAME), numbers_of_it)
+
+
+@pytest.mark.parametrize("other", ["plain", "int8"])
+def test_experts_that_are_not_stored_alike(tmp_path, other):
+    """They are numbers of the size that the others of the model have, and that is said."""
+    stem, said = "thinker.model.layers.0.mlp.experts", {**GPTQ, "dynamic": {r"+:.*experts\.1\.up_proj": {"bits": 8}}}
+    matrices = {f"{stem}.{expert}.{kind}_proj": gptq()[0] for expert in range(2) for kind in ("gate", "up", "down")}
+    plain = numbers(4).astype(ml_dtypes.bfloat16)
+    matrices[f"{stem}.1.up_proj"] = {"weight": plain} if other == "plain" else gptq(8)[0]
+    report = convert(write(tmp_path / "a", matrices, {"quantization_config": said}), tmp_path / "b", progress=False)
+    assert report.notes == (
+        f"the tensors of {stem}.gate_up are stored in different ways, and are held as the numbers that these stand for",
+    )
+    source, found = open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b")
+    assert found.entries[f"{stem}.gate_up"].dtype == "BF16" and found.storage(f"{stem}.down") == Storage(4, GROUP, "float16")
+    convert(tmp_path / "b", tmp_path / "c", progress=False)
+    for kind in ("gate", "up", "down"):
+        name = f"{stem}.1.{kind}_proj.weight"
+        back = CheckpointReader(tmp_path / "c").array(name)
+        assert back.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(back, source.array(name).astype(ml_dtypes.bfloat16))

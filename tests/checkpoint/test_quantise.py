@@ -18,6 +18,7 @@ from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import scheme, stored_bytes
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError, InputError
+from ms_omni.parallel.export import convert_for_ranks
 from ms_omni.quantised import Storage, dequantised
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import bits, rewrite, tensors_of
@@ -174,6 +175,19 @@ def test_a_scale_that_is_missing_or_of_another_shape_is_said(folders, tmp_path):
     with pytest.raises(CheckpointError, match="2 problems") as error:
         convert(small, tmp_path / "back", progress=False)
     assert scales[0] in str(error.value) and scales[1] in str(error.value)
+
+
+def test_a_scale_that_is_not_finite_is_said(folders, tmp_path):
+    small = shutil.copytree(folders[1], tmp_path / "small")
+    tensors = tensors_of(small)
+    scale = next(name for name in tensors if name.endswith("o_proj.weight_scale"))
+    tensors[scale][-1, -1] = np.nan
+    rewrite(small, tensors, {"format": "ms_omni"})
+    expected = re.escape(scale.removesuffix("_scale")) + ".* holds NaN or infinite numbers"
+    with pytest.raises(CheckpointError, match=expected):
+        convert(small, tmp_path / "back", progress=False)
+    with pytest.raises(CheckpointError, match=expected):
+        convert_for_ranks(small, tmp_path / "cut", 2, "ep", progress=False)
 
 
 def test_descriptions_of_weights_that_are_no_longer_so_are_left_behind(folders, tmp_path):

@@ -11,6 +11,7 @@ from ms_omni.checkpoint.codes import arrays_of, read_codes
 from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.checkpoint.plan import plan_loading
 from ms_omni.checkpoint.rank_files import RankFile
+from ms_omni.cli import main
 from ms_omni.errors import InputError
 from ms_omni.loading import Request
 from ms_omni.modeling import ops
@@ -44,6 +45,7 @@ def test_files_of_ranks_hold_codes_and_together_they_are_the_folder(plan, quanti
     index = read_rank_index(tmp_path / "cut")
     files = [RankFile(tmp_path / "cut", index, rank) for rank in range(ranks)]
     assert index.dtype == "BF16"  # what is no codes stays as it was
+    assert (tmp_path / "cut" / "config.json").read_text() == (folders[quantize] / "config.json").read_text()
     if ops.keeps_bfloat16():
         config = Qwen3OmniMoeForConditionalGeneration.config_class.from_pretrained(tmp_path / "cut")
         request = Request(tmp_path / "cut", {}, {})
@@ -65,6 +67,15 @@ def test_files_of_ranks_hold_codes_and_together_they_are_the_folder(plan, quanti
     back, published = tensors_of(tmp_path / "back"), tensors_of(tmp_path / "published")
     assert back.keys() == published.keys()
     assert all(back[name].tobytes() == value.tobytes() for name, value in published.items())
+
+
+def test_what_is_planned_for_files_of_ranks_is_what_is_planned_for_the_folder(folders, tmp_path, capsys):
+    convert_for_ranks(folders["int4"], tmp_path / "cut", 2, "ep", progress=False)
+    found = []
+    for folder in (folders["int4"], tmp_path / "cut"):
+        assert main(["plan", "--model", str(folder), "--context", "64"]) == 0
+        found.append(capsys.readouterr().out.replace(str(folder), ""))
+    assert found[0] == found[1] and "as stored: int4, int4 in groups of 64, int8" in found[0]
 
 
 def test_a_group_is_never_cut():

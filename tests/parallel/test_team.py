@@ -1,5 +1,6 @@
 """Who holds a model together, decided before anything is loaded."""
 
+import numpy as np
 import pytest
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
@@ -7,6 +8,7 @@ from ms_omni.errors import CheckpointError, InputError
 from ms_omni.parallel import team
 from ms_omni.parallel.mesh import Mesh
 from ms_omni.parallel.team import Team, fingerprint, join
+from tests.checkpoint.published_folders import MODULES, N, numbers, scales, write
 
 
 def test_a_process_of_its_own():
@@ -64,3 +66,15 @@ def test_all_ranks_must_mean_the_same_model(tiny_checkpoint):
         )
     with pytest.raises(CheckpointError, match="rank 2: CheckpointError: gone"):
         team_of(lambda data: b'{"error": "CheckpointError: gone"}').check(tiny_checkpoint, "x", int)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantised")
+def test_a_checkpoint_whose_files_have_other_names_is_told_apart(tmp_path):
+    """msModelSlim calls its files `quant_model_weight_*.safetensors`."""
+    found = []
+    for seed in (1, 2):
+        parts = {"weight": numbers(7, seed=seed).astype(np.int8), "weight_scale": scales((N, 1), np.float32)}
+        files = {"quant_model_description.json": {f"{MODULES[0]}.{word}": "W8A8_DYNAMIC" for word in parts}}
+        file = "quant_model_weight_w8a8.safetensors"
+        found.append(fingerprint(write(tmp_path / str(seed), {MODULES[0]: parts}, {}, files, file=file)))
+    assert found[0]["configuration"] == found[1]["configuration"] and found[0]["weights"] != found[1]["weights"]

@@ -55,13 +55,13 @@ class Matrix:
     def codes(self, arrays: Arrays) -> Quantised:
         """The matrix in our form."""
         assert self.storage is not None
-        decoded = self.decode(arrays)
+        decoded = self._finite(arrays)
         codes = decoded.codes if self.storage.bits == 8 else pack(decoded.codes)
         return Quantised(codes, np.ascontiguousarray(decoded.scales), decoded.offsets)
 
     def array(self, arrays: Arrays) -> np.ndarray:
         """The matrix dequantised, in float32."""
-        codes, scales, offsets, group_of = self.decode(arrays)
+        codes, scales, offsets, group_of = self._finite(arrays)
         scales, groups = scales.astype(np.float32), scales.shape[1]
         offsets = None if offsets is None else offsets.astype(np.float32)
         if group_of is None:
@@ -73,6 +73,15 @@ class Matrix:
             if offsets is not None:
                 matrix += offsets[:, group_of]
         return matrix.reshape(codes.shape)
+
+    def _finite(self, arrays: Arrays) -> Decoded:
+        """What it decodes to. Raises `Misfit` for scales, offsets or numbers of float8 that are not finite."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            decoded = self.decode(arrays)
+        for numbers in decoded[:3]:
+            if numbers is not None and numbers.dtype.kind != "i" and not np.isfinite(numbers).all():
+                raise Misfit("holds NaN or infinite numbers; fetch it again")
+        return decoded
 
 
 class Layout(Protocol):

@@ -30,11 +30,11 @@ def layout_of(folder: Path, config: Mapping) -> Layout | None:
     Raises CheckpointError for a method that is not read, with its name.
     """
     said, path = quantisation(folder, config)
-    described = sorted(folder.glob(DESCRIPTION))
-    if described and (said is None or said.get("quant_method") in (ASCEND, None)):
-        return ModelSlim(_json(described[0]))
     if said is None:
         return None
+    described = sorted(folder.glob(DESCRIPTION))
+    if described and said.get("quant_method") in (ASCEND, None):
+        return ModelSlim(_json(described[0]))
     try:
         return _layout(said, f"{path}: ")
     except (TypeError, ValueError, AttributeError) as error:  # CheckpointError is a ValueError too
@@ -65,7 +65,8 @@ def quantisation(folder: Path, config: Mapping) -> tuple[Mapping | None, Path | 
         if (folder / name).is_file():
             said = _json(folder / name)
             return {"quant_method": _method_of(name, said), **said}, folder / name
-    return None, None
+    described = sorted(folder.glob(DESCRIPTION))
+    return ({"quant_method": ASCEND}, described[0]) if described else (None, None)
 
 
 def _method_of(name, said) -> str:

@@ -118,7 +118,9 @@ class PublishedReader(CheckpointReader):
             self.entries[logical] = Entry(logical, dtype, shape_here, "", 0, share)
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor, dequantised where it is stored as codes. Raises CheckpointError for values that contradict the configuration."""
+        """The tensor, dequantised where it is stored as codes. Raises CheckpointError for values that contradict the configuration or
+        are not finite.
+        """
         part, dtype = self._parts[name], self.entries[name].dtype
         if part.module is not None:
             return self._decoded(name, Matrix.array)[_range(part.rows)].astype(DTYPES[dtype], copy=False)
