@@ -6,7 +6,8 @@
     weight + scale * B @ A       scale = alpha / r, or alpha / sqrt(r) with use_rslora (peft/tuners/lora/layer.py)
 
 With `lora_magnitude_vector` m the rows of that sum are scaled to the lengths m. MODULE is a module of the published model or, for an
-adapter of the thinker alone, of that. `fan_in_fan_out` says how a layer of another kind stores its weights and changes nothing here.
+adapter of the thinker alone, of that. Names that hold the adapter's own as well (lora_A.default.weight), as in a running model, are
+taken too. `fan_in_fan_out` says how a layer of another kind stores its weights and changes nothing here.
 """
 
 import json
@@ -27,8 +28,9 @@ from .reader import report
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.(?:base_layer|modules_to_save(?:\.default)?|original_module))*"
-    r"\.(?P<word>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\.default)?(?:\.weight|\.bias)?|weight|bias|scale|gamma)"
+    r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.(?:base_layer|modules_to_save(?:\.(?P<saved>[^.]+))?|original_module))*"
+    r"\.(?:(?P<factor>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+    r"(?P<end>\.weight|\.bias)?|(?P<whole>weight|bias|scale|gamma))"
 )
 _REFUSED = {  # settings under which the adapter is more than an addition to the weights, and why
     "layer_replication": "it repeats layers",
@@ -38,8 +40,10 @@ _REFUSED = {  # settings under which the adapter is more than an addition to the
     "arrow_config": "it chooses among adapters for each token",
     "use_qalora": "it adds to groups of inputs",
     "use_bdlora": "its matrices are made of blocks",
+    "kasa_config": "it cuts singular values off the model below",
 }
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that also change the model below
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # initialisations that also change the model below
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass
@@ -163,8 +167,12 @@ def _check_settings(config) -> list[str]:
         value = config.get(key)
         if not _is_number(value):
             problems.append(f"{key} is {value!r}, expected a number over 0")
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern, value in dict(config.get(key) or {}).items():
+    for key in _PATTERNS:
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            problems.append(f"{key} is {patterns!r:.80}, expected an object of numbers by regular expression")
+            config[key] = patterns = {}
+        for pattern, value in patterns.items():
             if not _is_number(value) or not _is_pattern(pattern):
                 problems.append(f"{key} says {value!r} for {pattern!r}, expected a number over 0 for a regular expression")
     problems += [f"{key} is set: {why}" for key, why in _REFUSED.items() if config.get(key)]
@@ -191,7 +199,7 @@ def _is_pattern(pattern) -> bool:
 
 def _sorted_tensors(path: Path, entries: list[Entry], problems) -> dict[str, dict[str, np.ndarray]]:
     """`{module: {"lora_A": array, ...}}`."""
-    found = {}
+    found, adapters = {}, set()
     for entry in entries:
         hit = _TENSOR.fullmatch(entry.name)
         if hit is None:
@@ -206,8 +214,14 @@ def _sorted_tensors(path: Path, entries: list[Entry], problems) -> dict[str, dic
             )
             if not np.isfinite(array.astype(np.float32)).all():
                 problems.append(f"{entry.name}: holds NaN or infinite numbers")
-            word = hit["word"].replace(".default", "")
-            found.setdefault(hit["module"], {})[word.removesuffix(".weight") if "lora_" in word else word] = array
+            adapters.add(hit["adapter"] or hit["saved"])
+            word = hit["whole"] or hit["factor"] + (".bias" if hit["end"] == ".bias" else "")
+            if word in found.setdefault(hit["module"], {}):
+                problems.append(f"{entry.name}: is the second {word} of {hit['module']}")
+            found[hit["module"]][word] = array
+    names = sorted(adapters - {None})
+    if len(names) > 1:
+        problems.append(f"{path.name} holds the adapters {', '.join(names)}, expected one; save each in a folder of its own")
     return found
 
 
@@ -223,6 +237,9 @@ def _changes(module, tensors, config, problems) -> dict[str, Change]:
     if not {down, up} <= factors.keys() <= known:
         problems.append(f"{module}: has {', '.join(sorted(factors))}, expected {down} and {up}")
         return changes
+    if bool(config.get("use_dora")) != ("lora_magnitude_vector" in factors):
+        has = "has" if "lora_magnitude_vector" in factors else "has no"
+        problems.append(f"{module}: {has} lora_magnitude_vector, but use_dora is {config.get('use_dora')!r}")
     a, b, magnitude = factors[down], factors[up], factors.get("lora_magnitude_vector")
     rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
     alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
@@ -250,5 +267,5 @@ def _changes(module, tensors, config, problems) -> dict[str, Change]:
 
 def _of_pattern(config, key, module, default):
     """The value of the first pattern that ends the module's name (peft/utils/other.py: get_pattern_key)."""
-    patterns = {pattern: value for pattern, value in dict(config.get(key) or {}).items() if _is_pattern(pattern)}
+    patterns = {pattern: value for pattern, value in (config.get(key) or {}).items() if _is_pattern(pattern)}
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)

@@ -224,6 +224,11 @@ def test_one_error_lists_all_that_does_not_fit(sharded, tmp_path):
         ({"r": 0}, "r is 0, expected a number over 0"),
         ({"lora_alpha": None}, "lora_alpha is None, expected a number over 0"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is set: it repeats layers"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is set: it cuts singular values off"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which changes the model below"),
+        ({"rank_pattern": 8}, "rank_pattern is 8, expected an object"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is ['q_proj'], expected an object"),
+        ({"use_dora": True}, f"{QUERY}: has no lora_magnitude_vector, but use_dora is True"),
     ],
 )
 def test_settings_that_cannot_be_merged(sharded, tmp_path, settings, words):
@@ -231,6 +236,44 @@ def test_settings_that_cannot_be_merged(sharded, tmp_path, settings, words):
     with pytest.raises(CheckpointError, match="cannot be merged") as error:
         convert(sharded, tmp_path / "out", adapter=adapter, progress=False)
     assert words in str(error.value)
+
+
+def test_lengths_that_the_settings_do_not_know(sharded, tmp_path):
+    """PEFT would not use them."""
+    tensors = factors(QUERY, 128, 64) | {f"{PEFT}{QUERY}.lora_magnitude_vector": np.ones(128, np.float32)}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    with pytest.raises(CheckpointError, match=f"{QUERY}: has lora_magnitude_vector, but use_dora is None"):
+        convert(sharded, tmp_path / "out", adapter=adapter, progress=False)
+
+
+@pytest.mark.parametrize("name", ["default", "mine", "A", "weight"])
+def test_names_with_the_adapters_own(name, sharded, tmp_path):
+    """As in the state of a running model, and in what some trainers write."""
+    before, plain = tensors_of(sharded), factors(QUERY, 128, 64)
+    plain |= {f"{PEFT}{TABLE}.lora_embedding_A": numbers(4, 512), f"{PEFT}{TABLE}.lora_embedding_B": numbers(64, 4)}
+    plain[f"{PEFT}{HEAD}.modules_to_save.weight"] = numbers(*before[f"{HEAD}.weight"].shape)
+    named = {}
+    for key, value in plain.items():
+        stem, end = (key.removesuffix(".weight"), ".weight") if key.endswith(".weight") else (key, "")
+        named[f"{stem}.{name}{end}"] = value
+    merged(sharded, write_adapter(tmp_path / "plain", plain), tmp_path / "wanted")
+    merged(sharded, write_adapter(tmp_path / "named", named), tmp_path / "found")
+    assert_same_tensors(tmp_path / "wanted", tmp_path / "found")
+
+
+def test_several_adapters_in_a_file(sharded, tmp_path):
+    tensors = factors(QUERY, 128, 64)
+    for name in ("mine", "yours"):
+        tensors |= {key.replace(".weight", f".{name}.weight"): value for key, value in factors(EXPERT, 64, 48).items()}
+    tensors[f"{PEFT}{QUERY}.lora_A.mine.weight"] = tensors[f"{PEFT}{QUERY}.lora_A.weight"]
+    with pytest.raises(CheckpointError, match="4 problems") as error:
+        merged(sharded, write_adapter(tmp_path / "adapter", tensors), tmp_path / "out")
+    for words in (
+        "adapter_model.safetensors holds the adapters mine, yours, expected one",
+        f"is the second lora_A of {QUERY}",
+        f"is the second lora_B of {EXPERT}",
+    ):
+        assert words in str(error.value), words
 
 
 def test_folders_that_hold_no_adapter(sharded, tmp_path):
