@@ -13,6 +13,11 @@
 #ifdef __aarch64__
 #include <sys/auxv.h>
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#define MS_OMNI_AMX  // the compiler knows matrix units; has_tiles() says whether this process may use them
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -181,8 +186,24 @@ extern "C" const char *ms_omni_missing() {
   return nullptr;
 }
 
+namespace {
+
+// Whether there are matrix units (amx.h): the system is asked for their registers, once, and may refuse them.
+inline bool has_tiles() {
+#ifdef MS_OMNI_AMX
+  constexpr long request_permission = 0x1023, tile_data = 18;  // of arch_prctl(2)
+  static const bool allowed = !syscall(SYS_arch_prctl, request_permission, tile_data);
+  return allowed;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 // The vectors that this file was compiled for, and how many floats are in one (see vectors.h).
 extern "C" const char *ms_omni_vectors() {
+  if (has_tiles()) return "AVX-512 and AMX, 16 floats";
 #if defined(__AVX512F__)
   return "AVX-512, 16 floats";
 #elif defined(__AVX2__)

@@ -88,9 +88,8 @@ void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *c
 void attend(const Heads &h, i64 first, i64 queries) {
   const i64 rows = queries * h.group, dv = (h.dv + kLanes - 1) / kLanes * kLanes;
   const i64 last = h.visible(first + queries - 1), blocks = (last + kWide - 1) / kWide;  // nobody sees a key behind
-  std::unique_ptr<float[]> keys(new float[h.d * kKeys]), values(new float[kKeys * dv]), q(new float[rows * h.d]),
-      y(new float[rows * dv]()), widened(new float[h.k.codes ? kKeys * std::max(h.d, h.dv) : 0]);
-  std::vector<float> m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
+  Space<> keys(h.d * kKeys), values(kKeys * dv), q(rows * h.d), widened(h.k.codes ? kKeys * std::max(h.d, h.dv) : 0);
+  Floats y(rows * dv), m(rows, -3e38f), sum(rows, 0.f), scores(kRows * kKeys);
   std::vector<Sees> sights(queries * blocks);
   look(h, first, queries, blocks, sights.data());
   std::vector<const float *> q_rows(rows), masks(rows);
@@ -102,7 +101,7 @@ void attend(const Heads &h, i64 first, i64 queries) {
     const float *from = h.q + (first + query) * h.q_step + row % h.group * h.d;
     for (i64 i = 0; i < h.d; ++i) q[row * h.d + i] = from[i] * h.scale;
     q_rows[row] = q.get() + row * h.d;
-    y_rows[row] = y.get() + row * dv;
+    y_rows[row] = y.data() + row * dv;
     sight[row] = sights.data() + query * blocks;
     masks[row] = h.mask ? h.mask + (first + query) * h.keys : nullptr;
     visible[row] = h.visible(first + query);

@@ -99,7 +99,7 @@ class Sight {
 
 // y[row] = a[row] V for the values of all runs: the sums of `product_in_order`.
 inline void weigh(const float *const *a, i64 rows, const Sight &s, float *const *y) {
-  std::vector<float> space(s.n() > kSum ? rows * s.dv : 0);
+  Floats space(s.n() > kSum ? rows * s.dv : 0);
   std::vector<float *> to(y, y + rows);
   for (i64 row = 0; row < rows; ++row) std::fill(y[row], y[row] + s.dv, 0.f);
   i64 i = 0;  // position among those seen
@@ -120,7 +120,7 @@ inline void weigh(const float *const *a, i64 rows, const Sight &s, float *const 
 
 // q `[heads, d]`; mask: one number per position seen, or null -> y `[heads, dv]`
 inline void attend_query(const float *q, i64 heads, const Sight &s, float scale, const float *mask, float *y) {
-  std::vector<float> scores(heads * s.n());
+  Floats scores(heads * s.n());
   std::vector<const float *> from(heads);
   std::vector<float *> to(heads);
   float *at = scores.data();

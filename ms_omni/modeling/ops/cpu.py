@@ -3,10 +3,10 @@
 A launch costs more than the work of a small operator, so the number of launches is what counts in decoding (`kernels.cpp`).
 Importing this module compiles the kernels; it raises `OSError` where that cannot be done. Large work:
 
-- `dense.cpp`: products of prompts, pictures and sound. Tiles in registers over what is packed of both sides (`gemm.h`) reach 85 to
-  95 % of what the processor's multiply-adds allow, as OpenBLAS does, and a token costs the same whether its expert has 5 or 500
-  of them. Matrices in bfloat16 and codes of 8 and 4 bits are widened while they are packed (`panels.h`), so a product with them is
-  one of float32.
+- `dense.cpp`: products of prompts, pictures and sound. Tiles in registers over what is packed of both sides (`gemm.h`); matrices in
+  bfloat16 and codes of 8 and 4 bits are widened while they are packed (`panels.h`), so a product with them is one of float32. With few
+  rows, as most experts have, they are widened in registers instead (`few_rows.h`). On processors with matrix units (AMX) those
+  matrices are multiplied there, in float32's precision (`amx.h`).
 - `attention.cpp`: attention of many queries, scores never stored as a whole.
 - `wave.cpp`: the vocoder's convolutions with one order of summation. MindSpore's own choose the order by the shape, so that
   the pieces of a stream differ from the whole in the last bits, and a vocoder amplifies that. Here equal inputs give equal

@@ -78,7 +78,7 @@ struct Expert {
     const i64 rows = x.size();
     if (w.kind == kFloat32) return in_order(static_cast<const float *>(w.numbers), x, begin, n, y, distance);
     if (w.kind == kBfloat16) return in_order(static_cast<const Half *>(w.numbers), x, begin, n, y, distance);
-    std::vector<float> together(rows > 1 ? rows * in : 0);
+    Floats together(rows > 1 ? rows * in : 0);
     for (i64 row = 0; rows > 1 && row < rows; ++row) std::copy_n(x[row], in, together.data() + row * in);
     dot_block(rows > 1 ? together.data() : x[0], rows, in, {w, nullptr, distance, y, false, number * out + begin}, 0, n);
   }
@@ -247,7 +247,7 @@ class Stack {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, inner - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];
-      std::vector<float> made(rows * 2 * n);
+      Floats made(rows * 2 * n);
       std::vector<const float *> from(rows);
       for (i64 row = 0; row < rows; ++row) from[row] = normed_.data() + pairs[row] / l.top_k * width;
       const Expert from_expert{l.experts_gate_up, indices_[pairs[0]], width, 2 * inner};
@@ -272,7 +272,7 @@ class Stack {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, width - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];
-      std::vector<float> made(rows * n);
+      Floats made(rows * n);
       std::vector<const float *> from(rows);
       for (i64 row = 0; row < rows; ++row) from[row] = hidden_.data() + pairs[row] * inner;
       Expert{l.experts_down, indices_[pairs[0]], inner, width}.multiply(from, begin, n, made.data(), n);
@@ -284,7 +284,7 @@ class Stack {
   float eps_;
   const float *norm_;
   std::vector<Layer> layers_;
-  std::vector<float> normed_, q_, k_, v_, mixed_, gate_, up_, logits_, weights_, hidden_, results_;
+  Floats normed_, q_, k_, v_, mixed_, gate_, up_, logits_, weights_, hidden_, results_;
   std::vector<int32_t> indices_;
   std::vector<i64> pairs_, first_;
   i64 used_ = 0;

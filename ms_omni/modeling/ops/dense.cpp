@@ -1,57 +1,15 @@
 // The large products: many rows through a linear layer or through experts, convolutions of pictures.
 
+#include "amx.h"
+#include "few_rows.h"
 #include "in_order.h"
 #include "numeric.h"
-#include "panels.h"
 #include "team.h"
 
 namespace {
 
-using Space = std::unique_ptr<float[]>;
 using Sources = std::vector<const float *>;
 using Targets = std::vector<float *>;
-
-constexpr i64 kUnpacked = 2;  // rows of float32 weights that are not packed
-
-// V vectors of columns from `column` on, for R rows: the sums of `tile`, with the weights turned in registers.
-template <int R, int V>
-void unpacked_tile(const float *const *x, const float *weight, i64 in, float *const *y, i64 column, const float *bias) {
-  for (i64 begin = 0; begin < in; begin += kSum) {
-    const i64 end = std::min(begin + kSum, in);
-    vec sum[R][V] = {};
-    i64 i = begin;
-    for (; i + kLanes <= end; i += kLanes)
-      MS_OMNI_UNROLL for (int v = 0; v < V; ++v) {
-        vec t[kLanes];
-        load_turned(weight + (column + v * kLanes) * in + i, in, t);
-        MS_OMNI_UNROLL for (int s = 0; s < kLanes; ++s)
-          MS_OMNI_UNROLL for (int r = 0; r < R; ++r) sum[r][v] = fma(x[r][i + s], t[s], sum[r][v]);
-      }
-    for (; i < end; ++i)
-      for (int v = 0; v < V; ++v) {
-        float step[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) step[lane] = weight[(column + v * kLanes + lane) * in + i];
-        for (int r = 0; r < R; ++r) sum[r][v] = fma(x[r][i], load(step), sum[r][v]);
-      }
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) {
-        const i64 at = column + v * kLanes;
-        const vec old = begin ? load(y[r] + at) : bias ? load(bias + at) : vec{};
-        store(y[r] + at, old + sum[r][v]);
-      }
-  }
-}
-
-// Whole vectors of columns, for few rows.
-template <int R>
-void unpacked(const float *const *x, const float *weight, i64 in, float *const *y, i64 column, i64 columns, const float *bias) {
-  const bool crowded = in % 1024 == 0;  // all rows of the weight then share a few places of the first cache
-  while (columns >= 2 * kLanes && !crowded) {
-    unpacked_tile<R, 2>(x, weight, in, y, column, bias);
-    column += 2 * kLanes, columns -= 2 * kLanes;
-  }
-  for (; columns > 0; column += kLanes, columns -= kLanes) unpacked_tile<R, 1>(x, weight, in, y, column, bias);
-}
 
 // How a matrix is stored, of the arguments of a kernel.
 i64 kind(const Arguments &a, const char *name) {
@@ -88,6 +46,57 @@ std::string unfit(const Arguments &a, const char *codes, const char *scales, con
   return "";
 }
 
+// Columns of a matrix, packed: as columns of m `[.., in, out]` or, transposed, as rows of m `[.., out, in]`, from row `first` on.
+struct Columns {
+  Matrix m;
+  i64 in, out, first;
+  bool straight;
+
+  // panels: inputs [i, i + k) of columns [column, column + columns).
+  void pack(i64 column, i64 columns, i64 i, i64 k, float *panels) const {
+    if (!straight) return pack_turned(m, in, first + column, columns, i, k, panels);
+    const i64 at = (first + i) * out + column;
+    if (m.kind == kFloat32) pack_columns(static_cast<const float *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
+    else pack_columns(static_cast<const Half *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
+  }
+#ifdef MS_OMNI_AMX
+  void pack(i64 column, i64 columns, i64 i, i64 k, TilePanels &panels) const {
+    if (!straight) return panels.pack(m, in, first + column, columns, i, k);
+    panels.pack_columns(static_cast<const Half *>(m.numbers) + (first + i) * out + column, out, columns, k);
+  }
+#endif
+};
+
+// Rows of A for products in float32; `TileRows` are those for products of tiles.
+class PackedRows {
+ public:
+  static constexpr i64 kBlock = kRows;
+
+  PackedRows(i64 count, i64 k) : packed_(count, k), k_(k) {}
+
+  void pack(const float *const *rows, i64 begin, i64 end) { packed_.pack(rows + begin, end - begin, k_, begin); }
+
+  void multiply(const Columns &b, const float *const *, i64 begin, i64 end, float *const *c, i64 column, i64 columns,
+                const float *start) const {
+    Space<> space((columns + kWide - 1) / kWide * kWide * kSum);
+    const auto pack = [&](i64 i, i64 k, float *panels) { b.pack(column, columns, i, k, panels); };
+    ::multiply(packed_, begin, end, k_, c, column, columns, start, pack, space.get());
+  }
+
+ private:
+  Packed packed_;
+  i64 k_;
+};
+
+// function(Rows()), with the class of rows that a product with m is made with.
+template <class Function>
+void with_rows(const Matrix &m, i64 in, const Function &function) {
+#ifdef MS_OMNI_AMX
+  if (suits_tiles(m, in)) return function(static_cast<TileRows *>(nullptr));
+#endif
+  function(static_cast<PackedRows *>(nullptr));
+}
+
 constexpr i64 kBatch = 672;  // rows that share the packing of a weight; whole blocks
 
 // y = x w^T + bias for x `[rows, in]`, w `[out, in]` as it is stored. bias: null for none.
@@ -95,36 +104,34 @@ void product(const Matrix &w, const float *bias, const float *x, i64 rows, i64 i
   Sources from(rows);
   Targets to(rows);
   for (i64 row = 0; row < rows; ++row) from[row] = x + row * in, to[row] = y + row * out;
-  const bool unpack = 0 < rows && rows <= kUnpacked && w.kind == kFloat32;
   Team team((0.006 * rows + 0.06) * in * out);
   const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * team.size())));
   const i64 groups = (panels + together - 1) / together;
-  for (i64 first = 0; first < rows; first += kBatch) {
-    const i64 count = std::min(kBatch, rows - first), blocks = (count + kRows - 1) / kRows;
-    Packed packed(count, in);
-    if (!unpack || out % kLanes)
-      team.run(blocks, [&](i64 block) {
-        const i64 row = block * kRows;
-        packed.pack(from.data() + first + row, std::min<i64>(kRows, count - row), in, row);
+  const auto columns_of = [&](i64 group) { return std::min<i64>(together * kWide, out - group * together * kWide); };
+  with_rows(w, in, [&](auto *kind) {
+    using Rows = std::remove_pointer_t<decltype(kind)>;
+    if (std::is_same_v<Rows, PackedRows> && suits_few_rows(w, rows, in) && out % kLanes == 0) {
+      const FewRows few(from.data(), rows, in);
+      return team.run(groups, [&](i64 group) {
+        const i64 column = group * together * kWide;
+        few.multiply(w, column, to.data(), column, columns_of(group), bias ? bias + column : nullptr);
       });
-    const i64 wanted = (4 * team.size() + groups - 1) / std::max<i64>(groups, 1);
-    const i64 pieces = std::max<i64>(1, std::min(wanted, blocks / 8));
-    team.run(groups * pieces, [&](i64 task) {
-      const i64 piece = task % pieces, begin = blocks * piece / pieces * kRows;
-      const i64 end = std::min(blocks * (piece + 1) / pieces * kRows, count);
-      const i64 column = task / pieces * together * kWide, columns = std::min<i64>(together * kWide, out - column);
-      const i64 done = unpack ? columns / kLanes * kLanes : 0;
-      if (done)
-        (rows == 1 ? unpacked<1> : unpacked<2>)(from.data(), static_cast<const float *>(w.numbers), in, to.data(), column, done,
-                                                bias);
-      if (done == columns) return;
-      Space space(new float[together * kWide * kSum]);
-      const auto pack = [&](i64 i, i64 steps, float *panels) {
-        pack_turned(w, in, column + done, columns - done, i, steps, panels);
-      };
-      multiply(packed, begin, end, in, to.data() + first, column + done, columns - done, bias, pack, space.get());
-    });
-  }
+    }
+    constexpr i64 block = Rows::kBlock;
+    for (i64 first = 0; first < rows; first += kBatch) {
+      const i64 count = std::min(kBatch, rows - first), blocks = (count + block - 1) / block;
+      Rows a(count, in);
+      team.run(blocks, [&](i64 i) { a.pack(from.data() + first, i * block, std::min((i + 1) * block, count)); });
+      const i64 wanted = (4 * team.size() + groups - 1) / std::max<i64>(groups, 1);
+      const i64 pieces = std::max<i64>(1, std::min(wanted, blocks / 8));
+      team.run(groups * pieces, [&](i64 task) {
+        const i64 piece = task % pieces, begin = blocks * piece / pieces * block;
+        const i64 end = std::min(blocks * (piece + 1) / pieces * block, count), column = task / pieces * together * kWide;
+        a.multiply(Columns{w, in, out, 0, false}, from.data() + first, begin, end, to.data() + first, column, columns_of(task / pieces),
+                   bias);
+      });
+    }
+  });
 }
 
 KERNEL(linear, "x[*, K] weight:w[M, K] bias?[M] -> y[*, M] | 0 < K") {
@@ -173,31 +180,26 @@ KERNEL(embedding_coded, "ids:i[*] codes:q[V, c] scales:s[V, G] offsets:s[...] wi
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
-constexpr i64 kFew = 4;  // rows for which a matrix passes by once; with more it is packed and kept near
+constexpr i64 kFew = 16;  // rows for which a matrix `[in, out]` passes by once; with more it is packed and kept near
 
 // c[row] = a[row] B for the whole matrix B `[k, n]` of an expert, or codes `[n, k]`.
-void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i64 k, i64 n, float *space) {
+void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i64 k, i64 n) {
   const i64 rows = a.size();
-  const auto packed = [&](const auto &pack) {
-    Packed from(rows, k);
-    from.pack(a.data(), rows, k);
-    for (i64 column = 0; column < n; column += kTogether * kWide) {
-      const i64 columns = std::min(kTogether * kWide, n - column);
-      const auto part = [&](i64 i, i64 steps, float *panels) { pack(column, columns, i, steps, panels); };
-      multiply(from, 0, rows, k, c.data(), column, columns, nullptr, part, space);
+  const bool straight = b.kind == kFloat32 || b.kind == kBfloat16;
+  with_rows(b, k, [&](auto *kind) {
+    using Rows = std::remove_pointer_t<decltype(kind)>;
+    if constexpr (std::is_same_v<Rows, PackedRows>) {
+      if (straight && rows <= kFew) return with_numbers(b, [&](auto *numbers) {
+        if constexpr (sizeof *numbers > 1) product_in_order(a.data(), rows, k, numbers + expert * k * n, n, c.data(), n);
+      });
+      if (!straight && suits_few_rows(b, rows, k) && n % kLanes == 0)
+        return FewRows(a.data(), rows, k).multiply(b, expert * n, c.data(), 0, n, nullptr);
     }
-  };
-  const auto straight = [&](const auto *numbers) {
-    const auto *at = numbers + expert * k * n;
-    if (rows <= kFew) return product_in_order(a.data(), rows, k, at, n, c.data(), n);
-    packed([&](i64 j, i64 count, i64 i, i64 steps, float *panels) {
-      pack_columns(at + i * n + j, n, count, steps, panels, kWide, kSum * kWide);
-    });
-  };
-  if (b.kind == kFloat32) straight(static_cast<const float *>(b.numbers));
-  else if (b.kind == kBfloat16) straight(static_cast<const Half *>(b.numbers));
-  else packed([&](i64 j, i64 count, i64 i, i64 steps, float *panels) {
-    pack_turned(b, k, expert * n + j, count, i, steps, panels);
+    Rows from(rows, k);
+    from.pack(a.data(), 0, rows);
+    const Columns columns{b, k, n, expert * (straight ? k : n), straight};
+    for (i64 column = 0; column < n; column += kTogether * kWide)
+      from.multiply(columns, a.data(), 0, rows, c.data(), column, std::min(kTogether * kWide, n - column), nullptr);
   });
 }
 
@@ -229,25 +231,25 @@ int mix(const Arguments &a, const char *name, const Matrix &gate_up, const Matri
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task &left, const Task &right) {
     return left.end - left.begin > right.end - right.begin;  // the largest first: no thread is left with one at the end
   });
-  Space results(new float[pairs * d]);
+  Space<> results(pairs * d);
   for_each(tasks.size(), 3.0 * d * inner * (tasks.size() * 0.1 + first[count] * 0.01), [&](i64 index) {
     const Task task = tasks[index];
     const i64 rows = task.end - task.begin;
-    Space space(new float[kTogether * kWide * kSum]), hidden(new float[rows * 2 * inner]);
+    Space<> hidden(rows * 2 * inner);
     Sources from(rows);
     Targets to(rows);
     for (i64 row = 0; row < rows; ++row) {
       from[row] = x + order[task.begin + row] / k * d;
       to[row] = hidden.get() + row * 2 * inner;
     }
-    product(from, gate_up, task.expert, to, d, 2 * inner, space.get());
+    product(from, gate_up, task.expert, to, d, 2 * inner);
     for (i64 row = 0; row < rows; ++row) {
       float *gate = to[row], *up = gate + inner;
       activate(gate, up, gate, inner);
       from[row] = gate;
       to[row] = results.get() + order[task.begin + row] * d;
     }
-    product(from, down, task.expert, to, inner, d, space.get());
+    product(from, down, task.expert, to, inner, d);
   });
   for_ranges(n, k * d * 0.2, [&](i64 begin, i64 end) {
     for (i64 token = begin; token < end; ++token) {
@@ -320,7 +322,7 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
     const i64 count = std::min<i64>(together * kWide, positions - first);
     Targets y(out);
     for (i64 m = 0; m < out; ++m) y[m] = results + (unit * out + m) * positions;
-    Space space(new float[together * kWide * kSum]);
+    Space<> space(together * kWide * kSum);
     const auto pack = [&](i64 i, i64 k, float *panels) {
       for (i64 at = 0; at < count; at += kWide)
         picture.pack(x + unit * size, first + at, std::min<i64>(kWide, count - at), i, k, panels + at * kSum);

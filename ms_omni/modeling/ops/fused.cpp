@@ -34,7 +34,7 @@ KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head:a[V, h] table:l[
   for (i64 i = 0; i < stack.layers(); ++i)
     buffers.push_back(cache.scaled ? Buffers{keys[i], values[i], key_scales[i], value_scales[i]} : Buffers{keys[i], values[i]});
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
-  std::vector<float> x(a.get("x"), a.get("x") + batch * stack.width);
+  Floats x(a.get("x"), a.get("x") + batch * stack.width);
   const Place place{batch, 1, a.get("cos"), a.get("sin"), {lengths, lengths + batch}, {tables, tables + batch * cache.width},
                     cache.width, cache.block};
   stack.run(team, x.data(), place, buffers.data());
@@ -72,8 +72,8 @@ KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes
     return refuse("code_frame: hidden is " + std::to_string(a['D']) + " wide, expected " + std::to_string(width));
 
   const i64 positions = residuals + 1, kept = batch * stack.kv_heads * positions * stack.d;
-  std::vector<float> store(2 * kept * stack.layers()), turns(4 * batch * half);
-  std::vector<float> x(2 * batch * width), hidden(batch * width), logits(batch * vocabulary);
+  Floats store(2 * kept * stack.layers()), turns(4 * batch * half);
+  Floats x(2 * batch * width), hidden(batch * width), logits(batch * vocabulary);
   std::vector<Buffers> buffers;
   for (i64 layer = 0; layer < stack.layers(); ++layer)
     buffers.push_back({store.data() + 2 * layer * kept, store.data() + (2 * layer + 1) * kept});

@@ -164,7 +164,7 @@ inline void pack_block(const float *const *rows, i64 count, i64 k, float *to) {
 // Rows of A, packed.
 class Packed {
  public:
-  Packed(i64 rows, i64 k) : distance_(kRows * k + kLanes), space_(new float[(rows + kRows - 1) / kRows * distance_]) {}
+  Packed(i64 rows, i64 k) : distance_(kRows * k + kLanes), space_((rows + kRows - 1) / kRows * distance_) {}
 
   void pack(const float *const *rows, i64 count, i64 k, i64 row = 0) {  // row: the place of the first, a multiple of kRows
     for (i64 r = 0; r < count; r += kRows)
@@ -175,7 +175,7 @@ class Packed {
 
  private:
   i64 distance_;
-  std::unique_ptr<float[]> space_;
+  Space<> space_;
 };
 
 // Rows [begin, end) of c, begin a multiple of kRows, in columns [column, column + columns), at most kTogether panels:

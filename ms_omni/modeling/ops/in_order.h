@@ -70,7 +70,7 @@ inline void add_range(const float *const *a, i64 rows, i64 begin, i64 end, const
 template <class W>
 inline void product_in_order(const float *const *a, i64 rows, i64 k, const W *b, i64 stride, float *const *c, i64 width) {
   constexpr i64 columns = 1536;  // of B at a time, so that they are near for all rows
-  std::vector<float> space(k > kSum ? rows * std::min(columns, width) : 0);
+  Floats space(k > kSum ? rows * std::min(columns, width) : 0);
   std::vector<float *> to(rows);
   for (i64 column = 0; column < width; column += columns) {
     const i64 n = std::min(columns, width - column);

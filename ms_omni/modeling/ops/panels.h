@@ -13,30 +13,35 @@ inline float widen(Float16 x) {
   return load(all_lanes)[0];
 }
 
-inline float number(const void *from, i64 kind, i64 place) {
-  if (kind == kFloat32) return static_cast<const float *>(from)[place];
-  if (kind == kBfloat16) return widen(static_cast<const Half *>(from)[place]);
-  return widen(static_cast<const Float16 *>(from)[place]);
+// to[g][lane] = from[lane][g] for `groups` groups of `rows` rows that lie `distance` apart, zero in the other lanes.
+template <class T>
+inline void gather_lanes(const T *from, i64 distance, i64 rows, i64 groups, float (*to)[kLanes]) {
+  for (i64 g = 0; g < groups; ++g)
+    for (i64 lane = 0; lane < kLanes; ++lane) to[g][lane] = lane < rows ? widen(from[lane * distance + g]) : 0.f;
 }
 
-// Scales and shifts (as in stored.h) of kLanes rows in the groups that some inputs are in.
+inline void gather_lanes(const void *from, i64 kind, i64 begin, i64 distance, i64 rows, i64 groups, float (*to)[kLanes]) {
+  if (kind == kFloat32) gather_lanes(static_cast<const float *>(from) + begin, distance, rows, groups, to);
+  else if (kind == kBfloat16) gather_lanes(static_cast<const Half *>(from) + begin, distance, rows, groups, to);
+  else gather_lanes(static_cast<const Float16 *>(from) + begin, distance, rows, groups, to);
+}
+
+// Scales and shifts (as in stored.h) of kLanes rows in the groups that some inputs are in; nothing where there are no scales.
 class LaneScales {
  public:
   // Rows from `row` on of which there are `rows`, inputs [begin, begin + k), at most kSum.
   LaneScales(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i64 k) {
-    const i64 groups = in / m.group, first = begin / m.group, last = (begin + k - 1) / m.group;
-    for (i64 g = first; g <= last; ++g)
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const i64 place = (row + lane) * groups + g;
-        const float scale = lane < rows ? number(m.scales, m.scale_kind, place) : 0.f;
-        const float offset = lane < rows && m.offsets ? number(m.offsets, m.offset_kind, place) : 0.f;
-        scale_[g - first][lane] = scale;
-        shift_[g - first][lane] = m.kind == kInt4 ? fma(-8.f, scale, offset) : offset;
-      }
-    for (i64 i = 0, g = 0, left = (first + 1) * m.group - begin; i < k; ++i, --left) {
-      if (!left) ++g, left = m.group;
-      group_[i] = g;
+    if (!m.scales) return;
+    const i64 groups = in / m.group, first = begin / m.group, count = (begin + k - 1) / m.group - first + 1;
+    gather_lanes(m.scales, m.scale_kind, row * groups + first, groups, rows, count, scale_);
+    if (m.offsets) gather_lanes(m.offsets, m.offset_kind, row * groups + first, groups, rows, count, shift_);
+    for (i64 g = 0; g < count; ++g) {
+      const vec offset = m.offsets ? load(shift_[g]) : vec{};
+      store(shift_[g], m.kind == kInt4 ? fma(-8.f, load(scale_[g]), offset) : offset);
+      const i64 from = std::max((first + g) * m.group - begin, i64{0});
+      std::fill(group_ + from, group_ + std::min((first + g + 1) * m.group - begin, k), g);
     }
+    std::fill(group_ + k, group_ + std::min(k + 3, kSum), 0);  // of the word that the last input is in
   }
   vec operator()(i64 i, integers codes) const {
     const i64 g = group_[i];
@@ -48,46 +53,70 @@ class LaneScales {
   uint8_t group_[kSum];
 };
 
-// The numbers of a word of four bytes are put apart: panel[input][lane]. word: its place behind the first one, of lanes that
-// stand for rows. Inputs from k on do not exist.
-inline void spread(const Half *, words w, i64 word, i64 k, const LaneScales *, float *panel, i64 stride) {
-  store(panel + 2 * word * stride, (vec)(w << 16));
-  if (2 * word + 1 < k) store(panel + (2 * word + 1) * stride, (vec)(w & 0xffff0000u));
-}
-
-inline void spread(const int8_t *, words w, i64 word, i64 k, const LaneScales *scales, float *panel, i64 stride) {
-  MS_OMNI_UNROLL for (int byte = 0; byte < 4; ++byte) {
-    const i64 i = 4 * word + byte;
-    if (i < k) store(panel + i * stride, (*scales)(i, (integers)(w << (24 - 8 * byte)) >> 24));
-  }
-}
-
-inline void spread(const Nibbles *, words w, i64 word, i64, const LaneScales *scales, float *panel, i64 stride) {
-  MS_OMNI_UNROLL for (int byte = 0; byte < 4; ++byte) {
-    const i64 low = word / 4 * kBlock + word % 4 * 4 + byte, high = low + kBlock / 2;
-    store(panel + low * stride, (*scales)(low, (integers)(w >> (8 * byte) & 15u)));
-    store(panel + high * stride, (*scales)(high, (integers)(w >> (8 * byte + 4) & 15u)));
-  }
-}
-
-// panel[i][lane] of up to kLanes rows, whose bytes begin at `from` and lie `distance` bytes apart. Words of four bytes are turned
-// before their numbers are put apart, which are two, four or eight to a word.
+// Numbers [4 word, ...) of kLanes rows, of words of four bytes that lie turned in t, one after the other: to(i, numbers) for inputs i,
+// which count from the first word that there is. A block of words holds kNumbers numbers in order.
 template <class W>
-void pack_words(const char *from, i64 distance, i64 rows, i64 bytes, i64 k, const LaneScales *scales, float *panel, i64 stride) {
-  constexpr i64 width = 4 * kLanes;
-  for (i64 at = 0; at < bytes; at += width) {
+struct Words;
+
+template <>
+struct Words<float> {
+  static constexpr i64 kWords = 1, kNumbers = 1;
+  template <class To>
+  static MS_OMNI_INLINE void each(const words *t, i64 i, const LaneScales &, const To &to) { to(i, (vec)t[0]); }
+};
+
+template <>
+struct Words<Half> {
+  static constexpr i64 kWords = 1, kNumbers = 2;
+  template <class To>
+  static MS_OMNI_INLINE void each(const words *t, i64 i, const LaneScales &, const To &to) {
+    to(i, (vec)(t[0] << 16));
+    to(i + 1, (vec)(t[0] & 0xffff0000u));
+  }
+};
+
+template <>
+struct Words<int8_t> {
+  static constexpr i64 kWords = 1, kNumbers = 4;
+  template <class To>
+  static MS_OMNI_INLINE void each(const words *t, i64 i, const LaneScales &scales, const To &to) {
+    MS_OMNI_UNROLL for (int byte = 0; byte < 4; ++byte) to(i + byte, scales(i + byte, (integers)(t[0] << (24 - 8 * byte)) >> 24));
+  }
+};
+
+template <>
+struct Words<Nibbles> {
+  static constexpr i64 kWords = kBlock / 8, kNumbers = kBlock;
+  template <class To>
+  static MS_OMNI_INLINE void each(const words *t, i64 i, const LaneScales &scales, const To &to) {
+    for (int half = 0; half < 2; ++half)
+      for (int word = 0; word < kWords; ++word, i += 4)
+        MS_OMNI_UNROLL for (int byte = 0; byte < 4; ++byte)
+          to(i + byte, scales(i + byte, (integers)(t[word] >> (8 * byte + 4 * half) & 15u)));
+  }
+};
+
+// t[word][lane]: the words of up to kLanes rows whose bytes lie `distance` apart, 4 kLanes or `bytes` of each.
+inline void load_words(const char *from, i64 distance, i64 rows, i64 bytes, vec *t) {
+  if (rows == kLanes && bytes >= 4 * kLanes && distance % 4 == 0)
+    return load_turned(reinterpret_cast<const float *>(from), distance / 4, t);
+  float part[kLanes][kLanes] = {};
+  for (i64 r = 0; r < rows; ++r) std::memcpy(part[r], from + r * distance, std::min<i64>(4 * kLanes, bytes));
+  MS_OMNI_UNROLL for (int r = 0; r < kLanes; ++r) t[r] = load(part[r]);
+  transpose(t);
+}
+
+// panel[i][lane] of up to kLanes rows.
+template <class W>
+void pack_words(const char *from, i64 distance, i64 rows, i64 bytes, const LaneScales &scales, float *panel, i64 stride) {
+  using Block = Words<W>;
+  for (i64 i = 0; bytes > 0; from += 4 * kLanes, bytes -= 4 * kLanes) {
     vec t[kLanes];
-    const i64 count = std::min(width, bytes - at);
-    if (rows == kLanes && count == width && distance % 4 == 0) {
-      load_turned(reinterpret_cast<const float *>(from + at), distance / 4, t);
-    } else {
-      float part[kLanes][kLanes] = {};
-      for (i64 r = 0; r < rows; ++r) std::memcpy(part[r], from + r * distance + at, count);
-      MS_OMNI_UNROLL for (int r = 0; r < kLanes; ++r) t[r] = load(part[r]);
-      transpose(t);
-    }
-    for (i64 word = 0; word < (count + 3) / 4; ++word)
-      spread(static_cast<const W *>(nullptr), (words)t[word], at / 4 + word, k, scales, panel, stride);
+    load_words(from, distance, rows, bytes, t);
+    const i64 count = std::min<i64>(kLanes, (bytes + 3) / 4);
+    for (i64 word = 0; word < count; word += Block::kWords, i += Block::kNumbers)
+      Block::each(reinterpret_cast<const words *>(t) + word, i, scales,
+                  [=](i64 step, vec numbers) { store(panel + step * stride, numbers); });
   }
 }
 
@@ -100,14 +129,11 @@ inline void pack_panel(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i6
     const char *from = static_cast<const char *>(m.numbers) + (row + first) * bytes(in) + bytes(begin);
     for (i64 r = 0; r < count && begin + k < in; ++r)  // what is packed next: too little of a row to be seen coming
       for (i64 at = 0; at < bytes(kSum); at += 64) __builtin_prefetch(from + r * bytes(in) + bytes(k) + at);
-    float *to = panel + first;
-    if (m.kind == kBfloat16) {
-      pack_words<Half>(from, bytes(in), count, bytes(k), k, nullptr, to, kWide);
-      continue;
-    }
     const LaneScales scales(m, in, row + first, count, begin, k);
-    if (m.kind == kInt8) pack_words<int8_t>(from, bytes(in), count, bytes(k), k, &scales, to, kWide);
-    else pack_words<Nibbles>(from, bytes(in), count, bytes(k), k, &scales, to, kWide);
+    with_numbers(m, [&](auto *numbers) {
+      pack_words<std::remove_const_t<std::remove_pointer_t<decltype(numbers)>>>(from, bytes(in), count, bytes(k), scales,
+                                                                                panel + first, kWide);
+    });
   }
 }
 

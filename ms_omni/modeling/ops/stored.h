@@ -191,7 +191,7 @@ class Scales {
     if (!m.scales) return;
     group = m.group, groups = in / group;
     const i64 n = rows * groups;
-    space_.reset(new float[2 * n]);
+    space_ = Space<>(2 * n);
     shifts_ = space_.get() + n;
     widen_all(m.scales, m.scale_kind, row * groups, n, space_.get());
     if (m.offsets) widen_all(m.offsets, m.offset_kind, row * groups, n, shifts_);
@@ -206,7 +206,7 @@ class Scales {
   }
 
  private:
-  std::unique_ptr<float[]> space_;
+  Space<> space_;
   float *shifts_ = nullptr;
 };
 

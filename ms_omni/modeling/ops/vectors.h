@@ -45,6 +45,32 @@ typedef int32_t integers __attribute__((vector_size(kLanes * sizeof(int32_t)), a
 typedef uint32_t words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4), may_alias));
 using Places = std::make_integer_sequence<int, kLanes>;
 
+// Memory that begins with a cache line: a vector that lies in two of them takes several times as long to be loaded.
+template <class T>
+struct Lines {
+  using value_type = T;
+  Lines() = default;
+  template <class U>
+  Lines(const Lines<U> &) {}
+  T *allocate(size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T *p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  void operator()(T *p) { deallocate(p, 0); }
+  template <class U>
+  bool operator==(const Lines<U> &) const { return true; }
+  template <class U>
+  bool operator!=(const Lines<U> &) const { return false; }
+};
+
+using Floats = std::vector<float, Lines<float>>;
+
+// Room for n numbers that are not set.
+template <class T = float>
+class Space : public std::unique_ptr<T[], Lines<T>> {
+ public:
+  Space() = default;
+  explicit Space(i64 n) : std::unique_ptr<T[], Lines<T>>(Lines<T>().allocate(n)) {}
+};
+
 inline vec load(const float *x) { return *reinterpret_cast<const vec *>(x); }
 inline void store(float *y, vec x) { *reinterpret_cast<vec *>(y) = x; }
 inline vec all(float x) { return x - vec{}; }  // not a sum with zero: that would have to be done, for the sake of -0

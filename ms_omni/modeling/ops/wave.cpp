@@ -7,7 +7,6 @@
 
 namespace {
 
-using Space = std::unique_ptr<float[]>;
 
 constexpr i64 kNear = 64 * 1024;  // floats of a unit's input that are kept at hand
 
@@ -63,7 +62,7 @@ void convolve(const float *x, i64 span, i64 channels, const float *w, const floa
               float *y, i64 width, i64 count) {
   constexpr auto all_rows = std::make_integer_sequence<int, kRows>();
   const i64 group = std::max<i64>(kSum / taps, 1);  // channels that are summed before they are added to the rest
-  Space packed(new float[kRows * group * taps + kLanes]);
+  Space<> packed(kRows * group * taps + kLanes);
   for (i64 row = 0; row < out; row += kRows) {
     const i64 rows = std::min<i64>(kRows, out - row);
     const DilatedTile wide = dilated_tile_of<kAcross>(rows, all_rows), narrow = dilated_tile_of<1>(rows, all_rows);
@@ -99,7 +98,7 @@ KERNEL(conv1d, "x[B, C, T] weight[M, c, W] bias[M] settings:i[d, g] -> y[B, M, T
     const i64 first = outputs * (task % pieces) / pieces, count = outputs * (task % pieces + 1) / pieces - first;
     const i64 wide = std::min(block, positions - start), whole = (wide + kWide - 1) / kWide * kWide;
     const float *x = sound + unit * channels * length + start;
-    Space in(new float[channels * span]), out(new float[count * block]);
+    Space<> in(channels * span), out(count * block);
     for (i64 c = 0; c < channels; ++c) {
       float *to = std::copy(x + c * length, x + c * length + wide + reach, in.get() + c * span);
       std::fill(to, in.get() + c * span + reach + whole, 0.f);
@@ -127,7 +126,7 @@ KERNEL(residual_unit, "x[B, C, T] before[B, C, R] alpha[C] beta[C] weight[C, C, 
     const i64 unit = task / blocks, start = task % blocks * block, count = std::min(block, length - start);
     const i64 whole = (count + kWide - 1) / kWide * kWide;
     const float *x = sound + unit * channels * length, *before = before_it + unit * channels * reach;
-    Space in(new float[channels * span]), hidden(new float[channels * block]), out(new float[channels * block]);
+    Space<> in(channels * span), hidden(channels * block), out(channels * block);
     for (i64 c = 0; c < channels; ++c) {
       float *to = in.get() + c * span;
       const i64 old = std::max<i64>(reach - start, 0);  // of the positions start - reach .. start + count
@@ -183,7 +182,7 @@ KERNEL(conv_transpose1d, "x[B, C, T] weight[C, M, W] bias[M] settings:i[s, t] ->
     const auto border = [&](i64 piece) { return std::min(times * piece / pieces / kRows * kRows, times); };
     const i64 begin = border(task % pieces), end = task % pieces + 1 == pieces ? times : border(task % pieces + 1);
     const i64 columns = count * width, padded = (columns + kWide - 1) / kWide * kWide;
-    Space panels(new float[channels * padded]), z(new float[(older + block) * padded]);
+    Space<> panels(channels * padded), z((older + block) * padded);
     pack_columns(weight + first * width, outputs * width, columns, channels, panels.get(), kWide, channels * kWide);
     std::vector<float *> to(older + block);
     for (i64 i = 0; i < older + block; ++i) to[i] = z.get() + i * padded;
