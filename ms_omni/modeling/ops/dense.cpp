@@ -104,7 +104,7 @@ void product(const Matrix &w, const float *bias, const float *x, i64 rows, i64 i
   Sources from(rows);
   Targets to(rows);
   for (i64 row = 0; row < rows; ++row) from[row] = x + row * in, to[row] = y + row * out;
-  Team team((0.006 * rows + 0.06) * in * out);
+  Team team((0.012 * rows + 0.06) * in * out);
   const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * team.size())));
   const i64 groups = (panels + together - 1) / together;
   const auto columns_of = [&](i64 group) { return std::min<i64>(together * kWide, out - group * together * kWide); };
@@ -317,7 +317,7 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
   const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * available_threads());
   const i64 together = std::max<i64>(1, std::min(kTogether, fair));
   const i64 groups = (panels + together - 1) / together;
-  for_each(a['B'] * groups, 0.006 * a.size("y") * steps, [&](i64 task) {
+  for_each(a['B'] * groups, 0.012 * a.size("y") * steps, [&](i64 task) {
     const i64 unit = task / groups, first = task % groups * together * kWide;
     const i64 count = std::min<i64>(together * kWide, positions - first);
     Targets y(out);

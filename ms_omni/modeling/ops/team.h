@@ -11,9 +11,9 @@ namespace {
 
 class Team {
  public:
-  // nanoseconds: estimate of all that will be run; a thread must have 200 us to do.
+  // nanoseconds: estimate of all that will be run; a thread must have 100 us to do.
   explicit Team(double nanoseconds) {
-    const i64 size = std::min<i64>(available_threads(), static_cast<i64>(nanoseconds / 2e5));
+    const i64 size = std::min<i64>(available_threads(), static_cast<i64>(nanoseconds / 1e5));
     try {
       for (i64 i = 1; i < size; ++i) threads_.emplace_back([this] { help(); });
     } catch (const std::system_error &) {  // no more threads to be had: those that run, and the caller, do it all
