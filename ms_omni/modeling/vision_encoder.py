@@ -55,8 +55,8 @@ class VisionAttention(Cell):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def construct(self, x, segments, rope):
-        qkv = self.qkv(x).reshape(x.shape[0], 3, self.heads, -1)
-        q, k, v = (qkv[:, i] for i in range(3))  # [N, H, D]
+        qkv = ops.transpose(self.qkv(x).reshape(x.shape[0], 3, self.heads, -1), (1, 0, 2, 3))  # parts that kernels need not copy
+        q, k, v = (qkv[i] for i in range(3))  # [N, H, D]
         q, k = ops.rotary(q, *rope), ops.rotary(k, *rope)
         return self.proj(ops.packed_attention(q, k, v, segments, self.scale))
 

@@ -160,7 +160,7 @@ def test_rounded_while_it_is_read_as_by_convert(options, folder, geometry, tmp_p
         if name.startswith("thinker.") and name.endswith("_proj.weight"):
             assert saved[name.removeprefix("thinker.")].tobytes() == value.tobytes()
     model.resize_token_embeddings(model.config.text_config.vocab_size + 3)
-    assert (logits(model)[..., : expected.shape[-1]] == logits(again)).all()
+    assert np.abs(logits(model)[..., : expected.shape[-1]] - logits(again)).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_values_that_mean_nothing(tiny_checkpoint):
