@@ -55,7 +55,9 @@ class VisionAttention(Cell):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def construct(self, x, segments, rope):
-        qkv = ops.transpose(self.qkv(x).reshape(x.shape[0], 3, self.heads, -1), (1, 0, 2, 3))  # parts that kernels need not copy
+        qkv = ops.transpose(
+            self.qkv(x).reshape(x.shape[0], 3, self.heads, -1), (1, 0, 2, 3)
+        )  # parts that kernels need not copy
         q, k, v = (qkv[i] for i in range(3))  # [N, H, D]
         q, k = ops.rotary(q, *rope), ops.rotary(k, *rope)
         return self.proj(ops.packed_attention(q, k, v, segments, self.scale))

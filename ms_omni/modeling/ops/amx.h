@@ -51,7 +51,7 @@ inline void split(vec low, vec high, Half *const *parts) {
 
 // Whether `TileRows` is for such a matrix `[.., out, in]`, or `[.., in, out]` in bfloat16.
 inline bool suits_tiles(const Matrix &m, i64 in) {
-  const bool whole = in % kStep == 0 && (!m.scales || m.group % kStep == 0);
+  const bool whole = !m.scales || m.group == in || m.group % kStep == 0;
   return (m.kind == kBfloat16 || m.kind == kInt8 || m.kind == kInt4) && whole && has_tiles();
 }
 
@@ -69,6 +69,7 @@ class TilePanels {
   // Inputs [begin, begin + k) of rows [row, row + columns) of m `[.., in]`.
   void pack(const Matrix &m, i64 in, i64 row, i64 columns, i64 begin, i64 k) {
     const i64 distance = row_bytes(m, in), bytes = row_bytes(m, k);
+    clear_rest(columns, k);
     for (i64 first = 0; first < columns; first += kTile) {
       const i64 count = std::min(kTile, columns - first);
       const char *from = static_cast<const char *>(m.numbers) + (row + first) * distance + row_bytes(m, begin);
@@ -83,15 +84,16 @@ class TilePanels {
 
   // k rows of `columns` numbers in bfloat16, n numbers from one to the next.
   void pack_columns(const Half *from, i64 n, i64 columns, i64 k) {
+    clear_rest(columns, k);
     for (i64 i = 0; i < k; i += 2, from += 2 * n)
       for (i64 first = 0; first < columns; first += kTile) {
         const Half *even = from + first, *odd = even + n;
         __builtin_prefetch(even + 8 * n);  // rows lie in pages of their own, which nobody sees coming
         __builtin_prefetch(odd + 8 * n);
         Half part[2][kTile] = {};
-        if (columns - first < kTile) {
-          std::copy_n(even, columns - first, part[0]);
-          std::copy_n(odd, columns - first, part[1]);
+        if (columns - first < kTile || i + 1 == k) {
+          std::copy_n(even, std::min(kTile, columns - first), part[0]);
+          if (i + 1 < k) std::copy_n(odd, std::min(kTile, columns - first), part[1]);
           even = part[0], odd = part[1];
         }
         store(to(first) + i * kTile, (words)load(odd) | (words)load(even) >> 16);
@@ -99,6 +101,12 @@ class TilePanels {
   }
 
  private:
+  // The last tiles' rows behind input k.
+  void clear_rest(i64 columns, i64 k) {
+    for (i64 first = 0; first < columns && k % kStep; first += kTile)
+      std::fill_n(to(first) + k / kStep * kTileHalves, kTileHalves, Half(0));
+  }
+
   Half *to(i64 column) { return halves_ + column / kTile * (kSum / kStep) * kTileHalves; }
   static void store(Half *to, words pairs) { _mm512_storeu_si512(to, (__m512i)pairs); }
 
@@ -107,7 +115,7 @@ class TilePanels {
       vec t[kLanes];
       load_words(from, distance, count, bytes, t);
       const words *word = reinterpret_cast<const words *>(t);
-      const i64 words_here = std::min<i64>(kLanes, bytes / 4);
+      const i64 words_here = std::min<i64>(kLanes, (bytes + 3) / 4);
       if (kind == kBfloat16) {  // pairs as they are
         for (i64 w = 0; w < words_here; ++w, to += 2 * kTile) store(to, word[w]);
       } else if (kind == kInt8) {
@@ -160,7 +168,8 @@ class TileRows {
  public:
   static constexpr i64 kBlock = 2 * kTile;
 
-  TileRows(i64 count, i64 k) : count_(count), k_(k), halves_((count + kTile - 1) / kTile * kTile * k * kParts) {}
+  TileRows(i64 count, i64 k)
+      : k_(k), steps_((k + kStep - 1) / kStep), halves_((count + kTile - 1) / kTile * steps_ * kParts * kTileHalves) {}
 
   // Rows [begin, end), begin a multiple of kBlock.
   void pack(const float *const *rows, i64 begin, i64 end) {
@@ -168,8 +177,10 @@ class TileRows {
       for (i64 i = 0; i < k_; i += kStep) {
         Half *to = halves_.get() + place(row / kTile * kTile, i) + row % kTile * kStep;
         Half *const parts[] = {to, to + kTileHalves, to + 2 * kTileHalves};
-        const float *from = row < end ? rows[row] + i : nullptr;
-        split(from ? load(from) : vec{}, from ? load(from + kLanes) : vec{}, parts);
+        float rest[kStep] = {};
+        const float *from = row < end ? rows[row] + i : rest;
+        if (row < end && k_ - i < kStep) from = std::copy_n(from, k_ - i, rest) - (k_ - i);
+        split(load(from), load(from + kLanes), parts);
       }
   }
 
@@ -179,10 +190,10 @@ class TileRows {
   void multiply(const Columns &b, const float *const *rows, i64 begin, i64 end, float *const *c, i64 column, i64 columns,
                 const float *start) const {
     const Tiles tiles;
-    const std::unique_ptr<TilePanels> panels(new TilePanels);
+    const Space<TilePanels> panels(1);
     for (i64 i = 0; i < k_; i += kSum) {
       const i64 k = std::min(kSum, k_ - i);
-      b.pack(column, columns, i, k, *panels);
+      b.pack(column, columns, i, k, panels[0]);
       for (i64 row = begin; row < end; row += kBlock)
         for (i64 j = 0; j < columns; j += 2 * kTile) {
           const bool wide = columns - j > kTile, high = end - row > kTile;
@@ -190,7 +201,7 @@ class TileRows {
           for (i64 at = 0, number = 0, length; at < k; at += length, ++number) {
             length = run_of(b.m, i + at, k - at);
             const float *before = i + at ? nullptr : start ? start + column + j : zeros();
-            (this->*run)(b.m, rows, row, end, i + at, length, c, column + j, std::min(2 * kTile, columns - j), before, *panels, j, at, number);
+            (this->*run)(b.m, rows, row, end, i + at, length, c, column + j, std::min(2 * kTile, columns - j), before, panels[0], j, at, number);
           }
         }
     }
@@ -201,7 +212,7 @@ class TileRows {
     static const float none[2 * kTile] = {};
     return none;
   }
-  i64 place(i64 row, i64 i) const { return (row / kTile * (k_ / kStep) + i / kStep) * kParts * kTileHalves; }
+  i64 place(i64 row, i64 i) const { return (row / kTile * steps_ + i / kStep) * kParts * kTileHalves; }
 
   // c[row + r][column + l] = before + scale sum over [i, i + k) + shift (sum of a): Rows by Columns tiles. before: null for what is in c.
   template <int Rows, int Columns>
@@ -248,7 +259,7 @@ class TileRows {
     }
   }
 
-  i64 count_, k_;
+  i64 k_, steps_;
   Space<Half> halves_;
 };
 

@@ -45,16 +45,65 @@ typedef int32_t integers __attribute__((vector_size(kLanes * sizeof(int32_t)), a
 typedef uint32_t words __attribute__((vector_size(kLanes * sizeof(uint32_t)), aligned(4), may_alias));
 using Places = std::make_integer_sequence<int, kLanes>;
 
-// Memory that begins with a cache line: a vector that lies in two of them takes several times as long to be loaded.
+// Memory that begins with a cache line: a vector that lies in two of them takes several times as long to be loaded. Large blocks are
+// kept for the next call: the system would clear every page of a new one, which takes longer than most products.
+class Blocks {
+ public:
+  static void *take(size_t bytes) {
+    auto &all = instance();
+    if (bytes >= kLarge) {
+      const std::lock_guard<std::mutex> lock(all.mutex_);
+      for (auto &block : all.kept_)
+        if (bytes <= size_of(block) && size_of(block) <= 2 * bytes) {
+          void *found = block;
+          all.bytes_ -= size_of(found);
+          block = all.kept_.back();
+          all.kept_.pop_back();
+          return found;
+        }
+    }
+    char *made = static_cast<char *>(::operator new(bytes + kLine, std::align_val_t(kLine))) + kLine;
+    size_of(made) = bytes;
+    return made;
+  }
+
+  static void give(void *block) {
+    auto &all = instance();
+    const size_t bytes = size_of(block);
+    if (bytes >= kLarge) {
+      const std::lock_guard<std::mutex> lock(all.mutex_);
+      if (all.bytes_ + bytes <= kKept) {
+        all.kept_.push_back(block);
+        all.bytes_ += bytes;
+        return;
+      }
+    }
+    ::operator delete(static_cast<char *>(block) - kLine, std::align_val_t(kLine));
+  }
+
+ private:
+  static constexpr size_t kLine = 64, kLarge = 1 << 16, kKept = 48 << 20;
+
+  static size_t &size_of(void *block) { return *reinterpret_cast<size_t *>(static_cast<char *>(block) - kLine); }
+  static Blocks &instance() {
+    static Blocks &all = *new Blocks;  // threads may outlive what is destroyed at the end
+    return all;
+  }
+
+  std::mutex mutex_;
+  std::vector<void *> kept_;
+  size_t bytes_ = 0;
+};
+
 template <class T>
 struct Lines {
   using value_type = T;
   Lines() = default;
   template <class U>
   Lines(const Lines<U> &) {}
-  T *allocate(size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T *p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-  void operator()(T *p) { deallocate(p, 0); }
+  T *allocate(size_t n) { return static_cast<T *>(Blocks::take(n * sizeof(T))); }
+  void deallocate(T *p, size_t) { Blocks::give(p); }
+  void operator()(T *p) { Blocks::give(p); }
   template <class U>
   bool operator==(const Lines<U> &) const { return true; }
   template <class U>
