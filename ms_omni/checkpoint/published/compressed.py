@@ -38,11 +38,8 @@ from .matrix import (
 
 FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", "dense")
 STRATEGIES = ("tensor", "channel", "group", "tensor_group")
-ORDERED = (
-    "group",
-    "dynamic",
-    "true",
-)  # what `actorder` may be; "weight" and its alias "static" order nothing that is stored
+# What `actorder` may be; "weight" and its alias "static" order nothing that is stored.
+ORDERED = ("group", "dynamic", "true")
 WORDS = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"}
 
 

@@ -53,8 +53,8 @@ class LaneScales {
   uint8_t group_[kSum];
 };
 
-// Numbers [4 word, ...) of kLanes rows, of words of four bytes that lie turned in t, one after the other: to(i, numbers) for inputs i,
-// which count from the first word that there is. A block of words holds kNumbers numbers in order.
+// each(t, i, scales, to): to(i, numbers), to(i + 1, numbers), ... for a block of kNumbers inputs of kLanes rows, in order. t: the kWords
+// words of four bytes that hold them, transposed, one lane for a row; i: the first of them, counted from the first that `scales` has.
 template <class W>
 struct Words;
 
