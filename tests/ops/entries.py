@@ -4,6 +4,8 @@ import ctypes
 
 import numpy as np
 
+from ms_omni.arrays import MODEL_TYPES
+
 
 def call(function, arrays) -> int:
     """What the entry returns for the arrays: its inputs, and its results behind them."""
@@ -29,7 +31,7 @@ class Custom:
     def __call__(self, *tensors):
         from mindspore import Tensor
 
-        inputs = [np.array(tensor.asnumpy(), order="C") for tensor in tensors]
+        inputs = list(map(_copy, tensors))
         shapes, kinds = self.shape(*(list(x.shape) for x in inputs)), self.dtype(*(x.dtype for x in tensors))
         pairs = zip(shapes, kinds) if isinstance(kinds, tuple) else [(shapes, kinds)]
         results = [np.empty(shape, str(kind).lower()) for shape, kind in pairs]
@@ -38,3 +40,12 @@ class Custom:
             raise RuntimeError(f"Return value from CPU AOT kernel({self.path})'s function({self.name}) is {returned}.")
         made = tuple(map(Tensor, results))
         return made if isinstance(kinds, tuple) else made[0]
+
+
+def _copy(tensor):
+    """The numbers as they are stored: `asnumpy` widens those of a parameter in bfloat16."""
+    if str(tensor.dtype) != "BFloat16":
+        return np.array(tensor.asnumpy(), order="C")
+    tensor = tensor.contiguous()
+    stored = ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+    return np.frombuffer(bytearray(stored), MODEL_TYPES["bfloat16"]).reshape(tensor.shape)
