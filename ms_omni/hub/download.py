@@ -1,4 +1,4 @@
-"""Downloading a model from a hub: the settings first, then, once they have been looked at, the weights. What broke off is
+"""Downloading a model from a hub: the settings first, then, once they have been checked, the weights. An interrupted download is
 continued, and of several processes one downloads while the others wait.
 """
 
@@ -6,12 +6,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ms_omni.errors import CheckpointError, InputError
 
-from . import caches, chosen_hub, published_like
+from . import MAIN, cached_copies, chosen_hub, find_cached, hugging_face_cache, missing_file, published_like
 
 SETTINGS = (".json", ".jinja", ".txt", ".tiktoken", ".model")
 WEIGHTS = ".safetensors"
@@ -51,27 +51,33 @@ def fetch(
     if offline is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         offline = "HF_HUB_OFFLINE is set"
 
-    def cached():
-        """The copy that will do where the hub cannot be asked: settings need not be complete for that."""
-        for folder in () if local_dir else caches.copies(name, cache_dir, revision):
-            if caches.lacks(folder / subfolder, weights) is None or (
+    def cached() -> Path | None:
+        """The copy to use where the hub cannot be reached: settings need not be complete for that."""
+        for folder in () if local_dir else cached_copies(name, cache_dir, revision):
+            if missing_file(folder / subfolder, weights) is None or (
                 not weights and (folder / subfolder / "config.json").is_file()
             ):
                 return folder
         return None
 
+    def cached_or_error(reason: str) -> Path:
+        folder = cached()
+        if folder is None:
+            raise unreachable(name, reason, weights, cache_dir, revision, subfolder)
+        return folder
+
     if offline is not None:
-        return cached() or _raise(unreachable(name, offline, weights, cache_dir, revision, subfolder))
+        return cached_or_error(offline)
     began = time.time()
-    with _alone(name, cache_dir, local_dir) as waited, _through(proxies):
+    with _download_lock(name, cache_dir, local_dir) as waited, _through(proxies):
         if waited and local_dir is None and (not force or _is_newer(name, cache_dir, revision, began)):
-            found = caches.find(name, weights, cache_dir, revision, subfolder)
+            found = find_cached(name, weights, cache_dir, revision, subfolder)
             if found is not None:
                 return found
         try:
             source = client(name, revision, cache_dir, local_dir, force, token, subfolder, progress)
         except Unreachable as error:
-            return cached() or _raise(unreachable(name, str(error), weights, cache_dir, revision, subfolder))
+            return cached_or_error(str(error))
         folder = source.download(weights=False)
         if check is not None:
             check(folder / subfolder)
@@ -85,13 +91,23 @@ class Unreachable(Exception):
 class HuggingFace:
     """One model on the Hugging Face hub (or on HF_ENDPOINT), by `huggingface_hub`. Raises `Unreachable`."""
 
-    def __init__(self, name, revision, cache_dir, local_dir, force, token, subfolder, progress):
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        cache_dir: str | os.PathLike | None,
+        local_dir: str | os.PathLike | None,
+        force: bool,
+        token: str | bool | None,
+        subfolder: str,
+        progress: bool,
+    ) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
         self.name, self.subfolder, self.progress = name, subfolder, progress
         self.folder = None if local_dir is None else Path(local_dir).expanduser()
-        self.cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache = _cache(cache_dir)
         self.options = {"revision": revision, "force_download": force, "token": token}
         self.options |= {"cache_dir": self.cache} if self.folder is None else {"local_dir": self.folder}
         try:
@@ -105,10 +121,10 @@ class HuggingFace:
         except RepositoryNotFoundError:
             raise no_such_model(name) from None
         except HfHubHTTPError as error:
-            raise Unreachable(f"the hub answered: {_line(error)}") from None
+            raise Unreachable(f"the hub answered: {_one_line(error)}") from None
         except Exception as error:  # of whichever package the client talks HTTP with
             address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-            raise Unreachable(f"{address} cannot be reached ({_line(_cause(error))})") from None
+            raise Unreachable(f"{address} cannot be reached ({_one_line(_cause(error))})") from None
         self.sizes = {file.rfilename: file.size or 0 for file in self.info.siblings or ()}
 
     def download(self, weights: bool) -> Path:
@@ -129,7 +145,7 @@ class HuggingFace:
                         return folder
                     problem = "some files did not come"
                 except Exception as error:
-                    problem = _line(error)
+                    problem = _one_line(error)
                     if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
                         raise CheckpointError(f"the hub refuses files of {self.name}: {problem}") from None
                 if attempt < TRIES - 1:
@@ -142,7 +158,7 @@ class HuggingFace:
             "whole are kept: the same call goes on with the others."
         )
 
-    def _check(self, files, weights):
+    def _check(self, files: list[str], weights: bool) -> None:
         """Raises CheckpointError for a repository without weights that we read, and for a disk without room."""
         if weights and not any(file.endswith(WEIGHTS) for file in files):
             other = [file for file in self.sizes if file.endswith(PICKLED)]
@@ -161,13 +177,23 @@ class HuggingFace:
             )
 
     def _repository(self) -> Path:
-        return self.cache / f"models--{self.name.replace('/', '--')}"
+        return self.cache / _folder_name(self.name)
 
 
 class ModelScope:
     """One model on ModelScope, by the package `modelscope`. Raises `InputError` where it is not installed."""
 
-    def __init__(self, name, revision, cache_dir, local_dir, force, token, subfolder, progress):
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        cache_dir: str | os.PathLike | None,
+        local_dir: str | os.PathLike | None,
+        force: bool,
+        token: str | bool | None,
+        subfolder: str,
+        progress: bool,
+    ) -> None:
         try:
             from modelscope import snapshot_download
         except ImportError as error:
@@ -187,7 +213,7 @@ class ModelScope:
             patterns = self.weights if weights else self.settings
             return Path(self._snapshot_download(self.name, allow_patterns=patterns, **self.options))
         except Exception as error:  # its errors have no common base
-            raise CheckpointError(f"{self.name} cannot be downloaded from ModelScope: {_line(error)}") from None
+            raise CheckpointError(f"{self.name} cannot be downloaded from ModelScope: {_one_line(error)}") from None
 
 
 def is_wanted(file: str, subfolder: str, weights: bool) -> bool:
@@ -199,17 +225,24 @@ def is_wanted(file: str, subfolder: str, weights: bool) -> bool:
     return "/" not in name and name.endswith((*SETTINGS, WEIGHTS) if weights else SETTINGS)
 
 
-def unreachable(name, reason, weights, cache_dir=None, revision=None, subfolder="") -> CheckpointError:
+def unreachable(
+    name: str,
+    reason: str,
+    weights: bool,
+    cache_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+) -> CheckpointError:
     """The error for a model that is not here while the hub cannot be asked, with the commands of both hubs."""
-    parts = [(folder, caches.lacks(folder / subfolder, weights)) for folder in caches.copies(name, cache_dir, revision)]
+    parts = [(folder, missing_file(folder / subfolder, weights)) for folder in cached_copies(name, cache_dir, revision)]
     found = (
         f"{parts[0][0]} holds a part of it only ({parts[0][1]} is missing)" if parts else "it is in no cache of this machine"
     )
-    of = f" --revision {revision}" if revision else ""
+    option = f" --revision {revision}" if revision else ""
     return CheckpointError(
         f"{name} is not a folder here, {found}, and nothing can be downloaded: {reason}. "
-        f"Fetch it where there is a network, with one of\n  hf download {name}{of}\n"
-        f"  modelscope download --model {name}{of}\nand pass the folder, or keep it in the hub's cache."
+        f"Fetch it where there is a network, with one of\n  hf download {name}{option}\n"
+        f"  modelscope download --model {name}{option}\nand pass the folder, or keep it in the hub's cache."
     )
 
 
@@ -223,15 +256,15 @@ def no_such_model(name: str) -> CheckpointError:
 
 
 @contextlib.contextmanager
-def _alone(name, cache_dir, local_dir) -> Iterator[bool]:
+def _download_lock(name: str, cache_dir: str | os.PathLike | None, local_dir: str | os.PathLike | None) -> Iterator[bool]:
     """Holds the lock of the model's download; gives whether another process was waited for."""
     from huggingface_hub.utils import WeakFileLock
 
     if local_dir is not None:  # the client locks each file
         yield False
         return
-    cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    lock = cache / ".locks" / f"models--{name.replace('/', '--')}" / "ms_omni.lock"
+    cache = _cache(cache_dir)
+    lock = cache / ".locks" / _folder_name(name) / "ms_omni.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -243,15 +276,22 @@ def _alone(name, cache_dir, local_dir) -> Iterator[bool]:
         yield time.monotonic() - began > 0.05
 
 
-def _is_newer(name, cache_dir, revision, began) -> bool:
+def _is_newer(name: str, cache_dir: str | os.PathLike | None, revision: str | None, began: float) -> bool:
     """Whether another process has asked the hub for the revision since then."""
-    cache = caches.hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    reference = cache / f"models--{name.replace('/', '--')}" / "refs" / (revision or caches.MAIN[0])
+    reference = _cache(cache_dir) / _folder_name(name) / "refs" / (revision or MAIN[0])
     return reference.is_file() and reference.stat().st_mtime >= began
 
 
+def _cache(cache_dir: str | os.PathLike | None) -> Path:
+    return hugging_face_cache() if cache_dir is None else Path(cache_dir).expanduser()
+
+
+def _folder_name(name: str) -> str:
+    return f"models--{name.replace('/', '--')}"
+
+
 @contextlib.contextmanager
-def _through(proxies):
+def _through(proxies: Mapping[str, str] | None) -> Iterator[None]:
     """Inside this context the hub is asked through these proxies ({"https": address}); versions 1 and up take no argument."""
     from huggingface_hub import utils
 
@@ -271,15 +311,11 @@ def _through(proxies):
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the system said, below the words of several libraries."""
+    """The system's own error, below those of several libraries."""
     inner = error.__cause__ or error.__context__
     return error if inner is None else _cause(inner)
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     return f"{type(error).__name__}: {text[:300]}"
-
-
-def _raise(error):
-    raise error

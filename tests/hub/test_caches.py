@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.hub import caches, resolve
+from ms_omni.hub import INDEX_FILE, find_cached, resolve
 
 from .conftest import NAME, SHARDS
 
@@ -76,7 +76,7 @@ def test_files_of_modelslim(put, tmp_path, sharded):
     """It has names of its own for the weights and their index."""
     folder = put(f"{HF}/snapshots/{COMMIT}")
     refer(tmp_path, "main")
-    (folder / caches.INDEX_FILE).unlink()
+    (folder / INDEX_FILE).unlink()
     for name in SHARDS:
         (folder / name).unlink()
     offline()
@@ -102,7 +102,7 @@ def test_a_dangling_link_is_no_file(put, tmp_path):
 @pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": 3}'])
 def test_a_damaged_index_is_incomplete(put, index):
     folder = put(f"ms/models/{NAME}")
-    (folder / caches.INDEX_FILE).write_text(index)
+    (folder / INDEX_FILE).write_text(index)
     offline()
 
 
@@ -231,6 +231,6 @@ def test_settings_are_enough_for_a_processor(put, tmp_path):
     offline()
     assert resolve(NAME, weights=False) == folder
     (folder / "tokenizer.json").unlink()
-    assert caches.find(NAME, weights=False) is None
+    assert find_cached(NAME, weights=False) is None
     assert resolve(NAME, weights=False, local_files_only=True) == folder  # better than nothing: what lacks is told later
     assert json.loads((folder / "config.json").read_text())["thinker_config"]
