@@ -121,8 +121,7 @@ def run(arguments):
 
 def read_config(arguments):
     """The configuration of the folder or of the name."""
-    from ..config import Qwen3OmniMoeConfig
-    from ..config.named import load_named_config
+    from ..config import Qwen3OmniMoeConfig, load_named_config
 
     return load_named_config(arguments.config) if arguments.config else Qwen3OmniMoeConfig.from_pretrained(arguments.model)
 

@@ -1,21 +1,21 @@
 """Configuration objects: pydantic models, equal whatever version of transformers wrote the JSON."""
 
-from .files import CONFIG_FILE, read_config_json, read_json_object
-from .named import load_named_config, named_config_files, named_configurations
-from .omni import Qwen3OmniMoeConfig
-from .section import ConfigSection
-from .talker import (
+from .interface import CONFIG_FILE, config_folder, read_config_json, read_json_object
+from .omni import (
+    Qwen3OmniMoeAudioEncoderConfig,
     Qwen3OmniMoeCode2WavConfig,
+    Qwen3OmniMoeConfig,
     Qwen3OmniMoeTalkerCodePredictorConfig,
     Qwen3OmniMoeTalkerConfig,
     Qwen3OmniMoeTalkerTextConfig,
-)
-from .thinker import (
-    Qwen3OmniMoeAudioEncoderConfig,
     Qwen3OmniMoeTextConfig,
     Qwen3OmniMoeThinkerConfig,
     Qwen3OmniMoeVisionEncoderConfig,
+    load_named_config,
+    named_config_files,
+    named_configurations,
 )
+from .section import ConfigSection
 
 __all__ = [
     "CONFIG_FILE",
@@ -29,6 +29,7 @@ __all__ = [
     "Qwen3OmniMoeTextConfig",
     "Qwen3OmniMoeThinkerConfig",
     "Qwen3OmniMoeVisionEncoderConfig",
+    "config_folder",
     "load_named_config",
     "named_config_files",
     "named_configurations",

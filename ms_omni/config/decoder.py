@@ -1,12 +1,123 @@
-"""What the text stacks share: attention sizes, which layers have experts, checks on both."""
+"""What the text decoders share: rotary positions, attention sizes, which layers have experts, and checks on them.
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+Rotary settings come in the forms that different versions of transformers write:
+
+4.57 and the published files:  "rope_theta": 1e6, "rope_scaling": {"rope_type": "default", "mrope_section": [...]}
+5.x:                           "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "mrope_section": [...]}
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from ms_omni.errors import ConfigError
+
 from . import fields
-from .rope import RotarySection, interleaved_sections
+from .section import ConfigSection
+
+PLAIN_TYPES = ("default", "mrope")  # "mrope" is the older name of the default type with sections
+
+
+def normalise_rope(data: dict, report: Callable[[str, str], None], types: tuple[str, ...] = PLAIN_TYPES) -> dict:
+    """Put `rope_theta` and `mrope_section` at the top of `data`, whichever form they came in.
+
+    Rope types that rescale frequencies, partial rotation and sections that are not interleaved would change the model
+    and are reported as unsupported.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        settings = data.get(key)
+        if settings is None:
+            continue
+        if not isinstance(settings, Mapping):
+            report(key, f"got {fields.shown(settings)}, expected an object")
+            continue
+        _check_settings(key, settings, types, report)
+        for name in ("rope_theta", "mrope_section"):
+            if settings.get(name) is None:
+                continue
+            if data.get(name) is not None and data[name] != settings[name]:
+                report(
+                    name,
+                    f"got {fields.shown(data[name])}, but {key} says {fields.shown(settings[name])}; expected one value",
+                )
+            data[name] = settings[name]
+    return data
+
+
+def _check_settings(key: str, settings: Mapping, types: tuple[str, ...], report: Callable[[str, str], None]) -> None:
+    for name in ("rope_type", "type"):
+        if settings.get(name, types[0]) not in (*types, None):
+            report(
+                f"{key}.{name}",
+                f"got {fields.shown(settings[name])}, expected {fields.shown(types[0])} (no other type is supported)",
+            )
+    for name in ("interleaved", "mrope_interleaved"):
+        if settings.get(name, True) is not True:
+            report(f"{key}.{name}", f"got {fields.shown(settings[name])}, expected true (sections are always interleaved)")
+    if settings.get("partial_rotary_factor", 1) not in (1, None):
+        report(f"{key}.partial_rotary_factor", f"got {fields.shown(settings['partial_rotary_factor'])}, expected 1")
+
+
+def interleaved_sections(head_dim: int) -> list[int]:
+    """The sections that transformers falls back to, [24, 20, 20], cut off at the `head_dim / 2` pairs of a smaller head."""
+    pairs = head_dim // 2
+    height, width = (len(range(axis, min(3 * 20, pairs), 3)) for axis in (1, 2))
+    return [pairs - height - width, height, width]
+
+
+class RotarySection(ConfigSection):
+    """A stack with rotary positions, whose settings have two other spellings."""
+
+    rope_types: ClassVar[tuple[str, ...]] = PLAIN_TYPES
+
+    rope_theta: fields.Positive
+
+    @classmethod
+    def normalise(cls, data: dict, report: Callable[[str, str], None]) -> dict:
+        """The settings where the fields stand, whichever form they came in."""
+        return normalise_rope(data, report, cls.rope_types)
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary settings as transformers 5.x writes them; a new dict each time, to be set as a whole."""
+        return {"rope_theta": self.rope_theta, "rope_type": self.rope_types[0], **(self.rope_scaling or {})}
+
+    @rope_parameters.setter
+    def rope_parameters(self, settings: Mapping[str, Any] | None) -> None:
+        """Raises ConfigError."""
+        problems: list[str] = []
+        data = self.normalise({"rope_parameters": settings}, lambda key, message: problems.append(f"{key}: {message}"))
+        if problems:
+            raise ConfigError(f"the new value is not usable in {type(self).__name__}:\n  " + "\n  ".join(problems))
+        self.update({key: value for key, value in data.items() if key in type(self).model_fields})
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """The sections of multimodal positions as 4.57 and the published files write them; None without."""
+        sections = getattr(self, "mrope_section", None)
+        if sections is None:
+            return None
+        kinds = {"rope_type": "default", "type": "default"}
+        return {**kinds, "mrope_section": list(sections), "interleaved": True, "mrope_interleaved": True}
+
+    @rope_scaling.setter
+    def rope_scaling(self, settings: Mapping[str, Any] | None) -> None:
+        self.rope_parameters = settings
+
+    def _values(self) -> dict:
+        """Rope goes back into the published spelling: rope_theta, and rope_scaling with the sections."""
+        values = super()._values()
+        if values.pop("mrope_section", None) is not None:
+            values["rope_scaling"] = self.rope_scaling
+        return values
+
+    def _changes(self) -> dict:
+        changes, written = super()._changes(), self._content.get("rope_parameters")
+        if written is not None and changes.keys() & {"rope_theta", "rope_scaling"}:
+            sections = changes.pop("rope_scaling", None) or {}  # stay in the one place where they stood
+            changes["rope_parameters"] = {**written, **sections, "rope_theta": self.rope_theta}
+        return changes
 
 
 class DecoderConfig(RotarySection):
@@ -56,9 +167,9 @@ class DecoderConfig(RotarySection):
     def check(self) -> Iterator[tuple[str, str]]:
         """Heads divide, and rotary halves exist."""
         if self.num_attention_heads % self.num_key_value_heads:
-            yield self.got("num_key_value_heads", f"a divisor of num_attention_heads = {self.num_attention_heads}")
+            yield self.mismatch("num_key_value_heads", f"a divisor of num_attention_heads = {self.num_attention_heads}")
         if self.head_dim % 2:
-            yield self.got("head_dim", "an even number (rotary halves)")
+            yield self.mismatch("head_dim", "an even number (rotary halves)")
 
 
 def _usable(size: Any) -> bool:
@@ -97,12 +208,12 @@ class MoeDecoderConfig(DecoderConfig):
         """Routing sizes, dense layers that exist, sections that fit the head, full attention."""
         yield from super().check()
         if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
-            yield self.got("mrope_section", f"three numbers that sum to head_dim / 2 = {self.head_dim / 2:g}")
+            yield self.mismatch("mrope_section", f"three numbers that sum to head_dim / 2 = {self.head_dim / 2:g}")
         if self.num_experts_per_tok > self.num_experts:
-            yield self.got("num_experts_per_tok", f"at most num_experts = {self.num_experts}")
+            yield self.mismatch("num_experts_per_tok", f"at most num_experts = {self.num_experts}")
         beyond = [layer for layer in self.mlp_only_layers if layer >= self.num_hidden_layers]
         if beyond:
             expected = f"numbers below num_hidden_layers = {self.num_hidden_layers}"
             yield "mlp_only_layers", f"got layers {beyond}, expected {expected}"
         if getattr(self, "sliding_window", None) is not None and getattr(self, "use_sliding_window", True):
-            yield self.got("sliding_window", "null (full attention)")
+            yield self.mismatch("sliding_window", "null (full attention)")

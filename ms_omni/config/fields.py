@@ -20,8 +20,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 class Expected:
     """Metadata of a field: its value is converted and then checked strictly; every failure says what was expected."""
 
-    def __init__(self, words: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any):
-        self.words, self.convert, self.constraints = words, convert, constraints
+    def __init__(self, phrase: str, convert: Callable[[Any], Any] = lambda value: value, **constraints: Any):
+        self.phrase, self.convert, self.constraints = phrase, convert, constraints
         self.strict = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -29,11 +29,11 @@ class Expected:
             self.strict = handler(Annotated[source, Field(strict=True, **self.constraints)])
         return core_schema.no_info_wrap_validator_function(self._check, self.strict)
 
-    def _check(self, value, validate):
+    def _check(self, value: Any, validate: Callable[[Any], Any]) -> Any:
         try:
             return validate(self.convert(value))
         except (ValidationError, OverflowError, TypeError):
-            raise PydanticCustomError("unfit", "{expected}", {"expected": self.words}) from None
+            raise PydanticCustomError("unfit", "{expected}", {"expected": self.phrase}) from None
 
 
 def whole(value: Any) -> Any:
@@ -68,7 +68,7 @@ def choice(first: Any, *others: Any) -> Expected:
     words = ", ".join(map(json.dumps, values))
     known = f"one of {words}" if others else f"{words} (the only value supported)"
 
-    def convert(value):
+    def convert(value: Any) -> Any:
         if type(value) is not type(first) or value not in values:
             raise TypeError
         return value

@@ -16,8 +16,7 @@ from ms_omni.errors import ConfigError
 from ms_omni.notices import warn_once
 
 from .fields import NotNegative, shown
-from .files import published_content, read_config_json, read_json_object
-from .interface import GENERIC, TransformersInterface
+from .interface import GENERIC, TransformersInterface, published_content, read_config_json, read_json_object
 
 MISSING_HINTS = {
     "rope_theta": " (nor is it in rope_parameters)",
@@ -33,7 +32,7 @@ class Reading(NamedTuple):
 
 
 class ConfigSection(TransformersInterface):
-    """Declared fields, checked when they are set, and whatever else stood in the JSON, kept for a re-export.
+    """Declared fields, checked when they are set, and whatever else stood in the JSON, stored for a re-export.
 
     The constructor takes keywords, nested dicts and configurations of transformers, and the published checkpoint's value
     for what is not given. What belongs together (`check`) is looked at when a file is read, by `copy` with changes, and
@@ -62,7 +61,7 @@ class ConfigSection(TransformersInterface):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _told(error, type(self), "the arguments are") from None
+            raise _config_error(error, type(self), "the arguments are") from None
 
     __init__.__pydantic_base_init__ = True  # so that pydantic itself makes sections without calling it
 
@@ -85,7 +84,7 @@ class ConfigSection(TransformersInterface):
         return data
 
     @classmethod
-    def wants(cls, name: str, data: dict) -> bool:
+    def uses(cls, name: str, data: dict) -> bool:
         """Whether the nested section `name` is used by the model that `data` describes."""
         return True
 
@@ -104,16 +103,16 @@ class ConfigSection(TransformersInterface):
         for key, other in self.links.items():
             value = attrgetter(other)(self)
             if attrgetter(key)(self) != value:
-                yield self.got(key, f"{other} = {value}")
+                yield self.mismatch(key, f"{other} = {value}")
 
-    def got(self, key: str, expected: str) -> tuple[str, str]:
+    def mismatch(self, key: str, expected: str) -> tuple[str, str]:
         """A relation that does not hold for the field at the path `key`."""
         return key, f"got {shown(attrgetter(key)(self))}, expected {expected}"
 
-    def beyond(self, ids: Iterable[str], size: str) -> Iterator[tuple[str, str]]:
+    def ids_outside(self, ids: Iterable[str], size: str) -> Iterator[tuple[str, str]]:
         """The fields among `ids` that no row of a table of `size` (a field's path) belongs to."""
         rows = attrgetter(size)(self)
-        return (self.got(key, f"an id below {size} = {rows}") for key in ids if getattr(self, key) >= rows)
+        return (self.mismatch(key, f"an id below {size} = {rows}") for key in ids if getattr(self, key) >= rows)
 
     # Reading
 
@@ -128,8 +127,8 @@ class ConfigSection(TransformersInterface):
             raise PydanticCustomError("unfit", "an object with keys and values")
         data = dict(data)
         attention = data.pop("attn_implementation", None)
-        values = cls.normalise(cls._spelled(data), lambda key, message: problems.append((key, message)))
-        wanted = [name for name in cls.sub_configs if cls.wants(name, values)]
+        values = cls.normalise(cls._by_field_name(data), lambda key, message: problems.append((key, message)))
+        wanted = [name for name in cls.sub_configs if cls.uses(name, values)]
         filled = not reading.strict and cls._fill(values, wanted)
         problems += [(name, "missing") for name in wanted if values.get(name) is None]
         values.update((name, None) for name in cls.sub_configs if name not in wanted)
@@ -138,14 +137,14 @@ class ConfigSection(TransformersInterface):
         except ValidationError as error:
             known = dict(problems)
             problems += [(item["loc"], _message(item)) for item in error.errors() if item["loc"][0] not in known]
-            raise _failed(cls, problems) from None
+            raise _validation_error(cls, problems) from None
         self._remember(data, filled)
         if attention is not None:
             self._attn_implementation = attention
         if reading.related and not problems:
             problems += self.check()
         if problems:
-            raise _failed(cls, problems)
+            raise _validation_error(cls, problems)
         return self
 
     def _remember(self, data: dict, filled: bool) -> None:
@@ -158,7 +157,7 @@ class ConfigSection(TransformersInterface):
             self._content = {**({"model_type": self.model_type} if self.model_type else {}), **kept, **self._read}
 
     @classmethod
-    def _spelled(cls, data: dict[str, Any]) -> dict[str, Any]:
+    def _by_field_name(cls, data: dict[str, Any]) -> dict[str, Any]:
         """`data` under the names of the fields; where a field stands there under both names, its own is right."""
         names: dict[str, str] = {key: cls.attribute_map.get(key, key) for key in data}
         return {
@@ -207,7 +206,7 @@ class ConfigSection(TransformersInterface):
         try:
             config = cls.model_validate(data, context=Reading(strict, related=not overrides))
         except ValidationError as error:
-            raise _told(error, cls, f"{source} is") from None
+            raise _config_error(error, cls, f"{source} is") from None
         except RecursionError:
             raise ConfigError(f"{source} is nested too deep, expected a config.json of Qwen3-Omni.") from None
         unused = {key: overrides.pop(key) for key in list(overrides) if not hasattr(config, key)}
@@ -275,7 +274,7 @@ class ConfigSection(TransformersInterface):
             try:
                 super().__setattr__(target, value)
             except ValidationError as error:
-                raise _told(error, type(self), "the new value is") from None
+                raise _config_error(error, type(self), "the new value is") from None
             if target in self.sub_configs and value is None:
                 self._content.pop(target, None)
         elif target.startswith("_") or hasattr(type(self), target):
@@ -312,25 +311,25 @@ def _part(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
 
 
-def _failed(kind: type, problems: list[tuple[str | tuple, str]]) -> ValidationError:
+def _validation_error(kind: type, problems: list[tuple[str | tuple, str]]) -> ValidationError:
     """One error of pydantic's for problems at (key or path, message)."""
     errors = [(key if isinstance(key, tuple) else (key,), {"message": message}) for key, message in problems]
     lines: list[InitErrorDetails] = [
-        {"type": PydanticCustomError("told", "{message}", told), "loc": loc, "input": None} for loc, told in errors
+        {"type": PydanticCustomError("stated", "{message}", context), "loc": loc, "input": None} for loc, context in errors
     ]
     return ValidationError.from_exception_data(kind.__name__, lines)
 
 
 def _message(item: Mapping) -> str:
     """What is wrong, of one of pydantic's errors."""
-    if item["type"] == "told":
+    if item["type"] == "stated":
         return item["msg"]
     if item["type"] == "missing":
         return "missing" + MISSING_HINTS.get(str(item["loc"][-1]), "")
     return f"got {shown(item['input'])}, expected {item['msg']}"
 
 
-def _told(error: ValidationError, kind: type, source: str) -> ConfigError:
+def _config_error(error: ValidationError, kind: type, source: str) -> ConfigError:
     problems = [f"{'.'.join(map(str, item['loc']))}: {_message(item)}" for item in error.errors()]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return ConfigError(f"{source} not a usable {kind.__name__}, {count}:\n  " + "\n  ".join(problems))

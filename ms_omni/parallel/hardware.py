@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.named import config_folder
+from ..config import config_folder
 from ..errors import ConfigError
 
 SCALARS = ("memory_gb", "memory_gb_per_s", "bf16_tflops", "collective_us")

@@ -8,7 +8,7 @@ import pytest
 
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
 from ms_omni.checkpoint.shapes import parameter_shapes
-from ms_omni.config.named import load_named_config
+from ms_omni.config import load_named_config
 from ms_omni.modeling.layer import lazy_parameters
 
 

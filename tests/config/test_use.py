@@ -278,7 +278,7 @@ def test_saved_read_and_overridden(tmp_path):
 def test_a_name_is_looked_up_on_a_hub(tmp_path, monkeypatch):
     asked = {}
     small_thinker().save_pretrained(tmp_path)
-    monkeypatch.setattr("ms_omni.config.files.resolve", lambda name, **how: asked.update(how, name=name) or tmp_path)
+    monkeypatch.setattr("ms_omni.config.interface.resolve", lambda name, **how: asked.update(how, name=name) or tmp_path)
     config = Qwen3OmniMoeThinkerConfig.from_pretrained("Qwen/Qwen3-Omni-tiny", revision="main", audio_token_id=10)
     assert asked == {"name": "Qwen/Qwen3-Omni-tiny", "weights": False, "revision": "main"}
     assert config.audio_token_id == 10 and config.name_or_path == "Qwen/Qwen3-Omni-tiny"

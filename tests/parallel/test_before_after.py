@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ms_omni.checkpoint.shapes import parameter_shapes
-from ms_omni.config.named import load_named_config
+from ms_omni.config import load_named_config
 from ms_omni.parallel.hardware import load_hardware
 from ms_omni.parallel.launches import GRAPH, Form
 from ms_omni.parallel.predict import predict

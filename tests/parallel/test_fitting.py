@@ -10,7 +10,7 @@ from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import scheme
 from ms_omni.cli import main
 from ms_omni.commands.plan import gb
-from ms_omni.config.named import load_named_config
+from ms_omni.config import load_named_config
 from ms_omni.parallel.fitting import GIB, folder_bytes, in_memory, longest, places, predictions, token_s
 from ms_omni.parallel.hardware import load_hardware
 from ms_omni.parallel.predict import predict

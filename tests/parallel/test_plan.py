@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ms_omni.config import Qwen3OmniMoeConfig
-from ms_omni.config.named import load_named_config
+from ms_omni.config import Qwen3OmniMoeConfig, load_named_config
 from ms_omni.errors import InputError
 from ms_omni.parallel import Placement, Plan, Row
 from ms_omni.parallel.expert_parallel import make_plan, splits_heads

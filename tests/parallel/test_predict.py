@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ms_omni.checkpoint.shapes import parameter_shapes
-from ms_omni.config.named import config_folder, load_named_config
+from ms_omni.config import config_folder, load_named_config
 from ms_omni.engine import blocks
 from ms_omni.errors import ConfigError, InputError
 from ms_omni.generation import request
