@@ -21,7 +21,7 @@ use_environment() {
   if [ ! -x "$venv/bin/python" ]; then
     "$(find_python)" -m venv "$venv"
   fi
-  if [ ! -e "$stamp" ] || [ "$root/setup.py" -nt "$stamp" ]; then
+  if [ ! -e "$stamp" ] || [ "$root/pyproject.toml" -nt "$stamp" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root$1"
     touch "$stamp"
   fi

@@ -11,13 +11,12 @@ from ms_omni.doctor.software import requirements
 from tests.doctor.conftest import ROOT, said, the_one
 
 
-def test_what_is_checked_is_what_setup_py_asks_for():
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    lists = (re.search(rf"{name}\s?=\s?\[(.*?)\]", text, re.DOTALL) for name in ("install_requires", "SERVER"))
-    listed = "".join(found[1] for found in lists)
+def test_what_is_checked_is_what_pyproject_asks_for():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
     # Some versions of setuptools write huggingface-hub for huggingface_hub; it is the same package.
     assert {canonicalize_name(item.name) for item in requirements()} == {
-        canonicalize_name(re.match(r"[\w-]+", line)[0]) for line in re.findall(r'"([^"]+)"', listed)
+        canonicalize_name(re.match(r"[\w-]+", line)[0]) for line in re.findall(r'^ *"([^"]+)"', listed, re.MULTILINE)
     }
 
 

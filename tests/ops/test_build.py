@@ -180,3 +180,37 @@ def test_a_width_that_the_processor_lacks_is_refused_before_it_runs(monkeypatch)
     monkeypatch.setenv("MS_OMNI_MARCH", "x86-64-v4")
     with pytest.raises(OSError, match="MS_OMNI_MARCH=x86-64-v4 asks for AVX-512"):
         build.library("turn")
+
+
+@pytest.fixture
+def prebuilt(tmp_path, monkeypatch):
+    """Libraries as a wheel brings them, of the file that compiles fastest."""
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(build, "PREBUILT", str(tmp_path / "wheel" / "prebuilt"))
+    there = os.listdir
+    monkeypatch.setattr("os.listdir", lambda folder: ["turn.cpp"] if folder == build.FOLDER else there(folder))
+    width = "x86-64-v3" if platform.machine() == "x86_64" else "armv8-a"
+    if not build.WIDTHS[width][1] <= {word for line in build._processor() for word in line.split()}:
+        pytest.skip(f"this processor is none of {width}")
+    build.prebuild(str(tmp_path / "wheel"), width)
+    return Path(build.PREBUILT) / width / "turn.so"
+
+
+def test_what_came_compiled_is_used_without_a_compiler(prebuilt, monkeypatch, cache):
+    monkeypatch.setenv("PATH", "")
+    assert build.library("turn") == str(prebuilt) and works(str(prebuilt)) and not cache.exists()
+
+
+def test_what_came_compiled_is_passed_over_where_somebody_asks_or_it_cannot_be_loaded(prebuilt, monkeypatch, cache):
+    monkeypatch.setenv("CXX", COMPILERS[0])
+    assert Path(build.library("turn")).parent == cache
+    monkeypatch.delenv("CXX")
+    prebuilt.write_bytes(b"no library")
+    assert COMPILERS[0] != "g++" or Path(build.library("turn")).parent == cache
+
+
+def test_what_came_compiled_for_another_processor_is_passed_over(prebuilt, monkeypatch):
+    monkeypatch.setattr(build, "_processor", lambda: ["flags : fpu sse2"])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(OSError, match="no C\\+\\+ compiler"):
+        build.library("turn")

@@ -1,8 +1,9 @@
-"""Compiles this folder's C++ files on first use and keeps the libraries in the user's own cache (see `private_cache.py`).
+"""Libraries of this folder's C++ files: those that came compiled with the wheel, where the processor is for them, else compiled on
+first use and kept in the user's own cache (see `private_cache.py`).
 
 `CXX` names the compiler (default g++; clang++ will do), `MS_OMNI_MARCH` the processor that it compiles for in the
 compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors;
-on aarch64 (armv8-a and later) they are NEON's.
+on aarch64 (armv8-a and later) they are NEON's. Where either is set nothing that came compiled is used.
 """
 
 import ctypes
@@ -23,8 +24,49 @@ PROCESSOR_KEYS = ("model name", "flags", "CPU part", "Features")
 COMPILE_LIMIT_S = 300
 
 
+PREBUILT = os.path.join(FOLDER, "prebuilt")
+# What a wheel may bring, the best first: flags beside -march, and of the processor's (in Linux's words) those that it must have.
+# Matrix units are asked for when they are used (`has_tiles`), so code for them does no harm where there are none.
+WIDTHS = {
+    "x86-64-v4": (("-mamx-tile", "-mamx-bf16"), {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    "x86-64-v3": ((), {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
+    "armv8-a": ((), {"asimd"}),
+}
+
+
 def library(name: str) -> str:
-    """Path of the library compiled from `<name>.cpp`. Raises `OSError` with one line that says why there is none."""
+    """Path of the library of `<name>.cpp`. Raises `OSError` with one line that says why there is none."""
+    return _prebuilt(name) or _compiled(name)
+
+
+def prebuild(folder: str, width: str) -> None:
+    """Compiles all files for one of `WIDTHS` into `folder`/prebuilt, where `library` looks. Raises `OSError`."""
+    compiler, (flags, _) = shlex.split(os.environ.get("CXX") or "g++"), WIDTHS[width]
+    target = os.path.join(folder, "prebuilt", width)
+    os.makedirs(target, exist_ok=True)
+    for name in sorted(file.removesuffix(".cpp") for file in os.listdir(FOLDER) if file.endswith(".cpp")):
+        command = [compiler[0], *FLAGS, "-s", f"-march={width}", *flags, *compiler[1:], source(name)]
+        _run([*command, "-o", os.path.join(target, f"{name}.so")])
+
+
+def _prebuilt(name):
+    """Path of a library that came with the wheel and works here, or None."""
+    if os.environ.get("CXX") or os.environ.get("MS_OMNI_MARCH") or not os.path.isdir(PREBUILT):
+        return None
+    has = {word for line in _processor() for word in line.split()}
+    for width, (_, needed) in WIDTHS.items():
+        path = os.path.join(PREBUILT, width, f"{name}.so")
+        if os.path.isfile(path) and needed <= has:
+            try:
+                loaded = ctypes.CDLL(path)
+            except OSError:  # made for a newer system's libraries
+                continue
+            threads.register(loaded)
+            return path
+    return None
+
+
+def _compiled(name):
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     processor = os.environ.get("MS_OMNI_MARCH") or "native"
     version = _run([*compiler, "--version"])
