@@ -3,15 +3,16 @@
 import argparse
 import json
 import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
+from . import Command
+from .options import option, refuse_given
 
-NAME = "bench"
 KEY_VARIABLE = "OPENAI_API_KEY"
-HELP = "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG."
-
-
 SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None, "kv_cache_dtype": "auto"}
 """What `serve` does unless it is told something else."""
 REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
@@ -34,7 +35,7 @@ HERE = (
 """Of what is loaded here alone."""
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="?",
@@ -115,12 +116,12 @@ def add_arguments(parser):
     )
 
 
-def numbers(text):
+def numbers(text: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas."""
     return [positive(part) for part in text.split(",")]
 
 
-def fields(text):
+def fields(text: str) -> dict[str, Any]:
     """An object in JSON."""
     try:
         found = json.loads(text)
@@ -131,17 +132,17 @@ def fields(text):
     return found
 
 
-def above_zero(text):
+def above_zero(text: str) -> float:
     """A number above 0."""
     return _number(text, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
-def share(text):
+def share(text: str) -> float:
     """A number from 0 to 1."""
     return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
-def _number(text, fits, what):
+def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -151,18 +152,17 @@ def _number(text, fits, what):
     return value
 
 
-def positive(text):
+def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     if arguments.url is not None:
         return run_remote(arguments)
-    if given := [name for name in REMOTE if getattr(arguments, name) is not None]:
-        raise InputError(f"--{given[0].replace('_', '-')} is for 'ms-omni bench serve --url URL'")
+    refuse_given(arguments, REMOTE, "is for 'ms-omni bench serve --url URL'")
     arguments.geometry = "mini" if arguments.geometry is None else arguments.geometry
     from ..bench.files import output_folder
     from ..bench.parties import check_other, check_reference
@@ -174,7 +174,7 @@ def run(arguments):
         raise ValueError(f"--threads {arguments.threads}: this process may use {len(os.sched_getaffinity(0))} processors")
     given = [name for name in SERVED if getattr(arguments, name) is not None]
     if given and not arguments.what:
-        raise ValueError(f"--{given[0].replace('_', '-')} is for 'ms-omni bench serve'")
+        raise ValueError(f"{option(given[0])} is for 'ms-omni bench serve'")
     for name in SERVED.keys() - given:
         setattr(arguments, name, SERVED[name])
     if arguments.group and arguments.quantize != "int4":
@@ -207,7 +207,7 @@ def run(arguments):
     return benchmark(arguments, out, folder, sizes, listed, load and not arguments.what, repetitions, mesh)
 
 
-def run_remote(arguments):
+def run_remote(arguments: Namespace) -> int:
     """Measures a server: needs no model here, and no MindSpore."""
     from ..api_client import api_base
     from ..bench.files import output_folder
@@ -216,8 +216,7 @@ def run_remote(arguments):
 
     if not arguments.what:
         raise InputError("--url is for 'ms-omni bench serve'")
-    if given := [name for name in HERE if getattr(arguments, name) not in (None, False)]:
-        raise InputError(f"--{given[0].replace('_', '-')} is about a model that is loaded here; leave it out with --url")
+    refuse_given(arguments, HERE, "is about a model that is loaded here; leave it out with --url")
     if arguments.rate is not None and arguments.at_once:
         raise InputError("--rate says when callers call, whoever waits, and --at-once that they wait; leave one of them out")
     api_base(arguments.url)
@@ -237,3 +236,11 @@ def run_remote(arguments):
         extra=arguments.extra_body or {},
     )
     return benchmark(wishes, output_folder(arguments.out))
+
+
+BENCH = Command(
+    "bench",
+    "Measure every part of the model, alone or turn by turn with PyTorch transformers; writes JSON, Markdown and PNG.",
+    add_arguments,
+    run,
+)

@@ -1,15 +1,23 @@
-"""A conversation as messages of OpenAI's API: what was said, what the next question shows, and how answers are to be."""
+"""A conversation as messages of OpenAI's API, and where its spoken answers go: a player of this machine, or files."""
 
+import asyncio
 import base64
+import contextlib
 import json
 import mimetypes
+import shutil
+import tempfile
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..api_client import chunks
 from ..errors import InputError
 from ..files import open_regular, write_text
+from .speech_output import SAMPLE_RATE_HZ, SpeechOutput
 
 MEDIA = ("image", "audio", "video")
 SETTINGS = {
@@ -30,6 +38,15 @@ TYPES = {
     ".webm": "video/webm",
 }
 """That not every Python knows."""
+STREAMED = {
+    "aplay": ("-q", "-t", "raw", "-f", "S16_LE", "-r", f"{SAMPLE_RATE_HZ}", "-c", "1", "-"),
+    "paplay": ("--raw", "--format=s16le", f"--rate={SAMPLE_RATE_HZ}", "--channels=1"),
+    "ffplay": ("-loglevel", "quiet", "-nodisp", "-autoexit", "-f", "s16le", "-sample_rate", f"{SAMPLE_RATE_HZ}", "-i", "-"),
+}
+"""Programs that play what they read, while it comes, and their arguments."""
+WHOLE = "afplay"
+"""Plays files."""
+ORDER = ("aplay", "paplay", WHOLE, "ffplay")
 
 
 class Session:
@@ -68,23 +85,23 @@ class Session:
         """Forgets what was said and shown."""
         self.messages, self.shown, self.question = [], [], None
 
-    async def answer(self, heard: Any) -> None:
-        """Asks the question, and tells `heard` what comes: `heard.thought(text)`, `heard.text(text)`, `heard.sound(pcm16 bytes)`.
+    async def answer(self, output: Any) -> None:
+        """Sends the question, and gives `output` what comes: `output.thought(text)`, `output.text(text)`, `output.sound(pcm16 bytes)`.
 
-        What came is kept, whatever ends it; a question that nothing was said to stays `question`. Raises as `chunks` does.
+        What came is stored, whatever ends it; a question without any answer stays `question`. Raises as `chunks` does.
         """
         said = ""
         async with aclosing(chunks(self.client, self.base, self._body())) as found:
             try:
                 async for chunk in found:
                     for choice in chunk.get("choices") or ():
-                        said += _hear(choice.get("delta") or {}, heard)
+                        said += _pass_on(choice.get("delta") or {}, output)
             finally:
                 if said:
                     self.messages += [self.question, {"role": "assistant", "content": said}]
                     self.question = None
 
-    def _body(self):
+    def _body(self) -> dict[str, Any]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         speech = {"modalities": ["text", "audio"], "audio": {"voice": self.voice, "format": "pcm16"}} if self.speaks else {}
         messages = [*system, *self.messages, self.question]
@@ -151,18 +168,115 @@ def part(kind: str, where: str) -> dict[str, Any]:
     return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{type};base64,{data}"}}
 
 
-def _hear(delta, heard):
-    """Tells what a delta has; returns what was said with it."""
+def _pass_on(delta: dict[str, Any], output: Any) -> str:
+    """Gives `output` what a delta holds; returns the text of the answer in it."""
     audio = delta.get("audio") or {}
     said = delta.get("content") or audio.get("transcript") or ""
     if thought := delta.get("reasoning_content"):
-        heard.thought(thought)
+        output.thought(thought)
     if said:
-        heard.text(said)
+        output.text(said)
     if data := audio.get("data"):
-        heard.sound(base64.b64decode(data))
+        output.sound(base64.b64decode(data))
     return said
 
 
-def _is_message(message):
+def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), (str, list))
+
+
+def player() -> str:
+    """The first program here that plays sound. Raises `InputError` where there is none."""
+    for name in ORDER:
+        if shutil.which(name):
+            return name
+    raise InputError(f"nothing here plays sound (looked for {', '.join(ORDER)}); '/speak FILE.wav' writes it to files")
+
+
+class Played:
+    """One answer, played by a program while it comes; an async context manager that ends when all has been played.
+
+    Raises `InputError` at its end when the program failed.
+    """
+
+    def __init__(self, program: str):
+        self.program, self._buffer = program, bytearray()
+        self._process: Any = None
+
+    async def __aenter__(self) -> "Played":
+        if self.program != WHOLE:
+            self._process = await _start(self.program, *STREAMED[self.program], stdin=asyncio.subprocess.PIPE)
+        return self
+
+    def write(self, pcm: bytes) -> None:
+        """Samples of 16 bit; does not wait until they are played."""
+        if self._process is None:
+            self._buffer += pcm
+        elif self._process.returncode is None:
+            self._process.stdin.write(pcm)
+
+    async def __aexit__(self, error: Any, *_: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if error is None and self._buffer:
+                    file = Path(folder) / "answer.wav"
+                    with SpeechOutput(file) as output:
+                        output.write(samples_of(self._buffer))
+                    self._process = await _start(self.program, str(file))
+                if self._process is not None:
+                    self._check(error is None and await self._ended())
+            finally:
+                if self._process is not None and self._process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        self._process.terminate()
+                    await self._process.wait()
+
+    async def _ended(self) -> int:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return await self._process.wait()
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise InputError(f"{self.program} cannot play here (it ended with {code}); '/speak FILE.wav' writes files")
+
+
+class Written:
+    """One answer in a file of its own; an async context manager, which reports at its end what is in it."""
+
+    def __init__(self, path: Path, notify: Callable[[str], None]):
+        self._path, self._notify = path, notify
+        self._output = SpeechOutput(path)
+
+    async def __aenter__(self) -> "Written":
+        self._output.__enter__()
+        return self
+
+    def write(self, pcm: bytes) -> None:
+        """Samples of 16 bit."""
+        self._output.write(samples_of(pcm))
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._output.__exit__(*error)
+        self._notify(f"{self._output.seconds:.2f} s of speech -> {self._path}")
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... where there is a file of that name."""
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found
+
+
+def samples_of(pcm: bytes | bytearray) -> np.ndarray:
+    """float32 `[n]` in [-1, 1], of samples of 16 bit."""
+    return np.frombuffer(bytes(pcm), "<i2").astype(np.float32) / 32767
+
+
+async def _start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    """A process that ctrl-C at the terminal does not reach: whoever started it ends it."""
+    return await asyncio.create_subprocess_exec(
+        *command, start_new_session=True, stderr=asyncio.subprocess.DEVNULL, **options
+    )

@@ -3,14 +3,19 @@
 import functools
 import json
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-NAME = "demo"
-HELP = "Show the miniature checkpoint that comes along files of every kind; writes spoken answers and a picture."
+from ..errors import InputError
+from . import Command
+from .options import clear_status, status
+
 RESULT, PICTURE = "demo.json", "demo.png"
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR|NAME", help="checkpoint (default: the miniature that comes along)")
     parser.add_argument(
         "--out",
@@ -23,10 +28,9 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, default=0, help="of the speech (default: 0)")
 
 
-def run(arguments):
+def run(arguments: Namespace) -> None:
     begin = time.perf_counter()
     from ..demo.samples import find_miniature, find_samples, load_samples
-    from .messages import clear_status, status
 
     folder = arguments.model or find_miniature()
     samples = load_samples(find_samples(folder))
@@ -53,7 +57,7 @@ def run(arguments):
     report(out, samples, answers, time.perf_counter() - begin)
 
 
-def voices(model, wanted):
+def voices(model: Any, wanted: str | None) -> Sequence[str | None]:
     """Speakers that take turns. Raises `InputError` for one that the checkpoint does not have."""
     from ..generation.speakers import speaker_code
 
@@ -65,17 +69,16 @@ def voices(model, wanted):
     return [wanted]
 
 
-def own_folder(path):
+def own_folder(path: Path) -> Path:
     """The folder for the results, made if need be. Raises `InputError` for one that holds something else."""
     from ..bench.files import output_folder
-    from ..errors import InputError
 
     if path.is_dir() and any(path.iterdir()) and not (path / RESULT).is_file():
         raise InputError(f"{path} holds files that are not of a demo; choose another folder with --out")
     return output_folder(path)
 
 
-def write_results(out, folder, samples, answers):
+def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers: Sequence[Any]) -> None:
     """Spoken answers, the picture, and all of it as JSON; each file appears when it is complete."""
     import soundfile
 
@@ -112,7 +115,7 @@ def write_results(out, folder, samples, answers):
     write_file(out / PICTURE, lambda file: draw(title, samples, answers, file))
 
 
-def report(out, samples, answers, seconds):
+def report(out: Path, samples: Sequence[Any], answers: Sequence[Any], seconds: float) -> None:
     """The sum of it, in a few lines."""
     right = sum(answer.text == sample.answer for sample, answer in zip(samples, answers))
     again = [f"{answer.text} as {answer.heard}" for answer in answers if answer.heard is not None]
@@ -120,3 +123,11 @@ def report(out, samples, answers, seconds):
     if again:
         print(f"its own spoken numbers, played back to it, it heard: {', '.join(again)}")
     print(f"spoken answers: {out}/*.wav; all of it in one picture: {out / PICTURE}")
+
+
+DEMO = Command(
+    "demo",
+    "Show the miniature checkpoint that comes along files of every kind; writes spoken answers and a picture.",
+    add_arguments,
+    run,
+)

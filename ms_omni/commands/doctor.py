@@ -2,17 +2,20 @@
 
 import json
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from typing import Any
 
 from ..doctor.finding import MARKS
+from . import Command
+from .options import clear_status, status
 
-NAME = "doctor"
-HELP = "Check this machine: versions, devices, operators, msrun, and a tiny model through every stage. Exit code 0: it runs."
 DONE = ("This machine can run the model.", "This machine cannot run the model: ")
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", help="a checkpoint: does it fit into memory?")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="A,B", help="only these checks")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -27,7 +30,7 @@ def add_arguments(parser):
     )
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     from ..doctor.finding import ERROR, Options
     from ..doctor.report import text_of
     from ..doctor.runner import CHECKS, run_all
@@ -40,7 +43,7 @@ def run(arguments):
     with open(arguments.report, "w", encoding="utf-8") if arguments.report else nullcontext() as report:
         found = []
         for check, findings in run_all(options, arguments.only, lambda check: status(f"{check.title} ...")):
-            status("")
+            clear_status()
             found.append((check, findings))
             if not arguments.json:
                 show(check, findings)
@@ -55,7 +58,7 @@ def run(arguments):
     return 1 if bad else 0
 
 
-def show(check, findings):
+def show(check: Any, findings: Sequence[Any]) -> None:
     """A line per finding, and below it what to do."""
     for index, finding in enumerate(findings):
         print(f"{check.title if index == 0 else '':22s} {MARKS[finding.level]} {finding.what}")
@@ -64,7 +67,9 @@ def show(check, findings):
     sys.stdout.flush()
 
 
-def status(text):
-    """A line on a terminal about what is going on; it goes with the next one."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+DOCTOR = Command(
+    "doctor",
+    "Check this machine: versions, devices, operators, msrun, and a tiny model through every stage. Exit code 0: it runs.",
+    add_arguments,
+    run,
+)

@@ -1,13 +1,23 @@
 """`ms-omni plan`: what a model needs on N cards, before anything is loaded."""
 
 import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..parallel.hardware import TO_MEASURE
 from ..parallel.launches import FORMS, GRAPH
+from . import Command
 from .speech_output import SAMPLE_RATE_HZ
 
-NAME = "plan"
-HELP = "Predict memory, communication and the least times of text and speech on several cards; nothing is loaded."
+if TYPE_CHECKING:
+    from ..config import Qwen3OmniMoeConfig
+    from ..parallel.hardware import Hardware
+    from ..quantised import Storage
+
+Shapes = dict[str, tuple[int, ...]]
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 COMPUTING = "max(bytes read / memory bandwidth, operations / peak)"
 SENDING = "bytes sent / bandwidth of each collective + collectives * latency"
@@ -26,9 +36,17 @@ LEFT_OUT = """the bounds leave out attention over the context, kernels that are 
 between steps (waiting for numbers, the network); to confirm the times, measure on the cards:"""
 NOT_BUILT = """speech='process' is for a thinker in one process: with several cards that hold it, what is said here of speech apart cannot
 be run yet, and everything is done in turns"""
+FITTING_HEADER = ("", "weights", "callers that fit", "longest context", "a token reads", "takes at least")
+FITTING_ROW = "{:20s} {:>10s} {:>17s} {:>16s} {:>14s} {:>18s}"
+UNKNOWN = """{folder} says that its weights are quantised and holds none of them: how each is stored is not known, and all is computed in
+one dtype (--dtype). Fetch the weights, or say --quantize."""
+MEANING = """callers: of {rows}, each with {context:,} tokens; the longest context is that of one caller. Beside weights and caches, of a laptop
+{laptop:.1f} GB are left to its system and to the process, of a card {card:.1f} GB (estimates). A token reads these weights, and the keys
+and values before it: the times are without any, and with the whole context, by {bandwidth:g} GB/s of a laptop's memory (--laptop-gb-per-s)
+and {card_bandwidth:g} of a card's, and on a card no less than the launches take; computed, not measured."""
 
 
-def add_arguments(parser):
+def add_arguments(parser: ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub")
     source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
@@ -62,7 +80,7 @@ def add_arguments(parser):
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(ITEMSIZE), help="of the weights (default: bfloat16)")
 
 
-def whole_numbers(text):
+def whole_numbers(text: str) -> list[int]:
     """ "1,2,4" -> [1, 2, 4]."""
     try:
         return [int(word) for word in text.split(",")]
@@ -70,12 +88,10 @@ def whole_numbers(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of cards, or several with commas") from None
 
 
-def run(arguments):
+def run(arguments: Namespace) -> None:
     from ..checkpoint.shapes import parameter_shapes
-    from ..errors import InputError
     from ..parallel.hardware import load_hardware
     from ..parallel.predict import predict
-    from .plan_storage import fitting_lines, folder_lines, on_cards, stored_by
 
     hardware = load_hardware(arguments.hardware)
     memory_gb = hardware.memory_gb if arguments.memory_gb is None else arguments.memory_gb
@@ -91,7 +107,7 @@ def run(arguments):
         raise InputError("--cards N says on how many cards the model is to be; it may be left out where weights are codes")
     held = on_cards(stored.storages, shapes)[0]
 
-    def predicted(cards, rows):
+    def predicted(cards: int, rows: int) -> Any:
         return predict(
             config,
             shapes,
@@ -119,14 +135,14 @@ def run(arguments):
         print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, stored.how)))
 
 
-def read_config(arguments):
+def read_config(arguments: Namespace) -> "Qwen3OmniMoeConfig":
     """The configuration of the folder or of the name."""
     from ..config import Qwen3OmniMoeConfig, load_named_config
 
     return load_named_config(arguments.config) if arguments.config else Qwen3OmniMoeConfig.from_pretrained(arguments.model)
 
 
-def gb(nbytes):
+def gb(nbytes: float) -> str:
     """Bytes in a unit that is easy to read; 1 GB is 1e9 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size:
@@ -134,13 +150,13 @@ def gb(nbytes):
     return f"{nbytes} B"
 
 
-def ms(seconds):
+def ms(seconds: float) -> str:
     """A time in milliseconds, with three digits or all before the point."""
     value = 1000 * seconds
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def table(found, hardware, memory_gb):
+def table(found: Sequence[Any], hardware: "Hardware", memory_gb: float) -> str:
     """A Markdown table, one row per number of cards; its times are those of a token of text of one caller."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for item in found:
@@ -161,12 +177,14 @@ def table(found, hardware, memory_gb):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def fits(card, memory_gb):
+def fits(card: Any, memory_gb: float) -> bool:
     """Whether all that a card holds goes into it."""
     return card.peak <= 1e9 * memory_gb
 
 
-def details(found, hardware, memory_gb, arguments, frame_s, how):
+def details(
+    found: Sequence[Any], hardware: "Hardware", memory_gb: float, arguments: Namespace, frame_s: float, how: str
+) -> Iterator[str]:
     """Lines with everything about one number of cards. found: a `Prediction` for each number of callers; frame_s: seconds of sound
     in a frame; how: of the weights that are codes.
     """
@@ -196,7 +214,7 @@ def details(found, hardware, memory_gb, arguments, frame_s, how):
     yield from (f"  {command}\n      {what}" for command, what in TO_MEASURE)
 
 
-def memory(title, cards, found, memory_gb):
+def memory(title: str, cards: Sequence[Any], found: Sequence[Any], memory_gb: float) -> Iterator[str]:
     """Lines about one card. cards: the same one for each number of callers."""
     card = cards[0]
     yield title
@@ -211,22 +229,22 @@ def memory(title, cards, found, memory_gb):
         yield f"{item.rows:9d} {gb(each.kv_cache):>13s} {gb(each.peak):>12s}  {verdict} {memory_gb:g} GB"
 
 
-def steps(title, found, of, hardware):
-    """Lines with the least time of a step in each form, for each number of callers. of: its steps in a `Prediction`."""
+def steps(title: str, found: Sequence[Any], steps_of: Callable[[Any], Sequence[Any]], hardware: "Hardware") -> Iterator[str]:
+    """Lines with the least time of a step in each form, for each number of callers. steps_of: its steps in a `Prediction`."""
     yield (
         f"{title + ', at least':36s} {'callers':>7s} {'reads':>9s} {'launches':>9s} {'by them':>9s} {'by bandwidth':>13s} "
         f"{'in all':>9s} {'a caller':>9s}"
     )
     for form in FORMS:
         for item in found:
-            bound, reads = item.bound(of(item), hardware, form), sum(step.reads for step in of(item))
+            bound, reads = item.bound(steps_of(item), hardware, form), sum(step.reads for step in steps_of(item))
             yield (
                 f"  {form.name:34s} {item.rows:7d} {gb(reads):>9s} {bound.launches:9,} {ms(bound.launching):>9s} "
                 f"{ms(bound.bandwidth):>13s} {ms(bound.least):>9s} {ms(bound.least / item.rows):>9s}  {bound.holds}"
             )
 
 
-def answers(found, hardware, prompt, frame_s):
+def answers(found: Sequence[Any], hardware: "Hardware", prompt: int, frame_s: float) -> Iterator[str]:
     """Lines about spoken answers of callers who call at once."""
     how = "on a card of its own, beside text" if found[0].speaker else "in turns with text, on the same cards"
     yield f"speech {how}, at least; the first sound is that of the last of all who call at once, each with {prompt:,} tokens"
@@ -238,3 +256,135 @@ def answers(found, hardware, prompt, frame_s):
                 f"  {form.name:34s} {item.rows:7d} {ms(least.token):>9s} {ms(least.frame):>16s} {ms(least.first):>12s} "
                 f"{least.factor:17.2f}"
             )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How weights are stored. storages: `{name: Storage}` of those that are codes; how: in words how that was made; dtypes: `{name:
+    dtype, as safetensors calls it}` of all weights as numbers, where a folder's own are known; note: what is not known.
+    """
+
+    storages: "dict[str, Storage]" = field(default_factory=dict)
+    how: str = ""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def stored_by(arguments: Namespace, shapes: Shapes) -> Stored:
+    """What the arguments mean: --quantize, or a folder that is quantised. Raises `InputError` for --quantize of such a folder."""
+    found = _stored_in(arguments.model, shapes, arguments.quantize is not None) if arguments.model else Stored()
+    if arguments.quantize is None:
+        if arguments.group or arguments.quantize_embeddings:
+            raise InputError("--group and --quantize-embeddings are for --quantize")
+        if arguments.kv_cache_dtype != "auto" and not found.storages:
+            raise InputError("--kv-cache-dtype is for the laptops that are named where weights are codes; add --quantize")
+        return found
+    if found.storages:
+        raise InputError(f"{arguments.model} is quantised already ({found.how}); leave --quantize out")
+    from ..checkpoint.storage import scheme
+
+    made = scheme(shapes, arguments.quantize, arguments.group, arguments.quantize_embeddings)
+    how = arguments.quantize + (f", groups of {made.group}" if made.group else "")
+    return replace(found, storages=made.storages(shapes), how=how, note="")
+
+
+def _stored_in(name: str, shapes: Shapes, quantize: bool) -> Stored:
+    from ..checkpoint import CheckpointReader, read_rank_index
+    from ..checkpoint.choice import storages
+    from ..checkpoint.open import open_checkpoint, reader_of
+    from ..checkpoint.parameters import dtype_in
+    from ..checkpoint.plan import plan_loading
+    from ..hub import resolve
+    from ..quantised import Storage
+
+    folder = resolve(name, weights=False)
+    index = read_rank_index(folder)
+    plain = (not index.storages) if index else reader_of(folder) is CheckpointReader
+    if not any(folder.glob("*.safetensors")):
+        return Stored(note="" if plain else UNKNOWN.format(folder=folder))
+    if plain and not quantize:
+        return Stored()
+    if index:
+        found = {name: Storage(**index.storages[name]) for name in shapes if name in index.storages}
+        dtypes = dict.fromkeys(shapes, index.dtype)
+    else:
+        reader = open_checkpoint(folder)
+        fills = plan_loading(shapes, reader)[0]
+        found = storages(fills, reader, None, "")
+        dtypes = {fill.parameter: dtype_in(reader, fill) for fill in fills}
+    kinds = sorted({f"int{kind.bits}" + (f" in groups of {kind.group}" if kind.group else "") for kind in found.values()})
+    return Stored(found, f"as stored: {', '.join(kinds) or 'no matrix as codes'}", dtypes)
+
+
+def on_cards(storages: Mapping[str, "Storage"], shapes: Shapes) -> tuple[dict[str, "Storage"], list[str]]:
+    """({name: Storage} of what a card holds as codes, lines about what it does not)."""
+    from ..ascend_storage import kept_whole, on_card
+    from ..checkpoint.storage import matrix_shape
+
+    matrices = {name: matrix_shape(name, shapes[name]) for name in storages}
+    held = {name: on_card(storage, matrices[name]) for name, storage in storages.items()}
+    lines = [
+        f"in bfloat16 on a card, {len(names)} matrices such as {names[0]}: {reason}"
+        for reason, names in kept_whole(storages, matrices).items()
+    ]
+    return {name: storage for name, storage in held.items() if storage is not None}, lines
+
+
+def folder_lines(stored: Stored, shapes: Shapes) -> Iterator[str]:
+    """Of the folder, part by part, beside one in bfloat16."""
+    from ..checkpoint.header import DTYPES
+    from ..parallel.fitting import folder_bytes
+
+    plain, stored_bytes = folder_bytes(shapes, {}), folder_bytes(shapes, stored.storages, stored.dtypes)
+    total, all_stored = sum(plain.values()), sum(stored_bytes.values())
+    rest = sorted({DTYPES[stored.dtypes.get(name, "BF16")].name for name in shapes if name not in stored.storages})
+    yield f"{'folder':22s} {'bfloat16':>12s} {'quantised':>12s}  {stored.how}; what is no codes: {', '.join(rest)}"
+    for part in sorted(plain):
+        yield f"  {part:20s} {gb(plain[part]):>12s} {gb(stored_bytes[part]):>12s}"
+    yield f"  {'total':20s} {gb(total):>12s} {gb(all_stored):>12s}  {all_stored / total:.4f} of it"
+
+
+def fitting_lines(
+    arguments: Namespace, config: "Qwen3OmniMoeConfig", shapes: Shapes, stored: Stored, hardware: "Hardware"
+) -> Iterator[str]:
+    """Of one card and of laptops."""
+    from ..parallel.fitting import CARD_BYTES, PROCESS_BYTES, SYSTEM_BYTES, longest, places, predictions, token_s
+
+    held, notes = on_cards(stored.storages, shapes)
+    yield FITTING_ROW.format(*FITTING_HEADER)
+    for machine in places(hardware, arguments.laptop_gb_per_s):
+        one, *found = predictions(
+            config,
+            shapes,
+            held if machine.card else stored.storages,
+            machine,
+            arguments.context,
+            [1, *arguments.rows],
+            arguments.kv_cache_dtype,
+            stored.dtypes,
+        )
+        room = [str(item.rows) for item in found if machine.fits(item)]
+        reach = longest(machine, one, config, arguments.context)
+        times = [token_s(machine, one, hardware, full) for full in (False, True)]
+        spread = ms(times[0]) if times[0] == times[1] else f"{ms(times[0])} - {ms(times[1])}"
+        reads = gb(one.token.reads - one.cached)
+        yield FITTING_ROW.format(
+            machine.name, gb(one.held), ", ".join(room) or "none", f"{reach:,}" if reach else "-", reads, spread
+        )
+    yield from notes
+    yield MEANING.format(
+        rows=", ".join(map(str, arguments.rows)),
+        context=arguments.context,
+        laptop=(SYSTEM_BYTES + PROCESS_BYTES) / 1e9,
+        card=CARD_BYTES / 1e9,
+        bandwidth=arguments.laptop_gb_per_s,
+        card_bandwidth=hardware.memory_gb_per_s,
+    )
+
+
+PLAN = Command(
+    "plan",
+    "Predict memory, communication and the least times of text and speech on several cards; nothing is loaded.",
+    add_arguments,
+    run,
+)

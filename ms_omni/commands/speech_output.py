@@ -3,10 +3,12 @@
 import os
 import sys
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from ..errors import InputError
 from ..outputs import pcm16
@@ -29,8 +31,8 @@ class SpeechOutput:
     file stays when nothing was. Raises `InputError` for a target that cannot be written.
     """
 
-    def __init__(self, target):
-        self.target = target
+    def __init__(self, target: str | Path | None) -> None:
+        self.target: Any = target
         self.samples = 0
         self._file: Any = None
         self._writing_to: Any = None
@@ -40,7 +42,7 @@ class SpeechOutput:
             raise InputError(f"cannot write speech to {target}: it must be a file in a folder that exists")
         self._open = _writer_of(Path(target))
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.target not in (None, "-"):
             path = Path(self.target)
             grows = path.suffix.lower() == ".wav" and not os.path.lexists(path)
@@ -48,7 +50,7 @@ class SpeechOutput:
             self._file = self._open(self._writing_to)
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         if self._file is None:
             return
         self._file.close()
@@ -59,7 +61,7 @@ class SpeechOutput:
         else:
             os.replace(self._writing_to, self.target)
 
-    def write(self, samples):
+    def write(self, samples: np.ndarray) -> None:
         """samples float32 `[n]` in [-1, 1]."""
         pcm = pcm16(samples)
         self.samples += len(samples)
@@ -70,15 +72,15 @@ class SpeechOutput:
             self._file.write(pcm)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds of speech so far."""
         return self.samples / SAMPLE_RATE_HZ
 
-    def real_time_factor(self, end):
+    def real_time_factor(self, end: Any) -> float | None:
         """Seconds of work per second of speech, or None without speech."""
         return round(end.total_s / self.seconds, 3) if self.samples else None
 
-    def report(self, end):
+    def report(self, end: Any) -> None:
         """One line on standard error about what was said and how fast."""
         if self.target is None:
             return
@@ -92,7 +94,7 @@ class SpeechOutput:
         )
 
 
-def _writer_of(path):
+def _writer_of(path: Path) -> Callable[[Path], Any]:
     """What opens a file for the ending of `path`. Raises `InputError` for an ending that names no format."""
     ending = path.suffix.lower()
     if ending == ".wav":
@@ -108,7 +110,7 @@ def _writer_of(path):
     if kind not in soundfile.available_formats() or subtype not in soundfile.available_subtypes(kind):
         raise InputError(f"cannot write speech to {path}: the libsndfile of this machine has no {kind} {subtype}; take .wav")
 
-    def encoded(name):
+    def encoded(name: Path) -> soundfile.SoundFile:
         return soundfile.SoundFile(name, "w", samplerate=SAMPLE_RATE_HZ, channels=1, format=kind, subtype=subtype)
 
     return encoded
@@ -117,16 +119,16 @@ def _writer_of(path):
 class _GrowingWave:
     """A WAV file whose header is true after every write."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self._file = open(path, "w+b")
         self._wave = wave.open(self._file, "wb")
         self._wave.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", "not compressed"))
         self.write(np.zeros(0, "<i2"))
 
-    def write(self, pcm):
+    def write(self, pcm: np.ndarray) -> None:
         self._wave.writeframes(pcm.tobytes())  # brings the header up to date as well
         self._file.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._wave.close()
         self._file.close()

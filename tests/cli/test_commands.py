@@ -41,9 +41,9 @@ def test_help_names_every_command_and_each_explains_itself(cli):
     code, out, _ = cli("--help")
     assert code == 0
     for command in COMMANDS:
-        assert command.NAME in out.decode()
-        code, text, _ = cli(command.NAME, "--help")
-        assert code == 0 and command.HELP.split()[0] in text.decode()
+        assert command.name in out.decode()
+        code, text, _ = cli(command.name, "--help")
+        assert code == 0 and command.help.split()[0] in text.decode()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.commands import engine_options
+from ms_omni.commands.options import add_engine
 from ms_omni.engine import kv_pool
 from ms_omni.engine.engine import Engine
 from ms_omni.engine.kv_pool import KVPool
@@ -180,7 +180,7 @@ def test_the_commands_options_are_those_of_the_engine():
     import argparse
 
     parser = argparse.ArgumentParser()
-    engine_options.add_computing(parser)
+    add_engine(parser)
     assert parser.parse_args([]).kv_cache_dtype == "auto"
     choices = next(action.choices for action in parser._actions if action.dest == "kv_cache_dtype")
     assert choices == kv_pool.CACHE_DTYPES

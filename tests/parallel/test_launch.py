@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from ms_omni.commands.launch import python_command
+from ms_omni.commands.serve import python_command
 from ms_omni.errors import InputError
 from ms_omni.parallel import launch
 from tests.parallel.launching import ROOT

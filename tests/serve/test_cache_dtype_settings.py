@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from ms_omni.commands import engine_options
+from ms_omni.commands.options import add_engine, add_limits, add_model, engine_settings
 from ms_omni.errors import InputError
 from ms_omni.serve import server
 from tests.engine.callers import MINIATURE
@@ -12,10 +12,10 @@ from tests.engine.callers import MINIATURE
 
 def settings(*arguments):
     parser = argparse.ArgumentParser()
-    engine_options.add_model(parser)
-    engine_options.add_limits(parser)
-    engine_options.add_computing(parser)
-    return engine_options.engine_settings(parser.parse_args(["--model", str(MINIATURE), *arguments]))
+    add_model(parser)
+    add_limits(parser)
+    add_engine(parser)
+    return engine_settings(parser.parse_args(["--model", str(MINIATURE), *arguments]))
 
 
 class Model:
