@@ -1,10 +1,10 @@
 """Measurements: the same scenarios on this model and, turn by turn, on a reference in another environment.
 
-    session   which scenarios run where, in which order            -> results
-    side      one party that answers requests: a child process (`protocol` is its other end), or this process under msrun
-    measures  what a request does here; speech: its spoken half; meter, kernels: what is counted instead of timed
-    serving   many callers on one engine: callers come, listening says what they go through
-    report    JSON, Markdown and a picture of the results
+    scenarios   what is measured, and on which inputs
+    callers     who calls when for what, and the figures of those calls: of an engine (`serving`) or of a server (`remote`)
+    session     sides, each a process of its own (`worker`) or this one, and which of them runs when
+    measures    what a scenario does here; serving: many callers on one engine; counts: what is counted instead of timed
+    report      JSON and Markdown of the results; pictures: bars and curves
 
-Nothing but `measures`, `text`, `speech`, `serving`, `meter` and `kernels` needs MindSpore.
+Nothing but `measures`, `serving` and `counts` needs MindSpore.
 """

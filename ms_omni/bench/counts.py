@@ -1,41 +1,146 @@
-"""What a step does, counted instead of timed: launches, reads from the device, graphs built, bytes between cards."""
+"""What a step does, counted instead of timed: launches, reads from the device, graphs built, bytes between cards.
 
+MindSpore has no counters for reads and graphs, so its own entry points are wrapped meanwhile; kernels are those that its profiler lists.
+"""
+
+import contextlib
+import functools
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import mindspore as ms
 import numpy as np
+from mindspore.common import api
 
 from ..modeling.steps import COMPILE_AFTER
-from .inputs import part
-from .kernels import kernel_starts
-from .meter import Meter
-from .speech import exactly
-from .text import write
+from .measures import Speakers, exactly, write
+from .worker import part
 
+READS = ("asnumpy", "_item", "tolist")
+"""What brings a value to the host. The others (`numpy`, `bool(x)`, ...) go through these."""
 WARM_STEPS = COMPILE_AFTER + 4
 COUNTED_STEPS = 8
 SHORTEST, LONGEST = 6, 10  # tokens or frames of a request
 
 
-def text(model, ids):
+class Meter:
+    """Context manager; afterwards reads, graphs and compiled are counts, and spans the (start, end) of each graph's
+    run in seconds since the epoch. wait: a graph's run lasts until its kernels are done, not only until it is started.
+    """
+
+    def __init__(self, wait: bool = False):
+        self.wait = wait
+        self.reads = self.graphs = self.compiled = 0
+        self.spans: list[tuple[float, float]] = []
+        self._depth = 0
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> "Meter":
+        for name in READS:
+            self._wrap(ms.Tensor, name, self._count_read)
+        self._wrap(api._JitExecutor, "__call__", self._count_graph)
+        self._known = api.ms_compile_cache
+        self._phases = set(self._known)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.compiled = len(set(self._known) - self._phases)
+        for owner, name, original in reversed(self._undo):
+            if original is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+
+    def _wrap(self, owner, name, count):
+        inner = getattr(owner, name)
+        self._undo.append((owner, name, owner.__dict__.get(name)))
+        setattr(owner, name, functools.wraps(inner)(count(inner)))
+
+    def _count_read(self, inner):
+        def read(*arguments, **options):
+            self.reads += self._depth == 0  # one read may be written in terms of another
+            self._depth += 1
+            try:
+                return inner(*arguments, **options)
+            finally:
+                self._depth -= 1
+
+        return read
+
+    def _count_graph(self, inner):
+        def call(*arguments, **options):
+            started = time.time()
+            result = inner(*arguments, **options)
+            if self.wait:
+                self._finish(result)
+            self.graphs += 1
+            self.spans.append((started, time.time()))
+            return result
+
+        return call
+
+    def _finish(self, result):
+        """Waits for a graph by reading its first result, which does not count."""
+        while isinstance(result, (tuple, list)):
+            result = result[0]
+        self._depth += 1
+        result.asnumpy()
+        self._depth -= 1
+
+
+def kernel_starts(work: Callable[[], object]) -> np.ndarray | None:
+    """Runs `work()` under MindSpore's profiler; when each kernel started, float64 seconds since the epoch.
+
+    None where the profiler writes no list of kernels that is understood here (it is one for CPU, MindSpore 2.7 to 2.10);
+    `work` has run all the same.
+    """
+    if ms.get_context("device_target") != "CPU":
+        work()
+        return None
+    with tempfile.TemporaryDirectory(prefix="ms_omni-profile-") as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            profiler = ms.profiler.profile(
+                activities=[ms.profiler.ProfilerActivity.CPU],
+                start_profile=False,
+                on_trace_ready=ms.profiler.tensorboard_trace_handler(folder, analyse_flag=False),
+            )
+            profiler.start()
+        try:
+            work()
+        finally:
+            with contextlib.redirect_stdout(io.StringIO()):
+                profiler.stop()
+        files = sorted(Path(folder).glob("**/FRAMEWORK/cpu_op_execute_timestamp_*.txt"))
+        # Lines `name;kind;start_ns,duration_ms,thread start_ns,...`
+        lines = files[0].read_text(encoding="utf-8").splitlines() if files else []
+    starts = [int(run.split(",")[0]) for line in lines for run in line.split(";")[2].split()]
+    return np.sort(np.array(starts, np.float64)) / 1e9 if files else None
+
+
+def text(model: Any, ids: np.ndarray) -> dict[str, float]:
     """Per text token, in the long run: see `per_step`."""
     with closing(write(model, ids, WARM_STEPS + 3 * COUNTED_STEPS)) as tokens:
         return per_step(tokens, "token", traffic_of(model))
 
 
-def speech(model, speakers):
+def speech(model: Any, speakers: Speakers) -> dict[str, float]:
     """Per codec frame of one of the `Speakers`, in the long run: see `per_step`."""
     with closing(speakers.frames(1, WARM_STEPS + 3 * COUNTED_STEPS)) as frames:
         return per_step(frames, "frame", traffic_of(model))
 
 
-def traffic_of(model):
+def traffic_of(model: Any) -> Any:
     """What the collectives of this process count, or None for a model in one process."""
-    team = getattr(model, "team", None)
-    return None if team is None else team.traffic
+    return getattr(getattr(model, "team", None), "traffic", None)
 
 
-def per_step(steps, what, traffic=None):
+def per_step(steps: Iterator[Any], what: str, traffic: Any = None) -> dict[str, float]:
     """Runs an iterator of steps until it is warm, then counts `COUNTED_STEPS` of them.
 
     `launches_per_*`: what the host starts, a compiled graph counting as one; `graphs_per_*`: the graphs among them;
@@ -47,30 +152,28 @@ def per_step(steps, what, traffic=None):
     before = traffic and traffic.copy()
     with Meter() as meter:
         advance(steps, COUNTED_STEPS)
-    found = {f"reads_per_{what}": meter.reads / COUNTED_STEPS, f"graphs_per_{what}": meter.graphs / COUNTED_STEPS}
+    totals = {"reads": meter.reads, "graphs": meter.graphs}
     if traffic is not None:
         moved = traffic.since(before)
-        found[f"collectives_per_{what}"] = moved.total_calls / COUNTED_STEPS
-        found[f"collective_bytes_per_{what}"] = moved.total_bytes / COUNTED_STEPS
+        totals |= {"collectives": moved.total_calls, "collective_bytes": moved.total_bytes}
     with Meter(wait=True) as meter:
         starts = kernel_starts(lambda: advance(steps, COUNTED_STEPS))
     if starts is not None:
         inside = sum(((starts >= begin) & (starts <= end)).sum() for begin, end in meter.spans)
-        found[f"kernels_per_{what}"] = len(starts) / COUNTED_STEPS
-        found[f"launches_per_{what}"] = (len(starts) - inside + meter.graphs) / COUNTED_STEPS
-    return found
+        totals |= {"kernels": len(starts), "launches": len(starts) - inside + meter.graphs}
+    return {f"{name}_per_{what}": total / COUNTED_STEPS for name, total in totals.items()}
 
 
-def advance(steps, count):
+def advance(steps: Iterator[Any], count: int) -> None:
     """Takes `count` steps."""
     taken = sum(1 for _ in islice(steps, count))
     assert taken == count, (taken, count)
 
 
-def requests(model, arrays, requests):
+def requests(model: Any, arrays: dict[str, np.ndarray], requests: int) -> dict[str, float]:
     """Graphs built during requests of different shapes and lengths, after a few that are like them."""
     rng = np.random.default_rng(0)
-    kinds = (spoken_request, text_request) if model.has_talker else (text_request,)
+    kinds = (_spoken_request, _text_request) if model.has_talker else (_text_request,)
     warm = 2 * COMPILE_AFTER // SHORTEST  # so many that every step has been compiled
     for index in range(warm):
         kinds[index % len(kinds)](model, arrays, rng)
@@ -80,14 +183,14 @@ def requests(model, arrays, requests):
     return {"requests": requests, "compiled_in_requests": meter.compiled}
 
 
-def spoken_request(model, arrays, rng):
+def _spoken_request(model, arrays, rng):
     """A question with a picture and a sound, answered by a few tokens and frames."""
     tokens, frames = rng.integers(SHORTEST, LONGEST, 2).tolist()
     for _ in model.stream(**part(arrays, "question"), **exactly(tokens, frames)):
         pass
 
 
-def text_request(model, arrays, rng):
+def _text_request(model, arrays, rng):
     """A picture and a sound of any size, a prompt of any length, and a few tokens of answer."""
     vision = model.config.thinker_config.vision_config
     grid = np.array([[1, *(vision.spatial_merge_size * rng.integers(2, 8, 2))]])

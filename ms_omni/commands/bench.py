@@ -164,9 +164,8 @@ def run(arguments: Namespace) -> int:
         return run_remote(arguments)
     refuse_given(arguments, REMOTE, "is for 'ms-omni bench serve --url URL'")
     arguments.geometry = "mini" if arguments.geometry is None else arguments.geometry
-    from ..bench.files import output_folder
-    from ..bench.parties import check_other, check_reference
     from ..bench.scenarios import SMALL, chosen, scenarios, serving, sizes_of
+    from ..bench.session import benchmark, check_other, check_reference, output_folder, show_progress, weights_of
     from ..config import Qwen3OmniMoeConfig
     from ..parallel import start
 
@@ -191,15 +190,13 @@ def run(arguments: Namespace) -> int:
             raise ValueError("--reference runs beside one process; leave it out under msrun")
         check_reference(arguments.reference_python)
     out = output_folder(arguments.out)
-    from ..bench.run import benchmark, weights_for
-
-    folder = weights_for(arguments, out, mesh)
+    folder = weights_of(arguments.geometry, out / "weights", arguments.seed, show_progress, may_write=mesh.size == 1)
     sizes = sizes_of(arguments.geometry)
     speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
     if arguments.what:
         how = {name: getattr(arguments, name) for name in ("seed", "speech", "kv_cache_dtype")}
-        wishes = {**how, "count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
-        listed = serving(sizes, arguments.rows, wishes, speaks)
+        load = {"count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
+        listed = serving(sizes, arguments.rows, {**how, **load}, speaks)
     else:
         listed = scenarios(sizes, speaks)
     listed, load = chosen(listed, arguments.only)
@@ -210,9 +207,8 @@ def run(arguments: Namespace) -> int:
 def run_remote(arguments: Namespace) -> int:
     """Measures a server: needs no model here, and no MindSpore."""
     from ..api_client import api_base
-    from ..bench.files import output_folder
-    from ..bench.remote import Wishes
-    from ..bench.remote_report import benchmark
+    from ..bench.remote import Settings, benchmark
+    from ..bench.session import output_folder
 
     if not arguments.what:
         raise InputError("--url is for 'ms-omni bench serve'")
@@ -221,11 +217,11 @@ def run_remote(arguments: Namespace) -> int:
         raise InputError("--rate says when callers call, whoever waits, and --at-once that they wait; leave one of them out")
     api_base(arguments.url)
     count = arguments.callers or SERVED["callers"]
-    wishes = Wishes(
+    settings = Settings(
         url=arguments.url,
         api_key=arguments.api_key or os.environ.get(KEY_VARIABLE),
         model=arguments.model,
-        voice=arguments.voice or Wishes.voice,
+        voice=arguments.voice or Settings.voice,
         count=count,
         rate=arguments.rate,
         at_once=arguments.at_once or [number for number in AT_ONCE if number <= count],
@@ -235,7 +231,7 @@ def run_remote(arguments: Namespace) -> int:
         repetitions=arguments.repetitions or 1,
         extra=arguments.extra_body or {},
     )
-    return benchmark(wishes, output_folder(arguments.out))
+    return benchmark(settings, output_folder(arguments.out))
 
 
 BENCH = Command(

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..bench import listening
+from ..bench.callers import Timings, gaps
 from ..errors import CacheFull
 from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 
@@ -94,7 +94,7 @@ class Metrics:
         name, help = text.split("|")
         return kind(name, help, list(self._labels), registry=self.registry, **options).labels(**self._labels)
 
-    def answered(self, times: listening.Answer, prompt_tokens: int, reason: str) -> None:
+    def answered(self, times: Timings, prompt_tokens: int, reason: str) -> None:
         """An answer has ended, in one of the four ways."""
         self.ended.labels(finished_reason=reason, **self._labels).inc()
         self.prompt_tokens.inc(prompt_tokens)
@@ -104,7 +104,7 @@ class Metrics:
         if times.sounds:
             self.first_sound.observe(times.first_sound_s)
             self.sound_s.inc(times.sound_s)
-            silences = listening.gaps(times.sounds)
+            silences = gaps(times.sounds)
             self.under_runs.inc(len(silences))
             self.silence_s.inc(sum(silences))
         if times.tokens:
@@ -131,7 +131,7 @@ class Measured:
         self, metrics: Metrics, prompt_tokens: int, done: "Callable[[Measured], None] | None" = None, taken: bool = True
     ):
         self.metrics, self.prompt_tokens, self.done, self.taken = metrics, prompt_tokens, done, taken
-        self.times = listening.Answer(time.monotonic())
+        self.times = Timings(time.monotonic())
         self.ids: list[int] = []
         self.reason: str | None = None
 

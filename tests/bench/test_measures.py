@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ms_omni.bench.inputs import write_inputs
-from ms_omni.bench.metrics import UNITS
-from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, serving, sizes_of
+from ms_omni.bench.report import METRICS
+from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, serving, sizes_of, write_inputs
 from ms_omni.errors import InputError
 
 SIZES = Sizes(
@@ -45,9 +44,9 @@ def test_a_scenario_gives_positive_numbers_that_have_units(measures, scenario):
     compiled = numbers.pop("compiled")
     assert compiled == 0  # the model of the tests does not compile
     if scenario.counted:
-        assert numbers and not numbers.keys() & UNITS.keys()
+        assert numbers and not numbers.keys() & METRICS.keys()
     else:
-        assert numbers and numbers.keys() <= UNITS.keys() and all(value > 0 for value in numbers.values())
+        assert numbers and numbers.keys() <= METRICS.keys() and all(value > 0 for value in numbers.values())
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -100,7 +99,7 @@ def test_the_meter_leaves_no_trace():
     from mindspore import Tensor
     from mindspore.common import api
 
-    from ms_omni.bench.meter import READS, Meter
+    from ms_omni.bench.counts import READS, Meter
 
     before = [getattr(Tensor, name) for name in READS], api._JitExecutor.__call__
     x = Tensor(np.ones(3, np.float32))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ms_omni.bench.memory import storage, token_bytes
+from ms_omni.bench.measures import storage, token_bytes
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.parallel.predict import predict
 

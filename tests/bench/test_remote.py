@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from ms_omni.api_client import ServerError, events
-from ms_omni.bench.chunks import note
-from ms_omni.bench.listening import Answer
+from ms_omni.bench.callers import Timings
+from ms_omni.bench.remote import record
 from tests.cli.conftest import cli  # noqa: F401
 from tests.parallel.launching import free_port
 
@@ -67,19 +67,19 @@ def lines(chunks, end="data: [DONE]"):
     return [": still here", *(f"data: {json.dumps(one)}" for one in chunks), "", end]
 
 
-def heard(given):
+def recorded(given):
     async def source():
         for line in given:
             yield line
 
-    answer, moments = Answer(0.0), iter(range(1, 100))
-    asyncio.run(note(events(source()), answer, lambda: float(next(moments))))
-    return answer
+    timings, moments = Timings(0.0), iter(range(1, 100))
+    asyncio.run(record(events(source()), timings, lambda: float(next(moments))))
+    return timings
 
 
 @pytest.mark.parametrize("make", FORMATS)
 def test_two_tokens_and_two_pieces_of_sound(make):
-    answer = heard(lines(FORMATS[make]))
+    answer = recorded(lines(FORMATS[make]))
     assert len(answer.tokens) == 2 and answer.tokens[0] < answer.tokens[1]
     assert [length for _, length in answer.sounds] == pytest.approx([0.2, 0.2])
     assert answer.ended is not None and answer.ended > answer.sounds[1][0]
@@ -87,9 +87,9 @@ def test_two_tokens_and_two_pieces_of_sound(make):
 
 def test_tokens_that_came_in_one_piece_are_counted_by_the_usage():
     usage = {"completion_tokens": 45, "completion_tokens_details": {"audio_tokens": 40, "text_tokens": 5}}
-    answer = heard(lines([chunk({"content": "a"}), chunk({"content": "b c d e"}), {"choices": [], "usage": usage}]))
+    answer = recorded(lines([chunk({"content": "a"}), chunk({"content": "b c d e"}), {"choices": [], "usage": usage}]))
     assert len(answer.tokens) == 5 and (answer.tokens[0], answer.tokens[-1]) == (1, 2) and answer.token_s == 0.25
-    answer = heard(lines([chunk({"content": "a"}), {"choices": [], "usage": {"completion_tokens": 2}}]))
+    answer = recorded(lines([chunk({"content": "a"}), {"choices": [], "usage": {"completion_tokens": 2}}]))
     assert len(answer.tokens) == 1  # what takes no time would be no measure
 
 
@@ -107,7 +107,7 @@ BROKEN = {
 def test_what_is_wrong_is_said(what):
     given, message = BROKEN[what]
     with pytest.raises(ServerError, match=message):
-        heard(given)
+        recorded(given)
 
 
 class Peer:
@@ -229,10 +229,10 @@ def test_a_server_is_measured_without_mindspore(peer, tmp_path):
 
 def test_pictures_and_sounds_are_of_each_caller():
     from ms_omni.bench.callers import callers
-    from ms_omni.bench.questions import question
+    from ms_omni.bench.remote import question
 
-    shown = [question(caller, "m", "Ethan") for caller in callers(8, None, 0.0, 0) if caller.shows]
-    (first, second), again = shown, [question(caller, "m", "Ethan") for caller in callers(8, None, 0.0, 0) if caller.shows]
+    shown = [question(caller, "m", "Ethan") for caller in callers(8, None, 0.0, 0) if caller.media]
+    (first, second), again = shown, [question(caller, "m", "Ethan") for caller in callers(8, None, 0.0, 0) if caller.media]
     assert again == shown
     for part in range(2):
         assert first["messages"][0]["content"][part] != second["messages"][0]["content"][part]

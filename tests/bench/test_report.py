@@ -5,10 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from ms_omni.bench.files import output_folder
-from ms_omni.bench.metrics import combine
-from ms_omni.bench.report import digits, write_reports
-from ms_omni.bench.session import Outcome
+from ms_omni.bench.report import Outcome, combine, digits, write_reports
+from ms_omni.bench.session import output_folder
 from ms_omni.errors import InputError
 
 HEAD = {

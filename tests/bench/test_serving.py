@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from ms_omni.bench.inputs import write_inputs
-from ms_omni.bench.metrics import UNITS, combine
-from ms_omni.bench.report import write_reports
-from ms_omni.bench.scenarios import Sizes, serving
-from ms_omni.bench.serving_report import by_rows, serving_lines
-from ms_omni.bench.session import Outcome
+from ms_omni.bench.callers import Load, callers, summary
+from ms_omni.bench.report import METRICS, Outcome, combine, served_table, write_reports
+from ms_omni.bench.scenarios import Sizes, serving, write_inputs
+from ms_omni.errors import InputError
 
 from .test_report import HEAD
 
@@ -44,7 +42,7 @@ def measures(tiny_model, tiny_checkpoint, tmp_path_factory):
 def test_a_scenario_gives_numbers_that_have_units(measures, scenario):
     numbers = measures.run(scenario.kind, scenario.settings)
     assert numbers.pop("compiled") == 0
-    assert numbers and numbers.keys() <= UNITS.keys() and all(np.isfinite(value) for value in numbers.values())
+    assert numbers and numbers.keys() <= METRICS.keys() and all(np.isfinite(value) for value in numbers.values())
 
 
 def test_callers_on_an_engine_with_keys_and_values_in_8_bits(measures, monkeypatch):
@@ -56,7 +54,6 @@ def test_callers_on_an_engine_with_keys_and_values_in_8_bits(measures, monkeypat
 
 def test_two_callers_get_what_they_asked_for(measures):
     """One in text and one in speech, both at once; the counts are those of the wishes."""
-    from ms_omni.bench.callers import callers
     from ms_omni.bench.serving import timed_ticks
 
     wanted = callers(2, None, 0.5, 0, load())
@@ -72,13 +69,10 @@ def test_two_callers_get_what_they_asked_for(measures):
 
 
 def load():
-    from ms_omni.bench.callers import Load
-
     return Load(**dict(SIZES.callers))
 
 
 def test_whoever_comes_later_is_answered_too(measures):
-    from ms_omni.bench.callers import callers
 
     engine = measures.model.engine(1)
     answers = measures.serving._run(engine, callers(3, 1000.0, 0.0, 1, load()))
@@ -88,13 +82,8 @@ def test_whoever_comes_later_is_answered_too(measures):
 
 
 def test_an_answer_that_fails_is_counted(measures, monkeypatch):
-    from ms_omni.errors import InputError
-
     engine = measures.model.engine(2)
     monkeypatch.setattr(engine.thinker, "decode", broken(InputError("out of luck")))
-    from ms_omni.bench.callers import callers
-    from ms_omni.bench.listening import summary
-
     found = summary(measures.serving._run(engine, callers(2, None, 0.0, 1, load())))
     assert found == {"failed": 2}
     engine.close()
@@ -119,14 +108,14 @@ def served(rows, **numbers):
 
 def test_the_report_of_callers(tmp_path):
     outcome = Outcome(results=served(4, failed=1) + served(1, failed=0))
-    assert by_rows(outcome.results)[4]["tokens_per_s"] == 40.0 and list(by_rows(outcome.results)) == [1, 4]
-    lines = serving_lines(outcome.results)
+    assert outcome.served[4]["tokens_per_s"] == 40.0 and list(outcome.served) == [1, 4]
+    lines = served_table(outcome)
     assert lines[0] == "| rows | first token, median ms | under-runs | tokens/s | failed |"
     assert lines[2:] == ["| 1 | 250 | 0 | 10.0 | 0 |", "| 4 | 250 | 0 | 40.0 | 1 |"]
     paths = write_reports(tmp_path, {**HEAD, "asked": "2 callers"}, outcome, "serve")
     assert {path.name for path in paths} == {"serve.json", "serve.md", "serve.png"} == {p.name for p in tmp_path.iterdir()}
     assert "## Serving 2 callers" in (tmp_path / "serve.md").read_text()
-    assert serving_lines([]) == []
+    assert served_table(Outcome()) == []
 
 
 def test_the_curves(tmp_path):

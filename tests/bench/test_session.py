@@ -1,8 +1,7 @@
 """The order of turns, warm-ups, and what becomes of failures."""
 
 from ms_omni.bench.scenarios import Scenario
-from ms_omni.bench.session import Session
-from ms_omni.bench.side import HereSide, SideError
+from ms_omni.bench.session import LocalSide, Session, SideError
 
 WORK = Scenario("work", "a part", "work", {"n": 1})
 COUNTED = Scenario("steps/text", "a part", "count", counted=True)
@@ -95,19 +94,19 @@ def test_an_interruption_keeps_what_was_measured():
         if text.startswith("other"):
             raise KeyboardInterrupt
 
-    outcome = session(log, say=interrupted).run([WORK, Scenario("other", "a part", "other")], measure_load=False)
+    outcome = session(log, show=interrupted).run([WORK, Scenario("other", "a part", "other")], measure_load=False)
     assert [item.scenario for item in outcome.results] == ["work"] and "interrupted" in outcome.failures[0]
     assert log[-2:] == [("ms_omni", "close"), ("reference", "close")]
 
 
-def test_a_party_in_this_process_loads_once_and_that_counts():
+def test_a_side_in_this_process_loads_once_and_that_counts():
     loads = []
 
     def load(**settings):
         loads.append(settings)
         return {"load_s": 2.0, "peak_gb": 1.0, "software": "x"}
 
-    outcome = Session([lambda: HereSide(load, lambda kind, settings: {"token_s": 1.0})], [{"model": "m"}], 2).run(
+    outcome = Session([lambda: LocalSide(load, lambda kind, settings: {"token_s": 1.0})], [{"model": "m"}], 2).run(
         [WORK], measure_load=False
     )
     assert loads == [{"model": "m"}]

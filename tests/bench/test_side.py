@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ms_omni.bench.side import ChildSide, SideError
+from ms_omni.bench.session import ChildSide, SideError
 
-PARTY = str(Path(__file__).with_name("party.py"))
+FAKE = Path(__file__).with_name("fake_side.py")
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def side(tmp_path):
     sides = []
 
     def start(number=1.0, **options):
-        sides.append(ChildSide("fake", [sys.executable, PARTY, str(number)], tmp_path / "log", **options))
+        sides.append(ChildSide("fake", [sys.executable, str(FAKE), str(number)], tmp_path / "log", **options))
         return sides[-1]
 
     yield start
@@ -24,48 +24,48 @@ def side(tmp_path):
 
 
 def test_load_and_run(side, tmp_path):
-    party = side(2.5)
-    assert party.load(model="a")["model"] == "a"
-    assert [party.run("x", {"batch": n}) for n in (1, 2)][1]["batch"] == 2
-    assert party.run("x", {})["token_s"] == 2.5
-    party.close()
-    assert party.process.returncode == 0
+    child = side(2.5)
+    assert child.load(model="a")["model"] == "a"
+    assert [child.run("x", {"batch": n}) for n in (1, 2)][1]["batch"] == 2
+    assert child.run("x", {})["token_s"] == 2.5
+    child.close()
+    assert child.process.returncode == 0
     assert "noise of a library" in (tmp_path / "log").read_text()
 
 
 def test_threads(side):
-    party = side(threads=1)
-    assert party.load()["threads"] == "1"
-    assert party.run("x", {})["processors"] == 1
+    child = side(threads=1)
+    assert child.load()["threads"] == "1"
+    assert child.run("x", {})["processors"] == 1
 
 
-def test_a_failure_is_told_and_the_party_lives_on(side, tmp_path):
-    party = side()
-    party.load()
+def test_a_failure_is_told_and_the_child_lives_on(side, tmp_path):
+    child = side()
+    child.load()
     with pytest.raises(SideError, match=r"fake: fail failed: ValueError: out of luck \(log: .*log\)"):
-        party.run("fail", {})
-    assert party.run("x", {})["token_s"] == 1.0
+        child.run("fail", {})
+    assert child.run("x", {})["token_s"] == 1.0
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-def test_a_party_that_ends(side):
-    party = side()
-    party.load()
+def test_a_child_that_ends(side):
+    child = side()
+    child.load()
     with pytest.raises(SideError, match="ended with code 7 while end"):
-        party.run("end", {})
+        child.run("end", {})
     with pytest.raises(SideError, match="ended with code 7 while x"):
-        party.run("x", {})
+        child.run("x", {})
 
 
-def test_a_party_that_hangs_is_stopped(side):
-    party = side(limit_s=2)
-    party.load()
+def test_a_child_that_hangs_is_stopped(side):
+    child = side(limit_s=2)
+    child.load()
     with pytest.raises(SideError, match="hang took more than 2 s"):
-        party.run("hang", {})
-    party.close()
-    assert party.process.returncode == -9
+        child.run("hang", {})
+    child.close()
+    assert child.process.returncode == -9
 
 
-def test_a_party_that_cannot_be_started(tmp_path):
+def test_a_child_that_cannot_be_started(tmp_path):
     with pytest.raises(SideError, match="gone: cannot start /no/such/python: No such file"):
         ChildSide("gone", ["/no/such/python"], tmp_path / "log")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ms_omni.bench import parties
+from ms_omni.bench import session
 
-PARTY = Path(__file__).resolve().parents[1] / "bench" / "party.py"
+FAKE = Path(__file__).resolve().parents[1] / "bench" / "fake_side.py"
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ PARTY = Path(__file__).resolve().parents[1] / "bench" / "party.py"
         (["--rate", "0.5"], "--rate is for 'ms-omni bench serve'"),
         (["serve", "--only", "prefill"], "there is no scenario 'prefill'"),
         (["--beside", "/no/such"], "--beside /no/such: there is no ms_omni/bench/worker.py"),
-        (["--beside", str(Path(parties.__file__).resolve().parents[2])], "that is the version which runs"),
+        (["--beside", str(Path(session.__file__).resolve().parents[2])], "that is the version which runs"),
         (["--beside", "/x", "--reference"], "--beside and --reference are two benchmarks"),
         (["--reference"], "--reference needs --reference-python PATH"),
         (["--reference-python", "/no/such/python"], "/no/such/python cannot be run"),
@@ -31,7 +31,7 @@ PARTY = Path(__file__).resolve().parents[1] / "bench" / "party.py"
 )
 def test_mistakes_are_one_line_before_any_measurement(cli, tmp_path, arguments, said, tiny_checkpoint):
     arguments = [*([] if "--geometry" in arguments else ["--geometry", tiny_checkpoint]), *arguments]
-    if "--reference-python" in arguments and not Path(parties.REFERENCE_SCRIPT).exists():
+    if "--reference-python" in arguments and not Path(session.REFERENCE_SCRIPT).exists():
         said = "which comes with a checkout of the repository"  # ms_omni is installed from a wheel
     code, out, err = cli("bench", "--out", tmp_path / "out", *arguments)
     assert code == 1 and not out and said in err and "Traceback" not in err
@@ -87,14 +87,15 @@ def test_another_version_takes_turns_with_its_own_code(tmp_path):
     for folder in (worker.parent, worker.parent.parent):
         (folder / "__init__.py").write_text("")
     worker.write_text("import json, sys\nfor line in sys.stdin: print(json.dumps({'done': {'at': __file__}}), flush=True)\n")
-    side = parties.other_party(parties.check_other(tmp_path / "e4c8b14"), tmp_path, None)()
+    root = session.check_other(tmp_path / "e4c8b14")
+    side = session.ChildSide(root.name, session.WORKER, tmp_path / "log", root=root)
     assert side.name == "e4c8b14" and side.load(model="m")["at"] == str(worker)
     side.close()
 
 
 def test_a_run_beside_a_reference(cli, tmp_path, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(parties, "REFERENCE_SCRIPT", PARTY)
-    monkeypatch.setattr(parties, "check_reference", lambda python: None)
+    monkeypatch.setattr(session, "REFERENCE_SCRIPT", FAKE)
+    monkeypatch.setattr(session, "check_reference", lambda python: None)
     code, out, err = cli(
         "bench",
         "--geometry",
@@ -111,6 +112,7 @@ def test_a_run_beside_a_reference(cli, tmp_path, tiny_checkpoint, monkeypatch):
     assert code == 0, err
     data = json.loads((tmp_path / "benchmark.json").read_text())
     (result,) = data["results"]
+    assert data["parameters"].endswith(" million")
     assert result["reference"]["runs"] == [1.0, 1.0] and len(result["ours"]["runs"]) == 2
     assert result["ratio"] == 1.0 / result["ours"]["median"]
     assert b"| thinker decode | decode at 100 cached tokens: per token |" in out

@@ -1,6 +1,6 @@
-"""The reference as a party in a benchmark; runs in its own environment (see requirements.txt), started by `ms-omni bench`.
+"""The reference as the other side of a benchmark; runs in its own environment (see requirements.txt), started by `ms-omni bench`.
 
-    python tests/reference/benchmark.py        answers the requests of ms_omni/bench/protocol.py on standard input
+    python tests/reference/benchmark.py        answers the requests of ms_omni/bench/worker.py on standard input
 
 Settings: float32, sdpa attention, its own `generate`, transformers' default for the experts. The defects that would stop
 it are repaired as in `reference_model.py`.
@@ -12,17 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ms_omni.bench.inputs import part
-from ms_omni.bench.protocol import peak_gb, serve
+from ms_omni.bench.worker import part, peak_gb, serve
 
 SAMPLE_RATE_HZ = 24_000
-SAID_TOKENS = 12
-PARTY = None
+SPOKEN_TOKENS = 12
+REFERENCE = None
 
 
 def load(model, inputs, **_):
     """Loads the model; says how long it took and what it runs on. Its numbers are those of a fresh process."""
-    global PARTY
+    global REFERENCE
     started = time.perf_counter()
     from tests.reference import reference_model  # first: it keeps transformers from looking for torchvision
 
@@ -34,7 +33,7 @@ def load(model, inputs, **_):
     loaded = reference_model.load(model, experts_implementation=None)
     done = {"import_s": imported - started, "load_s": time.perf_counter() - imported, "peak_gb": peak_gb()}
     torch.set_grad_enabled(False)
-    PARTY = Reference(loaded, dict(np.load(inputs)))
+    REFERENCE = Reference(loaded, dict(np.load(inputs)))
     experts = loaded.thinker.config.text_config._experts_implementation
     return {
         **done,
@@ -48,7 +47,7 @@ def load(model, inputs, **_):
 
 def run(kind, settings):
     """One repetition of a scenario."""
-    return getattr(PARTY, kind)(**settings)
+    return getattr(REFERENCE, kind)(**settings)
 
 
 class Moments:
@@ -157,7 +156,7 @@ class Reference:
 
             self.model.talker.generate = note
             try:
-                self._answer(SAID_TOKENS, 2)
+                self._answer(SPOKEN_TOKENS, 2)
             finally:
                 del self.model.talker.generate
             self.talker_arguments = kept

@@ -1,4 +1,4 @@
-"""A party for tests of the protocol: answers at once, fails, hangs, prints noise or ends, as it is asked."""
+"""A side for tests of the protocol: answers at once, fails, hangs, prints noise or ends, as it is asked."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ms_omni.bench.protocol import serve
+from ms_omni.bench.worker import serve
 
 
 def load(**settings):

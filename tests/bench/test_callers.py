@@ -1,11 +1,10 @@
-"""Who calls when, and what callers go through: from made-up moments, never timed."""
+"""Who calls when, and what callers wait for: from invented moments, never timed."""
 
 import numpy as np
 import pytest
 
-from ms_omni.bench.callers import SHOWN, Caller, Load, callers, inputs_of
-from ms_omni.bench.listening import Answer, gaps, spread, summary
-from ms_omni.bench.metrics import UNITS
+from ms_omni.bench.callers import MEDIA_EVERY, Caller, Load, Timings, callers, gaps, inputs_of, percentiles, summary
+from ms_omni.bench.report import METRICS
 
 
 def test_callers_depend_on_the_seed_alone():
@@ -26,7 +25,7 @@ def test_callers_at_once_want_what_is_allowed():
     assert sum(caller.frames > 0 for caller in found) == 4
     assert all(8 <= caller.prompt <= 16 and 3 <= caller.tokens <= 5 for caller in found)
     assert {caller.frames for caller in found} <= {0, 4, 5, 6}
-    assert sum(caller.shows for caller in found) == 16 // SHOWN
+    assert sum(caller.media for caller in found) == 16 // MEDIA_EVERY
     # The same callers come, spoken to or not, in a hurry or not.
     assert [caller.prompt for caller in found] == [caller.prompt for caller in callers(16, 9.0, 0.25, 0, load)]
 
@@ -43,17 +42,17 @@ def test_questions_have_the_length_that_is_asked_for():
     assert first["input_ids"].tolist() == [turn] and not np.array_equal(first["pixel_values"], second["pixel_values"])
 
 
-def test_a_listener_is_kept_waiting():
+def test_silences():
     assert gaps([]) == gaps([(3.0, 1.0)]) == []
     assert gaps([(0.0, 1.0), (1.0, 1.0), (1.5, 1.0)]) == []  # just in time, then early
-    assert gaps([(0.0, 1.0), (1.5, 1.0), (2.5, 1.0)]) == [0.5]  # late once; he goes on from there
+    assert gaps([(0.0, 1.0), (1.5, 1.0), (2.5, 1.0)]) == [0.5]  # late once; it goes on from there
     assert gaps([(0.0, 1.0), (0.1, 1.0), (2.25, 1.0), (4.25, 1.0)]) == [0.25, 1.0]
 
 
-def test_what_is_said_of_a_run():
-    spoken = Answer(1.0, [1.5, 2.0], [(2.0, 1.0), (3.5, 1.0)], 4.0)
-    text = Answer(0.0, [0.25, 0.5, 1.0], [], 1.0)
-    lost = Answer(0.0, error=ValueError())
+def test_the_figures_of_a_run():
+    spoken = Timings(1.0, [1.5, 2.0], [(2.0, 1.0), (3.5, 1.0)], 4.0)
+    text = Timings(0.0, [0.25, 0.5, 1.0], [], 1.0)
+    lost = Timings(0.0, error=ValueError())
     found = summary([spoken, text, lost])
     assert found["first_token_p50_s"] == 0.375 and found["first_token_max_s"] == 0.5
     assert found["first_sound_p50_s"] == found["first_sound_max_s"] == 1.0
@@ -61,20 +60,20 @@ def test_what_is_said_of_a_run():
     assert found["real_time_factor"] == 1.25
     assert (found["under_runs"], found["silence_s"], found["failed"]) == (1, 0.5, 1)
     assert (found["requests_per_s"], found["tokens_per_s"], found["sound_per_s"]) == (0.5, 1.25, 0.5)
-    assert found.keys() <= UNITS.keys()
+    assert found.keys() <= METRICS.keys()
 
 
 def test_text_alone_says_nothing_of_sound():
-    found = summary([Answer(0.0, [0.25, 0.5], [], 0.5)])
+    found = summary([Timings(0.0, [0.25, 0.5], [], 0.5)])
     assert not [name for name in found if "sound" in name or name in ("under_runs", "real_time_factor")]
-    assert summary([Answer(0.0, error=ValueError())]) == {"failed": 1}
+    assert summary([Timings(0.0, error=ValueError())]) == {"failed": 1}
 
 
 def test_percentiles():
-    assert spread("token", [float(n) for n in range(1, 101)]) == {
+    assert percentiles("token", [float(n) for n in range(1, 101)]) == {
         "token_p50_s": 50.5,
         "token_p95_s": 95.0,
         "token_max_s": 100.0,
     }
-    assert spread("token", [2.0]) == {"token_p50_s": 2.0, "token_p95_s": 2.0, "token_max_s": 2.0}
-    assert spread("token", []) == {}
+    assert percentiles("token", [2.0]) == {"token_p50_s": 2.0, "token_p95_s": 2.0, "token_max_s": 2.0}
+    assert percentiles("token", []) == {}
