@@ -117,8 +117,8 @@ def run_say(arguments: Namespace) -> None:
         raise InputError("there is nothing to say: the text is empty")
     check_before_starting(arguments, {})
     status("starting MindSpore ...")
+    from ..input.chat import spoken_turn
     from ..input.processor import Qwen3OmniMoeProcessor
-    from ..input.spoken import spoken_turn
 
     target = arguments.speech if join_ranks() else None
     speech = SpeechOutput(target)

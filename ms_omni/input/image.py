@@ -1,22 +1,36 @@
-"""Pictures of every usual mode to upright 8-bit RGB."""
+"""Pictures of every usual mode to upright 8-bit RGB; sizes of pictures and frames; and the patches that the vision encoder reads."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import MediaError
-from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
+from ms_omni.errors import InputError, MediaError
 from ms_omni.input.integrity import describe
-from ms_omni.input.limits import limits
+from ms_omni.input.media import Media, SizeOptions, limits
+from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
 
+if TYPE_CHECKING:
+    from ms_omni.input.settings import ImageProcessor
+
+MAX_ASPECT_RATIO = 200
+VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
+VIDEO_MAX_PIXELS = 768 * 32 * 32
+VIDEO_TOKEN_BUDGET = 128000 * 0.9  # tokens of a whole video, each factor x factor pixels of two frames
+SizeRule = Callable[[int, int, int, SizeOptions, str], tuple[int, int]]  # frames, height, width, options, name -> size
+_BAND = 1 << 22  # values
+_BLOCK = 32  # output samples per matrix product: keeps the products narrow around the band of non-zero weights
 IMAGE_ACCEPTED = f"{ACCEPTED}, a PIL image, an array [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, or a dict with {DICT_ACCEPTED}"
 
 
@@ -159,3 +173,231 @@ def to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f" and 0 < high <= 1:
         raise MediaError(f"{name} has floating point values up to {high}; expected 0 to 255. Multiply by 255 first.")
     return np.rint(array).astype(np.uint8)
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: float,
+    max_pixels: float,
+    name: str = "The picture",
+    least: int = 0,
+) -> tuple[int, int]:
+    """Height and width as multiples of `factor`, with an area within the limits and about the same aspect ratio.
+
+    As in transformers' Qwen2-VL processors, including that a side under half a factor counts as zero at first, so that
+    a thin strip is enlarged to `min_pixels`; qwen_omni_utils counts it as `least` = `factor`.
+
+    Raises:
+        MediaError: one side is more than 200 times the other, or the result is over `limits.resized_pixels`.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError(
+            f"{name} is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other. Crop or pad it."
+        )
+    new_height, new_width = (max(least, round(side / factor) * factor) for side in (height, width))
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    new_height, new_width = max(factor, new_height), max(factor, new_width)
+    if new_height * new_width > limits.resized_pixels:
+        raise MediaError(
+            f"{name} would be enlarged or shrunk to {new_width} x {new_height} pixels; at most {limits.resized_pixels:,} are taken "
+            "(ms_omni.media.limits.resized_pixels). Lower max_pixels, min_pixels, or resized_height and resized_width."
+        )
+    return new_height, new_width
+
+
+def image_size(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
+    """Target size of a picture: the item's own options win over the settings `min_pixels` and `max_pixels`."""
+    if options.resized_height is not None and options.resized_width is not None:
+        height, width = options.resized_height, options.resized_width
+    low, high = _limits(options, min_pixels, max_pixels)
+    return smart_resize(height, width, factor, low, high, name)
+
+
+def video_size(
+    frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int, options: SizeOptions, name: str
+) -> tuple[int, int]:
+    """Target size of a video's frames, so that the whole video also stays within its budget."""
+    if options.resized_height is not None and options.resized_width is not None:
+        height, width = options.resized_height, options.resized_width
+    low, high = _limits(options, min_pixels, max_pixels)
+    budget = options.total_pixels if options.total_pixels is not None else VIDEO_TOKEN_BUDGET * factor * factor
+    high = min(high, max(budget / frames * 2, int(low * 1.05)))
+    return smart_resize(height, width, factor, low, high, name)
+
+
+def default_video_size(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+    """`video_size` under the published settings."""
+    return video_size(frames, height, width, 32, VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS, options, name)
+
+
+def _limits(options: SizeOptions, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The item's limits; one that is given alone lifts the other where they would cross."""
+    low = options.min_pixels if options.min_pixels is not None else min_pixels
+    if options.min_pixels is None and options.max_pixels is not None and options.max_pixels < low:
+        low = 1
+    high = options.max_pixels if options.max_pixels is not None else max(max_pixels, low)
+    return low, high
+
+
+@lru_cache(maxsize=64)
+def _weight_blocks(length: int, new_length: int, quantised: bool) -> list[tuple[slice, slice, np.ndarray]]:
+    """Antialiased bicubic (a = -0.5) with normalised weights, as torchvision's, without most of the zeros.
+
+    Returns:
+        input samples, output samples, and the float32 weights `[inputs, outputs]` between them; quantised as torchvision's
+        16-bit integers, so that sums over bytes come out alike.
+    """
+    scale = length / new_length
+    stretch = max(scale, 1.0)
+    centres = (np.arange(new_length) + 0.5) * scale
+    first = np.maximum(np.floor(centres - 2.0 * stretch + 0.5), 0)
+    last = np.minimum(np.floor(centres + 2.0 * stretch + 0.5), length)
+    blocks = []
+    for start in range(0, new_length, _BLOCK):
+        outputs = slice(start, min(start + _BLOCK, new_length))
+        inputs = slice(int(first[outputs].min()), int(last[outputs].max()))
+        positions = np.arange(inputs.start, inputs.stop)[:, None]
+        distance = np.abs((positions + 0.5 - centres[outputs]) / stretch)
+        near = (1.5 * distance - 2.5) * distance**2 + 1.0
+        far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+        weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+        weights *= (positions >= first[outputs]) & (positions < last[outputs])
+        blocks.append((inputs, outputs, weights / weights.sum(0)))
+    if quantised:
+        largest = max(weights.max() for _, _, weights in blocks)
+        bits = next(bits for bits in range(23) if bits == 22 or int(0.5 + largest * (1 << (bits + 1))) >= 1 << 15)
+        blocks = [
+            (inputs, outputs, np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)) / (1 << bits))
+            for inputs, outputs, weights in blocks
+        ]
+    return [(inputs, outputs, weights.astype(np.float32)) for inputs, outputs, weights in blocks]
+
+
+def resized(media: Media, rule: SizeRule) -> Media:
+    """The picture or video with its frames at the size that `rule` says."""
+    if media.sized:
+        return media
+    count, _, height, width = media.data.shape
+    size = rule(count, height, width, media.sizes, media.name)
+    if size == (height, width):
+        return replace(media, sized=True)
+    return replace(media, data=np.stack([resize_frame(frame, *size) for frame in media.data]), sized=True)
+
+
+def resize_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample one frame `[C, H, W]` to `[C, height, width]`; width first, then height.
+
+    uint8 stays uint8, rounded after each pass as torchvision does; float32 is neither rounded nor clipped.
+    """
+    wide = _resample_bands(frame, width)
+    return np.ascontiguousarray(_resample_bands(wide.swapaxes(1, 2), height).swapaxes(1, 2))
+
+
+def _resample_bands(frame: np.ndarray, new_length: int) -> np.ndarray:
+    """`[C, R, L]` to `[C, R, new_length]`, in bands of rows, so that a large picture is never whole in float32."""
+    if new_length == frame.shape[2]:
+        return frame
+    as_bytes = frame.dtype == np.uint8
+    out = np.empty((*frame.shape[:2], new_length), np.uint8 if as_bytes else np.float32)
+    rows = max(1, _BAND // frame[:, 0].size)
+    for top in range(0, frame.shape[1], rows):
+        band = np.ascontiguousarray(frame[:, top : top + rows], np.float32)
+        values = np.empty((*band.shape[:2], new_length), np.float32)
+        for inputs, outputs, weights in _weight_blocks(frame.shape[2], new_length, as_bytes):
+            np.matmul(band[..., inputs], weights, out=values[..., outputs])
+        if as_bytes:
+            values += 0.5
+            np.clip(np.floor(values, out=values), 0, 255, out=values)
+        out[:, top : top + rows] = values
+    return out
+
+
+def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of pictures or of videos, one after the other.
+
+    Returns:
+        float32 `[N, C*t*p*p]` in blocks of merge x merge patches, the last frame repeated to fill its time patch, and their
+        grids (time, height, width in patches) int64 `[n, 3]`.
+
+    Raises:
+        InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
+    """
+    media = [
+        resized(one, size_rule(settings, one.kind == "image" or not one.budgeted)) if settings.do_resize else one
+        for one in media
+    ]
+    grids = [_grid(one.data, settings, one.name) for one in media]
+    ends = np.cumsum([math.prod(grid) for grid in grids])
+    patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
+    for one, grid, end in zip(media, grids, ends):
+        _write_patches(one.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
+    return patches, np.array(grids, np.int64)
+
+
+def size_rule(settings: ImageProcessor, alone: bool = False) -> SizeRule:
+    """The target size of the frames of a video file under `settings`; alone: of pictures, and of arrays given ready-made, which are
+    only held to the per-frame limits, as in the reference.
+    """
+
+    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+        limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+        return image_size(height, width, *limits) if alone else video_size(frames, height, width, *limits)
+
+    return rule
+
+
+def _grid(frames: np.ndarray, settings: ImageProcessor, name: str) -> tuple[int, int, int]:
+    count, _, height, width = frames.shape
+    if height % settings.factor or width % settings.factor:
+        raise InputError(
+            f"{name} is {width} x {height} pixels and do_resize is off; both sides must be multiples of {settings.factor}."
+        )
+    return -(-count // settings.temporal_patch_size), height // settings.patch_size, width // settings.patch_size
+
+
+def _empty_patches(count: int, channels: int, settings: ImageProcessor) -> np.ndarray:
+    return np.empty((count, channels * settings.temporal_patch_size * settings.patch_size**2), np.float32)
+
+
+def _blocks(grid: tuple[int, int, int], settings: ImageProcessor) -> tuple[int, ...]:
+    """The axes of patches: `[gt, gh/m, gw/m, m, m, C, t, p, p]`."""
+    (gt, gh, gw), p, m = grid, settings.patch_size, settings.merge_size
+    return gt, gh // m, gw // m, m, m, -1, settings.temporal_patch_size, p, p
+
+
+def _write_patches(frames: np.ndarray, settings: ImageProcessor, blocks: np.ndarray) -> None:
+    """Fill `blocks`, frame by frame: a long video is not held in float32 twice."""
+    _, rows, columns, m, _, channels, t, p, _ = blocks.shape
+    pixels, done = np.empty(0, np.float32), -1
+    for index in range(len(blocks) * t):
+        step, place = divmod(index, t)
+        if min(index, len(frames) - 1) != done:
+            done = min(index, len(frames) - 1)
+            pixels = normalise(frames[done], settings).reshape(channels, rows, m, p, columns, m, p)
+        blocks[step, ..., place, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
+
+
+def normalise(frame: np.ndarray, settings: ImageProcessor) -> np.ndarray:
+    """Rescale, subtract the mean and divide by the std in one step, in float32: `[C, H, W]`."""
+    pixels = frame.astype(np.float32)
+    if settings.do_normalize:
+        scale = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
+        mean = np.array(settings.image_mean, np.float32) * np.float32(scale)
+        std = np.array(settings.image_std, np.float32) * np.float32(scale)
+        pixels -= mean[:, None, None]
+        pixels /= std[:, None, None]
+    elif settings.do_rescale:
+        pixels *= np.float32(settings.rescale_factor)
+    return pixels

@@ -21,15 +21,12 @@ from PIL import Image
 from ms_omni.errors import InputError, MediaError
 from ms_omni.files import open_regular, spooled
 from ms_omni.input.access import SCHEMES, AccessPolicy, policy_in_force
-from ms_omni.input.arguments import per_video
 from ms_omni.input.audio import decode_audio, decode_sound_track
-from ms_omni.input.download import download
-from ms_omni.input.image import decode_image
-from ms_omni.input.inline import ACCEPTED, from_base64, from_data_uri, is_base64
+from ms_omni.input.image import SizeRule, decode_image, resized
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
 from ms_omni.input.messages import KINDS, Item, Message, unwrapped
-from ms_omni.input.sampling import described
-from ms_omni.input.sizes import SizeRule, resized
+from ms_omni.input.sampling import described, per_video
+from ms_omni.input.sources import ACCEPTED, download, from_base64, from_data_uri, is_base64
 from ms_omni.input.video import decode_video
 
 _READ_BYTES = 1 << 20
@@ -274,7 +271,7 @@ def open_source(value: Any, what: str, policy: AccessPolicy | None = None) -> So
     """Find the encoded bytes that `value` stands for.
 
     Args:
-        value: see `inline.ACCEPTED`. An http(s) address is downloaded as a whole.
+        value: see `sources.ACCEPTED`. An http(s) address is downloaded as a whole.
         what: "picture", "sound" or "video", for the messages and the limits.
         policy: what may be opened; by default the one in force (see `AccessPolicy`).
 

@@ -1,4 +1,4 @@
-"""Sound to log-mel features, and how many tokens they become."""
+"""Sound to log-mel features, by transformers' extractor, which this module imports, but without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,69 @@ import numpy as np
 
 from ms_omni.errors import InputError
 from ms_omni.input.audio import check_clip
+from ms_omni.input.files import of_transformers
+from ms_omni.input.results import ModelInputs
+from ms_omni.input.settings import AUDIO_KEYS, audio_settings
 
-FRAMES_PER_CHUNK = 100  # one second of mel frames
-TOKENS_PER_CHUNK = 13
+_FRAMES_AT_ONCE = 6000
 
 
-def audio_token_count(frames: Any) -> Any:
-    """Tokens of `frames` mel frames (int or integer array): 13 for each whole second, the rest halved three times."""
-    rest = frames % FRAMES_PER_CHUNK
-    halved = (rest - 1) // 2 + 1
-    return ((halved - 1) // 2 + 1 - 1) // 2 + 1 + frames // FRAMES_PER_CHUNK * TOKENS_PER_CHUNK
+class WhisperFeatureExtractor(of_transformers("WhisperFeatureExtractor")):
+    """As transformers' class of this name, whose files name it; `return_tensors` as in the processor."""
+
+    def __call__(self, raw_speech: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
+        """Mel features of one or several sounds; by default cut or padded to `n_samples`, as in transformers.
+
+        Returns:
+            input_features float32 `[n, mel, frames]` and, with `return_attention_mask=True`, attention_mask `[n, frames]`.
+        """
+        features = super().__call__(raw_speech, *args, return_tensors="np", **kwargs)
+        return ModelInputs(features).convert_to_tensors(return_tensors)
+
+    def _np_extract_fbank_features(self, waveform_batch: np.ndarray, device: str) -> np.ndarray:
+        """As transformers', but a minute at a time: the spectrum of an hour would take gigabytes."""
+        return np.stack([self._log_mel(waveform) for waveform in waveform_batch])
+
+    def _log_mel(self, waveform: np.ndarray) -> np.ndarray:
+        """float32 `[mel, frames]` of samples float32 `[samples]`."""
+        from transformers.audio_utils import spectrogram, window_function
+
+        window = window_function(self.n_fft, "hann")
+        padded = np.pad(waveform, self.n_fft // 2, mode="reflect")
+        mel = np.empty((self.feature_size, len(waveform) // self.hop_length), np.float32)
+        for start in range(0, mel.shape[1], _FRAMES_AT_ONCE):
+            stop = min(start + _FRAMES_AT_ONCE, mel.shape[1])
+            mel[:, start:stop] = spectrogram(
+                padded[start * self.hop_length : (stop - 1) * self.hop_length + self.n_fft],
+                window,
+                self.n_fft,
+                self.hop_length,
+                power=2.0,
+                center=False,
+                dither=self.dither,
+                mel_filters=self.mel_filters,
+                log_mel="log10",
+            )
+        np.maximum(mel, mel.max() - 8.0, out=mel)
+        mel += 4.0
+        mel /= 4.0
+        return mel
+
+
+def mel_extractor(source: Any) -> Any:
+    """The extractor for what the processor was given: an extractor (returned as it is), or a dict of settings.
+
+    Raises:
+        CheckpointError: settings that are missing, or not supported.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    return WhisperFeatureExtractor(**audio_settings(source, "feature_extractor"))
+
+
+def settings_of(extractor: Any) -> dict[str, Any]:
+    """An extractor's arguments, as they are now."""
+    return {key: getattr(extractor, key) for key in AUDIO_KEYS if getattr(extractor, key, None) is not None}
 
 
 def encode_audio(

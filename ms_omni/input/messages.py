@@ -16,8 +16,8 @@ from PIL import Image
 
 from ms_omni.arrays import to_array
 from ms_omni.errors import InputError, MediaError
-from ms_omni.input.inline import DICT_ACCEPTED, decode_base64
 from ms_omni.input.media import OPTION_KEYS, ItemOptions, item_options
+from ms_omni.input.sources import DICT_ACCEPTED, decode_base64
 
 KINDS = ("image", "audio", "video")
 _TYPES = {"text": "text", "input_text": "text", "output_text": "text", "file": "file", "input_file": "file"} | {

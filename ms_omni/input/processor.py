@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +20,46 @@ from ms_omni.input.arguments import (
     CallOptions,
     call_options,
     check_flags,
+    given_images,
+    given_sounds,
+    given_videos,
     is_argument,
     known_only,
     renamed_media,
-    sampling_options,
+    sound_tracks_wanted,
 )
-from ms_omni.input.belonging import check_belonging
 from ms_omni.input.chat import choose_template, template_variables
-from ms_omni.input.decoding import Decoding
-from ms_omni.input.files import load_chat_template, load_tokenizer, save, special_tokens
-from ms_omni.input.given import given_images, given_sounds, given_videos, sound_tracks_wanted
-from ms_omni.input.inputs import ModelInputs
+from ms_omni.input.files import check_belonging, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.input.image import SizeRule, encode, size_rule
 from ms_omni.input.load import load_items
 from ms_omni.input.media import Media, SizeOptions
-from ms_omni.input.mel import audio_token_count, encode_audio
 from ms_omni.input.messages import read_batch, render
-from ms_omni.input.parts import MultiModalData, Parts, count_tokens
-from ms_omni.input.prompt import PAD_TOKEN, MediaCounts, count_placeholders, expand_placeholders, tokenize, videos_with_sound
-from ms_omni.input.settings import AUDIO_KEYS, audio_settings, read_settings
-from ms_omni.input.sizes import SizeRule
-from ms_omni.input.vision import encode, size_rule
-from ms_omni.input.vision_processors import ImageProcessor, VideoProcessor
+from ms_omni.input.prompt import (
+    PAD_TOKEN,
+    MediaCounts,
+    MultiModalData,
+    audio_token_count,
+    count_placeholders,
+    count_tokens,
+    expand_placeholders,
+    text_batch,
+    tokenize,
+    videos_with_sound,
+)
+from ms_omni.input.results import Decoding, ModelInputs
+from ms_omni.input.sampling import file_sampling, seconds_per_grid
+from ms_omni.input.settings import (
+    AUDIO_KEYS,
+    ImageProcessor,
+    ProcessorSettings,
+    VideoProcessor,
+    audio_settings,
+    read_settings,
+)
 from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
-from ms_omni.notices import caller_level
-
-UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
 
 
-class Qwen3OmniMoeProcessor(Parts, Decoding):
+class Qwen3OmniMoeProcessor(Decoding):
     """Turns text and media into what the model reads, and token ids back into text.
 
     Attributes:
@@ -60,6 +72,11 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         ids.
     """
 
+    attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
+    image_processor: ImageProcessor
+    video_processor: VideoProcessor
+    feature_extractor: Any
+    tokenizer: Any
     name_or_path = ""
 
     def __init__(
@@ -85,7 +102,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         missing = [name for name, part in parts.items() if part is None]
         if missing:
             raise InputError(f"Qwen3OmniMoeProcessor needs {', '.join(missing)}; from_pretrained makes all from a folder.")
-        from ms_omni.input.mel_extractor import mel_extractor  # imports transformers
+        from ms_omni.input.mel import mel_extractor  # imports transformers
 
         self.image_processor = ImageProcessor.of(image_processor, "image_processor")
         self.video_processor = VideoProcessor.of(video_processor, "video_processor")
@@ -149,6 +166,59 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         known_only(kwargs, (), "save_pretrained")
         save(Path(save_directory).expanduser(), self.tokenizer, self.chat_template, self.settings)
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names that the result may hold."""
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "image_grid_thw",
+            "pixel_values_videos",
+            "video_grid_thw",
+            "video_second_per_grid",
+            "input_features",
+            "feature_attention_mask",
+        ]
+
+    @property
+    def settings(self) -> ProcessorSettings:
+        """The preprocessor settings as they are now."""
+        from ms_omni.input.mel import settings_of  # imports transformers
+
+        return ProcessorSettings(self.image_processor, self.video_processor, settings_of(self.feature_extractor))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of all parts but the tokenizer, as transformers' processors give them."""
+        parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
+        return {"processor_class": type(self).__name__, **parts}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest area of a resized picture; setting it sets that of video frames too, and brings larger min_pixels down."""
+        return self.image_processor.max_pixels
+
+    @max_pixels.setter
+    def max_pixels(self, value: int) -> None:
+        for part in (self.image_processor, self.video_processor):
+            part.max_pixels, part.min_pixels = value, min(part.min_pixels, value)
+
+    @property
+    def min_pixels(self) -> int:
+        """Smallest area of a resized picture; setting it sets that of video frames as well."""
+        return self.image_processor.min_pixels
+
+    @min_pixels.setter
+    def min_pixels(self, value: int) -> None:
+        self.image_processor.min_pixels = self.video_processor.min_pixels = value
+
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -169,7 +239,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
                 files are read where they are left out).
             policy: which hosts and files may be asked for media.
             **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
-                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.given.given_videos`),
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.arguments.given_videos`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
                 padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
                 `input.arguments`. Media may have older names (`audios`).
@@ -186,7 +256,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         media = renamed_media({"text": text, "images": images, "videos": videos, "audio": audio}, kwargs)
         text, images, videos, audio = media.values()
         options = call_options(kwargs)
-        texts = _texts(text)
+        texts = text_batch(text)
         rate = options.audio.get("sampling_rate", self.feature_extractor.sampling_rate)
         if rate != self.feature_extractor.sampling_rate:
             raise InputError(
@@ -231,11 +301,13 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
         if clips:
             video = video.changed(options.vision("video"), "videos_kwargs")
             media["pixel_values_videos"], video_grids = encode(clips, video)
-            seconds = _seconds_per_grid(clips, video.temporal_patch_size)
+            seconds = seconds_per_grid(clips, video.temporal_patch_size)
             media |= {"video_grid_thw": video_grids, "video_second_per_grid": seconds}
             if options.video.get("return_metadata"):
                 media["video_metadata"] = [clip.metadata for clip in clips]
         if sounds:
+            from ms_omni.input.mel import encode_audio  # imports transformers
+
             features, mask = encode_audio([sound.data for sound in sounds], self.feature_extractor, options.audio)
             media |= {"input_features": features, "feature_attention_mask": mask}
             audio_tokens = audio_token_count(mask.sum(-1))
@@ -332,7 +404,7 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             media = load_items(
                 batch,
                 options.use_audio_in_video,
-                sampling=sampling_options(self.video_processor.sampling(options.video), "apply_chat_template"),
+                sampling=file_sampling(self.video_processor.sampling(options.video), "apply_chat_template"),
                 size_rule=self._frame_size(options),
                 picture_rule=self._picture_size(options),
                 video_metadata=options.video.get("video_metadata"),
@@ -370,30 +442,3 @@ class Qwen3OmniMoeProcessor(Parts, Decoding):
             **kwargs: as in `__call__`.
         """
         return count_tokens(self, call_options(kwargs), image_sizes, video_sizes, audio_lengths)
-
-
-def _seconds_per_grid(clips: Sequence[Media], frames: int) -> np.ndarray:
-    """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
-    if any(clip.sample_fps is None for clip in clips):
-        warnings.warn(
-            f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
-            "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
-            stacklevel=caller_level(),
-        )
-    return frames / np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)
-
-
-def _texts(text: Any) -> list[str]:
-    """The texts of a batch.
-
-    Raises:
-        InputError: None, or not texts.
-    """
-    if isinstance(text, str):
-        return [text]
-    if not isinstance(text, (list, tuple)) or not text or not all(isinstance(item, str) for item in text):
-        raise InputError(
-            "text must be a text or a non-empty list of texts (apply_chat_template makes them of "
-            f"conversations); got {'None' if text is None else type(text).__name__}."
-        )
-    return list(text)

@@ -1,22 +1,33 @@
-"""Placeholders in the prompt to as many tokens as the media have, and the expanded prompts to arrays of token ids."""
+"""Placeholders in the prompt to as many tokens as the media have, and the expanded prompts to arrays of token ids; transformers'
+tokenizers, for several threads and with `return_tensors="pt"` and "ms" as in the processor.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.input.tokenizer import ENCODING
+from ms_omni.input.results import ModelInputs
+
+if TYPE_CHECKING:
+    from ms_omni.input.arguments import CallOptions
 
 PAD_TOKEN = "<|endoftext|>"
 MOST_TOKENS = 1 << 20
+FRAMES_PER_CHUNK = 100  # one second of mel frames
+TOKENS_PER_CHUNK = 13
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 # Per token, and what stands for padding: what the tokenizer can return beside the ids.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+ENCODING = threading.RLock()
+"""Held while a tokenizer encodes: it sets up padding and truncation for all threads first, and fails while another encodes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,29 @@ class MediaCounts:
     def video_tokens_per_grid(self, index: int) -> int:
         """Tokens of one time step of a video."""
         return int(self.video_grids[index][1:].prod()) // self.merge_size**2
+
+
+def audio_token_count(frames: Any) -> Any:
+    """Tokens of `frames` mel frames (int or integer array): 13 for each whole second, the rest halved three times."""
+    rest = frames % FRAMES_PER_CHUNK
+    halved = (rest - 1) // 2 + 1
+    return ((halved - 1) // 2 + 1 - 1) // 2 + 1 + frames // FRAMES_PER_CHUNK * TOKENS_PER_CHUNK
+
+
+def text_batch(text: Any) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        InputError: None, or not texts.
+    """
+    if isinstance(text, str):
+        return [text]
+    if not isinstance(text, (list, tuple)) or not text or not all(isinstance(item, str) for item in text):
+        raise InputError(
+            "text must be a text or a non-empty list of texts (apply_chat_template makes them of "
+            f"conversations); got {'None' if text is None else type(text).__name__}."
+        )
+    return list(text)
 
 
 def count_placeholders(texts: Sequence[str], token: str) -> int:
@@ -272,3 +306,98 @@ def pad_rows(rows: Sequence[Sequence[Any]], length: int, fill: Any, side: str = 
         place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         array[index, place] = row
     return array
+
+
+def with_arrays(tokenizer: Any) -> Any:
+    """The same tokenizer for several threads, whose results may be arrays that can do what scripts for PyTorch ask of tensors."""
+    tokenizer.__class__ = _class_with_arrays(type(tokenizer))
+    return tokenizer
+
+
+def _converted(name: str) -> Callable:
+    def method(self: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
+        plain = getattr(super(_ArrayResults, self), name)
+        kind = getattr(return_tensors, "value", return_tensors)
+        if kind not in ("pt", "ms"):
+            return plain(*args, return_tensors=return_tensors, **kwargs)
+        result = plain(*args, return_tensors="np", **kwargs)
+        if isinstance(result, np.ndarray):
+            return ModelInputs({"ids": result}).convert_to_tensors(kind)["ids"]
+        return ModelInputs(result).convert_to_tensors(kind) if hasattr(result, "keys") else result
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+def _one_at_a_time(name: str, base: type) -> Callable:
+    plain = getattr(base, name)
+
+    @wraps(plain)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with ENCODING:
+            return plain(self, *args, **kwargs)
+
+    return method
+
+
+class _ArrayResults:
+    """Put in front of a tokenizer's class: PyTorch is asked for by name in these methods, and not installed."""
+
+    __call__, encode, pad, apply_chat_template = map(_converted, ("__call__", "encode", "pad", "apply_chat_template"))
+
+    def __reduce__(self) -> tuple:
+        return _restored, (type(self).__mro__[2], self.__dict__)
+
+
+@cache
+def _class_with_arrays(base: type) -> type:
+    encoding = ("_encode_plus", "_batch_encode_plus", "_add_tokens")  # under whatever is public
+    methods = {name: _one_at_a_time(name, base) for name in encoding if hasattr(base, name)}
+    return type(base.__name__, (_ArrayResults, base), {"__module__": base.__module__, "__doc__": base.__doc__, **methods})
+
+
+def _restored(base: Any, state: dict[str, Any]) -> Any:
+    tokenizer = base.__new__(base)
+    tokenizer.__dict__.update(state)
+    return with_arrays(tokenizer)
+
+
+@dataclass
+class MultiModalData:
+    """Token counts of media; None where not asked for. Read as attributes, `x["..."]` and `"..." in x`."""
+
+    num_image_tokens: list[int] | None = None
+    num_video_tokens: list[int] | None = None
+    num_audio_tokens: list[int] | None = None
+    num_image_patches: list[int] | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return getattr(self, key, None) is not None
+
+    def __getitem__(self, key: str) -> list[int]:
+        if key in self:
+            return getattr(self, key)
+        raise KeyError(key)
+
+
+def count_tokens(
+    processor: Any,
+    options: CallOptions,
+    image_sizes: Sequence[Sequence[int]] | None,
+    video_sizes: Sequence[Sequence[int]] | None,
+    audio_lengths: Sequence[int] | None,
+) -> MultiModalData:
+    """Tokens of pictures (height, width), videos (frames, height, width) and sounds (samples), in that processor."""
+    data, image, video = MultiModalData(), processor.image_processor, processor.video_processor
+    if image_sizes is not None:
+        own = options.vision("image")
+        data.num_image_patches = [image.get_number_of_image_patches(*size, own) for size in image_sizes]
+        data.num_image_tokens = [n // own.get("merge_size", image.merge_size) ** 2 for n in data.num_image_patches]
+    if video_sizes is not None:
+        own = options.vision("video")
+        patches = [video.get_num_of_video_patches(*size, own) for size in video_sizes]
+        data.num_video_tokens = [n // own.get("merge_size", video.merge_size) ** 2 for n in patches]
+    if audio_lengths is not None:
+        hop = processor.feature_extractor.hop_length
+        data.num_audio_tokens = [int(audio_token_count(length // hop)) for length in audio_lengths]
+    return data

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import InputError, MediaError
-from ms_omni.input.arguments import sampling_options
-from ms_omni.input.limits import limits
-from ms_omni.input.media import Media, SamplingOptions
+from ms_omni.input.media import Media, SamplingOptions, limits, number, sampling_options
 from ms_omni.notices import caller_level
 
 DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: one temporal patch
 MIN_FRAMES = 4
 MAX_FRAMES = 768
+UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def frame_indices(first: int, last: int, count: int) -> np.ndarray:
 
 
 def described(clip: Media, options: Mapping[str, Any]) -> Media:
-    """Ready-made frames with their rate, or some of them: see `given.given_videos`. The caller's fps wins over the clip's own."""
+    """Ready-made frames with their rate, or some of them: see `arguments.given_videos`. The caller's fps wins over the clip's own."""
     total, known, fps = len(clip.data), options.get("video_metadata"), options.get("fps")
     wanted = options.get("nframes") or options.get("num_frames")
     rate = clip.sample_fps if known is None else _metadata_fps(total, known)
@@ -175,7 +174,7 @@ def described(clip: Media, options: Mapping[str, Any]) -> Media:
             f"{clip.name}: do_sample_frames is set, but the rate of the frames is not known; pass video_metadata= with fps and "
             "total_num_frames, or num_frames=."
         )
-    count = frame_count(total, rate or 1.0, sampling_options(options, clip.name), clip.name)
+    count = frame_count(total, rate or 1.0, file_sampling(options, clip.name), clip.name)
     indices = (np.arange(count) * (total / count)).astype(np.int64)  # as transformers' sample_frames
     metadata = frame_metadata(rate, total, indices.tolist())
     return replace(clip, data=clip.data[indices], sample_fps=rate and count / total * rate, metadata=metadata)
@@ -191,3 +190,49 @@ def _metadata_fps(count: int, metadata: Any) -> float | None:
     known = metadata if isinstance(metadata, Mapping) else vars(metadata)
     total, fps = known.get("total_num_frames"), known.get("fps")
     return float(count / total * fps) if total and fps else None
+
+
+def file_sampling(video: Mapping[str, Any], where: str) -> SamplingOptions:
+    """Which frames of a video file are taken, by fps, nframes (num_frames), min_frames, max_frames and do_sample_frames.
+
+    Raises:
+        InputError: not numbers greater than 0, or both a rate and a number of frames.
+    """
+    frames = number(video, "nframes", where, whole=True) or number(video, "num_frames", where, whole=True)
+    every, fps = video.get("do_sample_frames") is False, video.get("fps")
+    fps = fps[0] if isinstance(fps, (list, tuple)) and len(set(fps)) == 1 else fps
+    own = {**video, "fps": fps, "nframes": None if every else frames}
+    return replace(sampling_options(own, where), every_frame=every)
+
+
+def per_video(values: Any, count: int, name: str) -> list[Any]:
+    """A value for each video, from one value or a list of them.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    listed = list(values) if isinstance(values, (list, tuple)) else [values] * count
+    if len(listed) != count:
+        raise InputError(f"{name} has {len(listed)} values for {count} video(s); give one, or one for each video.")
+    return listed
+
+
+def fps_per_video(fps: Any, count: int) -> list[float | None]:
+    """The caller's frames per second for each video; None where not given.
+
+    Raises:
+        InputError: not a positive number, or a list of another length.
+    """
+    rates = per_video(fps, count, "fps")
+    return [number({"fps": rate}, "fps", f"video {index}") for index, rate in enumerate(rates)]
+
+
+def seconds_per_grid(clips: Sequence[Media], frames: int) -> np.ndarray:
+    """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
+    if any(clip.sample_fps is None for clip in clips):
+        warnings.warn(
+            f"The rate of the frames is not known: taken as {UNKNOWN_FPS:g} per second, as the reference "
+            "does. Pass fps= (process_mm_info returns it with return_video_kwargs=True).",
+            stacklevel=caller_level(),
+        )
+    return frames / np.array([clip.sample_fps or UNKNOWN_FPS for clip in clips], np.float64)

@@ -1,4 +1,6 @@
-"""Preprocessor settings as the checkpoint's files state them."""
+"""Preprocessor settings as the checkpoint's files state them; `processor.image_processor` and `processor.video_processor`, which hold
+them and can be called.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,30 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.files import read_text
-from ms_omni.input.arguments import did_you_mean, is_argument
+from ms_omni.hub import resolve
+from ms_omni.input.arguments import (
+    FRAME_KEYS,
+    VISION_KEYS,
+    did_you_mean,
+    given_images,
+    given_videos,
+    group_options,
+    is_argument,
+)
 from ms_omni.input.audio import SAMPLING_RATE_HZ
-from ms_omni.input.sizes import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
+from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, encode, image_size
+from ms_omni.input.media import SizeOptions
+from ms_omni.input.results import ModelInputs
+from ms_omni.load_arguments import sort_out
 from ms_omni.notices import caller_level
 
 BICUBIC = 3  # Pillow's number
@@ -30,6 +44,9 @@ _SOUND = {"sampling_rate": SAMPLING_RATE_HZ, "hop_length": 160, "n_fft": 400, "p
 AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
 
 
+_Kind = TypeVar("_Kind", bound="ImageProcessor")
+
+
 class PixelLimits(MutableMapping):
     """The `size` of transformers' image processors: a view of its owner's `min_pixels` and `max_pixels`."""
 
@@ -37,7 +54,7 @@ class PixelLimits(MutableMapping):
 
     __slots__ = ("_owner",)
 
-    def __init__(self, owner: VisionSettings) -> None:
+    def __init__(self, owner: ImageProcessor) -> None:
         object.__setattr__(self, "_owner", owner)
 
     def __getattr__(self, name: str) -> int:  # as transformers 5.x reads them
@@ -68,8 +85,10 @@ class PixelLimits(MutableMapping):
 
 
 @dataclass
-class VisionSettings:
-    """How frames become patches. Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1.
+class ImageProcessor:
+    """Pictures to patches, as transformers' `Qwen2VLImageProcessor`: settings that can be changed, and called.
+
+    Sizes in pixels, `temporal_patch_size` in frames, mean and std of 0..1.
 
     May be set at any time, as `size` too (`{"shortest_edge": ..., "longest_edge": ...}`, areas in pixels).
 
@@ -88,6 +107,8 @@ class VisionSettings:
     do_rescale: bool = True
     do_normalize: bool = True
     rescale_factor: float = 1 / 255
+
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dataclass_fields__:
@@ -114,7 +135,7 @@ class VisionSettings:
         for name, limit in _pixel_limits(value, "size", InputError).items():
             setattr(self, name, limit)
 
-    def changed(self, options: Mapping[str, Any], where: str) -> VisionSettings:
+    def changed(self, options: Mapping[str, Any], where: str) -> ImageProcessor:
         """A copy with the options of one call; `size` may stand for min_pixels and max_pixels.
 
         A max_pixels that is given alone brings a larger min_pixels down to it.
@@ -149,13 +170,127 @@ class VisionSettings:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
+    @classmethod
+    def of(cls, source: Any, where: str) -> Any:
+        """From settings, a dict of them, or another image processor with a `to_dict`; one of this class is returned as it is.
+
+        Raises:
+            CheckpointError, InputError: settings that are missing, or not supported.
+        """
+        if type(source) is cls:
+            return source
+        if isinstance(source, ImageProcessor):
+            return cls(**{field.name: getattr(source, field.name) for field in fields(ImageProcessor)})
+        config = source.to_dict() if hasattr(source, "to_dict") else source
+        if not isinstance(config, Mapping):
+            raise InputError(f"{where} is a {type(source).__name__}; expected settings, a dict of them or a processor.")
+        return vision_settings(cls, config, where)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """The settings of a checkpoint's folder, or of a model by its name; kwargs: values instead of the files' own.
+
+        Raises:
+            CheckpointError: no such folder or model, or damaged files; InputError: unknown arguments, or meaningless values.
+        """
+        frames = issubclass(cls, VideoProcessor)
+        where, options = sort_out(kwargs, cls.__name__, (), (*VISION_KEYS, *(FRAME_KEYS if frames else ())))
+        settings = read_settings(resolve(pretrained_model_name_or_path, weights=False, **where))
+        return (settings.video if frames else settings.image).changed(options, "from_pretrained")
+
+    def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> ModelInputs:
+        """Patches of one or several pictures.
+
+        Args:
+            images: a picture in any spelling of `load_image`, a list of them, or a list of such lists.
+            return_tensors: see `ModelInputs.convert_to_tensors`.
+            **kwargs: settings for this call only: min_pixels, max_pixels, size, do_resize, ...
+
+        Returns:
+            pixel_values float32 `[N, C*t*p*p]` and image_grid_thw int64 `[n, 3]`.
+
+        Raises:
+            InputError: settings that do not fit together; MediaError: a picture that cannot be used.
+        """
+        settings = self.changed(group_options("images_kwargs", kwargs, "image_processor"), "image_processor")
+        patches, grids = encode(given_images(images, rescaled=not settings.do_rescale), settings)
+        return ModelInputs({"pixel_values": patches, "image_grid_thw": grids}).convert_to_tensors(return_tensors)
+
+    preprocess = __call__
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None) -> int:
+        """Patches of a picture of this size; `merge_size`² of them make a token."""
+        return self._patches(height, width, images_kwargs, "images_kwargs")
+
+    def _patches(self, height: int, width: int, kwargs: Mapping[str, Any] | None, where: str) -> int:
+        kwargs = {key: value for key, value in (kwargs or {}).items() if key in VISION_KEYS}
+        settings = self.changed(kwargs, where)
+        size = image_size(height, width, settings.factor, settings.min_pixels, settings.max_pixels, SizeOptions(), where)
+        return (size[0] // settings.patch_size) * (size[1] // settings.patch_size)
+
+
+@dataclass
+class VideoProcessor(ImageProcessor):
+    """Frames of videos to patches, as transformers' `Qwen2VLVideoProcessor`.
+
+    fps, num_frames, min_frames, max_frames and do_sample_frames hold where a call does not say; None leaves them open.
+    """
+
+    fps: float | None = None
+    num_frames: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    do_sample_frames: bool | None = None
+
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
+
+    def __call__(self, videos: Any, return_tensors: str | None = None, **kwargs: Any) -> ModelInputs:
+        """Patches of one or several videos.
+
+        Args:
+            videos: frames (arrays, tensors, lists of pictures) or files, one or a list of them.
+            return_tensors: see `ModelInputs.convert_to_tensors`.
+            **kwargs: as the processor's videos_kwargs: settings for this call, and fps, num_frames, do_sample_frames,
+                video_metadata, return_metadata; see `input.arguments.given_videos`.
+
+        Returns:
+            pixel_values_videos float32 `[N, C*t*p*p]` and video_grid_thw int64 `[n, 3]`; with return_metadata also
+            video_metadata, a dict for each video.
+
+        Raises:
+            InputError: settings that do not fit together; MediaError: a video that cannot be used.
+        """
+        options = group_options("videos_kwargs", kwargs, "video_processor")
+        own = {key: options[key] for key in VISION_KEYS if key in options}
+        clips, _ = given_videos(videos, self.sampling(options))
+        patches, grids = encode(clips, self.changed(own, "video_processor"))
+        media: dict[str, Any] = {"pixel_values_videos": patches, "video_grid_thw": grids}
+        if options.get("return_metadata"):
+            media["video_metadata"] = [clip.metadata for clip in clips]
+        return ModelInputs(media).convert_to_tensors(return_tensors)
+
+    preprocess = __call__
+
+    def sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one call, and this processor's own where it does not say how frames are chosen."""
+        own = {key: getattr(self, key) for key in ("min_frames", "max_frames", "do_rescale")}
+        if not any(key in options for key in ("fps", "nframes", "num_frames", "do_sample_frames")):
+            own |= {key: getattr(self, key) for key in ("fps", "num_frames", "do_sample_frames")}
+        return {**{key: value for key, value in own.items() if value is not None}, **options}
+
+    def get_num_of_video_patches(
+        self, num_frames: int, height: int, width: int, videos_kwargs: Mapping[str, Any] | None = None
+    ) -> int:
+        """Patches of a video of this many frames; `merge_size`² of them make a token."""
+        return -(-num_frames // self.temporal_patch_size) * self._patches(height, width, videos_kwargs, "videos_kwargs")
+
 
 @dataclass(frozen=True)
 class ProcessorSettings:
     """Settings for pictures, for video frames, and the mel extractor's arguments."""
 
-    image: VisionSettings
-    video: VisionSettings
+    image: ImageProcessor
+    video: VideoProcessor
     audio: Mapping[str, Any]
 
 
@@ -187,8 +322,8 @@ def read_settings(folder: Path) -> ProcessorSettings:
     frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
     video = {**_without_limits(video), **frame_limits}
     return ProcessorSettings(
-        vision_settings(image, f"{folder}: the image settings"),
-        vision_settings(video, f"{folder}: the video settings"),
+        vision_settings(ImageProcessor, image, f"{folder}: the image settings"),
+        vision_settings(VideoProcessor, video, f"{folder}: the video settings"),
         audio_settings(audio, f"{folder}: the audio settings"),
     )
 
@@ -214,8 +349,8 @@ def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
 
 
-def vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
-    """Settings of frames from the content of a preprocessor file.
+def vision_settings(kind: type[_Kind], config: Mapping[str, Any], where: str) -> _Kind:
+    """Settings of pictures or frames from the content of a preprocessor file.
 
     Raises:
         CheckpointError: a needed key is missing or its value is not supported.
@@ -232,7 +367,7 @@ def vision_settings(config: Mapping[str, Any], where: str) -> VisionSettings:
     keys = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
     given = {key: config[key] for key in keys if config.get(key) is not None}
     try:
-        settings = VisionSettings(**{key: config[key] for key in _NEEDED_VISION_KEYS}, **limits, **given)
+        settings = kind(**{key: config[key] for key in _NEEDED_VISION_KEYS}, **limits, **given)
     except InputError as error:
         raise CheckpointError(f"{where}: {error}") from None
     if settings.min_pixels > settings.max_pixels:

@@ -19,13 +19,11 @@ from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError
 from ms_omni.input.access import policy_in_force
 from ms_omni.input.container import Track, open_track
-from ms_omni.input.image import to_bytes, to_rgb
-from ms_omni.input.inline import ACCEPTED, DICT_ACCEPTED
+from ms_omni.input.image import SizeRule, default_video_size, resize_frame, resized, to_bytes, to_rgb
 from ms_omni.input.integrity import check_whole, size_bytes
-from ms_omni.input.limits import limits
-from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
+from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions, limits
 from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames, frame_metadata
-from ms_omni.input.sizes import SizeRule, default_video_size, resize_frame, resized
+from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
 from ms_omni.notices import caller_level
 
 VIDEO_ACCEPTED = (

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import OmniError
-from ..input.inline import ACCEPTED, decode_base64, from_data_uri
 from ..input.media import OPTION_KEYS
 from ..input.messages import kind_of_file
+from ..input.sources import ACCEPTED, decode_base64, from_data_uri
 from .errors import ApiError
 from .schema import Message, Part, Sound, Source
 from .transcripts import Transcripts

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import MediaError
 from ..input.access import GIB, AccessPolicy
-from ..input.download import Patience
 from ..input.load import open_source
+from ..input.sources import Patience
 
 THREADS = 16
 MOST_BYTES = GIB

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..input.spoken import spoken_turn
+from ..input.chat import spoken_turn
 from ..outputs import AudioChunk, StreamEnd
 from .bodies import Body, read_body
 from .errors import ApiError

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
 from ms_omni.files import spooled
-from ms_omni.input import access, download
+from ms_omni.input import access, sources
 from ms_omni.input import load as loading
 from ms_omni.input.access import AccessPolicy, is_local_name, is_public
 from ms_omni.input.load import open_source
@@ -97,9 +97,9 @@ def names(monkeypatch):
         place = places.pop(0) if len(places) > 1 else places[0]
         return socket.getaddrinfo(place, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
 
-    monkeypatch.setattr(download, "lookup", lookup)
+    monkeypatch.setattr(sources, "lookup", lookup)
     monkeypatch.setattr(access, "is_public", lambda address: address == OUTSIDE)
-    monkeypatch.setattr(download, "is_public", lambda address: address == OUTSIDE)
+    monkeypatch.setattr(sources, "is_public", lambda address: address == OUTSIDE)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -318,14 +318,14 @@ def test_addresses_that_name_no_host(address, monkeypatch):
         host.encode("idna")
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(download, "lookup", lookup)
+    monkeypatch.setattr(sources, "lookup", lookup)
     with pytest.raises(MediaError, match="cannot be downloaded"):
         fetch(address)
 
 
 def test_a_large_body_is_kept_in_a_file_that_goes(inside, monkeypatch):
     monkeypatch.setattr("ms_omni.files.SPOOLED_BYTES", 10)
-    monkeypatch.setattr(download, "_READ_BYTES", 16)
+    monkeypatch.setattr(sources, "_READ_BYTES", 16)
     source = open_source(f"{inside.address}/a", "picture")
     path = source.path
     assert (

@@ -7,7 +7,7 @@ import soxr
 
 from ms_omni.errors import MediaError
 from ms_omni.input.audio import decode_sound_track
-from ms_omni.input.limits import limits
+from ms_omni.input.media import limits
 from ms_omni.media import load_audio, load_video
 from tests.input.make_files import cut, tone, write_sound, write_video
 
@@ -217,12 +217,12 @@ def test_empty_short_and_foreign_files(tmp_path):
 
 
 def test_mel_features_of_pieces_are_those_of_the_whole(monkeypatch):
-    from ms_omni.input import mel_extractor
+    from ms_omni.input import mel
 
-    extractor = mel_extractor.WhisperFeatureExtractor(feature_size=128)
+    extractor = mel.WhisperFeatureExtractor(feature_size=128)
     waves = np.random.default_rng(0).standard_normal((2, 16000)).astype(np.float32) * 0.1
-    whole = super(mel_extractor.WhisperFeatureExtractor, extractor)._np_extract_fbank_features(waves, "cpu")
-    monkeypatch.setattr(mel_extractor, "_FRAMES_AT_ONCE", 33)
+    whole = super(mel.WhisperFeatureExtractor, extractor)._np_extract_fbank_features(waves, "cpu")
+    monkeypatch.setattr(mel, "_FRAMES_AT_ONCE", 33)
     np.testing.assert_allclose(extractor._np_extract_fbank_features(waves, "cpu"), whole, atol=1e-6)
 
 

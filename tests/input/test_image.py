@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input.limits import limits
-from ms_omni.input.media import SizeOptions
-from ms_omni.input.sizes import image_size, resize_frame, smart_resize, video_size
+from ms_omni.input.image import image_size, resize_frame, smart_resize, video_size
+from ms_omni.input.media import SizeOptions, limits
 from ms_omni.media import load_image
 from tests.input.make_files import cut
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ms_omni.errors import InputError, MediaError
 from ms_omni.input.load import open_source
-from ms_omni.input.mel import audio_token_count
+from ms_omni.input.prompt import audio_token_count
 from ms_omni.media import AccessPolicy, process_mm_info
 from tests.input.make_files import frame_picture, write_video
 from tests.reference.processor_cases import AUDIO, IMAGE, VIDEO, chat, frames, picture, sound

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input import inline
+from ms_omni.input import sources
 from ms_omni.media import load_image
 
 
@@ -161,7 +161,7 @@ def test_folders_pipes_and_text_files(tmp_path):
 @pytest.mark.parametrize("piece", [64, 100, 1 << 20])
 def test_texts_are_read_in_pieces(monkeypatch, piece):
     """So that other threads run meanwhile; pieces end within white space, padding and escapes too."""
-    monkeypatch.setattr(inline, "_PIECE", piece)
+    monkeypatch.setattr(sources, "_PIECE", piece)
     for count in range(150, 300):
         data = bytes(range(256))[-count % 7 :] * 2 + bytes(count)
         text = base64.b64encode(data).decode()
@@ -171,9 +171,9 @@ def test_texts_are_read_in_pieces(monkeypatch, piece):
             text.replace("+", "-").replace("/", "_"),
             "\n".join(re.findall(".{1,76}", text)),
         ):
-            assert inline.is_base64(one) and inline.decode_base64(one, "x") == data
+            assert sources.is_base64(one) and sources.decode_base64(one, "x") == data
         for bad in (text[:70] + "=" + text[70:], text[:-9] + "." + text[-9:], text + "AAAA=" + text):
-            assert not inline.is_base64(bad)
+            assert not sources.is_base64(bad)
             with pytest.raises(MediaError, match="not valid base64"):
-                inline.decode_base64(bad, "x")
-        assert inline.from_data_uri("data:a/b," + urllib.parse.quote(data), "x", 1000) == data
+                sources.decode_base64(bad, "x")
+        assert sources.from_data_uri("data:a/b," + urllib.parse.quote(data), "x", 1000) == data

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from ms_omni.errors import MediaError
-from ms_omni.input.limits import limits
-from ms_omni.input.media import SamplingOptions
+from ms_omni.input.media import SamplingOptions, limits
 from ms_omni.input.sampling import choose_frames
 from ms_omni.media import VideoFrames, load_audio, load_video
 from tests.input.make_files import cut, display_in_place, frame_picture, tone, write_sound, write_video

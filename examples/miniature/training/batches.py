@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ms_omni.input.mel import audio_token_count
-from ms_omni.input.prompt import MediaCounts, SpecialTokens, expand_placeholders
-from ms_omni.input.settings import VisionSettings
-from ms_omni.input.vision import patchify
+from ms_omni.input.image import encode
+from ms_omni.input.media import Media
+from ms_omni.input.prompt import MediaCounts, SpecialTokens, audio_token_count, expand_placeholders
+from ms_omni.input.settings import ImageProcessor
 
 from .conversations import Conversation, Picture, Sound, Video
 
@@ -21,10 +21,16 @@ TOKENS = SpecialTokens(
     "<|audio_start|>",
     "<|audio_end|>",
 )
-VISION = VisionSettings(16, 2, 2, 1, 1 << 30, (0.5,) * 3, (0.5,) * 3)
+VISION = ImageProcessor(16, 2, 2, 1, 1 << 30, (0.5,) * 3, (0.5,) * 3)
 HOP, FFT = 160, 400
 IGNORED = -100
 ROW_TOKENS = 192  # of a packed row
+
+
+def patchify(frames: np.ndarray, settings: ImageProcessor) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Patches of frames `[T, C, H, W]` that have their final size, and their grid (time, height, width)."""
+    patches, grids = encode([Media("video", "frames", frames, sized=True)], settings)
+    return patches, tuple(grids[0].tolist())
 
 
 @dataclass
