@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_what_is_named_exists(path, name):
 
 @pytest.mark.parametrize("walk", walks(), ids=lambda walk: f"{walk[0][1]} to {walk[-1][0]} {walk[-1][1]}")
 def test_each_step_calls_the_next(walk):
-    for (path, name, _), (_, following, called) in zip(walk, walk[1:]):
+    for (path, name, _), (_, following, called) in itertools.pairwise(walk):
         if path.endswith(".py"):
             node = definition(path, name)
             if is_operator(node):

@@ -128,6 +128,33 @@ def test_the_first_hour_on_ascend(clone, environment, tmp_path):
     assert "python" in (here / "report.txt").read_text().lower()
 
 
+@pytest.mark.slow
+def test_commands_for_contributors(environment):
+    for command in lines("CONTRIBUTING.md"):
+        run(command, ROOT, environment)
+
+
+PAGES = ("CONTRIBUTING.md", "README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_files_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`(?:python |bash )?((?:ms_omni|tests|launch|configs|examples|\.ci)/[\w./-]*\w/?)`", text)
+    assert not [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+
+
+def test_pins_are_the_same_everywhere():
+    pins = [
+        re.findall(r"([\w-]+)==([\d.]+)", (ROOT / file).read_text())
+        for file in ("pyproject.toml", ".pre-commit-config.yaml")
+    ]
+    known = dict(pins[0])
+    assert {name: known.get(name, version) for name, version in pins[1]} == dict(pins[1]) and {"ruff", "pyright"} <= set(
+        known
+    )
+
+
 def test_tree_names_what_is_there():
     (tree,) = re.findall(r"```\n(ms_omni/.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     folder = Path()
