@@ -30,14 +30,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     begin = time.perf_counter()
-    from ..demo.samples import find_miniature, find_samples, load_samples
+    from ..demo.samples import ask, find_miniature, find_samples, load_samples, table_head, table_row
 
     folder = arguments.model or find_miniature()
     samples = load_samples(find_samples(folder))
     out = own_folder(arguments.out)
     status("starting MindSpore ...")
-    from ..demo import table
-    from ..demo.asking import ask
     from ..input.processor import Qwen3OmniMoeProcessor
     from ..model import Qwen3OmniMoeForConditionalGeneration
 
@@ -46,13 +44,13 @@ def run(arguments: Namespace) -> None:
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False, compile_steps=False)
     speakers = voices(model, arguments.speaker)
     clear_status()
-    print(table.head())
+    print(table_head())
     answers = []
     for index, sample in enumerate(samples):
         status(f"{sample.name} ...")
         answers.append(ask(model, processor, sample, speakers[index % len(speakers)], arguments.seed))
         clear_status()
-        print(table.row(sample, answers[-1]), flush=True)
+        print(table_row(sample, answers[-1]), flush=True)
     write_results(out, folder, samples, answers)
     report(out, samples, answers, time.perf_counter() - begin)
 
@@ -82,8 +80,8 @@ def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers
     """Spoken answers, the picture, and all of it as JSON; each file appears when it is complete."""
     import soundfile
 
-    from ..demo.asking import SPEECH_HZ
-    from ..demo.sheet import draw
+    from ..demo.picture import draw
+    from ..demo.samples import SPEECH_HZ
     from ..files import write_file
 
     rows = []
@@ -101,7 +99,7 @@ def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers
             row |= {
                 "speech": f"{sample.name}.wav",
                 "speaker": answer.speaker,
-                "heard": answer.heard,
+                "heard": answer.transcript,
                 "speech_s": round(len(answer.speech) / SPEECH_HZ, 2),
                 "first_sound_s": round(answer.first_sound_s, 3),
             }
@@ -118,7 +116,7 @@ def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers
 def report(out: Path, samples: Sequence[Any], answers: Sequence[Any], seconds: float) -> None:
     """The sum of it, in a few lines."""
     right = sum(answer.text == sample.answer for sample, answer in zip(samples, answers))
-    again = [f"{answer.text} as {answer.heard}" for answer in answers if answer.heard is not None]
+    again = [f"{answer.text} as {answer.transcript}" for answer in answers if answer.transcript is not None]
     print(f"\n{right} of {len(samples)} answers as expected; {seconds:.0f} s in all")
     if again:
         print(f"its own spoken numbers, played back to it, it heard: {', '.join(again)}")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from ..doctor.finding import MARKS
+from ..doctor.runner import MARKS
 from . import Command
 from .options import clear_status, status
 
@@ -31,9 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from ..doctor.finding import ERROR, Options
     from ..doctor.report import text_of
-    from ..doctor.runner import CHECKS, run_all
+    from ..doctor.runner import CHECKS, ERROR, Options, run_all
 
     known = [check.name for check in CHECKS]
     unknown = [name for name in arguments.only or () if name not in known]

@@ -1,1 +1,1 @@
-"""What `ms-omni demo` does: sample files of every kind, asked one after the other, and a picture of it all."""
+"""What `ms-omni demo` does: sample files of every kind, asked one after the other (`samples`), and a picture of it all (`picture`)."""

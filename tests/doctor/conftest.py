@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ms_omni.doctor.finding import Options
-from ms_omni.doctor.runner import CHECKS, run_check
+from ms_omni.doctor.runner import CHECKS, Options, run_check
 
 BOARD = "NPU ID : 0\nSoftware Version : {driver}\nFirmware Version : 7.5.0.1.129\nCompatibility : {fits}\n"
 USAGE = "NPU ID : 0\nHBM Capacity(MB) : 65536\nHBM Usage Rate(%) : 25\n"

@@ -6,7 +6,7 @@ import pytest
 
 from ms_omni.doctor import ascend as checks
 from ms_omni.doctor.ascend import numbers
-from ms_omni.doctor.finding import Options
+from ms_omni.doctor.runner import Options
 from tests.doctor.conftest import said, the_one
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from ms_omni import memory
 from ms_omni.checkpoint.convert import convert
-from ms_omni.doctor import communication, machine
-from ms_omni.doctor.finding import Options, one_line
+from ms_omni.doctor import machine, speed
+from ms_omni.doctor.runner import Options, one_line
 from tests.doctor.conftest import said, the_one
 from tests.generation import small
 
@@ -85,41 +85,41 @@ def test_loopback_that_is_down(monkeypatch):
     def refuse(*_):
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(communication, "echo", refuse)
-    finding = the_one(communication.loopback(Options()), "warning")
+    monkeypatch.setattr(speed, "echo", refuse)
+    finding = the_one(speed.loopback(Options()), "warning")
     assert "127.0.0.1" in finding.what and "ip link set lo up" in finding.do
-    monkeypatch.setattr(communication.ascend, "device_files", lambda: ["/dev/davinci0", "/dev/davinci1"])
-    the_one(communication.loopback(Options()), "error")  # two NPUs are of use together only
+    monkeypatch.setattr(speed.ascend, "device_files", lambda: ["/dev/davinci0", "/dev/davinci1"])
+    the_one(speed.loopback(Options()), "error")  # two NPUs are of use together only
 
 
 def test_msrun_is_not_tried_then(monkeypatch):
     def refuse(*_):
         raise OSError("down")
 
-    monkeypatch.setattr(communication, "echo", refuse)
-    assert [finding.level for finding in communication.msrun(Options())] == ["note"]
+    monkeypatch.setattr(speed, "echo", refuse)
+    assert [finding.level for finding in speed.msrun(Options())] == ["note"]
 
 
 def test_a_port_that_is_taken(monkeypatch):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen(1)
-        monkeypatch.setattr(communication, "MSRUN_PORT", holder.getsockname()[1])
-        finding = the_one(communication.loopback(Options()), "warning")
+        monkeypatch.setattr(speed, "MSRUN_PORT", holder.getsockname()[1])
+        finding = the_one(speed.loopback(Options()), "warning")
     assert "--master_port" in finding.do
 
 
 def test_no_msrun(monkeypatch):
-    monkeypatch.setattr(communication, "launcher", lambda: None)
-    assert "msrun is not found" in the_one(communication.msrun(Options()), "warning").what
+    monkeypatch.setattr(speed, "launcher", lambda: None)
+    assert "msrun is not found" in the_one(speed.msrun(Options()), "warning").what
 
 
 @pytest.mark.parametrize("script, what", [("exit 3", "failed"), ("sleep 60", "did not finish in 2 s")])
 def test_an_msrun_that_fails_or_hangs(program, monkeypatch, script, what):
     path = program("msrun", script).partition(":")[0]
-    monkeypatch.setattr(communication, "launcher", lambda: f"{path}/msrun")
-    monkeypatch.setattr(communication, "JOB_LIMIT_S", 2)
-    assert what in the_one(communication.msrun(Options()), "warning").what
+    monkeypatch.setattr(speed, "launcher", lambda: f"{path}/msrun")
+    monkeypatch.setattr(speed, "JOB_LIMIT_S", 2)
+    assert what in the_one(speed.msrun(Options()), "warning").what
 
 
 @pytest.mark.slow

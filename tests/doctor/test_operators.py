@@ -6,8 +6,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from ms_omni.doctor import probe, selfcheck
-from ms_omni.doctor.finding import Options
+from ms_omni.doctor import selfcheck
+from ms_omni.doctor.runner import Options
 from ms_omni.errors import DeviceError
 from ms_omni.modeling.ops.ascend_cases import KINDS
 from tests.doctor.conftest import said, the_one
@@ -50,7 +50,6 @@ def test_no_compiler(child, tmp_path):
 @pytest.mark.parametrize("name", ["linear", "route_topk", "expert_load"])
 @pytest.mark.parametrize("fault", ["off", "shape", "nan", "raises"])
 def test_an_operator_that_is_broken(monkeypatch, name, fault):
-    from ms_omni.doctor import operators
     from ms_omni.modeling import ops
 
     right = getattr(ops.implementation(), name)
@@ -65,19 +64,18 @@ def test_an_operator_that_is_broken(monkeypatch, name, fault):
 
     monkeypatch.setattr(ops.implementation(), name, staticmethod(broken))
     with mock.patch.dict(KINDS, {name: KINDS[name]}, clear=True):
-        finding = said(list(operators.table_and_numbers(Options())), "error")[0]
+        finding = said(list(selfcheck.operators(Options())), "error")[0]
     assert finding.what.startswith(f"an operator computes wrongly: {name} ") and "MS_OMNI_OPS=reference" in finding.do
 
 
 def test_a_device_that_cannot_compute_an_operator(monkeypatch):
-    from ms_omni.doctor import operators
     from ms_omni.modeling import ops
 
     def settle(_):
         raise DeviceError("operator clip: no form of it works on this device")
 
     monkeypatch.setattr(ops, "settle", settle)
-    assert the_one(list(operators.table_and_numbers(Options())), "error").what.startswith("operator clip: no form")
+    assert the_one(list(selfcheck.operators(Options())), "error").what.startswith("operator clip: no form")
 
 
 def test_the_self_check_passes(child):
@@ -101,7 +99,7 @@ def test_the_stored_values_are_alive():
     stages = [name for name in stored if "." not in name]
     assert len(stages) == 7
     for name in stages:
-        assert stored[name].size == probe.KEPT and stored[name].std() > 0.1
+        assert stored[name].size == selfcheck.STORED_VALUES and stored[name].std() > 0.1
         assert selfcheck.distance(name, stored[name], stored) == 0
         assert (
             1e-3 < selfcheck.limit_of(name, "bfloat16", stored) < 0.5 and selfcheck.limit_of(name, "float32", stored) == 1e-3

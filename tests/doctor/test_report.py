@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ms_omni.doctor import report, scrub
-from ms_omni.doctor.finding import Options, error, note, ok
-from ms_omni.doctor.runner import CHECKS
-from ms_omni.doctor.scrub import ADDRESS, HOST, PATH, SECRET, USER
+from ms_omni.doctor import report
+from ms_omni.doctor.report import ADDRESS, HOST, PATH, SECRET, USER
+from ms_omni.doctor.runner import CHECKS, Options, error, note, ok
 
 CHECK = CHECKS[0]
 HOME = "/home/Jörg Müller"
@@ -90,8 +89,8 @@ def elsewhere(monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     account = SimpleNamespace(pw_name="jmueller", pw_dir=HOME, pw_gecos="Jörg Müller,Room 7,,")
-    monkeypatch.setattr(scrub.pwd, "getpwuid", lambda _: account)
-    monkeypatch.setattr(scrub.os, "uname", lambda: SimpleNamespace(nodename="NPU-07.lab.example.com"))
+    monkeypatch.setattr(report.pwd, "getpwuid", lambda _: account)
+    monkeypatch.setattr(report.os, "uname", lambda: SimpleNamespace(nodename="NPU-07.lab.example.com"))
 
 
 def test_nothing_of_the_machine_is_left_and_all_of_the_findings_is(elsewhere):
@@ -118,12 +117,12 @@ def test_nothing_of_the_machine_is_left_and_all_of_the_findings_is(elsewhere):
     ],
 )
 def test_what_counts_as_a_mark(text, expected):
-    assert scrub.scrub(text, {}) == (text if expected is None else expected)
+    assert report.scrub(text, {}) == (text if expected is None else expected)
 
 
 def test_an_account_that_nobody_knows(monkeypatch):
     def unknown(_):
         raise KeyError("uid not found: 12345")
 
-    monkeypatch.setattr(scrub.pwd, "getpwuid", unknown)
-    assert USER not in scrub.identities("/x").values() or os.environ.get("USER")
+    monkeypatch.setattr(report.pwd, "getpwuid", unknown)
+    assert USER not in report.identities("/x").values() or os.environ.get("USER")

@@ -6,8 +6,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ms_omni.doctor.finding import Options
-from ms_omni.doctor.software import requirements
+from ms_omni.doctor import machine
+from ms_omni.doctor.machine import requirements
+from ms_omni.doctor.runner import Options
 from tests.doctor.conftest import ROOT, said, the_one
 
 
@@ -37,10 +38,8 @@ def test_a_wrong_version(child, distribution, name, version, wanted):
 
 
 def test_a_missing_package(monkeypatch):
-    from ms_omni.doctor import software
-
-    monkeypatch.setattr(software, "requirements", lambda: [Requirement("no_such_thing<3")])
-    finding = the_one(software.packages(Options()), "error")
+    monkeypatch.setattr(machine, "requirements", lambda: [Requirement("no_such_thing<3")])
+    finding = the_one(machine.packages(Options()), "error")
     assert (finding.what, finding.do) == ("no_such_thing is not installed", "pip install 'no_such_thing<3'")
 
 

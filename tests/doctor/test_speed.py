@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ms_omni.doctor import communication, speed
+from ms_omni.doctor import speed
 from ms_omni.parallel.hardware import TO_MEASURE, load_hardware
 from tests.doctor.conftest import said, the_one
 
@@ -26,12 +26,12 @@ def test_every_constant_is_measured(monkeypatch):
 
 def test_figures_stand_beside_those_of_plan():
     found = {"memory_gb_per_s": 1500.0, "graph": 5.5, "eager": 40.0, "all_reduce_gb_per_s": 5.0}
-    findings = list(speed.beside(found, "910b", "bfloat16", 2))
+    findings = list(speed.compared(found, "910b", "bfloat16", 2))
     assert said(findings, "ok")[0].what == "bfloat16: memory 1.5e+03 GB/s (plan: 1600), a launch in a graph 5.5 us (plan: 5)"
     slow = the_one(findings, "warning")
     assert "a launch one by one 40 us (plan: 15), large sums 5 GB/s (plan: 18)" in slow.what
     assert "configs/hardware/910b.json" in slow.do and "--hardware" in slow.do
-    unknown = list(speed.beside({"memory_gb_per_s": 3.0}, None, "float32"))
+    unknown = list(speed.compared({"memory_gb_per_s": 3.0}, None, "float32"))
     assert [finding.level for finding in unknown] == ["ok", "note"] and speed.NO_PLAN in unknown[1].what
 
 
@@ -48,9 +48,9 @@ def test_links_are_measured_for_two_cards_and_for_all(monkeypatch):
         }
         return 0, "sum is right\n" * workers + f"measured {json.dumps(measured)}\n"
 
-    monkeypatch.setattr(communication, "run_job", job)
-    monkeypatch.setattr(communication.ascend, "device_files", lambda: [f"/dev/davinci{number}" for number in range(4)])
-    said_of = [finding.what for finding in communication.msrun(None)]
+    monkeypatch.setattr(speed, "run_job", job)
+    monkeypatch.setattr(speed.ascend, "device_files", lambda: [f"/dev/davinci{number}" for number in range(4)])
+    said_of = [finding.what for finding in speed.msrun(None)]
     assert jobs == [2, 4] and said_of == [
         "2 processes under msrun sum over HCCL",
         "HCCL_X=1",
@@ -62,9 +62,9 @@ def test_links_are_measured_for_two_cards_and_for_all(monkeypatch):
 
 def test_a_card_without_settings_is_named():
     unknown, processor = ({"card": None, "name": name, "hccl": []} for name in ("Ascend310P", "CPU"))
-    (finding,) = communication.settings(unknown)
+    (finding,) = speed.hccl_settings(unknown)
     assert finding.what == "HCCL is left as it is: for Ascend310P no settings are known"
-    assert not list(communication.settings(processor))
+    assert not list(speed.hccl_settings(processor))
 
 
 def test_what_is_to_be_measured_are_commands_that_there_are():

@@ -61,7 +61,7 @@ def test_files_of_others_are_left_alone(tmp_path, capsys):
 
 
 def test_without_the_miniature_it_says_what_to_do(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo_samples, "_places", lambda: [tmp_path / "examples/miniature"])
+    monkeypatch.setattr(demo_samples, "_folders", lambda: [tmp_path / "examples/miniature"])
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert "install ms_omni again" in error and "--model" in error and len(error.splitlines()) == 1

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ms_omni.demo import samples as demo_samples
-from ms_omni.doctor import miniature as check
-from ms_omni.doctor.finding import Options
+from ms_omni.doctor.runner import Options
+from ms_omni.doctor.selfcheck import miniature
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def few(model, monkeypatch):
         kept = [replace(sample, answer=answer or sample.answer) for sample in kept]
         monkeypatch.setattr(demo_samples, "load_samples", lambda _: kept)
         monkeypatch.setattr(type(model), "from_pretrained", lambda *_, **__: model)
-        return list(check.answers(Options()))
+        return list(miniature(Options()))
 
     return samples_with
 
@@ -35,6 +35,6 @@ def test_wrong_answers_are_named(few):
 
 
 def test_outside_a_clone_it_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_samples, "_places", lambda: [tmp_path])
-    (finding,) = check.answers(Options())
+    monkeypatch.setattr(demo_samples, "_folders", lambda: [tmp_path])
+    (finding,) = miniature(Options())
     assert finding.level == "note" and finding.what.startswith("not tried")
