@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ms_omni.errors import InputError
-from ms_omni.input.access import AccessPolicy, under
+from ms_omni.input.access import AccessPolicy, policy_scope
 from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, image_size, resized, video_size
 from ms_omni.input.image import smart_resize as fit_size
@@ -80,7 +80,7 @@ def process_mm_info(
         InputError, MediaError: an item that cannot be understood or read; the message says which.
     """
     batch, _ = read_batch(conversations)
-    with under(policy):
+    with policy_scope(policy):
         media = load_items(batch, use_audio_in_video)
     vision = _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
     return (_sounds(media), *vision)
@@ -96,7 +96,7 @@ def process_vision_info(
 ) -> tuple[Any, ...]:
     """`process_mm_info` without the sounds: `(images, videos)` or `(images, videos, video_kwargs)`."""
     batch, _ = read_batch(conversations)
-    with under(policy):
+    with policy_scope(policy):
         media = load_items(batch, kinds=("image", "video"))
     return _vision(media, return_video_kwargs, return_video_metadata, image_patch_size)
 
@@ -106,7 +106,7 @@ def process_audio_info(
 ) -> list[np.ndarray] | None:
     """The sounds alone, sound tracks of videos among them: float32 `[samples]` at 16 kHz each; None without any."""
     batch, _ = read_batch(conversations)
-    with under(policy):
+    with policy_scope(policy):
         return _sounds(load_items(batch, use_audio_in_video, kinds=("audio",)))
 
 

@@ -19,18 +19,8 @@ REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
 """Of a server behind --url alone."""
 AT_ONCE = (1, 2, 4, 8, 16)
 HERE = (
-    "geometry",
-    "only",
-    "threads",
-    "no_compile",
-    "quantize",
-    "group",
-    "reference",
-    "reference_python",
-    "beside",
-    "rows",
-    "speech",
-    "kv_cache_dtype",
+    *("geometry", "only", "threads", "no_compile", "quantize", "group", "reference", "reference_python"),
+    *("beside", "rows", "speech", "kv_cache_dtype"),
 )
 """Of what is loaded here alone."""
 

@@ -31,14 +31,8 @@ CODEC_IDS = (
 )
 SPEECH_SECTIONS = ("talker_config", "code2wav_config")
 PROMPT_IDS = (
-    "im_start_token_id",
-    "im_end_token_id",
-    "tts_pad_token_id",
-    "tts_bos_token_id",
-    "tts_eos_token_id",
-    "system_token_id",
-    "user_token_id",
-    "assistant_token_id",
+    *("im_start_token_id", "im_end_token_id", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id"),
+    *("system_token_id", "user_token_id", "assistant_token_id"),
 )
 _ALIASES = {"published": PUBLISHED}
 

@@ -1,4 +1,4 @@
-"""Who may be asked for media, which files may be opened, and how much of either is taken."""
+"""Which hosts may be asked for media, which files may be opened, and how much of either is read."""
 
 from __future__ import annotations
 
@@ -15,21 +15,12 @@ from ms_omni.errors import InputError, MediaError
 MIB, GIB = 1 << 20, 1 << 30
 SCHEMES = ("http", "https", "file", "data")
 _LOCAL_ENDINGS = (
-    ".localhost",
-    ".local",
-    ".lan",
-    ".internal",
-    ".intranet",
-    ".home.arpa",
-    ".home",
-    ".localdomain",
-    ".corp",
-    ".svc",
-    ".test",
+    *(".localhost", ".local", ".lan", ".internal", ".intranet", ".home.arpa", ".home", ".localdomain"),
+    *(".corp", ".svc", ".test"),
 )
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_SERVICES = tuple(  # of clouds and protocols, in ranges that older Python versions take for anybody's
+_SERVICES = tuple(  # of clouds and protocols, in ranges that older Python versions count as public
     map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"))
 )
 _ISATAP = (0x00005EFE, 0x02005EFE)
@@ -54,12 +45,12 @@ class AccessPolicy:
         files: "any", "none", or folders below which paths and file:// may lead, links resolved.
         schemes: of addresses, out of `SCHEMES`. Base64 and bytes are no addresses.
         proxies: use those of the environment (http_proxy, https_proxy, no_proxy). A proxy looks names up once more by itself, so
-            who must rely on the addresses switches this off; `public()` does.
+            switch this off to rely on the addresses, as `public()` does.
         redirects: how many are followed.
         image_bytes, audio_bytes, video_bytes: the most that is downloaded, or read from an open file, for one medium.
         inline_bytes: the most that a data: URI or base64 may hold.
-        decoded_bytes: the most that all media of the conversations of a call hold together, once they are decoded and have the size that the model
-            sees.
+        decoded_bytes: the most that all media of the conversations of a call hold together, decoded and in the size that the
+            model reads.
         silence_s: the longest wait for a server's next byte, in seconds. total_s: for a whole download, redirects included (a
             lookup of a name takes what the system's resolver allows, before that).
     """
@@ -78,12 +69,12 @@ class AccessPolicy:
     total_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, words in (("hosts", ("any", "public")), ("files", ("any", "none")), ("schemes", ())):
+        for name, choices in (("hosts", ("any", "public")), ("files", ("any", "none")), ("schemes", ())):
             value = getattr(self, name)
-            if value in words:
+            if value in choices:
                 continue
             if isinstance(value, (str, os.PathLike)) or not all(isinstance(item, (str, os.PathLike)) for item in value):
-                expected = ", ".join(map(repr, words)) + " or a list" if words else "a list"
+                expected = ", ".join(map(repr, choices)) + " or a list" if choices else "a list"
                 raise InputError(f"AccessPolicy: {name} is {value!r}, expected {expected}")
             object.__setattr__(self, name, tuple(value))
         if unknown := set(self.schemes) - set(SCHEMES):
@@ -121,9 +112,9 @@ class AccessPolicy:
         }
         return kinds.get(what, self.video_bytes)
 
-    def check_decoded(self, held_bytes: int, name: str) -> None:
+    def check_decoded(self, nbytes: int, name: str) -> None:
         """Raises `MediaError` for media that are over `decoded_bytes`."""
-        if held_bytes > self.decoded_bytes:
+        if nbytes > self.decoded_bytes:
             raise MediaError(
                 f"With {name} the media hold over {self.decoded_bytes:,} bytes once they are decoded, and no more are taken (see "
                 "AccessPolicy); give fewer of them, or smaller or shorter ones."
@@ -133,13 +124,13 @@ class AccessPolicy:
         """Whether a host, named in ASCII, may be asked at all, wherever it is."""
         return not isinstance(self.hosts, tuple) or _is_listed(host, self.hosts)
 
-    def refusal(self, host: str, address: str | None, before: tuple[str, str | None] | None) -> str | None:
+    def refusal(self, host: str, address: str | None, referrer: tuple[str, str | None] | None) -> str | None:
         """Why a host that may be looked up may not be asked at this address; None when it may.
 
         Args:
             host: as the address names it, in ASCII.
             address: what a lookup says it is; None where only a proxy can look it up.
-            before: host and address of the server that redirected here, if one did.
+            referrer: host and address of the server that redirected here, if one did.
         """
         if isinstance(self.hosts, tuple):
             return None
@@ -150,8 +141,8 @@ class AccessPolicy:
             return f"{where} is not a public address, and only those may be asked"
         if not is_local_name(host):
             return f"the public name {where} leads to an address that is not public; AccessPolicy(hosts=...) can allow it"
-        if before is not None and (_counts_as_public(*before) or (host != before[0] and address != before[1])):
-            return f"{before[0]} redirects to {where}, which is not a public address"
+        if referrer is not None and (_counts_as_public(*referrer) or (host != referrer[0] and address != referrer[1])):
+            return f"{referrer[0]} redirects to {where}, which is not a public address"
         return None
 
 
@@ -164,7 +155,7 @@ def policy_in_force() -> AccessPolicy:
     return _in_force.get()
 
 
-def under(policy: AccessPolicy | None) -> AbstractContextManager[None]:
+def policy_scope(policy: AccessPolicy | None) -> AbstractContextManager[None]:
     """`policy.in_force()`; without a policy, nothing changes."""
     return nullcontext() if policy is None else policy.in_force()
 

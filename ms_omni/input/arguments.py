@@ -1,4 +1,6 @@
-"""Keyword arguments of the processor, sorted once into typed options."""
+"""What the processor is called with: keyword arguments, sorted once into typed options; and `images`, `videos` and `audio`, decoded in
+the order of the prompt.
+"""
 
 from __future__ import annotations
 
@@ -17,58 +19,34 @@ from ms_omni.input.audio import MOST_CHANNELS, is_number_list, sound_pair
 from ms_omni.input.load import is_source, load_audio, load_image, load_video, load_video_and_sound
 from ms_omni.input.media import ItemOptions, Media, VideoFrames, number
 from ms_omni.input.messages import unwrapped
-from ms_omni.input.sampling import described, file_sampling, fps_per_video, per_video
+from ms_omni.input.sampling import file_sampling, fps_per_video, per_video, with_frame_options
 from ms_omni.input.video import frames_from_array
 from ms_omni.notices import caller_level, warn_once
 
 VISION_KEYS = (
-    "min_pixels",
-    "max_pixels",
-    "size",
-    "do_resize",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "patch_size",
-    "temporal_patch_size",
-    "merge_size",
+    *("min_pixels", "max_pixels", "size", "do_resize", "do_rescale", "rescale_factor", "do_normalize"),
+    *("image_mean", "image_std", "patch_size", "temporal_patch_size", "merge_size"),
 )
 FRAME_KEYS = ("fps", "num_frames", "min_frames", "max_frames", "do_sample_frames")
 _CROSSWISE = ("use_audio_in_video", "load_audio_from_video", "position_id_per_seconds")
 GROUPS = {
     "text_kwargs": (
-        "padding",
-        "padding_side",
-        "truncation",
-        "max_length",
-        "pad_to_multiple_of",
-        "add_special_tokens",
-        "return_attention_mask",
-        "return_token_type_ids",
-        "return_special_tokens_mask",
-        "return_offsets_mapping",
-        "return_length",
+        *("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of"),
+        *("add_special_tokens", "return_attention_mask", "return_token_type_ids"),
+        *("return_special_tokens_mask", "return_offsets_mapping", "return_length"),
         "return_mm_token_type_ids",
     ),
     "images_kwargs": VISION_KEYS,
     "videos_kwargs": (
         *VISION_KEYS,
-        "fps",
-        "nframes",
-        "num_frames",
-        "min_frames",
-        "max_frames",
-        "do_sample_frames",
-        "video_metadata",
+        *("fps", "nframes", "num_frames", "min_frames", "max_frames", "do_sample_frames", "video_metadata"),
         "return_metadata",
         *_CROSSWISE,
     ),
     "audio_kwargs": ("sampling_rate", "padding", "max_length", "truncation", "pad_to_multiple_of"),
     "common_kwargs": ("return_tensors", "audio_from_video_indices", *_CROSSWISE),
 }
-# Standing by themselves these go to the text: a length of sound is meant in samples, and is never given so.
+# Outside of a group these belong to the text: a length of audio in samples is given in audio_kwargs only.
 _TEXT_ONLY = ("padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask")
 OLD_OPTIONS = {"video_fps": "fps"}
 OLD_NAMES = {
@@ -79,7 +57,7 @@ OLD_NAMES = {
     "video": "videos",
     "texts": "text",
 }
-# Known to transformers; these values change nothing here, others could not be honoured.
+# Known to transformers; with these values nothing changes here, others are refused.
 _ONLY = {
     "resample": (3, "bicubic"),
     "interpolation": (3, "bicubic"),
@@ -97,24 +75,13 @@ _ONLY = {
     "return_assistant_tokens_mask": (False,),
     "sanitize_control_tokens": (False,),
 }
-_ONLY_FOR_SOUND = {"return_attention_mask": (True,), "return_token_timestamps": (False,), "do_normalize": (False,)}
-# Known to transformers, and without a meaning here: where it computes, in which layout, and with which reader of videos.
+_ONLY_FOR_AUDIO = {"return_attention_mask": (True,), "return_token_timestamps": (False,), "do_normalize": (False,)}
+# Known to transformers, and without a meaning here: devices, layouts, readers of videos.
 _WITHOUT_EFFECT = frozenset(
     [
-        "seconds_per_chunk",
-        "device",
-        "verbose",
-        "do_convert_rgb",
-        "default_to_square",
-        "data_format",
-        "input_data_format",
-        "disable_grouping",
-        "video_load_backend",
-        "cap_pixels_per_frame",
-        "max_video_tokens",
-        "use_token_compression",
-        "legacy",
-        "return_row_col",
+        *("seconds_per_chunk", "device", "verbose", "do_convert_rgb", "default_to_square", "data_format"),
+        *("input_data_format", "disable_grouping", "video_load_backend", "cap_pixels_per_frame"),
+        *("max_video_tokens", "use_token_compression", "legacy", "return_row_col"),
     ]
 )
 _FLAGS = frozenset(
@@ -151,9 +118,9 @@ class CallOptions:
 def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
     """Sort the keyword arguments of `Qwen3OmniMoeProcessor.__call__`.
 
-    An argument may stand by itself (it then goes to every group that knows it) or within text_kwargs, images_kwargs,
+    An argument may be given by itself (it then goes to every group that knows it) or within text_kwargs, images_kwargs,
     videos_kwargs, audio_kwargs or common_kwargs. `load_audio_from_video` is the newer name of `use_audio_in_video`. What
-    transformers knows and has no effect here is said in one warning; what nobody knows warns, as in transformers.
+    transformers knows and has no effect here is listed in one warning; unknown arguments warn, as in transformers.
 
     Raises:
         InputError: a value that would change the answer and cannot be honoured.
@@ -183,7 +150,7 @@ def call_options(kwargs: Mapping[str, Any]) -> CallOptions:
 
 
 def loose_names() -> set[str]:
-    """Every keyword argument that may stand by itself beside the media."""
+    """Every keyword argument that may be given outside of a group."""
     return {key for keys in GROUPS.values() for key in keys}
 
 
@@ -194,34 +161,34 @@ def is_argument(key: str) -> bool:
 
 def group_options(name: str, kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options of one group, `return_tensors` among them, as `image_processor(...)` and `video_processor(...)` take them."""
-    return known_only(kwargs, {*GROUPS[name], "return_tensors"}, where, for_sound=name == "audio_kwargs")
+    return known_only(kwargs, {*GROUPS[name], "return_tensors"}, where, for_audio=name == "audio_kwargs")
 
 
-def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, for_sound: bool = False) -> dict[str, Any]:
+def known_only(kwargs: Mapping[str, Any], known: Iterable[str], where: str, *, for_audio: bool = False) -> dict[str, Any]:
     """Those of `kwargs` that are among `known` and not None.
 
     Raises:
         InputError: a value that transformers would honour and we cannot.
     """
-    kept, idle, limits = {}, [], {**_ONLY, **(_ONLY_FOR_SOUND if for_sound else {})}
+    accepted, ignored, only = {}, [], {**_ONLY, **(_ONLY_FOR_AUDIO if for_audio else {})}
     for key, value in kwargs.items():
-        if value is None or (key in limits and value in limits[key]):
+        if value is None or (key in only and value in only[key]):
             continue
-        if key in limits:
-            accepted = f"only {' or '.join(map(repr, limits[key]))}" if limits[key] else "only None"
-            raise InputError(f"{where}: {key} is {value!r}; {accepted} can be honoured here.")
+        if key in only:
+            values = " or ".join(map(repr, only[key])) or "None"
+            raise InputError(f"{where}: {key} is {value!r}; only {values} can be honoured here.")
         if key in known:
             _check_kind(key, value, where)
-            kept[key] = value
+            accepted[key] = value
         elif key in _WITHOUT_EFFECT:
-            idle.append(key)
+            ignored.append(key)
         else:
             warnings.warn(
                 f"{where} has no argument {key!r}; it is ignored.{did_you_mean(key, known)}", stacklevel=caller_level()
             )
-    if idle:
-        warn_once(f"{where}: without effect here: {', '.join(sorted(idle))}.", stacklevel=caller_level())
-    return kept
+    if ignored:
+        warn_once(f"{where}: without effect here: {', '.join(sorted(ignored))}.", stacklevel=caller_level())
+    return accepted
 
 
 def _check_kind(key: str, value: Any, where: str) -> None:
@@ -232,7 +199,7 @@ def _check_kind(key: str, value: Any, where: str) -> None:
 
 
 def check_flags(where: str, **flags: Any) -> None:
-    """That each of these is True or False: a text such as "no" would count as true.
+    """Check that each of these is True or False: a text such as "no" would count as true.
 
     Raises:
         InputError: one is something else.
@@ -243,13 +210,13 @@ def check_flags(where: str, **flags: Any) -> None:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """A remark on the known name that `key` looks like, or nothing."""
+    """A hint at the known name that `key` looks like, or nothing."""
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def renamed_media(media: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`media` with what stands under older names (`audios=`) in `kwargs`, where it is taken out.
+def media_arguments(media: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`media`, and what `kwargs` hold under older names (`audios=`), from which it is removed.
 
     Raises:
         InputError: the same given under both names.
@@ -271,19 +238,19 @@ def _group(name: str, value: Any) -> dict[str, Any]:
     return group_options(name, value, name)
 
 
-def given_images(images: Any, *, rescaled: bool = False) -> list[Media]:
+def load_images(images: Any, *, rescaled: bool = False) -> list[Media]:
     """Pictures of the processor's `images`: one, a list of them, an array of them, or a list of such lists.
 
     Args:
-        rescaled: arrays of floats are no steps of 0..255 any more.
+        rescaled: arrays of floats are rescaled already, not in steps of 0..255.
 
     Raises:
         MediaError: one that cannot be used; the message says which.
     """
-    return [_given_image(image, f"picture {index}", rescaled) for index, image in enumerate(_flat_images(images))]
+    return [_load_given_image(image, f"picture {index}", rescaled) for index, image in enumerate(_flat_images(images))]
 
 
-def _given_image(image: Any, name: str, rescaled: bool) -> Media:
+def _load_given_image(image: Any, name: str, rescaled: bool) -> Media:
     array = to_array(image)
     if array is not None and array.dtype.kind == "f" and array.ndim == 3 and (3 in (array.shape[0], array.shape[2])):
         return Media("image", name, frames_from_array(array[None], name, rescaled=rescaled))
@@ -299,7 +266,7 @@ def _flat_images(images: Any) -> list[Any]:
     return [flat for image in images for flat in _flat_images(image)]
 
 
-def given_sounds(audio: Any) -> list[Media]:
+def load_audios(audio: Any) -> list[Media]:
     """Sounds of the processor's `audio`: one clip, or a list of clips or of lists of clips.
 
     A clip is whatever `load_audio` knows: an array or tensor, a list of numbers, (array, sampling rate), a file. An array
@@ -324,10 +291,10 @@ def _is_clip(value: Any) -> bool:
     return not isinstance(value, (list, tuple)) or is_number_list(value) or sound_pair(value) is not None
 
 
-def given_videos(
-    videos: Any, options: Mapping[str, Any], heard: Collection[int | None] = ()
+def load_videos(
+    videos: Any, options: Mapping[str, Any], with_audio: Collection[int | None] = ()
 ) -> tuple[list[Media], dict[int, Media]]:
-    """Clips from what a caller may pass as videos, with the frames per second that hold, and the sound tracks of some.
+    """Clips of what a caller passes as videos, with their frames per second, and the sound tracks of some.
 
     Args:
         videos: one video, a list of them, or a list (per conversation) of lists of them: `Media`, `VideoFrames`, arrays or
@@ -336,9 +303,9 @@ def given_videos(
             of files is several.
         options: of a file, fps or num_frames says which frames are taken; do_sample_frames=False takes all, understood at
             fps if that is given. Of ready-made frames all are taken and fps is their rate, unless do_sample_frames or
-            num_frames is given: then some of them are taken. video_metadata tells the rate that they had in their file.
+            num_frames is given: then some of them are taken. video_metadata gives the rate that they had in their file.
             fps and video_metadata may be lists, one entry for each video.
-        heard: numbers of the videos whose sound track is taken, where they are files that have one.
+        with_audio: indices of the videos whose sound track is taken, where they are files that have one.
 
     Raises:
         InputError: options that do not fit together, or fewer frames than asked for; MediaError: unreadable videos.
@@ -352,23 +319,25 @@ def given_videos(
     clips, tracks = [], {}
     for index, (video, rate, known) in enumerate(zip(flat, rates, metadata)):
         own = {**options, "fps": rate, "video_metadata": known}
-        clip, *track = _given_video(video, own, f"video {index}", index in heard)
+        clip, *track = _load_given_video(video, own, f"video {index}", index in with_audio)
         clips.append(clip)
         if track:
             tracks[index] = replace(track[0], name=f"video {index}")
     return clips, tracks
 
 
-def _given_video(video: Any, options: Mapping[str, Any], name: str, hear: bool) -> list[Media]:
-    """The clip, and its sound track if it is to be heard and has one."""
-    if _is_described(video):
+def _load_given_video(video: Any, options: Mapping[str, Any], name: str, with_audio: bool) -> list[Media]:
+    """The clip and, with `with_audio`, its sound track if it has one."""
+    if _has_metadata(video):
         video, known = video
         options = {**options, "video_metadata": options["video_metadata"] or known}
     if isinstance(video, VideoFrames) and video.origin is not None:
         video = video.origin
     video = unwrapped(video, name)
     if is_source(video):
-        return load_video_and_sound(video, ItemOptions(sampling=file_sampling(options, name)), hear=hear, name=name)
+        return load_video_and_sound(
+            video, ItemOptions(sampling=file_sampling(options, name)), with_audio=with_audio, name=name
+        )
     if not isinstance(video, Media):
         array = to_array(video)
         if array is not None:
@@ -376,15 +345,15 @@ def _given_video(video: Any, options: Mapping[str, Any], name: str, hear: bool) 
             video = Media("video", name, frames, budgeted=False)
         else:
             video = replace(load_video(video, name=name), sample_fps=None, budgeted=False)
-    return [described(video, options)]
+    return [with_frame_options(video, options)]
 
 
-def sound_tracks_wanted(videos: Any, sounds: int, owners: Sequence[int | None] | None) -> Sequence[int | None]:
-    """For each sound of a call the number of the video whose track it is, or None; empty when the caller gave all sounds.
+def sound_track_owners(videos: Any, sounds: int, owners: Sequence[int | None] | None) -> Sequence[int | None]:
+    """For each sound of a call the index of the video whose track it is, or None; empty when the caller gave all sounds.
 
     Args:
         sounds: how many were given.
-        owners: the caller's word; by default there are only sound tracks.
+        owners: as the caller says; by default there are only sound tracks.
     """
     if owners is None:
         owners = [None] * sounds if sounds else range(len(_flat_videos(videos)))
@@ -396,14 +365,14 @@ def _flat_videos(videos: Any) -> list[Any]:
         return [videos]
     if not videos:
         return []
-    if _is_described(videos):
+    if _has_metadata(videos):
         return [videos]
     if all(_is_frame(item) for item in videos):
         return [list(videos)]
     flat: list[Any] = []
     for item in videos:
         whole = isinstance(item, list) and item and all(_is_frame(frame) for frame in item)
-        nested = isinstance(item, (list, tuple)) and not whole and not _is_described(item)
+        nested = isinstance(item, (list, tuple)) and not whole and not _has_metadata(item)
         flat += _flat_videos(item) if nested else [item]
     return flat
 
@@ -413,7 +382,7 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or (array is not None and array.ndim in (2, 3))
 
 
-def _is_described(video: Any) -> bool:
+def _has_metadata(video: Any) -> bool:
     """Whether this is a pair of a video and its metadata."""
     return (
         isinstance(video, tuple)

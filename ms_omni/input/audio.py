@@ -29,22 +29,24 @@ _EARLY_S = 0.1  # what encoders need to begin is less
 _BLOCK = 1 << 16  # samples of a piece from libsndfile
 _OGG_FIRST_PAGE = 2
 _FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
-_BELIEVED = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # libsndfile believes the headers of these
+_FFMPEG_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # libsndfile believes the headers of these
 _GROWTH = 60 * SAMPLING_RATE_HZ
-_GAP_S = 0.1  # time stamps are rounded; only what can be heard as a gap is one
+_GAP_S = 0.1  # timestamps are rounded; only an audible gap counts
 
 
 def decode_audio(value: Any, name: str, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
     """An open file, an array, a list of numbers or a pair of one and its rate as mono samples; see `load.load_audio`."""
     clip = _Clip(name, start_s, end_s)
-    pieces = _pieces_of_file(cast("BinaryIO", value), name) if isinstance(value, io.IOBase) else [_given(value, name)]
+    pieces = (
+        _pieces_of_file(cast("BinaryIO", value), name) if isinstance(value, io.IOBase) else [_samples_and_rate(value, name)]
+    )
     for samples, rate_hz in pieces:
         if not clip.add(samples, checked_rate(rate_hz, name)):
             break
     return check_clip(clip.finish(), name)
 
 
-def _given(value: Any, name: str) -> tuple[np.ndarray, Any]:
+def _samples_and_rate(value: Any, name: str) -> tuple[np.ndarray, Any]:
     """The samples and their rate."""
     samples, rate_hz = sound_pair(value) or (value, SAMPLING_RATE_HZ)
     array = np.asarray(samples) if is_number_list(samples) else to_array(samples)
@@ -56,11 +58,11 @@ def _given(value: Any, name: str) -> tuple[np.ndarray, Any]:
 def decode_sound_track(
     file: BinaryIO, name: str, start_s: float | None = None, end_s: float | None = None
 ) -> np.ndarray | None:
-    """What is heard beside the pictures of a video from `start_s` to `end_s`; None when there is nothing to hear.
+    """The sound track of a video from `start_s` to `end_s`; None when there is none that can be used.
 
     Sample 0 belongs to the picture at `start_s`: where the track begins later than the pictures, or stops for a while, there is
     silence, and what comes before the first picture is left out. A track that is there but cannot be used (empty, damaged, over
-    before `start_s`, of an unknown codec, ...) is said in a warning.
+    before `start_s`, of an unknown codec, ...) gives a warning.
 
     Returns:
         float32 `[samples]` at 16 kHz, at least `MIN_SAMPLES` of them.
@@ -127,11 +129,11 @@ class _Clip:
                 raise MediaError(f"{name}: a second where it starts or ends is not a number up to {LARGEST:.0e}.")
         self.name, self.start_s, self.end_s = name, start_s or 0.0, end_s
         self._samples, self._count = np.empty(_GROWTH, np.float32), 0
-        self._before_s, self._before_count = 0.0, 0  # what came, and what was made, at earlier rates
+        self._earlier_s, self._earlier_count = 0.0, 0  # seconds read and samples made at earlier rates
         self._rate_hz, self._seen, self._taken, self._resampler = 0, 0, 0, None
 
     def add(self, samples: np.ndarray, rate_hz: int, time_s: float | None = None) -> bool:
-        """Join a piece float32 `[samples]` that begins at `time_s`, or where the last one ends; False: no more is wanted.
+        """Append a piece float32 `[samples]` that begins at `time_s`, or where the last one ends; False when the clip is complete.
 
         Raises:
             MediaError: the clip grows over `limits.sound_s`.
@@ -140,13 +142,13 @@ class _Clip:
             self._end_rate()
             self._begin_rate(rate_hz)
         if time_s is not None:
-            samples = self._placed(samples, time_s)
-        first = int((self.start_s - self._before_s) * rate_hz)
-        last = None if self.end_s is None else int((self.end_s - self._before_s) * rate_hz)
+            samples = self._aligned(samples, time_s)
+        first = int((self.start_s - self._earlier_s) * rate_hz)
+        last = None if self.end_s is None else int((self.end_s - self._earlier_s) * rate_hz)
         part = samples[max(0, first - self._seen) : None if last is None else max(0, last - self._seen)]
         self._seen, self._taken = self._seen + len(samples), self._taken + len(part)
         if len(part):
-            self._keep(part if self._resampler is None else self._resampler.resample_chunk(part))
+            self._append(part if self._resampler is None else self._resampler.resample_chunk(part))
         return last is None or self._seen < last
 
     def finish(self) -> np.ndarray:
@@ -156,9 +158,11 @@ class _Clip:
             MediaError: nothing lies between start and end.
         """
         self._end_rate()
-        if self._before_s and not self._count:
+        if self._earlier_s and not self._count:
             end = "its end" if self.end_s is None else f"{self.end_s:g} s"
-            raise MediaError(f"{self.name} lasts {self._before_s:.2f} s; nothing lies between {self.start_s:g} s and {end}.")
+            raise MediaError(
+                f"{self.name} lasts {self._earlier_s:.2f} s; nothing lies between {self.start_s:g} s and {end}."
+            )
         if not self._count:
             raise MediaError(f"{self.name} holds no samples.")
         self._samples.resize(self._count, refcheck=False)
@@ -175,25 +179,25 @@ class _Clip:
         """Close the run of pieces of one rate; its length is rounded up, as librosa does."""
         if self._resampler is not None:
             if self._taken:
-                self._keep(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-            count = self._before_count + math.ceil(self._taken * SAMPLING_RATE_HZ / self._rate_hz)
-            self._keep(np.zeros(max(0, count - self._count), np.float32))
+                self._append(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            count = self._earlier_count + math.ceil(self._taken * SAMPLING_RATE_HZ / self._rate_hz)
+            self._append(np.zeros(max(0, count - self._count), np.float32))
             self._count = count
         if self._rate_hz:
-            self._before_s += self._seen / self._rate_hz
-        self._before_count, self._rate_hz, self._seen, self._taken, self._resampler = self._count, 0, 0, 0, None
+            self._earlier_s += self._seen / self._rate_hz
+        self._earlier_count, self._rate_hz, self._seen, self._taken, self._resampler = self._count, 0, 0, 0, None
 
-    def _placed(self, samples: np.ndarray, time_s: float) -> np.ndarray:
+    def _aligned(self, samples: np.ndarray, time_s: float) -> np.ndarray:
         """The piece without what comes too early, once silence fills what is missing before it."""
-        gap_s = time_s - self._before_s - self._seen / self._rate_hz
-        begun = self._before_s + self._seen > 0
-        gap = round(gap_s * self._rate_hz) if not begun or abs(gap_s) > _GAP_S else 0
+        gap_s = time_s - self._earlier_s - self._seen / self._rate_hz
+        started = self._earlier_s + self._seen > 0
+        gap = round(gap_s * self._rate_hz) if not started or abs(gap_s) > _GAP_S else 0
         while gap > 0:
             silence = np.zeros(min(gap, _GROWTH), np.float32)
             gap = gap - len(silence) if self.add(silence, self._rate_hz) else 0
         return samples[-gap:] if gap < 0 else samples
 
-    def _keep(self, samples: np.ndarray) -> None:
+    def _append(self, samples: np.ndarray) -> None:
         end = self._count + len(samples)
         if end > limits.sound_s * SAMPLING_RATE_HZ:
             raise _TooLongError(
@@ -243,17 +247,17 @@ def _pieces_of_file(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int
     """Mono pieces float32 `[samples]` of a sound file, each with its rate in Hz.
 
     Ogg and the rarer formats that libsndfile knows are read with it, as the reference does, all else with FFmpeg's libraries:
-    libsndfile believes headers (of WAV, FLAC and MP3) where players look at what is there.
+    libsndfile relies on headers (of WAV, FLAC and MP3) where players read what is there.
 
     Raises:
         MediaError: not a sound, cut short or damaged.
     """
     head = check_whole(file, name)
     mp3 = head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
-    sounds = [] if mp3 or head[:4] in _FOR_FFMPEG else _soundfiles(file)
-    for sound in sounds:
-        yield from _with_soundfile(sound, name)
-    if not sounds:
+    readers = [] if mp3 or head[:4] in _FOR_FFMPEG else _libsndfile_readers(file)
+    for reader in readers:
+        yield from _with_soundfile(reader, name)
+    if not readers:
         yield from _with_ffmpeg(file, name)
 
 
@@ -306,7 +310,7 @@ def _with_ffmpeg(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
 
 def _is_cut(track: Track, is_short: bool) -> bool:
     """Whether the end is missing; where the last frame is whole, a header that declares more is wrong, and what is there is all."""
-    if track.format == "mp3":  # half a frame is decoded without a word
+    if track.format == "mp3":  # half a frame is decoded without an error
         return track.last is not None and is_mp3_frame_cut(bytes(track.last)) and mp3_declares_length(track.file)
     by_size = (
         track.stream.codec_context.name.startswith("pcm_") and track.format != "wav"
@@ -339,7 +343,7 @@ class _Part:
         raise io.UnsupportedOperation("write")
 
 
-def _soundfiles(file: BinaryIO) -> list[Any]:
+def _libsndfile_readers(file: BinaryIO) -> list[Any]:
     """libsndfile's readers, one for each stream of an Ogg file; none of what FFmpeg is to read."""
     import soundfile
 
@@ -350,7 +354,7 @@ def _soundfiles(file: BinaryIO) -> list[Any]:
         sounds = [soundfile.SoundFile(part) for part in parts]
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return []
-    return [] if any(sound.format in _BELIEVED for sound in sounds) else sounds
+    return [] if any(sound.format in _FFMPEG_FORMATS for sound in sounds) else sounds
 
 
 def _with_soundfile(sound: Any, name: str) -> Iterator[tuple[np.ndarray, int]]:

@@ -41,7 +41,7 @@ def open_track(file: BinaryIO, name: str, kind: str, given_as: str | None = None
     import av
 
     options: dict[str, Any] = {"options": {"format_whitelist": FORMATS}}
-    if int(av.__version__.split(".")[0]) < 19:  # later ones never stumble over a title that is not in UTF-8
+    if int(av.__version__.split(".")[0]) < 19:  # later ones accept titles that are not in UTF-8
         options["metadata_errors"] = "ignore"
     try:
         file.seek(0)
@@ -84,17 +84,17 @@ def _picture_stream(demuxer: Any, name: str) -> Any:
 def _reason(file: BinaryIO, name: str, what: str, error: Exception) -> str:
     import av
 
-    known, said = describe(file), getattr(error, "strerror", None) or error
+    content, reason = describe(file), getattr(error, "strerror", None) or error
     if not isinstance(error, (av.InvalidDataError, av.ArgumentError, av.EOFError)):  # those say no more than "invalid"
-        known = f"{said}; {known}"
-    elif any(word in known for word in _PLAYABLE):
-        known += ", but it is damaged or not complete"
-    hint = "; give it as an image item" if "picture" in known else ""
-    return f"{name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {known}{hint}."
+        content = f"{reason}; {content}"
+    elif any(word in content for word in _PLAYABLE):
+        content += ", but it is damaged or not complete"
+    hint = "; give it as an image item" if "picture" in content else ""
+    return f"{name} cannot be read as {'sound' if what == 'sound' else 'a video'}: {content}{hint}."
 
 
 class _Clock:
-    """Times as a player counts them: where time stamps jump back, or leap in a broadcast stream, it goes on where it was."""
+    """Times as a player counts them: where timestamps jump back, or leap in a broadcast stream, it goes on where it was."""
 
     def __init__(self, demuxer: Any) -> None:
         import av
@@ -104,7 +104,7 @@ class _Clock:
         self._shift_s, self._next_s = 0.0, None
 
     def time_s(self, stated_s: float | None, duration_s: float) -> float:
-        """The time of a frame whose time stamp is `stated_s` (None: it has none)."""
+        """The time of a frame whose timestamp is `stated_s` (None: it has none)."""
         if self._next_s is None:
             self._next_s = stated_s or 0.0
         time_s = self._next_s if stated_s is None else stated_s + self._shift_s
@@ -133,7 +133,7 @@ class Track:
         self.time_s = _Clock(demuxer).time_s
         self.packets = self.broken = 0
         self.last: Any = None
-        self._begun = False
+        self._started = False
         self.last_broken, self.intact = False, True
 
     def __iter__(self) -> Iterator[Any]:
@@ -156,7 +156,7 @@ class Track:
             if packet.size:
                 self.packets, self.last, self.last_broken = self.packets + 1, packet, not whole
             for frame in frames:
-                self._look(frame)
+                self._note_damage(frame)
                 yield frame
 
     def _whole_samples(self, packet: Any) -> Any:
@@ -172,15 +172,15 @@ class Track:
         whole.stream, whole.pts, whole.dts, whole.time_base = packet.stream, packet.pts, packet.dts, packet.time_base
         return whole
 
-    def _look(self, frame: Any) -> None:
+    def _note_damage(self, frame: Any) -> None:
         if frame.is_corrupt:
             self.broken, self.intact = self.broken + 1, False
-        elif getattr(frame, "key_frame", True) or not self._begun:  # what came before the first frame is no matter
+        elif getattr(frame, "key_frame", True) or not self._started:  # damage before the first frame does not matter
             self.intact = True
-        self._begun = True
+        self._started = True
 
     def check(self, missing: int = 0) -> None:
-        """Say how much could not be decoded: in a warning, or, if it is much or frames are `missing` as well, in an error.
+        """Report what could not be decoded: a warning or, if it is much or frames are `missing` as well, an error.
 
         Raises:
             MediaError: damaged, or encrypted.

@@ -212,7 +212,7 @@ _TOKENS = {
 }
 
 
-def check_belonging(folder: Path, tokenizer: Any, special: SpecialTokens, settings: ProcessorSettings) -> None:
+def check_against_config(folder: Path, tokenizer: Any, special: SpecialTokens, settings: ProcessorSettings) -> None:
     """Compare with the folder's config.json; without one there is nothing to compare.
 
     Raises:

@@ -58,7 +58,7 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _unknown(known: str) -> str:
-    """What to say of a file that Pillow does not know, by what it looks like."""
+    """Describe a file that Pillow does not know, by what it looks like."""
     if any(word in known for word in ("HEI", "AVIF", "XL", "raw")):
         return f"{known}, a format that is not read here; convert it to PNG or JPEG"
     if "picture" in known:
@@ -76,8 +76,8 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         raise MediaError(f"{name} has {image.width} x {image.height} pixels; {_at_most()}")
     try:
         image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else the picture would be copied
-        return to_rgb(ImageOps.exif_transpose(image) if turned else image, name)
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else the picture would be copied
+        return to_rgb(ImageOps.exif_transpose(image) if rotated else image, name)
     except MediaError:
         raise
     except Exception as error:  # OSError for cut files, but also SyntaxError, struct.error, ... from single plugins
@@ -93,20 +93,20 @@ def _at_most() -> str:
 
 def _reason(error: Exception, name: str, what: str) -> str:
     """Why Pillow could not decode, and what helps: not all of it is damage."""
-    said = str(error) or type(error).__name__
+    reason = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         return f"{name} has too many pixels; {_at_most()}"
     if isinstance(error, MemoryError):
         return f"{name} cannot be decoded: there is not enough memory for its pixels. Give a smaller copy."
-    if "truncated" in said.lower():
-        return f"{name} is cut short or damaged: {said}. Copy or download it again."
+    if "truncated" in reason.lower():
+        return f"{name} is cut short or damaged: {reason}. Copy or download it again."
     if isinstance(error, NotImplementedError) or re.search(
-        r"unsupported|not supported|not available|unknown|no .*support", said, re.I
+        r"unsupported|not supported|not available|unknown|no .*support", reason, re.I
     ):
         return (
-            f"{name} is {what} of a kind that Pillow {PIL.__version__} does not read here: {said}. Save it as PNG or JPEG."
+            f"{name} is {what} of a kind that Pillow {PIL.__version__} does not read here: {reason}. Save it as PNG or JPEG."
         )
-    return f"{name} cannot be decoded as {what}: {said}. If other programs show it, save it as PNG; if not, it is damaged."
+    return f"{name} cannot be decoded as {what}: {reason}. If other programs show it, save it as PNG; if not, it is damaged."
 
 
 def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
@@ -346,14 +346,14 @@ def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray
     return patches, np.array(grids, np.int64)
 
 
-def size_rule(settings: ImageProcessor, alone: bool = False) -> SizeRule:
-    """The target size of the frames of a video file under `settings`; alone: of pictures, and of arrays given ready-made, which are
-    only held to the per-frame limits, as in the reference.
+def size_rule(settings: ImageProcessor, own_limits: bool = False) -> SizeRule:
+    """The target size of the frames of a video file under `settings`; own_limits: of pictures, and of arrays given ready-made, for which
+    only the per-frame limits hold, as in the reference.
     """
 
     def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
         limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)
-        return image_size(height, width, *limits) if alone else video_size(frames, height, width, *limits)
+        return image_size(height, width, *limits) if own_limits else video_size(frames, height, width, *limits)
 
     return rule
 
@@ -382,11 +382,11 @@ def _write_patches(frames: np.ndarray, settings: ImageProcessor, blocks: np.ndar
     _, rows, columns, m, _, channels, t, p, _ = blocks.shape
     pixels, done = np.empty(0, np.float32), -1
     for index in range(len(blocks) * t):
-        step, place = divmod(index, t)
+        step, offset = divmod(index, t)
         if min(index, len(frames) - 1) != done:
             done = min(index, len(frames) - 1)
             pixels = normalise(frames[done], settings).reshape(channels, rows, m, p, columns, m, p)
-        blocks[step, ..., place, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
+        blocks[step, ..., offset, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
 
 
 def normalise(frame: np.ndarray, settings: ImageProcessor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What conversations name, found, opened once and handed to the decoder of its kind.
+"""Media that conversations name: opened once and decoded by kind.
 
 A medium may be a path, file://, http(s)://, data: URI, base64, bytes, an open file, or what is decoded already.
 """
@@ -25,7 +25,7 @@ from ms_omni.input.audio import decode_audio, decode_sound_track
 from ms_omni.input.image import SizeRule, decode_image, resized
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
 from ms_omni.input.messages import KINDS, Item, Message, unwrapped
-from ms_omni.input.sampling import described, per_video
+from ms_omni.input.sampling import per_video, with_frame_options
 from ms_omni.input.sources import ACCEPTED, download, from_base64, from_data_uri, is_base64
 from ms_omni.input.video import decode_video
 
@@ -48,14 +48,14 @@ def load_items(
     Args:
         batch: as `read_batch` returns it.
         use_audio_in_video: also load the sound tracks of the videos that have one; the others stay silent videos. One
-            word for all conversations, or one for each.
+            value for all conversations, or one for each.
         kinds: which kinds to load.
         sampling: for videos that do not say themselves.
         size_rule: see `load_video`; picture_rule: likewise for pictures, which else keep their size.
         video_metadata: fps and total_num_frames of videos that come as frames; one for all, or one for each video.
 
     Raises:
-        InputError: an item without a medium, or another number of words than conversations; MediaError: one that cannot
+        InputError: an item without a medium, or another number of values than conversations; MediaError: one that cannot
             be read, or with which they are over `AccessPolicy.decoded_bytes`; its `where` says which.
     """
     several = isinstance(use_audio_in_video, (list, tuple, np.ndarray))
@@ -69,30 +69,31 @@ def load_items(
             f"use_audio_in_video has {len(flags)} values for {len(batch)} conversation(s); give one word, or one for each."
         )
     media: list[Media] = []
-    held_bytes = 0
-    for messages, hear in zip(batch, flags):
+    total_bytes = 0
+    for messages, use_audio in zip(batch, flags):
         for item in (item for message in messages for item in message.media):
             if item.value is None:
                 raise InputError(
                     f"{item.where} names no {item.kind}; add one of the keys {item.kind}, {item.kind}_url, path or url."
                 )
             try:
-                found: list[Media] = []
+                decoded: list[Media] = []
                 if item.kind == "video":
-                    found = load_item(item, sampling, size_rule, "video" in kinds, bool(hear) and "audio" in kinds)
+                    with_audio = bool(use_audio) and "audio" in kinds
+                    decoded = load_item(item, sampling, size_rule, "video" in kinds, with_audio)
                 elif item.kind in kinds:
-                    found = load_item(item, size_rule=picture_rule)
-                held_bytes += sum(one.data.nbytes for one in found)
-                policy_in_force().check_decoded(held_bytes, item.where)
-                media += found
+                    decoded = load_item(item, size_rule=picture_rule)
+                total_bytes += sum(medium.data.nbytes for medium in decoded)
+                policy_in_force().check_decoded(total_bytes, item.where)
+                media += decoded
             except MediaError as error:
                 error.where = item.where
                 raise
-    metadata = iter(per_video(video_metadata, sum(one.kind == "video" for one in media), "video_metadata"))
-    known = [next(metadata) if one.kind == "video" else None for one in media]
+    metadata = iter(per_video(video_metadata, sum(medium.kind == "video" for medium in media), "video_metadata"))
+    stated = [next(metadata) if medium.kind == "video" else None for medium in media]
     return [  # a file knows its own rate
-        one if told is None or one.has_audio is not None else described(one, {"video_metadata": told})
-        for one, told in zip(media, known)
+        medium if known is None or medium.has_audio is not None else with_frame_options(medium, {"video_metadata": known})
+        for medium, known in zip(media, stated)
     ]
 
 
@@ -100,10 +101,10 @@ def load_item(
     item: Item,
     sampling: SamplingOptions = SamplingOptions(),
     size_rule: SizeRule | None = None,
-    see: bool = True,
-    hear: bool = False,
+    with_frames: bool = True,
+    with_audio: bool = False,
 ) -> list[Media]:
-    """The picture or sound of an item, or its video and, if it is to be heard and has any, its sound; see `load_items`."""
+    """The picture or sound of an item; or the frames of its video and, `with_audio`, its sound track if it has one; see `load_items`."""
     own, name = item.options, item.where
     if item.kind == "image":
         picture = Media("image", name, np.asarray(_load_image(item.value, name)).transpose(2, 0, 1)[None], own.sizes)
@@ -111,7 +112,7 @@ def load_item(
     if item.kind == "audio":
         return [Media("audio", name, _load_audio(item.value, own.start_s, own.end_s, name))]
     own = replace(own, sampling=own.sampling.over(sampling))
-    return load_video_and_sound(item.value, own, size_rule, name, see=see, hear=hear)
+    return load_video_and_sound(item.value, own, size_rule, name, with_frames=with_frames, with_audio=with_audio)
 
 
 def load_image(value: Any, name: str = "picture") -> Image.Image:
@@ -132,15 +133,15 @@ def load_image(value: Any, name: str = "picture") -> Image.Image:
 
 
 def _load_image(value: Any, name: str) -> Image.Image:
-    with _found(value, "picture", name) as (found, name):
-        return decode_image(found, name)
+    with _opened(value, "picture", name) as (source, name):
+        return decode_image(source, name)
 
 
 def load_audio(value: Any, start_s: float | None = None, end_s: float | None = None, name: str = "sound") -> np.ndarray:
     """Any accepted sound as mono samples.
 
     Files are decoded as players do it: what is there counts, not what headers say of it, and of several tracks the default one
-    is heard. Channels are averaged, then resampled with soxr (HQ), piece by piece. An `end_s` past the end means the end.
+    is taken. Channels are averaged, then resampled with soxr (HQ), piece by piece. An `end_s` past the end means the end.
 
     Args:
         value: see `audio.AUDIO_ACCEPTED`. Arrays are `[samples]`, or `[samples, channels]` in either order; integers are scaled
@@ -159,8 +160,8 @@ def load_audio(value: Any, start_s: float | None = None, end_s: float | None = N
 
 
 def _load_audio(value: Any, start_s: float | None, end_s: float | None, name: str) -> np.ndarray:
-    with _found(value, "sound", name) as (found, name):
-        return decode_audio(found, name, start_s, end_s)
+    with _opened(value, "sound", name) as (source, name):
+        return decode_audio(source, name, start_s, end_s)
 
 
 def load_video(
@@ -199,30 +200,30 @@ def load_video_and_sound(
     size_rule: SizeRule | None = None,
     name: str = "video",
     *,
-    see: bool = True,
-    hear: bool = False,
+    with_frames: bool = True,
+    with_audio: bool = False,
 ) -> list[Media]:
-    """`load_video` of what is unwrapped and, if a file is to be heard and has sound, its sound track.
+    """`load_video` of what is unwrapped and, `with_audio`, the sound track of a file that has one.
 
-    The file is found once: an address is not downloaded again for its sound.
+    The file is opened once: an address is not downloaded again for its sound.
     """
-    if not (see or is_source(value)):
+    if not (with_frames or is_source(value)):
         return []
     if isinstance(value, (list, tuple)):
         value = [load_image(frame, f"frame {index} of {name}") for index, frame in enumerate(value)]
     media = []
-    with _found(value, "video", name) as (found, called):
-        if see:
-            media.append(decode_video(found, called, options, size_rule))
-        if hear and all(clip.has_audio for clip in media):
-            sound = decode_sound_track(found, called, options.start_s, options.end_s)
-            media = [replace(clip, has_audio=sound is not None, heard=sound is not None) for clip in media]
+    with _opened(value, "video", name) as (source, source_name):
+        if with_frames:
+            media.append(decode_video(source, source_name, options, size_rule))
+        if with_audio and all(clip.has_audio for clip in media):
+            sound = decode_sound_track(source, source_name, options.start_s, options.end_s)
+            media = [replace(clip, has_audio=sound is not None, uses_audio=sound is not None) for clip in media]
             media += [] if sound is None else [Media("audio", name, sound)]
     return media
 
 
 @contextmanager
-def _found(value: Any, what: str, name: str) -> Iterator[tuple[Any, str]]:
+def _opened(value: Any, what: str, name: str) -> Iterator[tuple[Any, str]]:
     """The open file that `value` stands for, and its name; what is decoded already (arrays, pictures) as it is."""
     if not is_source(value):
         yield value, name
@@ -240,7 +241,7 @@ class Source:
     path: Path | None = None
     data: bytes | None = None
     policy: AccessPolicy | None = None  # under which the path may be opened
-    spool: Any = None  # the temporary file at `path`, which goes when nobody holds it any more
+    spool: Any = None  # the temporary file at `path`, deleted with the last reference to it
 
     @classmethod
     def of(cls, name: str, content: bytes | IO[bytes]) -> Source:
@@ -250,7 +251,7 @@ class Source:
         return cls(name, path=Path(content.name), spool=content)
 
     def open(self) -> BinaryIO:
-        """A new binary file object at position 0; the caller closes it. Raises `MediaError` for a file that has gone."""
+        """A new binary file object at position 0; the caller closes it. Raises `MediaError` for a file that is gone."""
         if self.path is None:
             return io.BytesIO(self.data or b"")
         try:
@@ -330,7 +331,7 @@ class _Opener:
             with _open_allowed(path, self.policy):
                 return Source(f"{what} {path}", path=Path(os.path.realpath(path)), policy=self.policy)
         except FileNotFoundError:
-            raise MediaError(f"{name} does not exist{_looked_in(path)}; give {ACCEPTED}.") from None
+            raise MediaError(f"{name} does not exist{_working_folder(path)}; give {ACCEPTED}.") from None
         except IsADirectoryError:
             raise MediaError(f"{name} is a folder; give the file itself.") from None
         except (OSError, ValueError) as error:  # no permission, name too long, endless symbolic links, a pipe, no text
@@ -353,7 +354,7 @@ class _Opener:
         raise MediaError(f"The address {_short(address)} given as {self.what} starts with {scheme}://; give {ACCEPTED}.")
 
     def _path_of(self, address: str) -> str:
-        """The path of a file: address. By the book it is percent-encoded, but many are a plain path with file:// in front."""
+        """The path of a file: address. The standard wants it percent-encoded, but many are a plain path with file:// in front."""
         plain = re.sub(r"^//(localhost(?=/))?", "", address[len("file:") :])
         return plain if self._exists(plain) else urllib.parse.unquote(re.split("[?#]", plain, maxsplit=1)[0])
 
@@ -361,7 +362,7 @@ class _Opener:
         return min(self.policy.inline_bytes, self.policy.limit_bytes(self.what))
 
     def from_file(self, file: Any) -> Source:
-        """What an open file holds from where it stands, or, when it stands at its end, all of it."""
+        """The content of an open file from its position on or, when that is the end, all of it."""
         name = f"{self.what} {getattr(file, 'name', 'given as an open file')}"
         try:
             content = spooled(_pieces(file, self.what), self.policy.limit_bytes(self.what))
@@ -375,7 +376,7 @@ class _Opener:
         return Source.of(name, content)
 
 
-def _looked_in(path: str) -> str:
+def _working_folder(path: str) -> str:
     try:
         return "" if os.path.isabs(path) else f" (looked in {os.getcwd()})"
     except OSError:  # it was removed

@@ -1,4 +1,4 @@
-"""What is known of a picture, sound or video: the options that its item carries, read strictly, and what was decoded."""
+"""Pictures, sounds and videos: the options that an item carries, read strictly; the decoded medium; and limits of their size."""
 
 from __future__ import annotations
 
@@ -21,15 +21,8 @@ OPTION_KEYS = {
     "audio": ("audio_start", "audio_end"),
     "video": (
         *_SIZE_KEYS,
-        "total_pixels",
-        "fps",
-        "nframes",
-        "min_frames",
-        "max_frames",
-        "sample_fps",
-        "raw_fps",
-        "video_start",
-        "video_end",
+        *("total_pixels", "fps", "nframes", "min_frames", "max_frames", "sample_fps", "raw_fps"),
+        *("video_start", "video_end"),
     ),
 }
 
@@ -96,11 +89,11 @@ class Media:
         name: for error messages.
         data: frames `[T, C, H, W]`, uint8 (float32 only if an array of floats was given), one of a picture; of a sound
             float32 `[samples]` at 16 kHz.
-        sizes: how large its item wants it.
-        sample_fps: frames per second of a video's `data`; None when nobody said.
+        sizes: which size its item asks for.
+        sample_fps: frames per second of a video's `data`; None when it is not known.
         has_audio: whether a video's file has a sound track; None for frames that came without a file.
-        heard: a video's sound track is taken: the next sound is its own.
-        sized: frames already have the size that the model wants.
+        uses_audio: a video's sound track is taken: the next sound is its own.
+        sized: frames already have the size that the model reads.
         budgeted: the whole-video pixel budget applies (it does for what we load; not for arrays given ready-made).
         metadata: of a video: fps, total_num_frames, frames_indices and video_backend, as qwen_omni_utils reports them.
     """
@@ -111,7 +104,7 @@ class Media:
     sizes: SizeOptions = SizeOptions()
     sample_fps: float | None = None
     has_audio: bool | None = None
-    heard: bool = False
+    uses_audio: bool = False
     sized: bool = False
     budgeted: bool = True
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -13,23 +13,23 @@ import numpy as np
 
 from ms_omni.errors import InputError
 from ms_omni.hub import resolve
-from ms_omni.input.access import AccessPolicy, under
+from ms_omni.input.access import AccessPolicy, policy_scope
 from ms_omni.input.arguments import (
     FRAME_KEYS,
     VISION_KEYS,
     CallOptions,
     call_options,
     check_flags,
-    given_images,
-    given_sounds,
-    given_videos,
     is_argument,
     known_only,
-    renamed_media,
-    sound_tracks_wanted,
+    load_audios,
+    load_images,
+    load_videos,
+    media_arguments,
+    sound_track_owners,
 )
 from ms_omni.input.chat import choose_template, template_variables
-from ms_omni.input.files import check_belonging, load_chat_template, load_tokenizer, save, special_tokens
+from ms_omni.input.files import check_against_config, load_chat_template, load_tokenizer, save, special_tokens
 from ms_omni.input.image import SizeRule, encode, size_rule
 from ms_omni.input.load import load_items
 from ms_omni.input.media import Media, SizeOptions
@@ -126,19 +126,19 @@ class Qwen3OmniMoeProcessor(Decoding):
                 name, looked up in the hubs' caches and else downloaded (see `hub.resolve`, whose arguments are taken).
             **kwargs: values instead of the files' own: min_pixels, max_pixels, size and the other settings of pictures and
                 video frames, fps, num_frames and the others that choose frames, settings of the mel features, chat_template, padding_side, model_max_length and other arguments
-                of a tokenizer. What has no effect here (use_fast, trust_remote_code, ...) is said in a warning.
+                of a tokenizer. What has no effect here (use_fast, trust_remote_code, ...) is named in a warning.
 
         Raises:
             CheckpointError: no such folder or model, or missing or damaged files.
             InputError: an unknown argument, or values that do not fit together.
         """
         where, options = sort_out(kwargs, cls.__name__, PROCESSOR, (*VISION_KEYS, *AUDIO_KEYS, *FRAME_KEYS))
-        options = {word: value for word, value in options.items() if value is not None}
+        options = {key: value for key, value in options.items() if value is not None}
         path = resolve(pretrained_model_name_or_path, weights=False, **where)
         settings = read_settings(path)
-        vision = {word: options[word] for word in VISION_KEYS if word in options}
-        sound = {word: options[word] for word in AUDIO_KEYS if word in options and word not in TOKENIZER}
-        tokenizer = load_tokenizer(path, {word: options[word] for word in TOKENIZER if word in options})
+        vision = {key: options[key] for key in VISION_KEYS if key in options}
+        sound = {key: options[key] for key in AUDIO_KEYS if key in options and key not in TOKENIZER}
+        tokenizer = load_tokenizer(path, {key: options[key] for key in TOKENIZER if key in options})
         processor = cls(
             settings.image.changed(vision, "from_pretrained"),
             settings.video.changed(vision, "from_pretrained"),
@@ -146,10 +146,10 @@ class Qwen3OmniMoeProcessor(Decoding):
             tokenizer,
             options.get("chat_template") or load_chat_template(path, tokenizer),
         )
-        for word in FRAME_KEYS:
-            if word in options:
-                setattr(processor.video_processor, word, options[word])
-        check_belonging(path, tokenizer, processor.special_tokens, processor.settings)
+        for key in FRAME_KEYS:
+            if key in options:
+                setattr(processor.video_processor, key, options[key])
+        check_against_config(path, tokenizer, processor.special_tokens, processor.settings)
         processor.name_or_path = str(pretrained_model_name_or_path)
         return processor
 
@@ -238,8 +238,8 @@ class Qwen3OmniMoeProcessor(Decoding):
             audio: sounds at 16 kHz (or files); with `use_audio_in_video` the sound tracks among them, in order (those of video
                 files are read where they are left out).
             policy: which hosts and files may be asked for media.
-            **kwargs: as in the reference, by themselves or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
-                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.arguments.given_videos`),
+            **kwargs: as in the reference, on their own or in text_kwargs, images_kwargs, videos_kwargs, audio_kwargs,
+                common_kwargs: fps, num_frames, do_sample_frames, video_metadata (see `input.arguments.load_videos`),
                 use_audio_in_video (or load_audio_from_video), audio_from_video_indices, min_pixels, max_pixels, size,
                 padding, max_length, return_tensors (see `ModelInputs.convert_to_tensors`), ...; see
                 `input.arguments`. Media may have older names (`audios`).
@@ -253,7 +253,7 @@ class Qwen3OmniMoeProcessor(Decoding):
         Raises:
             InputError: arguments that do not fit together; MediaError: media that cannot be used.
         """
-        media = renamed_media({"text": text, "images": images, "videos": videos, "audio": audio}, kwargs)
+        media = media_arguments({"text": text, "images": images, "videos": videos, "audio": audio}, kwargs)
         text, images, videos, audio = media.values()
         options = call_options(kwargs)
         texts = text_batch(text)
@@ -265,31 +265,33 @@ class Qwen3OmniMoeProcessor(Decoding):
                 "to have it resampled."
             )
         rescaled = not self.image_processor.changed(options.vision("image"), "images_kwargs").do_rescale
-        with under(policy):
-            sounds = [] if audio is None else given_sounds(audio)
+        with policy_scope(policy):
+            sounds = [] if audio is None else load_audios(audio)
             videos, owners = [] if videos is None else videos, ()
             if options.use_audio_in_video:
-                owners = sound_tracks_wanted(videos, len(sounds), options.audio_from_video_indices)
-            clips, tracks = given_videos(videos, self.video_processor.sampling(options.video), owners)
-            pictures = [] if images is None else given_images(images, rescaled=rescaled)
+                owners = sound_track_owners(videos, len(sounds), options.audio_from_video_indices)
+            clips, tracks = load_videos(videos, self.video_processor.sampling(options.video), owners)
+            pictures = [] if images is None else load_images(images, rescaled=rescaled)
         if options.use_audio_in_video:
             if owners:
-                alone = iter(sounds)
+                separate = iter(sounds)
                 sounds = [
-                    next(alone) if owner is None else tracks[owner] for owner in owners if owner is None or owner in tracks
+                    next(separate) if owner is None else tracks[owner]
+                    for owner in owners
+                    if owner is None or owner in tracks
                 ]
-            heard = videos_with_sound(
+            uses_audio = videos_with_sound(
                 [clip.has_audio for clip in clips],
                 len(sounds),
                 count_placeholders(texts, self.special_tokens.audio_token),
                 options.audio_from_video_indices,
             )
-            clips = [replace(clip, heard=one) for clip, one in zip(clips, heard)]
+            clips = [replace(clip, uses_audio=taken) for clip, taken in zip(clips, uses_audio)]
         return self._encode(texts, [*pictures, *clips, *sounds], options)
 
     def _encode(self, texts: list[str], given: Sequence[Media], options: CallOptions) -> ModelInputs:
         """Features of all media, the expanded texts' ids, and everything in one mapping."""
-        images, clips, sounds = ([one for one in given if one.kind == kind] for kind in ("image", "video", "audio"))
+        images, clips, sounds = ([item for item in given if item.kind == kind] for kind in ("image", "video", "audio"))
         media: dict[str, Any] = {}
         image, video = self.image_processor, self.video_processor
         image_grids, video_grids = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
@@ -319,7 +321,7 @@ class Qwen3OmniMoeProcessor(Decoding):
                 audio_tokens.tolist(),
                 video_grids,
                 seconds.tolist(),
-                [clip.heard for clip in clips],
+                [clip.uses_audio for clip in clips],
                 video.merge_size,
                 options.position_id_per_seconds,
             ),
@@ -357,11 +359,11 @@ class Qwen3OmniMoeProcessor(Decoding):
             tokenize: False returns the prompt text (a list of texts for several conversations).
             return_dict: with `tokenize`, return all model inputs rather than the ids alone.
             return_tensors: as in `__call__`.
-            use_audio_in_video, load_audio_from_video: the same: hear the sound tracks of videos that have one.
+            use_audio_in_video, load_audio_from_video: the same: use the sound tracks of videos that have one.
             policy: which hosts and files may be asked for media.
             processor_kwargs: arguments for `__call__`; they may also stand among `kwargs`. fps, nframes (num_frames),
-                min_frames, max_frames and do_sample_frames=False (all frames) are for video files that do not say themselves.
-            **kwargs: whatever is none of those goes to the template as a variable.
+                min_frames, max_frames and do_sample_frames=False (all frames) are for video files whose items do not say.
+            **kwargs: all others go to the template as variables.
 
         Raises:
             InputError: a malformed conversation; MediaError: an item that cannot be read.
@@ -400,7 +402,7 @@ class Qwen3OmniMoeProcessor(Decoding):
             )
         if not tokenize:
             return prompts if several else prompts[0]
-        with under(policy):
+        with policy_scope(policy):
             media = load_items(
                 batch,
                 options.use_audio_in_video,
@@ -418,11 +420,11 @@ class Qwen3OmniMoeProcessor(Decoding):
         return size_rule(settings) if settings.do_resize else None
 
     def _picture_size(self, options: CallOptions) -> SizeRule:
-        """The size of pictures. What is wrong with their options is said where there is a picture."""
+        """The size of pictures. Their options are checked only where there is a picture."""
 
         def rule(frames: int, height: int, width: int, sizes: SizeOptions, name: str) -> tuple[int, int]:
             settings = self.image_processor.changed(options.vision("image"), "images_kwargs")
-            own = size_rule(settings, alone=True)
+            own = size_rule(settings, own_limits=True)
             return own(frames, height, width, sizes, name) if settings.do_resize else (height, width)
 
         return rule

@@ -18,12 +18,12 @@ DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: one temporal patch
 MIN_FRAMES = 4
 MAX_FRAMES = 768
-UNKNOWN_FPS = 1.0  # what the reference assumes for frames whose rate nobody states
+UNKNOWN_FPS = 1.0  # what the reference assumes for frames of unknown rate
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The frames taken: the model is told that they are `1 / sample_fps` seconds apart.
+    """The frames taken: for the model they are `1 / sample_fps` seconds apart.
 
     Attributes:
         indices: int64 `[n]`, never falling; a frame that is shown for long may stand there several times.
@@ -42,7 +42,7 @@ def choose_frames(
     """Choose frames of a video by the times at which they are shown.
 
     At a constant rate they are chosen by number, as in the reference. At any other, what a player shows is taken at times that
-    are evenly spaced, so that the times that the model is told are the real ones.
+    are evenly spaced, so that the times that the model gets are the real ones.
 
     Args:
         times_s: float64 `[total]` seconds since the first frame, never falling.
@@ -159,8 +159,8 @@ def frame_indices(first: int, last: int, count: int) -> np.ndarray:
     return np.rint(np.linspace(first, last, count)).astype(np.int64)
 
 
-def described(clip: Media, options: Mapping[str, Any]) -> Media:
-    """Ready-made frames with their rate, or some of them: see `arguments.given_videos`. The caller's fps wins over the clip's own."""
+def with_frame_options(clip: Media, options: Mapping[str, Any]) -> Media:
+    """Ready-made frames with their rate, or a selection of them: see `arguments.load_videos`. The caller's fps wins over the clip's own."""
     total, known, fps = len(clip.data), options.get("video_metadata"), options.get("fps")
     wanted = options.get("nframes") or options.get("num_frames")
     rate = clip.sample_fps if known is None else _metadata_fps(total, known)
@@ -181,7 +181,7 @@ def described(clip: Media, options: Mapping[str, Any]) -> Media:
 
 
 def frame_metadata(fps: float | None, total: int, indices: Sequence[int], backend: str = "frames") -> dict[str, Any]:
-    """As qwen_omni_utils reports it: the frames' own rate, how many there are, and the numbers of those taken."""
+    """As qwen_omni_utils reports it: the frames' own rate, how many there are, and the indices of those taken."""
     return {"fps": fps, "total_num_frames": total, "frames_indices": list(indices), "video_backend": backend}
 
 

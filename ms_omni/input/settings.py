@@ -23,10 +23,10 @@ from ms_omni.input.arguments import (
     FRAME_KEYS,
     VISION_KEYS,
     did_you_mean,
-    given_images,
-    given_videos,
     group_options,
     is_argument,
+    load_images,
+    load_videos,
 )
 from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, encode, image_size
@@ -213,7 +213,7 @@ class ImageProcessor:
             InputError: settings that do not fit together; MediaError: a picture that cannot be used.
         """
         settings = self.changed(group_options("images_kwargs", kwargs, "image_processor"), "image_processor")
-        patches, grids = encode(given_images(images, rescaled=not settings.do_rescale), settings)
+        patches, grids = encode(load_images(images, rescaled=not settings.do_rescale), settings)
         return ModelInputs({"pixel_values": patches, "image_grid_thw": grids}).convert_to_tensors(return_tensors)
 
     preprocess = __call__
@@ -251,7 +251,7 @@ class VideoProcessor(ImageProcessor):
             videos: frames (arrays, tensors, lists of pictures) or files, one or a list of them.
             return_tensors: see `ModelInputs.convert_to_tensors`.
             **kwargs: as the processor's videos_kwargs: settings for this call, and fps, num_frames, do_sample_frames,
-                video_metadata, return_metadata; see `input.arguments.given_videos`.
+                video_metadata, return_metadata; see `input.arguments.load_videos`.
 
         Returns:
             pixel_values_videos float32 `[N, C*t*p*p]` and video_grid_thw int64 `[n, 3]`; with return_metadata also
@@ -262,7 +262,7 @@ class VideoProcessor(ImageProcessor):
         """
         options = group_options("videos_kwargs", kwargs, "video_processor")
         own = {key: options[key] for key in VISION_KEYS if key in options}
-        clips, _ = given_videos(videos, self.sampling(options))
+        clips, _ = load_videos(videos, self.sampling(options))
         patches, grids = encode(clips, self.changed(own, "video_processor"))
         media: dict[str, Any] = {"pixel_values_videos": patches, "video_grid_thw": grids}
         if options.get("return_metadata"):

@@ -32,10 +32,10 @@ _URL_SAFE = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*")
 _SHORTEST = 64  # shorter ones could be names of files; none holds a dot
 _PIECE = 1 << 20
-"""Letters that are read at a time: no other thread of Python runs while one call does."""
-_TAIL = 64  # letters among which padding may be
+"""Characters decoded at a time: a single call holds the interpreter's lock."""
+_TAIL = 64  # characters at the end, among which padding may be
 _READ_BYTES = 1 << 20
-_LOOK_S = 0.5  # how often a wait looks whether it is in vain
+_POLL_S = 0.5  # how often a wait checks whether it was cancelled
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -44,10 +44,10 @@ def download(address: str, policy: AccessPolicy, limit_bytes: int, name: str) ->
     """The body at an http(s) address: bytes, or a temporary file for a large one.
 
     Args:
-        name: what the message calls it.
+        name: for the error message.
 
     Raises:
-        MediaError: it cannot be had, is too large, takes too long, or the policy does not allow where it leads.
+        MediaError: it cannot be fetched, is too large, takes too long, or the policy does not allow where it leads.
     """
     try:
         return _follow(address, policy, limit_bytes)
@@ -64,7 +64,7 @@ def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class _Target:
-    """One address in ASCII: what is asked for, and where."""
+    """One parsed address in ASCII."""
 
     address: str
     scheme: str
@@ -74,7 +74,7 @@ class _Target:
     headers: dict[str, str]
 
     @classmethod
-    def read(cls, address: str) -> _Target:
+    def parse(cls, address: str) -> _Target:
         parts = urllib.parse.urlsplit(address)
         if parts.scheme not in _PORTS:
             raise ValueError(f"it leads to {parts.scheme}://, and only http:// and https:// are followed")
@@ -97,28 +97,28 @@ def _basic(user: str, password: str | None) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-class Patience:
-    """How long all downloads of a block may take together, from now on, and whether anybody still waits for them."""
+class DownloadDeadline:
+    """How long all downloads of a block may take together, from now on; `cancel` ends them earlier."""
 
     def __init__(self, total_s: float):
-        self.total_s, self.end, self._lost = total_s, time.monotonic() + total_s, threading.Event()
+        self.total_s, self.end, self._cancelled = total_s, time.monotonic() + total_s, threading.Event()
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Holds for what this thread downloads in the block."""
-        token = _patience.set(self)
+        token = _deadline.set(self)
         try:
             yield
         finally:
-            _patience.reset(token)
+            _deadline.reset(token)
 
-    def lose(self) -> None:
+    def cancel(self) -> None:
         """Ends the downloads within a second or, while a server is looked up or connected to, within that wait; from any thread."""
-        self._lost.set()
+        self._cancelled.set()
 
     def left_s(self) -> float:
-        """Raises `TimeoutError` when there is none left."""
-        if self._lost.is_set():
+        """Seconds that are left. Raises `TimeoutError` when there are none."""
+        if self._cancelled.is_set():
             raise TimeoutError("nobody waits for it any more")
         left = self.end - time.monotonic()
         if left <= 0:
@@ -126,18 +126,18 @@ class Patience:
         return left
 
 
-_patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
+_deadline: ContextVar[DownloadDeadline | None] = ContextVar("download deadline", default=None)
 
 
 class _Clock:
-    """The time that is left of a download."""
+    """How long a download may still take."""
 
     def __init__(self, policy: AccessPolicy):
-        self.policy, self.end, self.patience = policy, time.monotonic() + policy.total_s, _patience.get()
+        self.policy, self.end, self.deadline = policy, time.monotonic() + policy.total_s, _deadline.get()
 
     def left_s(self) -> float:
         """Seconds that the next wait may take. Raises `TimeoutError` when none are left."""
-        together = math.inf if self.patience is None else self.patience.left_s()
+        together = math.inf if self.deadline is None else self.deadline.left_s()
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError(f"it took over {self.policy.total_s:g} s; download it yourself and give the path")
@@ -145,7 +145,7 @@ class _Clock:
 
 
 class _Timed(io.RawIOBase):
-    """What a server sends: no single byte is waited for too long, and all of them together neither."""
+    """What a server sends, within the limits for silence and for the whole download."""
 
     def __init__(self, connection: socket.socket, clock: _Clock):
         self.connection, self.clock = connection, clock
@@ -156,7 +156,7 @@ class _Timed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         silent = time.monotonic() + self.clock.policy.silence_s
         while True:
-            self.connection.settimeout(min(self.clock.left_s(), max(silent - time.monotonic(), 0.001), _LOOK_S))
+            self.connection.settimeout(min(self.clock.left_s(), max(silent - time.monotonic(), 0.001), _POLL_S))
             try:
                 return self.connection.recv_into(buffer)
             except TimeoutError:
@@ -170,43 +170,45 @@ class _Timed(io.RawIOBase):
 
 
 def _follow(address: str, policy: AccessPolicy, limit_bytes: int) -> bytes | IO[bytes]:
-    clock, before = _Clock(policy), None
+    clock, referrer = _Clock(policy), None
     for _ in range(policy.redirects + 1):
-        target = _Target.read(address)
+        target = _Target.parse(address)
         if target.scheme not in policy.schemes:
             raise ValueError(f"{target.scheme}:// may not be asked")
-        connection, peer, proxy = _connect(target, policy, before, clock)
+        connection, peer, proxy = _connect(target, policy, referrer, clock)
         with connection:
-            response = _ask(connection, target, proxy, clock)
+            response = _request(connection, target, proxy, clock)
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or not location:
                 return _body(response, limit_bytes)
-        before = (target.host, peer)
+        referrer = (target.host, peer)
         address = urllib.parse.urljoin(address, location.encode("iso-8859-1").decode("utf-8", "replace"))
     raise ValueError(f"it is redirected over {policy.redirects} times")
 
 
 def _connect(
-    target: _Target, policy: AccessPolicy, before: tuple[str, str | None] | None, clock: _Clock
+    target: _Target, policy: AccessPolicy, referrer: tuple[str, str | None] | None, clock: _Clock
 ) -> tuple[socket.socket, str | None, _Target | None]:
-    """A connection to the target, encrypted if it asks for that; the IP address; the proxy that is to be told the address."""
+    """A connection to the target, encrypted if it asks for that; the IP address; the proxy that is to be sent the whole address."""
     if not policy.may_look_up(target.host):
         raise ValueError(f"{target.host} is not among the hosts that may be asked")
     proxy = _proxy(target, policy)
     try:
-        places = lookup(target.host, target.port)
+        endpoints = lookup(target.host, target.port)
     except OSError as error:
         if proxy is None:
             raise ValueError(f"the host {target.host} cannot be looked up: {error.strerror or error}") from error
-        places = []  # behind a proxy that may be its task alone
-    refusals = {peer: policy.refusal(target.host, peer, before) for peer in [place[4][0] for place in places] or [None]}
+        endpoints = []  # behind a proxy only that may be able to
+    refusals = {
+        peer: policy.refusal(target.host, peer, referrer) for peer in [endpoint[4][0] for endpoint in endpoints] or [None]
+    }
     allowed = [peer for peer, refusal in refusals.items() if refusal is None]
     if not allowed:
         raise ValueError(next(filter(None, refusals.values())))
     if proxy is not None and (allowed[0] is None or is_public(allowed[0])):
-        connection, peer = _first(lookup(proxy.host, proxy.port), clock), allowed[0]
+        connection, peer = _first_connection(lookup(proxy.host, proxy.port), clock), allowed[0]
     else:
-        connection, proxy = _first([place for place in places if place[4][0] in allowed], clock), None
+        connection, proxy = _first_connection([endpoint for endpoint in endpoints if endpoint[4][0] in allowed], clock), None
         peer = connection.getpeername()[0]
     if target.scheme == "http":
         return connection, peer, proxy
@@ -220,14 +222,14 @@ def _connect(
         raise
 
 
-def _first(places: list[tuple[Any, ...]], clock: _Clock) -> socket.socket:
-    """A connection to the first of the places that takes one."""
+def _first_connection(endpoints: list[tuple[Any, ...]], clock: _Clock) -> socket.socket:
+    """A connection to the first of the endpoints that accepts one."""
     failed: OSError | None = None
-    for family, kind, protocol, _, place in places:
+    for family, kind, protocol, _, endpoint in endpoints:
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(clock.left_s())
-            connection.connect(place)
+            connection.connect(endpoint)
             return connection
         except OSError as error:
             connection.close()
@@ -240,7 +242,7 @@ def _proxy(target: _Target, policy: AccessPolicy) -> _Target | None:
     named = urllib.request.getproxies().get(target.scheme) if policy.proxies else None
     if not named or urllib.request.proxy_bypass(target.host):
         return None
-    proxy = _Target.read(named if "://" in named else f"http://{named}")
+    proxy = _Target.parse(named if "://" in named else f"http://{named}")
     if proxy.scheme != "http":
         raise ValueError(f"the environment names a proxy of the kind {proxy.scheme}://, and only http:// ones are known")
     return proxy
@@ -257,7 +259,7 @@ def _for_proxy(proxy: _Target) -> dict[str, str]:
     return {f"Proxy-{name}": value for name, value in proxy.headers.items() if name == "Authorization"}
 
 
-def _ask(connection: socket.socket, target: _Target, proxy: _Target | None, clock: _Clock) -> http.client.HTTPResponse:
+def _request(connection: socket.socket, target: _Target, proxy: _Target | None, clock: _Clock) -> http.client.HTTPResponse:
     if proxy is None:
         return _send(connection, "GET", target.path, target.headers, clock)
     return _send(
@@ -286,22 +288,22 @@ def _body(response: http.client.HTTPResponse, limit_bytes: int) -> bytes | IO[by
     declared = response.length
     if declared is not None and declared > limit_bytes:
         raise ValueError(f"it has {declared:,} bytes, and {limit_bytes:,} are taken at most (see AccessPolicy)")
-    came = 0
+    received = 0
 
     def pieces() -> Iterator[bytes]:
-        nonlocal came
+        nonlocal received
         while piece := response.read(_READ_BYTES):
-            came += len(piece)
+            received += len(piece)
             yield piece
 
     content = spooled(pieces(), limit_bytes)
-    if declared is not None and came != declared:
-        raise ValueError(f"it was cut: {came:,} of {declared:,} bytes came")
+    if declared is not None and received != declared:
+        raise ValueError(f"it was cut: {received:,} of {declared:,} bytes came")
     return content
 
 
 def is_base64(text: str) -> bool:
-    """Whether a text that is no address is taken for base64 rather than for a path."""
+    """Whether a text that is no address is understood as base64 rather than as a path."""
     end = len(text)
     for _ in range(2):
         end -= text[end - 1 : end] == "="
@@ -336,14 +338,14 @@ def from_data_uri(uri: str, name: str, limit_bytes: int) -> bytes:
 
 def _unquoted(text: str) -> bytes:
     """What is percent-encoded."""
-    found, start = bytearray(), 0
+    content, start = bytearray(), 0
     while start < len(text):
         end = start + _PIECE
-        cut = text.rfind("%", max(start + 1, end - 2), end)  # which two letters belong to
+        cut = text.rfind("%", max(start + 1, end - 2), end)  # two more characters belong to it
         end = end if cut < 0 else cut
-        found += urllib.parse.unquote_to_bytes(text[start:end])
+        content += urllib.parse.unquote_to_bytes(text[start:end])
         start = end
-    return bytes(found)
+    return bytes(content)
 
 
 def _check_size(content: str | bytes, name: str, limit_bytes: int, share: float = 1.0) -> None:
@@ -357,19 +359,19 @@ def decode_base64(text: str, what: str) -> bytes:
     Raises:
         MediaError: not base64.
     """
-    found, waiting = bytearray(), ""
+    content, waiting = bytearray(), ""
     try:
         for start in range(0, len(text), _PIECE):
             waiting += "".join(text[start : start + _PIECE].split())
             whole = max(0, len(waiting) - _TAIL) // 4 * 4
             if "=" in waiting[:whole]:
                 raise ValueError("something follows its padding")
-            found += _decoded(waiting[:whole])
+            content += _decoded(waiting[:whole])
             waiting = waiting[whole:]
-        found += _decoded(waiting + "=" * (-len(waiting) % 4))
+        content += _decoded(waiting + "=" * (-len(waiting) % 4))
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"The {what} is not valid base64: {error}; give {ACCEPTED}.") from error
-    return bytes(found)
+    return bytes(content)
 
 
 def _decoded(text: str) -> bytes:

@@ -30,7 +30,7 @@ VIDEO_ACCEPTED = (
     f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
 )
 DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
-_SAME_S = 1e-3  # time stamps are rounded
+_SAME_S = 1e-3  # timestamps are rounded
 _LARGE_BYTES = 1 << 29  # of chosen frames in their own size
 _DECODER_BYTES = 1 << 28  # for the frames that the threads of a decoder work on
 _STRETCH = 10  # most that pixels are wider than high, or higher than wide
@@ -111,10 +111,10 @@ def _decode_animation(
         timeline = _Timeline(ends_s - lengths_s, float(ends_s[-1]), None, False)
         choice = choose_frames(timeline.times_s, timeline.end_s, None, sampling, name)
         frames = _Canvas(len(choice.indices), sizes, size_rule, name)
-        for place, index in enumerate(choice.indices.tolist()):
+        for position, index in enumerate(choice.indices.tolist()):
             image.seek(index)
             picture = np.asarray(to_rgb(image, name)).transpose(2, 0, 1)
-            frames.put(place, place + 1, picture, (image.height, image.width))
+            frames.put(position, position + 1, picture, (image.height, image.width))
     except MediaError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
@@ -136,7 +136,7 @@ def _clip(timeline: _Timeline, choice: Choice, frames: _Canvas) -> Media:
 
 
 def _survey_packets(file: BinaryIO, name: str) -> _Timeline | None:
-    """The track by its packets; None when they do not tell which frames they hold (fields, missing time stamps)."""
+    """The track by its packets; None when they do not tell which frames they hold (fields, missing timestamps)."""
     with open_track(file, name, "video") as track:
         stream, shown, read, count = track.stream, [], 0, 0
         for packet in track.demuxer.demux():
@@ -183,7 +183,7 @@ def _timeline(track: Track, times: list[float], last_s: float) -> _Timeline:
 
 
 def _check_read(track: Track, timeline: _Timeline, read_bytes: int, packets: int) -> None:
-    """Say that the file promises far more than was found; that is damage if most of its bytes were passed over as well."""
+    """Warn when the file declares far more than was found; raise when most of its bytes were skipped as well."""
     alone_s = 0.0 if timeline.has_audio else (track.demuxer.duration or 0) / 1e6
     stream = track.stream
     declared_s = float(stream.duration * stream.time_base) if stream.duration else alone_s
@@ -209,7 +209,7 @@ def _prepare(track: Track) -> float:
     """
     stream = track.stream
     pixels = _checked_pixels(stream.codec_context.width, stream.codec_context.height, track.name)
-    stream.thread_type = "SLICE"  # not by frames: those threads tell of damage when it is too late
+    stream.thread_type = "SLICE"  # not by frames: those threads report damage too late
     if 2 * pixels > _DECODER_BYTES / 16:
         stream.codec_context.thread_count = max(1, _DECODER_BYTES // (2 * pixels))
     return float(1 / stream.average_rate) if stream.average_rate else 0.0
@@ -237,7 +237,7 @@ class _Canvas:
         self._first = (0, 0)  # height and width at which the first frame is shown
 
     def put(self, start: int, stop: int, picture: np.ndarray, shown: tuple[int, int]) -> None:
-        """The picture `[C, h, w]`, shown with that height and width, at the places from `start` to `stop`."""
+        """Put the picture `[C, h, w]`, shown with that height and width, at the positions from `start` to `stop`."""
         if not len(self.data):
             self._first, height, width = shown, *shown
             if self.size_rule is not None:
@@ -251,8 +251,8 @@ class _Canvas:
         inner_height, inner_width = (round(side * part / max(relative)) for side, part in zip((height, width), relative))
         inner_height, inner_width = max(1, inner_height), max(1, inner_width)
         top, left = (height - inner_height) // 2, (width - inner_width) // 2  # black around what has another shape
-        place = self.data[start:stop, :, top : top + inner_height, left : left + inner_width]
-        place[:] = picture if picture.shape == place.shape[1:] else resize_frame(picture, inner_height, inner_width)
+        target = self.data[start:stop, :, top : top + inner_height, left : left + inner_width]
+        target[:] = picture if picture.shape == target.shape[1:] else resize_frame(picture, inner_height, inner_width)
 
 
 def _decode(file: BinaryIO, timeline: _Timeline, choice: Choice, canvas: _Canvas) -> bool:
@@ -278,17 +278,17 @@ def _decode(file: BinaryIO, timeline: _Timeline, choice: Choice, canvas: _Canvas
 
 
 def _shown(frame: Any, aspect: Fraction | None, name: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """A decoded frame `[C, h, w]` uint8, turned as it is shown, and the height and width it is shown with."""
+    """A decoded frame `[C, h, w]` uint8 in the orientation in which it is shown, and the height and width it is shown with."""
     _checked_pixels(frame.width, frame.height, name)
     height, width = frame.height, frame.width
     if aspect and 1 / _STRETCH <= aspect <= _STRETCH:  # pixels that are not square: one side is stretched, none is shrunk
         height, width = (height, round(width * aspect)) if aspect > 1 else (round(height / aspect), width)
-    picture, turned = _oriented(frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX"), name)
-    return picture.transpose(2, 0, 1), (width, height) if turned else (height, width)
+    picture, swapped = _oriented(frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX"), name)
+    return picture.transpose(2, 0, 1), (width, height) if swapped else (height, width)
 
 
 def _oriented(picture: np.ndarray, display_matrix: Any, name: str) -> tuple[np.ndarray, bool]:
-    """The picture `[h, w, 3]` mirrored and turned as the matrix says, and whether its sides have changed places.
+    """The picture `[h, w, 3]` mirrored and rotated as the matrix says, and whether height and width are swapped.
 
     The matrix (a b; c d) puts the pixel in column p and row q into column a p + c q and row b p + d q.
     """
@@ -299,12 +299,12 @@ def _oriented(picture: np.ndarray, display_matrix: Any, name: str) -> tuple[np.n
     if min(straight, crossed) > 0.02 * max(straight, crossed):
         angle = np.degrees(np.arctan2(b, a))
         raise MediaError(f"{name} is to be shown rotated by {angle:.0f} degrees; only quarter turns are understood.")
-    turned = bool(crossed > straight)
-    if turned:
+    swapped = bool(crossed > straight)
+    if swapped:
         picture, columns, rows = picture.transpose(1, 0, 2), c, b
     else:
         columns, rows = a, d
-    return picture[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1], turned
+    return picture[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1], swapped
 
 
 def _stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
@@ -325,7 +325,7 @@ def _stacked(pictures: Sequence[Image.Image], name: str) -> np.ndarray:
 def frames_from_array(array: np.ndarray, name: str, *, rescaled: bool = False) -> np.ndarray:
     """`[T, C, H, W]` RGB from an array of either layout: floats as float32, everything else as uint8.
 
-    Floats stay floats because the reference resizes them without rounding. `rescaled` ones are no steps of 0..255 any more.
+    Floats stay floats because the reference resizes them without rounding. `rescaled` ones are not in steps of 0..255.
 
     Raises:
         MediaError: wrong shape or type, or values outside 0..255.

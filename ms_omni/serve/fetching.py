@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import MediaError
 from ..input.access import GIB, AccessPolicy
 from ..input.load import open_source
-from ..input.sources import Patience
+from ..input.sources import DownloadDeadline
 
 THREADS = 16
 MOST_BYTES = GIB
@@ -24,7 +24,7 @@ class Fetcher:
     def __init__(self, policy: AccessPolicy):
         self.policy = policy
         self._pool = ThreadPoolExecutor(THREADS, "fetch")
-        self._waiting: set[Patience] = set()
+        self._waiting: set[DownloadDeadline] = set()
 
     async def fetched(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """A conversation with what its http(s) addresses lead to, within `policy.total_s` for all of them, the wait for a thread
@@ -35,21 +35,21 @@ class Fetcher:
         messages = [dict(message) for message in messages]
         if not any(_address(part) for message in messages for part in _parts(message)):
             return messages
-        patience = Patience(self.policy.total_s)
-        self._waiting.add(patience)
+        deadline = DownloadDeadline(self.policy.total_s)
+        self._waiting.add(deadline)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(self._all, messages, patience))
+            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(self._all, messages, deadline))
         finally:
-            patience.lose()
-            self._waiting.discard(patience)
+            deadline.cancel()
+            self._waiting.discard(deadline)
 
     def close(self) -> None:
         """Ends all downloads."""
-        for patience in tuple(self._waiting):
-            patience.lose()
+        for deadline in tuple(self._waiting):
+            deadline.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _all(self, messages, patience):
+    def _all(self, messages, deadline):
         left = MOST_BYTES
         for number, message in enumerate(messages):
             parts = _parts(message)
@@ -61,7 +61,7 @@ class Fetcher:
                     name: min(left, getattr(self.policy, name)) for name in ("image_bytes", "audio_bytes", "video_bytes")
                 }
                 try:
-                    with patience.in_force():
+                    with deadline.in_force():
                         source = open_source(part[kind], WORDS[kind], replace(self.policy, **most))
                 except MediaError as error:
                     error.where = f"message {number}, item {place} ({kind})"

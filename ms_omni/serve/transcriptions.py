@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import MediaError
-from ..input.access import under
+from ..input.access import policy_scope
 from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
 from .answer_text import Thoughts
@@ -159,7 +159,7 @@ class Heard:
         opened = SimpleNamespace(read=file.file.read, seek=file.file.seek, name=name)
 
         def decode(_):
-            with under(server.policy):
+            with policy_scope(server.policy):
                 return load_audio(opened)
 
         try:
