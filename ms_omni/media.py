@@ -66,7 +66,7 @@ def process_mm_info(
 
     Args:
         conversations: one conversation (a list of messages) or a list of them.
-        use_audio_in_video: put the sound tracks of videos among the audios; one word, or one for each conversation.
+        use_audio_in_video: put the sound tracks of videos among the audios; one value, or one for each conversation.
         return_video_kwargs: return a fourth value for the processor, `{"do_sample_frames": False, "fps": [...]}`.
         return_video_metadata: return `(frames, metadata)` for each video, and no `fps` in the fourth value.
         image_patch_size: resize here already, to multiples of twice this, as the original does (its default is 14).
@@ -171,13 +171,13 @@ def fetch_video(
 
 
 def _sounds(media: Sequence[Media]) -> list[np.ndarray] | None:
-    return [one.data for one in media if one.kind == "audio"] or None
+    return [medium.data for medium in media if medium.kind == "audio"] or None
 
 
 def _vision(media: Sequence[Media], return_kwargs: bool, return_metadata: bool, patch_size: int | None) -> tuple[Any, ...]:
     factor, always = (patch_size or LOADER_PATCH_SIZE) * MERGE_SIZE, patch_size is not None
-    images = [_sized_image(one, factor, always) for one in media if one.kind == "image"]
-    clips = [_sized_clip(one, factor, always) for one in media if one.kind == "video"]
+    images = [_sized_image(medium, factor, always) for medium in media if medium.kind == "image"]
+    clips = [_sized_clip(medium, factor, always) for medium in media if medium.kind == "video"]
     videos = [(VideoFrames(clip), clip.metadata) if return_metadata else VideoFrames(clip) for clip in clips]
     result = (images or None, videos or None)
     if not return_kwargs:

@@ -314,7 +314,7 @@ def load_videos(
     rates = fps_per_video(options.get("fps"), len(flat))
     stated = options.get("video_metadata")
     if isinstance(stated, (list, tuple)):
-        stated = [one for entry in stated for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
+        stated = [known for entry in stated for known in (entry if isinstance(entry, (list, tuple)) else [entry])]
     metadata = per_video(stated, len(flat), "video_metadata")
     clips, tracks = [], {}
     for index, (video, rate, known) in enumerate(zip(flat, rates, metadata)):

@@ -22,24 +22,31 @@ from ms_omni.input.load import open_source
 from ms_omni.input.messages import plain, read_batch
 from ms_omni.notices import caller_level, warn_once
 
+REQUEST = "Read this text aloud."
+_NOT_BLANK = re.compile(r"\S")
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_BLOCK = re.compile(rf"{_OPEN}(.*?)({_CLOSE}|(?={_OPEN})|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^```\w*\s*|\s*```$")
+_MISSING_ENDS = ("}", "}}", "]}", "]}}", "]")
 
-def choose_template(known: str | dict[str, str] | None, asked: str | None, tools: Any = None) -> str:
-    """The template to render: the one asked for (by name or as text), else "tool_use" for tools, else the default.
+
+def choose_template(available: str | dict[str, str] | None, requested: str | None, tools: Any = None) -> str:
+    """The template to render: the requested one (by name or as text), else "tool_use" for tools, else the default.
 
     Raises:
         InputError: there is none.
     """
-    if isinstance(known, dict):
-        if asked is not None:
-            return known.get(asked, asked)
-        if tools and "tool_use" in known:
-            return known["tool_use"]
-        if "default" in known:
-            return known["default"]
+    if isinstance(available, dict):
+        if requested is not None:
+            return available.get(requested, requested)
+        if tools and "tool_use" in available:
+            return available["tool_use"]
+        if "default" in available:
+            return available["default"]
         raise InputError(
-            f"None of the chat templates ({', '.join(known)}) is named default; pass chat_template= with one name."
+            f"None of the chat templates ({', '.join(available)}) is named default; pass chat_template= with one name."
         )
-    template = asked if asked is not None else known
+    template = requested if requested is not None else available
     if template is None:
         raise InputError(
             "The checkpoint has no chat template (chat_template.json, chat_template.jinja or in "
@@ -61,7 +68,7 @@ def template_variables(
 
     Args:
         template: Jinja text.
-        variables: the caller's own; one that the template does not read is said in a warning, as are `tools` and `documents`.
+        variables: the caller's own; one that the template does not read gives a warning, as do `tools` and `documents`.
         tools: functions with annotations and a docstring, or JSON schemas of functions.
 
     Raises:
@@ -70,7 +77,7 @@ def template_variables(
     given = {"tools": _schemas(tools) or None, "documents": documents or None, **variables}
     for name, value in given.items():
         if value is not None and not re.search(rf"\b{re.escape(name)}\b", template):
-            _say_unread(name)
+            _warn_unread(name)
     return plain({**tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt, **given})
 
 
@@ -94,7 +101,7 @@ def _schemas(tools: Any) -> list[Any]:
     return schemas
 
 
-def _say_unread(name: str) -> None:
+def _warn_unread(name: str) -> None:
     if name in ("tools", "documents"):
         warn_once(
             f"The chat template does not read {name}: the model will not see them. Pass chat_template= with one that does."
@@ -107,14 +114,11 @@ def _say_unread(name: str) -> None:
         )
 
 
-REQUEST = "Read this text aloud."
-
-
 def spoken_turn(processor: Any, text: str, instructions: str | None = None) -> dict[str, Any]:
     """Ids and mask int64 `[1, T]` of a conversation whose assistant turn is the text, for `model.say` and `engine.add(given=True)`.
 
-    Names of special tokens in it are said as they are written. instructions: how it is to be said; the talker hears what the user has
-    written, so they stand there.
+    Names of special tokens in the text are spoken as they are written. instructions: how it is to be spoken; they become part of the
+    user's turn, which the talker reads.
     """
     request = f"{REQUEST} {instructions.strip()}" if instructions and instructions.strip() else REQUEST
     message = {"role": "user", "content": [{"type": "text", "text": request}]}
@@ -126,20 +130,17 @@ def spoken_turn(processor: Any, text: str, instructions: str | None = None) -> d
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-SOMETHING = re.compile(r"\S")
-
-
 def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, in words; the value) of each JSON value in a file: on a line each, or over several. Of a list of conversations
-    each one is a value. Raises `InputError` for what is no JSON.
+    each one is a value. Raises `InputError` for invalid JSON.
     """
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     decoder, line, at = json.JSONDecoder(), 1, 0
-    while found := SOMETHING.search(text, at):
-        begin = found.start()
+    while match := _NOT_BLANK.search(text, at):
+        begin = match.start()
         line += text.count("\n", at, begin)
         where = f"{path}, line {line}"
         try:
@@ -171,12 +172,6 @@ def checked(messages: Any, where: str) -> list[dict]:
     return messages
 
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_BLOCK = re.compile(rf"{_OPEN}(.*?)({_CLOSE}|(?={_OPEN})|\Z)", re.DOTALL)
-_FENCE = re.compile(r"^```\w*\s*|\s*```$")
-_MISSING_ENDS = ("}", "}}", "]}", "]}}", "]")
-
-
 def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     """Separate the tool calls of an answer from its text.
 
@@ -193,9 +188,9 @@ def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     calls: list[dict[str, Any]] = []
 
     def take(block: re.Match[str]) -> str:
-        found = _calls(block[1], closed=block[2] == _CLOSE)
-        calls.extend(found or [])
-        return "" if found else block[0]
+        parsed = _calls(block[1], closed=block[2] == _CLOSE)
+        calls.extend(parsed or [])
+        return "" if parsed else block[0]
 
     rest = _BLOCK.sub(take, text)
     return (rest.strip() if calls else text), calls

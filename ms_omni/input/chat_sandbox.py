@@ -2,7 +2,7 @@
 
 Jinja's sandbox keeps a template from Python's insides, not from `{% for i in range(99999) %}` within another or from
 `'a' * 10**11`. So every round of a loop, every call, filter and operator that can make something large is counted, in the
-thread that renders, and what is too large is refused before it is made.
+thread that renders, and what is too large is refused before it is created.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _budget = _Budget()
 
 
 def _spend(value: Any) -> Any:
-    """The value that was made, counted: a list may hold another many times over, and each of those a third."""
+    """The value, counted: a list may hold another many times over, and each of those a third."""
     if isinstance(value, str):
         _budget.charge(len(value))
     else:
@@ -71,7 +71,7 @@ def _spend(value: Any) -> Any:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What a value holds at its ends; each part of it is a step."""
+    """The values that a nested value holds; each part of it is a step."""
     if isinstance(value, jinja2.utils.Namespace):
         value = value._Namespace__attrs  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, dict):
@@ -115,8 +115,8 @@ def _bounded(function: Callable) -> Callable:
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     text, old, new = _text(text), str(old), str(new)
-    found = text.count(old) if count is None or count < 0 else min(text.count(old), count)
-    _budget.charge(len(text) + found * len(new))
+    matches = text.count(old) if count is None or count < 0 else min(text.count(old), count)
+    _budget.charge(len(text) + matches * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
@@ -202,12 +202,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)):
             written = sum(len(text.data) for text in loop.find_all(jinja2.nodes.TemplateData))
-            loop.body.insert(0, jinja2.nodes.ExprStmt(_call("round_of_loop", jinja2.nodes.Const(written))))
+            loop.body.insert(0, jinja2.nodes.ExprStmt(_call("loop_round", jinja2.nodes.Const(written))))
             if isinstance(loop, jinja2.nodes.For):
                 loop.iter = _call("counted", loop.iter)
         return _counted(tree)
 
-    def round_of_loop(self, written: int) -> None:
+    def loop_round(self, written: int) -> None:
         """A round begins, in which so many characters stand in the template itself."""
         _budget.step()
         _budget.charge(written)
@@ -222,7 +222,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """What `a ~ b` means."""
         return "".join(map(_text, values))
 
-    def made(self, value: Any) -> Any:
+    def literal(self, value: Any) -> Any:
         """A list, tuple or dict that the template writes."""
         return _spend(value)
 
@@ -285,7 +285,7 @@ def _counted(node: Any) -> Any:
     if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Dict)) or (
         isinstance(node, jinja2.nodes.Tuple) and node.ctx == "load"
     ):
-        return _call("made", node)
+        return _call("literal", node)
     return node
 
 

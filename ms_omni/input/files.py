@@ -29,7 +29,7 @@ _PROCESSOR_FILES = (  # each of these would be read before, or beside, what is w
 
 
 _first_use = threading.RLock()
-"""Held while transformers imports: it imports its parts when they are first asked for, and two threads that do meet halves."""
+"""Held while transformers imports: it imports its parts at their first use, and a second thread would see them half imported."""
 
 
 def of_transformers(name: str) -> Any:
@@ -67,7 +67,7 @@ def load_tokenizer(folder: Path, options: Mapping[str, Any] = MappingProxyType({
 
 def _load_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
     logging = of_transformers("logging")
-    said = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # 5.x remarks on keys of config.json, which it reads for the model's kind only
     try:
         tokenizer = of_transformers("AutoTokenizer").from_pretrained(
@@ -77,7 +77,7 @@ def _load_tokenizer(folder: Path, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
     finally:
-        logging.set_verbosity(said)
+        logging.set_verbosity(verbosity)
 
 
 def _check_regular(folder: Path) -> None:
@@ -221,7 +221,7 @@ def check_against_config(folder: Path, tokenizer: Any, special: SpecialTokens, s
     config = read_json(folder / "config.json")
     if config is None or not str(config.get("model_type", "")).startswith("qwen3_omni_moe"):
         return
-    wrong = [*_settings(config, settings), *_ids(config, tokenizer, special)]
+    wrong = [*_setting_differences(config, settings), *_id_differences(config, tokenizer, special)]
     if wrong:
         raise CheckpointError(
             f"{folder}: the processor's files and config.json disagree, so they belong to different models, or one was changed: "
@@ -229,32 +229,35 @@ def check_against_config(folder: Path, tokenizer: Any, special: SpecialTokens, s
         )
 
 
-def _settings(config: Mapping[str, Any], settings: ProcessorSettings) -> Iterator[str]:
-    vision = _inside(config, "thinker_config", "vision_config")
+def _setting_differences(config: Mapping[str, Any], settings: ProcessorSettings) -> Iterator[str]:
+    vision = _section(config, "thinker_config", "vision_config")
     for kind, own in (("pictures", settings.image), ("videos", settings.video)):
         for name, theirs in _VISION.items():
             if vision.get(theirs, getattr(own, name)) != getattr(own, name):
                 yield f"{name} of {kind} is {getattr(own, name)}, vision_config.{theirs} {vision[theirs]!r}"
-    bands, theirs = settings.audio.get("feature_size"), _inside(config, "thinker_config", "audio_config").get("num_mel_bins")
+    bands, theirs = (
+        settings.audio.get("feature_size"),
+        _section(config, "thinker_config", "audio_config").get("num_mel_bins"),
+    )
     if None not in (bands, theirs) and bands != theirs:
         yield f"feature_size is {bands}, audio_config.num_mel_bins {theirs!r}"
 
 
-def _ids(config: Mapping[str, Any], tokenizer: Any, special: SpecialTokens) -> Iterator[str]:
+def _id_differences(config: Mapping[str, Any], tokenizer: Any, special: SpecialTokens) -> Iterator[str]:
     vocabulary = tokenizer.get_vocab()
     texts = {**_TOKENS, **{key: getattr(special, name) for key, name in _PLACEHOLDERS.items()}}
     for part in ((), ("thinker_config",), ("talker_config",)):
-        section = _inside(config, *part)
+        section = _section(config, *part)
         for key, text in texts.items():
             if section.get(key) is not None and vocabulary.get(text, section[key]) != section[key]:
                 yield f"{text} has the id {vocabulary[text]}, {'.'.join((*part, key))} is {section[key]!r}"
-    size = _inside(config, "thinker_config", "text_config").get("vocab_size")
+    size = _section(config, "thinker_config", "text_config").get("vocab_size")
     largest = max(vocabulary.values())
     if isinstance(size, int) and largest >= size:
         yield f"the tokenizer has ids up to {largest}, text_config.vocab_size is {size}"
 
 
-def _inside(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+def _section(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     """A section; a configuration of the thinker alone has its sections at the top."""
     if "thinker_config" not in config and names[:1] == ("thinker_config",):
         names = names[1:]

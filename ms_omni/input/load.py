@@ -66,7 +66,7 @@ def load_items(
         )
     if len(flags) != len(batch):
         raise InputError(
-            f"use_audio_in_video has {len(flags)} values for {len(batch)} conversation(s); give one word, or one for each."
+            f"use_audio_in_video has {len(flags)} values for {len(batch)} conversation(s); give one value, or one for each."
         )
     media: list[Media] = []
     total_bytes = 0

@@ -25,11 +25,11 @@ _TYPES = {"text": "text", "input_text": "text", "output_text": "text", "file": "
 }
 _ROLES = {"developer": "system", "function": "tool"}  # OpenAI's other names
 _END = "<|continued from here|> "
-# In the order of trust: decoded samples, encoded bytes, text that stands for bytes, files, addresses, and what wraps one of these.
+# In the order of preference: decoded samples, encoded bytes, text that stands for bytes, files and addresses, and what wraps these.
 _ARRAY, _BYTES, _TEXT = ("array",), ("bytes",), ("data", "base64", "file_data", "b64_json")
-_PLACES = ("path", "file_path", "url", "uri", "file_url")
+_LOCATIONS = ("path", "file_path", "url", "uri", "file_url")
 _WRAPPERS = ("file", "source", "composite", "image", "audio", "video", "image_url", "audio_url", "video_url", "input_audio")
-SOURCE_KEYS = (*_ARRAY, *_BYTES, *_TEXT, *_PLACES, "file", "source")
+SOURCE_KEYS = (*_ARRAY, *_BYTES, *_TEXT, *_LOCATIONS, "file", "source")
 _RATES = ("sampling_rate", "sample_rate")
 _MEDIA_TYPES = {  # endings that Python's table leaves to the system
     **dict.fromkeys((".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wav", ".mp3"), "audio"),
@@ -105,13 +105,13 @@ def read_batch(conversations: Any) -> tuple[list[list[Message]], bool]:
     if not isinstance(conversations, (list, tuple)) or not conversations:
         raise InputError(f"A conversation is a non-empty list of messages; got {_kind_of(conversations)}.")
     several = isinstance(_listed(conversations[0]), (list, tuple)) or hasattr(conversations[0], "messages")
-    batch = [_listed(getattr(one, "messages", one)) for one in conversations] if several else [conversations]
+    batch = [_listed(getattr(item, "messages", item)) for item in conversations] if several else [conversations]
     read = []
     for index, conversation in enumerate(batch):
         if not isinstance(conversation, (list, tuple)) or not conversation:
             raise InputError(f"Conversation {index} must be a non-empty list of messages; got {_kind_of(conversation)}.")
         where = f"Conversation {index}, " if len(batch) > 1 else ""
-        read.append([_read_message(message, f"{where}message {place}") for place, message in enumerate(conversation)])
+        read.append([_read_message(message, f"{where}message {number}") for number, message in enumerate(conversation)])
     return read, several
 
 
@@ -119,7 +119,7 @@ def read_item(item: Any, where: str = "The item") -> Item:
     """One item of a message's content.
 
     Raises:
-        InputError: an unknown type, no type where the keys do not tell, or more than one medium.
+        InputError: an unknown type, no type where the keys leave it open, or more than one medium.
     """
     if isinstance(item, str):
         return Item("text", item, {}, where, item)
@@ -135,17 +135,17 @@ def read_item(item: Any, where: str = "The item") -> Item:
         return Item("text", _text(mapping.get("text"), where), rest, where, item)
     where = f"{where} ({kind})"
     names = (kind, f"{kind}_url", f"input_{kind}")
-    found = [key for key in (*names, *SOURCE_KEYS) if key in given]
-    if len(found) > 1 and any(key in names for key in found):
-        raise InputError(f"{where} names its {kind} {len(found)} times ({', '.join(found)}); keep one.")
+    keys = [key for key in (*names, *SOURCE_KEYS) if key in given]
+    if len(keys) > 1 and any(key in names for key in keys):
+        raise InputError(f"{where} names its {kind} {len(keys)} times ({', '.join(keys)}); keep one.")
     try:
-        value = unwrapped(given[found[0]] if found and found[0] in names else given, where) if found else None
+        value = unwrapped(given[keys[0]] if keys and keys[0] in names else given, where) if keys else None
     except MediaError as error:
         raise InputError(str(error)) from error
-    inner = given.get(found[0]) if found else None
+    inner = given.get(keys[0]) if keys else None
     stated = {key: inner[key] for key in OPTION_KEYS[kind] if is_given(inner.get(key))} if isinstance(inner, Mapping) else {}
     # Gradio's dict of a file has many keys.
-    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (found and found[0] in names)
+    is_file = _TYPES.get(given.get("type") or "file") == "file" and not (keys and keys[0] in names)
     stated |= {key: given[key] for key in given if key in OPTION_KEYS[kind] or not (is_file or key in _KNOWN)}
     return Item(kind, value, stated, where, item, item_options(kind, stated, where))
 
@@ -276,7 +276,7 @@ def unwrapped(value: Any, name: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     given = {key: item for key, item in value.items() if is_given(item)}
-    for key in (*_ARRAY, *_BYTES, *_TEXT, *_PLACES, *_WRAPPERS):
+    for key in (*_ARRAY, *_BYTES, *_TEXT, *_LOCATIONS, *_WRAPPERS):
         if key not in given:
             continue
         inner = given[key]
@@ -291,7 +291,7 @@ def unwrapped(value: Any, name: str) -> Any:
 
 
 def kind_of_file(item: Mapping[str, Any]) -> str | None:
-    """ "image", "audio" or "video" by a file dict's media type, data: URI or name; None when they do not tell."""
+    """ "image", "audio" or "video" by a file dict's media type, data: URI or name; None when they leave it open."""
     file = item.get("file")
     inner = file if isinstance(file, Mapping) else item
     texts = [str(inner[key]) for key in ("mime_type", "media_type", "mimeType") if is_given(inner.get(key))]
@@ -343,8 +343,8 @@ def _render_one(template: str, messages: Sequence[Message], variables: Mapping[s
     end = text.rfind(_END.strip())
     if end < 0:
         raise InputError("continue_final_message: the chat template leaves out the text of the last message.")
-    kept = text[end : end + len(_END)] == _END  # some templates strip the texts
-    return text[:end] if kept else text[:end].rstrip()
+    intact = text[end : end + len(_END)] == _END  # some templates strip the texts
+    return text[:end] if intact else text[:end].rstrip()
 
 
 def _mark_end(message: dict[str, Any]) -> None:
@@ -362,9 +362,9 @@ def _mark_end(message: dict[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """What a template may see: texts, numbers, lists and dicts; no objects, whose methods could do anything."""
     if isinstance(value, Mapping):
-        return {plain(key): plain(one) for key, one in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         return plain(value.item())
     if value is None or type(value) in (str, int, float, bool):

@@ -27,7 +27,7 @@ _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 # Per token, and what stands for padding: what the tokenizer can return beside the ids.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
 ENCODING = threading.RLock()
-"""Held while a tokenizer encodes: it sets up padding and truncation for all threads first, and fails while another encodes."""
+"""Held while a tokenizer encodes: it sets padding and truncation for all threads first, and fails while another encodes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MediaCounts:
     audio_tokens: Sequence[int]
     video_grids: np.ndarray  # [n, 3]: time, height, width in patches
     video_second_per_grid: Sequence[float]
-    video_has_sound: Sequence[bool]  # its sound is among the sounds and is woven in
+    video_has_sound: Sequence[bool]  # its sound is among the sounds, and its tokens are interleaved
     merge_size: int
     position_id_per_seconds: float
 
@@ -110,7 +110,7 @@ def expand_placeholders(texts: Sequence[str], tokens: SpecialTokens, counts: Med
         _check_enclosed(match, tokens)
         index = next(videos)
         if counts.video_has_sound[index]:
-            return _weave(index, next(audios), tokens, counts)
+            return _interleave(index, next(audios), tokens, counts)
         return tokens.video_token * (int(counts.video_grids[index][0]) * counts.video_tokens_per_grid(index))
 
     return [pattern.sub(replacement, text) for text in texts]
@@ -142,14 +142,14 @@ def _check_enclosed(match: re.Match[str], tokens: SpecialTokens) -> None:
         )
 
 
-def _weave(index: int, audio_tokens: int, tokens: SpecialTokens, counts: MediaCounts) -> str:
+def _interleave(index: int, audio_tokens: int, tokens: SpecialTokens, counts: MediaCounts) -> str:
     """Video and audio tokens in the order of their time, video first on ties."""
     steps = np.repeat(np.arange(int(counts.video_grids[index][0])), counts.video_tokens_per_grid(index))
     video_times = steps * float(counts.video_second_per_grid[index]) * float(counts.position_id_per_seconds)
     times = np.concatenate([video_times, np.arange(audio_tokens, dtype=np.float64)])
     is_video = np.argsort(times, kind="stable") < len(video_times)
-    woven = "".join(tokens.video_token if video else tokens.audio_token for video in is_video)
-    return tokens.audio_bos_token + woven + tokens.audio_eos_token
+    interleaved = "".join(tokens.video_token if video else tokens.audio_token for video in is_video)
+    return tokens.audio_bos_token + interleaved + tokens.audio_eos_token
 
 
 def videos_with_sound(
@@ -160,8 +160,8 @@ def videos_with_sound(
     Args:
         known: for each video, whether its file has sound; None if it came as bare frames.
         sounds: number of sounds given, sound tracks included.
-        audio_placeholders: number of sounds that have a place of their own in the text.
-        audio_from_video_indices: the caller's own word: for each sound the video it belongs to, or None.
+        audio_placeholders: number of sounds that have a placeholder of their own in the text.
+        audio_from_video_indices: as the caller says: for each sound the video it belongs to, or None.
 
     Raises:
         InputError: the numbers do not fit, or fit in more than one way.
@@ -195,7 +195,7 @@ def _sound_by_indices(videos: int, sounds: int, indices: Sequence[int | None]) -
 def tokenize(
     tokenizer: Any, texts: Sequence[str], options: Mapping[str, Any], special: SpecialTokens
 ) -> dict[str, np.ndarray]:
-    """Ids and mask `[B, T]` int64, and what else was asked for.
+    """Ids and mask `[B, T]` int64, and what else the options ask for.
 
     Args:
         options: padding, padding_side, truncation, max_length, pad_to_multiple_of, add_special_tokens, and which of
@@ -238,20 +238,22 @@ def tokenize(
     if options.get("return_length"):
         fields["length"] = np.array(lengths, np.int64)
     if options.get("return_mm_token_type_ids"):
-        fields["mm_token_type_ids"] = sum((fields["input_ids"] == one) * kind for kind, one in enumerate(placeholder_ids, 1))
+        fields["mm_token_type_ids"] = sum(
+            (fields["input_ids"] == token) * kind for kind, token in enumerate(placeholder_ids, 1)
+        )
     return fields
 
 
-def _truncation(asked: Any) -> bool | str:
-    kind = getattr(asked, "value", asked)
+def _truncation(requested: Any) -> bool | str:
+    kind = getattr(requested, "value", requested)
     if kind is None or isinstance(kind, bool):
         return bool(kind)
     if not isinstance(kind, str) or kind not in _TRUNCATIONS:
-        raise InputError(f"truncation is {asked!r}, expected True, False or one of {', '.join(_TRUNCATIONS)}.")
+        raise InputError(f"truncation is {requested!r}, expected True, False or one of {', '.join(_TRUNCATIONS)}.")
     return kind
 
 
-def _own_side(tokenizer) -> str:
+def _own_side(tokenizer: Any) -> str:
     """As in the reference: the tokenizer's side counts where its files or `from_pretrained` named one."""
     return tokenizer.padding_side if "padding_side" in getattr(tokenizer, "init_kwargs", ()) else "left"
 
@@ -267,7 +269,7 @@ def padded_length(
         multiple_of: round the length up to a multiple.
 
     Raises:
-        InputError: an unknown choice, or rows that cannot stand in one array.
+        InputError: an unknown choice, or rows that one array cannot hold.
     """
     padding = getattr(padding, "value", padding)
     if padding not in (True, False, None, "longest", "max_length", "do_not_pad"):
@@ -303,8 +305,8 @@ def pad_rows(rows: Sequence[Sequence[Any]], length: int, fill: Any, side: str = 
         raise InputError(f"padding_side is {side!r}; expected 'left' or 'right'.")
     array = np.full((len(rows), length, *np.shape(fill)), fill, np.int64)
     for index, row in enumerate(rows):
-        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        array[index, place] = row
+        columns = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+        array[index, columns] = row
     return array
 
 

@@ -130,8 +130,8 @@ def token_rows(generated: Any) -> list[list[int]]:
     elif isinstance(ids, (int, np.integer)):
         rows = [[int(ids)]]
     else:
-        found = f"an array of shape {list(array.shape)} and type {array.dtype}" if array is not None else type(ids).__name__
-        raise InputError(f"Token ids are expected as [T] or [B, T], or what generate returned; got {found}.")
+        given = f"an array of shape {list(array.shape)} and type {array.dtype}" if array is not None else type(ids).__name__
+        raise InputError(f"Token ids are expected as [T] or [B, T], or what generate returned; got {given}.")
     if not all(
         isinstance(row, (list, tuple)) and all(isinstance(token, (int, np.integer)) for token in row) for row in rows
     ):

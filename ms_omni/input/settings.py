@@ -385,9 +385,13 @@ def _checked(name: str, value: Any) -> Any:
         values = [value] * 3 if isinstance(value, Real) else value
         values = values.tolist() if isinstance(values, np.ndarray) else values
         least = -np.inf if name == "image_mean" else 0.0
-        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(_is_real(one, least) for one in values):
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) != 3
+            or not all(_is_real(channel, least) for channel in values)
+        ):
             raise InputError(f"{name} is {value!r}; expected three numbers{' greater than 0' if least == 0 else ''}.")
-        return tuple(float(one) for one in values)
+        return tuple(float(channel) for channel in values)
     if name in ("do_resize", "do_rescale", "do_normalize", "do_sample_frames"):
         if not isinstance(value, (bool, np.bool_)) and not (value is None and name == "do_sample_frames"):
             raise InputError(f"{name} is {value!r}; expected True or False.")
@@ -443,6 +447,6 @@ def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not _is_real(config.get("padding_value", 0.0), -np.inf):
         wrong["padding_value"] = config["padding_value"]
     if wrong:
-        found = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
-        raise CheckpointError(f"{where}: {found}; expected numbers, of bands and seconds whole ones of at least 1.")
+        listed = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
+        raise CheckpointError(f"{where}: {listed}; expected numbers, of bands and seconds whole ones of at least 1.")
     return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}
