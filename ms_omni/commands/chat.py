@@ -86,11 +86,11 @@ def _run_here(arguments: Namespace) -> int:
 
         return follow(settings)
     from ..serve.batch import interruptions
-    from ..serve.inside import BASE_URL, running
+    from ..serve.run import BASE_URL, local_server
 
     async def connect(stack: AsyncExitStack) -> tuple[Any, str, str]:
         with interruptions():  # a model that is being loaded cannot be stopped
-            _, client = await stack.enter_async_context(running(settings, lambda text: status(f"{text} ...")))
+            _, client = await stack.enter_async_context(local_server(settings, lambda text: status(f"{text} ...")))
         return client, f"{BASE_URL}/v1", settings.name
 
     return _talk(connect, arguments.system)

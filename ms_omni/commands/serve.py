@@ -166,7 +166,7 @@ def add_batch_arguments(parser: ArgumentParser) -> None:
 def run_batch(arguments: Namespace) -> int:
     settings = engine_settings(arguments)
     check_installed()
-    from ..serve.batch_files import Answers, Requests
+    from ..serve.batch import Answers, Requests, batch
 
     status("reading requests ...")
     requests = Requests(arguments.requests)
@@ -176,8 +176,6 @@ def run_batch(arguments: Namespace) -> int:
 
         return follow(settings)
     with Answers(arguments.answers, requests, arguments.overwrite) as answers:
-        from ..serve.batch import batch
-
         try:
             return batch(settings, requests, answers, lambda text: status(f"{text} ..."))
         finally:

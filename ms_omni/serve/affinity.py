@@ -1,4 +1,4 @@
-"""Which of several engines a request should go to: the one whose cache knows its conversation."""
+"""Which of several engines a request should go to: the one whose cache has its conversation."""
 
 import hashlib
 import json
@@ -7,39 +7,38 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .bodies import check_separators
-from .errors import ApiError
+from .protocol import ApiError, check_separators
 
-_SPOKEN = re.compile(r"audio_([A-Za-z0-9]+)_[0-9a-f]+")
+_AUDIO_ID = re.compile(r"audio_([A-Za-z0-9]+)_[0-9a-f]+")
 
 
 @dataclass(frozen=True)
-class Place:
+class Affinity:
     """key: the same for all turns of a conversation; None goes anywhere. instance: the engine that must answer, if there is one."""
 
     key: str | None = None
     instance: str | None = None
 
 
-ANYWHERE = Place()
+ANY_ENGINE = Affinity()
 
 
-def place_of(body: bytes) -> Place:
+def affinity_of(body: bytes) -> Affinity:
     """Of a chat request's JSON. What is not understood goes anywhere, and that engine says what is wrong with it.
 
-    What stays the same as a conversation goes on is its model, its tools and its messages up to the first of the user; who names
-    the conversation himself (`prompt_cache_key`) is believed. The id of a spoken answer leads to the engine that keeps it.
+    What stays the same as a conversation goes on is its model, its tools and its messages up to the first of the user; a caller may
+    also name the conversation (`prompt_cache_key`). The id of a spoken answer leads to the engine that stores its transcript.
     """
     try:
         check_separators(body)
-        asked = json.loads(body)
-        messages = [message for message in asked["messages"] if isinstance(message, dict)]
+        request = json.loads(body)
+        messages = [message for message in request["messages"] if isinstance(message, dict)]
     except (ValueError, TypeError, LookupError, RecursionError, ApiError):
-        return ANYWHERE
-    named = asked.get("prompt_cache_key")
-    same = [named] if named else [asked.get("user"), asked.get("tools"), list(_beginning(messages))]
-    text = json.dumps([asked.get("model"), *same], sort_keys=True)
-    return Place(hashlib.sha256(text.encode()).hexdigest(), next(_instances(messages), None))
+        return ANY_ENGINE
+    name = request.get("prompt_cache_key")
+    same = [name] if name else [request.get("user"), request.get("tools"), list(_beginning(messages))]
+    text = json.dumps([request.get("model"), *same], sort_keys=True)
+    return Affinity(hashlib.sha256(text.encode()).hexdigest(), next(_instances(messages), None))
 
 
 def _beginning(messages) -> Iterator[Any]:
@@ -50,13 +49,13 @@ def _beginning(messages) -> Iterator[Any]:
 
 
 def _instances(messages) -> Iterator[str]:
-    """Engines that keep spoken answers of the conversation, the latest first."""
+    """Engines that store transcripts of the conversation, the latest first."""
     for message in reversed(messages):
         audio = message.get("audio")
         id = audio.get("id") if isinstance(audio, dict) else None
-        found = _SPOKEN.fullmatch(id) if isinstance(id, str) else None
-        if found:
-            yield found[1]
+        match = _AUDIO_ID.fullmatch(id) if isinstance(id, str) else None
+        if match:
+            yield match[1]
 
 
 def ranked(key: str, names: Sequence[str]) -> list[str]:

@@ -12,18 +12,15 @@ from starlette.routing import Route
 
 from ..errors import InputError, OmniError
 from ..outputs import StreamError
-from .bodies import read_body
-from .chat_options import check, engine_options, named, processor_options, seeds
+from .chat_request import check, conversation, engine_error, engine_options, processor_error, processor_options, seeds
 from .completion import Choice, Delta, Message
-from .conversation import conversation, located
-from .errors import busy
 from .grammar import Constraint, grammar_of, usable_tools
+from .protocol import DONE, EventStream, busy, error_event, event, read_body, unless_disconnected, within
 from .schema import ChatBody
 from .server import Server
-from .streams import DONE, EventStream, error_event, event, unless_gone, within
 
-FIRST_S = 10.0
-"""So long a stream waits for its first event, whose error may be a status then."""
+FIRST_EVENT_S = 10.0
+"""How long a stream waits for its first event, so that what goes wrong before is told by a status."""
 
 
 async def completions(request: Request) -> Response:
@@ -35,9 +32,9 @@ async def completions(request: Request) -> Response:
     check(body, server)
     completion = Completion(server, body)
     if not body.stream:
-        whole = await unless_gone(request, completion.whole())
+        whole = await unless_disconnected(request, completion.whole())
         return await server.in_pool(lambda _: JSONResponse(whole))  # with sound it is long
-    stream = await unless_gone(request, completion.begin_stream())
+    stream = await unless_disconnected(request, completion.begin_stream())
     return EventStream(stream, closed=completion.close)
 
 
@@ -50,17 +47,14 @@ class Completion:
         self.count = body.n or 1
         self.choices: list[Choice] = []
         self._answers: list[Any] = []
-        self._details: dict[str, int] = {}
-
-    # -- both ways -----------------------------------------------------------------------------------------------
+        self._prompt_tokens: dict[str, int] = {}
 
     async def whole(self) -> dict[str, Any]:
         """The JSON of an answer that is not streamed."""
-        format = self.body.audio.format if self.body.speaks and self.body.audio else None
-        messages = [Message(format) for _ in range(self.count)]
+        messages = [Message(self._format) for _ in range(self.count)]
         logprobs: list[list[Any]] = [[] for _ in messages]
         try:
-            await self._ask()
+            await self._submit()
             async for index, deltas in self._deltas():
                 messages[index].add(deltas)
                 logprobs[index] += self.choices[index].logprobs()
@@ -82,9 +76,9 @@ class Completion:
         """The events of a stream; what goes wrong until the first one, or in its first seconds, is raised here."""
         source, first = self._deltas(), None
         try:
-            await self._ask()
+            await self._submit()
             first = asyncio.ensure_future(anext(source, None))
-            await asyncio.wait([first], timeout=FIRST_S)
+            await asyncio.wait([first], timeout=FIRST_EVENT_S)
             if first.done():
                 first.result()
             return self._events(source, first)
@@ -94,24 +88,23 @@ class Completion:
             self.close()
             raise
 
-    async def _events(self, source, first):
+    async def _events(self, source, first) -> AsyncGenerator[bytes, None]:
         try:
             opened = set()
-            found = await first
-            while found is not None:
-                index, deltas = found
+            item = await first
+            while item is not None:
+                index, deltas = item
                 if index not in opened:
                     opened.add(index)
-                    yield event(
-                        self._chunk(index, {"role": "assistant", "content": None if self._speaks else "", "refusal": None})
-                    )
-                due = self._shown(self.choices[index].logprobs())
-                for delta in deltas or ([{}] if due else []):
-                    yield event(self._chunk(index, delta, logprobs=due))
-                    due = None
+                    content = None if self.body.speaks else ""
+                    yield event(self._chunk(index, {"role": "assistant", "content": content, "refusal": None}))
+                logprobs = self._shown(self.choices[index].logprobs())
+                for delta in deltas or ([{}] if logprobs else []):
+                    yield event(self._chunk(index, delta, logprobs=logprobs))
+                    logprobs = None
                 if (reason := self.choices[index].finish_reason) is not None:
                     yield event(self._chunk(index, {}, reason))
-                found = await anext(source, None)
+                item = await anext(source, None)
             if self.body.include_usage:
                 yield event({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()})
         except Exception as error:
@@ -123,8 +116,9 @@ class Completion:
             self.close()
 
     @property
-    def _speaks(self):
-        return self.body.speaks
+    def _format(self):
+        """Of the sound, None for an answer in text."""
+        return self.body.audio.format if self.body.speaks and self.body.audio else None
 
     def _head(self, kind):
         return {
@@ -146,34 +140,35 @@ class Completion:
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
-    async def _ask(self):
+    async def _submit(self):
         server, body = self.server, self.body
         tools = usable_tools(body)
         messages = await server.in_pool(lambda _: conversation(body.messages, server.transcripts))
         try:
             inputs = await server.prepare(messages, **processor_options(body, tools, server.processor.chat_template))
         except OmniError as error:
-            raise located(error) from None
-        self._details = server.prompt_tokens(inputs["input_ids"])
+            raise processor_error(error) from None
+        self._prompt_tokens = server.prompt_tokens(inputs["input_ids"])
         thinking = server.opens_thoughts(inputs["input_ids"])
         constraints = await server.in_pool(lambda _: self._constraints(tools, thinking))
         options = {**engine_options(body, server), "tokenizer": server.processor.tokenizer}
-        if tools and body.speaks and server.call_token is not None:  # calls are not said
+        if tools and body.speaks and server.call_token is not None:  # calls are not spoken
             options["unspoken_from"] = [server.call_token]
         for seed, constraint in zip(seeds(body.seed, self.count), constraints):
-            ruled = {"logits_processor": [constraint]} if constraint else {}
+            if constraint is not None:
+                options["logits_processor"] = [constraint]
             try:
-                self._answers.append(await server.ask(inputs, seed=seed, **options, **ruled))
+                self._answers.append(await server.submit(inputs, seed=seed, **options))
             except InputError as error:
-                raise named(error) from None
+                raise engine_error(error) from None
             self.choices.append(self._choice(tools, thinking))
 
     def _constraints(self, tools, thinking):
         grammars = self.server.grammars
-        found = grammars and grammar_of(self.body, tools, grammars.mark, thinking)
-        if not (grammars and found):
+        grammar = grammars and grammar_of(self.body, tools, grammars.mark, thinking)
+        if not (grammars and grammar):
             return [None] * self.count
-        return [Constraint(grammars.matcher(*found)) for _ in range(self.count)]
+        return [Constraint(grammars.matcher(*grammar)) for _ in range(self.count)]
 
     def _choice(self, tools, thinking):
         body = self.body
@@ -183,7 +178,7 @@ class Completion:
             calls=(1 if body.parallel_tool_calls is False else None) if tools else 0,
             texts=self.server.token_texts if body.logprobs else None,
             end_ids=self.server.end_ids,
-            format=body.audio.format if body.speaks and body.audio else None,
+            format=self._format,
             transcripts=self.server.transcripts,
             talker_limit=body.talker_max_new_tokens,
             stream=bool(body.stream),
@@ -192,22 +187,22 @@ class Completion:
     async def _deltas(self) -> AsyncIterator[tuple[int, Sequence[Delta]]]:
         """`(index, deltas)` as they come, until all choices have ended."""
         ends = asyncio.get_running_loop().time() + self.server.settings.request_s
-        queue: asyncio.Queue = asyncio.Queue()
-        pumps = [asyncio.ensure_future(_pump(index, one, queue)) for index, one in enumerate(self._answers)]
+        events: asyncio.Queue = asyncio.Queue()
+        pumps = [asyncio.ensure_future(_pump(index, answer, events)) for index, answer in enumerate(self._answers)]
         try:
             while any(choice.finish_reason is None for choice in self.choices):
                 try:
-                    index, found = await within(ends - asyncio.get_running_loop().time(), queue.get())
+                    index, found = await within(ends - asyncio.get_running_loop().time(), events.get())
                 except asyncio.TimeoutError:
-                    for late in self._late():
+                    for late in self._cut_off():
                         yield late
                     return
                 choice = self.choices[index]
                 if choice.finish_reason is not None:
                     continue
-                deltas = choice.fail(found.error) if isinstance(found, StreamError) else choice.take(found)
+                deltas = choice.take(found)
                 if choice.full:
-                    self._answers[index].cancel(wanted=True)
+                    self._answers[index].cancel(complete=True)
                     deltas += choice.end("stop")
                 if deltas or choice.finish_reason is not None:
                     yield index, deltas
@@ -215,8 +210,8 @@ class Completion:
             for pump in pumps:
                 pump.cancel()
 
-    def _late(self):
-        """What there is when the time is over; an error where that is nothing."""
+    def _cut_off(self):
+        """What there is when the time is over. Raises `ApiError` where that is nothing."""
         if not any(choice.tokens for choice in self.choices):
             seconds = self.server.settings.request_s
             raise busy(f"there was no answer in {seconds:g} s; try again later", 503, "timeout", again=False)
@@ -224,19 +219,19 @@ class Completion:
         return [(n, choice.end("length")) for n, choice in enumerate(self.choices) if choice.finish_reason is None]
 
     def close(self) -> None:
-        """Gives up what is not answered yet."""
+        """Cancels what is not answered yet."""
         for answer in self._answers:
             answer.cancel()
 
     def _usage(self):
         text = sum(choice.tokens for choice in self.choices)
         frames = sum(choice.frames for choice in self.choices)
-        prompt = sum(self._details.values())
+        prompt = sum(self._prompt_tokens.values())
         return {
             "prompt_tokens": prompt,
             "completion_tokens": text + frames,
             "total_tokens": prompt + text + frames,
-            "prompt_tokens_details": {**self._details, "cached_tokens": max(choice.cached for choice in self.choices)},
+            "prompt_tokens_details": {**self._prompt_tokens, "cached_tokens": max(choice.cached for choice in self.choices)},
             "completion_tokens_details": {
                 "audio_tokens": frames,
                 "text_tokens": text,
@@ -247,12 +242,12 @@ class Completion:
         }
 
 
-async def _pump(index, answer, queue):
+async def _pump(index, answer, events):
     try:
         async for found in answer:
-            queue.put_nowait((index, found))
+            events.put_nowait((index, found))
     except Exception as error:
-        queue.put_nowait((index, StreamError(error)))
+        events.put_nowait((index, StreamError(error)))
 
 
 ROUTES = [Route("/v1/chat/completions", completions, methods=["POST"])]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .answer_text import CLOSE, OPEN, THOUGHT
-from .errors import ApiError
+from .answer_text import CLOSE, END_THINK, OPEN
+from .protocol import ApiError
 from .schema import ChatBody, Definition, ToolChoice
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -22,7 +22,7 @@ MISSING = "needs the library llguidance, which this server lacks; install it wit
 
 
 class Grammars:
-    """Of one tokenizer: its backend's JSON, how many tokens the model has, and those that end an answer."""
+    """Grammars over the tokens of one model. tokenizer: its backend's JSON; vocabulary: how many tokens the model has."""
 
     def __init__(self, tokenizer: str, vocabulary: int, end_ids: Sequence[int]):
         import llguidance
@@ -31,15 +31,15 @@ class Grammars:
         self._tokenizer = llguidance.LLTokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(end_ids))
 
     @classmethod
-    def of(cls, processor: Any, vocabulary: int, end_ids: Sequence[int]) -> "Grammars | None":
-        """For a processor; None where the library is missing. Takes seconds for a large vocabulary."""
+    def for_processor(cls, processor: Any, vocabulary: int, end_ids: Sequence[int]) -> "Grammars | None":
+        """None where the library is missing. Takes seconds for a large vocabulary."""
         try:
             return cls(processor.tokenizer.backend_tokenizer.to_str(), vocabulary, end_ids)
         except ImportError:
             return None
 
     def matcher(self, grammar: str, param: str) -> Any:
-        """What follows an answer. Raises `ApiError` for a grammar that cannot be followed; param: where it comes from."""
+        """The state of an answer that follows a grammar. Raises `ApiError` for one that cannot be followed; param: where it comes from."""
         problem = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             reason = problem.strip().splitlines()[0]
@@ -53,7 +53,7 @@ class Grammars:
 
 
 class Constraint:
-    """A processor of logits for one answer: leaves what the grammar goes on with."""
+    """A logits processor for one answer: leaves the tokens that the grammar goes on with."""
 
     def __init__(self, matcher: Any):
         self._matcher, self._length = matcher, 0
@@ -80,7 +80,7 @@ def grammar_of(body: ChatBody, tools: Sequence[Definition], marks: Any, thinking
         return None
     rules, param = answer
     if thinking:
-        rules = f'start: thoughts "\\n\\n" answer\nthoughts: FREE {marks(THOUGHT)}\nFREE: /(.|\\n)*/\n{rules}'
+        rules = f'start: thoughts "\\n\\n" answer\nthoughts: FREE {marks(END_THINK)}\nFREE: /(.|\\n)*/\n{rules}'
     else:
         rules = f"start: answer\n{rules}"
     return HEAD + rules, param
@@ -122,12 +122,12 @@ def _json(schema):
 
 def wants_grammar(body: ChatBody) -> str | None:
     """The argument that can only be honoured by a grammar."""
-    found = grammar_of(body, usable_tools(body), json.dumps, False)
-    return None if found is None else found[1]
+    grammar = grammar_of(body, usable_tools(body), json.dumps, False)
+    return None if grammar is None else grammar[1]
 
 
 def choice_mode(choice: Any) -> str:
-    """ "none", "auto" or "required", of a `tool_choice`."""
+    """What a `tool_choice` comes to: "none", "auto" or "required"."""
     if isinstance(choice, ToolChoice):
         return choice.allowed_tools.mode if choice.allowed_tools is not None else "required"
     return choice or "auto"
@@ -148,10 +148,9 @@ def usable_tools(body: ChatBody) -> list[Definition]:
     if choice.function is not None:
         wanted = [choice.function.name]
     else:
-        listed = choice.allowed_tools.tools if choice.allowed_tools is not None else []
-        wanted = [
-            (tool.get("function") or {}).get("name") if isinstance(tool.get("function"), dict) else None for tool in listed
-        ]
+        allowed = choice.allowed_tools.tools if choice.allowed_tools is not None else []
+        functions = [tool.get("function") for tool in allowed]
+        wanted = [function.get("name") if isinstance(function, dict) else None for function in functions]
     for name in wanted:
         if name not in names:
             known = ", ".join(names)

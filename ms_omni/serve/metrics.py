@@ -1,10 +1,14 @@
-"""What `/metrics` tells: by the names that dashboards of language models have (vLLM's), and ours for speech, as the benchmark calls them.
+"""What `/metrics` shows: by the names that dashboards of language models have (vLLM's), and ours for speech, as the benchmark calls them.
 
-Server.ask --Measured--> one answer's moments --at its end--> Metrics --GET /metrics--> Prometheus
+Server.submit --AnswerMeter--> timestamps of one answer --at its end--> Metrics --GET /metrics--> Prometheus
 """
 
+import json
+import re
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -24,9 +28,29 @@ FIRST_BUCKETS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.
 WHOLE_BUCKETS = (0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 240.0, 480.0)
 FACTOR_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0)
 LENGTH_BUCKETS = tuple(2**power for power in range(18))
+HISTOGRAMS = {
+    "first_token": ("vllm:time_to_first_token_seconds", "From a request to its first token", FIRST_BUCKETS),
+    "token": ("vllm:time_per_output_token_seconds", "Per token of answers without speech, behind the first", TOKEN_BUCKETS),
+    "between": ("vllm:inter_token_latency_seconds", "Between tokens of answers without speech", TOKEN_BUCKETS),
+    "whole": ("vllm:e2e_request_latency_seconds", "From a request to its end", WHOLE_BUCKETS),
+    "prompt": ("vllm:request_prompt_tokens", "Tokens of a prompt", LENGTH_BUCKETS),
+    "answer": ("vllm:request_generation_tokens", "Tokens of an answer", LENGTH_BUCKETS),
+    "first_sound": ("ms_omni_first_sound_seconds", "From a request to its first piece of sound", FIRST_BUCKETS),
+    "factor": ("ms_omni_real_time_factor", "Seconds from a request to its last sound, per second of speech", FACTOR_BUCKETS),
+}
+COUNTERS = {
+    "prompt_tokens": ("vllm:prompt_tokens", "Tokens of prompts"),
+    "tokens": ("vllm:generation_tokens", "Tokens of answers"),
+    "cancelled": ("ms_omni_requests_cancelled", "Answers whose callers went away"),
+    "sound_s": ("ms_omni_sound_seconds", "Seconds of speech"),
+    "under_runs": ("ms_omni_under_runs", "Times that a listener had heard all that was sent before more came"),
+    "silence_s": ("ms_omni_silence_seconds", "Seconds that listeners waited for"),
+}
 STOP, LENGTH, ABORT, ERROR = "stop", "length", "abort", "error"
 """How answers end; abort: the caller has gone."""
 RATE_HZ = 24_000
+REPEATED_PAD = re.compile(r"(<\|[a-z_]+_pad\|>)\1+")
+SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+.*)")
 
 
 class Metrics:
@@ -34,33 +58,20 @@ class Metrics:
 
     def __init__(self, server: Any):
         self.registry = CollectorRegistry()
-        self._labels = {"model_name": server.settings.name}
-        self._http = {}
-        for name, text, buckets in (
-            ("first_token", "vllm:time_to_first_token_seconds|From a request to its first token", FIRST_BUCKETS),
-            ("token", "vllm:time_per_output_token_seconds|Per token of answers without speech, behind the first", TOKEN_BUCKETS),
-            ("between", "vllm:inter_token_latency_seconds|Between tokens of answers without speech", TOKEN_BUCKETS),
-            ("whole", "vllm:e2e_request_latency_seconds|From a request to its end", WHOLE_BUCKETS),
-            ("asked", "vllm:request_prompt_tokens|Tokens of a prompt", LENGTH_BUCKETS),
-            ("written", "vllm:request_generation_tokens|Tokens of an answer", LENGTH_BUCKETS),
-            ("first_sound", "ms_omni_first_sound_seconds|From a request to its first piece of sound", FIRST_BUCKETS),
-            ("factor", "ms_omni_real_time_factor|Seconds from a request to its last sound, per second of speech", FACTOR_BUCKETS),
-        ):  # fmt: skip
-            setattr(self, name, self._made(Histogram, text, buckets=buckets))
-        for name, text in (
-            ("prompt_tokens", "vllm:prompt_tokens|Tokens of prompts"),
-            ("tokens", "vllm:generation_tokens|Tokens of answers"),
-            ("cancelled", "ms_omni_requests_cancelled|Answers whose callers went away"),
-            ("sound_s", "ms_omni_sound_seconds|Seconds of speech"),
-            ("under_runs", "ms_omni_under_runs|Times that a listener had heard all that was sent before more came"),
-            ("silence_s", "ms_omni_silence_seconds|Seconds that listeners waited for"),
-        ):
-            setattr(self, name, self._made(Counter, text))
+        self._labels = labels = {"model_name": server.settings.name}
+        self._histograms = {
+            key: Histogram(name, text, list(labels), buckets=buckets, registry=self.registry).labels(**labels)
+            for key, (name, text, buckets) in HISTOGRAMS.items()
+        }
+        self._counters = {
+            key: Counter(name, text, list(labels), registry=self.registry).labels(**labels)
+            for key, (name, text) in COUNTERS.items()
+        }
         self.ended = Counter(
             "vllm:request_success", "Answers by how they ended", ["model_name", "finished_reason"], registry=self.registry
         )
         for reason in (STOP, LENGTH, ABORT, ERROR):
-            self.ended.labels(finished_reason=reason, **self._labels)
+            self.ended.labels(finished_reason=reason, **labels)
         self.requests = Counter(
             "http_requests", "Requests by route and status", ["method", "status", "handler"], registry=self.registry
         )
@@ -71,72 +82,58 @@ class Metrics:
             buckets=WHOLE_BUCKETS,
             registry=self.registry,
         )
-        self.registry.register(_Now(server, self._labels))
+        self.registry.register(_EngineState(server, labels))
         ProcessCollector(registry=self.registry)
 
-    # of which the histograms and counters are, each with the model's name
-    first_token: Any
-    token: Any
-    between: Any
-    whole: Any
-    asked: Any
-    written: Any
-    first_sound: Any
-    factor: Any
-    prompt_tokens: Any
-    tokens: Any
-    cancelled: Any
-    sound_s: Any
-    under_runs: Any
-    silence_s: Any
-
-    def _made(self, kind, text, **options):
-        name, help = text.split("|")
-        return kind(name, help, list(self._labels), registry=self.registry, **options).labels(**self._labels)
-
-    def answered(self, times: Timings, prompt_tokens: int, reason: str) -> None:
+    def count(self, times: Timings, prompt_tokens: int, reason: str) -> None:
         """An answer has ended, in one of the four ways."""
+        counters, histograms = self._counters, self._histograms
         self.ended.labels(finished_reason=reason, **self._labels).inc()
-        self.prompt_tokens.inc(prompt_tokens)
-        self.tokens.inc(len(times.tokens))
+        counters["prompt_tokens"].inc(prompt_tokens)
+        counters["tokens"].inc(len(times.tokens))
         if reason == ABORT:
-            self.cancelled.inc()
+            counters["cancelled"].inc()
         if times.sounds:
-            self.first_sound.observe(times.first_sound_s)
-            self.sound_s.inc(times.sound_s)
+            histograms["first_sound"].observe(times.first_sound_s)
+            counters["sound_s"].inc(times.sound_s)
             silences = gaps(times.sounds)
-            self.under_runs.inc(len(silences))
-            self.silence_s.inc(sum(silences))
+            counters["under_runs"].inc(len(silences))
+            counters["silence_s"].inc(sum(silences))
         if times.tokens:
-            self.first_token.observe(times.first_token_s)
+            histograms["first_token"].observe(times.first_token_s)
         if reason not in (STOP, LENGTH) or times.ended is None:
             return
-        self.asked.observe(prompt_tokens)
-        self.written.observe(len(times.tokens))
-        self.whole.observe(times.ended - times.called)
+        histograms["prompt"].observe(prompt_tokens)
+        histograms["answer"].observe(len(times.tokens))
+        histograms["whole"].observe(times.ended - times.called)
         if times.sounds:
-            self.factor.observe(times.real_time_factor)
+            histograms["factor"].observe(times.real_time_factor)
         elif len(times.tokens) > 1:
-            self.token.observe(times.token_s)
+            histograms["token"].observe(times.token_s)
             for before, moment in zip(times.tokens, times.tokens[1:]):
-                self.between.observe(moment - before)
+                histograms["between"].observe(moment - before)
 
 
-class Measured:
-    """One answer on its way: hears of its events as the event loop does; done: called once it has ended, `reason` says how;
-    taken: whether somebody has asked for it; what nobody does before it ends is not counted.
+class AnswerMeter:
+    """Measures one answer; `reason` says how it has ended. done: called once it has.
+
+    wanted: whether somebody has asked for it. An answer that was begun before counts from `claim` on; if nobody claims it, never.
     """
 
     def __init__(
-        self, metrics: Metrics, prompt_tokens: int, done: "Callable[[Measured], None] | None" = None, taken: bool = True
+        self,
+        metrics: Metrics,
+        prompt_tokens: int,
+        done: "Callable[[AnswerMeter], None] | None" = None,
+        wanted: bool = True,
     ):
-        self.metrics, self.prompt_tokens, self.done, self.taken = metrics, prompt_tokens, done, taken
+        self.metrics, self.prompt_tokens, self.done, self.wanted = metrics, prompt_tokens, done, wanted
         self.times = Timings(time.monotonic())
         self.ids: list[int] = []
         self.reason: str | None = None
 
-    def hear(self, event: Any) -> None:
-        """Of an event."""
+    def observe(self, event: Any) -> None:
+        """An event has reached the event loop."""
         now = time.monotonic()
         if isinstance(event, TextDelta):
             self.times.tokens.append(now)
@@ -144,45 +141,84 @@ class Measured:
         elif isinstance(event, AudioChunk):
             self.times.sounds.append((now, event.pcm.shape[1] / RATE_HZ))
         elif isinstance(event, (StreamEnd, StreamError)):
-            self._end(end_of(event), now)
+            self._end(end_reason(event), now)
 
-    def leave(self, wanted: bool = False) -> None:
-        """Its caller has gone, or has all that he asked for."""
-        self._end(STOP if wanted else ABORT, time.monotonic())
+    def leave(self, complete: bool = False) -> None:
+        """Its caller has gone; complete: with all that he wanted."""
+        self._end(STOP if complete else ABORT, time.monotonic())
 
-    def take(self) -> None:
+    def claim(self) -> None:
         """Somebody asks for it."""
-        self.taken = True
+        self.wanted = True
         if self.reason is not None:
             self._count()
 
     def _end(self, reason, now):
         if self.reason is None:
             self.reason, self.times.ended = reason, now
-            if self.taken:
+            if self.wanted:
                 self._count()
 
     def _count(self):
-        self.metrics.answered(self.times, self.prompt_tokens, self.reason)
+        self.metrics.count(self.times, self.prompt_tokens, self.reason or ABORT)
         if self.done is not None:
             self.done(self)
 
 
-def end_of(event: StreamEnd | StreamError) -> str:
+def end_reason(event: StreamEnd | StreamError) -> str:
     """How an answer has ended, by its last event."""
     if isinstance(event, StreamError):
         return LENGTH if isinstance(event.error, CacheFull) else ERROR
     return LENGTH if event.reasons[:1] in (("length",), ("time",)) else STOP
 
 
-class _Now(Collector):
-    """What is so at the moment: asked for when somebody looks. It reads what the engine's thread writes, numbers one by one."""
+class RequestTotals:
+    """The answers of one request, summed up as they end: a socket may be open for hours."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = self.tokens = 0
+        self.sound_s = 0.0
+        self.running: list[AnswerMeter] = []
+
+    def add(self, answer: AnswerMeter) -> None:
+        """One that begins."""
+        self.sum_up()
+        self.running.append(answer)
+
+    def sum_up(self, last: bool = False) -> None:
+        """Adds those that have ended, or all."""
+        ended = [answer for answer in self.running if last or answer.reason is not None]
+        self.running = [answer for answer in self.running if answer not in ended]
+        for answer in ended:
+            if answer.wanted:
+                self.prompt_tokens += answer.prompt_tokens
+                self.tokens += len(answer.ids)
+                self.sound_s += answer.times.sound_s
+
+
+request_totals: ContextVar[RequestTotals | None] = ContextVar("request_totals", default=None)
+"""Of the request that is being handled."""
+
+
+def print_content(processor: Any, prompt: Any, answer: AnswerMeter) -> None:
+    """A line of JSON with a prompt's ids `[T]` and an answer as text, for `--log-content`."""
+    decode = processor.tokenizer.decode
+    content = {
+        "asked": REPEATED_PAD.sub(r"\1", decode(list(map(int, prompt)))),
+        "answered": decode(answer.ids),
+        "end": answer.reason,
+    }
+    print(json.dumps(content, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+class _EngineState(Collector):
+    """Gauges, read when somebody scrapes them: single numbers that the engine's thread writes."""
 
     def __init__(self, server: Any, labels: dict[str, str]):
         self.server, self.labels = server, labels
 
     def describe(self) -> list[Metric]:
-        return []  # nothing is looked at when it is registered
+        return []  # else the registry collects once when this is registered
 
     def collect(self) -> Iterator[Metric]:
         engine = self.server.worker.engine
@@ -190,23 +226,22 @@ class _Now(Collector):
             return
         scheduler = engine.scheduler
         running = sum(not row.job.reads for row in [*scheduler.running])
-        waiting = max(self.server.worker.asked - running, 0)
-        yield self._gauge("vllm:num_requests_running", "Answers at work", running)
-        yield self._gauge("vllm:num_requests_waiting", "Answers that wait for a place", waiting)
+        waiting = max(self.server.worker.pending - running, 0)
+        yield self._family(GaugeMetricFamily, "vllm:num_requests_running", "Answers at work", running)
+        yield self._family(GaugeMetricFamily, "vllm:num_requests_waiting", "Answers that wait for a place", waiting)
         for name, pool in zip(("vllm:kv_cache_usage_perc", "ms_omni_talker_cache_usage_perc"), scheduler.pools):
             if pool is not None:
-                yield self._gauge(name, "Share of the cache that answers use, 0 to 1", pool.used / max(pool.limit, 1))
+                share = pool.used / max(pool.limit, 1)
+                yield self._family(GaugeMetricFamily, name, "Share of the cache that answers use, 0 to 1", share)
         for name, text, value in (
             ("vllm:prefix_cache_queries", "Tokens of prompts that were looked for in the cache", scheduler.looked),
             ("vllm:prefix_cache_hits", "Of these, tokens that were found", scheduler.found),
             ("vllm:num_preemptions", "Times that an answer gave up its place for older ones", scheduler.drops),
         ):
-            family = CounterMetricFamily(name, text, labels=list(self.labels))
-            family.add_metric(list(self.labels.values()), value)
-            yield family
+            yield self._family(CounterMetricFamily, name, text, value)
 
-    def _gauge(self, name, text, value):
-        family = GaugeMetricFamily(name, text, labels=list(self.labels))
+    def _family(self, kind, name, text, value):
+        family = kind(name, text, labels=list(self.labels))
         family.add_metric(list(self.labels.values()), value)
         return family
 
@@ -217,3 +252,22 @@ async def metrics(request: Request) -> Response:
 
 
 ROUTES = [Route("/metrics", metrics)]
+
+
+def merged(pages: Mapping[str, str]) -> str:
+    """Prometheus text of several engines, by their names, as one page: a metric's samples stand together, as its format wants it,
+    each with a label `engine`.
+    """
+    families: dict[str, list[str]] = {}
+    for engine, page in pages.items():
+        family = ""
+        for line in page.splitlines():
+            if line.startswith("# "):
+                _, _, family, *_ = line.split(" ", 3)
+                known = families.setdefault(family, [])
+                if line not in known:
+                    known.append(line)
+            elif sample := SAMPLE.fullmatch(line):
+                labels = ",".join(filter(None, [f'engine="{engine}"', sample["labels"]]))
+                families.setdefault(family, []).append(f"{sample['name']}{{{labels}}} {sample['value']}")
+    return "".join(f"{line}\n" for lines in families.values() for line in lines)

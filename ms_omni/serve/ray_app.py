@@ -6,18 +6,23 @@
 
 An engine is an actor that starts our server as a child process, watches it and ends it: a crash takes nobody else with it. The
 gateway asks Ray for the engine that has the conversation in its cache and holds it for as long as the answer takes, which is how
-Ray knows the load; bytes go straight to the engine's server, so callers and servers feel each other's pace.
+Ray knows the load; bytes go straight to the engine's server, so back pressure reaches callers and servers.
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
+import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+import aiohttp
 import ray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
@@ -29,25 +34,117 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from ray.serve.schema import LoggingConfig
 
 from ..errors import InputError
-from .affinity import Place, ranked
-from .child import Child
-from .errors import busy
+from .affinity import Affinity, ranked
+from .protocol import busy, within
 from .relay import Relay
 from .settings import MIB
-from .streams import within
 
+POLL_S, PROBE_S, LOG_LINES = 0.5, 5.0, 20
+BOOTSTRAP = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL);"
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+"""PR_SET_PDEATHSIG: a child ends with the process that started it. Set here as forking with `preexec_fn` is not safe in a program
+with threads; it holds for the thread that starts it, which must live on."""
 ENGINE, KEY_VARIABLE = "Engine", "MS_OMNI_API_KEY"
 HEALTH_S, HEALTH_LIMIT_S = 2.0, 10.0
 HOLD_S = 300.0
-"""An engine is held for so long at a time, and held again for what takes longer: a gateway that dies lets go by that."""
+"""An engine is held for so long at a time, and again for what takes longer, so that a gateway that dies releases it."""
 WAIT_S = 30.0
 """For an engine, where all are full or being replaced."""
 QUIET = LoggingConfig(enable_access_log=False)
-"""Engines have lines for requests of their own."""
+"""Engines have an access log of their own."""
 DRAIN_S, END_S = 60.0, 45.0
 """For answers under way when an engine is to end, and for its end behind them."""
-OURS = ("--model", "--host", "--port", "--max-rows", "--max-queue", "--max-body-mb", "--instance", "--drain-timeout")
+RESERVED = ("--model", "--host", "--port", "--max-rows", "--max-queue", "--max-body-mb", "--instance", "--drain-timeout")
 TLS = ("--ssl-certfile", "--ssl-keyfile")
+
+
+class Child:
+    """One process: `ms-omni serve`, or, with more than one card, `ms-omni launch --cards N serve`.
+
+    options: of `ms-omni serve`, without host and port. name: in its log, and in the ids of its spoken answers.
+    """
+
+    def __init__(self, name: str, options: Sequence[str], host: str, cards: int = 1):
+        self.name, self.host, self.port = name, host, _free_port(host)
+        launch = ["launch", "--cards", str(cards)] if cards > 1 else []
+        self.command = ["-m", "ms_omni", *launch, "serve", *options, "--host", host, "--port", str(self.port)]
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    async def start(self, variables: Mapping[str, str]) -> None:
+        """Returns when it is ready. Raises `RuntimeError` with its last lines if it ends before; variables: its environment."""
+        self.process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", BOOTSTRAP, str(os.getpid()), *self.command),
+            env=dict(variables),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        reading = asyncio.ensure_future(self._read(process.stderr))
+        while await self.state() != "ready":
+            if process.returncode is not None:
+                await reading
+                raise RuntimeError(f"the engine {self.how()}. It said:\n" + "\n".join(self.log))
+            await asyncio.sleep(POLL_S)
+
+    async def _read(self, stream):
+        """Passes on what it prints, line by line."""
+        while True:
+            try:
+                line = (await stream.readline()).decode(errors="replace")
+            except ValueError:  # longer than the reader's buffer
+                continue
+            if not line:
+                return
+            self.log.append(line.rstrip())
+            print(f"[{self.name}] {line}", end="", file=sys.stderr, flush=True)
+
+    async def state(self) -> str | None:
+        """What its `/health` says: "starting", "ready", "draining" or "failed"; None where it does not answer."""
+        limit = aiohttp.ClientTimeout(total=PROBE_S)
+        try:
+            async with aiohttp.ClientSession(timeout=limit) as session, session.get(self.url + "/health") as answer:
+                return (await answer.json())["status"]
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, LookupError):
+            return None
+
+    async def ended(self) -> str:
+        """Waits for its end; returns how it ended."""
+        if self.process is not None:
+            await self.process.wait()
+        return self.how()
+
+    def how(self) -> str:
+        """How it ended."""
+        code = self.process.returncode if self.process is not None else None
+        if code is None:
+            return "has not ended"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    async def end(self, limit_s: float) -> None:
+        """Lets answers under way end, `limit_s` at most."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+            try:
+                await asyncio.wait_for(self.process.wait(), limit_s)
+            except asyncio.TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+
+
+def _free_port(host):
+    """One that is free now; if another process takes it meanwhile, the server reports it and ends."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as bound:
+        bound.bind((host, 0))
+        return bound.getsockname()[1]
 
 
 class Arguments(BaseModel):
@@ -79,7 +176,7 @@ class Arguments(BaseModel):
                 raise ValueError(f"{name} is for what callers connect to, which is Ray's proxy; end TLS before it")
             if name == "--api-key":
                 raise ValueError(f"a key on a command line can be read by everybody here; set {KEY_VARIABLE} instead")
-            if name in OURS:
+            if name in RESERVED:
                 raise ValueError(f"{name} is set by this application; see its arguments")
         return value
 
@@ -95,7 +192,7 @@ def app(arguments: Arguments) -> Application:
     if Path(arguments.model).expanduser().is_dir():
         arguments = arguments.model_copy(update={"model": str(Path(arguments.model).expanduser().resolve())})
     keys = os.environ.get(KEY_VARIABLE, "")
-    engine = Engine.options(
+    engine = Engine.options(  # pyright: ignore
         num_replicas=arguments.replicas,
         max_ongoing_requests=arguments.max_rows + arguments.max_queue,
         max_queued_requests=arguments.replicas * arguments.max_queue or 1,
@@ -104,7 +201,7 @@ def app(arguments: Arguments) -> Application:
             request_router_class=ConversationRouter, request_router_kwargs={"rows": arguments.max_rows}
         ),
     ).bind(arguments.model_dump(exclude={"replicas", "gateways"}), keys)  # a change of those ends no engine
-    return Gateway.options(num_replicas=arguments.gateways).bind(engine, arguments.max_body_mb)
+    return Gateway.options(num_replicas=arguments.gateways).bind(engine, arguments.max_body_mb)  # pyright: ignore
 
 
 def _npus():
@@ -116,7 +213,7 @@ class ConversationRouter(RequestRouter):
     """Sends a conversation where its cache is, unless that engine has no row free and another one has; others to the least loaded."""
 
     def initialize_state(self, rows: int) -> None:
-        """rows: answers at work at a time on one engine."""
+        """rows: answers that one engine computes at a time."""
         self.rows = rows
 
     async def choose_replicas(
@@ -171,16 +268,16 @@ class Engine:
         self._watching = asyncio.ensure_future(self._watch())
 
     async def hold(self, key: str | None, instance: str | None) -> AsyncIterator[tuple[str, str]]:
-        """Its name and where it answers; at work until the caller lets go. The arguments are for the router."""
+        """Its name and address; busy until the caller lets go. The arguments are for the router."""
         yield await self.where()
         await asyncio.sleep(HOLD_S)
 
     async def where(self) -> tuple[str, str]:
-        """Its name and where it answers."""
+        """Its name and address."""
         return self._child.name, self._child.url
 
     async def _watch(self):
-        """An engine that has lost its server ends, so that Ray sees it at once."""
+        """Ends the actor of a server that has ended, so that Ray sees it at once."""
         how = await self._child.ended()
         if not self._ending:
             print(f"[{self._child.name}] the engine {how}; another one takes over", file=sys.stderr, flush=True)
@@ -204,18 +301,18 @@ class Engines:
     def __init__(self, handle: DeploymentHandle):
         self._all, self._handle = handle, handle.options(method_name="hold", stream=True)
 
-    async def everyone(self) -> dict[str, str]:
+    async def addresses(self) -> dict[str, str]:
         """Addresses of all that answer, by their names. Raises `ApiError` 503 where there is none."""
         found = await self._all.broadcast("where").results_async(timeout_s=WAIT_S, return_exceptions=True)
-        engines = dict(sorted(one for one in found if not isinstance(one, BaseException)))
+        engines = dict(sorted(answer for answer in found if not isinstance(answer, BaseException)))
         if not engines:
             raise busy("no engine is ready; try again later", 503, "unavailable")
         return engines
 
     @asynccontextmanager
-    async def lease(self, place: Place, wait_s: float = WAIT_S) -> AsyncIterator[str]:
-        """The address of the engine for a place. Raises `ApiError` 503 where there is none, and 429 where all are full."""
-        holding = self._handle.remote(place.key, place.instance)
+    async def lease(self, affinity: Affinity, wait_s: float = WAIT_S) -> AsyncIterator[str]:
+        """The address of the engine for a request. Raises `ApiError` 503 where there is none, and 429 where all are full."""
+        holding = self._handle.remote(affinity.key, affinity.instance)
         try:
             name, url = await within(wait_s, holding.__anext__())
         except asyncio.TimeoutError:
@@ -223,15 +320,15 @@ class Engines:
             raise busy(f"no engine was free for {wait_s:g} s; try again later", 503, "unavailable") from None
         except BackPressureError:
             raise busy("all engines are full; try again later") from None
-        keeping = asyncio.ensure_future(self._keep(holding, name))
+        renewing = asyncio.ensure_future(self._renew(holding, name))
         try:
             yield url
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
 
-    async def _keep(self, holding, name):
-        """Holds an engine, again and again; one that has died cannot be."""
+    async def _renew(self, holding, name):
+        """Holds an engine again and again, as long as it lives."""
         try:
             while True:
                 async for _ in holding:
@@ -254,7 +351,7 @@ class Gateway:
 
     def __init__(self, engine: DeploymentHandle, max_body_mb: int):
         engines = Engines(engine)
-        self._relay = Relay(engines.lease, engines.everyone, max_body_mb * MIB)
+        self._relay = Relay(engines.lease, engines.addresses, max_body_mb * MIB)
 
     def __serve_build_asgi_app__(self):
         return self._relay

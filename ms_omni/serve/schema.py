@@ -7,27 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from .bodies import Body
+from .protocol import Body
 
-ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 PARTS = ("text", "refusal", "image_url", "input_audio", "audio_url", "video_url", "file")
-DETAILS = ("auto", "low", "high", "original")
-FORMATS = ("wav", "mp3", "flac", "opus", "aac", "pcm16")
 STREAMED_FORMAT = "pcm16"
-MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS, MOST_TOOLS = 16, 4, 20, 128
-MOST_BIASES, MOST_STOP_IDS = 1024, 256
+MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS, MAX_TOOLS = 16, 4, 20, 128
+MAX_BIASES, MAX_STOP_IDS = 1024, 256
 LARGEST = 2**31 - 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Number = Annotated[int, Field(ge=0, le=LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Heat = Annotated[float, Field(ge=0, le=2)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
 Penalty = Annotated[float, Field(gt=0, le=2)]
-Extra = Annotated[float, Field(ge=-2, le=2)]
+AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -38,7 +36,7 @@ class Source(Body):
     """Where a picture, sound or video is: an address, a data: URI or base64; detail: of pictures."""
 
     url: Text
-    detail: Literal[DETAILS] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class Sound(Body):
@@ -59,7 +57,7 @@ class File(Body):
 class Part(Body):
     """A part of a message; of pictures and videos sizes, of videos also which frames, and of sounds which seconds."""
 
-    type: Literal[PARTS]
+    type: Literal["text", "refusal", "image_url", "input_audio", "audio_url", "video_url", "file"]
     text: str | None = None
     refusal: str | None = None
     image_url: Source | str | None = None
@@ -84,7 +82,7 @@ class Part(Body):
     cache_control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _one(self):
+    def _check(self):
         if getattr(self, self.type) is None:
             raise ValueError(f"a part of type {self.type} needs {self.type!r}")
         others = [kind for kind in PARTS if kind != self.type and getattr(self, kind) is not None]
@@ -109,8 +107,8 @@ class ToolCall(Body):
     index: int | None = None
 
 
-class Spoken(Body):
-    """An earlier answer that was spoken, by the id that it was given."""
+class AudioId(Body):
+    """An earlier spoken answer, by its id."""
 
     id: str
 
@@ -118,19 +116,19 @@ class Spoken(Body):
 class Message(Body):
     """One message of any role."""
 
-    role: Literal[ROLES]
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    audio: Spoken | dict[str, Any] | None = None
+    audio: AudioId | dict[str, Any] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: list[Any] | None = None
     function_call: None = None
 
     @model_validator(mode="after")
-    def _filled(self):
+    def _check(self):
         alone = [name for name in ("tool_calls", "audio", "refusal", "reasoning_content") if getattr(self, name)]
         if alone and self.role != "assistant":
             raise ValueError(f"{alone[0]} is for the role 'assistant', not {self.role!r}")
@@ -138,11 +136,8 @@ class Message(Body):
             raise ValueError(f"a message of the role {self.role!r} needs 'content'")
         if self.content == [] and not alone:
             raise ValueError("content is an empty list; give at least one part, or a text")
-        media = (
-            [part.type for part in self.content if part.type not in ("text", "refusal")]
-            if isinstance(self.content, list)
-            else []
-        )
+        parts = self.content if isinstance(self.content, list) else []
+        media = [part.type for part in parts if part.type not in ("text", "refusal")]
         if media and self.role not in ("user", "tool"):
             raise ValueError(f"a message of the role {self.role!r} takes text alone, got {media[0]}")
         return self
@@ -167,13 +162,13 @@ class Tool(Body):
     function: Definition
 
 
-class Named(Body):
+class FunctionName(Body):
     """A function's name."""
 
     name: str
 
 
-class Allowed(Body):
+class AllowedTools(Body):
     """Those of the tools that may be used."""
 
     mode: Literal["auto", "required"]
@@ -184,11 +179,11 @@ class ToolChoice(Body):
     """One function that must be called, or a choice of tools."""
 
     type: Literal["function", "allowed_tools"]
-    function: Named | None = None
-    allowed_tools: Allowed | None = None
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
 
     @model_validator(mode="after")
-    def _one(self):
+    def _check(self):
         if getattr(self, self.type) is None:
             raise ValueError(f"a tool_choice of type {self.type} needs {self.type!r}")
         return self
@@ -210,7 +205,7 @@ class ResponseFormat(Body):
     json_schema: Schema | None = None
 
     @model_validator(mode="after")
-    def _one(self):
+    def _check(self):
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("json_schema belongs to type 'json_schema', and that needs it")
         return self
@@ -226,7 +221,7 @@ class Audio(Body):
     """How an answer is spoken."""
 
     voice: str | Voice
-    format: Literal[FORMATS]
+    format: Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"]
 
     @property
     def speaker(self) -> str:
@@ -254,7 +249,7 @@ CONSTANT = {
     "functions": ((), "give the functions as tools"),
     "function_call": ((), "say it by tool_choice"),
 }
-"""What can be said in one way only, and why."""
+"""Fields that can have one value only, and why."""
 
 
 class ChatBody(Body):
@@ -266,19 +261,19 @@ class ChatBody(Body):
     audio: Audio | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    temperature: Heat | None = None
-    top_p: Share | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
-    presence_penalty: Extra | None = None
-    frequency_penalty: Extra | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_BIASES)] | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    seed: Seed | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    presence_penalty: AdditivePenalty | None = None
+    frequency_penalty: AdditivePenalty | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -290,7 +285,7 @@ class ChatBody(Body):
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
-    # which are as they are
+    # which have one value
     store: Any = None
     service_tier: Any = None
     verbosity: Any = None
@@ -300,20 +295,20 @@ class ChatBody(Body):
     functions: Any = None
     function_call: Any = None
     # ours
-    top_k: Number | None = None
+    top_k: NonNegative | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Penalty | None = None
-    min_tokens: Number | None = None
-    stop_token_ids: Annotated[list[Number], Field(max_length=MOST_STOP_IDS)] | None = None
-    talker_temperature: Heat | None = None
-    talker_top_k: Number | None = None
-    talker_top_p: Share | None = None
+    min_tokens: NonNegative | None = None
+    stop_token_ids: Annotated[list[NonNegative], Field(max_length=MAX_STOP_IDS)] | None = None
+    talker_temperature: Temperature | None = None
+    talker_top_k: NonNegative | None = None
+    talker_top_p: Probability | None = None
     talker_do_sample: bool | None = None
     talker_max_new_tokens: Count | None = None
     talker_repetition_penalty: Penalty | None = None
-    predictor_temperature: Heat | None = None
-    predictor_top_k: Number | None = None
-    predictor_top_p: Share | None = None
+    predictor_temperature: Temperature | None = None
+    predictor_top_k: NonNegative | None = None
+    predictor_top_p: Probability | None = None
     predictor_do_sample: bool | None = None
     chunk_frames: (
         Annotated[int, Field(ge=1, le=1000)]
@@ -330,10 +325,10 @@ class ChatBody(Body):
 
     @field_validator(*CONSTANT)
     @classmethod
-    def _constant(cls, value, info):
+    def _check_constant(cls, value, info):
         only, why = CONSTANT[info.field_name]
         allowed = only if isinstance(only, tuple) else (only,)
-        if value is not None and not any(value is one or value == one for one in allowed):
+        if value is not None and not any(value is other or value == other for other in allowed):
             known = f"; leave it out, or give {' or '.join(map(repr, allowed))}" if allowed else "; leave it out"
             raise ValueError(f"{why}{known}")
         return value

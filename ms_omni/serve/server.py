@@ -22,42 +22,39 @@ from ..generation.speakers import DEFAULT_SPEAKER
 from ..hub import resolve
 from ..input.access import AccessPolicy
 from .answer_text import OPEN, THINK
-from .errors import ApiError, busy
-from .fetching import Fetcher
+from .completion import TokenTexts, Transcripts
 from .grammar import Grammars
-from .hearing import Prompts
-from .logprobs import TokenTexts
-from .mels import Mels
-from .metrics import Measured, Metrics
-from .settings import MIB, Settings
-from .transcripts import Transcripts
-from .watch import note, tell_content
+from .media import Downloader, FeatureCache
+from .metrics import AnswerMeter, Metrics, print_content, request_totals
+from .protocol import ApiError, busy
+from .settings import MIB, Prompts, Settings
 from .worker import Answer, EngineThread
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 END_S = 30
 """For the tick under way."""
-LOOK_S = 0.05
-TAIL = 8
-"""Tokens at the end of a prompt that may open thoughts."""
-_taken_in: contextvars.ContextVar[bool] = contextvars.ContextVar("taken_in", default=False)
+POLL_S = 0.05
+THINK_TOKENS = 8
+"""At the end of a prompt, which may open the answer's thoughts."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PICTURE_BYTES, SOUND_BYTES, VIDEO_BYTES, INLINE_BYTES = 32 * MIB, 128 * MIB, 512 * MIB, 256 * MIB
 DECODED_BYTES = 1024 * MIB
 """The patches that the model reads are four to eight times that. The longest video has 700 MiB, 65536 tokens of pictures 200."""
+
+_accepted: contextvars.ContextVar[bool] = contextvars.ContextVar("accepted", default=False)
+"""Whether the request that is being handled was accepted when it came; it may go on while the server drains."""
 
 
 class Server:
     """State of one server; made inside its event loop.
 
-    state: "starting", "ready", "draining" or "failed"; said: what it does just now, for people; processor: of the event loop's
-    thread, for tokens and settings, not for media: `prepare` has one per thread. tell: how people are told what it does (default: a
+    state: "starting", "ready", "draining" or "failed"; doing: what it does just now, for people; processor: of the event loop's
+    thread, for tokens and settings, not for media: `prepare` has one per thread. log: how people are told what it does (default: a
     line on standard error).
     """
 
-    def __init__(self, settings: Settings, tell: Callable[[str], None] | None = None):
-        self.settings, self._tell = settings, tell or _tell
-        self.state, self.said = STARTING, "starting"
+    def __init__(self, settings: Settings, log: Callable[[str], None] | None = None):
+        self.settings, self._log = settings, log or _print
+        self.state, self.doing = STARTING, "starting"
         self.created = int(time.time())
         self.failure: Exception | None = None
         self.processor: Any = None
@@ -66,10 +63,10 @@ class Server:
         self.policy = AccessPolicy.public(
             hosts=settings.media_hosts,
             schemes=("http", "https", "data"),
-            image_bytes=PICTURE_BYTES,
-            audio_bytes=SOUND_BYTES,
-            video_bytes=VIDEO_BYTES,
-            inline_bytes=INLINE_BYTES,
+            image_bytes=32 * MIB,
+            audio_bytes=128 * MIB,
+            video_bytes=512 * MIB,
+            inline_bytes=256 * MIB,
             decoded_bytes=DECODED_BYTES,
             silence_s=20.0,
             total_s=120.0,
@@ -80,12 +77,11 @@ class Server:
         self.body_bytes = 0  # of their bodies
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(settings.media_threads, "media")
-        self.fetcher = Fetcher(self.policy)
-        limit = settings.max_rows + settings.max_queue
+        self.downloader = Downloader(self.policy)
         self.transcripts = Transcripts(settings.instance)
         self.end_ids: tuple[int, ...] = ()
         self.grammars: Grammars | None = None
-        self.worker = EngineThread(self._load, asyncio.get_running_loop(), limit)
+        self.worker = EngineThread(self._load, asyncio.get_running_loop(), settings.max_rows + settings.max_queue)
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -96,72 +92,72 @@ class Server:
             await self.worker.ready
             if self.state != STARTING:  # told to end meanwhile
                 return
-            self.say("answering a question to itself")
+            self.report("answering a question to itself")
             await self._self_test()
-            self.grammars = await asyncio.to_thread(Grammars.of, self.processor, self.vocabulary, self.end_ids)
+            self.grammars = await asyncio.to_thread(Grammars.for_processor, self.processor, self.vocabulary, self.end_ids)
             self.token_texts = TokenTexts(self.processor.tokenizer)
         except (Exception, asyncio.CancelledError) as error:
             self.state, self.failure = FAILED, error if isinstance(error, Exception) else None
             raise
         if self.state == STARTING:
             self.state = READY
-            self.say("ready")
+            self.report("ready")
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Tells people what it does, by `/ready` as well."""
-        self.said = text
-        self._tell(text)
+        self.doing = text
+        self._log(text)
 
     def _load(self):
-        self.say("importing MindSpore")
+        self.report("importing MindSpore")
         from ..input.processor import Qwen3OmniMoeProcessor
 
         settings = self.settings
         self.processor = Qwen3OmniMoeProcessor.from_pretrained(settings.model)
-        self.processor.feature_extractor = Mels(self.processor.feature_extractor)
+        self.processor.feature_extractor = FeatureCache(self.processor.feature_extractor)
         folder = resolve(settings.model, weights=False)
-        self.prompts = Prompts.of(folder, settings.transcription_prompt, settings.translation_prompt)
-        self.say("loading weights")
+        self.prompts = Prompts.load(folder, settings.transcription_prompt, settings.translation_prompt)
+        self.report("loading weights")
         self.model = load_model(settings)
-        self.say("making the engine")
+        self.report("making the engine")
         return make_engine(self.model, settings)
 
     async def _self_test(self):
         messages = [{"role": "user", "content": "Hello!"}]
         inputs = await self.prepare(messages)
         speaks = self.worker.engine.speaks
-        limits = {"talker_max_new_tokens": 4} if speaks else {}
-        answer = await self.worker.ask(inputs, max_new_tokens=4, return_audio=speaks, seed=0, **limits)
+        limits: dict[str, Any] = {"talker_max_new_tokens": 4} if speaks else {}
+        answer = await self.worker.submit(inputs, max_new_tokens=4, return_audio=speaks, seed=0, **limits)
         self.end_ids = answer.end_ids
         async for _ in answer:
             pass
 
     def drain(self) -> None:
-        """From now on nobody is taken in any more."""
+        """From now on no request is accepted any more."""
         if self.state in (STARTING, READY):
             self.state = DRAINING
 
     async def drained(self) -> None:
         """Waits for the requests under way, `drain_s` at most."""
-        if self._free:
+        if self._is_idle:
             return
         try:
-            await asyncio.wait_for(self._nobody(), self.settings.drain_s)
+            await asyncio.wait_for(self._until_idle(), self.settings.drain_s)
         except asyncio.TimeoutError:
-            self.say(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
+            self.report(f"{len(self.worker.answers)} answers are not done in {self.settings.drain_s:g} s and are given up")
 
     @property
-    def _free(self):
+    def _is_idle(self):
         return self.worker.idle.is_set() and not self.sessions and not self.requests
 
-    async def _nobody(self):
-        while not self._free:  # sessions end behind their answers
-            await asyncio.sleep(LOOK_S)
+    async def _until_idle(self):
+        while not self._is_idle:  # sessions end behind their answers
+            await asyncio.sleep(POLL_S)
 
     async def stop(self) -> None:
         """Ends the engine; one that is being loaded ends with the process."""
         self.worker.close()
-        self.fetcher.close()
+        self.downloader.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.worker.engine is not None:
             await asyncio.to_thread(self.worker.join, END_S)
@@ -200,7 +196,7 @@ class Server:
 
     def opens_thoughts(self, ids: np.ndarray) -> bool:
         """Whether a prompt, ids `[1, T]`, has opened the thoughts of its answer."""
-        return self.processor.tokenizer.decode(ids[0][-TAIL:]).rstrip().endswith(THINK)
+        return self.processor.tokenizer.decode(ids[0][-THINK_TOKENS:]).rstrip().endswith(THINK)
 
     @property
     def call_token(self) -> int | None:
@@ -208,12 +204,12 @@ class Server:
         return self.processor.tokenizer.get_added_vocab().get(OPEN)
 
     def check_ready(self) -> None:
-        """Raises `ApiError` 503 where no request can be taken; one that is taken in may ask until it is answered."""
+        """Raises `ApiError` 503 where no request can be accepted; one that was may go on until it is answered."""
         if self.worker.stopped.is_set() or self.state == FAILED:
             raise busy("the engine has stopped; the server has to be started again", 503, "unavailable")
         if self.state != READY:
-            raise busy(f"the server is {self.state} ({self.said}); try again later", 503, "unavailable")
-        _taken_in.set(True)
+            raise busy(f"the server is {self.state} ({self.doing}); try again later", 503, "unavailable")
+        _accepted.set(True)
 
     def check_model(self, name: str | None) -> None:
         """Raises `ApiError` 404 for a model that is not here."""
@@ -226,7 +222,7 @@ class Server:
 
         Raises `InputError` and `MediaError` for what cannot be used.
         """
-        messages = await self.fetcher.fetched(messages)
+        messages = await self.downloader.downloaded(messages)
 
         def work(processor):
             inputs = processor.apply_chat_template(
@@ -237,7 +233,7 @@ class Server:
         return await self.in_pool(work)
 
     async def in_pool(self, work: Callable[[Any], Any]) -> Any:
-        """What `work(processor)` returns, in a thread that has a processor of its own: tokenizers are for one thread at a time."""
+        """What `work(processor)` returns, in a thread that has a processor of its own: tokenizers are not safe among threads."""
 
         def run():
             if not hasattr(self._own, "processor"):
@@ -247,11 +243,11 @@ class Server:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, run)
 
-    async def ask(self, inputs: dict[str, Any], draft: bool = False, **options: Any) -> Answer:
-        """The answer to model inputs; options as of `engine.add`, and of `worker.ask`; draft: nobody has asked for it yet, see
-        `Answer.take`. Raises `InputError` and `ApiError`.
+    async def submit(self, inputs: dict[str, Any], draft: bool = False, **options: Any) -> Answer:
+        """The answer to model inputs; options as of `engine.add`, and of `worker.submit`; draft: nobody has asked for it yet, see
+        `Answer.claim`. Raises `InputError` and `ApiError`.
         """
-        if not _taken_in.get():
+        if not _accepted.get():
             self.check_ready()
         limit = self.settings.max_model_len
         count = inputs["input_ids"].shape[1]
@@ -274,19 +270,20 @@ class Server:
                     "context_length_exceeded",
                 )
             options.setdefault("max_new_tokens", room)
-        tell = partial(tell_content, self.processor, inputs["input_ids"][0]) if self.settings.log_content else None
-        measured = Measured(self.metrics, count, tell, taken=not draft)
-        answer = await self.worker.ask(inputs, measured, max_time=self.settings.request_s, **options)
-        note(measured)
+        done = partial(print_content, self.processor, inputs["input_ids"][0]) if self.settings.log_content else None
+        meter = AnswerMeter(self.metrics, count, done, wanted=not draft)
+        answer = await self.worker.submit(inputs, meter, max_time=self.settings.request_s, **options)
+        if (totals := request_totals.get()) is not None:
+            totals.add(meter)
         return answer
 
     async def read(self, inputs: dict[str, Any], **options: Any) -> Answer:
-        """Reads model inputs ahead of an answer; options as of `engine.read`. Its one event is a `StreamEnd`."""
+        """Reads model inputs into the cache, ahead of an answer; options as of `engine.read`. Its one event is a `StreamEnd`."""
         self.check_ready()
         count, limit = inputs["input_ids"].shape[1], self.settings.max_model_len
         if limit is not None and count >= limit:
             raise ApiError(400, f"the prompt has {count} tokens, more than {limit}", code="context_length_exceeded")
-        return await self.worker.ask(inputs, reads=True, **options)
+        return await self.worker.submit(inputs, prefill=True, **options)
 
     # -- who may ask -------------------------------------------------------------------------------------------------
 
@@ -312,18 +309,18 @@ class Server:
         if origin is None or origin in self.settings.origins or "*" in self.settings.origins:
             return
         try:
-            asked = urlsplit(f"//{headers.get('host', '')}")
-            same = urlsplit(origin).netloc == asked.netloc
+            host = urlsplit(f"//{headers.get('host', '')}")
+            same = urlsplit(origin).netloc == host.netloc
         except ValueError:  # no addresses
             raise ApiError(403, "Origin and Host are not those of a page", code="origin") from None
-        name = asked.hostname or ""
-        by_number = name.replace(".", "").isdigit() or ":" in name  # a name may be made to lead here by its owner
-        if same and (self.settings.api_keys or name in (*LOOPBACK, self.settings.host) or by_number):
+        name = host.hostname or ""
+        is_address = name.replace(".", "").isdigit() or ":" in name  # the owner of a name may make it lead here
+        if same and (self.settings.api_keys or name in (*LOOPBACK, self.settings.host) or is_address):
             return
         raise ApiError(403, f"pages from {origin} may not ask this server; allow it with --allow-origin", code="origin")
 
 
-def _tell(text):
+def _print(text):
     print(f"ms-omni serve: {text}", file=sys.stderr, flush=True)
 
 

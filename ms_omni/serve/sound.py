@@ -1,4 +1,4 @@
-"""Speech as it is sent: 16-bit samples in the containers that callers ask for, as it is made or whole, and its tempo.
+"""Speech as it is sent: 16-bit samples in the containers that callers ask for, streamed or whole, and its tempo.
 
 samples --Tempo (pitch kept)--> samples --pcm16--> Encoder --> bytes
 """
@@ -19,11 +19,9 @@ from ..outputs import pcm16
 
 RATE_HZ = 24_000
 SPEEDS = (0.25, 4.0)
-FILTER_SPEEDS = (0.5, 2.0)
-"""Of one filter; beyond, it leaves samples out."""
 UNKNOWN = 0xFFFFFFFF
 """The size in the header of a WAV that nobody knows the end of."""
-WAV_MOST = UNKNOWN - 36
+WAV_MAX_BYTES = UNKNOWN - 36
 BUFFER_BYTES = 1024
 
 
@@ -59,7 +57,7 @@ class Encoder:
     """
 
     def __init__(self, format: str, rate_hz: int = RATE_HZ, samples: int | None = None):
-        self.format, self.rate_hz = described(format), rate_hz
+        self.format, self.rate_hz = sound_format(format), rate_hz
         self._container: Any = None
         self._sent = 0
         self._sink: Any = _Sink() if samples is None else io.BytesIO()  # where it cannot go back, a muxer writes no lengths
@@ -74,7 +72,7 @@ class Encoder:
         return self.format.content_type
 
     def write(self, samples: np.ndarray) -> bytes:
-        """samples float32 `[n]` in [-1, 1] -> what can be sent already, which may be nothing."""
+        """samples float32 `[n]` in [-1, 1] -> bytes that can be sent already, possibly none."""
         pcm = pcm16(samples)
         if self._container is None:
             self._sink.write(pcm.tobytes())
@@ -82,14 +80,14 @@ class Encoder:
             frame = _frame(pcm[None], "s16", self.rate_hz, self._sent)
             self._container.mux(self._stream.encode(frame))
         self._sent += len(pcm)
-        return self._taken()
+        return self._output()
 
     def finish(self) -> bytes:
         """The rest; nothing can be written any more."""
         if self._container is not None:
             self._container.mux(self._stream.encode(None))
             self._container.close()
-        return self._taken(True)
+        return self._output(True)
 
     def _open(self):
         options = {"flush_packets": "1", **self.format.options}
@@ -100,15 +98,15 @@ class Encoder:
         self._stream.layout = "mono"
         if self.format.bits_per_s is not None:
             self._stream.bit_rate = self.format.bits_per_s
-        self._container.start_encoding()  # a header, even if nothing is said
+        self._container.start_encoding()  # a header, even for no samples
 
-    def _taken(self, last=False):
+    def _output(self, last=False):
         if isinstance(self._sink, _Sink):
             return self._sink.take()
         return self._sink.getvalue() if last else b""  # lengths in its head are known at the end
 
 
-def described(format: str) -> Format:
+def sound_format(format: str) -> Format:
     """The format of a name. Raises `InputError` for one that does not exist."""
     if format not in FORMATS:
         raise InputError(f"there is no sound format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -122,7 +120,7 @@ def encode(samples: np.ndarray, format: str, rate_hz: int = RATE_HZ) -> bytes:
 
 
 class Tempo:
-    """Says the same faster or slower at the same pitch, piece by piece.
+    """Changes the tempo of speech at the same pitch, piece by piece.
 
     speed: how many times as fast, 0.25 to 4; at 1 nothing is changed. Raises `InputError` for others.
     """
@@ -130,36 +128,37 @@ class Tempo:
     def __init__(self, speed: float = 1.0, rate_hz: int = RATE_HZ):
         if not SPEEDS[0] <= speed <= SPEEDS[1]:
             raise InputError(f"speed is {speed}, expected {SPEEDS[0]} to {SPEEDS[1]:g}")
-        self.rate_hz, self._given, self._graph = rate_hz, 0, None
+        self.rate_hz, self._samples = rate_hz, 0
+        self._graph: Any = None
         if speed == 1:
             return
         self._graph = Graph()
         chain: list[Any] = [
             self._graph.add_abuffer(sample_rate=rate_hz, format="flt", layout="mono", time_base=Fraction(1, rate_hz))
         ]
-        count = max(math.ceil(abs(math.log2(speed))), 1)
+        count = max(math.ceil(abs(math.log2(speed))), 1)  # one filter does 0.5 to 2; beyond, it leaves samples out
         for _ in range(count):
             chain.append(self._graph.add("atempo", f"{speed ** (1 / count):.9f}"))
         chain.append(self._graph.add("abuffersink"))
         self._graph.link_nodes(*chain).configure()
 
     def write(self, samples: np.ndarray) -> np.ndarray:
-        """samples float32 `[n]` -> the samples that can be sent already."""
+        """samples float32 `[n]` -> samples that can be sent already."""
         if self._graph is None or not len(samples):
             return samples
-        frame = _frame(np.ascontiguousarray(samples[None], np.float32), "flt", self.rate_hz, self._given)
-        self._given += len(samples)
+        frame = _frame(np.ascontiguousarray(samples[None], np.float32), "flt", self.rate_hz, self._samples)
+        self._samples += len(samples)
         self._graph.push(frame)
-        return self._found()
+        return self._pulled()
 
     def finish(self) -> np.ndarray:
         """The rest."""
-        if self._graph is None or not self._given:
+        if self._graph is None or not self._samples:
             return np.zeros(0, np.float32)
         self._graph.push(None)
-        return self._found()
+        return self._pulled()
 
-    def _found(self):
+    def _pulled(self):
         pieces = []
         while True:
             try:
@@ -169,7 +168,7 @@ class Tempo:
 
 
 class _Sink:
-    """A file that can only be appended to; what was is taken away."""
+    """A file that can only be appended to, and that `take` empties."""
 
     def __init__(self):
         self._pieces: list[bytes] = []
@@ -192,7 +191,7 @@ def _frame(samples, format, rate_hz, first):
 
 def _wav_header(rate_hz, samples):
     """44 bytes of a mono WAV of 16 bit."""
-    nbytes = UNKNOWN if samples is None or 2 * samples > WAV_MOST else 2 * samples
+    nbytes = UNKNOWN if samples is None or 2 * samples > WAV_MAX_BYTES else 2 * samples
     whole = UNKNOWN if nbytes == UNKNOWN else nbytes + 36
     head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", whole, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16)
     return head + struct.pack("<4sI", b"data", nbytes)

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions` and `/translations`: a file of sound to text, whole or as it is written."""
+"""`POST /v1/audio/transcriptions` and `/translations`: a file of sound to text, whole or streamed."""
 
 import math
 from collections.abc import AsyncGenerator
@@ -16,17 +16,16 @@ from ..input.access import policy_scope
 from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
 from .answer_text import Thoughts
-from .bodies import Body, checked
-from .errors import ApiError
-from .hearing import LANGUAGES, language_code
+from .protocol import ApiError, Body, EventStream, error_event, event, unless_disconnected, validate_body
+from .schema import Seed
 from .server import Server
-from .streams import EventStream, error_event, event, unless_gone
+from .settings import LANGUAGES, language_code
 
 RATE_HZ = 16_000
-TOKENS, TOKENS_PER_S = 256, 8
-"""A text may have so many tokens, and so many per second of sound: more than anybody says."""
-MOST_FIELDS, FIELD_BYTES = 64, 1 << 16
-LISTS = ("include", "timestamp_granularities")
+MAX_TOKENS, MAX_TOKENS_PER_S = 256, 8
+"""Of a text, and in addition per second of sound: more than anybody says."""
+MAX_FIELDS, FIELD_BYTES = 64, 1 << 16
+LIST_FIELDS = ("include", "timestamp_granularities")
 UNTIMED = "the model does not tell when something was said"
 
 Piece = tuple[str, list[dict[str, Any]]]
@@ -43,11 +42,11 @@ class TranslationForm(Body):
     prompt: str | None = None
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt", "diarized_json"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Seed | None = None
 
 
 class TranscriptionForm(TranslationForm):
-    """The same for sounds that are written down in their own language."""
+    """The same for sounds that are transcribed in their own language."""
 
     language: str | None = None
     stream: bool = False
@@ -71,33 +70,33 @@ async def _answer(request, kind):
     server.check_ready()
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(400, "expected a form (multipart/form-data) with a file", code="invalid_content_type")
-    async with request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES) as sent:
-        file, values = _taken(sent, server)
-        form = checked(values, kind)
+    async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=FIELD_BYTES) as sent:
+        file, values = _fields(sent, server)
+        form = validate_body(values, kind)
         server.check_model(form.model)
         _check(form)
-        heard = Heard(server, form)
-        await unless_gone(request, heard.ask(file))
-    pieces = heard.pieces()
-    if not heard.streams:
-        return await unless_gone(request, heard.whole(pieces))
-    first = await unless_gone(request, anext(pieces, None))  # what is wrong is said by a status then
-    return EventStream(heard.events(first, pieces))
+        transcription = Transcription(server, form)
+        await unless_disconnected(request, transcription.submit(file))
+    pieces = transcription.pieces()
+    if not transcription.streams:
+        return await unless_disconnected(request, transcription.whole(pieces))
+    first = await unless_disconnected(request, anext(pieces, None))  # what goes wrong is told by a status then
+    return EventStream(transcription.events(first, pieces))
 
 
-def _taken(sent, server):
+def _fields(sent, server):
     """The file, and the other fields by name; clients write lists as `name[]`."""
     values: dict[str, Any] = {}
     file = None
     for key, value in sent.multi_items():
-        name = key.removesuffix("[]") if key.removesuffix("[]") in LISTS else key
+        name = key.removesuffix("[]") if key.removesuffix("[]") in LIST_FIELDS else key
         if name == "file":
             if isinstance(value, str):
                 raise ApiError(400, "file is a text; send it with a filename, so that it is a file", "file", "invalid_value")
             file = value
         elif isinstance(value, UploadFile):
             raise ApiError(400, f"{name}: a file, expected a text" if name == "model" else f"unknown file {name!r}", name)
-        elif name in LISTS:
+        elif name in LIST_FIELDS:
             values.setdefault(name, []).append(value)
         elif name in values:
             raise ApiError(400, f"{name} is given twice", name, "invalid_value")
@@ -105,9 +104,9 @@ def _taken(sent, server):
             values[name] = value
     if file is None:
         raise ApiError(400, "file is missing", "file", "missing_required_parameter")
-    most = server.policy.audio_bytes
-    if file.size > most:
-        raise ApiError(413, f"the file has {file.size} bytes, expected at most {most}", "file", "request_too_large")
+    limit = server.policy.audio_bytes
+    if file.size > limit:
+        raise ApiError(413, f"the file has {file.size} bytes, expected at most {limit}", "file", "request_too_large")
     if file.size == 0:
         raise ApiError(400, "file is empty", "file", "invalid_value")
     return file, values
@@ -137,8 +136,8 @@ def _check(form):
         refuse("language", f"there is no {form.language!r:.40}; expected an ISO-639-1 code: {known}")
 
 
-class Heard:
-    """A sound, and what becomes of it."""
+class Transcription:
+    """The text of a sound, in its language or in English."""
 
     def __init__(self, server: Server, form: Any):
         self.server, self.form = server, form
@@ -148,13 +147,12 @@ class Heard:
         self.streams = bool(getattr(form, "stream", False))
         self.with_logprobs = bool(getattr(form, "include", None))
         self.seconds, self.tokens = 0.0, 0
-        self.details = {"text_tokens": 0, "audio_tokens": 0}
+        self.prompt_tokens = {"text_tokens": 0, "audio_tokens": 0}
         self.logprobs: list[dict[str, Any]] = []
 
-    async def ask(self, file: UploadFile) -> None:
-        """Decodes the file and asks the model. Raises `ApiError` and what else is wrong with it."""
+    async def submit(self, file: UploadFile) -> None:
+        """Decodes the file and begins the answer. Raises `ApiError` and `OmniError`."""
         server, form = self.server, self.form
-
         name = (file.filename or "")[-80:] or "without a name"
         opened = SimpleNamespace(read=file.file.read, seek=file.file.seek, name=name)
 
@@ -176,16 +174,16 @@ class Heard:
         ids = inputs["input_ids"]
         self._thoughts = Thoughts(server.opens_thoughts(ids))
         counts = server.prompt_tokens(ids)
-        self.details = {name: counts[name] for name in self.details}
+        self.prompt_tokens = {name: counts[name] for name in self.prompt_tokens}
         options: dict[str, Any] = {"do_sample": form.temperature > 0, "return_audio": False}
         if form.temperature > 0:
             options |= {"temperature": form.temperature, "seed": form.seed}
         if self.with_logprobs:
             options["logprobs"] = 0
-        limit = TOKENS + TOKENS_PER_S * math.ceil(self.seconds)
+        limit = MAX_TOKENS + MAX_TOKENS_PER_S * math.ceil(self.seconds)
         if server.settings.max_model_len is not None:
             limit = max(min(limit, server.settings.max_model_len - ids.size), 1)
-        self._answer = await server.ask(inputs, tokenizer=server.processor.tokenizer, max_new_tokens=limit, **options)
+        self._answer = await server.submit(inputs, tokenizer=server.processor.tokenizer, max_new_tokens=limit, **options)
 
     async def pieces(self) -> Pieces:
         """Text without the white space around it, and log-probabilities of its tokens. Raises `ApiError` for one without an end."""
@@ -200,13 +198,13 @@ class Heard:
                 token = int(found.token[0])
                 logprobs = []
                 if found.logprobs is not None and token not in self.server.end_ids and not self._thoughts.thinking:
-                    logprobs = [self.server.token_texts.one(token, found.logprobs[0].chosen)]
+                    logprobs = [self.server.token_texts.single(token, found.logprobs[0].chosen)]
                 _, piece = self._thoughts.push("" if found.text is None else found.text[0])
                 text = space + piece if begun else piece.lstrip()
-                kept = text.rstrip()
-                begun, space = begun or bool(kept), text[len(kept) :]
-                if kept or logprobs:
-                    yield kept, logprobs
+                stripped = text.rstrip()
+                begun, space = begun or bool(stripped), text[len(stripped) :]
+                if stripped or logprobs:
+                    yield stripped, logprobs
             if last := (space + self._thoughts.rest()[1]).rstrip():
                 yield last if begun else last.lstrip(), []
         finally:
@@ -223,7 +221,7 @@ class Heard:
         )
 
     async def whole(self, pieces: Pieces) -> Response:
-        """As it is asked for."""
+        """In the form that was asked for."""
         text = ""
         async for piece, logprobs in pieces:
             text += piece
@@ -239,17 +237,17 @@ class Heard:
             verbose["usage"] = {"type": "duration", "seconds": math.ceil(self.seconds)}
         return JSONResponse(verbose)
 
-    async def events(self, found: Piece | None, pieces: Pieces) -> AsyncGenerator[bytes, None]:
-        """OpenAI's events: `transcript.text.delta` for each piece, `found` being the first, then `transcript.text.done`."""
+    async def events(self, first: Piece | None, pieces: Pieces) -> AsyncGenerator[bytes, None]:
+        """OpenAI's events: `transcript.text.delta` for each piece, then `transcript.text.done`."""
         text = ""
         try:
-            while found is not None:
-                piece, logprobs = found
+            while first is not None:
+                piece, logprobs = first
                 text += piece
                 self.logprobs += logprobs
                 more = {"logprobs": logprobs} if self.with_logprobs else {}
                 yield event({"type": "transcript.text.delta", "delta": piece, **more})
-                found = await anext(pieces, None)
+                first = await anext(pieces, None)
             yield event({"type": "transcript.text.done", "text": text, **self._logprobs, "usage": self.usage})
         except Exception as error:
             yield error_event(error)
@@ -263,13 +261,13 @@ class Heard:
     @property
     def usage(self) -> dict[str, Any]:
         """Tokens of the sound and the prompt, and of the text."""
-        read = sum(self.details.values())
+        prompt = sum(self.prompt_tokens.values())
         return {
             "type": "tokens",
-            "input_tokens": read,
-            "input_token_details": self.details,
+            "input_tokens": prompt,
+            "input_token_details": self.prompt_tokens,
             "output_tokens": self.tokens,
-            "total_tokens": read + self.tokens,
+            "total_tokens": prompt + self.tokens,
         }
 
 

@@ -1,7 +1,7 @@
-"""The one thread that works the engine, and the answers that the event loop reads from it.
+"""The one thread that runs the engine, and the answers that the event loop reads from it.
 
-event loop      ask, cancel  ----commands---->  thread: engine.add, engine.cancel, engine.step
-                Answer       <----events------
+event loop      submit, cancel  ----commands---->  thread: engine.add, engine.cancel, engine.step
+                Answer          <----events------
 """
 
 import asyncio
@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessError
 from ..outputs import StreamEnd, StreamError
-from .errors import busy
-from .metrics import end_of
+from .metrics import AnswerMeter, end_reason
+from .protocol import busy
 
 if TYPE_CHECKING:  # MindSpore takes seconds, and the server listens before
     from ..engine.engine import Engine
-    from .metrics import Measured
 
 IDLE_S = 0.001
 LOG = logging.getLogger("ms_omni.serve")
@@ -30,12 +29,12 @@ class Answer:
     """One answer: an async iterator of `TextDelta`, `AudioChunk` and a last `StreamEnd`. Raises what went wrong with it.
 
     Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. finish_reason: of one that has ended:
-    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it. reads:
-    it reads ahead of an answer, and is none.
+    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it.
+    prefill: it only reads a prompt ahead of its answer, and has no events but its end.
     """
 
-    def __init__(self, worker: "EngineThread", measured: "Measured | None" = None, reads: bool = False):
-        self._worker, self._events, self._measured, self.reads = worker, asyncio.Queue(), measured, reads
+    def __init__(self, worker: "EngineThread", meter: AnswerMeter | None = None, prefill: bool = False):
+        self._worker, self._events, self._meter, self.prefill = worker, asyncio.Queue(), meter, prefill
         self.id: int | None = None
         self.ended = False
         self.finish_reason: str | None = None
@@ -53,27 +52,27 @@ class Answer:
             raise event.error
         return event
 
-    def take(self) -> None:
-        """Somebody wants what was begun before he did; from now on it counts."""
-        if self._measured is not None:
-            self._measured.take()
+    def claim(self) -> None:
+        """Somebody asks for what was begun before; from now on it counts."""
+        if self._meter is not None:
+            self._meter.claim()
 
-    def cancel(self, wanted: bool = False) -> None:
-        """Frees its row within a tick; nothing happens if it has ended. wanted: its caller has all that he asked for."""
+    def cancel(self, complete: bool = False) -> None:
+        """Frees its row within a tick; nothing happens if it has ended. complete: its caller has all that he wanted."""
         if not self.ended:
-            if self._measured is not None:
-                self._measured.leave(wanted)
+            if self._meter is not None:
+                self._meter.leave(complete)
             self._worker.cancel(self)
 
     def put(self, event: Any) -> None:
-        """By the event loop, what the thread has found."""
+        """Called by the event loop with what the thread has found."""
         if isinstance(event, (StreamEnd, StreamError)):
             if self.ended:
                 return
-            self.ended, self.finish_reason = True, end_of(event)
+            self.ended, self.finish_reason = True, end_reason(event)
             self._worker.forget(self)
-        if self._measured is not None:
-            self._measured.hear(event)
+        if self._meter is not None:
+            self._meter.observe(event)
         self._events.put_nowait(event)
 
 
@@ -90,8 +89,7 @@ class EngineThread(threading.Thread):
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._by_id: dict[int, Answer] = {}  # of this thread alone
         self.answers: set[Answer] = set()  # of the event loop
-        self._calls: set[asyncio.Future] = set()
-        self._held = 0
+        self._reserved = 0
         self.idle = asyncio.Event()
         self.idle.set()
         self.ready: asyncio.Future = loop.create_future()
@@ -99,41 +97,41 @@ class EngineThread(threading.Thread):
         self.stopped = asyncio.Event()
         self.engine: Any = None
 
-    # -- the event loop's side ---------------------------------------------------------------------------------------
+    # -- the event loop ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """For who asks several times, one behind the other: if there is room for the first, he is not refused later, and the end
-        of the server waits for the last.
+    def reserved(self) -> Iterator[None]:
+        """For callers with several answers, one behind the other: once there is room for the first, none of them is refused, and the
+        end of the server waits for the last.
         """
         self.check_room()
-        self._held += 1
+        self._reserved += 1
         self.idle.clear()
         try:
             yield
         finally:
-            self._held -= 1
-            self._look()
+            self._reserved -= 1
+            self._update_idle()
 
-    async def ask(
+    async def submit(
         self,
         inputs: Mapping[str, Any],
-        measured: "Measured | None" = None,
-        held: bool = False,
-        reads: bool = False,
+        meter: AnswerMeter | None = None,
+        reserved: bool = False,
+        prefill: bool = False,
         **options: Any,
     ) -> Answer:
-        """The answer to model inputs, with arguments of `engine.add`, or if it reads alone `engine.read`; measured: is told of its
-        events; held: within the block of `held`. Raises `InputError`, and `ApiError` when too many wait.
+        """The answer to model inputs, with arguments of `engine.add`, or for `prefill` of `engine.read`; meter: observes its events;
+        reserved: within the block of `reserved`. Raises `InputError`, and `ApiError` when too many wait.
         """
         if self.stopped.is_set():
             raise ProcessError(f"the engine has stopped: {self.failure or 'the server ends'}")
-        if not held and not reads:
+        if not reserved and not prefill:
             self.check_room()
-        answer = Answer(self, measured, reads)
+        answer = Answer(self, meter, prefill)
         self.answers.add(answer)
         self.idle.clear()
-        self._commands.put(lambda: self._add(answer, {**inputs, **options}, reads))
+        self._commands.put(lambda: self._add(answer, {**inputs, **options}))
         try:
             await answer.added
         except asyncio.CancelledError:  # the caller has gone
@@ -145,39 +143,29 @@ class EngineThread(threading.Thread):
         return answer
 
     @property
-    def asked(self) -> int:
+    def pending(self) -> int:
         """Answers at work and waiting."""
-        return sum(not answer.reads for answer in self.answers)
+        return sum(not answer.prefill for answer in self.answers)
 
     def check_room(self) -> None:
         """Raises `ApiError` 429 when too many wait."""
-        if self.asked >= self.limit:
-            raise busy(f"{self.asked} answers are at work or waiting already; try again later")
+        if self.pending >= self.limit:
+            raise busy(f"{self.pending} answers are at work or waiting already; try again later")
 
     def cancel(self, answer: Answer) -> None:
-        """Ends an answer early, whether or not it has begun."""
+        """Ends an answer early, whether or not the engine has it already."""
         answer.ended = True
         self.forget(answer)
         self._commands.put(lambda: self._cancel(answer))
 
     def forget(self, answer: Answer) -> None:
-        """It has ended."""
+        """An answer has ended."""
         self.answers.discard(answer)
-        self._look()
+        self._update_idle()
 
-    def _look(self):
-        if not self.answers and not self._held:
+    def _update_idle(self):
+        if not self.answers and not self._reserved:
             self.idle.set()
-
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """What a function returns that is called between two ticks, by the thread that owns the engine."""
-        done = self._loop.create_future()
-        self._calls.add(done)
-        self._commands.put(lambda: self._tell(done, *_outcome(function)))
-        try:
-            return await done
-        finally:
-            self._calls.discard(done)
 
     def close(self) -> None:
         """Ends the thread behind the tick under way; what is not answered yet fails."""
@@ -186,11 +174,11 @@ class EngineThread(threading.Thread):
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Of the thread: until it is closed, or the engine fails as a whole."""
+        """Until it is closed, or the engine fails as a whole."""
         error = None
         try:
             self.engine = self._load()
-            self._tell(self.ready, self.engine, None)
+            self._resolve(self.ready, self.engine, None)
             while (command := self._next()) is not None:
                 command()
         except Exception as problem:
@@ -198,12 +186,12 @@ class EngineThread(threading.Thread):
                 LOG.exception("the engine has stopped")
             error = problem
         finally:
-            self._loop.call_soon_threadsafe(self._over, error)
+            self._loop.call_soon_threadsafe(self._engine_ended, error)
             if self.engine is not None:
                 self.engine.close()
 
     def _next(self):
-        """The next command; a tick, where nobody wants anything and somebody waits for an answer."""
+        """The next command; a tick where there is none and an answer is under way."""
         try:
             return self._commands.get(block=not self._by_id)
         except queue.Empty:
@@ -217,40 +205,40 @@ class EngineThread(threading.Thread):
             if isinstance(event, (StreamEnd, StreamError)):
                 self._by_id.pop(id, None)
         if found:
-            self._loop.call_soon_threadsafe(_hand_out, found)
-        elif time.perf_counter() - started < IDLE_S:  # everybody is ahead of his listener
+            self._loop.call_soon_threadsafe(_deliver, found)
+        elif time.perf_counter() - started < IDLE_S:  # all speech is far enough ahead of its listeners
             time.sleep(IDLE_S)
 
-    def _add(self, answer, arguments, reads):
+    def _add(self, answer, arguments):
         if answer.ended:  # given up before its turn
             return
-        answer.id, error = _outcome(lambda: (self.engine.read if reads else self.engine.add)(**arguments))
-        if error is None:
-            answer.end_ids = self.engine.rows[answer.id].text.params.eos_token_id
-            self._by_id[answer.id] = answer
-        self._tell(answer.added, None, error)
+        try:
+            answer.id = id = (self.engine.read if answer.prefill else self.engine.add)(**arguments)
+        except Exception as error:
+            return self._resolve(answer.added, None, error)
+        answer.end_ids = self.engine.rows[id].text.params.eos_token_id
+        self._by_id[id] = answer
+        self._resolve(answer.added, None, None)
 
     def _cancel(self, answer):
         if self._by_id.pop(answer.id, None) is not None:
             self.engine.cancel(answer.id)
 
-    def _tell(self, future, value, error):
+    def _resolve(self, future, value, error):
         self._loop.call_soon_threadsafe(_settle, future, value, error)
 
-    def _over(self, error):
-        """By the event loop: there is no engine any more."""
+    def _engine_ended(self, error):
+        """Called by the event loop when there is no engine any more."""
         self.failure = error
         self.stopped.set()
         stopped = ProcessError(f"the engine has stopped: {error or 'the server ends'}")
         _settle(self.ready, None, error or stopped)
-        for call in self._calls:  # what the thread has not got to
-            _settle(call, None, stopped)
         for answer in list(self.answers):
             _settle(answer.added, None, stopped)
             answer.put(StreamError(stopped))
 
 
-def _hand_out(found):
+def _deliver(found):
     for answer, event in found:
         answer.put(event)
 
@@ -262,10 +250,3 @@ def _settle(future, value, error):
         future.set_result(value)
     else:
         future.set_exception(error)
-
-
-def _outcome(function):
-    try:
-        return function(), None
-    except Exception as error:
-        return None, error

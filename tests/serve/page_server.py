@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from ms_omni.serve.page import Page
+from ms_omni.serve.app import Page
 
 KEY = "sk-page"
 TEXT = "It is an orange star.\n```python\nprint('<b>star</b>')\n```\nAsk for `more`."

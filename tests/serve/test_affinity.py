@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ms_omni.serve.affinity import ANYWHERE, place_of, ranked
+from ms_omni.serve.affinity import ANY_ENGINE, affinity_of, ranked
 
 NAMES = [f"engine{number}" for number in range(8)]
 SYSTEM, FIRST = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 3?"}
@@ -12,7 +12,7 @@ ANSWER, SECOND = {"role": "assistant", "content": "5"}, {"role": "user", "conten
 
 
 def place(*messages, **options):
-    return place_of(json.dumps({"model": "miniature", "messages": messages, **options}).encode())
+    return affinity_of(json.dumps({"model": "miniature", "messages": messages, **options}).encode())
 
 
 def test_all_turns_of_a_conversation_have_one_place():
@@ -41,11 +41,11 @@ def test_a_spoken_answer_leads_to_its_engine():
     "body", [b"", b"{", b"[]", b"null", b"{}", b'{"messages": 3}', b'{"messages": null}', b"\xff" * 9, b"[" * 10**6]
 )
 def test_what_is_not_understood_goes_anywhere(body):
-    assert place_of(body) == ANYWHERE
+    assert affinity_of(body) == ANY_ENGINE
 
 
 def test_messages_that_are_none_are_left_to_the_engine():
-    assert place_of(b'{"messages": ["a", 3, null, {"role": ["user"]}]}').key
+    assert affinity_of(b'{"messages": ["a", 3, null, {"role": ["user"]}]}').key
 
 
 def test_engines_that_come_and_go_move_only_their_own():

@@ -20,9 +20,9 @@ def cuts(text, seed):
         place += size
 
 
-def called(text, seed=0, most=None, cut=False):
+def called(text, seed=0, limit=None, cut=False):
     """Content and `[(name, arguments)]` of a text."""
-    reader, content, calls = Calls(most), "", []
+    reader, content, calls = Calls(limit), "", []
     for got, deltas in [*map(reader.push, cuts(text, seed)), reader.rest(cut)]:
         content += got
         for delta in deltas:
@@ -65,7 +65,7 @@ def test_a_call_that_is_cut_off():
 
 
 def test_no_more_calls_than_wanted():
-    content, calls = called(f"{CALL}\n{OTHER} and text", most=1)
+    content, calls = called(f"{CALL}\n{OTHER} and text", limit=1)
     assert content == "" and [name for name, _ in calls] == ["get_weather"]
 
 

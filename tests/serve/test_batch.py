@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from ms_omni.errors import InputError, ProcessError
-from ms_omni.serve.batch import Interrupted, answer_all
-from ms_omni.serve.batch_files import Answers, Requests
+from ms_omni.serve.batch import Answers, Interrupted, Requests, answer_all
 from tests.serve.conftest import MINIATURE, ROOT
 
 FIRST = b'{"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": {}}, "error": null}\n'

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from ms_omni.serve.affinity import ANYWHERE, place_of
-from ms_omni.serve.bodies import SEPARATORS, VALUES, Body, parsed
-from ms_omni.serve.errors import MISTAKES, ApiError
+from ms_omni.serve.affinity import ANY_ENGINE, affinity_of
+from ms_omni.serve.protocol import MAX_MISTAKES, MAX_SEPARATORS, MAX_VALUES, ApiError, Body, parse_body
 from ms_omni.serve.realtime.events import decoded
 
 
@@ -41,30 +40,30 @@ REFUSED = {
 def test_what_is_wrong_is_said(what):
     body, message = REFUSED[what]
     with pytest.raises(ApiError) as caught:
-        parsed(body, Wanted)
+        parse_body(body, Wanted)
     assert caught.value.status == 400 and message in caught.value.message and len(caught.value.message) < 400
 
 
 @pytest.mark.parametrize("item", ["0", "[]", "{}", '""'])
 def test_small_bodies_do_not_grow(item):
-    for count, status in ((SEPARATORS + 1, 413), (VALUES + 1, 400)):
+    for count, status in ((MAX_SEPARATORS + 1, 413), (MAX_VALUES + 1, 400)):
         text = '{"text": "x", "inner": {"a": [' + ",".join([item] * count) + "]}}"
-        for read in (lambda text: parsed(text.encode(), Wanted), decoded):
+        for read in (lambda text: parse_body(text.encode(), Wanted), decoded):
             with pytest.raises(ApiError, match="most that this server takes") as caught:
                 read(text)
             assert caught.value.status == status
-    assert place_of(b'{"messages": [' + b"[]," * SEPARATORS + b"[]]}") == ANYWHERE
+    assert affinity_of(b'{"messages": [' + b"[]," * MAX_SEPARATORS + b"[]]}") == ANY_ENGINE
 
 
 def test_mistakes_without_end_are_counted():
-    with pytest.raises(ApiError, match=f"wrong in {MISTAKES + 1} places") as caught:
-        parsed(json.dumps({"text": "x", "inner": {"a": [0] * (MISTAKES + 1)}}), Wanted)
+    with pytest.raises(ApiError, match=f"wrong in {MAX_MISTAKES + 1} places") as caught:
+        parse_body(json.dumps({"text": "x", "inner": {"a": [0] * (MAX_MISTAKES + 1)}}), Wanted)
     assert caught.value.status == 400
 
 
 def test_commas_of_long_texts_are_taken():
-    assert parsed(json.dumps({"text": "a, b, " * 100_000}), Wanted).text
+    assert parse_body(json.dumps({"text": "a, b, " * 100_000}), Wanted).text
 
 
 def test_a_whole_pair_is_a_text():
-    assert parsed(json.dumps({"text": "\U0001f600 ä"}), Wanted).text == "\U0001f600 ä"
+    assert parse_body(json.dumps({"text": "\U0001f600 ä"}), Wanted).text == "\U0001f600 ä"

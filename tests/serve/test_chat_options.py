@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ms_omni.serve.bodies import checked
-from ms_omni.serve.chat_options import check, seeds
-from ms_omni.serve.errors import ApiError
+from ms_omni.serve.chat_request import check, seeds
+from ms_omni.serve.protocol import ApiError, validate_body
 from ms_omni.serve.schema import ChatBody
 
 USER = {"messages": [{"role": "user", "content": "x"}]}
@@ -24,12 +23,12 @@ TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 )
 def test_what_cannot_be_had_is_refused(change, param, said):
     with pytest.raises(ApiError, match=said) as refused:
-        check(checked({**USER, **change}, ChatBody), MUTE)
+        check(validate_body({**USER, **change}, ChatBody), MUTE)
     assert (refused.value.status, refused.value.param) == (400, param)
 
 
 def test_plain_questions_are_not():
-    check(checked(USER, ChatBody), MUTE)
+    check(validate_body(USER, ChatBody), MUTE)
 
 
 def test_seeds_of_choices():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ms_omni import Qwen3OmniMoeProcessor
-from ms_omni.serve.mels import Mels
+from ms_omni.serve.media import FeatureCache
 from tests.serve.conftest import MINIATURE
 
 
@@ -27,7 +27,7 @@ def features(processor, sounds):
 
 def test_a_sound_is_the_same_beside_longer_ones(processor):
     served = copy.copy(processor)
-    served.feature_extractor = Mels(processor.feature_extractor)
+    served.feature_extractor = FeatureCache(processor.feature_extractor)
     sounds = clips(16_050, 32_000, 8_111)
     together = features(served, sounds)
     for sound, mel in zip(sounds, together):
@@ -44,7 +44,7 @@ def test_what_is_kept_is_bounded_and_shared(processor):
         calls.append(len(sounds))
         return processor.feature_extractor(sounds, **options)
 
-    kept = Mels(extractor, kept_bytes=3 * 128 * 100 * 4)
+    kept = FeatureCache(extractor, max_bytes=3 * 128 * 100 * 4)
     options = {"padding": True, "truncation": False, "return_attention_mask": True, "return_tensors": "np"}
     first, *others = clips(16_000, 16_001, 16_002, 16_003)
     for sounds in ([first], [first], others[:2], [first]):

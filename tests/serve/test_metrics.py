@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ms_omni.input.processor import Qwen3OmniMoeProcessor
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
-from ms_omni.serve.metrics import ABORT, Measured, Metrics
-from ms_omni.serve.watch import Answers, tell_content
+from ms_omni.serve.metrics import ABORT, AnswerMeter, Metrics, RequestTotals, print_content
 
 from .conftest import MINIATURE
 from .test_server import error_of
@@ -124,9 +123,9 @@ END = StreamEnd(np.zeros((1, 3)), np.array([2]), np.array([0]), 0.1, None, 0.2, 
 
 def test_an_answer_in_text(metrics):
     heard = []
-    answer = Measured(metrics, 7, heard.append)
+    answer = AnswerMeter(metrics, 7, heard.append)
     for event in (delta(3), delta(4), delta(5), END):
-        answer.hear(event)
+        answer.observe(event)
     answer.leave()  # too late to count
     assert heard == [answer] and answer.ids == [3, 4, 5]
     assert value(metrics, "vllm:prompt_tokens_total") == 7 and value(metrics, "vllm:generation_tokens_total") == 3
@@ -141,11 +140,11 @@ def test_an_answer_in_text(metrics):
 
 
 def test_an_answer_with_speech(metrics):
-    answer = Measured(metrics, 7)
+    answer = AnswerMeter(metrics, 7)
     sound = AudioChunk(0, np.zeros((1, 240), np.float32), np.array([240]))
-    answer.hear(delta(3)), answer.hear(delta(3)), answer.hear(sound)
+    answer.observe(delta(3)), answer.observe(delta(3)), answer.observe(sound)
     time.sleep(0.03)
-    answer.hear(sound), answer.hear(END)
+    answer.observe(sound), answer.observe(END)
     assert value(metrics, "ms_omni_sound_seconds_total") == pytest.approx(0.02)
     assert value(metrics, "ms_omni_under_runs_total") == 1 and 0.015 < value(metrics, "ms_omni_silence_seconds_total") < 1
     assert value(metrics, "ms_omni_real_time_factor_count") == value(metrics, "ms_omni_first_sound_seconds_count") == 1
@@ -153,9 +152,9 @@ def test_an_answer_with_speech(metrics):
 
 
 def test_answers_that_do_not_end(metrics):
-    gone, failed = Measured(metrics, 1), Measured(metrics, 1)
-    gone.hear(delta(3)), gone.leave(), gone.leave()
-    failed.hear(StreamError(ValueError("no")))
+    gone, failed = AnswerMeter(metrics, 1), AnswerMeter(metrics, 1)
+    gone.observe(delta(3)), gone.leave(), gone.leave()
+    failed.observe(StreamError(ValueError("no")))
     assert gone.reason == ABORT and value(metrics, "ms_omni_requests_cancelled_total") == 1
     ended = {name: value(metrics, "vllm:request_success_total", finished_reason=name) for name in ("stop", "abort", "error")}
     assert ended == {"stop": 0, "abort": 1, "error": 1}
@@ -164,26 +163,26 @@ def test_answers_that_do_not_end(metrics):
 
 def test_answers_that_nobody_has_asked_for(metrics):
     """They count once somebody does, also behind their end."""
-    dropped, early, late = (Measured(metrics, 1, taken=False) for _ in range(3))
+    dropped, early, late = (AnswerMeter(metrics, 1, wanted=False) for _ in range(3))
     for answer in (dropped, early, late):
-        answer.hear(delta(3))
-    early.take()
+        answer.observe(delta(3))
+    early.claim()
     for answer in (early, late):
-        answer.hear(END)
-    dropped.leave(), late.take()
+        answer.observe(END)
+    dropped.leave(), late.claim()
     assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 2
     assert value(metrics, "vllm:prompt_tokens_total") == 2 and value(metrics, "ms_omni_requests_cancelled_total") == 0
 
 
 def test_answers_of_a_socket_are_summed_up(metrics):
-    answers = Answers()
+    answers = RequestTotals()
     for number in range(100):
-        answer = Measured(metrics, 2, taken=number < 90)
+        answer = AnswerMeter(metrics, 2, wanted=number < 90)
         answers.add(answer)
-        answer.hear(delta(3)), answer.hear(END)
-    assert len(answers._going) == 1
+        answer.observe(delta(3)), answer.observe(END)
+    assert len(answers.running) == 1
     answers.sum_up(last=True)
-    assert (answers.read, answers.written) == (180, 90)
+    assert (answers.prompt_tokens, answers.tokens) == (180, 90)
 
 
 def test_content_is_told_as_one_line_of_json(metrics, capsys):
@@ -191,10 +190,10 @@ def test_content_is_told_as_one_line_of_json(metrics, capsys):
     sound = {"type": "audio", "audio": np.zeros(16_000, np.float32)}
     content = [sound, {"type": "text", "text": "What\nis said?"}]
     inputs = processor.apply_chat_template([[{"role": "user", "content": content}]], tokenize=True, return_dict=True)
-    answer = Measured(metrics, 7, lambda one: tell_content(processor, inputs["input_ids"][0], one))
+    answer = AnswerMeter(metrics, 7, lambda one: print_content(processor, inputs["input_ids"][0], one))
     for token in processor.tokenizer("3\n7", add_special_tokens=False)["input_ids"]:
-        answer.hear(delta(token))
-    answer.hear(END)
+        answer.observe(delta(token))
+    answer.observe(END)
     (line,) = capsys.readouterr().err.splitlines()
     told = json.loads(line)
     assert told["answered"] == "3\n7" and told["end"] == "stop"

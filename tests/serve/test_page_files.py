@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from ms_omni.serve.page import STATIC, Page
+from ms_omni.serve.app import STATIC, Page
 
 NODE = shutil.which("node")
 FILES = {path.name: path.read_text(encoding="utf-8") for path in STATIC.iterdir()}

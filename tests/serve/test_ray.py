@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from ms_omni.serve.affinity import place_of, ranked
+from ms_omni.serve.affinity import affinity_of, ranked
 from tests.parallel.launching import free_port
 from tests.serve.conftest import KEY, MINIATURE, ROOT, Running, start
 from tests.serve.talking import sum_of_two_and_three
@@ -229,7 +229,7 @@ def test_an_engine_that_is_killed(omni):
     callers = [Caller(omni, str(number), ends) for number in range(CALLERS)]
 
     def home(caller):
-        key = place_of(
+        key = affinity_of(
             json.dumps({"model": "miniature", "messages": SUM, "prompt_cache_key": caller.name_of_conversation}).encode()
         )
         return ranked(key.key, list(engines))[0]

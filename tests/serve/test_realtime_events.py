@@ -174,8 +174,8 @@ def test_telephone_sound_both_ways(server, kind):
 
     import soxr
 
+    from ms_omni.serve.realtime.audio import encoded, samples_of
     from ms_omni.serve.realtime.settings import Format
-    from ms_omni.serve.realtime.sound import encoded, samples_of
 
     form = Format(type=kind)
     narrow = soxr.resample(np.concatenate([silence(0.5), sample(), silence(0.3)]), 24_000, 8_000)

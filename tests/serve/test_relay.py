@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from ms_omni.serve.errors import busy
-from ms_omni.serve.relay_metrics import merged
+from ms_omni.serve.metrics import merged
+from ms_omni.serve.protocol import busy
 from tests.parallel.launching import free_port
 
 PAGE = """# HELP requests_total Requests

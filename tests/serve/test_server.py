@@ -14,10 +14,9 @@ from prometheus_client import generate_latest
 
 from ms_omni.cli import build_parser, main
 from ms_omni.commands.serve import settings_of
-from ms_omni.serve.limits import Limits
+from ms_omni.serve.app import AccessLog, Limits
 from ms_omni.serve.server import Server
 from ms_omni.serve.settings import Settings
-from ms_omni.serve.watch import Watch
 from tests.parallel.launching import free_port
 
 from .conftest import KEY, MINIATURE, ROOT, Running, start
@@ -228,7 +227,7 @@ def test_what_goes_wrong_here_is_told_and_counted():
 
     async def main():
         server = Server(Settings("none", "none"), lambda text: None)
-        app, found = Watch(Limits(broken, server), server), []
+        app, found = AccessLog(Limits(broken, server), server), []
 
         async def send(message):
             found.append(message)

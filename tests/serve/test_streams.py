@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ms_omni.serve.streams import EventStream, within
+from ms_omni.serve.protocol import EventStream, within
 
 
 def test_work_within_a_time():

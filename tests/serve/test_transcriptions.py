@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from ms_omni.errors import CheckpointError
-from ms_omni.serve.hearing import TRANSCRIBE_CHINESE, Prompts, language_code
+from ms_omni.serve.settings import TRANSCRIBE_CHINESE, Prompts, language_code
 from ms_omni.serve.sound import encode
 
 from .conftest import KEY, MINIATURE
@@ -293,20 +293,21 @@ def test_too_large(http):
 
 
 def test_prompts(tmp_path):
-    plain = Prompts.of(tmp_path)
+    plain = Prompts.load(tmp_path)
     assert plain.transcribe() == "Transcribe the audio into text."
     assert plain.transcribe("en") == "Transcribe the English audio into text."
     assert plain.transcribe("zh") == TRANSCRIBE_CHINESE
     file = tmp_path / "generation_config.json"
     file.write_text(json.dumps({"transcription_prompt": "Write {language} down.", "eos_token_id": 1}))
     assert (
-        Prompts.of(tmp_path).transcribe("zh") == "Write Chinese down." and Prompts.of(tmp_path).transcribe() == "Write down."
+        Prompts.load(tmp_path).transcribe("zh") == "Write Chinese down."
+        and Prompts.load(tmp_path).transcribe() == "Write down."
     )
-    assert Prompts.of(tmp_path, "Listen.", "In English!") == Prompts("Listen.", "In English!")
+    assert Prompts.load(tmp_path, "Listen.", "In English!") == Prompts("Listen.", "In English!")
     for text in ("[]", "{", '{"translation_prompt": 3}', '{"transcription_prompt": " "}'):
         file.write_text(text)
         with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-            Prompts.of(tmp_path)
+            Prompts.load(tmp_path)
 
 
 def test_languages():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ms_omni.serve.errors import ApiError
-from ms_omni.serve.transcripts import KEPT_S, Transcripts
+from ms_omni.serve.completion import TRANSCRIPT_S, Transcripts
+from ms_omni.serve.protocol import ApiError
 
 
 def test_it_is_forgotten_in_time():
@@ -11,9 +11,9 @@ def test_it_is_forgotten_in_time():
     kept = Transcripts(clock=lambda: now[0])
     first, second = kept.new_id(), kept.new_id()
     assert first != second and len(first) >= 32
-    assert kept.keep(first, "three") == 1000 + KEPT_S
-    now[0] += KEPT_S - 1
-    kept.keep(second, "four")
+    assert kept.store(first, "three") == 1000 + TRANSCRIPT_S
+    now[0] += TRANSCRIPT_S - 1
+    kept.store(second, "four")
     assert kept.text(first, "x") == "three"
     now[0] += 2
     with pytest.raises(ApiError, match="expired"):
@@ -22,11 +22,11 @@ def test_it_is_forgotten_in_time():
 
 
 def test_the_oldest_give_way():
-    kept = Transcripts(most=3, most_bytes=10)
+    kept = Transcripts(limit=3, max_bytes=10)
     for id in "abcd":
-        kept.keep(id, id)
+        kept.store(id, id)
     assert kept.text("b", "x") == "b"
-    kept.keep("e", "0123456789")
+    kept.store("e", "0123456789")
     assert kept.text("e", "x") == "0123456789"
     for id in "abcd":
         with pytest.raises(ApiError):

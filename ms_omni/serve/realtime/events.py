@@ -1,26 +1,102 @@
-"""Events that clients send, read strictly."""
+"""Events that clients send, read strictly; older spellings of the Realtime API, which many still send, become today's."""
 
 import json
 import uuid
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..bodies import check_separators, check_values
-from ..errors import ApiError, api_error
-from .beta import updated
-from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, _voice
+from ..protocol import ApiError, api_error, check_separators, check_values
+from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, voice_name
 
-KINDS = {
+OLD_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+OLD_PARTS = {"text": "input_text", "audio": "input_audio"}
+OLD_ASSISTANT_PARTS = {"text": "output_text", "audio": "output_audio", "input_text": "output_text"}
+OLD_PLACES = {
+    "modalities": ("output_modalities",),
+    "max_response_output_tokens": ("max_output_tokens",),
+    "input_audio_format": ("audio", "input", "format"),
+    "input_audio_transcription": ("audio", "input", "transcription"),
+    "input_audio_noise_reduction": ("audio", "input", "noise_reduction"),
+    "turn_detection": ("audio", "input", "turn_detection"),
+    "output_audio_format": ("audio", "output", "format"),
+    "voice": ("audio", "output", "voice"),
+    "speed": ("audio", "output", "speed"),
+}
+"""Older names at the top of a session or response, and where they stand today."""
+PART_TYPES = {
     "system": ("input_text",),
     "user": ("input_text", "input_audio", "input_image"),
     "assistant": ("output_text", "output_audio"),
 }
-METADATA = {"entries": 16, "key": 64, "value": 512}
+Emit = Callable[[dict[str, Any]], None]
+METADATA_ENTRIES, METADATA_KEY, METADATA_VALUE = 16, 64, 512
+
+
+def modernised(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event in today's spelling. Raises `ApiError` for what is given in both."""
+    event = dict(event)
+    for name in ("session", "response"):
+        if isinstance(event.get(name), Mapping):
+            event[name] = _settings(event[name], name)
+    if isinstance(event.get("item"), Mapping):
+        event["item"] = _item(event["item"])
+    response = event.get("response")
+    if isinstance(response, Mapping) and isinstance(response.get("input"), list):
+        event["response"] = {
+            **response,
+            "input": [_item(item) if isinstance(item, Mapping) else item for item in response["input"]],
+        }
+    return event
+
+
+def _settings(given, where):
+    found = {name: value for name, value in given.items() if name not in OLD_PLACES}
+    for name, (*path, last) in OLD_PLACES.items():
+        if name not in given:
+            continue
+        value, parent = _value(name, given[name]), found
+        for part in path:
+            inner = parent.get(part)
+            parent[part] = dict(inner) if isinstance(inner, Mapping) else {}
+            parent = parent[part]
+        if last in parent:
+            raise ApiError(
+                400,
+                f"{name} is the older name of {'.'.join((*path, last))}; give one of them",
+                f"{where}.{name}",
+                "invalid_value",
+            )
+        parent[last] = value
+    return found
+
+
+def _value(name, value):
+    if name.endswith("_format") and isinstance(value, str):
+        if value not in OLD_FORMATS:
+            raise ApiError(400, f"{name} is {value!r}, expected {', '.join(OLD_FORMATS)}", name, "invalid_value")
+        return {"type": OLD_FORMATS[value]}
+    if name == "modalities" and isinstance(value, list) and sorted(map(str, value)) == ["audio", "text"]:
+        return ["audio"]  # sound always comes with its text
+    return value
+
+
+def _item(item):
+    content = item.get("content")
+    if not isinstance(content, list):
+        return item
+    names = OLD_ASSISTANT_PARTS if item.get("role") == "assistant" else OLD_PARTS
+    return {**item, "content": [_part(part, names) if isinstance(part, Mapping) else part for part in content]}
+
+
+def _part(part, names):
+    kind = part.get("type")
+    return {**part, "type": names.get(kind, kind)}
 
 
 def new_id(kind: str) -> str:
-    """A name for something that clients see, "item_1f..."."""
+    """A name for something that clients see, as "item_1f..."."""
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
@@ -35,7 +111,7 @@ class Part(Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
     @model_validator(mode="after")
-    def check(self) -> "Part":
+    def _check(self) -> "Part":
         needed = {"input_text": "text", "input_audio": "audio", "input_image": "image_url", "output_text": "text"}.get(
             self.type
         )
@@ -54,7 +130,7 @@ class GivenItem(Strict):
     """An item as a client makes it."""
 
     type: Literal["message", "function_call", "function_call_output", "item_reference"]
-    id: str | None = Field(None, min_length=1, max_length=128)
+    id: str | None = Field(default=None, min_length=1, max_length=128)
     object: Literal["realtime.item"] | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
     role: Literal["system", "user", "assistant"] | None = None
@@ -65,7 +141,7 @@ class GivenItem(Strict):
     output: str | None = None
 
     @model_validator(mode="after")
-    def check(self) -> "GivenItem":
+    def _check(self) -> "GivenItem":
         needed = {"message": ("role", "content"), "function_call": ("name", "arguments"), "item_reference": ("id",)}
         needed |= {"function_call_output": ("call_id", "output")}
         own = (*needed[self.type], *(("call_id",) if self.type == "function_call" else ()))
@@ -76,27 +152,27 @@ class GivenItem(Strict):
             if name not in own and getattr(self, name) is not None:
                 raise ValueError(f"an item of type {self.type} has no {name}")
         for part in self.content or ():
-            kinds = KINDS[self.role or "user"]
+            kinds = PART_TYPES[self.role or "user"]
             if part.type not in kinds:
                 raise ValueError(f"a message of role {self.role} has parts of type {', '.join(kinds)}, got {part.type}")
         return self
 
 
-class GivenSpeaking(Strict):
+class GivenOutput(Strict):
     """`response.audio.output`"""
 
     format: Format | None = None
-    voice: Annotated[str | None, BeforeValidator(_voice)] = None
+    voice: Annotated[str | None, BeforeValidator(voice_name)] = None
 
 
 class GivenAudio(Strict):
     """`response.audio`"""
 
-    output: GivenSpeaking = GivenSpeaking()
+    output: GivenOutput = GivenOutput()
 
 
 class GivenResponse(Strict):
-    """What one response has otherwise than its session; None: as that."""
+    """What one response has otherwise than its session; None: as the session."""
 
     conversation: Literal["auto", "none"] = "auto"
     input: list[GivenItem] | None = None
@@ -109,15 +185,15 @@ class GivenResponse(Strict):
     parallel_tool_calls: Literal[True] | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
-    def check(self) -> "GivenResponse":
+    def _check(self) -> "GivenResponse":
         given = self.metadata or {}
-        long = [key for key, value in given.items() if len(key) > METADATA["key"] or len(value) > METADATA["value"]]
-        if len(given) > METADATA["entries"] or long:
+        long = [key for key, value in given.items() if len(key) > METADATA_KEY or len(value) > METADATA_VALUE]
+        if len(given) > METADATA_ENTRIES or long:
             raise ValueError("metadata may have 16 entries, with keys of 64 and values of 512 characters")
         return self
 
@@ -126,7 +202,7 @@ class Event(Strict):
     """Of a client."""
 
     type: str
-    event_id: str | None = Field(None, max_length=512)
+    event_id: str | None = Field(default=None, max_length=512)
 
 
 class SessionUpdate(Event):
@@ -232,7 +308,7 @@ def parsed(message: dict[str, Any]) -> Event:
     if kind not in EVENTS:
         raise ApiError(400, f"there is no event {kind!r:.80}; expected {', '.join(EVENTS)}", "type", "invalid_value")
     try:
-        return EVENTS[kind].model_validate(updated(message))
+        return EVENTS[kind].model_validate(modernised(message))
     except ValueError as error:
         raise coded(error) from None
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from ..conversation import LOW_PIXELS, call_arguments
-from ..errors import ApiError
+from ..chat_request import LOW_PIXELS, call_arguments
+from ..protocol import ApiError
+from .audio import SPEECH_RATE_HZ, Sound, encoded, samples_of
 from .events import GivenItem, new_id
 from .settings import Format
-from .sound import SPEECH_RATE_HZ, Sound, encoded, samples_of
 
 ROOT = "root"
-MEMORY_BYTES, ITEM_BYTES = 256 << 20, 1 << 10
-"""Of a conversation, which is forty minutes of a user's speech, and of an item beside what is in it."""
+MAX_BYTES, ITEM_BYTES = 256 << 20, 1 << 10
+"""Of a conversation, which is forty minutes of a user's speech, and of an item without its contents."""
 
 
 @dataclass(eq=False)
 class Content:
-    """A part of a message. text: also the transcript of sound, None where nobody has written it down; spoken: of an answer with
-    sound, how it was said.
+    """A part of a message. text: also the transcript of sound, None where there is none; spoken: of an answer with sound, how far it
+    was said.
     """
 
     type: str
@@ -32,7 +32,7 @@ class Content:
     spoken: Spoken | None = None
 
     def shown(self, form: Format | None = None) -> dict[str, Any]:
-        """As clients are told; with a format, sound as well."""
+        """As clients see it; with a format, sound as well."""
         found: dict[str, Any] = {"type": self.type}
         found["transcript" if self.type.endswith("_audio") else "text"] = self.text
         if self.type == "input_image":
@@ -47,14 +47,14 @@ class Content:
         return len(self.text or "") + len(self.image_url or "") + (0 if self.sound is None else self.sound.size)
 
     @property
-    def forgotten(self) -> bool:
-        """Whether nobody knows any more what it was: sound that was let go, and that nobody has written down."""
+    def lost(self) -> bool:
+        """Whether it was sound that has been dropped, and there is no transcript."""
         return self.type == "input_audio" and self.sound is None and not self.text
 
     def message(self) -> dict[str, Any]:
         """As a processor reads it."""
         if self.sound is not None and self.type == "input_audio":
-            return {"type": "audio", "audio": self.sound.heard}
+            return {"type": "audio", "audio": self.sound.for_model}
         if self.type == "input_image":
             pixels = {"max_pixels": LOW_PIXELS} if self.detail == "low" else {}
             return {"type": "image", "image": self.image_url, **pixels}
@@ -63,7 +63,7 @@ class Content:
 
 @dataclass(eq=False)
 class Spoken:
-    """How an answer was said: pieces of its text, one per token; samples of 24 kHz so far; whole: no more come."""
+    """How an answer was spoken: pieces of its text, one per token; samples of 24 kHz so far; whole: no more come."""
 
     pieces: list[str] = field(default_factory=list)
     samples: int = 0
@@ -71,15 +71,15 @@ class Spoken:
 
     FRAME_MS = 80
     TOKENS_PER_S = 3.0
-    """Of speech that was given up before anybody knows how long it gets."""
+    """Of speech that was cancelled, so that nobody knows how long it would have been."""
 
     @property
     def duration_ms(self) -> int:
         """Of the sound so far."""
         return self.samples * 1000 // SPEECH_RATE_HZ
 
-    def heard(self, end_ms: int) -> str:
-        """The text that was said by then, in whole tokens."""
+    def text_until(self, end_ms: int) -> str:
+        """The text that was spoken by then, in whole tokens."""
         return "".join(self.pieces[: self._count(end_ms)])
 
     def cut(self, end_ms: int) -> Spoken:
@@ -87,10 +87,11 @@ class Spoken:
         return Spoken(self.pieces[: self._count(end_ms)], end_ms * SPEECH_RATE_HZ // 1000, True)
 
     def _count(self, end_ms):
-        """Tokens that were said by then.
+        """Tokens that were spoken by then.
 
-        A talker reads a token with each frame and says it some time after. So the letters of a whole answer are taken to be spread
-        evenly over its sound, and one that was given up to be spoken at a usual pace; a talker never says what it has not read.
+        The talker reads a token with each frame and says it some time after. So the letters of a whole answer are taken to be spread
+        evenly over its sound, and one that was cancelled to be spoken at a usual pace; what the talker has not read it cannot have
+        said.
         """
         if self.whole and end_ms >= self.duration_ms:
             return len(self.pieces)
@@ -104,7 +105,7 @@ class Spoken:
 
 @dataclass(eq=False)
 class Item:
-    """A message, a call of a function, or what came of one. size: bytes, as they were counted when it was added."""
+    """A message, a call of a function, or its result. size: bytes, as they were counted when it was added."""
 
     id: str
     type: str
@@ -118,7 +119,7 @@ class Item:
     size: int = 0
 
     def shown(self, form: Format | None = None) -> dict[str, Any]:
-        """As clients are told; with a format, sound as well."""
+        """As clients see it; with a format, sound as well."""
         found: dict[str, Any] = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
         if self.type == "message":
             return found | {"role": self.role, "content": [part.shown(form) for part in self.content]}
@@ -127,7 +128,7 @@ class Item:
         return found | {"call_id": self.call_id, "output": self.output}
 
 
-def made(given: GivenItem, form: Format) -> Item:
+def item_from(given: GivenItem, form: Format) -> Item:
     """An item as a client gives it, its sound in the format of the session's input. Raises `ApiError`."""
     content = [
         Content(
@@ -145,7 +146,7 @@ def made(given: GivenItem, form: Format) -> Item:
 
 
 class Conversation:
-    """Items in their order, by their ids. first: the one with which `kept` begins, where all would be too many."""
+    """Items in their order, by their ids. first: the one with which prompts begin, where all items would be too long."""
 
     def __init__(self) -> None:
         self.id = new_id("conv")
@@ -160,61 +161,61 @@ class Conversation:
         """Puts an item behind another one, "root": before all, None: behind all. Returns the id of the one before it. Raises `ApiError`."""
         if any(other.id == item.id for other in self.items):
             raise ApiError(400, f"there is an item {item.id!r} already", "item.id", "item_already_exists")
-        place = len(self.items) if after is None else 0 if after == ROOT else self._place(after, "previous_item_id") + 1
-        self.items.insert(place, item)
+        index = len(self.items) if after is None else 0 if after == ROOT else self._index(after, "previous_item_id") + 1
+        self.items.insert(index, item)
         item.size = _size(item)
         self.size += item.size
-        return self.items[place - 1].id if place else None
+        return self.items[index - 1].id if index else None
 
     def before(self, item: Item) -> str | None:
         """The id of the one before it."""
-        place = next((number for number, other in enumerate(self.items) if other is item), 0)
-        return self.items[place - 1].id if place else None
+        index = next((number for number, other in enumerate(self.items) if other is item), 0)
+        return self.items[index - 1].id if index else None
 
     def get(self, id: str, code: str = "item_not_found") -> Item:
         """Raises `ApiError`, with a code of OpenAI's for what the item is wanted for."""
-        return self.items[self._place(id, "item_id", code)]
+        return self.items[self._index(id, "item_id", code)]
 
     def delete(self, id: str) -> None:
         """Raises `ApiError`."""
-        place = self._place(id, "item_id")
-        item = self.items.pop(place)
+        index = self._index(id, "item_id")
+        item = self.items.pop(index)
         self.size -= item.size
         if item is self.first:
-            self.first = next((other for other in self.items[place:] if other.role == "user"), None)
+            self.first = next((other for other in self.items[index:] if other.role == "user"), None)
 
     def check_room(self, item: Item) -> None:
-        """Raises `ApiError` where there is none for an item."""
-        if self.size + _size(item) > MEMORY_BYTES:
+        """Raises `ApiError` where there is none for one more item."""
+        if self.size + _size(item) > MAX_BYTES:
             raise ApiError(
                 400,
-                f"the items of a conversation may have {MEMORY_BYTES} bytes together; delete some that are not needed any more",
+                f"the items of a conversation may have {MAX_BYTES} bytes together; delete some that are not needed any more",
                 "item",
                 "conversation_too_large",
             )
 
-    def let_go(self) -> None:
-        """Where there is no room, of the oldest sounds, but not of the last item's. Their transcripts stay."""
+    def drop_audio(self) -> None:
+        """Makes room by dropping the oldest sounds, but not the last item's. Their transcripts stay."""
         for item in self.items[:-1]:
             for part in item.content:
-                if self.size <= MEMORY_BYTES:
+                if self.size <= MAX_BYTES:
                     return
                 if part.sound is not None:
                     item.size, self.size = item.size - part.sound.size, self.size - part.sound.size
                     part.sound = None
 
     def begin_with(self, item: Item) -> None:
-        """From now on the turns before this one are left out."""
+        """From now on prompts leave out the turns before this one."""
         self.first = item
 
-    def kept(self) -> list[Item]:
-        """What a model is asked about."""
+    def recent(self) -> list[Item]:
+        """The items of a prompt."""
         return since(self.items, self.first)
 
-    def _place(self, id, param, code="item_not_found"):
-        for place, item in enumerate(self.items):
+    def _index(self, id, param, code="item_not_found"):
+        for index, item in enumerate(self.items):
             if item.id == id:
-                return place
+                return index
         raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, code)
 
 
@@ -223,14 +224,14 @@ def _size(item):
 
 
 def since(items: Sequence[Item], first: Item | None) -> list[Item]:
-    """From one of them on, with all of the system's; all, if it is not among them."""
-    start = next((place for place, item in enumerate(items) if item is first), 0)
-    return [item for place, item in enumerate(items) if place >= start or item.role == "system"]
+    """The items from one on, with all of the system's; all, if it is not among them."""
+    start = next((index for index, item in enumerate(items) if item is first), 0)
+    return [item for index, item in enumerate(items) if index >= start or item.role == "system"]
 
 
 def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
-    """What a model reads. What an answer wrote and called is one message; answers of which nothing was heard are left out."""
-    found = [{"role": "system", "content": instructions}] if instructions else []
+    """The conversation for the processor. What an answer wrote and called is one message; empty answers are left out."""
+    found: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     for item in items:
         if item.type == "function_call_output":
             found.append({"role": "tool", "content": item.output, "tool_call_id": item.call_id})
@@ -243,6 +244,6 @@ def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
             text = "".join(part.text or "" for part in item.content)
             if text:
                 found.append({"role": item.role, "content": text})
-        elif parts := [part.message() for part in item.content if not part.forgotten]:
+        elif parts := [part.message() for part in item.content if not part.lost]:
             found.append({"role": "user", "content": parts})
     return found

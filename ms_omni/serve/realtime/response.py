@@ -20,32 +20,31 @@ import numpy as np
 from ...errors import CacheFull
 from ...outputs import AudioChunk, StreamEnd, TextDelta
 from ..answer_text import Calls, Thoughts
-from ..errors import ApiError, api_error
+from ..protocol import api_error, is_ours
 from ..worker import Answer
-from .asking import NOTHING, Asked
-from .events import new_id
+from .audio import SPEECH_RATE_HZ, OutputEncoder
+from .events import Emit, new_id
 from .items import Content, Conversation, Item, Spoken
+from .requests import NO_PROMPT, Prompt
 from .settings import Settings
-from .sound import SPEECH_RATE_HZ, Outgoing
 
 LOG = logging.getLogger("ms_omni.serve")
 FRAME_SAMPLES = 1_920
 TURN_DETECTED, CLIENT_CANCELLED = "turn_detected", "client_cancelled"
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an answer is to be: the settings that hold for it, whether it belongs to the conversation, and the client's metadata."""
+    """What an answer is to be: its settings, whether it becomes part of the conversation, and the client's metadata."""
 
     settings: Settings
-    kept: bool = True
+    in_conversation: bool = True
     metadata: dict[str, str] | None = None
 
 
 class Response:
-    """An answer; it begins with `start`. asking: brings what the engine says; ended: called once, behind its last event; given_up:
-    called where it ends early, also before anything was asked.
+    """An answer; it begins with `start`. submit: returns the engine's answer; ended: called once, behind the last event; cancelled:
+    called where it ends early, also before the engine got it.
     """
 
     def __init__(
@@ -53,20 +52,20 @@ class Response:
         plan: Plan,
         conversation: Conversation,
         emit: Emit,
-        asking: Callable[[], Awaitable[tuple[Asked, Answer]]],
+        submit: Callable[[], Awaitable[tuple[Prompt, Answer]]],
         ended: Callable[[Response], None],
-        given_up: Callable[[], None] = lambda: None,
+        cancelled: Callable[[], None] = lambda: None,
     ):
         self.plan, self.conversation, self.id = plan, conversation, new_id("resp")
         self.status, self.details = "in_progress", None
         self.output: list[Item] = []
         self.usage: dict[str, Any] | None = None
-        self._emit, self._asking, self._ended, self._given_up = emit, asking, ended, given_up
+        self._emit, self._submit, self._ended, self._cancelled = emit, submit, ended, cancelled
         self._thoughts: Thoughts | None = None
         self._calls = Calls() if plan.settings.usable_tools else None
-        self._later: list[dict[str, Any]] = []  # of calls, while a text before them is being said
-        self._outgoing = Outgoing(plan.settings.audio.output.format)
-        self._asked = NOTHING
+        self._later: list[dict[str, Any]] = []  # deltas of calls, while a text before them is being spoken
+        self._encoder = OutputEncoder(plan.settings.audio.output.format)
+        self._prompt = NO_PROMPT
         self._answer: Answer | None = None
         self._open: Item | None = None
         self._tokens = self._samples = self._cached = 0
@@ -75,10 +74,10 @@ class Response:
     @property
     def speaks(self) -> bool:
         """Whether it has sound."""
-        return self.plan.settings.output_modalities == ["audio"]
+        return self.plan.settings.speaks
 
     @property
-    def heard(self) -> bool:
+    def has_sound(self) -> bool:
         """Whether sound of it was sent."""
         return self._samples > 0
 
@@ -88,7 +87,7 @@ class Response:
         return self._samples / SPEECH_RATE_HZ
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """As clients see it."""
         settings, output = self.plan.settings, self.plan.settings.audio.output
         return {
             "object": "realtime.response",
@@ -96,7 +95,7 @@ class Response:
             "status": self.status,
             "status_details": self.details,
             "output": [item.shown() for item in self.output],
-            "conversation_id": self.conversation.id if self.plan.kept else None,
+            "conversation_id": self.conversation.id if self.plan.in_conversation else None,
             "output_modalities": settings.output_modalities,
             "max_output_tokens": settings.max_output_tokens,
             "audio": {"output": {"format": output.format.shown(), "voice": output.voice}},
@@ -105,7 +104,7 @@ class Response:
         }
 
     def start(self) -> None:
-        """Says so, and begins."""
+        """Emits the first events, and begins."""
         self._emit({"type": "response.created", "response": self.shown()})
         self._emit({"type": "rate_limits.updated", "rate_limits": []})
         self.task = asyncio.ensure_future(self._run())
@@ -113,20 +112,20 @@ class Response:
     def cancel(self, reason: str) -> None:
         """Ends it at once: no sound of it follows."""
         if self.status == "in_progress":
-            self._give_up()
+            self._stop()
             self._finish("cancelled", {"type": "cancelled", "reason": reason})
 
-    def _give_up(self):
+    def _stop(self):
         if self._answer is not None:
             self._answer.cancel()
         if self.task is not None:
             self.task.cancel()
-        self._given_up()
+        self._cancelled()
 
     async def _run(self):
         try:
-            self._asked, self._answer = await self._asking()
-            self._thoughts = Thoughts(self._asked.thinking)
+            self._prompt, self._answer = await self._submit()
+            self._thoughts = Thoughts(self._prompt.thinking)
             async for event in self._answer:
                 if isinstance(event, TextDelta):
                     self._tokens += 1
@@ -143,16 +142,16 @@ class Response:
 
     def _fail(self, error):
         found = api_error(error)
-        if found.status >= 500 and not isinstance(error, ApiError):
+        if is_ours(error):
             LOG.error("a response failed", exc_info=error)
-        self._give_up()
-        told = {"type": found.type, "code": found.code, "message": found.message}
-        self._finish("failed", {"type": "failed", "error": told})
+        self._stop()
+        shown = {"type": found.type, "code": found.code, "message": found.message}
+        self._finish("failed", {"type": "failed", "error": shown})
 
-    # -- what the engine says ----------------------------------------------------------------------------------------
+    # -- from the engine ----------------------------------------------------------------------------------------------
 
     def _read(self, piece):
-        """A piece of what is written: thoughts are kept from clients, calls of functions are items of their own."""
+        """A piece of text: clients see no thoughts, and calls of functions are items of their own."""
         assert self._thoughts is not None
         self._write(self._thoughts.push(piece)[1])
 
@@ -160,16 +159,17 @@ class Response:
         calls = ()
         if self._calls is not None:
             piece, calls = self._calls.push(piece)
-        self._say(piece)
+        self._text(piece)
         for call in calls:
             self._call(call)
 
-    def _say(self, piece):
+    def _text(self, piece):
         if self._open is None or self._open.type != "message":
             if not piece:
                 return
             self._close("completed")
             self._begin()
+        assert self._open is not None
         (content,) = self._open.content
         content.text += piece
         if content.spoken is not None:
@@ -179,27 +179,27 @@ class Response:
             self._part(f"response.{name}.delta", delta=piece)
 
     def _sound(self, pcm):
-        """Sound comes behind the text that it says; that of a call is not sent."""
+        """Sound comes behind its text; that of a call is not sent."""
         spoken = self._open.content[0].spoken if self._open is not None and self._open.content else None
         if spoken is None or not len(pcm):
             return
         spoken.samples += len(pcm)
         self._samples += len(pcm)
-        delta = self._outgoing(pcm)
+        delta = self._encoder(pcm)
         if delta:
             self._part("response.output_audio.delta", delta=delta)
 
     def _end(self, cut):
-        """All is said; cut: not all that would have been."""
+        """The engine has ended; cut: by a limit."""
         if self._thoughts is not None:
             self._write(self._thoughts.rest()[1])
         if self._calls is not None:
             text, calls = self._calls.rest(cut)
-            self._say(text)
+            self._text(text)
             for call in calls:
                 self._call(call)
         if self._samples and self._open is not None and self._open.content:
-            rest = self._outgoing(np.zeros(0, np.float32), last=True)
+            rest = self._encoder(np.zeros(0, np.float32), last=True)
             if rest:
                 self._part("response.output_audio.delta", delta=rest)
         later, self._later = self._later, []
@@ -224,12 +224,12 @@ class Response:
         self._open = item
         self.output.append(item)
         self._item("response.output_item.added", item)
-        if self.plan.kept:
+        if self.plan.in_conversation:
             before = self.conversation.add(item)
             self._emit({"type": "conversation.item.added", "previous_item_id": before, "item": item.shown()})
 
     def _close(self, status, whole=True):
-        """Of the item that is open; whole: all of it was said."""
+        """Ends the open item; whole: all of it was spoken."""
         item = self._open
         if item is None:
             return
@@ -246,7 +246,7 @@ class Response:
                 self._part("response.output_text.done", text=content.text)
             self._part("response.content_part.done", part=self._shown_part())
         self._open = None
-        if self.plan.kept:
+        if self.plan.in_conversation:
             before = self.conversation.before(item)
             self._emit({"type": "conversation.item.done", "previous_item_id": before, "item": item.shown()})
         self._item("response.output_item.done", item)
@@ -267,13 +267,9 @@ class Response:
 
     def _argument(self, kind, **values):
         item = self._open
-        place = {
-            "response_id": self.id,
-            "item_id": item.id,
-            "output_index": self.output.index(item),
-            "call_id": item.call_id,
-        }
-        self._emit({"type": f"response.function_call_arguments.{kind}", **place, **values})
+        assert item is not None
+        position = {"response_id": self.id, "item_id": item.id, "output_index": self.output.index(item)}
+        self._emit({"type": f"response.function_call_arguments.{kind}", **position, "call_id": item.call_id, **values})
 
     def _shown_part(self):
         assert self._open is not None
@@ -286,12 +282,13 @@ class Response:
     def _part(self, kind, **values):
         """An event of the one part of the open message."""
         item = self._open
-        place = {"response_id": self.id, "item_id": item.id, "output_index": self.output.index(item), "content_index": 0}
-        self._emit({"type": kind, **place, **values})
+        assert item is not None
+        position = {"response_id": self.id, "item_id": item.id, "output_index": self.output.index(item), "content_index": 0}
+        self._emit({"type": kind, **position, **values})
 
     def _finish(self, status, details):
         self._close("completed" if status == "completed" else "incomplete", whole=status in ("completed", "incomplete"))
         self.status, self.details = status, details
-        self.usage = self._asked.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
+        self.usage = self._prompt.usage(self._tokens, -(-self._samples // FRAME_SAMPLES), self._cached)
         self._emit({"type": "response.done", "response": self.shown()})
         self._ended(self)

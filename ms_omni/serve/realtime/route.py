@@ -1,4 +1,4 @@
-"""`/v1/realtime`: who may open a socket, and what is read from and written to it."""
+"""`/v1/realtime`: who may open a socket, and how it is read and written."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,16 @@ from typing import Any
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..errors import ApiError, busy
+from ..protocol import ApiError, busy, within
 from ..server import DRAINING, Server
-from ..streams import within
 from .session import Session
 
 PROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
 """Browsers cannot send headers with a socket, so a key may come among its protocols."""
 MESSAGE_BYTES = 48 << 20
-UNSENT_BYTES = 2 * MESSAGE_BYTES
+MAX_UNSENT_BYTES = 2 * MESSAGE_BYTES
 """Of events that wait behind the one that a client is reading: half an hour of sound, or its largest item twice."""
-LOOK_S = 0.25
+POLL_S = 0.25
 NORMAL, GOING_AWAY, POLICY, RESTART = 1000, 1001, 1008, 1012
 
 
@@ -48,7 +47,7 @@ class Outbox:
         """Until it is closed and all is sent, or nobody reads. Returns why it ended, "" if all is well."""
         while True:
             while self._waiting:
-                if self._bytes - len(self._waiting[0]) > UNSENT_BYTES:
+                if self._bytes - len(self._waiting[0]) > MAX_UNSENT_BYTES:
                     return f"{self._bytes >> 20} MiB of events were not read"
                 text = self._waiting.popleft()
                 try:
@@ -75,8 +74,8 @@ async def realtime(socket: WebSocket) -> None:
             raise busy(f"{len(server.sessions)} realtime sessions are open already; try again later")
     except ApiError as error:
         return await socket.send_denial_response(error.response())
-    place = object()  # before the handshake, during which others come
-    server.sessions.add(place)
+    entry = object()  # added before the handshake, during which other callers come
+    server.sessions.add(entry)
     try:
         await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
         outbox = Outbox(socket, server.settings.silence_s)
@@ -86,11 +85,11 @@ async def realtime(socket: WebSocket) -> None:
         finally:
             session.close()
     finally:
-        server.sessions.discard(place)
+        server.sessions.discard(entry)
 
 
 async def _converse(socket, server, session, outbox):
-    """Until one side has enough."""
+    """Until one side closes."""
     sending, reading = asyncio.ensure_future(outbox.run()), asyncio.ensure_future(_read(socket, server, session))
     draining = asyncio.ensure_future(_drained(server, session))
     tasks = (sending, reading, draining)
@@ -114,7 +113,7 @@ async def _converse(socket, server, session, outbox):
 def _outcome(task):
     try:
         return task.result()
-    except (WebSocketDisconnect, RuntimeError, OSError):  # while something was sent to it
+    except (WebSocketDisconnect, RuntimeError, OSError):  # the client has gone while something was sent to it
         return (None, "")
 
 
@@ -138,8 +137,7 @@ async def _read(socket, server, session) -> tuple[int | None, str]:
             return None, ""
         text = message.get("text")
         if text is None:
-            error = ApiError(400, "events are JSON in text frames, not binary ones", code="invalid_event")
-            session.fail(error)
+            session.fail(ApiError(400, "events are JSON in text frames, not binary ones", code="invalid_event"))
         elif len(text) > most:
             session.fail(ApiError(400, f"an event has {len(text)} bytes, at most {most} are taken", code="event_too_large"))
         else:
@@ -148,8 +146,8 @@ async def _read(socket, server, session) -> tuple[int | None, str]:
 
 async def _drained(server, session) -> tuple[int, str]:
     """Waits until the server ends and the session's response is done."""
-    while server.state != DRAINING or session.active is not None or session.apart:
-        await asyncio.sleep(LOOK_S)
+    while server.state != DRAINING or session.active is not None or session.detached:
+        await asyncio.sleep(POLL_S)
     return RESTART, "the server is ending"
 
 

@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import OmniError
-from ..errors import ApiError
 from ..grammar import MISSING
+from ..protocol import ApiError
 from ..server import Server
+from ..worker import Answer
 from . import events
-from .asking import Draft, ask
-from .events import GivenResponse, coded, decoded, new_id, parsed
-from .items import Conversation, Item, made
-from .listening import Listening
-from .response import CLIENT_CANCELLED, Emit, Plan, Response
-from .settings import Audio, Settings, Speaking
+from .events import Emit, GivenResponse, coded, decoded, new_id, parsed
+from .input_audio import InputAudio
+from .items import Conversation, Item, item_from
+from .requests import Draft, Prompt, submit
+from .response import CLIENT_CANCELLED, Plan, Response
+from .settings import Audio, AudioOutput, Settings
 
 LOG = logging.getLogger("ms_omni.serve")
-APART = 4
-"""Responses beside the conversation's at a time."""
+MAX_DETACHED = 4
+"""Responses at a time that do not belong to the conversation."""
 
 
-class Session(Listening):
+class Session(InputAudio):
     """State of a socket. emit: sends an event."""
 
     def __init__(self, server: Server, emit: Emit):
@@ -34,13 +35,13 @@ class Session(Listening):
         self.settings = Settings(
             model=server.settings.name,
             output_modalities=["audio"] if voices else ["text"],
-            audio=Audio(output=Speaking(voice=voices[0] if voices else None)),
+            audio=Audio(output=AudioOutput(voice=voices[0] if voices else None)),
         )
         self.conversation = Conversation()
         self.active: Response | None = None
-        self.apart: list[Response] = []
+        self.detached: list[Response] = []
         self.voice_fixed = False
-        self._hear()
+        self._reset_detection()
         self.emit({"type": "session.created", "session": self.shown()})
 
     def emit(self, event: dict[str, Any]) -> None:
@@ -48,7 +49,7 @@ class Session(Listening):
         self._send({"event_id": new_id("event"), **event})
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """As clients see it."""
         return {"object": "realtime.session", "id": self.id, **self.settings.shown()}
 
     async def handle(self, text: str) -> None:
@@ -68,31 +69,24 @@ class Session(Listening):
             self.fail(coded(error), event_id)
 
     def fail(self, error: ApiError, event_id: str | None = None) -> None:
-        """Tells the client; the session goes on."""
-        told = {"type": error.type, "code": error.code, "message": error.message, "param": error.param, "event_id": event_id}
-        self.emit({"type": "error", "error": told})
+        """Sends an error event; the session goes on."""
+        shown = {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
+        self.emit({"type": "error", "error": {**shown, "event_id": event_id}})
 
     def close(self) -> None:
-        """Gives up what is under way."""
-        self._stop_listening()
-        for response in [*self.apart, *([self.active] if self.active else [])]:
+        """Cancels what is under way."""
+        self._close_input()
+        for response in [*self.detached, *([self.active] if self.active else [])]:
             response.cancel(CLIENT_CANCELLED)
 
     # -- settings ----------------------------------------------------------------------------------------------------
 
     async def update(self, event: events.SessionUpdate) -> None:
         try:
-            new = self.settings.changed(event.session)
+            new = self.settings.updated(event.session)
         except ValueError as error:
             raise coded(error, "session.") from None
         new = self._checked(new, "session.")
-        if self.voice_fixed and new.audio.output.voice != self.settings.audio.output.voice:
-            raise ApiError(
-                400,
-                "the voice cannot change once something was said with it",
-                "session.audio.output.voice",
-                "cannot_update_voice",
-            )
         old, self.settings = self.settings, new
         try:
             self.buffer.change(new.audio.input.format)
@@ -100,15 +94,14 @@ class Session(Listening):
             self.settings = old
             raise
         if new.audio.input != old.audio.input:
-            self._hear()
-        self._stop_reading()
-        self._drop_draft()
+            self._reset_detection()
+        self._drop_speculation()
         self.emit({"type": "session.updated", "session": self.shown()})
 
     def _checked(self, settings: Settings, prefix: str) -> Settings:
-        """With its voice as it is written here. Raises `ApiError`."""
+        """The settings, with the voice's name in our spelling. Raises `ApiError`."""
         output, known = settings.audio.output, self.server.voices
-        if settings.output_modalities == ["audio"] and not known:
+        if settings.speaks and not known:
             raise ApiError(
                 400,
                 "this server has no voice; output_modalities can be ['text']",
@@ -135,6 +128,9 @@ class Session(Listening):
                 raise ApiError(400, "tool_choice names no tool that there is", prefix + "tool_choice", "invalid_value")
             if self.server.grammars is None:
                 raise ApiError(400, f"tool_choice {MISSING}", prefix + "tool_choice", "unsupported_value")
+        if self.voice_fixed and settings.audio.output.voice != self.settings.audio.output.voice:
+            message = "the voice cannot change once something was said with it"
+            raise ApiError(400, message, prefix + "audio.output.voice", "cannot_update_voice")
         return settings
 
     # -- items -------------------------------------------------------------------------------------------------------
@@ -142,7 +138,7 @@ class Session(Listening):
     async def create(self, event: events.ItemCreate) -> None:
         if event.item.type == "item_reference":
             raise ApiError(400, "an item_reference is for the input of a response", "item.type", "invalid_value")
-        item = made(event.item, self.settings.audio.input.format)
+        item = item_from(event.item, self.settings.audio.input.format)
         self.conversation.check_room(item)
         await self._check_media(item)
         self._drop_draft()
@@ -164,7 +160,7 @@ class Session(Listening):
         self.emit({"type": "conversation.item.retrieved", "item": shown})
 
     async def delete(self, event: events.ItemDelete) -> None:
-        self._not_open(self.conversation.get(event.item_id, "item_delete_invalid_item_id"))
+        self._check_complete(self.conversation.get(event.item_id, "item_delete_invalid_item_id"))
         self.conversation.delete(event.item_id)
         self._drop_draft()
         self.emit({"type": "conversation.item.deleted", "item_id": event.item_id})
@@ -173,12 +169,12 @@ class Session(Listening):
         item = self.conversation.get(event.item_id, "item_truncate_invalid_item_id")
         if item.role != "assistant":
             raise ApiError(400, "only messages of the assistant can be truncated", "item_id", "invalid_value")
-        if event.content_index >= len(item.content) or item.content[event.content_index].spoken is None:
+        content = item.content[event.content_index] if event.content_index < len(item.content) else None
+        spoken = content.spoken if content is not None else None
+        if content is None or spoken is None:
             raise ApiError(
                 400, f"there is no sound at content_index {event.content_index}", "content_index", "invalid_value"
             )
-        content = item.content[event.content_index]
-        spoken = content.spoken
         if event.audio_end_ms > spoken.duration_ms:
             raise ApiError(
                 400,
@@ -188,13 +184,13 @@ class Session(Listening):
             )
         if self.active is not None and item in self.active.output:
             self.active.cancel(CLIENT_CANCELLED)
-        content.text = spoken.heard(event.audio_end_ms)
+        content.text = spoken.text_until(event.audio_end_ms)
         content.spoken = spoken.cut(event.audio_end_ms)
         self._drop_draft()
-        told = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
-        self.emit({"type": "conversation.item.truncated", **told})
+        position = {"item_id": item.id, "content_index": event.content_index, "audio_end_ms": event.audio_end_ms}
+        self.emit({"type": "conversation.item.truncated", **position})
 
-    def _not_open(self, item):
+    def _check_complete(self, item):
         if self.active is not None and item in self.active.output:
             raise ApiError(400, f"item {item.id!r} is being written; cancel the response first", "item_id", "invalid_value")
 
@@ -202,64 +198,59 @@ class Session(Listening):
 
     async def respond(self, event: events.ResponseCreate) -> None:
         given = event.response or GivenResponse()
-        settings, kept = self._settings_of(given), given.conversation == "auto"
-        items = None if given.input is None else [self._input(one) for one in given.input]
-        if not kept and len(self.apart) >= APART:
-            raise ApiError(400, f"{APART} responses beside the conversation are at work already", code="too_many_responses")
+        settings, in_conversation = self._settings_of(given), given.conversation == "auto"
+        items = None if given.input is None else [self._input(item) for item in given.input]
+        if not in_conversation and len(self.detached) >= MAX_DETACHED:
+            raise ApiError(
+                400, f"{MAX_DETACHED} responses beside the conversation are at work already", code="too_many_responses"
+            )
         self._drop_draft()
-        self._answer(Plan(settings, kept, given.metadata), items)
+        self._respond(Plan(settings, in_conversation, given.metadata), items)
 
     def _settings_of(self, given: GivenResponse) -> Settings:
-        names = {name: getattr(given, name) for name in given.model_fields_set & Settings.model_fields.keys() - {"audio"}}
-        new = self.settings.model_copy(update={name: value for name, value in names.items() if value is not None})
+        names = given.model_fields_set & Settings.model_fields.keys() - {"audio"}
+        values = {name: getattr(given, name) for name in names}
+        new = self.settings.model_copy(update={name: value for name, value in values.items() if value is not None})
         spoken = {name: value for name, value in given.audio.output if value is not None}
         if spoken:
             output = new.audio.output.model_copy(update=spoken)
             new = new.model_copy(update={"audio": new.audio.model_copy(update={"output": output})})
-        new = self._checked(new, "response.")
-        if self.voice_fixed and new.audio.output.voice != self.settings.audio.output.voice:
-            raise ApiError(
-                400,
-                "the voice cannot change once something was said with it",
-                "response.audio.output.voice",
-                "cannot_update_voice",
-            )
-        return new
+        return self._checked(new, "response.")
 
     def _input(self, given):
         if given.type == "item_reference":
             return self.conversation.get(given.id)
-        return made(given, self.settings.audio.input.format)
+        return item_from(given, self.settings.audio.input.format)
 
-    def _answer(self, plan: Plan | None = None, items: Sequence[Item] | None = None, draft: Draft | None = None):
-        """Begins a response to a conversation as it is now, or to other items, or goes on with one that was begun. Raises `ApiError` where it already has one."""
+    def _respond(self, plan: Plan | None = None, items: Sequence[Item] | None = None, draft: Draft | None = None):
+        """Begins a response to the conversation as it is now, or to other items, or goes on with a draft. Raises `ApiError`."""
         plan, drop = plan or Plan(self.settings), draft.drop if draft is not None else lambda: None
         try:
             self._check_free(plan)
         except ApiError:
             drop()
             raise
-        self._not_idle()
-        begins = [self.conversation.begin_with] if items is None else []
-        items = self._known() if items is None else items
+        self._cancel_idle()
+        begins = self.conversation.begin_with if items is None else lambda first: None
+        items = self._prompt_items() if items is None else items
 
-        async def asking():
+        async def answer() -> tuple[Prompt, Answer]:
             if draft is not None:
                 try:
-                    return await draft.take()
+                    return await draft.claim()
                 except (ApiError, ValueError):  # it may have come too early
                     pass
-            return await ask(self.server, plan.settings, items, *begins)
+            return await submit(self.server, plan.settings, items, begins)
 
-        response = Response(plan, self.conversation, self.emit, asking, self._ended, drop)
-        if plan.kept:
+        response = Response(plan, self.conversation, self.emit, answer, self._ended, drop)
+        if plan.in_conversation:
             self.active = response
         else:
-            self.apart.append(response)
+            self.detached.append(response)
         response.start()
 
     def _check_free(self, plan):
-        if plan.kept and self.active is not None:
+        if plan.in_conversation and self.active is not None:
             raise ApiError(
                 400,
                 f"the conversation has an active response, {self.active.id}; wait until it is done, or cancel it",
@@ -268,16 +259,16 @@ class Session(Listening):
         self.server.check_ready()
 
     def _ended(self, response):
-        self.voice_fixed = self.voice_fixed or response.heard
+        self.voice_fixed = self.voice_fixed or response.has_sound
         if response is self.active:
             self.active = None
             if response.status == "completed":
-                self._wait_idle(response.sound_s)
+                self._start_idle_timer(response.sound_s)
         else:
-            self.apart.remove(response)
+            self.detached.remove(response)
 
     async def cancel(self, event: events.ResponseCancel) -> None:
-        known = [*([self.active] if self.active else []), *self.apart]
+        known = [*([self.active] if self.active else []), *self.detached]
         if event.response_id is not None:
             known = [response for response in known if response.id == event.response_id]
         elif self.active is None:

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from ..errors import ApiError
-from ..hearing import language_code
+from ..protocol import ApiError
+from ..settings import language_code
 
 TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
-IDLE_MS = (5_000, 30_000)
 
 
 class Strict(BaseModel):
@@ -18,14 +17,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _turns(value: Any) -> Any:
+def _check_detection(value: Any) -> Any:
     if isinstance(value, Mapping) and value.get("type") == "semantic_vad":
         raise ValueError("semantic_vad is not supported here; use server_vad, or null for push to talk")
     return value
 
 
-def _nothing(what: str):
-    """Of what can only be turned off here."""
+def _unsupported(what: str) -> BeforeValidator:
+    """For what can only be left out."""
 
     def check(value: Any) -> None:
         if value is not None and value != []:
@@ -34,12 +33,13 @@ def _nothing(what: str):
     return BeforeValidator(check)
 
 
-def _voice(value: Any) -> Any:
+def voice_name(value: Any) -> Any:
+    """Of a voice as a name, or as an object with an id."""
     return value["id"] if isinstance(value, Mapping) and list(value) == ["id"] else value
 
 
 class Format(Strict):
-    """Of sound on the wire: 16-bit samples of 24 kHz, or G.711 of 8 kHz; one channel."""
+    """Of sound between client and server: 16-bit samples of 24 kHz, or G.711 of 8 kHz; one channel."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
     rate: int | None = None
@@ -55,59 +55,59 @@ class Format(Strict):
         return TRANSPORT_RATE_HZ[self.type]
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """As clients see it."""
         return {"type": self.type, "rate": self.rate_hz} if self.type == "audio/pcm" else {"type": self.type}
 
 
-class Detection(Strict):
-    """When somebody begins and ends to speak, see `vad.py`."""
+class TurnDetection(Strict):
+    """When somebody begins and ends to speak, see `audio.Turns`."""
 
     type: Literal["server_vad"]
-    threshold: float = Field(0.5, ge=0, le=1)
-    prefix_padding_ms: int = Field(300, ge=0, le=5_000)
-    silence_duration_ms: int = Field(500, ge=50, le=10_000)
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
+    silence_duration_ms: int = Field(default=500, ge=50, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
-    idle_timeout_ms: int | None = Field(None, ge=IDLE_MS[0], le=IDLE_MS[1])
+    idle_timeout_ms: int | None = Field(default=None, ge=5_000, le=30_000)
 
 
 class Transcription(Strict):
-    """What a user said is written down too, by the same model whatever name is given."""
+    """What a user says is transcribed too, by the same model whatever name is given."""
 
     model: str | None = None
     language: str | None = None
-    prompt: Annotated[None, _nothing("a prompt for transcriptions")] = None
+    prompt: Annotated[None, _unsupported("a prompt for transcriptions")] = None
 
     @field_validator("language")
     @classmethod
-    def _known(cls, value: str | None) -> str | None:
+    def _check_language(cls, value: str | None) -> str | None:
         if value is not None and language_code(value) is None:
             raise ValueError(f"{value!r:.40} is no language that is known here; give its ISO-639-1 code, or leave it out")
         return value
 
 
-class Hearing(Strict):
+class AudioInput(Strict):
     """`audio.input`"""
 
     format: Format = Format()
-    noise_reduction: Annotated[None, _nothing("noise reduction")] = None
+    noise_reduction: Annotated[None, _unsupported("noise reduction")] = None
     transcription: Transcription | None = None
-    turn_detection: Annotated[Detection | None, BeforeValidator(_turns)] = Detection(type="server_vad")
+    turn_detection: Annotated[TurnDetection | None, BeforeValidator(_check_detection)] = TurnDetection(type="server_vad")
 
 
-class Speaking(Strict):
+class AudioOutput(Strict):
     """`audio.output`"""
 
     format: Format = Format()
-    voice: Annotated[str | None, BeforeValidator(_voice)] = None
-    speed: Literal[1, 1.0] = 1.0
+    voice: Annotated[str | None, BeforeValidator(voice_name)] = None
+    speed: Literal[1, 1.0] = 1.0  # pyright: ignore
 
 
 class Audio(Strict):
     """`audio`"""
 
-    input: Hearing = Hearing()
-    output: Speaking = Speaking()
+    input: AudioInput = AudioInput()
+    output: AudioOutput = AudioOutput()
 
 
 class Tool(Strict):
@@ -153,14 +153,19 @@ class Settings(Strict):
     parallel_tool_calls: Literal[True] | None = None
     max_output_tokens: MaxTokens = "inf"
     temperature: Temperature | None = None
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0)
     truncation: Literal["auto", "disabled"] = "auto"
-    include: Annotated[None, _nothing("include")] = None
-    prompt: Annotated[None, _nothing("a stored prompt")] = None
-    reasoning: Annotated[None, _nothing("reasoning")] = None
+    include: Annotated[None, _unsupported("include")] = None
+    prompt: Annotated[None, _unsupported("a stored prompt")] = None
+    reasoning: Annotated[None, _unsupported("reasoning")] = None
     tracing: Any = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether answers are spoken."""
+        return self.output_modalities == ["audio"]
 
     @property
     def usable_tools(self) -> list[Tool]:
@@ -170,8 +175,8 @@ class Settings(Strict):
         choice = self.tool_choice
         return [tool for tool in self.tools if not isinstance(choice, ToolByName) or tool.name == choice.name]
 
-    def changed(self, given: Mapping[str, Any]) -> "Settings":
-        """With what a client names; raises pydantic's `ValidationError`, and `ApiError` for what cannot change."""
+    def updated(self, given: Mapping[str, Any]) -> "Settings":
+        """With what a client gives; raises pydantic's `ValidationError`, and `ApiError` for what cannot change."""
         if given.get("type") == "transcription":
             raise ApiError(
                 400,
@@ -184,10 +189,10 @@ class Settings(Strict):
             raise ApiError(
                 400, f"the model of a session cannot change; it is {self.model!r}", "session.model", "invalid_value"
             )
-        return new.model_copy(update={"tracing": None})  # nothing is traced here, and clients are told so
+        return new.model_copy(update={"tracing": None})  # nothing is traced here, and clients shall see that
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """As clients see it."""
         shown = self.model_dump()
         shown["audio"]["input"]["format"] = self.audio.input.format.shown()
         shown["audio"]["output"]["format"] = self.audio.output.format.shown()
@@ -197,16 +202,13 @@ class Settings(Strict):
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """New values over old ones, objects field by field; an object of another type replaces the old one as a whole."""
-    found = dict(old)
+    """New values over old ones, objects field by field; an object of another type, or a JSON schema, replaces the old one."""
+    result = dict(old)
     for name, value in new.items():
         before = old.get(name)
-        same = isinstance(value, Mapping) and isinstance(before, Mapping) and value.get("type", before.get("type"))
-        deep = (
-            isinstance(value, Mapping)
-            and isinstance(before, Mapping)
-            and same == before.get("type")
-            and name != "parameters"
-        )
-        found[name] = merged(before, value) if deep else value
-    return found
+        if not isinstance(value, Mapping) or not isinstance(before, Mapping) or name == "parameters":
+            result[name] = value
+        else:
+            same = value.get("type", before.get("type")) == before.get("type")
+            result[name] = merged(before, value) if same else value
+    return result

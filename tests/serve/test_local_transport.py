@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from ms_omni.serve.inside import BASE_URL, Inside
+from ms_omni.serve.run import BASE_URL, LocalTransport
 
 
 def ask(handler, work, path="/"):
@@ -17,7 +17,7 @@ def ask(handler, work, path="/"):
 
     async def run():
         app = Starlette(routes=[Route("/", handler, methods=["GET", "POST"])])
-        async with httpx.AsyncClient(transport=Inside(app), base_url=BASE_URL, timeout=None) as client:
+        async with httpx.AsyncClient(transport=LocalTransport(app), base_url=BASE_URL, timeout=None) as client:
             return await work(client)
 
     return asyncio.run(asyncio.wait_for(run(), 10))

@@ -8,11 +8,10 @@ import pytest
 
 from ms_omni.errors import MediaError
 from ms_omni.input.access import AccessPolicy
-from ms_omni.serve import fetching
-from ms_omni.serve.bodies import checked
-from ms_omni.serve.conversation import MOST_MEDIA, conversation
-from ms_omni.serve.errors import ApiError
-from ms_omni.serve.fetching import Fetcher
+from ms_omni.serve import media
+from ms_omni.serve.chat_request import MAX_MEDIA, conversation
+from ms_omni.serve.media import Downloader
+from ms_omni.serve.protocol import ApiError, validate_body
 from ms_omni.serve.schema import ChatBody
 from ms_omni.serve.server import Server
 from ms_omni.serve.settings import Settings
@@ -46,11 +45,11 @@ def asked(sender, *names):
 
 def fetched(messages, **policy):
     async def run():
-        fetcher = Fetcher(AccessPolicy.public(hosts=("127.0.0.1",), **policy))
+        downloader = Downloader(AccessPolicy.public(hosts=("127.0.0.1",), **policy))
         try:
-            return await fetcher.fetched(messages)
+            return await downloader.downloaded(messages)
         finally:
-            fetcher.close()
+            downloader.close()
 
     return asyncio.run(run())
 
@@ -76,7 +75,7 @@ def test_all_downloads_have_one_deadline_and_one_limit(sender, monkeypatch):
     with pytest.raises(MediaError, match="took over 1 s") as caught:
         fetched(asked(sender, *["late"] * 20), total_s=1)
     assert time.monotonic() - begun < 2 and "message 0, item" in caught.value.where
-    monkeypatch.setattr(fetching, "MOST_BYTES", 2 * len(png()))
+    monkeypatch.setattr(media, "MAX_DOWNLOAD_BYTES", 2 * len(png()))
     assert fetched(asked(sender, "a", "b"))
     with pytest.raises(MediaError, match="are taken at most") as caught:
         fetched(asked(sender, "a", "b", "c"))
@@ -86,15 +85,15 @@ def test_all_downloads_have_one_deadline_and_one_limit(sender, monkeypatch):
 def test_who_waits_for_slow_ones_holds_up_nobody_else(sender):
     async def run():
         server = Server(Settings("m", "m", media_hosts=("127.0.0.1",)))
-        waiting = [asyncio.create_task(server.prepare(asked(sender, "slow"))) for _ in range(fetching.THREADS + 4)]
-        while len(sender.asked) < fetching.THREADS:
+        waiting = [asyncio.create_task(server.prepare(asked(sender, "slow"))) for _ in range(media.DOWNLOAD_THREADS + 4)]
+        while len(sender.asked) < media.DOWNLOAD_THREADS:
             await asyncio.sleep(0.02)
         assert await asyncio.wait_for(server.in_pool(lambda _: 1), 2) == 1
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         assert (
-            len((await asyncio.wait_for(server.fetcher.fetched(asked(sender, "a")), 5))[0]["content"]) == 2
+            len((await asyncio.wait_for(server.downloader.downloaded(asked(sender, "a")), 5))[0]["content"]) == 2
         )  # threads are free
         await server.stop()
 
@@ -104,11 +103,11 @@ def test_who_waits_for_slow_ones_holds_up_nobody_else(sender):
 
 def test_downloads_end_with_the_server(sender):
     async def run():
-        fetcher = Fetcher(AccessPolicy.public(hosts=("127.0.0.1",)))
-        waiting = asyncio.create_task(fetcher.fetched(asked(sender, "slow")))
+        downloader = Downloader(AccessPolicy.public(hosts=("127.0.0.1",)))
+        waiting = asyncio.create_task(downloader.downloaded(asked(sender, "slow")))
         while not sender.asked:
             await asyncio.sleep(0.02)
-        fetcher.close()
+        downloader.close()
         with pytest.raises(MediaError, match="nobody waits"):
             await asyncio.wait_for(waiting, 5)
 
@@ -119,10 +118,10 @@ def test_downloads_end_with_the_server(sender):
 def test_media_are_counted():
     def read(count):
         part = {"type": "image_url", "image_url": {"url": "https://127.0.0.1/a.png"}}
-        body = checked({"messages": [{"role": "user", "content": [part] * count}] * 2}, ChatBody)
+        body = validate_body({"messages": [{"role": "user", "content": [part] * count}] * 2}, ChatBody)
         return conversation(body.messages, None)
 
-    assert len(read(MOST_MEDIA // 2)) == 2
-    with pytest.raises(ApiError, match=f"{MOST_MEDIA} are taken at most") as caught:
-        read(MOST_MEDIA // 2 + 1)
+    assert len(read(MAX_MEDIA // 2)) == 2
+    with pytest.raises(ApiError, match=f"{MAX_MEDIA} are taken at most") as caught:
+        read(MAX_MEDIA // 2 + 1)
     assert (caught.value.status, caught.value.param) == (400, "messages")
