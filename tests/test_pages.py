@@ -155,6 +155,13 @@ def test_pins_are_the_same_everywhere():
     )
 
 
+def test_the_image_for_ascend_takes_versions_that_go_together():
+    text = (ROOT / "Dockerfile.ascend").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
+    rows = [[cell.strip() for cell in line.split("|")] for line in (ROOT / "docs/ascend.md").read_text().splitlines()]
+    assert any(row[1:3] == [given["MINDSPORE"], given["CANN"].upper()] for row in rows if len(row) > 3)
+
+
 def test_tree_names_what_is_there():
     (tree,) = re.findall(r"```\n(ms_omni/.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     folder = Path()
