@@ -9,16 +9,21 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from ms_omni.errors import CheckpointError
 from ms_omni.files import read_text
 from ms_omni.folders import saved_files
+from ms_omni.input.audio import SAMPLING_RATE_HZ
+from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
 from ms_omni.input.prompt import PAD_TOKEN, SpecialTokens, with_arrays
-from ms_omni.input.settings import ProcessorSettings, read_json
 from ms_omni.input.tiny_processor import NAMED_TOKENS
+from ms_omni.input.vision import ImageProcessor, VideoProcessor, is_count, is_real
 
 _PROCESSOR_FILES = (  # each of these would be read before, or beside, what is written
     "processor_config.json",
@@ -26,10 +31,41 @@ _PROCESSOR_FILES = (  # each of these would be read before, or beside, what is w
     "chat_template.*",
     "additional_chat_templates/*.jinja",
 )
-
-
+_NEEDED_AUDIO_KEYS = ("feature_size", "hop_length", "n_fft", "sampling_rate")
+# What the mel features are by the model's design: 100 frames a second, 13 tokens of them; noise is for training.
+_AUDIO = {"sampling_rate": SAMPLING_RATE_HZ, "hop_length": 160, "n_fft": 400, "padding_side": "right", "dither": 0.0}
+AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
+_VISION = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+_PLACEHOLDERS = {  # in config.json, and in `SpecialTokens`
+    "audio_token_id": "audio_token",
+    "image_token_id": "image_token",
+    "video_token_id": "video_token",
+    "vision_start_token_id": "vision_bos_token",
+    "vision_end_token_id": "vision_eos_token",
+    "audio_start_token_id": "audio_bos_token",
+    "audio_end_token_id": "audio_eos_token",
+}
+_TOKENS = {
+    "im_start_token_id": "<|im_start|>",
+    "im_end_token_id": "<|im_end|>",
+    "tts_pad_token_id": "<tts_pad>",
+    "tts_bos_token_id": "<tts_text_bos>",
+    "tts_eos_token_id": "<tts_text_eod>",
+    "system_token_id": "system",
+    "user_token_id": "user",
+    "assistant_token_id": "assistant",
+}
 _first_use = threading.RLock()
 """Held while transformers imports: it imports its parts at their first use, and a second thread would see them half imported."""
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """Settings for pictures, for video frames, and the mel extractor's arguments."""
+
+    image: ImageProcessor
+    video: VideoProcessor
+    audio: Mapping[str, Any]
 
 
 def of_transformers(name: str) -> Any:
@@ -117,6 +153,83 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     return SpecialTokens(**texts)
 
 
+def read_settings(folder: Path) -> ProcessorSettings:
+    """Read the settings in either layout.
+
+    The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
+    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor`
+    inside, which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of
+    32 x 32 pixels), whatever the file says: its limits are those of pictures.
+
+    Raises:
+        CheckpointError: no such file, not JSON, or a needed key is missing or unsupported.
+    """
+    flat = read_json(folder / "preprocessor_config.json")
+    nested = read_json(folder / "processor_config.json") or {}
+    image = nested.get("image_processor") or flat
+    if image is None:
+        raise CheckpointError(
+            f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
+            "image_processor; the preprocessor settings of the checkpoint are needed."
+        )
+    video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
+    audio = nested.get("feature_extractor") or flat
+    if audio is None:
+        raise CheckpointError(
+            f"{folder}/processor_config.json has no feature_extractor, and there is no preprocessor_config.json."
+        )
+    frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
+    video = {**_without_limits(video), **frame_limits}
+    return ProcessorSettings(
+        ImageProcessor.from_config(image, f"{folder}: the image settings"),
+        VideoProcessor.from_config(video, f"{folder}: the video settings"),
+        audio_settings(audio, f"{folder}: the audio settings"),
+    )
+
+
+def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The mel extractor's arguments from the content of a preprocessor file.
+
+    Raises:
+        CheckpointError: a needed key is missing or its value is not supported.
+    """
+    missing = [key for key in _NEEDED_AUDIO_KEYS if config.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{where} lack {', '.join(missing)}.")
+    for key, only in _AUDIO.items():
+        value = config.get(key, only)
+        if isinstance(value, np.ndarray) or value != only or isinstance(value, bool) != isinstance(only, bool):
+            raise CheckpointError(f"{where}: {key} is {value!r}; the model hears sound with {only!r} only.")
+    wrong = {key: config[key] for key in ("feature_size", "chunk_length") if not is_count(config.get(key, 1))}
+    if not is_real(config.get("padding_value", 0.0), -np.inf):
+        wrong["padding_value"] = config["padding_value"]
+    if wrong:
+        listed = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
+        raise CheckpointError(f"{where}: {listed}; expected numbers, of bands and seconds whole ones of at least 1.")
+    return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None when there is no file.
+
+    Raises:
+        CheckpointError: not readable as a JSON object.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested thousands deep
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
+
+
+def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
+
+
 def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None:
     """The chat template: chat_template.jinja, chat_template.json, processor_config.json, then the tokenizer's own.
 
@@ -188,28 +301,6 @@ def _save_templates(folder: Path, templates: Mapping[str, str]) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-_VISION = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
-_PLACEHOLDERS = {  # in config.json, and in `SpecialTokens`
-    "audio_token_id": "audio_token",
-    "image_token_id": "image_token",
-    "video_token_id": "video_token",
-    "vision_start_token_id": "vision_bos_token",
-    "vision_end_token_id": "vision_eos_token",
-    "audio_start_token_id": "audio_bos_token",
-    "audio_end_token_id": "audio_eos_token",
-}
-_TOKENS = {
-    "im_start_token_id": "<|im_start|>",
-    "im_end_token_id": "<|im_end|>",
-    "tts_pad_token_id": "<tts_pad>",
-    "tts_bos_token_id": "<tts_text_bos>",
-    "tts_eos_token_id": "<tts_text_eod>",
-    "system_token_id": "system",
-    "user_token_id": "user",
-    "assistant_token_id": "assistant",
-}
 
 
 def check_against_config(folder: Path, tokenizer: Any, special: SpecialTokens, settings: ProcessorSettings) -> None:

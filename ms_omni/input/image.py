@@ -1,4 +1,4 @@
-"""Pictures of every usual mode to upright 8-bit RGB; sizes of pictures and frames; and the patches that the vision encoder reads."""
+"""Pictures of every usual mode to upright 8-bit RGB; target sizes of pictures and video frames, and the resampling to them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import InputError, MediaError
+from ms_omni.errors import MediaError
 from ms_omni.input.integrity import describe
 from ms_omni.input.media import Media, SizeOptions, limits
 from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
-
-if TYPE_CHECKING:
-    from ms_omni.input.settings import ImageProcessor
 
 MAX_ASPECT_RATIO = 200
 VIDEO_MIN_PIXELS = 128 * 32 * 32  # per frame
@@ -322,82 +319,3 @@ def _resample_bands(frame: np.ndarray, new_length: int) -> np.ndarray:
             np.clip(np.floor(values, out=values), 0, 255, out=values)
         out[:, top : top + rows] = values
     return out
-
-
-def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of pictures or of videos, one after the other.
-
-    Returns:
-        float32 `[N, C*t*p*p]` in blocks of merge x merge patches, the last frame repeated to fill its time patch, and their
-        grids (time, height, width in patches) int64 `[n, 3]`.
-
-    Raises:
-        InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
-    """
-    media = [
-        resized(one, size_rule(settings, one.kind == "image" or not one.budgeted)) if settings.do_resize else one
-        for one in media
-    ]
-    grids = [_grid(one.data, settings, one.name) for one in media]
-    ends = np.cumsum([math.prod(grid) for grid in grids])
-    patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
-    for one, grid, end in zip(media, grids, ends):
-        _write_patches(one.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
-    return patches, np.array(grids, np.int64)
-
-
-def size_rule(settings: ImageProcessor, own_limits: bool = False) -> SizeRule:
-    """The target size of the frames of a video file under `settings`; own_limits: of pictures, and of arrays given ready-made, for which
-    only the per-frame limits hold, as in the reference.
-    """
-
-    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
-        limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)
-        return image_size(height, width, *limits) if own_limits else video_size(frames, height, width, *limits)
-
-    return rule
-
-
-def _grid(frames: np.ndarray, settings: ImageProcessor, name: str) -> tuple[int, int, int]:
-    count, _, height, width = frames.shape
-    if height % settings.factor or width % settings.factor:
-        raise InputError(
-            f"{name} is {width} x {height} pixels and do_resize is off; both sides must be multiples of {settings.factor}."
-        )
-    return -(-count // settings.temporal_patch_size), height // settings.patch_size, width // settings.patch_size
-
-
-def _empty_patches(count: int, channels: int, settings: ImageProcessor) -> np.ndarray:
-    return np.empty((count, channels * settings.temporal_patch_size * settings.patch_size**2), np.float32)
-
-
-def _blocks(grid: tuple[int, int, int], settings: ImageProcessor) -> tuple[int, ...]:
-    """The axes of patches: `[gt, gh/m, gw/m, m, m, C, t, p, p]`."""
-    (gt, gh, gw), p, m = grid, settings.patch_size, settings.merge_size
-    return gt, gh // m, gw // m, m, m, -1, settings.temporal_patch_size, p, p
-
-
-def _write_patches(frames: np.ndarray, settings: ImageProcessor, blocks: np.ndarray) -> None:
-    """Fill `blocks`, frame by frame: a long video is not held in float32 twice."""
-    _, rows, columns, m, _, channels, t, p, _ = blocks.shape
-    pixels, done = np.empty(0, np.float32), -1
-    for index in range(len(blocks) * t):
-        step, offset = divmod(index, t)
-        if min(index, len(frames) - 1) != done:
-            done = min(index, len(frames) - 1)
-            pixels = normalise(frames[done], settings).reshape(channels, rows, m, p, columns, m, p)
-        blocks[step, ..., offset, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
-
-
-def normalise(frame: np.ndarray, settings: ImageProcessor) -> np.ndarray:
-    """Rescale, subtract the mean and divide by the std in one step, in float32: `[C, H, W]`."""
-    pixels = frame.astype(np.float32)
-    if settings.do_normalize:
-        scale = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
-        mean = np.array(settings.image_mean, np.float32) * np.float32(scale)
-        std = np.array(settings.image_std, np.float32) * np.float32(scale)
-        pixels -= mean[:, None, None]
-        pixels /= std[:, None, None]
-    elif settings.do_rescale:
-        pixels *= np.float32(settings.rescale_factor)
-    return pixels

@@ -9,9 +9,8 @@ import numpy as np
 
 from ms_omni.errors import InputError
 from ms_omni.input.audio import check_clip
-from ms_omni.input.files import of_transformers
-from ms_omni.input.results import ModelInputs
-from ms_omni.input.settings import AUDIO_KEYS, audio_settings
+from ms_omni.input.files import AUDIO_KEYS, audio_settings, of_transformers
+from ms_omni.input.interface import ModelInputs
 
 _FRAMES_AT_ONCE = 6000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,8 +28,19 @@ from ms_omni.input.arguments import (
     sound_track_owners,
 )
 from ms_omni.input.chat import choose_template, template_variables
-from ms_omni.input.files import check_against_config, load_chat_template, load_tokenizer, save, special_tokens
-from ms_omni.input.image import SizeRule, encode, size_rule
+from ms_omni.input.files import (
+    AUDIO_KEYS,
+    ProcessorSettings,
+    audio_settings,
+    check_against_config,
+    load_chat_template,
+    load_tokenizer,
+    read_settings,
+    save,
+    special_tokens,
+)
+from ms_omni.input.image import SizeRule
+from ms_omni.input.interface import ModelInputs, ProcessorInterface
 from ms_omni.input.load import load_items
 from ms_omni.input.media import Media, SizeOptions
 from ms_omni.input.messages import read_batch, render
@@ -46,20 +56,12 @@ from ms_omni.input.prompt import (
     tokenize,
     videos_with_sound,
 )
-from ms_omni.input.results import Decoding, ModelInputs
 from ms_omni.input.sampling import file_sampling, seconds_per_grid
-from ms_omni.input.settings import (
-    AUDIO_KEYS,
-    ImageProcessor,
-    ProcessorSettings,
-    VideoProcessor,
-    audio_settings,
-    read_settings,
-)
+from ms_omni.input.vision import ImageProcessor, VideoProcessor, encode, size_rule
 from ms_omni.load_arguments import PROCESSOR, TOKENIZER, sort_out
 
 
-class Qwen3OmniMoeProcessor(Decoding):
+class Qwen3OmniMoeProcessor(ProcessorInterface):
     """Turns text and media into what the model reads, and token ids back into text.
 
     Attributes:
@@ -72,11 +74,6 @@ class Qwen3OmniMoeProcessor(Decoding):
         ids.
     """
 
-    attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
-    image_processor: ImageProcessor
-    video_processor: VideoProcessor
-    feature_extractor: Any
-    tokenizer: Any
     name_or_path = ""
 
     def __init__(
@@ -167,57 +164,11 @@ class Qwen3OmniMoeProcessor(Decoding):
         save(Path(save_directory).expanduser(), self.tokenizer, self.chat_template, self.settings)
 
     @property
-    def model_input_names(self) -> list[str]:
-        """Names that the result may hold."""
-        return [
-            "input_ids",
-            "attention_mask",
-            "pixel_values",
-            "image_grid_thw",
-            "pixel_values_videos",
-            "video_grid_thw",
-            "video_second_per_grid",
-            "input_features",
-            "feature_attention_mask",
-        ]
-
-    @property
     def settings(self) -> ProcessorSettings:
         """The preprocessor settings as they are now."""
         from ms_omni.input.mel import settings_of  # imports transformers
 
         return ProcessorSettings(self.image_processor, self.video_processor, settings_of(self.feature_extractor))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings of all parts but the tokenizer, as transformers' processors give them."""
-        parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
-        return {"processor_class": type(self).__name__, **parts}
-
-    def to_json_string(self) -> str:
-        """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
-
-    @property
-    def max_pixels(self) -> int:
-        """Largest area of a resized picture; setting it sets that of video frames too, and brings larger min_pixels down."""
-        return self.image_processor.max_pixels
-
-    @max_pixels.setter
-    def max_pixels(self, value: int) -> None:
-        for part in (self.image_processor, self.video_processor):
-            part.max_pixels, part.min_pixels = value, min(part.min_pixels, value)
-
-    @property
-    def min_pixels(self) -> int:
-        """Smallest area of a resized picture; setting it sets that of video frames as well."""
-        return self.image_processor.min_pixels
-
-    @min_pixels.setter
-    def min_pixels(self, value: int) -> None:
-        self.image_processor.min_pixels = self.video_processor.min_pixels = value
 
     def __call__(
         self,

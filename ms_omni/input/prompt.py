@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ms_omni.errors import InputError
-from ms_omni.input.results import ModelInputs
+from ms_omni.input.interface import ModelInputs
 
 if TYPE_CHECKING:
     from ms_omni.input.arguments import CallOptions

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ms_omni.input.image import encode
 from ms_omni.input.media import Media
 from ms_omni.input.prompt import MediaCounts, SpecialTokens, audio_token_count, expand_placeholders
-from ms_omni.input.settings import ImageProcessor
+from ms_omni.input.vision import ImageProcessor, encode
 
 from .conversations import Conversation, Picture, Sound, Video
 

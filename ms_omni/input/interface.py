@@ -1,14 +1,20 @@
-"""What the processor returns, a mapping of arrays; and what `generate` returned, as texts and as sounds."""
+"""What scripts for transformers know of a processor: the mapping of arrays that it returns, its settings as JSON, and what `generate`
+returned as texts and as sounds.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import UserDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ms_omni.arrays import HostArray, to_array
 from ms_omni.errors import InputError
+
+if TYPE_CHECKING:
+    from ms_omni.input.vision import ImageProcessor, VideoProcessor
 
 
 class ModelInputs(UserDict):
@@ -64,10 +70,53 @@ def _is_float_type(dtype: Any) -> bool:
     return dtype is not None and "float" in str(getattr(dtype, "__name__", dtype)).lower()
 
 
-class Decoding:
-    """The methods of a processor with a `tokenizer` that read what `generate` returned."""
+class ProcessorInterface:
+    """What scripts for transformers ask of a processor beside calling it: its parts, settings as JSON, and answers as texts."""
 
+    attributes = ("image_processor", "video_processor", "feature_extractor", "tokenizer")
+    image_processor: ImageProcessor
+    video_processor: VideoProcessor
+    feature_extractor: Any
     tokenizer: Any
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names that the result may hold."""
+        return [
+            *("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"),
+            *("video_second_per_grid", "input_features", "feature_attention_mask"),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of all parts but the tokenizer, as transformers' processors give them."""
+        parts = {name: getattr(self, name).to_dict() for name in self.attributes if name != "tokenizer"}
+        return {"processor_class": type(self).__name__, **parts}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}:\n- tokenizer: {self.tokenizer!r}\n{self.to_json_string()}"
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest area of a resized picture; setting it sets that of video frames too, and brings larger min_pixels down."""
+        return self.image_processor.max_pixels
+
+    @max_pixels.setter
+    def max_pixels(self, value: int) -> None:
+        for part in (self.image_processor, self.video_processor):
+            part.max_pixels, part.min_pixels = value, min(part.min_pixels, value)
+
+    @property
+    def min_pixels(self) -> int:
+        """Smallest area of a resized picture; setting it sets that of video frames as well."""
+        return self.image_processor.min_pixels
+
+    @min_pixels.setter
+    def min_pixels(self, value: int) -> None:
+        self.image_processor.min_pixels = self.video_processor.min_pixels = value
 
     def batch_decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
         """Texts of what `generate` returned, or of token ids `[B, T]` (array, tensor, lists).

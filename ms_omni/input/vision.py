@@ -1,5 +1,5 @@
-"""Preprocessor settings as the checkpoint's files state them; `processor.image_processor` and `processor.video_processor`, which hold
-them and can be called.
+"""Pictures and frames to the patches that the vision encoder reads; `processor.image_processor` and `processor.video_processor`, whose
+settings can be changed, and which can be called.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import Self
 
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.files import read_text
 from ms_omni.hub import resolve
 from ms_omni.input.arguments import (
     FRAME_KEYS,
@@ -28,23 +27,15 @@ from ms_omni.input.arguments import (
     load_images,
     load_videos,
 )
-from ms_omni.input.audio import SAMPLING_RATE_HZ
-from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS, encode, image_size
-from ms_omni.input.media import SizeOptions
-from ms_omni.input.results import ModelInputs
+from ms_omni.input.image import SizeRule, image_size, resized, video_size
+from ms_omni.input.interface import ModelInputs
+from ms_omni.input.media import Media, SizeOptions
 from ms_omni.load_arguments import sort_out
 from ms_omni.notices import caller_level
 
 BICUBIC = 3  # Pillow's number
 _LARGEST = 1 << 40  # of any whole number here; what a picture would become is held to `limits.resized_pixels`
 _NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
-_NEEDED_AUDIO_KEYS = ("feature_size", "hop_length", "n_fft", "sampling_rate")
-# What the mel features are by the model's design: 100 frames a second, 13 tokens of them; noise is for training.
-_SOUND = {"sampling_rate": SAMPLING_RATE_HZ, "hop_length": 160, "n_fft": 400, "padding_side": "right", "dither": 0.0}
-AUDIO_KEYS = (*_NEEDED_AUDIO_KEYS, "padding_value", "padding_side", "dither", "return_attention_mask", "chunk_length")
-
-
-_Kind = TypeVar("_Kind", bound="ImageProcessor")
 
 
 class PixelLimits(MutableMapping):
@@ -184,7 +175,33 @@ class ImageProcessor:
         config = source.to_dict() if hasattr(source, "to_dict") else source
         if not isinstance(config, Mapping):
             raise InputError(f"{where} is a {type(source).__name__}; expected settings, a dict of them or a processor.")
-        return vision_settings(cls, config, where)
+        return cls.from_config(config, where)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str) -> Self:
+        """From the content of a preprocessor file.
+
+        Raises:
+            CheckpointError: a needed key is missing or its value is not supported.
+        """
+        missing = [key for key in _NEEDED_VISION_KEYS if config.get(key) is None]
+        if missing:
+            raise CheckpointError(f"{where} lack {', '.join(missing)}.")
+        if config.get("resample", BICUBIC) != BICUBIC:
+            raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
+        limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
+        limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
+        if len(limits) != 2:
+            raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
+        keys = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
+        given = {key: config[key] for key in keys if config.get(key) is not None}
+        try:
+            settings = cls(**{key: config[key] for key in _NEEDED_VISION_KEYS}, **limits, **given)
+        except InputError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        if settings.min_pixels > settings.max_pixels:
+            raise CheckpointError(f"{where}: min_pixels is {settings.min_pixels}, over max_pixels {settings.max_pixels}.")
+        return settings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -195,6 +212,8 @@ class ImageProcessor:
         """
         frames = issubclass(cls, VideoProcessor)
         where, options = sort_out(kwargs, cls.__name__, (), (*VISION_KEYS, *(FRAME_KEYS if frames else ())))
+        from ms_omni.input.files import read_settings  # imports this module
+
         settings = read_settings(resolve(pretrained_model_name_or_path, weights=False, **where))
         return (settings.video if frames else settings.image).changed(options, "from_pretrained")
 
@@ -285,96 +304,6 @@ class VideoProcessor(ImageProcessor):
         return -(-num_frames // self.temporal_patch_size) * self._patches(height, width, videos_kwargs, "videos_kwargs")
 
 
-@dataclass(frozen=True)
-class ProcessorSettings:
-    """Settings for pictures, for video frames, and the mel extractor's arguments."""
-
-    image: ImageProcessor
-    video: VideoProcessor
-    audio: Mapping[str, Any]
-
-
-def read_settings(folder: Path) -> ProcessorSettings:
-    """Read the settings in either layout.
-
-    The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
-    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor`
-    inside, which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of
-    32 x 32 pixels), whatever the file says: its limits are those of pictures.
-
-    Raises:
-        CheckpointError: no such file, not JSON, or a needed key is missing or unsupported.
-    """
-    flat = read_json(folder / "preprocessor_config.json")
-    nested = read_json(folder / "processor_config.json") or {}
-    image = nested.get("image_processor") or flat
-    if image is None:
-        raise CheckpointError(
-            f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
-            "image_processor; the preprocessor settings of the checkpoint are needed."
-        )
-    video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
-    audio = nested.get("feature_extractor") or flat
-    if audio is None:
-        raise CheckpointError(
-            f"{folder}/processor_config.json has no feature_extractor, and there is no preprocessor_config.json."
-        )
-    frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
-    video = {**_without_limits(video), **frame_limits}
-    return ProcessorSettings(
-        vision_settings(ImageProcessor, image, f"{folder}: the image settings"),
-        vision_settings(VideoProcessor, video, f"{folder}: the video settings"),
-        audio_settings(audio, f"{folder}: the audio settings"),
-    )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None when there is no file.
-
-    Raises:
-        CheckpointError: not readable as a JSON object.
-    """
-    if not os.path.lexists(path):
-        return None
-    try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested thousands deep
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
-    return content
-
-
-def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
-
-
-def vision_settings(kind: type[_Kind], config: Mapping[str, Any], where: str) -> _Kind:
-    """Settings of pictures or frames from the content of a preprocessor file.
-
-    Raises:
-        CheckpointError: a needed key is missing or its value is not supported.
-    """
-    missing = [key for key in _NEEDED_VISION_KEYS if config.get(key) is None]
-    if missing:
-        raise CheckpointError(f"{where} lack {', '.join(missing)}.")
-    if config.get("resample", BICUBIC) != BICUBIC:
-        raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
-    limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
-    limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
-    if len(limits) != 2:
-        raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
-    keys = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
-    given = {key: config[key] for key in keys if config.get(key) is not None}
-    try:
-        settings = kind(**{key: config[key] for key in _NEEDED_VISION_KEYS}, **limits, **given)
-    except InputError as error:
-        raise CheckpointError(f"{where}: {error}") from None
-    if settings.min_pixels > settings.max_pixels:
-        raise CheckpointError(f"{where}: min_pixels is {settings.min_pixels}, over max_pixels {settings.max_pixels}.")
-    return settings
-
-
 def _checked(name: str, value: Any) -> Any:
     """The value of a setting of pictures or frames.
 
@@ -388,7 +317,7 @@ def _checked(name: str, value: Any) -> Any:
         if (
             not isinstance(values, (list, tuple))
             or len(values) != 3
-            or not all(_is_real(channel, least) for channel in values)
+            or not all(is_real(channel, least) for channel in values)
         ):
             raise InputError(f"{name} is {value!r}; expected three numbers{' greater than 0' if least == 0 else ''}.")
         return tuple(float(channel) for channel in values)
@@ -397,21 +326,23 @@ def _checked(name: str, value: Any) -> Any:
             raise InputError(f"{name} is {value!r}; expected True or False.")
         return value
     if name == "rescale_factor" or (name == "fps" and value is not None):
-        if not _is_real(value, 0.0):
+        if not is_real(value, 0.0):
             raise InputError(f"{name} is {value!r}; expected a number greater than 0.")
         return float(value)
     if value is None and name in ("num_frames", "min_frames", "max_frames", "fps"):
         return value
-    if not _is_count(value, _LARGEST):
+    if not is_count(value, _LARGEST):
         raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
     return int(value)  # pyright: ignore[reportArgumentType]
 
 
-def _is_count(value: Any, most: int = 10_000) -> bool:
+def is_count(value: Any, most: int = 10_000) -> bool:
+    """Whether this is a whole number from 1 to `most`."""
     return issubclass(type(value), Integral) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def _is_real(value: Any, above: float) -> bool:
+def is_real(value: Any, above: float) -> bool:
+    """Whether this is a finite number greater than `above`."""
     return issubclass(type(value), Real) and not isinstance(value, bool) and bool(above < value < math.inf)
 
 
@@ -430,23 +361,80 @@ def _limit_name(key: str, where: str, error: type[Exception]) -> str:
     return name
 
 
-def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The mel extractor's arguments from the content of a preprocessor file.
+def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of pictures or of videos, one after the other.
+
+    Returns:
+        float32 `[N, C*t*p*p]` in blocks of merge x merge patches, the last frame repeated to fill its time patch, and their
+        grids (time, height, width in patches) int64 `[n, 3]`.
 
     Raises:
-        CheckpointError: a needed key is missing or its value is not supported.
+        InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
     """
-    missing = [key for key in _NEEDED_AUDIO_KEYS if config.get(key) is None]
-    if missing:
-        raise CheckpointError(f"{where} lack {', '.join(missing)}.")
-    for key, only in _SOUND.items():
-        value = config.get(key, only)
-        if isinstance(value, np.ndarray) or value != only or isinstance(value, bool) != isinstance(only, bool):
-            raise CheckpointError(f"{where}: {key} is {value!r}; the model hears sound with {only!r} only.")
-    wrong = {key: config[key] for key in ("feature_size", "chunk_length") if not _is_count(config.get(key, 1))}
-    if not _is_real(config.get("padding_value", 0.0), -np.inf):
-        wrong["padding_value"] = config["padding_value"]
-    if wrong:
-        listed = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
-        raise CheckpointError(f"{where}: {listed}; expected numbers, of bands and seconds whole ones of at least 1.")
-    return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}
+    media = [
+        resized(one, size_rule(settings, one.kind == "image" or not one.budgeted)) if settings.do_resize else one
+        for one in media
+    ]
+    grids = [_grid(one.data, settings, one.name) for one in media]
+    ends = np.cumsum([math.prod(grid) for grid in grids])
+    patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
+    for one, grid, end in zip(media, grids, ends):
+        _write_patches(one.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
+    return patches, np.array(grids, np.int64)
+
+
+def size_rule(settings: ImageProcessor, own_limits: bool = False) -> SizeRule:
+    """The target size of the frames of a video file under `settings`; own_limits: of pictures, and of arrays given ready-made, for which
+    only the per-frame limits hold, as in the reference.
+    """
+
+    def rule(frames: int, height: int, width: int, options: SizeOptions, name: str) -> tuple[int, int]:
+        limits = (settings.factor, settings.min_pixels, settings.max_pixels, options, name)
+        return image_size(height, width, *limits) if own_limits else video_size(frames, height, width, *limits)
+
+    return rule
+
+
+def _grid(frames: np.ndarray, settings: ImageProcessor, name: str) -> tuple[int, int, int]:
+    count, _, height, width = frames.shape
+    if height % settings.factor or width % settings.factor:
+        raise InputError(
+            f"{name} is {width} x {height} pixels and do_resize is off; both sides must be multiples of {settings.factor}."
+        )
+    return -(-count // settings.temporal_patch_size), height // settings.patch_size, width // settings.patch_size
+
+
+def _empty_patches(count: int, channels: int, settings: ImageProcessor) -> np.ndarray:
+    return np.empty((count, channels * settings.temporal_patch_size * settings.patch_size**2), np.float32)
+
+
+def _blocks(grid: tuple[int, int, int], settings: ImageProcessor) -> tuple[int, ...]:
+    """The axes of patches: `[gt, gh/m, gw/m, m, m, C, t, p, p]`."""
+    (gt, gh, gw), p, m = grid, settings.patch_size, settings.merge_size
+    return gt, gh // m, gw // m, m, m, -1, settings.temporal_patch_size, p, p
+
+
+def _write_patches(frames: np.ndarray, settings: ImageProcessor, blocks: np.ndarray) -> None:
+    """Fill `blocks`, frame by frame: a long video is not held in float32 twice."""
+    _, rows, columns, m, _, channels, t, p, _ = blocks.shape
+    pixels, done = np.empty(0, np.float32), -1
+    for index in range(len(blocks) * t):
+        step, offset = divmod(index, t)
+        if min(index, len(frames) - 1) != done:
+            done = min(index, len(frames) - 1)
+            pixels = normalise(frames[done], settings).reshape(channels, rows, m, p, columns, m, p)
+        blocks[step, ..., offset, :, :] = pixels.transpose(1, 4, 2, 5, 0, 3, 6)
+
+
+def normalise(frame: np.ndarray, settings: ImageProcessor) -> np.ndarray:
+    """Rescale, subtract the mean and divide by the std in one step, in float32: `[C, H, W]`."""
+    pixels = frame.astype(np.float32)
+    if settings.do_normalize:
+        scale = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
+        mean = np.array(settings.image_mean, np.float32) * np.float32(scale)
+        std = np.array(settings.image_std, np.float32) * np.float32(scale)
+        pixels -= mean[:, None, None]
+        pixels /= std[:, None, None]
+    elif settings.do_rescale:
+        pixels *= np.float32(settings.rescale_factor)
+    return pixels
