@@ -38,8 +38,7 @@ from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.bench.comparing import Asked, beginning, compare, errors, interval, of_each_task, random_prompts, words, write
 from ms_omni.errors import InputError, OmniError
-from ms_omni.input.chat import checked, read_values, spoken_turn
-from ms_omni.input.messages import read_batch
+from ms_omni.input.messages import checked, read_batch, read_values, spoken_turn
 from ms_omni.outputs import AudioChunk, StreamEnd
 from ms_omni.parallel import start
 

@@ -30,7 +30,7 @@ _EXPORTS = {
     "fetch_image": "media",
     "fetch_video": "media",
     "smart_resize": "media",
-    "parse_tool_calls": "input.chat",
+    "parse_tool_calls": "input.interface",
     "LogitsProcessor": "generation.criteria",
     "LogitsProcessorList": "generation.criteria",
     "StoppingCriteria": "generation.criteria",

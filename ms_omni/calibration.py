@@ -8,7 +8,7 @@ from typing import Any
 from .checkpoint.scaling import Observed
 from .errors import InputError
 from .files import read_text
-from .input.chat import checked, read_values
+from .input.messages import checked, read_values
 
 TEXTS, CONVERSATIONS = (".txt", ".md"), (".jsonl", ".json")
 PIECE = 2000  # characters of a text that are one question

@@ -117,7 +117,7 @@ def run_say(arguments: Namespace) -> None:
         raise InputError("there is nothing to say: the text is empty")
     check_before_starting(arguments, {})
     status("starting MindSpore ...")
-    from ..input.chat import spoken_turn
+    from ..input.messages import spoken_turn
     from ..input.processor import Qwen3OmniMoeProcessor
 
     target = arguments.speech if join_ranks() else None

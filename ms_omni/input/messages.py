@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import mimetypes
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ms_omni.arrays import to_array
 from ms_omni.errors import InputError, MediaError
+from ms_omni.files import read_text
 from ms_omni.input.media import OPTION_KEYS, ItemOptions, item_options
 from ms_omni.input.sources import DICT_ACCEPTED, decode_base64
 
@@ -36,6 +38,8 @@ _MEDIA_TYPES = {  # endings that Python's table leaves to the system
     **dict.fromkeys((".mkv", ".webm", ".flv", ".m4v", ".ts", ".mp4", ".mov", ".avi"), "video"),
     **dict.fromkeys((".webp", ".avif", ".heic", ".heif", ".jpg", ".jpeg", ".png"), "image"),
 }
+REQUEST = "Read this text aloud."
+_NOT_BLANK = re.compile(r"\S")
 
 
 @dataclass(frozen=True)
@@ -327,7 +331,7 @@ def render(
 
 
 def _render_one(template: str, messages: Sequence[Message], variables: Mapping[str, Any], open_end: bool) -> str:
-    from ms_omni.input.chat_sandbox import render_template  # imports jinja2
+    from ms_omni.input.chat import render_template  # imports this module, and jinja2
 
     turns = [plain(message.for_template()) for message in messages]
     size = sum(len(text) for message in messages for text in message.texts)
@@ -373,3 +377,63 @@ def plain(value: Any) -> Any:
         if isinstance(value, kind):  # of a class of its own, such as an enum's
             return getattr(kind, "__str__" if kind is str else f"__{kind.__name__}__")(value)
     return f"<{type(value).__name__}>"
+
+
+def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, in words; the value) of each JSON value in a file: on a line each, or over several. Of a list of conversations
+    each one is a value. Raises `InputError` for invalid JSON.
+    """
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    decoder, line, at = json.JSONDecoder(), 1, 0
+    while match := _NOT_BLANK.search(text, at):
+        begin = match.start()
+        line += text.count("\n", at, begin)
+        where = f"{path}, line {line}"
+        try:
+            value, at = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON ({error})") from None
+        line += text.count("\n", begin, at)
+        if isinstance(value, list) and not any(isinstance(item, dict) and "role" in item for item in value):
+            yield from ((f"{where}, item {number}", item) for number, item in enumerate(value, 1))
+        else:
+            yield where, value
+
+
+def checked(messages: Any, where: str) -> list[dict]:
+    """The messages of one conversation. Raises `InputError` that begins with `where` for what is none: no roles, no content, media that
+    are named and not there (addresses are fetched later).
+    """
+    from ms_omni.input.load import open_source  # imports this module
+
+    try:
+        (read,), _ = read_batch([messages])
+        for number, message in enumerate(read):
+            if message.role == "user" and not any(message.texts) and not message.media:
+                raise InputError(f"message {number} has no content; expected a text, or a list of texts and media")
+            for item in message.media:
+                for value in item.value if isinstance(item.value, list) else [item.value]:
+                    if value is None or (isinstance(value, str) and not value.lower().startswith(("http://", "https://"))):
+                        open_source(value, item.kind)
+    except (InputError, MediaError) as error:
+        raise InputError(f"{where}: {error}") from None
+    return messages
+
+
+def spoken_turn(processor: Any, text: str, instructions: str | None = None) -> dict[str, Any]:
+    """Ids and mask int64 `[1, T]` of a conversation whose assistant turn is the text, for `model.say` and `engine.add(given=True)`.
+
+    Names of special tokens in the text are spoken as they are written. instructions: how it is to be spoken; they become part of the
+    user's turn, which the talker reads.
+    """
+    request = f"{REQUEST} {instructions.strip()}" if instructions and instructions.strip() else REQUEST
+    message = {"role": "user", "content": [{"type": "text", "text": request}]}
+    ids = processor.apply_chat_template([[message]], tokenize=True, return_dict=True, add_generation_prompt=True)[
+        "input_ids"
+    ]
+    tokens = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = np.concatenate([ids, np.array(tokens, np.int64)[None]], axis=1)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from ..input.chat import parse_tool_calls
+from ..input.interface import parse_tool_calls
 
 THINK, END_THINK = "<think>", "</think>"
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

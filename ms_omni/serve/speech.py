@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..input.chat import spoken_turn
+from ..input.messages import spoken_turn
 from ..outputs import AudioChunk, StreamEnd
 from .protocol import ApiError, Body, EventStream, error_event, event, read_body, unless_disconnected, within
 from .schema import Penalty, Probability, Seed, Temperature, Voice

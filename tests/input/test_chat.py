@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ms_omni.errors import InputError
-from ms_omni.input import chat_sandbox
+from ms_omni.input import chat
 
 TALK = [{"role": "user", "content": "hello"}]
 TOO_LONG = [
@@ -48,7 +48,7 @@ TOO_MUCH = [
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr(chat_sandbox, "STEPS", 20_000)
+    monkeypatch.setattr(chat, "STEPS", 20_000)
 
 
 @pytest.mark.parametrize("template", [*TOO_LONG, *TOO_MUCH, "{{ 1 / 0 }}", "{{ raise_exception('not so') }}"])

@@ -43,7 +43,7 @@ def spoken(client):
 def test_says_what_the_command_says(spoken):
     """The same samples as `model.say` makes."""
     from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
-    from ms_omni.input.chat import spoken_turn
+    from ms_omni.input.messages import spoken_turn
     from ms_omni.outputs import AudioChunk
 
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(MINIATURE)
