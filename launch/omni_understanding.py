@@ -15,8 +15,8 @@ from ms_omni.parallel import start
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model_name", required=True, help="checkpoint folder")
     parser.add_argument("--image", default=str(EXAMPLES / "picture.jpg"), help="file or URL")
     parser.add_argument("--audio", default=str(EXAMPLES / "speech.wav"), help="file or URL")
@@ -25,7 +25,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_arguments()
     mesh = start()
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(args.model_name, enable_audio_output=False)

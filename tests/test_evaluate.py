@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.bench import comparing
+from launch import comparison
 from ms_omni.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def evaluate(monkeypatch, *arguments):
@@ -51,7 +51,7 @@ def test_random_prompts_to_a_sharper_head(tiny_checkpoint, sharper, monkeypatch,
 
 
 def test_the_miniature_against_one_that_has_lost_its_head(monkeypatch, tmp_path):
-    """The head with its rows in another order says other tokens: nothing is right any more, in writing as in its own ears."""
+    """The head with its rows in another order says other tokens: nothing is right any more, neither in writing nor in speech."""
     from ms_omni import Qwen3OmniMoeForConditionalGeneration
 
     folder = tmp_path / "headless"
@@ -157,9 +157,9 @@ def test_options_that_change_nothing(options, words, tiny_checkpoint, monkeypatc
     ],
 )
 def test_words(text, words):
-    assert comparing.words(text) == words
+    assert comparison.words(text) == words
     for count in range(1, len(words) + 1):
-        assert comparing.words(comparing.beginning(text, count)) == words[:count]
+        assert comparison.words(comparison.beginning(text, count)) == words[:count]
 
 
 def test_logits_along_an_answer_choose_it(tiny_checkpoint):
@@ -168,21 +168,21 @@ def test_logits_along_an_answer_choose_it(tiny_checkpoint):
 
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint, progress=False)
     processor = Qwen3OmniMoeProcessor.from_pretrained(tiny_checkpoint)
-    one, other = comparing.random_prompts(model.config, processor, 2, 6, seed=3)
+    one, other = comparison.random_prompts(model.config, processor, 2, 6, seed=3)
     ids = np.concatenate([item.inputs(model)["input_ids"] for item in (one, other)])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    both = comparing.Asked("both", lambda model: inputs, [None, None])
-    free = comparing.write(model, processor, both, inputs, 5)
+    both = comparison.Conversations("both", lambda model: inputs, [None, None])
+    free = comparison.write(model, processor, both, inputs, 5)
     model.generation_config.eos_token_id = int(free[0].ids[2])
-    answers = comparing.write(model, processor, both, inputs, 5)
+    answers = comparison.write(model, processor, both, inputs, 5)
     assert len(answers[0].ids) == 3
-    for answer, logits in zip(answers, comparing.logits_along(model, both, inputs, answers)):
+    for answer, logits in zip(answers, comparison.logits_along(model, both, inputs, answers)):
         assert logits.argmax(axis=1).tolist() == answer.ids.tolist()
 
 
 def test_divergence_is_what_the_formula_says():
     p, q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
-    distances = comparing.Distances()
+    distances = comparison.Distances()
     distances.add(np.log(np.tile(p, (99, 1))) + 7, np.log(np.tile(p, (99, 1))))
     distances.add(np.log(p)[None], np.log(q)[None])
     found = distances.summary()
@@ -192,13 +192,13 @@ def test_divergence_is_what_the_formula_says():
 
 
 @pytest.mark.parametrize("said, heard, count", [("4071", "4071", 0), ("4071", "471", 1), ("12", "2134", 3), ("", "5", 1)])
-def test_errors(said, heard, count):
-    assert comparing.errors(said, heard) == count
+def test_edit_distance(said, heard, count):
+    assert comparison.edit_distance(said, heard) == count
 
 
 def test_kinds_of_changes():
     rows = [("a", "a", "a"), ("a", "a", "b"), ("a", "b", "a"), ("a", "b", "c"), (None, "x", "y"), (None, "x", "x")]
-    found = comparing.changes([dict(zip(("answer", "first", "second"), row)) for row in rows])
+    found = comparison.changes([dict(zip(("answer", "first", "second"), row)) for row in rows])
     assert found == {
         "count": 6,
         "known": 4,
