@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketClose
 from ..errors import OmniError
 from . import chat, metrics, speech, transcriptions
 from .metrics import RequestTotals, request_totals
-from .protocol import DISCONNECTED, ApiError, api_error, busy, is_ours, within
+from .protocol import DISCONNECTED, ApiError, api_error, busy, is_ours, too_large, within
 from .realtime import route as realtime
 from .server import FAILED, READY, Server
 
@@ -211,10 +211,9 @@ class _LimitedBody:
             self._check(int(self._declared))
 
     def _check(self, length):
-        most = self._server.settings.max_body_bytes
-        if length > most:
-            message = f"the body is larger than {most} bytes, the most that this server takes"
-            raise ApiError(413, message, code="request_too_large")
+        limit = self._server.settings.max_body_bytes
+        if length > limit:
+            raise too_large(limit)
 
     async def __call__(self) -> Message:
         if self._whole:  # what comes now is that the caller goes away, whenever that is

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..api_client import JSON
 from ..errors import InputError, ProcessError
 from ..files import open_regular
-from .protocol import ApiError
+from .protocol import ApiError, invalid
 from .run import local_server
 from .schema import MAX_CHOICES
 from .settings import Settings
@@ -300,9 +300,7 @@ def _body(request):
     """As it is sent. Raises `ApiError` for what a batch does not do."""
     method, path, body = (request.get(name) for name in ("method", "url", "body"))
     if method != "POST" or path not in PATHS:
-        raise ApiError(
-            400, f"a batch answers POST {' and '.join(PATHS)}, got {method!r:.20} {path!r:.80}", "url", "invalid_url"
-        )
+        raise invalid(f"a batch answers POST {' and '.join(PATHS)}, got {method!r:.20} {path!r:.80}", "url", "invalid_url")
     if not isinstance(body, dict):
         raise ApiError(400, "body has to be an object", "body")
     if body.get("stream"):

@@ -15,7 +15,7 @@ from ..input.messages import kind_of_file
 from ..input.sources import ACCEPTED, decode_base64, from_data_uri
 from .completion import Transcripts
 from .grammar import MISSING, wants_grammar
-from .protocol import ApiError
+from .protocol import ApiError, invalid, missing, refuse
 from .schema import STREAMED_FORMAT, ChatBody, Definition, Message, Part, Sound, Source
 from .server import Server
 
@@ -96,7 +96,7 @@ def _spoken(message, param, transcripts):
         return message.content if message.content is not None else message.refusal or ""
     id = message.audio.get("id") if isinstance(message.audio, dict) else message.audio.id
     if not isinstance(id, str):
-        raise ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+        raise missing(param)
     return transcripts.text(id, param)
 
 
@@ -174,7 +174,7 @@ def _file(file, param):
         raise ApiError(400, f"{param}.file_id: no files are kept here; give file_data", f"{param}.file_id")
     param = f"{param}.file_data"
     if file.file_data is None:
-        raise ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+        raise missing(param)
     kind = kind_of_file({"file": {"file_data": file.file_data[:256], "filename": file.filename}})
     if kind is None:
         known = "a filename such as cat.png, digits.wav or clip.mp4, or a data: URI that says its type"
@@ -197,11 +197,6 @@ def processor_error(error: OmniError) -> ApiError:
     message, item = location.groups()
     param = f"messages[{message}]" + (f".content[{item}]" if item else "")
     return ApiError(400, f"{param}: {text}", param)
-
-
-def refuse(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    """A 400 about one argument."""
-    return ApiError(400, f"{param}: {message}", param, code)
 
 
 def check(body: ChatBody, server: Server) -> None:
@@ -330,7 +325,7 @@ def engine_error(error: OmniError) -> ApiError:
     text = str(error)
     for start, param, code in ENGINE_ERRORS:
         if text.startswith(start):
-            return ApiError(400, text, param, code)
+            return invalid(text, param, code)
     return ApiError(400, text, next((name for name in ChatBody.model_fields if text.startswith(f"{name} ")), None))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CacheFull
 from ..outputs import AudioChunk, Logprobs, StreamEnd, StreamError, TextDelta
 from .answer_text import Calls, StopText, Thoughts
-from .protocol import ApiError
+from .protocol import refuse
 from .sound import Encoder, encode
 
 Delta = dict[str, Any]
@@ -62,11 +62,10 @@ class Transcripts:
         """Raises `ApiError` 400 for an id that is not, or no longer, known; param: where it stands in the body."""
         expires, text = self._texts.get(id, (0.0, ""))
         if expires <= self._clock():
-            raise ApiError(
-                400,
-                f"{param}: no spoken answer {id!r:.80} is known here, or it has expired (they are kept for an hour); send its "
-                "transcript as the content of the message",
+            raise refuse(
                 param,
+                f"no spoken answer {id!r:.80} is known here, or it has expired (they are kept for an hour); send its "
+                "transcript as the content of the message",
                 "invalid_audio_id",
             )
         return text

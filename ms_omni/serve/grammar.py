@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .answer_text import CLOSE, END_THINK, OPEN
-from .protocol import ApiError
+from .protocol import refuse
 from .schema import ChatBody, Definition, ToolChoice
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -43,7 +43,7 @@ class Grammars:
         problem = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             reason = problem.strip().splitlines()[0]
-            raise ApiError(400, f"{param}: answers cannot follow this: {reason[:300]}", param, "invalid_schema")
+            raise refuse(param, f"answers cannot follow this: {reason[:300]}", "invalid_schema")
         return self._library.LLMatcher(self._tokenizer, grammar, log_level=0)
 
     def mark(self, text: str) -> str:
@@ -138,9 +138,9 @@ def usable_tools(body: ChatBody) -> list[Definition]:
     tools, choice = [tool.function for tool in body.tools or ()], body.tool_choice
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
-        raise ApiError(400, "tools: two of them have the same name; give each its own", "tools", "invalid_value")
+        raise refuse("tools", "two of them have the same name; give each its own")
     if not tools and choice not in (None, "none", "auto"):
-        raise ApiError(400, "tool_choice: there are no tools; give some", "tool_choice", "invalid_value")
+        raise refuse("tool_choice", "there are no tools; give some")
     if choice_mode(choice) == "none":
         return []
     if not isinstance(choice, ToolChoice):
@@ -154,7 +154,5 @@ def usable_tools(body: ChatBody) -> list[Definition]:
     for name in wanted:
         if name not in names:
             known = ", ".join(names)
-            raise ApiError(
-                400, f"tool_choice: there is no tool {name!r:.70}; the tools are {known}", "tool_choice", "invalid_value"
-            )
+            raise refuse("tool_choice", f"there is no tool {name!r:.70}; the tools are {known}")
     return [tool for tool in tools if tool.name in wanted]

@@ -67,6 +67,26 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
+def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
+    """A 400; param: the argument at fault."""
+    return ApiError(400, message, param, code)
+
+
+def refuse(param: str, message: str, code: str | None = "invalid_value") -> ApiError:
+    """A 400 whose message begins with the argument at fault."""
+    return invalid(f"{param}: {message}", param, code)
+
+
+def missing(param: str) -> ApiError:
+    """A 400 for an argument that is needed."""
+    return invalid(f"{param} is missing", param, "missing_required_parameter")
+
+
+def too_large(limit: int) -> ApiError:
+    """A 413 for a body of more bytes than that."""
+    return ApiError(413, f"the body is larger than {limit} bytes, the most that this server takes", code="request_too_large")
+
+
 def busy(message: str, status: int = 429, code: str = "rate_limit_exceeded", again: bool = True) -> ApiError:
     """A refusal that says when to come again; again: whether OpenAI's clients are to do so by themselves."""
     headers = {"Retry-After": str(RETRY_AFTER_S), **({} if again else {"x-should-retry": "false"})}
@@ -92,12 +112,11 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _too_many_mistakes(error):
-    message = f"it is wrong in {error.error_count()} places; send a shorter one to hear what is wrong"
-    return ApiError(400, message, code="invalid_value")
+    return invalid(f"it is wrong in {error.error_count()} places; send a shorter one to hear what is wrong")
 
 
 def _unknown_argument(param):
-    return ApiError(400, f"unknown argument {param!r}; leave it out", param, "unknown_parameter")
+    return invalid(f"unknown argument {param!r}; leave it out", param, "unknown_parameter")
 
 
 def _first_mistake(error):
@@ -136,7 +155,7 @@ def parse_body(text: bytes | str, kind: type[BodyType]) -> BodyType:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+        raise invalid(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     return validate_body(value, kind)
 
 
@@ -164,12 +183,11 @@ def validate_body(value: Any, kind: type[BodyType]) -> BodyType:
 def check_values(value: Any, what: str) -> None:
     """Raises `ApiError` 400 for what JSON can say and nothing behind it can take, or not while others wait."""
     if sum(1 for _ in islice(_values(value), MAX_VALUES + 1)) > MAX_VALUES:
-        message = f"{what} holds more than {MAX_VALUES} values, the most that this server takes"
-        raise ApiError(400, message, code="invalid_value")
+        raise invalid(f"{what} holds more than {MAX_VALUES} values, the most that this server takes")
     if _depth(value) > MAX_DEPTH:
-        raise ApiError(400, f"{what} is nested more than {MAX_DEPTH} deep", code="invalid_value")
+        raise invalid(f"{what} is nested more than {MAX_DEPTH} deep")
     if not all(_is_unicode(text) for text in _values(value) if isinstance(text, str)):
-        raise ApiError(400, f"{what} has a text that is no Unicode: half of a pair of surrogates", code="invalid_value")
+        raise invalid(f"{what} has a text that is no Unicode: half of a pair of surrogates")
 
 
 def _deepest_mistake(error, value):
@@ -182,12 +200,12 @@ def _deepest_mistake(error, value):
     if first["type"] == "extra_forbidden":
         return _unknown_argument(param)
     if first["type"] == "missing":
-        return ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+        return missing(param)
     texts = {mistake["msg"].removeprefix("Value error, ") for where, mistake in mistakes if where == path}
     message = " or ".join(sorted(text[:1].lower() + text[1:] for text in texts))
     if first["type"] != "value_error":  # our own messages name the value where that helps
         message += f", got {_shown(first.get('input'))}"
-    return ApiError(400, f"{param}: {message}" if param else message, param or None, "invalid_value")
+    return refuse(param, message) if param else invalid(message)
 
 
 def _path(mistake, value):

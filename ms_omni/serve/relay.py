@@ -16,7 +16,7 @@ from yarl import URL
 
 from .affinity import ANY_ENGINE, affinity_of
 from .metrics import merged
-from .protocol import EVENT_STREAM, ApiError, busy
+from .protocol import EVENT_STREAM, ApiError, busy, too_large
 
 LOG = logging.getLogger("ms_omni.serve")
 CONNECT_S = 5.0
@@ -227,9 +227,7 @@ class _Upload:
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise ApiError(
-                    413, f"the body is larger than {limit} bytes, the most that this server takes", code="request_too_large"
-                )
+                raise too_large(limit)
         return b"".join(pieces)
 
 

@@ -26,7 +26,7 @@ from .completion import TokenTexts, Transcripts
 from .grammar import Grammars
 from .media import Downloader, FeatureCache
 from .metrics import AnswerMeter, Metrics, print_content, request_totals
-from .protocol import ApiError, busy
+from .protocol import ApiError, busy, invalid
 from .settings import MIB, Prompts, Settings
 from .worker import Answer, EngineThread
 
@@ -253,8 +253,7 @@ class Server:
         count = inputs["input_ids"].shape[1]
         if limit is not None and not options.get("given"):
             if count >= limit:
-                raise ApiError(
-                    400,
+                raise invalid(
                     f"the prompt has {count} tokens, and this server takes {limit} for prompt and answer together",
                     "messages",
                     "context_length_exceeded",
@@ -262,8 +261,7 @@ class Server:
             room = limit - count
             wanted = options.get("max_new_tokens")
             if wanted is not None and wanted > room:
-                raise ApiError(
-                    400,
+                raise invalid(
                     f"{wanted} tokens are wanted behind a prompt of {count}, and this server takes {limit} together; ask for at "
                     f"most {room}",
                     "max_completion_tokens",
@@ -282,7 +280,7 @@ class Server:
         self.check_ready()
         count, limit = inputs["input_ids"].shape[1], self.settings.max_model_len
         if limit is not None and count >= limit:
-            raise ApiError(400, f"the prompt has {count} tokens, more than {limit}", code="context_length_exceeded")
+            raise invalid(f"the prompt has {count} tokens, more than {limit}", code="context_length_exceeded")
         return await self.worker.submit(inputs, prefill=True, **options)
 
     # -- who may ask -------------------------------------------------------------------------------------------------

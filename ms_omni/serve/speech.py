@@ -19,7 +19,18 @@ from starlette.routing import Route
 
 from ..input.messages import spoken_turn
 from ..outputs import AudioChunk, StreamEnd
-from .protocol import ApiError, Body, EventStream, error_event, event, read_body, unless_disconnected, within
+from .protocol import (
+    ApiError,
+    Body,
+    EventStream,
+    error_event,
+    event,
+    invalid,
+    read_body,
+    refuse,
+    unless_disconnected,
+    within,
+)
 from .schema import Penalty, Probability, Seed, Temperature, Voice
 from .server import Server
 from .sound import SPEEDS, Encoder, Tempo
@@ -78,18 +89,15 @@ def _check(body, server):
     if not server.speaks:
         raise ApiError(400, f"{server.settings.name} does not speak here: it has no talker, or was started without", "model")
     if not body.input.strip():
-        raise ApiError(400, "input: there is nothing to say; give a text", "input", "invalid_value")
+        raise refuse("input", "there is nothing to say; give a text")
     if len(body.input) > MAX_CHARACTERS:
         count = len(body.input)
-        raise ApiError(
-            400,
-            f"input has {count} characters, expected at most {MAX_CHARACTERS}; ask several times",
-            "input",
-            "string_too_long",
+        raise invalid(
+            f"input has {count} characters, expected at most {MAX_CHARACTERS}; ask several times", "input", "string_too_long"
         )
     if body.speaker.lower() not in (name.lower() for name in server.voices):
         known = ", ".join(server.voices)
-        raise ApiError(400, f"voice: there is no {body.speaker!r:.80}; this model has {known}", "voice", "invalid_value")
+        raise refuse("voice", f"there is no {body.speaker!r:.80}; this model has {known}")
 
 
 class Synthesis:

@@ -1,7 +1,7 @@
 """`POST /v1/audio/transcriptions` and `/translations`: a file of sound to text, whole or streamed."""
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,18 @@ from ..input.access import policy_scope
 from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
 from .answer_text import Thoughts
-from .protocol import ApiError, Body, EventStream, error_event, event, unless_disconnected, validate_body
+from .protocol import (
+    ApiError,
+    Body,
+    EventStream,
+    error_event,
+    event,
+    invalid,
+    missing,
+    refuse,
+    unless_disconnected,
+    validate_body,
+)
 from .schema import Seed
 from .server import Server
 from .settings import LANGUAGES, language_code
@@ -69,12 +80,13 @@ async def _answer(request, kind):
     server: Server = request.app.state.server
     server.check_ready()
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ApiError(400, "expected a form (multipart/form-data) with a file", code="invalid_content_type")
+        raise invalid("expected a form (multipart/form-data) with a file", code="invalid_content_type")
     async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=FIELD_BYTES) as sent:
         file, values = _fields(sent, server)
         form = validate_body(values, kind)
         server.check_model(form.model)
-        _check(form)
+        for name, message in _unsupported(form):
+            raise refuse(name, message, "unsupported_value")
         transcription = Transcription(server, form)
         await unless_disconnected(request, transcription.submit(file))
     pieces = transcription.pieces()
@@ -92,48 +104,44 @@ def _fields(sent, server):
         name = key.removesuffix("[]") if key.removesuffix("[]") in LIST_FIELDS else key
         if name == "file":
             if isinstance(value, str):
-                raise ApiError(400, "file is a text; send it with a filename, so that it is a file", "file", "invalid_value")
+                raise invalid("file is a text; send it with a filename, so that it is a file", "file")
             file = value
         elif isinstance(value, UploadFile):
             raise ApiError(400, f"{name}: a file, expected a text" if name == "model" else f"unknown file {name!r}", name)
         elif name in LIST_FIELDS:
             values.setdefault(name, []).append(value)
         elif name in values:
-            raise ApiError(400, f"{name} is given twice", name, "invalid_value")
+            raise invalid(f"{name} is given twice", name)
         else:
             values[name] = value
     if file is None:
-        raise ApiError(400, "file is missing", "file", "missing_required_parameter")
+        raise missing("file")
     limit = server.policy.audio_bytes
     if file.size > limit:
         raise ApiError(413, f"the file has {file.size} bytes, expected at most {limit}", "file", "request_too_large")
     if file.size == 0:
-        raise ApiError(400, "file is empty", "file", "invalid_value")
+        raise invalid("file is empty", "file")
     return file, values
 
 
-def _check(form):
-    """Raises `ApiError` for what the model cannot do."""
-
-    def refuse(name, message):
-        raise ApiError(400, f"{name}: {message}", name, "unsupported_value")
-
+def _unsupported(form) -> Iterator[tuple[str, str]]:
+    """Arguments that ask for what the model cannot do, and why."""
     if form.response_format in ("srt", "vtt", "diarized_json"):
         why = "nor who" if form.response_format == "diarized_json" else "so there are no subtitles"
-        refuse("response_format", f"{UNTIMED}, {why}; take json, text or verbose_json")
+        yield "response_format", f"{UNTIMED}, {why}; take json, text or verbose_json"
     if not isinstance(form, TranscriptionForm):
         return
     if form.timestamp_granularities:
-        refuse("timestamp_granularities", f"{UNTIMED}; leave it out")
+        yield "timestamp_granularities", f"{UNTIMED}; leave it out"
     if form.chunking_strategy is not None:
-        refuse("chunking_strategy", "sounds are heard as a whole; leave it out")
+        yield "chunking_strategy", "sounds are heard as a whole; leave it out"
     if form.stream and form.response_format == "verbose_json":
-        refuse("response_format", "a stream has no room for verbose_json; take json or text")
+        yield "response_format", "a stream has no room for verbose_json; take json or text"
     if form.include and form.response_format != "json":
-        refuse("include", "logprobs come with response_format=json")
+        yield "include", "logprobs come with response_format=json"
     if form.language is not None and language_code(form.language) is None:
         known = ", ".join(LANGUAGES)
-        refuse("language", f"there is no {form.language!r:.40}; expected an ISO-639-1 code: {known}")
+        yield "language", f"there is no {form.language!r:.40}; expected an ISO-639-1 code: {known}"
 
 
 class Transcription:
@@ -163,7 +171,7 @@ class Transcription:
         try:
             sound = await server.in_pool(decode)
         except MediaError as error:
-            raise ApiError(400, str(error), "file", "invalid_value") from None
+            raise invalid(str(error), "file") from None
         self.seconds = len(sound) / RATE_HZ
         prompt = server.prompts.translation if self.translates else server.prompts.transcribe(self.language)
         content = [{"type": "audio", "audio": sound}, {"type": "text", "text": prompt}]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...input.audio import SAMPLING_RATE_HZ, decode_audio
 from ...outputs import pcm16
-from ..protocol import ApiError
+from ..protocol import ApiError, invalid
 from .settings import Format, TurnDetection
 
 LOG = logging.getLogger("ms_omni.serve")
@@ -54,15 +54,13 @@ def samples_of(text: str, form: Format) -> np.ndarray:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(400, "audio must be base64 of samples in the input format", "audio", "invalid_value") from None
+        raise invalid("audio must be base64 of samples in the input format", "audio") from None
     if len(data) > APPEND_BYTES:
-        raise ApiError(
-            400, f"audio has {len(data)} bytes, at most {APPEND_BYTES} are taken at once", "audio", "invalid_value"
-        )
+        raise invalid(f"audio has {len(data)} bytes, at most {APPEND_BYTES} are taken at once", "audio")
     if form.type != "audio/pcm":
         return TABLES[form.type][np.frombuffer(data, np.uint8)]
     if len(data) % 2:
-        raise ApiError(400, f"audio has {len(data)} bytes, which are no 16-bit samples", "audio", "invalid_value")
+        raise invalid(f"audio has {len(data)} bytes, which are no 16-bit samples", "audio")
     return np.frombuffer(data, "<i2").astype(np.int16)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..protocol import ApiError, api_error, check_separators, check_values
+from ..protocol import ApiError, api_error, check_separators, check_values, invalid
 from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, voice_name
 
 OLD_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
@@ -62,12 +62,7 @@ def _settings(given, where):
             parent[part] = dict(inner) if isinstance(inner, Mapping) else {}
             parent = parent[part]
         if last in parent:
-            raise ApiError(
-                400,
-                f"{name} is the older name of {'.'.join((*path, last))}; give one of them",
-                f"{where}.{name}",
-                "invalid_value",
-            )
+            raise invalid(f"{name} is the older name of {'.'.join((*path, last))}; give one of them", f"{where}.{name}")
         parent[last] = value
     return found
 
@@ -75,7 +70,7 @@ def _settings(given, where):
 def _value(name, value):
     if name.endswith("_format") and isinstance(value, str):
         if value not in OLD_FORMATS:
-            raise ApiError(400, f"{name} is {value!r}, expected {', '.join(OLD_FORMATS)}", name, "invalid_value")
+            raise invalid(f"{name} is {value!r}, expected {', '.join(OLD_FORMATS)}", name)
         return {"type": OLD_FORMATS[value]}
     if name == "modalities" and isinstance(value, list) and sorted(map(str, value)) == ["audio", "text"]:
         return ["audio"]  # sound always comes with its text
@@ -293,9 +288,9 @@ def decoded(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ApiError(400, "a message must be a JSON object; this is no JSON", code="invalid_json") from None
+        raise invalid("a message must be a JSON object; this is no JSON", code="invalid_json") from None
     if not isinstance(found, dict):
-        raise ApiError(400, "a message must be a JSON object with a type", code="invalid_event")
+        raise invalid("a message must be a JSON object with a type", code="invalid_event")
     check_values(found, "the message")
     return found
 
@@ -304,9 +299,9 @@ def parsed(message: dict[str, Any]) -> Event:
     """The event of a message. Raises `ApiError` with the field at fault."""
     kind = message.get("type")
     if not isinstance(kind, str):
-        raise ApiError(400, "an event needs a type", "type", "missing_required_parameter")
+        raise invalid("an event needs a type", "type", "missing_required_parameter")
     if kind not in EVENTS:
-        raise ApiError(400, f"there is no event {kind!r:.80}; expected {', '.join(EVENTS)}", "type", "invalid_value")
+        raise invalid(f"there is no event {kind!r:.80}; expected {', '.join(EVENTS)}", "type")
     try:
         return EVENTS[kind].model_validate(modernised(message))
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...input.audio import SAMPLING_RATE_HZ
-from ..protocol import ApiError
+from ..protocol import ApiError, invalid
 from ..server import Server
 from . import events
 from .audio import Change, InputBuffer, Sound, Turns, samples_of
@@ -89,8 +89,8 @@ class InputAudio(ABC):
             self._detector.end()
             full = len(self.buffer) + len(samples) > BUFFER_S * self.buffer.rate_hz
         if full:
-            raise ApiError(
-                400, f"the input buffer holds {BUFFER_S} s of sound; commit or clear it", "audio", "input_audio_buffer_full"
+            raise invalid(
+                f"the input buffer holds {BUFFER_S} s of sound; commit or clear it", "audio", "input_audio_buffer_full"
             )
         self.buffer.append(samples)
         if self._detector is None:
@@ -106,8 +106,7 @@ class InputAudio(ABC):
     async def commit(self, event: events.AudioCommit) -> None:
         buffer = self.buffer
         if len(buffer) * 1000 < MIN_COMMIT_MS * buffer.rate_hz:
-            raise ApiError(
-                400,
+            raise invalid(
                 f"the input buffer holds {buffer.ms(len(buffer))} ms of sound, at least {MIN_COMMIT_MS} ms are needed",
                 code="input_audio_buffer_commit_empty",
             )

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from ..chat_request import LOW_PIXELS, call_arguments
-from ..protocol import ApiError
+from ..protocol import invalid
 from .audio import SPEECH_RATE_HZ, Sound, encoded, samples_of
 from .events import GivenItem, new_id
 from .settings import Format
@@ -160,7 +160,7 @@ class Conversation:
     def add(self, item: Item, after: str | None = None) -> str | None:
         """Puts an item behind another one, "root": before all, None: behind all. Returns the id of the one before it. Raises `ApiError`."""
         if any(other.id == item.id for other in self.items):
-            raise ApiError(400, f"there is an item {item.id!r} already", "item.id", "item_already_exists")
+            raise invalid(f"there is an item {item.id!r} already", "item.id", "item_already_exists")
         index = len(self.items) if after is None else 0 if after == ROOT else self._index(after, "previous_item_id") + 1
         self.items.insert(index, item)
         item.size = _size(item)
@@ -187,8 +187,7 @@ class Conversation:
     def check_room(self, item: Item) -> None:
         """Raises `ApiError` where there is none for one more item."""
         if self.size + _size(item) > MAX_BYTES:
-            raise ApiError(
-                400,
+            raise invalid(
                 f"the items of a conversation may have {MAX_BYTES} bytes together; delete some that are not needed any more",
                 "item",
                 "conversation_too_large",
@@ -216,7 +215,7 @@ class Conversation:
         for index, item in enumerate(self.items):
             if item.id == id:
                 return index
-        raise ApiError(400, f"there is no item {id!r:.140} in this conversation", param, code)
+        raise invalid(f"there is no item {id!r:.140} in this conversation", param, code)
 
 
 def _size(item):

@@ -13,7 +13,7 @@ from ...errors import InputError, OmniError
 from ...outputs import StreamEnd, TextDelta
 from ..chat_request import engine_error
 from ..grammar import MISSING, Constraint, grammar_of
-from ..protocol import ApiError, api_error
+from ..protocol import ApiError, api_error, invalid
 from ..schema import ChatBody, Definition
 from ..server import Server
 from ..settings import language_code
@@ -106,7 +106,7 @@ def call_options(server: Server, settings: Settings, thinking: bool, _: Any) -> 
     if settings.tool_choice in ("auto", "none"):
         return options
     if server.grammars is None:
-        raise ApiError(400, f"tool_choice {MISSING}", "tool_choice", "unsupported_value")
+        raise invalid(f"tool_choice {MISSING}", "tool_choice", "unsupported_value")
     body = ChatBody.model_construct(tool_choice="required", parallel_tool_calls=True, response_format=None)
     definitions = [Definition(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in tools]
     grammar = grammar_of(body, definitions, server.grammars.mark, thinking)

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..protocol import ApiError, busy, within
+from ..protocol import ApiError, busy, invalid, within
 from ..server import DRAINING, Server
 from .session import Session
 
@@ -137,9 +137,9 @@ async def _read(socket, server, session) -> tuple[int | None, str]:
             return None, ""
         text = message.get("text")
         if text is None:
-            session.fail(ApiError(400, "events are JSON in text frames, not binary ones", code="invalid_event"))
+            session.fail(invalid("events are JSON in text frames, not binary ones", code="invalid_event"))
         elif len(text) > most:
-            session.fail(ApiError(400, f"an event has {len(text)} bytes, at most {most} are taken", code="event_too_large"))
+            session.fail(invalid(f"an event has {len(text)} bytes, at most {most} are taken", code="event_too_large"))
         else:
             await session.handle(text)
 

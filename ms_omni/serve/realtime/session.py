@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import OmniError
 from ..grammar import MISSING
-from ..protocol import ApiError
+from ..protocol import ApiError, invalid
 from ..server import Server
 from ..worker import Answer
 from . import events
@@ -102,42 +102,32 @@ class Session(InputAudio):
         """The settings, with the voice's name in our spelling. Raises `ApiError`."""
         output, known = settings.audio.output, self.server.voices
         if settings.speaks and not known:
-            raise ApiError(
-                400,
-                "this server has no voice; output_modalities can be ['text']",
-                prefix + "output_modalities",
-                "invalid_value",
-            )
+            raise invalid("this server has no voice; output_modalities can be ['text']", prefix + "output_modalities")
         if output.voice is not None:
             voice = next((name for name in known if name.lower() == output.voice.lower()), None)
             if voice is None:
                 names = ", ".join(known) or "none"
-                raise ApiError(
-                    400,
-                    f"there is no voice {output.voice!r:.80}; voices: {names}",
-                    prefix + "audio.output.voice",
-                    "invalid_value",
-                )
+                raise invalid(f"there is no voice {output.voice!r:.80}; voices: {names}", prefix + "audio.output.voice")
             audio = settings.audio.model_copy(update={"output": output.model_copy(update={"voice": voice})})
             settings = settings.model_copy(update={"audio": audio})
         names = [tool.name for tool in settings.tools]
         if len(set(names)) < len(names):
-            raise ApiError(400, "two tools have the same name; give each its own", prefix + "tools", "invalid_value")
+            raise invalid("two tools have the same name; give each its own", prefix + "tools")
         if settings.tool_choice not in ("auto", "none"):
             if not settings.usable_tools:
-                raise ApiError(400, "tool_choice names no tool that there is", prefix + "tool_choice", "invalid_value")
+                raise invalid("tool_choice names no tool that there is", prefix + "tool_choice")
             if self.server.grammars is None:
-                raise ApiError(400, f"tool_choice {MISSING}", prefix + "tool_choice", "unsupported_value")
+                raise invalid(f"tool_choice {MISSING}", prefix + "tool_choice", "unsupported_value")
         if self.voice_fixed and settings.audio.output.voice != self.settings.audio.output.voice:
             message = "the voice cannot change once something was said with it"
-            raise ApiError(400, message, prefix + "audio.output.voice", "cannot_update_voice")
+            raise invalid(message, prefix + "audio.output.voice", "cannot_update_voice")
         return settings
 
     # -- items -------------------------------------------------------------------------------------------------------
 
     async def create(self, event: events.ItemCreate) -> None:
         if event.item.type == "item_reference":
-            raise ApiError(400, "an item_reference is for the input of a response", "item.type", "invalid_value")
+            raise invalid("an item_reference is for the input of a response", "item.type")
         item = item_from(event.item, self.settings.audio.input.format)
         self.conversation.check_room(item)
         await self._check_media(item)
@@ -152,7 +142,7 @@ class Session(InputAudio):
             try:
                 await self.server.prepare([{"role": "user", "content": [part.message()]}])
             except OmniError as error:
-                raise ApiError(400, str(error), f"item.content[{number}]", "invalid_value") from None
+                raise invalid(str(error), f"item.content[{number}]") from None
 
     async def retrieve(self, event: events.ItemRetrieve) -> None:
         item = self.conversation.get(event.item_id, "item_retrieve_invalid_item_id")
@@ -168,19 +158,14 @@ class Session(InputAudio):
     async def truncate(self, event: events.ItemTruncate) -> None:
         item = self.conversation.get(event.item_id, "item_truncate_invalid_item_id")
         if item.role != "assistant":
-            raise ApiError(400, "only messages of the assistant can be truncated", "item_id", "invalid_value")
+            raise invalid("only messages of the assistant can be truncated", "item_id")
         content = item.content[event.content_index] if event.content_index < len(item.content) else None
         spoken = content.spoken if content is not None else None
         if content is None or spoken is None:
-            raise ApiError(
-                400, f"there is no sound at content_index {event.content_index}", "content_index", "invalid_value"
-            )
+            raise invalid(f"there is no sound at content_index {event.content_index}", "content_index")
         if event.audio_end_ms > spoken.duration_ms:
-            raise ApiError(
-                400,
-                f"the sound lasts {spoken.duration_ms} ms and cannot be cut at {event.audio_end_ms} ms",
-                "audio_end_ms",
-                "invalid_value",
+            raise invalid(
+                f"the sound lasts {spoken.duration_ms} ms and cannot be cut at {event.audio_end_ms} ms", "audio_end_ms"
             )
         if self.active is not None and item in self.active.output:
             self.active.cancel(CLIENT_CANCELLED)
@@ -192,7 +177,7 @@ class Session(InputAudio):
 
     def _check_complete(self, item):
         if self.active is not None and item in self.active.output:
-            raise ApiError(400, f"item {item.id!r} is being written; cancel the response first", "item_id", "invalid_value")
+            raise invalid(f"item {item.id!r} is being written; cancel the response first", "item_id")
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
@@ -201,9 +186,7 @@ class Session(InputAudio):
         settings, in_conversation = self._settings_of(given), given.conversation == "auto"
         items = None if given.input is None else [self._input(item) for item in given.input]
         if not in_conversation and len(self.detached) >= MAX_DETACHED:
-            raise ApiError(
-                400, f"{MAX_DETACHED} responses beside the conversation are at work already", code="too_many_responses"
-            )
+            raise invalid(f"{MAX_DETACHED} responses beside the conversation are at work already", code="too_many_responses")
         self._drop_draft()
         self._respond(Plan(settings, in_conversation, given.metadata), items)
 
@@ -251,8 +234,7 @@ class Session(InputAudio):
 
     def _check_free(self, plan):
         if plan.in_conversation and self.active is not None:
-            raise ApiError(
-                400,
+            raise invalid(
                 f"the conversation has an active response, {self.active.id}; wait until it is done, or cancel it",
                 code="conversation_already_has_active_response",
             )
@@ -274,8 +256,7 @@ class Session(InputAudio):
         elif self.active is None:
             known = []
         if not known:
-            raise ApiError(
-                400,
+            raise invalid(
                 "there is no active response to cancel",
                 "response_id" if event.response_id else None,
                 "response_cancel_not_active",
@@ -283,12 +264,7 @@ class Session(InputAudio):
         known[0].cancel(CLIENT_CANCELLED)
 
     async def clear_output(self, event: events.OutputClear) -> None:
-        raise ApiError(
-            400,
-            "output_audio_buffer.clear is for WebRTC; cancel the response and truncate its item",
-            "type",
-            "invalid_value",
-        )
+        raise invalid("output_audio_buffer.clear is for WebRTC; cancel the response and truncate its item", "type")
 
 
 HANDLERS = {

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from ..protocol import ApiError
+from ..protocol import invalid
 from ..settings import language_code
 
 TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
@@ -178,17 +178,10 @@ class Settings(Strict):
     def updated(self, given: Mapping[str, Any]) -> "Settings":
         """With what a client gives; raises pydantic's `ValidationError`, and `ApiError` for what cannot change."""
         if given.get("type") == "transcription":
-            raise ApiError(
-                400,
-                "sessions that only transcribe are not supported here; use type 'realtime'",
-                "session.type",
-                "invalid_value",
-            )
+            raise invalid("sessions that only transcribe are not supported here; use type 'realtime'", "session.type")
         new = Settings.model_validate(merged(self.model_dump(), given))
         if new.model != self.model:
-            raise ApiError(
-                400, f"the model of a session cannot change; it is {self.model!r}", "session.model", "invalid_value"
-            )
+            raise invalid(f"the model of a session cannot change; it is {self.model!r}", "session.model")
         return new.model_copy(update={"tracing": None})  # nothing is traced here, and clients shall see that
 
     def shown(self) -> dict[str, Any]:
