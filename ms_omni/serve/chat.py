@@ -192,7 +192,7 @@ class Completion:
         try:
             while any(choice.finish_reason is None for choice in self.choices):
                 try:
-                    index, found = await within(ends - asyncio.get_running_loop().time(), events.get())
+                    index, item = await within(ends - asyncio.get_running_loop().time(), events.get())
                 except asyncio.TimeoutError:
                     for late in self._cut_off():
                         yield late
@@ -200,7 +200,7 @@ class Completion:
                 choice = self.choices[index]
                 if choice.finish_reason is not None:
                     continue
-                deltas = choice.take(found)
+                deltas = choice.take(item)
                 if choice.full:
                     self._answers[index].cancel(complete=True)
                     deltas += choice.end("stop")
@@ -244,8 +244,8 @@ class Completion:
 
 async def _pump(index, answer, events):
     try:
-        async for found in answer:
-            events.put_nowait((index, found))
+        async for item in answer:
+            events.put_nowait((index, item))
     except Exception as error:
         events.put_nowait((index, StreamError(error)))
 

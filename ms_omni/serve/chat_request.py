@@ -81,13 +81,13 @@ def _message(message, param, transcripts):
         content = [_part(part, f"{param}.content[{number}]") for number, part in enumerate(content)]
     if message.role == "assistant" and not content:
         content = _spoken(message, f"{param}.audio.id", transcripts)
-    found = {"role": message.role, "content": content}
+    result = {"role": message.role, "content": content}
     for name in ("name", "tool_call_id", "reasoning_content"):
         if getattr(message, name) is not None:
-            found[name] = getattr(message, name)
+            result[name] = getattr(message, name)
     if message.tool_calls:
-        found["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return found
+        result["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return result
 
 
 def _spoken(message, param, transcripts):
@@ -116,28 +116,28 @@ def call_arguments(text: str | None) -> Any:
 
 
 def _part(part: Part, param: str) -> dict[str, Any]:
-    found: dict[str, Any] = {name: getattr(part, name) for name in MEDIA_OPTIONS if getattr(part, name) is not None}
+    options: dict[str, Any] = {name: getattr(part, name) for name in MEDIA_OPTIONS if getattr(part, name) is not None}
     if part.type in ("text", "refusal"):
-        _check_options(found, "text", param)
+        _check_options(options, "text", param)
         return {"type": "text", "text": part.text if part.type == "text" else part.refusal}
     value, kind = getattr(part, part.type), MEDIA[part.type]
     if part.type == "file":
         file = _file(value, f"{param}.file")
-        _check_options(found, file["type"], param)
-        return {**found, **file}
-    _check_options(found, kind, param)
+        _check_options(options, file["type"], param)
+        return {**options, **file}
+    _check_options(options, kind, param)
     if isinstance(value, Sound):
-        return {**found, "type": kind, kind: _sound(value, f"{param}.input_audio.data")}
+        return {**options, "type": kind, kind: _sound(value, f"{param}.input_audio.data")}
     if isinstance(value, Source):
         if value.detail is not None and kind == "audio":
             at = f"{param}.{part.type}.detail"
             raise ApiError(400, f"{at}: is for pictures and videos; leave it out", at)
-        if value.detail == "low" and not {"max_pixels", "resized_height", "resized_width"} & found.keys():
-            found["max_pixels"] = LOW_PIXELS
+        if value.detail == "low" and not {"max_pixels", "resized_height", "resized_width"} & options.keys():
+            options["max_pixels"] = LOW_PIXELS
         value, param = value.url, f"{param}.{part.type}.url"
     else:
         param = f"{param}.{part.type}"
-    return {**found, "type": kind, kind: _address(value, param)}
+    return {**options, "type": kind, kind: _address(value, param)}
 
 
 def _check_options(options, given, param):
@@ -308,12 +308,12 @@ def processor_options(body: ChatBody, tools: Sequence[Definition], template: Any
 
 def _variables(body):
     """`(argument, variable, value)` of what the caller passes to the template."""
-    found = [(f"chat_template_kwargs.{name}", name, value) for name, value in (body.chat_template_kwargs or {}).items()]
+    variables = [(f"chat_template_kwargs.{name}", name, value) for name, value in (body.chat_template_kwargs or {}).items()]
     if body.enable_thinking is not None:
-        found.append(("enable_thinking", "enable_thinking", body.enable_thinking))
+        variables.append(("enable_thinking", "enable_thinking", body.enable_thinking))
     if body.reasoning_effort == "none":
-        found.append(("reasoning_effort", "enable_thinking", False))
-    return found
+        variables.append(("reasoning_effort", "enable_thinking", False))
+    return variables
 
 
 def _reads(template, name):

@@ -58,9 +58,14 @@ class ApiError(Exception):
         """OpenAI's name for errors of this status."""
         return ERROR_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """`{"message", "type", "param", "code"}`."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
     def body(self) -> dict[str, Any]:
-        """`{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """`{"error": {...}}`."""
+        return {"error": self.fields}
 
     def response(self) -> Response:
         """As an HTTP answer."""

@@ -303,8 +303,8 @@ class Engines:
 
     async def addresses(self) -> dict[str, str]:
         """Addresses of all that answer, by their names. Raises `ApiError` 503 where there is none."""
-        found = await self._all.broadcast("where").results_async(timeout_s=WAIT_S, return_exceptions=True)
-        engines = dict(sorted(answer for answer in found if not isinstance(answer, BaseException)))
+        answers = await self._all.broadcast("where").results_async(timeout_s=WAIT_S, return_exceptions=True)
+        engines = dict(sorted(answer for answer in answers if not isinstance(answer, BaseException)))
         if not engines:
             raise busy("no engine is ready; try again later", 503, "unavailable")
         return engines

@@ -151,9 +151,9 @@ class Relay:
         pages, status, headers, page = {}, 200, [], b""
         for name, url in (await self._engines()).items():
             path = URL(target(url, scope), encoded=True)
-            async with self._session.request(scope["method"], path, headers=request_headers(scope)) as found:
-                status, page = found.status, await found.read()
-                headers = [(key, value) for key, value in answer_headers(found.raw_headers) if key != b"content-length"]
+            async with self._session.request(scope["method"], path, headers=request_headers(scope)) as response:
+                status, page = response.status, await response.read()
+                headers = [(key, value) for key, value in answer_headers(response.raw_headers) if key != b"content-length"]
             if status != 200:
                 break
             pages[name] = page.decode()
@@ -165,9 +165,11 @@ class Relay:
 
     async def _forward(self, url, scope, body, answer):
         headers, path = request_headers(scope), URL(target(url, scope), encoded=True)
-        async with self._session.request(scope["method"], path, headers=headers, data=body, allow_redirects=False) as found:
-            await answer.begin(found.status, answer_headers(found.raw_headers))
-            async for piece in found.content.iter_any():
+        async with self._session.request(
+            scope["method"], path, headers=headers, data=body, allow_redirects=False
+        ) as response:
+            await answer.begin(response.status, answer_headers(response.raw_headers))
+            async for piece in response.content.iter_any():
                 await answer.send(piece)
             await answer.end()
 
@@ -248,9 +250,9 @@ async def relay_socket(lease: Lease, scope: Scope, receive: Receive, send: Send)
             accepted = True
             await _relay_messages(engine, receive, send)
     except InvalidStatus as error:
-        found = error.response
-        headers = [(name.encode(), value.encode()) for name, value in found.headers.raw_items()]
-        await _deny(scope, send, found.status_code, answer_headers(headers), found.body or b"")
+        response = error.response
+        headers = [(name.encode(), value.encode()) for name, value in response.headers.raw_items()]
+        await _deny(scope, send, response.status_code, answer_headers(headers), response.body or b"")
     except (ApiError, WebSocketException, OSError, asyncio.TimeoutError) as error:
         problem = error if isinstance(error, ApiError) else engine_lost()
         if accepted:
@@ -327,7 +329,7 @@ async def _deny(scope, send, status, headers, body):
 
 async def _close_broken(send, error):
     """On an open socket: an event as the realtime protocol has it, then the end."""
-    event = {"type": "error", "event_id": "event_engine_lost", "error": {**error.body()["error"], "event_id": None}}
+    event = {"type": "error", "event_id": "event_engine_lost", "error": {**error.fields, "event_id": None}}
     with contextlib.suppress(Exception):
         await send({"type": "websocket.send", "text": json.dumps(event)})
         await send({"type": "websocket.close", "code": BROKEN, "reason": error.message[:REASON_CHARACTERS]})

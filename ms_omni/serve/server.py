@@ -56,7 +56,6 @@ class Server:
         self.settings, self._log = settings, log or _print
         self.state, self.doing = STARTING, "starting"
         self.created = int(time.time())
-        self.failure: Exception | None = None
         self.processor: Any = None
         self.prompts = Prompts()
         self.model: Any = None
@@ -96,8 +95,8 @@ class Server:
             await self._self_test()
             self.grammars = await asyncio.to_thread(Grammars.for_processor, self.processor, self.vocabulary, self.end_ids)
             self.token_texts = TokenTexts(self.processor.tokenizer)
-        except (Exception, asyncio.CancelledError) as error:
-            self.state, self.failure = FAILED, error if isinstance(error, Exception) else None
+        except (Exception, asyncio.CancelledError):
+            self.state = FAILED
             raise
         if self.state == STARTING:
             self.state = READY

@@ -124,11 +124,11 @@ class Synthesis:
             for text in split_text(self.body.input.strip()):
                 answer = await self._submit(text)
                 try:
-                    while (found := await within(ends - loop.time(), anext(answer, None))) is not None:
-                        if isinstance(found, AudioChunk):
-                            yield found.pcm[0]
-                        elif isinstance(found, StreamEnd):
-                            self.frames += int(found.frames[0])
+                    while (item := await within(ends - loop.time(), anext(answer, None))) is not None:
+                        if isinstance(item, AudioChunk):
+                            yield item.pcm[0]
+                        elif isinstance(item, StreamEnd):
+                            self.frames += int(item.frames[0])
                 except asyncio.TimeoutError:
                     raise ApiError(504, f"it took longer than {limit:g} s to say that", code="timeout") from None
                 finally:
@@ -212,13 +212,13 @@ def split_text(text: str, limit_s: float = PIECE_S, marks: tuple[str, ...] = MAR
         return [text]
     if not marks:
         return _slices(text, limit_s)
-    found: list[str] = []
+    pieces: list[str] = []
     for part in _parts(text, marks[0]):
-        if found and estimated_s(found[-1]) + estimated_s(part) <= limit_s:
-            found[-1] += part
+        if pieces and estimated_s(pieces[-1]) + estimated_s(part) <= limit_s:
+            pieces[-1] += part
         else:
-            found += split_text(part, limit_s, marks[1:])
-    return found
+            pieces += split_text(part, limit_s, marks[1:])
+    return pieces
 
 
 def _parts(text, mark):
@@ -227,15 +227,15 @@ def _parts(text, mark):
 
 
 def _slices(text, limit_s):
-    found, left = [""], limit_s
+    pieces, left = [""], limit_s
     for letter in text:
         seconds = _seconds(letter)
         if seconds > left:
-            found.append("")
+            pieces.append("")
             left = limit_s
-        found[-1] += letter
+        pieces[-1] += letter
         left -= seconds
-    return found
+    return pieces
 
 
 def _seconds(letter):

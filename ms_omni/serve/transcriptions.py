@@ -197,17 +197,17 @@ class Transcription:
         """Text without the white space around it, and log-probabilities of its tokens. Raises `ApiError` for one without an end."""
         begun, space = False, ""
         try:
-            async for found in self._answer:
-                if isinstance(found, StreamEnd) and found.reasons[:1] in (("length",), ("time",)):
-                    raise self._endless(*found.reasons)
-                if not isinstance(found, TextDelta):
+            async for item in self._answer:
+                if isinstance(item, StreamEnd) and item.reasons[:1] in (("length",), ("time",)):
+                    raise self._endless(*item.reasons)
+                if not isinstance(item, TextDelta):
                     continue
                 self.tokens += 1
-                token = int(found.token[0])
+                token = int(item.token[0])
                 logprobs = []
-                if found.logprobs is not None and token not in self.server.end_ids and not self._thoughts.thinking:
-                    logprobs = [self.server.token_texts.single(token, found.logprobs[0].chosen)]
-                _, piece = self._thoughts.push("" if found.text is None else found.text[0])
+                if item.logprobs is not None and token not in self.server.end_ids and not self._thoughts.thinking:
+                    logprobs = [self.server.token_texts.single(token, item.logprobs[0].chosen)]
+                _, piece = self._thoughts.push("" if item.text is None else item.text[0])
                 text = space + piece if begun else piece.lstrip()
                 stripped = text.rstrip()
                 begun, space = begun or bool(stripped), text[len(stripped) :]

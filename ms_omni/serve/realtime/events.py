@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..protocol import ApiError, api_error, check_separators, check_values, invalid
-from .settings import Format, MaxTokens, Modalities, Strict, Temperature, Tool, ToolChoice, voice_name
+from ..protocol import ApiError, Body, api_error, check_separators, check_values, invalid
+from .settings import Format, MaxTokens, Modalities, Temperature, Tool, ToolChoice, voice_name
 
 OLD_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 OLD_PARTS = {"text": "input_text", "audio": "input_audio"}
@@ -52,11 +52,11 @@ def modernised(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(given, where):
-    found = {name: value for name, value in given.items() if name not in OLD_PLACES}
+    settings = {name: value for name, value in given.items() if name not in OLD_PLACES}
     for name, (*path, last) in OLD_PLACES.items():
         if name not in given:
             continue
-        value, parent = _value(name, given[name]), found
+        value, parent = _value(name, given[name]), settings
         for part in path:
             inner = parent.get(part)
             parent[part] = dict(inner) if isinstance(inner, Mapping) else {}
@@ -64,7 +64,7 @@ def _settings(given, where):
         if last in parent:
             raise invalid(f"{name} is the older name of {'.'.join((*path, last))}; give one of them", f"{where}.{name}")
         parent[last] = value
-    return found
+    return settings
 
 
 def _value(name, value):
@@ -95,7 +95,7 @@ def new_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
-class Part(Strict):
+class Part(Body):
     """Of a message."""
 
     type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
@@ -121,7 +121,7 @@ class Part(Strict):
         return self
 
 
-class GivenItem(Strict):
+class GivenItem(Body):
     """An item as a client makes it."""
 
     type: Literal["message", "function_call", "function_call_output", "item_reference"]
@@ -153,20 +153,20 @@ class GivenItem(Strict):
         return self
 
 
-class GivenOutput(Strict):
+class GivenOutput(Body):
     """`response.audio.output`"""
 
     format: Format | None = None
     voice: Annotated[str | None, BeforeValidator(voice_name)] = None
 
 
-class GivenAudio(Strict):
+class GivenAudio(Body):
     """`response.audio`"""
 
     output: GivenOutput = GivenOutput()
 
 
-class GivenResponse(Strict):
+class GivenResponse(Body):
     """What one response has otherwise than its session; None: as the session."""
 
     conversation: Literal["auto", "none"] = "auto"
@@ -193,7 +193,7 @@ class GivenResponse(Strict):
         return self
 
 
-class Event(Strict):
+class Event(Body):
     """Of a client."""
 
     type: str
@@ -286,13 +286,13 @@ def decoded(text: str) -> dict[str, Any]:
     """A message as a JSON object. Raises `ApiError`."""
     check_separators(text)
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        message = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise invalid("a message must be a JSON object; this is no JSON", code="invalid_json") from None
-    if not isinstance(found, dict):
+    if not isinstance(message, dict):
         raise invalid("a message must be a JSON object with a type", code="invalid_event")
-    check_values(found, "the message")
-    return found
+    check_values(message, "the message")
+    return message
 
 
 def parsed(message: dict[str, Any]) -> Event:
@@ -310,10 +310,10 @@ def parsed(message: dict[str, Any]) -> Event:
 
 def coded(error: BaseException, prefix: str = "") -> ApiError:
     """As an `ApiError` that always has a code; prefix: of the name of the field at fault."""
-    found = api_error(error)
-    if found.param is not None:
-        found.param = prefix + found.param
-    if found.code is None:
-        missing = found.message.endswith(("Field required", "field required"))
-        found.code = "missing_required_parameter" if missing else "invalid_value"
-    return found
+    problem = api_error(error)
+    if problem.param is not None:
+        problem.param = prefix + problem.param
+    if problem.code is None:
+        missing = problem.message.endswith(("Field required", "field required"))
+        problem.code = "missing_required_parameter" if missing else "invalid_value"
+    return problem

@@ -33,13 +33,13 @@ class Content:
 
     def shown(self, form: Format | None = None) -> dict[str, Any]:
         """As clients see it; with a format, sound as well."""
-        found: dict[str, Any] = {"type": self.type}
-        found["transcript" if self.type.endswith("_audio") else "text"] = self.text
+        result: dict[str, Any] = {"type": self.type}
+        result["transcript" if self.type.endswith("_audio") else "text"] = self.text
         if self.type == "input_image":
-            found = {"type": self.type, "image_url": self.image_url, "detail": self.detail or "auto"}
+            result = {"type": self.type, "image_url": self.image_url, "detail": self.detail or "auto"}
         if form is not None and self.sound is not None:
-            found["audio"] = encoded(self.sound.at(form.rate_hz), form)
-        return found
+            result["audio"] = encoded(self.sound.at(form.rate_hz), form)
+        return result
 
     @property
     def size(self) -> int:
@@ -120,12 +120,12 @@ class Item:
 
     def shown(self, form: Format | None = None) -> dict[str, Any]:
         """As clients see it; with a format, sound as well."""
-        found: dict[str, Any] = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
+        result: dict[str, Any] = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
         if self.type == "message":
-            return found | {"role": self.role, "content": [part.shown(form) for part in self.content]}
+            return result | {"role": self.role, "content": [part.shown(form) for part in self.content]}
         if self.type == "function_call":
-            return found | {"call_id": self.call_id, "name": self.name, "arguments": self.arguments}
-        return found | {"call_id": self.call_id, "output": self.output}
+            return result | {"call_id": self.call_id, "name": self.name, "arguments": self.arguments}
+        return result | {"call_id": self.call_id, "output": self.output}
 
 
 def item_from(given: GivenItem, form: Format) -> Item:
@@ -230,19 +230,19 @@ def since(items: Sequence[Item], first: Item | None) -> list[Item]:
 
 def messages(instructions: str, items: Iterable[Item]) -> list[dict[str, Any]]:
     """The conversation for the processor. What an answer wrote and called is one message; empty answers are left out."""
-    found: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    result: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     for item in items:
         if item.type == "function_call_output":
-            found.append({"role": "tool", "content": item.output, "tool_call_id": item.call_id})
+            result.append({"role": "tool", "content": item.output, "tool_call_id": item.call_id})
         elif item.type == "function_call":
-            if not (found and found[-1]["role"] == "assistant"):
-                found.append({"role": "assistant", "content": ""})
+            if not (result and result[-1]["role"] == "assistant"):
+                result.append({"role": "assistant", "content": ""})
             call = {"name": item.name, "arguments": call_arguments(item.arguments)}
-            found[-1].setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": call})
+            result[-1].setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": call})
         elif item.role != "user":
             text = "".join(part.text or "" for part in item.content)
             if text:
-                found.append({"role": item.role, "content": text})
+                result.append({"role": item.role, "content": text})
         elif parts := [part.message() for part in item.content if not part.lost]:
-            found.append({"role": "user", "content": parts})
-    return found
+            result.append({"role": "user", "content": parts})
+    return result

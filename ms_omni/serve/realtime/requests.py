@@ -219,9 +219,7 @@ async def transcribe(server: Server, wanted: Transcription, item: Item, emit: Em
         finally:
             answer.cancel()
     except Exception as error:
-        found = api_error(error)
-        shown = {"type": found.type, "code": found.code, "message": found.message, "param": found.param}
-        emit({"type": f"{TRANSCRIPTION}.failed", **position, "error": shown})
+        emit({"type": f"{TRANSCRIPTION}.failed", **position, "error": api_error(error).fields})
         return
     content.text = text.strip()
     usage = {"type": "tokens", **counts, "total_tokens": counts["input_tokens"] + counts["output_tokens"]}

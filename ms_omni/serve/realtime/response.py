@@ -141,11 +141,11 @@ class Response:
             self._fail(error)
 
     def _fail(self, error):
-        found = api_error(error)
+        problem = api_error(error)
         if is_ours(error):
             LOG.error("a response failed", exc_info=error)
         self._stop()
-        shown = {"type": found.type, "code": found.code, "message": found.message}
+        shown = {"type": problem.type, "code": problem.code, "message": problem.message}
         self._finish("failed", {"type": "failed", "error": shown})
 
     # -- from the engine ----------------------------------------------------------------------------------------------

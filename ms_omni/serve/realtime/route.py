@@ -19,7 +19,7 @@ MESSAGE_BYTES = 48 << 20
 MAX_UNSENT_BYTES = 2 * MESSAGE_BYTES
 """Of events that wait behind the one that a client is reading: half an hour of sound, or its largest item twice."""
 POLL_S = 0.25
-NORMAL, GOING_AWAY, POLICY, RESTART = 1000, 1001, 1008, 1012
+NORMAL, POLICY, RESTART = 1000, 1008, 1012
 
 
 class Outbox:

@@ -70,8 +70,7 @@ class Session(InputAudio):
 
     def fail(self, error: ApiError, event_id: str | None = None) -> None:
         """Sends an error event; the session goes on."""
-        shown = {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
-        self.emit({"type": "error", "error": {**shown, "event_id": event_id}})
+        self.emit({"type": "error", "error": {**error.fields, "event_id": event_id}})
 
     def close(self) -> None:
         """Cancels what is under way."""

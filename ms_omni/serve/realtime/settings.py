@@ -3,18 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from ..protocol import invalid
+from ..protocol import Body, invalid
 from ..settings import language_code
 
 TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
-
-
-class Strict(BaseModel):
-    """No unknown fields, and no numbers in quotation marks."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def _check_detection(value: Any) -> Any:
@@ -38,7 +32,7 @@ def voice_name(value: Any) -> Any:
     return value["id"] if isinstance(value, Mapping) and list(value) == ["id"] else value
 
 
-class Format(Strict):
+class Format(Body):
     """Of sound between client and server: 16-bit samples of 24 kHz, or G.711 of 8 kHz; one channel."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
@@ -59,7 +53,7 @@ class Format(Strict):
         return {"type": self.type, "rate": self.rate_hz} if self.type == "audio/pcm" else {"type": self.type}
 
 
-class TurnDetection(Strict):
+class TurnDetection(Body):
     """When somebody begins and ends to speak, see `audio.Turns`."""
 
     type: Literal["server_vad"]
@@ -71,7 +65,7 @@ class TurnDetection(Strict):
     idle_timeout_ms: int | None = Field(default=None, ge=5_000, le=30_000)
 
 
-class Transcription(Strict):
+class Transcription(Body):
     """What a user says is transcribed too, by the same model whatever name is given."""
 
     model: str | None = None
@@ -86,7 +80,7 @@ class Transcription(Strict):
         return value
 
 
-class AudioInput(Strict):
+class AudioInput(Body):
     """`audio.input`"""
 
     format: Format = Format()
@@ -95,7 +89,7 @@ class AudioInput(Strict):
     turn_detection: Annotated[TurnDetection | None, BeforeValidator(_check_detection)] = TurnDetection(type="server_vad")
 
 
-class AudioOutput(Strict):
+class AudioOutput(Body):
     """`audio.output`"""
 
     format: Format = Format()
@@ -103,14 +97,14 @@ class AudioOutput(Strict):
     speed: Literal[1, 1.0] = 1.0  # pyright: ignore
 
 
-class Audio(Strict):
+class Audio(Body):
     """`audio`"""
 
     input: AudioInput = AudioInput()
     output: AudioOutput = AudioOutput()
 
 
-class Tool(Strict):
+class Tool(Body):
     """A function that the model may call."""
 
     type: Literal["function"]
@@ -124,7 +118,7 @@ class Tool(Strict):
         return {"type": "function", "function": function}
 
 
-class ToolByName(Strict):
+class ToolByName(Body):
     """The one function that must be called."""
 
     type: Literal["function"]
@@ -137,7 +131,7 @@ ToolChoice = Literal["auto", "none", "required"] | ToolByName
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
 
-class Settings(Strict):
+class Settings(Body):
     """All of a session's. temperature, top_p, top_k and seed are ours: without them the most likely text is written.
 
     max_output_tokens counts tokens of text; sound ends with its text.
@@ -145,10 +139,10 @@ class Settings(Strict):
 
     type: Literal["realtime"] = "realtime"
     model: str | None = None
-    output_modalities: Modalities = ["audio"]
+    output_modalities: Modalities = Field(default_factory=lambda: ["audio"])
     instructions: str = ""
     audio: Audio = Audio()
-    tools: list[Tool] = []
+    tools: list[Tool] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: Literal[True] | None = None
     max_output_tokens: MaxTokens = "inf"

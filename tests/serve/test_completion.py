@@ -1,4 +1,4 @@
-"""What was said aloud is remembered for an hour, and not without end."""
+"""Transcripts of spoken answers."""
 
 import pytest
 
