@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,27 @@ def test_python(clone, environment):
     assert [own[-1] for own in names] == ["StreamEnd"] * 2 and ["AudioChunk" in own for own in names] == [True, False]
 
 
+def check_server(command, folder, environment):
+    """It becomes ready, and ends when it is asked to."""
+    port = free_port()
+    arguments = ["bash", "-c", f"exec {command} --port {port}"]
+    with subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = []
+        try:
+            for line in server.stderr:
+                said.append(line)
+                if "ready" in line and "/ready" not in line:
+                    break
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=30) as answer:
+                assert answer.status == 200
+            server.send_signal(signal.SIGTERM)
+            said += server.communicate(timeout=60)[1:]
+            assert server.returncode in (0, 128 + signal.SIGTERM), "".join(said)  # the launcher says what ended it
+        finally:
+            server.kill()
+
+
 @pytest.mark.slow
 def test_the_first_hour_on_ascend(clone, environment, tmp_path):
     """On CPU: the hub is one on loopback, and the miniature is what it knows by the name of the published model."""
@@ -112,6 +135,7 @@ def test_the_first_hour_on_ascend(clone, environment, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     shutil.copy(clone / "examples/miniature/samples/star.jpg", here / "photo.jpg")
+    page = (ROOT / "docs/ascend.md").read_text(encoding="utf-8")
     (source,) = [block for kind, block in blocks("docs/ascend.md") if kind == "python"]
     (here / "answer.py").write_text(source, encoding="utf-8")
     hub = Hub({"Qwen/Qwen3-Omni-30B-A3B-Instruct": published})
@@ -119,12 +143,14 @@ def test_the_first_hour_on_ascend(clone, environment, tmp_path):
     environment = {**environment, **places, "PATH": f"{environment['PATH']}:{Path(sys.executable).parent}"}  # msrun's
     try:
         said = {command: run(command, here, environment) for command in lines("docs/ascend.md")}
+        for command in re.findall(r"^(?:ms-omni launch --cards 2|ms-omni) serve .*", page, re.MULTILINE):
+            check_server(command, here, environment)
     finally:
         hub.close()
-    answers = [text for command, text in said.items() if command.startswith("ms-omni launch")]
+    answers = [text for command, text in said.items() if command.startswith(("ms-omni launch", "ms-omni generate"))]
     answers.append((here / "logs/worker_0.log").read_text())
-    assert len(answers) == 4 and all("an orange star" in text for text in answers), answers
-    assert soundfile.info(here / "answer.wav").samplerate == 24000
+    assert len(answers) == 6 and all("an orange star" in text for text in answers), answers
+    assert all(soundfile.info(here / name).samplerate == 24000 for name in ("answer.wav", "one.wav"))
     assert "python" in (here / "report.txt").read_text().lower()
 
 
