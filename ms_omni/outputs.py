@@ -8,6 +8,10 @@ import numpy as np
 
 from .arrays import HostArray as HostArray
 
+SPEECH_RATE_HZ = 24_000
+FRAME_SAMPLES = 1_920
+"""Of a frame of the codec, 80 ms."""
+
 
 class ModelOutput(Mapping):
     """Base of the dataclasses that a model returns: a field is read as `out.x`, `out["x"]` or by position, `out[0]`, `out[:2]`.

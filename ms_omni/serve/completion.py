@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheFull
-from ..outputs import AudioChunk, Logprobs, StreamEnd, StreamError, TextDelta
+from ..outputs import FRAME_SAMPLES, AudioChunk, Logprobs, StreamEnd, StreamError, TextDelta
 from .answer_text import Calls, StopText, Thoughts
+from .metrics import LENGTH, end_reason
 from .protocol import refuse
 from .sound import Encoder, encode
 
 Delta = dict[str, Any]
-FRAME_SAMPLES = 1920
-"""Of a codec frame, 80 ms at 24 kHz."""
 TRANSCRIPT_S = 3600
 MAX_TRANSCRIPTS, MAX_TRANSCRIPT_BYTES = 10_000, 64 << 20
 IMPOSSIBLE = -9999.0
@@ -153,7 +152,7 @@ class Choice:
         if isinstance(event, StreamEnd):
             self.frames = int(event.frames[0])
             self.cached = 0 if event.cached_tokens is None else int(event.cached_tokens[0])
-            cut = event.reasons[:1] in (("length",), ("time",)) and not self._stop.found
+            cut = end_reason(event) == LENGTH and not self._stop.found
             talker_cut = self._talker_limit is not None and self.frames >= self._talker_limit
             return self.end("length" if cut or talker_cut else "stop")
         if isinstance(event, StreamError):

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ..bench.callers import Timings, gaps
 from ..errors import CacheFull
-from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
+from ..outputs import SPEECH_RATE_HZ, AudioChunk, StreamEnd, StreamError, TextDelta
 
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)
 FIRST_BUCKETS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
@@ -48,7 +48,6 @@ COUNTERS = {
 }
 STOP, LENGTH, ABORT, ERROR = "stop", "length", "abort", "error"
 """How answers end; abort: the caller has gone."""
-RATE_HZ = 24_000
 REPEATED_PAD = re.compile(r"(<\|[a-z_]+_pad\|>)\1+")
 SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+.*)")
 
@@ -139,7 +138,7 @@ class AnswerMeter:
             self.times.tokens.append(now)
             self.ids.append(int(event.token[0]))
         elif isinstance(event, AudioChunk):
-            self.times.sounds.append((now, event.pcm.shape[1] / RATE_HZ))
+            self.times.sounds.append((now, event.pcm.shape[1] / SPEECH_RATE_HZ))
         elif isinstance(event, (StreamEnd, StreamError)):
             self._end(end_reason(event), now)
 

@@ -15,9 +15,8 @@ import numpy as np
 from av.filter import Graph
 
 from ..errors import InputError
-from ..outputs import pcm16
+from ..outputs import SPEECH_RATE_HZ, pcm16
 
-RATE_HZ = 24_000
 SPEEDS = (0.25, 4.0)
 UNKNOWN = 0xFFFFFFFF
 """The size in the header of a WAV that nobody knows the end of."""
@@ -56,7 +55,7 @@ class Encoder:
     format that does not exist.
     """
 
-    def __init__(self, format: str, rate_hz: int = RATE_HZ, samples: int | None = None):
+    def __init__(self, format: str, rate_hz: int = SPEECH_RATE_HZ, samples: int | None = None):
         self.format, self.rate_hz = sound_format(format), rate_hz
         self._container: Any = None
         self._sent = 0
@@ -113,7 +112,7 @@ def sound_format(format: str) -> Format:
     return FORMATS[format]
 
 
-def encode(samples: np.ndarray, format: str, rate_hz: int = RATE_HZ) -> bytes:
+def encode(samples: np.ndarray, format: str, rate_hz: int = SPEECH_RATE_HZ) -> bytes:
     """A whole sound; samples float32 `[n]` in [-1, 1]. Raises `InputError` for a format that does not exist."""
     encoder = Encoder(format, rate_hz, len(samples))
     return encoder.write(samples) + encoder.finish()
@@ -125,7 +124,7 @@ class Tempo:
     speed: how many times as fast, 0.25 to 4; at 1 nothing is changed. Raises `InputError` for others.
     """
 
-    def __init__(self, speed: float = 1.0, rate_hz: int = RATE_HZ):
+    def __init__(self, speed: float = 1.0, rate_hz: int = SPEECH_RATE_HZ):
         if not SPEEDS[0] <= speed <= SPEEDS[1]:
             raise InputError(f"speed is {speed}, expected {SPEEDS[0]} to {SPEEDS[1]:g}")
         self.rate_hz, self._samples = rate_hz, 0

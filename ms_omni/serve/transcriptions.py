@@ -13,9 +13,11 @@ from starlette.routing import Route
 
 from ..errors import MediaError
 from ..input.access import policy_scope
+from ..input.audio import SAMPLING_RATE_HZ
 from ..input.load import load_audio
 from ..outputs import StreamEnd, TextDelta
 from .answer_text import Thoughts
+from .metrics import LENGTH, end_reason
 from .protocol import (
     ApiError,
     Body,
@@ -32,7 +34,6 @@ from .schema import Seed
 from .server import Server
 from .settings import LANGUAGES, language_code
 
-RATE_HZ = 16_000
 MAX_TOKENS, MAX_TOKENS_PER_S = 256, 8
 """Of a text, and in addition per second of sound: more than anybody says."""
 MAX_FIELDS, FIELD_BYTES = 64, 1 << 16
@@ -172,7 +173,7 @@ class Transcription:
             sound = await server.in_pool(decode)
         except MediaError as error:
             raise invalid(str(error), "file") from None
-        self.seconds = len(sound) / RATE_HZ
+        self.seconds = len(sound) / SAMPLING_RATE_HZ
         prompt = server.prompts.translation if self.translates else server.prompts.transcribe(self.language)
         content = [{"type": "audio", "audio": sound}, {"type": "text", "text": prompt}]
         messages: list[dict] = [{"role": "user", "content": content}]
@@ -198,7 +199,7 @@ class Transcription:
         begun, space = False, ""
         try:
             async for item in self._answer:
-                if isinstance(item, StreamEnd) and item.reasons[:1] in (("length",), ("time",)):
+                if isinstance(item, StreamEnd) and end_reason(item) == LENGTH:
                     raise self._endless(*item.reasons)
                 if not isinstance(item, TextDelta):
                     continue

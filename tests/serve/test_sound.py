@@ -8,8 +8,9 @@ import pytest
 import soundfile
 
 from ms_omni.errors import InputError
+from ms_omni.outputs import SPEECH_RATE_HZ as RATE_HZ
 from ms_omni.outputs import pcm16
-from ms_omni.serve.sound import FORMATS, RATE_HZ, Encoder, Tempo, encode
+from ms_omni.serve.sound import FORMATS, Encoder, Tempo, encode
 
 EXACT = ("wav", "pcm", "pcm16", "flac")
 DELAY_SAMPLES = 2600

@@ -13,14 +13,13 @@ from typing import Literal
 import numpy as np
 
 from ...input.audio import SAMPLING_RATE_HZ, decode_audio
-from ...outputs import pcm16
+from ...outputs import SPEECH_RATE_HZ, pcm16
 from ..protocol import ApiError, invalid
 from .settings import Format, TurnDetection
 
 LOG = logging.getLogger("ms_omni.serve")
 APPEND_BYTES = 15 << 20
 """Of one `input_audio_buffer.append`, decoded."""
-SPEECH_RATE_HZ = 24_000
 CHUNK = 512
 """Samples of 16 kHz of which the probability of speech is found."""
 MIN_CHUNKS = 2
@@ -49,7 +48,7 @@ def _table(kind: str) -> np.ndarray:
 TABLES = {kind: _table(kind) for kind in ("audio/pcmu", "audio/pcma")}
 
 
-def samples_of(text: str, form: Format) -> np.ndarray:
+def samples_of(text: str, format: Format) -> np.ndarray:
     """int16 `[n]` of base64. Raises `ApiError`."""
     try:
         data = base64.b64decode(text, validate=True)
@@ -57,18 +56,18 @@ def samples_of(text: str, form: Format) -> np.ndarray:
         raise invalid("audio must be base64 of samples in the input format", "audio") from None
     if len(data) > APPEND_BYTES:
         raise invalid(f"audio has {len(data)} bytes, at most {APPEND_BYTES} are taken at once", "audio")
-    if form.type != "audio/pcm":
-        return TABLES[form.type][np.frombuffer(data, np.uint8)]
+    if format.type != "audio/pcm":
+        return TABLES[format.type][np.frombuffer(data, np.uint8)]
     if len(data) % 2:
         raise invalid(f"audio has {len(data)} bytes, which are no 16-bit samples", "audio")
     return np.frombuffer(data, "<i2").astype(np.int16)
 
 
-def encoded(samples: np.ndarray, form: Format) -> str:
+def encoded(samples: np.ndarray, format: Format) -> str:
     """int16 `[n]` as base64."""
-    if form.type == "audio/pcm":
+    if format.type == "audio/pcm":
         return base64.b64encode(samples.astype("<i2").tobytes()).decode()
-    table = TABLES[form.type]
+    table = TABLES[format.type]
     order = np.argsort(table, kind="stable")
     middles = (table[order][1:].astype(np.float32) + table[order][:-1]) / 2
     return base64.b64encode(order[np.searchsorted(middles, samples)].astype(np.uint8).tobytes()).decode()
@@ -77,18 +76,18 @@ def encoded(samples: np.ndarray, form: Format) -> str:
 class OutputEncoder:
     """Samples float32 of 24 kHz as they are sent, in one format; piece by piece the same as at once."""
 
-    def __init__(self, form: Format):
-        self.form, self._stream = form, None
-        if form.rate_hz != SPEECH_RATE_HZ:
+    def __init__(self, format: Format):
+        self.format, self._stream = format, None
+        if format.rate_hz != SPEECH_RATE_HZ:
             import soxr
 
-            self._stream = soxr.ResampleStream(SPEECH_RATE_HZ, form.rate_hz, 1, dtype="float32", quality="HQ")
+            self._stream = soxr.ResampleStream(SPEECH_RATE_HZ, format.rate_hz, 1, dtype="float32", quality="HQ")
 
     def __call__(self, pcm: np.ndarray, last: bool = False) -> str:
         """base64, possibly of nothing."""
         if self._stream is not None:
             pcm = self._stream.resample_chunk(np.ascontiguousarray(pcm), last=last)
-        return encoded(pcm16(pcm), self.form)
+        return encoded(pcm16(pcm), self.format)
 
 
 @dataclass(eq=False)
@@ -121,7 +120,7 @@ class Sound:
 class InputBuffer:
     """What a client has sent since the last turn. Positions are samples since the session began, at the format's rate."""
 
-    form: Format = field(default_factory=Format)
+    format: Format = field(default_factory=Format)
     start: int = 0
     stop: int = 0
     _pieces: list[np.ndarray] = field(default_factory=list)
@@ -132,7 +131,7 @@ class InputBuffer:
     @property
     def rate_hz(self) -> int:
         """Samples per second."""
-        return self.form.rate_hz
+        return self.format.rate_hz
 
     def ms(self, position: int) -> int:
         """A position in milliseconds."""
@@ -159,17 +158,17 @@ class InputBuffer:
         rest = self.between(before, self.stop)
         self._pieces, self.start = [rest], self.stop - len(rest)
 
-    def change(self, form: Format) -> None:
+    def change(self, format: Format) -> None:
         """Another format, from here on. Raises `ApiError` while the buffer holds samples of another rate."""
-        if form.rate_hz == self.rate_hz:
-            self.form = form
+        if format.rate_hz == self.rate_hz:
+            self.format = format
             return
         if len(self):
             raise ApiError(
                 400, "the format can change when the input buffer is empty; commit or clear it", "session.audio.input"
             )
-        self.start = self.stop = self.stop * form.rate_hz // self.rate_hz
-        self.form = form
+        self.start = self.stop = self.stop * format.rate_hz // self.rate_hz
+        self.format = format
 
 
 def _ms(count: int) -> int:

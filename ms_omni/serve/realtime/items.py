@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from ...outputs import SPEECH_RATE_HZ
 from ..chat_request import LOW_PIXELS, call_arguments
 from ..protocol import invalid
-from .audio import SPEECH_RATE_HZ, Sound, encoded, samples_of
+from .audio import Sound, encoded, samples_of
 from .events import GivenItem, new_id
 from .settings import Format
 
@@ -31,14 +32,14 @@ class Content:
     detail: str | None = None
     spoken: Spoken | None = None
 
-    def shown(self, form: Format | None = None) -> dict[str, Any]:
+    def shown(self, format: Format | None = None) -> dict[str, Any]:
         """As clients see it; with a format, sound as well."""
         result: dict[str, Any] = {"type": self.type}
         result["transcript" if self.type.endswith("_audio") else "text"] = self.text
         if self.type == "input_image":
             result = {"type": self.type, "image_url": self.image_url, "detail": self.detail or "auto"}
-        if form is not None and self.sound is not None:
-            result["audio"] = encoded(self.sound.at(form.rate_hz), form)
+        if format is not None and self.sound is not None:
+            result["audio"] = encoded(self.sound.at(format.rate_hz), format)
         return result
 
     @property
@@ -118,23 +119,23 @@ class Item:
     output: str | None = None
     size: int = 0
 
-    def shown(self, form: Format | None = None) -> dict[str, Any]:
+    def shown(self, format: Format | None = None) -> dict[str, Any]:
         """As clients see it; with a format, sound as well."""
         result: dict[str, Any] = {"id": self.id, "object": "realtime.item", "type": self.type, "status": self.status}
         if self.type == "message":
-            return result | {"role": self.role, "content": [part.shown(form) for part in self.content]}
+            return result | {"role": self.role, "content": [part.shown(format) for part in self.content]}
         if self.type == "function_call":
             return result | {"call_id": self.call_id, "name": self.name, "arguments": self.arguments}
         return result | {"call_id": self.call_id, "output": self.output}
 
 
-def item_from(given: GivenItem, form: Format) -> Item:
+def item_from(given: GivenItem, format: Format) -> Item:
     """An item as a client gives it, its sound in the format of the session's input. Raises `ApiError`."""
     content = [
         Content(
             part.type,
             part.transcript if part.type.endswith("_audio") else part.text,
-            None if part.audio is None else Sound(samples_of(part.audio, form), form.rate_hz),
+            None if part.audio is None else Sound(samples_of(part.audio, format), format.rate_hz),
             part.image_url,
             part.detail,
         )

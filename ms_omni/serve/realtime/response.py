@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 
 from ...errors import CacheFull
-from ...outputs import AudioChunk, StreamEnd, TextDelta
+from ...outputs import FRAME_SAMPLES, SPEECH_RATE_HZ, AudioChunk, StreamEnd, TextDelta
 from ..answer_text import Calls, Thoughts
+from ..metrics import LENGTH, end_reason
 from ..protocol import api_error, is_ours
 from ..worker import Answer
-from .audio import SPEECH_RATE_HZ, OutputEncoder
+from .audio import OutputEncoder
 from .events import Emit, new_id
 from .items import Content, Conversation, Item, Spoken
 from .requests import NO_PROMPT, Prompt
 from .settings import Settings
 
 LOG = logging.getLogger("ms_omni.serve")
-FRAME_SAMPLES = 1_920
 TURN_DETECTED, CLIENT_CANCELLED = "turn_detected", "client_cancelled"
 
 
@@ -134,9 +134,9 @@ class Response:
                     self._sound(event.pcm[0, : event.samples[0]])
                 elif isinstance(event, StreamEnd):
                     self._cached = int(event.cached_tokens[0]) if event.cached_tokens is not None else 0
-                    self._end(event.reasons[:1] in (("length",), ("time",)))
+                    self._end(cut=end_reason(event) == LENGTH)
         except CacheFull:
-            self._end(True)
+            self._end(cut=True)
         except Exception as error:
             self._fail(error)
 

@@ -191,8 +191,7 @@ class Session(InputAudio):
 
     def _settings_of(self, given: GivenResponse) -> Settings:
         names = given.model_fields_set & Settings.model_fields.keys() - {"audio"}
-        values = {name: getattr(given, name) for name in names}
-        new = self.settings.model_copy(update={name: value for name, value in values.items() if value is not None})
+        new = self.settings.model_copy(update={name: x for name in names if (x := getattr(given, name)) is not None})
         spoken = {name: value for name, value in given.audio.output if value is not None}
         if spoken:
             output = new.audio.output.model_copy(update=spoken)

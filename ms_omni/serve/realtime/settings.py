@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from ...outputs import SPEECH_RATE_HZ
 from ..protocol import Body, invalid
 from ..settings import language_code
 
-TRANSPORT_RATE_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
+TRANSPORT_RATE_HZ = {"audio/pcm": SPEECH_RATE_HZ, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 
 
 def _check_detection(value: Any) -> Any:
