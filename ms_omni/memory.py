@@ -1,14 +1,16 @@
-"""Memory that this process may still take."""
+"""Memory and processors that this process may use."""
 
 import os
 import resource
 from pathlib import Path
 
+import psutil
+
 GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 GROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
-def free_memory_gb():
+def free_memory_gb() -> tuple[float, str]:
     """(GB that this process may still take, what says so)."""
     found = [(available_gb(), "of the machine")]
     for limit, use in zip(GROUP_LIMITS, GROUP_USES):
@@ -22,12 +24,14 @@ def free_memory_gb():
     return min(found)
 
 
-def available_gb():
-    """MemAvailable of the system."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+def available_gb() -> float:
+    """Of the machine, without swapping."""
+    return psutil.virtual_memory().available / 1e9
+
+
+def processors() -> int:
+    """Those that this process may use; macOS says no more than how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(path):

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ class Runtime:
 
 
 def require_mindspore():
-    """Imports MindSpore, or raises `ImportError` with one line that says what to install."""
+    """Imports MindSpore, or raises `ImportError` with one line that says what to install, or where it cannot run."""
+    if sys.platform == "win32":
+        raise ImportError(
+            "the model does not run on Windows itself; install ms_omni in WSL 2 (the processor and `ms-omni plan` work here)"
+        )
     try:
         with uncollected():
             import mindspore

@@ -1,7 +1,6 @@
 """Filling a lazily built cell from a checkpoint folder, tensor by tensor."""
 
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
+from ms_omni.memory import processors
 from ms_omni.quantised import Storage
 
 from .codes import read_codes
@@ -189,7 +189,7 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
             check_finite(array, f"{reader.folder}: {prefix}{name}")
         return arrays
 
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), READERS)) as pool:
+    with ThreadPoolExecutor(min(processors(), READERS)) as pool:
         try:
             yield from pool.map(checked, fills)
         finally:

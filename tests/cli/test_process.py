@@ -46,6 +46,23 @@ def test_the_model_class_says_it_too(python, broken_mindspore):
     assert run.stderr.splitlines()[-1].startswith(f"ImportError: {SAID}")
 
 
+def test_on_windows_the_model_says_where_it_runs(python):
+    code = "import sys; from ms_omni import runtime; sys.platform = 'win32'; runtime.require_mindspore()"
+    assert (
+        python("-c", code)
+        .stderr.splitlines()[-1]
+        .startswith("ImportError: the model does not run on Windows itself; install")
+    )
+
+
+def test_without_what_only_linux_has_it_answers(python, tiny_checkpoint):
+    """As near to macOS as Linux comes: no affinity, no compiler."""
+    code = "import os; del os.sched_getaffinity; os.environ['PATH'] = ''; from ms_omni.cli import main; main({})"
+    command = ["generate", "--model", str(tiny_checkpoint), "--max-new-tokens", "2", "hi"]
+    run = python("-c", code.format(command))
+    assert run.returncode == 0 and run.stdout and "slower reference operators" in run.stderr
+
+
 def wait_until(condition, process, seconds=90):
     start = time.monotonic()
     while not condition():

@@ -12,7 +12,7 @@ def available() -> int:
 
     Python's own copy of the variable is asked: MindSpore sets it as it is imported, to half of the processors and 8 at most.
     """
-    processors = len(os.sched_getaffinity(0))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if wanted.isdigit() and int(wanted):
         return min(int(wanted), processors)
