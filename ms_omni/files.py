@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from .errors import InputError
+
 SPOOLED_BYTES = 16 << 20  # more is not kept in memory
 TEXT_BYTES = 256 << 20  # a checkpoint's settings take at most some MB
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -73,6 +75,19 @@ def write_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def output_folder(path: Path) -> Path:
+    """The folder `path`, created if need be. Raises `InputError` when nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the folder {path}: {error.strerror or error}; choose another one with --out"
+        ) from None
+    return path
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -126,18 +126,13 @@ def kernel_starts(work: Callable[[], object]) -> np.ndarray | None:
 def text(model: Any, ids: np.ndarray) -> dict[str, float]:
     """Per text token, in the long run: see `per_step`."""
     with closing(write(model, ids, WARM_STEPS + 3 * COUNTED_STEPS)) as tokens:
-        return per_step(tokens, "token", traffic_of(model))
+        return per_step(tokens, "token", model.team and model.team.traffic)
 
 
 def speech(model: Any, speakers: Speakers) -> dict[str, float]:
     """Per codec frame of one of the `Speakers`, in the long run: see `per_step`."""
     with closing(speakers.frames(1, WARM_STEPS + 3 * COUNTED_STEPS)) as frames:
-        return per_step(frames, "frame", traffic_of(model))
-
-
-def traffic_of(model: Any) -> Any:
-    """What the collectives of this process count, or None for a model in one process."""
-    return getattr(getattr(model, "team", None), "traffic", None)
+        return per_step(frames, "frame", model.team and model.team.traffic)
 
 
 def per_step(steps: Iterator[Any], what: str, traffic: Any = None) -> dict[str, float]:
@@ -146,7 +141,7 @@ def per_step(steps: Iterator[Any], what: str, traffic: Any = None) -> dict[str, 
     `launches_per_*`: what the host starts, a compiled graph counting as one; `graphs_per_*`: the graphs among them;
     `kernels_per_*`: kernels that run, those inside graphs included, or absent where MindSpore's profiler does not say;
     `reads_per_*`: transfers from the device that the host waits for; `collectives_per_*` and `collective_bytes_per_*`,
-    among several processes: how often they communicate and what one of them is sent.
+    among several processes: how often they communicate and what one of them is sent. traffic: what their collectives count.
     """
     advance(steps, WARM_STEPS)
     before = traffic and traffic.copy()

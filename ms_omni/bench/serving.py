@@ -26,23 +26,13 @@ class Serving:
     def __init__(self, model: Any, arrays: dict[str, np.ndarray], speakers: Speakers):
         self.model, self.arrays, self.speakers = model, arrays, speakers
 
-    def serve(
-        self,
-        rows: int,
-        count: int,
-        rate: float | None,
-        spoken: float,
-        seed: int,
-        speech: str | None = None,
-        load: dict[str, Any] | None = None,
-        kv_cache_dtype: str = "auto",
-    ) -> dict[str, float]:
-        """`count` callers on an engine of so many rows: see `callers.summary`; and how much of a tick is scheduling.
+    def serve(self, rows: int, load: dict[str, Any], **settings: Any) -> dict[str, float]:
+        """Callers on an engine of so many rows: see `callers.summary`; and how much of a tick is scheduling.
 
-        rate, spoken and load: see `callers`; speech: where it is computed; kv_cache_dtype: of keys and values; see `Engine`.
+        settings: speech and kv_cache_dtype of the engine, the others of `callers`.
         """
-        wanted = callers(count, rate, spoken, seed, Load(**load or {}))
-        options = {"speech": speech, "kv_cache_dtype": kv_cache_dtype}
+        options = {name: settings.pop(name) for name in ("speech", "kv_cache_dtype") if name in settings}
+        wanted = callers(**settings, load=Load(**load))
         with self._engine(rows, wanted[:rows], **options) as engine, timed_ticks(engine) as seconds:
             calls = self._run(engine, wanted)
         return {**summary(calls), "scheduling_percent": 100 * seconds["scheduling"] / seconds["ticks"]}

@@ -9,25 +9,25 @@ then for each scenario:       warm-up of A, warm-up of B, then A B A B ...
 import json
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
 import psutil
 
 from ..checkpoint import inspect_checkpoint
-from ..config import named_configurations
+from ..config import Qwen3OmniMoeConfig, named_configurations
 from ..errors import InputError, OmniError
-from ..files import write_text
 from .report import OURS, Outcome, combine, publish
-from .scenarios import WARM_UPS, Scenario, Sizes, write_inputs
+from .scenarios import SMALL, WARM_UPS, Scenario, chosen, scenarios, serving, sizes_of, write_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_SCRIPT = ROOT / "tests" / "reference" / "benchmark.py"
@@ -36,56 +36,63 @@ REQUEST_LIMIT_S, IMPORT_LIMIT_S = 1800, 120
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
+def show_progress(text: str) -> None:
+    """A line on standard error: rewritten on a terminal, plain elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
 class SideError(OmniError):
     """A side could not do what it should; the message says which, what, and where its log is."""
 
 
+@dataclass
 class LocalSide:
     """This process as a side; needed where other processes take part in every step (msrun). The model stays loaded."""
 
-    name = OURS
-
-    def __init__(self, load: Callable[..., dict[str, Any]], run: Callable[[str, dict[str, Any]], dict[str, Any]]):
-        self.load, self.run = load, run
+    load: Callable[..., dict[str, Any]]
+    run: Callable[[str, dict[str, Any]], dict[str, Any]]
+    name: str = OURS
 
     def close(self) -> None:
         """Nothing to end."""
 
 
+@dataclass
 class ChildSide:
     """A process that answers as `worker.serve` does; its standard error goes to the file `log`.
 
     threads: number of processors that it may use, None for all; root: the checkout whose ms_omni it imports, else this one.
     """
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        log: Path,
-        threads: int | None = None,
-        limit_s: float = REQUEST_LIMIT_S,
-        root: Path | None = None,
-    ):
-        self.name, self.log, self.limit_s = name, log, limit_s
-        paths = [str(root or ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    name: str
+    command: Sequence[str]
+    log: Path
+    threads: int | None = None
+    limit_s: float = REQUEST_LIMIT_S
+    root: Path | None = None
+
+    def __post_init__(self) -> None:
+        paths = [str(self.root or ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        cores = None if threads is None else sorted(os.sched_getaffinity(0))[:threads]
-        if threads is not None:
-            variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        with open(log, "ab") as errors:
+        cores = sorted(os.sched_getaffinity(0))[: self.threads]
+        if self.threads is not None:
+            variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
+        with open(self.log, "ab") as errors:
             try:
                 self.process = subprocess.Popen(
-                    command,
+                    self.command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env=variables,
-                    cwd=root,  # where `python -m` looks first
-                    preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+                    cwd=self.root,  # where `python -m` looks first
+                    preexec_fn=None if self.threads is None else lambda: os.sched_setaffinity(0, cores),
                 )
             except OSError as error:
-                raise SideError(f"{name}: cannot start {command[0]}: {error.strerror or error}") from None
+                raise SideError(f"{self.name}: cannot start {self.command[0]}: {error.strerror or error}") from None
 
     def load(self, **settings: Any) -> dict[str, Any]:
         """Loads the model; returns numbers, and in words what it runs on. Raises `SideError`."""
@@ -160,18 +167,15 @@ def check_reference(python: Path | None) -> None:
         )
 
 
+@dataclass
 class Session:
     """start: functions that start a side, ours first, then perhaps the reference; settings: of `load`, per side."""
 
-    def __init__(
-        self,
-        start: Sequence[Callable[[], Side]],
-        settings: Sequence[dict[str, Any]],
-        repetitions: int,
-        show: Callable[[str], object] = lambda text: None,
-    ):
-        self.start, self.settings, self.repetitions, self.show = start, settings, repetitions, show
-        self.outcome = Outcome()
+    start: Sequence[Callable[[], Side]]
+    settings: Sequence[dict[str, Any]]
+    repetitions: int
+    show: Callable[[str], object] = show_progress
+    outcome: Outcome = field(default_factory=Outcome)
 
     def run(self, scenarios: Sequence[Scenario], measure_load: bool = True) -> Outcome:
         """Runs everything and returns the `Outcome`. What fails is noted there and the rest goes on."""
@@ -245,29 +249,39 @@ class Session:
                 return
 
 
-def benchmark(
-    arguments: Any,
-    out: Path,
-    folder: Path,
-    sizes: Sizes,
-    listed: Sequence[Scenario],
-    measure_load: bool,
-    repetitions: int,
-    mesh: Any,
-) -> int:
-    """Runs the scenarios `listed`, prints the report and writes it to `out`. Returns the exit code: 1 if any failed.
+def benchmark(arguments: Any, out: Path, mesh: Any) -> int:
+    """Runs the scenarios that are wanted, prints the report and writes it to `out`. Returns the exit code: 1 if any failed.
 
-    mesh: who is who among the processes of msrun; all of them measure, rank 0 reports.
+    arguments: of the command line; mesh: who is who among the processes of msrun; all of them measure, rank 0 reports.
     """
-    show = show_progress if mesh.speaks else lambda text: None
+    show, alone = show_progress if mesh.speaks else lambda text: None, mesh.size == 1
+    folder, sizes = (
+        weights_of(arguments.geometry, out / "weights", arguments.seed, show, alone),
+        sizes_of(arguments.geometry),
+    )
+    speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
+    if arguments.what:
+        settings = {name: getattr(arguments, name) for name in ("seed", "speech", "kv_cache_dtype", "rate")}
+        settings |= {"count": arguments.callers, "spoken": arguments.spoken if speaks else 0.0}
+        listed = serving(sizes, arguments.rows, settings, speaks)
+    else:
+        listed = scenarios(sizes, speaks)
+    listed, measure_load = chosen(listed, arguments.only)
+    repetitions = arguments.repetitions or (1 if arguments.what else 3 if sizes is SMALL else 5)
     busy = other_load()
     show("preparing inputs")
     inputs = out / f"inputs{mesh.rank or ''}.npz"
     write_inputs(folder, sizes, arguments.seed, inputs, clip=any(scenario.kind == "again" for scenario in listed))
-    settings = {"model": str(folder.resolve()), "inputs": str(inputs.resolve())}
-    sides, loads = _sides(arguments, out, settings, mesh.size == 1)
-    with stopped_like_interrupted():
-        outcome = Session(sides, loads, repetitions, show).run(listed, measure_load and mesh.size == 1)
+    sides, loads = _sides(arguments, out, {"model": str(folder.resolve()), "inputs": str(inputs.resolve())}, alone)
+    main = threading.current_thread() is threading.main_thread()
+    before = (
+        signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    )  # what has been measured is reported
+    try:
+        outcome = Session(sides, loads, repetitions, show).run(listed, measure_load and alone and not arguments.what)
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
     if not mesh.speaks:
         return 1 if outcome.failures else 0
     elements, seeded = inspect_checkpoint(folder).elements, folder.name.endswith(f"-seed{arguments.seed}")
@@ -349,62 +363,16 @@ def weights_of(
     return target
 
 
-def output_folder(path: Path) -> Path:
-    """The folder `path`, created if need be. Raises `InputError` when nothing can be written there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "writable", "")
-        (path / "writable").unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to the folder {path}: {error.strerror or error}; choose another one with --out"
-        ) from None
-    return path
-
-
-@contextmanager
-def stopped_like_interrupted() -> Iterator[None]:
-    """A request to end (SIGTERM) is taken as Ctrl-C, so that what has been measured is reported."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def show_progress(text: str) -> None:
-    """A line on standard error: rewritten on a terminal, plain elsewhere."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
-
-
 def machine() -> dict[str, str]:
     """{what: words} of processor, number of cores this process may use, memory and system."""
+    file = Path("/proc/cpuinfo")
+    known = re.search(r"^model name\s*:\s*(.+)", file.read_text(errors="replace") if file.exists() else "", re.M)
     return {
-        "processor": processor_name(),
+        "processor": known[1].strip() if known else platform.processor() or platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
     }
-
-
-def processor_name() -> str:
-    """As the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def other_load() -> str | None:

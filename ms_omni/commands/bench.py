@@ -154,9 +154,8 @@ def run(arguments: Namespace) -> int:
         return run_remote(arguments)
     refuse_given(arguments, REMOTE, "is for 'ms-omni bench serve --url URL'")
     arguments.geometry = "mini" if arguments.geometry is None else arguments.geometry
-    from ..bench.scenarios import SMALL, chosen, scenarios, serving, sizes_of
-    from ..bench.session import benchmark, check_other, check_reference, output_folder, show_progress, weights_of
-    from ..config import Qwen3OmniMoeConfig
+    from ..bench.session import benchmark, check_other, check_reference
+    from ..files import output_folder
     from ..parallel import start
 
     if arguments.threads is not None and arguments.threads > len(os.sched_getaffinity(0)):
@@ -179,26 +178,14 @@ def run(arguments: Namespace) -> int:
         if mesh.size > 1:
             raise ValueError("--reference runs beside one process; leave it out under msrun")
         check_reference(arguments.reference_python)
-    out = output_folder(arguments.out)
-    folder = weights_of(arguments.geometry, out / "weights", arguments.seed, show_progress, may_write=mesh.size == 1)
-    sizes = sizes_of(arguments.geometry)
-    speaks = Qwen3OmniMoeConfig.from_pretrained(folder).enable_audio_output
-    if arguments.what:
-        how = {name: getattr(arguments, name) for name in ("seed", "speech", "kv_cache_dtype")}
-        load = {"count": arguments.callers, "rate": arguments.rate, "spoken": arguments.spoken if speaks else 0.0}
-        listed = serving(sizes, arguments.rows, {**how, **load}, speaks)
-    else:
-        listed = scenarios(sizes, speaks)
-    listed, load = chosen(listed, arguments.only)
-    repetitions = arguments.repetitions or (1 if arguments.what else 3 if sizes is SMALL else 5)
-    return benchmark(arguments, out, folder, sizes, listed, load and not arguments.what, repetitions, mesh)
+    return benchmark(arguments, output_folder(arguments.out), mesh)
 
 
 def run_remote(arguments: Namespace) -> int:
     """Measures a server: needs no model here, and no MindSpore."""
     from ..api_client import api_base
     from ..bench.remote import Settings, benchmark
-    from ..bench.session import output_folder
+    from ..files import output_folder
 
     if not arguments.what:
         raise InputError("--url is for 'ms-omni bench serve'")

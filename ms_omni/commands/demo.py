@@ -69,7 +69,7 @@ def voices(model: Any, wanted: str | None) -> Sequence[str | None]:
 
 def own_folder(path: Path) -> Path:
     """The folder for the results, made if need be. Raises `InputError` for one that holds something else."""
-    from ..bench.session import output_folder
+    from ..files import output_folder
 
     if path.is_dir() and any(path.iterdir()) and not (path / RESULT).is_file():
         raise InputError(f"{path} holds files that are not of a demo; choose another folder with --out")

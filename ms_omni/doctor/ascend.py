@@ -1,6 +1,5 @@
 """Driver, firmware and CANN, read as `ascend_versions` says where they stand, the NPUs, by their files and npu-smi, and MindSpore itself."""
 
-import ast
 import contextlib
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from .runner import Finding, Findings, Options, error, note, ok, one_line, warni
 OLDEST_DRIVER = "24.1.RC3"  # that goes with MindSpore 2.7.1
 INSTALL = "https://www.mindspore.cn/install names the packages that go together"
 SMI_LIMIT_S = 20
+VERSIONS = re.compile(r"^class AscendEnvChecker\b(?:(?!^class ).)*?self\.version = \[(.*?)\]", re.M | re.S)
 NO_NPU = "no Ascend NPU and none of its software here: the model runs on CPU, in float32"
 
 
@@ -75,15 +75,11 @@ def accepted_cann() -> tuple[str, ...]:
     """
     spec = importlib.util.find_spec("mindspore")
     for folder in (spec and spec.submodule_search_locations) or ():
-        try:
-            tree = ast.parse((Path(folder) / "run_check" / "_check_version.py").read_text(encoding="utf-8"))
-        except (OSError, ValueError, SyntaxError):
-            continue
-        checkers = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "AscendEnvChecker"]
-        for node in (node for checker in checkers for node in ast.walk(checker)):
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "self.version":
-                with contextlib.suppress(ValueError):
-                    return tuple(map(str, ast.literal_eval(node.value)))
+        with contextlib.suppress(OSError, ValueError):
+            source = (Path(folder) / "run_check" / "_check_version.py").read_text(encoding="utf-8")
+            named = VERSIONS.search(source)
+            if named:
+                return tuple(re.findall(r"[\d.]+", named[1]))
     return ()
 
 

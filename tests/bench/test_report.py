@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ms_omni.bench.report import Outcome, combine, digits, write_reports
-from ms_omni.bench.session import output_folder
 from ms_omni.errors import InputError
+from ms_omni.files import output_folder
 
 HEAD = {
     "model": "mini geometry",

@@ -48,7 +48,7 @@ def test_a_scenario_gives_numbers_that_have_units(measures, scenario):
 def test_callers_on_an_engine_with_keys_and_values_in_8_bits(measures, monkeypatch):
     made, engine = [], measures.model.engine
     monkeypatch.setattr(measures.model, "engine", lambda *rows, **options: made.append(engine(*rows, **options)) or made[-1])
-    found = measures.serving.serve(1, 1, None, 0.0, 0, load=dict(SIZES.callers), kv_cache_dtype="int8")
+    found = measures.serving.serve(1, dict(SIZES.callers), count=1, rate=None, spoken=0.0, seed=0, kv_cache_dtype="int8")
     assert found["failed"] == 0 and [item.kv_cache_dtype for item in made] == ["int8"]
 
 
