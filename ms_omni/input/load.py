@@ -244,7 +244,7 @@ class Source:
     spool: Any = None  # the temporary file at `path`, deleted with the last reference to it
 
     @classmethod
-    def of(cls, name: str, content: bytes | IO[bytes]) -> Source:
+    def from_content(cls, name: str, content: bytes | IO[bytes]) -> Source:
         """Bytes, or a temporary file."""
         if isinstance(content, bytes):
             return cls(name, data=content)
@@ -350,7 +350,7 @@ class _Opener:
             return self.from_path(self._path_of(address))
         if scheme in ("http", "https"):
             name = f"{self.what} {_short(address)}"
-            return Source.of(name, download(address, self.policy, self.policy.limit_bytes(self.what), name))
+            return Source.from_content(name, download(address, self.policy, self.policy.limit_bytes(self.what), name))
         raise MediaError(f"The address {_short(address)} given as {self.what} starts with {scheme}://; give {ACCEPTED}.")
 
     def _path_of(self, address: str) -> str:
@@ -373,7 +373,7 @@ class _Opener:
             raise
         except (OSError, ValueError) as error:  # closed, not readable, too much
             raise MediaError(f"The {name} cannot be read: {error}.") from error
-        return Source.of(name, content)
+        return Source.from_content(name, content)
 
 
 def _working_folder(path: str) -> str:

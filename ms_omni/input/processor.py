@@ -101,8 +101,8 @@ class Qwen3OmniMoeProcessor(ProcessorInterface):
             raise InputError(f"Qwen3OmniMoeProcessor needs {', '.join(missing)}; from_pretrained makes all from a folder.")
         from ms_omni.input.mel import mel_extractor  # imports transformers
 
-        self.image_processor = ImageProcessor.of(image_processor, "image_processor")
-        self.video_processor = VideoProcessor.of(video_processor, "video_processor")
+        self.image_processor = ImageProcessor.from_settings(image_processor, "image_processor")
+        self.video_processor = VideoProcessor.from_settings(video_processor, "video_processor")
         self.feature_extractor = mel_extractor(feature_extractor)
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else tokenizer.chat_template

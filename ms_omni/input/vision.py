@@ -162,7 +162,7 @@ class ImageProcessor:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def of(cls, source: Any, where: str) -> Any:
+    def from_settings(cls, source: Any, where: str) -> Any:
         """From settings, a dict of them, or another image processor with a `to_dict`; one of this class is returned as it is.
 
         Raises:
