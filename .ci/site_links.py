@@ -4,6 +4,7 @@ What a page links to in the repository becomes a page or a file of the site. A l
 `mkdocs build --strict` makes an error.
 """
 
+import ast
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ PAGES = {  # of the repository, and what they are called in the site; all pages 
     "examples/miniature/README.md": "miniature.md",
 }
 LINK = re.compile(r'(\]\(|src=")([^)"#:\s]+)')
+PUBLIC = re.compile(r"^::: ms_omni\.(\w+)$", re.MULTILINE)
 TARGET = re.compile(r'(?:href|src)="([^"#:]*)(#[^"]*)?"')
 log = logging.getLogger("mkdocs.hooks.site_links")
 
@@ -27,6 +29,14 @@ def on_files(files, config):
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
+
+
+def modules():
+    """{public name: module} of ms_omni, which imports a name when it is asked for."""
+    for node in ast.parse((ROOT / "ms_omni/__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_EXPORTS":
+            return ast.literal_eval(node.value)
+    raise AssertionError("ms_omni/__init__.py has no _EXPORTS")
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -42,7 +52,11 @@ def on_page_markdown(markdown, page, config, files):
             files.append(File.generated(config, f"files/{path}", abs_src_path=str(ROOT / path)))
         return f"{match[1]}files/{path}"
 
-    return LINK.sub(in_site, markdown)
+    public = modules()
+    named = PUBLIC.sub(
+        lambda match: f"::: ms_omni.{public[match[1]]}.{match[1]}" if match[1] in public else match[0], markdown
+    )
+    return LINK.sub(in_site, named)
 
 
 def on_post_build(config):
