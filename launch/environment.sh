@@ -25,7 +25,7 @@ use_environment() {
     # A person sees what is downloaded; a log gets two lines.
     local quiet=--quiet
     [ -t 2 ] && quiet=""
-    echo "installing ms_omni$1 and what it needs (about 1 GB) into $venv, which takes some minutes ..." >&2
+    echo "installing ms_omni$1 and what it needs (1 GB to download) into $venv, which takes some minutes ..." >&2
     "$venv/bin/python" -m pip install $quiet --disable-pip-version-check -e "$root$1" >&2
     echo "installed" >&2
     touch "$stamp"

@@ -144,6 +144,18 @@ def test_generation_knows_neither_files_nor_commands(name):
     assert not {item for item in imports(name) if under(item, *beyond)}
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("ms_omni/engine/")])
+def test_the_engine_knows_neither_messages_nor_servers(name):
+    above = ("ms_omni.input", "ms_omni.media", "ms_omni.serve", "ms_omni.commands", "ms_omni.cli", "ms_omni.bench")
+    assert not {item for item in imports(name) if under(item, *above)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_web_frameworks_are_the_server_s(name):
+    if not name.startswith(("ms_omni/serve/", "ms_omni/commands/")):  # which look whether they are there
+        assert not {item for item in imports(name) if under(item, "starlette", "uvicorn", "ray")}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_nobody_imports_the_command_line(name):
     if not name.startswith(("ms_omni/__main__.py", "ms_omni/cli.py", "ms_omni/commands/")):
