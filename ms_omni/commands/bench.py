@@ -14,15 +14,15 @@ from .options import option, refuse_given
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 SERVED = {"rows": (1, 2, 4, 8, 16), "callers": 16, "rate": None, "spoken": 0.5, "speech": None, "kv_cache_dtype": "auto"}
-"""What `serve` does unless it is told something else."""
+"""Defaults of `bench serve`."""
 REMOTE = ("api_key", "model", "at_once", "tokens", "voice", "extra_body")
-"""Of a server behind --url alone."""
+"""Options for a server behind --url only."""
 AT_ONCE = (1, 2, 4, 8, 16)
 HERE = (
     *("geometry", "only", "threads", "no_compile", "quantize", "group", "reference", "reference_python"),
     *("beside", "rows", "speech", "kv_cache_dtype"),
 )
-"""Of what is loaded here alone."""
+"""Options for a model that is loaded here."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..parallel.hardware import TO_MEASURE
 from ..parallel.launches import FORMS, GRAPH
 from . import Command
+from .options import add_model
 from .speech_output import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ and {card_bandwidth:g} of a card's, and on a card no less than the launches take
 
 def add_arguments(parser: ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="DIR|NAME", help="checkpoint folder, or the name of a model on a hub")
+    add_model(source, required=False)
     source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
     parser.add_argument(
         "--cards", type=whole_numbers, metavar="N", help="number of cards; 1,2,4 makes a table (1 where weights are codes)"

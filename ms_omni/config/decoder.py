@@ -115,7 +115,7 @@ class RotarySection(ConfigSection):
     def _changes(self) -> dict:
         changes, written = super()._changes(), self._content.get("rope_parameters")
         if written is not None and changes.keys() & {"rope_theta", "rope_scaling"}:
-            sections = changes.pop("rope_scaling", None) or {}  # stay in the one place where they stood
+            sections = changes.pop("rope_scaling", None) or {}  # all settings stay where the file has them
             changes["rope_parameters"] = {**written, **sections, "rope_theta": self.rope_theta}
         return changes
 
@@ -160,7 +160,7 @@ class DecoderConfig(RotarySection):
 
     def _changes(self) -> dict:
         changes = super()._changes()
-        if changes and "head_dim" not in self._content:  # else the reader would work it out anew, of changed sizes
+        if changes and "head_dim" not in self._content:  # else a reader would compute it from the changed sizes
             changes["head_dim"] = self.head_dim
         return changes
 

@@ -196,7 +196,7 @@ class Qwen3OmniMoeTalkerCodePredictorConfig(DecoderConfig):
     model_type = "qwen3_omni_moe_talker_code_predictor"
     section_path = ("talker_config", "code_predictor_config")
 
-    head_dim: fields.Width = 128  # not what the other sizes make of it, in both versions of the reference
+    head_dim: fields.Width = 128  # as in both versions of the reference, whatever the other sizes are
     vocab_size: fields.Vocabulary
     num_code_groups: fields.Groups
     tie_word_embeddings: fields.OnlyFalse = False

@@ -120,7 +120,7 @@ class ConfigSection(TransformersInterface):
     @classmethod
     def _from_json(cls, data: Any, validate: Callable[[Any], Self], info: ValidationInfo) -> Self:
         """An object out of a mapping or of what has `to_dict()`; pydantic calls this for each section too."""
-        if isinstance(data, cls):  # made already, or a field of it is being set
+        if isinstance(data, cls):  # an object already, or an assignment to one of its fields
             return validate(data)
         data, reading, problems = _as_dict(data), info.context or Reading(), []
         if not isinstance(data, Mapping):

@@ -238,7 +238,7 @@ def missing_file(folder: Path, weights: bool) -> str | None:
         return None  # a missing rank is that rank's error
     else:
         files = [next((path.name for path in folder.glob(MODELSLIM)), SINGLE_FILE)]
-    return next((name for name in files if not os.path.isfile(folder / name)), None)  # whatever the names are
+    return next((name for name in files if not os.path.isfile(folder / name)), None)  # an index may hold any names
 
 
 def _snapshots(repository: Path, revision: str) -> Iterator[Path]:

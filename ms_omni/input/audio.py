@@ -25,11 +25,11 @@ MOST_CHANNELS = 8
 AUDIO_ACCEPTED = f"{ACCEPTED}, an array at {SAMPLING_RATE_HZ} Hz, (array, sampling_rate_hz) in either order, or a dict with {DICT_ACCEPTED}"
 _INTEGER_SCALE = {np.dtype(np.int8): 2.0**7, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 _SHORT_S = 0.01  # less than this below the declared length is rounding
-_EARLY_S = 0.1  # what encoders need to begin is less
+_EARLY_S = 0.1  # the padding of encoders is shorter
 _BLOCK = 1 << 16  # samples of a piece from libsndfile
 _OGG_FIRST_PAGE = 2
 _FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
-_FFMPEG_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # libsndfile believes the headers of these
+_FFMPEG_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # whose headers libsndfile trusts
 _GROWTH = 60 * SAMPLING_RATE_HZ
 _GAP_S = 0.1  # timestamps are rounded; only an audible gap counts
 
@@ -312,9 +312,8 @@ def _is_cut(track: Track, is_short: bool) -> bool:
     """Whether the end is missing; where the last frame is whole, a header that declares more is wrong, and what is there is all."""
     if track.format == "mp3":  # half a frame is decoded without an error
         return track.last is not None and is_mp3_frame_cut(bytes(track.last)) and mp3_declares_length(track.file)
-    by_size = (
-        track.stream.codec_context.name.startswith("pcm_") and track.format != "wav"
-    )  # of WAV the sizes have been looked at
+    # The sizes that a WAV file declares are checked before, by `check_whole`.
+    by_size = track.stream.codec_context.name.startswith("pcm_") and track.format != "wav"
     return is_short and (track.last_broken or by_size or track.packets < track.stream.frames)
 
 

@@ -34,13 +34,12 @@ from ms_omni.notices import caller_level, warn_once
 
 SECONDS = 10.0  # of this thread's own work; a conversation of 1,000 turns takes 0.1 s
 STEPS = 1_000_000  # rounds of loops, calls and filters
-CHARACTERS = 1 << 24  # of all texts that are made on the way, beside those that 20 copies of the conversation would be
+CHARACTERS = 1 << 24  # of all intermediate texts, beside 20 copies of the conversation
 TEMPLATE_CHARACTERS = 1 << 20
 _WHOLE_NUMBER = 100_000  # largest that a function or filter takes: widths, counts, digits
 _NUMBER_BITS = 4096
-_WIDE_PERCENT = re.compile(
-    r"%(\([^)]*\))?[^a-zA-Z%]*(\*|\d{5,})"
-)  # a field that is very wide, or as wide as an argument says
+# A field that is very wide, or as wide as an argument says.
+_WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\*|\d{5,})")
 _WIDE_BRACES = re.compile(r"\d{5,}|\{")
 
 
@@ -196,7 +195,7 @@ def _check_arguments(*values: Any) -> None:
 def _bounded(function: Callable) -> Callable:
     """A filter that counts, and whose numbers are bounded."""
 
-    @wraps(function)  # with Jinja's marks: what the filter wants to be given
+    @wraps(function)  # with Jinja's attributes, which say what the filter is given
     def run(*args: Any, **kwargs: Any) -> Any:
         _budget.step()
         _check_arguments(*args[1:], *kwargs.values())

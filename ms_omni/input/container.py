@@ -23,7 +23,7 @@ FORMATS = (
 )
 _JUMP_S, _LEAP_S = 1.0, 10.0  # shorter ones are rounding, reordering or gaps
 _PLAYABLE = ("sound", "video", "MP4", "QuickTime", "3GP", "Matroska", "Ogg", "Media", "MPEG")  # in the words of `describe`
-MOST_BROKEN = 0.05  # of a track's packets; a player skips so many, and so do we, with a warning
+MOST_BROKEN = 0.05  # of a track's packets: so many are skipped with a warning, as players do
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from ms_omni.input.prompt import PAD_TOKEN, SpecialTokens, with_arrays
 from ms_omni.input.tiny_processor import NAMED_TOKENS
 from ms_omni.input.vision import ImageProcessor, VideoProcessor, is_count, is_real
 
-_PROCESSOR_FILES = (  # each of these would be read before, or beside, what is written
+_PROCESSOR_FILES = (  # which would be read before, or beside, the files written here
     "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.*",

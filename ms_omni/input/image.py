@@ -135,7 +135,7 @@ def _grey16_to_grey8(image: Image.Image, name: str) -> Image.Image:
     if low < 0 or high > 65535:
         raise MediaError(f"{name} has integer pixels from {low} to {high}; at most 16 bits are understood.")
     scaled = np.empty(values.shape, np.uint8)
-    for row, out in zip(values, scaled):  # row by row: of a large picture no copy in wide integers is made
+    for row, out in zip(values, scaled):  # row by row, to avoid a copy of a large picture in wide integers
         out[:] = (row.astype(np.uint32) + 128) // 257
     return Image.fromarray(scaled)
 

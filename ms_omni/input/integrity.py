@@ -148,18 +148,13 @@ def is_mp3_frame_cut(frame: bytes) -> bool:
     """Whether an MPEG sound frame (layer III) is shorter than its header says; False for what is no such frame."""
     if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
         return False
-    version, rate, rate_hz = (
-        frame[1] >> 3 & 3,
-        frame[2] >> 4,
-        frame[2] >> 2 & 3,
-    )  # version: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
+    version = frame[1] >> 3 & 3  # 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
+    rate, rate_hz = frame[2] >> 4, frame[2] >> 2 & 3
     if rate in (0, 15) or rate_hz == 3 or version == 1:
         return False
-    table = (
-        (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-        if version == 3
-        else tuple(range(8, 57, 8)) + tuple(range(64, 161, 16))
-    )
+    table = (*range(8, 57, 8), *range(64, 161, 16))
+    if version == 3:
+        table = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
     hz = (44100, 48000, 32000)[rate_hz] >> {3: 0, 2: 1, 0: 2}[version]
     return len(frame) < (144 if version == 3 else 72) * 1000 * table[rate - 1] // hz + (frame[2] >> 1 & 1)
 

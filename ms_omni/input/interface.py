@@ -137,7 +137,7 @@ class ProcessorInterface:
     def decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]:
         """Text of the token ids `[T]` of one sequence; a list of texts of ids `[B, T]` or of what `generate` returned."""
         if isinstance(ids, np.ndarray) and ids.ndim == 1:
-            ids = ids.tolist()  # the row that `generate(...)[0]` is, although it stands for the whole answer too
+            ids = ids.tolist()  # `generate(...)[0]`, which has the attributes of the whole answer too
         if isinstance(ids, (int, np.integer)) or np.ndim(_first_of(ids)) == 0:
             return self.batch_decode(ids, skip_special_tokens, **kwargs)[0]
         return self.batch_decode(ids, skip_special_tokens, **kwargs)

@@ -24,7 +24,7 @@ MOST_TOKENS = 1 << 20
 FRAMES_PER_CHUNK = 100  # one second of mel frames
 TOKENS_PER_CHUNK = 13
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-# Per token, and what stands for padding: what the tokenizer can return beside the ids.
+# What the tokenizer can return for each token beside its id, and the value for padding.
 _FIELDS = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
 ENCODING = threading.RLock()
 """Held while a tokenizer encodes: it sets padding and truncation for all threads first, and fails while another encodes."""
@@ -353,7 +353,7 @@ class _ArrayResults:
 
 @cache
 def _class_with_arrays(base: type) -> type:
-    encoding = ("_encode_plus", "_batch_encode_plus", "_add_tokens")  # under whatever is public
+    encoding = ("_encode_plus", "_batch_encode_plus", "_add_tokens")  # which all public methods call
     methods = {name: _one_at_a_time(name, base) for name in encoding if hasattr(base, name)}
     return type(base.__name__, (_ArrayResults, base), {"__module__": base.__module__, "__doc__": base.__doc__, **methods})
 

@@ -53,7 +53,9 @@ def download(address: str, policy: AccessPolicy, limit_bytes: int, name: str) ->
         return _follow(address, policy, limit_bytes)
     except (OSError, ValueError, http.client.HTTPException) as error:  # UnicodeError and ssl's errors among them
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        plain = "".join(letter if letter.isprintable() else "?" for letter in reason[:300])  # servers write into some
+        plain = "".join(
+            letter if letter.isprintable() else "?" for letter in reason[:300]
+        )  # a message of the server may hold control characters
         raise MediaError(f"The {name} cannot be downloaded: {plain.rstrip('.')}.") from error
 
 
@@ -198,7 +200,7 @@ def _connect(
     except OSError as error:
         if proxy is None:
             raise ValueError(f"the host {target.host} cannot be looked up: {error.strerror or error}") from error
-        endpoints = []  # behind a proxy only that may be able to
+        endpoints = []  # the proxy may be able to
     refusals = {
         peer: policy.refusal(target.host, peer, referrer) for peer in [endpoint[4][0] for endpoint in endpoints] or [None]
     }

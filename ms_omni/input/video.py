@@ -29,11 +29,11 @@ from ms_omni.notices import caller_level
 VIDEO_ACCEPTED = (
     f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"
 )
-DEFAULT_LIST_FPS = 2.0  # of a list of frames that does not say; as qwen_omni_utils assumes
+DEFAULT_LIST_FPS = 2.0  # of a list of frames without a rate, as qwen_omni_utils assumes
 _SAME_S = 1e-3  # timestamps are rounded
 _LARGE_BYTES = 1 << 29  # of chosen frames in their own size
 _DECODER_BYTES = 1 << 28  # for the frames that the threads of a decoder work on
-_STRETCH = 10  # most that pixels are wider than high, or higher than wide
+_STRETCH = 10  # largest ratio of a pixel's sides
 
 
 @dataclass(frozen=True)
