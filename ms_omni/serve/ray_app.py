@@ -72,6 +72,7 @@ class Child:
         self.command = ["-m", "ms_omni", *launch, "serve", *options, "--host", host, "--port", str(self.port)]
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task | None = None
 
     @property
     def url(self) -> str:
@@ -86,7 +87,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        reading = asyncio.ensure_future(self._read(process.stderr))
+        self._reading = reading = asyncio.ensure_future(self._read(process.stderr))
         while await self.state() != "ready":
             if process.returncode is not None:
                 await reading
