@@ -298,7 +298,7 @@ class Terminal:
         print(text, end="", flush=True)
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """What it returns. ctrl-C stops it; where nobody types, it ends the command."""
+        """The result of `work`. ctrl-C stops it and, without a terminal, the command."""
         task = self.loop.create_task(work)
         self.loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:

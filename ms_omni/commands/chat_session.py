@@ -50,7 +50,7 @@ ORDER = ("aplay", "paplay", WHOLE, "ffplay")
 
 
 class Session:
-    """client, base: of a server; model: its name there; system: a message that comes first; messages: what was said behind it;
+    """client, base: of a server; model: its name there; system: a message that comes first; messages: the conversation after it;
     shown: parts for the next question; question: one that has no answer yet; voice: None for answers in text.
     """
 
@@ -82,7 +82,7 @@ class Session:
         self.question, self.messages = self.messages[asked[-1]], self.messages[: asked[-1]]
 
     def clear(self) -> None:
-        """Forgets what was said and shown."""
+        """Forgets the conversation and the media for the next question."""
         self.messages, self.shown, self.question = [], [], None
 
     async def answer(self, output: Any) -> None:
@@ -90,15 +90,15 @@ class Session:
 
         What came is stored, whatever ends it; a question without any answer stays `question`. Raises as `chunks` does.
         """
-        said = ""
+        answer = ""
         async with aclosing(chunks(self.client, self.base, self._body())) as found:
             try:
                 async for chunk in found:
                     for choice in chunk.get("choices") or ():
-                        said += _pass_on(choice.get("delta") or {}, output)
+                        answer += _pass_on(choice.get("delta") or {}, output)
             finally:
-                if said:
-                    self.messages += [self.question, {"role": "assistant", "content": said}]
+                if answer:
+                    self.messages += [self.question, {"role": "assistant", "content": answer}]
                     self.question = None
 
     def _body(self) -> dict[str, Any]:
@@ -171,14 +171,14 @@ def part(kind: str, where: str) -> dict[str, Any]:
 def _pass_on(delta: dict[str, Any], output: Any) -> str:
     """Gives `output` what a delta holds; returns the text of the answer in it."""
     audio = delta.get("audio") or {}
-    said = delta.get("content") or audio.get("transcript") or ""
+    text = delta.get("content") or audio.get("transcript") or ""
     if thought := delta.get("reasoning_content"):
         output.thought(thought)
-    if said:
-        output.text(said)
+    if text:
+        output.text(text)
     if data := audio.get("data"):
         output.sound(base64.b64decode(data))
-    return said
+    return text
 
 
 def _is_message(message: Any) -> bool:
@@ -276,7 +276,7 @@ def samples_of(pcm: bytes | bytearray) -> np.ndarray:
 
 
 async def _start(*command: str, **options: Any) -> asyncio.subprocess.Process:
-    """A process that ctrl-C at the terminal does not reach: whoever started it ends it."""
+    """A process that ctrl-C at the terminal does not reach; the caller ends it."""
     return await asyncio.create_subprocess_exec(
         *command, start_new_session=True, stderr=asyncio.subprocess.DEVNULL, **options
     )

@@ -16,7 +16,7 @@ RESULT, PICTURE = "demo.json", "demo.png"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR|NAME", help="checkpoint (default: the miniature that comes along)")
+    parser.add_argument("--model", metavar="DIR|NAME", help="checkpoint (default: the miniature of the package)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -125,7 +125,7 @@ def report(out: Path, samples: Sequence[Any], answers: Sequence[Any], seconds: f
 
 DEMO = Command(
     "demo",
-    "Show the miniature checkpoint that comes along files of every kind; writes spoken answers and a picture.",
+    "Show the miniature checkpoint of the package files of every kind; writes spoken answers and a picture.",
     add_arguments,
     run,
 )

@@ -22,10 +22,10 @@ SAMPLING = (
 )
 """Any of these turns sampling on."""
 PENALTIES = (
-    ("repetition-penalty", float, "R", "make what was said or asked less likely (1: no penalty)"),
-    ("presence-penalty", float, "X", "take X off the logits of what was said"),
-    ("frequency-penalty", float, "X", "take X off the logits for each time that something was said"),
-    ("no-repeat-ngram-size", int, "N", "never say the same N tokens twice"),
+    ("repetition-penalty", float, "R", "make tokens of prompt and answer less likely (1: no penalty)"),
+    ("presence-penalty", float, "X", "take X off the logits of tokens in the answer"),
+    ("frequency-penalty", float, "X", "take X off the logits for each occurrence in the answer"),
+    ("no-repeat-ngram-size", int, "N", "never repeat the same N tokens"),
     ("min-new-tokens", int, "N", "answer with at least N tokens"),
 )
 

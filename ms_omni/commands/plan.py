@@ -50,7 +50,7 @@ and {card_bandwidth:g} of a card's, and on a card no less than the launches take
 def add_arguments(parser: ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     add_model(source, required=False)
-    source.add_argument("--config", metavar="NAME", help="a geometry that comes along, such as instruct")
+    source.add_argument("--config", metavar="NAME", help="a geometry of the package, such as instruct")
     parser.add_argument(
         "--cards", type=whole_numbers, metavar="N", help="number of cards; 1,2,4 makes a table (1 where weights are codes)"
     )

@@ -220,7 +220,7 @@ def run_launch(arguments: Namespace) -> int:
 
 
 def python_command(words: Sequence[str]) -> tuple[str, ...]:
-    """What stands after `python` to run a script or a command of ms-omni. Raises `InputError` for neither."""
+    """The arguments of `python` to run a script or a command of ms-omni. Raises `InputError` for neither."""
     known = [command.name for command in (GENERATE, SAY, SERVE, BATCH)]
     words = words[1:] if words[:1] == ["--"] else words
     if words and words[0] in known:

@@ -27,7 +27,7 @@ class SpeechOutput:
 
     The ending of the path chooses the format: .wav (16 bit), .flac, .mp3, .ogg (Vorbis) or .opus. A new WAV grows in place:
     it is valid at every moment, so that it can be played while it is written. The other formats, and what replaces an older
-    file, go to `NAME.partial` and get their name at the end, or when the program fails after something was said; an older
+    file, go to `NAME.partial` and get their name at the end, or when the program fails after some speech; an older
     file stays when nothing was. Raises `InputError` for a target that cannot be written.
     """
 
@@ -81,7 +81,7 @@ class SpeechOutput:
         return round(end.total_s / self.seconds, 3) if self.samples else None
 
     def report(self, end: Any) -> None:
-        """One line on standard error about what was said and how fast."""
+        """One line on standard error about the speech and how fast it came."""
         if self.target is None:
             return
         if not self.samples:

@@ -1,7 +1,7 @@
 """What a key of config.json may hold, as pydantic types that say in one phrase what they expect.
 
 The class defaults of transformers differ from the published checkpoints (other codec ids, another audio window, another
-rope base), so a field without a default must stand in a checkpoint's file. A default stands only where transformers'
+rope base), so a field without a default must be in a checkpoint's file. There is a default only where transformers'
 class has the published value too.
 
 Sizes have upper bounds far above any model, so that a damaged file is an error at once and not a long wait for memory.
@@ -107,7 +107,7 @@ NameTable = Annotated[
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the JSON, short enough for a message."""
+    """A value as in the JSON, short enough for a message."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):

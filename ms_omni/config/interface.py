@@ -53,7 +53,7 @@ def read_json_object(path: str | Path) -> dict:
 
 
 def config_folder() -> Path:
-    """The folder of the JSON files that come along. Raises ConfigError when there is none."""
+    """The folder of the JSON files that come with the package. Raises ConfigError when there is none."""
     for folder in _FOLDERS:
         if folder.is_dir():
             return folder

@@ -171,7 +171,7 @@ class Qwen3OmniMoeThinkerConfig(ConfigSection):
 
 
 def without_inherited_tie(data: dict) -> dict:
-    """`data` without the tie_word_embeddings, always true, that `to_dict` of 4.x finds in its base class and nobody reads."""
+    """`data` without the tie_word_embeddings, always true, that `to_dict` of 4.x finds in its base class, and that is never read."""
     return {key: data[key] for key in data if key != "tie_word_embeddings"} if "tie_encoder_decoder" in data else data
 
 
@@ -343,7 +343,7 @@ class Qwen3OmniMoeConfig(ConfigSection):
 
 
 def named_config_files() -> dict[str, Path]:
-    """{name: file} of every configuration of a model that comes along."""
+    """{name: file} of every configuration of a model that comes with the package."""
     return {path.stem: path for path in sorted(config_folder().glob("*.json")) if "thinker_config" in read_json_object(path)}
 
 

@@ -46,7 +46,7 @@ class ConfigSection(TransformersInterface):
 
     model_type: ClassVar[str] = ""
     section_path: ClassVar[tuple[str, ...]] = ()
-    """Where this section stands in the config.json of a full checkpoint."""
+    """The keys of this section in the config.json of a full checkpoint."""
     attribute_map: ClassVar[dict[str, str]] = {}
     """Other names of fields, as transformers has them: {name: field, or field of a section by its path}."""
 
@@ -153,12 +153,12 @@ class ConfigSection(TransformersInterface):
         self._content = {key: None if key in parts else copy.deepcopy(_as_dict(value)) for key, value in data.items()}
         self._read = self._values()
         if filled:
-            kept = {key: value for key, value in self._content.items() if key != "rope_parameters"}
-            self._content = {**({"model_type": self.model_type} if self.model_type else {}), **kept, **self._read}
+            stored = {key: value for key, value in self._content.items() if key != "rope_parameters"}
+            self._content = {**({"model_type": self.model_type} if self.model_type else {}), **stored, **self._read}
 
     @classmethod
     def _by_field_name(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """`data` under the names of the fields; where a field stands there under both names, its own is right."""
+        """`data` under the names of the fields; where it holds a field under both names, the own name counts."""
         names: dict[str, str] = {key: cls.attribute_map.get(key, key) for key in data}
         return {
             name if "." not in name else key: data[key] for key, name in names.items() if name == key or name not in data

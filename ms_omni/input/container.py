@@ -13,7 +13,7 @@ from ms_omni.errors import MediaError
 from ms_omni.input.integrity import describe, encryption
 from ms_omni.notices import caller_level
 
-# Formats whose content stands in the file itself. Left out are those that open other files or hosts (concat, hls, dash, sdp,
+# Formats whose content is in the file itself. Left out are those that open other files or hosts (concat, hls, dash, sdp,
 # imf, image2, ...), devices, pictures, raw samples without a header, and texts, which FFmpeg would draw as letters.
 FORMATS = (
     "aa,aac,ac3,aiff,amr,amrnb,amrwb,ape,apng,asf,asf_o,au,av1,avi,avr,avs2,avs3,caf,cavsvideo,dirac,dnxhd,dsf,dts,dtshd,dv,eac3,"

@@ -4,7 +4,7 @@ an error.
 Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV,
 M4A), Matroska and WebM, Ogg, GIF. FLAC, MP3 and others are left to the decoder, which sees whether the last frame is whole: where
 it is, a header that declares more is wrong.
-What declares no length cannot be told from a whole file and is taken as it is: MPEG-TS, FLV, raw streams, MP3 without a
+Files without a declared length cannot be distinguished from whole ones and are taken as they are: MPEG-TS, FLV, raw streams, MP3 without a
 length header, and Ogg or live Matroska that was stopped between two pages or clusters.
 """
 

@@ -224,7 +224,7 @@ def load_video_and_sound(
 
 @contextmanager
 def _opened(value: Any, what: str, name: str) -> Iterator[tuple[Any, str]]:
-    """The open file that `value` stands for, and its name; what is decoded already (arrays, pictures) as it is."""
+    """The open file of `value`, and its name; what is decoded already (arrays, pictures) as it is."""
     if not is_source(value):
         yield value, name
         return
@@ -269,7 +269,7 @@ def is_source(value: Any) -> bool:
 
 
 def open_source(value: Any, what: str, policy: AccessPolicy | None = None) -> Source:
-    """Find the encoded bytes that `value` stands for.
+    """Find the encoded bytes of `value`.
 
     Args:
         value: see `sources.ACCEPTED`. An http(s) address is downloaded as a whole.

@@ -118,7 +118,7 @@ class Media:
 class VideoFrames(HostArray):
     """uint8 frames `[T, C, H, W]` that remember their rate, and whether their file has sound.
 
-    `process_mm_info` returns these, so that the processor knows the real seconds per frame without being told.
+    `process_mm_info` returns these, so that the processor knows the real seconds per frame.
     """
 
     def __new__(cls, clip: Media) -> VideoFrames:

@@ -380,8 +380,8 @@ def plain(value: Any) -> Any:
 
 
 def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, in words; the value) of each JSON value in a file: on a line each, or over several. Of a list of conversations
-    each one is a value. Raises `InputError` for invalid JSON.
+    """(position in words, value) of each JSON value in a file: on a line each, or over several. Of a list of conversations each one
+    is a value. Raises `InputError` for invalid JSON.
     """
     try:
         text = read_text(path)

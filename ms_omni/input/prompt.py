@@ -84,7 +84,7 @@ def text_batch(text: Any) -> list[str]:
 
 
 def count_placeholders(texts: Sequence[str], token: str) -> int:
-    """How often a placeholder stands in all texts together."""
+    """How often a placeholder occurs in all texts together."""
     return sum(text.count(token) for text in texts)
 
 
