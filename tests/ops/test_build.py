@@ -209,6 +209,16 @@ def test_what_came_compiled_is_passed_over_where_somebody_asks_or_it_cannot_be_l
     assert COMPILERS[0] != "g++" or Path(build.library("turn")).parent == cache
 
 
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="no compiler for aarch64 here")
+def test_kernels_are_compiled_ahead_for_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++")
+    there = os.listdir
+    monkeypatch.setattr("os.listdir", lambda folder: ["turn.cpp"] if folder == build.FOLDER else there(folder))
+    build.prebuild(str(tmp_path), "armv8-a")
+    header = (tmp_path / "prebuilt/armv8-a/turn.so").read_bytes()[:20]
+    assert header[:4] == b"\x7fELF" and header[18] == 183  # EM_AARCH64
+
+
 def test_what_came_compiled_for_another_processor_is_passed_over(prebuilt, monkeypatch):
     monkeypatch.setattr(build, "_processor", lambda: ["flags : fpu sse2"])
     monkeypatch.setenv("PATH", "")
