@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .scenarios import PLAIN_IDS
+from .scenarios import PLAIN_IDS, Load
 from .worker import part
 
 MEDIA_EVERY = 4
 """One in so many callers asks about a picture and a sound, and no two about the same."""
 TURN_START = 3  # im_start user \n
-
-
-@dataclass(frozen=True)
-class Load:
-    """Bounds of what a caller wants: prompts and answers in tokens, speech in frames of 80 ms."""
-
-    prompt: tuple[int, int] = (32, 256)
-    tokens: tuple[int, int] = (16, 48)
-    frames: tuple[int, int] = (25, 75)
 
 
 @dataclass(frozen=True)
@@ -111,11 +102,10 @@ def gaps(sounds: Sequence[tuple[float, float]]) -> list[float]:
 
     It plays from the first piece on, and goes on with the next as soon as that is there.
     """
-    silences, played = [], None
+    silences, played = [], sounds[0][0] if sounds else 0.0
     for moment, length in sounds:
-        if played is not None and moment > played:
-            silences.append(moment - played)
-        played = max(moment, moment if played is None else played) + length
+        silences += [moment - played] if moment > played else []
+        played = max(moment, played) + length
     return silences
 
 

@@ -126,7 +126,11 @@ def kernel_starts(work: Callable[[], object]) -> np.ndarray | None:
 def text(model: Any, ids: np.ndarray) -> dict[str, float]:
     """Per text token, in the long run: see `per_step`."""
     with closing(write(model, ids, WARM_STEPS + 3 * COUNTED_STEPS)) as tokens:
-        return per_step(tokens, "token", model.team and model.team.traffic)
+        counts = per_step(tokens, "token", model.team and model.team.traffic)
+        advance(
+            tokens, COUNTED_STEPS
+        )  # other ranks know a token one tick later than rank 0, so it must not stop before them
+        return counts
 
 
 def speech(model: Any, speakers: Speakers) -> dict[str, float]:

@@ -299,10 +299,10 @@ class Speakers:
 
     def _follow(self, plan: Plan) -> Any:
         self.stage.place(plan)
-        said = self.stage.follow(plan)
-        for error in said.failed.values():
+        result = self.stage.follow(plan)
+        for error in result.failed.values():
             raise error
-        return said
+        return result
 
 
 def _length(iterable: Iterable) -> int:

@@ -1,7 +1,7 @@
 """What is measured: the scenarios, how large each is for a geometry, and their inputs as arrays in one file that both sides read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Bounds of what a caller wants: prompts and answers in tokens, speech in frames of 80 ms."""
+
+    prompt: tuple[int, int] = (32, 256)
+    tokens: tuple[int, int] = (16, 48)
+    frames: tuple[int, int] = (25, 75)
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How much work a scenario is. Lengths in tokens, frames (80 ms of speech) or pixels."""
 
@@ -49,7 +58,7 @@ class Sizes:
     answer_tokens: int = 64
     answer_frames: int = 100
     requests: int = 50
-    callers: tuple[tuple[str, tuple[int, int]], ...] = (("prompt", (32, 256)), ("tokens", (16, 48)), ("frames", (25, 75)))
+    callers: Load = Load()
     burst_prompt: int = 128
     clip_s: float = 20.0
     clip_pixels: tuple[int, int] = (320, 240)
@@ -127,7 +136,7 @@ def serving(sizes: Sizes, rows: Sequence[int], settings: dict[str, Any], speaks:
             _vocoder_stream(sizes),
             Scenario(f"burst/{BURST_ROWS}", "engine", "burst", burst, alone=True),
         ]
-    load = dict(sizes.callers)
+    load = asdict(sizes.callers)
     return [
         *listed,
         Scenario("again", "engine", "again", {"tokens": SMALL.answer_tokens}, alone=True),

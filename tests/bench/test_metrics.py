@@ -59,6 +59,6 @@ NAMED = {
 def test_every_metric_has_a_unit_that_its_name_says():
     ends = {"_gb_per_s": "GB/s", "_percent": "%", "_share": "x", "_tokens": "tokens", "_s": "s"}
     for metric, (unit, _, more) in METRICS.items():
-        said = metric.replace("_per_", "/") if "_per_" in metric and "_gb_" not in metric else NAMED.get(metric)
-        assert unit == (said or next(ends[end] for end in ends if metric.endswith(end))), metric
+        named = metric.replace("_per_", "/") if "_per_" in metric and "_gb_" not in metric else NAMED.get(metric)
+        assert unit == (named or next(ends[end] for end in ends if metric.endswith(end))), metric
         assert more == ("_per_s" in metric or metric == "same_ids")

@@ -212,9 +212,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("what", MISTAKES)
 def test_mistakes_are_one_line(what, cli, tmp_path):
-    arguments, said = MISTAKES[what]
+    arguments, message = MISTAKES[what]
     code, _, err = cli("bench", *arguments, "--out", tmp_path)
-    assert code == 1 and said in err and "Traceback" not in err
+    assert code == 1 and message in err and "Traceback" not in err
 
 
 def test_a_server_is_measured_without_mindspore(peer, tmp_path):

@@ -1,5 +1,7 @@
 """Callers on an engine of the tiny model: what is counted, and that nothing is left behind."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ SIZES = Sizes(
     speech_frames=3,
     wave_frames=6,
     answer_tokens=3,
-    callers=(("prompt", (12, 20)), ("tokens", (3, 5)), ("frames", (5, 9))),
+    callers=Load((12, 20), (3, 5), (5, 9)),
     burst_prompt=16,
     clip_s=2.0,
     clip_pixels=(64, 64),
@@ -48,15 +50,15 @@ def test_a_scenario_gives_numbers_that_have_units(measures, scenario):
 def test_callers_on_an_engine_with_keys_and_values_in_8_bits(measures, monkeypatch):
     made, engine = [], measures.model.engine
     monkeypatch.setattr(measures.model, "engine", lambda *rows, **options: made.append(engine(*rows, **options)) or made[-1])
-    found = measures.serving.serve(1, dict(SIZES.callers), count=1, rate=None, spoken=0.0, seed=0, kv_cache_dtype="int8")
+    found = measures.serving.serve(1, asdict(SIZES.callers), count=1, rate=None, spoken=0.0, seed=0, kv_cache_dtype="int8")
     assert found["failed"] == 0 and [item.kv_cache_dtype for item in made] == ["int8"]
 
 
 def test_two_callers_get_what_they_asked_for(measures):
-    """One in text and one in speech, both at once; the counts are those of the wishes."""
+    """One in text and one in speech, both at once; the counts are what they want."""
     from ms_omni.bench.serving import timed_ticks
 
-    wanted = callers(2, None, 0.5, 0, load())
+    wanted = callers(2, None, 0.5, 0, SIZES.callers)
     engine = measures.model.engine(2)
     with timed_ticks(engine) as seconds:
         answers = measures.serving._run(engine, wanted)
@@ -68,14 +70,10 @@ def test_two_callers_get_what_they_asked_for(measures):
     engine.close()
 
 
-def load():
-    return Load(**dict(SIZES.callers))
-
-
 def test_whoever_comes_later_is_answered_too(measures):
 
     engine = measures.model.engine(1)
-    answers = measures.serving._run(engine, callers(3, 1000.0, 0.0, 1, load()))
+    answers = measures.serving._run(engine, callers(3, 1000.0, 0.0, 1, SIZES.callers))
     assert all(answer.tokens[0] > answer.called for answer in answers)
     assert [answer.called for answer in answers] == sorted(answer.called for answer in answers)
     engine.close()
@@ -84,7 +82,7 @@ def test_whoever_comes_later_is_answered_too(measures):
 def test_an_answer_that_fails_is_counted(measures, monkeypatch):
     engine = measures.model.engine(2)
     monkeypatch.setattr(engine.thinker, "decode", broken(InputError("out of luck")))
-    found = summary(measures.serving._run(engine, callers(2, None, 0.0, 1, load())))
+    found = summary(measures.serving._run(engine, callers(2, None, 0.0, 1, SIZES.callers)))
     assert found == {"failed": 2}
     engine.close()
 

@@ -1,7 +1,12 @@
 """The order of turns, warm-ups, and what becomes of failures."""
 
+import json
+
+import pytest
+
 from ms_omni.bench.scenarios import Scenario
 from ms_omni.bench.session import LocalSide, Session, SideError
+from tests.parallel.launching import ROOT, msrun
 
 WORK = Scenario("work", "a part", "work", {"n": 1})
 COUNTED = Scenario("steps/text", "a part", "count", counted=True)
@@ -115,3 +120,12 @@ def test_a_side_in_this_process_loads_once_and_that_counts():
         ("load", "peak_gb"),
         ("work", "token_s"),
     ]
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_they_send_each_other(tiny_checkpoint, tmp_path):
+    options = ("--geometry", tiny_checkpoint, "--only", "steps/text", "--repetitions", 1, "--out", tmp_path / "out")
+    job = msrun(2, tmp_path / "job", ROOT / "launch/benchmark.py", *options)
+    assert job.code == 0, job.explain()
+    counts = json.loads((tmp_path / "out" / "benchmark.json").read_text())["counts"]["steps/text"]
+    assert counts["collectives_per_token"] > 0 and counts["collective_bytes_per_token"] > 0

@@ -7,10 +7,10 @@ from ms_omni.errors import InputError
 
 
 def test_weights_are_written_once(tmp_path):
-    said = []
-    first = weights_of("tiny", tmp_path, 3, said.append)
+    shown = []
+    first = weights_of("tiny", tmp_path, 3, shown.append)
     stamp = (first / "config.json").stat().st_mtime_ns
-    assert weights_of("tiny", tmp_path, 3, said.append) == first == tmp_path / "tiny-seed3" and len(said) == 1
+    assert weights_of("tiny", tmp_path, 3, shown.append) == first == tmp_path / "tiny-seed3" and len(shown) == 1
     assert (first / "config.json").stat().st_mtime_ns == stamp
 
 

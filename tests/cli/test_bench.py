@@ -12,7 +12,7 @@ FAKE = Path(__file__).resolve().parents[1] / "bench" / "fake_side.py"
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (["--geometry", "huge"], "--geometry huge: this is neither a folder with a config.json nor one of"),
         (["--only", "talking"], "there is no scenario 'talking'"),
@@ -29,12 +29,12 @@ FAKE = Path(__file__).resolve().parents[1] / "bench" / "fake_side.py"
         (["--reference-python", sys.executable], "cannot run the reference: ModuleNotFoundError"),
     ],
 )
-def test_mistakes_are_one_line_before_any_measurement(cli, tmp_path, arguments, said, tiny_checkpoint):
+def test_mistakes_are_one_line_before_any_measurement(cli, tmp_path, arguments, message, tiny_checkpoint):
     arguments = [*([] if "--geometry" in arguments else ["--geometry", tiny_checkpoint]), *arguments]
     if "--reference-python" in arguments and not Path(session.REFERENCE_SCRIPT).exists():
-        said = "which comes with a checkout of the repository"  # ms_omni is installed from a wheel
+        message = "which comes with a checkout of the repository"  # ms_omni is installed from a wheel
     code, out, err = cli("bench", "--out", tmp_path / "out", *arguments)
-    assert code == 1 and not out and said in err and "Traceback" not in err
+    assert code == 1 and not out and message in err and "Traceback" not in err
     assert not list(tmp_path.glob("out/benchmark.*"))
 
 
@@ -45,7 +45,7 @@ def test_numbers(cli, number):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (["--rows", "1,0"], "'0' is not a whole number of at least 1"),
         (["--rows", ""], "'' is not a whole number of at least 1"),
@@ -56,9 +56,9 @@ def test_numbers(cli, number):
         (["--spoken", "2"], "'2' is not a number from 0 to 1"),
     ],
 )
-def test_numbers_of_serve(cli, arguments, said):
+def test_numbers_of_serve(cli, arguments, message):
     code, _, err = cli("bench", "serve", *arguments)
-    assert code == 2 and said in err
+    assert code == 2 and message in err
 
 
 def test_nothing_else_is_served(cli):

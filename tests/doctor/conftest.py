@@ -117,14 +117,14 @@ esac"""
     return make
 
 
-def said(findings, level):
+def at_level(findings, level):
     """The findings of one level."""
     return [finding for finding in findings if finding.level == level]
 
 
 def the_one(findings, level):
     """The only finding of that level, which says what to do."""
-    (finding,) = said(findings, level)
+    (finding,) = at_level(findings, level)
     assert finding.do and "\n" not in finding.what + finding.do, finding
     return finding
 

@@ -7,13 +7,13 @@ import pytest
 from ms_omni.doctor import ascend as checks
 from ms_omni.doctor.ascend import numbers
 from ms_omni.doctor.runner import Options
-from tests.doctor.conftest import said, the_one
+from tests.doctor.conftest import at_level, the_one
 
 
 def test_a_machine_without_npu(child, tmp_path):
     options = Options(ascend_root=str(tmp_path / "none"))
     assert [finding.what for finding in list(checks.software(options))] == [checks.NO_NPU]
-    assert said(list(checks.devices(options)), "ok")
+    assert at_level(list(checks.devices(options)), "ok")
 
 
 def test_versions_that_go_together(child, ascend):
@@ -56,7 +56,7 @@ def test_the_versions_of_cann_are_those_that_mindspore_itself_names(monkeypatch,
         (home / "version.info").write_text(f"Version={version}\n")
         assert [item.level for item in checks.software(options) if "CANN " + version in item.what] == [level]
     monkeypatch.setattr(checks, "accepted_cann", lambda: ())
-    assert any("does not say which CANN" in item.what for item in said(list(checks.software(options)), "warning"))
+    assert any("does not say which CANN" in item.what for item in at_level(list(checks.software(options)), "warning"))
 
 
 @pytest.mark.parametrize("text", [None, "class AscendEnvChecker:\n    pass", "class AscendEnvChecker(", "self.version = 3"])
@@ -97,7 +97,7 @@ def test_an_npu(child, ascend, npu_smi, monkeypatch):
     findings = list(checks.devices(options))
     assert (
         "NPU 0: software version 24.1.rc3, firmware version 7.5.0.1.129, 49.2 of 65.5 GB free"
-        in said(findings, "ok")[0].what
+        in at_level(findings, "ok")[0].what
     )
     assert "no /dev/davinci*" in the_one(findings, "error").what  # this machine has none
 
@@ -105,19 +105,19 @@ def test_an_npu(child, ascend, npu_smi, monkeypatch):
 def test_driver_and_firmware_apart(child, ascend, npu_smi):
     npu_smi(fits="NOK")
     assert any(
-        "driver and firmware do not go together" in item.what for item in said(list(checks.devices(ascend())), "error")
+        "driver and firmware do not go together" in item.what for item in at_level(list(checks.devices(ascend())), "error")
     )
 
 
 def test_an_npu_smi_that_fails(child, ascend, npu_smi):
     npu_smi(fails=True)
-    assert any("dcmi initialize failed" in item.what for item in said(list(checks.devices(ascend())), "error"))
+    assert any("dcmi initialize failed" in item.what for item in at_level(list(checks.devices(ascend())), "error"))
 
 
 def test_an_npu_smi_that_hangs(ascend, program, monkeypatch):
     monkeypatch.setenv("PATH", program("npu-smi", "exec sleep 60"))
     monkeypatch.setattr(checks, "SMI_LIMIT_S", 1)
-    assert any("did not answer" in item.what for item in said(checks.devices(ascend()), "error"))
+    assert any("did not answer" in item.what for item in at_level(checks.devices(ascend()), "error"))
 
 
 def test_a_device_that_may_not_be_opened(ascend, monkeypatch, tmp_path):

@@ -10,12 +10,12 @@ from ms_omni import memory
 from ms_omni.checkpoint.convert import convert
 from ms_omni.doctor import machine, speed
 from ms_omni.doctor.runner import Options, one_line
-from tests.doctor.conftest import said, the_one
+from tests.doctor.conftest import at_level, the_one
 from tests.generation import small
 
 
 def test_enough_memory(child):
-    assert not said(child("memory"), "error")
+    assert not at_level(child("memory"), "error")
 
 
 def test_too_little_memory(monkeypatch):

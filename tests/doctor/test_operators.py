@@ -10,20 +10,22 @@ from ms_omni.doctor import selfcheck
 from ms_omni.doctor.runner import Options
 from ms_omni.errors import DeviceError
 from ms_omni.modeling.ops.ascend_cases import KINDS
-from tests.doctor.conftest import said, the_one
+from tests.doctor.conftest import at_level, the_one
 
 
 def test_operators_that_work(child):
     findings = child("operators")
-    assert not said(findings, "error") and not said(findings, "warning")
+    assert not at_level(findings, "error") and not at_level(findings, "warning")
     assert f"{len(KINDS)} operators compute what numpy does, in float32" in findings[-1].what
-    assert any("rms_norm" in finding.what for finding in said(findings, "note"))
+    assert any("rms_norm" in finding.what for finding in at_level(findings, "note"))
 
 
 @pytest.mark.parametrize("chosen", ["reference", "ascend-emulated"])
 def test_other_implementations_pass_too(child, chosen):
     findings = child("operators", MS_OMNI_OPS=chosen)
-    assert not said(findings, "error") and "forces the choice" in " ".join(item.what for item in said(findings, "note"))
+    assert not at_level(findings, "error") and "forces the choice" in " ".join(
+        item.what for item in at_level(findings, "note")
+    )
 
 
 def test_a_name_that_is_no_implementation(child):
@@ -35,14 +37,14 @@ def test_boosted_layers(child):
     (finding,) = [found for found in child("operators", MS_OMNI_BOOST="1") if "MS_OMNI_BOOST" in found.what]
     assert finding.what == "MS_OMNI_BOOST=1 has no effect: these operators are not those of Ascend"
     findings = child("operators", MS_OMNI_OPS="ascend-emulated", MS_OMNI_BOOST="1")
-    assert not said(findings, "error") and "decode layers have kernels that come with MindSpore" in str(findings)
+    assert not at_level(findings, "error") and "decode layers have kernels that come with MindSpore" in str(findings)
     finding = the_one(child("operators", MS_OMNI_BOOST="yes"), "error")
     assert finding.what.startswith("MS_OMNI_BOOST='yes' is neither 1 ") and finding.do.startswith("unset MS_OMNI_BOOST")
 
 
 def test_no_compiler(child, tmp_path):
     findings = child("operators", CXX="/no/such/g++", XDG_CACHE_HOME=tmp_path)
-    assert not said(findings, "error")  # it falls back
+    assert not at_level(findings, "error")  # it falls back
     finding = the_one(findings, "warning")
     assert "no C++ compiler '/no/such/g++'" in finding.what and "install g++" in finding.do
 
@@ -64,7 +66,7 @@ def test_an_operator_that_is_broken(monkeypatch, name, fault):
 
     monkeypatch.setattr(ops.implementation(), name, staticmethod(broken))
     with mock.patch.dict(KINDS, {name: KINDS[name]}, clear=True):
-        finding = said(list(selfcheck.operators(Options())), "error")[0]
+        finding = at_level(list(selfcheck.operators(Options())), "error")[0]
     assert finding.what.startswith(f"an operator computes wrongly: {name} ") and "MS_OMNI_OPS=reference" in finding.do
 
 

@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 from ms_omni.doctor import machine
 from ms_omni.doctor.machine import requirements
 from ms_omni.doctor.runner import Options
-from tests.doctor.conftest import ROOT, said, the_one
+from tests.doctor.conftest import ROOT, at_level, the_one
 
 
 def test_what_is_checked_is_what_pyproject_asks_for():
@@ -44,7 +44,7 @@ def test_a_missing_package(monkeypatch):
 
 
 def test_versions_that_are_right(child):
-    assert not said(child("packages"), "error") and not said(child("python"), "error")
+    assert not at_level(child("packages"), "error") and not at_level(child("python"), "error")
 
 
 @pytest.mark.parametrize(

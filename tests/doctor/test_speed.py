@@ -7,7 +7,7 @@ import pytest
 
 from ms_omni.doctor import speed
 from ms_omni.parallel.hardware import TO_MEASURE, load_hardware
-from tests.doctor.conftest import said, the_one
+from tests.doctor.conftest import at_level, the_one
 
 
 def test_every_constant_is_measured(monkeypatch):
@@ -27,7 +27,10 @@ def test_every_constant_is_measured(monkeypatch):
 def test_figures_stand_beside_those_of_plan():
     found = {"memory_gb_per_s": 1500.0, "graph": 5.5, "eager": 40.0, "all_reduce_gb_per_s": 5.0}
     findings = list(speed.compared(found, "910b", "bfloat16", 2))
-    assert said(findings, "ok")[0].what == "bfloat16: memory 1.5e+03 GB/s (plan: 1600), a launch in a graph 5.5 us (plan: 5)"
+    assert (
+        at_level(findings, "ok")[0].what
+        == "bfloat16: memory 1.5e+03 GB/s (plan: 1600), a launch in a graph 5.5 us (plan: 5)"
+    )
     slow = the_one(findings, "warning")
     assert "a launch one by one 40 us (plan: 15), large sums 5 GB/s (plan: 18)" in slow.what
     assert "configs/hardware/910b.json" in slow.do and "--hardware" in slow.do
@@ -50,8 +53,8 @@ def test_links_are_measured_for_two_cards_and_for_all(monkeypatch):
 
     monkeypatch.setattr(speed, "run_job", job)
     monkeypatch.setattr(speed.ascend, "device_files", lambda: [f"/dev/davinci{number}" for number in range(4)])
-    said_of = [finding.what for finding in speed.msrun(None)]
-    assert jobs == [2, 4] and said_of == [
+    lines = [finding.what for finding in speed.msrun(None)]
+    assert jobs == [2, 4] and lines == [
         "2 processes under msrun sum over HCCL",
         "HCCL_X=1",
         "between 2 processes: large gathers 30 GB/s (plan: 38)",
@@ -72,23 +75,23 @@ def test_what_is_to_be_measured_are_commands_that_there_are():
     from ms_omni.bench.scenarios import GROUPS
     from ms_omni.doctor.runner import CHECKS
 
-    said_of = [finding.what for finding in speed.to_confirm()][1:]
+    lines = [finding.what for finding in speed.to_confirm()][1:]
     names = {check.name for check in CHECKS}
     for command, _ in TO_MEASURE:
         only = command.partition("--only ")[2].split(",") if "--only" in command else []
         assert set(only) <= (names if "doctor" in command else set(GROUPS))
-    assert len(said_of) == len(TO_MEASURE)
-    assert all(any(estimate in text for text in said_of) for estimate in load_hardware("910b").estimates)
+    assert len(lines) == len(TO_MEASURE)
+    assert all(any(estimate in text for text in lines) for estimate in load_hardware("910b").estimates)
 
 
-@pytest.mark.parametrize("device, told", [("Ascend", True), ("CPU", False)])
-def test_it_is_said_where_there_are_cards(device, told, monkeypatch):
+@pytest.mark.parametrize("device, named", [("Ascend", True), ("CPU", False)])
+def test_commands_to_measure_are_named_where_there_are_cards(device, named, monkeypatch):
     from ms_omni import runtime
     from ms_omni.modeling import ops
 
     monkeypatch.setattr(runtime, "setup", lambda: runtime.Runtime(device, "BFloat16", ""))
-    monkeypatch.setattr(runtime, "card", lambda: ("910b", "ascend910b") if told else (None, "CPU"))
+    monkeypatch.setattr(runtime, "card", lambda: ("910b", "ascend910b") if named else (None, "CPU"))
     monkeypatch.setattr(ops, "settle", lambda _: None)
     monkeypatch.setattr(speed, "measure", lambda *_: {"graph": 5.0})
     found = [finding.what for finding in speed.rates(None)]
-    assert all(any(command in text for text in found) == told for command, _ in TO_MEASURE)
+    assert all(any(command in text for text in found) == named for command, _ in TO_MEASURE)

@@ -14,9 +14,9 @@ def few(model, monkeypatch):
     """Two samples instead of all, and the model that is loaded already; `few(answer)` changes what is right."""
 
     def samples_with(answer=None):
-        kept = demo_samples.load_samples(demo_samples.find_miniature() / "samples")[7:9]
-        kept = [replace(sample, answer=answer or sample.answer) for sample in kept]
-        monkeypatch.setattr(demo_samples, "load_samples", lambda _: kept)
+        some = demo_samples.load_samples(demo_samples.find_miniature() / "samples")[7:9]
+        some = [replace(sample, answer=answer or sample.answer) for sample in some]
+        monkeypatch.setattr(demo_samples, "load_samples", lambda _: some)
         monkeypatch.setattr(type(model), "from_pretrained", lambda *_, **__: model)
         return list(miniature(Options()))
 
@@ -24,9 +24,9 @@ def few(model, monkeypatch):
 
 
 def test_all_is_well(few):
-    right, heard = few()
+    right, transcripts = few()
     assert right.level == "ok" and right.what.startswith("right answers to all 2 samples")
-    assert heard.level == "ok"
+    assert transcripts.level == "ok"
 
 
 def test_wrong_answers_are_named(few):

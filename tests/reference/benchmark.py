@@ -148,18 +148,18 @@ class Reference:
 
     def _talker_arguments(self, frames):
         if self.talker_arguments is None:
-            kept, original = {}, self.model.talker.generate
+            arguments, original = {}, self.model.talker.generate
 
-            def note(**arguments):
-                kept.update(arguments)
-                return original(**arguments)
+            def note(**given):
+                arguments.update(given)
+                return original(**given)
 
             self.model.talker.generate = note
             try:
                 self._answer(SPOKEN_TOKENS, 2)
             finally:
                 del self.model.talker.generate
-            self.talker_arguments = kept
+            self.talker_arguments = arguments
         return {**self.talker_arguments, "max_new_tokens": frames + 1, "min_new_tokens": frames + 1}
 
     def wave_whole(self, frames):
@@ -178,7 +178,7 @@ class Reference:
         return {"real_time_factor": (time.perf_counter() - started) * SAMPLE_RATE_HZ / samples}
 
     def answer(self, tokens, frames):
-        """The whole answer; it is heard when all is done."""
+        """The whole answer; its sound comes when all is done."""
         streamer, started = Moments(), time.perf_counter()
         self._answer(tokens, frames, thinker_streamer=streamer)
         total = time.perf_counter() - started
