@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ms_omni.errors import CheckpointError, InputError
@@ -88,30 +89,35 @@ class Unreachable(Exception):
     """The hub does not answer; says why."""
 
 
-class HuggingFace:
+@dataclass
+class Download:
+    """What is downloaded, and where to; arguments as of `fetch`."""
+
+    name: str
+    revision: str | None
+    cache_dir: str | os.PathLike | None
+    local_dir: str | os.PathLike | None
+    force: bool
+    token: str | bool | None
+    subfolder: str
+    progress: bool
+
+
+@dataclass
+class HuggingFace(Download):
     """One model on the Hugging Face hub (or on HF_ENDPOINT), by `huggingface_hub`. Raises `Unreachable`."""
 
-    def __init__(
-        self,
-        name: str,
-        revision: str | None,
-        cache_dir: str | os.PathLike | None,
-        local_dir: str | os.PathLike | None,
-        force: bool,
-        token: str | bool | None,
-        subfolder: str,
-        progress: bool,
-    ) -> None:
+    def __post_init__(self) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-        self.name, self.subfolder, self.progress = name, subfolder, progress
-        self.folder = None if local_dir is None else Path(local_dir).expanduser()
-        self.cache = _cache(cache_dir)
-        self.options = {"revision": revision, "force_download": force, "token": token}
+        name, revision = self.name, self.revision
+        self.folder = None if self.local_dir is None else Path(self.local_dir).expanduser()
+        self.cache = _cache(self.cache_dir)
+        self.options = {"revision": revision, "force_download": self.force, "token": self.token}
         self.options |= {"cache_dir": self.cache} if self.folder is None else {"local_dir": self.folder}
         try:
-            self.info = HfApi(token=token).model_info(name, revision=revision, files_metadata=True, timeout=ANSWER_S)
+            self.info = HfApi(token=self.token).model_info(name, revision=revision, files_metadata=True, timeout=ANSWER_S)
         except RevisionNotFoundError:
             raise CheckpointError(f"{name} has no revision {revision!r} (a branch, a tag or a commit).") from None
         except GatedRepoError:
@@ -180,32 +186,23 @@ class HuggingFace:
         return self.cache / _folder_name(self.name)
 
 
-class ModelScope:
+@dataclass
+class ModelScope(Download):
     """One model on ModelScope, by the package `modelscope`. Raises `InputError` where it is not installed."""
 
-    def __init__(
-        self,
-        name: str,
-        revision: str | None,
-        cache_dir: str | os.PathLike | None,
-        local_dir: str | os.PathLike | None,
-        force: bool,
-        token: str | bool | None,
-        subfolder: str,
-        progress: bool,
-    ) -> None:
+    def __post_init__(self) -> None:
         try:
             from modelscope import snapshot_download
         except ImportError as error:
             raise InputError(
                 f"MS_OMNI_HUB=modelscope needs the package modelscope ({error}). Install it with: pip install modelscope"
             ) from None
-        root = f"{subfolder}/" if subfolder else ""
+        root = f"{self.subfolder}/" if self.subfolder else ""
         self.settings = [f"{root}*{suffix}" for suffix in SETTINGS]
         self.weights = [*self.settings, f"{root}*{WEIGHTS}"]
-        options = {"revision": revision, "cache_dir": cache_dir, "local_dir": local_dir, "token": token}
+        options = {key: getattr(self, key) for key in ("revision", "cache_dir", "local_dir", "token")}
         self.options = {key: value for key, value in options.items() if value is not None}
-        self.name, self._snapshot_download = name, snapshot_download
+        self._snapshot_download = snapshot_download
 
     def download(self, weights: bool) -> Path:
         """Downloads what is not there yet and returns the folder."""
