@@ -1,4 +1,4 @@
-"""Every scenario once, on the tiny model with tiny sizes: what it gives, not how long it takes."""
+"""Every scenario once, on the tiny model with tiny sizes: what it gives, not how long it takes; and what a token reads."""
 
 import ast
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ms_omni.bench.measures import storage, token_bytes
 from ms_omni.bench.report import METRICS
 from ms_omni.bench.scenarios import GROUPS, Sizes, chosen, scenarios, serving, sizes_of, write_inputs
+from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.errors import InputError
+from ms_omni.parallel.predict import predict
 
 SIZES = Sizes(
     image_pixels=96,
@@ -138,3 +141,10 @@ def test_the_reference_knows_every_scenario_that_is_timed():
     for scenario in ALL:
         if not scenario.counted and not scenario.alone:
             assert scenario.settings.keys() <= known[scenario.kind], scenario.name
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_bytes_of_a_token(tiny_model, rows):
+    found = predict(tiny_model.config, parameter_shapes(tiny_model.config), "ep", 1, 256, 4, rows=rows)
+    assert token_bytes(tiny_model, rows) == pytest.approx(found.token.reads - found.cached, rel=1e-6)
+    assert storage(tiny_model) == f"float32 {found.held / 1e9:.2f} GB"

@@ -1,11 +1,14 @@
-"""The order of turns, warm-ups, and what becomes of failures."""
+"""The order of turns, warm-ups, and what becomes of failures; the conversation with a child process; which weights are measured."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from ms_omni.bench.scenarios import Scenario
-from ms_omni.bench.session import LocalSide, Session, SideError
+from ms_omni.bench.session import ChildSide, LocalSide, Session, SideError, weights_of
+from ms_omni.errors import InputError
 from tests.parallel.launching import ROOT, msrun
 
 WORK = Scenario("work", "a part", "work", {"n": 1})
@@ -129,3 +132,90 @@ def test_two_processes_count_what_they_send_each_other(tiny_checkpoint, tmp_path
     assert job.code == 0, job.explain()
     counts = json.loads((tmp_path / "out" / "benchmark.json").read_text())["counts"]["steps/text"]
     assert counts["collectives_per_token"] > 0 and counts["collective_bytes_per_token"] > 0
+
+
+FAKE = Path(__file__).with_name("fake_side.py")
+
+
+@pytest.fixture
+def side(tmp_path):
+    sides = []
+
+    def start(number=1.0, **options):
+        sides.append(ChildSide("fake", [sys.executable, str(FAKE), str(number)], tmp_path / "log", **options))
+        return sides[-1]
+
+    yield start
+    for one in sides:
+        one.close()
+
+
+def test_load_and_run(side, tmp_path):
+    child = side(2.5)
+    assert child.load(model="a")["model"] == "a"
+    assert [child.run("x", {"batch": n}) for n in (1, 2)][1]["batch"] == 2
+    assert child.run("x", {})["token_s"] == 2.5
+    child.close()
+    assert child.process.returncode == 0
+    assert "noise of a library" in (tmp_path / "log").read_text()
+
+
+def test_threads(side):
+    child = side(threads=1)
+    assert child.load()["threads"] == "1"
+    assert child.run("x", {})["processors"] == 1
+
+
+def test_a_failure_is_told_and_the_child_lives_on(side, tmp_path):
+    child = side()
+    child.load()
+    with pytest.raises(SideError, match=r"fake: fail failed: ValueError: out of luck \(log: .*log\)"):
+        child.run("fail", {})
+    assert child.run("x", {})["token_s"] == 1.0
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_a_child_that_ends(side):
+    child = side()
+    child.load()
+    with pytest.raises(SideError, match="ended with code 7 while end"):
+        child.run("end", {})
+    with pytest.raises(SideError, match="ended with code 7 while x"):
+        child.run("x", {})
+
+
+def test_a_child_that_hangs_is_stopped(side):
+    child = side(limit_s=2)
+    child.load()
+    with pytest.raises(SideError, match="hang took more than 2 s"):
+        child.run("hang", {})
+    child.close()
+    assert child.process.returncode == -9
+
+
+def test_a_child_that_cannot_be_started(tmp_path):
+    with pytest.raises(SideError, match="gone: cannot start /no/such/python: No such file"):
+        ChildSide("gone", ["/no/such/python"], tmp_path / "log")
+
+
+def test_weights_are_written_once(tmp_path):
+    shown = []
+    first = weights_of("tiny", tmp_path, 3, shown.append)
+    stamp = (first / "config.json").stat().st_mtime_ns
+    assert weights_of("tiny", tmp_path, 3, shown.append) == first == tmp_path / "tiny-seed3" and len(shown) == 1
+    assert (first / "config.json").stat().st_mtime_ns == stamp
+
+
+def test_a_checkpoint_is_taken_as_it_is_and_a_bare_config_gets_weights(tiny_checkpoint, tmp_path):
+    assert weights_of(str(tiny_checkpoint), tmp_path, 0) == tiny_checkpoint
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((tiny_checkpoint / "config.json").read_text())
+    assert weights_of(str(bare), tmp_path, 0) == tmp_path / "bare-seed0"
+    assert list((tmp_path / "bare-seed0").glob("*.safetensors"))
+
+
+def test_several_processes_write_none(tmp_path):
+    with pytest.raises(InputError, match="ms-omni tiny DIR --geometry mid.*--geometry DIR"):
+        weights_of("mid", tmp_path, 0, may_write=False)
+    assert not list(tmp_path.iterdir())
