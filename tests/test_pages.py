@@ -171,6 +171,18 @@ def test_files_that_a_page_names_are_there(page):
     assert not [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
 
 
+def test_steps_for_contributors_name_what_is_in_the_files():
+    """A name in a step is in one of the files that the step names."""
+    seen = 0
+    for step in re.split(r"\n(?=\d\. |#)|\n\n", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
+        files = [ROOT / path for path in re.findall(r"`((?:ms_omni|tests)/[\w/]+\.(?:py|h))`", step)]
+        texts = "".join(file.read_text(encoding="utf-8") for file in files)
+        names = re.findall(r"`([A-Z_]{4,}|_[a-z_]+|[A-Z][a-z]+[A-Z]?\w+|check_\w+|@operator)`", step) if files else ()
+        assert not [name for name in names if name not in texts], step
+        seen += len(names)
+    assert seen >= 15
+
+
 def test_pins_are_the_same_everywhere():
     pins = [
         re.findall(r"([\w-]+)==([\d.]+)", (ROOT / file).read_text())
