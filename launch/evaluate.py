@@ -41,7 +41,7 @@ from launch.comparison import Conversations, beginning, compare, interval, rando
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.errors import InputError, OmniError
 from ms_omni.input.messages import checked, read_batch, read_values, spoken_turn
-from ms_omni.outputs import AudioChunk, StreamEnd
+from ms_omni.outputs import SPEECH_RATE_HZ, AudioChunk, StreamEnd
 from ms_omni.parallel import start
 
 EXTRAS = ("round_trip", "same")  # its own speech, transcribed; answers beside the reference's
@@ -56,7 +56,7 @@ ANSWER_TOKENS = 32  # of an answer at most
 TRANSCRIBE_NUMBER = "What number do you hear?"
 TRANSCRIBE = "Transcribe the audio into text."  # of a question of the user's, as Qwen's evaluations ask for it
 WORDS = 30  # of a question that are spoken
-SPEECH_HZ, INPUT_HZ = 24_000, 16_000
+INPUT_HZ = 16_000
 QUIET = 0.02  # of the loudest sample: below it is silence or noise
 MAX_TAIL_S = 1.5
 MAX_FRAMES = 200  # of one utterance: 16 s
@@ -162,7 +162,7 @@ def batches(processor: Any, questions: Questions, size: int) -> Iterator[tuple[l
 def tail_s(sound: np.ndarray) -> float:
     """Seconds of silence or faint noise at the end."""
     loud = np.flatnonzero(np.abs(sound) > QUIET * max(1e-6, np.abs(sound).max(initial=0)))
-    return (len(sound) - 1 - loud[-1]) / SPEECH_HZ if len(loud) else len(sound) / SPEECH_HZ
+    return (len(sound) - 1 - loud[-1]) / SPEECH_RATE_HZ if len(loud) else len(sound) / SPEECH_RATE_HZ
 
 
 class Checkpoint:
@@ -195,7 +195,7 @@ class Checkpoint:
         spoken = [self.speak(text, speaker, seed + index) for index, text in enumerate(texts)]
         questions = []
         for text, (sound, _) in zip(texts, spoken):
-            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_HZ, INPUT_HZ)
+            audio = soxr.resample(np.pad(sound, (0, max(0, 4800 - len(sound)))), SPEECH_RATE_HZ, INPUT_HZ)
             content = [{"type": "audio", "audio": audio}, {"type": "text", "text": question}]
             questions.append(held_out.Question("round_trip", [{"role": "user", "content": content}], text, False))
         return [

@@ -12,6 +12,7 @@ from pathlib import Path
 import soundfile
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor, process_mm_info
+from ms_omni.outputs import SPEECH_RATE_HZ
 from ms_omni.parallel import start
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -63,7 +64,7 @@ def main() -> None:
     answer = text_ids.sequences[:, inputs["input_ids"].shape[1] :]
     print(processor.batch_decode(answer, skip_special_tokens=True)[0])
     if audio.size:
-        soundfile.write(args.output, audio.reshape(-1), samplerate=24000)
+        soundfile.write(args.output, audio.reshape(-1), samplerate=SPEECH_RATE_HZ)
         print(f"spoken answer: {args.output}")
 
 

@@ -24,11 +24,10 @@ from ..locking import exclusive
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import bucket, makes_graphs
-from ..outputs import StreamEnd, TextDelta
+from ..outputs import SPEECH_RATE_HZ, StreamEnd, TextDelta
 from ..parallel.step_costs import EXPERTS, TABLE, TEXT
 from .worker import part
 
-SAMPLE_RATE_HZ = 24_000
 SPOKEN_TOKENS = 12  # of the text that `Speakers` speak
 READ_BYTES, READS = 1 << 29, 8
 SCALED = re.compile("_(scale|offset)$")  # what belongs to codes is read with them
@@ -108,7 +107,7 @@ class Measures:
         """Seconds of work per second of speech for codes decoded at once."""
         codes, started = self.arrays["codes"][..., :frames], time.perf_counter()
         samples = host_array(self.model.code2wav.decode(codes)).shape[-1]
-        return {"real_time_factor": (time.perf_counter() - started) * SAMPLE_RATE_HZ / samples}
+        return {"real_time_factor": (time.perf_counter() - started) * SPEECH_RATE_HZ / samples}
 
     def wave_stream(self, frames: int, pieces: Sequence[int]) -> dict[str, float]:
         """The same in pieces of so many frames, the last number repeated."""
@@ -116,7 +115,7 @@ class Measures:
         started, stream, samples = time.perf_counter(), self.model.code2wav.stream(), 0
         for piece in split(codes, pieces):
             samples += host_array(stream.step(piece)).shape[-1]
-        return {"real_time_factor": (time.perf_counter() - started) * SAMPLE_RATE_HZ / samples}
+        return {"real_time_factor": (time.perf_counter() - started) * SPEECH_RATE_HZ / samples}
 
     def answer(self, tokens: int, frames: int) -> dict[str, float]:
         """A picture and a sound in, text and speech out."""
@@ -124,7 +123,7 @@ class Measures:
         end: Any = None
         for event in self.model.stream(**part(self.arrays, "question"), **exactly(tokens, frames)):
             end = event if isinstance(event, StreamEnd) else end
-        spoken_s = frames * self.model.config.code2wav_config.samples_per_frame / SAMPLE_RATE_HZ
+        spoken_s = frames * self.model.config.code2wav_config.samples_per_frame / SPEECH_RATE_HZ
         return {
             "first_token_s": end.first_text_s,
             "first_sound_s": end.first_audio_s,

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ..api_client import ServerError, api_base, api_client, chunks, first_model
+from ..outputs import SPEECH_RATE_HZ
 from .callers import Caller, Load, Timings, callers, summary
 from .report import Outcome, combine, publish
 from .session import machine, other_load, show_progress
@@ -36,7 +37,7 @@ your which their said if do will each about how up out them then she many some s
 """.split()  # noqa: SIM905
 """Each of them one token for most tokenizers."""
 PICTURE_PIXELS, SOUND_S, SOUND_RATE_HZ = 224, 2.0, 16_000
-SAMPLE_RATE_HZ, SAMPLE_BYTES = 24_000, 2
+SAMPLE_BYTES = 2
 WAV_HEADER_BYTES = 44
 
 
@@ -159,7 +160,7 @@ def seconds_of(data: str) -> float:
     except (binascii.Error, ValueError):
         raise ServerError("a piece of sound is not base64") from None
     if not sound.startswith(b"RIFF"):
-        return len(sound) / (SAMPLE_BYTES * SAMPLE_RATE_HZ)
+        return len(sound) / (SAMPLE_BYTES * SPEECH_RATE_HZ)
     if len(sound) < WAV_HEADER_BYTES:
         raise ServerError("a piece of sound is a WAV file without a whole header")
     bytes_per_s = int.from_bytes(sound[28:32], "little")

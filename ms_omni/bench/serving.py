@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..engine.engine import Engine
-from ..outputs import AudioChunk, StreamEnd, StreamError, TextDelta
+from ..outputs import SPEECH_RATE_HZ, AudioChunk, StreamEnd, StreamError, TextDelta
 from .callers import Caller, Load, Timings, callers, gaps, inputs_of, summary
 from .counts import Meter
-from .measures import SAMPLE_RATE_HZ, Speakers, compiled_at_once, exactly, forget
+from .measures import Speakers, compiled_at_once, exactly, forget
 from .scenarios import WARM_UPS
 from .worker import part
 
@@ -170,7 +170,7 @@ def record(call: Timings, event: Any) -> None:
     if isinstance(event, TextDelta):
         call.tokens.append(now)
     elif isinstance(event, AudioChunk):
-        call.sounds.append((now, event.pcm.shape[-1] / SAMPLE_RATE_HZ))
+        call.sounds.append((now, event.pcm.shape[-1] / SPEECH_RATE_HZ))
     elif isinstance(event, StreamEnd):
         call.ended = now
     else:

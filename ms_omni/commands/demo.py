@@ -81,8 +81,8 @@ def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers
     import soundfile
 
     from ..demo.picture import draw
-    from ..demo.samples import SPEECH_HZ
     from ..files import write_file
+    from ..outputs import SPEECH_RATE_HZ
 
     rows = []
     for sample, answer in zip(samples, answers):
@@ -100,14 +100,14 @@ def write_results(out: Path, folder: str | Path, samples: Sequence[Any], answers
                 "speech": f"{sample.name}.wav",
                 "speaker": answer.speaker,
                 "heard": answer.transcript,
-                "speech_s": round(len(answer.speech) / SPEECH_HZ, 2),
+                "speech_s": round(len(answer.speech) / SPEECH_RATE_HZ, 2),
                 "first_sound_s": round(answer.first_sound_s, 3),
             }
         rows.append(row)
     write_file(out / RESULT, lambda file: file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8"))
     for sample, answer in zip(samples, answers):
         if len(answer.speech):
-            write = functools.partial(soundfile.write, data=answer.speech, samplerate=SPEECH_HZ, subtype="PCM_16")
+            write = functools.partial(soundfile.write, data=answer.speech, samplerate=SPEECH_RATE_HZ, subtype="PCM_16")
             write_file(out / f"{sample.name}.wav", write)
     title = f"ms_omni: {Path(folder).resolve().name} on MindSpore"
     write_file(out / PICTURE, lambda file: draw(title, samples, answers, file))

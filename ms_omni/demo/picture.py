@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..input.load import load_audio, load_image, load_video
-from .samples import SPEECH_HZ, Answer, Sample
+from ..outputs import SPEECH_RATE_HZ
+from .samples import Answer, Sample
 
 WIDTH, ROW, HEAD, MARGIN, GAP = 1640, 176, 96, 28, 12
 LEFT, MIDDLE = 520, 440  # widths of the columns; the rest is for speech
@@ -41,15 +42,15 @@ def draw(title: str, samples: Sequence[Sample], answers: Sequence[Answer], file:
     for x, words in ((MARGIN, "goes in"), (MARGIN + LEFT, "asked and answered"), (MARGIN + LEFT + MIDDLE, "comes out")):
         _write(canvas, (x, 66), words, 14, PALE)
     space = WIDTH - LEFT - MIDDLE - 2 * MARGIN
-    longest_s = max([len(answer.speech) / SPEECH_HZ for answer in answers] + [1.0])
+    longest_s = max([len(answer.speech) / SPEECH_RATE_HZ for answer in answers] + [1.0])
     for index, (sample, answer) in enumerate(zip(samples, answers)):
         top = HEAD + index * ROW
         canvas.line((MARGIN, top - GAP / 2, WIDTH - MARGIN, top - GAP / 2), fill=RULE)
         sheet.paste(_input(sample, (LEFT - 2 * GAP, ROW - GAP)), (MARGIN, top))
         _words(canvas, (MARGIN + LEFT, top), sample, answer)
         if len(answer.speech):
-            samples_16k = load_audio((answer.speech, SPEECH_HZ))
-            width = max(40, round(space * len(answer.speech) / SPEECH_HZ / longest_s))
+            samples_16k = load_audio((answer.speech, SPEECH_RATE_HZ))
+            width = max(40, round(space * len(answer.speech) / SPEECH_RATE_HZ / longest_s))
             sheet.paste(_sound(samples_16k, (width, ROW - GAP), SPOKEN), (MARGIN + LEFT + MIDDLE, top))
     sheet.save(file, format="PNG", optimize=True)
 
@@ -69,7 +70,7 @@ def _words(canvas: ImageDraw.ImageDraw, corner: Size, sample: Sample, answer: An
     if not right:
         _write(canvas, (x, y + 14), f"expected: {sample.answer}", 14, BAD)
         y += 18
-    notes = [answer.speaker, f"{len(answer.speech) / SPEECH_HZ:.2f} s of speech"] if len(answer.speech) else []
+    notes = [answer.speaker, f"{len(answer.speech) / SPEECH_RATE_HZ:.2f} s of speech"] if len(answer.speech) else []
     if answer.transcript is not None:
         notes.append(f"its own ears hear {textwrap.shorten(answer.transcript, TRANSCRIPT_LETTERS, placeholder=' ...')}")
     _write(canvas, (x, y + 20), ", ".join(notes), 13, PALE)

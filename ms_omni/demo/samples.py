@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, InputError
-from ..outputs import AudioChunk, StreamEnd, TextDelta
+from ..outputs import SPEECH_RATE_HZ, AudioChunk, StreamEnd, TextDelta
 
 MINIATURE = Path("examples/miniature")
 INDEX = "samples.json"
-SPEECH_HZ = 24_000
 MAX_TOKENS, MAX_FRAMES = 48, 200  # of an answer; a frame is 80 ms
 TRANSCRIBE = "What number do you hear?"
 SHARES = (0.38, 0.34, 0.28)  # of the columns of the table
@@ -137,7 +136,7 @@ def ask(model: Any, processor: Any, sample: Sample, speaker: str | None, seed: i
 def _transcribe(model, processor, speech):
     from ..input.load import load_audio
 
-    content = [{"type": "audio", "audio": load_audio((speech, SPEECH_HZ))}, {"type": "text", "text": TRANSCRIBE}]
+    content = [{"type": "audio", "audio": load_audio((speech, SPEECH_RATE_HZ))}, {"type": "text", "text": TRANSCRIBE}]
     inputs = _inputs(processor, [{"role": "user", "content": content}], False)
     ids, _ = model.generate(**inputs, return_audio=False, max_new_tokens=MAX_TOKENS)
     return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError, OmniError
+from ..outputs import SPEECH_RATE_HZ
 from .runner import Finding, Findings, error, note, ok, one_line, warning
 
 STORAGES = ("float32", "bfloat16", "int8", "int4")
@@ -215,7 +216,7 @@ def _spoken(model: Any) -> Finding:
     tokens, wave = np.asarray(answer).shape[1] - ids.shape[1], np.asarray(wave).reshape(-1)
     if not tokens or not wave.size or not np.isfinite(wave).all():
         return error("a spoken answer is empty or holds no numbers", VERSIONS)
-    return ok(f"a spoken answer: {tokens} tokens, {wave.size / 24_000:.2f} s of sound")
+    return ok(f"a spoken answer: {tokens} tokens, {wave.size / SPEECH_RATE_HZ:.2f} s of sound")
 
 
 # -- answers that mean something ------------------------------------------------------------------------------------------
