@@ -40,7 +40,8 @@ from examples.miniature.training.world import DIRECTIONS, UNKNOWN, digit_string
 from launch.comparison import Conversations, beginning, compare, interval, random_prompts, report_changes, words, write
 from ms_omni import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from ms_omni.errors import InputError, OmniError
-from ms_omni.input.messages import checked, read_batch, read_values, spoken_turn
+from ms_omni.input.load import checked
+from ms_omni.input.messages import read_batch, read_values, spoken_turn
 from ms_omni.outputs import SPEECH_RATE_HZ, AudioChunk, StreamEnd
 from ms_omni.parallel import start
 

@@ -8,7 +8,8 @@ from typing import Any
 from .checkpoint.scaling import Observed
 from .errors import InputError
 from .files import read_text
-from .input.messages import checked, read_values
+from .input.load import checked
+from .input.messages import read_values
 
 TEXTS, CONVERSATIONS = (".txt", ".md"), (".jsonl", ".json")
 PIECE = 2000  # characters of a text that are one question

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..hub import HUBS, is_name, missing_folder
+from ..hub import fetch
+from ..hub.names import HUBS, is_name, missing_folder
 from . import Command
 from .options import clear_status, status
 
@@ -24,7 +25,6 @@ def add_download_arguments(parser: ArgumentParser) -> None:
 
 def run_download(arguments: Namespace) -> None:
     from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_json
-    from ..hub.download import fetch
 
     def check(folder: Path) -> None:
         kind = Qwen3OmniMoeConfig if "thinker_config" in read_config_json(folder)[0] else Qwen3OmniMoeThinkerConfig

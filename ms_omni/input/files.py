@@ -20,10 +20,10 @@ from ms_omni.errors import CheckpointError
 from ms_omni.files import read_text
 from ms_omni.folders import saved_files
 from ms_omni.input.audio import SAMPLING_RATE_HZ
-from ms_omni.input.image import VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
+from ms_omni.input.media import is_count, is_real
 from ms_omni.input.prompt import PAD_TOKEN, SpecialTokens, with_arrays
 from ms_omni.input.tiny_processor import NAMED_TOKENS
-from ms_omni.input.vision import ImageProcessor, VideoProcessor, is_count, is_real
+from ms_omni.input.vision import ImageProcessor, VideoProcessor, read_configs, read_json
 
 _PROCESSOR_FILES = (  # which would be read before, or beside, the files written here
     "processor_config.json",
@@ -154,32 +154,12 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
 
 
 def read_settings(folder: Path) -> ProcessorSettings:
-    """Read the settings in either layout.
-
-    The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
-    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor`
-    inside, which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of
-    32 x 32 pixels), whatever the file says: its limits are those of pictures.
+    """The settings in a folder's files.
 
     Raises:
         CheckpointError: no such file, not JSON, or a needed key is missing or unsupported.
     """
-    flat = read_json(folder / "preprocessor_config.json")
-    nested = read_json(folder / "processor_config.json") or {}
-    image = nested.get("image_processor") or flat
-    if image is None:
-        raise CheckpointError(
-            f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
-            "image_processor; the preprocessor settings of the checkpoint are needed."
-        )
-    video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
-    audio = nested.get("feature_extractor") or flat
-    if audio is None:
-        raise CheckpointError(
-            f"{folder}/processor_config.json has no feature_extractor, and there is no preprocessor_config.json."
-        )
-    frame_limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
-    video = {**_without_limits(video), **frame_limits}
+    image, video, audio = read_configs(folder)
     return ProcessorSettings(
         ImageProcessor.from_config(image, f"{folder}: the image settings"),
         VideoProcessor.from_config(video, f"{folder}: the video settings"),
@@ -207,27 +187,6 @@ def audio_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         listed = ", ".join(f"{key} is {value!r}" for key, value in wrong.items())
         raise CheckpointError(f"{where}: {listed}; expected numbers, of bands and seconds whole ones of at least 1.")
     return {key: config[key] for key in AUDIO_KEYS if config.get(key) is not None}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None when there is no file.
-
-    Raises:
-        CheckpointError: not readable as a JSON object.
-    """
-    if not os.path.lexists(path):
-        return None
-    try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested thousands deep
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
-    return content
-
-
-def _without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("size", "min_pixels", "max_pixels")}
 
 
 def load_chat_template(folder: Path, tokenizer: Any) -> str | dict[str, str] | None:

@@ -6,17 +6,17 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import MediaError
+from ms_omni.errors import InputError, MediaError
 from ms_omni.input.integrity import describe
 from ms_omni.input.media import Media, SizeOptions, limits
 from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
@@ -170,6 +170,58 @@ def to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f" and 0 < high <= 1:
         raise MediaError(f"{name} has floating point values up to {high}; expected 0 to 255. Multiply by 255 first.")
     return np.rint(array).astype(np.uint8)
+
+
+class PixelLimits(MutableMapping):
+    """The `size` of transformers' image processors: a view of its owner's `min_pixels` and `max_pixels`."""
+
+    NAMES: ClassVar[dict[str, str]] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Any) -> None:
+        object.__setattr__(self, "_owner", owner)
+
+    def __getattr__(self, name: str) -> int:  # as transformers 5.x reads them
+        if name in self.NAMES:
+            return self[name]
+        raise AttributeError(f"size has no {name!r}; it has {', '.join(self.NAMES)}.")
+
+    def __setattr__(self, name: str, value: int) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: str) -> int:
+        return getattr(self._owner, self.NAMES[key])
+
+    def __setitem__(self, key: str, value: int) -> None:
+        setattr(self._owner, _limit_name(key, "size", InputError), value)
+
+    def __delitem__(self, key: str) -> None:
+        raise InputError(f"size needs both {' and '.join(self.NAMES)}; set another value instead of deleting {key!r}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
+    """min_pixels and max_pixels from a `size` in one of its two spellings."""
+    size = vars(size) if hasattr(size, "shortest_edge") else size  # transformers' SizeDict
+    if not isinstance(size, Mapping):
+        raise error(f"{where}: size is {size!r}; expected shortest_edge and longest_edge (areas in pixels).")
+    return {_limit_name(key, where, error): value for key, value in size.items() if value is not None}
+
+
+def _limit_name(key: str, where: str, error: type[Exception]) -> str:
+    name = PixelLimits.NAMES.get(key, key)
+    if name not in PixelLimits.NAMES.values():
+        raise error(f"{where}: size is {key!r}; expected shortest_edge and longest_edge (areas in pixels).")
+    return name
 
 
 def smart_resize(

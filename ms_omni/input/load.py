@@ -24,7 +24,7 @@ from ms_omni.input.access import SCHEMES, AccessPolicy, policy_in_force
 from ms_omni.input.audio import decode_audio, decode_sound_track
 from ms_omni.input.image import SizeRule, decode_image, resized
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions
-from ms_omni.input.messages import KINDS, Item, Message, unwrapped
+from ms_omni.input.messages import KINDS, Item, Message, read_batch, unwrapped
 from ms_omni.input.sampling import per_video, with_frame_options
 from ms_omni.input.sources import ACCEPTED, download, from_base64, from_data_uri, is_base64
 from ms_omni.input.video import decode_video
@@ -95,6 +95,24 @@ def load_items(
         medium if known is None or medium.has_audio is not None else with_frame_options(medium, {"video_metadata": known})
         for medium, known in zip(media, stated)
     ]
+
+
+def checked(messages: Any, where: str) -> list[dict]:
+    """The messages of one conversation. Raises `InputError` that begins with `where` for what is none: no roles, no content, media that
+    are named and not there (addresses are fetched later).
+    """
+    try:
+        (read,), _ = read_batch([messages])
+        for number, message in enumerate(read):
+            if message.role == "user" and not any(message.texts) and not message.media:
+                raise InputError(f"message {number} has no content; expected a text, or a list of texts and media")
+            for item in message.media:
+                for value in item.value if isinstance(item.value, list) else [item.value]:
+                    if value is None or (isinstance(value, str) and not value.lower().startswith(("http://", "https://"))):
+                        open_source(value, item.kind)
+    except (InputError, MediaError) as error:
+        raise InputError(f"{where}: {error}") from None
+    return messages
 
 
 def load_item(

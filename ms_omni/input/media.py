@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,16 @@ def number(item: Mapping[str, Any], key: str, where: str, *, whole: bool = False
         most = f" and at most {LARGEST:.0e}" if huge else ""
         raise InputError(f"{where}: {key} is {shown}; expected {wanted} greater than {above:g}{most}.")
     return int(value) if whole else float(value)
+
+
+def is_count(value: Any, most: int = 10_000) -> bool:
+    """Whether this is a whole number from 1 to `most`."""
+    return issubclass(type(value), Integral) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def is_real(value: Any, above: float) -> bool:
+    """Whether this is a finite number greater than `above`."""
+    return issubclass(type(value), Real) and not isinstance(value, bool) and bool(above < value < math.inf)
 
 
 def time_range(item: Mapping[str, Any], kind: str, where: str) -> tuple[float | None, float | None]:

@@ -7,7 +7,7 @@ import json
 import mimetypes
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -315,11 +315,16 @@ def _media_type(text: str) -> str:
 
 
 def render(
-    batch: Sequence[Sequence[Message]], template: str, variables: Mapping[str, Any], continue_final_message: bool = False
+    batch: Sequence[Sequence[Message]],
+    render_template: Callable[[str, int, Mapping[str, Any]], str],
+    template: str,
+    variables: Mapping[str, Any],
+    continue_final_message: bool = False,
 ) -> list[str]:
     """Prompts of all conversations.
 
     Args:
+        render_template: see `chat.render_template`.
         template: Jinja text.
         variables: see `chat.template_variables`.
         continue_final_message: end the prompt where the text of the last message ends.
@@ -327,12 +332,16 @@ def render(
     Raises:
         InputError: the template refuses the conversation or cannot be parsed.
     """
-    return [_render_one(template, messages, variables, continue_final_message) for messages in batch]
+    return [_render_one(messages, render_template, template, variables, continue_final_message) for messages in batch]
 
 
-def _render_one(template: str, messages: Sequence[Message], variables: Mapping[str, Any], open_end: bool) -> str:
-    from ms_omni.input.chat import render_template  # imports this module, and jinja2
-
+def _render_one(
+    messages: Sequence[Message],
+    render_template: Callable[[str, int, Mapping[str, Any]], str],
+    template: str,
+    variables: Mapping[str, Any],
+    open_end: bool,
+) -> str:
     turns = [plain(message.for_template()) for message in messages]
     size = sum(len(text) for message in messages for text in message.texts)
     if open_end:
@@ -401,26 +410,6 @@ def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"{where}, item {number}", item) for number, item in enumerate(value, 1))
         else:
             yield where, value
-
-
-def checked(messages: Any, where: str) -> list[dict]:
-    """The messages of one conversation. Raises `InputError` that begins with `where` for what is none: no roles, no content, media that
-    are named and not there (addresses are fetched later).
-    """
-    from ms_omni.input.load import open_source  # imports this module
-
-    try:
-        (read,), _ = read_batch([messages])
-        for number, message in enumerate(read):
-            if message.role == "user" and not any(message.texts) and not message.media:
-                raise InputError(f"message {number} has no content; expected a text, or a list of texts and media")
-            for item in message.media:
-                for value in item.value if isinstance(item.value, list) else [item.value]:
-                    if value is None or (isinstance(value, str) and not value.lower().startswith(("http://", "https://"))):
-                        open_source(value, item.kind)
-    except (InputError, MediaError) as error:
-        raise InputError(f"{where}: {error}") from None
-    return messages
 
 
 def spoken_turn(processor: Any, text: str, instructions: str | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ms_omni.input.arguments import (
     media_arguments,
     sound_track_owners,
 )
-from ms_omni.input.chat import choose_template, template_variables
+from ms_omni.input.chat import choose_template, render_template, template_variables
 from ms_omni.input.files import (
     AUDIO_KEYS,
     ProcessorSettings,
@@ -341,7 +341,7 @@ class Qwen3OmniMoeProcessor(ProcessorInterface):
             documents=documents,
             add_generation_prompt=add_generation_prompt,
         )
-        prompts = render(batch, template, variables, continue_final_message)
+        prompts = render(batch, render_template, template, variables, continue_final_message)
         arguments = {key: value for key, value in given.items() if is_argument(key)}
         if use_audio_in_video or load_audio_from_video:
             arguments["use_audio_in_video"] = True

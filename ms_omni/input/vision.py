@@ -8,15 +8,17 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import Self
 
 from ms_omni.errors import CheckpointError, InputError
+from ms_omni.files import read_text
 from ms_omni.hub import resolve
 from ms_omni.input.arguments import (
     FRAME_KEYS,
@@ -27,52 +29,24 @@ from ms_omni.input.arguments import (
     load_images,
     load_videos,
 )
-from ms_omni.input.image import SizeRule, image_size, resized, video_size
+from ms_omni.input.image import (
+    VIDEO_MAX_PIXELS,
+    VIDEO_MIN_PIXELS,
+    PixelLimits,
+    SizeRule,
+    image_size,
+    pixel_limits,
+    resized,
+    video_size,
+)
 from ms_omni.input.interface import ModelInputs
-from ms_omni.input.media import Media, SizeOptions
+from ms_omni.input.media import Media, SizeOptions, is_count, is_real
 from ms_omni.load_arguments import sort_out
 from ms_omni.notices import caller_level
 
 BICUBIC = 3  # Pillow's number
 _LARGEST = 1 << 40  # of any whole number here; what a picture would become is held to `limits.resized_pixels`
 _NEEDED_VISION_KEYS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
-
-
-class PixelLimits(MutableMapping):
-    """The `size` of transformers' image processors: a view of its owner's `min_pixels` and `max_pixels`."""
-
-    NAMES: ClassVar[dict[str, str]] = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-
-    __slots__ = ("_owner",)
-
-    def __init__(self, owner: ImageProcessor) -> None:
-        object.__setattr__(self, "_owner", owner)
-
-    def __getattr__(self, name: str) -> int:  # as transformers 5.x reads them
-        if name in self.NAMES:
-            return self[name]
-        raise AttributeError(f"size has no {name!r}; it has {', '.join(self.NAMES)}.")
-
-    def __setattr__(self, name: str, value: int) -> None:
-        self[name] = value
-
-    def __getitem__(self, key: str) -> int:
-        return getattr(self._owner, self.NAMES[key])
-
-    def __setitem__(self, key: str, value: int) -> None:
-        setattr(self._owner, _limit_name(key, "size", InputError), value)
-
-    def __delitem__(self, key: str) -> None:
-        raise InputError(f"size needs both {' and '.join(self.NAMES)}; set another value instead of deleting {key!r}.")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.NAMES)
-
-    def __len__(self) -> int:
-        return len(self.NAMES)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
 
 
 @dataclass
@@ -123,7 +97,7 @@ class ImageProcessor:
 
     @size.setter
     def size(self, value: Mapping[str, int]) -> None:
-        for name, limit in _pixel_limits(value, "size", InputError).items():
+        for name, limit in pixel_limits(value, "size", InputError).items():
             setattr(self, name, limit)
 
     def changed(self, options: Mapping[str, Any], where: str) -> ImageProcessor:
@@ -137,7 +111,7 @@ class ImageProcessor:
         options = {key: value for key, value in options.items() if value is not None}
         size = options.pop("size", None)
         if size is not None:
-            options = {**_pixel_limits(size, where, InputError), **options}
+            options = {**pixel_limits(size, where, InputError), **options}
         try:
             if "max_pixels" in options and "min_pixels" not in options:
                 options["min_pixels"] = min(self.min_pixels, _checked("max_pixels", options["max_pixels"]))
@@ -189,7 +163,7 @@ class ImageProcessor:
             raise CheckpointError(f"{where} lack {', '.join(missing)}.")
         if config.get("resample", BICUBIC) != BICUBIC:
             raise CheckpointError(f"{where} ask for resample {config['resample']!r}; only {BICUBIC} (bicubic) is supported.")
-        limits = _pixel_limits(config.get("size") or {}, where, CheckpointError)
+        limits = pixel_limits(config.get("size") or {}, where, CheckpointError)
         limits.update({key: config[key] for key in ("min_pixels", "max_pixels") if config.get(key) is not None})
         if len(limits) != 2:
             raise CheckpointError(f"{where} lack min_pixels and max_pixels (or size with shortest_edge and longest_edge).")
@@ -212,10 +186,10 @@ class ImageProcessor:
         """
         frames = issubclass(cls, VideoProcessor)
         where, options = sort_out(kwargs, cls.__name__, (), (*VISION_KEYS, *(FRAME_KEYS if frames else ())))
-        from ms_omni.input.files import read_settings  # imports this module
-
-        settings = read_settings(resolve(pretrained_model_name_or_path, weights=False, **where))
-        return (settings.video if frames else settings.image).changed(options, "from_pretrained")
+        folder = resolve(pretrained_model_name_or_path, weights=False, **where)
+        image, video, _ = read_configs(folder)
+        kind, config = ("video", video) if frames else ("image", image)
+        return cls.from_config(config, f"{folder}: the {kind} settings").changed(options, "from_pretrained")
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> ModelInputs:
         """Patches of one or several pictures.
@@ -336,31 +310,6 @@ def _checked(name: str, value: Any) -> Any:
     return int(value)  # pyright: ignore[reportArgumentType]
 
 
-def is_count(value: Any, most: int = 10_000) -> bool:
-    """Whether this is a whole number from 1 to `most`."""
-    return issubclass(type(value), Integral) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def is_real(value: Any, above: float) -> bool:
-    """Whether this is a finite number greater than `above`."""
-    return issubclass(type(value), Real) and not isinstance(value, bool) and bool(above < value < math.inf)
-
-
-def _pixel_limits(size: Any, where: str, error: type[Exception]) -> dict[str, int]:
-    """min_pixels and max_pixels from a `size` in one of its two spellings."""
-    size = vars(size) if hasattr(size, "shortest_edge") else size  # transformers' SizeDict
-    if not isinstance(size, Mapping):
-        raise error(f"{where}: size is {size!r}; expected shortest_edge and longest_edge (areas in pixels).")
-    return {_limit_name(key, where, error): value for key, value in size.items() if value is not None}
-
-
-def _limit_name(key: str, where: str, error: type[Exception]) -> str:
-    name = PixelLimits.NAMES.get(key, key)
-    if name not in PixelLimits.NAMES.values():
-        raise error(f"{where}: size is {key!r}; expected shortest_edge and longest_edge (areas in pixels).")
-    return name
-
-
 def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray, np.ndarray]:
     """Patches of pictures or of videos, one after the other.
 
@@ -438,3 +387,50 @@ def normalise(frame: np.ndarray, settings: ImageProcessor) -> np.ndarray:
     elif settings.do_rescale:
         pixels *= np.float32(settings.rescale_factor)
     return pixels
+
+
+def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The settings of pictures, of video frames and of audio, as a folder's files state them, in either layout.
+
+    The published layout is one flat `preprocessor_config.json`, optionally with a `video_preprocessor_config.json`;
+    transformers 5.x writes `processor_config.json` with `image_processor`, `video_processor` and `feature_extractor`
+    inside, which wins where both are there. For video, the per-frame limits are the model's own (128 and 768 tokens of
+    32 x 32 pixels), whatever the file says: its limits are those of pictures.
+
+    Raises:
+        CheckpointError: no such file, not JSON, or without settings of pictures or audio.
+    """
+    flat = read_json(folder / "preprocessor_config.json")
+    nested = read_json(folder / "processor_config.json") or {}
+    image = nested.get("image_processor") or flat
+    if image is None:
+        raise CheckpointError(
+            f"{folder} has neither preprocessor_config.json nor a processor_config.json with an "
+            "image_processor; the preprocessor settings of the checkpoint are needed."
+        )
+    video = nested.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
+    audio = nested.get("feature_extractor") or flat
+    if audio is None:
+        raise CheckpointError(
+            f"{folder}/processor_config.json has no feature_extractor, and there is no preprocessor_config.json."
+        )
+    limits = {"size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}}
+    video = {key: value for key, value in video.items() if key not in ("size", "min_pixels", "max_pixels")}
+    return image, {**video, **limits}, audio
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None when there is no file.
+
+    Raises:
+        CheckpointError: not readable as a JSON object.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested thousands deep
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content

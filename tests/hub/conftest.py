@@ -17,12 +17,12 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 CODE = """
 import sys
 from ms_omni.errors import OmniError
-from ms_omni.hub import download, resolve
-download.PAUSE_S = 0
+from ms_omni import hub
+hub.PAUSE_S = 0
 for name, options in {calls!r}:
-    download.TRIES = options.pop("tries", 5)
+    hub.TRIES = options.pop("tries", 5)
     try:
-        print(resolve(name, progress=False, **options))
+        print(hub.resolve(name, progress=False, **options))
     except OmniError as error:
         print(f"{{type(error).__name__}}: {{error}}".replace("\\n", " "))
 assert not {{"mindspore", "transformers"}} & set(sys.modules)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.hub import INDEX_FILE, find_cached, resolve
+from ms_omni.hub import resolve
+from ms_omni.hub.names import INDEX_FILE, find_cached
 
 from .conftest import NAME, SHARDS
 

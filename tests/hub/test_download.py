@@ -12,8 +12,7 @@ from packaging.version import Version
 from safetensors.numpy import save_file
 
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.hub import resolve
-from ms_omni.hub.download import is_wanted
+from ms_omni.hub import is_wanted, resolve
 
 from .conftest import NAME, SHARDS, lines, write_checkpoint
 

@@ -6,7 +6,8 @@ import pytest
 
 from ms_omni.calibration import questions
 from ms_omni.errors import InputError
-from ms_omni.input.messages import checked, read_values
+from ms_omni.input.load import checked
+from ms_omni.input.messages import read_values
 
 ONE, OTHER = ([{"role": "user", "content": text}] for text in ("Hello!", "And\u2028then?"))
 
