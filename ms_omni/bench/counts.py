@@ -13,6 +13,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -39,30 +40,24 @@ class Meter:
         self.reads = self.graphs = self.compiled = 0
         self.spans: list[tuple[float, float]] = []
         self._depth = 0
-        self._undo: list[tuple[Any, str, Any]] = []
+        self._patches = contextlib.ExitStack()
 
     def __enter__(self) -> "Meter":
-        for name in READS:
-            self._wrap(ms.Tensor, name, self._count_read)
-        self._wrap(api._JitExecutor, "__call__", self._count_graph)
+        wrapped = [(ms.Tensor, name, self._count_read) for name in READS] + [
+            (api._JitExecutor, "__call__", self._count_graph)
+        ]
+        for owner, name, count in wrapped:
+            self._patches.enter_context(mock.patch.object(owner, name, count(getattr(owner, name))))
         self._known = api.ms_compile_cache
         self._phases = set(self._known)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.compiled = len(set(self._known) - self._phases)
-        for owner, name, original in reversed(self._undo):
-            if original is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
-
-    def _wrap(self, owner, name, count):
-        inner = getattr(owner, name)
-        self._undo.append((owner, name, owner.__dict__.get(name)))
-        setattr(owner, name, functools.wraps(inner)(count(inner)))
+        self._patches.close()
 
     def _count_read(self, inner):
+        @functools.wraps(inner)
         def read(*arguments, **options):
             self.reads += self._depth == 0  # one read may be written in terms of another
             self._depth += 1
@@ -74,6 +69,7 @@ class Meter:
         return read
 
     def _count_graph(self, inner):
+        @functools.wraps(inner)
         def call(*arguments, **options):
             started = time.time()
             result = inner(*arguments, **options)

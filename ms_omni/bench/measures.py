@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import mindspore
 import numpy as np
@@ -263,12 +264,9 @@ class Speakers:
             words.extend(rows)
             tell(id, rows, ended)
 
-        stage.hear, stage.tell = prompt, text
-        try:
+        with mock.patch.multiple(stage, hear=prompt, tell=text):
             for _ in self.model.stream(**self.inputs, **exactly(SPOKEN_TOKENS, SPOKEN_TOKENS)):
                 pass
-        finally:
-            del stage.hear, stage.tell
         self.words = np.stack(words)
 
     @property
@@ -311,13 +309,11 @@ def _length(iterable: Iterable) -> int:
 @contextmanager
 def timed_steps(stage: Any) -> Iterator[dict[str, float]]:
     """Seconds spent in each kind of step ("talker", "predictor") of a stage meanwhile; it has created its steps before."""
-    seconds, step, frame_steps = {"talker": 0.0, "predictor": 0.0}, stage.step, stage.frame_steps
-    stage.step = _TimedStep(step, "talker", seconds)
-    stage.frame_steps = {key: _TimedStep(one, "predictor", seconds) for key, one in frame_steps.items()}
-    try:
+    seconds = {"talker": 0.0, "predictor": 0.0}
+    step = _TimedStep(stage.step, "talker", seconds)
+    frame_steps = {key: _TimedStep(one, "predictor", seconds) for key, one in stage.frame_steps.items()}
+    with mock.patch.multiple(stage, step=step, frame_steps=frame_steps):
         yield seconds
-    finally:
-        stage.step, stage.frame_steps = step, frame_steps
 
 
 class _TimedStep:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -182,13 +183,10 @@ def timed_ticks(engine: Engine) -> Iterator[dict[str, float]]:
     """Seconds spent in ticks meanwhile, and how many of them the scheduler took."""
     seconds, scheduler = {"ticks": 0.0, "scheduling": 0.0}, engine.scheduler
     owners = ((engine, "step", "ticks"), (scheduler, "plan", "scheduling"), (scheduler, "done", "scheduling"))
-    for owner, name, kind in owners:
-        setattr(owner, name, _timed(getattr(owner, name), kind, seconds))
-    try:
+    with ExitStack() as patches:
+        for owner, name, kind in owners:
+            patches.enter_context(mock.patch.object(owner, name, _timed(getattr(owner, name), kind, seconds)))
         yield seconds
-    finally:
-        for owner, name, _ in owners:
-            delattr(owner, name)
 
 
 def _timed(function, kind, seconds):
