@@ -17,7 +17,8 @@ import numpy as np
 from ..api_client import chunks
 from ..errors import InputError
 from ..files import open_regular, write_text
-from .speech_output import SAMPLE_RATE_HZ, SpeechOutput
+from ..outputs import SPEECH_RATE_HZ
+from .speech_output import SpeechOutput
 
 MEDIA = ("image", "audio", "video")
 SETTINGS = {
@@ -39,9 +40,9 @@ TYPES = {
 }
 """That not every Python knows."""
 STREAMED = {
-    "aplay": ("-q", "-t", "raw", "-f", "S16_LE", "-r", f"{SAMPLE_RATE_HZ}", "-c", "1", "-"),
-    "paplay": ("--raw", "--format=s16le", f"--rate={SAMPLE_RATE_HZ}", "--channels=1"),
-    "ffplay": ("-loglevel", "quiet", "-nodisp", "-autoexit", "-f", "s16le", "-sample_rate", f"{SAMPLE_RATE_HZ}", "-i", "-"),
+    "aplay": ("-q", "-t", "raw", "-f", "S16_LE", "-r", f"{SPEECH_RATE_HZ}", "-c", "1", "-"),
+    "paplay": ("--raw", "--format=s16le", f"--rate={SPEECH_RATE_HZ}", "--channels=1"),
+    "ffplay": ("-loglevel", "quiet", "-nodisp", "-autoexit", "-f", "s16le", "-sample_rate", f"{SPEECH_RATE_HZ}", "-i", "-"),
 }
 """Programs that play what they read, while it comes, and their arguments."""
 WHOLE = "afplay"

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..outputs import SPEECH_RATE_HZ
 from ..parallel.hardware import TO_MEASURE
 from ..parallel.launches import FORMS, GRAPH
 from . import Command
 from .options import add_model
-from .speech_output import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from ..config import Qwen3OmniMoeConfig
@@ -131,7 +131,7 @@ def run(arguments: Namespace) -> None:
         print(table([predicted(cards, 1) for cards in numbers], hardware, memory_gb))
     else:
         codec = config.code2wav_config
-        frame_s = codec.samples_per_frame / SAMPLE_RATE_HZ if codec else 0.0
+        frame_s = codec.samples_per_frame / SPEECH_RATE_HZ if codec else 0.0
         found = [predicted(numbers[0], rows) for rows in arguments.rows]
         print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, stored.how)))
 

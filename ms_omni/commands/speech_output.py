@@ -11,9 +11,8 @@ import numpy as np
 from typing_extensions import Self
 
 from ..errors import InputError
-from ..outputs import pcm16
+from ..outputs import SPEECH_RATE_HZ, pcm16
 
-SAMPLE_RATE_HZ = 24_000
 ENCODED = {
     ".flac": ("FLAC", "PCM_16"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
@@ -74,7 +73,7 @@ class SpeechOutput:
     @property
     def seconds(self) -> float:
         """Seconds of speech so far."""
-        return self.samples / SAMPLE_RATE_HZ
+        return self.samples / SPEECH_RATE_HZ
 
     def real_time_factor(self, end: Any) -> float | None:
         """Seconds of work per second of speech, or None without speech."""
@@ -111,7 +110,7 @@ def _writer_of(path: Path) -> Callable[[Path], Any]:
         raise InputError(f"cannot write speech to {path}: the libsndfile of this machine has no {kind} {subtype}; take .wav")
 
     def encoded(name: Path) -> soundfile.SoundFile:
-        return soundfile.SoundFile(name, "w", samplerate=SAMPLE_RATE_HZ, channels=1, format=kind, subtype=subtype)
+        return soundfile.SoundFile(name, "w", samplerate=SPEECH_RATE_HZ, channels=1, format=kind, subtype=subtype)
 
     return encoded
 
@@ -122,7 +121,7 @@ class _GrowingWave:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "w+b")
         self._wave = wave.open(self._file, "wb")
-        self._wave.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", "not compressed"))
+        self._wave.setparams((1, 2, SPEECH_RATE_HZ, 0, "NONE", "not compressed"))
         self.write(np.zeros(0, "<i2"))
 
     def write(self, pcm: np.ndarray) -> None:
