@@ -19,7 +19,7 @@ from ms_omni.input.audio import MOST_CHANNELS, is_number_list, sound_pair
 from ms_omni.input.load import is_source, load_audio, load_image, load_video, load_video_and_sound
 from ms_omni.input.media import ItemOptions, Media, VideoFrames, number
 from ms_omni.input.messages import unwrapped
-from ms_omni.input.sampling import file_sampling, fps_per_video, per_video, with_frame_options
+from ms_omni.input.sampling import file_sampling, per_video, with_frame_options
 from ms_omni.input.video import frames_from_array
 from ms_omni.notices import caller_level, warn_once
 
@@ -311,7 +311,10 @@ def load_videos(
         InputError: options that do not fit together, or fewer frames than asked for; MediaError: unreadable videos.
     """
     flat = _flat_videos(videos)
-    rates = fps_per_video(options.get("fps"), len(flat))
+    rates = [
+        number({"fps": fps}, "fps", f"video {index}")
+        for index, fps in enumerate(per_video(options.get("fps"), len(flat), "fps"))
+    ]
     stated = options.get("video_metadata")
     if isinstance(stated, (list, tuple)):
         stated = [known for entry in stated for known in (entry if isinstance(entry, (list, tuple)) else [entry])]

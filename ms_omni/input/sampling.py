@@ -217,16 +217,6 @@ def per_video(values: Any, count: int, name: str) -> list[Any]:
     return listed
 
 
-def fps_per_video(fps: Any, count: int) -> list[float | None]:
-    """The caller's frames per second for each video; None where not given.
-
-    Raises:
-        InputError: not a positive number, or a list of another length.
-    """
-    rates = per_video(fps, count, "fps")
-    return [number({"fps": rate}, "fps", f"video {index}") for index, rate in enumerate(rates)]
-
-
 def seconds_per_grid(clips: Sequence[Media], frames: int) -> np.ndarray:
     """Seconds between two time steps, of so many frames each, of each video: float64 `[n]`."""
     if any(clip.sample_fps is None for clip in clips):

@@ -320,15 +320,14 @@ def encode(media: Sequence[Media], settings: ImageProcessor) -> tuple[np.ndarray
     Raises:
         InputError: sides that are no multiples of `settings.factor` while `do_resize` is off.
     """
-    media = [
-        resized(one, size_rule(settings, one.kind == "image" or not one.budgeted)) if settings.do_resize else one
-        for one in media
-    ]
-    grids = [_grid(one.data, settings, one.name) for one in media]
+    if settings.do_resize:
+        media = [resized(item, size_rule(settings, item.kind == "image" or not item.budgeted)) for item in media]
+    grids = [_grid(item.data, settings, item.name) for item in media]
     ends = np.cumsum([math.prod(grid) for grid in grids])
-    patches = _empty_patches(int(ends[-1]), media[0].data.shape[1], settings)
-    for one, grid, end in zip(media, grids, ends):
-        _write_patches(one.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
+    values = media[0].data.shape[1] * settings.temporal_patch_size * settings.patch_size**2
+    patches = np.empty((int(ends[-1]), values), np.float32)
+    for item, grid, end in zip(media, grids, ends):
+        _write_patches(item.data, settings, patches[end - math.prod(grid) : end].reshape(_blocks(grid, settings)))
     return patches, np.array(grids, np.int64)
 
 
@@ -351,10 +350,6 @@ def _grid(frames: np.ndarray, settings: ImageProcessor, name: str) -> tuple[int,
             f"{name} is {width} x {height} pixels and do_resize is off; both sides must be multiples of {settings.factor}."
         )
     return -(-count // settings.temporal_patch_size), height // settings.patch_size, width // settings.patch_size
-
-
-def _empty_patches(count: int, channels: int, settings: ImageProcessor) -> np.ndarray:
-    return np.empty((count, channels * settings.temporal_patch_size * settings.patch_size**2), np.float32)
 
 
 def _blocks(grid: tuple[int, int, int], settings: ImageProcessor) -> tuple[int, ...]:
