@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..outputs import SPEECH_RATE_HZ
-from ..parallel.hardware import TO_MEASURE
-from ..parallel.launches import FORMS, GRAPH
+from ..parallel.hardware import FORMS, GRAPH, TO_MEASURE
 from . import Command
 from .options import add_model
 
@@ -334,7 +333,7 @@ def on_cards(storages: Mapping[str, "Storage"], shapes: Shapes) -> tuple[dict[st
 def folder_lines(stored: Stored, shapes: Shapes) -> Iterator[str]:
     """Of the folder, part by part, beside one in bfloat16."""
     from ..checkpoint.header import DTYPES
-    from ..parallel.fitting import folder_bytes
+    from ..parallel.predict import folder_bytes
 
     plain, stored_bytes = folder_bytes(shapes, {}), folder_bytes(shapes, stored.storages, stored.dtypes)
     total, all_stored = sum(plain.values()), sum(stored_bytes.values())
@@ -349,7 +348,7 @@ def fitting_lines(
     arguments: Namespace, config: "Qwen3OmniMoeConfig", shapes: Shapes, stored: Stored, hardware: "Hardware"
 ) -> Iterator[str]:
     """Of one card and of laptops."""
-    from ..parallel.fitting import CARD_BYTES, PROCESS_BYTES, SYSTEM_BYTES, longest, places, predictions, token_s
+    from ..parallel.predict import CARD_BYTES, PROCESS_BYTES, SYSTEM_BYTES, longest, places, predictions, token_s
 
     held, notes = on_cards(stored.storages, shapes)
     yield FITTING_ROW.format(*FITTING_HEADER)

@@ -26,7 +26,7 @@ from ..generation.request import Request
 from ..generation.sampling import Likeliest, SamplingParams, fresh_seed
 from ..locking import exclusive
 from ..parallel import watch
-from ..parallel.interrupts import Interrupts
+from ..parallel.mesh import Interrupts
 from .blocks import BLOCK
 from .choice import Found
 from .letter import DIGEST_BYTES, digest, packed, unpacked

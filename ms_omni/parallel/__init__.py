@@ -1,8 +1,7 @@
 """Several processes: start-up, the collectives, and the plans that spread a model over cards."""
 
-from .mesh import Mesh, start
+from .mesh import Mesh, init_process_group, start
 from .plan import Placement, Plan, Row, Slice
-from .script import init_process_group
 
 __all__ = ["Mesh", "Placement", "Plan", "Row", "Slice", "init_process_group", "prepare_network", "start"]
 

@@ -7,7 +7,7 @@ int32 alone; the same calls run on HCCL. Arrays of the host travel as int32 word
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from .traffic import Traffic
+from .mesh import Traffic
 
 
 class AllReduce(nn.Cell):

@@ -2,9 +2,14 @@
 
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from ..errors import InputError
 from ..modeling import interruption
@@ -98,3 +103,103 @@ def world_group():
     from mindspore.communication import GlobalComm
 
     return GlobalComm.WORLD_COMM_GROUP
+
+
+def init_process_group(
+    backend=None, init_method=None, timeout=None, world_size=-1, rank=-1, store=None, pg_options=None, device_id=None
+):
+    """Joins the processes that msrun started, as `start` does; the signature of `mindspore.mint.distributed`.
+
+    The backend is the device's own, so that a script for Ascend runs on CPU too; another name gives a warning. msrun
+    decides on the rest.
+    """
+    mesh = start()
+    if backend not in (None, mesh.backend) and mesh.backend is not None:
+        warnings.warn(
+            f"the backend {backend!r} is not this device's; the processes talk through {mesh.backend!r}", stacklevel=2
+        )
+    given = {
+        "init_method": (init_method, None),
+        "timeout": (timeout, None),
+        "world_size": (world_size, -1),
+        "rank": (rank, -1),
+        "store": (store, None),
+        "pg_options": (pg_options, None),
+        "device_id": (device_id, None),
+    }
+    ignored = [name for name, (value, default) in given.items() if value != default]
+    if ignored:
+        warnings.warn(f"init_process_group leaves {', '.join(ignored)} to msrun", stacklevel=2)
+
+
+KINDS = ("all_reduce", "all_gather", "broadcast")
+
+
+@dataclass
+class Traffic:
+    """Calls and bytes by kind of collective. The bytes of a call are those of its result on one rank."""
+
+    calls: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    nbytes: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def add(self, kind, nbytes, calls=1):
+        """Counts `calls` collectives that move `nbytes` in all, before they begin: the watch tells from it who waits."""
+        watch.step()
+        self.calls[kind] += calls
+        self.nbytes[kind] += nbytes
+
+    def copy(self):
+        """The counts of this moment."""
+        return Traffic(dict(self.calls), dict(self.nbytes))
+
+    def since(self, before):
+        """What was counted after the copy `before` was taken."""
+        return Traffic(
+            {kind: self.calls[kind] - before.calls[kind] for kind in KINDS},
+            {kind: self.nbytes[kind] - before.nbytes[kind] for kind in KINDS},
+        )
+
+    @property
+    def total_bytes(self):
+        return sum(self.nbytes.values())
+
+    @property
+    def total_calls(self):
+        return sum(self.calls.values())
+
+
+class Interrupts:
+    """SIGINT, held back while collectives may be under way. pending: whether one came meanwhile.
+
+    So is SIGTERM: once a graph has been compiled, MindSpore's own handler of SIGINT may be in force, now and then, and all that
+    it does is to send SIGTERM (see `modeling/interruption.py`). Who means it sends SIGKILL afterwards, as the watch does.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside this context an interruption is noted and nothing else."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        if None in before.values() or before[signal.SIGINT] == self._note:  # not from Python, or held already
+            yield
+            return
+        for number in before:
+            signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():  # SIGINT last: its handler may raise
+                signal.signal(number, handler)
+
+    def act(self) -> NoReturn:
+        """Raises what was held back."""
+        self.pending = False
+        raise KeyboardInterrupt
+
+    def _note(self, *_: Any) -> None:
+        self.pending = True

@@ -3,7 +3,7 @@
 A step takes no less than the larger of two times:
 
     bandwidth = max(reads / memory bandwidth, operations / peak) + sum(bytes / bandwidth of the collective) + collectives * latency
-    launches  = (kernels + collectives) * what it takes the host to start one, which depends on the form (`launches.py`)
+    launches  = (kernels + collectives) * what it takes the host to start one, which depends on the form (`hardware.Form`)
 
 where `reads` are the weights that the step uses and the keys and values of its rows, and `operations` two for each element and
 row; those of attention itself are left out. Of E experts, of which each row chooses k, B rows read E * (1 - (1 - k / E) ** B) where
@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..checkpoint.storage import stored_bytes
-from .hardware import Hardware
-from .launches import GATHERED_LAYER, VOCODER, Form
-from .traffic import Traffic
+from .hardware import GATHERED_LAYER, VOCODER, Form, Hardware
+from .mesh import Traffic
 from .zero3_plan import block_of, bundles
 
 TEXT = re.compile(r"thinker\.(model\.(layers\.\d+|norm)\.|lm_head\.).+")

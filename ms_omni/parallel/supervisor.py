@@ -20,8 +20,21 @@ import time
 
 import psutil
 
-from .hub import HANDSHAKE_S, SCAN_S, SCHEDULER, Hub, NoSecret, handshake, job_secret, receive, send
-from .processes import Process, find, job_here, msrun_of
+from .hub import (
+    HANDSHAKE_S,
+    SCAN_S,
+    SCHEDULER,
+    Hub,
+    NoSecret,
+    Process,
+    find,
+    handshake,
+    job_here,
+    job_secret,
+    msrun_of,
+    receive,
+    send,
+)
 from .roster import SILENT_S
 from .watch import BUSY, LEFT, RANK, STEPS, marks_at
 

@@ -1,17 +1,28 @@
 """The plan "zero3": every rank holds an N-th of every parameter; a block's weights are gathered when it is used.
 
-mindone's `ZeroParamWrapper` does the gathering. It stands behind `source` of our layers, one gather per large
-parameter and one for all small ones of a block (`blocks.py`). Nothing is replicated, norms and biases neither.
+    layers.0  |gather 0|compute 0        |
+    layers.1           |gather 1|        |compute 1        |          gathers run ahead by one block where the
+    layers.2                             |gather 2|        |compute 2  device overlaps them with computing
+
+There is one gather per large parameter and one for all small ones of a block, behind `source` of our layers. Their order follows
+from the order of the cells alone, so it is the same on every rank. Nothing is replicated, norms and biases neither.
+
+The gathering is done by `ZeroParamWrapper`, a cell of mindone's. `import mindone.trainers.zero` would do, but brings all of
+mindone's models along: 3 s and 830 MB in each process, where a rank is to hold little more than its share of the weights. The
+wrapper's file needs nothing but MindSpore, so it is loaded by itself.
 """
 
 import functools
+import importlib.util
+from contextlib import contextmanager
+from pathlib import Path
 
 import mindspore as ms
 
 from ..errors import InputError
+from ..modeling import ops
 from ..modeling.layer import filled
-from . import mindone, watch
-from .blocks import Block, Bundle, StreamAhead
+from . import watch
 from .layers import ByRow, become
 from .mesh import under_msrun, world_group
 from .team import join
@@ -51,7 +62,7 @@ def prepare_network(
                 team.attach(part)
     network.team = network.team or team
     if parallel_modules or special_cases_parallel_module:
-        network = mindone.rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
+        network = rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
     return network
 
 
@@ -164,7 +175,7 @@ class Gather:
     def __init__(self, comm):
         self.comm = comm
         self.sent = SENT if comm.mesh.backend != "hccl" else {}
-        self.wrapper = functools.cache(lambda dtype: mindone.gatherer(dtype, world_group(), comm.size))
+        self.wrapper = functools.cache(lambda dtype: gatherer(dtype, world_group(), comm.size))
 
     def __call__(self, part):
         sent = part.astype(self.sent.get(part.dtype, part.dtype))
@@ -176,3 +187,171 @@ class Gather:
 def stream_ahead(mesh):
     """What gathers ahead of the computation, or None on devices that cannot do both at once."""
     return StreamAhead(ms.runtime) if mesh.backend == "hccl" else None
+
+
+class Bundle:
+    """Parameters that one collective gathers.
+
+    parameters: the local parts, one Parameter each; runs: their `Run`s; gather: part of all ranks -> whole.
+    """
+
+    def __init__(self, parameters, runs, gather):
+        self.parameters = parameters
+        self.runs = runs
+        self.gather = gather
+
+    def __call__(self):
+        """The whole weights, in order."""
+        if len(self.parameters) == 1:
+            return [self.runs[0].join(self.gather(self.parameters[0]))]
+        parts = ops.concat([parameter.reshape(-1) for parameter in self.parameters], 0)
+        parts = self.gather(parts).reshape(-1, parts.shape[0])  # [ranks, elements]
+        weights, start = [], 0
+        for run in self.runs:
+            weights.append(run.join(parts[:, start : start + run.length].contiguous()))
+            start += run.length
+        return weights
+
+
+class Block:
+    """The bundles of one cell. `following`: the block that is used next, gathered ahead where `ahead` can do that.
+
+    Held while a cell runs; `source` is what its layers read their weights through.
+    """
+
+    def __init__(self, members, ahead=None):
+        self.bundles = members
+        self.home = {
+            id(parameter): (bundle, place) for bundle in members for place, parameter in enumerate(bundle.parameters)
+        }
+        self.ahead = ahead
+        self.following = None
+        self.coming = None
+        self.users = 0
+        self.weights = {}
+
+    def source(self, parameter):
+        """The whole weight of a sharded parameter; outside the block's cell it is gathered just for the caller."""
+        if parameter is None or id(parameter) not in self.home:
+            return parameter
+        if self.weights:
+            return self.weights[id(parameter)]
+        bundle, place = self.home[id(parameter)]
+        return bundle()[place]
+
+    @contextmanager
+    def held(self):
+        """Holds the whole weights for the duration of the block; may be nested."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self):
+        self.users += 1
+        if self.users > 1:
+            return
+        if self.coming is None:
+            self.weights = self._gather()
+        else:
+            self.weights, self.coming = self.ahead.take(self.coming), None
+        if self.ahead is not None and self.following is not None and self.following.coming is None:
+            self.following.coming = self.ahead.start(self.following._gather)
+
+    def _leave(self):
+        self.users -= 1
+        if self.users == 0:
+            self.weights = {}
+
+    def _gather(self):
+        return {id(parameter): weight for bundle in self.bundles for parameter, weight in zip(bundle.parameters, bundle())}
+
+
+class StreamAhead:
+    """Gathers on a stream of their own, beside what is computed. For devices with streams (Ascend)."""
+
+    def __init__(self, runtime):
+        self.runtime = runtime
+        self.stream = runtime.Stream()
+
+    def start(self, gather):
+        """Begins a gather; the result is for `take`."""
+        with self.runtime.StreamCtx(self.stream):
+            weights = gather()
+            return weights, self.stream.record_event()
+
+    def take(self, started):
+        """The weights, once the computing stream has been told to wait for them."""
+        weights, event = started
+        self.runtime.current_stream().wait_event(event)
+        return weights
+
+
+WRAPPER_FILE = "models/modules/parallel/param_wrapper.py"
+INSTALL = "Install it with: pip install 'mindone==0.5.0' 'ml_dtypes<0.6'"
+
+
+def wrapper_class():
+    """mindone's `ZeroParamWrapper`. Raises `InputError` with one line where mindone is missing or does not work."""
+    try:
+        spec = importlib.util.find_spec("mindone")
+    except (ImportError, ValueError) as error:
+        raise InputError(f"ZeRO-3 is mindone's, and looking for it failed: {error}. {INSTALL}") from None
+    if spec is None:
+        raise InputError(f"ZeRO-3 is mindone's, and mindone is not installed. {INSTALL}")
+    folders = spec.submodule_search_locations or []
+    files = [path for path in (Path(folder) / WRAPPER_FILE for folder in folders) if path.is_file()]
+    if not files:
+        raise InputError(f"ZeRO-3 is mindone's, and the installed mindone has no {WRAPPER_FILE}. {INSTALL}")
+    return _load(files[0])
+
+
+def _load(file):
+    spec = importlib.util.spec_from_file_location("ms_omni_mindone_param_wrapper", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.ZeroParamWrapper
+    except Exception as error:  # whatever a version that is not meant for this MindSpore raises
+        raise InputError(
+            f"ZeRO-3 is mindone's, and loading {file} failed: {type(error).__name__}: {error}. {INSTALL}"
+        ) from None
+
+
+def gatherer(dtype, group, size):
+    """A cell of mindone's that turns the parts `[n, ...]` of a group's `size` ranks into the whole `[size * n, ...]`.
+
+    The wrapper looks at a parameter for its dtype and for whether its first axis divides, and keeps nothing of it; our
+    parts always divide, so one cell serves all of them.
+    """
+    wrapper = wrapper_class()
+    with _data_parallel():
+        witness = ms.Parameter(ms.Tensor([0] * size, dtype), name="parts")
+        cell = wrapper(witness, zero_stage=3, optimizer_parallel_group=group)
+    if not cell.need_rewrite:
+        raise InputError(f"mindone's ZeroParamWrapper refuses to gather over the group {group!r}. {INSTALL}")
+    return cell
+
+
+def rewrite(network, group, parallel_modules, special_cases):
+    """mindone's own `prepare_network`, for cells of the classes that the caller names. Imports all of mindone."""
+    try:
+        from mindone.trainers.zero import prepare_network
+    except Exception as error:  # it imports half a world
+        raise InputError(
+            f"parallel_modules are for mindone, and importing it failed: {type(error).__name__}: {error}. {INSTALL}"
+        ) from None
+    with _data_parallel():
+        return prepare_network(network, 3, group, parallel_modules or {}, special_cases or {})
+
+
+class _data_parallel:
+    """mindone gathers in MindSpore's data-parallel mode only; whatever mode the caller had comes back."""
+
+    def __enter__(self):
+        self.before = ms.get_auto_parallel_context("parallel_mode")
+        ms.set_auto_parallel_context(parallel_mode="data_parallel")
+
+    def __exit__(self, *_):
+        ms.set_auto_parallel_context(parallel_mode=self.before)

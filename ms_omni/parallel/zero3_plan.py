@@ -2,8 +2,7 @@
 
 import re
 
-from .flat import Flat
-from .plan import Plan, Row
+from .plan import Flat, Plan, Row
 
 BUNDLE_BYTES = 1 << 20
 """Parameters of up to this size share one gather per block: starting a collective takes as long as sending that much."""

@@ -6,11 +6,11 @@ Counted on the MindSpore that runs the tests, 2.7.1 or newer; where the versions
 import pytest
 
 from ms_omni import ascend_storage as on_card
-from ms_omni.parallel import launches
+from ms_omni.parallel import hardware
 
 from .run import WHOLE
 
-STEP = launches.GRAPH
+STEP = hardware.GRAPH
 SAMPLER = 15
 
 
@@ -65,7 +65,7 @@ def test_the_choice_of_sixteen_rows(dry):
 def test_the_vocoder(dry):
     found = dry("vocoder")
     check(found)
-    assert found["launches"] <= launches.VOCODER == 701
+    assert found["launches"] <= hardware.VOCODER == 701
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_step_as_a_graph(dry, part, planned):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part, planned", [("thinker", launches.BOOSTED.thinker(48, 1)), ("talker", launches.BOOSTED.talker(20))]
+    "part, planned", [("thinker", hardware.BOOSTED.thinker(48, 1)), ("talker", hardware.BOOSTED.talker(20))]
 )
 def test_a_boosted_step(dry, part, planned):
     """MindSpore's own kernels are asked for their tiling too, which refuses queries that are not `[N, H, D]`."""
@@ -106,7 +106,7 @@ def test_codes_launch_no_more_in_a_layer(dry, part, storage):
 def test_boosted_codes(dry):
     found = dry("talker", boost=True, storage="int4")
     assert not found["raised"] and set(found["names"]) == {"aclnn", "internal"}
-    assert found["launches"] == launches.BOOSTED.talker(20)
+    assert found["launches"] == hardware.BOOSTED.talker(20)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_codes_on_one_of_two_cards(dry):
 def test_a_frame_as_a_graph(dry):
     found = dry("frame")
     check(found)
-    assert found["launches"] == STEP.codes(*launches.FRAME)
+    assert found["launches"] == STEP.codes(*hardware.FRAME)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_reads_of_a_frame(measures):
 
 def test_collectives_of_a_step_are_counted():
     from ms_omni.bench.counts import COUNTED_STEPS, per_step
-    from ms_omni.parallel.traffic import Traffic
+    from ms_omni.parallel.mesh import Traffic
 
     traffic = Traffic()
 

@@ -50,7 +50,7 @@ def ascend() -> Costs:
     """The published model on one card: the host starts kernels one after another, however many rows there are.
 
     The numbers are those for which the scheduler's rules were chosen, 5 us for each launch of a graph and 15 for one alone; what steps
-    cost today is in `ms_omni/parallel/launches.py`.
+    cost today is in `ms_omni/parallel/hardware.py`.
     """
     return Costs(
         read=lambda decoder, tokens: (0.0281, 0.0144)[decoder] + 4e-6 * tokens,

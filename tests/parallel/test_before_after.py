@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import load_named_config
-from ms_omni.parallel.hardware import load_hardware
-from ms_omni.parallel.launches import GRAPH, Form
+from ms_omni.parallel.hardware import GRAPH, Form, load_hardware
 from ms_omni.parallel.predict import predict
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/ascend.md"

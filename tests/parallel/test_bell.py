@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ms_omni.errors import InputError
-from ms_omni.parallel.bell import Bell
+from ms_omni.parallel.team import Bell
 
 
 class Comm:

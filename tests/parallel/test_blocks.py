@@ -5,10 +5,9 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from ms_omni.modeling.layer import Cell
-from ms_omni.parallel.blocks import Block, Bundle
-from ms_omni.parallel.flat import Flat
 from ms_omni.parallel.layers import become
-from ms_omni.parallel.zero3 import Gathered
+from ms_omni.parallel.plan import Flat
+from ms_omni.parallel.zero3 import Block, Bundle, Gathered
 from ms_omni.parallel.zero3_plan import BUNDLE_BYTES, bundles
 
 RANKS = 3

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.parallel.encoders import SharedHearing, SharedVision, shares
-from ms_omni.parallel.layers import become
+from ms_omni.parallel.layers import SharedHearing, SharedVision, become, shares
 from tests.parallel.answers import inputs_of
 
 

@@ -11,9 +11,8 @@ from ms_omni.checkpoint.storage import scheme
 from ms_omni.cli import main
 from ms_omni.commands.plan import gb
 from ms_omni.config import load_named_config
-from ms_omni.parallel.fitting import GIB, folder_bytes, in_memory, longest, places, predictions, token_s
 from ms_omni.parallel.hardware import load_hardware
-from ms_omni.parallel.predict import predict
+from ms_omni.parallel.predict import GIB, folder_bytes, in_memory, longest, places, predict, predictions, token_s
 
 LAPTOP_GB_PER_S = 50
 NAMES = {"embeddings": "quantize-embeddings"}  # of options of the command

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ms_omni.parallel.flat import Flat
+from ms_omni.parallel.plan import Flat
 
 SHAPES = [(8, 6), (7, 5), (1, 9), (3,), (1,), (6, 4, 2), (5, 3, 2, 2), (2, 1, 7)]
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ms_omni.parallel.interrupts import Interrupts
+from ms_omni.parallel.mesh import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 
 from ms_omni.errors import InputError
-from ms_omni.parallel import mindone, prepare_network
+from ms_omni.parallel import prepare_network, zero3
 
 INSTALL = "pip install 'mindone==0.5.0' 'ml_dtypes<0.6'"
 
@@ -25,25 +25,25 @@ def one_line(error):
 def test_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
-        mindone.wrapper_class()
+        zero3.wrapper_class()
     assert "not installed" in one_line(error) and INSTALL in one_line(error)
 
 
 def test_another_version(monkeypatch, tmp_path):
     found_in(monkeypatch, tmp_path)
     with pytest.raises(InputError) as error:
-        mindone.wrapper_class()
-    assert mindone.WRAPPER_FILE in one_line(error) and INSTALL in one_line(error)
+        zero3.wrapper_class()
+    assert zero3.WRAPPER_FILE in one_line(error) and INSTALL in one_line(error)
 
 
 @pytest.mark.parametrize("content", ["import there_is_no_such_module", "x = 1", "this is no Python"])
 def test_broken(monkeypatch, tmp_path, content):
     found_in(monkeypatch, tmp_path)
-    file = tmp_path / mindone.WRAPPER_FILE
+    file = tmp_path / zero3.WRAPPER_FILE
     file.parent.mkdir(parents=True)
     file.write_text(content)
     with pytest.raises(InputError) as error:
-        mindone.wrapper_class()
+        zero3.wrapper_class()
     assert str(file) in one_line(error) and INSTALL in one_line(error)
 
 

@@ -10,8 +10,7 @@ from ms_omni.config import config_folder, load_named_config
 from ms_omni.engine import blocks
 from ms_omni.errors import ConfigError, InputError
 from ms_omni.generation import request
-from ms_omni.parallel.hardware import load_hardware
-from ms_omni.parallel.launches import FORMS, GRAPH
+from ms_omni.parallel.hardware import FORMS, GRAPH, load_hardware
 from ms_omni.parallel.predict import CHUNK_TOKENS, FIRST_FRAMES, LATER_FRAMES, predict
 from tests.parallel.launching import ROOT, STRATEGIES, msrun
 
