@@ -114,12 +114,12 @@ def numbers(text: str) -> list[int]:
 def fields(text: str) -> dict[str, Any]:
     """An object in JSON."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not an object in JSON")
-    return found
+    return value
 
 
 def above_zero(text: str) -> float:

@@ -264,11 +264,11 @@ class Written:
 
 def free_name(path: Path) -> Path:
     """`path`, or the first of path-2, path-3, ... where there is a file of that name."""
-    found, number = path, 1
-    while found.exists():
+    free, number = path, 1
+    while free.exists():
         number += 1
-        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return found
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def samples_of(pcm: bytes | bytearray) -> np.ndarray:

@@ -131,8 +131,8 @@ def run(arguments: Namespace) -> None:
     else:
         codec = config.code2wav_config
         frame_s = codec.samples_per_frame / SPEECH_RATE_HZ if codec else 0.0
-        found = [predicted(numbers[0], rows) for rows in arguments.rows]
-        print("\n".join(details(found, hardware, memory_gb, arguments, frame_s, stored.how)))
+        predictions = [predicted(numbers[0], rows) for rows in arguments.rows]
+        print("\n".join(details(predictions, hardware, memory_gb, arguments, frame_s, stored.how)))
 
 
 def read_config(arguments: Namespace) -> "Qwen3OmniMoeConfig":
@@ -156,10 +156,10 @@ def ms(seconds: float) -> str:
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def table(found: Sequence[Any], hardware: "Hardware", memory_gb: float) -> str:
+def table(predictions: Sequence[Any], hardware: "Hardware", memory_gb: float) -> str:
     """A Markdown table, one row per number of cards; its times are those of a token of text of one caller."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    for item in found:
+    for item in predictions:
         bound = item.bound((item.token,), hardware, GRAPH)
         rows.append(
             (
@@ -183,17 +183,17 @@ def fits(card: Any, memory_gb: float) -> bool:
 
 
 def details(
-    found: Sequence[Any], hardware: "Hardware", memory_gb: float, arguments: Namespace, frame_s: float, how: str
+    predictions: Sequence[Any], hardware: "Hardware", memory_gb: float, arguments: Namespace, frame_s: float, how: str
 ) -> Iterator[str]:
-    """Lines with everything about one number of cards. found: a `Prediction` for each number of callers; frame_s: seconds of sound
+    """Lines with everything about one number of cards. predictions: a `Prediction` for each number of callers; frame_s: seconds of sound
     in a frame; how: of the weights that are codes.
     """
-    item = found[0]
+    item = predictions[0]
     where = f"{item.strategy} on {item.cards} x {hardware.name}{', and one for speech' if item.speaker else ''}"
     yield f"{where}, {arguments.dtype}{how and f' and codes ({how})'}, {arguments.context:,} tokens of context for each caller"
-    yield from memory("weights on the card that holds most:", found, found, memory_gb)
+    yield from memory("weights on the card that holds most:", predictions, predictions, memory_gb)
     if item.speaker:
-        yield from memory("weights on the card that speaks:", [each.speaker for each in found], found, memory_gb)
+        yield from memory("weights on the card that speaks:", [each.speaker for each in predictions], predictions, memory_gb)
     computing, sent = item.token.transfer(hardware, item.cards)
     traffic = item.token.traffic
     yield f"sent per token         {gb(traffic.total_bytes):>12s}  in {traffic.total_calls} collectives: " + (
@@ -204,17 +204,17 @@ def details(
     yield f"  a = {ms(computing)}: {COMPUTING}"
     yield f"  b = {ms(sent)}: {SENDING}"
     yield f"estimates among the numbers used: {', '.join(hardware.estimates) or 'none'}"
-    yield from steps("a token of text", found, lambda each: (each.token,), hardware)
+    yield from steps("a token of text", predictions, lambda each: (each.token,), hardware)
     if item.frame:
-        yield from steps(f"a frame of speech ({1000 * frame_s:.0f} ms)", found, lambda each: each.frame, hardware)
-        yield from answers(found, hardware, arguments.prompt, frame_s)
+        yield from steps(f"a frame of speech ({1000 * frame_s:.0f} ms)", predictions, lambda each: each.frame, hardware)
+        yield from answers(predictions, hardware, arguments.prompt, frame_s)
         if item.speaker and item.cards > 1:
             yield NOT_BUILT
     yield LEFT_OUT
     yield from (f"  {command}\n      {what}" for command, what in TO_MEASURE)
 
 
-def memory(title: str, cards: Sequence[Any], found: Sequence[Any], memory_gb: float) -> Iterator[str]:
+def memory(title: str, cards: Sequence[Any], predictions: Sequence[Any], memory_gb: float) -> Iterator[str]:
     """Lines about one card. cards: the same one for each number of callers."""
     card = cards[0]
     yield title
@@ -224,19 +224,21 @@ def memory(title: str, cards: Sequence[Any], found: Sequence[Any], memory_gb: fl
         yield f"gathered for a moment  {gb(card.gathered):>12s}"
     yield f"peak while loading     {gb(card.loading):>12s}"
     yield f"{'callers':>9s} {'KV cache':>13s} {'peak':>12s}  (activations, MindSpore itself and buffers of collectives come on top)"
-    for each, item in zip(cards, found):
+    for each, item in zip(cards, predictions):
         verdict = "fits" if fits(each, memory_gb) else "does not fit"
         yield f"{item.rows:9d} {gb(each.kv_cache):>13s} {gb(each.peak):>12s}  {verdict} {memory_gb:g} GB"
 
 
-def steps(title: str, found: Sequence[Any], steps_of: Callable[[Any], Sequence[Any]], hardware: "Hardware") -> Iterator[str]:
+def steps(
+    title: str, predictions: Sequence[Any], steps_of: Callable[[Any], Sequence[Any]], hardware: "Hardware"
+) -> Iterator[str]:
     """Lines with the least time of a step in each form, for each number of callers. steps_of: its steps in a `Prediction`."""
     yield (
         f"{title + ', at least':36s} {'callers':>7s} {'reads':>9s} {'launches':>9s} {'by them':>9s} {'by bandwidth':>13s} "
         f"{'in all':>9s} {'a caller':>9s}"
     )
     for form in FORMS:
-        for item in found:
+        for item in predictions:
             bound, reads = item.bound(steps_of(item), hardware, form), sum(step.reads for step in steps_of(item))
             yield (
                 f"  {form.name:34s} {item.rows:7d} {gb(reads):>9s} {bound.launches:9,} {ms(bound.launching):>9s} "
@@ -244,13 +246,13 @@ def steps(title: str, found: Sequence[Any], steps_of: Callable[[Any], Sequence[A
             )
 
 
-def answers(found: Sequence[Any], hardware: "Hardware", prompt: int, frame_s: float) -> Iterator[str]:
+def answers(predictions: Sequence[Any], hardware: "Hardware", prompt: int, frame_s: float) -> Iterator[str]:
     """Lines about spoken answers of callers who call at once."""
-    how = "on a card of its own, beside text" if found[0].speaker else "in turns with text, on the same cards"
+    how = "on a card of its own, beside text" if predictions[0].speaker else "in turns with text, on the same cards"
     yield f"speech {how}, at least; the first sound is that of the last of all who call at once, each with {prompt:,} tokens"
     yield f"  {'':34s} {'callers':>7s} {'token':>9s} {'frame and sound':>16s} {'first sound':>12s} {'real-time factor':>17s}"
     for form in FORMS:
-        for item in found:
+        for item in predictions:
             least = item.times(hardware, form, frame_s)
             yield (
                 f"  {form.name:34s} {item.rows:7d} {ms(least.token):>9s} {ms(least.frame):>16s} {ms(least.first):>12s} "
@@ -272,20 +274,20 @@ class Stored:
 
 def stored_by(arguments: Namespace, shapes: Shapes) -> Stored:
     """What the arguments mean: --quantize, or a folder that is quantised. Raises `InputError` for --quantize of such a folder."""
-    found = _stored_in(arguments.model, shapes, arguments.quantize is not None) if arguments.model else Stored()
+    stored = _stored_in(arguments.model, shapes, arguments.quantize is not None) if arguments.model else Stored()
     if arguments.quantize is None:
         if arguments.group or arguments.quantize_embeddings:
             raise InputError("--group and --quantize-embeddings are for --quantize")
-        if arguments.kv_cache_dtype != "auto" and not found.storages:
+        if arguments.kv_cache_dtype != "auto" and not stored.storages:
             raise InputError("--kv-cache-dtype is for the laptops that are named where weights are codes; add --quantize")
-        return found
-    if found.storages:
-        raise InputError(f"{arguments.model} is quantised already ({found.how}); leave --quantize out")
+        return stored
+    if stored.storages:
+        raise InputError(f"{arguments.model} is quantised already ({stored.how}); leave --quantize out")
     from ..checkpoint.storage import scheme
 
     made = scheme(shapes, arguments.quantize, arguments.group, arguments.quantize_embeddings)
     how = arguments.quantize + (f", groups of {made.group}" if made.group else "")
-    return replace(found, storages=made.storages(shapes), how=how, note="")
+    return replace(stored, storages=made.storages(shapes), how=how, note="")
 
 
 def _stored_in(name: str, shapes: Shapes, quantize: bool) -> Stored:
@@ -305,15 +307,15 @@ def _stored_in(name: str, shapes: Shapes, quantize: bool) -> Stored:
     if plain and not quantize:
         return Stored()
     if index:
-        found = {name: Storage(**index.storages[name]) for name in shapes if name in index.storages}
+        kinds = {name: Storage(**index.storages[name]) for name in shapes if name in index.storages}
         dtypes = dict.fromkeys(shapes, index.dtype)
     else:
         reader = open_checkpoint(folder)
         fills = plan_loading(shapes, reader)[0]
-        found = storages(fills, reader, None, "")
+        kinds = storages(fills, reader, None, "")
         dtypes = {fill.parameter: dtype_in(reader, fill) for fill in fills}
-    kinds = sorted({f"int{kind.bits}" + (f" in groups of {kind.group}" if kind.group else "") for kind in found.values()})
-    return Stored(found, f"as stored: {', '.join(kinds) or 'no matrix as codes'}", dtypes)
+    names = sorted({f"int{kind.bits}" + (f" in groups of {kind.group}" if kind.group else "") for kind in kinds.values()})
+    return Stored(kinds, f"as stored: {', '.join(names) or 'no matrix as codes'}", dtypes)
 
 
 def on_cards(storages: Mapping[str, "Storage"], shapes: Shapes) -> tuple[dict[str, "Storage"], list[str]]:
@@ -353,7 +355,7 @@ def fitting_lines(
     held, notes = on_cards(stored.storages, shapes)
     yield FITTING_ROW.format(*FITTING_HEADER)
     for machine in places(hardware, arguments.laptop_gb_per_s):
-        one, *found = predictions(
+        single, *others = predictions(
             config,
             shapes,
             held if machine.card else stored.storages,
@@ -363,13 +365,13 @@ def fitting_lines(
             arguments.kv_cache_dtype,
             stored.dtypes,
         )
-        room = [str(item.rows) for item in found if machine.fits(item)]
-        reach = longest(machine, one, config, arguments.context)
-        times = [token_s(machine, one, hardware, full) for full in (False, True)]
+        room = [str(item.rows) for item in others if machine.fits(item)]
+        reach = longest(machine, single, config, arguments.context)
+        times = [token_s(machine, single, hardware, full) for full in (False, True)]
         spread = ms(times[0]) if times[0] == times[1] else f"{ms(times[0])} - {ms(times[1])}"
-        reads = gb(one.token.reads - one.cached)
+        reads = gb(single.token.reads - single.cached)
         yield FITTING_ROW.format(
-            machine.name, gb(one.held), ", ".join(room) or "none", f"{reach:,}" if reach else "-", reads, spread
+            machine.name, gb(single.held), ", ".join(room) or "none", f"{reach:,}" if reach else "-", reads, spread
         )
     yield from notes
     yield MEANING.format(

@@ -150,13 +150,13 @@ class DecoderConfig(RotarySection):
     @classmethod
     def defaults(cls, given: dict) -> dict:
         """As published; what follows from other sizes (head_dim, mrope_section) follows from those that are given."""
-        found = super().defaults(given)
+        values = super().defaults(given)
         if given.get("hidden_size") or given.get("num_attention_heads"):
-            found = cls.normalise({**found, **given, "head_dim": given.get("head_dim")}, lambda key, message: None)
-        head_dim = fields.whole(given.get("head_dim", found.get("head_dim")))
-        if "mrope_section" in found and _usable(head_dim):
-            found["mrope_section"] = interleaved_sections(head_dim)
-        return found
+            values = cls.normalise({**values, **given, "head_dim": given.get("head_dim")}, lambda key, message: None)
+        head_dim = fields.whole(given.get("head_dim", values.get("head_dim")))
+        if "mrope_section" in values and _usable(head_dim):
+            values["mrope_section"] = interleaved_sections(head_dim)
+        return values
 
     def _changes(self) -> dict:
         changes = super()._changes()

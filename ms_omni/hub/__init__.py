@@ -81,11 +81,11 @@ def resolve(
     name = str(path)
     if not is_name(name):
         raise missing_folder(path)
-    found = None if force_download else find_cached(name, weights, cache_dir, revision, subfolder)
-    if found is None:
+    folder = None if force_download else find_cached(name, weights, cache_dir, revision, subfolder)
+    if folder is None:
         if looks_like_a_path(path):
             raise missing_folder(path)
-        found = fetch(
+        folder = fetch(
             name,
             weights=weights,
             cache_dir=cache_dir,
@@ -98,7 +98,7 @@ def resolve(
             progress=progress,
             check=check,
         )
-    return _inside(found, subfolder)
+    return _inside(folder, subfolder)
 
 
 def _inside(folder: Path, subfolder: str) -> Path:
@@ -159,9 +159,9 @@ def fetch(
     began = time.time()
     with _download_lock(name, cache_dir, local_dir) as waited, _through(proxies):
         if waited and local_dir is None and (not force or _is_newer(name, cache_dir, revision, began)):
-            found = find_cached(name, weights, cache_dir, revision, subfolder)
-            if found is not None:
-                return found
+            folder = find_cached(name, weights, cache_dir, revision, subfolder)
+            if folder is not None:
+                return folder
         try:
             source = client(name, revision, cache_dir, local_dir, force, token, subfolder, progress)
         except Unreachable as error:
@@ -319,12 +319,12 @@ def unreachable(
 ) -> CheckpointError:
     """The error for a model that is not here while the hub cannot be asked, with the commands of both hubs."""
     parts = [(folder, missing_file(folder / subfolder, weights)) for folder in cached_copies(name, cache_dir, revision)]
-    found = (
+    state = (
         f"{parts[0][0]} holds a part of it only ({parts[0][1]} is missing)" if parts else "it is in no cache of this machine"
     )
     option = f" --revision {revision}" if revision else ""
     return CheckpointError(
-        f"{name} is not a folder here, {found}, and nothing can be downloaded: {reason}. "
+        f"{name} is not a folder here, {state}, and nothing can be downloaded: {reason}. "
         f"Fetch it where there is a network, with one of\n  hf download {name}{option}\n"
         f"  modelscope download --model {name}{option}\nand pass the folder, or keep it in the hub's cache."
     )

@@ -1,1 +1,1 @@
-"""What people bring, turned into arrays: conversations, files and settings of a checkpoint. No MindSpore, no PyTorch."""
+"""Conversations and media to arrays, by the files and settings of a checkpoint. No MindSpore, no PyTorch."""

@@ -193,7 +193,7 @@ def load_video(
 ) -> Media:
     """Any accepted video as sampled, upright RGB frames.
 
-    A file is shown as players show it: frames by their times (see `sampling.choose_frames`), turned, mirrored and stretched as
+    A file is shown as players show it: frames by their times (see `sampling.choose_frames`), rotated, mirrored and stretched as
     the file says, of several tracks the default one.
 
     Args:

@@ -60,7 +60,7 @@ def download(address: str, policy: AccessPolicy, limit_bytes: int, name: str) ->
 
 
 def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
-    """The addresses of a host, as `socket.getaddrinfo` gives them; the only place where names are looked up."""
+    """The addresses of a host, as `socket.getaddrinfo` gives them; the only function that looks names up."""
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
