@@ -134,12 +134,12 @@ def mode_of(arguments: argparse.Namespace) -> str:
     return IN_WORLD if knows else PROMPTS
 
 
-def of_rank_0(team: Any, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def of_rank_0(group: Any, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """What rank 0 creates of these arguments, on every rank: encoded videos may differ in a bit between processes."""
-    if team is None:
+    if group is None:
         return create(*arguments, **options)
-    data = pickle.dumps(dict(create(*arguments, **options))) if team.mesh.rank == 0 else b""
-    return pickle.loads(team.comm.gather_bytes(data)[0])
+    data = pickle.dumps(dict(create(*arguments, **options))) if group.mesh.rank == 0 else b""
+    return pickle.loads(group.comm.gather_bytes(data)[0])
 
 
 def batches(processor: Any, questions: Questions, size: int) -> Iterator[tuple[list[int], Conversations]]:
@@ -153,7 +153,7 @@ def batches(processor: Any, questions: Questions, size: int) -> Iterator[tuple[l
                 messages = [questions[index].messages for index in part]
                 options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
                 return of_rank_0(
-                    model.team, processor.apply_chat_template, messages, use_audio_in_video=with_sound, **options
+                    model.process_group, processor.apply_chat_template, messages, use_audio_in_video=with_sound, **options
                 )
 
             right = [questions[index].answer for index in part]

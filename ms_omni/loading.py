@@ -32,8 +32,8 @@ from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
 from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402
 from .parallel import watch  # noqa: E402
+from .parallel.group import AUTO, choose_strategy, is_shared, join  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
-from .parallel.team import AUTO, choose, is_shared, join  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LoadingMixin:
     config_class: Any = None
     checkpoint_prefix = ""
     name_or_path = ""
-    team: Any = None  # the ranks that hold the model together, see `ms_omni.parallel.Team`
+    process_group: Any = None  # the ranks that hold the model together, see `parallel.group.ProcessGroup`
 
     @classmethod
     def from_pretrained(
@@ -164,10 +164,10 @@ class LoadingMixin:
         folder, missing = cls._find(request)
         rank_index = None
         if folder is not None:
-            parallel, options, rank_index = choose(folder, parallel, options)
-        team = join(parallel, **options)
+            parallel, options, rank_index = choose_strategy(folder, parallel, options)
+        group = join(parallel, **options)
         prefix = cls.checkpoint_prefix
-        if team is not None and request.state_dict is not None:
+        if group is not None and request.state_dict is not None:
             raise InputError("state_dict is not split among processes; load it with parallel=None, or from a folder")
 
         def read():
@@ -176,12 +176,12 @@ class LoadingMixin:
             config = cls._configuration(folder, request)
             return config, cls._plan(config, folder, request, rank_index)
 
-        if team is None:
+        if group is None:
             config, source = read()
         else:
             arguments = (cls.__name__, setup(dtype), compile_steps, sorted(request.changes.items()), str(request.config))
             arguments += (request.quantize, request.quantize_group, request.quantize_embeddings)
-            config, source = team.check(folder, arguments, read)
+            config, source = group.check(folder, arguments, read)
         with watch.busy():
             with exclusive:
                 runtime = setup(dtype)
@@ -189,15 +189,15 @@ class LoadingMixin:
                 with lazy_parameters(runtime.dtype), uncollected():
                     model = cls(config)
                 codes, kept = source.storages(storable(model))
-                slices = team and team.place(model, config, prefix, codes)
+                slices = group and group.make_slices(model, config, prefix, codes)
                 exchange(model, {**codes, **kept})
             if rank_index is not None:
                 shapes = {prefix + name: shape for name, shape in component_shapes(config, prefix).items()}
                 report = load_rank_file(
-                    model, folder, rank_index, team.mesh.rank, shapes, slices, prefix=prefix, dtype=runtime.dtype
+                    model, folder, rank_index, group.mesh.rank, shapes, slices, prefix=prefix, dtype=runtime.dtype
                 )
             else:
-                shown = progress and (team is None or team.mesh.speaks)
+                shown = progress and (group is None or group.mesh.speaks)
                 report = fill_cell(
                     model,
                     source.reader,
@@ -209,8 +209,8 @@ class LoadingMixin:
                     slices=slices,
                     storages=codes,
                 )
-            if team is not None:
-                team.attach(model)
+            if group is not None:
+                group.attach(model)
         interruption.restore()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
         model.set_train(False)
         for cell in (model, *model.cells()):

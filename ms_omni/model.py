@@ -215,7 +215,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
             return
         if self.folder is None:
             raise InputError("this model was not loaded from a folder, so there is no talker to load")
-        strategy = None if self.team is None else self.team.strategy
+        strategy = None if self.process_group is None else self.process_group.strategy
         words = ("config", "variant", "key_mapping", "state_dict", "quantize", "quantize_group", "quantize_embeddings")
         same = {word: getattr(self.request, word) for word in words}
         dtype = self.request.dtype if self.device == "CPU" else self.dtype  # a CPU computes in one, whatever was asked for

@@ -264,7 +264,7 @@ class ModelObject(Trainable):
         table, head = self.get_input_embeddings(), self.get_output_embeddings()
         if not isinstance(table, Embedding):
             raise InputError(f"{type(self).__name__} has no vocabulary that could be resized")
-        if getattr(self, "team", None) is not None:
+        if getattr(self, "process_group", None) is not None:
             raise InputError("a vocabulary that is spread over processes cannot be resized; load with parallel=None")
         size = table.size if new_num_tokens is None else int(new_num_tokens)
         size += -size % (pad_to_multiple_of or 1)

@@ -39,7 +39,7 @@ class PretrainedMixin(LoadingMixin, ModelObject):
         `CheckpointError` for a folder that holds foreign files of these names or cannot be written.
         """
         check_saving(safe_serialization, options)
-        if any(getattr(cell, "team", None) is not None for cell in (self, *self.cells())):
+        if any(getattr(cell, "process_group", None) is not None for cell in (self, *self.cells())):
             raise InputError(
                 "this process holds a part of the model only; save it from one process (parallel=None), or use "
                 "ms-omni convert"

@@ -122,7 +122,7 @@ def kernel_starts(work: Callable[[], object]) -> np.ndarray | None:
 def text(model: Any, ids: np.ndarray) -> dict[str, float]:
     """Per text token, in the long run: see `per_step`."""
     with closing(write(model, ids, WARM_STEPS + 3 * COUNTED_STEPS)) as tokens:
-        counts = per_step(tokens, "token", model.team and model.team.traffic)
+        counts = per_step(tokens, "token", model.process_group and model.process_group.traffic)
         advance(
             tokens, COUNTED_STEPS
         )  # other ranks know a token one tick later than rank 0, so it must not stop before them
@@ -132,7 +132,7 @@ def text(model: Any, ids: np.ndarray) -> dict[str, float]:
 def speech(model: Any, speakers: Speakers) -> dict[str, float]:
     """Per codec frame of one of the `Speakers`, in the long run: see `per_step`."""
     with closing(speakers.frames(1, WARM_STEPS + 3 * COUNTED_STEPS)) as frames:
-        return per_step(frames, "frame", model.team and model.team.traffic)
+        return per_step(frames, "frame", model.process_group and model.process_group.traffic)
 
 
 def per_step(steps: Iterator[Any], what: str, traffic: Any = None) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
     rank 0    add, cancel -> Scheduler -> [ news | plan ] -> launches -> tokens, codes -> events
                                                |                             |
-    others                       (bell)   one message a tick  -> launches   (in the next message; code 0 of frames at once)
+    others                       (woken)  one message a tick  -> launches   (in the next message; code 0 of frames at once)
 
 The news are what came of earlier ticks: tokens, rows that have ended, failed or were given up. Where nothing is asked, the others
-wait for the bell, outside of any collective. There are two ways to ask, and the ranks find out which it is:
+wait to be woken, outside of any collective. There are two ways to ask, and the ranks find out which it is:
 
     every rank runs the same script    nothing travels; they compare fingerprints, once per request, and each has the answer
     only rank 0 is asked               the others are in `Engine.follow`, and a request travels once
@@ -115,21 +115,21 @@ class Alone:
 
 
 def ranks_of(engine: Any, *cells: Any) -> Alone:
-    """Of an engine whose model is held by the team of the first of these cells that has one; None: for `same` alone."""
-    team = next((cell.team for cell in cells if getattr(cell, "team", None) is not None), None)
-    return Alone(engine) if team is None or team.comm.size == 1 else Ranks(engine, team)
+    """Of an engine whose model is held by the process group of the first of these cells that has one; None: for `same` alone."""
+    group = next((cell.process_group for cell in cells if getattr(cell, "process_group", None) is not None), None)
+    return Alone(engine) if group is None or group.comm.size == 1 else Ranks(engine, group)
 
 
 class Ranks(Alone):
-    """One of several ranks; team: who they are.
+    """One of several ranks; group: who they are.
 
-    told: the live rows that were asked here, and how many tokens rank 0 has told of each; resting: whether the others wait for the
-    bell; followed: whether they are in `follow`; begun: rank 0 is about to compare a request; letters: requests that are to travel.
+    told: the live rows that were asked here, and how many tokens rank 0 has told of each; resting: whether the others wait for a
+    wake-up; followed: whether they are in `follow`; begun: rank 0 is about to compare a request; letters: requests that are to travel.
     """
 
-    def __init__(self, engine: Any, team: Any) -> None:
+    def __init__(self, engine: Any, group: Any) -> None:
         super().__init__(engine)
-        self.comm, self.bell, self.vocabulary = team.comm, team.bell, team.vocabulary
+        self.comm, self.wakeup, self.vocabulary = group.comm, group.wakeup, group.vocabulary
         self.leads = self.comm.rank == 0
         self.together, self.held = self._together, self._held
         self.interrupts = Interrupts()
@@ -156,7 +156,7 @@ class Ranks(Alone):
         """Meets the other ranks and compares what they were asked -> rank 0's seeds."""
         with self._together():
             if self.leads:
-                self.bell.ring() if self.resting else self._say(begun=True)
+                self.wakeup.send() if self.resting else self._say(begun=True)
             return self._compare(digest(request, self.engine.settings), seeds)
 
     def await_begin(self) -> None:
@@ -167,7 +167,7 @@ class Ranks(Alone):
         while not (self.leads or self.begun or self.resting):
             self.engine.tick()
         if not (self.leads or self.begun):
-            exclusive.released(self.bell.wait)
+            exclusive.released(self.wakeup.wait)
         self.begun = False
 
     def _compare(self, said: bytes, seeds: Rows[int]) -> list[int]:
@@ -250,7 +250,7 @@ class Ranks(Alone):
         return self.comm.broadcast_array(np.array(numbers, np.int64)).tolist() if numbers else []
 
     def least(self, number: int) -> int:
-        self.bell.ring() if self.leads else exclusive.released(self.bell.wait)
+        self.wakeup.send() if self.leads else exclusive.released(self.wakeup.wait)
         with self._together():
             return int(self.comm.gather_array(np.array([number], np.int64)).min())
 
@@ -311,7 +311,7 @@ class Ranks(Alone):
         """Rank 0 tells the news, and what is to be done now."""
         state = INTERRUPTED if self.interrupts.pending else state
         if self.resting:
-            self.bell.ring()
+            self.wakeup.send()
         news, letters = self._news(), self.letters
         self.resting, self.letters = not self.told, []
         sizes = [0 if pool is None else pool.capacity for pool in self.engine.scheduler.pools]
@@ -399,7 +399,7 @@ class Ranks(Alone):
         self.followed, self.closed = True, False
         while not self.closed:
             if self.resting:
-                self.bell.wait()
+                self.wakeup.wait()
             self.engine.tick()
             for row in self.engine.rows.values():  # nobody listens
                 for kept in (row.events, row.watched, row.text.logits):

@@ -70,7 +70,7 @@ class SpeechProcess:
                 f"speech='process' on {model.device} needs a card of its own; give its number as speech_device, counted among "
                 "those that this process may see"
             )
-        if model.team is not None:
+        if model.process_group is not None:
             raise InputError(
                 "speech='process' is for a model in one process; this one is shared by several ranks, which speak together"
             )

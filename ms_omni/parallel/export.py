@@ -18,7 +18,7 @@ from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_
 from ..errors import InputError
 from ..quantised import Storage
 from ..runtime import setup
-from .plan import STRATEGIES, strategy_module
+from .plan import STRATEGIES, make_plan
 
 
 def convert_for_ranks(
@@ -38,8 +38,8 @@ def convert_for_ranks(
     options = options or {}
     config = _config(src)
     checkpoint = Cuttable(src, _is_tied(config), prepare)
-    plan = strategy_module(strategy).make_plan(config, checkpoint.shapes, ranks, **options)
-    parts = [plan.place(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
+    plan = make_plan(strategy, config, checkpoint.shapes, ranks, **options)
+    parts = [plan.slices(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
     numbers = [fill for name, fill in checkpoint.fills.items() if name not in checkpoint.storages]
     kinds = {kind for fill in numbers for kind in kinds_of(checkpoint.reader, fill).values()}
     kept = checkpoint.storages and kinds == {"BF16"}
@@ -54,10 +54,10 @@ def convert_from_ranks(src, dst, *, progress=True):
     """
     index = read_rank_index(src)
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
-    plan = strategy_module(index.plan).make_plan(_config(src), shapes, index.ranks, **index.options)
+    plan = make_plan(index.plan, _config(src), shapes, index.ranks, **index.options)
     storages = {name: Storage(**kind) for name, kind in index.storages.items()}
     arrays = {name: arrays_of(name, shapes[name], storage) for name, storage in storages.items()}
-    parts = [plan.place(shapes, rank, index.ranks, arrays) for rank in range(index.ranks)]
+    parts = [plan.slices(shapes, rank, index.ranks, arrays) for rank in range(index.ranks)]
     return convert(src, dst, progress=progress, reader=AssembledReader(src, index, parts))
 
 

@@ -1,7 +1,7 @@
 """What a plan costs before anything is loaded: memory per card, communication, and lower bounds of the times of its steps.
 
-Everything is computed from the table that loading uses (`Plan.place`), so the bytes are those that a rank holds and the
-collectives those that `Team.traffic` counts: some callers at once, greedy text, speech as it is drawn by default.
+Everything is computed from the table that loading uses (`Plan.slices`), so the bytes are those that a rank holds and the
+collectives those that `ProcessGroup.traffic` counts: some callers at once, greedy text, speech as it is drawn by default.
 
     in turns   every card   prompts | token, frame, sound | token, frame, sound | ...
     apart      thinker's    prompts | token | token | token | ...          a word goes over as soon as it is written,
@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..modeling import BLOCK_TOKENS
 from ..quantised import Storage
 from .hardware import GRAPH, Form, Hardware
-from .plan import STRATEGIES, strategy_module
+from .plan import STRATEGIES, make_plan
 from .step_costs import (
     CHUNK_TOKENS,
     FIRST_FRAMES,
@@ -150,8 +150,8 @@ def predict(
     if cards == 1:
         slices = [dict.fromkeys(shapes)]
     else:
-        plan = strategy_module(strategy).make_plan(config, shapes, cards)
-        slices = [plan.place(shapes, rank, cards) for rank in range(cards)]
+        plan = make_plan(strategy, config, shapes, cards)
+        slices = [plan.slices(shapes, rank, cards) for rank in range(cards)]
     if speech_card:
         slices = [{name: part for name, part in parts.items() if not name.startswith(SPEECH)} for parts in slices]
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ..checkpoint.storage import stored_bytes
 from .hardware import GATHERED_LAYER, VOCODER, Form, Hardware
 from .mesh import Traffic
-from .zero3_plan import block_of, bundles
+from .plan import block_of, bundles
 
 TEXT = re.compile(r"thinker\.(model\.(layers\.\d+|norm)\.|lm_head\.).+")
 TALKER = re.compile(r"talker\.(model\.(layers\.\d+|norm)\.|codec_head\.).+")

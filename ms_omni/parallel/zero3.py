@@ -23,10 +23,10 @@ from ..errors import InputError
 from ..modeling import ops
 from ..modeling.layer import filled
 from . import watch
+from .group import join
 from .layers import ByRow, become
 from .mesh import under_msrun, world_group
-from .team import join
-from .zero3_plan import block_of, bundles, make_plan
+from .plan import block_of, bundles, zero3_plan
 
 WORLD_GROUPS = (None, "hccl_world_group", "nccl_world_group", "mccl_world_group")
 COMPONENTS = ("thinker", "talker", "code2wav")
@@ -50,25 +50,25 @@ def prepare_network(
             f"optimizer_parallel_group is {optimizer_parallel_group!r}; the weights are spread over all ranks, "
             "pass GlobalComm.WORLD_COMM_GROUP"
         )
-    team = network_team() if zero_stage == 3 else None
-    if team is None:
+    group = network_group() if zero_stage == 3 else None
+    if group is None:
         return network
     with watch.busy():
         for prefix, part in parts_of(network):
-            if part.team is None:
-                runs = place(part, prefix, team.mesh)
+            if part.process_group is None:
+                runs = runs_of(part, prefix, group.mesh)
                 cut(part, prefix, runs)
-                team.slices.update(runs)
-                team.attach(part)
-    network.team = network.team or team
+                group.slices.update(runs)
+                group.attach(part)
+    network.process_group = network.process_group or group
     if parallel_modules or special_cases_parallel_module:
         network = rewrite(network, world_group(), parallel_modules, special_cases_parallel_module)
     return network
 
 
 @functools.cache
-def network_team():
-    """The `Team` of everything that `prepare_network` spreads in this process, or None for a process of its own."""
+def network_group():
+    """The `ProcessGroup` of everything that `prepare_network` spreads in this process, or None for a process of its own."""
     return join("zero3") if under_msrun() else None
 
 
@@ -85,10 +85,10 @@ def parts_of(network):
     return found
 
 
-def place(part, prefix, mesh):
+def runs_of(part, prefix, mesh):
     """The `Run` of every parameter of a whole component, by full name."""
     shapes = {prefix + name: tuple(parameter.shape) for name, parameter in part.parameters_and_names()}
-    return make_plan(None, shapes, mesh.size).place(shapes, mesh.rank, mesh.size)
+    return zero3_plan(shapes).slices(shapes, mesh.rank, mesh.size)
 
 
 def cut(part, prefix, runs):
@@ -102,10 +102,10 @@ def cut(part, prefix, runs):
         part.prepared_frame = None  # weights as an operator wants them that is not used any more
 
 
-def attach(model, slices, comm):
+def gather_weights(model, slices, comm):
     """Lets the layers of a model, whose parameters are this rank's runs, gather what they read.
 
-    slices: `{full name: Run}`; comm: `Collectives`. Returns None: every rank computes the whole vocabulary.
+    slices: `{full name: Run}`; comm: `Collectives`.
     """
     for prefix, part in parts_of(model):
         cells, groups, gather = _cells(part, prefix), {}, Gather(comm)

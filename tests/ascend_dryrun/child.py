@@ -40,14 +40,14 @@ def part(log: KernelLog, what: str, plan: str, storage: str, found: dict) -> Non
     """A part of the model; with a plan on one rank of several, and the memory of the whole model there."""
     from . import parts
 
-    team, bits = None, parts.BITS.get(storage)
+    group, bits = None, parts.BITS.get(storage)
     if plan:
         from .ranks import join, memory
 
-        team = join(plan)
-        found["memory"] = memory(team, bits)
+        group = join(plan)
+        found["memory"] = memory(group, bits)
     if what in parts.SPREAD:
-        counted = parts.SPREAD[what](log, team, bits)
+        counted = parts.SPREAD[what](log, group, bits)
     else:
         counted = parts.PARTS[what](log, bits)
     found.update(described(counted.launches))

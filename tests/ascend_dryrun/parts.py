@@ -26,7 +26,7 @@ from ms_omni.modeling.prefill import CHUNK_TOKENS
 from ms_omni.modeling.steps import FrameStep
 from ms_omni.modeling.talker import Talker
 from ms_omni.modeling.vision_encoder import VisionEncoder
-from ms_omni.parallel.team import Team
+from ms_omni.parallel.group import ProcessGroup
 from ms_omni.quantised import Storage
 
 from .kernel_log import KernelLog, Launches
@@ -62,16 +62,18 @@ def stored_in(bits: int | None, name: str, shape: tuple[int, ...]) -> Storage | 
     return None if bits is None else storage_of(name, shape, bits, GROUP)
 
 
-def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefix: str = "", bits: int | None = None) -> Any:
+def build(
+    kind: Callable[..., Any], config: Any, group: ProcessGroup | None = None, prefix: str = "", bits: int | None = None
+) -> Any:
     """A cell with parameters of zeros on the device, where a dry run has any amount of memory and the host needs none; what is packed
     before it is used is on the host, as all is of a model that is loaded.
 
-    team: whose part of the parameters it holds; prefix: of the parameters' names in a whole model; bits: of what is stored as codes.
+    group: whose part of the parameters it holds; prefix: of the parameters' names in a whole model; bits: of what is stored as codes.
     """
     with lazy_parameters(ms.bfloat16):
         cell = kind(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in cell.parameters_and_names()}
-    slices = team.place(cell, config, prefix) if team else {}
+    slices = group.make_slices(cell, config, prefix) if group else {}
     coded = {name: found for name, shape in shapes.items() if (found := stored_in(bits, prefix + name, shape))}
     exchange(cell, coded)
     for name, parameter in cell.parameters_and_names():
@@ -84,9 +86,9 @@ def build(kind: Callable[..., Any], config: Any, team: Team | None = None, prefi
             data = Tensor.from_numpy(np.zeros(shape, array_type(parameter.dtype)))
         else:
             data = mint.zeros(shape, dtype=parameter.dtype)
-        parameter.set_data(data, slice_shape=team is not None)
-    if team:
-        team.attach(cell)
+        parameter.set_data(data, slice_shape=group is not None)
+    if group:
+        group.attach(cell)
     cell.set_train(False)
     return cell
 
@@ -102,7 +104,7 @@ def every_layer(layers: int, count: Callable[[int], Launches]) -> tuple[Launches
     return three + one.times(layers - 3), one
 
 
-def _thinker_of(layers: int, team: Team | None, bits: int | None = None) -> Thinker:
+def _thinker_of(layers: int, group: ProcessGroup | None, bits: int | None = None) -> Thinker:
     """The thinker with few layers and next to no encoders."""
     config = load_named_config("published").thinker_config
     config = config.copy(
@@ -110,7 +112,7 @@ def _thinker_of(layers: int, team: Team | None, bits: int | None = None) -> Thin
         vision_config=config.vision_config.copy(depth=1, deepstack_visual_indexes=[0]),
         audio_config=config.audio_config.copy(encoder_layers=1),
     )
-    return build(Thinker, config, team, "thinker.", bits)
+    return build(Thinker, config, group, "thinker.", bits)
 
 
 def _talker_of(layers: int, bits: int | None = None) -> Talker:
@@ -119,10 +121,10 @@ def _talker_of(layers: int, bits: int | None = None) -> Talker:
     return build(Talker, config, prefix="talker.", bits=bits)
 
 
-def thinker(log: KernelLog, team: Team | None, bits: int | None) -> Counted:
+def thinker(log: KernelLog, group: ProcessGroup | None, bits: int | None) -> Counted:
     """One step of decoding: one token through the decoder and its output layer, as a graph where the plan allows one."""
     layers = load_named_config("published").thinker_config.text_config.num_hidden_layers
-    launches, layer = every_layer(layers, lambda layers: _step(log, _thinker_of(layers, team, bits)))
+    launches, layer = every_layer(layers, lambda layers: _step(log, _thinker_of(layers, group, bits)))
     return Counted(launches, {"thinker": layer})
 
 
@@ -146,12 +148,12 @@ def _step(log: KernelLog, model: Thinker | Talker, rows: int = 1) -> Launches:
     return built if step.most == rows else log.launched()
 
 
-def prefill(log: KernelLog, team: Team | None, bits: int | None) -> Counted:
+def prefill(log: KernelLog, group: ProcessGroup | None, bits: int | None) -> Counted:
     """A chunk of a prompt that follows another, operator by operator."""
     text = load_named_config("published").thinker_config.text_config
 
     def count(layers):
-        decoder = _thinker_of(layers, team, bits).model
+        decoder = _thinker_of(layers, group, bits).model
         pool, x = KVPool.of(decoder, 1 + BLOCKS), zeros(1, CHUNK_TOKENS, text.hidden_size)
         positions = np.broadcast_to(np.arange(CHUNK_TOKENS, dtype=np.float32), (3, 1, CHUNK_TOKENS))
         for start in (0, CHUNK_TOKENS):

@@ -15,26 +15,26 @@ from ms_omni.config import load_named_config
 from ms_omni.engine.kv_pool import KVPool, PoolStep
 from ms_omni.modeling import BLOCK_TOKENS, ops
 from ms_omni.modeling.steps import FrameStep
+from ms_omni.parallel.group import ProcessGroup
 from ms_omni.parallel.mesh import BACKENDS, Mesh
 from ms_omni.parallel.predict import predict
-from ms_omni.parallel.team import Team
 
 CONTEXT = 8192
 BFLOAT16_BYTES = 2
 
 
-def join(strategy: str) -> Team:
+def join(strategy: str) -> ProcessGroup:
     """This process as the rank that the environment says (`RANK_ID` of `RANK_SIZE`)."""
     init()
-    team = Team(Mesh(int(os.environ["RANK_ID"]), int(os.environ["RANK_SIZE"]), BACKENDS["Ascend"]), strategy, {})
-    team.bell = object()  # there is nobody to be woken, nor to connect to
-    return team
+    group = ProcessGroup(Mesh(int(os.environ["RANK_ID"]), int(os.environ["RANK_SIZE"]), BACKENDS["Ascend"]), strategy, {})
+    group.wakeup = object()  # there is nobody to be woken, nor to connect to
+    return group
 
 
 LAYERS = 2  # of a model with codes, which the host lays out: it has no room for all of them
 
 
-def memory(team: Team, bits: int | None = None) -> dict:
+def memory(group: ProcessGroup, bits: int | None = None) -> dict:
     """Bytes of weights and of the caches for `CONTEXT` tokens on this rank, `{"weights": {"held": ..., "plan": ...}, ...}`:
     what MindSpore has given out for them once everything has been used, and what `ms-omni plan` says of the card that holds most.
     bits: of what is stored as codes, in a model of `LAYERS` layers.
@@ -47,9 +47,9 @@ def memory(team: Team, bits: int | None = None) -> dict:
     shapes = parameter_shapes(config)
     kinds = {name: kind for name in shapes if (kind := stored_in(bits, name, shapes[name]))}
     storages = {name: on_card(kind, matrix_shape(name, shapes[name])) for name, kind in kinds.items()}
-    predicted = predict(config, shapes, team.strategy, team.mesh.size, CONTEXT, BFLOAT16_BYTES, storages=storages)
+    predicted = predict(config, shapes, group.strategy, group.mesh.size, CONTEXT, BFLOAT16_BYTES, storages=storages)
     start = _held()
-    model = build(Qwen3OmniMoeForConditionalGeneration, config, team=team, bits=bits)
+    model = build(Qwen3OmniMoeForConditionalGeneration, config, group=group, bits=bits)
     before = _held()
     pools = [KVPool.of(decoder, CONTEXT // BLOCK_TOKENS) for decoder in (model.thinker.model, model.talker.model)]
     for pool in pools:
@@ -59,7 +59,7 @@ def memory(team: Team, bits: int | None = None) -> dict:
     packed = [_use(model, *pools), *(pool.stack is not None for pool in pools)]
     weights = _held() - start - cached
     return {
-        "rank": team.mesh.rank,
+        "rank": group.mesh.rank,
         "packed": packed,
         "weights": {"held": weights, "plan": predicted.held},
         "cache": {"held": cached, "plan": predicted.kv_cache},

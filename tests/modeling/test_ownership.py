@@ -22,8 +22,8 @@ OTHERS = {
 }
 SCALES = {"self_attn_layer_scale", "mlp_layer_scale", "q_norm", "k_norm"}
 """Parts that a model may have or not; no plan touches them."""
-PLANS = [f"parallel/{name}.py" for name in ("expert_parallel", "layers", "team", "zero3", "zero3_plan")]
-BOOKS = {"following", "coming", "team", "accord", "prepared_frame"}
+PLANS = [f"parallel/{name}.py" for name in ("layers", "group", "zero3")]
+BOOKS = {"following", "coming", "process_group", "accord", "prepared_frame"}
 """What blocks note about one another, who holds a model together, and what was prepared for weights that are gone."""
 
 

@@ -27,9 +27,9 @@ def sums_of_a_token(engine, request):
     """Calls and bytes of sums that an answer takes which is a token longer."""
     found = []
     for tokens in (3, 4):
-        before = engine.model.team.traffic.copy()
+        before = engine.model.process_group.traffic.copy()
         run(engine, [{**request, **TEXT, "max_new_tokens": tokens}])
-        since = engine.model.team.traffic.since(before)
+        since = engine.model.process_group.traffic.since(before)
         found.append(np.array([since.calls["all_reduce"], since.nbytes["all_reduce"]]))
     return (found[1] - found[0]).tolist()
 

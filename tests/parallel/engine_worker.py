@@ -222,9 +222,9 @@ def traffic(model, folder):
         for request in requests:
             engine.add(**request)
         while engine.added:
-            before = model.team.traffic.copy()
+            before = model.process_group.traffic.copy()
             engine.step()
-            since = model.team.traffic.since(before)
+            since = model.process_group.traffic.since(before)
             ticks.append([since.calls["broadcast"], since.nbytes["broadcast"]])
         found.append(ticks)
     return found
@@ -246,7 +246,7 @@ def interrupted(model, requests, rank):
 
 def interrupted_early(model, requests, expected, rank):
     """The same while rank 0 waits for the others, to hear whether they are asked the same."""
-    engine, comm = engine_of(model), model.team.comm
+    engine, comm = engine_of(model), model.process_group.comm
     gather = comm.gather_array
 
     def gather_interrupted(array):

@@ -71,9 +71,9 @@ def traffic_of_a_token(model, inputs):
     """Calls and bytes that one more token costs."""
     counts = []
     for tokens in (4, 5):
-        before = model.team.traffic.copy()
+        before = model.process_group.traffic.copy()
         model.thinker.generate(**inputs, max_new_tokens=tokens, eos_token_id=[])
-        counts.append(model.team.traffic.since(before))
+        counts.append(model.process_group.traffic.since(before))
     more = counts[1].since(counts[0])
     return more.calls, more.nbytes
 
@@ -84,7 +84,7 @@ def main():
     facts = {"refused": refusals(folder, other, rank)}
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, progress=False)
     facts["held"] = sum(parameter.nbytes for parameter in model.get_parameters())
-    facts["encoders"] = model.team.traffic.calls["all_gather"]
+    facts["encoders"] = model.process_group.traffic.calls["all_gather"]
     np.savez(Path(out) / f"rank{rank}.npz", **answers(model, folder, **json.loads(wanted)))
     inputs = inputs_of(folder, "text")
     facts["token"] = traffic_of_a_token(model, inputs)

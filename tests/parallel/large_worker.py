@@ -41,7 +41,7 @@ def measure(folder, strategy):
     times, bytes_sent = [], []
     for _ in model.stream(input_ids=PROMPT, attention_mask=np.ones_like(PROMPT), **options):
         times.append(time.monotonic())
-        bytes_sent.append(model.team.traffic.total_bytes)
+        bytes_sent.append(model.process_group.traffic.total_bytes)
     last = slice(-TIMED[strategy] - 2, -1)  # the last event is the end
     return {
         "held": held,

@@ -25,7 +25,7 @@ def main():
         np.savez(Path(out) / f"{folder.name}-rank{rank}.npz", **answers(model, folder, **json.loads(wanted)))
         part = Qwen3OmniMoeCode2Wav.from_pretrained(folder, progress=False)
         held = [sum(parameter.nbytes for parameter in cell.get_parameters()) for cell in (model, model.code2wav, part)]
-        facts[folder.name] = {"strategy": model.team.strategy, "held": held}
+        facts[folder.name] = {"strategy": model.process_group.strategy, "held": held}
     (Path(out) / f"rank{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

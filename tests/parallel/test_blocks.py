@@ -6,9 +6,8 @@ from mindspore import Parameter, Tensor
 
 from ms_omni.modeling.layer import Cell
 from ms_omni.parallel.layers import become
-from ms_omni.parallel.plan import Flat
+from ms_omni.parallel.plan import BUNDLE_BYTES, Flat, bundles
 from ms_omni.parallel.zero3 import Block, Bundle, Gathered
-from ms_omni.parallel.zero3_plan import BUNDLE_BYTES, bundles
 
 RANKS = 3
 

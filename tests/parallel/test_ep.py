@@ -8,7 +8,7 @@ import pytest
 
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.engine.ranks import WORDS
-from ms_omni.parallel.expert_parallel import make_plan, splits_heads
+from ms_omni.parallel.plan import expert_parallel_plan, splits_heads
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
 
@@ -43,15 +43,15 @@ def test_every_rank_answers_as_one_process_does(geometry, workers, wanted, check
 def planned_bytes(model, folder, workers):
     """What the table says that each rank holds, in float32."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.parameters_and_names()}
-    plan = make_plan(Qwen3OmniMoeConfig.from_pretrained(folder), shapes, workers)
+    plan = expert_parallel_plan(Qwen3OmniMoeConfig.from_pretrained(folder), workers)
     return [
-        4 * sum(math.prod(part.local_shape) for part in plan.place(shapes, rank, workers).values())
+        4 * sum(math.prod(part.local_shape) for part in plan.slices(shapes, rank, workers).values())
         for rank in range(workers)
     ]
 
 
 def token_traffic(model, workers):
-    """Collectives of one token, from the configuration: what `Team.traffic` must count."""
+    """Collectives of one token, from the configuration: what `ProcessGroup.traffic` must count."""
     text = model.config.thinker_config.text_config
     blocks = sum(text.is_sparse_layer(layer) for layer in range(text.num_hidden_layers))
     if splits_heads(text, workers):

@@ -8,8 +8,7 @@ import pytest
 from ms_omni.config import Qwen3OmniMoeConfig, load_named_config
 from ms_omni.errors import InputError
 from ms_omni.parallel import Placement, Plan, Row
-from ms_omni.parallel.expert_parallel import make_plan, splits_heads
-from ms_omni.parallel.plan import ONCE, REPLICATE, gather, split
+from ms_omni.parallel.plan import ONCE, REPLICATE, expert_parallel_plan, split, splits_heads
 
 PLACEMENTS = [
     (REPLICATE, (5, 3), [(5, 3)] * 4),
@@ -17,8 +16,6 @@ PLACEMENTS = [
     (split(0), (7, 3), [(1, 3), (2, 3), (2, 3), (2, 3)]),
     (split(1, unit=2), (3, 8), [(3, 2)] * 4),
     (split(0, unit=2, copies=2), (8, 3), [(4, 3)] * 4),
-    (gather(0), (7, 3), [(2, 3)] * 4),
-    (gather(0), (2, 3), [(1, 3)] * 4),
     (ONCE, (5,), [(5,)] * 4),
 ]
 
@@ -45,7 +42,7 @@ def test_copies_are_neighbours():
 @pytest.mark.parametrize("placement, shape", [(split(0), (3, 2)), (split(0, unit=2), (7, 2)), (split(0, copies=3), (8, 2))])
 def test_what_cannot_be_cut(placement, shape):
     with pytest.raises(InputError, match=r"weight over 4 ranks \(plan 'mine'\): an axis of . in units of . cannot be cut"):
-        Plan("mine", (Row("weight", placement),)).place({"weight": shape}, 0, 4)
+        Plan("mine", (Row("weight", placement),)).slices({"weight": shape}, 0, 4)
 
 
 def test_all_that_is_wrong_with_a_table_is_said_at_once():
@@ -66,7 +63,7 @@ def test_all_that_is_wrong_with_a_table_is_said_at_once():
 def test_experts_heads_and_vocabulary_are_split_and_nothing_is_lost(geometry, ranks, model_of):
     model = model_of(geometry)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.parameters_and_names()}
-    places = [make_plan(model.config, shapes, ranks).place(shapes, rank, ranks) for rank in range(ranks)]
+    places = [expert_parallel_plan(model.config, ranks).slices(shapes, rank, ranks) for rank in range(ranks)]
     text = model.config.thinker_config.text_config
     for name, shape in shapes.items():
         parts = [place[name] for place in places]
@@ -89,13 +86,13 @@ def test_heads_are_split_where_they_divide(ranks, wanted, expected):
 def test_what_so_many_ranks_cannot_share():
     config = load_named_config("instruct")
     with pytest.raises(InputError, match="32 attention heads with 4 kv heads cannot be split over 3 ranks"):
-        make_plan(config, {}, 3, split_heads=True)
+        expert_parallel_plan(config, 3, split_heads=True)
     with pytest.raises(InputError, match="128 experts cannot be shared by 129 ranks"):
-        make_plan(config, {}, 129)
+        expert_parallel_plan(config, 129)
 
 
 def test_a_model_without_speech_has_no_rows_for_it(checkpoint_of):
     content = json.loads((checkpoint_of("tiny") / "config.json").read_text())
     config = Qwen3OmniMoeConfig.from_dict({**content, "enable_audio_output": False})
-    assert not any("talker" in row.pattern for row in make_plan(config, {}, 2).rows)
+    assert not any("talker" in row.pattern for row in expert_parallel_plan(config, 2).rows)
     assert Placement() == REPLICATE

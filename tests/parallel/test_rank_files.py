@@ -18,10 +18,10 @@ from ms_omni.checkpoint.rank_index import RANKS_INDEX
 from ms_omni.cli import main
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.parallel import team
+from ms_omni.parallel import group
 from ms_omni.parallel.export import convert_for_ranks, convert_from_ranks
 from ms_omni.parallel.mesh import Mesh
-from ms_omni.parallel.plan import strategy_module
+from ms_omni.parallel.plan import make_plan
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import rewrite, tensors_of
 from tests.checkpoint.test_convert import assert_same_tensors
@@ -39,7 +39,7 @@ def expected(folder, index, rank):
     """The parts of a rank, read from the whole checkpoint with the plan."""
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
     config = Qwen3OmniMoeConfig.from_pretrained(folder)
-    parts = strategy_module(index.plan).make_plan(config, shapes, index.ranks).place(shapes, rank, index.ranks)
+    parts = make_plan(index.plan, config, shapes, index.ranks).slices(shapes, rank, index.ranks)
     reader = CheckpointReader(folder)
     return {
         fill.parameter: read_slice(reader, fill, np.dtype(np.float32), parts[fill.parameter])
@@ -118,16 +118,16 @@ def test_a_process_or_a_wish_that_does_not_fit(cut, monkeypatch):
     with pytest.raises(
         InputError, match="cut for 2 ranks with the plan 'ep', and this process is to hold a model of its own"
     ):
-        team.choose(cut, team.AUTO, {})
-    monkeypatch.setattr(team, "under_msrun", lambda: True)
-    monkeypatch.setattr(team, "start", lambda: Mesh(0, 3))
+        group.choose_strategy(cut, group.AUTO, {})
+    monkeypatch.setattr(group, "under_msrun", lambda: True)
+    monkeypatch.setattr(group, "start", lambda: Mesh(0, 3))
     with pytest.raises(InputError, match="cut for 2 ranks .* but 3 were started; start 2, or convert it back"):
-        team.choose(cut, team.AUTO, {})
+        group.choose_strategy(cut, group.AUTO, {})
     for strategy, options, said in (("zero3", {}, "'zero3'"), ("ep", {"split_heads": False}, "'ep' split_heads=False")):
         with pytest.raises(InputError, match=f"but parallel is {said}; leave it out"):
-            team.choose(cut, strategy, options)
-    monkeypatch.setattr(team, "start", lambda: Mesh(0, 2))
-    assert team.choose(cut, team.AUTO, {})[:2] == ("ep", {})
+            group.choose_strategy(cut, strategy, options)
+    monkeypatch.setattr(group, "start", lambda: Mesh(0, 2))
+    assert group.choose_strategy(cut, group.AUTO, {})[:2] == ("ep", {})
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ def main():
         model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, parallel=strategy, progress=False)
         counts = []
         for tokens in (1, 4, 5):  # the first makes the engine
-            before = model.team.traffic.copy()
+            before = model.process_group.traffic.copy()
             model.thinker.generate(
                 input_ids=PROMPT, attention_mask=np.ones_like(PROMPT), max_new_tokens=tokens, eos_token_id=[]
             )
-            counts.append(model.team.traffic.since(before))
+            counts.append(model.process_group.traffic.since(before))
         more = counts[2].since(counts[1])
         held = sum(parameter.nbytes for parameter in model.get_parameters())
         found[strategy] = {"calls": more.calls, "nbytes": more.nbytes, "held": held}

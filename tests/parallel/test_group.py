@@ -5,9 +5,9 @@ import pytest
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.parallel import team
+from ms_omni.parallel import group
+from ms_omni.parallel.group import ProcessGroup, fingerprint, join
 from ms_omni.parallel.mesh import Mesh
-from ms_omni.parallel.team import Team, fingerprint, join
 from tests.checkpoint.published_folders import MODULES, N, numbers, scales, write
 
 
@@ -29,13 +29,13 @@ def test_what_one_process_cannot_be_is_said_before_loading(strategy, said, tmp_p
 
 
 def test_under_msrun_experts_are_shared_unless_something_else_is_wanted(monkeypatch):
-    monkeypatch.setattr(team, "under_msrun", lambda: True)
-    monkeypatch.setattr(team, "start", lambda: Mesh(0, 1))
+    monkeypatch.setattr(group, "under_msrun", lambda: True)
+    monkeypatch.setattr(group, "start", lambda: Mesh(0, 1))
     assert join() is None and join("zero3") is None  # one process that msrun started
-    monkeypatch.setattr(team, "start", lambda: Mesh(1, 2))
-    monkeypatch.setattr(team, "Team", lambda mesh, strategy, options: (mesh.rank, strategy, options))
+    monkeypatch.setattr(group, "start", lambda: Mesh(1, 2))
+    monkeypatch.setattr(group, "ProcessGroup", lambda mesh, strategy, options: (mesh.rank, strategy, options))
     assert join(split_heads=False) == (1, "ep", {"split_heads": False}) and join("zero3") == (1, "zero3", {})
-    monkeypatch.setattr(team, "_is_data_parallel", lambda: True)
+    monkeypatch.setattr(group, "_is_data_parallel", lambda: True)
     assert join() is None and join("ep") == (1, "ep", {}) and join(None) is None
 
 
@@ -51,21 +51,21 @@ class Said:
         return [data, data, self.change(data)]
 
 
-def team_of(change):
-    found = object.__new__(Team)
+def group_of(change):
+    found = object.__new__(ProcessGroup)
     found.strategy, found.options, found.comm = "ep", {}, Said(change)
     return found
 
 
 def test_all_ranks_must_mean_the_same_model(tiny_checkpoint):
-    assert team_of(lambda data: data).check(tiny_checkpoint, "x", lambda: "config") == "config"
+    assert group_of(lambda data: data).check(tiny_checkpoint, "x", lambda: "config") == "config"
     version = fingerprint(tiny_checkpoint)["MindSpore"].encode()
     with pytest.raises(InputError, match=r"MindSpore: rank 0 has .*, rank 1 has .*, rank 2 has 9\.9"):
-        team_of(lambda data: data.replace(b'"MindSpore": "' + version, b'"MindSpore": "9.9')).check(
+        group_of(lambda data: data.replace(b'"MindSpore": "' + version, b'"MindSpore": "9.9')).check(
             tiny_checkpoint, "x", int
         )
     with pytest.raises(CheckpointError, match="rank 2: CheckpointError: gone"):
-        team_of(lambda data: b'{"error": "CheckpointError: gone"}').check(tiny_checkpoint, "x", int)
+        group_of(lambda data: b'{"error": "CheckpointError: gone"}').check(tiny_checkpoint, "x", int)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantised")

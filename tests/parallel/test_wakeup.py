@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ms_omni.errors import InputError
-from ms_omni.parallel.team import Bell
+from ms_omni.parallel.group import WakeUp
 
 
 class Comm:
@@ -29,10 +29,10 @@ class Comm:
 
 
 @pytest.fixture
-def bells():
+def wakeups():
     place, found = {"known": threading.Event()}, {}
     threads = [
-        threading.Thread(target=lambda rank=rank: found.update({rank: Bell(Comm(rank, 3, place))})) for rank in range(3)
+        threading.Thread(target=lambda rank=rank: found.update({rank: WakeUp(Comm(rank, 3, place))})) for rank in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -42,16 +42,16 @@ def bells():
     place["stranger"].close()
 
 
-def test_all_others_are_woken_once_per_ring(bells):
-    assert len(bells[0]._ears) == 2
-    bells[0].ring()
-    bells[0].ring()
+def test_all_others_are_woken_once_per_call(wakeups):
+    assert len(wakeups[0]._others) == 2
+    wakeups[0].send()
+    wakeups[0].send()
     for rank in (1, 2, 1, 2):
-        bells[rank].wait()
+        wakeups[rank].wait()
 
 
-def test_who_waits_for_a_rank_0_that_has_left_is_told(bells):
-    for line in bells.pop(0)._ears:
+def test_who_waits_for_a_rank_0_that_has_left_is_told(wakeups):
+    for line in wakeups.pop(0)._others:
         line.close()
     with pytest.raises(InputError, match="rank 0 has left"):
-        bells[1].wait()
+        wakeups[1].wait()

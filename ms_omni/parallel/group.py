@@ -10,18 +10,23 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mindspore import nn
 
 from .. import __version__
 from ..checkpoint.codes import arrays_of
 from ..checkpoint.open import open_checkpoint
-from ..checkpoint.rank_index import read_rank_index
+from ..checkpoint.rank_index import RankIndex, read_rank_index
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
 from .collectives import Collectives
-from .mesh import adopt_init, start, under_msrun
-from .plan import STRATEGIES, strategy_module
+from .layers import split_thinker
+from .mesh import Mesh, Traffic, adopt_init, start, under_msrun
+from .plan import STRATEGIES, Plan, Run, Slice, make_plan
+from .vocabulary import SplitVocabulary
 
 AUTO = "auto"
 SETTINGS = ("config.json", "generation_config.json")
@@ -29,8 +34,8 @@ SETTINGS = ("config.json", "generation_config.json")
 adopt_init()  # a script that has imported a model may call it next
 
 
-def join(strategy=AUTO, **options):
-    """The `Team` of this process, or None for a process that holds its model alone.
+def join(strategy: str | None = AUTO, **options: Any) -> "ProcessGroup | None":
+    """The `ProcessGroup` of this process, or None for a process that holds its model alone.
 
     strategy: "ep", "zero3", None (no plan, even under msrun) or "auto": "ep" under msrun, but None for a script that has
     set MindSpore's data-parallel mode, where each process holds a model until `prepare_network` spreads it. options: of
@@ -39,10 +44,10 @@ def join(strategy=AUTO, **options):
     if not is_shared(strategy):
         return None
     mesh = start()
-    return None if mesh.size == 1 else Team(mesh, "ep" if strategy == AUTO else strategy, options)
+    return None if mesh.size == 1 else ProcessGroup(mesh, "ep" if strategy in (AUTO, None) else strategy, options)
 
 
-def is_shared(strategy):
+def is_shared(strategy: str | None) -> bool:
     """Whether the processes that msrun started are to hold one model together. Raises `InputError` as `join` does."""
     if strategy not in (AUTO, None, *STRATEGIES):
         raise InputError(f"parallel is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}, None or {AUTO!r}")
@@ -54,30 +59,31 @@ def is_shared(strategy):
     return strategy is not None and under_msrun() and not (strategy == AUTO and _is_data_parallel())
 
 
-def _is_data_parallel():
+def _is_data_parallel() -> bool:
     return require_mindspore().get_auto_parallel_context("parallel_mode") == "data_parallel"
 
 
-class Team:
-    """mesh: who is who; comm: `Collectives` with their `traffic`; after loading, plan and slices of this rank; vocabulary: a
-    `SplitVocabulary`, or None where the head is whole; bell: how rank 0 wakes the others.
+class ProcessGroup:
+    """The ranks that hold one model. mesh: who is who; comm: `Collectives` with their `traffic`; after loading, plan and slices of
+    this rank; vocabulary: None where the head is whole; wakeup: how rank 0 wakes the others.
     """
 
-    def __init__(self, mesh, strategy, options):
+    def __init__(self, mesh: Mesh, strategy: str, options: dict[str, Any]) -> None:
         self.mesh = mesh
         self.strategy = strategy
         self.options = options
         self.comm = Collectives(mesh)
-        self.plan = None
-        self.slices = {}
-        self.vocabulary = self.bell = None
+        self.plan: Plan | None = None
+        self.slices: dict[str, Slice] | dict[str, Run] = {}
+        self.vocabulary: SplitVocabulary | None = None
+        self.wakeup: WakeUp | None = None
 
     @property
-    def traffic(self):
+    def traffic(self) -> Traffic:
         """Calls and bytes of all collectives so far."""
         return self.comm.traffic
 
-    def check(self, folder, arguments, read_config):
+    def check(self, folder: str | Path, arguments: Any, read_config: Callable[[], Any]) -> Any:
         """The configuration that `read_config()` gives, once all ranks have found the same checkpoint.
 
         A rank that cannot read its folder, or whose versions, arguments or files differ, is one error on every rank.
@@ -104,7 +110,9 @@ class Team:
             )
         return config
 
-    def place(self, model, config, prefix, storages=None):
+    def make_slices(
+        self, model: nn.Cell, config: Any, prefix: str, storages: dict[str, Any] | None = None
+    ) -> dict[str, Slice] | dict[str, Run]:
         """`{full name: Slice}` of this rank. Raises `InputError` for a model that so many ranks cannot hold.
 
         model: with no matrix stored as codes yet; storages: `{parameter: Storage}` of those that will be.
@@ -112,8 +120,8 @@ class Team:
         shapes = {prefix + name: tuple(value.shape) for name, value in model.parameters_and_names()}
         storages = {prefix + name: storage for name, storage in (storages or {}).items()}
         arrays = {name: arrays_of(name, shapes[name], storage) for name, storage in storages.items()}
-        self.plan = self._strategy().make_plan(config, shapes, self.mesh.size, **self.options)
-        self.slices = self.plan.place(shapes, self.mesh.rank, self.mesh.size, arrays)
+        self.plan = make_plan(self.strategy, config, shapes, self.mesh.size, **self.options)
+        self.slices = self.plan.slices(shapes, self.mesh.rank, self.mesh.size, arrays)
         for name, storage in () if self.plan.pieces else storages.items():
             try:
                 arrays_of(name, shapes[name], storage, self.slices[name])
@@ -121,19 +129,23 @@ class Team:
                 raise InputError(f"{name} over {self.mesh.size} ranks (plan {self.plan.name!r}): {error}") from None
         return self.slices
 
-    def attach(self, model):
+    def attach(self, model: nn.Cell) -> None:
         """Puts the collectives into a loaded model."""
-        self.bell = self.bell or Bell(self.comm)
-        self.vocabulary = self._strategy().attach(model, self.slices, self.comm)
+        self.wakeup = self.wakeup or WakeUp(self.comm)
+        if self.strategy == "ep":
+            self.vocabulary = split_thinker(model, self.slices, self.comm)
+        else:
+            from .zero3 import gather_weights  # which needs this module
+
+            gather_weights(model, self.slices, self.comm)
         for cell in (model, *model.cells()):
-            if hasattr(cell, "team"):
-                cell.team = self
-
-    def _strategy(self):
-        return strategy_module(self.strategy)
+            if hasattr(cell, "process_group"):
+                cell.process_group = self
 
 
-def choose(folder, strategy, options):
+def choose_strategy(
+    folder: str | Path, strategy: str | None, options: dict[str, Any]
+) -> tuple[str | None, dict[str, Any], RankIndex | None]:
     """Strategy, options and `RankIndex` for a checkpoint folder: one that is cut for ranks has chosen already.
 
     The index is None for a checkpoint that is whole. Raises `InputError` for a process or a wish that does not fit it.
@@ -154,7 +166,7 @@ def choose(folder, strategy, options):
     return index.plan, index.options, index
 
 
-def fingerprint(folder):
+def fingerprint(folder: str | Path) -> dict[str, str]:
     """What must be the same on all ranks: versions, configuration, weights; short strings by what they tell."""
     settings = hashlib.blake2b(digest_size=8)
     for name in SETTINGS:
@@ -171,47 +183,47 @@ def fingerprint(folder):
 CONNECT_S = 120.0
 
 
-class Bell:
+class WakeUp:
     """How rank 0 wakes the others. Made by all ranks at the same time; comm: their `Collectives`. What is sent through it means nothing but "wake up"."""
 
     def __init__(self, comm: Any) -> None:
-        self._ears: list[socket.socket] = []
+        self._others: list[socket.socket] = []
         secret = secrets.token_hex()
         server = socket.create_server((_address(), 0)) if comm.rank == 0 else None
-        place = None if server is None else json.dumps([*server.getsockname()[:2], secret]).encode()
-        host, port, secret = json.loads(comm.broadcast_bytes(place))
+        message = None if server is None else json.dumps([*server.getsockname()[:2], secret]).encode()
+        host, port, secret = json.loads(comm.broadcast_bytes(message))
         if server is None:
-            self._line = _quick(socket.create_connection((host, port), CONNECT_S))
-            self._line.sendall(secret.encode())
-            self._line.settimeout(None)
+            self._rank_0 = _without_delay(socket.create_connection((host, port), CONNECT_S))
+            self._rank_0.sendall(secret.encode())
+            self._rank_0.settimeout(None)
             return
         with server:
             server.settimeout(CONNECT_S)
-            while len(self._ears) < comm.size - 1:
-                self._admit(_quick(server.accept()[0]), secret.encode())
+            while len(self._others) < comm.size - 1:
+                self._accept(_without_delay(server.accept()[0]), secret.encode())
 
-    def _admit(self, line: socket.socket, secret: bytes) -> None:
+    def _accept(self, connection: socket.socket, secret: bytes) -> None:
         """Whoever does not know the secret is none of ours."""
-        said = b""
-        line.settimeout(CONNECT_S)
+        received = b""
+        connection.settimeout(CONNECT_S)
         with contextlib.suppress(OSError):
-            while len(said) < len(secret) and (more := line.recv(len(secret) - len(said))):
-                said += more
-        if hmac.compare_digest(said, secret):
-            self._ears.append(line)
+            while len(received) < len(secret) and (more := connection.recv(len(secret) - len(received))):
+                received += more
+        if hmac.compare_digest(received, secret):
+            self._others.append(connection)
         else:
-            line.close()
+            connection.close()
 
-    def ring(self) -> None:
+    def send(self) -> None:
         """Rank 0 wakes all others."""
-        for line in self._ears:
-            with contextlib.suppress(OSError):  # it has gone; the watch ends the job
-                line.sendall(b"\1")
+        for connection in self._others:
+            with contextlib.suppress(OSError):  # it has gone; the supervisor ends the job
+                connection.sendall(b"\1")
 
     def wait(self) -> None:
         """Another rank waits until it is woken. Raises `InputError` when rank 0 has left."""
         with contextlib.suppress(OSError):
-            if self._line.recv(1):
+            if self._rank_0.recv(1):
                 return
         raise InputError("rank 0 has left, so there is nothing more to do here")
 
@@ -223,6 +235,6 @@ def _address() -> str:
         return probe.getsockname()[0]
 
 
-def _quick(line: socket.socket) -> socket.socket:
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return line
+def _without_delay(connection: socket.socket) -> socket.socket:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
