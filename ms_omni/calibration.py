@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.scaling import Observed
+from .checkpoint.quantise import Observed
 from .errors import InputError
 from .files import read_text
 from .input.load import checked

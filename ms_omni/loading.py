@@ -17,14 +17,16 @@ from .runtime import require_mindspore, setup, uncollected
 require_mindspore()
 
 from .checkpoint import load_rank_file  # noqa: E402  (needs MindSpore)
-from .checkpoint.choice import held_in, storages  # noqa: E402
-from .checkpoint.fits import check_counts, layers_beyond  # noqa: E402
 from .checkpoint.load import fill_cell  # noqa: E402
+from .checkpoint.matching import check_counts, file_root, layers_beyond, plan_loading  # noqa: E402  # noqa: E402
 from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
-from .checkpoint.plan import file_root, plan_loading  # noqa: E402
+from .checkpoint.reader import StateReader  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
-from .checkpoint.state import StateReader  # noqa: E402
-from .checkpoint.storage import is_quantised  # noqa: E402
+from .checkpoint.storage import (  # noqa: E402
+    held_in,
+    is_quantised,
+    storages,
+)
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
 from .generation.defaults import GenerationConfig  # noqa: E402

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint.header import DTYPES
 from .checkpoint.names import patch_shape_of, sources
-from .checkpoint.writer import Pending, write_shards
+from .checkpoint.safetensors import DTYPES, Pending, write_shards
 from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError

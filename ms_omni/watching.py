@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint.as_published import as_published
-from .checkpoint.open import open_checkpoint
-from .checkpoint.plan import file_root
-from .checkpoint.scaling import Inputs
+from .checkpoint.matching import file_root
+from .checkpoint.open import as_published, open_checkpoint
+from .checkpoint.quantise import Inputs
 from .modeling.layers import Linear
 from .modeling.moe import Experts
 from .parallel.layers import become

@@ -21,10 +21,10 @@ import numpy as np
 from ms_omni.errors import CheckpointError
 from ms_omni.files import read_text
 
-from .header import DTYPES, WEIGHT_DTYPES, Entry, read_header
+from .matching import file_root
 from .names import COMPONENTS
-from .plan import file_root
 from .reader import report
+from .safetensors import DTYPES, WEIGHT_DTYPES, Entry, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(

@@ -1,38 +1,58 @@
-"""Checkpoints in our parameter names and back: `convert` between folders, `save_checkpoint` from a cell.
+"""Checkpoints in our parameter names and back, and what is done to weights on the way: an adapter merged, inputs scaled, matrices rounded.
 
 A converted folder is again safetensors with config.json and the processor's files, but its tensors are the model's
 parameters (experts stacked), so that loading copies them as they are. Its header metadata says `"format": "ms_omni"`.
 Converting there and back gives the same tensors bit by bit, each in its original dtype.
 """
 
-import functools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from ms_omni.config import ConfigSection, read_config_json
-from ms_omni.files import write_text
-from ms_omni.folders import new_folder, refuse_foreign, saved_files
+from ms_omni.arrays import MODEL_TYPES
+from ms_omni.config import CONFIG_FILE, read_config_json
+from ms_omni.errors import CheckpointError
+from ms_omni.files import open_regular, write_text
+from ms_omni.folders import new_folder
 from ms_omni.hub import resolve
-from ms_omni.quantised import Quantised, dequantised
+from ms_omni.quantised import Storage
 
-from .as_published import DEQUANTISED, as_published
-from .header import DTYPES
-from .load import numpy_dtype, progress_bar
-from .names import patch_shape_of, slot, sources
-from .open import open_checkpoint
-from .other_files import copy_other_files, outside, write_config
-from .parameters import to_parameters
-from .prepare import prepared
-from .reader import INDEX_FILE
-from .scaling import Observed
-from .storage import OFFSET, SCALE, STACKS, matrix_shape
-from .writer import SHARD_BYTES, Pending, dtype_name, write_shards
+from .adapter import Merging
+from .load import progress_bar
+from .matching import Fill, file_root, gather
+from .names import FLATTEN
+from .open import DEQUANTISED, as_published, open_checkpoint
+from .parameters import arrays_of, read_parameter, read_stored
+from .published import quantisation
+from .quantise import Observed, Quantising
+from .reader import MARKER
+from .safetensors import DTYPES, SHARD_BYTES, Pending, dtype_name, write_shards
+from .storage import METHOD, OFFSET, OPTION, SCALE, Scheme, row_of, said_of_mixed
 
 PUBLISHED_METADATA = {"format": "pt"}
-_WEIGHTS = ("*.safetensors", INDEX_FILE)  # what `save_checkpoint` replaces
+_NOT_TWICE = (
+    "{folder} is quantised already, and what is rounded twice loses more. Quantise the checkpoint that it was made from, or convert "
+    "it to bfloat16 first (`ms-omni convert` without --quantize)."
+)
+_NOT_MERGED = (
+    "{folder} is quantised, and an adapter is merged into weights before they are rounded. Merge it into the checkpoint that this "
+    "one was made from, or convert this one to bfloat16 first."
+)
+TEMPLATES = "additional_chat_templates"
+QUANTISATION = "quantization_config"  # in config.json, or in one of its sections
+_OF_WEIGHTS = (QUANTISATION, "compression_config", "quantization")  # the last is MLX's
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+# They say how a tool stored the weights, and nothing that we write is stored so.
+_DESCRIPTIONS = ("quant*_config.json", "hf_quant_config.json", "quant_model_description*.json", "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -108,98 +128,182 @@ def _reading(source, name):
     return read
 
 
-def save_checkpoint(
-    cell,
-    folder: str | Path,
-    config: ConfigSection,
-    dtype=None,
-    *,
-    generation_config=None,
-    shard_bytes: int = SHARD_BYTES,
-    progress: bool = True,
-) -> list[str]:
-    """Write the cell's parameters under the published names and shapes, with config.json; returns the weight files.
+@dataclass(frozen=True)
+class Prepared:
+    """reader: of what is to be written. quantisation: config.json's entry where the folder keeps codes, or None. notes: what
+    there is to say about it.
+    """
 
-    Whoever loads from `folder` meanwhile, or after a kill, finds the earlier checkpoint, the new one, or an incomplete one
-    that is refused; never parts of both.
+    reader: Any
+    quantisation: dict | None = None
+    notes: tuple[str, ...] = ()
 
-    Args:
-        cell: a loaded model or sub-model.
-        folder: made if needed. What was saved there before is replaced, see `saved_files`; foreign files never are.
-        config: the configuration of the cell; written to config.json.
-        dtype: MindSpore dtype of the file; by default that of each parameter, and bfloat16 of those that are codes (codes are
-            written by `convert`, which rounds with more care).
-        generation_config: written to generation_config.json when it holds anything.
+
+def prepared(
+    reader, quantize: str | None = None, group: int | None = None, embeddings: bool = False, adapter=None, observed=None
+) -> Prepared:
+    """A reader as it is to be written, see `convert` for the arguments and for what is raised."""
+    coded = is_coded(reader)
+    if coded and quantize:
+        raise CheckpointError(_NOT_TWICE.format(folder=reader.folder))
+    if coded and adapter is not None:
+        raise CheckpointError(_NOT_MERGED.format(folder=reader.folder))
+    if not (quantize or adapter is not None):
+        return Prepared(reader, _kept(reader) if coded else None)
+    work, how, notes = as_published(reader), {}, []
+    if adapter is not None:
+        work = Merging(work, adapter)
+        how["adapter"] = Path(adapter).name
+        notes.append(work.said)
+    if not quantize:
+        return Prepared(work, None, tuple(notes))
+    if observed is not None:
+        how["calibration"] = observed.said
+    work = Quantising(work, quantize, group, embeddings, observed)
+    return Prepared(work, work.describe(**how), (*notes, *work.notes()))
+
+
+def is_coded(reader) -> bool:
+    """Whether some of a reader's tensors are stored as codes."""
+    return any(reader.storage(name) is not None for name in reader.entries)
+
+
+def _kept(reader) -> dict:
+    """The description of codes that are taken over as they are."""
+    found, _ = quantisation(reader.folder, read_config_json(reader.folder)[0])
+    if found is not None and found.get("quant_method") == METHOD:
+        return dict(found)
+    root = file_root(reader.entries)
+    coded = {root + name: storage for name in reader.entries if (storage := reader.storage(name)) is not None}
+    storages = Counter(coded.values())
+    bits = min(storage.bits for storage in storages)
+    most = max((storage for storage in storages if storage.bits == bits), key=storages.__getitem__)
+    table = any(row_of(name).stored == OPTION for name in coded)
+    return Scheme(bits, most.group, table).describe(scale_dtype=most.scale, converted_from=found)
+
+
+def to_parameters(reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...]]:
+    """What a folder in our form holds: the parameters to write, its metadata, where dtypes and shapes that a parameter cannot show
+    are kept, and what there is to say about them. Raises `CheckpointError`, see `gather`.
+    """
+    tensors, dtypes, shapes, fills = [], {}, {}, gather(reader)
+    for fill in fills:
+        storage = storage_in(reader, fill)
+        if storage is not None:
+            tensors += coded(reader, fill, storage)
+            continue
+        kinds, dtype = kinds_of(reader, fill), dtype_in(reader, fill)
+        if len(set(kinds.values())) > 1:
+            dtypes.update(kinds)
+        if fill.parts[0][1].transform == FLATTEN:
+            shapes[fill.parts[0][0]] = list(fill.parts[0][1].shape)
+        tensors.append(Pending(fill.parameter, dtype, fill.shape, partial(read_parameter, reader, fill, DTYPES[dtype])))
+    metadata = {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
+    return tensors, metadata, notes_on(reader, fills)
+
+
+def notes_on(reader, fills: Iterable[Fill]) -> tuple[str, ...]:
+    """What there is to say of parameters whose tensors are not stored alike."""
+    mixed = [fill.parameter for fill in fills if len({reader.storage(name) for name, _ in fill.parts}) > 1]
+    return (said_of_mixed(mixed),) if mixed else ()
+
+
+def kinds_of(reader, fill: Fill) -> dict[str, str]:
+    """The dtypes of a parameter's stored tensors as numbers; codes get that of the numbers beside them, or of all that is dequantised."""
+    names = [name for name, _ in fill.parts]
+    beside = {reader.entries[name].dtype for name in names if reader.storage(name) is None}
+    dequantised = beside.pop() if len(beside) == 1 else DEQUANTISED
+    return {name: reader.entries[name].dtype if reader.storage(name) is None else dequantised for name in names}
+
+
+def dtype_in(reader, fill: Fill) -> str:
+    """What a parameter is written in where it is no codes."""
+    kinds = set(kinds_of(reader, fill).values())
+    return kinds.pop() if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
+
+
+def storage_in(reader, fill: Fill) -> Storage | None:
+    """How all parts of a parameter are stored if they are codes alike, else None."""
+    found = {reader.storage(name) for name, _ in fill.parts}
+    return found.pop() if len(found) == 1 else None
+
+
+def coded(reader, fill: Fill, storage: Storage, parts=None) -> list[Pending]:
+    """Codes, scales and offsets of a parameter, or of a rank's part of it (see `read_stored`); they are made together, once."""
+    part = parts and parts[fill.parameter]
+    shapes = arrays_of(fill.parameter, fill.shape, storage, None if part is None or part.flat else part)
+    if part is not None and part.flat:
+        shapes = {name: parts[name].local_shape for name in shapes}
+    made = _Once(lambda: read_stored(reader, fill, storage, parts))
+    kinds = {"": "I8" if storage.bits == 8 else "U8"}
+    kinds |= {end: dtype_name(MODEL_TYPES[kind]) for end, kind in ((SCALE, storage.scale), (OFFSET, storage.offset)) if kind}
+    return [
+        Pending(name, kinds[name.removeprefix(fill.parameter)], shape, made.reading(name)) for name, shape in shapes.items()
+    ]
+
+
+class _Once:
+    """Arrays that are made together and fetched one after the other; none is held once it was fetched."""
+
+    def __init__(self, make: Callable[[], dict[str, np.ndarray]]):
+        self.make, self.held = make, {}
+
+    def reading(self, which: str) -> Callable[[], np.ndarray]:
+        """What fetches one of them."""
+
+        def read():
+            if which not in self.held:
+                self.held = self.make()
+            return self.held.pop(which)
+
+        return read
+
+
+def outside(target: str | Path, source: Path) -> None:
+    """Raises CheckpointError for a target inside the folder that is read."""
+    if Path(os.path.realpath(target)).is_relative_to(source.resolve()):
+        raise CheckpointError(f"{target} lies inside {source}; choose a folder beside it.")
+
+
+def write_config(folder: Path, content: dict, quantisation: dict | None) -> None:
+    """Changes the config.json in `folder` where it is to say something else of how its weights are stored.
+
+    content: what it holds; quantisation: what the new one says, None for nothing.
+    """
+    plain = _without(content)
+    if quantisation is None and plain == content:
+        return
+    if quantisation is not None:
+        plain[QUANTISATION] = quantisation
+    write_text(folder / CONFIG_FILE, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def _without(content: dict) -> dict:
+    """A configuration that says nothing of quantised weights, in any section."""
+    kept = {key: value for key, value in content.items() if key not in _OF_WEIGHTS}
+    return {key: _without(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def copy_other_files(source: Path, target: Path) -> None:
+    """Configuration, tokenizer, template and preprocessor files, as they are; not what tools say of how they stored the weights.
 
     Raises:
-        CheckpointError: `folder` holds weights or settings that we did not write, or cannot be written.
+        CheckpointError: one of them is a link to a file elsewhere; those into the hub cache's folder of this model are its own.
     """
-    target = Path(folder)
-    tensors = _published(cell, config, dtype)
-    total = sum(tensor.nbytes for tensor in tensors)
-    with saved_files(target, total, replaces=_WEIGHTS) as fresh, progress_bar(total, "saving weights", progress) as bar:
-        config = _with_dtype(config, {tensor.dtype for tensor in tensors})
-        config.save_pretrained(fresh)
-        write_config(fresh, config.to_dict(), None)  # whatever the model was loaded from, these are numbers
-        if generation_config is not None and generation_config.to_dict():
-            write_text(fresh / "generation_config.json", generation_config.to_json_string())
-        refuse_foreign(fresh, target, _WEIGHTS)  # before the long part
-        taken = {path.name for path in target.glob("*.safetensors")}
-        return write_shards(fresh, tensors, PUBLISHED_METADATA, shard_bytes=shard_bytes, written=bar.update, taken=taken)
-
-
-def _published(cell, config, dtype) -> list[Pending]:
-    """The published tensors of a cell's parameters; codes become the numbers that they stand for."""
-    thinker = getattr(config, "thinker_config", config)
-    patch_shape = patch_shape_of(thinker.vision_config) if hasattr(thinker, "vision_config") else None
-    parameters, tensors = dict(cell.parameters_and_names()), []
-    values = functools.lru_cache(maxsize=2)(lambda name: _host_values(parameters, name))  # parts of two stacks take turns
-    coded = {name for name in parameters if name + SCALE in parameters}
-    beside = {name + end for name in coded for end in (SCALE, OFFSET)}
-    exact = {name for name in parameters if getattr(parameters[name], "keeps_dtype", False)} - coded - beside
-    exact -= {name for name in exact if "float32" not in str(parameters[name].dtype).lower()}
-    usual = next((parameters[name].dtype for name in parameters if name not in exact | coded | beside), None)
-    for name in [name for name in parameters if name not in beside]:
-        # What is float32 in every model goes into the file as the rest does.
-        own, shape = usual if name in exact and usual else parameters[name].dtype, tuple(parameters[name].shape)
-        kind = DEQUANTISED
-        if name in coded:
-            shape = matrix_shape(name, _stored(parameters, name).shape)
-        if name not in coded or dtype is not None:
-            kind = dtype_name(numpy_dtype(dtype or own))
-        for part in sources(name, shape, patch_shape):
-            tensors.append(Pending(part.name, kind, part.shape, _cut(values, name, part, kind)))
-    return tensors
-
-
-def _stored(parameters, name):
-    return Quantised(*(parameters.get(name + end) for end in ("", SCALE, OFFSET)))
-
-
-def _with_dtype(config: ConfigSection, kinds: set[str]) -> ConfigSection:
-    """The configuration with `dtype` naming what the files hold, where it is one."""
-    config = config.copy()
-    config.dtype = DTYPES[next(iter(kinds))].name if len(kinds) == 1 else None
-    return config
-
-
-def _cut(values, name, part, kind):
-    return lambda: np.array(slot(part, values(name)), dtype=DTYPES[kind], order="C")
-
-
-def _host_values(parameters, name):
-    """A parameter's values as a numpy array: of codes what they stand for."""
-    stored = _stored(parameters, name)
-    if stored.scales is None:
-        return host_array(stored.codes)
-    matrix = dequantised(Quantised(*(None if part is None else host_array(part) for part in stored)))
-    return np.swapaxes(matrix, -1, -2) if name.endswith(STACKS) else matrix
-
-
-def host_array(parameter):
-    """A parameter's numbers, bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
-    import mindspore as ms
-
-    if parameter.dtype != ms.bfloat16:
-        return parameter.asnumpy()
-    return parameter.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)
+    root = source.resolve()
+    home = root.parent.parent if root.parent.name == "snapshots" else root
+    for item in sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")]):
+        weights = item.name.endswith(_WEIGHT_SUFFIXES) or item.name.endswith(".index.json")
+        described = any(fnmatch(item.name, pattern) for pattern in _DESCRIPTIONS)
+        if weights or described or item.name.startswith(".") or not item.is_file():
+            continue
+        if not item.resolve().is_relative_to(home):
+            raise CheckpointError(
+                f"{item} is a link to {item.resolve()}, outside the checkpoint; links are not followed out of it. Remove "
+                "the link, or put the file itself there."
+            )
+        copy = target / item.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        with open_regular(item) as file, open(copy, "wb") as written:
+            shutil.copyfileobj(file, written)
+        shutil.copystat(item, copy)

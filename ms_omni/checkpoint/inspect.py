@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ms_omni.config import CONFIG_FILE, read_config_json
 
+from .convert import QUANTISATION
+from .matching import file_root
 from .names import part_of, place
 from .open import open_checkpoint
-from .other_files import QUANTISATION
-from .plan import file_root
 from .storage import stored_bytes
 
 

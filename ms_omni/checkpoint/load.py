@@ -16,14 +16,10 @@ from ms_omni.locking import exclusive
 from ms_omni.memory import processors
 from ms_omni.quantised import Storage
 
-from .codes import read_codes
-from .copying import copy_into, copy_turned, fresh
-from .names import STACKED, region, slot
+from .matching import Fill, plan_loading
 from .open import open_checkpoint
-from .plan import Fill, plan_loading
-from .reader import CheckpointReader, check_finite
-from .runs import read_run
-from .storage import OFFSET, SCALE
+from .parameters import read_slice, read_stored
+from .reader import check_finite
 
 READERS = 8  # threads that read at a time, at most: more than that no memory feeds
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
@@ -68,43 +64,6 @@ def progress_bar(total: int, title: str, shown: bool = True):
 def dtype_of(parameter, dtype):
     """What a parameter is to hold where a caller wants `dtype` (None: as it is); some are float32 always (`exact_parameters`)."""
     return parameter.dtype if dtype is None or getattr(parameter, "keeps_dtype", False) else dtype
-
-
-def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
-    """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
-    buffer = fresh(fill.shape, dtype)
-    for stored, source in fill.parts:
-        copy_into(slot(source, buffer), reader.array(stored))
-        reader.release(stored)
-    return buffer
-
-
-def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
-    """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
-
-    part: a `ms_omni.parallel.Slice` or `Run`, or None for the whole parameter.
-    """
-    if part is None or part.is_whole:
-        return read_parameter(reader, fill, dtype)
-    if part.flat:
-        return read_run(reader, fill, dtype, part)
-    buffer = np.zeros(part.local_shape, dtype)
-    for stored, source in fill.parts:
-        box = region(source, fill.shape)
-        first, last = box[part.axis]
-        low, high = max(first, part.start), min(last, part.stop)
-        if low >= high:
-            continue
-        target = [slice(*bounds) for bounds in box]
-        target[part.axis] = slice(low - part.start, high - part.start)
-        wanted = [slice(None)] * len(box)
-        wanted[part.axis] = slice(low - first, high - first)
-        if source.transform in STACKED:  # [out, in] in the file, one [in, out] of the stack here
-            copy_turned(buffer[tuple(target)][0], reader.array(stored)[wanted[2], wanted[1]])
-        else:
-            copy_into(buffer[tuple(target)], reader.array(stored).reshape(fill.shape)[tuple(wanted)])
-        reader.release(stored)
-    return buffer
 
 
 def load_checkpoint(
@@ -194,19 +153,3 @@ def _read_all(reader, fills, parameters, prefix, dtype, slices, storages):
             yield from pool.map(checked, fills)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def read_stored(reader, fill: Fill, storage: Storage, parts=None) -> dict[str, np.ndarray]:
-    """The arrays of a parameter that is kept as codes, by the names of their own parameters. Raises `CheckpointError` for scales and
-    offsets that are not finite.
-
-    parts: what this process holds of each parameter by name; where that is runs of elements, of each array.
-    """
-    part = parts and parts[fill.parameter]
-    stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
-    arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
-    for name in arrays.keys() - {fill.parameter}:
-        check_finite(arrays[name], f"{reader.folder}: {name}", every=True)  # each stands for many numbers
-    if part is None or not part.flat:
-        return arrays
-    return {name: parts[name].cut(array) for name, array in arrays.items()}

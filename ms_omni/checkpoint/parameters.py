@@ -1,151 +1,268 @@
-"""Published tensors gathered into our parameters (experts stacked), as numbers or, where they are stored so, as codes with scales."""
+"""One parameter read from its stored tensors: as numbers or as codes, all of it or a rank's part.
 
-import json
+Experts stand `[out, in]` in a file and `[in, out]` in memory. numpy transposes and widens a matrix in two passes, at a tenth of
+the speed of `ops/turn.cpp`, which is used where there is a compiler; the numbers are the same.
+"""
+
+import ctypes
+import functools
 import math
-from collections.abc import Callable, Iterable
+import mmap
+from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
-from ms_omni.quantised import Storage
+from ms_omni.errors import CheckpointError, InputError
+from ms_omni.quantised import BLOCK, Quantised, Storage
 
-from .as_published import DEQUANTISED
-from .choice import said_of_mixed
-from .codes import arrays_of
-from .header import DTYPES
-from .load import read_parameter, read_stored
-from .names import FLATTEN, IGNORE, KEEP, Source, place
-from .plan import Fill, file_root
-from .reader import MARKER, report
-from .storage import OFFSET, SCALE
-from .writer import Pending, dtype_name
+from .matching import Fill
+from .names import DOWN, GATE, STACKED, UP, region, slot
+from .reader import CheckpointReader, check_finite
+from .rounding import rounded
+from .storage import OFFSET, SCALE, STACKS, matrix_shape
+
+Span = tuple[int, int]
+STORED = {np.dtype(ml_dtypes.bfloat16): "bfloat16", np.dtype(np.float32): "float32"}
+SMALL_BYTES = 1 << 22  # below this numpy asks for no huge pages
 
 
-def gather(reader) -> list[Fill]:
-    """Which tensors of a reader of published names make which parameter (named without what `file_root` puts before it).
+def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
+    """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
+    buffer = fresh(fill.shape, dtype)
+    for stored, source in fill.parts:
+        copy_into(slot(source, buffer), reader.array(stored))
+        reader.release(stored)
+    return buffer
 
-    Raises:
-        CheckpointError: one error that lists all tensors that no rule knows and all stacks that lack experts.
+
+def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
+    """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
+
+    part: a `ms_omni.parallel.Slice` or `Run`, or None for the whole parameter.
     """
-    root, gathered, problems = file_root(reader.entries), {}, []
-    for name in reader.entries:
-        spot = place(root + name)
-        if spot is None:
-            problems.append(f"{name}: no tensor of this name in Qwen3-Omni")
-        else:
-            gathered.setdefault(spot.target, []).append((spot, name))
-    fills = []
-    for target, parts in gathered.items():
-        parts.sort(key=lambda part: (part[0].expert or 0, part[0].transform != "gate"))
-        shape = _stacked_shape(target, parts, reader, problems)
-        if shape is not None:
-            made = tuple((name, _source(reader, spot, name)) for spot, name in parts)
-            fills.append(Fill(target.removeprefix(root), shape, made))
-    if problems:
-        raise report(problems, f"{reader.folder} cannot be converted")
-    return fills
-
-
-def _source(reader, spot, name) -> Source:
-    transform = KEEP if spot.transform == IGNORE else spot.transform
-    return Source(name, reader.entries[name].shape, transform, spot.expert)
-
-
-def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
-    """Shape of the parameter that the parts make; None, with a problem noted, when parts are absent or differ."""
-    spot, first = parts[0]
-    shape = reader.entries[first].shape
-    if spot.transform in (KEEP, IGNORE):
-        return shape
-    if spot.transform == FLATTEN:
-        return (shape[0], math.prod(shape[1:]))
-    per_expert = 2 if target.endswith(".gate_up") else 1
-    experts = max(part.expert for part, _ in parts) + 1
-    if len(parts) != per_expert * experts:
-        problems.append(f"{target}: {len(parts)} expert matrices, expected {per_expert} for each of {experts} experts")
-        return None
-    if len(shape) != 2 or any(reader.entries[name].shape != shape for _, name in parts):
-        problems.append(f"{target}: its expert matrices differ in shape, or have not two axes")
-        return None
-    return (experts, shape[1], per_expert * shape[0])
-
-
-def to_parameters(reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...]]:
-    """What a folder in our form holds: the parameters to write, its metadata, where dtypes and shapes that a parameter cannot show
-    are kept, and what there is to say about them. Raises `CheckpointError`, see `gather`.
-    """
-    tensors, dtypes, shapes, fills = [], {}, {}, gather(reader)
-    for fill in fills:
-        storage = storage_in(reader, fill)
-        if storage is not None:
-            tensors += coded(reader, fill, storage)
+    if part is None or part.is_whole:
+        return read_parameter(reader, fill, dtype)
+    if part.flat:
+        return read_run(reader, fill, dtype, part)
+    buffer = np.zeros(part.local_shape, dtype)
+    for stored, source in fill.parts:
+        box = region(source, fill.shape)
+        first, last = box[part.axis]
+        low, high = max(first, part.start), min(last, part.stop)
+        if low >= high:
             continue
-        kinds, dtype = kinds_of(reader, fill), dtype_in(reader, fill)
-        if len(set(kinds.values())) > 1:
-            dtypes.update(kinds)
-        if fill.parts[0][1].transform == FLATTEN:
-            shapes[fill.parts[0][0]] = list(fill.parts[0][1].shape)
-        tensors.append(Pending(fill.parameter, dtype, fill.shape, _reading(reader, fill, dtype)))
-    metadata = {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(shapes)}
-    return tensors, metadata, notes_on(reader, fills)
+        target = [slice(*bounds) for bounds in box]
+        target[part.axis] = slice(low - part.start, high - part.start)
+        wanted = [slice(None)] * len(box)
+        wanted[part.axis] = slice(low - first, high - first)
+        if source.transform in STACKED:  # [out, in] in the file, one [in, out] of the stack here
+            copy_turned(buffer[tuple(target)][0], reader.array(stored)[wanted[2], wanted[1]])
+        else:
+            copy_into(buffer[tuple(target)], reader.array(stored).reshape(fill.shape)[tuple(wanted)])
+        reader.release(stored)
+    return buffer
 
 
-def notes_on(reader, fills: Iterable[Fill]) -> tuple[str, ...]:
-    """What there is to say of parameters whose tensors are not stored alike."""
-    mixed = [fill.parameter for fill in fills if len({reader.storage(name) for name, _ in fill.parts}) > 1]
-    return (said_of_mixed(mixed),) if mixed else ()
+def read_stored(reader, fill: Fill, storage: Storage, parts=None) -> dict[str, np.ndarray]:
+    """The arrays of a parameter that is kept as codes, by the names of their own parameters. Raises `CheckpointError` for scales and
+    offsets that are not finite.
 
-
-def kinds_of(reader, fill: Fill) -> dict[str, str]:
-    """The dtypes of a parameter's stored tensors as numbers; codes get that of the numbers beside them, or of all that is dequantised."""
-    names = [name for name, _ in fill.parts]
-    beside = {reader.entries[name].dtype for name in names if reader.storage(name) is None}
-    dequantised = beside.pop() if len(beside) == 1 else DEQUANTISED
-    return {name: reader.entries[name].dtype if reader.storage(name) is None else dequantised for name in names}
-
-
-def dtype_in(reader, fill: Fill) -> str:
-    """What a parameter is written in where it is no codes."""
-    kinds = set(kinds_of(reader, fill).values())
-    return kinds.pop() if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
-
-
-def _reading(reader, fill, dtype):
-    return lambda: read_parameter(reader, fill, DTYPES[dtype])
-
-
-def storage_in(reader, fill: Fill) -> Storage | None:
-    """How all parts of a parameter are stored if they are codes alike, else None."""
-    found = {reader.storage(name) for name, _ in fill.parts}
-    return found.pop() if len(found) == 1 else None
-
-
-def coded(reader, fill: Fill, storage: Storage, parts=None) -> list[Pending]:
-    """Codes, scales and offsets of a parameter, or of a rank's part of it (see `read_stored`); they are made together, once."""
+    parts: what this process holds of each parameter by name; where that is runs of elements, of each array.
+    """
     part = parts and parts[fill.parameter]
-    shapes = arrays_of(fill.parameter, fill.shape, storage, None if part is None or part.flat else part)
-    if part is not None and part.flat:
-        shapes = {name: parts[name].local_shape for name in shapes}
-    made = _Once(lambda: read_stored(reader, fill, storage, parts))
-    kinds = {"": "I8" if storage.bits == 8 else "U8"}
-    kinds |= {end: dtype_name(MODEL_TYPES[kind]) for end, kind in ((SCALE, storage.scale), (OFFSET, storage.offset)) if kind}
-    return [
-        Pending(name, kinds[name.removeprefix(fill.parameter)], shape, made.reading(name)) for name, shape in shapes.items()
-    ]
+    stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
+    arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
+    for name in arrays.keys() - {fill.parameter}:
+        check_finite(arrays[name], f"{reader.folder}: {name}", every=True)  # each stands for many numbers
+    if part is None or not part.flat:
+        return arrays
+    return {name: parts[name].cut(array) for name, array in arrays.items()}
 
 
-class _Once:
-    """Arrays that are made together and fetched one after the other; none is held once it was fetched."""
+@dataclass(frozen=True)
+class Piece:
+    """The part of a matrix `[..., out, in]` (start, stop per axis) that is wanted, and how all of it is stored."""
 
-    def __init__(self, make: Callable[[], dict[str, np.ndarray]]):
-        self.make, self.held = make, {}
+    storage: Storage
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...]
 
-    def reading(self, which: str) -> Callable[[], np.ndarray]:
-        """What fetches one of them."""
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of its codes, and of its scales and offsets. Raises `InputError` where it would cut a group, or what lies together."""
+        codes, scales = self.storage.shapes(self.shape)
+        inputs, (start, stop) = self.shape[-1], self.spans[-1]
+        unit = max(self.storage.group or 1, BLOCK if self.storage.bits == 4 else 1)
+        if (start, stop) != (0, inputs) and (start % unit or stop % unit):
+            raise InputError(
+                f"inputs {start} to {stop} of {inputs} do not begin and end with groups of {unit}, which are stored together; "
+                "take another number of ranks, or smaller groups"
+            )
+        outer = tuple(stop - start for start, stop in self.spans[:-1])
+        ends = [self._inputs(stored[-1]) for stored in (codes, scales)]
+        return (*outer, ends[0].stop - ends[0].start), (*outer, ends[1].stop - ends[1].start)
 
-        def read():
-            if which not in self.held:
-                self.held = self.make()
-            return self.held.pop(which)
+    def cut(self, whole: Quantised) -> Quantised:
+        """Its inputs of codes that have all of them."""
+        return Quantised(*(part if part is None else part[..., self._inputs(part.shape[-1])] for part in whole))
 
-        return read
+    def put(self, whole: np.ndarray, part: np.ndarray) -> None:
+        """Writes codes, scales or offsets of it to where they belong in those of all."""
+        whole[(*(slice(*span) for span in self.spans[:-1]), self._inputs(whole.shape[-1]))] = part
+
+    def _inputs(self, length: int) -> slice:
+        """Its inputs in an array that has `length` of what stands for all of them: codes, or scales."""
+        inputs, (start, stop) = self.shape[-1], self.spans[-1]
+        return slice(0, 1) if length == 1 else slice(start * length // inputs, stop * length // inputs)
+
+
+def piece_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None) -> Piece:
+    """What a process holds of a parameter of `shape`; part: a `ms_omni.parallel.Slice`, or None for all of it."""
+    spans = [(0, length) for length in shape]
+    if part is not None and not part.is_whole:
+        spans[part.axis] = (part.start, part.stop)
+    return Piece(storage, matrix_shape(parameter, shape), matrix_shape(parameter, tuple(spans)))
+
+
+def arrays_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays that a parameter is as codes, or a rank's piece of it."""
+    codes, scales = piece_of(parameter, shape, storage, part).shapes()
+    ends = (SCALE, OFFSET) if storage.offset else (SCALE,)
+    return {parameter: codes, **{parameter + end: scales for end in ends}}
+
+
+def read_codes(reader: CheckpointReader, fill: Fill, storage: Storage, part=None) -> Quantised:
+    """One parameter as codes, in arrays of its own, or the piece of it that `part` says; stored tensors beside it are not opened."""
+    piece = piece_of(fill.parameter, fill.shape, storage, part)
+    codes, scales = piece.shapes()
+    buffers = [fresh(codes, np.int8 if storage.bits == 8 else np.uint8)]
+    buffers += [fresh(scales, MODEL_TYPES[dtype]) if dtype else None for dtype in (storage.scale, storage.offset)]
+    for stored, source in fill.parts:
+        box = _region(source, piece.shape)
+        wanted = [(max(a, low), min(b, high)) for (a, b), (low, high) in zip(box[:-1], piece.spans)]
+        if any(low >= high for low, high in wanted):
+            continue
+        target = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(wanted, piece.spans))
+        rows = [slice(low - begin, high - begin) for (low, high), (begin, _) in zip(wanted, box)]
+        for place, found in _stored(reader, stored, rows, fill.parameter, storage):
+            for buffer, values in zip(buffers, piece.cut(found)):
+                if buffer is not None:
+                    np.copyto(buffer[target][place], values, casting="unsafe")
+        reader.release(stored)
+    return Quantised(*buffers)
+
+
+def _region(source, shape) -> list[Span]:
+    """Which part of a matrix, or a stack `[E, out, in]`, a stored tensor is: (start, stop) per axis."""
+    box = [(0, length) for length in shape]
+    if source.transform in (GATE, UP, DOWN):
+        box[0] = (source.expert, source.expert + 1)
+    if source.transform in (GATE, UP):
+        half = shape[1] // 2
+        box[1] = (0, half) if source.transform == GATE else (half, 2 * half)
+    return box
+
+
+def _stored(reader, stored, rows, parameter, storage):
+    """Yields (where in the rows that are wanted, codes of all their inputs): those of the file, or one expert's after the other made of
+    numbers. rows: slices of what the tensor fills, over all axes but the last; a matrix among a stack has one less itself.
+    """
+    if reader.storage(stored) is not None:
+        found = reader.codes(stored)
+        rows = rows[-(found.codes.ndim - 1) :]
+        yield ..., Quantised(*(part if part is None else part[tuple(rows)] for part in found))
+        return
+    array = reader.array(stored)
+    try:
+        if array.ndim == 2:
+            yield ..., rounded(array[rows[-1]], storage)
+            return
+        turned = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
+        for place, expert in enumerate(range(rows[0].start, rows[0].stop)):
+            yield place, rounded(turned[expert][rows[1]], storage)
+    except InputError as error:
+        raise CheckpointError(f"{reader.folder}: {stored} {error}: the checkpoint is damaged; fetch it again.") from None
+
+
+def read_run(reader: CheckpointReader, fill: Fill, dtype: np.dtype, run) -> np.ndarray:
+    """The elements of a parameter that a `ms_omni.parallel.Run` names, in its local shape, padded with zeros."""
+    buffer = np.zeros(run.length, dtype)
+    wanted = buffer[: run.stop - run.start]
+    if fill.parts[0][1].transform in STACKED:
+        _read_experts(reader, fill, wanted, run.start)
+    else:
+        stored, _ = fill.parts[0]
+        np.copyto(wanted, reader.array(stored).reshape(-1)[run.start : run.stop], casting="unsafe")
+        reader.release(stored)
+    return buffer.reshape(run.local_shape)
+
+
+def _read_experts(reader, fill, wanted, start):
+    """Fills `wanted`, the elements from `start` on, expert by expert."""
+    shape = fill.shape[1:]
+    size = math.prod(shape)
+    parts = {}
+    for stored, source in fill.parts:
+        parts.setdefault(source.expert, []).append((stored, source))
+    for expert in range(start // size, -(-(start + len(wanted)) // size)):
+        low, high = max(expert * size, start), min((expert + 1) * size, start + len(wanted))
+        piece = wanted[low - start : high - start]
+        whole = len(piece) == size
+        stack = (piece if whole else np.empty(size, wanted.dtype)).reshape(1, *shape)
+        for stored, source in parts[expert]:
+            copy_into(slot(replace(source, expert=0), stack), reader.array(stored))
+            reader.release(stored)
+        if not whole:
+            np.copyto(piece, stack.reshape(-1)[low - expert * size : high - expert * size])
+
+
+def fresh(shape, dtype) -> np.ndarray:
+    """An array that is to be written, in memory of ordinary pages.
+
+    numpy asks for huge pages, and a virtual machine may have to fetch each of them from its host: 10 s for 4 GB here,
+    where ordinary ones took 2. Weights are read in long runs, which are as fast in either.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if nbytes < SMALL_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source` with conversion; the target may be a transposed view."""
+    if target.ndim == 2 and not target.flags.c_contiguous and source.size:
+        copy_turned(target.T, source)
+    else:
+        np.copyto(target, source, casting="unsafe")
+
+
+def copy_turned(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source.T` for two matrices."""
+    assert target.shape == source.shape[::-1], (target.shape, source.shape)
+    plain = target.strides[1] == target.itemsize and source.strides[1] == source.itemsize
+    kernel = _kernels().get(source.dtype) if plain and target.dtype == np.float32 else None
+    if kernel is not None:
+        steps = (matrix.strides[0] // matrix.itemsize for matrix in (source, target))
+        kernel(source.ctypes.data, next(steps), target.ctypes.data, next(steps), *source.shape)
+    elif target.dtype != source.dtype:  # converting while turning is slow
+        np.copyto(target, np.ascontiguousarray(source.T), casting="unsafe")
+    else:
+        np.copyto(target, source.T)
+
+
+@functools.cache
+def _kernels():
+    """{stored dtype: function}; none without MindSpore, which conversion does not need, or without a compiler."""
+    try:
+        from ..modeling.ops import build
+
+        library = ctypes.CDLL(build.library("turn"))
+    except (ImportError, OSError):
+        return {}
+    kernels = {}
+    for dtype, name in STORED.items():
+        kernels[dtype] = kernel = getattr(library, f"ms_omni_turn_{name}")
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        kernel.argtypes, kernel.restype = [pointer, number, pointer, number, number, number], None
+    return kernels

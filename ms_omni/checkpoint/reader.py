@@ -1,4 +1,4 @@
-"""A checkpoint folder as tensors by name: files and index are compared on opening, tensors are read lazily."""
+"""Tensors by name: of a checkpoint folder, whose files and index are compared on opening and read lazily, or of a state_dict."""
 
 import hashlib
 import json
@@ -6,20 +6,20 @@ import mmap
 import os
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ms_omni.errors import CheckpointError
+from ms_omni.errors import CheckpointError, InputError
 from ms_omni.files import read_text
 from ms_omni.hub import resolve
 from ms_omni.quantised import Quantised, Storage
 
-from .header import DTYPES, Entry, read_header
-from .rank_index import RANKS_INDEX
+from .safetensors import DTYPES, INDEX_FILE, NAMES, SINGLE_FILE, Entry, read_header
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+RANKS_INDEX = "ranks.index.json"
 SHOWN_PROBLEMS = 50
 SAMPLED_TENSORS, SAMPLED_ELEMENTS = 128, 64  # of a fingerprint
 SAMPLED = 1 << 16  # elements of a parameter
@@ -218,3 +218,50 @@ def _compare_index(expected, listed, readable, problems):
     for name, found in listed.items():
         if name not in expected:
             problems.append(f"{name}: stands in {found[0].file}, but the index does not name it")
+
+
+class StateReader:
+    """What a `CheckpointReader` is for a folder, for arrays by name, in published or in our names.
+
+    state: numpy arrays, tensors or parameters of MindSpore, or tensors of another library that have `numpy()`.
+    Raises InputError for what is none of these.
+    """
+
+    folder = "the state_dict"
+
+    def __init__(self, state: Mapping[str, Any]):
+        if not isinstance(state, Mapping) or not state:
+            raise InputError(f"state_dict is a {type(state).__name__}, expected a dict of arrays by name, with at least one")
+        self.arrays = {str(name): _array(name, value) for name, value in state.items()}
+        self.entries = {
+            name: Entry(name, NAMES[array.dtype], array.shape, "", 0, array.nbytes) for name, array in self.arrays.items()
+        }
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the arrays stand under our parameter names."""
+        # No published name ends so.
+        return any(name.endswith(".experts.gate_up") for name in self.arrays)
+
+    def storage(self, name: str) -> None:
+        """None: none of them is codes."""
+
+    def array(self, name: str) -> np.ndarray:
+        """The array itself."""
+        return self.arrays[name]
+
+    def release(self, name: str) -> None:
+        """Nothing to do: the arrays are the caller's."""
+
+
+def _array(name, value) -> np.ndarray:
+    if hasattr(value, "detach") and "bfloat16" in str(getattr(value, "dtype", "")):  # numpy does not know PyTorch's
+        value = value.detach().float()
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    elif hasattr(value, "asnumpy"):
+        value = value.asnumpy()
+    array = np.asarray(value)
+    if array.dtype not in NAMES:
+        raise InputError(f"state_dict[{name!r}] has dtype {array.dtype}, expected one of {', '.join(map(str, NAMES))}")
+    return array

@@ -86,7 +86,7 @@ def run_convert(arguments: Namespace) -> None:
 
 def _convert(arguments: Namespace) -> Any:
     from ..checkpoint import convert, read_rank_index
-    from ..checkpoint.prepare import prepared
+    from ..checkpoint.convert import prepared
 
     _check_conversion(arguments)
     changes = {
@@ -134,8 +134,8 @@ def _observed(arguments: Namespace) -> Any:
     if not arguments.calibrate:
         return None
     from ..calibration import observe
+    from ..checkpoint.convert import prepared
     from ..checkpoint.open import open_checkpoint
-    from ..checkpoint.prepare import prepared
 
     prepared(open_checkpoint(arguments.source), arguments.quantize, arguments.group)
     try:

@@ -292,10 +292,10 @@ def stored_by(arguments: Namespace, shapes: Shapes) -> Stored:
 
 def _stored_in(name: str, shapes: Shapes, quantize: bool) -> Stored:
     from ..checkpoint import CheckpointReader, read_rank_index
-    from ..checkpoint.choice import storages
+    from ..checkpoint.convert import dtype_in
+    from ..checkpoint.matching import plan_loading
     from ..checkpoint.open import open_checkpoint, reader_of
-    from ..checkpoint.parameters import dtype_in
-    from ..checkpoint.plan import plan_loading
+    from ..checkpoint.storage import storages
     from ..hub import resolve
     from ..quantised import Storage
 
@@ -334,7 +334,7 @@ def on_cards(storages: Mapping[str, "Storage"], shapes: Shapes) -> tuple[dict[st
 
 def folder_lines(stored: Stored, shapes: Shapes) -> Iterator[str]:
     """Of the folder, part by part, beside one in bfloat16."""
-    from ..checkpoint.header import DTYPES
+    from ..checkpoint.safetensors import DTYPES
     from ..parallel.predict import folder_bytes
 
     plain, stored_bytes = folder_bytes(shapes, {}), folder_bytes(shapes, stored.storages, stored.dtypes)

@@ -161,11 +161,10 @@ def memory(options: Options) -> Findings:
 def _codes_on_cards(folder):
     """What of a quantised checkpoint no card multiplies with as it is stored; other checks say what is wrong with the folder."""
     from ..ascend_storage import kept_whole
-    from ..checkpoint.choice import storages
+    from ..checkpoint.matching import plan_loading
     from ..checkpoint.open import open_checkpoint
-    from ..checkpoint.plan import plan_loading
     from ..checkpoint.shapes import parameter_shapes
-    from ..checkpoint.storage import matrix_shape
+    from ..checkpoint.storage import matrix_shape, storages
     from ..config import Qwen3OmniMoeConfig
 
     try:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.as_held import save_as_held
+from ..checkpoint.save import save_as_held
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
 from ..modeling.layer import is_coded

@@ -5,15 +5,11 @@ The plan's table decides what is in each file, as it does when a rank reads its 
 
 from collections.abc import Callable
 
-from ..checkpoint.codes import arrays_of
-from ..checkpoint.convert import convert
-from ..checkpoint.cut import Cuttable
+from ..checkpoint.convert import Prepared, convert, kinds_of, prepared
 from ..checkpoint.load import numpy_dtype
-from ..checkpoint.parameters import kinds_of
-from ..checkpoint.prepare import Prepared, prepared
-from ..checkpoint.rank_files import AssembledReader
-from ..checkpoint.rank_index import read_rank_index
-from ..checkpoint.writer import dtype_name
+from ..checkpoint.parameters import arrays_of
+from ..checkpoint.rank_files import AssembledReader, Cuttable, read_rank_index
+from ..checkpoint.safetensors import dtype_name
 from ..config import Qwen3OmniMoeConfig, Qwen3OmniMoeThinkerConfig, read_config_json
 from ..errors import InputError
 from ..quantised import Storage
@@ -28,7 +24,7 @@ def convert_for_ranks(
 
     strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own, and bfloat16 beside codes
     where the source has that. prepare: what is
-    done to the weights on the way, see `ms_omni.checkpoint.prepare`.
+    done to the weights on the way, see `ms_omni.checkpoint.convert.prepared`.
     Raises `CheckpointError`, and `InputError` for a number of ranks that the plan cannot serve.
     """
     if strategy not in STRATEGIES:

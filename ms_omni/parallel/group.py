@@ -17,9 +17,9 @@ from typing import Any
 from mindspore import nn
 
 from .. import __version__
-from ..checkpoint.codes import arrays_of
 from ..checkpoint.open import open_checkpoint
-from ..checkpoint.rank_index import RankIndex, read_rank_index
+from ..checkpoint.parameters import arrays_of
+from ..checkpoint.rank_files import RankIndex, read_rank_index
 from ..errors import CheckpointError, InputError, OmniError
 from ..runtime import require_mindspore
 from .collectives import Collectives

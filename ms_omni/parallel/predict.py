@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ..ascend_storage import launches
-from ..checkpoint.header import DTYPES
 from ..checkpoint.names import part_of, sources
+from ..checkpoint.safetensors import DTYPES
 from ..checkpoint.storage import stored_bytes
 from ..errors import InputError
 from ..modeling import BLOCK_TOKENS

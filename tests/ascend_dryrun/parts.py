@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
-from ms_omni.checkpoint.codes import piece_of
+from ms_omni.checkpoint.parameters import piece_of
 from ms_omni.checkpoint.storage import storage_of
 from ms_omni.config import load_named_config
 from ms_omni.engine.choice import KINDS, Chooser

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader
-from ms_omni.checkpoint.header import DTYPES
-from ms_omni.checkpoint.reader import INDEX_FILE
-from ms_omni.checkpoint.writer import Pending, dtype_name, write_shards
+from ms_omni.checkpoint.safetensors import DTYPES, INDEX_FILE, Pending, dtype_name, write_shards
 
 
 @pytest.fixture(scope="session")

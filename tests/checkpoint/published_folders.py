@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from ms_omni.checkpoint.writer import Pending, dtype_name, write_file
+from ms_omni.checkpoint.safetensors import Pending, dtype_name, write_file
 from tests.reference.published_cases import pack
 
 N, K, GROUP = 32, 64, 32

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ms_omni.checkpoint.header import DTYPES
 from ms_omni.checkpoint.names import sources
+from ms_omni.checkpoint.safetensors import DTYPES, Pending, dtype_name, write_shards
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import SCALE, matrix_shape, scheme
-from ms_omni.checkpoint.writer import Pending, dtype_name, write_shards
 from ms_omni.config import load_named_config
 from ms_omni.folders import new_folder
 from ms_omni.tiny import _write_settings, random_weight

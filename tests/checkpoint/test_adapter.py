@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert
-from ms_omni.checkpoint.header import DTYPES
-from ms_omni.checkpoint.writer import Pending, dtype_name, write_file
+from ms_omni.checkpoint.safetensors import DTYPES, Pending, dtype_name, write_file
 from ms_omni.errors import CheckpointError
 from tests.checkpoint.conftest import bits, rewrite, tensors_of
 from tests.checkpoint.test_convert import assert_same_tensors

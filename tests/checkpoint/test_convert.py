@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint, load_checkpoint, save_checkpoint
-from ms_omni.checkpoint.reader import INDEX_FILE
-from ms_omni.checkpoint.writer import Pending, write_shards
+from ms_omni.checkpoint.safetensors import INDEX_FILE, Pending, write_shards
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
 from ms_omni.folders import OWN_FILES, saved_files
@@ -147,7 +146,7 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(sharded, tmp_path
     assert {path.name for path in out.glob("*.safetensors")} == second and not first & second  # the old ones held to the end
     assert (out / "notes").read_text() == "mine"
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    monkeypatch.setattr("ms_omni.checkpoint.writer.write_file", lambda *_: 1 / 0)
+    monkeypatch.setattr("ms_omni.checkpoint.safetensors.write_file", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_checkpoint(model, out, config)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before

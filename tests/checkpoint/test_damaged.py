@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, load_checkpoint
-from ms_omni.checkpoint.reader import INDEX_FILE
+from ms_omni.checkpoint.safetensors import INDEX_FILE
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
 from tests.checkpoint.conftest import edit_header, edit_json, lazy, rewrite, tensors_of

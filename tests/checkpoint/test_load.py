@@ -180,7 +180,7 @@ def test_peak_memory_is_the_weights_and_two_of_the_largest_tensors(tmp_path):
 
 def write_large_thinker(folder):
     from ms_omni.checkpoint.names import patch_shape_of, sources
-    from ms_omni.checkpoint.writer import Pending, write_shards
+    from ms_omni.checkpoint.safetensors import Pending, write_shards
     from ms_omni.config import Qwen3OmniMoeThinkerConfig, load_named_config
     from ms_omni.model import Qwen3OmniMoeThinkerForConditionalGeneration
 

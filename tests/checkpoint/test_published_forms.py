@@ -9,7 +9,7 @@ import pytest
 
 from ms_omni.checkpoint import convert
 from ms_omni.checkpoint.open import open_checkpoint
-from ms_omni.checkpoint.published.bits import unpack_bits
+from ms_omni.checkpoint.published.matrix import unpack_bits
 from ms_omni.checkpoint.reader import CheckpointReader
 from ms_omni.quantised import Storage, dequantised
 from tests.checkpoint.published_folders import GROUP, MODULES, K, N, gptq, numbers, scales, write

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint
-from ms_omni.checkpoint.as_published import as_published
-from ms_omni.checkpoint.open import open_checkpoint
+from ms_omni.checkpoint.open import as_published, open_checkpoint
 from ms_omni.checkpoint.rounding import rounded
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import scheme, stored_bytes

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert
-from ms_omni.checkpoint.load import read_parameter
-from ms_omni.checkpoint.plan import plan_loading
-from ms_omni.checkpoint.runs import read_run
+from ms_omni.checkpoint.matching import plan_loading
+from ms_omni.checkpoint.parameters import read_parameter, read_run
 from ms_omni.parallel.plan import Flat
 from tests.checkpoint.test_load import full
 

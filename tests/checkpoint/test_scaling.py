@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from ms_omni.checkpoint import CheckpointReader, scaling
-from ms_omni.checkpoint.quantise import Quantising
+from ms_omni.checkpoint import CheckpointReader, quantise
+from ms_omni.checkpoint.quantise import Inputs, Observed, Quantising, Scaled, groups
 from ms_omni.checkpoint.rounding import rounded
-from ms_omni.checkpoint.scaling import Inputs, Observed, Scaled, groups
 from ms_omni.quantised import Storage, dequantised
 
 RNG = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def test_inputs_add_up():
 @pytest.fixture
 def scaled(sharded, monkeypatch):
     """A `Scaled` that scales whatever it can by the root of what was seen."""
-    monkeypatch.setattr(scaling, "EXPONENTS", (0.5,))
+    monkeypatch.setattr(quantise, "EXPONENTS", (0.5,))
     reader = CheckpointReader(sharded)
     inputs = {}
     for group in groups(reader.entries):

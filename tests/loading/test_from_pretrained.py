@@ -21,7 +21,7 @@ from ms_omni import (
     notices,
 )
 from ms_omni.checkpoint import CheckpointReader
-from ms_omni.checkpoint.reader import INDEX_FILE
+from ms_omni.checkpoint.safetensors import INDEX_FILE
 from ms_omni.errors import CheckpointError, ConfigError, InputError, OmniError
 from ms_omni.modeling.layers import Linear
 from tests.checkpoint.conftest import rewrite, tensors_of

@@ -14,10 +14,10 @@ from ms_omni import Qwen3OmniMoeForConditionalGeneration as Whole
 from ms_omni import Qwen3OmniMoeTalkerForConditionalGeneration as Talker
 from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 from ms_omni.checkpoint import convert, read_rank_index
-from ms_omni.checkpoint.choice import held_in, storages
-from ms_omni.checkpoint.header import Entry
+from ms_omni.checkpoint.matching import Fill
 from ms_omni.checkpoint.open import open_checkpoint
-from ms_omni.checkpoint.plan import Fill
+from ms_omni.checkpoint.safetensors import Entry
+from ms_omni.checkpoint.storage import held_in, storages
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.loading import Request

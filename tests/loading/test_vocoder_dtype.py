@@ -4,8 +4,8 @@ import mindspore as ms
 import pytest
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
-from ms_omni.checkpoint.convert import _published
 from ms_omni.checkpoint.load import load_checkpoint
+from ms_omni.checkpoint.save import _published
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.modeling.layer import lazy_parameters

@@ -7,9 +7,9 @@ import pytest
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.checkpoint import convert, read_rank_index
-from ms_omni.checkpoint.codes import arrays_of, read_codes
+from ms_omni.checkpoint.matching import plan_loading
 from ms_omni.checkpoint.open import open_checkpoint
-from ms_omni.checkpoint.plan import plan_loading
+from ms_omni.checkpoint.parameters import arrays_of, read_codes
 from ms_omni.checkpoint.rank_files import RankFile
 from ms_omni.cli import main
 from ms_omni.errors import InputError

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from ms_omni.checkpoint import CheckpointReader, convert, read_rank_index
-from ms_omni.checkpoint.cut import Cuttable
-from ms_omni.checkpoint.load import read_slice
-from ms_omni.checkpoint.plan import plan_loading
-from ms_omni.checkpoint.prepare import prepared
-from ms_omni.checkpoint.rank_files import RankFile
-from ms_omni.checkpoint.rank_index import RANKS_INDEX
+from ms_omni.checkpoint.convert import prepared
+from ms_omni.checkpoint.matching import plan_loading
+from ms_omni.checkpoint.parameters import read_slice
+from ms_omni.checkpoint.rank_files import Cuttable, RankFile
+from ms_omni.checkpoint.reader import RANKS_INDEX
 from ms_omni.cli import main
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError, InputError

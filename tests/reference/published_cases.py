@@ -11,9 +11,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from ms_omni.checkpoint.header import DTYPES
 from ms_omni.checkpoint.reader import CheckpointReader
-from ms_omni.checkpoint.writer import Pending, dtype_name, write_shards
+from ms_omni.checkpoint.safetensors import DTYPES, Pending, dtype_name, write_shards
 
 from .store import Reference, sample
 

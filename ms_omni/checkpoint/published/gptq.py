@@ -16,7 +16,6 @@ from functools import partial
 
 import numpy as np
 
-from .bits import unpack_awq, unpack_bits
 from .matrix import (
     Decoded,
     Matrix,
@@ -29,6 +28,8 @@ from .matrix import (
     order_of,
     storage_for,
     two_axes,
+    unpack_awq,
+    unpack_bits,
 )
 
 WORDS = {"qweight", "qzeros", "scales", "g_idx"}

@@ -3,7 +3,7 @@
     weight[n, k] = codes[n, k] * scales[n, k // group] + offsets[n, k // group]
 
 A layout (a file beside this one) describes a matrix from the headers of its tensors and decodes them when they are read.
-Whole numbers of up to 8 bits in groups of inputs are kept as ours (`ms_omni.quantised`): int4 for up to 4 bits, else int8, with
+Whole numbers of up to 8 bits in groups of inputs are stored as ours (`ms_omni.quantised`): int4 for up to 4 bits, else int8, with
 the same scales; zero points become offsets, -zero * scale in float32. These are the same numbers up to the rounding of
 float32. Anything else is dequantised: computed in float32 and rounded once to the dtype of the model.
 """
@@ -16,11 +16,12 @@ import numpy as np
 
 from ms_omni.quantised import BLOCK, Quantised, Storage, pack
 
-from ..header import WEIGHT_DTYPES, Entry
+from ..safetensors import WEIGHT_DTYPES, Entry
 
 Arrays = Mapping[str, np.ndarray]
 Parts = Mapping[str, Entry]  # the tensors of a module by the last word of their names
 STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where a word's eight columns stand among its nibbles
 
 
 class Misfit(Exception):
@@ -170,3 +171,33 @@ def expect_scales(parts: Parts, word: str, *shapes: tuple[int, ...]) -> str:
     """As `expect`, of a floating dtype, which is returned."""
     expect(parts, word, WEIGHT_DTYPES, *shapes)
     return parts[word].dtype
+
+
+def unpack_bits(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first `count` numbers of a stream of bits, lowest first, that runs through the words of the last axis.
+
+    words: `[..., W]` of 32 bits. Returns uint8 `[..., count]`.
+    """
+    octets = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        numbers = octets
+    elif bits in (2, 4):
+        numbers = np.empty((*octets.shape, 8 // bits), np.uint8)
+        for place in range(8 // bits):
+            np.bitwise_and(octets >> (place * bits), (1 << bits) - 1, out=numbers[..., place])
+        numbers = numbers.reshape(*octets.shape[:-1], -1)
+    else:
+        single = np.unpackbits(octets, axis=-1, count=octets.shape[-1] * 8 // bits * bits, bitorder="little")
+        numbers = np.packbits(single.reshape(*octets.shape[:-1], -1, bits), axis=-1, bitorder="little")[..., 0]
+    return numbers[..., :count]
+
+
+def unpack_awq(words: np.ndarray) -> np.ndarray:
+    """`[R, W]` words of eight nibbles in AWQ's order -> uint8 `[R, 8 W]`."""
+    nibbles = unpack_bits(words, 4, 8 * words.shape[-1])
+    return nibbles.reshape(len(words), -1, 8)[..., AWQ_ORDER].reshape(len(words), -1)
+
+
+def words_of(count: int, bits: int) -> int:
+    """Words of 32 bits that hold `count` numbers."""
+    return -(-count * bits // 32)

@@ -16,8 +16,7 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
-from .bits import unpack_bits, words_of
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, need, storage_for, two_axes
+from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, need, storage_for, two_axes, unpack_bits, words_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 FORMAT = "mlx"  # in the metadata of a file

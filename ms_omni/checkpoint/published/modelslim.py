@@ -14,11 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from .fp8 import FLOAT8, scale_of, spread
+from .compressed import FLOAT8, scale_of, spread
 from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
 
 FLOAT = "FLOAT"
-FILES = "quant_model_weight*.safetensors"
+WEIGHT_FILES = "quant_model_weight*.safetensors"
 DESCRIPTION = "quant_model_description*.json"
 SYMMETRIC = ("W8A8", "W8A8_DYNAMIC", "W8A8_MIX")  # the accelerator's product of int8 has no zero points of weights
 KINDS = (*SYMMETRIC, "W8A16", "W4A4_DYNAMIC", "WFP8AFP8_DYNAMIC")

@@ -1,14 +1,16 @@
-"""Matching a checkpoint's tensors with a cell's parameters, by name and shape, before anything is read."""
+"""Which stored tensors fill which parameter, by name and shape, before anything is read; and whether the configuration fits them."""
 
 import math
-from collections.abc import Container
+import re
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ms_omni.errors import CheckpointError
 
-from .header import WEIGHT_DTYPES
 from .names import COMPONENTS, FLATTEN, IGNORE, KEEP, Source, place, sources
-from .reader import CheckpointReader
+from .reader import CheckpointReader, report
+from .safetensors import WEIGHT_DTYPES
 
 SHOWN_PER_KIND = 25
 HEAD, EMBEDDING = "thinker.lm_head.weight", "thinker.model.embed_tokens.weight"
@@ -17,6 +19,24 @@ _SAVED_ALONE = {  # beginnings of names in a checkpoint of one component, which 
     "talker.": ("code_predictor.", "codec_head.", "text_projection.", "hidden_projection."),
     "code2wav.": ("pre_transformer.", "code_embedding.", "upsample."),
 }
+# Numbers of the configuration (of a list: how long it is), what they count among the full names, and how many more those are.
+COUNTS = (
+    ("thinker_config.text_config.num_hidden_layers", r"thinker\.model\.layers\.(\d+)\.", 0),
+    ("thinker_config.audio_config.encoder_layers", r"thinker\.audio_tower\.layers\.(\d+)\.", 0),
+    ("thinker_config.vision_config.depth", r"thinker\.visual\.blocks\.(\d+)\.", 0),
+    ("thinker_config.vision_config.deepstack_visual_indexes", r"thinker\.visual\.merger_list\.(\d+)\.", 0),
+    ("talker_config.text_config.num_hidden_layers", r"talker\.model\.layers\.(\d+)\.", 0),
+    ("talker_config.code_predictor_config.num_hidden_layers", r"talker\.code_predictor\.model\.layers\.(\d+)\.", 0),
+    ("talker_config.num_code_groups", r"talker\.code_predictor\.lm_head\.(\d+)\.", -1),
+    ("code2wav_config.num_hidden_layers", r"code2wav\.pre_transformer\.layers\.(\d+)\.", 0),
+    ("code2wav_config.upsampling_ratios", r"code2wav\.upsample\.(\d+)\.", 0),
+    ("code2wav_config.upsample_rates", r"code2wav\.decoder\.(\d+)\.", 3),  # convolution; blocks; activation, convolution
+)
+LAYERS = ("num_hidden_layers", "encoder_layers", "depth")
+ROUTERS = (
+    ("thinker_config.text_config", r"thinker\.model\.layers\.\d+\.mlp\.gate\.weight"),
+    ("talker_config.text_config", r"talker\.model\.layers\.\d+\.mlp\.gate\.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,3 +173,103 @@ def _check_tied(head, embedding, reader, problems):
         problems.other.append(f"{head}: differs from {embedding}, but config.json says tie_word_embeddings; set it to false")
     reader.release(head)
     reader.release(embedding)
+
+
+def gather(reader) -> list[Fill]:
+    """Which tensors of a reader of published names make which parameter (named without what `file_root` puts before it).
+
+    Raises:
+        CheckpointError: one error that lists all tensors that no rule knows and all stacks that lack experts.
+    """
+    root, gathered, problems = file_root(reader.entries), {}, []
+    for name in reader.entries:
+        spot = place(root + name)
+        if spot is None:
+            problems.append(f"{name}: no tensor of this name in Qwen3-Omni")
+        else:
+            gathered.setdefault(spot.target, []).append((spot, name))
+    fills = []
+    for target, parts in gathered.items():
+        parts.sort(key=lambda part: (part[0].expert or 0, part[0].transform != "gate"))
+        shape = _stacked_shape(target, parts, reader, problems)
+        if shape is not None:
+            made = tuple((name, _source(reader, spot, name)) for spot, name in parts)
+            fills.append(Fill(target.removeprefix(root), shape, made))
+    if problems:
+        raise report(problems, f"{reader.folder} cannot be converted")
+    return fills
+
+
+def _source(reader, spot, name) -> Source:
+    transform = KEEP if spot.transform == IGNORE else spot.transform
+    return Source(name, reader.entries[name].shape, transform, spot.expert)
+
+
+def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
+    """Shape of the parameter that the parts make; None, with a problem noted, when parts are absent or differ."""
+    spot, first = parts[0]
+    shape = reader.entries[first].shape
+    if spot.transform in (KEEP, IGNORE):
+        return shape
+    if spot.transform == FLATTEN:
+        return (shape[0], math.prod(shape[1:]))
+    per_expert = 2 if target.endswith(".gate_up") else 1
+    experts = max(part.expert for part, _ in parts) + 1
+    if len(parts) != per_expert * experts:
+        problems.append(f"{target}: {len(parts)} expert matrices, expected {per_expert} for each of {experts} experts")
+        return None
+    if len(shape) != 2 or any(reader.entries[name].shape != shape for _, name in parts):
+        problems.append(f"{target}: its expert matrices differ in shape, or have not two axes")
+        return None
+    return (experts, shape[1], per_expert * shape[0])
+
+
+def check_counts(config, stored: Mapping[str, tuple[int, ...]], prefix: str, folder) -> None:
+    """Compares layers, blocks, code groups and experts of `config` with what is stored.
+
+    Args:
+        config: of a whole model (prefix ""), or of the component `prefix`, such as "thinker.".
+        stored: {full name: shape}, in published or in our names.
+        folder: for the message.
+
+    Raises:
+        CheckpointError: numbers larger than the names allow; a smaller one shows as tensors left over.
+    """
+    problems = []
+    for path, pattern, more in COUNTS:
+        said = _value(config, path, prefix)
+        if said is not None:
+            names = {hit[1] for name in stored if (hit := re.match(pattern, name))}
+            found = max(0, len(names) - more) if names else 0
+            number = said if isinstance(said, int) else len(said)
+            if number > found:
+                problems.append(f"{path} says {number}, the weights have {found}")
+    for path, pattern in () if problems else ROUTERS:  # the number of layers is believed by now
+        text = _value(config, path, prefix)
+        if text is not None and any(map(text.is_sparse_layer, range(text.num_hidden_layers))):
+            found = max((shape[0] for name, shape in stored.items() if shape and re.fullmatch(pattern, name)), default=0)
+            if text.num_experts > found:
+                problems.append(f"{path}.num_experts says {text.num_experts}, the weights have {found}")
+    if problems:
+        raise CheckpointError(
+            f"{folder} does not fit the model that its configuration describes:\n  " + "\n  ".join(problems)
+        )
+
+
+def layers_beyond(config, stored: Iterable[str], prefix: str) -> set[str]:
+    """The full names among `stored` that belong to layers behind the last one that `config` counts; arguments as above."""
+    beyond = set()
+    for path, pattern, _ in COUNTS:
+        number = _value(config, path, prefix) if path.endswith(LAYERS) else None
+        if number is not None:
+            beyond |= {name for name in stored if (hit := re.match(pattern, name)) and int(hit[1]) >= number}
+    return beyond
+
+
+def _value(config, path, prefix):
+    """What stands at `path` of a whole model's configuration; None for a part that this one is not, or leaves out."""
+    section, _, inner = path.partition(".")
+    if prefix and section != f"{prefix[:-1]}_config":
+        return None
+    owner = config if prefix else getattr(config, section, None)
+    return None if owner is None else attrgetter(inner)(owner)
