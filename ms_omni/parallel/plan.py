@@ -12,11 +12,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:  # supervisors import this package, and stay small
+    import numpy as np
 
 Shape = tuple[int, ...]
 STRATEGIES = ("ep", "zero3")
@@ -86,7 +87,7 @@ class Slice:
         read = self.stop - self.start
         return tuple(slice(read) if axis == self.axis else slice(None) for axis in range(len(self.shape)))
 
-    def put(self, whole: np.ndarray, local: np.ndarray) -> None:
+    def put(self, whole: "np.ndarray", local: "np.ndarray") -> None:
         """Writes the rank's part `local` to where it belongs in the numpy array of the whole parameter."""
         whole[self.index] = local[self.filled]
 
@@ -127,13 +128,15 @@ class Run:
         """The shape that the rank holds: whole rows, or one axis of elements."""
         return (self.length // self.row, *self.shape[1:]) if self.in_rows else (self.length,)
 
-    def cut(self, whole: np.ndarray) -> np.ndarray:
+    def cut(self, whole: "np.ndarray") -> "np.ndarray":
         """The rank's part of the parameter as a numpy array, a copy."""
+        import numpy as np
+
         part = np.zeros(self.length, whole.dtype)
         part[: self.stop - self.start] = whole.reshape(-1)[self.start : self.stop]
         return part.reshape(self.local_shape)
 
-    def put(self, whole: np.ndarray, local: np.ndarray) -> None:
+    def put(self, whole: "np.ndarray", local: "np.ndarray") -> None:
         """Writes the rank's part `local` to where it belongs in the numpy array of the whole parameter."""
         whole.reshape(-1)[self.start : self.stop] = local.reshape(-1)[: self.stop - self.start]
 
@@ -165,8 +168,9 @@ class Row:
     pattern: str
     placement: Placement | Flat
 
-    def matches(self, name: str) -> bool:
-        return re.fullmatch(self.pattern.replace("<n>", r"\d+"), name) is not None
+    def match(self, name: str) -> "re.Match[str] | None":
+        """The match of the pattern with a full name, or None."""
+        return re.fullmatch(self.pattern.replace("<n>", r"\d+"), name)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Plan:
         found: dict[str, Placement | Flat] = {}
         used, problems = set(), []
         for name in names:
-            hits = [row for row in self.rows if row.matches(name)]
+            hits = [row for row in self.rows if row.match(name)]
             if len(hits) == 1:
                 found[name] = hits[0].placement
                 used.add(hits[0].pattern)
@@ -347,7 +351,7 @@ def zero3_plan(names: Iterable[str]) -> Plan:
 
 def block_of(name: str) -> str | None:
     """The name of the cell around which a parameter (full name) is gathered, or None for tables read by row."""
-    hits = [hit for row in ZERO3_ROWS if (hit := re.fullmatch(row.pattern.replace("<n>", r"\d+"), name))]
+    hits = [hit for row in ZERO3_ROWS if (hit := row.match(name))]
     return hits[0].groupdict().get("block")
 
 

@@ -1,7 +1,7 @@
 """The small process beside each process of a job: it ends that one when the job cannot be finished.
 
     scheduler -- supervisor  \\
-    worker ----- supervisor  ===  hub      a thread of one of them on the scheduler's host
+    worker ----- supervisor  ===  monitor     a thread of one of them on the scheduler's host
     worker ----- supervisor  /
 
 It looks at its process from outside, so it notices one that is blocked inside a collective, stopped, or killed; and at the
@@ -17,14 +17,16 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing.connection import Connection
 
 import psutil
 
-from .hub import (
+from .members import SILENT_S
+from .monitor import (
     HANDSHAKE_S,
     SCAN_S,
     SCHEDULER,
-    Hub,
+    Monitor,
     NoSecret,
     Process,
     find,
@@ -35,12 +37,11 @@ from .hub import (
     receive,
     send,
 )
-from .roster import SILENT_S
 from .watch import BUSY, LEFT, RANK, STEPS, marks_at
 
 TICK_S = 1.0
 GATHER_TICK_S = 0.25
-ANSWER_S = 10.0  # how long to try to be understood at the port
+ANSWER_S = 10.0  # how long to try again where something answers at the port and refuses
 REMIND_S = 15.0
 IDLE_SHARE = 0.05  # of one processor; a process that waits in a collective uses less than 0.01
 LEAVING_S = 20.0  # how long a worker may take to end once it has left
@@ -56,13 +57,13 @@ class Refused(Exception):
 class Progress:
     """For how long a busy worker has left no mark, and for how long it has not used a processor either."""
 
-    def __init__(self, worker, marks):
+    def __init__(self, worker: Process, marks: memoryview) -> None:
         self.worker, self.marks = worker, marks
         self.steps, self.cpu_s, self.looked = None, 0.0, time.monotonic()
         self.marked = self.active = self.running = self.looked
 
     def look(self) -> dict:
-        """What `roster.Member.update` takes."""
+        """What `Member.update` takes."""
         now = time.monotonic()
         with contextlib.suppress(psutil.Error):
             state = self.worker.status()
@@ -81,7 +82,7 @@ class Progress:
             "stopped_s": now - self.running,
         }
 
-    def _works(self, seconds):
+    def _works(self, seconds: float) -> bool:
         """Whether it, or what it has started, has used a processor since the last look."""
         before, self.cpu_s = self.cpu_s, sum(self.worker.cpu_times()[:4])  # the last two: of children that have ended
         for child in self.worker.children(recursive=True):
@@ -94,16 +95,17 @@ class Progress:
 class Supervisor:
     """Of one process, a worker or the scheduler. settings: see `watch.start`."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: dict) -> None:
         self.settings = settings
         self.job = settings["host"], settings["scheduler_port"]
-        self.place = settings["host"], settings["port"]
+        self.address = settings["host"], settings["port"]
         self.process = Process(settings["process"])
         self.launcher = find(settings["launcher"]) if settings["launcher"] else msrun_of(self.process)
         self.deadline = time.monotonic() + settings["timeout_s"]
         self.serves = settings["role"] == SCHEDULER
         self.marks = None if self.serves else marks_at(settings["marks"])
-        self.hub = self.connection = None
+        self.monitor: Monitor | None = None
+        self.connection: Connection | None = None
 
     @property
     def rank(self) -> int | None:
@@ -112,17 +114,17 @@ class Supervisor:
 
     @property
     def where(self) -> str:
-        """Of the hub, for messages."""
-        return f"{self.place[0]}:{self.place[1]}"
+        """Of the monitor, for messages."""
+        return f"{self.address[0]}:{self.address[1]}"
 
     def join(self) -> None:
-        """Connects to the hub, or becomes it. Raises `Refused`."""
+        """Connects to the monitor, or starts it. Raises `Refused`."""
         answered = None
         while True:
-            with contextlib.suppress(OSError):  # this is another host, or there is a hub already
-                self.hub = self.hub or Hub(self.settings)
+            with contextlib.suppress(OSError):  # this is another host, or there is a monitor already
+                self.monitor = self.monitor or Monitor(self.settings)
             try:
-                peer = socket.create_connection(self.place, timeout=HANDSHAKE_S)
+                peer = socket.create_connection(self.address, timeout=HANDSHAKE_S)
             except OSError as error:
                 answered, problem = None, f"no answer from {self.where} ({error.strerror or error}), where the job's "
                 problem += "processes meet; does the scheduler run, and is the port open?"
@@ -135,10 +137,10 @@ class Supervisor:
             if self.process.ended(GATHER_TICK_S) or now > self.deadline or (answered and now - answered > ANSWER_S):
                 raise Refused(problem)
 
-    def _meet(self, peer):
+    def _meet(self, peer: socket.socket) -> str | None:
         """Says hello to what answers; None, or what is wrong with it."""
         try:
-            self.connection = handshake(peer, job_secret(*self.place), serving=False)
+            self.connection = handshake(peer, job_secret(*self.address), serving=False)
             send(self.connection, self.settings | {"host": socket.gethostname()})
         except NoSecret as error:
             return f"the secret of the job at {self.where} is not known here ({error}); {SECRET}"
@@ -149,8 +151,8 @@ class Supervisor:
             )
         return None
 
-    def _orders(self, report=None):
-        """The hub's answer to a report; the one to the hello comes without. Raises `ConnectionError`."""
+    def _orders(self, report: dict | None = None) -> dict:
+        """The monitor's answer to a report; the one to the hello comes without. Raises `ConnectionError`."""
         try:
             if report is not None:
                 send(self.connection, report)
@@ -175,11 +177,11 @@ class Supervisor:
                 raise Refused(f"{orders['waiting']} did not come in time")
             if self.rank in (0, None) and now - reminded > REMIND_S:
                 reminded = now
-                say(f"waiting for {orders['waiting']}")
+                write_line(f"waiting for {orders['waiting']}")
             orders = self._report({})
 
     def attend_worker(self) -> bool:
-        """Reports until the worker has gone; ends it when the hub says so or is lost. Whether the job is ended."""
+        """Reports until the worker has gone; ends it when the monitor says so or is lost. Whether the job is ended."""
         progress, left = Progress(self.process, self.marks), None
         while True:
             gone = time.time() if self.process.ended(TICK_S) else None
@@ -215,7 +217,7 @@ class Supervisor:
                 self.process.end()
         return False
 
-    def _report(self, report, over=None):
+    def _report(self, report: dict, over: float | None = None) -> dict:
         if self.launcher and self.launcher.ended():
             report |= {"end": f"the launcher on {socket.gethostname()} has gone"}
         try:
@@ -223,11 +225,11 @@ class Supervisor:
         except ConnectionError as error:
             return {"end": None if over else str(error), "stuck": False, "waiting": None, "over": over}
 
-    def _name(self):
+    def _name(self) -> str:
         return "this process" if self.rank is None else f"rank {self.rank}"
 
-    def _end(self, words, stuck=False):
-        say(words)
+    def _end(self, reason: str, stuck: bool = False) -> None:
+        write_line(reason)
         if stuck:
             with contextlib.suppress(psutil.Error):
                 self.process.send_signal(signal.SIGUSR2)  # writes where each thread stands, see `watch.start`
@@ -245,7 +247,7 @@ class Supervisor:
             time.sleep(TICK_S / 2)
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """One line on standard error, which is the process's own, if there is still somebody to read it."""
     with contextlib.suppress(OSError):
         print(f"ms_omni: {text}", file=sys.stderr, flush=True)
@@ -269,5 +271,5 @@ def main() -> None:
         supervisor.connection.close()
     if ended or (supervisor.launcher and supervisor.launcher.ended()):
         supervisor.clear()
-    if supervisor.hub:
-        supervisor.hub.join()
+    if supervisor.monitor:
+        supervisor.monitor.join()

@@ -22,7 +22,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..errors import InputError
@@ -33,6 +35,7 @@ PAGE_BYTES = 8 * 4
 PORT_OFFSET = 1009
 HANG_S = 20.0
 PORTS = range(1024, 65536)
+Number = TypeVar("Number", int, float)
 ROOT = Path(__file__).resolve().parents[2]
 # Nothing that lies where the user happens to be may stand in for a module of Python's.
 BEGIN = (
@@ -41,16 +44,16 @@ BEGIN = (
 
 _marks = memoryview(bytearray(PAGE_BYTES)).cast("Q")  # this process's own until `start`
 _counting = threading.Lock()
-_supervised = None  # number of the process that is
+_supervised: int | None = None  # number of the process that is
 _failed = False
 
 
-def marks_at(descriptor):
+def marks_at(descriptor: int) -> memoryview:
     """The counters in the shared memory behind a file descriptor, indexed by the constants above."""
     return memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q")
 
 
-def shared_marks():
+def shared_marks() -> tuple[int, memoryview]:
     """`(descriptor, counters)` of a new page of zeros; the descriptor is for `pass_fds`."""
     descriptor = os.memfd_create("ms_omni-marks")
     os.ftruncate(descriptor, PAGE_BYTES)
@@ -71,11 +74,11 @@ def watch_port(scheduler_port: int) -> int:
     return port
 
 
-def number(name: str, kind: type, default: float | None = None) -> float:
+def number(name: str, kind: Callable[[str], Number], default: Number | None = None) -> Number:
     """The environment variable `name` as a number that is not negative. Raises `InputError` for anything else."""
     text = os.environ.get(name)
     try:
-        value = default if text in (None, "") else kind(text)
+        value = kind(text) if text else default
         if value is not None and value >= 0:
             return value
     except ValueError:
@@ -130,7 +133,7 @@ def start() -> None:
     atexit.register(_leave)
 
 
-def _facts(size):
+def _facts(size: int) -> dict[str, Any]:
     import mindspore
 
     return {
@@ -143,7 +146,7 @@ def _facts(size):
 
 
 def supervise(settings: dict, *descriptors: int) -> None:
-    """Starts the process beside this one and waits for its word. Raises `InputError`."""
+    """Starts the supervisor of this process and waits for its answer. Raises `InputError`."""
     process = subprocess.Popen(
         [sys.executable, "-c", BEGIN, json.dumps(settings)],
         stdin=subprocess.DEVNULL,
@@ -151,9 +154,10 @@ def supervise(settings: dict, *descriptors: int) -> None:
         start_new_session=True,  # what kills this one's process group leaves the other time to say so
         pass_fds=descriptors,
     )
+    assert process.stdout is not None
     with process.stdout as out:
-        word = out.readline()
-    answer = json.loads(word) if word else {"error": "the process that is to watch over it could not start"}
+        line = out.readline()
+    answer = json.loads(line) if line else {"error": "the process that is to watch over it could not start"}
     if "error" in answer:
         raise InputError(f"the job cannot start: {answer['error']}")
     process.returncode = 0  # it ends after this process, so nobody waits for it
@@ -165,7 +169,7 @@ def fail() -> None:
     _failed = True
 
 
-def _leave():
+def _leave() -> None:
     if os.getpid() == _supervised:  # and not a child that it has forked
         _marks[LEFT] = FAILED if _failed or getattr(sys, "last_value", None) is not None else LEAVING
 
@@ -181,7 +185,7 @@ def step() -> None:
 
 
 @contextlib.contextmanager
-def busy():
+def busy() -> Iterator[None]:
     """Around work that must go on: a process that stops in it hangs, one that stops outside it waits for its user."""
     with _counting:
         _marks[BUSY] += 1

@@ -17,7 +17,7 @@ import pytest
 
 from ms_omni.errors import InputError
 from ms_omni.parallel import watch
-from ms_omni.parallel.hub import NoSecret, forget, job_secret
+from ms_omni.parallel.monitor import NoSecret, forget, job_secret
 from ms_omni.parallel.watch import BUSY, LEAVING, LEFT, STEPS
 from tests.parallel.launching import ROOT, free_port
 

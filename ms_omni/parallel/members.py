@@ -25,7 +25,7 @@ SPIN_FACTOR = 30
 
 @dataclass
 class Member:
-    """One worker. Times in seconds; `heard` and `since` on the hub's clock."""
+    """One worker. Times in seconds; `heard` and `since` on the monitor's clock."""
 
     host: str
     pid: int
@@ -42,69 +42,69 @@ class Member:
     gone: float | None = None  # when its end was noticed, on its machine's clock; it had not left in order
 
     @property
-    def name(self):
+    def name(self) -> str:
         """ "rank 1 (process 123 on host)"."""
         return f"{'a process of unknown rank' if self.rank is None else f'rank {self.rank}'} (process {self.pid} on {self.host})"
 
-    def update(self, now, marks):
+    def update(self, now: float, report: dict) -> None:
         """Takes in what its supervisor has found, by the names above."""
         self.heard = now
-        for name in marks.keys() & {"rank", "busy", "steps", "idle_s", "unmarked_s", "stopped_s"}:
-            setattr(self, name, marks[name])
+        for name in report.keys() & {"rank", "busy", "steps", "idle_s", "unmarked_s", "stopped_s"}:
+            setattr(self, name, report[name])
 
-    def leave(self, now, failed=False, gone=None):
+    def leave(self, now: float, failed: bool = False, gone: float | None = None) -> None:
         """It has left, in order or with an error, or is gone; only the first of these counts."""
         if self.since is None:
             self.since, self.failed, self.gone = now, failed, gone
 
 
-class Roster:
+class Members:
     """The workers of a job of `size`; hang_s: see above, 0 for never."""
 
-    def __init__(self, size, hang_s):
+    def __init__(self, size: int, hang_s: float) -> None:
         self.size = size
         self.hang_s = hang_s
-        self.members = []
+        self.members: list[Member] = []
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Whether all have come."""
         return len(self.members) == self.size
 
     @property
-    def present(self):
+    def present(self) -> list[Member]:
         """Those that have not left."""
         return [member for member in self.members if member.since is None]
 
-    def missing(self):
+    def missing(self) -> str:
         """ "rank 1, 3", or how many, of those that have not come yet."""
         known = [member.rank for member in self.members]
         if None in known:
             return f"{self.size - len(known)} of {self.size} processes"
         return "rank " + ", ".join(str(rank) for rank in range(self.size) if rank not in known)
 
-    def join(self, now, host, pid, rank, facts):
-        """A new member. Raises ValueError when there is no place for it."""
+    def join(self, now: float, host: str, pid: int, rank: int | None, facts: dict) -> Member:
+        """A new member. Raises ValueError where all have come, or this one."""
         if self.complete or (rank is not None and rank in [member.rank for member in self.members]):
             raise ValueError("another job uses this port already, or one of its processes was started twice")
         self.members.append(Member(host, pid, rank, facts, now))
         return self.members[-1]
 
-    def disagreement(self):
+    def disagreement(self) -> str:
         """What differs between the members' facts, one line each; "" when all agree."""
         lines = []
         for key in sorted({key for member in self.members for key in member.facts}):
-            values = {}
+            values: dict[str, list[Member]] = {}
             for member in sorted(self.members, key=lambda member: (member.rank is None, member.rank or 0)):
                 values.setdefault(str(member.facts.get(key)), []).append(member)
             if len(values) > 1:
-                said = [f"{value} on {names(members)}" for value, members in values.items()]
-                lines.append(f"{key} is " + " but ".join(said))
+                sides = [f"{value} on {names(members)}" for value, members in values.items()]
+                lines.append(f"{key} is " + " but ".join(sides))
         return "; ".join(lines)
 
-    def verdict(self, now):
+    def verdict(self, now: float) -> str | None:
         """Why the job must end now; None while it may go on."""
-        gone = sorted((member for member in self.members if member.gone is not None), key=lambda member: member.gone)
+        gone = sorted((member for member in self.members if member.gone is not None), key=lambda member: member.gone or 0.0)
         failed = next((member for member in self.members if member.failed), None)
         if gone and failed is not None:  # a launcher that kills the others at once is no death of theirs
             return f"{failed.name} ended with an error"
@@ -118,7 +118,7 @@ class Roster:
                 return f"{member.name} has been stopped (SIGSTOP) for {STOPPED_S:.0f} s"
         return self._left_alone(now, present) or self._hang(present)
 
-    def _left_alone(self, now, present):
+    def _left_alone(self, now: float, present: list[Member]) -> str | None:
         for member in self.members:
             if member.since is None or not present:
                 continue
@@ -131,7 +131,7 @@ class Roster:
                 return f"{member.name} has left while {names(waiting)} waited for it"
         return None
 
-    def _hang(self, present):
+    def _hang(self, present: list[Member]) -> str | None:
         if not (self.hang_s and present and all(member.busy for member in present)):
             return None
         last = [member for member in present if member.steps == min(member.steps for member in present)]
@@ -142,7 +142,7 @@ class Roster:
         return None
 
 
-def names(members):
+def names(members: list[Member]) -> str:
     """ "rank 0 (...)" or "rank 0, 1, 3"."""
     if len(members) == 1:
         return members[0].name

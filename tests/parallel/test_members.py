@@ -2,8 +2,8 @@
 
 import pytest
 
-from ms_omni.parallel import roster
-from ms_omni.parallel.roster import Roster
+from ms_omni.parallel import members
+from ms_omni.parallel.members import Members
 
 HANG_S = 20.0
 
@@ -11,12 +11,12 @@ HANG_S = 20.0
 @pytest.fixture
 def job():
     """Four processes that all have come and work on the same step."""
-    members = Roster(4, HANG_S)
+    found = Members(4, HANG_S)
     for rank in range(4):
-        members.join(0.0, "here", 100 + rank, rank, {"MindSpore": "2.7.1"})
-    for member in members.members:
+        found.join(0.0, "here", 100 + rank, rank, {"MindSpore": "2.7.1"})
+    for member in found.members:
         member.busy, member.steps = True, 7
-    return members
+    return found
 
 
 def test_a_job_at_work_goes_on(job):
@@ -25,7 +25,7 @@ def test_a_job_at_work_goes_on(job):
 
 
 def test_who_has_come_and_who_has_not():
-    job = Roster(3, HANG_S)
+    job = Members(3, HANG_S)
     job.join(0.0, "here", 1, 1, {})
     assert not job.complete and job.missing() == "rank 0, 2"
     job.join(0.0, "there", 2, None, {})
@@ -35,7 +35,7 @@ def test_who_has_come_and_who_has_not():
 
 
 def test_what_differs_is_named_with_its_ranks():
-    job = Roster(3, HANG_S)
+    job = Members(3, HANG_S)
     for rank, version in enumerate(("2.7.1", "2.10.0", "2.7.1")):
         job.join(0.0, "here", rank, rank, {"MindSpore": version, "Python": "3.11"})
     assert job.disagreement() == "MindSpore is 2.7.1 on rank 0, 2 but 2.10.0 on rank 1 (process 1 on here)"
@@ -53,14 +53,14 @@ def test_an_error_comes_before_the_deaths_that_a_launcher_adds(job):
 
 def test_an_error_leaves_the_others_time_to_say_the_same(job):
     job.members[1].failed, job.members[1].since = True, 1.0
-    assert job.verdict(1.0 + roster.FOLLOW_S - 0.1) is None
-    assert "rank 1" in job.verdict(1.0 + roster.FOLLOW_S + 0.1)
+    assert job.verdict(1.0 + members.FOLLOW_S - 0.1) is None
+    assert "rank 1" in job.verdict(1.0 + members.FOLLOW_S + 0.1)
 
 
 def test_silence_and_stopped_processes(job):
-    job.members[1].stopped_s = roster.STOPPED_S + 1
+    job.members[1].stopped_s = members.STOPPED_S + 1
     assert "rank 1 (process 101 on here) has been stopped" in job.verdict(1.0)
-    job.members[0].heard = -roster.SILENT_S
+    job.members[0].heard = -members.SILENT_S
     assert "nothing was heard from rank 0" in job.verdict(1.0)
 
 
@@ -87,14 +87,14 @@ def test_an_endless_loop_is_a_hang_after_a_long_time(job):
     spinning = job.members[0]
     spinning.steps, spinning.idle_s = 7, 0.0
     assert job.verdict(1.0) is None
-    spinning.unmarked_s = roster.SPIN_FACTOR * HANG_S + 1
+    spinning.unmarked_s = members.SPIN_FACTOR * HANG_S + 1
     assert job.verdict(1.0) == "rank 0 (process 100 on here) came no further for 600 s"
 
 
 def test_a_rank_that_left_ends_those_that_wait_for_it_only(job):
     job.members[3].since = 0.0
-    assert job.verdict(roster.LEFT_WAIT_S + 1) is None  # the others do something that does not need it
+    assert job.verdict(members.LEFT_WAIT_S + 1) is None  # the others do something that does not need it
     for member in job.members:
         member.heard = 6.0
-    job.members[0].steps, job.members[0].idle_s = 8, roster.LEFT_WAIT_S + 1
+    job.members[0].steps, job.members[0].idle_s = 8, members.LEFT_WAIT_S + 1
     assert "rank 3 (process 103 on here) has left while rank 0 (process 100 on here) waited" in job.verdict(6.0)
