@@ -23,7 +23,7 @@ from ms_omni.files import read_text
 
 from .matching import file_root
 from .names import COMPONENTS
-from .reader import report
+from .reader import Reader, ReaderView, report
 from .safetensors import DTYPES, WEIGHT_DTYPES, Entry, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -84,7 +84,7 @@ class Change:
         return array
 
 
-class Merging:
+class Merging(ReaderView):
     """Shows a reader of published names with an adapter's folder merged; tensors keep their dtypes.
 
     Raises:
@@ -92,10 +92,8 @@ class Merging:
             the checkpoint, or have another shape there.
     """
 
-    is_converted = False
-
-    def __init__(self, reader, adapter: str | Path):
-        self.reader, self.folder, self.entries = reader, reader.folder, reader.entries
+    def __init__(self, reader: Reader, adapter: str | Path):
+        super().__init__(reader)
         root = file_root(reader.entries)
         stored = {root + name: name for name in reader.entries}
         changes, problems = _read(Path(adapter))
@@ -114,18 +112,11 @@ class Merging:
         self.changes = {stored[full]: change for full, change in changes.items()}
         self.said = f"merged the adapter {adapter} into {len(changes):,} tensors"
 
-    def storage(self, name: str) -> None:
-        """None: all tensors are numbers."""
-
     def array(self, name: str) -> np.ndarray:
         """The tensor, with what the adapter changes."""
         array = self.reader.array(name)
         change = self.changes.get(name)
         return array if change is None else change.apply(array).astype(array.dtype)
-
-    def release(self, name: str) -> None:
-        """See `CheckpointReader`."""
-        self.reader.release(name)
 
 
 def _read(folder: Path) -> tuple[dict[str, Change], list[str]]:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -34,7 +34,7 @@ from .open import DEQUANTISED, as_published, open_checkpoint
 from .parameters import arrays_of, read_parameter, read_stored
 from .published import quantisation
 from .quantise import Observed, Quantising
-from .reader import MARKER
+from .reader import MARKER, Reader
 from .safetensors import DTYPES, SHARD_BYTES, Pending, dtype_name, write_shards
 from .storage import METHOD, OFFSET, OPTION, SCALE, Scheme, row_of, said_of_mixed
 
@@ -77,7 +77,7 @@ def convert(
     observed: Observed | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
-    reader=None,
+    reader: Reader | None = None,
 ) -> ConvertReport:
     """Write the checkpoint `src` to the new folder `dst`.
 
@@ -113,7 +113,7 @@ def convert(
     return ConvertReport(form, len(tensors), nbytes, tuple(files), (*work.notes, *notes))
 
 
-def published_tensors(reader) -> list[Pending]:
+def published_tensors(reader: Reader) -> list[Pending]:
     """The tensors of any reader under their published names, each in its own dtype and shape."""
     source = as_published(reader)
     return [Pending(name, entry.dtype, entry.shape, _reading(source, name)) for name, entry in source.entries.items()]
@@ -134,13 +134,18 @@ class Prepared:
     there is to say about it.
     """
 
-    reader: Any
+    reader: Reader
     quantisation: dict | None = None
     notes: tuple[str, ...] = ()
 
 
 def prepared(
-    reader, quantize: str | None = None, group: int | None = None, embeddings: bool = False, adapter=None, observed=None
+    reader: Reader,
+    quantize: str | None = None,
+    group: int | None = None,
+    embeddings: bool = False,
+    adapter: str | Path | None = None,
+    observed: Observed | None = None,
 ) -> Prepared:
     """A reader as it is to be written, see `convert` for the arguments and for what is raised."""
     coded = is_coded(reader)
@@ -163,7 +168,7 @@ def prepared(
     return Prepared(work, work.describe(**how), (*notes, *work.notes()))
 
 
-def is_coded(reader) -> bool:
+def is_coded(reader: Reader) -> bool:
     """Whether some of a reader's tensors are stored as codes."""
     return any(reader.storage(name) is not None for name in reader.entries)
 
@@ -182,7 +187,7 @@ def _kept(reader) -> dict:
     return Scheme(bits, most.group, table).describe(scale_dtype=most.scale, converted_from=found)
 
 
-def to_parameters(reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...]]:
+def to_parameters(reader: Reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...]]:
     """What a folder in our form holds: the parameters to write, its metadata, where dtypes and shapes that a parameter cannot show
     are kept, and what there is to say about them. Raises `CheckpointError`, see `gather`.
     """
@@ -202,13 +207,13 @@ def to_parameters(reader) -> tuple[list[Pending], dict[str, str], tuple[str, ...
     return tensors, metadata, notes_on(reader, fills)
 
 
-def notes_on(reader, fills: Iterable[Fill]) -> tuple[str, ...]:
+def notes_on(reader: Reader, fills: Iterable[Fill]) -> tuple[str, ...]:
     """What there is to say of parameters whose tensors are not stored alike."""
     mixed = [fill.parameter for fill in fills if len({reader.storage(name) for name, _ in fill.parts}) > 1]
     return (said_of_mixed(mixed),) if mixed else ()
 
 
-def kinds_of(reader, fill: Fill) -> dict[str, str]:
+def kinds_of(reader: Reader, fill: Fill) -> dict[str, str]:
     """The dtypes of a parameter's stored tensors as numbers; codes get that of the numbers beside them, or of all that is dequantised."""
     names = [name for name, _ in fill.parts]
     beside = {reader.entries[name].dtype for name in names if reader.storage(name) is None}
@@ -216,23 +221,23 @@ def kinds_of(reader, fill: Fill) -> dict[str, str]:
     return {name: reader.entries[name].dtype if reader.storage(name) is None else dequantised for name in names}
 
 
-def dtype_in(reader, fill: Fill) -> str:
+def dtype_in(reader: Reader, fill: Fill) -> str:
     """What a parameter is written in where it is no codes."""
     kinds = set(kinds_of(reader, fill).values())
     return kinds.pop() if len(kinds) == 1 else "F32"  # exact for bf16 and fp16 alike
 
 
-def storage_in(reader, fill: Fill) -> Storage | None:
+def storage_in(reader: Reader, fill: Fill) -> Storage | None:
     """How all parts of a parameter are stored if they are codes alike, else None."""
     found = {reader.storage(name) for name, _ in fill.parts}
     return found.pop() if len(found) == 1 else None
 
 
-def coded(reader, fill: Fill, storage: Storage, parts=None) -> list[Pending]:
+def coded(reader: Reader, fill: Fill, storage: Storage, parts: Mapping[str, Any] | None = None) -> list[Pending]:
     """Codes, scales and offsets of a parameter, or of a rank's part of it (see `read_stored`); they are made together, once."""
-    part = parts and parts[fill.parameter]
+    part = parts[fill.parameter] if parts else None
     shapes = arrays_of(fill.parameter, fill.shape, storage, None if part is None or part.flat else part)
-    if part is not None and part.flat:
+    if parts and part is not None and part.flat:
         shapes = {name: parts[name].local_shape for name in shapes}
     made = _Once(lambda: read_stored(reader, fill, storage, parts))
     kinds = {"": "I8" if storage.bits == 8 else "U8"}

@@ -3,10 +3,11 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ms_omni.quantised import Storage
 from .matching import Fill, plan_loading
 from .open import open_checkpoint
 from .parameters import read_slice, read_stored
-from .reader import check_finite
+from .reader import Reader, check_finite
 
 READERS = 8  # threads that read at a time, at most: more than that no memory feeds
 PROGRESS_DELAY_S = 1.0  # a load that is done sooner shows no bar
@@ -36,7 +37,7 @@ class LoadReport:
     unused: tuple[str, ...] = field(repr=False)
 
 
-def numpy_dtype(dtype) -> np.dtype:
+def numpy_dtype(dtype: Any) -> np.dtype:
     """The numpy dtype of a MindSpore float dtype (or its name). Raises CheckpointError for any other dtype."""
     name = str(dtype).lower().rsplit(".", 1)[-1]
     if name not in MODEL_TYPES:
@@ -44,7 +45,7 @@ def numpy_dtype(dtype) -> np.dtype:
     return MODEL_TYPES[name]
 
 
-def progress_bar(total: int, title: str, shown: bool = True):
+def progress_bar(total: int, title: str, shown: bool = True) -> Any:
     """A bar over bytes on a terminal's standard error; elsewhere, or for short work, nothing is printed."""
     from tqdm import tqdm
 
@@ -61,13 +62,19 @@ def progress_bar(total: int, title: str, shown: bool = True):
     )
 
 
-def dtype_of(parameter, dtype):
+def dtype_of(parameter: Any, dtype: Any) -> Any:
     """What a parameter is to hold where a caller wants `dtype` (None: as it is); some are float32 always (`exact_parameters`)."""
     return parameter.dtype if dtype is None or getattr(parameter, "keeps_dtype", False) else dtype
 
 
 def load_checkpoint(
-    cell, folder: str | Path, *, prefix: str = "", dtype=None, progress: bool = True, slices=None
+    cell: Any,
+    folder: str | Path,
+    *,
+    prefix: str = "",
+    dtype: Any = None,
+    progress: bool = True,
+    slices: Mapping[str, Any] | None = None,
 ) -> LoadReport:
     """Fill every parameter of `cell` from `folder` (published form or the converted one).
 
@@ -93,21 +100,20 @@ def load_checkpoint(
 
 
 def fill_cell(
-    cell,
-    reader,
+    cell: Any,
+    reader: Reader,
     fills: list[Fill],
-    unused=(),
+    unused: Sequence[str] = (),
     *,
     prefix: str = "",
-    dtype=None,
+    dtype: Any = None,
     progress: bool = True,
-    slices=None,
+    slices: Mapping[str, Any] | None = None,
     storages: Mapping[str, Storage] | None = None,
 ) -> LoadReport:
     """The second half of `load_checkpoint`: what `plan_loading` has planned is read into the parameters of `cell`.
 
-    reader: a `CheckpointReader`, or whatever gives `entries`, `array`, `storage`, `codes` and `release` of stored names. storages: of
-    those parameters that the cell keeps as codes.
+    storages: of those parameters that the cell stores as codes.
     """
     from mindspore import Tensor
 

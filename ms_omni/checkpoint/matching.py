@@ -5,11 +5,12 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from ms_omni.errors import CheckpointError
 
 from .names import COMPONENTS, FLATTEN, IGNORE, KEEP, Source, place, sources
-from .reader import CheckpointReader, report
+from .reader import Reader, report
 from .safetensors import WEIGHT_DTYPES
 
 SHOWN_PER_KIND = 25
@@ -58,7 +59,7 @@ class Problems:
     dtypes: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
 
-    def raise_if_any(self, folder) -> None:
+    def raise_if_any(self, folder: Any) -> None:
         """Raises CheckpointError with all of them."""
         kinds = (
             ("missing tensors", self.missing),
@@ -78,7 +79,7 @@ class Problems:
             raise CheckpointError(f"{folder} does not fit the model that its config.json describes:\n" + "\n".join(lines))
 
 
-def file_root(names) -> str:
+def file_root(names: Iterable[str]) -> str:
     """What stands before each stored name to make it a full name: "" normally, "thinker." for a thinker saved alone."""
     if any(name.split(".", 1)[0] in COMPONENTS for name in names):
         return ""
@@ -89,7 +90,7 @@ def file_root(names) -> str:
 
 
 def plan_loading(
-    shapes: dict[str, tuple[int, ...]], reader: CheckpointReader, prefix: str = "", spare: Container[str] = ()
+    shapes: dict[str, tuple[int, ...]], reader: Reader, prefix: str = "", spare: Container[str] = ()
 ) -> tuple[list[Fill], list[str]]:
     """Which stored tensors fill which parameter.
 
@@ -175,7 +176,7 @@ def _check_tied(head, embedding, reader, problems):
     reader.release(embedding)
 
 
-def gather(reader) -> list[Fill]:
+def gather(reader: Reader) -> list[Fill]:
     """Which tensors of a reader of published names make which parameter (named without what `file_root` puts before it).
 
     Raises:
@@ -224,7 +225,7 @@ def _stacked_shape(target, parts, reader, problems) -> tuple[int, ...] | None:
     return (experts, shape[1], per_expert * shape[0])
 
 
-def check_counts(config, stored: Mapping[str, tuple[int, ...]], prefix: str, folder) -> None:
+def check_counts(config: Any, stored: Mapping[str, tuple[int, ...]], prefix: str, folder: Any) -> None:
     """Compares layers, blocks, code groups and experts of `config` with what is stored.
 
     Args:
@@ -256,7 +257,7 @@ def check_counts(config, stored: Mapping[str, tuple[int, ...]], prefix: str, fol
         )
 
 
-def layers_beyond(config, stored: Iterable[str], prefix: str) -> set[str]:
+def layers_beyond(config: Any, stored: Iterable[str], prefix: str) -> set[str]:
     """The full names among `stored` that belong to layers behind the last one that `config` counts; arguments as above."""
     beyond = set()
     for path, pattern, _ in COUNTS:

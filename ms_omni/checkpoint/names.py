@@ -13,6 +13,7 @@ Source names are those of the published files and of transformers' `save_pretrai
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 KEEP, FLATTEN, GATE, UP, DOWN, IGNORE = "keep", "flatten", "gate", "up", "down", "ignore"
 STACKED = (GATE, UP, DOWN)
@@ -180,7 +181,7 @@ def sources(parameter: str, shape: tuple[int, ...], patch_shape: tuple[int, ...]
     return [Source(parameter, tuple(shape), KEEP)]
 
 
-def patch_shape_of(vision_config) -> tuple[int, int, int, int]:
+def patch_shape_of(vision_config: Any) -> tuple[int, int, int, int]:
     """(C, t, p, p) of a vision configuration: the trailing axes of the published patch embedding."""
     return (
         vision_config.in_channels,
@@ -193,14 +194,14 @@ def patch_shape_of(vision_config) -> tuple[int, int, int, int]:
 def region(source: Source, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Which part of a parameter of `shape` the source fills: `(start, stop)` per axis."""
     whole = [(0, n) for n in shape]
-    if source.transform not in STACKED:
+    if source.expert is None:
         return whole
     inner = shape[2] // 2
     columns = {GATE: (0, inner), UP: (inner, shape[2]), DOWN: whole[2]}[source.transform]
     return [(source.expert, source.expert + 1), whole[1], columns]
 
 
-def slot(source: Source, buffer):
+def slot(source: Source, buffer: Any) -> Any:
     """The view of the parameter's `buffer` that `source` fills, laid out as the source tensor is (transposed back)."""
     if source.transform == KEEP:
         return buffer

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,7 @@ from ms_omni.quantised import Quantised, Storage, dequantised
 from .matching import file_root
 from .names import DOWN, GATE, STACKED, UP, Source, slot, sources
 from .published import PublishedReader, dtype_of, layout_of
-from .reader import CheckpointReader, check_finite, report
+from .reader import CheckpointReader, Reader, check_finite, report
 from .safetensors import DTYPES, Entry
 from .storage import METHOD, OFFSET, SCALE, STACKS, matrix_shape
 
@@ -72,9 +73,9 @@ class QuantisedReader(CheckpointReader):
         if problems:
             raise report(problems, f"{self.folder} is damaged or incomplete")
 
-    def _check(self, name, problems):
+    def _check(self, name: str, problems: list[str]) -> tuple[int, ...]:
         """Notes how a matrix is stored, and what is wrong with it; its shape `[..., out, in]`."""
-        entry, scales, offsets = (self.tensors.get(name + end) for end in ("", SCALE, OFFSET))
+        entry, scales, offsets = self.tensors[name], self.tensors.get(name + SCALE), self.tensors.get(name + OFFSET)
         bits = BITS[entry.dtype]
         shape = (*entry.shape[:-1], entry.shape[-1] * 8 // bits) if entry.shape else (0,)
         if scales is None:
@@ -93,7 +94,8 @@ class QuantisedReader(CheckpointReader):
         storage = Storage(
             bits,
             None if groups == 1 else shape[-1] // groups,
-            *(None if part is None else DTYPES[part.dtype].name for part in (scales, offsets)),
+            DTYPES[scales.dtype].name,
+            None if offsets is None else DTYPES[offsets.dtype].name,
         )
         try:
             storage.shapes(shape)
@@ -128,21 +130,19 @@ class QuantisedReader(CheckpointReader):
         return self.tensors
 
 
-def as_published(reader):
+def as_published(reader: Reader) -> Reader:
     """`reader` itself where its names are the published ones, else a view of it under those."""
     return AsPublished(reader) if reader.is_converted else reader
 
 
-class AsPublished:
+class AsPublished(Reader):
     """A reader of a folder in our parameter names, under the published names; each tensor in its original dtype and shape.
 
     Matrices that are stored as codes are bfloat16 here, one expert at a time.
     """
 
-    is_converted = False
-
-    def __init__(self, reader):
-        self.reader, self.folder, self.metadata = reader, reader.folder, {}
+    def __init__(self, reader: Any):
+        self.reader, self.folder = reader, reader.folder
         root = file_root(reader.entries)
         dtypes, shapes = {}, {}
         for metadata in reader.metadata.values():
@@ -151,7 +151,7 @@ class AsPublished:
         self.entries: dict[str, Entry] = {}
         self.parts: dict[str, tuple[str, Source]] = {}
         for name, entry in reader.entries.items():
-            coded = self._storage(name) is not None
+            coded = self.reader.storage(name) is not None
             for part in sources(root + name, entry.shape):
                 stored = part.name.removeprefix(root)
                 part = replace(part, shape=tuple(shapes.get(stored, part.shape)))
@@ -160,14 +160,10 @@ class AsPublished:
                 self.entries[stored] = Entry(stored, dtype, part.shape, entry.file, 0, size)
                 self.parts[stored] = name, part
 
-    def storage(self, name: str) -> None:
-        """Codes are not handed on under these names."""
-        return None
-
     def array(self, name: str) -> np.ndarray:
         """The tensor as it was published."""
         parameter, part = self.parts[name]
-        if self._storage(parameter) is not None:
+        if self.reader.storage(parameter) is not None:
             matrix = _dequantised(self.reader.codes(parameter), part).astype(ml_dtypes.bfloat16)
             check_finite(matrix, f"{self.folder}: {name}", every=True)
             return matrix
@@ -176,9 +172,6 @@ class AsPublished:
     def release(self, name: str) -> None:
         """Drop the file's pages of the parameter that the tensor is a part of."""
         self.reader.release(self.parts[name][0])
-
-    def _storage(self, name):
-        return self.reader.storage(name)
 
 
 def _dequantised(stored: Quantised, part: Source) -> np.ndarray:

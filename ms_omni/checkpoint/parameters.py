@@ -8,7 +8,9 @@ import ctypes
 import functools
 import math
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +21,7 @@ from ms_omni.quantised import BLOCK, Quantised, Storage
 
 from .matching import Fill
 from .names import DOWN, GATE, STACKED, UP, region, slot
-from .reader import CheckpointReader, check_finite
+from .reader import Reader, check_finite
 from .rounding import rounded
 from .storage import OFFSET, SCALE, STACKS, matrix_shape
 
@@ -28,7 +30,7 @@ STORED = {np.dtype(ml_dtypes.bfloat16): "bfloat16", np.dtype(np.float32): "float
 SMALL_BYTES = 1 << 22  # below this numpy asks for no huge pages
 
 
-def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.ndarray:
+def read_parameter(reader: Reader, fill: Fill, dtype: np.dtype) -> np.ndarray:
     """One parameter as an array of its own: allocated once in the target dtype, each stored tensor written in place."""
     buffer = fresh(fill.shape, dtype)
     for stored, source in fill.parts:
@@ -37,7 +39,7 @@ def read_parameter(reader: CheckpointReader, fill: Fill, dtype: np.dtype) -> np.
     return buffer
 
 
-def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> np.ndarray:
+def read_slice(reader: Reader, fill: Fill, dtype: np.dtype, part: Any) -> np.ndarray:
     """A rank's part of one parameter; stored tensors that it does not touch are not opened, others read where it does.
 
     part: a `ms_omni.parallel.Slice` or `Run`, or None for the whole parameter.
@@ -58,25 +60,27 @@ def read_slice(reader: CheckpointReader, fill: Fill, dtype: np.dtype, part) -> n
         wanted = [slice(None)] * len(box)
         wanted[part.axis] = slice(low - first, high - first)
         if source.transform in STACKED:  # [out, in] in the file, one [in, out] of the stack here
-            copy_turned(buffer[tuple(target)][0], reader.array(stored)[wanted[2], wanted[1]])
+            copy_transposed(buffer[tuple(target)][0], reader.array(stored)[wanted[2], wanted[1]])
         else:
             copy_into(buffer[tuple(target)], reader.array(stored).reshape(fill.shape)[tuple(wanted)])
         reader.release(stored)
     return buffer
 
 
-def read_stored(reader, fill: Fill, storage: Storage, parts=None) -> dict[str, np.ndarray]:
+def read_stored(
+    reader: Reader, fill: Fill, storage: Storage, parts: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of a parameter that is kept as codes, by the names of their own parameters. Raises `CheckpointError` for scales and
     offsets that are not finite.
 
     parts: what this process holds of each parameter by name; where that is runs of elements, of each array.
     """
-    part = parts and parts[fill.parameter]
+    part = parts[fill.parameter] if parts else None
     stored = read_codes(reader, fill, storage, None if part is None or part.flat else part)
     arrays = {fill.parameter + end: array for end, array in zip(("", SCALE, OFFSET), stored) if array is not None}
     for name in arrays.keys() - {fill.parameter}:
         check_finite(arrays[name], f"{reader.folder}: {name}", every=True)  # each stands for many numbers
-    if part is None or not part.flat:
+    if not parts or part is None or not part.flat:
         return arrays
     return {name: parts[name].cut(array) for name, array in arrays.items()}
 
@@ -117,22 +121,22 @@ class Piece:
         return slice(0, 1) if length == 1 else slice(start * length // inputs, stop * length // inputs)
 
 
-def piece_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None) -> Piece:
+def piece_of(parameter: str, shape: tuple[int, ...], storage: Storage, part: Any = None) -> Piece:
     """What a process holds of a parameter of `shape`; part: a `ms_omni.parallel.Slice`, or None for all of it."""
     spans = [(0, length) for length in shape]
     if part is not None and not part.is_whole:
         spans[part.axis] = (part.start, part.stop)
-    return Piece(storage, matrix_shape(parameter, shape), matrix_shape(parameter, tuple(spans)))
+    return Piece(storage, matrix_shape(parameter, shape), matrix_shape(parameter, spans))
 
 
-def arrays_of(parameter: str, shape: tuple[int, ...], storage: Storage, part=None) -> dict[str, tuple[int, ...]]:
+def arrays_of(parameter: str, shape: tuple[int, ...], storage: Storage, part: Any = None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays that a parameter is as codes, or a rank's piece of it."""
     codes, scales = piece_of(parameter, shape, storage, part).shapes()
     ends = (SCALE, OFFSET) if storage.offset else (SCALE,)
     return {parameter: codes, **{parameter + end: scales for end in ends}}
 
 
-def read_codes(reader: CheckpointReader, fill: Fill, storage: Storage, part=None) -> Quantised:
+def read_codes(reader: Reader, fill: Fill, storage: Storage, part: Any = None) -> Quantised:
     """One parameter as codes, in arrays of its own, or the piece of it that `part` says; stored tensors beside it are not opened."""
     piece = piece_of(fill.parameter, fill.shape, storage, part)
     codes, scales = piece.shapes()
@@ -145,10 +149,10 @@ def read_codes(reader: CheckpointReader, fill: Fill, storage: Storage, part=None
             continue
         target = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(wanted, piece.spans))
         rows = [slice(low - begin, high - begin) for (low, high), (begin, _) in zip(wanted, box)]
-        for place, found in _stored(reader, stored, rows, fill.parameter, storage):
-            for buffer, values in zip(buffers, piece.cut(found)):
+        for index, part_codes in _stored(reader, stored, rows, fill.parameter, storage):
+            for buffer, values in zip(buffers, piece.cut(part_codes)):
                 if buffer is not None:
-                    np.copyto(buffer[target][place], values, casting="unsafe")
+                    np.copyto(buffer[target][index], values, casting="unsafe")
         reader.release(stored)
     return Quantised(*buffers)
 
@@ -178,14 +182,14 @@ def _stored(reader, stored, rows, parameter, storage):
         if array.ndim == 2:
             yield ..., rounded(array[rows[-1]], storage)
             return
-        turned = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
-        for place, expert in enumerate(range(rows[0].start, rows[0].stop)):
-            yield place, rounded(turned[expert][rows[1]], storage)
+        stack = np.swapaxes(array, 1, 2) if parameter.endswith(STACKS) else array
+        for index, expert in enumerate(range(rows[0].start, rows[0].stop)):
+            yield index, rounded(stack[expert][rows[1]], storage)
     except InputError as error:
         raise CheckpointError(f"{reader.folder}: {stored} {error}: the checkpoint is damaged; fetch it again.") from None
 
 
-def read_run(reader: CheckpointReader, fill: Fill, dtype: np.dtype, run) -> np.ndarray:
+def read_run(reader: Reader, fill: Fill, dtype: np.dtype, run: Any) -> np.ndarray:
     """The elements of a parameter that a `ms_omni.parallel.Run` names, in its local shape, padded with zeros."""
     buffer = np.zeros(run.length, dtype)
     wanted = buffer[: run.stop - run.start]
@@ -217,7 +221,7 @@ def _read_experts(reader, fill, wanted, start):
             np.copyto(piece, stack.reshape(-1)[low - expert * size : high - expert * size])
 
 
-def fresh(shape, dtype) -> np.ndarray:
+def fresh(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array that is to be written, in memory of ordinary pages.
 
     numpy asks for huge pages, and a virtual machine may have to fetch each of them from its host: 10 s for 4 GB here,
@@ -232,12 +236,12 @@ def fresh(shape, dtype) -> np.ndarray:
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source` with conversion; the target may be a transposed view."""
     if target.ndim == 2 and not target.flags.c_contiguous and source.size:
-        copy_turned(target.T, source)
+        copy_transposed(target.T, source)
     else:
         np.copyto(target, source, casting="unsafe")
 
 
-def copy_turned(target: np.ndarray, source: np.ndarray) -> None:
+def copy_transposed(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source.T` for two matrices."""
     assert target.shape == source.shape[::-1], (target.shape, source.shape)
     plain = target.strides[1] == target.itemsize and source.strides[1] == source.itemsize
@@ -245,7 +249,7 @@ def copy_turned(target: np.ndarray, source: np.ndarray) -> None:
     if kernel is not None:
         steps = (matrix.strides[0] // matrix.itemsize for matrix in (source, target))
         kernel(source.ctypes.data, next(steps), target.ctypes.data, next(steps), *source.shape)
-    elif target.dtype != source.dtype:  # converting while turning is slow
+    elif target.dtype != source.dtype:  # converting while transposing is slow
         np.copyto(target, np.ascontiguousarray(source.T), casting="unsafe")
     else:
         np.copyto(target, source.T)

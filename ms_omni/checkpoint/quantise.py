@@ -19,7 +19,7 @@ squares also weigh the search of scales, and products of neighbouring inputs say
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from ms_omni.errors import CheckpointError, InputError
 from ms_omni.quantised import BLOCK, Quantised, Storage, dequantised
 
 from .matching import file_root, gather
+from .reader import Reader, ReaderView
 from .rounding import rounded
-from .safetensors import DTYPES
+from .safetensors import DTYPES, Entry
 from .storage import ASKED, Scheme, matrix_shape, row_of, scheme
 
 ROUNDING = "to nearest, scales searched for the smallest squared error"
@@ -95,16 +96,14 @@ class Group:
     width: int = 1  # of a head, where they repeat
 
 
-class Scaled:
+class Scaled(ReaderView):
     """Shows a reader of published names with inputs scaled; `importance`: of the inputs of each matrix, `{stored name: [K]}`.
 
     inputs: `{stored name: Inputs}`; storages: `{stored name: Storage}` of the matrices that are to be rounded.
     """
 
-    is_converted = False
-
-    def __init__(self, reader, inputs: Mapping[str, Inputs], storages: Mapping[str, Storage]):
-        self.reader, self.folder, self.entries = reader, reader.folder, reader.entries
+    def __init__(self, reader: Reader, inputs: Mapping[str, Inputs], storages: Mapping[str, Storage]):
+        super().__init__(reader)
         self.columns: dict[str, np.ndarray] = {}
         self.rows: dict[str, np.ndarray] = {}
         seen = {name: found for name, found in inputs.items() if found.rows and name in storages}
@@ -177,9 +176,6 @@ class Scaled:
             self.rows[name] = divided
         return factors
 
-    def storage(self, name: str) -> None:
-        """None: all tensors are numbers."""
-
     def array(self, name: str) -> np.ndarray:
         """The tensor; a scaled matrix in float32, what stays a number in its own dtype."""
         array, columns, rows = self.reader.array(name), self.columns.get(name), self.rows.get(name)
@@ -191,10 +187,6 @@ class Scaled:
         if columns is not None:
             array *= columns
         return array if name in self.importance else array.astype(DTYPES[self.entries[name].dtype])
-
-    def release(self, name: str) -> None:
-        """See `CheckpointReader`."""
-        self.reader.release(name)
 
 
 def _loss(change, importance, moments) -> float:
@@ -208,10 +200,10 @@ def _loss(change, importance, moments) -> float:
 def _mean(found) -> np.ndarray:
     """Mean magnitude of inputs that several matrices see, as often as each sees them."""
     found = list(found)
-    return sum(one.magnitudes for one in found) / sum(one.rows for one in found)
+    return np.sum([inputs.magnitudes for inputs in found], axis=0) / sum(inputs.rows for inputs in found)
 
 
-def groups(entries) -> list[Group]:
+def groups(entries: Mapping[str, Entry]) -> list[Group]:
     """The groups of a checkpoint's published tensors, layer by layer: those of thinker and talker, not of the code predictor."""
     layers: dict[str, set[str]] = {}
     for name in entries:
@@ -247,7 +239,7 @@ def _values(entries, layer) -> Group:
     return Group([f"{stem}.o_proj.weight"], rows, heads // kv, width)
 
 
-class Quantising:
+class Quantising(ReaderView):
     """Shows a reader of published names as one whose matrices are stored as codes; `array` is not for those.
 
     Args:
@@ -260,12 +252,15 @@ class Quantising:
         InputError: see `scheme`.
     """
 
-    is_converted = False
-
     def __init__(
-        self, reader, quantize: str, group: int | None = None, embeddings: bool = False, observed: Observed | None = None
+        self,
+        reader: Reader,
+        quantize: str,
+        group: int | None = None,
+        embeddings: bool = False,
+        observed: Observed | None = None,
     ):
-        self.reader, self.folder, self.entries = reader, reader.folder, reader.entries
+        super().__init__(reader)
         self.scaled: Scaled | None = None
         root, fills = file_root(reader.entries), gather(reader)
         shapes = {root + fill.parameter: fill.shape for fill in fills}
@@ -302,15 +297,7 @@ class Quantising:
         except InputError as error:
             raise CheckpointError(f"{self.folder}: {name} {error}: the checkpoint is damaged; fetch it again.") from None
 
-    def array(self, name: str) -> np.ndarray:
-        """A tensor that stays as it is."""
-        return self.reader.array(name)
-
-    def release(self, name: str) -> None:
-        """See `CheckpointReader`."""
-        self.reader.release(name)
-
-    def describe(self, **how) -> dict:
+    def describe(self, **how: Any) -> dict:
         """The entry `quantization_config` of config.json. how: more about how it was made."""
         return self.scheme.describe(rounding=ROUNDING, made_by=f"ms_omni {__version__}", **how)
 

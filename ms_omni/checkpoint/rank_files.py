@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from .matching import HEAD, file_root, gather, plan_loading
 from .names import IGNORE, place, sources
 from .open import DEQUANTISED, as_published, open_checkpoint
 from .parameters import arrays_of, piece_of, read_slice
-from .reader import MARKER, RANKS_INDEX, report
+from .reader import MARKER, RANKS_INDEX, Reader, report
 from .safetensors import DTYPES, Entry, Pending, read_header, write_file
 from .storage import STACKS
 
@@ -67,7 +68,7 @@ class RankIndex:
     exact: bool
     storages: dict = field(default_factory=dict)
 
-    def file(self, rank):
+    def file(self, rank: int) -> str:
         """The name of a rank's file."""
         return f"rank-{rank:05d}-of-{self.ranks:05d}.safetensors"
 
@@ -92,8 +93,9 @@ def read_rank_index(folder: str | Path) -> RankIndex | None:
             raise ValueError(f"its format is not {FORMAT!r}")
         index = RankIndex(**content)
         for part in fields(index):
-            if not isinstance(getattr(index, part.name), part.type):
-                raise ValueError(f"{part.name} is no {part.type.__name__}")
+            kind: Any = part.type
+            if not isinstance(getattr(index, part.name), kind):
+                raise ValueError(f"{part.name} is no {kind.__name__}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} is not an index of rank files: {problem}. Convert again.") from None
@@ -115,7 +117,7 @@ class RankFile:
     Raises CheckpointError for a file that is missing, damaged, or another conversion's.
     """
 
-    def __init__(self, folder: Path, index: RankIndex, rank: int):
+    def __init__(self, folder: str | Path, index: RankIndex, rank: int):
         self.path = Path(folder) / index.file(rank)
         if not self.path.is_file():
             raise CheckpointError(f"{self.path} is missing; {folder} was cut for {index.ranks} ranks. Convert again.")
@@ -137,7 +139,15 @@ class RankFile:
 
 
 def load_rank_file(
-    cell, folder, index: RankIndex, rank: int, shapes: dict, slices: dict, *, prefix: str = "", dtype=None
+    cell: Any,
+    folder: str | Path,
+    index: RankIndex,
+    rank: int,
+    shapes: dict,
+    slices: dict,
+    *,
+    prefix: str = "",
+    dtype: Any = None,
 ) -> LoadReport:
     """Gives every parameter of `cell` its part of the rank's file; no copy where the file has the dtype.
 
@@ -190,16 +200,14 @@ def held_shapes(index: RankIndex, shapes: dict, slices: dict) -> dict[str, tuple
     return held
 
 
-class AssembledReader:
+class AssembledReader(Reader):
     """All rank files as one checkpoint in our names: what `CheckpointReader` is for a converted folder.
 
     parts: per rank `{full name: part}`, with `shape` and `put(whole, local)`, which writes what the rank holds.
     Raises CheckpointError for files that are missing, damaged, or have lost bits of the source.
     """
 
-    is_converted = True
-
-    def __init__(self, folder, index: RankIndex, parts: list):
+    def __init__(self, folder: str | Path, index: RankIndex, parts: list):
         if not index.exact:
             raise CheckpointError(
                 f"{folder} was rounded to {index.dtype} when it was cut, so the checkpoint that it was made "
@@ -224,7 +232,15 @@ class AssembledReader:
         self.metadata = {
             "": {"format": MARKER, "source_dtypes": json.dumps(dtypes), "source_shapes": json.dumps(index.shapes)}
         }
-        self.array = functools.lru_cache(maxsize=2)(self._assemble)  # the parts of two stacks of experts take turns
+        self._cached = functools.lru_cache(maxsize=2)(self._assemble)  # the parts of two stacks of experts take turns
+
+    @property
+    def is_converted(self) -> bool:
+        return True
+
+    def array(self, name: str) -> np.ndarray:
+        """The parameter, put together."""
+        return self._cached(name)
 
     def _assemble(self, name: str) -> np.ndarray:
         if name in self.storages:
@@ -255,9 +271,6 @@ class AssembledReader:
             found.append(whole)
         return Quantised(*found)
 
-    def release(self, name: str) -> None:
-        """Nothing to do: pages of mapped files are the system's to drop."""
-
 
 class Cuttable:
     """A checkpoint folder that can be cut: `shapes` of its parameters by full name, and what is left over.
@@ -266,7 +279,7 @@ class Cuttable:
     way, see `convert.prepared`.
     """
 
-    def __init__(self, folder, tied=False, prepare: Callable[..., Prepared] = prepared):
+    def __init__(self, folder: str | Path, tied: bool = False, prepare: Callable[..., Prepared] = prepared):
         self.folder = resolve(folder)
         if read_rank_index(self.folder) is not None:
             raise CheckpointError(f"{folder} is cut for ranks already; convert it back first, without --shards.")
@@ -282,11 +295,13 @@ class Cuttable:
         self.storages = {name: storage for name, storage in found.items() if storage is not None}
 
     @property
-    def arrays(self):
+    def arrays(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """`{name: {name of an array: shape}}` of the parameters that are codes."""
         return {name: arrays_of(name, self.shapes[name], storage) for name, storage in self.storages.items()}
 
-    def write(self, target, parts, dtype, *, plan, options, progress=True) -> ConvertReport:
+    def write(
+        self, target: str | Path, parts: list[dict[str, Any]], dtype: str, *, plan: str, options: dict, progress: bool = True
+    ) -> ConvertReport:
         """Writes the new folder `target`. parts: per rank `{full name: part}`; dtype: safetensors' name."""
         outside(target, self.folder)
         fills, storages = self.fills, self.storages
@@ -341,7 +356,7 @@ def _is_constant(name):
     return spot is not None and spot.transform == IGNORE
 
 
-def parameter_shapes(reader) -> dict:
+def parameter_shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
     """`{name of the parameter: shape}` of a checkpoint in either form, names as stored."""
     if reader.is_converted:
         return {name: entry.shape for name, entry in reader.entries.items()}

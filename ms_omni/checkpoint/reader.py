@@ -23,7 +23,7 @@ RANKS_INDEX = "ranks.index.json"
 SHOWN_PROBLEMS = 50
 SAMPLED_TENSORS, SAMPLED_ELEMENTS = 128, 64  # of a fingerprint
 SAMPLED = 1 << 16  # elements of a parameter
-MARKER = "ms_omni"  # metadata "format" of a checkpoint in our parameter names (see convert.py)
+MARKER = "ms_omni"  # metadata "format" of a checkpoint in our parameter names (see `convert`)
 
 
 def report(problems: list[str], headline: str) -> CheckpointError:
@@ -45,7 +45,48 @@ def check_finite(array: np.ndarray, name: str, every: bool = False) -> None:
         raise CheckpointError(f"{name} holds NaN or infinite numbers: the checkpoint is damaged; fetch it again.")
 
 
-class CheckpointReader:
+class Reader:
+    """Tensors by name, numbers unless a reader says otherwise. folder: where they are, for messages; entries: what a header says of each.
+
+    is_converted: whether they stand under our parameter names.
+    """
+
+    folder: Any
+    entries: dict[str, Entry]
+
+    @property
+    def is_converted(self) -> bool:
+        return False
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor; of codes the numbers that they stand for."""
+        raise NotImplementedError
+
+    def storage(self, name: str) -> Storage | None:
+        """How a tensor is stored if it is codes with scales."""
+
+    def codes(self, name: str) -> Quantised:
+        """The codes of a tensor that is stored so, `[..., out, in]`."""
+        raise KeyError(name)
+
+    def release(self, name: str) -> None:
+        """Drops from memory what is read again when it is needed."""
+
+
+class ReaderView(Reader):
+    """A reader of published names that shows what another one reads, changed."""
+
+    def __init__(self, reader: Reader):
+        self.reader, self.folder, self.entries = reader, reader.folder, reader.entries
+
+    def array(self, name: str) -> np.ndarray:
+        return self.reader.array(name)
+
+    def release(self, name: str) -> None:
+        self.reader.release(name)
+
+
+class CheckpointReader(Reader):
     """The tensors of a checkpoint folder by name. Opening reads the headers only.
 
     variant: of the files' names ("fp16": model.fp16.safetensors, model.safetensors.index.fp16.json). renames: {regular
@@ -119,13 +160,6 @@ class CheckpointReader:
             state.update(self.view(entry).reshape(-1)[:SAMPLED_ELEMENTS].tobytes())
             self.drop(entry)
         return state.hexdigest()
-
-    def storage(self, name: str) -> Storage | None:
-        """How a tensor is stored if it is codes with scales, which no tensor is here; see `open.py`."""
-
-    def codes(self, name: str) -> Quantised:
-        """The codes of a tensor that is stored so, `[..., out, in]`."""
-        raise KeyError(name)
 
     def array(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in the file: nothing is read before it is used."""
@@ -220,8 +254,8 @@ def _compare_index(expected, listed, readable, problems):
             problems.append(f"{name}: stands in {found[0].file}, but the index does not name it")
 
 
-class StateReader:
-    """What a `CheckpointReader` is for a folder, for arrays by name, in published or in our names.
+class StateReader(Reader):
+    """Arrays by name that a program holds already, in published or in our names: transformers' `state_dict=`.
 
     state: numpy arrays, tensors or parameters of MindSpore, or tensors of another library that have `numpy()`.
     Raises InputError for what is none of these.
@@ -243,15 +277,9 @@ class StateReader:
         # No published name ends so.
         return any(name.endswith(".experts.gate_up") for name in self.arrays)
 
-    def storage(self, name: str) -> None:
-        """None: none of them is codes."""
-
     def array(self, name: str) -> np.ndarray:
         """The array itself."""
         return self.arrays[name]
-
-    def release(self, name: str) -> None:
-        """Nothing to do: the arrays are the caller's."""
 
 
 def _array(name, value) -> np.ndarray:

@@ -163,7 +163,7 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
     shards: int | None = None,
-    written: Callable[[int], None] = lambda nbytes: None,
+    written: Callable[[int], object] = lambda nbytes: None,
     taken: Container[str] = (),
 ) -> list[str]:
     """Write the tensors in natural order of their names and return the file names.
@@ -213,10 +213,11 @@ def _split_evenly(tensors, count, total) -> list[list[Pending]]:
     return [group for group in groups if group]
 
 
-def write_file(path, group, metadata, written):
+def write_file(path: Path, group: list[Pending], metadata: dict[str, str], written: Callable[[int], object]) -> None:
     """One file of the tensors `group`, wider dtypes first, so that every tensor is aligned in it; made in the order of `group`."""
     order, group = group, sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
-    header, position = {"__metadata__": metadata}, 0
+    header: dict[str, dict] = {"__metadata__": metadata}
+    position = 0
     for tensor in group:
         end = position + tensor.nbytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}

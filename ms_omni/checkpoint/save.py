@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,12 +26,12 @@ CODES = {"int8": "I8", "uint8": "U8"}
 
 
 def save_checkpoint(
-    cell,
+    cell: Any,
     folder: str | Path,
     config: ConfigSection,
-    dtype=None,
+    dtype: Any = None,
     *,
-    generation_config=None,
+    generation_config: Any = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
 ) -> list[str]:
@@ -112,7 +113,7 @@ def _host_values(parameters, name):
     return np.swapaxes(matrix, -1, -2) if name.endswith(STACKS) else matrix
 
 
-def host_array(parameter):
+def host_array(parameter: Any) -> np.ndarray:
     """A parameter's numbers, bfloat16 by way of float32, since MindSpore 2.10 has none for numpy 2."""
     import mindspore as ms
 
@@ -121,7 +122,7 @@ def host_array(parameter):
     return parameter.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)
 
 
-def save_as_held(cell, folder: str | Path, config: ConfigSection) -> None:
+def save_as_held(cell: Any, folder: str | Path, config: ConfigSection) -> None:
     """Writes the new folder `folder`, for a cell without the thinker's encoders, whose published shapes our form has to note.
 
     config: of the cell. Raises `CheckpointError` for a folder that is not new or empty.

@@ -3,12 +3,16 @@
 What `ms-omni plan` counts, in the time that reading a file takes. The cells say the same (tests/checkpoint/test_shapes.py).
 """
 
+from typing import Any
+
+Shapes = dict[str, tuple[int, ...]]
+
 SNAKE = ("alpha", "beta")
 KERNEL = 7  # of the vocoder's causal convolutions, whatever the configuration
 WINDOW = 3  # of the audio encoder's convolutions
 
 
-def parameter_shapes(config) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """`{full name: shape}` of the parameters of a whole model's configuration, experts stacked (see `names.py`)."""
     shapes = {f"thinker.{name}": shape for name, shape in _thinker(config.thinker_config).items()}
     if config.enable_audio_output:
@@ -17,7 +21,7 @@ def parameter_shapes(config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def component_shapes(config, prefix: str) -> dict[str, tuple[int, ...]]:
+def component_shapes(config: Any, prefix: str) -> dict[str, tuple[int, ...]]:
     """As `parameter_shapes`, of the component `prefix` ("thinker.", ...) by its own names; "" is the whole model."""
     table = {"": parameter_shapes, "thinker.": _thinker, "talker.": _talker, "code2wav.": _code2wav}
     return table[prefix](config)
@@ -70,8 +74,8 @@ def _experts(name, c):
     return shapes
 
 
-def _decoder(name, c, head_norms=True):
-    shapes = {f"{name}.norm.weight": (c.hidden_size,)}
+def _decoder(name, c, head_norms=True) -> Shapes:
+    shapes: Shapes = {f"{name}.norm.weight": (c.hidden_size,)}
     for number in range(c.num_hidden_layers):
         layer = f"{name}.layers.{number}"
         shapes |= {f"{layer}.{norm}_layernorm.weight": (c.hidden_size,) for norm in ("input", "post_attention")}
@@ -165,7 +169,7 @@ def _code2wav(c):
 
 def _vocoder_block(name, channels, rate):
     half = channels // 2
-    shapes = {f"{name}.0.{part}": (channels,) for part in SNAKE}
+    shapes: Shapes = {f"{name}.0.{part}": (channels,) for part in SNAKE}
     shapes |= _convolution(f"{name}.1.conv", (channels, half, 2 * rate), half)
     for unit in (2, 3, 4):
         shapes |= {f"{name}.{unit}.{act}.{part}": (half,) for act in ("act1", "act2") for part in SNAKE}

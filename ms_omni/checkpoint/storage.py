@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import InputError
@@ -15,13 +16,14 @@ from ms_omni.notices import caller_level, warn_once
 from ms_omni.quantised import BLOCK, GROUPS, Storage
 
 from .matching import Fill
-from .reader import CheckpointReader
+from .reader import Reader
 
 METHOD = "ms_omni"  # `quant_method` in config.json
 BITS = {"int8": 8, "int4": 4}
 ASKED, EIGHT, OPTION, KEPT = "as asked", "8 bits", "8 bits by option", "as it is"
 STACKS = (".experts.gate_up", ".experts.down")  # parameters `[E, in, out]`, stored as codes `[E, out, in]`
 SCALE, OFFSET = "_scale", "_offset"  # behind the name of a matrix that is stored as codes: its scales and offsets
+_Axis = TypeVar("_Axis")
 SHOWN = 3  # names in a message
 
 
@@ -99,8 +101,8 @@ def is_quantised(parameters: Iterable[str]) -> bool:
     return any(row_of(name).stored in (ASKED, EIGHT) for name in parameters)
 
 
-def matrix_shape(parameter: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`[..., out, in]` of a parameter of `shape`: stacks of experts are `[E, in, out]`."""
+def matrix_shape(parameter: str, shape: Sequence[_Axis]) -> tuple[_Axis, ...]:
+    """`[..., out, in]` of a parameter of `shape` (or what stands for each axis): stacks of experts are `[E, in, out]`."""
     return (*shape[:-2], shape[-1], shape[-2]) if parameter.endswith(STACKS) else tuple(shape)
 
 
@@ -157,7 +159,7 @@ class Scheme:
         }
         return {name: storage for name, storage in found.items() if storage is not None}
 
-    def describe(self, **how) -> dict:
+    def describe(self, **how: Any) -> dict:
         """The entry `quantization_config` of config.json. how: how the numbers were found."""
         return {
             "quant_method": METHOD,
@@ -220,7 +222,7 @@ def _indivisible(inputs: Mapping[str, int], group: int, fitting: Iterable[int]) 
     )
 
 
-def storages(fills: Iterable[Fill], reader: CheckpointReader, scheme: Scheme | None, prefix: str) -> dict[str, Storage]:
+def storages(fills: Iterable[Fill], reader: Reader, scheme: Scheme | None, prefix: str) -> dict[str, Storage]:
     """`{parameter: Storage}` of those that are codes: as their stored tensors are, where those are alike; else by `scheme`, or None.
 
     A parameter whose tensors are not stored alike gets the numbers that they stand for, which is said in one warning. Raises
@@ -246,6 +248,6 @@ def said_of_mixed(names: Sequence[str]) -> str:
     return f"the tensors of {said} are stored in different ways, and are held as the numbers that these stand for"
 
 
-def held_in(fills: Iterable[Fill], reader: CheckpointReader, dtype: str) -> set[str]:
+def held_in(fills: Iterable[Fill], reader: Reader, dtype: str) -> set[str]:
     """The parameters whose stored tensors are all numbers of this dtype, by its name in the files, or codes of such."""
     return {fill.parameter for fill in fills if all(reader.entries[stored].dtype == dtype for stored, _ in fill.parts)}

@@ -31,7 +31,7 @@ def test_turned_copy(kernels, shape, stored, wanted):
 def test_part_of_a_matrix(kernels):
     source = np.arange(60 * 50, dtype=np.float32).reshape(60, 50).astype(ml_dtypes.bfloat16)
     target = np.zeros((20, 40), np.float32)
-    parameters.copy_turned(target, source[10:50, 7:27])
+    parameters.copy_transposed(target, source[10:50, 7:27])
     assert np.array_equal(target, source[10:50, 7:27].T.astype(np.float32))
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ FILES = ("quantize_config.json", "quantization_config.json", "quant_config.json"
 ASCEND = "ascend"  # as vLLM calls msModelSlim
 ROUND_PLAIN = ("auto_round", "auto_round:exllamav2", "auto_round:tritonv2")  # auto-round's own, zero points as they are
 FUSED = re.compile(r"(.*\.experts\.(?:gate_up_proj|down_proj))(?:_(\w+))?")  # a parameter of its own in transformers 5
-STACKS = (  # matrices of all experts in one tensor, and which rows of each are whose
+# Matrices of all experts in one tensor, and which rows of each are whose; None: those of the name.
+STACKS: tuple[tuple[re.Pattern[str], tuple[str, ...] | None], ...] = (
     (re.compile(r"(.*\.mlp)\.switch_mlp\.(gate|up|down)_proj"), None),
     (re.compile(r"(.*\.mlp)\.experts\.(gate_up|down)_proj"), ("gate", "up")),
 )
@@ -63,7 +65,7 @@ def layout_of(folder: Path, config: Mapping) -> Layout | None:
 def quantisation(folder: Path, config: Mapping) -> tuple[Mapping | None, Path | None]:
     """(what config.json or a file beside it says of how the weights were quantised, where), (None, None) without."""
     for section in SECTIONS:
-        part = config
+        part: Any = config
         for key in section:
             part = part.get(key) if isinstance(part, Mapping) else None
         for key in KEYS if isinstance(part, Mapping) else ():
@@ -146,7 +148,8 @@ def _json(path: Path) -> dict:
 
 def dtype_of(config: Mapping) -> str | None:
     """The dtype that config.json names for the model."""
-    for section in (config, config.get("thinker_config"), (config.get("thinker_config") or {}).get("text_config")):
+    sections: tuple[Any, ...] = config, config.get("thinker_config"), (config.get("thinker_config") or {}).get("text_config")
+    for section in sections:
         for key in ("dtype", "torch_dtype") if isinstance(section, Mapping) else ():
             if section.get(key):
                 return str(section[key])
@@ -175,7 +178,15 @@ class PublishedReader(CheckpointReader):
     contradict the configuration.
     """
 
-    def __init__(self, folder: str | Path, variant=None, renames=None, *, layout: Layout, dtype: str | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        variant: str | None = None,
+        renames: dict[str, str] | None = None,
+        *,
+        layout: Layout,
+        dtype: str | None = None,
+    ):
         self.layout = layout
         super().__init__(folder, variant, renames)
         self.tensors, self.entries = self.entries, {}
@@ -184,10 +195,10 @@ class PublishedReader(CheckpointReader):
         self._parts: dict[str, Part] = {}
         self._modules: dict[str, dict[str, Entry]] = {}
         self._matrices: dict[str, Matrix] = {}
-        self._turned: dict[str, tuple[int, ...]] = {}
+        self._transposed: dict[str, tuple[int, ...]] = {}
         problems: list[str] = []
-        self._turns = isinstance(layout, Mlx) and layout.wrote(self.tensors, self.metadata)
-        for module, found in _modules(self.tensors, self._turns).items():
+        self._by_mlx = isinstance(layout, Mlx) and layout.wrote(self.tensors, self.metadata)
+        for module, found in _modules(self.tensors, self._by_mlx).items():
             self._add(module, found, problems)
         if not problems and not self._matrices:
             problems.append("none of its matrices is quantised, although its configuration says so")
@@ -228,10 +239,10 @@ class PublishedReader(CheckpointReader):
             return
         for word, entry in found.items():
             name = f"{module}.{word}" if module else word
-            order = axes(name) if self._turns else None
+            order = axes(name) if self._by_mlx else None
             shape = entry.shape
             if order is not None and len(order) == len(shape):
-                self._turned[name] = order
+                self._transposed[name] = order
                 shape = tuple(shape[axis] for axis in order)
             if stack and word == "weight":
                 self._enter(Part(None, entry), name, stack, entry.dtype, shape[1:], entry.nbytes)
@@ -250,11 +261,11 @@ class PublishedReader(CheckpointReader):
         are not finite.
         """
         part, dtype = self._parts[name], self.entries[name].dtype
-        if part.module is not None:
+        if part.stored is None:
             return self._decoded(name, Matrix.array)[_range(part.rows)].astype(DTYPES[dtype], copy=False)
         array = self.view(part.stored)
         array = array if part.index is None else array[part.index]
-        return array[_range(part.rows)] if name not in self._turned else array.transpose(self._turned[name])
+        return array[_range(part.rows)] if name not in self._transposed else array.transpose(self._transposed[name])
 
     def storage(self, name: str) -> Storage | None:
         """How `codes` gives the tensor; None: it is no matrix of codes, or is dequantised."""
@@ -268,6 +279,7 @@ class PublishedReader(CheckpointReader):
 
     def _decoded(self, name, how):
         part = self._parts[name]
+        assert part.module is not None
         arrays = {word: self.view(entry) for word, entry in self._modules[part.module].items()}
         if part.index is not None:
             arrays = {word: array[part.index] for word, array in arrays.items()}
@@ -280,7 +292,7 @@ class PublishedReader(CheckpointReader):
 
     def release(self, name: str) -> None:
         part = self._parts[name]
-        for entry in [part.stored] if part.module is None else self._modules[part.module].values():
+        for entry in [part.stored] if part.stored is not None else self._modules[part.module or ""].values():
             self.drop(entry)
 
     @property
@@ -326,10 +338,10 @@ def _modules(entries: dict[str, Entry], renamed: bool) -> dict[str, dict[str, En
 
 def _stack(module, entry) -> tuple[int, str, tuple[str, ...]] | None:
     """(experts, what stands before their numbers, whose rows) of a stack of experts, None for any other module."""
-    for pattern, halves in STACKS:
+    for pattern, owners in STACKS:
         hit = pattern.fullmatch(module)
         if hit and len(entry.shape) == 3:
-            return entry.shape[0], f"{hit[1]}.experts", halves if hit[2] == "gate_up" else (hit[2],)
+            return entry.shape[0], f"{hit[1]}.experts", owners if owners and hit[2] == "gate_up" else (hit[2],)
     return None
 
 

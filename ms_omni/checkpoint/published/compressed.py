@@ -22,15 +22,18 @@ float8 are no whole numbers on one grid: they are dequantised.
 import re
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ms_omni.errors import CheckpointError
 
 from .matrix import (
+    Arrays,
     Decoded,
     Matrix,
     Misfit,
+    Parts,
     expect,
     expect_scales,
     groups_of,
@@ -56,7 +59,15 @@ class CompressedTensors:
     """config: quantization_config. Raises CheckpointError for a format that is not read."""
 
     title = "compressed-tensors"
-    dropped = ("input_scale", "input_zero_point", "input_global_scale", "k_scale", "v_scale", "q_scale", "output_scale")
+    dropped: tuple[str, ...] = (
+        "input_scale",
+        "input_zero_point",
+        "input_global_scale",
+        "k_scale",
+        "v_scale",
+        "q_scale",
+        "output_scale",
+    )
 
     def __init__(self, config: Mapping):
         groups = config.get("config_groups") or {}
@@ -74,13 +85,13 @@ class CompressedTensors:
             )
         self.groups = list(groups.values())
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         return bool(WORDS & parts.keys()) or ("weight" in parts and parts["weight"].dtype in ("I8", *FLOAT8))
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return {*WORDS, "weight"} & parts.keys()
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         said = self._weights(module)
         if "weight" not in parts or parts["weight"].dtype not in FLOAT8:
             return self._integers(parts, said)
@@ -89,7 +100,7 @@ class CompressedTensors:
             raise Misfit("is float8 in groups that weight_g_idx orders, which is not read")
         expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
         dtype, block = scale_of(parts, "weight_scale", said.get("block_structure"), said.get("group_size"))
-        return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word="weight_scale", block=block))
+        return Matrix(two_axes(parts, "weight"), dtype, None, "float8", partial(spread, word="weight_scale", block=block))
 
     def _weights(self, module) -> Mapping:
         """What is said of the weights of a module: by its name, then by a pattern, then by its kind (`Linear`)."""
@@ -180,7 +191,7 @@ def _decode(arrays, bits, inputs, symmetric, packed_zeros, groups, ordered):
     scales, offsets = _rows(arrays["weight_scale"], outputs), None
     if symmetric and zeros is not None and zeros.any():
         raise Misfit("has weight_zero_point other than 0, but the configuration says symmetric")
-    if not symmetric:
+    if not symmetric and zeros is not None:
         zeros = unpack_bits(zeros.T, bits, outputs).T.astype(np.int32) - half if packed_zeros else _rows(zeros, outputs)
         offsets = offsets_of(zeros, scales)
     order = arrays.get("weight_g_idx")
@@ -192,41 +203,45 @@ def _decode(arrays, bits, inputs, symmetric, packed_zeros, groups, ordered):
 class Fp8:
     """config: quantization_config."""
 
-    dropped = ("input_scale", "activation_scale", "input_scale_ub")
+    dropped: tuple[str, ...] = ("input_scale", "activation_scale", "input_scale_ub")
 
     def __init__(self, config: Mapping, title: str):
         self.title, self.block = title, config.get("weight_block_size")
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         return any(word in parts for word in SCALES) or ("weight" in parts and parts["weight"].dtype in FLOAT8)
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return {"weight", *SCALES} & parts.keys()
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         word = next((word for word in SCALES if word in parts), None)
         if word is None or "weight" not in parts:
             raise Misfit(f"holds {', '.join(sorted(parts))} but no {'weight_scale_inv' if word is None else 'weight'}")
         expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
         dtype, block = scale_of(parts, word, self.block)
-        return Matrix(parts["weight"].shape, dtype, None, "float8", partial(spread, word=word, block=block))
+        return Matrix(two_axes(parts, "weight"), dtype, None, "float8", partial(spread, word=word, block=block))
 
 
-def scale_of(parts, word, block=None, group=None) -> tuple[str, tuple[int, int]]:
+def scale_of(parts: Parts, word: str, block: Any = None, group: int | None = None) -> tuple[str, tuple[int, int]]:
     """(dtype of the scales, (outputs, inputs) of a block) of a weight of float8. Raises `Misfit`."""
-    outputs, inputs = parts["weight"].shape
-    shapes = {(): (outputs, inputs), (1,): (outputs, inputs), (1, 1): (outputs, inputs)}
+    outputs, inputs = two_axes(parts, "weight")
+    shapes: dict[tuple[int, ...], tuple[int, int]] = {
+        (): (outputs, inputs),
+        (1,): (outputs, inputs),
+        (1, 1): (outputs, inputs),
+    }
     shapes |= {(outputs, 1): (1, inputs), (outputs,): (1, inputs)}
     if block:
         if len(block) != 2 or any(type(side) is not int or side < 1 for side in block):
             raise Misfit(f"blocks of {block}, expected two lengths")
-        shapes = {(-(-outputs // block[0]), -(-inputs // block[1])): tuple(block)}
+        shapes = {(-(-outputs // block[0]), -(-inputs // block[1])): (block[0], block[1])}
     elif group and group > 0:
         shapes = {(outputs, -(-inputs // group)): (1, group)}
     return expect_scales(parts, word, *shapes), shapes[parts[word].shape]
 
 
-def spread(arrays, word, block) -> Decoded:
+def spread(arrays: Arrays, word: str, block: tuple[int, int]) -> Decoded:
     """Scales of blocks as scales of groups of inputs."""
     codes = arrays["weight"].astype(np.float32)
     outputs, inputs = codes.shape

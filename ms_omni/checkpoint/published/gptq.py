@@ -20,6 +20,7 @@ from .matrix import (
     Decoded,
     Matrix,
     Misfit,
+    Parts,
     expect,
     expect_scales,
     groups_of,
@@ -38,18 +39,18 @@ WORDS = {"qweight", "qzeros", "scales", "g_idx"}
 class Gptq:
     """GPTQ. config: quantization_config. minus_one: whether zero points are stored minus 1."""
 
-    dropped = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(self, config: Mapping, title: str, minus_one: bool):
         self.config, self.title, self.minus_one = config, title, minus_one
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         return bool({"qweight", "qzeros", "g_idx"} & parts.keys())
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return WORDS & parts.keys()
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "qweight", "qzeros", "scales")
         said = {**self.config, **overrides(self.config, module)}
         bits, group, symmetric = said.get("bits"), said.get("group_size"), bool(said.get("sym", True))
@@ -112,18 +113,18 @@ class Gptq:
 class Awq:
     """AWQ, `gemm`."""
 
-    dropped = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(self, config: Mapping, title: str):
         self.config, self.title = config, title
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         return bool({"qweight", "qzeros"} & parts.keys())
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return {"qweight", "qzeros", "scales"} & parts.keys()
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "qweight", "qzeros", "scales")
         said = {**self.config, **overrides(self.config, module)}
         bits, group = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))

@@ -155,7 +155,8 @@ def two_axes(parts: Parts, word: str) -> tuple[int, int]:
     """The shape of a tensor. Raises `Misfit` for one that is no matrix."""
     if len(parts[word].shape) != 2:
         raise Misfit(f"{word} is {list(parts[word].shape)}, expected two axes")
-    return parts[word].shape
+    outputs, inputs = parts[word].shape
+    return outputs, inputs
 
 
 def expect(parts: Parts, word: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@
     weight[n, k] = q * scales[n, k // group] + biases[n, k // group]        q: 0 to 2^bits - 1
 
 The numbers of a row are a stream of bits, lowest first. config.json says `quantization`: {group_size, bits, and the same of single
-modules by name}. mlx-vlm (`mlx_vlm/models/qwen3_omni_moe`) stacks experts, names parts of the thinker otherwise and turns the
+modules by name}. mlx-vlm (`mlx_vlm/models/qwen3_omni_moe`) stacks experts, names parts of the thinker otherwise and transposes the
 kernels of convolutions; that is undone here.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ms_omni.errors import CheckpointError
 
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, need, storage_for, two_axes, unpack_bits, words_of
+from .matrix import Decoded, Matrix, Misfit, Parts, expect, expect_scales, need, storage_for, two_axes, unpack_bits, words_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 FORMAT = "mlx"  # in the metadata of a file
@@ -28,7 +28,7 @@ RENAMES = (
     (r"^(thinker\.visual\.merger(?:_list\.\d+)?)\.linear_fc1\.", r"\1.mlp.0."),
     (r"^(thinker\.visual\.merger(?:_list\.\d+)?)\.linear_fc2\.", r"\1.mlp.2."),
 )
-TURNED = (  # kernels: MLX has channels last; the axes that put them back
+TRANSPOSED = (  # kernels: MLX has channels last; the axes that put them back
     (r"thinker\.audio_tower\.conv2d\d\.weight", (0, 3, 1, 2)),
     (r"thinker\.visual\.patch_embed\.proj\.weight", (0, 4, 1, 2, 3)),
     (
@@ -47,15 +47,15 @@ def published_name(name: str) -> str:
 
 
 def axes(name: str) -> tuple[int, ...] | None:
-    """The axes that put a kernel back as it was published (its published name), None for what was not turned."""
-    return next((order for pattern, order in TURNED if re.fullmatch(pattern, name)), None)
+    """The axes that put a kernel back as it was published (its published name), None for what was not transposed."""
+    return next((order for pattern, order in TRANSPOSED if re.fullmatch(pattern, name)), None)
 
 
 class Mlx:
     """config: `quantization` of config.json. Raises CheckpointError for another mode than affine."""
 
     title = "MLX"
-    dropped = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(self, config: Mapping):
         modes = {config.get("mode", "affine")} | {
@@ -74,13 +74,13 @@ class Mlx:
             published_name(name) != name for name in names
         )
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         return "scales" in parts or "biases" in parts or ("weight" in parts and parts["weight"].dtype == "U32")
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return {"weight", "scales", "biases"} & parts.keys()
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "weight", "scales", "biases")
         own = self.config.get(module)
         said = {**self.config, **own} if isinstance(own, Mapping) else self.config

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from .compressed import FLOAT8, scale_of, spread
-from .matrix import Decoded, Matrix, Misfit, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
+from .matrix import Decoded, Matrix, Misfit, Parts, expect, expect_scales, groups_of, need, offsets_of, storage_for, two_axes
 
 FLOAT = "FLOAT"
 WEIGHT_FILES = "quant_model_weight*.safetensors"
@@ -28,23 +28,23 @@ class ModelSlim:
     """description: quant_model_description.json."""
 
     title = "msModelSlim"
-    dropped = ("input_scale", "input_offset", "quant_bias", "deq_scale")
+    dropped: tuple[str, ...] = ("input_scale", "input_offset", "quant_bias", "deq_scale")
 
     def __init__(self, description: Mapping):
         self.description = description
 
-    def holds(self, parts):
+    def holds(self, parts: Parts) -> bool:
         entry = parts.get("weight")
         scaled = "weight_scale" in parts or "deq_scale" in parts
         return scaled or (entry is not None and self._kind(entry.name) != FLOAT)
 
-    def uses(self, parts):
+    def uses(self, parts: Parts) -> set[str]:
         return {"weight", "weight_scale", "weight_offset", "deq_scale", "input_scale"} & parts.keys()
 
     def _kind(self, name):
         return self.description.get(name, FLOAT)
 
-    def matrix(self, module, parts):
+    def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "weight")
         kind = self._kind(parts["weight"].name)
         if kind not in KINDS:
