@@ -4,6 +4,8 @@ The plan's table decides what is in each file, as it does when a rank reads its 
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from ..checkpoint.convert import Prepared, convert, kinds_of, prepared
 from ..checkpoint.load import numpy_dtype
@@ -18,13 +20,20 @@ from .plan import STRATEGIES, make_plan
 
 
 def convert_for_ranks(
-    src, dst, ranks, strategy, *, dtype=None, options=None, prepare: Callable[..., Prepared] = prepared, progress=True
-):
+    src: str | Path,
+    dst: str | Path,
+    ranks: int,
+    strategy: str,
+    *,
+    dtype: Any = None,
+    options: dict[str, Any] | None = None,
+    prepare: Callable[..., Prepared] = prepared,
+    progress: bool = True,
+) -> Any:
     """Writes the checkpoint `src` (published or converted) to the new folder `dst`, cut for `ranks` processes.
 
     strategy: "ep" or "zero3"; options: of its plan. dtype: what is computed in later; default: the device's own, and bfloat16 beside codes
-    where the source has that. prepare: what is
-    done to the weights on the way, see `ms_omni.checkpoint.convert.prepared`.
+    where the source has that. prepare: what is done to the weights on the way, see `ms_omni.checkpoint.convert.prepared`.
     Raises `CheckpointError`, and `InputError` for a number of ranks that the plan cannot serve.
     """
     if strategy not in STRATEGIES:
@@ -38,17 +47,18 @@ def convert_for_ranks(
     parts = [plan.slices(checkpoint.shapes, rank, ranks, checkpoint.arrays) for rank in range(ranks)]
     numbers = [fill for name, fill in checkpoint.fills.items() if name not in checkpoint.storages]
     kinds = {kind for fill in numbers for kind in kinds_of(checkpoint.reader, fill).values()}
-    kept = checkpoint.storages and kinds == {"BF16"}
-    kind = "BF16" if dtype is None and kept else dtype_name(numpy_dtype(setup(dtype).dtype))
+    unchanged = checkpoint.storages and kinds == {"BF16"}
+    kind = "BF16" if dtype is None and unchanged else dtype_name(numpy_dtype(setup(dtype).dtype))
     return checkpoint.write(dst, parts, kind, plan=strategy, options=options, progress=progress)
 
 
-def convert_from_ranks(src, dst, *, progress=True):
+def convert_from_ranks(src: str | Path, dst: str | Path, *, progress: bool = True) -> Any:
     """Writes a checkpoint that is cut for ranks to the new folder `dst` as it was published, bit by bit.
 
     Raises `CheckpointError` for one whose numbers were rounded, or that is damaged.
     """
     index = read_rank_index(src)
+    assert index is not None
     shapes = {name: tuple(shape) for name, shape in index.parameters.items()}
     plan = make_plan(index.plan, _config(src), shapes, index.ranks, **index.options)
     storages = {name: Storage(**kind) for name, kind in index.storages.items()}
@@ -57,7 +67,7 @@ def convert_from_ranks(src, dst, *, progress=True):
     return convert(src, dst, progress=progress, reader=AssembledReader(src, index, parts))
 
 
-def _config(folder):
+def _config(folder: str | Path) -> Any:
     """The configuration of a full checkpoint or of a thinker alone; None for other parts, whose plans need none."""
     content, _ = read_config_json(folder)
     if "thinker_config" in content:
@@ -65,6 +75,6 @@ def _config(folder):
     return Qwen3OmniMoeThinkerConfig.from_pretrained(folder) if "audio_config" in content else None
 
 
-def _is_tied(config):
+def _is_tied(config: Any) -> bool:
     thinker = getattr(config, "thinker_config", config)
     return thinker is not None and thinker.text_config.tie_word_embeddings

@@ -25,7 +25,7 @@ from ..runtime import require_mindspore
 from .collectives import Collectives
 from .layers import split_thinker
 from .mesh import Mesh, Traffic, adopt_init, start, under_msrun
-from .plan import STRATEGIES, Plan, Run, Slice, make_plan
+from .plan import STRATEGIES, Plan, make_plan
 from .vocabulary import SplitVocabulary
 
 AUTO = "auto"
@@ -74,7 +74,7 @@ class ProcessGroup:
         self.options = options
         self.comm = Collectives(mesh)
         self.plan: Plan | None = None
-        self.slices: dict[str, Slice] | dict[str, Run] = {}
+        self.slices: dict[str, Any] = {}
         self.vocabulary: SplitVocabulary | None = None
         self.wakeup: WakeUp | None = None
 
@@ -112,8 +112,8 @@ class ProcessGroup:
 
     def make_slices(
         self, model: nn.Cell, config: Any, prefix: str, storages: dict[str, Any] | None = None
-    ) -> dict[str, Slice] | dict[str, Run]:
-        """`{full name: Slice}` of this rank. Raises `InputError` for a model that so many ranks cannot hold.
+    ) -> dict[str, Any]:
+        """`{full name: Slice or Run}` of this rank. Raises `InputError` for a model that so many ranks cannot hold.
 
         model: with no matrix stored as codes yet; storages: `{parameter: Storage}` of those that will be.
         """

@@ -10,6 +10,7 @@ predictor also with the codes.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import config_folder
 from ..errors import ConfigError
@@ -47,18 +48,18 @@ class Hardware:
     memory_gb_per_s: float
     bf16_tflops: float
     collective_us: float
-    all_gather_gb_per_s: dict
-    all_reduce_gb_per_s: dict
-    launch_us: dict
-    estimates: tuple
+    all_gather_gb_per_s: dict[int, float]
+    all_reduce_gb_per_s: dict[int, float]
+    launch_us: dict[str, float]
+    estimates: tuple[str, ...]
 
-    def bandwidth(self, kind, cards):
+    def bandwidth(self, kind: str, cards: int) -> float:
         """Bytes per second of a collective over `cards`, by the nearest number of cards that is known and not larger."""
         table = self.all_reduce_gb_per_s if kind == "all_reduce" else self.all_gather_gb_per_s
         return 1e9 * table[max((known for known in table if known <= cards), default=min(table))]
 
 
-def load_hardware(where):
+def load_hardware(where: str | Path) -> Hardware:
     """`Hardware` from a JSON file, or by the name of one that comes along ("910b"). Raises `ConfigError`."""
     files = {path.stem: path for path in sorted((config_folder() / "hardware").glob("*.json"))}
     path = files.get(str(where), Path(where))
@@ -71,12 +72,12 @@ def load_hardware(where):
     return _read(path, entries)
 
 
-def _read(path, entries):
+def _read(path: Path, entries: Any) -> Hardware:
     expected = {"name", *KEYS}
     if not isinstance(entries, dict) or set(entries) != expected:
         found = sorted(entries) if isinstance(entries, dict) else type(entries).__name__
         raise ConfigError(f"{path} holds {found}, expected {sorted(expected)}")
-    values = {"name": entries["name"]}
+    values: dict[str, Any] = {"name": entries["name"]}
     for key in KEYS:
         entry = entries[key]
         if not isinstance(entry, dict) or set(entry) != {"value", "source", "estimate"}:
@@ -90,13 +91,13 @@ def _read(path, entries):
     return Hardware(**values, estimates=tuple(key for key in KEYS if entries[key]["estimate"]))
 
 
-def _by_cards(path, key, table):
+def _by_cards(path: Path, key: str, table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table or not all(text.isdecimal() for text in table):
         raise ConfigError(f"{path}: {key} is {table!r}, expected bandwidths by number of cards")
     return {int(cards): value for cards, value in table.items()}
 
 
-def _positive(value):
+def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
@@ -133,7 +134,7 @@ class Form:
         """Of one step of the talker, without the choice of code 0 and the codes that follow it."""
         return self._step(layers, self.shared, chunk)
 
-    def _step(self, layers, more, chunk):
+    def _step(self, layers: int, more: int, chunk: bool) -> int:
         each, besides = (self.chunk, self.chunk_besides) if chunk else (self.layer, self.besides)
         return (each + more) * layers + besides
 

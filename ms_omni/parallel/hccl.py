@@ -67,7 +67,7 @@ _ours: set[str] = set()
 
 def apply(card: str | None) -> None:
     """Sets what the user has not, in this process. card: see `runtime.card`; for one that is unknown nothing is set."""
-    for setting in SETTINGS.get(card, ()):
+    for setting in SETTINGS.get(card or "", ()):
         if setting.value is not None and setting.name not in os.environ:
             os.environ[setting.name] = setting.value
             _ours.add(setting.name)
@@ -75,7 +75,7 @@ def apply(card: str | None) -> None:
 
 def in_force(card: str | None) -> Iterator[str]:
     """A line for each setting of a card as it is in this process: value, who set it, and why."""
-    for setting in SETTINGS.get(card, ()):
+    for setting in SETTINGS.get(card or "", ()):
         now = os.environ.get(setting.name)
         if now is None:
             yield f"{setting.name} is left to CANN: {setting.why} ({setting.source})"

@@ -24,6 +24,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .watch import PORTS, problem_of, watch_port
@@ -47,7 +48,7 @@ class Job:
     address, port: of the scheduler, which runs on machine 0. Raises `InputError` for what cannot be.
     """
 
-    command: tuple
+    command: tuple[str, ...]
     cards: int
     machines: int = 1
     machine: int = 0
@@ -55,7 +56,7 @@ class Job:
     port: int | None = None
     log_dir: Path | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, least in (("cards", self.cards, 1), ("machines", self.machines, 1), ("machine", self.machine, 0)):
             if value < least:
                 raise InputError(f"the number of {name} is {value}, expected at least {least}")
@@ -72,12 +73,12 @@ class Job:
             )
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Processes on all machines, without the scheduler."""
         return self.cards * self.machines
 
 
-def run(job):
+def run(job: Job) -> int:
     """Starts the job's processes here and returns the exit code when all have ended.
 
     0 when all have succeeded; else that of the first one that failed (128 + number for a signal); 130 after ctrl-C.
@@ -108,22 +109,23 @@ def run(job):
 class Processes:
     """The processes that were started, by rank or "scheduler"; leaving the context ends all that are left."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.running, self.scheduler = {}, None
-        self.output = None  # rank 0's
-        self.interrupted = None
+        self.running: dict[int, subprocess.Popen] = {}
+        self.scheduler: subprocess.Popen | None = None
+        self.output: RankOutput | None = None  # rank 0's
+        self.interrupted: int | None = None  # the number of the signal
 
-    def start(self, name, command, variables):
+    def start(self, name: int | str, command: list[str], variables: dict[str, str]) -> None:
         """One process with a session of its own, which ctrl-C in a terminal does not reach; it dies with this one."""
         log = self.folder / (f"rank_{name}.log" if isinstance(name, int) else f"{name}.log")
-        options = {
+        options: dict[str, Any] = {
             "env": variables,
             "stdin": subprocess.DEVNULL,
             "start_new_session": True,
             "preexec_fn": lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
         }
-        if name == 0:
+        if isinstance(name, int) and name == 0:
             self.output = RankOutput(log)
             self.running[name] = subprocess.Popen(command, stderr=self.output.target, **options)
             return
@@ -134,16 +136,16 @@ class Processes:
         else:
             self.scheduler = process
 
-    def listen(self):
+    def listen(self) -> None:
         """Once all have been started, as a process with threads should start no others this way."""
         if self.output is not None:
             self.output.begin()
 
-    def __enter__(self):
+    def __enter__(self) -> "Processes":
         self._before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for process in (*self.running.values(), self.scheduler):
             if process is not None:
                 _kill(process, signal.SIGKILL)
@@ -153,25 +155,26 @@ class Processes:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _interrupt(self, number, _):
+    def _interrupt(self, number: int, _: Any) -> None:
         if self.interrupted is not None:  # the second time
             for process in self.running.values():
                 _kill(process, signal.SIGKILL)
         self.interrupted = self.interrupted or number
 
-    def attend(self):
+    def attend(self) -> int:
         """Waits for the end; returns the exit code."""
-        failed, deadline = [], None
+        failed: list[int] = []
+        deadline = None
         while True:
             alive = [rank for rank, process in self.running.items() if process.poll() is None]
             failed += [rank for rank, process in self.running.items() if process.returncode and rank not in failed]
             if not alive:
                 break
             if self.interrupted is not None:
-                return self._interrupted()
+                return self._pass_on(self.interrupted)
             if failed and deadline is None:
                 deadline = time.monotonic() + FOLLOW_S
-            if failed and time.monotonic() > deadline:
+            if deadline is not None and time.monotonic() > deadline:
                 self._end()
             time.sleep(TICK_S)
         if failed:  # one that the watch has ended (SIGTERM) did not fail first, even if it was the first to go
@@ -181,7 +184,7 @@ class Processes:
                 self.scheduler.wait(FINISH_S)
         return 0
 
-    def _interrupted(self):
+    def _pass_on(self, signal_number: int) -> int:
         """Rank 0 has files to close and tells the others, so it is told first."""
         told = [self.running[0]] if 0 in self.running else list(self.running.values())
         for process in told:
@@ -190,9 +193,9 @@ class Processes:
         while any(process.poll() is None for process in told) and time.monotonic() < deadline:
             time.sleep(TICK_S)
         self._end()
-        return 128 + self.interrupted
+        return 128 + signal_number
 
-    def _end(self):
+    def _end(self) -> None:
         for process in self.running.values():
             _kill(process, signal.SIGTERM)
         deadline = time.monotonic() + 2
@@ -201,10 +204,11 @@ class Processes:
         for process in self.running.values():
             _kill(process, signal.SIGKILL)
 
-    def _failed(self, rank):
+    def _failed(self, rank: int) -> int:
         code = self.running[rank].returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self.output and self.output.end()
+        if self.output is not None:
+            self.output.end()
         if rank:
             log = self.folder / f"rank_{rank}.log"
             print(f"the end of {log}:\n{last_lines(log)}", file=sys.stderr)
@@ -212,7 +216,7 @@ class Processes:
         return 128 - code if code < 0 else code
 
 
-def _variables(job, address, port):
+def _variables(job: Job, address: str, port: int) -> dict[str, str]:
     """What all processes of the job here have in their environment."""
     root = str(Path(__file__).resolve().parents[2])
     cores = max((os.cpu_count() or 1) // job.cards, 1)
@@ -232,7 +236,7 @@ def _variables(job, address, port):
     }
 
 
-def _check_ports(address, port):
+def _check_ports(address: str, port: int) -> None:
     for number in (port, watch_port(port)):
         problem = problem_of((address, number))
         if problem:
@@ -242,7 +246,7 @@ def _check_ports(address, port):
             )
 
 
-def _free_port():
+def _free_port() -> int:
     """A port that is free now and whose watch port is, too; none that the system hands out to whoever connects somewhere."""
     for _ in range(100):
         port = random.SystemRandom().choice(OWN_PORTS)
@@ -251,7 +255,7 @@ def _free_port():
     raise InputError("there is no free port; give one as --master-port")
 
 
-def _ip(address):
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         return ipaddress.ip_address(socket.gethostbyname(address))
     except OSError as error:
@@ -260,7 +264,7 @@ def _ip(address):
         ) from None
 
 
-def _kill(process, number):
+def _kill(process: subprocess.Popen, number: int) -> None:
     """Sends a signal to a process that runs, and with SIGKILL to what it has started in its session."""
     with contextlib.suppress(ProcessLookupError):
         if number == signal.SIGKILL:
@@ -276,7 +280,7 @@ CHATTER = re.compile(rb"\[INFO\] DISTRIBUTED\([^\n]*\n")  # MindSpore says so at
 class RankOutput:
     """Rank 0's standard error: on the launcher's own, as it comes, and in a log file. `target` is the descriptor to give to the process; on a terminal it is one, so that progress can be shown."""
 
-    def __init__(self, log):
+    def __init__(self, log: Path) -> None:
         self.file = open(log, "wb")
         if sys.stderr.isatty():
             self.source, self.target = os.openpty()
@@ -287,16 +291,16 @@ class RankOutput:
             self.source, self.target = os.pipe()
         self.thread = threading.Thread(target=self._copy, daemon=True)
 
-    def begin(self):
+    def begin(self) -> None:
         """Once the process has its copy of `target`."""
         os.close(self.target)
         self.thread.start()
 
-    def end(self):
-        """Waits for the last words; a process that lives on somewhere is not waited for."""
+    def end(self) -> None:
+        """Waits for the last output; a process that lives on somewhere is not waited for."""
         self.thread.join(2)
 
-    def _copy(self):
+    def _copy(self) -> None:
         with contextlib.suppress(OSError):  # how a terminal says that its other side is closed
             while data := os.read(self.source, 1 << 16):
                 self.file.write(data)
@@ -307,6 +311,6 @@ class RankOutput:
         self.file.close()
 
 
-def last_lines(log):
-    """The last lines of a log, for the eyes of whoever looks for the reason of a failure."""
+def last_lines(log: Path) -> str:
+    """The last lines of a log, where the reason of a failure is."""
     return "\n".join(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:])

@@ -4,7 +4,7 @@ A plan changes the class of a cell and nothing else of it: parts, parameters and
 """
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -17,8 +17,13 @@ from ..modeling.moe import SparseMoeBlock
 from ..modeling.packing import finite
 from ..outputs import VisionOutput
 from .collectives import Collectives
-from .plan import Slice
 from .vocabulary import SplitVocabulary
+
+if TYPE_CHECKING:
+    Mixin = Any
+else:
+    Mixin = object
+"""What the classes here are put in front of has the attributes that they use."""
 
 
 def become(cell: nn.Cell, part: type, **state: Any) -> None:
@@ -28,11 +33,11 @@ def become(cell: nn.Cell, part: type, **state: Any) -> None:
 
 
 @cache
-def _joined(part, kind):
+def _joined(part: type, kind: type) -> type:
     return type(part.__name__ + kind.__name__, (part, kind), {})
 
 
-class Split:
+class Split(Mixin):
     """A `Linear` of which each rank makes `size` outputs."""
 
     in_place = False  # its outputs are nobody's whole
@@ -41,17 +46,17 @@ class Split:
 class SplitHead(Split):
     """A head of which each rank has some of the vocabulary. vocabulary: `SplitVocabulary`."""
 
-    def whole(self, logits):
+    def whole(self, logits: Tensor) -> Tensor:
         return self.vocabulary.collect(logits)
 
 
-class Some:
+class Some(Mixin):
     """`Experts` of which each rank has some, those from number `first` on; the others add nothing."""
 
     in_place = False
 
 
-class ByRow:
+class ByRow(Mixin):
     """An `Embedding` of which each rank has some rows, those from number `first` on: a lookup sends the rows that are asked for.
 
     Each rank looks up the ids of its own rows and a sum brings them together; the others add zeros, so the rows are exactly those
@@ -60,16 +65,16 @@ class ByRow:
 
     in_place = False
 
-    def construct(self, ids):
+    def construct(self, ids: Tensor) -> Tensor:
         return ops.embedding(*self.rows(ids))
 
-    def rows(self, ids):
+    def rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         own = self.quantised("weight") if self.coded else self.weight
         rows = ops.embedding_part(ids.reshape(-1), own, self.first, self.dtype)  # [N, D]
         return in_order(ids), self.all_reduce(rows)
 
 
-def split_thinker(model: nn.Cell, slices: dict[str, Slice], comm: Collectives) -> SplitVocabulary | None:
+def split_thinker(model: nn.Cell, slices: dict[str, Any], comm: Collectives) -> SplitVocabulary | None:
     """The plan "ep" for this rank; returns its `SplitVocabulary`, or None where the head is whole.
 
     slices: `{full name: Slice}` of this rank.
@@ -87,7 +92,7 @@ def split_thinker(model: nn.Cell, slices: dict[str, Slice], comm: Collectives) -
             layer.mlp.reduce = comm.reducer()
             become(layer.mlp.experts, Some, first=slices[stem + "mlp.experts.down"].start)
     become(thinker.visual, SharedVision, comm=comm)
-    become(thinker.audio_tower, SharedHearing, comm=comm)
+    become(thinker.audio_tower, SharedAudio, comm=comm)
     head = slices.get("thinker.lm_head.weight")
     if head is None:
         return None
@@ -96,16 +101,16 @@ def split_thinker(model: nn.Cell, slices: dict[str, Slice], comm: Collectives) -
     return vocabulary
 
 
-def shares(costs, ranks):
+def shares(costs: Any, ranks: int) -> list[int]:
     """Where each rank's neighbouring share of units with these costs begins and ends: `ranks + 1` indices."""
     middle = np.cumsum(costs) - np.asarray(costs) / 2
     return np.searchsorted(middle, np.sum(costs) * np.arange(1, ranks) / ranks).tolist()
 
 
-class _Shared:
+class _Shared(Mixin):
     """Base of both, to be put in front of an encoder (`layers.become`). comm: `Collectives`."""
 
-    def _gather(self, rows, counts, width, dtype):
+    def _gather(self, rows: Tensor | None, counts: list[int], width: int, dtype: Any) -> Tensor:
         """rows `[counts[rank], width]` of each rank (None where it has none) -> `[sum(counts), width]`."""
         most, mine = max(counts), counts[self.comm.rank]
         parts = [] if rows is None else [rows]
@@ -118,7 +123,14 @@ class _Shared:
 class SharedVision(_Shared):
     """A `VisionEncoder` that shares pictures and video frames."""
 
-    def construct(self, hidden_states, grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None):
+    def construct(
+        self,
+        hidden_states: Any,
+        grid_thw: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> VisionOutput:
         encode, ranks, rank = super().construct, self.comm.size, self.comm.rank
         grids = self.check_grids(grid_thw, hidden_states.shape[0])
         frames = np.repeat(grids, grids[:, 0], axis=0)
@@ -142,10 +154,10 @@ class SharedVision(_Shared):
         return VisionOutput(parts[0], parts[1:])
 
 
-class SharedHearing(_Shared):
+class SharedAudio(_Shared):
     """An `AudioEncoder` that shares the attention windows of all clips."""
 
-    def encode(self, chunks, rows, segments, states=None):
+    def encode(self, chunks: Any, rows: Any, segments: Any, states: Any = None) -> Any:
         encode, ranks, rank = super().encode, self.comm.size, self.comm.rank
         tokens = [length for length, count in segments for _ in range(count)]  # of each window
         if len(tokens) == 1 or states is not None:

@@ -31,17 +31,17 @@ class Mesh:
     backend: str | None = None
 
     @property
-    def speaks(self):
+    def speaks(self) -> bool:
         """Whether this process prints and writes results: rank 0 does."""
         return self.rank == 0
 
 
-def under_msrun():
+def under_msrun() -> bool:
     """Whether msrun started this process, as a worker or as the scheduler."""
     return "MS_ROLE" in os.environ  # the scheduler runs the same command and must join as well
 
 
-def start():
+def start() -> Mesh:
     """Joins the processes that msrun started; outside msrun there is one process and no communication.
 
     Safe to call more than once. Raises `InputError` for a device that MindSpore cannot communicate on, and for a job that
@@ -63,7 +63,7 @@ def start():
     return Mesh(get_rank(), get_group_size(), BACKENDS[device])
 
 
-def adopt_init():
+def adopt_init() -> None:
     """From here on MindSpore's own `init` joins as `start` does, whoever calls it: a script, or `mint.distributed`.
 
     That is, the job is watched, HCCL is set up (`hccl.py`), a rank waits as long as it must, and "hccl", the only backend that `mint.distributed`
@@ -79,7 +79,7 @@ def adopt_init():
         return
 
     @functools.wraps(joins)
-    def init(backend_name=None):
+    def init(backend_name: str | None = None) -> None:
         device = ms.get_context("device_target")
         watch.start()
         if device == "CPU":
@@ -92,13 +92,13 @@ def adopt_init():
         joins(backend_name)
         interruption.restore()  # MindSpore has put its own there
 
-    init.is_adopted = True
+    vars(init)["is_adopted"] = True
     for module in list(sys.modules.values()):  # a script may have imported it by name before it imports ms_omni
         if getattr(module, "__dict__", {}).get("init") is joins:
-            module.init = init
+            vars(module)["init"] = init
 
 
-def world_group():
+def world_group() -> str:
     """MindSpore's name of the group of all ranks; only after `start`."""
     from mindspore.communication import GlobalComm
 
@@ -106,8 +106,15 @@ def world_group():
 
 
 def init_process_group(
-    backend=None, init_method=None, timeout=None, world_size=-1, rank=-1, store=None, pg_options=None, device_id=None
-):
+    backend: str | None = None,
+    init_method: str | None = None,
+    timeout: Any = None,
+    world_size: int = -1,
+    rank: int = -1,
+    store: Any = None,
+    pg_options: Any = None,
+    device_id: int | None = None,
+) -> None:
     """Joins the processes that msrun started, as `start` does; the signature of `mindspore.mint.distributed`.
 
     The backend is the device's own, so that a script for Ascend runs on CPU too; another name gives a warning. msrun
@@ -139,20 +146,20 @@ KINDS = ("all_reduce", "all_gather", "broadcast")
 class Traffic:
     """Calls and bytes by kind of collective. The bytes of a call are those of its result on one rank."""
 
-    calls: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    nbytes: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    nbytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
-    def add(self, kind, nbytes, calls=1):
+    def add(self, kind: str, nbytes: int, calls: int = 1) -> None:
         """Counts `calls` collectives that move `nbytes` in all, before they begin: the watch tells from it who waits."""
         watch.step()
         self.calls[kind] += calls
         self.nbytes[kind] += nbytes
 
-    def copy(self):
+    def copy(self) -> "Traffic":
         """The counts of this moment."""
         return Traffic(dict(self.calls), dict(self.nbytes))
 
-    def since(self, before):
+    def since(self, before: "Traffic") -> "Traffic":
         """What was counted after the copy `before` was taken."""
         return Traffic(
             {kind: self.calls[kind] - before.calls[kind] for kind in KINDS},
@@ -160,11 +167,11 @@ class Traffic:
         )
 
     @property
-    def total_bytes(self):
+    def total_bytes(self) -> int:
         return sum(self.nbytes.values())
 
     @property
-    def total_calls(self):
+    def total_calls(self) -> int:
         return sum(self.calls.values())
 
 

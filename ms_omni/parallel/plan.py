@@ -204,8 +204,8 @@ class Plan:
 
     def slices(
         self, shapes: Mapping[str, Shape], rank: int, size: int, arrays: Mapping[str, Mapping[str, Shape]] | None = None
-    ) -> dict[str, Slice] | dict[str, Run]:
-        """`{name: Slice}` of one rank, from `{name: shape}`. Raises `InputError` for a number of ranks that cannot be.
+    ) -> dict[str, Any]:
+        """`{name: Slice or Run}` of one rank, from `{name: shape}`. Raises `InputError` for a number of ranks that cannot be.
 
         arrays: `{name: {name of an array: shape}}` of those parameters that are stored as several.
         """
@@ -345,14 +345,13 @@ def zero3_plan(names: Iterable[str]) -> Plan:
     gathered block by block (`zero3.py`). For any model and size.
     """
     parts = {name.split(".", 1)[0] for name in names}
-    rows = [row for row in ZERO3_ROWS if re.search("[a-z0-9]+", row.pattern.replace("?P<block>", ""))[0] in parts]
+    rows = [row for row in ZERO3_ROWS if row.pattern.replace("(?P<block>", "").lstrip("(").split("\\", 1)[0] in parts]
     return Plan("zero3", tuple(rows), pieces=True)
 
 
 def block_of(name: str) -> str | None:
     """The name of the cell around which a parameter (full name) is gathered, or None for tables read by row."""
-    hits = [hit for row in ZERO3_ROWS if (hit := row.match(name))]
-    return hits[0].groupdict().get("block")
+    return next(hit for row in ZERO3_ROWS if (hit := row.match(name))).groupdict().get("block")
 
 
 def bundles(sizes: Mapping[str, int]) -> list[tuple[str, ...]]:

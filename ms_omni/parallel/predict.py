@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from ..ascend_storage import launches
 from ..checkpoint.names import part_of, sources
@@ -54,7 +55,7 @@ class Card:
     moment (ZeRO-3); loading: the peak while loading.
     """
 
-    weights: dict
+    weights: dict[str, int]
     kv_cache: int
     loading: int
     gathered: int = 0
@@ -99,10 +100,10 @@ class Prediction(Card):
     speaker: Card | None = None
     cached: int = 0
     token: Step = field(kw_only=True)
-    frame: tuple = ()
+    frame: tuple[Step, ...] = ()
     sound: Step | None = None
-    reading: tuple = ()
-    hearing: tuple = ()
+    reading: tuple[Step, ...] = ()
+    hearing: tuple[Step, ...] = ()
 
     def bound(self, steps: tuple, hardware: Hardware, form: Form) -> Bound:
         """The `Bound` of steps of this prediction, one after the other."""
@@ -125,17 +126,17 @@ class Prediction(Card):
 
 
 def predict(
-    config,
-    shapes,
-    strategy,
-    cards,
-    context,
-    itemsize,
-    prompt=CHUNK_TOKENS,
-    rows=1,
-    speech_card=False,
-    storages=None,
-    cache="auto",
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    strategy: str,
+    cards: int,
+    context: int,
+    itemsize: int,
+    prompt: int = CHUNK_TOKENS,
+    rows: int = 1,
+    speech_card: bool = False,
+    storages: Mapping[str, Any] | None = None,
+    cache: str = "auto",
 ) -> Prediction:
     """The `Prediction` for a whole model.
 
@@ -194,7 +195,7 @@ def predict(
     return Prediction(**vars(card), strategy=strategy, cards=cards, rows=rows, speaker=speaker, cached=cached, **steps)
 
 
-def _check(config, strategy, cards, context, prompt, rows, speech_card):
+def _check(config: Any, strategy: str, cards: int, context: int, prompt: int, rows: int, speech_card: bool) -> None:
     for name, value in (("cards", cards), ("the context", context), ("the prompt", prompt), ("callers", rows)):
         if value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
@@ -209,31 +210,31 @@ def _check(config, strategy, cards, context, prompt, rows, speech_card):
         raise InputError(f"a card for speech was asked for, and {what}; leave it out")
 
 
-def _nbytes(sizes):
+def _nbytes(sizes: Mapping[str, Any]) -> int:
     return sum(size.nbytes for size in sizes.values())
 
 
-def _card(sizes, shapes, cache, itemsize, gathered=0):
-    weights = {}
+def _card(sizes: Mapping[str, Any], shapes: Mapping, cache: int, itemsize: int, gathered: int = 0) -> Card:
+    weights: dict[str, int] = {}
     for name, size in sizes.items():
         part = part_of(name) or "other"
         weights[part] = weights.get(part, 0) + size.nbytes
     return Card(weights, cache, _nbytes(sizes) + _two_tensors(sizes, shapes, itemsize), gathered)
 
 
-def _two_tensors(held, shapes, itemsize):
+def _two_tensors(held: Mapping[str, Any], shapes: Mapping, itemsize: int) -> int:
     """The parameter that is being filled (in the host's memory) and the stored tensor that is being read."""
     largest = max(size.nbytes for size in held.values())
     stored = max(math.prod(source.shape) for name in held for source in sources(name, shapes[name])[:1])
     return largest + min(stored * itemsize, largest)
 
 
-def _cache_bytes(config, parts, context, itemsize, codes):
+def _cache_bytes(config: Any, parts: Mapping[str, Any], context: int, itemsize: int, codes: bool) -> list[int]:
     """Keys and values of a caller: `[of the thinker]`, and of the talker when there is one."""
     text = config.thinker_config.text_config
     width = parts.get("thinker.model.layers.0.self_attn.k_proj.weight")
     rows = text.num_key_value_heads * text.head_dim
-    if getattr(width, "axis", None) is not None:
+    if width is not None and not width.flat and width.axis is not None:
         rows = width.length
     positions = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
     stacks = [(text, rows)]
@@ -250,9 +251,7 @@ BFLOAT16 = "bfloat16"
 NONE: Mapping[str, str] = MappingProxyType({})
 GIB = 1 << 30
 SYSTEM_BYTES = 3 * GIB  # of a laptop, for its system and other programs: an estimate
-PROCESS_BYTES = (
-    900_000_000  # of this process without weights: 0.5 GB for the miniature (measured), the rest for a prompt of 512 tokens
-)
+PROCESS_BYTES = 900_000_000  # of this process without weights: 0.5 GB for the miniature (measured), the rest for 512 tokens
 CARD_BYTES = 2 * GIB  # MindSpore, CANN, activations: an estimate
 WIDENED = re.compile(r"code2wav\..+|thinker\.audio_tower\.conv2d\d\..+")
 """Float32 on a processor, whatever the folder says: the vocoder, and convolutions."""
@@ -314,7 +313,7 @@ def token_s(place: Place, found: Prediction, hardware: Hardware, full: bool) -> 
     return max(reading, found.bound((found.token,), hardware, GRAPH).launching) if place.card else reading
 
 
-def longest(place: Place, found: Prediction, config, context: int) -> int:
+def longest(place: Place, found: Prediction, config: Any, context: int) -> int:
     """Tokens of the longest context of a single caller that fits, by a prediction for one with `context` tokens."""
     room = place.bytes - place.taken - found.held if place.free(found) >= 0 else 0
     blocks = -(-context // BLOCK_TOKENS)
@@ -322,9 +321,9 @@ def longest(place: Place, found: Prediction, config, context: int) -> int:
 
 
 def predictions(
-    config,
-    shapes,
-    storages,
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    storages: Mapping[str, Storage],
     place: Place,
     context: int,
     rows: list[int],

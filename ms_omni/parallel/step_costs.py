@@ -13,9 +13,9 @@ of their sum. Steps follow each other: each waits for a number that the one befo
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..checkpoint.storage import stored_bytes
 from .hardware import GATHERED_LAYER, VOCODER, Form, Hardware
@@ -30,9 +30,7 @@ SOUND = re.compile(r"code2wav\..+")
 EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)")
 TABLE, HEAD = "thinker.model.embed_tokens.weight", "thinker.lm_head.weight"
 
-MESSAGE_BYTES = (
-    2048  # of what rank 0 tells the others per tick (`engine/ranks.py`), and again where there is a word to be spoken
-)
+MESSAGE_BYTES = 2048  # of rank 0's message per tick (`engine/ranks.py`), and of another where there is a word to be spoken
 CODE_BYTES = 8  # of a code 0, which goes at once
 CHOICE_BYTES = 8  # of a rank's largest score and its id, where the vocabulary is split
 FIRST_FRAMES, LATER_FRAMES = 4, 25  # of the first piece of sound, and of those that it grows to (`generation/request.py`)
@@ -55,7 +53,7 @@ class Bound:
     least: float = 0.0
     launches: int = 0
 
-    def __add__(self, other):
+    def __add__(self, other: "Bound") -> "Bound":
         return Bound(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     @property
@@ -91,7 +89,17 @@ class Step:
         return Bound(bandwidth, launching, max(bandwidth, launching), launches)
 
 
-def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False, whole=True, head=1) -> Step:
+def text_step(
+    config: Any,
+    sizes: Mapping[str, Size],
+    traffic: Traffic,
+    cache_bytes: int,
+    cards: int,
+    tokens: int = 1,
+    chunk: bool = False,
+    whole: bool = True,
+    head: int = 1,
+) -> Step:
     """The thinker, for a token of each of `tokens` rows, or for a chunk of one row's prompt, at most `CHUNK_TOKENS`.
 
     sizes: `{name: Size}` of what it reads; traffic: see `text_traffic`; cache_bytes: of the keys and values of all rows; whole:
@@ -110,7 +118,9 @@ def text_step(config, sizes, traffic, cache_bytes, cards, tokens=1, chunk=False,
     return Step(reads + cache_bytes, operations, traffic, kernels, whole and not chunk)
 
 
-def talker_step(config, sizes, cache_bytes, cards, tokens=1, chunk=False) -> Step:
+def talker_step(
+    config: Any, sizes: Mapping[str, Size], cache_bytes: int, cards: int, tokens: int = 1, chunk: bool = False
+) -> Step:
     """The talker, as `text_step`; every card that speaks computes it. Code 0 is drawn with a penalty."""
     text = config.talker_config.text_config
     reads, operations = _products(sizes, TALKER, text, tokens)
@@ -118,11 +128,11 @@ def talker_step(config, sizes, cache_bytes, cards, tokens=1, chunk=False) -> Ste
     def kernels(form):
         return form.talker(text.num_hidden_layers, chunk) + (0 if chunk else form.choice + form.penalties)
 
-    told = _told(cards, () if chunk else (MESSAGE_BYTES, CODE_BYTES * tokens))
-    return Step(reads + cache_bytes, operations, told, kernels, not chunk)
+    traffic = _broadcasts(cards, () if chunk else (MESSAGE_BYTES, CODE_BYTES * tokens))
+    return Step(reads + cache_bytes, operations, traffic, kernels, not chunk)
 
 
-def codes_step(config, sizes, rows=1) -> Step:
+def codes_step(config: Any, sizes: Mapping[str, Size], rows: int = 1) -> Step:
     """The codes that follow a code 0; the predictor's layers are read once for each, for all rows."""
     c = config.talker_config.code_predictor_config
     codes, layers = c.num_code_groups - 1, c.num_hidden_layers
@@ -131,12 +141,12 @@ def codes_step(config, sizes, rows=1) -> Step:
     return Step(codes * reads + heads[0], codes * operations + heads[1], Traffic(), lambda form: form.codes(layers, codes))
 
 
-def sound_step(sizes) -> Step:
+def sound_step(sizes: Mapping[str, Size]) -> Step:
     """The vocoder, for a piece of sound of one row; its operations are few beside what it reads."""
     return Step(_products(sizes, SOUND)[0], 0.0, Traffic(), lambda _: VOCODER, compiled=False)
 
 
-def size_of(name: str, shape: tuple[int, ...], itemsize: int, part=None, storage=None) -> Size:
+def size_of(name: str, shape: tuple[int, ...], itemsize: int, part: Any = None, storage: Any = None) -> Size:
     """The `Size` of a parameter, or of a part of it.
 
     Args:
@@ -154,7 +164,9 @@ def size_of(name: str, shape: tuple[int, ...], itemsize: int, part=None, storage
     return Size(round(stored_bytes(name, shape, storage) * elements / math.prod(shape)), elements)
 
 
-def _products(sizes, pattern, mixture=None, tokens=1):
+def _products(
+    sizes: Mapping[str, Size], pattern: re.Pattern[str], mixture: Any = None, tokens: int = 1
+) -> tuple[int, float]:
     """(bytes read, operations) of the weights that match. mixture: the configuration that says which share of its experts a token
     chooses; of the others each reads all, and of them as many as `tokens` even choices find.
     """
@@ -168,7 +180,7 @@ def _products(sizes, pattern, mixture=None, tokens=1):
     return round(reads), operations
 
 
-def _told(cards, messages):
+def _broadcasts(cards: int, messages: Iterable[int]) -> Traffic:
     """Broadcasts of rank 0's choices."""
     traffic = Traffic()
     for nbytes in messages if cards > 1 else ():
@@ -176,9 +188,10 @@ def _told(cards, messages):
     return traffic
 
 
-def gathers(whole, held, cards):
+def gathers(whole: Mapping[str, Size], held: Mapping[str, Size], cards: int) -> dict[str | None, list[int]]:
     """`{block: [bytes of each gather]}` of ZeRO-3 for a token of text. whole, held: `{name: Size}` of parameters and of a rank's parts."""
-    blocks, found = {}, {}
+    blocks: dict[str | None, list[str]] = {}
+    found: dict[str | None, list[int]] = {}
     for name in whole:
         if TEXT.fullmatch(name):
             blocks.setdefault(block_of(name), []).append(name)
@@ -190,9 +203,17 @@ def gathers(whole, held, cards):
     return found
 
 
-def text_traffic(text, parts, groups, cards, itemsize, tokens=1, choices=1) -> Traffic:
+def text_traffic(
+    text: Any,
+    parts: Mapping[str, Any],
+    groups: Mapping[Any, list[int]],
+    cards: int,
+    itemsize: int,
+    tokens: int = 1,
+    choices: int = 1,
+) -> Traffic:
     """Collectives of one pass over `tokens` tokens of text, after which so many are chosen. groups: see `gathers`, for ZeRO-3."""
-    traffic = _told(cards, [MESSAGE_BYTES])
+    traffic = _broadcasts(cards, [MESSAGE_BYTES])
     if cards == 1:
         return traffic
     rows = tokens * text.hidden_size * itemsize

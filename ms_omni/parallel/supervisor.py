@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from multiprocessing.connection import Connection
+from typing import Any
 
 import psutil
 
@@ -103,9 +103,9 @@ class Supervisor:
         self.launcher = find(settings["launcher"]) if settings["launcher"] else msrun_of(self.process)
         self.deadline = time.monotonic() + settings["timeout_s"]
         self.serves = settings["role"] == SCHEDULER
-        self.marks = None if self.serves else marks_at(settings["marks"])
+        self.marks: Any = None if self.serves else marks_at(settings["marks"])  # a worker's
         self.monitor: Monitor | None = None
-        self.connection: Connection | None = None
+        self.connection: Any = None  # from `join` on
 
     @property
     def rank(self) -> int | None:

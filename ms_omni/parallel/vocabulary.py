@@ -6,30 +6,35 @@ with top_k, and all logits only where every one may be drawn (sampling without t
 (output_scores, output_logits, a logits_processor).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from mindspore import Tensor
 
 from ..generation.sampling import Likeliest
 from ..modeling import ops
 from ..modeling.ops.drawing import CANDIDATES
+from .collectives import Collectives
 
 
 class SplitVocabulary:
     """bounds: ids `[bounds[r], bounds[r + 1])` are rank r's."""
 
-    def __init__(self, comm, bounds):
+    def __init__(self, comm: Collectives, bounds: list[int]) -> None:
         self.comm = comm
         self.bounds = bounds
         self.size = bounds[-1]
         self.first = bounds[comm.rank]
         self.widest = max(np.diff(bounds).tolist())
 
-    def together(self, kind, lines, sampler):
+    def together(self, kind: Any, lines: Sequence[Any], sampler: Any) -> Any:
         """What rows choose from, by what every rank found of each: `likeliest`, all logits (kind None), or `scores`."""
         if kind is Likeliest:
             return self.likeliest(lines)
         return self.whole(np.stack(lines)) if kind is None else self.scores(sampler, np.stack(lines))
 
-    def scores(self, sampler, logits):
+    def scores(self, sampler: Any, logits: np.ndarray) -> np.ndarray:
         """Adjusted scores `[B, V]` that `sampler` chooses from as it would from all; -inf where nothing can be chosen.
 
         logits float32 `[B, n]` of this rank's ids, or `[B, V]` of all.
@@ -48,7 +53,7 @@ class SplitVocabulary:
         scores, sent = self._largest(mine, tempered, params.top_k + 1)
         return self.whole(mine) if self._cut_a_tie(sent, params.top_k) else scores
 
-    def likeliest(self, parts):
+    def likeliest(self, parts: Sequence[Likeliest]) -> list[Likeliest]:
         """`[Likeliest, ...]` of this rank's ids, per row, as many of each -> those of all ranks."""
         scores, ids = (np.stack(column) for column in zip(*parts))
         message = np.stack([scores, ids.astype(np.int32).view(np.float32)], -1)
@@ -61,7 +66,7 @@ class SplitVocabulary:
             found.append(Likeliest(scores[order], ids[order]))
         return found
 
-    def _largest(self, scores, order, count):
+    def _largest(self, scores: np.ndarray, order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """All ranks' `count` largest scores by `order`, put in place among -inf: `[B, V]`; and what each sent of `order`,
         `[size, B, count]`, NaN where a rank has fewer.
         """
@@ -85,7 +90,7 @@ class SplitVocabulary:
             np.put_along_axis(whole, ids, sent[rank, :, :held, 0], 1)
         return whole, sent[..., -1]
 
-    def _cut_a_tie(self, sent, top_k):
+    def _cut_a_tie(self, sent: np.ndarray, top_k: int) -> bool:
         """Whether a rank may hold more scores equal to the k-th largest than it sent, `[size, B, count]`; they count too."""
         everything = np.nan_to_num(np.moveaxis(sent, 0, 1).reshape(sent.shape[1], -1), nan=-np.inf, neginf=-np.inf)
         threshold = np.partition(everything, -top_k, axis=1)[:, -top_k]  # [B]
@@ -95,7 +100,7 @@ class SplitVocabulary:
                 return True
         return False
 
-    def whole(self, logits):
+    def whole(self, logits: np.ndarray) -> np.ndarray:
         """Rows `[B, n]` of every rank's part -> `[B, V]`."""
         if logits.shape[1] == self.size:
             return logits
@@ -104,7 +109,7 @@ class SplitVocabulary:
         rows = self.comm.gather_array(padded)
         return np.concatenate([rows[rank, :, :width] for rank, width in enumerate(np.diff(self.bounds))], axis=1)
 
-    def collect(self, logits):
+    def collect(self, logits: Tensor) -> Tensor:
         """Device logits `[..., n]` of every rank's part -> `[..., V]`."""
         shape = tuple(logits.shape[:-1])
         rows = logits.reshape(-1, logits.shape[-1])

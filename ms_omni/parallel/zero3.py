@@ -14,8 +14,10 @@ wrapper's file needs nothing but MindSpore, so it is loaded by itself.
 
 import functools
 import importlib.util
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 
@@ -23,18 +25,23 @@ from ..errors import InputError
 from ..modeling import ops
 from ..modeling.layer import filled
 from . import watch
-from .group import join
-from .layers import ByRow, become
-from .mesh import under_msrun, world_group
-from .plan import block_of, bundles, zero3_plan
+from .collectives import Collectives
+from .group import ProcessGroup, join
+from .layers import ByRow, Mixin, become
+from .mesh import Mesh, under_msrun, world_group
+from .plan import Run, block_of, bundles, zero3_plan
 
 WORLD_GROUPS = (None, "hccl_world_group", "nccl_world_group", "mccl_world_group")
 COMPONENTS = ("thinker", "talker", "code2wav")
 
 
 def prepare_network(
-    network, zero_stage=0, optimizer_parallel_group=None, parallel_modules=None, special_cases_parallel_module=None
-):
+    network: Any,
+    zero_stage: int = 0,
+    optimizer_parallel_group: str | None = None,
+    parallel_modules: dict[type, type] | None = None,
+    special_cases_parallel_module: dict[type, type] | None = None,
+) -> Any:
     """Spreads the weights of a loaded model, or of one of its parts, over all ranks; mindone's signature.
 
     network: the model, or its thinker, talker or code2wav; it is changed and returned. zero_stage: 3; stages below
@@ -67,12 +74,12 @@ def prepare_network(
 
 
 @functools.cache
-def network_group():
+def network_group() -> ProcessGroup | None:
     """The `ProcessGroup` of everything that `prepare_network` spreads in this process, or None for a process of its own."""
     return join("zero3") if under_msrun() else None
 
 
-def parts_of(network):
+def parts_of(network: Any) -> list[tuple[str, Any]]:
     """`[(prefix, cell)]`: the components of a model."""
     prefix = getattr(network, "checkpoint_prefix", None)
     if prefix in [f"{name}." for name in COMPONENTS]:
@@ -85,13 +92,13 @@ def parts_of(network):
     return found
 
 
-def runs_of(part, prefix, mesh):
+def runs_of(part: Any, prefix: str, mesh: Mesh) -> dict[str, Any]:
     """The `Run` of every parameter of a whole component, by full name."""
     shapes = {prefix + name: tuple(parameter.shape) for name, parameter in part.parameters_and_names()}
     return zero3_plan(shapes).slices(shapes, mesh.rank, mesh.size)
 
 
-def cut(part, prefix, runs):
+def cut(part: Any, prefix: str, runs: dict[str, Run]) -> None:
     """Replaces the loaded parameters of a component by this rank's runs of them, one after another."""
     cells = _cells(part, prefix)
     for name, run in runs.items():
@@ -102,7 +109,7 @@ def cut(part, prefix, runs):
         part.prepared_frame = None  # weights as an operator wants them that is not used any more
 
 
-def gather_weights(model, slices, comm):
+def gather_weights(model: Any, slices: dict[str, Any], comm: Collectives) -> None:
     """Lets the layers of a model, whose parameters are this rank's runs, gather what they read.
 
     slices: `{full name: Run}`; comm: `Collectives`.
@@ -122,22 +129,22 @@ def gather_weights(model, slices, comm):
         _chain({owner: _block(cells[owner], members, slices, gather, comm.mesh) for owner, members in groups.items()})
 
 
-class Gathered:
+class Gathered(Mixin):
     """A cell that has the weights of its block at hand while it runs. gathering: the `Block`."""
 
-    def construct(self, *args, **kwargs):
+    def construct(self, *args: Any, **kwargs: Any) -> Any:
         with self.held():
             return super().construct(*args, **kwargs)
 
-    def held(self):
+    def held(self) -> AbstractContextManager[None]:
         return self.gathering.held()
 
 
-def _cells(part, prefix):
+def _cells(part: Any, prefix: str) -> dict[str, Any]:
     return {(prefix + name).rstrip("."): cell for name, cell in part.cells_and_names()}
 
 
-def _block(owner, members, runs, gather, mesh):
+def _block(owner: Any, members: list, runs: dict[str, Run], gather: "Gather", mesh: Mesh) -> "Block":
     block = Block(_bundled(members, runs, gather), stream_ahead(mesh))
     for _, cell, _ in members:
         cell.source = block.source
@@ -145,14 +152,14 @@ def _block(owner, members, runs, gather, mesh):
     return block
 
 
-def _chain(blocks):
+def _chain(blocks: "dict[str, Block]") -> None:
     """Tells each block of a list which one is used after it."""
     for owner, block in blocks.items():
         parent, _, index = owner.rpartition(".")
         block.following = blocks.get(f"{parent}.{int(index) + 1}") if index.isdigit() else None
 
 
-def _bundled(members, runs, gather):
+def _bundled(members: list, runs: dict[str, Run], gather: "Gather") -> "list[Bundle]":
     """Bundles of parameters of one dtype each."""
     parameters = {name: getattr(cell, leaf) for name, cell, leaf in members}
     alike = {}
@@ -172,19 +179,19 @@ SENT = {ms.bfloat16: ms.float32, ms.int8: ms.float16, ms.uint8: ms.float16}
 class Gather:
     """Parts of all ranks behind one another, by mindone's wrapper; counted."""
 
-    def __init__(self, comm):
+    def __init__(self, comm: Collectives) -> None:
         self.comm = comm
         self.sent = SENT if comm.mesh.backend != "hccl" else {}
         self.wrapper = functools.cache(lambda dtype: gatherer(dtype, world_group(), comm.size))
 
-    def __call__(self, part):
+    def __call__(self, part: Any) -> Any:
         sent = part.astype(self.sent.get(part.dtype, part.dtype))
         self.comm.traffic.add("all_gather", self.comm.size * sent.size * sent.itemsize)
         return self.wrapper(sent.dtype)(sent).astype(part.dtype)
 
 
 @functools.cache
-def stream_ahead(mesh):
+def stream_ahead(mesh: Mesh) -> "StreamAhead | None":
     """What gathers ahead of the computation, or None on devices that cannot do both at once."""
     return StreamAhead(ms.runtime) if mesh.backend == "hccl" else None
 
@@ -195,12 +202,12 @@ class Bundle:
     parameters: the local parts, one Parameter each; runs: their `Run`s; gather: part of all ranks -> whole.
     """
 
-    def __init__(self, parameters, runs, gather):
+    def __init__(self, parameters: list, runs: list[Run], gather: Callable[[Any], Any]) -> None:
         self.parameters = parameters
         self.runs = runs
         self.gather = gather
 
-    def __call__(self):
+    def __call__(self) -> list[Any]:
         """The whole weights, in order."""
         if len(self.parameters) == 1:
             return [self.runs[0].join(self.gather(self.parameters[0]))]
@@ -219,28 +226,28 @@ class Block:
     Held while a cell runs; `source` is what its layers read their weights through.
     """
 
-    def __init__(self, members, ahead=None):
-        self.bundles = members
-        self.home = {
-            id(parameter): (bundle, place) for bundle in members for place, parameter in enumerate(bundle.parameters)
+    def __init__(self, bundles: list[Bundle], ahead: Any = None) -> None:
+        self.bundles = bundles
+        self.sources = {
+            id(parameter): (bundle, index) for bundle in bundles for index, parameter in enumerate(bundle.parameters)
         }
         self.ahead = ahead
-        self.following = None
-        self.coming = None
+        self.following: Block | None = None
+        self.coming: Any = None
         self.users = 0
-        self.weights = {}
+        self.weights: dict[int, Any] = {}
 
-    def source(self, parameter):
+    def source(self, parameter: Any) -> Any:
         """The whole weight of a sharded parameter; outside the block's cell it is gathered just for the caller."""
-        if parameter is None or id(parameter) not in self.home:
+        if parameter is None or id(parameter) not in self.sources:
             return parameter
         if self.weights:
             return self.weights[id(parameter)]
-        bundle, place = self.home[id(parameter)]
-        return bundle()[place]
+        bundle, index = self.sources[id(parameter)]
+        return bundle()[index]
 
     @contextmanager
-    def held(self):
+    def held(self) -> Iterator[None]:
         """Holds the whole weights for the duration of the block; may be nested."""
         self._enter()
         try:
@@ -248,7 +255,7 @@ class Block:
         finally:
             self._leave()
 
-    def _enter(self):
+    def _enter(self) -> None:
         self.users += 1
         if self.users > 1:
             return
@@ -259,29 +266,29 @@ class Block:
         if self.ahead is not None and self.following is not None and self.following.coming is None:
             self.following.coming = self.ahead.start(self.following._gather)
 
-    def _leave(self):
+    def _leave(self) -> None:
         self.users -= 1
         if self.users == 0:
             self.weights = {}
 
-    def _gather(self):
+    def _gather(self) -> dict[int, Any]:
         return {id(parameter): weight for bundle in self.bundles for parameter, weight in zip(bundle.parameters, bundle())}
 
 
 class StreamAhead:
     """Gathers on a stream of their own, beside what is computed. For devices with streams (Ascend)."""
 
-    def __init__(self, runtime):
+    def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
         self.stream = runtime.Stream()
 
-    def start(self, gather):
+    def start(self, gather: Callable[[], dict]) -> tuple[dict, Any]:
         """Begins a gather; the result is for `take`."""
         with self.runtime.StreamCtx(self.stream):
             weights = gather()
             return weights, self.stream.record_event()
 
-    def take(self, started):
+    def take(self, started: tuple[dict, Any]) -> dict:
         """The weights, once the computing stream has been told to wait for them."""
         weights, event = started
         self.runtime.current_stream().wait_event(event)
@@ -292,7 +299,7 @@ WRAPPER_FILE = "models/modules/parallel/param_wrapper.py"
 INSTALL = "Install it with: pip install 'mindone==0.5.0' 'ml_dtypes<0.6'"
 
 
-def wrapper_class():
+def wrapper_class() -> Any:
     """mindone's `ZeroParamWrapper`. Raises `InputError` with one line where mindone is missing or does not work."""
     try:
         spec = importlib.util.find_spec("mindone")
@@ -307,8 +314,9 @@ def wrapper_class():
     return _load(files[0])
 
 
-def _load(file):
+def _load(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location("ms_omni_mindone_param_wrapper", file)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -319,7 +327,7 @@ def _load(file):
         ) from None
 
 
-def gatherer(dtype, group, size):
+def gatherer(dtype: Any, group: str, size: int) -> Any:
     """A cell of mindone's that turns the parts `[n, ...]` of a group's `size` ranks into the whole `[size * n, ...]`.
 
     The wrapper looks at a parameter for its dtype and for whether its first axis divides, and keeps nothing of it; our
@@ -334,7 +342,7 @@ def gatherer(dtype, group, size):
     return cell
 
 
-def rewrite(network, group, parallel_modules, special_cases):
+def rewrite(network: Any, group: str, parallel_modules: dict | None, special_cases: dict | None) -> Any:
     """mindone's own `prepare_network`, for cells of the classes that the caller names. Imports all of mindone."""
     try:
         from mindone.trainers.zero import prepare_network
@@ -346,12 +354,12 @@ def rewrite(network, group, parallel_modules, special_cases):
         return prepare_network(network, 3, group, parallel_modules or {}, special_cases or {})
 
 
-class _data_parallel:
+@contextmanager
+def _data_parallel() -> Iterator[None]:
     """mindone gathers in MindSpore's data-parallel mode only; whatever mode the caller had comes back."""
-
-    def __enter__(self):
-        self.before = ms.get_auto_parallel_context("parallel_mode")
-        ms.set_auto_parallel_context(parallel_mode="data_parallel")
-
-    def __exit__(self, *_):
-        ms.set_auto_parallel_context(parallel_mode=self.before)
+    before = ms.get_auto_parallel_context("parallel_mode")
+    ms.set_auto_parallel_context(parallel_mode="data_parallel")
+    try:
+        yield
+    finally:
+        ms.set_auto_parallel_context(parallel_mode=before)

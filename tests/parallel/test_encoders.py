@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.parallel.layers import SharedHearing, SharedVision, become, shares
+from ms_omni.parallel.layers import SharedAudio, SharedVision, become, shares
 from tests.parallel.answers import inputs_of
 
 
@@ -65,7 +65,7 @@ def test_windows_of_sound(case, gathers, size, model_of, tiny_checkpoint):
     packed = np.concatenate([np.asarray(clip)[:, :length] for clip, length in zip(features, lengths)], axis=1)
     tower = thinker.audio_tower
     whole = tower(packed, lengths).asnumpy()
-    found, gathered = of_every_rank(size, lambda comm: shared(tower, SharedHearing, comm)(packed, lengths).asnumpy())
+    found, gathered = of_every_rank(size, lambda comm: shared(tower, SharedAudio, comm)(packed, lengths).asnumpy())
     assert gathered == gathers
     for own in found:
         np.testing.assert_allclose(own, whole, atol=2e-5)
