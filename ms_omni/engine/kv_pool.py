@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..modeling import BLOCK_TOKENS, ops
 from ..modeling.cache import MASKED
 from ..modeling.decoder import Decoder
-from ..modeling.layer import Cell, explained
+from ..modeling.layer import Cell, explained, has_hooks
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.ops.fused import BlockTables
 from ..modeling.step_weights import stack_weights
@@ -73,6 +73,7 @@ class KVPool:
         self.num_layers, self.heads, self.head_dim, self.dtype, self.block = num_layers, num_kv_heads, head_dim, dtype, block
         self.blocks = blocks
         self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
+        self._read: tuple[Decoder, Any] | None = None
 
     def _buffers(self, kind, blocks):
         rows, name = self.per_position, f"pool{next(_numbers)}.{kind}"
@@ -189,10 +190,14 @@ class KVPool:
         if not 0 < count <= size or start < 0:
             raise ValueError(f"a chunk of {size} positions holds {count} tokens from {start} on")
         tables, offsets = self.tables([table], [stop]), np.arange(size)[None]
-        if self.stack is not None:
+        fused = self._reader(decoder)
+        if fused is not None:
             cache = BlockTables(self.keys, self.values, self.heads, self.block, tables, np.array([stop]))
             wanted = range(self.num_layers + 1) if wanted is None else wanted
-            return ops.decoder_chunk(x, *rope, cache, start, self.stack, inject, observe, wanted)
+            try:
+                return ops.decoder_chunk(x, *rope, cache, start, fused, inject, observe, wanted)
+            except Exception as error:
+                raise explained(error) from None
         slots = self.slots(tables, start + offsets, offsets < count)
         if ops.pages_prompts():
             where, store = _tensors(tables, np.array([start]), np.array([stop])), self.store
@@ -200,6 +205,15 @@ class KVPool:
             where, rows = self._copied(tables, start + offsets, stop)
             store = *self.store, rows
         return decoder.run(x, (*rope, where, Tensor(slots)), store, inject, observe)
+
+    def _reader(self, decoder):
+        """What `ops.decoder_chunk` takes for a decoder, or None where its cells are to run: somebody's hooks are called by them alone."""
+        if self.stack is not None or not ops.reads_chunks():
+            return self.stack
+        if self._read is None or self._read[0] is not decoder:
+            weights = stack_weights(decoder)
+            self._read = decoder, weights and ops.prepare(weights)
+        return None if has_hooks(decoder) else self._read[1]
 
     def _copied(self, tables, queries, stop):
         """The mask `[1, S, T]` of queries at positions `[1, S]` of one row, and the rows of the buffers int32 `[K * T]` that hold its

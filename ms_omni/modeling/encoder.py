@@ -1,7 +1,7 @@
 """What the encoders of pictures and sound share: layers in a row, fused where an implementation can."""
 
 from . import ops
-from .layer import Cell, CellsOnly
+from .layer import Cell, CellsOnly, has_hooks
 from .ops.fused import EncoderWeights
 
 
@@ -31,8 +31,8 @@ class Encoder(Cell):
             yield x
 
     def _prepare(self, layers):
-        """None where the layers run as they are: for a gradient, where a plan or somebody else changed them, without the operator."""
-        if ops.recording() or not ops.fuses_encoders():
+        """None where the layers run as they are: for a gradient or hooks, where a plan or somebody else changed them, without the operator."""
+        if ops.recording() or not ops.fuses_encoders() or any(map(has_hooks, layers)):
             return None
         try:
             weights = EncoderWeights(tuple(layer.weights() for layer in layers), *layers[0].settings())

@@ -109,6 +109,13 @@ def explained(error: Exception) -> Exception:
     return InputError(reason) if reason else error
 
 
+def has_hooks(cell: nn.Cell) -> bool:
+    """Whether somebody's hooks are to be called before or after this cell or a part of it."""
+    if cell._lazy_forward_pre_hook or cell._lazy_forward_hook:
+        return True
+    return any(has_hooks(part) for part in cell._cells.values() if part is not None)
+
+
 def identity(x):
     """x: the default of the places where parallelism puts a collective."""
     return x

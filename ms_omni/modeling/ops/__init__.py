@@ -65,6 +65,11 @@ def caches_codes() -> bool:
     return implementation().CACHES_CODES
 
 
+def reads_chunks() -> bool:
+    """Whether there is `decoder_chunk` for weights that are not packed too."""
+    return implementation().READS_CHUNKS
+
+
 def fuses_encoders() -> bool:
     """Whether there is `encoder_states`; else nobody need ask `prepare` for it."""
     return owner(implementation(), "encoder_states") is not None
@@ -381,7 +386,8 @@ def decoder_chunk(
     observe: Callable[[int, Tensor], None] | None = None,
     wanted: Container[int] = (),
 ) -> Tensor:
-    """The positions `[start, start + S)` of one row through a decoder stack -> hidden `[1, S, D]`; only of weights that it packs.
+    """The positions `[start, start + S)` of one row through a decoder stack -> hidden `[1, S, D]`; where `reads_chunks` does not say
+    more, only of weights that are packed.
 
     x `[1, S, D]`, cos and sin `[1, S, D/2]`; cache: of this row, whose length is where its tokens end: what is behind pads. inject and
     observe: see `Decoder.run`; wanted: the numbers that it is to observe.

@@ -8,6 +8,7 @@ Importing this module compiles the kernels; it raises `OSError` where that canno
   rows, as most experts have, they are widened in registers instead (`few_rows.h`). On processors with matrix units (AMX) those
   matrices are multiplied there, in float32's precision (`amx.h`).
 - `attention.cpp`: attention of many queries, scores never stored as a whole.
+- `layers.cpp`: whole layers of encoders, and of decoders that read a prompt: the same functions without a launch between.
 - `wave.cpp`: the vocoder's convolutions with one order of summation. MindSpore's own choose the order by the shape, so that
   the pieces of a stream differ from the whole in the last bits, and a vocoder amplifies that. Here equal inputs give equal
   bits, however long x is and whatever the other rows are.
@@ -19,8 +20,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
-from . import build, cpu_fused, cpu_kernel
+from . import build, cpu_encoder, cpu_fused, cpu_kernel
 from .cpu_kernel import kernel
+from .fused import EncoderWeights
 from .reference import Reference
 
 ATTENTION_SCORES = 1 << 13
@@ -70,10 +72,17 @@ class Cpu(Reference):
 
     KEEPS_BFLOAT16 = True
 
+    READS_CHUNKS = True
+
     refusal = staticmethod(cpu_kernel.refusal)
-    prepare = staticmethod(cpu_fused.prepare)
     decoder_step = staticmethod(cpu_fused.decoder_step)
+    decoder_chunk = staticmethod(cpu_fused.decoder_chunk)
     code_frame = staticmethod(cpu_fused.code_frame)
+    encoder_states = staticmethod(cpu_encoder.encoder_states)
+
+    @staticmethod
+    def prepare(weights, kept=None):
+        return (cpu_encoder if isinstance(weights, EncoderWeights) else cpu_fused).prepare(weights, kept)
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
@@ -168,7 +177,7 @@ class Cpu(Reference):
     def packed_attention(q, k, v, segments, scale):
         if not _suits(q, k, v):
             return Reference.packed_attention(q, k, v, segments, scale)
-        return _packed_attention(q, k, v, _floats(scale), _ends(segments))
+        return _packed_attention(q, k, v, _floats(scale), cpu_encoder.segment_ends(segments))
 
     @staticmethod
     def route_topk(logits, k, normalise):
@@ -278,12 +287,6 @@ def _floats(*values):
 @functools.cache
 def _integers(*values):
     return Tensor(np.array(values, np.int32))
-
-
-@functools.lru_cache(maxsize=64)
-def _ends(segments):
-    lengths = np.repeat([length for length, _ in segments], [count for _, count in segments])
-    return Tensor(np.cumsum(lengths).astype(np.int32))
 
 
 @functools.cache

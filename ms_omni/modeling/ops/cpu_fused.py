@@ -16,8 +16,10 @@ from .cpu_table import address, check_matrix, described, parts_of, table
 from .fused import FrameWeights
 
 _decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
+_decoder_chunk = kernel("layers", "decoder_chunk")
 _code_frame = kernel("fused", "code_frame", lambda x, code, *_: (code, x))
 _Matrix, _Layer, _Stack, _Cache, _Frame = structs("fused", "Matrix", "Layer", "Stack", "Cache", "Frame")
+(_Chunk,) = structs("layers", "Chunk")
 _VECTORS, _MATRICES = (
     [name for name, kind in _Layer.kinds.items() if kind == wanted] for wanted in ("const float *", "Matrix")
 )
@@ -162,13 +164,42 @@ def prepare(weights, kept=None):
 def decoder_step(x, cos, sin, head, cache, prepared):
     _check_cache(cache, x.shape[0], prepared)
     check_matrix("a decoder step: the output layer", head, (head.shape[0], prepared.sizes["width"]))
+    whole = table(_matrix(head), prepared.table(), *_cache_table(cache))
+    return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
+
+
+def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None, wanted=()):
+    """A launch for all layers up to the next whose output somebody adds to or looks at."""
+    _check_cache(cache, 1, prepared)
+    whole, layers = table(prepared.table(), *_cache_table(cache)), len(prepared.weights.layers)
+    count = int(cache.lengths[0]) - start
+
+    def run(x, begin, end, finish):
+        chunk = _Chunk(begin=begin, end=end, start=start, count=count, finish=finish)
+        return _decoder_chunk(x, cos, sin, Tensor.from_numpy(table(whole, chunk)))
+
+    if observe is not None and 0 in wanted:
+        observe(0, x)
+    begin, plain = 0, inject is None
+    for end in range(1, layers + 1):
+        seen = observe is not None and end in wanted
+        if plain and not seen and end < layers:
+            continue
+        finished = plain and not seen  # else the final norm is one of what comes of it
+        x, begin = run(x, begin, end, finished), end
+        if seen:
+            observe(end, x)
+        if inject is not None:
+            x = inject(end - 1, x)
+    return x if finished else run(x, layers, layers, True)
+
+
+def _cache_table(cache):
     numbers, scales = _buffers(cache)
     blocks = numbers[0].shape[0] // (cache.heads * cache.block)
     place = _Cache(blocks=blocks, block=cache.block, width=cache.tables.shape[1], scaled=bool(scales))
     buffers = [address(part) for part in (*numbers, *scales)]
-    rows = cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
-    whole = table(_matrix(head), prepared.table(), place, buffers, *rows)
-    return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
+    return place, buffers, cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
 
 
 def _buffers(cache):

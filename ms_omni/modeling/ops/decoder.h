@@ -59,6 +59,29 @@ struct Buffers {
   float *key_scales = nullptr, *value_scales = nullptr;
 };
 
+#define MS_OMNI_CACHE(_) _(i64, blocks) _(i64, block) _(i64, width) _(i64, scaled)
+
+STRUCT(Cache, MS_OMNI_CACHE);
+NAMES(Cache, Cache, MS_OMNI_CACHE)
+
+// The cache of a table: the struct, the keys of each layer and the values of each, then their scales if they are codes (scaled), the
+// positions that each row has (the new ones included), the numbers of each row's blocks.
+struct Cached : Cache {
+  std::vector<Buffers> buffers;  // of each layer
+  const i64 *lengths = nullptr, *tables = nullptr;
+
+  Cached(Table &t, i64 layers, i64 rows) : Cache(t.next<Cache>()) {
+    const auto counts = [](i64 x) { return 0 < x && x <= INT32_MAX; };
+    const bool sized = counts(blocks) && counts(block) && counts(width) && counts(block * width);
+    void *const *keys = t.next<void *>(layers), *const *values = t.next<void *>(layers);
+    float *const *key_scales = scaled ? t.next<float *>(layers) : nullptr;
+    float *const *value_scales = scaled ? t.next<float *>(layers) : nullptr;
+    lengths = t.next<i64>(rows), tables = t.next<i64>(sized ? rows * width : -1);
+    for (i64 i = 0; tables && i < layers; ++i)
+      buffers.push_back(scaled ? Buffers{keys[i], values[i], key_scales[i], value_scales[i]} : Buffers{keys[i], values[i]});
+  }
+};
+
 // Where the rows stand: row n is new token n % fresh of batch row n / fresh, whose last one is at position length - 1.
 struct Place {
   i64 rows, fresh;
@@ -106,6 +129,8 @@ class Stack {
   }
 
   i64 layers() const { return layers_.size(); }
+  const Layer &layer(i64 i) const { return layers_[i]; }
+  float eps() const { return eps_; }
 
   // Estimate for `rows` rows, in nanoseconds.
   double work(i64 rows) const {
@@ -289,5 +314,13 @@ class Stack {
   std::vector<i64> pairs_, first_;
   i64 used_ = 0;
 };
+
+// Why x of this width, cos of half a head and a cache do not fit a stack; empty: they do.
+inline std::string misfit(const char *kernel, const Stack &stack, i64 width, i64 half, const Cached &cache, i64 rows) {
+  if (stack.width != width || stack.d != 2 * half)
+    return std::string(kernel) + ": x and cos are not as wide as the stack, " + std::to_string(stack.width) + " and half of " +
+           std::to_string(stack.d);
+  return misplaced(kernel, cache.tables, cache.lengths, rows, cache.width, cache.block, cache.blocks);
+}
 
 }  // namespace

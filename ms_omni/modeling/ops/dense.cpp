@@ -1,15 +1,8 @@
-// The large products: many rows through a linear layer or through experts, convolutions of pictures.
+// The large products: many rows through a linear layer or through experts, look-ups, convolutions of pictures.
 
-#include "amx.h"
-#include "few_rows.h"
-#include "in_order.h"
-#include "numeric.h"
-#include "team.h"
+#include "dense.h"
 
 namespace {
-
-using Sources = std::vector<const float *>;
-using Targets = std::vector<float *>;
 
 // How a matrix is stored, of the arguments of a kernel.
 i64 kind(const Arguments &a, const char *name) {
@@ -46,104 +39,21 @@ std::string unfit(const Arguments &a, const char *codes, const char *scales, con
   return "";
 }
 
-// Columns of a matrix, packed: as columns of m `[.., in, out]` or, transposed, as rows of m `[.., out, in]`, from row `first` on.
-struct Columns {
-  Matrix m;
-  i64 in, out, first;
-  bool straight;
-
-  // panels: inputs [i, i + k) of columns [column, column + columns).
-  void pack(i64 column, i64 columns, i64 i, i64 k, float *panels) const {
-    if (!straight) return pack_turned(m, in, first + column, columns, i, k, panels);
-    const i64 at = (first + i) * out + column;
-    if (m.kind == kFloat32) pack_columns(static_cast<const float *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
-    else pack_columns(static_cast<const Half *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
-  }
-#ifdef MS_OMNI_AMX
-  void pack(i64 column, i64 columns, i64 i, i64 k, TilePanels &panels) const {
-    if (!straight) return panels.pack(m, in, first + column, columns, i, k);
-    panels.pack_columns(static_cast<const Half *>(m.numbers) + (first + i) * out + column, out, columns, k);
-  }
-#endif
-};
-
-// Rows of A for products in float32; `TileRows` are those for products of tiles.
-class PackedRows {
- public:
-  static constexpr i64 kBlock = kRows;
-
-  PackedRows(i64 count, i64 k) : packed_(count, k), k_(k) {}
-
-  void pack(const float *const *rows, i64 begin, i64 end) { packed_.pack(rows + begin, end - begin, k_, begin); }
-
-  void multiply(const Columns &b, const float *const *, i64 begin, i64 end, float *const *c, i64 column, i64 columns,
-                const float *start) const {
-    Space<> space((columns + kWide - 1) / kWide * kWide * kSum);
-    const auto pack = [&](i64 i, i64 k, float *panels) { b.pack(column, columns, i, k, panels); };
-    ::multiply(packed_, begin, end, k_, c, column, columns, start, pack, space.get());
-  }
-
- private:
-  Packed packed_;
-  i64 k_;
-};
-
-// function(Rows()), with the class of rows that a product with m is made with.
-template <class Function>
-void with_rows(const Matrix &m, i64 in, const Function &function) {
-#ifdef MS_OMNI_AMX
-  if (suits_tiles(m, in)) return function(static_cast<TileRows *>(nullptr));
-#endif
-  function(static_cast<PackedRows *>(nullptr));
-}
-
-constexpr i64 kBatch = 672;  // rows that share the packing of a weight; whole blocks
-
-// y = x w^T + bias for x `[rows, in]`, w `[out, in]` as it is stored. bias: null for none.
-void product(const Matrix &w, const float *bias, const float *x, i64 rows, i64 in, i64 out, float *y) {
-  Sources from(rows);
-  Targets to(rows);
-  for (i64 row = 0; row < rows; ++row) from[row] = x + row * in, to[row] = y + row * out;
-  Team team((0.012 * rows + 0.06) * in * out);
-  const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * team.size())));
-  const i64 groups = (panels + together - 1) / together;
-  const auto columns_of = [&](i64 group) { return std::min<i64>(together * kWide, out - group * together * kWide); };
-  with_rows(w, in, [&](auto *kind) {
-    using Rows = std::remove_pointer_t<decltype(kind)>;
-    if (std::is_same_v<Rows, PackedRows> && suits_few_rows(w, rows, in) && out % kLanes == 0) {
-      const FewRows few(from.data(), rows, in);
-      return team.run(groups, [&](i64 group) {
-        const i64 column = group * together * kWide;
-        few.multiply(w, column, to.data(), column, columns_of(group), bias ? bias + column : nullptr);
-      });
-    }
-    constexpr i64 block = Rows::kBlock;
-    for (i64 first = 0; first < rows; first += kBatch) {
-      const i64 count = std::min(kBatch, rows - first), blocks = (count + block - 1) / block;
-      Rows a(count, in);
-      team.run(blocks, [&](i64 i) { a.pack(from.data() + first, i * block, std::min((i + 1) * block, count)); });
-      const i64 wanted = (4 * team.size() + groups - 1) / std::max<i64>(groups, 1);
-      const i64 pieces = std::max<i64>(1, std::min(wanted, blocks / 8));
-      team.run(groups * pieces, [&](i64 task) {
-        const i64 piece = task % pieces, begin = blocks * piece / pieces * block;
-        const i64 end = std::min(blocks * (piece + 1) / pieces * block, count), column = task / pieces * together * kWide;
-        a.multiply(Columns{w, in, out, 0, false}, from.data() + first, begin, end, to.data() + first, column, columns_of(task / pieces),
-                   bias);
-      });
-    }
-  });
+void product(const Arguments &a, const Matrix &weight) {
+  const i64 rows = a.rows(), in = a['K'], out = a['M'];
+  Team team(product_work(rows, in, out));
+  product(team, weight, a.get("bias"), a.get("x"), rows, in, out, a.get("y"), out);
 }
 
 KERNEL(linear, "x[*, K] weight:w[M, K] bias?[M] -> y[*, M] | 0 < K") {
-  product(plain(a, "weight"), a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
+  product(a, plain(a, "weight"));
   return 0;
 }
 
 KERNEL(linear_coded, "x[*, K] codes:q[M, c] scales:s[M, G] offsets:s[...] bias?[M] -> y[*, M] | 0 < K") {
   const std::string wrong = unfit(a, "codes", "scales", "offsets", a['K']);
   if (!wrong.empty()) return refuse("linear_coded: " + wrong);
-  const Matrix weight = coded(a, "codes", "scales", "offsets", a['K'], a['G']);
-  product(weight, a.get("bias"), a.get("x"), a.rows(), a['K'], a['M'], a.get("y"));
+  product(a, coded(a, "codes", "scales", "offsets", a['K'], a['G']));
   return 0;
 }
 
@@ -180,87 +90,13 @@ KERNEL(embedding_coded, "ids:i[*] codes:q[V, c] scales:s[V, G] offsets:s[...] wi
 
 // ---- experts -------------------------------------------------------------------------------------------------------
 
-constexpr i64 kFew = 16;  // rows for which a matrix `[in, out]` passes by once; with more it is packed and kept near
-
-// c[row] = a[row] B for the whole matrix B `[k, n]` of an expert, or codes `[n, k]`.
-void product(const Sources &a, const Matrix &b, i64 expert, const Targets &c, i64 k, i64 n) {
-  const i64 rows = a.size();
-  const bool straight = b.kind == kFloat32 || b.kind == kBfloat16;
-  with_rows(b, k, [&](auto *kind) {
-    using Rows = std::remove_pointer_t<decltype(kind)>;
-    if constexpr (std::is_same_v<Rows, PackedRows>) {
-      if (straight && rows <= kFew) return with_numbers(b, [&](auto *numbers) {
-        if constexpr (sizeof *numbers > 1) product_in_order(a.data(), rows, k, numbers + expert * k * n, n, c.data(), n);
-      });
-      if (!straight && suits_few_rows(b, rows, k) && n % kLanes == 0)
-        return FewRows(a.data(), rows, k).multiply(b, expert * n, c.data(), 0, n, nullptr);
-    }
-    Rows from(rows, k);
-    from.pack(a.data(), 0, rows);
-    const Columns columns{b, k, n, expert * (straight ? k : n), straight};
-    for (i64 column = 0; column < n; column += kTogether * kWide)
-      from.multiply(columns, a.data(), 0, rows, c.data(), column, std::min(kTogether * kWide, n - column), nullptr);
-  });
-}
-
 int mix(const Arguments &a, const char *name, const Matrix &gate_up, const Matrix &down, i64 inner) {
-  const i64 n = a['N'], k = a['k'], d = a['D'], count = a['E'], pairs = n * k;
-  const float *x = a.get("x"), *weights = a.get("weights");
-  const int32_t *indices = a.get<int32_t>("indices"), given = *a.get<int32_t>("first"), offset = std::max(given, 0);
-  float *sums = a.get("y");
-  const auto here = [&](i64 pair) { return indices[pair] >= offset && indices[pair] - offset < count; };
-  std::vector<i64> first(count + 1), order(pairs);  // pairs (token, place) sorted by expert, those that are here
-  for (i64 pair = 0; pair < pairs; ++pair) {
-    if (indices[pair] < 0 || (given < 0 && !here(pair)))
-      return refuse(std::string(name) + ": indices hold " + std::to_string(indices[pair]) + ", but there are " + std::to_string(count) +
-                    " experts");
-    if (here(pair)) ++first[indices[pair] - offset + 1];
-  }
-  for (i64 e = 0; e < count; ++e) first[e + 1] += first[e];
-  std::vector<i64> free(first.begin(), first.end() - 1);
-  for (i64 pair = 0; pair < pairs; ++pair)
-    if (here(pair)) order[free[indices[pair] - offset]++] = pair;
-
-  const i64 fair = first[count] / (2 * available_threads()) / kRows * kRows;  // where one expert has most of the rows
-  const i64 batch = std::max<i64>(8 * kRows, std::min<i64>(fair, 240 / kRows * kRows));
-  struct Task { i64 expert, begin, end; };
-  std::vector<Task> tasks;
-  for (i64 e = 0; e < count; ++e)
-    for (i64 begin = first[e]; begin < first[e + 1]; begin += batch)
-      tasks.push_back({e, begin, std::min(begin + batch, first[e + 1])});
-  std::stable_sort(tasks.begin(), tasks.end(), [](const Task &left, const Task &right) {
-    return left.end - left.begin > right.end - right.begin;  // the largest first: no thread is left with one at the end
-  });
-  Space<> results(pairs * d);
-  for_each(tasks.size(), 3.0 * d * inner * (tasks.size() * 0.1 + first[count] * 0.01), [&](i64 index) {
-    const Task task = tasks[index];
-    const i64 rows = task.end - task.begin;
-    Space<> hidden(rows * 2 * inner);
-    Sources from(rows);
-    Targets to(rows);
-    for (i64 row = 0; row < rows; ++row) {
-      from[row] = x + order[task.begin + row] / k * d;
-      to[row] = hidden.get() + row * 2 * inner;
-    }
-    product(from, gate_up, task.expert, to, d, 2 * inner);
-    for (i64 row = 0; row < rows; ++row) {
-      float *gate = to[row], *up = gate + inner;
-      activate(gate, up, gate, inner);
-      from[row] = gate;
-      to[row] = results.get() + order[task.begin + row] * d;
-    }
-    product(from, down, task.expert, to, inner, d);
-  });
-  for_ranges(n, k * d * 0.2, [&](i64 begin, i64 end) {
-    for (i64 token = begin; token < end; ++token) {
-      float *y = sums + token * d;
-      std::fill(y, y + d, 0.f);
-      for (i64 pair = token * k; pair < (token + 1) * k; ++pair) {
-        if (!here(pair)) continue;
-        add_scaled(y, results.get() + pair * d, weights[pair], d);
-      }
-    }
-  });
+  const Mixture mixture{gate_up, down, a['D'], inner, a['E'], a['k'], *a.get<int32_t>("first")};
+  const int32_t *indices = a.get<int32_t>("indices");
+  const std::string wrong = mixture.unfit(name, indices, a['N'] * a['k']);
+  if (!wrong.empty()) return refuse(wrong);
+  Team team(mixture.work(a['N']));
+  mixture.run(team, a.get("x"), a['N'], a.get("weights"), indices, a.get("y"));
   return 0;
 }
 

@@ -4,11 +4,6 @@
 
 namespace {
 
-#define MS_OMNI_CACHE(_) _(i64, blocks) _(i64, block) _(i64, width) _(i64, scaled)
-
-STRUCT(Cache, MS_OMNI_CACHE);
-NAMES(Cache, Cache, MS_OMNI_CACHE)
-
 // head: the numbers or codes of the output layer; the table says what else there is of it. table: the output layer, a stack and
 // its layers, the cache, the keys of each layer and the values of each, then their scales if they are codes (scaled), positions
 // that each row has (the new one included), the numbers of each row's blocks -> logits, hidden
@@ -17,27 +12,15 @@ KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head:a[V, h] table:l[
   Matrix head = t.next<Matrix>();
   Stack stack(t);
   const i64 batch = a['B'], vocabulary = a['V'];
-  const Cache cache = t.next<Cache>();
-  const auto counts = [](i64 x) { return 0 < x && x <= INT32_MAX; };
-  const bool sized = counts(cache.blocks) && counts(cache.block) && counts(cache.width) && counts(cache.block * cache.width);
-  void *const *keys = t.next<void *>(stack.layers()), *const *values = t.next<void *>(stack.layers());
-  float *const *key_scales = nullptr, *const *value_scales = nullptr;  // of codes
-  if (cache.scaled) key_scales = t.next<float *>(stack.layers()), value_scales = t.next<float *>(stack.layers());
-  const i64 *lengths = t.next<i64>(batch), *tables = t.next<i64>(sized ? batch * cache.width : -1);
+  const Cached cache(t, stack.layers(), batch);
   if (!t.read() || !stack.sound()) return refuse("decoder_step: the table does not describe a stack");
-  if (stack.width != a['D'] || stack.d != 2 * a['d'])
-    return refuse("decoder_step: x and cos are not as wide as the stack, " + std::to_string(stack.width) + " and half of " +
-                  std::to_string(stack.d));
-  const std::string wrong = misplaced("decoder_step", tables, lengths, batch, cache.width, cache.block, cache.blocks);
+  const std::string wrong = misfit("decoder_step", stack, a['D'], a['d'], cache, batch);
   if (!wrong.empty()) return refuse(wrong);
-  std::vector<Buffers> buffers;
-  for (i64 i = 0; i < stack.layers(); ++i)
-    buffers.push_back(cache.scaled ? Buffers{keys[i], values[i], key_scales[i], value_scales[i]} : Buffers{keys[i], values[i]});
   Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
   Floats x(a.get("x"), a.get("x") + batch * stack.width);
-  const Place place{batch, 1, a.get("cos"), a.get("sin"), {lengths, lengths + batch}, {tables, tables + batch * cache.width},
-                    cache.width, cache.block};
-  stack.run(team, x.data(), place, buffers.data());
+  const Place place{batch, 1, a.get("cos"), a.get("sin"), {cache.lengths, cache.lengths + batch},
+                    {cache.tables, cache.tables + batch * cache.width}, cache.width, cache.block};
+  stack.run(team, x.data(), place, cache.buffers.data());
   float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);
   head.numbers = a.get<void>("head");

@@ -44,6 +44,8 @@ class Reference:
     """Whether `paged_attention` does without a copy for more than one query."""
 
     CACHES_CODES = True
+
+    READS_CHUNKS = False
     """Whether keys and values may be kept as codes of 8 bits."""
 
     CHOOSES = False

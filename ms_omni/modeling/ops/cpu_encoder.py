@@ -1,0 +1,109 @@
+"""Layers of an encoder as C++ kernels (`layers.cpp`): float32 on CPU, with weights as they are stored, a launch for each layer."""
+
+import functools
+import operator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from ...errors import InputError
+from ...quantised import Quantised
+from .cpu_kernel import kernel, structs
+from .cpu_table import address, check_matrix, described, parts_of, table
+
+_encoder_layer = kernel("layers", "encoder_layer")
+(_Layer,) = structs("layers", "EncoderLayer")
+(_Matrix,) = structs("fused", "Matrix")
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
+"""Those that a layer knows, in the order of `encoder_layer`."""
+
+
+class PreparedEncoder:
+    """weights: `EncoderWeights`."""
+
+    def __init__(self, weights):
+        self.weights, self.parts = weights, _parts(weights)
+        for layer in weights.layers:
+            _check_shapes(layer)
+        width, channels = weights.layers[0].out[0].shape
+        sizes = {"heads": weights.heads, "head_dim": channels // weights.heads, "inner": weights.layers[0].fc1[0].shape[0]}
+        joined = len(weights.layers[0].projections) == 1
+        activation = ACTIVATIONS.index(weights.activation.__name__)
+        self.settings = {**sizes, "joined": joined, "scale": weights.scale, "eps": weights.eps, "activation": activation}
+
+    def table(self, layer):
+        """That of a layer, with the addresses of its parameters as they are now."""
+        matrices, vectors = _members(layer)
+        known = {name: _matrix(matrix) for name, matrix in matrices.items()}
+        return table(_Layer(**known, **{name: address(vector) for name, vector in vectors.items()}, **self.settings))
+
+
+def _members(layer):
+    """The matrices and the vectors of a layer by their names in the struct."""
+    q, k, v = layer.projections if len(layer.projections) == 3 else (*layer.projections, (None, None), (None, None))
+    products = {"q": q, "k": k, "v": v, "out": layer.out, "fc1": layer.fc1, "fc2": layer.fc2}
+    vectors = {f"{name}_bias": bias for name, (_, bias) in products.items()}
+    for name in ("norm", "mlp_norm"):
+        vectors[name], vectors[f"{name}_bias"] = getattr(layer, name)
+    return {name: weight for name, (weight, _) in products.items()}, vectors
+
+
+def _check_shapes(layer):
+    """Raises `InputError` for a parameter of another shape: a table of addresses says none."""
+    matrices, vectors = _members(layer)
+    (width, channels), inner = layer.out[0].shape, layer.fc1[0].shape[0]
+    shapes = {"q": (channels * (1 if len(layer.projections) == 3 else 3), width), "k": (channels, width), "v": (channels, width)}
+    shapes |= {"out": (width, channels), "fc1": (inner, width), "fc2": (width, inner)}
+    lengths = {f"{name}_bias": rows for name, (rows, _) in shapes.items()}
+    lengths |= dict.fromkeys(("norm", "norm_bias", "mlp_norm", "mlp_norm_bias"), width)
+    for name, matrix in matrices.items():
+        if matrix is not None:
+            check_matrix(f"a layer of an encoder: {name}", matrix, shapes[name])
+    for name, vector in vectors.items():
+        if vector is not None and tuple(vector.shape) != (lengths[name],):
+            raise InputError(f"a layer of an encoder: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
+
+
+def _matrix(weight):
+    filled = np.array([described(weight)], _Matrix.dtype)
+    for name, part in parts_of(weight).items():
+        filled[name] = address(part)
+    return filled.item()
+
+
+def prepare(weights, kept=None):
+    """A `PreparedEncoder`, or `kept` where it is of the same parameters; None for what the kernel does not do."""
+    if kept is not None and len(kept.parts) == len(parts := _parts(weights)) and all(map(operator.is_, parts, kept.parts)):
+        return kept
+    matrices, vectors = zip(*map(_members, weights.layers))
+    stored = [part for layer in matrices for part in layer.values() if part is not None]
+    plain = [part for layer in vectors for part in layer.values() if part is not None]
+    known = all(isinstance(part, Quantised) or part.dtype in (ms.float32, ms.bfloat16) for part in stored)
+    if not known or any(part.dtype != ms.float32 for part in plain) or weights.activation.__name__ not in ACTIVATIONS:
+        return None
+    return PreparedEncoder(weights)
+
+
+def _parts(weights):
+    """All parameters."""
+    parts = []
+    for matrices, vectors in map(_members, weights.layers):
+        parts += [part for weight in matrices.values() for part in parts_of(weight).values()]
+        parts += vectors.values()
+    return parts
+
+
+def encoder_states(x, segments, rope, prepared):
+    ends = segment_ends(segments)
+    yield x
+    for layer in prepared.weights.layers:
+        x = _encoder_layer(x, ends, Tensor.from_numpy(prepared.table(layer)), *(rope or ()))
+        yield x
+
+
+@functools.lru_cache(maxsize=64)
+def segment_ends(segments):
+    """int32 `[n]`: where each of the segments ends, see `packed_attention`."""
+    lengths = np.repeat([length for length, _ in segments], [count for _, count in segments])
+    return Tensor(np.cumsum(lengths).astype(np.int32))
