@@ -4,6 +4,8 @@ pixels [N, C*t*p*p] --linear, + interpolated positions--> [N, D] --blocks, atten
     --merger--> [N/4, out]            after some blocks: --merger_list[i]--> [N/4, out] (deepstack)
 """
 
+import functools
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -42,6 +44,21 @@ def interpolation_taps(index, size, side):
     high_weight = source - low
     taps = np.clip(np.stack([low, low + 1], axis=-1).astype(np.int32), 0, side - 1)
     return taps, np.stack([1 - high_weight, high_weight], axis=-1)
+
+
+@functools.lru_cache(maxsize=4)
+def _positions(grids, merge, side, frequencies):
+    """What depends on the grids `((t, h, w), ...)` alone, as many pictures have the same: where each patch finds the learned positions
+    that it is between, int32 `[N, 4]`, and their shares `[N, 4]`; cos and sin of `axial_tables`.
+    """
+    grids = np.array(grids)
+    rows, columns = grid_positions(grids, merge)
+    sizes = np.repeat(grids[:, 1:], grids.prod(axis=1), axis=0)  # [N, 2]
+    row_taps, row_weights = interpolation_taps(rows, sizes[:, 0], side)
+    column_taps, column_weights = interpolation_taps(columns, sizes[:, 1], side)
+    index = (row_taps[:, :, None] * side + column_taps[:, None, :]).reshape(-1, 4)
+    weights = (row_weights[:, :, None] * column_weights[:, None, :]).reshape(-1, 4).astype(np.float32)
+    return Tensor(index), Tensor(weights), axial_tables(rows, columns, np.array(frequencies, np.float32))
 
 
 class VisionAttention(Cell):
@@ -165,11 +182,13 @@ class VisionEncoder(Encoder):
         check_arguments(output_attentions)
         pixels = given_tensor(hidden_states, "pixel values", ("patches", self.patch_embed.width))
         grids = self.check_grids(grid_thw, hidden_states.shape[0])
-        rows, columns = grid_positions(grids, self.spatial_merge_size)
         segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
+        settings = self.spatial_merge_size, self.side, tuple(self.inv_freq.tolist())
+        index, weights, rope = _positions(tuple(map(tuple, grids.tolist())), *settings)
+        places, table = self.pos_embed.rows(index)
         x = self.patch_embed(pixels.astype(self.patch_embed.proj.dtype))
-        x = x + self.position_embeddings(grids, rows, columns)
-        return self.encode(x, segments, axial_tables(rows, columns, self.inv_freq), output_hidden_states)
+        x = x + ops.weighted_sum_rows(table, places, weights)
+        return self.encode(x, segments, rope, output_hidden_states)
 
     def check_grids(self, grids, patches):
         grids = patch_grids(grids, "grid_thw", self.spatial_merge_size)
@@ -179,16 +198,6 @@ class VisionEncoder(Encoder):
                 f"but pixel values have {patches} rows"
             )
         return grids
-
-    def position_embeddings(self, grids, rows, columns):
-        """The learned square of positions, resampled to each grid: `[N, D]`."""
-        sizes = np.repeat(grids[:, 1:], grids.prod(axis=1), axis=0)  # [N, 2]
-        row_taps, row_weights = interpolation_taps(rows, sizes[:, 0], self.side)
-        column_taps, column_weights = interpolation_taps(columns, sizes[:, 1], self.side)
-        index = (row_taps[:, :, None] * self.side + column_taps[:, None, :]).reshape(-1, 4)
-        weights = (row_weights[:, :, None] * column_weights[:, None, :]).reshape(-1, 4).astype(np.float32)
-        places, table = self.pos_embed.rows(Tensor(index))
-        return ops.weighted_sum_rows(table, places, Tensor(weights))
 
     def encode(self, x, segments, rope, watched=False):
         """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""

@@ -117,56 +117,97 @@ KERNEL(experts_coded, "x[N, D] gate_up:q[E, 2*I, c] gate_up_scales:s[E, 2*I, G] 
 
 // ---- convolution ---------------------------------------------------------------------------------------------------
 
-// panel[(c, h, w)][j]: what output position first + j of one picture sees through tap (h, w) of channel c.
+// The output positions of a convolution with stride s see every s-th column of a picture. So that they lie side by side, the columns of
+// a channel `[height, width]` are laid out as s planes, each with its share of the columns, inside of the zeros around:
+//
+//     plane[w % s][h][w / s] = x[h - padding][w - padding]
 struct Picture {
-  i64 channels, height, width, taps_h, taps_w, stride, padding, columns;
+  i64 channels, height, width, taps_h, taps_w, stride, padding, rows, columns;  // rows, columns: of output positions
 
-  void pack(const float *x, i64 first, i64 count, i64 step, i64 steps, float *panel) const {
-    for (i64 i = step; i < step + steps; ++i, panel += kWide) {
-      const i64 c = i / (taps_h * taps_w), h = i / taps_w % taps_h - padding, w = i % taps_w - padding;
-      const float *plane = x + c * height * width;
-      std::fill(panel, panel + kWide, 0.f);
-      for (i64 j = 0, row = first / columns, column = first % columns; j < count; ++row, column = 0) {
-        const i64 stop = std::min(columns, column + count - j), y = row * stride + h;
-        if (y >= 0 && y < height) {
-          const i64 from = std::max(column, (-w + stride - 1) / stride), last = std::min(stop, (width - w + stride - 1) / stride);
-          const float *source = plane + y * width + w;
-          for (i64 at = from; at < last; ++at) panel[j + at - column] = source[at * stride];
-        }
-        j += stop - column;
+  i64 plane_rows() const { return height + 2 * padding; }
+  i64 plane_columns() const { return (width + 2 * padding + stride - 1) / stride; }
+  i64 channel_size() const { return stride * plane_rows() * plane_columns(); }
+
+  void lay_out(const float *x, float *planes) const {
+    const i64 across = plane_columns();
+    std::fill_n(planes, channel_size(), 0.f);
+    for (i64 h = 0; h < height; ++h)
+      for (i64 first = 0; first < stride; ++first) {  // of the columns of a plane, inside of the zeros
+        const i64 w = first + padding, from = w % stride * plane_rows() + h + padding;
+        float *to = planes + from * across + w / stride;
+        for (i64 column = first; column < width; column += stride) *to++ = x[h * width + column];
       }
+  }
+
+  // Where tap (c, h, w), one behind the other, finds what output position 0 sees.
+  std::vector<i64> taps() const {
+    std::vector<i64> offsets;
+    for (i64 c = 0; c < channels; ++c)
+      for (i64 h = 0; h < taps_h; ++h)
+        for (i64 w = 0; w < taps_w; ++w)
+          offsets.push_back(c * channel_size() + (w % stride * plane_rows() + h) * plane_columns() + w / stride);
+    return offsets;
+  }
+
+  // panel[tap][j]: what output position first + j sees through a tap, kWide positions for each of `steps` taps. Behind `count`
+  // positions anything may lie; behind the planes and the panel there is room for a vector.
+  void pack(const float *planes, i64 first, i64 count, const i64 *taps, i64 steps, float *panel) const {
+    i64 from[kWide], to[kWide], copies = 0;  // of a vector each; what one has too much is written over by the next
+    for (i64 j = 0, row = first / columns, column = first % columns, n; j < count; j += n, ++row, column = 0) {
+      n = std::min(columns - column, count - j);
+      for (i64 at = 0; at < n; at += kLanes, ++copies) {
+        from[copies] = row * stride * plane_columns() + column + at;
+        to[copies] = j + at;
+      }
+    }
+    for (i64 i = 0; i < steps; ++i, panel += kWide) {
+      const float *plane = planes + taps[i];
+      for (i64 copy = 0; copy < copies; ++copy) store(panel + to[copy], load(plane + from[copy]));
     }
   }
 };
 
+constexpr i64 kPlanes = 4 << 20;  // floats of the pictures that are laid out at a time
+
 // settings: the lengths stand for the stride s and the padding + 1.
 KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
                "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
-  const i64 out = a['M'], steps = a['C'] * a['h'] * a['w'], positions = a.size("y", 2), size = a.size("x", 1);
-  const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 3)};
+  const i64 out = a['M'], steps = a['C'] * a['h'] * a['w'], positions = a.size("y", 2), size = a['H'] * a['W'];
+  const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 2), a.dim("y", 3)};
   const float *x = a.get("x"), *bias = a.get("bias");
   float *results = a.get("y");
   Sources weight(out);
   for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
   Packed packed(out, steps);
   packed.pack(weight.data(), out, steps);
-  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * available_threads());
+  Team team(0.012 * a.size("y") * steps);
+  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * team.size());
   const i64 together = std::max<i64>(1, std::min(kTogether, fair));
-  const i64 groups = (panels + together - 1) / together;
-  for_each(a['B'] * groups, 0.012 * a.size("y") * steps, [&](i64 task) {
-    const i64 unit = task / groups, first = task % groups * together * kWide;
-    const i64 count = std::min<i64>(together * kWide, positions - first);
-    Targets y(out);
-    for (i64 m = 0; m < out; ++m) y[m] = results + (unit * out + m) * positions;
-    Space<> space(together * kWide * kSum);
-    const auto pack = [&](i64 i, i64 k, float *panels) {
-      for (i64 at = 0; at < count; at += kWide)
-        picture.pack(x + unit * size, first + at, std::min<i64>(kWide, count - at), i, k, panels + at * kSum);
-    };
-    multiply(packed, 0, out, steps, y.data(), first, count, nullptr, pack, space.get());
-    for (i64 m = 0; m < out; ++m)
-      for (i64 j = first; j < first + count; ++j) y[m][j] += bias[m];
-  });
+  const i64 groups = (panels + together - 1) / together, picture_size = picture.channels * picture.channel_size();
+  const i64 units = std::max<i64>(1, std::min(a['B'], kPlanes / std::max<i64>(picture_size, 1)));
+  const std::vector<i64> taps = picture.taps();
+  Space<> planes(units * picture_size + kLanes);
+  for (i64 begin = 0; begin < a['B']; begin += units) {
+    const i64 count = std::min(units, a['B'] - begin);
+    team.run_ranges(count * picture.channels, picture.channel_size() * 1.0, [&](i64 first, i64 end) {
+      for (i64 i = first; i < end; ++i)
+        picture.lay_out(x + (begin * picture.channels + i) * size, planes.get() + i * picture.channel_size());
+    });
+    team.run(count * groups, [&](i64 task) {
+      const i64 unit = task / groups, first = task % groups * together * kWide;
+      const i64 columns = std::min<i64>(together * kWide, positions - first);
+      Targets y(out);
+      for (i64 m = 0; m < out; ++m) y[m] = results + ((begin + unit) * out + m) * positions;
+      Space<> space(together * kWide * kSum + kLanes);
+      const auto pack = [&](i64 i, i64 k, float *panels) {
+        for (i64 at = 0; at < columns; at += kWide)
+          picture.pack(planes.get() + unit * picture_size, first + at, std::min<i64>(kWide, columns - at), taps.data() + i, k, panels + at * kSum);
+      };
+      multiply(packed, 0, out, steps, y.data(), first, columns, nullptr, pack, space.get());
+      for (i64 m = 0; m < out; ++m)
+        map(columns, y[m] + first, [shift = bias[m]](vec x) { return x + shift; }, y[m] + first);
+    });
+  }
   return 0;
 }
 

@@ -57,20 +57,29 @@ inline void look(const Heads &h, i64 first, i64 count, i64 blocks, Sees *sight) 
 inline void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const Sees *const *sight, const float *const *mask,
                 const i64 *visible, const float *values, i64 dv, float *const *y, float *m, float *sum) {
   const i64 padded = (count + kLanes - 1) / kLanes * kLanes;
-  for (i64 r = 0; r < rows; ++r) {
+  float tops[kRows], fades[kRows];
+  for (i64 r = 0; r < rows; ++r) {  // step by step for all rows: within one, each step waits for the last
     float *s = scores + r * kKeys;
     for (i64 t = 0; t < count; t += kWide) {
       const i64 stop = std::min<i64>(t + kWide, count);
       const Sees seen = sight[r][(first_key + t) / kWide];
+      if (seen == kAll) continue;
       if (seen == kNone)
         std::fill(s + t, s + stop, -3e38f);
-      else if (seen == kMixed && !mask[r])
+      else if (!mask[r])
         std::fill(s + std::max(t, visible[r] - first_key), s + stop, -3e38f);
-      else if (seen == kMixed)
+      else
         for (i64 i = t; i < stop; ++i) s[i] += mask[r][first_key + i];
     }
     std::fill(s + count, s + padded, -3e38f);
-    const float top = std::max(m[r], largest(s, padded)), fade = exponential(all(m[r] - top))[0];
+    tops[r] = std::max(m[r], largest(s, padded));
+    fades[r] = m[r] - tops[r];
+    m[r] = tops[r];
+  }
+  map(rows, fades, exponential, fades);
+  for (i64 r = 0; r < rows; ++r) {
+    float *s = scores + r * kKeys;
+    const float top = tops[r], fade = fades[r];
     vec added = {};
     for (i64 i = 0; i < padded; i += kLanes) {
       const vec p = exponential(load(s + i) - top);
@@ -78,7 +87,6 @@ inline void accumulate(i64 rows, i64 first_key, i64 count, float *scores, const 
       added += p;
     }
     sum[r] = fma(sum[r], fade, total(added));
-    m[r] = top;
     for (i64 i = 0; i < dv; i += kLanes) store(y[r] + i, load(y[r] + i) * fade);
   }
   for (i64 column = 0; column < dv; column += kWide) {

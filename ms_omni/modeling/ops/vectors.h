@@ -258,12 +258,14 @@ inline float dot(const float *a, const float *b, i64 n) {
   return accumulate(n, [](vec so_far, vec a, vec b) { return fma(a, b, so_far); }, a, b);
 }
 
-inline float largest(const float *x, i64 n) {  // n > 0
-  vec top = all(x[0]);
+inline float largest(const float *x, i64 n) {  // n > 0; in four parts, as `accumulate`
+  vec top[4] = {all(x[0]), all(x[0]), all(x[0]), all(x[0])};
   i64 i = 0;
-  for (; i + kLanes <= n; i += kLanes) top = larger(load(x + i), top);
-  for (; i < n; ++i) top = larger(all(x[i]), top);
-  return largest(top);
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    MS_OMNI_UNROLL for (int p = 0; p < 4; ++p) top[p] = larger(load(x + i + p * kLanes), top[p]);
+  for (; i + kLanes <= n; i += kLanes) top[0] = larger(load(x + i), top[0]);
+  for (; i < n; ++i) top[1] = larger(all(x[i]), top[1]);
+  return largest(larger(larger(top[0], top[1]), larger(top[2], top[3])));
 }
 
 inline void add_scaled(float *y, const float *x, float factor, i64 n) {
