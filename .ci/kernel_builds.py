@@ -16,7 +16,7 @@ COMPILERS = ("g++", "clang++")
 WIDTHS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native")
 CROSS = ("aarch64-linux-gnu-g++", "clang++ --target=aarch64-linux-gnu")  # run under qemu-user: see tests/ops/emulated.py
 CROSS_WIDTHS = ("armv8-a", "armv8.4-a+sve")
-FILES = ("dense", "attention", "wave", "fused", "kernels")
+FILES = ("dense", "attention", "wave", "fused", "layers", "kernels")
 
 
 def part(name: str, tree: Path = ROOT) -> types.ModuleType:

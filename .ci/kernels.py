@@ -22,6 +22,7 @@ TESTS = (
     "tests/ops/test_cpu_kernels.py::test_kernel",
     "tests/ops/test_fused.py::test_code_frame",
     "tests/ops/test_stored.py",
+    "tests/ops/test_layers.py",
     "tests/ops/test_cpu_stored.py",
     "tests/ops/test_paged_attention.py",
     "tests/ops/test_cache_codes.py",

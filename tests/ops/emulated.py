@@ -212,17 +212,15 @@ def pytest_configure():
 
     install()
     ops.Custom = entries.Custom
-    from ms_omni.modeling.ops import cpu_fused
-
-    plain = cpu_fused.address
+    from ms_omni.modeling.ops import cpu_encoder, cpu_fused, cpu_table
 
     def known(part):
-        at = plain(part)
+        at = cpu_table.address(part)
         if at:
             sizes[at] = part.nbytes
         return at
 
-    cpu_fused.address = known
+    cpu_fused.address = cpu_encoder.address = known
 
 
 if __name__ == "__main__":

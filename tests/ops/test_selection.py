@@ -32,6 +32,7 @@ def test_every_operator_is_documented_and_every_implementation_has_its_arguments
         "pages_prompts",
         "caches_codes",
         "fuses_encoders",
+        "reads_chunks",
         "packs",
         "place",
         "prepare",

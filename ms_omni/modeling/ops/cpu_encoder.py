@@ -26,7 +26,7 @@ class PreparedEncoder:
         self.weights, self.parts = weights, _parts(weights)
         for layer in weights.layers:
             _check_shapes(layer)
-        width, channels = weights.layers[0].out[0].shape
+        channels = weights.layers[0].out[0].shape[1]
         sizes = {"heads": weights.heads, "head_dim": channels // weights.heads, "inner": weights.layers[0].fc1[0].shape[0]}
         joined = len(weights.layers[0].projections) == 1
         activation = ACTIVATIONS.index(weights.activation.__name__)
@@ -53,7 +53,11 @@ def _check_shapes(layer):
     """Raises `InputError` for a parameter of another shape: a table of addresses says none."""
     matrices, vectors = _members(layer)
     (width, channels), inner = layer.out[0].shape, layer.fc1[0].shape[0]
-    shapes = {"q": (channels * (1 if len(layer.projections) == 3 else 3), width), "k": (channels, width), "v": (channels, width)}
+    shapes = {
+        "q": (channels * (1 if len(layer.projections) == 3 else 3), width),
+        "k": (channels, width),
+        "v": (channels, width),
+    }
     shapes |= {"out": (width, channels), "fc1": (inner, width), "fc2": (width, inner)}
     lengths = {f"{name}_bias": rows for name, (rows, _) in shapes.items()}
     lengths |= dict.fromkeys(("norm", "norm_bias", "mlp_norm", "mlp_norm_bias"), width)

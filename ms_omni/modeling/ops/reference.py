@@ -44,9 +44,10 @@ class Reference:
     """Whether `paged_attention` does without a copy for more than one query."""
 
     CACHES_CODES = True
+    """Whether keys and values may be kept as codes of 8 bits."""
 
     READS_CHUNKS = False
-    """Whether keys and values may be kept as codes of 8 bits."""
+    """Whether `decoder_chunk` reads prompts with weights that are not packed."""
 
     CHOOSES = False
     """Whether logits are better chosen from where they are than on the host."""
