@@ -73,10 +73,8 @@ class TilePanels {
     for (i64 first = 0; first < columns; first += kTile) {
       const i64 count = std::min(kTile, columns - first);
       const char *from = static_cast<const char *>(m.numbers) + (row + first) * distance + row_bytes(m, begin);
-      // What is packed next, which is too little of a row to be seen coming: these rows' next inputs, or the next rows' first.
-      const char *next = begin + k < in ? from + bytes : from + columns * distance - row_bytes(m, begin);
-      for (i64 r = 0; r < count; ++r)
-        for (i64 at = 0; at < bytes; at += 64) __builtin_prefetch(next + r * distance + at);
+      // These rows' next inputs, or the next rows' first.
+      fetch(begin + k < in ? from + bytes : from + columns * distance - row_bytes(m, begin), distance, count, bytes);
       pack_tiles(m.kind, from, distance, count, bytes, to(first));
       if (m.scales) pack_scales(m, in, row, first, count, begin, k);
     }

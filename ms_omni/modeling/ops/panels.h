@@ -120,6 +120,12 @@ void pack_words(const char *from, i64 distance, i64 rows, i64 bytes, const LaneS
   }
 }
 
+// Fetches what is packed next of rows that lie `distance` apart: too little of each to be seen coming.
+inline void fetch(const char *from, i64 distance, i64 rows, i64 bytes) {
+  for (i64 r = 0; r < rows; ++r)
+    for (i64 at = 0; at < bytes; at += 64) __builtin_prefetch(from + r * distance + at);
+}
+
 // Inputs [begin, begin + k) of rows [row, row + rows) of m `[.., in]`, at most kWide: panel[input][row]. begin: a multiple of kSum.
 inline void pack_panel(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i64 k, float *panel) {
   if (m.kind == kFloat32) return pack_rows(static_cast<const float *>(m.numbers) + row * in + begin, in, rows, k, panel, kWide);
@@ -127,8 +133,7 @@ inline void pack_panel(const Matrix &m, i64 in, i64 row, i64 rows, i64 begin, i6
   for (i64 first = 0; first < rows; first += kLanes) {
     const i64 count = std::min<i64>(kLanes, rows - first);
     const char *from = static_cast<const char *>(m.numbers) + (row + first) * bytes(in) + bytes(begin);
-    for (i64 r = 0; r < count && begin + k < in; ++r)  // what is packed next: too little of a row to be seen coming
-      for (i64 at = 0; at < bytes(kSum); at += 64) __builtin_prefetch(from + r * bytes(in) + bytes(k) + at);
+    if (begin + k < in) fetch(from + bytes(k), bytes(in), count, bytes(kSum));
     const LaneScales scales(m, in, row + first, count, begin, k);
     with_numbers(m, [&](auto *numbers) {
       pack_words<std::remove_const_t<std::remove_pointer_t<decltype(numbers)>>>(from, bytes(in), count, bytes(k), scales,
