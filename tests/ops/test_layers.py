@@ -13,6 +13,7 @@ from ms_omni.modeling import ops
 from ms_omni.modeling.audio_encoder import AudioEncoder, AudioEncoderLayer
 from ms_omni.modeling.layer import has_hooks
 from ms_omni.modeling.ops import cpu_kernel
+from ms_omni.modeling.ops.reference import Reference
 from ms_omni.modeling.rope import axial_tables
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
@@ -141,6 +142,18 @@ def test_chunks_of_a_prompt(kind, stack, dtype, rng, normal, cells_alone):
             assert np.array_equal(state, states[place])
     assert found[0][1] == {} and {layer for _, layer in found[2][1]} == {1}
     assert {layer for _, layer in found[1][1]} == {0, layers} and found[3][1].keys() == expected[1][1].keys()
+
+
+def test_an_encoder_whose_operators_are_exchanged(rng, normal, use_operators):
+    """What one implementation has prepared means nothing to another."""
+    model, x = encoder(AudioEncoder, [fused.fill(layer, rng) for layer in audio()]), Tensor(normal(9, 24))
+    first = [state.asnumpy() for state in model.states(x, ((9, 1),))]
+    model.prepared = SimpleNamespace(weights=None)
+    for got, want in zip(model.states(x, ((9, 1),)), first, strict=True):
+        assert np.array_equal(got.asnumpy(), want)
+    use_operators(Reference)
+    for got, want in zip(model.states(x, ((9, 1),)), first, strict=True):
+        assert np.allclose(got.asnumpy(), want, atol=1e-5)
 
 
 def test_what_pads_a_chunk_is_not_computed(rng, normal):

@@ -57,7 +57,7 @@ def prepare(weights, kept=None):
     head_dim = layer.out[0].shape[1] // weights.heads
     if layer.out[0].dtype not in kernels.ATTENTION_TYPES or head_dim % 2:
         return None
-    return PreparedEncoder(weights, head_dim, kept)
+    return PreparedEncoder(weights, head_dim, kept if isinstance(kept, PreparedEncoder) else None)
 
 
 def encoder_states(cls, x, segments, rope, prepared):

@@ -78,8 +78,10 @@ def _matrix(weight):
 
 def prepare(weights, kept=None):
     """A `PreparedEncoder`, or `kept` where it is of the same parameters; None for what the kernel does not do."""
-    if kept is not None and len(kept.parts) == len(parts := _parts(weights)) and all(map(operator.is_, parts, kept.parts)):
-        return kept
+    if isinstance(kept, PreparedEncoder):
+        parts = _parts(weights)
+        if len(kept.parts) == len(parts) and all(map(operator.is_, parts, kept.parts)):
+            return kept
     matrices, vectors = zip(*map(_members, weights.layers))
     stored = [part for layer in matrices for part in layer.values() if part is not None]
     plain = [part for layer in vectors for part in layer.values() if part is not None]
