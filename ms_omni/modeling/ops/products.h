@@ -68,10 +68,11 @@ void dot_tile(const float *x, i64 in, const Product &p, const W *numbers, const 
     }
 }
 
-// Outputs [begin, end) of all rows; one or two have their sums in more outputs at a time instead.
+// Outputs [begin, end) of all rows. With one or two there is room for the sums of more outputs, but eight streams out of memory are
+// slower than four.
 template <int Rows, class W>
 void dot_rows(const float *x, i64 in, const Product &p, const W *w, const Scales &scales, i64 from, i64 begin, i64 end, i64 row) {
-  constexpr int outputs = Rows <= 2 ? 2 * kOutputs : kOutputs;
+  constexpr int outputs = Rows <= 2 ? 4 : kOutputs;
   i64 j = begin;
   for (; j + outputs <= end; j += outputs) dot_tile<Rows, outputs>(x, in, p, w, scales, j - from, j, row);
   for (; j < end; ++j) dot_tile<Rows, 1>(x, in, p, w, scales, j - from, j, row);
