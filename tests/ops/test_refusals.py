@@ -19,7 +19,7 @@ try:
 except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
-FILES = ("kernels", "dense", "attention", "wave", "fused")
+FILES = ("kernels", "dense", "attention", "wave", "fused", "layers")
 INT, LONG, CODE = np.int32, np.int64, np.int8
 # Shapes that fit: of the inputs, and of the results. A dtype behind a shape: other than float32.
 ROWS = [(2, 3, 8)]
@@ -62,11 +62,15 @@ ENTRIES = {
     ),
     "decoder_step": ([(2, 1, 8), (2, 1, 2), (2, 1, 2), (9, 8), ((40,), LONG)], [(2, 1, 9), (2, 1, 8)]),
     "code_frame": ([(2, 1, 8), ((2, 1), INT), (2, 3), ((40,), LONG)], [((2, 4), INT), (2, 1, 8)]),
+    "encoder_layer": ([(7, 8), ((1,), INT), ((40,), LONG), (7, 2), (7, 2)], [(7, 8)]),
+    "decoder_chunk": ([(1, 3, 8), (1, 3, 2), (1, 3, 2), ((40,), LONG)], [(1, 3, 8)]),
 }
+TABLES = ("decoder_step", "code_frame", "encoder_layer", "decoder_chunk")  # of zeros they describe nothing
 # (entry, input, axis) whose length nothing else tells.
 FREE = {
     ("embedding", 1, 0),
-    *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0)),
+    *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0), ("decoder_chunk", 3, 0)),
+    *(("encoder_layer", 1, 0), ("encoder_layer", 2, 0)),
     *(("paged_attention", 3, 1), ("paged_attention_tiles", 3, 1)),
     *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1)),
 }
@@ -115,7 +119,7 @@ def other_shapes(shape):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_what_does_not_fit_is_refused(name):
     whole = fitting(name)
-    if name not in ("decoder_step", "code_frame"):
+    if name not in TABLES:
         assert call(name, whole)[0] == 0
     for place, array in enumerate(whole):
         wrong = [
@@ -186,6 +190,10 @@ def test_no_outputs_are_fine():
         ("decoder_step", 4, 0, "the table does not describe a stack"),
         ("decoder_step", 4, 1 << 40, "the table does not describe a stack"),
         ("code_frame", 3, 0, "the table does not describe a predictor of 3 codes"),
+        ("encoder_layer", 2, 0, "the table does not describe a layer"),
+        ("encoder_layer", 2, 1 << 40, "the table does not describe a layer"),
+        ("decoder_chunk", 3, 0, "the table does not describe a stack"),
+        ("decoder_chunk", 3, 1 << 40, "the table does not describe a stack"),
     ],
 )
 def test_values_that_lead_outside_are_refused(name, place, value, reason):
