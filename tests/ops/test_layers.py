@@ -196,6 +196,12 @@ def test_hooks_are_called(rng, normal):
     assert seen == [1, 2] and layers.prepared is None
 
 
+def test_layers_of_other_sizes(rng):
+    model = encoder(AudioEncoder, [fused.fill(layer, rng) for layer in (*audio(depth=1), *audio(inner=44, depth=1))])
+    with pytest.raises(InputError, match=r"a layer of an encoder: fc1 is float32 \[44, 24\], expected .* \[40, 24\]"):
+        model.ready()
+
+
 @pytest.mark.parametrize("ends", [(9, 8), (9, 20), (9,), (-1, 9), ()])
 def test_segments_that_do_not_cover_the_rows(ends, rng, normal, monkeypatch):
     model = encoder(AudioEncoder, [fused.fill(layer, rng) for layer in audio()])

@@ -9,12 +9,12 @@ from mindspore import Tensor
 
 from ...errors import InputError
 from ...quantised import Quantised
+from .cpu_fused import matrix
 from .cpu_kernel import kernel, structs
-from .cpu_table import address, check_matrix, described, parts_of, table
+from .cpu_table import address, check_matrix, parts_of, table
 
 _encoder_layer = kernel("layers", "encoder_layer")
 (_Layer,) = structs("layers", "EncoderLayer")
-(_Matrix,) = structs("fused", "Matrix")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 """Those that a layer knows, in the order of `encoder_layer`."""
 
@@ -25,7 +25,7 @@ class PreparedEncoder:
     def __init__(self, weights):
         self.weights, self.parts = weights, _parts(weights)
         for layer in weights.layers:
-            _check_shapes(layer)
+            _check_shapes(layer, weights.layers[0])
         channels = weights.layers[0].out[0].shape[1]
         sizes = {"heads": weights.heads, "head_dim": channels // weights.heads, "inner": weights.layers[0].fc1[0].shape[0]}
         joined = len(weights.layers[0].projections) == 1
@@ -35,7 +35,7 @@ class PreparedEncoder:
     def table(self, layer):
         """That of a layer, with the addresses of its parameters as they are now."""
         matrices, vectors = _members(layer)
-        known = {name: _matrix(matrix) for name, matrix in matrices.items()}
+        known = {name: matrix(weight).item() for name, weight in matrices.items()}
         return table(_Layer(**known, **{name: address(vector) for name, vector in vectors.items()}, **self.settings))
 
 
@@ -49,31 +49,24 @@ def _members(layer):
     return {name: weight for name, (weight, _) in products.items()}, vectors
 
 
-def _check_shapes(layer):
-    """Raises `InputError` for a parameter of another shape: a table of addresses says none."""
+def _check_shapes(layer, first):
+    """Raises `InputError` for a parameter of another shape than the sizes of the first layer ask for: a table of addresses says none."""
     matrices, vectors = _members(layer)
-    (width, channels), inner = layer.out[0].shape, layer.fc1[0].shape[0]
+    (width, channels), inner = first.out[0].shape, first.fc1[0].shape[0]
     shapes = {
-        "q": (channels * (1 if len(layer.projections) == 3 else 3), width),
+        "q": (channels * (1 if len(first.projections) == 3 else 3), width),
         "k": (channels, width),
         "v": (channels, width),
     }
     shapes |= {"out": (width, channels), "fc1": (inner, width), "fc2": (width, inner)}
     lengths = {f"{name}_bias": rows for name, (rows, _) in shapes.items()}
     lengths |= dict.fromkeys(("norm", "norm_bias", "mlp_norm", "mlp_norm_bias"), width)
-    for name, matrix in matrices.items():
-        if matrix is not None:
-            check_matrix(f"a layer of an encoder: {name}", matrix, shapes[name])
+    for name, weight in matrices.items():
+        if weight is not None:
+            check_matrix(f"a layer of an encoder: {name}", weight, shapes[name])
     for name, vector in vectors.items():
         if vector is not None and tuple(vector.shape) != (lengths[name],):
             raise InputError(f"a layer of an encoder: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
-
-
-def _matrix(weight):
-    filled = np.array([described(weight)], _Matrix.dtype)
-    for name, part in parts_of(weight).items():
-        filled[name] = address(part)
-    return filled.item()
 
 
 def prepare(weights, kept=None):

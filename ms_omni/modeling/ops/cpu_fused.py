@@ -62,7 +62,7 @@ def _places(start, weight):
     return {start + _Matrix.dtype.fields[name][1]: part for name, part in parts_of(weight).items()}
 
 
-def _matrix(weight):
+def matrix(weight):
     """A `Matrix` with its addresses."""
     filled = np.array([described(weight)], _Matrix.dtype)
     for name, part in parts_of(weight).items():
@@ -139,9 +139,9 @@ class PreparedFrame:
             first_vocabulary=weights.first_embedding.shape[0],
             cos=address(weights.cos),
             sin=address(weights.sin),
-            first_embedding=_matrix(weights.first_embedding).item(),
+            first_embedding=matrix(weights.first_embedding).item(),
         )
-        return table(self.stack.table(), frame, *map(_matrix, (*weights.embeddings, *weights.heads)))
+        return table(self.stack.table(), frame, *map(matrix, (*weights.embeddings, *weights.heads)))
 
 
 def prepare(weights, kept=None):
@@ -164,7 +164,7 @@ def prepare(weights, kept=None):
 def decoder_step(x, cos, sin, head, cache, prepared):
     _check_cache(cache, x.shape[0], prepared)
     check_matrix("a decoder step: the output layer", head, (head.shape[0], prepared.sizes["width"]))
-    whole = table(_matrix(head), prepared.table(), *_cache_table(cache))
+    whole = table(matrix(head), prepared.table(), *_cache_table(cache))
     return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
 
 

@@ -7,9 +7,10 @@
 
 namespace {
 
-void add(Team &team, float *to, const float *x, i64 n) {
+// y = a + b; y may be one of them.
+void add(Team &team, const float *a, const float *b, float *y, i64 n) {
   team.run_ranges(n, 0.3, [&](i64 begin, i64 end) {
-    map(end - begin, to + begin, [](vec a, vec b) { return a + b; }, to + begin, x + begin);
+    map(end - begin, y + begin, [](vec a, vec b) { return a + b; }, a + begin, b + begin);
   });
 }
 
@@ -84,13 +85,12 @@ KERNEL(encoder_layer, "x[N, D] ends:i[n] table:l[t] cos?[N, d] sin?[N, d] -> y[N
   run(team, pieces);
   product(team, l.out, l.out_bias, attended.get(), rows, all_heads, width, made.get(), width);
   float *y = a.get("y");
-  std::copy_n(a.get("x"), rows * width, y);
-  add(team, y, made.get(), rows * width);
+  add(team, a.get("x"), made.get(), y, rows * width);
   norm_rows(team, y, l.mlp_norm, l.mlp_norm_bias, l.eps, normed.get(), rows, width);
   product(team, l.fc1, l.fc1_bias, normed.get(), rows, width, l.inner, hidden.get(), l.inner);
   activate_rows(team, l.activation, hidden.get(), rows * l.inner);
   product(team, l.fc2, l.fc2_bias, hidden.get(), rows, l.inner, width, made.get(), width);
-  add(team, y, made.get(), rows * width);
+  add(team, y, made.get(), y, rows * width);
   return 0;
 }
 
@@ -128,11 +128,11 @@ class Reader {
       const Layer &l = s_.layer(i);
       norm(team, x, l.input_norm);
       attend(team, l, cache_.buffers[i]);
-      add(team, x, made_.get(), rows_ * width_);
+      add(team, x, made_.get(), x, rows_ * width_);
       norm(team, x, l.post_norm);
       if (l.experts) mix(team, l);
       else dense(team, l, made_.get());
-      add(team, x, made_.get(), rows_ * width_);
+      add(team, x, made_.get(), x, rows_ * width_);
     }
   }
 
