@@ -32,7 +32,7 @@ def test_as_many_numbers_as_there_are_members(stack):
     arrays[0][:] = arrays[1][:] = 1
     cache = cpu_fused._Cache(blocks=4, block=3, width=2, scaled=0)
     addresses = [cpu_fused.address(x) for x in buffers]
-    head = cpu_fused._matrix(arrays[3])
+    head = cpu_fused.matrix(arrays[3])
     whole = cpu_table.table(
         head, stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2]
     )  # lengths, and the blocks of two rows
@@ -62,7 +62,7 @@ def test_keys_and_values_as_codes_have_scales_behind_them(stack):
     arrays[0][:] = arrays[1][:] = 1
     cache = cpu_fused._Cache(blocks=4, block=3, width=2, scaled=1)
     addresses = [cpu_fused.address(x) for x in (*buffers, *scales)]
-    head = cpu_fused._matrix(arrays[3])
+    head = cpu_fused.matrix(arrays[3])
     arrays[4] = cpu_table.table(head, stack.table(), cache, addresses, [2, 5], [1, 0, 3, 2])
     assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
     for codes, scale in zip(buffers, scales):
