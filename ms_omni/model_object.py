@@ -13,9 +13,8 @@ from .checkpoint.load import dtype_of
 from .errors import ConfigError, InputError
 from .locking import exclusive
 from .modeling import ops
-from .modeling.initial import RANGE, initialise
 from .modeling.layer import Layer, Trainable, coded_names, is_lazy, layers_in, lazy_parameters, widen
-from .modeling.layers import Embedding
+from .modeling.layers import RANGE, Embedding, initialise
 from .runtime import setup
 
 

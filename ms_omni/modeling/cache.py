@@ -9,7 +9,7 @@ A pass over S new tokens is described by two plain tuples, so that it runs as it
             (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer, or codes and
                     scales of such (int8, and float32 `[blocks * K * P, 1]`)
             (keys, values, P, rows): the same, attended to in a copy: rows int32 `[B * K * T]` of the buffers; with a mask `[B, S, T]`
-            or an object with `extend(layer, k, v)` of its own (`sliding_window.py`)
+            or an object with `extend(layer, k, v)` of its own (`WindowContext`)
 """
 
 import mindspore as ms
@@ -195,3 +195,35 @@ class KVCache:
         mask[:, :, :start] = np.where(self.valid[:, None, :start], np.float32(0), np.float32(MASKED))
         mask[:, :, start : self.length] = causal_mask(valid, valid.shape[1])
         return mask
+
+
+class WindowContext:
+    """The context (see `cache.py`) of the next `new` positions of a stream.
+
+    keys and values: per layer `[B, K, n, D]`, the last n < window positions that have passed, or None when n = 0. After
+    the pass they hold the last positions of the stream as it then is.
+    """
+
+    def __init__(self, keys, values, batch, new, window):
+        self.keys, self.values = list(keys), list(values)
+        old = 0 if keys[0] is None else keys[0].shape[2]
+        self.keep = min(old + new, window - 1)
+        self.mask = Tensor(np.repeat(window_mask(old, new, window)[None], batch, 0))
+
+    def extend(self, layer, k, v):
+        k = self._extended(self.keys, layer, k)
+        v = self._extended(self.values, layer, v)
+        return k, v
+
+    def _extended(self, kept, layer, x):
+        if kept[layer] is not None:
+            x = ops.concat((kept[layer], x), 2)  # [B, K, T, D]
+        kept[layer] = x[:, :, x.shape[2] - self.keep :].contiguous() if self.keep else None
+        return x
+
+
+def window_mask(old, new, window):
+    """Additive float32 mask `[new, old + new]` of the last `new` positions: position i sees i - window + 1 .. i."""
+    key = np.arange(old + new)
+    query = np.arange(old, old + new)[:, None]
+    return np.where((key <= query) & (key > query - window), np.float32(0), np.float32(MASKED))

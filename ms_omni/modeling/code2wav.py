@@ -13,14 +13,23 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from ..locking import exclusive
 from . import ops
-from .attention import Attention
-from .causal_conv import CausalConv1d, CausalConvTranspose1d, History, give_out_slots
-from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
+from .cache import WindowContext
+from .decoder import Attention, Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .layer import Cell, exact_parameters
 from .layers import Embedding, Linear
 from .packing import host_array
-from .sliding_window import WindowContext, stream_rope_tables
-from .vocoder_blocks import KERNEL, ConvNeXtBlock, DecoderBlock, LayerScale, SnakeBeta
+from .positions import stream_rope_tables
+from .vocoder_blocks import (
+    KERNEL,
+    CausalConv1d,
+    CausalConvTranspose1d,
+    ConvNeXtBlock,
+    DecoderBlock,
+    History,
+    LayerScale,
+    SnakeBeta,
+    give_out_slots,
+)
 
 CHUNK_FRAMES = 50
 """Frames that `decode` sends through at a time: enough to keep the kernels busy, and memory stays flat."""

@@ -17,7 +17,7 @@ from .layer import Cell
 from .layers import Embedding, Linear
 from .losses import language_model_loss
 from .packing import check_ids, host_array
-from .rope import rope_tables
+from .positions import rope_tables
 
 
 class CodePredictorModel(Decoder):

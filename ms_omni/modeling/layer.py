@@ -55,7 +55,7 @@ def is_lazy():
 
 
 def parameter(*shape, start=None):
-    """A parameter of the dtype in force. start: what it holds in a model from nothing (see `initial.py`): None for small
+    """A parameter of the dtype in force. start: what it holds in a model from nothing (see `layers.initialise`): None for small
     random numbers, else this number.
     """
     new = Parameter(initializer("zeros", shape, _dtype))

@@ -176,3 +176,27 @@ class ProjectionMLP(Cell):
 
     def construct(self, x):
         return self.linear_fc2(self.act_fn(self.linear_fc1(x)))
+
+
+RANGE = 0.02
+"""Of the numbers that a model built from a configuration alone starts with, as transformers has it: their standard deviation."""
+
+
+def initialise(cell, deviation=RANGE, numbers=None):
+    """Fills every parameter of a cell: with what `layer.parameter` noted as its start, else with normal numbers around 0.
+
+    Their standard deviation is `initializer_range` of the configuration of the smallest part that has one. They follow
+    `mindspore.set_seed` and numpy's seed.
+    """
+    numbers = numbers or np.random.default_rng(np.random.randint(2**31))
+    deviation = getattr(getattr(cell, "config", None), "initializer_range", None) or deviation
+    for weight in cell.get_parameters(expand=False):
+        start = getattr(weight, "start", None)
+        if start is None:
+            values = numbers.standard_normal(weight.shape, np.float32)
+            values *= deviation
+        else:
+            values = np.full(weight.shape, start, np.float32)
+        weight.set_data(Tensor(values).astype(weight.dtype))
+    for part in cell.cells():
+        initialise(part, deviation, numbers)

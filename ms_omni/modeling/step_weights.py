@@ -12,7 +12,7 @@ from .layer import CellsOnly, identity
 from .layers import GatedMLP
 from .moe import SharedExpertMoeBlock, SparseMoeBlock
 from .ops import fused
-from .rope import rope_angles
+from .positions import rope_angles
 
 
 def stack_weights(decoder, *others, shared=False):

@@ -18,7 +18,7 @@ from .layer import Cell
 from .layers import Embedding, LayerNorm, Linear, ProjectionMLP
 from .ops.fused import EncoderLayerWeights
 from .packing import patch_grids, segments_of
-from .rope import axial_tables, inverse_frequencies
+from .positions import axial_tables, inverse_frequencies
 
 NORM_EPS = 1e-6
 

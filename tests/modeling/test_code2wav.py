@@ -10,9 +10,9 @@ from mindspore import Tensor
 from ms_omni.config import Qwen3OmniMoeCode2WavConfig
 from ms_omni.errors import InputError
 from ms_omni.modeling import code2wav as module
+from ms_omni.modeling.cache import window_mask
 from ms_omni.modeling.code2wav import Code2Wav
 from ms_omni.modeling.layer import lazy_parameters
-from ms_omni.modeling.sliding_window import window_mask
 from tests.conftest import GAPS
 from tests.parity.watching import watching
 from tests.reference import code2wav_cases as cases

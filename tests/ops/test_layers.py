@@ -14,7 +14,7 @@ from ms_omni.modeling.audio_encoder import AudioEncoder, AudioEncoderLayer
 from ms_omni.modeling.layer import has_hooks
 from ms_omni.modeling.ops import cpu_kernel
 from ms_omni.modeling.ops.reference import Reference
-from ms_omni.modeling.rope import axial_tables
+from ms_omni.modeling.positions import axial_tables
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
 from ms_omni.modeling.vision_encoder import VisionBlock, VisionEncoder
