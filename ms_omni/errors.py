@@ -1,4 +1,8 @@
-"""Errors that a user can cause. Each message says what was got, what was expected and what to do."""
+"""Errors that a user can cause, each of which says what was got, what was expected and what to do; and remarks that a process makes once."""
+
+import sys
+import warnings
+from pathlib import Path
 
 
 class OmniError(ValueError):
@@ -33,3 +37,22 @@ class DeviceError(OmniError):
 
 class ProcessError(OmniError):
     """A process that did a part of the work, and is gone."""
+
+
+PACKAGE = str(Path(__file__).parent)
+_said: set[str] = set()
+
+
+def warn_once(message: str, stacklevel: int = 2) -> None:
+    """Warn, unless this process has already said the same."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
+def caller_level() -> int:
+    """What `warnings.warn` in the calling function takes as `stacklevel` to name the script's line that called this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import InputError
-from .notices import caller_level
+from .errors import InputError, caller_level
 
 HUB = ("cache_dir", "revision", "local_files_only", "force_download", "token", "use_auth_token", "proxies", "subfolder")
 TYPES = {

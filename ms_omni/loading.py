@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, InputError, OmniError
+from .errors import CheckpointError, InputError, OmniError, caller_level, warn_once
 from .hub import resolve
 from .load_arguments import MODEL, asked_dtype, check_attention, check_quantize, sort_out
-from .notices import caller_level, warn_once
 from .quantised import Storage
 from .runtime import require_mindspore, setup, uncollected
 
@@ -29,7 +28,7 @@ from .checkpoint.storage import (  # noqa: E402
 )
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
-from .generation.defaults import GenerationConfig  # noqa: E402
+from .generation.options import GenerationConfig  # noqa: E402
 from .locking import exclusive  # noqa: E402
 from .modeling import interruption, ops  # noqa: E402
 from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402

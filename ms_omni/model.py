@@ -26,18 +26,16 @@ from .parts import (
 
 from mindspore import nn  # isort: skip  (parts explain a missing MindSpore first)
 
-from .answers import without_speech as text_alone
-from .engine.engine import Engine
+from .engine.engine import Engine, engine_of
 from .engine.given_text import generate_codes
-from .engine.shared import engine_of
-from .engine.stream import Stream, join_audio, split_events, text_result
-from .generation.defaults import GenerationConfig
+from .engine.stream import Stream, ended_streamer, feed_streamer, join_audio, split_events, text_result
+from .generation.options import GenerationConfig
 from .generation.request import arguments_of, parse_request, parse_text_request
-from .generation.streamer import ended_streamer, feed_streamer
 from .modeling.code2wav import Code2Wav
 from .modeling.steps import COMPILE_AFTER
 from .modeling.talker import Talker
 from .modeling.thinker import Thinker
+from .outputs import without_speech as text_alone
 
 
 class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelForConditionalGeneration, Thinker):
@@ -247,7 +245,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         text_ids: prompt and new ids int64 `[B, T + new]`, or a `GenerateOutput` with
         `thinker_return_dict_in_generate=True`. audio: float32 at 24 kHz, `[1, 1, samples]` for one conversation and a
         list of `[samples]` for a batch. Without speech (return_audio=False, generation_mode="text", no talker) scripts of
-        transformers 4.57 unpack a pair and those of 5.x take ids: the value returned does both, see `answers.py`.
+        transformers 4.57 unpack a pair and those of 5.x take ids: the value returned does both, see `outputs.py`.
         All arguments are those of `stream`, and beside them streamer, return_dict_in_generate, output_scores,
         output_logits, output_hidden_states.
         """

@@ -1,6 +1,8 @@
 """What the public model classes share: loading, saving, and what scripts call on a model."""
 
 import os
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,12 @@ from .errors import InputError
 from .loading import LoadingMixin
 
 from .checkpoint import save_checkpoint  # isort: skip  (loading explains a missing MindSpore first)
+from .locking import exclusive
 from .model_object import ModelObject
-from .saving import as_bytes, check_saving, holding
+from .modeling.layer import coded_names, widen
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_ANYWAY = ("is_main_process", "save_function", "push_to_hub", "variant", "token", "save_peft_format", "save_original_format")
 
 
 class PretrainedMixin(LoadingMixin, ModelObject):
@@ -48,3 +54,57 @@ class PretrainedMixin(LoadingMixin, ModelObject):
         defaults = getattr(self, "generation_config", None)
         with holding(self, state_dict):
             save_checkpoint(self, Path(save_directory), self.config, dtype, generation_config=defaults, **size)
+
+
+def check_saving(safe_serialization, options):
+    """Raises `InputError` for what cannot be saved so, and for words that nobody knows."""
+    if not safe_serialization:
+        raise InputError(
+            "safe_serialization=False asks for a pickle of PyTorch's; only safetensors are written, leave it out"
+        )
+    if options.get("push_to_hub"):
+        raise InputError(
+            "push_to_hub=True: nothing is uploaded; save into a folder and upload that with the hub's own command"
+        )
+    if options.get("variant") is not None:
+        raise InputError(f"variant is {options['variant']!r}, but weights have one name here; save into a folder of its own")
+    unknown = sorted(options.keys() - set(_ANYWAY))
+    if unknown:
+        raise InputError(f"save_pretrained has no argument {', '.join(unknown)}")
+
+
+def as_bytes(size: int | str) -> int:
+    """Bytes of a size such as 5_000_000_000, "5GB" or "500 MiB". Raises `InputError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
+    if match is None or match[2] not in UNITS or not (number := int(float(match[1]) * UNITS[match[2]])):
+        raise InputError(f"max_shard_size is {size!r}, expected a number of bytes or a text such as '5GB'")
+    return number
+
+
+@contextmanager
+def holding(cell, values):
+    """The cell with `values`, tensors by parameter name, in the place of its own for a while. Raises `InputError`."""
+    own = dict(cell.parameters_and_names())
+    values = values or {}
+    codes = sorted(coded_names(cell) & values.keys())
+    if codes:
+        raise InputError(
+            f"state_dict has {', '.join(codes[:5])}, stored as codes in this model, which numbers do not replace; load the checkpoint "
+            "without quantize= to save it with other values"
+        )
+    wrong = [name for name, value in values.items() if name not in own or tuple(value.shape) != tuple(own[name].shape)]
+    if wrong:
+        raise InputError(f"state_dict has names or shapes that the model has not: {', '.join(wrong[:5])}")
+    if not values:
+        yield
+        return
+    with exclusive:  # nobody is to compute with them meanwhile
+        widen(cell, values)  # numbers of the caller's are not rounded
+        before = {name: own[name].value().copy() for name in values}
+        try:
+            for name, value in values.items():
+                own[name].set_data(value.astype(own[name].dtype))
+            yield
+        finally:
+            for name, value in before.items():
+                own[name].set_data(value)

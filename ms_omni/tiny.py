@@ -18,7 +18,7 @@ from .checkpoint.safetensors import DTYPES, Pending, write_shards
 from .config import Qwen3OmniMoeConfig, load_named_config, named_configurations, read_json_object
 from .config.omni import PROMPT_IDS, SPEECH_SECTIONS
 from .errors import InputError
-from .folders import new_folder
+from .files import new_folder
 from .runtime import require_mindspore
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

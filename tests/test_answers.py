@@ -5,9 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from ms_omni.answers import TextIds, without_speech
 from ms_omni.arrays import HostArray
-from ms_omni.outputs import GenerateOutput
+from ms_omni.outputs import GenerateOutput, TextIds, without_speech
 
 IDS = np.arange(12).reshape(2, 6)
 

@@ -10,10 +10,9 @@ import threading
 
 import pytest
 
-from ms_omni import folders
+from ms_omni import files
 from ms_omni.errors import CheckpointError
-from ms_omni.files import open_regular, read_text, write_file
-from ms_omni.folders import OWN_FILES, new_folder, own_files, saved_files
+from ms_omni.files import OWN_FILES, new_folder, open_regular, own_files, read_text, saved_files, write_file
 
 
 def names(folder):
@@ -82,7 +81,7 @@ def test_a_full_disk_leaves_nothing(make, tmp_path, monkeypatch):
 def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
     code = f"""
 import sys, time
-from ms_omni.folders import new_folder
+from ms_omni.files import new_folder
 with new_folder({str(tmp_path / "out")!r}) as folder:
     (folder / "half").write_text("x")
     print("writing", flush=True)
@@ -144,7 +143,7 @@ def test_several_save_into_one_folder_at_once(tmp_path):
 
 def test_a_folder_that_is_just_made_is_no_killed_run_s(tmp_path, monkeypatch):
     """Whoever cleans up may lock a fresh folder before its owner does; the owner then takes another one."""
-    out, taken, lock = tmp_path / "out", [], folders._lock
+    out, taken, lock = tmp_path / "out", [], files._lock
 
     def late(folder, wait=False):
         if wait and not taken:  # the owner is about to lock: somebody who cleans up was faster, and is still at it
@@ -153,7 +152,7 @@ def test_a_folder_that_is_just_made_is_no_killed_run_s(tmp_path, monkeypatch):
             remove.start()
         return lock(folder, wait)
 
-    monkeypatch.setattr(folders, "_lock", late)
+    monkeypatch.setattr(files, "_lock", late)
     save(out, a="1")
     assert taken and os.listdir(tmp_path) == ["out"] and (out / "a").read_text() == "1"
 

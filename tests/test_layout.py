@@ -22,9 +22,7 @@ MODELING = {
     "ms_omni.outputs",
     "ms_omni.arrays",
     "ms_omni.quantised",
-    "ms_omni.ascend_storage",
-    "ms_omni.ascend_versions",
-    "ms_omni.notices",
+    "ms_omni.ascend",
 }
 TOKENIZER_CODE = ("ms_omni/input/", "ms_omni/media.py")
 TORCH = {"torch", "torchvision", "torchaudio", "librosa"}

@@ -13,10 +13,9 @@ import mindspore
 import numpy as np
 
 from ..engine.blocks import CHUNK, ContentCache, blocks_for
-from ..engine.engine import Engine
+from ..engine.engine import Engine, engine_of
 from ..engine.kv_pool import KVPool
 from ..engine.plan import TALKER, Plan
-from ..engine.shared import engine_of
 from ..engine.speech import SpeechStage
 from ..engine.stream import Stream
 from ..generation.request import Request, parse_request

@@ -21,8 +21,7 @@ import numpy as np
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.config import CONFIG_FILE, read_config_json
 from ms_omni.errors import CheckpointError
-from ms_omni.files import open_regular, write_text
-from ms_omni.folders import new_folder
+from ms_omni.files import new_folder, open_regular, write_text
 from ms_omni.hub import resolve
 from ms_omni.quantised import Storage
 

@@ -14,8 +14,8 @@ import numpy as np
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import CheckpointError
 from ms_omni.locking import exclusive
-from ms_omni.memory import processors
 from ms_omni.quantised import Storage
+from ms_omni.runtime import processors
 
 from .matching import Fill, plan_loading
 from .open import open_checkpoint

@@ -23,8 +23,7 @@ import numpy as np
 
 from ms_omni.config import read_config_json
 from ms_omni.errors import CheckpointError
-from ms_omni.files import read_text
-from ms_omni.folders import new_folder
+from ms_omni.files import new_folder, read_text
 from ms_omni.hub import resolve
 from ms_omni.locking import exclusive
 from ms_omni.quantised import Quantised, Storage, dequantised

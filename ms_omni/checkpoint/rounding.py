@@ -12,8 +12,8 @@ import numpy as np
 
 from ms_omni.arrays import MODEL_TYPES
 from ms_omni.errors import InputError
-from ms_omni.memory import processors
 from ms_omni.quantised import BLOCK, Quantised, Storage, pack
+from ms_omni.runtime import processors
 
 DIVISORS = {4: (7.0, 7.5, 8.0, 8.5, 9.0, 9.5, 10.0), 8: (127.0, 128.0, 134.0, 142.0)}
 """Where the number of largest magnitude would lie among the codes; beyond -8 or -128 it is clipped. The first is `quantised`'s."""

@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from ms_omni.config import ConfigSection
-from ms_omni.files import write_text
-from ms_omni.folders import new_folder, refuse_foreign, saved_files
+from ms_omni.files import new_folder, refuse_foreign, saved_files, write_text
 from ms_omni.quantised import Quantised, dequantised
 
 from .convert import PUBLISHED_METADATA, write_config

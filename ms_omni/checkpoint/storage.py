@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ms_omni.arrays import MODEL_TYPES
-from ms_omni.errors import InputError
-from ms_omni.notices import caller_level, warn_once
+from ms_omni.errors import InputError, caller_level, warn_once
 from ms_omni.quantised import BLOCK, GROUPS, Storage
 
 from .matching import Fill

@@ -57,7 +57,7 @@ def run(arguments: Namespace) -> None:
 
 def voices(model: Any, wanted: str | None) -> Sequence[str | None]:
     """Speakers that take turns. Raises `InputError` for one that the checkpoint does not have."""
-    from ..generation.speakers import speaker_code
+    from ..generation.options import speaker_code
 
     if not model.has_talker:
         return [None]

@@ -138,8 +138,8 @@ def check_before_starting(arguments: Namespace, options: Mapping[str, Any]) -> N
     Files behind http addresses are fetched later.
     """
     from ..config import Qwen3OmniMoeConfig
+    from ..generation.options import speaker_code
     from ..generation.sampling import SamplingParams
-    from ..generation.speakers import speaker_code
     from ..input.load import open_source
 
     storage_options(arguments)

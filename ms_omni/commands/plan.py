@@ -320,7 +320,7 @@ def _stored_in(name: str, shapes: Shapes, quantize: bool) -> Stored:
 
 def on_cards(storages: Mapping[str, "Storage"], shapes: Shapes) -> tuple[dict[str, "Storage"], list[str]]:
     """({name: Storage} of what a card holds as codes, lines about what it does not)."""
-    from ..ascend_storage import kept_whole, on_card
+    from ..ascend import kept_whole, on_card
     from ..checkpoint.storage import matrix_shape
 
     matrices = {name: matrix_shape(name, shapes[name]) for name in storages}

@@ -16,8 +16,7 @@ from ms_omni.errors import ConfigError
 from ms_omni.files import read_text
 from ms_omni.hub import resolve
 
-from ..files import write_text
-from ..folders import explained
+from ..files import explained, write_text
 
 CONFIG_FILE = "config.json"
 PUBLISHED = "instruct"

@@ -12,8 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
 from ms_omni import load_arguments
-from ms_omni.errors import ConfigError
-from ms_omni.notices import warn_once
+from ms_omni.errors import ConfigError, warn_once
 
 from .fields import NotNegative, shown
 from .interface import GENERIC, TransformersInterface, published_content, read_config_json, read_json_object

@@ -1,4 +1,4 @@
-"""Driver, firmware and CANN, read as `ascend_versions` says where they stand, the NPUs, by their files and npu-smi, and MindSpore itself."""
+"""Driver, firmware and CANN, read as `ms_omni/ascend.py` says where they stand, the NPUs, by their files and npu-smi, and MindSpore itself."""
 
 import contextlib
 import importlib.util
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ascend_versions import cann_versions, field, toolkit_folders
+from ..ascend import cann_versions, field, toolkit_folders
 from .runner import Finding, Findings, Options, error, note, ok, one_line, warning
 
 OLDEST_DRIVER = "24.1.RC3"  # that goes with MindSpore 2.7.1

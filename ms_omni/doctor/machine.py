@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from ..errors import OmniError
-from ..memory import free_memory_gb
+from ..runtime import free_memory_gb
 from . import ascend
 from .runner import Finding, Findings, Options, error, note, ok, one_line, warning
 
@@ -160,7 +160,7 @@ def memory(options: Options) -> Findings:
 
 def _codes_on_cards(folder):
     """What of a quantised checkpoint no card multiplies with as it is stored; other checks say what is wrong with the folder."""
-    from ..ascend_storage import kept_whole
+    from ..ascend import kept_whole
     from ..checkpoint.matching import plan_loading
     from ..checkpoint.open import open_checkpoint
     from ..checkpoint.shapes import parameter_shapes

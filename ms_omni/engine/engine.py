@@ -14,25 +14,24 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..generation.checks import whole_number
-from ..generation.hand_over import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_reading, parse_request, parse_text_request
+from ..generation.talker_prompt import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..locking import exclusive
-from ..memory import free_memory_gb
 from ..modeling.steps import LAUNCH_ROWS, bucket, launch_sizes, makes_graphs
 from ..outputs import StreamError
+from ..runtime import free_memory_gb
 from .blocks import BlockPool, ContentCache, blocks_for
 from .kv_pool import KVPool, check_cache_dtype
 from .plan import TALKER, THINKER, Job, Plan, Speech
 from .prompt import Prompt, prompts
 from .ranks import Alone, ranks_of
-from .runner import ThinkerRunner, heard_bytes
+from .runner import ThinkerRunner, Weights, heard_bytes
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speech import SpeechStage, seeded
 from .speech_process import SpeechProcess, speaking_config, with_voice
 from .text import Text
-from .weights import Weights
 from .work import Work
 
 IDLE_S = 0.001
@@ -384,3 +383,20 @@ def _blocks_that_fit(nbytes, max_rows, grows):
     """Of each pool, in a part of the memory that is free; nbytes: of a block of all pools, with what is kept beside it."""
     fitting = max(int(MEMORY_SHARE * free_memory_gb()[0] * 1e9 / nbytes), FIRST_BLOCKS)
     return fitting if grows else min(fitting, max_rows * blocks_for(ROW_TOKENS))
+
+
+MAX_ROWS = 64
+
+
+@exclusive
+def engine_of(model: Any) -> Engine:
+    """That of a model, or of a thinker, made at the first call; it begins small and grows.
+
+    A thinker shares the engine of the model that it is a part of, once that has one.
+    """
+    engine = model.own_engine
+    if engine is None or not engine.fits(model):
+        engine = model.own_engine = Engine(model, MAX_ROWS, grows=True)
+        if engine.whole:
+            model.thinker.own_engine = engine
+    return engine

@@ -8,16 +8,15 @@ from mindspore import Tensor
 
 from ..arrays import HostArray
 from ..errors import InputError
-from ..generation.checks import check, truth
+from ..generation.checks import check, take_neutral, truth
 from ..generation.request import PREDICTOR_DEFAULTS, SpeechParams, sampling_params
 from ..generation.sampling import fresh_seed
-from ..generation.unsupported import take_neutral
+from ..generation.talker_prompt import Heard
 from ..locking import exclusive
 from ..modeling.forward import counted_positions, given_embeddings, given_tensor
 from ..modeling.packing import host_array, valid_tokens
 from ..outputs import GenerateOutput
 from .blocks import BlockPool, blocks_for
-from .hearing import Heard
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
 from .ranks import ranks_of

@@ -16,7 +16,7 @@ from ..modeling.forward import given_positions
 from ..modeling.packing import finite, host_array, patch_grids, whole_numbers
 from ..modeling.positions import get_rope_index, media_runs
 from .blocks import CHUNK
-from .held import check_held
+from .kv_pool import check_held
 
 DIGEST_BYTES = 16
 MEDIA = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}

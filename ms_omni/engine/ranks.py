@@ -22,14 +22,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import InputError
-from ..generation.request import Request
+from ..generation.request import DIGEST_BYTES, Request, digest, packed, unpacked
 from ..generation.sampling import Likeliest, SamplingParams, fresh_seed
 from ..locking import exclusive
 from ..parallel import watch
 from ..parallel.mesh import Interrupts
 from .blocks import BLOCK
 from .choice import Found
-from .letter import DIGEST_BYTES, digest, packed, unpacked
 from .plan import THINKER, Facts, Job, Plan
 from .sequence import Sequence
 

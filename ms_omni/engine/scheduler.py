@@ -24,8 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 from .blocks import BLOCK, CHUNK, BlockPool, blocks_for
-from .plan import TALKER, THINKER, Facts, Job, Plan
-from .rows import DRY_S, FRAME_S, Row, Track
+from .plan import DRY_S, FRAME_S, TALKER, THINKER, Facts, Job, Plan, Row, Track
 
 PATIENCE_S = 1.0
 """From a call with a prompt of up to one chunk to the time at which its first sound is late; longer prompts may take longer."""

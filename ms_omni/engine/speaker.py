@@ -4,12 +4,11 @@ from typing import Any
 
 from .. import runtime
 from ..errors import OmniError
-from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
+from ..generation.talker_prompt import ROLE_ROWS, Heard
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
 from ..modeling.steps import launch_sizes, makes_graphs
 from .blocks import BlockPool
-from .hearing import Heard
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
 from .ring import Channel

@@ -17,15 +17,14 @@ import numpy as np
 from mindspore import Tensor
 
 from ..errors import InputError
-from ..generation.hand_over import ROLE_ROWS
 from ..generation.request import SpeechParams
 from ..generation.sampling import RowSampler, fresh_seed, not_finite, row_stream
+from ..generation.talker_prompt import ROLE_ROWS, Heard, talker_rows
 from ..modeling import ops
 from ..modeling.packing import host_array
 from ..modeling.steps import COMPILE_AFTER, LAUNCH_ROWS, FrameStep, bucket, mixed_by, prepared_frame
 from .blocks import cache_full
 from .choice import Chooser, Found
-from .hearing import Heard, talker_rows
 from .kv_pool import KVPool, PoolStep
 from .plan import TALKER, Plan, Speech
 from .runner import chunk_size, places

@@ -26,11 +26,11 @@ import numpy as np
 from ..checkpoint.save import save_as_held
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
+from ..generation.talker_prompt import Heard
 from ..modeling.layer import is_coded
 from ..modeling.ops import threads
 from ..modeling.packing import host_array
 from .blocks import BlockPool
-from .hearing import Heard
 from .plan import Plan, Speech
 from .ring import MIB, Channel
 from .speech import Said

@@ -4,18 +4,18 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ..answers import TextIds
 from ..arrays import HostArray
 from ..errors import InputError
 from ..generation.inputs import prompt_of
 from ..generation.request import Request
-from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta
+from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta, TextIds
 from .engine import Engine
-from .held import left_in
+from .kv_pool import left_in
 from .sequence import Sequence
 
 
@@ -219,3 +219,33 @@ def split_events(events):
     if end is None:
         raise InputError("rank 0 stopped this request before its end, so there is no result")
     return chunks, end
+
+
+@contextmanager
+def ended_streamer(kwargs):
+    """Takes the streamer out of the arguments of `generate`. Whatever happens in the block, it is ended.
+
+    A streamer has `put(ids)` and `end()`, as transformers' `TextStreamer` and `TextIteratorStreamer`. Raises `InputError` for
+    what has not.
+    """
+    given = [kwargs.pop(name, None) for name in ("streamer", "thinker_streamer")]
+    streamer = next((streamer for streamer in given if streamer is not None), None)
+    if streamer is None:
+        yield None
+        return
+    if not (callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))):
+        raise InputError(f"streamer is {streamer!r}, expected an object with put(ids) and end(), such as a TextStreamer")
+    try:
+        yield streamer
+    finally:
+        streamer.end()
+
+
+def feed_streamer(events, prompt_ids, streamer):
+    """Passes the events of a stream on; a streamer is given the prompt, then each new token `[B]`."""
+    if streamer is not None:
+        streamer.put(np.asarray(prompt_ids))
+    for event in events:
+        if streamer is not None and isinstance(event, TextDelta):
+            streamer.put(event.token)
+        yield event

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generation.hand_over import ROLE_ROWS
+from ..generation.talker_prompt import ROLE_ROWS, listen
 from ..locking import exclusive
 from ..modeling import ops
 from ..modeling.interruption import uninterrupted
@@ -13,8 +13,7 @@ from ..modeling.packing import host_array
 from ..modeling.steps import bucket
 from ..outputs import TextDelta
 from .blocks import cache_full
-from .hearing import listen
-from .held import take_over, taken_from
+from .kv_pool import take_over, taken_from
 from .plan import TALKER, THINKER, Facts, Plan
 from .ranks import Alone
 from .runner import ThinkerRunner

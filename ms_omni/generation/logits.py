@@ -9,6 +9,7 @@ Both are tables of makers: `maker(row)` returns the step for one `RowSampler`, o
 """
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
@@ -298,3 +299,25 @@ def _above(scores, probabilities, limit):
 
 
 FILTERS = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff)
+
+
+class StoppingCriteria:
+    """Called with ids int64 `[B, T]` and the scores so far; returns whether to stop, one bool or bool `[B]`."""
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__; write one that says whether to stop")
+
+
+class StoppingCriteriaList(list):
+    """Several `StoppingCriteria`: a row ends when one of them says so."""
+
+
+class LogitsProcessor:
+    """Called with ids int64 `[B, T]` and scores float32 `[B, V]`; returns scores of the same shape."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__; write one that returns the scores")
+
+
+class LogitsProcessorList(list):
+    """Several `LogitsProcessor`s, called one after the other."""

@@ -9,21 +9,21 @@ What is unset is looked for in `generation_config=`, then in `model.generation_c
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .checks import as_tuple, check, truth
-from .defaults import OPTIONS
-from .hand_over import assistant_turns, user_mask
+from ..modeling.packing import host_array
+from .checks import as_tuple, check, say_ignored, take_neutral, truth
 from .inputs import MODEL_INPUTS, prompt_of, same, take_inputs
-from .options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, take_text_options
+from .options import DEFAULT_SPEAKER, OPTIONS, RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, speaker_code, take_text_options
 from .sampling import NAMES, SamplingParams
-from .speakers import DEFAULT_SPEAKER, speaker_code
-from .unsupported import say_ignored, take_neutral
+from .talker_prompt import assistant_turns, user_mask
 
 TEXT_DEFAULTS = {"top_k": 50}
 TALKER_DEFAULTS = {
@@ -296,3 +296,64 @@ def _check_prompt(model, inputs: dict, given: bool) -> None:
     if not user_mask(ids, valid, model.config).any(axis=1).all():
         raise InputError("the prompt has no user turn, and the talker speaks to a user; add a message with role 'user'")
     assistant_turns(ids, model.config, given)
+
+
+DIGEST_BYTES = 16
+LENGTH_BYTES = 8
+
+
+def packed(request: Request) -> bytes:
+    """Functions stay where they are: they are called where the choices are made."""
+    return b"".join(_parts(request))
+
+
+def digest(request: Request, *more: Any) -> bytes:
+    """A fingerprint of a request, and of whatever else can be printed."""
+    state = hashlib.blake2b(repr(more).encode(), digest_size=DIGEST_BYTES)
+    for part in _parts(request):
+        state.update(part)
+    return state.digest()
+
+
+def _parts(request: Request) -> Iterator[Any]:
+    arrays = {name: np.asarray(host_array(value), order="C") for name, value in request.inputs.items()}
+    options = request.options
+    header = {
+        "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
+        "text": asdict(request.text),
+        "speech": request.speech and asdict(request.speech),
+        "named": request.named,
+        "given": request.given,
+        "reads": [request.reads, request.grows],
+        "copies": options.num_return_sequences,
+        "prefill": options.prefill_tokens,
+        "unspoken": options.unspoken_from,
+        "whole": options.whole_logits,
+        "states": options.output_hidden_states,
+        "described": repr(options.described()),
+    }
+    line = json.dumps(header, default=lambda value: value.item()).encode()
+    yield len(line).to_bytes(LENGTH_BYTES, "little")
+    yield line
+    for array in arrays.values():
+        yield array.reshape(-1).view(np.uint8).data
+
+
+def unpacked(data: bytes) -> Request:
+    """The request again, with those options that decide what is computed."""
+    start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    header = json.loads(data[LENGTH_BYTES:start])
+    inputs = {}
+    for name, kind, shape in header["arrays"]:
+        array = np.frombuffer(data, kind, int(np.prod(shape)), start).reshape(shape).copy()  # aligned and writable
+        inputs[name], start = array if shape else array.item(), start + array.nbytes
+    options = TextOptions(
+        num_return_sequences=header["copies"],
+        output_logits=header["whole"],
+        output_hidden_states=header["states"],
+        prefill_tokens=header["prefill"],
+        unspoken_from=tuple(header["unspoken"]),
+    )
+    speech = header["speech"] and SpeechParams.from_dict(header["speech"])
+    flags = {name: header[name] for name in ("given", "named")} | dict(zip(("reads", "grows"), header["reads"]))
+    return Request(inputs, SamplingParams(**header["text"]), options, speech, **flags)

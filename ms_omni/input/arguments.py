@@ -14,14 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import InputError
+from ms_omni.errors import InputError, caller_level, warn_once
 from ms_omni.input.audio import MOST_CHANNELS, is_number_list, sound_pair
 from ms_omni.input.load import is_source, load_audio, load_image, load_video, load_video_and_sound
 from ms_omni.input.media import ItemOptions, Media, VideoFrames, number
 from ms_omni.input.messages import unwrapped
 from ms_omni.input.sampling import file_sampling, per_video, with_frame_options
 from ms_omni.input.video import frames_from_array
-from ms_omni.notices import caller_level, warn_once
 
 VISION_KEYS = (
     *("min_pixels", "max_pixels", "size", "do_resize", "do_rescale", "rescale_factor", "do_normalize"),

@@ -12,12 +12,11 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import MediaError
+from ms_omni.errors import MediaError, caller_level
 from ms_omni.input.container import Track, open_track
 from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length, size_bytes
 from ms_omni.input.media import LARGEST, limits
 from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
-from ms_omni.notices import caller_level
 
 SAMPLING_RATE_HZ = 16_000
 MIN_SAMPLES = 201  # half a mel window at either end is mirrored: shorter clips have nothing to mirror

@@ -26,11 +26,10 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-from ms_omni.errors import InputError
+from ms_omni.errors import InputError, caller_level, warn_once
 from ms_omni.input.arguments import did_you_mean, loose_names
 from ms_omni.input.files import of_transformers
 from ms_omni.input.messages import plain
-from ms_omni.notices import caller_level, warn_once
 
 SECONDS = 10.0  # of this thread's own work; a conversation of 1,000 turns takes 0.1 s
 STEPS = 1_000_000  # rounds of loops, calls and filters

@@ -9,9 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ms_omni.errors import MediaError
+from ms_omni.errors import MediaError, caller_level
 from ms_omni.input.integrity import describe, encryption
-from ms_omni.notices import caller_level
 
 # Formats whose content is in the file itself. Left out are those that open other files or hosts (concat, hls, dash, sdp,
 # imf, image2, ...), devices, pictures, raw samples without a header, and texts, which FFmpeg would draw as letters.

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.errors import CheckpointError
-from ms_omni.files import read_text
-from ms_omni.folders import saved_files
+from ms_omni.files import read_text, saved_files
 from ms_omni.input.audio import SAMPLING_RATE_HZ
 from ms_omni.input.media import is_count, is_real
 from ms_omni.input.prompt import PAD_TOKEN, SpecialTokens, with_arrays

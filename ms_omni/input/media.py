@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ms_omni.arrays import HostArray
-from ms_omni.errors import InputError
-from ms_omni.notices import caller_level
+from ms_omni.errors import InputError, caller_level
 
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 LARGEST = 1 << 53  # of any number here

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ms_omni.errors import InputError, MediaError
+from ms_omni.errors import InputError, MediaError, caller_level
 from ms_omni.input.media import Media, SamplingOptions, limits, number, sampling_options
-from ms_omni.notices import caller_level
 
 DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: one temporal patch

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ms_omni.arrays import to_array
-from ms_omni.errors import MediaError
+from ms_omni.errors import MediaError, caller_level
 from ms_omni.input.access import policy_in_force
 from ms_omni.input.container import Track, open_track
 from ms_omni.input.image import SizeRule, default_video_size, resize_frame, resized, to_bytes, to_rgb
@@ -24,7 +24,6 @@ from ms_omni.input.integrity import check_whole, size_bytes
 from ms_omni.input.media import ItemOptions, Media, SamplingOptions, SizeOptions, limits
 from ms_omni.input.sampling import FRAME_FACTOR, Choice, choose_frames, frame_metadata
 from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
-from ms_omni.notices import caller_level
 
 VIDEO_ACCEPTED = (
     f"{ACCEPTED}, a list of frames (pictures), an array [T, H, W, C] or [T, C, H, W], or a dict with {DICT_ACCEPTED}"

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from typing_extensions import Self
 
-from ms_omni.errors import CheckpointError, InputError
+from ms_omni.errors import CheckpointError, InputError, caller_level
 from ms_omni.files import read_text
 from ms_omni.hub import resolve
 from ms_omni.input.arguments import (
@@ -42,7 +42,6 @@ from ms_omni.input.image import (
 from ms_omni.input.interface import ModelInputs
 from ms_omni.input.media import Media, SizeOptions, is_count, is_real
 from ms_omni.load_arguments import sort_out
-from ms_omni.notices import caller_level
 
 BICUBIC = 3  # Pillow's number
 _LARGEST = 1 << 40  # of any whole number here; what a picture would become is held to `limits.resized_pixels`

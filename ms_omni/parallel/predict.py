@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..ascend_storage import launches
+from ..ascend import launches
 from ..checkpoint.names import part_of, sources
 from ..checkpoint.safetensors import DTYPES
 from ..checkpoint.storage import stored_bytes
@@ -330,7 +330,7 @@ def predictions(
     cache: str = "auto",
     dtypes: Mapping[str, str] = NONE,
 ) -> list[Prediction]:
-    """Of one place, for each number of callers. storages: of the folder, on a card as `ascend_storage` says; cache: see `predict`, of a
+    """Of one place, for each number of callers. storages: of the folder, on a card as `ascend.on_card` says; cache: see `predict`, of a
     laptop; dtypes: see `folder_bytes`, of a laptop.
     """
     held = storages if place.card else in_memory(shapes, storages, dtypes)

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 
 from .. import __version__
 from ..errors import InputError
-from ..generation.speakers import DEFAULT_SPEAKER
+from ..generation.options import DEFAULT_SPEAKER
 from ..hub import resolve
 from ..input.access import AccessPolicy
 from .answer_text import OPEN, THINK

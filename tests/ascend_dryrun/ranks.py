@@ -8,7 +8,7 @@ from mindspore import Tensor
 from mindspore.communication import init
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
-from ms_omni.ascend_storage import on_card
+from ms_omni.ascend import on_card
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import matrix_shape
 from ms_omni.config import load_named_config

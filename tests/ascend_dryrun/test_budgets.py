@@ -5,7 +5,7 @@ Counted on the MindSpore that runs the tests, 2.7.1 or newer; where the versions
 
 import pytest
 
-from ms_omni import ascend_storage as on_card
+from ms_omni import ascend
 from ms_omni.parallel import hardware
 
 from .run import WHOLE
@@ -98,7 +98,7 @@ def test_codes_launch_no_more_in_a_layer(dry, part, storage):
     found = dry(part, storage=storage)
     check(found)
     name, planned = ("talker", STEP.talker(20)) if part == "talker" else ("thinker", STEP.thinker(48, 1, part == "prefill"))
-    assert found["launches"] == planned + (3 if part == "thinker" else 0) and on_card.launches(151_936) == 4
+    assert found["launches"] == planned + (3 if part == "thinker" else 0) and ascend.launches(151_936) == 4
     assert found["layers"][name]["names"]["aclnn"]["GroupedMatmulV4" if part != "prefill" else "grouped_matmul_v4"] == 2
 
 
@@ -113,7 +113,7 @@ def test_boosted_codes(dry):
 def test_codes_on_one_of_two_cards(dry):
     found = dry("thinker", "ep", 2, 1, storage="int4")
     check(found)
-    assert found["kernels"]["aclnn"] == STEP.thinker(48, cards=2) + on_card.launches(151_936 // 2) - 1
+    assert found["kernels"]["aclnn"] == STEP.thinker(48, cards=2) + ascend.launches(151_936 // 2) - 1
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from ms_omni.checkpoint.safetensors import DTYPES, Pending, dtype_name, write_sh
 from ms_omni.checkpoint.shapes import parameter_shapes
 from ms_omni.checkpoint.storage import SCALE, matrix_shape, scheme
 from ms_omni.config import load_named_config
-from ms_omni.folders import new_folder
+from ms_omni.files import new_folder
 from ms_omni.tiny import _write_settings, random_weight
 
 SPREAD = {8: 73.9, 4: 4.61}  # standard deviation of codes that are all equally likely

@@ -14,7 +14,7 @@ from ms_omni.checkpoint import CheckpointReader, convert, inspect_checkpoint, lo
 from ms_omni.checkpoint.safetensors import INDEX_FILE, Pending, write_shards
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
-from ms_omni.folders import OWN_FILES, saved_files
+from ms_omni.files import OWN_FILES, saved_files
 from ms_omni.tiny import write_tiny_checkpoint
 from tests.checkpoint.conftest import bits, edit_header, rewrite, tensors_of
 from tests.checkpoint.test_load import full, thinker, values

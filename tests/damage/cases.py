@@ -215,7 +215,7 @@ def media_options(rng, world):
 
 def arguments(rng, world):
     """A strange value for an argument of generate, stream or say."""
-    from ms_omni.generation.defaults import OPTIONS
+    from ms_omni.generation.options import OPTIONS
     from ms_omni.generation.sampling import ID_FIELDS, NAMES
 
     name = sorted(OPTIONS)[rng.integers(0, len(OPTIONS))]

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ms_omni import memory
+from ms_omni import runtime
 from ms_omni.checkpoint.convert import convert
 from ms_omni.doctor import machine, speed
 from ms_omni.doctor.machine import requirements
@@ -23,21 +23,23 @@ def test_enough_memory(child):
 
 
 def test_too_little_memory(monkeypatch):
-    monkeypatch.setattr(memory, "available_gb", lambda: 0.7)
+    monkeypatch.setattr(runtime, "available_gb", lambda: 0.7)
     finding = the_one(machine.memory(Options()), "error")
     assert "0.7 GB of memory are free (of the machine)" in finding.what
 
 
 def test_a_limit_of_the_shell(monkeypatch):
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (10**9 if kind == memory.resource.RLIMIT_AS else -1, -1))
+    monkeypatch.setattr(
+        runtime.resource, "getrlimit", lambda kind: (10**9 if kind == runtime.resource.RLIMIT_AS else -1, -1)
+    )
     assert "1.0 GB of memory are free (ulimit -v)" in the_one(machine.memory(Options()), "error").what
 
 
 def test_a_limit_of_the_container(tmp_path, monkeypatch):
     for name, value in (("limit", 3 * 10**9), ("use", 2 * 10**9)):
         (tmp_path / name).write_text(str(value))
-    monkeypatch.setattr(memory, "GROUP_LIMITS", (str(tmp_path / "limit"),))
-    monkeypatch.setattr(memory, "GROUP_USES", (str(tmp_path / "use"),))
+    monkeypatch.setattr(runtime, "GROUP_LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr(runtime, "GROUP_USES", (str(tmp_path / "use"),))
     assert "1.0 GB of memory are free (limit of the container)" in the_one(machine.memory(Options()), "error").what
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ms_omni.engine.blocks import BLOCK, CHUNK, BlockPool
-from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
-from ms_omni.engine.rows import FRAME_S
+from ms_omni.engine.plan import FRAME_S, TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.scheduler import LAUNCH_ROWS, REST_S, Scheduler
 
 

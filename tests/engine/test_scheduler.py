@@ -10,8 +10,7 @@ import pytest
 
 import ms_omni.engine.scheduler as module
 from ms_omni.engine.blocks import BlockPool
-from ms_omni.engine.plan import TALKER, THINKER, Facts, Job, Plan, Speech
-from ms_omni.engine.rows import CALM_S, FRAME_S
+from ms_omni.engine.plan import CALM_S, FRAME_S, TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.scheduler import Scheduler
 from ms_omni.errors import InputError
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ms_omni.engine.blocks import blocks_for
-from ms_omni.engine.rows import CALM_S, FRAME_S
+from ms_omni.engine.plan import CALM_S, FRAME_S
 from ms_omni.engine.scheduler import LAUNCH_ROWS, SKIPS, Scheduler
 from tests.engine.simulated import Caller, RoundRobin, Simulation, ascend, ignore, processor
 

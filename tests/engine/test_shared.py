@@ -8,8 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from ms_omni.engine.engine import Engine
-from ms_omni.engine.shared import engine_of
+from ms_omni.engine.engine import Engine, engine_of
 from ms_omni.errors import InputError
 from ms_omni.outputs import StreamEnd, StreamError, TextDelta
 

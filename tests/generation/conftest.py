@@ -19,7 +19,7 @@ class CountingThinker:
 
     def __init__(self):
         from ms_omni.config import Qwen3OmniMoeThinkerConfig
-        from ms_omni.generation.defaults import GenerationConfig
+        from ms_omni.generation.options import GenerationConfig
 
         self.generation_config, self.reads, self.steps = GenerationConfig(), [], []
         self.config = Qwen3OmniMoeThinkerConfig(text_config={"vocab_size": VOCABULARY})

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from ms_omni import notices
+from ms_omni import errors
 from ms_omni.errors import InputError
 from ms_omni.modeling.packing import host_array
 from ms_omni.outputs import GenerateOutput, StreamEnd
@@ -29,7 +29,7 @@ def new(ids, inputs):
 
 
 def test_neutral_values_change_nothing(thinker, batch, greedy_tokens, monkeypatch):
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(errors, "_said", set())
     neutral = {
         "num_beams": 1,
         "use_cache": True,
@@ -52,7 +52,7 @@ def test_neutral_values_change_nothing(thinker, batch, greedy_tokens, monkeypatc
     }
     assert new(thinker.generate(**batch, **FREE, **neutral), batch) == greedy_tokens(batch, NEW).tolist()
     assert new(thinker.generate(**batch, **FREE, use_cache=False), batch) == greedy_tokens(batch, NEW).tolist()
-    assert not notices._said  # no word on any of them
+    assert not errors._said  # no word on any of them
 
 
 def test_ids_by_position_and_by_the_name_inputs(thinker, ask, greedy_tokens):

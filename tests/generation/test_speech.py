@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ms_omni.engine.shared import engine_of
+from ms_omni.engine.engine import engine_of
 from ms_omni.engine.stream import join_audio, split_events
 from ms_omni.generation import sampling
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.engine.hearing import listen, talker_rows
-from ms_omni.generation.hand_over import assistant_turns, user_mask, user_media
+from ms_omni.generation.talker_prompt import assistant_turns, listen, talker_rows, user_mask, user_media
 
 START, USER, ASSISTANT, SYSTEM, END = 1, 2, 3, 4, 5
 A, I, V = 90, 91, 92

@@ -6,13 +6,12 @@ import warnings
 import numpy as np
 import pytest
 
-from ms_omni import notices
-from ms_omni.engine.shared import engine_of
+from ms_omni import errors
+from ms_omni.engine.engine import engine_of
 from ms_omni.engine.stream import Stream
 from ms_omni.errors import CheckpointError, InputError
-from ms_omni.generation import unsupported
-from ms_omni.generation.defaults import GenerationConfig
-from ms_omni.generation.options import RESULT_OPTIONS, TEXT_OPTIONS, TextOptions
+from ms_omni.generation import checks
+from ms_omni.generation.options import RESULT_OPTIONS, TEXT_OPTIONS, GenerationConfig, TextOptions
 from ms_omni.generation.request import parse_text_request
 from ms_omni.generation.sampling import NAMES, SamplingParams
 
@@ -328,7 +327,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name, value, reason, co
 
 
 def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(errors, "_said", set())
     options = {"cache_implementation": "quantized", "synced_gpus": True, "length_penalty": 2.0, "bos_token_id": 1}
     with pytest.warns(UserWarning) as said:
         first = write(counting_thinker, max_new_tokens=2, **options)
@@ -394,7 +393,7 @@ def test_all_unknown_arguments_are_named_at_once(counting_thinker):
 
 
 def test_none_means_the_default(counting_thinker):
-    nothing = dict.fromkeys([*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *unsupported.NEEDED, *unsupported.MEANINGLESS])
+    nothing = dict.fromkeys([*NAMES, *TEXT_OPTIONS, *RESULT_OPTIONS, *checks.NEEDED, *checks.MEANINGLESS])
     request = parse_text_request(counting_thinker, {"input_ids": PROMPT, **nothing})
     assert request == parse_text_request(counting_thinker, {"input_ids": PROMPT})
     assert request.text == SamplingParams(top_k=50) and request.options == TextOptions()

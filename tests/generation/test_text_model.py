@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
+from ms_omni.engine.engine import engine_of
 from ms_omni.engine.runner import ThinkerRunner
-from ms_omni.engine.shared import engine_of
 from ms_omni.errors import InputError
 from ms_omni.generation.request import parse_text_request
 from ms_omni.modeling.packing import host_array

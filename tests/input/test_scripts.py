@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ms_omni import Qwen3OmniMoeProcessor, notices
-from ms_omni.answers import TextIds, without_speech
+from ms_omni import Qwen3OmniMoeProcessor, errors
 from ms_omni.errors import InputError
 from ms_omni.input.media import Media
-from ms_omni.outputs import GenerateOutput
+from ms_omni.outputs import GenerateOutput, TextIds, without_speech
 from tests.input.make_files import write_video
 from tests.reference.processor_cases import AUDIO, IMAGE, VIDEO, chat, frames, picture, sound
 
@@ -32,7 +31,7 @@ def video(tmp_path_factory):
 @pytest.fixture
 def unheard(monkeypatch):
     """No remark has been made yet."""
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(errors, "_said", set())
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from ms_omni import (
     Qwen3OmniMoeProcessor,
     Qwen3OmniMoeTalkerForConditionalGeneration,
     Qwen3OmniMoeThinkerForConditionalGeneration,
+    errors,
     load_arguments,
-    notices,
 )
 from ms_omni.checkpoint import CheckpointReader
 from ms_omni.checkpoint.safetensors import INDEX_FILE
@@ -205,7 +205,7 @@ def test_a_part_that_the_file_lacks_is_counted_too(copy, content, nothing_is_bui
 
 def test_fewer_layers_may_be_asked_for(tiny_checkpoint, copy, content):
     load = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained
-    notices._said.clear()
+    errors._said.clear()
     with pytest.warns(UserWarning, match=r"from_pretrained: \d+ stored tensors of layers beyond .* are left out"):
         short, info = load(tiny_checkpoint, num_hidden_layers=1, output_loading_info=True)
     assert len(short.model.layers) == 1 and "thinker.model.layers.1.mlp.gate.weight" in info["unexpected_keys"]

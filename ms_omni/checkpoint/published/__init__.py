@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ms_omni.errors import CheckpointError
+from ms_omni.errors import CheckpointError, caller_level, warn_once
 from ms_omni.files import read_text
-from ms_omni.notices import caller_level, warn_once
 from ms_omni.quantised import Quantised, Storage
 
 from ..reader import CheckpointReader, report

@@ -16,8 +16,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 
-from ...ascend_storage import MOST, refusal
-from ...notices import warn_once
+from ...ascend import MOST, refusal
+from ...errors import warn_once
 from ...quantised import Storage
 from . import ascend_codes as layouts
 from . import ascend_kernels as kernels

@@ -26,7 +26,7 @@ from typing import Any
 
 import mindspore as ms
 
-from ...ascend_versions import versions
+from ...ascend import versions
 from ...errors import DeviceError
 from . import ascend_boost, private_cache
 from .ascend_cases import KINDS, Kind

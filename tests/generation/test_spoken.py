@@ -12,9 +12,9 @@ from ms_omni.engine.sequence import Sequence
 from ms_omni.engine.speech import SpeechStage
 from ms_omni.engine.text import Text
 from ms_omni.errors import InputError
-from ms_omni.generation.hand_over import assistant_turns
 from ms_omni.generation.options import TextOptions
 from ms_omni.generation.sampling import SamplingParams
+from ms_omni.generation.talker_prompt import assistant_turns
 
 OPENING = [10, 11, 12]
 END, TTS_EOS, TTS_PAD = 50, 98, 99

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ms_omni.engine.letter import digest, packed, unpacked
 from ms_omni.generation.options import TextOptions
-from ms_omni.generation.request import Request, SpeechParams
+from ms_omni.generation.request import Request, SpeechParams, digest, packed, unpacked
 from ms_omni.generation.sampling import SamplingParams
 
 PARAMS = SamplingParams(

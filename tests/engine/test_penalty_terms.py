@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ms_omni.generation.planes import Terms, expressible
+from ms_omni.engine.choice import Terms, expressible
 from ms_omni.generation.sampling import RowSampler, SamplingParams
 
 SIZE = 40
