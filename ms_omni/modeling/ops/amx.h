@@ -39,7 +39,7 @@ class Tiles {
 };
 
 // x0, x1, x2 of vectors of neighbours, as parts[which] of kStep numbers.
-inline void split(vec low, vec high, Half *const *parts) {
+inline void split(vec low, vec high, Bfloat16 *const *parts) {
   const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17,
                                          15, 13, 11, 9, 7, 5, 3, 1);
   for (int part = 0; part < kParts; ++part) {
@@ -62,7 +62,7 @@ inline i64 run_of(const Matrix &m, i64 i, i64 k) { return m.scales ? std::min(k,
 // their runs.
 class TilePanels {
  public:
-  const Half *at(i64 column, i64 step) const { return halves_ + (column / kTile * (kSum / kStep) + step / kStep) * kTileHalves; }
+  const Bfloat16 *at(i64 column, i64 step) const { return halves_ + (column / kTile * (kSum / kStep) + step / kStep) * kTileHalves; }
   vec scale(i64 run, i64 column) const { return load(scales_[run] + column); }
   vec shift(i64 run, i64 column) const { return load(shifts_[run] + column); }
 
@@ -81,14 +81,14 @@ class TilePanels {
   }
 
   // k rows of `columns` numbers in bfloat16, n numbers from one to the next.
-  void pack_columns(const Half *from, i64 n, i64 columns, i64 k) {
+  void pack_columns(const Bfloat16 *from, i64 n, i64 columns, i64 k) {
     clear_rest(columns, k);
     for (i64 i = 0; i < k; i += 2, from += 2 * n)
       for (i64 first = 0; first < columns; first += kTile) {
-        const Half *even = from + first, *odd = even + n;
+        const Bfloat16 *even = from + first, *odd = even + n;
         __builtin_prefetch(even + 8 * n);  // rows lie in pages of their own, which nobody sees coming
         __builtin_prefetch(odd + 8 * n);
-        Half part[2][kTile] = {};
+        Bfloat16 part[2][kTile] = {};
         if (columns - first < kTile || i + 1 == k) {
           std::copy_n(even, std::min(kTile, columns - first), part[0]);
           if (i + 1 < k) std::copy_n(odd, std::min(kTile, columns - first), part[1]);
@@ -102,13 +102,13 @@ class TilePanels {
   // The last tiles' rows behind input k.
   void clear_rest(i64 columns, i64 k) {
     for (i64 first = 0; first < columns && k % kStep; first += kTile)
-      std::fill_n(to(first) + k / kStep * kTileHalves, kTileHalves, Half(0));
+      std::fill_n(to(first) + k / kStep * kTileHalves, kTileHalves, Bfloat16(0));
   }
 
-  Half *to(i64 column) { return halves_ + column / kTile * (kSum / kStep) * kTileHalves; }
-  static void store(Half *to, words pairs) { _mm512_storeu_si512(to, (__m512i)pairs); }
+  Bfloat16 *to(i64 column) { return halves_ + column / kTile * (kSum / kStep) * kTileHalves; }
+  static void store(Bfloat16 *to, words pairs) { _mm512_storeu_si512(to, (__m512i)pairs); }
 
-  static void pack_tiles(i64 kind, const char *from, i64 distance, i64 count, i64 bytes, Half *to) {
+  static void pack_tiles(i64 kind, const char *from, i64 distance, i64 count, i64 bytes, Bfloat16 *to) {
     for (; bytes > 0; from += 4 * kLanes, bytes -= 4 * kLanes) {
       vec t[kLanes];
       load_words(from, distance, count, bytes, t);
@@ -141,7 +141,7 @@ class TilePanels {
   }
 
   static words nibbles(words pairs) {  // codes less 8
-    static const Half table[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+    static const Bfloat16 table[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
                                    0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
     return (words)_mm512_permutexvar_epi16((__m512i)pairs, _mm512_loadu_si512(table));
   }
@@ -157,7 +157,7 @@ class TilePanels {
     for (i64 run = 0; run < runs; ++run) std::copy_n(lanes[run], kLanes, shifts_[run] + first);
   }
 
-  alignas(64) Half halves_[kTogether * kWide * kSum];
+  alignas(64) Bfloat16 halves_[kTogether * kWide * kSum];
   float scales_[kSum / kStep][kTogether * kWide], shifts_[kSum / kStep][kTogether * kWide];
 };
 
@@ -173,8 +173,8 @@ class TileRows {
   void pack(const float *const *rows, i64 begin, i64 end) {
     for (i64 row = begin; row < (end + kTile - 1) / kTile * kTile; ++row)
       for (i64 i = 0; i < k_; i += kStep) {
-        Half *to = halves_.get() + place(row / kTile * kTile, i) + row % kTile * kStep;
-        Half *const parts[] = {to, to + kTileHalves, to + 2 * kTileHalves};
+        Bfloat16 *to = halves_.get() + place(row / kTile * kTile, i) + row % kTile * kStep;
+        Bfloat16 *const parts[] = {to, to + kTileHalves, to + 2 * kTileHalves};
         float rest[kStep] = {};
         const float *from = row < end ? rows[row] + i : rest;
         if (row < end && k_ - i < kStep) from = std::copy_n(from, k_ - i, rest) - (k_ - i);
@@ -216,7 +216,7 @@ class TileRows {
   template <int Rows, int Columns>
   void sums(const Matrix &m, const float *const *rows, i64 row, i64 end, i64 i, i64 k, float *const *c, i64 column, i64 width,
             const float *before, const TilePanels &panels, i64 j, i64 at, i64 run) const {
-    const Half *low = halves_.get() + place(row, i), *high = Rows > 1 ? halves_.get() + place(row + kTile, i) : low;
+    const Bfloat16 *low = halves_.get() + place(row, i), *high = Rows > 1 ? halves_.get() + place(row + kTile, i) : low;
     __asm__ volatile("" ::: "memory");  // what was packed lies in memory
     _tile_zero(0);
     _tile_zero(1);
@@ -258,7 +258,7 @@ class TileRows {
   }
 
   i64 k_, steps_;
-  Space<Half> halves_;
+  Space<Bfloat16> halves_;
 };
 
 }  // namespace

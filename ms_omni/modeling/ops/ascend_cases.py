@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ascend_coded_cases import experts_of_codes, is_coded, linear_of_codes
-from .ascend_coded_cases import normal as _normal
-from .ascend_expert_cases import experts, few, few_whole, whole
+from .ascend_weight_cases import experts, experts_of_codes, few, few_whole, is_coded, linear_of_codes, whole
+from .ascend_weight_cases import normal as _normal
 
 MASKED = -1e9
 

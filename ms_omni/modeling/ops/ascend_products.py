@@ -19,8 +19,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 from ...ascend import MOST, refusal
 from ...errors import warn_once
 from ...quantised import Storage
-from . import ascend_codes as layouts
 from . import ascend_kernels as kernels
+from . import ascend_weights as layouts
 from .ascend_weights import Packed, array_type, rows
 
 BITS = frozenset({8, 4})

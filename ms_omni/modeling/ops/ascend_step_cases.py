@@ -17,9 +17,9 @@ from mindspore import Parameter, Tensor
 from ...quantised import Quantised, Storage
 from . import formulas
 from .ascend_cases import Kind, _tables
-from .ascend_coded_cases import coded, coded_stack
-from .ascend_coded_cases import normal as _normal
 from .ascend_steps import PreparedFrame, PreparedStack, decoder_chunk, decoder_step
+from .ascend_weight_cases import coded, coded_stack
+from .ascend_weight_cases import normal as _normal
 from .ascend_weights import rounded
 from .fused import BlockTables, FrameWeights, LayerWeights, StackWeights
 
@@ -100,7 +100,7 @@ def _mixture(rng, sizes, layer, storage):
 
 
 def _stacked(part, held, storage):
-    """Experts of which each is the one before turned by one (see `ascend_expert_cases.mixture`); of codes outputs are turned."""
+    """Experts of which each is the one before turned by one (see `ascend_weight_cases.mixture`); of codes outputs are turned."""
     if storage is None:
         return np.stack([np.roll(part, number, 0) for number in held])
     return coded_stack(part.T, storage, len(held))

@@ -14,15 +14,15 @@ KERNEL(attention, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S
     const i64 head = task % kv_heads, token = task / kv_heads, cache = (token / queries * kv_heads + head) * keys;
     const float *mask = masks ? masks + token * keys : nullptr;
     const float least = mask && keys ? largest(mask, keys) + kExcluded : 0.f;
-    Sight sight({k + cache * d, d}, {v + cache * dv, dv}, d, dv);  // what the mask leaves; all where it leaves none
+    VisibleKeys visible({k + cache * d, d}, {v + cache * dv, dv}, d, dv);  // what the mask leaves; all where it leaves none
     std::vector<float> added;
-    for (i64 t = 0, begin; mask && t < keys; sight.add(begin, t)) {
+    for (i64 t = 0, begin; mask && t < keys; visible.add(begin, t)) {
       while (t < keys && !(mask[t] >= least)) ++t;
       for (begin = t; t < keys && mask[t] >= least; ++t) added.push_back(mask[t]);
     }
-    if (!mask) sight.add(0, keys);
+    if (!mask) visible.add(0, keys);
     const i64 query = token * heads + head * group;
-    attend_query(q + query * d, group, sight, scale, mask ? added.data() : nullptr, y + query * dv);
+    attend_query(q + query * d, group, visible, scale, mask ? added.data() : nullptr, y + query * dv);
   });
   return 0;
 }
@@ -30,8 +30,8 @@ KERNEL(attention, "q[B, S, H, D] k[B, K, T, D] v[B, K, T, V] scale[1] mask?[B, S
 constexpr char kSegments[] = "packed_attention: the segments do not cover the rows of q";
 
 int run(const std::vector<Piece> &pieces) {
-  Team team(pieces_work(pieces));
-  run(team, pieces);
+  ThreadPool pool(pieces_work(pieces));
+  run(pool, pieces);
   return 0;
 }
 
@@ -106,7 +106,7 @@ struct Paged {
     return found;
   }
 
-  Sight seen(i64 row, i64 head) const {
+  VisibleKeys visible_keys(i64 row, i64 head) const {
     return {rows(keys, key_scales, d, row, head), rows(values, value_scales, dv, row, head), d, dv};
   }
 
@@ -124,10 +124,10 @@ KERNEL(paged_attention, MS_OMNI_PAGED) {  // each query by itself
   for (i64 row = 0; row < a['B']; ++row) keys += p.lengths[row];
   for_each(a['B'] * p.queries * p.kv_heads, keys * p.queries * p.heads * (p.d + p.dv) * 0.08, [&](i64 task) {
     const i64 head = task % p.kv_heads, token = task / p.kv_heads, row = token / p.queries;
-    Sight sight = p.seen(row, head);
-    sight.add(0, std::min<i64>(p.first[row] + token % p.queries + 1, p.lengths[row]));
+    VisibleKeys visible = p.visible_keys(row, head);
+    visible.add(0, std::min<i64>(p.first[row] + token % p.queries + 1, p.lengths[row]));
     const i64 query = token * p.heads + head * p.group;
-    attend_query(p.q + query * p.d, p.group, sight, p.scale, nullptr, p.y + query * p.dv);
+    attend_query(p.q + query * p.d, p.group, visible, p.scale, nullptr, p.y + query * p.dv);
   });
   return 0;
 }
@@ -140,8 +140,8 @@ KERNEL(paged_attention_tiles, MS_OMNI_PAGED ", P / 16 * 16 = P") {  // tiles of 
   for (i64 row = 0; row < a['B']; ++row)
     for (i64 head = 0; head < p.kv_heads; ++head) {
       const i64 query = row * p.queries * p.heads + head * p.group;
-      const Sight seen = p.seen(row, head);
-      add_pieces(pieces, {p.q + query * p.d, nullptr, seen.keys, seen.values, p.y + query * p.dv, p.queries, p.lengths[row],
+      const VisibleKeys visible = p.visible_keys(row, head);
+      add_pieces(pieces, {p.q + query * p.d, nullptr, visible.keys, visible.values, p.y + query * p.dv, p.queries, p.lengths[row],
                           p.group, p.d, p.dv, p.heads * p.d, p.heads * p.dv, p.scale, p.first[row]});
     }
   return run(pieces);

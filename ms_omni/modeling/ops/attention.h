@@ -71,14 +71,14 @@ std::string misplaced(const char *kernel, const Integer *tables, const Integer *
 
 // The keys and values that a query sees, in the order of their positions. Where they lie, and what lies between them,
 // leaves no trace in the order of its sums.
-class Sight {
+class VisibleKeys {
  public:
-  struct Run { i64 keys, values, n; };  // places of what lies side by side
+  struct Run { i64 keys, values, n; };  // offsets of what lies side by side
 
   const Rows keys, values;
   const i64 d, dv;
 
-  Sight(const Rows &keys, const Rows &values, i64 d, i64 dv) : keys(keys), values(values), d(d), dv(dv) {}
+  VisibleKeys(const Rows &keys, const Rows &values, i64 d, i64 dv) : keys(keys), values(values), d(d), dv(dv) {}
 
   // Positions [begin, end) too, behind those before.
   void add(i64 begin, i64 end) {
@@ -98,11 +98,11 @@ class Sight {
 };
 
 // y[row] = a[row] V for the values of all runs: the sums of `product_in_order`.
-inline void weigh(const float *const *a, i64 rows, const Sight &s, float *const *y) {
+inline void weighted_sum(const float *const *a, i64 rows, const VisibleKeys &s, float *const *y) {
   Floats space(s.n() > kSum ? rows * s.dv : 0);
   std::vector<float *> to(y, y + rows);
   for (i64 row = 0; row < rows; ++row) std::fill(y[row], y[row] + s.dv, 0.f);
-  i64 i = 0;  // position among those seen
+  i64 i = 0;  // position among the visible ones
   for (const auto &run : s.runs())
     for (i64 done = 0, n; done < run.n; done += n, i += n) {
       n = std::min(run.n - done, kSum - i % kSum);
@@ -118,8 +118,8 @@ inline void weigh(const float *const *a, i64 rows, const Sight &s, float *const 
     }
 }
 
-// q `[heads, d]`; mask: one number per position seen, or null -> y `[heads, dv]`
-inline void attend_query(const float *q, i64 heads, const Sight &s, float scale, const float *mask, float *y) {
+// q `[heads, d]`; mask: one number per visible position, or null -> y `[heads, dv]`
+inline void attend_query(const float *q, i64 heads, const VisibleKeys &s, float scale, const float *mask, float *y) {
   Floats scores(heads * s.n());
   std::vector<const float *> from(heads);
   std::vector<float *> to(heads);
@@ -136,7 +136,7 @@ inline void attend_query(const float *q, i64 heads, const Sight &s, float scale,
     float *row = scores.data() + head * s.n();
     if (mask) map(s.n(), row, [=](vec x, vec mask) { return x * scale + mask; }, row, mask);
     else map(s.n(), row, [=](vec x) { return x * scale; }, row);
-    soften(row, s.n());
+    softmax(row, s.n());
     if (s.values.codes) {  // a value is its code times the scale of its position, which may as well be the weight's
       float *weights = row;
       for (const auto &run : s.runs()) {
@@ -147,7 +147,7 @@ inline void attend_query(const float *q, i64 heads, const Sight &s, float scale,
     }
     from[head] = row, to[head] = y + head * s.dv;
   }
-  weigh(from.data(), heads, s, to.data());
+  weighted_sum(from.data(), heads, s, to.data());
 }
 
 }  // namespace

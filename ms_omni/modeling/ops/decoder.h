@@ -100,7 +100,7 @@ struct Expert {
   void multiply(const std::vector<const float *> &x, i64 begin, i64 n, float *y, i64 distance) const {
     const i64 rows = x.size();
     if (w.kind == kFloat32) return in_order(static_cast<const float *>(w.numbers), x, begin, n, y, distance);
-    if (w.kind == kBfloat16) return in_order(static_cast<const Half *>(w.numbers), x, begin, n, y, distance);
+    if (w.kind == kBfloat16) return in_order(static_cast<const Bfloat16 *>(w.numbers), x, begin, n, y, distance);
     Floats together(rows > 1 ? rows * in : 0);
     for (i64 row = 0; rows > 1 && row < rows; ++row) std::copy_n(x[row], in, together.data() + row * in);
     dot_block(rows > 1 ? together.data() : x[0], rows, in, {w, nullptr, distance, y, false, number * out + begin}, 0, n);
@@ -143,13 +143,13 @@ class Stack {
   }
 
   // x `[rows, width]` becomes the output of the last layer before the final norm.
-  void run(Team &team, float *x, const Place &place, const Buffers *buffers) {
+  void run(ThreadPool &pool, float *x, const Place &place, const Buffers *buffers) {
     normed_.resize(place.rows * width);
     for (i64 i = 0; i < layers(); ++i) {
-      attend(team, layers_[i], x, place, buffers[i]);
+      attend(pool, layers_[i], x, place, buffers[i]);
       norm_rows(x, layers_[i].post_norm, place.rows);
-      if (layers_[i].experts) mix(team, layers_[i], x, place.rows);
-      else dense(team, layers_[i], x, place.rows);
+      if (layers_[i].experts) mix(pool, layers_[i], x, place.rows);
+      else dense(pool, layers_[i], x, place.rows);
     }
   }
 
@@ -165,11 +165,11 @@ class Stack {
     for (i64 row = 0; row < rows; ++row) rms_norm(x + row * width, weight, eps_, normed_.data() + row * width, width);
   }
 
-  void attend(Team &team, const Layer &l, float *x, const Place &place, const Buffers &to) {
+  void attend(ThreadPool &pool, const Layer &l, float *x, const Place &place, const Buffers &to) {
     const i64 rows = place.rows, queries = heads * d, keys = kv_heads * d;
     q_.resize(rows * queries), k_.resize(rows * keys), v_.resize(rows * keys), mixed_.resize(rows * queries);
     norm_rows(x, l.input_norm, rows);
-    multiply(team, normed_.data(), rows, width,
+    multiply(pool, normed_.data(), rows, width,
                 {{l.q, l.q_bias, queries, q_.data()}, {l.k, l.k_bias, keys, k_.data()}, {l.v, l.v_bias, keys, v_.data()}});
     const i64 tasks = rows / place.fresh * kv_heads;
     i64 positions = 8 * rows;
@@ -178,8 +178,8 @@ class Stack {
     if (positions * d * heads < 20'000)  // less than it takes to share it
       for (i64 i = 0; i < tasks; ++i) task(i);
     else
-      team.run(tasks, task);
-    multiply(team, mixed_.data(), rows, queries, {{l.o, l.o_bias, width, x, true}});
+      pool.run(tasks, task);
+    multiply(pool, mixed_.data(), rows, queries, {{l.o, l.o_bias, width, x, true}});
   }
 
   // The new tokens of one batch row and kv head: norms, rotation, storing, attention.
@@ -194,53 +194,53 @@ class Stack {
       const i64 row = batch * place.fresh + fresh, position = place.lengths[batch] - place.fresh + fresh;
       const float *cos = place.cos + row * d / 2, *sin = place.sin + row * d / 2;
       float *k = k_.data() + (row * kv_heads + head) * d, *q = q_.data() + (row * heads + head * group) * d;
-      turn(k, l.k_norm, cos, sin);
+      norm_and_rotate(k, l.k_norm, cos, sin);
       keys.put(position, k, d);
       values.put(position, v_.data() + (row * kv_heads + head) * d, d);
-      for (i64 g = 0; g < group; ++g) turn(q + g * d, l.q_norm, cos, sin);
-      Sight sight(keys, values, d, d);
-      sight.add(0, position + 1);
-      attend_query(q, group, sight, scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
+      for (i64 g = 0; g < group; ++g) norm_and_rotate(q + g * d, l.q_norm, cos, sin);
+      VisibleKeys visible(keys, values, d, d);
+      visible.add(0, position + 1);
+      attend_query(q, group, visible, scale, nullptr, mixed_.data() + (row * heads + head * group) * d);
     }
   }
 
-  void turn(float *x, const float *weight, const float *cos, const float *sin) const {
+  void norm_and_rotate(float *x, const float *weight, const float *cos, const float *sin) const {
     if (weight) rms_norm(x, weight, eps_, x, d);
     rotate(x, cos, sin, x, d / 2);
   }
 
-  void dense(Team &team, const Layer &l, float *x, i64 rows) {
+  void dense(ThreadPool &pool, const Layer &l, float *x, i64 rows) {
     gate_.resize(rows * l.inner), up_.resize(rows * l.inner);
-    multiply(team, normed_.data(), rows, width,
+    multiply(pool, normed_.data(), rows, width,
                 {{l.gate, nullptr, l.inner, gate_.data()}, {l.up, nullptr, l.inner, up_.data()}});
     activate(gate_.data(), up_.data(), gate_.data(), rows * l.inner);
-    multiply(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, x, true}});
+    multiply(pool, gate_.data(), rows, l.inner, {{l.down, nullptr, width, x, true}});
   }
 
   // Experts, and the shared one where there is one.
-  void mix(Team &team, const Layer &l, float *x, i64 rows) {
+  void mix(ThreadPool &pool, const Layer &l, float *x, i64 rows) {
     logits_.resize(rows * l.experts);
-    multiply(team, normed_.data(), rows, width, {{l.router, nullptr, l.experts, logits_.data()}});
+    multiply(pool, normed_.data(), rows, width, {{l.router, nullptr, l.experts, logits_.data()}});
     weights_.resize(rows * l.top_k), indices_.resize(rows * l.top_k);
     for (i64 row = 0; row < rows; ++row)
       route(logits_.data() + row * l.experts, l.experts, l.top_k, l.normalise, weights_.data() + row * l.top_k,
             indices_.data() + row * l.top_k);
-    if (l.shared_gate.numbers) share(team, l, x, rows);
+    if (l.shared_gate.numbers) share(pool, l, x, rows);
     group(l, rows);
-    widen_experts(team, l);
-    narrow_experts(team, l);
+    widen_experts(pool, l);
+    narrow_experts(pool, l);
     for (i64 pair = 0; pair < rows * l.top_k; ++pair)
       add_scaled(x + pair / l.top_k * width, results_.data() + pair * width, weights_[pair], width);
   }
 
-  void share(Team &team, const Layer &l, float *x, i64 rows) {
+  void share(ThreadPool &pool, const Layer &l, float *x, i64 rows) {
     gate_.resize(rows * l.inner), up_.resize(rows * l.inner), results_.resize(rows * width);
-    multiply(team, normed_.data(), rows, width,
+    multiply(pool, normed_.data(), rows, width,
                 {{l.gate, nullptr, l.inner, gate_.data()}, {l.up, nullptr, l.inner, up_.data()}});
     activate(gate_.data(), up_.data(), gate_.data(), rows * l.inner);
-    multiply(team, gate_.data(), rows, l.inner, {{l.down, nullptr, width, results_.data()}});
+    multiply(pool, gate_.data(), rows, l.inner, {{l.down, nullptr, width, results_.data()}});
     logits_.resize(rows);
-    multiply(team, normed_.data(), rows, width, {{l.shared_gate, nullptr, 1, logits_.data()}});
+    multiply(pool, normed_.data(), rows, width, {{l.shared_gate, nullptr, 1, logits_.data()}});
     for (i64 row = 0; row < rows; ++row)
       add_scaled(x + row * width, results_.data() + row * width, logistic(all(logits_[row]))[0], width);
   }
@@ -258,17 +258,17 @@ class Stack {
     first_.push_back(count);
   }
 
-  // Outputs of a matrix that one task makes: whole cache lines, and enough tasks for the team.
-  i64 panel(const Team &team, i64 outputs) const {
-    const i64 wanted = std::max<i64>(1, 4 * team.size() / std::max<i64>(used_, 1));
+  // Outputs of a matrix that one task makes: whole cache lines, and enough tasks for the thread pool.
+  i64 panel(const ThreadPool &pool, i64 outputs) const {
+    const i64 wanted = std::max<i64>(1, 4 * pool.size() / std::max<i64>(used_, 1));
     return std::max<i64>(64, (outputs / wanted + 63) / 64 * 64);
   }
 
   // hidden_ [pair] = silu(gate) * up
-  void widen_experts(Team &team, const Layer &l) {
-    const i64 inner = l.expert_inner, step = panel(team, inner), panels = (inner + step - 1) / step;
+  void widen_experts(ThreadPool &pool, const Layer &l) {
+    const i64 inner = l.expert_inner, step = panel(pool, inner), panels = (inner + step - 1) / step;
     hidden_.resize(pairs_.size() * inner);
-    team.run(used_ * panels, [&](i64 task) {
+    pool.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, inner - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];
@@ -290,10 +290,10 @@ class Stack {
   }
 
   // results_ [pair] = hidden_ [pair] down
-  void narrow_experts(Team &team, const Layer &l) {
-    const i64 inner = l.expert_inner, step = panel(team, width), panels = (width + step - 1) / step;
+  void narrow_experts(ThreadPool &pool, const Layer &l) {
+    const i64 inner = l.expert_inner, step = panel(pool, width), panels = (width + step - 1) / step;
     results_.resize(pairs_.size() * width);
-    team.run(used_ * panels, [&](i64 task) {
+    pool.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, width - begin);
       const i64 rows = first_[use + 1] - first_[use];
       const i64 *pairs = pairs_.data() + first_[use];

@@ -41,8 +41,8 @@ std::string unfit(const Arguments &a, const char *codes, const char *scales, con
 
 void product(const Arguments &a, const Matrix &weight) {
   const i64 rows = a.rows(), in = a['K'], out = a['M'];
-  Team team(product_work(rows, in, out));
-  product(team, weight, a.get("bias"), a.get("x"), rows, in, out, a.get("y"), out);
+  ThreadPool pool(product_work(rows, in, out));
+  product(pool, weight, a.get("bias"), a.get("x"), rows, in, out, a.get("y"), out);
 }
 
 KERNEL(linear, "x[*, K] weight:w[M, K] bias?[M] -> y[*, M] | 0 < K") {
@@ -95,8 +95,8 @@ int mix(const Arguments &a, const char *name, const Matrix &gate_up, const Matri
   const int32_t *indices = a.get<int32_t>("indices");
   const std::string wrong = mixture.unfit(name, indices, a['N'] * a['k']);
   if (!wrong.empty()) return refuse(wrong);
-  Team team(mixture.work(a['N']));
-  mixture.run(team, a.get("x"), a['N'], a.get("weights"), indices, a.get("y"));
+  ThreadPool pool(mixture.work(a['N']));
+  mixture.run(pool, a.get("x"), a['N'], a.get("weights"), indices, a.get("y"));
   return 0;
 }
 
@@ -180,8 +180,8 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
   for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
   Packed packed(out, steps);
   packed.pack(weight.data(), out, steps);
-  Team team(0.012 * a.size("y") * steps);
-  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * team.size());
+  ThreadPool pool(0.012 * a.size("y") * steps);
+  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * pool.size());
   const i64 together = std::max<i64>(1, std::min(kTogether, fair));
   const i64 groups = (panels + together - 1) / together, picture_size = picture.channels * picture.channel_size();
   const i64 units = std::max<i64>(1, std::min(a['B'], kPlanes / std::max<i64>(picture_size, 1)));
@@ -189,11 +189,11 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
   Space<> planes(units * picture_size + kLanes);
   for (i64 begin = 0; begin < a['B']; begin += units) {
     const i64 count = std::min(units, a['B'] - begin);
-    team.run_ranges(count * picture.channels, picture.channel_size() * 1.0, [&](i64 first, i64 end) {
+    pool.run_ranges(count * picture.channels, picture.channel_size() * 1.0, [&](i64 first, i64 end) {
       for (i64 i = first; i < end; ++i)
         picture.lay_out(x + (begin * picture.channels + i) * size, planes.get() + i * picture.channel_size());
     });
-    team.run(count * groups, [&](i64 task) {
+    pool.run(count * groups, [&](i64 task) {
       const i64 unit = task / groups, first = task % groups * together * kWide;
       const i64 columns = std::min<i64>(together * kWide, positions - first);
       Targets y(out);

@@ -6,7 +6,7 @@
 #include "few_rows.h"
 #include "in_order.h"
 #include "numeric.h"
-#include "team.h"
+#include "thread_pool.h"
 
 namespace {
 
@@ -24,12 +24,12 @@ struct Columns {
     if (!straight) return pack_turned(m, in, first + column, columns, i, k, panels);
     const i64 at = (first + i) * out + column;
     if (m.kind == kFloat32) pack_columns(static_cast<const float *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
-    else pack_columns(static_cast<const Half *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
+    else pack_columns(static_cast<const Bfloat16 *>(m.numbers) + at, out, columns, k, panels, kWide, kSum * kWide);
   }
 #ifdef MS_OMNI_AMX
   void pack(i64 column, i64 columns, i64 i, i64 k, TilePanels &panels) const {
     if (!straight) return panels.pack(m, in, first + column, columns, i, k);
-    panels.pack_columns(static_cast<const Half *>(m.numbers) + (first + i) * out + column, out, columns, k);
+    panels.pack_columns(static_cast<const Bfloat16 *>(m.numbers) + (first + i) * out + column, out, columns, k);
   }
 #endif
 };
@@ -70,19 +70,19 @@ constexpr i64 kBatch = 672;  // rows that share the packing of a weight; whole b
 inline double product_work(i64 rows, i64 in, i64 out) { return (0.012 * rows + 0.06) * in * out; }
 
 // y = x w^T + bias for x `[rows, in]`, w `[out, in]` as it is stored. bias: null for none; distance: from one row of y to the next.
-inline void product(Team &team, const Matrix &w, const float *bias, const float *x, i64 rows, i64 in, i64 out, float *y,
+inline void product(ThreadPool &pool, const Matrix &w, const float *bias, const float *x, i64 rows, i64 in, i64 out, float *y,
                     i64 distance) {
   Sources from(rows);
   Targets to(rows);
   for (i64 row = 0; row < rows; ++row) from[row] = x + row * in, to[row] = y + row * distance;
-  const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * team.size())));
+  const i64 panels = (out + kWide - 1) / kWide, together = std::max<i64>(1, std::min(kTogether, panels / (4 * pool.size())));
   const i64 groups = (panels + together - 1) / together;
   const auto columns_of = [&](i64 group) { return std::min<i64>(together * kWide, out - group * together * kWide); };
   with_rows(w, in, [&](auto *kind) {
     using Rows = std::remove_pointer_t<decltype(kind)>;
     if (std::is_same_v<Rows, PackedRows> && suits_few_rows(w, rows, in) && out % kLanes == 0) {
       const FewRows few(from.data(), rows, in);
-      return team.run(groups, [&](i64 group) {
+      return pool.run(groups, [&](i64 group) {
         const i64 column = group * together * kWide;
         few.multiply(w, column, to.data(), column, columns_of(group), bias ? bias + column : nullptr);
       });
@@ -91,10 +91,10 @@ inline void product(Team &team, const Matrix &w, const float *bias, const float 
     for (i64 first = 0; first < rows; first += kBatch) {
       const i64 count = std::min(kBatch, rows - first), blocks = (count + block - 1) / block;
       Rows a(count, in);
-      team.run(blocks, [&](i64 i) { a.pack(from.data() + first, i * block, std::min((i + 1) * block, count)); });
-      const i64 wanted = (4 * team.size() + groups - 1) / std::max<i64>(groups, 1);
+      pool.run(blocks, [&](i64 i) { a.pack(from.data() + first, i * block, std::min((i + 1) * block, count)); });
+      const i64 wanted = (4 * pool.size() + groups - 1) / std::max<i64>(groups, 1);
       const i64 pieces = std::max<i64>(1, std::min(wanted, blocks / 8));
-      team.run(groups * pieces, [&](i64 task) {
+      pool.run(groups * pieces, [&](i64 task) {
         const i64 piece = task % pieces, begin = blocks * piece / pieces * block;
         const i64 end = std::min(blocks * (piece + 1) / pieces * block, count), column = task / pieces * together * kWide;
         a.multiply(Columns{w, in, out, 0, false}, from.data() + first, begin, end, to.data() + first, column, columns_of(task / pieces),
@@ -150,7 +150,7 @@ struct Mixture {
   double work(i64 rows) const { return 3.0 * width * inner * (0.1 * std::min(experts, rows * slots) + 0.01 * rows * slots); }
 
   // y[row] = the sum of what its experts make of x[row], x and y `[rows, width]`.
-  void run(Team &team, const float *x, i64 rows, const float *weights, const int32_t *indices, float *y) const {
+  void run(ThreadPool &pool, const float *x, i64 rows, const float *weights, const int32_t *indices, float *y) const {
     const i64 pairs = rows * slots;
     std::vector<i64> first(experts + 1), order(pairs);  // pairs sorted by expert, those that are here
     for (i64 pair = 0; pair < pairs; ++pair)
@@ -160,7 +160,7 @@ struct Mixture {
     for (i64 pair = 0; pair < pairs; ++pair)
       if (here(indices[pair])) order[free[indices[pair] - offset()]++] = pair;
 
-    const i64 fair = first[experts] / (2 * team.size()) / kRows * kRows;  // where one expert has most of the rows
+    const i64 fair = first[experts] / (2 * pool.size()) / kRows * kRows;  // where one expert has most of the rows
     const i64 batch = std::max<i64>(8 * kRows, std::min<i64>(fair, 240 / kRows * kRows));
     struct Task { i64 expert, begin, end; };
     std::vector<Task> tasks;
@@ -171,7 +171,7 @@ struct Mixture {
       return left.end - left.begin < right.end - right.begin;  // the last, which are taken first, are the largest: no thread ends with one
     });
     Space<> results(pairs * width);
-    team.run(tasks.size(), [&](i64 index) {
+    pool.run(tasks.size(), [&](i64 index) {
       const Task task = tasks[index];
       const i64 count = task.end - task.begin;
       Space<> hidden(count * 2 * inner);
@@ -190,7 +190,7 @@ struct Mixture {
       }
       product(from, down, task.expert, to, inner, width);
     });
-    team.run_ranges(rows, slots * width * 0.2, [&](i64 begin, i64 end) {
+    pool.run_ranges(rows, slots * width * 0.2, [&](i64 begin, i64 end) {
       for (i64 row = begin; row < end; ++row) {
         std::fill_n(y + row * width, width, 0.f);
         for (i64 pair = row * slots; pair < (row + 1) * slots; ++pair)

@@ -16,15 +16,15 @@ KERNEL(decoder_step, "x[B, 1, D] cos[B, 1, d] sin[B, 1, d] head:a[V, h] table:l[
   if (!t.read() || !stack.sound()) return refuse("decoder_step: the table does not describe a stack");
   const std::string wrong = misfit("decoder_step", stack, a['D'], a['d'], cache, batch);
   if (!wrong.empty()) return refuse(wrong);
-  Team team(stack.work(batch) + 0.1 * vocabulary * stack.width);
+  ThreadPool pool(stack.work(batch) + 0.1 * vocabulary * stack.width);
   Floats x(a.get("x"), a.get("x") + batch * stack.width);
   const Place place{batch, 1, a.get("cos"), a.get("sin"), {cache.lengths, cache.lengths + batch},
                     {cache.tables, cache.tables + batch * cache.width}, cache.width, cache.block};
-  stack.run(team, x.data(), place, cache.buffers.data());
+  stack.run(pool, x.data(), place, cache.buffers.data());
   float *hidden = a.get("hidden");
   for (i64 row = 0; row < batch; ++row) stack.finish(x.data() + row * stack.width, hidden + row * stack.width);
   head.numbers = a.get<void>("head");
-  multiply(team, hidden, batch, stack.width, {{head, nullptr, vocabulary, a.get("logits")}});
+  multiply(pool, hidden, batch, stack.width, {{head, nullptr, vocabulary, a.get("logits")}});
   return 0;
 }
 
@@ -62,7 +62,7 @@ KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes
     buffers.push_back({store.data() + 2 * layer * kept, store.data() + (2 * layer + 1) * kept});
   std::vector<int32_t> tables(batch);  // a block per row
   std::iota(tables.begin(), tables.end(), 0);
-  Team team(stack.work(batch) * residuals + 0.1 * vocabulary * width * residuals);
+  ThreadPool pool(stack.work(batch) * residuals + 0.1 * vocabulary * width * residuals);
 
   int32_t *codes = a.get<int32_t>("codes");
   float *sum = a.get("sum");
@@ -84,10 +84,10 @@ KERNEL(code_frame, "hidden[B, 1, D] code:i[B, 1] noise[B, r] table:l[n] -> codes
       for (i64 row = 0; row < rows; ++row, turn += half)
         std::copy_n(table + (start + row % fresh) * half, half, turn);
     const std::vector<int32_t> lengths(batch, start + fresh);
-    stack.run(team, x.data(), {rows, fresh, turns.data(), turns.data() + rows * half, lengths, tables, 1, positions}, buffers.data());
+    stack.run(pool, x.data(), {rows, fresh, turns.data(), turns.data() + rows * half, lengths, tables, 1, positions}, buffers.data());
     for (i64 row = 0; row < batch; ++row)
       stack.finish(x.data() + (fresh * row + fresh - 1) * width, hidden.data() + row * width);
-    multiply(team, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});
+    multiply(pool, hidden.data(), batch, width, {{heads[group], nullptr, vocabulary, logits.data()}});
     for (i64 row = 0; row < batch; ++row) {
       const int32_t code = choose(f, logits.data() + row * vocabulary, a.get("noise")[row * residuals + group]);
       float *embedding = x.data() + row * width;

@@ -9,7 +9,7 @@
 
 #pragma once
 
-#include "half.h"
+#include "bfloat16.h"
 
 namespace {
 

@@ -1,11 +1,11 @@
 // Products of a few rows with `[in, out]` weights that do not fit in a cache, which pass by once and in order.
 //
-// `W` is how they are stored: float, or Half for bfloat16 numbers that are widened as they arrive.
+// `W` is how they are stored: float, or Bfloat16 for bfloat16 numbers that are widened as they arrive.
 
 #pragma once
 
 #include "gemm.h"
-#include "half.h"
+#include "bfloat16.h"
 
 namespace {
 

@@ -8,8 +8,8 @@
 namespace {
 
 // y = a + b; y may be one of them.
-void add(Team &team, const float *a, const float *b, float *y, i64 n) {
-  team.run_ranges(n, 0.3, [&](i64 begin, i64 end) {
+void add(ThreadPool &pool, const float *a, const float *b, float *y, i64 n) {
+  pool.run_ranges(n, 0.3, [&](i64 begin, i64 end) {
     map(end - begin, y + begin, [](vec a, vec b) { return a + b; }, a + begin, b + begin);
   });
 }
@@ -30,18 +30,18 @@ NAMES(EncoderLayer, EncoderLayer, MS_OMNI_ENCODER_LAYER)
 constexpr double kActivationWork = 0.6;  // nanoseconds for a number
 
 template <class Function>
-void activate_rows(Team &team, float *x, i64 n, const Function &function) {
-  team.run_ranges(n, kActivationWork, [&](i64 begin, i64 end) { map(end - begin, x + begin, function, x + begin); });
+void activate_rows(ThreadPool &pool, float *x, i64 n, const Function &function) {
+  pool.run_ranges(n, kActivationWork, [&](i64 begin, i64 end) { map(end - begin, x + begin, function, x + begin); });
 }
 
-void activate_rows(Team &team, i64 activation, float *x, i64 n) {  // by a constant, so that it is compiled in place
-  if (activation == 0) activate_rows(team, x, n, [](vec x) { return gaussian_linear(x); });
-  else if (activation == 1) activate_rows(team, x, n, [](vec x) { return gaussian_tanh(x); });
-  else activate_rows(team, x, n, [](vec x) { return sigmoid_linear(x); });
+void activate_rows(ThreadPool &pool, i64 activation, float *x, i64 n) {  // by a constant, so that it is compiled in place
+  if (activation == 0) activate_rows(pool, x, n, [](vec x) { return gaussian_linear(x); });
+  else if (activation == 1) activate_rows(pool, x, n, [](vec x) { return gaussian_tanh(x); });
+  else activate_rows(pool, x, n, [](vec x) { return sigmoid_linear(x); });
 }
 
-void norm_rows(Team &team, const float *x, const float *weight, const float *bias, float eps, float *y, i64 rows, i64 width) {
-  team.run_ranges(rows, width * 0.4, [&](i64 begin, i64 end) {
+void norm_rows(ThreadPool &pool, const float *x, const float *weight, const float *bias, float eps, float *y, i64 rows, i64 width) {
+  pool.run_ranges(rows, width * 0.4, [&](i64 begin, i64 end) {
     for (i64 row = begin; row < end; ++row) layer_norm(x + row * width, weight, bias, eps, y + row * width, width);
   });
 }
@@ -67,30 +67,30 @@ KERNEL(encoder_layer, "x[N, D] ends:i[n] table:l[t] cos?[N, d] sin?[N, d] -> y[N
                           end - begin, end - begin, 1, d, d, step, all_heads, static_cast<float>(l.scale)});
     }
   }
-  Team team(work + pieces_work(pieces));
-  norm_rows(team, a.get("x"), l.norm, l.norm_bias, l.eps, normed.get(), rows, width);
+  ThreadPool pool(work + pieces_work(pieces));
+  norm_rows(pool, a.get("x"), l.norm, l.norm_bias, l.eps, normed.get(), rows, width);
   if (l.joined) {
-    product(team, l.q, l.q_bias, normed.get(), rows, width, step, qkv.get(), step);
+    product(pool, l.q, l.q_bias, normed.get(), rows, width, step, qkv.get(), step);
   } else {
-    product(team, l.q, l.q_bias, normed.get(), rows, width, all_heads, qkv.get(), step);
-    product(team, l.k, l.k_bias, normed.get(), rows, width, all_heads, qkv.get() + all_heads, step);
-    product(team, l.v, l.v_bias, normed.get(), rows, width, all_heads, qkv.get() + 2 * all_heads, step);
+    product(pool, l.q, l.q_bias, normed.get(), rows, width, all_heads, qkv.get(), step);
+    product(pool, l.k, l.k_bias, normed.get(), rows, width, all_heads, qkv.get() + all_heads, step);
+    product(pool, l.v, l.v_bias, normed.get(), rows, width, all_heads, qkv.get() + 2 * all_heads, step);
   }
   if (cos)
-    team.run_ranges(rows, 2.0 * all_heads, [&](i64 begin, i64 end) {
+    pool.run_ranges(rows, 2.0 * all_heads, [&](i64 begin, i64 end) {
       for (i64 row = begin; row < end; ++row)
         for (float *x = qkv.get() + row * step, *stop = x + 2 * all_heads; x < stop; x += d)
           rotate(x, cos + row * d / 2, sin + row * d / 2, x, d / 2);
     });
-  run(team, pieces);
-  product(team, l.out, l.out_bias, attended.get(), rows, all_heads, width, made.get(), width);
+  run(pool, pieces);
+  product(pool, l.out, l.out_bias, attended.get(), rows, all_heads, width, made.get(), width);
   float *y = a.get("y");
-  add(team, a.get("x"), made.get(), y, rows * width);
-  norm_rows(team, y, l.mlp_norm, l.mlp_norm_bias, l.eps, normed.get(), rows, width);
-  product(team, l.fc1, l.fc1_bias, normed.get(), rows, width, l.inner, hidden.get(), l.inner);
-  activate_rows(team, l.activation, hidden.get(), rows * l.inner);
-  product(team, l.fc2, l.fc2_bias, hidden.get(), rows, l.inner, width, made.get(), width);
-  add(team, y, made.get(), y, rows * width);
+  add(pool, a.get("x"), made.get(), y, rows * width);
+  norm_rows(pool, y, l.mlp_norm, l.mlp_norm_bias, l.eps, normed.get(), rows, width);
+  product(pool, l.fc1, l.fc1_bias, normed.get(), rows, width, l.inner, hidden.get(), l.inner);
+  activate_rows(pool, l.activation, hidden.get(), rows * l.inner);
+  product(pool, l.fc2, l.fc2_bias, hidden.get(), rows, l.inner, width, made.get(), width);
+  add(pool, y, made.get(), y, rows * width);
   return 0;
 }
 
@@ -123,33 +123,33 @@ class Reader {
   }
 
   // x `[count, width]` becomes what the last of the layers makes of it.
-  void run(Team &team, float *x) {
+  void run(ThreadPool &pool, float *x) {
     for (i64 i = chunk_.begin; i < chunk_.end; ++i) {
       const Layer &l = s_.layer(i);
-      norm(team, x, l.input_norm);
-      attend(team, l, cache_.buffers[i]);
-      add(team, x, made_.get(), x, rows_ * width_);
-      norm(team, x, l.post_norm);
-      if (l.experts) mix(team, l);
-      else dense(team, l, made_.get());
-      add(team, x, made_.get(), x, rows_ * width_);
+      norm(pool, x, l.input_norm);
+      attend(pool, l, cache_.buffers[i]);
+      add(pool, x, made_.get(), x, rows_ * width_);
+      norm(pool, x, l.post_norm);
+      if (l.experts) mix(pool, l);
+      else dense(pool, l, made_.get());
+      add(pool, x, made_.get(), x, rows_ * width_);
     }
   }
 
  private:
   Mixture mixture(const Layer &l) const { return {l.experts_gate_up, l.experts_down, width_, l.expert_inner, l.experts, l.top_k}; }
 
-  void norm(Team &team, const float *x, const float *weight) {
-    team.run_ranges(rows_, width_ * 0.3, [&](i64 begin, i64 end) {
+  void norm(ThreadPool &pool, const float *x, const float *weight) {
+    pool.run_ranges(rows_, width_ * 0.3, [&](i64 begin, i64 end) {
       for (i64 row = begin; row < end; ++row) rms_norm(x + row * width_, weight, s_.eps(), normed_.get() + row * width_, width_);
     });
   }
 
-  void attend(Team &team, const Layer &l, const Buffers &to) {
-    product(team, l.q, l.q_bias, normed_.get(), rows_, width_, queries_, q_.get(), queries_);
-    product(team, l.k, l.k_bias, normed_.get(), rows_, width_, keys_, k_.get(), keys_);
-    product(team, l.v, l.v_bias, normed_.get(), rows_, width_, keys_, v_.get(), keys_);
-    team.run_ranges(rows_, (queries_ + 2 * keys_) * 1.0, [&](i64 begin, i64 end) {
+  void attend(ThreadPool &pool, const Layer &l, const Buffers &to) {
+    product(pool, l.q, l.q_bias, normed_.get(), rows_, width_, queries_, q_.get(), queries_);
+    product(pool, l.k, l.k_bias, normed_.get(), rows_, width_, keys_, k_.get(), keys_);
+    product(pool, l.v, l.v_bias, normed_.get(), rows_, width_, keys_, v_.get(), keys_);
+    pool.run_ranges(rows_, (queries_ + 2 * keys_) * 1.0, [&](i64 begin, i64 end) {
       for (i64 row = begin; row < end; ++row) place(l, to, row);
     });
     const float scale = 1.0 / std::sqrt(static_cast<double>(s_.d));
@@ -166,8 +166,8 @@ class Reader {
                             s_.d, queries_, queries_, scale, chunk_.start});
       }
     }
-    ::run(team, pieces);
-    product(team, l.o, l.o_bias, attended_.get(), rows_, queries_, width_, made_.get(), width_);
+    ::run(pool, pieces);
+    product(pool, l.o, l.o_bias, attended_.get(), rows_, queries_, width_, made_.get(), width_);
   }
 
   // Norms and rotation of a token's queries and keys, and its keys and values into the cache.
@@ -191,30 +191,30 @@ class Reader {
     return in_blocks(at, scales, s_.d, head, s_.kv_heads, cache_.block, tables_.data());
   }
 
-  void dense(Team &team, const Layer &l, float *y) {
+  void dense(ThreadPool &pool, const Layer &l, float *y) {
     gate_ = Space<>(rows_ * l.inner), up_ = Space<>(rows_ * l.inner);
-    product(team, l.gate, nullptr, normed_.get(), rows_, width_, l.inner, gate_.get(), l.inner);
-    product(team, l.up, nullptr, normed_.get(), rows_, width_, l.inner, up_.get(), l.inner);
-    team.run_ranges(rows_ * l.inner, kActivationWork, [&](i64 begin, i64 end) {
+    product(pool, l.gate, nullptr, normed_.get(), rows_, width_, l.inner, gate_.get(), l.inner);
+    product(pool, l.up, nullptr, normed_.get(), rows_, width_, l.inner, up_.get(), l.inner);
+    pool.run_ranges(rows_ * l.inner, kActivationWork, [&](i64 begin, i64 end) {
       activate(gate_.get() + begin, up_.get() + begin, gate_.get() + begin, end - begin);
     });
-    product(team, l.down, nullptr, gate_.get(), rows_, l.inner, width_, y, width_);
+    product(pool, l.down, nullptr, gate_.get(), rows_, l.inner, width_, y, width_);
   }
 
   // Experts, and the shared one where there is one.
-  void mix(Team &team, const Layer &l) {
+  void mix(ThreadPool &pool, const Layer &l) {
     const Space<> logits(rows_ * l.experts), weights(rows_ * l.top_k);
     const Space<int32_t> indices(rows_ * l.top_k);
-    product(team, l.router, nullptr, normed_.get(), rows_, width_, l.experts, logits.get(), l.experts);
-    team.run_ranges(rows_, l.experts * 4.0, [&](i64 begin, i64 end) {
+    product(pool, l.router, nullptr, normed_.get(), rows_, width_, l.experts, logits.get(), l.experts);
+    pool.run_ranges(rows_, l.experts * 4.0, [&](i64 begin, i64 end) {
       for (i64 row = begin; row < end; ++row)
         route(logits.get() + row * l.experts, l.experts, l.top_k, l.normalise, weights.get() + row * l.top_k, indices.get() + row * l.top_k);
     });
-    mixture(l).run(team, normed_.get(), rows_, weights.get(), indices.get(), made_.get());
+    mixture(l).run(pool, normed_.get(), rows_, weights.get(), indices.get(), made_.get());
     if (!l.shared_gate.numbers) return;
     const Space<> shared(rows_ * width_), gates(rows_);
-    dense(team, l, shared.get());
-    product(team, l.shared_gate, nullptr, normed_.get(), rows_, width_, 1, gates.get(), 1);
+    dense(pool, l, shared.get());
+    product(pool, l.shared_gate, nullptr, normed_.get(), rows_, width_, 1, gates.get(), 1);
     for (i64 row = 0; row < rows_; ++row) {
       const float gate = logistic(all(gates[row]))[0];
       map(width_, made_.get() + row * width_, [=](vec sum, vec shared) { return sum + shared * gate; }, made_.get() + row * width_,
@@ -250,8 +250,8 @@ KERNEL(decoder_chunk, "x[1, S, D] cos[1, S, d] sin[1, S, d] table:l[n] -> y[1, S
   std::copy_n(a.get("x"), numbers, y);
   std::fill(y + numbers, y + a['S'] * stack.width, 0.f);
   Reader reader(stack, chunk, cache, a.get("cos"), a.get("sin"), a['S'] == 1);
-  Team team(reader.work());
-  reader.run(team, y);
+  ThreadPool pool(reader.work());
+  reader.run(pool, y);
   for (i64 row = 0; chunk.finish && row < chunk.count; ++row) stack.finish(y + row * stack.width, y + row * stack.width);
   return 0;
 }

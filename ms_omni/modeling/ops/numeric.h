@@ -59,19 +59,19 @@ inline bool all_finite(const float *x, i64 n) {
 
 // One id drawn from logits `[size]`: see `draw` in __init__.py; noise uniform in [0, 1).
 inline i64 draw_one(const float *logits, i64 size, float noise, float temperature, i64 top_k, float top_p) {
-  const i64 kept = top_k <= 0 ? size : std::min(top_k, size);
-  const auto order = likeliest(logits, size, kept);
-  std::vector<float> probs(kept), sums(kept);
-  for (i64 i = 0; i < kept; ++i) probs[i] = (logits[order[i]] - logits[order[0]]) / temperature;
-  soften(probs.data(), kept);
+  const i64 candidates = top_k <= 0 ? size : std::min(top_k, size);
+  const auto order = likeliest(logits, size, candidates);
+  std::vector<float> probs(candidates), sums(candidates);
+  for (i64 i = 0; i < candidates; ++i) probs[i] = (logits[order[i]] - logits[order[0]]) / temperature;
+  softmax(probs.data(), candidates);
   float before = 0, total = 0;
-  for (i64 i = 0; i < kept; ++i) {
+  for (i64 i = 0; i < candidates; ++i) {
     sums[i] = total += before < top_p ? probs[i] : 0.f;
     before += probs[i];
   }
   const float target = noise * total;
   i64 place = 0;
-  while (place < kept - 1 && sums[place] <= target) ++place;
+  while (place < candidates - 1 && sums[place] <= target) ++place;
   return order[place];
 }
 
@@ -79,7 +79,7 @@ inline i64 draw_one(const float *logits, i64 size, float noise, float temperatur
 inline void route(const float *logits, i64 experts, i64 k, bool normalise, float *weights, int32_t *indices) {
   const auto order = likeliest(logits, experts, k);
   std::vector<float> probs(logits, logits + experts);
-  soften(probs.data(), experts);
+  softmax(probs.data(), experts);
   float chosen = 0;
   for (i64 j = 0; j < k; ++j) chosen += weights[j] = probs[order[j]];
   for (i64 j = 0; normalise && j < k; ++j) weights[j] /= chosen;

@@ -22,7 +22,7 @@ inline void gather_lanes(const T *from, i64 distance, i64 rows, i64 groups, floa
 
 inline void gather_lanes(const void *from, i64 kind, i64 begin, i64 distance, i64 rows, i64 groups, float (*to)[kLanes]) {
   if (kind == kFloat32) gather_lanes(static_cast<const float *>(from) + begin, distance, rows, groups, to);
-  else if (kind == kBfloat16) gather_lanes(static_cast<const Half *>(from) + begin, distance, rows, groups, to);
+  else if (kind == kBfloat16) gather_lanes(static_cast<const Bfloat16 *>(from) + begin, distance, rows, groups, to);
   else gather_lanes(static_cast<const Float16 *>(from) + begin, distance, rows, groups, to);
 }
 
@@ -66,7 +66,7 @@ struct Words<float> {
 };
 
 template <>
-struct Words<Half> {
+struct Words<Bfloat16> {
   static constexpr i64 kWords = 1, kNumbers = 2;
   template <class To>
   static MS_OMNI_INLINE void each(const words *t, i64 i, const LaneScales &, const To &to) {

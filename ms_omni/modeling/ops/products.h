@@ -4,7 +4,7 @@
 #pragma once
 
 #include "stored.h"
-#include "team.h"
+#include "thread_pool.h"
 
 namespace {
 
@@ -102,15 +102,15 @@ inline void dot_block(const float *x, i64 rows, i64 in, const Product &p, i64 be
   with_numbers(p.w, [&](auto *w) { dot_block(x, rows, in, p, w, scales, begin, end); });
 }
 
-// Several linear layers of the same x `[rows, in]`, shared among the team.
-inline void multiply(Team &team, const float *x, i64 rows, i64 in, std::initializer_list<Product> products) {
+// Several linear layers of the same x `[rows, in]`, shared among the threads of the pool.
+inline void multiply(ThreadPool &pool, const float *x, i64 rows, i64 in, std::initializer_list<Product> products) {
   const auto fetch = [=](const Product &p) {
     return std::max<i64>(1, kFetch / std::max<i64>(1, row_bytes(p.w, in)) / (2 * kOutputs)) * 2 * kOutputs;
   };
   const auto tasks_of = [=](const Product &p) { return (p.out + fetch(p) - 1) / fetch(p); };
   i64 tasks = 0;
   for (const auto &p : products) tasks += tasks_of(p);
-  team.run(tasks, [&](i64 task) {
+  pool.run(tasks, [&](i64 task) {
     const Product *p = products.begin();
     for (; task >= tasks_of(*p); ++p) task -= tasks_of(*p);
     dot_block(x, rows, in, *p, task * fetch(*p), std::min((task + 1) * fetch(*p), p->out));

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "half.h"
+#include "bfloat16.h"
 
 namespace {
 
@@ -37,7 +37,7 @@ inline vec load(const int8_t *p) {
 }
 
 inline vec load(const Float16 *p) {  // the exponent's bias is made right by a product, which is exact
-  const words bits = __builtin_convertvector(*reinterpret_cast<const half_vec *>(p), words);
+  const words bits = __builtin_convertvector(*reinterpret_cast<const bfloat16_vec *>(p), words);
   const vec rest = (vec)((bits & 0x7fffu) << 13) * 0x1p112f;
   const words infinite = (words)((bits & 0x7c00u) == 0x7c00u) & 0x7f800000u;
   return (vec)((words)rest | infinite | (bits & 0x8000u) << 16);
@@ -56,7 +56,7 @@ inline void widen_all(const T *from, i64 n, float *to) {
 // Scales or offsets [begin, begin + n).
 inline void widen_all(const void *from, i64 kind, i64 begin, i64 n, float *to) {
   if (kind == kFloat32) std::copy_n(static_cast<const float *>(from) + begin, n, to);
-  else if (kind == kBfloat16) widen_all(static_cast<const Half *>(from) + begin, n, to);
+  else if (kind == kBfloat16) widen_all(static_cast<const Bfloat16 *>(from) + begin, n, to);
   else widen_all(static_cast<const Float16 *>(from) + begin, n, to);
 }
 
@@ -65,7 +65,7 @@ inline void widen_all(const void *from, i64 kind, i64 begin, i64 n, float *to) {
 // What makes float32 numbers of a row of W, as it is stored: kParts vectors of neighbours at a time, or a single one.
 // shift is what the code 0 of the bits stands for: the offset, and for 4 bits the offset - 8 scale.
 template <class W>
-struct Widener {  // float, Half
+struct Widener {  // float, Bfloat16
   static constexpr int kParts = 1;
   static constexpr bool kScaled = false;
   static constexpr i64 place(i64 i) { return i; }  // of input i in a row
@@ -173,7 +173,7 @@ inline i64 row_bytes(const Matrix &m, i64 in) {
 template <class Function>
 inline void with_numbers(const Matrix &m, const Function &function) {
   if (m.kind == kFloat32) function(static_cast<const float *>(m.numbers));
-  else if (m.kind == kBfloat16) function(static_cast<const Half *>(m.numbers));
+  else if (m.kind == kBfloat16) function(static_cast<const Bfloat16 *>(m.numbers));
   else if (m.kind == kInt8) function(static_cast<const int8_t *>(m.numbers));
   else function(static_cast<const Nibbles *>(m.numbers));
 }

@@ -175,8 +175,8 @@ inline double pieces_work(const std::vector<Piece> &pieces) {
   return work;
 }
 
-inline void run(Team &team, const std::vector<Piece> &pieces) {
-  team.run(pieces.size(), [&](i64 i) { attend(pieces[i].heads, pieces[i].first, pieces[i].queries); });
+inline void run(ThreadPool &pool, const std::vector<Piece> &pieces) {
+  pool.run(pieces.size(), [&](i64 i) { attend(pieces[i].heads, pieces[i].first, pieces[i].queries); });
 }
 
 }  // namespace

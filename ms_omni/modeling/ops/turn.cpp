@@ -3,7 +3,7 @@
 // Called from Python threads, one matrix each, while the interpreter is free.
 
 #include "gemm.h"
-#include "half.h"
+#include "bfloat16.h"
 
 namespace {
 

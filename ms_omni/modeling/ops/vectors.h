@@ -273,7 +273,7 @@ inline void add_scaled(float *y, const float *x, float factor, i64 n) {
 }
 
 // Softmax of one row, in place.
-inline void soften(float *x, i64 n) {
+inline void softmax(float *x, i64 n) {
   const float top = n ? largest(x, n) : 0.f;
   map(n, x, [=](vec x) { return exponential(x - top); }, x);
   const float all_of_it = sum(x, n);

@@ -9,10 +9,10 @@
 
 namespace {
 
-class Team {
+class ThreadPool {
  public:
   // nanoseconds: estimate of all that will be run; a thread must have 100 us to do.
-  explicit Team(double nanoseconds) {
+  explicit ThreadPool(double nanoseconds) {
     const i64 size = std::min<i64>(available_threads(), static_cast<i64>(nanoseconds / 1e5));
     try {
       for (i64 i = 1; i < size; ++i) threads_.emplace_back([this] { help(); });
@@ -20,13 +20,13 @@ class Team {
     }
   }
 
-  ~Team() {
+  ~ThreadPool() {
     ended_.store(true, std::memory_order_release);
     for (auto &thread : threads_) thread.join();
   }
 
-  Team(const Team &) = delete;
-  Team &operator=(const Team &) = delete;
+  ThreadPool(const ThreadPool &) = delete;
+  ThreadPool &operator=(const ThreadPool &) = delete;
 
   i64 size() const { return threads_.size() + 1; }
 
