@@ -158,7 +158,7 @@ class Reader {
       const Rows keys = buffer(to.keys, to.key_scales, head), values = buffer(to.values, to.value_scales, head);
       const i64 first = head * group_ * s_.d;
       if (single_) {
-        Sight sight(keys, values, s_.d, s_.d);
+        VisibleKeys sight(keys, values, s_.d, s_.d);
         sight.add(0, chunk_.start + 1);
         attend_query(q_.get() + first, group_, sight, scale, nullptr, attended_.get() + first);
       } else {
