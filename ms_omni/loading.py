@@ -22,9 +22,9 @@ from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
 from .checkpoint.reader import StateReader  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
 from .checkpoint.storage import (  # noqa: E402
-    held_in,
     is_quantised,
     storages,
+    stored_in,
 )
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
@@ -279,7 +279,7 @@ class LoadingMixin:
             raise CheckpointError(f"{error}\n{left_out}") from None
         scheme = cls._scheme(config, folder, request)
         codes = storages(fills, reader, scheme, prefix)
-        kept = held_in(fills, reader, "BF16") if keeps else set()
+        kept = stored_in(fills, reader, "BF16") if keeps else set()
         return Planned(reader, fills, unused, codes, kept)
 
     @classmethod

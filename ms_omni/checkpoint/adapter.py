@@ -110,7 +110,7 @@ class Merging(ReaderView):
         if problems:
             raise report(problems, f"the adapter {adapter} cannot be merged into {reader.folder}")
         self.changes = {stored[full]: change for full, change in changes.items()}
-        self.said = f"merged the adapter {adapter} into {len(changes):,} tensors"
+        self.note = f"merged the adapter {adapter} into {len(changes):,} tensors"
 
     def array(self, name: str) -> np.ndarray:
         """The tensor, with what the adapter changes."""

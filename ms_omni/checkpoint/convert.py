@@ -35,7 +35,7 @@ from .published import quantisation
 from .quantise import Observed, Quantising
 from .reader import MARKER, Reader
 from .safetensors import DTYPES, SHARD_BYTES, Pending, dtype_name, write_shards
-from .storage import METHOD, OFFSET, OPTION, SCALE, Scheme, row_of, said_of_mixed
+from .storage import METHOD, OFFSET, OPTION, SCALE, Scheme, mixed_note, row_of
 
 PUBLISHED_METADATA = {"format": "pt"}
 _NOT_TWICE = (
@@ -158,11 +158,11 @@ def prepared(
     if adapter is not None:
         work = Merging(work, adapter)
         how["adapter"] = Path(adapter).name
-        notes.append(work.said)
+        notes.append(work.note)
     if not quantize:
         return Prepared(work, None, tuple(notes))
     if observed is not None:
-        how["calibration"] = observed.said
+        how["calibration"] = observed.description
     work = Quantising(work, quantize, group, embeddings, observed)
     return Prepared(work, work.describe(**how), (*notes, *work.notes()))
 
@@ -209,7 +209,7 @@ def to_parameters(reader: Reader) -> tuple[list[Pending], dict[str, str], tuple[
 def notes_on(reader: Reader, fills: Iterable[Fill]) -> tuple[str, ...]:
     """What there is to say of parameters whose tensors are not stored alike."""
     mixed = [fill.parameter for fill in fills if len({reader.storage(name) for name, _ in fill.parts}) > 1]
-    return (said_of_mixed(mixed),) if mixed else ()
+    return (mixed_note(mixed),) if mixed else ()
 
 
 def kinds_of(reader: Reader, fill: Fill) -> dict[str, str]:

@@ -55,7 +55,7 @@ class Summary:
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [f"{self.folder}: {self.form} form, {len(self.files)} weight file{'s'[: len(self.files) > 1]}"]
         if self.quantisation:
-            lines.append("quantised: " + ", ".join(f"{key} {_said(value)}" for key, value in self.quantisation.items()))
+            lines.append("quantised: " + ", ".join(f"{key} {_formatted(value)}" for key, value in self.quantisation.items()))
         lines += [
             "  ".join(
                 [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4])), row[4]]
@@ -69,14 +69,14 @@ class Summary:
 def inspect_checkpoint(folder: str | Path) -> Summary:
     """Read the headers of `folder` and sum up. Raises CheckpointError for damaged files."""
     reader = open_checkpoint(folder)
-    root, unmatched, held = file_root(reader.entries), [], {}
+    root, unmatched, by_part = file_root(reader.entries), [], {}
     for name, entry in reader.entries.items():
         spot = place(root + name)
         part = part_of(root + name) if reader.is_converted else spot and spot.part
         if part is None:
             unmatched.append(name)
             part = "unmatched"
-        held.setdefault(part, []).append(entry)
+        by_part.setdefault(part, []).append(entry)
     parts = tuple(
         PartSize(
             part,
@@ -85,7 +85,7 @@ def inspect_checkpoint(folder: str | Path) -> Summary:
             sum(_nbytes(entry, reader.storage(entry.name)) for entry in entries),
             dict(Counter(_stored(entry, reader.storage(entry.name)) for entry in entries)),
         )
-        for part, entries in sorted(held.items())
+        for part, entries in sorted(by_part.items())
     )
     found = read_config_json(folder)[0].get(QUANTISATION) if (reader.folder / CONFIG_FILE).is_file() else None
     return Summary(str(folder), MARKED[reader.is_converted], tuple(reader.files), parts, tuple(sorted(unmatched)), found)
@@ -102,7 +102,7 @@ def _nbytes(entry, storage) -> int:
     return entry.nbytes if storage is None else stored_bytes(entry.name, entry.shape, storage)
 
 
-def _said(value) -> str:
+def _formatted(value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else str(value)
 
 

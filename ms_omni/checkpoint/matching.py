@@ -238,11 +238,11 @@ def check_counts(config: Any, stored: Mapping[str, tuple[int, ...]], prefix: str
     """
     problems = []
     for path, pattern, more in COUNTS:
-        said = _value(config, path, prefix)
-        if said is not None:
+        configured = _value(config, path, prefix)
+        if configured is not None:
             names = {hit[1] for name in stored if (hit := re.match(pattern, name))}
             found = max(0, len(names) - more) if names else 0
-            number = said if isinstance(said, int) else len(said)
+            number = configured if isinstance(configured, int) else len(configured)
             if number > found:
                 problems.append(f"{path} says {number}, the weights have {found}")
     for path, pattern in () if problems else ROUTERS:  # the number of layers is believed by now

@@ -80,10 +80,10 @@ class Inputs:
 
 
 class Observed(NamedTuple):
-    """inputs: `{stored name: Inputs}`; said: what it was found with, for the folder's description."""
+    """inputs: `{stored name: Inputs}`; description: what it was found with, for the folder's description."""
 
     inputs: dict[str, Inputs]
-    said: dict
+    description: dict
 
 
 @dataclass
@@ -214,11 +214,11 @@ def groups(entries: Mapping[str, Entry]) -> list[Group]:
     for layer, parts in layers.items():
         if "self_attn.o_proj" not in parts or "post_attention_layernorm" not in parts:
             continue
-        heard = [f"self_attn.{part}_proj" for part in "qkv"]
+        attention = [f"self_attn.{part}_proj" for part in "qkv"]
         mlp = sorted(part for part in parts if re.fullmatch(r"mlp\.(.+\.)?(gate|up)_proj|mlp\.(shared_expert_)?gate", part))
         downs = sorted(part for part in parts if re.fullmatch(r"mlp\.(.+\.)?down_proj", part))
         own = [
-            Group(heard, ["input_layernorm"]),
+            Group(attention, ["input_layernorm"]),
             Group(mlp, ["post_attention_layernorm"]),
             *(Group([down], [down.replace("down_proj", "up_proj")]) for down in downs),
         ]
@@ -304,8 +304,8 @@ class Quantising(ReaderView):
     def notes(self) -> tuple[str, ...]:
         """What there is to say about it, in sentences."""
         group = f" in groups of {self.scheme.group}" if self.scheme.group else ""
-        said = [f"int{self.scheme.bits}{group}: {len(self.storages):,} matrices"]
+        notes = [f"int{self.scheme.bits}{group}: {len(self.storages):,} matrices"]
         if self.coarse:
             names = sorted({re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in self.coarse})
-            said.append(f"8 bits instead of 4 where {BLOCK} does not divide the number of inputs: {', '.join(names)}")
-        return tuple(said)
+            notes.append(f"8 bits instead of 4 where {BLOCK} does not divide the number of inputs: {', '.join(names)}")
+        return tuple(notes)

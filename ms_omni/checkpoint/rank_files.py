@@ -151,7 +151,7 @@ def load_rank_file(
     """Gives every parameter of `cell` its part of the rank's file; no copy where the file has the dtype.
 
     shapes: of the model's parameters, whole and as they are computed with, by full name; slices: `{full name: part}` of this rank, see
-    `held_shapes`. Raises CheckpointError, before anything changes, for files of another model or another plan.
+    `rank_shapes`. Raises CheckpointError, before anything changes, for files of another model or another plan.
     """
     from mindspore import Tensor
 
@@ -164,7 +164,7 @@ def load_rank_file(
             f"{folder}: its config.json describes another {' and '.join(other)} than the rank files hold. "
             "Convert the checkpoint again."
         )
-    file, held = RankFile(folder, index, rank), held_shapes(index, shapes, slices)
+    file, held = RankFile(folder, index, rank), rank_shapes(index, shapes, slices)
     problems = [
         f"{name}: the file has {list(file.entries[name].shape) if name in file.entries else 'none'}, rank {rank} "
         f"holds {list(held[name])}"
@@ -187,7 +187,7 @@ def load_rank_file(
     return LoadReport(len(parameters), elements, nbytes, time.monotonic() - started, ())
 
 
-def held_shapes(index: RankIndex, shapes: dict, slices: dict) -> dict[str, tuple[int, ...]]:
+def rank_shapes(index: RankIndex, shapes: dict, slices: dict) -> dict[str, tuple[int, ...]]:
     """Shapes of what a rank holds, by full name: of what is stored as codes those of its arrays.
 
     slices: parts with `local_shape`; of codes either parts of the matrix or, where a plan cuts arrays, of each array.

@@ -65,7 +65,7 @@ def _search(numbers, storage, weights, codes, scales):
     if not np.isfinite(extreme).all():
         raise InputError("holds NaN or infinite numbers")
     nearest, scratch = np.empty_like(numbers), np.empty_like(numbers)
-    best, kept = np.full(extreme.shape, np.inf, np.float32), np.zeros_like(extreme)
+    best, best_steps = np.full(extreme.shape, np.inf, np.float32), np.zeros_like(extreme)
     end = 2.0 ** (storage.bits - 1)
 
     def total(array):
@@ -85,16 +85,16 @@ def _search(numbers, storage, weights, codes, scales):
         error = total(np.square(scratch, out=scratch))
         better = error < best
         np.copyto(best, error, where=better)
-        np.copyto(kept, steps, where=better)
+        np.copyto(best_steps, steps, where=better)
 
     for divisor in DIVISORS[storage.bits]:
         attempt(extreme / -divisor)
-    round_by(kept)
+    round_by(best_steps)
     squares, products = total(np.square(nearest)), total(np.multiply(numbers, nearest, out=scratch))
     attempt(np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0))
-    round_by(kept)
+    round_by(best_steps)
     codes[...] = (nearest.T if axis == 0 else nearest).reshape(outputs, -1)
-    scales[...] = kept.reshape(outputs, groups)
+    scales[...] = best_steps.reshape(outputs, groups)
 
 
 def _inverse(steps):
@@ -120,8 +120,8 @@ def _compensate(matrix, passed, storage, codes, scales):
     left = np.ascontiguousarray(matrix.astype(np.float32).reshape(outputs, -1, BLOCK).transpose(2, 0, 1))  # [32, N, K / 32]
     end = 2.0 ** (storage.bits - 1)
     found = codes.reshape(outputs, -1, BLOCK)
-    for place in range(BLOCK):
-        code = np.clip(np.rint(left[place] * inverse), -end, end - 1)
-        found[..., place] = code
-        error = (left[place] - code * steps) / passed[place, place]
-        left[place + 1 :] -= passed[place, place + 1 :, None] * error
+    for index in range(BLOCK):
+        code = np.clip(np.rint(left[index] * inverse), -end, end - 1)
+        found[..., index] = code
+        error = (left[index] - code * steps) / passed[index, index]
+        left[index + 1 :] -= passed[index, index + 1 :, None] * error

@@ -121,7 +121,7 @@ def host_array(parameter: Any) -> np.ndarray:
     return parameter.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)
 
 
-def save_as_held(cell: Any, folder: str | Path, config: ConfigSection) -> None:
+def save_as_stored(cell: Any, folder: str | Path, config: ConfigSection) -> None:
     """Writes the new folder `folder`, for a cell without the thinker's encoders, whose published shapes our form has to note.
 
     config: of the cell. Raises `CheckpointError` for a folder that is not new or empty.

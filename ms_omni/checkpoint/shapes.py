@@ -132,10 +132,10 @@ def _vision_encoder(name, c):
 
 
 def _talker(c):
-    text, predictor, heard = c.text_config, c.code_predictor_config, c.thinker_hidden_size
+    text, predictor, hidden = c.text_config, c.code_predictor_config, c.thinker_hidden_size
     shapes = {"model.codec_embedding.weight": (text.vocab_size, text.hidden_size), **_decoder("model", text)}
     for projection in ("text_projection", "hidden_projection"):
-        shapes |= _linear(f"{projection}.linear_fc1", text.intermediate_size, heard)
+        shapes |= _linear(f"{projection}.linear_fc1", text.intermediate_size, hidden)
         shapes |= _linear(f"{projection}.linear_fc2", text.hidden_size, text.intermediate_size)
     shapes["codec_head.weight"] = (text.vocab_size, text.hidden_size)
     shapes |= _decoder("code_predictor.model", predictor)

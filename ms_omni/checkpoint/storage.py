@@ -237,16 +237,16 @@ def storages(fills: Iterable[Fill], reader: Reader, scheme: Scheme | None, prefi
         return {name.removeprefix(prefix): storage for name, storage in scheme.storages(shapes).items()}
     mixed = [name for name, found in kinds.items() if len(found) > 1]
     if mixed:
-        warn_once(f"{reader.folder}: {said_of_mixed(mixed)}", stacklevel=caller_level())
+        warn_once(f"{reader.folder}: {mixed_note(mixed)}", stacklevel=caller_level())
     return {name: storage for name, found in kinds.items() if len(found) == 1 and (storage := next(iter(found)))}
 
 
-def said_of_mixed(names: Sequence[str]) -> str:
+def mixed_note(names: Sequence[str]) -> str:
     """Of parameters whose tensors are not stored alike."""
-    said = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    return f"the tensors of {said} are stored in different ways, and are held as the numbers that these stand for"
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"the tensors of {shown} are stored in different ways, and are held as the numbers that these stand for"
 
 
-def held_in(fills: Iterable[Fill], reader: Reader, dtype: str) -> set[str]:
+def stored_in(fills: Iterable[Fill], reader: Reader, dtype: str) -> set[str]:
     """The parameters whose stored tensors are all numbers of this dtype, by its name in the files, or codes of such."""
     return {fill.parameter for fill in fills if all(reader.entries[stored].dtype == dtype for stored, _ in fill.parts)}

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.save import save_as_held
+from ..checkpoint.save import save_as_stored
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
 from ..generation.talker_prompt import Heard
@@ -226,7 +226,7 @@ def _weights(model, config):
         for name, part in parts.items():
             part["folder"], cell = str(Path(folder) / name), getattr(model, name)
             if is_coded(cell):
-                save_as_held(cell, part["folder"], cell.config)
+                save_as_stored(cell, part["folder"], cell.config)
             else:
                 cell.save_pretrained(part["folder"])
         yield parts

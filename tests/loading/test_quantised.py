@@ -17,7 +17,7 @@ from ms_omni.checkpoint import convert, read_rank_index
 from ms_omni.checkpoint.matching import Fill
 from ms_omni.checkpoint.open import open_checkpoint
 from ms_omni.checkpoint.safetensors import Entry
-from ms_omni.checkpoint.storage import held_in, storages
+from ms_omni.checkpoint.storage import storages, stored_in
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import CheckpointError, InputError
 from ms_omni.loading import Request
@@ -230,7 +230,7 @@ def test_what_is_stored_in_different_ways_loses_nothing(tmp_path):
 
     with pytest.warns(UserWarning, match="mixed are stored in different ways, and are held as the numbers"):
         assert storages(fills, Reader(), None, "") == {"codes": Storage(8, None, "float16")}
-    assert held_in(fills, Reader(), "BF16") == {"kept"}
+    assert stored_in(fills, Reader(), "BF16") == {"kept"}
 
 
 def test_nothing_is_said_where_nothing_is_lost(folder):

@@ -47,14 +47,14 @@ def layout_of(folder: Path, config: Mapping) -> Layout | None:
 
     Raises CheckpointError for a method that is not read, with its name.
     """
-    said, path = quantisation(folder, config)
-    if said is None:
+    settings, path = quantisation(folder, config)
+    if settings is None:
         return None
     described = sorted(folder.glob(DESCRIPTION))
-    if described and said.get("quant_method") in (ASCEND, None):
+    if described and settings.get("quant_method") in (ASCEND, None):
         return ModelSlim(_json(described[0]))
     try:
-        return _layout(said, f"{path}: ")
+        return _layout(settings, f"{path}: ")
     except (TypeError, ValueError, AttributeError) as error:  # CheckpointError is a ValueError too
         if isinstance(error, CheckpointError):
             raise
@@ -69,50 +69,50 @@ def quantisation(folder: Path, config: Mapping) -> tuple[Mapping | None, Path | 
             part = part.get(key) if isinstance(part, Mapping) else None
         for key in KEYS if isinstance(part, Mapping) else ():
             if part.get(key):
-                said = part[key]
-                if not isinstance(said, Mapping):
+                settings = part[key]
+                if not isinstance(settings, Mapping):
                     raise CheckpointError(
-                        f"{folder / 'config.json'}: {key} is {said!r:.80}, expected an object with quant_method"
+                        f"{folder / 'config.json'}: {key} is {settings!r:.80}, expected an object with quant_method"
                     )
-                if "quant_method" not in said and isinstance(config.get("quantization"), Mapping):
+                if "quant_method" not in settings and isinstance(config.get("quantization"), Mapping):
                     break  # MLX writes both
-                return said, folder / "config.json"
+                return settings, folder / "config.json"
     if isinstance(config.get("quantization"), Mapping):
         return {"quant_method": FORMAT, **config["quantization"]}, folder / "config.json"
     for name in (*FILES, "hf_quant_config.json"):
         if (folder / name).is_file():
-            said = _json(folder / name)
-            return {"quant_method": _method_of(name, said), **said}, folder / name
+            settings = _json(folder / name)
+            return {"quant_method": _method_of(name, settings), **settings}, folder / name
     described = sorted(folder.glob(DESCRIPTION))
     return ({"quant_method": ASCEND}, described[0]) if described else (None, None)
 
 
-def _method_of(name, said) -> str:
+def _method_of(name, settings) -> str:
     if name == "hf_quant_config.json":
-        return str((said.get("producer") or {}).get("name", "modelopt"))
-    return "auto-round" if name == FILES[1] else "awq" if name == FILES[2] or "w_bit" in said else "gptq"
+        return str((settings.get("producer") or {}).get("name", "modelopt"))
+    return "auto-round" if name == FILES[1] else "awq" if name == FILES[2] or "w_bit" in settings else "gptq"
 
 
-def _layout(said: Mapping, where: str) -> Layout:
-    method = str(said.get("quant_method", "unknown")).lower()
+def _layout(settings: Mapping, where: str) -> Layout:
+    method = str(settings.get("quant_method", "unknown")).lower()
     if method in ("auto-round", "intel/auto-round", "autoround"):
-        return _auto_round(said, where)
+        return _auto_round(settings, where)
     if method == "gptq":
-        form = said.get("checkpoint_format", said.get("format", "gptq"))
+        form = settings.get("checkpoint_format", settings.get("format", "gptq"))
         if form in ("gptq", "gptq_v2"):
-            return Gptq(said, "GPTQ", minus_one=form == "gptq")
+            return Gptq(settings, "GPTQ", minus_one=form == "gptq")
         raise _not_read(f"GPTQ in form {form}", where)
     if method == "awq":
-        form = str(said.get("checkpoint_format", said.get("format", said.get("version", "gemm")))).lower()
+        form = str(settings.get("checkpoint_format", settings.get("format", settings.get("version", "gemm")))).lower()
         if form == "gemm":
-            return Awq(said, "AWQ")
+            return Awq(settings, "AWQ")
         raise _not_read(f"AWQ in form {form}", where)
-    if method == "compressed-tensors" or (method == "unknown" and "config_groups" in said):
-        return CompressedTensors(said)
+    if method == "compressed-tensors" or (method == "unknown" and "config_groups" in settings):
+        return CompressedTensors(settings)
     if method in ("fp8", "fbgemm_fp8"):
-        return Fp8(said, method.upper())
+        return Fp8(settings, method.upper())
     if method == FORMAT:
-        return Mlx(said)
+        return Mlx(settings)
     if method == ASCEND:
         raise CheckpointError(
             f"{where}the weights are quantised by msModelSlim, but quant_model_description.json is missing"
@@ -120,12 +120,12 @@ def _layout(said: Mapping, where: str) -> Layout:
     raise _not_read(method, where)
 
 
-def _auto_round(said, where) -> Layout:
-    form = str(said.get("packing_format", said.get("backend", "auto_round:auto_gptq")))
+def _auto_round(settings, where) -> Layout:
+    form = str(settings.get("packing_format", settings.get("backend", "auto_round:auto_gptq")))
     if "awq" in form:
-        return Awq(said, "AutoRound")
+        return Awq(settings, "AutoRound")
     if "gptq" in form or form in ROUND_PLAIN:
-        return Gptq(said, "AutoRound", minus_one="gptq" in form and "gptqmodel" not in form)
+        return Gptq(settings, "AutoRound", minus_one="gptq" in form and "gptqmodel" not in form)
     raise _not_read(f"AutoRound in packing_format {form}", where)
 
 
@@ -308,10 +308,10 @@ class PublishedReader(CheckpointReader):
                     kept[f"int{matrix.storage.bits}"] += 1
                 else:
                     widened[f"{DTYPES[self.entries[name].dtype]} ({matrix.why})"] += 1
-        said = [f"{count:,} are kept as {kind}" for kind, count in sorted(kept.items())]
-        said += [f"{count:,} are dequantised to {kind}" for kind, count in sorted(widened.items())]
+        phrases = [f"{count:,} are kept as {kind}" for kind, count in sorted(kept.items())]
+        phrases += [f"{count:,} are dequantised to {kind}" for kind, count in sorted(widened.items())]
         total = kept.total() + widened.total()
-        text = f"{self.folder}: of {total:,} matrices that {self.layout.title} quantised, {', '.join(said)}"
+        text = f"{self.folder}: of {total:,} matrices that {self.layout.title} quantised, {', '.join(phrases)}"
         if self.dropped:
             text += f"; {len(self.dropped):,} tensors that quantise activations are not used, these stay floating point"
         return text
@@ -354,5 +354,5 @@ def _slices(name, stack, shape) -> Iterator[tuple[str, int, tuple[int, int]]]:
     experts, prefix, owners = stack
     rows = shape[0] // len(owners)
     for expert in range(experts):
-        for place, owner in enumerate(owners):
-            yield f"{prefix}.{expert}.{owner}_proj.weight", expert, (place * rows, (place + 1) * rows)
+        for index, owner in enumerate(owners):
+            yield f"{prefix}.{expert}.{owner}_proj.weight", expert, (index * rows, (index + 1) * rows)

@@ -92,18 +92,18 @@ class CompressedTensors:
         return {*WORDS, "weight"} & parts.keys()
 
     def matrix(self, module: str, parts: Parts) -> Matrix:
-        said = self._weights(module)
+        settings = self._weights(module)
         if "weight" not in parts or parts["weight"].dtype not in FLOAT8:
-            return self._integers(parts, said)
+            return self._integers(parts, settings)
         need(parts, "weight_scale")
         if "weight_g_idx" in parts:
             raise Misfit("is float8 in groups that weight_g_idx orders, which is not read")
         expect(parts, "weight", FLOAT8, two_axes(parts, "weight"))
-        dtype, block = scale_of(parts, "weight_scale", said.get("block_structure"), said.get("group_size"))
+        dtype, block = scale_of(parts, "weight_scale", settings.get("block_structure"), settings.get("group_size"))
         return Matrix(two_axes(parts, "weight"), dtype, None, "float8", partial(spread, word="weight_scale", block=block))
 
     def _weights(self, module) -> Mapping:
-        """What is said of the weights of a module: by its name, then by a pattern, then by its kind (`Linear`)."""
+        """What is configured for the weights of a module: by its name, then by a pattern, then by its kind (`Linear`)."""
         found = []
         for group in self.groups:
             for target in group.get("targets") or ():
@@ -121,13 +121,15 @@ class CompressedTensors:
             raise Misfit("is quantised, but its config_groups say nothing of weights")
         return weights
 
-    def _integers(self, parts, said):
+    def _integers(self, parts, settings):
         """Whole numbers, packed into words or one in each byte."""
         packed = "weight_packed" in parts
         word = "weight_packed" if packed else "weight"
         need(parts, word, "weight_scale")
-        bits, symmetric, group = _int_bits(said), bool(said.get("symmetric", True)), said.get("group_size")
-        strategy = str(said.get("strategy") or ("tensor" if group is None else "group" if group > 0 else "channel")).lower()
+        bits, symmetric, group = _int_bits(settings), bool(settings.get("symmetric", True)), settings.get("group_size")
+        strategy = str(
+            settings.get("strategy") or ("tensor" if group is None else "group" if group > 0 else "channel")
+        ).lower()
         if strategy not in STRATEGIES:
             raise Misfit(f"has scales by {strategy}, expected one of {', '.join(STRATEGIES)}")
         outputs, inputs = two_axes(parts, word)
@@ -148,7 +150,7 @@ class CompressedTensors:
                 expect(parts, "weight_zero_point", ("I8",), *shapes)
         elif packed_zeros and "weight_zero_point" in parts:
             raise Misfit("holds weight_zero_point, but the configuration says symmetric")
-        ordered = str(said.get("actorder")).lower() in ORDERED and groups > 1
+        ordered = str(settings.get("actorder")).lower() in ORDERED and groups > 1
         if ordered:
             need(parts, "weight_g_idx")
         if "weight_g_idx" in parts:
@@ -162,10 +164,10 @@ class CompressedTensors:
         return Matrix((outputs, inputs), scale, storage, why, decode)
 
 
-def _int_bits(said) -> int:
-    bits = said.get("num_bits")
-    if said.get("type", "int") != "int" or bits not in range(2, 9):
-        raise Misfit(f"holds whole numbers, but the configuration says {said.get('type')} of {bits} bits")
+def _int_bits(settings) -> int:
+    bits = settings.get("num_bits")
+    if settings.get("type", "int") != "int" or bits not in range(2, 9):
+        raise Misfit(f"holds whole numbers, but the configuration says {settings.get('type')} of {bits} bits")
     return bits
 
 
@@ -176,23 +178,23 @@ def _rows(array, outputs) -> np.ndarray:
 
 
 def _decode(arrays, bits, inputs, symmetric, packed_zeros, groups, ordered):
-    half = 1 << (bits - 1)
+    middle = 1 << (bits - 1)
     if "weight_packed" in arrays:
         words = arrays["weight_packed"]
-        said = tuple(arrays["weight_shape"].tolist()) if "weight_shape" in arrays else (len(words), inputs)
-        if said != (len(words), inputs):
-            raise Misfit(f"weight_shape says {list(said)}, its tensors are of a matrix {[len(words), inputs]}")
-        codes = (unpack_bits(words, bits, inputs).astype(np.int16) - half).astype(np.int8)
+        written = tuple(arrays["weight_shape"].tolist()) if "weight_shape" in arrays else (len(words), inputs)
+        if written != (len(words), inputs):
+            raise Misfit(f"weight_shape says {list(written)}, its tensors are of a matrix {[len(words), inputs]}")
+        codes = (unpack_bits(words, bits, inputs).astype(np.int16) - middle).astype(np.int8)
     else:
         codes = arrays["weight"]
-        if codes.min() < -half or codes.max() >= half:
+        if codes.min() < -middle or codes.max() >= middle:
             raise Misfit(f"weight reaches from {codes.min()} to {codes.max()}, which are no {bits} bits")
     outputs, zeros = len(codes), arrays.get("weight_zero_point")
     scales, offsets = _rows(arrays["weight_scale"], outputs), None
     if symmetric and zeros is not None and zeros.any():
         raise Misfit("has weight_zero_point other than 0, but the configuration says symmetric")
     if not symmetric and zeros is not None:
-        zeros = unpack_bits(zeros.T, bits, outputs).T.astype(np.int32) - half if packed_zeros else _rows(zeros, outputs)
+        zeros = unpack_bits(zeros.T, bits, outputs).T.astype(np.int32) - middle if packed_zeros else _rows(zeros, outputs)
         offsets = offsets_of(zeros, scales)
     order = arrays.get("weight_g_idx")
     if order is not None and (order == -1).any():

@@ -52,8 +52,8 @@ class Gptq:
 
     def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "qweight", "qzeros", "scales")
-        said = {**self.config, **overrides(self.config, module)}
-        bits, group, symmetric = said.get("bits"), said.get("group_size"), bool(said.get("sym", True))
+        settings = {**self.config, **overrides(self.config, module)}
+        bits, group, symmetric = settings.get("bits"), settings.get("group_size"), bool(settings.get("sym", True))
         rows, outputs = two_axes(parts, "qweight")
         if bits not in (2, 3, 4, 8):
             raise Misfit(f"{bits!r} bits, expected 2, 3, 4 or 8")
@@ -62,7 +62,7 @@ class Gptq:
         scale = expect_scales(parts, "scales", (groups, outputs))
         expect(parts, "qweight", ("I32",), (inputs * bits // 32, outputs))
         expect(parts, "qzeros", ("I32",), (groups, outputs * bits // 32))
-        ordered = bool(said.get("desc_act")) and groups > 1
+        ordered = bool(settings.get("desc_act")) and groups > 1
         if ordered:
             need(parts, "g_idx")
         if "g_idx" in parts:
@@ -75,11 +75,11 @@ class Gptq:
 
     def _decode(self, arrays, bits, symmetric, ordered):
         words, scales = arrays["qweight"], np.ascontiguousarray(arrays["scales"].T)  # [N, G]
-        inputs, (outputs, groups), half = len(words) * 32 // bits, scales.shape, 1 << (bits - 1)
-        codes = (unpack_bits(words.T, bits, inputs).astype(np.int16) - half).astype(np.int8)
-        zeros = self._zeros(arrays["qzeros"], bits, outputs).T.astype(np.int32) - half
+        inputs, (outputs, groups), middle = len(words) * 32 // bits, scales.shape, 1 << (bits - 1)
+        codes = (unpack_bits(words.T, bits, inputs).astype(np.int16) - middle).astype(np.int8)
+        zeros = self._zeros(arrays["qzeros"], bits, outputs).T.astype(np.int32) - middle
         if symmetric:
-            _check_middle(zeros, half)
+            _check_middle(zeros, middle)
         offsets = None if symmetric else offsets_of(zeros, scales)
         return Decoded(codes, scales, offsets, order_of(arrays.get("g_idx"), inputs, groups, ordered))
 
@@ -126,8 +126,8 @@ class Awq:
 
     def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "qweight", "qzeros", "scales")
-        said = {**self.config, **overrides(self.config, module)}
-        bits, group = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))
+        settings = {**self.config, **overrides(self.config, module)}
+        bits, group = settings.get("bits", settings.get("w_bit")), settings.get("group_size", settings.get("q_group_size"))
         if bits != 4:
             raise Misfit(f"{bits!r} bits, expected 4")
         inputs, words = two_axes(parts, "qweight")
@@ -135,7 +135,7 @@ class Awq:
         scale = expect_scales(parts, "scales", (groups, outputs))
         expect(parts, "qweight", ("I32",), (inputs, words))
         expect(parts, "qzeros", ("I32",), (groups, words))
-        symmetric = bool(said.get("sym", not said.get("zero_point", True)))
+        symmetric = bool(settings.get("sym", not settings.get("zero_point", True)))
         storage, why = storage_for(bits, (outputs, inputs), groups, scale, None if symmetric else "F32")
         return Matrix((outputs, inputs), scale, storage, why, partial(_decode_awq, symmetric=symmetric))
 
@@ -149,10 +149,10 @@ def _decode_awq(arrays, symmetric):
     return Decoded(codes, scales, None if symmetric else offsets_of(zeros, scales))
 
 
-def _check_middle(zeros, half):
+def _check_middle(zeros, middle):
     if zeros.any():
-        reach = f"from {zeros.min() + half} to {zeros.max() + half}"
-        raise Misfit(f"the configuration says that it is symmetric, but its zero points reach {reach}, expected {half}")
+        reach = f"from {zeros.min() + middle} to {zeros.max() + middle}"
+        raise Misfit(f"the configuration says that it is symmetric, but its zero points reach {reach}, expected {middle}")
 
 
 def overrides(config: Mapping, module: str) -> Mapping:
@@ -161,11 +161,19 @@ def overrides(config: Mapping, module: str) -> Mapping:
     As in the tools the first expression that fits counts (`_expand_regex_config`, `dynamic_get`); those of modules that were left as
     they are, of 16 bits or with `-:`, reach further than these modules (`.*mlp.gate.*`) and say nothing of a quantised one.
     """
-    extra = {name: said for name, said in (config.get("extra_config") or {}).items() if ((said or {}).get("bits") or 0) < 16}
-    dynamic = {name.removeprefix("+:"): said for name, said in (config.get("dynamic") or {}).items() if name[:2] != "-:"}
+    extra = {
+        name: settings
+        for name, settings in (config.get("extra_config") or {}).items()
+        if ((settings or {}).get("bits") or 0) < 16
+    }
+    dynamic = {
+        name.removeprefix("+:"): settings for name, settings in (config.get("dynamic") or {}).items() if name[:2] != "-:"
+    }
     patterns = [*extra.items(), *dynamic.items()]
-    said = extra.get(module) or next((said for pattern, said in patterns if said and _found(pattern, module)), {})
-    return {key: value for key, value in said.items() if value is not None}
+    settings = extra.get(module) or next(
+        (settings for pattern, settings in patterns if settings and _found(pattern, module)), {}
+    )
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _found(pattern, module):

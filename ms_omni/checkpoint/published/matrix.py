@@ -184,8 +184,8 @@ def unpack_bits(words: np.ndarray, bits: int, count: int) -> np.ndarray:
         numbers = octets
     elif bits in (2, 4):
         numbers = np.empty((*octets.shape, 8 // bits), np.uint8)
-        for place in range(8 // bits):
-            np.bitwise_and(octets >> (place * bits), (1 << bits) - 1, out=numbers[..., place])
+        for index in range(8 // bits):
+            np.bitwise_and(octets >> (index * bits), (1 << bits) - 1, out=numbers[..., index])
         numbers = numbers.reshape(*octets.shape[:-1], -1)
     else:
         single = np.unpackbits(octets, axis=-1, count=octets.shape[-1] * 8 // bits * bits, bitorder="little")

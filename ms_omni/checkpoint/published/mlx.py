@@ -66,11 +66,11 @@ class Mlx:
                 f"the weights are quantised by MLX in mode {', '.join(sorted(modes - {'affine'}))}, which is not read; take a "
                 "checkpoint in mode affine, or the one that it was made from."
             )
-        self.config = {published_name(f"{name}.").removesuffix("."): said for name, said in config.items()}
+        self.config = {published_name(f"{name}.").removesuffix("."): settings for name, settings in config.items()}
 
     def wrote(self, names: Iterable[str], metadata: Mapping[str, Mapping]) -> bool:
         """Whether mlx-vlm wrote the files, with its names and kernels."""
-        return any(said.get("format") == FORMAT for said in metadata.values()) or any(
+        return any(settings.get("format") == FORMAT for settings in metadata.values()) or any(
             published_name(name) != name for name in names
         )
 
@@ -83,8 +83,8 @@ class Mlx:
     def matrix(self, module: str, parts: Parts) -> Matrix:
         need(parts, "weight", "scales", "biases")
         own = self.config.get(module)
-        said = {**self.config, **own} if isinstance(own, Mapping) else self.config
-        bits, group = said.get("bits"), said.get("group_size")
+        settings = {**self.config, **own} if isinstance(own, Mapping) else self.config
+        bits, group = settings.get("bits"), settings.get("group_size")
         if bits not in BITS or not isinstance(group, int) or group < 1:
             raise Misfit(f"{bits!r} bits in groups of {group!r}, expected one of {', '.join(map(str, BITS))} in groups")
         (outputs, _), (_, groups) = two_axes(parts, "weight"), two_axes(parts, "scales")
@@ -101,6 +101,6 @@ def _decode(arrays, bits, inputs):
     """Codes as they are where int4 or int8 hold them, else less half their range, which goes to the offsets (in float32)."""
     numbers, scales, offsets = unpack_bits(arrays["weight"], bits, inputs), arrays["scales"], arrays["biases"]
     if bits in (4, 8):
-        half = 1 << (bits - 1)
-        numbers, offsets = numbers.astype(np.int16) - half, offsets.astype(np.float32) + half * scales.astype(np.float32)
+        middle = 1 << (bits - 1)
+        numbers, offsets = numbers.astype(np.int16) - middle, offsets.astype(np.float32) + middle * scales.astype(np.float32)
     return Decoded(numbers.astype(np.int8), scales, offsets)
