@@ -29,8 +29,8 @@ from .checkpoint.storage import (  # noqa: E402
 from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
 from .generation.options import GenerationConfig  # noqa: E402
-from .locking import exclusive  # noqa: E402
-from .modeling import interruption, ops  # noqa: E402
+from .locking import exclusive, restore_interrupts  # noqa: E402
+from .modeling import ops  # noqa: E402
 from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.group import AUTO, choose_strategy, is_shared, join  # noqa: E402
@@ -212,7 +212,7 @@ class LoadingMixin:
                 )
             if group is not None:
                 group.attach(model)
-        interruption.restore()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
+        restore_interrupts()  # a thread of MindSpore 2.10 may have put its own there meanwhile, see `runtime.py`
         model.set_train(False)
         for cell in (model, *model.cells()):
             if not compile_steps and hasattr(cell, "compile_after"):

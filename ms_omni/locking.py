@@ -1,12 +1,18 @@
-"""Who may enter MindSpore: one thread at a time.
+"""Entering MindSpore: one thread at a time, and without losing an interrupt (SIGINT).
 
 MindSpore keeps one kernel per operator and shapes for the whole process, and the arrays of the call under way in it. Two
 threads that call it at the same time get each other's numbers, or end the process.
+
+MindSpore 2.7.1 replaces Python's handler of SIGINT whenever a graph is compiled or called, after the first call also a little
+later, and does not put it back. SIGINT then makes the process send itself SIGTERM: it ends without a message, and its files
+stay unfinished.
 """
 
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from itertools import starmap
 from typing import Any
@@ -75,3 +81,47 @@ class Exclusive(_RLock):
 
 
 exclusive = Exclusive()
+
+
+def restore_interrupts() -> None:
+    """Installs the handler that Python has for SIGINT again."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a call of a graph: SIGINT, also where MindSpore turns it into SIGTERM, reaches Python's handler of SIGINT, which is
+    installed again afterwards.
+    """
+    interrupt = signal.getsignal(signal.SIGINT)
+    ended = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(interrupt) or ended is None:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: interrupt(signal.SIGINT, frame))
+    try:
+        yield
+    finally:
+        try:
+            signal.signal(signal.SIGINT, interrupt)  # handles one that has arrived meanwhile, and may raise
+        finally:
+            signal.signal(signal.SIGTERM, ended)
+            signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT is handled at the end of the block."""
+    handler, arrived = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)

@@ -15,8 +15,7 @@ from pathlib import Path
 import psutil
 
 from .errors import InputError, caller_level
-from .locking import exclusive
-from .modeling import interruption
+from .locking import exclusive, restore_interrupts
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _read_a_number(ms):
     if int(numpy.__version__.split(".")[0]) >= 2:
         with contextlib.suppress(SystemError), contextlib.redirect_stderr(io.StringIO()):
             ms.Tensor([0]).reshape(1)
-        interruption.restore()
+        restore_interrupts()
 
 
 def _prepare_cpu(ms):

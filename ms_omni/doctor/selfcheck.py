@@ -56,7 +56,7 @@ def operators(_: Any) -> Findings:
 
 
 def _choice(ops, runtime, messages):
-    from ..modeling.ops import ascend_boost
+    from ..modeling.ops.dispatch import boost_wanted
 
     yield ok(f"{runtime.device}, {str(runtime.dtype).lower()}: {runtime.reason}")
     if ops.vectors():
@@ -74,7 +74,7 @@ def _choice(ops, runtime, messages):
             yield warning(line, "it runs in another form, more slowly; report the line if versions match the table")
     if os.environ.get("MS_OMNI_OPS"):
         yield note(f"MS_OMNI_OPS={os.environ['MS_OMNI_OPS']} forces the choice")
-    if ascend_boost.wanted():
+    if boost_wanted():
         known = ops.implementation().steps(runtime.dtype)
         if not known:
             yield note("MS_OMNI_BOOST=1 has no effect: these operators are not those of Ascend")

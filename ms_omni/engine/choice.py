@@ -24,10 +24,10 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from ..generation.sampling import Chosen, Likeliest, RowSampler, SamplingParams
+from ..locking import interruptible
 from ..modeling import ops
-from ..modeling.interruption import interruptible
 from ..modeling.layer import Cell
-from ..modeling.ops.drawing import CANDIDATES, LEAST_NOISE, Kind, before, draw_terms
+from ..modeling.ops.fused import CANDIDATES, LEAST_NOISE, Kind, before, draw_terms
 from ..modeling.packing import host_array
 from ..modeling.steps import LAUNCH_ROWS
 

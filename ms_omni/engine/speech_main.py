@@ -17,7 +17,7 @@ LAST_WORD_S = 2.0
 def main() -> None:
     """Descriptors of the channel and the number of the engine's process are the arguments."""
     memory, end, parent = map(int, sys.argv[1:])
-    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, see `modeling/interruption.py`
+    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, see `locking.py`
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     channel = Channel.of(memory, end)
     try:

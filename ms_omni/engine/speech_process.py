@@ -28,7 +28,7 @@ from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
 from ..generation.talker_prompt import Heard
 from ..modeling.layer import is_coded
-from ..modeling.ops import threads
+from ..modeling.ops import build
 from ..modeling.packing import host_array
 from .blocks import BlockPool
 from .plan import Plan, Speech
@@ -79,9 +79,9 @@ class SpeechProcess:
         self._pool = BlockPool(blocks)
         self._opened: dict[int, tuple[SpeechParams, int]] = {}  # until they are heard
         self._channel, descriptors = Channel.pair(RING_BYTES)
-        processors = threads.available()
+        processors = build.available_threads()
         self.process = _start(descriptors, max(processors // 2, 1))
-        threads.limit(max(processors - processors // 2, 1))
+        build.limit_threads(max(processors - processors // 2, 1))
         self.close = weakref.finalize(self, _end, self.process, self._channel)
         # A CPU computes in one dtype, whatever it keeps; asked for by name, nothing would be kept.
         dtype = model.request.dtype if model.device == "CPU" and model.request is not None else str(model.dtype)
@@ -172,7 +172,7 @@ class SpeechProcess:
                 f"the process that speaks {why[0] if why else self._ended()}, and with it the sound; texts go on. Ask with "
                 "return_audio=False, or make a new engine to speak again"
             )
-            threads.limit(None)
+            build.limit_threads(None)
         return found
 
     def _ended(self):
@@ -204,7 +204,7 @@ def _start(descriptors, processors):
 
 
 def _end(process, channel):
-    threads.limit(None)
+    build.limit_threads(None)
     channel.close()
     try:
         process.wait(END_S)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..generation.talker_prompt import ROLE_ROWS, listen
-from ..locking import exclusive
+from ..locking import exclusive, uninterrupted
 from ..modeling import ops
-from ..modeling.interruption import uninterrupted
 from ..modeling.packing import host_array
 from ..modeling.steps import bucket
 from ..outputs import TextDelta

@@ -11,8 +11,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore.common.initializer import initializer
 
+from ..locking import interruptible
 from . import ops
-from .interruption import interruptible
 from .layer import Cell, explained
 from .packing import host_array
 from .step_weights import frame_weights

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import InputError
-from ..modeling import interruption
+from ..locking import restore_interrupts
 from ..runtime import card, require_mindspore
 from . import hccl, watch
 
@@ -90,7 +90,7 @@ def adopt_init() -> None:
                 backend_name = BACKENDS[device]
         hccl.apply(card()[0])
         joins(backend_name)
-        interruption.restore()  # MindSpore has put its own there
+        restore_interrupts()  # MindSpore has put its own there
 
     vars(init)["is_adopted"] = True
     for module in list(sys.modules.values()):  # a script may have imported it by name before it imports ms_omni
@@ -179,7 +179,7 @@ class Interrupts:
     """SIGINT, held back while collectives may be under way. pending: whether one came meanwhile.
 
     So is SIGTERM: once a graph has been compiled, MindSpore's own handler of SIGINT may be in force, now and then, and all that
-    it does is to send SIGTERM (see `modeling/interruption.py`). Who means it sends SIGKILL afterwards, as the watch does.
+    it does is to send SIGTERM (see `locking.py`). Who means it sends SIGKILL afterwards, as the watch does.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from mindspore import Tensor
 
 from ..generation.sampling import Likeliest
 from ..modeling import ops
-from ..modeling.ops.drawing import CANDIDATES
+from ..modeling.ops.fused import CANDIDATES
 from .collectives import Collectives
 
 

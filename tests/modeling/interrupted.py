@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ms_omni.modeling.interruption import interruptible
+from ms_omni.locking import interruptible
 from ms_omni.runtime import setup
 
 SIDE = 400

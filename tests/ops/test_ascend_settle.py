@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -367,7 +366,7 @@ def test_a_verdict_is_found_once_and_kept(asked, monkeypatch):
     [
         ("versions", lambda: {"cann": "9.9", "driver": "25.0"}),
         ("_digest", lambda: "other forms"),
-        ("ascend_boost", mock.Mock(wanted=lambda: True)),
+        ("boost_wanted", lambda: True),
     ],
 )
 def test_a_verdict_is_for_what_it_was_found_with(asked, monkeypatch, name, value):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import ascend_boost, dispatch
+from ms_omni.modeling.ops import dispatch
 from ms_omni.modeling.ops.ascend import Ascend
 from ms_omni.modeling.ops.reference import Reference
 
@@ -121,7 +121,7 @@ def test_an_unknown_value_of_the_switch_is_one_clear_error(monkeypatch):
 )
 def test_the_switch_leaves_what_the_user_has_listed(monkeypatch, switch, listed, then):
     monkeypatch.setenv("MS_OMNI_BOOST", switch)
-    monkeypatch.setenv(ascend_boost.DISABLED, listed or "")
+    monkeypatch.setenv(dispatch.DISABLED_KERNELS, listed or "")
     for _ in range(2):
-        ascend_boost.prepare()
-    assert (os.environ[ascend_boost.DISABLED] or None) == then
+        dispatch.prepare_boost()
+    assert (os.environ[dispatch.DISABLED_KERNELS] or None) == then

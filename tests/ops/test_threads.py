@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from ms_omni.modeling.ops import threads
+from ms_omni.modeling.ops import build
 
 PROCESSORS = len(os.sched_getaffinity(0))
-PROGRAM = "import mindspore; from ms_omni.modeling.ops import threads; print(threads.available())"
+PROGRAM = "import mindspore; from ms_omni.modeling.ops import build; print(build.available_threads())"
 
 
-class Told:
-    """In the place of a library: what it was told."""
+class FakeLibrary:
+    """In the place of a library: the numbers of threads that were set."""
 
     def __init__(self):
         self.counts = []
@@ -36,7 +36,7 @@ def test_what_a_process_may_use(variables, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert threads.available() == expected
+    assert build.available_threads() == expected
 
 
 def test_mindspores_own_setting_is_not_the_users():
@@ -46,11 +46,14 @@ def test_mindspores_own_setting_is_not_the_users():
     assert int(found.stdout.split()[-1]) == PROCESSORS
 
 
-def test_every_library_is_told(monkeypatch):
-    monkeypatch.setattr(threads, "_libraries", [])
-    early, late = Told(), Told()
-    threads.register(early)
-    threads.limit(1)
-    threads.register(late)
-    threads.limit(None)
-    assert early.counts == [threads.available(), 1, threads.available()] and late.counts == [1, threads.available()]
+def test_every_library_gets_the_number(monkeypatch):
+    monkeypatch.setattr(build, "_libraries", [])
+    early, late = FakeLibrary(), FakeLibrary()
+    build._register(early)
+    build.limit_threads(1)
+    build._register(late)
+    build.limit_threads(None)
+    assert early.counts == [build.available_threads(), 1, build.available_threads()] and late.counts == [
+        1,
+        build.available_threads(),
+    ]

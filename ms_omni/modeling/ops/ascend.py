@@ -13,17 +13,15 @@ from mindspore import mint, ops
 
 from . import (
     ascend_attention,
-    ascend_boost,
-    ascend_encoders,
     ascend_moe,
     ascend_products,
-    ascend_sampling,
     ascend_settle,
     ascend_steps,
     ascend_weights,
 )
 from . import ascend_kernels as kernels
 from .ascend_step_cases import OF_CODES, STEPS
+from .dispatch import boost_wanted
 from .fused import EncoderWeights, FrameWeights
 from .reference import Reference
 
@@ -76,10 +74,10 @@ class Ascend(Reference):
     paged_attention = staticmethod(ascend_attention.paged_attention)
     route_topk = staticmethod(ascend_moe.route_topk)
     experts = staticmethod(ascend_moe.experts)
-    encoder_states = classmethod(ascend_encoders.encoder_states)
-    penalised = staticmethod(ascend_sampling.penalised)
-    likeliest = staticmethod(ascend_sampling.likeliest)
-    race = staticmethod(ascend_sampling.race)
+    encoder_states = classmethod(ascend_attention.encoder_states)
+    penalised = staticmethod(ascend_steps.penalised)
+    likeliest = staticmethod(ascend_steps.likeliest)
+    race = staticmethod(ascend_steps.race)
 
     @classmethod
     def packs(cls, weights):
@@ -89,7 +87,7 @@ class Ascend(Reference):
     @classmethod
     def prepare(cls, weights, kept=None):
         if isinstance(weights, EncoderWeights):
-            return ascend_encoders.prepare(weights, kept)
+            return ascend_attention.prepare_encoder(weights, kept)
         steps = cls.steps(ascend_steps.dtype_of(weights))
         bits = frozenset(number for number, step in OF_CODES.items() if step in steps)
         return ascend_steps.prepare(weights, kept, "boosted_step" in steps, bits) if cls.packs(weights) else None
@@ -98,7 +96,7 @@ class Ascend(Reference):
     def steps(cls, dtype):
         """Those whose kernels are known for this type, but for what was found to be wrong on this device."""
         known = STEPS if dtype in kernels.ATTENTION_TYPES else {}
-        out = cls.WRONG_STEPS | ({(dtype, "boosted_step")} if not ascend_boost.wanted() else set())
+        out = cls.WRONG_STEPS | ({(dtype, "boosted_step")} if not boost_wanted() else set())
         return {step: kinds for step, kinds in known.items() if (dtype, step) not in out}
 
     @staticmethod

@@ -166,7 +166,7 @@ class CachedLayer(Layer):
 
 
 class BoostedLayer(CachedLayer):
-    """The same on the same buffers, in kernels that come with MindSpore (see `ascend_boost.py`): 20 with experts. For tokens alone, and
+    """The same on the same buffers, in kernels that come with MindSpore (see `dispatch.BOOST`): 20 with experts. For tokens alone, and
     lengths are int32.
 
     Of the list above these go: RotaryPositionEmbedding 2 for ApplyRotaryPosEmb, InplaceIndexCopy 2 for ReshapeAndCache, and

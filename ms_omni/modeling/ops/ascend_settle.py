@@ -28,10 +28,11 @@ import mindspore as ms
 
 from ...ascend import versions
 from ...errors import DeviceError
-from . import ascend_boost, private_cache
+from . import private_cache
 from .ascend_cases import KINDS, Kind
 from .ascend_check import GRAPH, TOLERANCE, Result, Row, forms, is_right, rows_of
 from .ascend_step_cases import OF_CODES, STEPS
+from .dispatch import boost_wanted
 from .reference import Reference
 
 EMULATION = "tests.ascend_emulation"  # see `dispatch.py`
@@ -181,7 +182,7 @@ def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
     """Results of all comparisons in a type on this device, and the file that keeps them; it is made if need be."""
     on_card = ms.get_context("device_target") == "Ascend"
     key = {"dtype": _short(dtype), "card": ms.hal.get_device_name(0) if on_card else "none", "mindspore": ms.__version__}
-    key |= {**versions(), "forms": _digest(), "boost": ascend_boost.wanted()}
+    key |= {**versions(), "forms": _digest(), "boost": boost_wanted()}
     if on_card and "unknown" in key.values():
         key["job"] = str(os.getppid())  # what it depends on may change unseen, so it is not believed for longer
     name = f"operators-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.json"

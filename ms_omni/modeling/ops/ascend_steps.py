@@ -8,14 +8,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 
-from ..interruption import interruptible
+from ...locking import interruptible
 from . import ascend_kernels as kernels
 from . import ascend_products as products
-from . import ascend_sampling as sampling
-from . import drawing
 from .ascend_layer import BoostedLayer, CachedLayer, FrameLayer
 from .ascend_weights import place, rounded
-from .fused import FrameWeights
+from .fused import CANDIDATES, FrameWeights, before, draw_inputs
 
 ALIGNMENT = 16
 
@@ -34,7 +32,7 @@ def packs(weights):
     sparse = any(layer.router is not None for layer in stack.layers)
     tables = weights.first_embedding, *weights.embeddings, *weights.heads
     coded = any(isinstance(table, tuple) for table in tables)
-    return known and not coded and not sparse and weights.heads[0].shape[0] >= drawing.CANDIDATES
+    return known and not coded and not sparse and weights.heads[0].shape[0] >= CANDIDATES
 
 
 def prepare(weights, kept=None, boosted=False, bits=products.BITS):
@@ -161,13 +159,46 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
     return prepared.chunk(x, cos, sin, cache, start, inject, observe, wanted)
 
 
+# ---- choosing one id per row ---------------------------------------------------------------------------------------------
+#
+# Penalties are six kernels, the likeliest ids one, drawing among them seven. Where id j arrives at time `noise[j] / probs[j]`, noise
+# exponential, the first to arrive is id j with probability `probs[j]` (Gumbel-max trick; Maddison et al. 2014, section 2, in the
+# exponential form). Ids that may not be drawn get no score above 0.
+
+
+def penalised(logits, planes, factors, biases):
+    """With factors of 1 or more the smaller of product and quotient is the penalised one, whichever sign the logit has."""
+    logits = logits.astype(ms.float32)
+    factor, bias = mint.index_select(planes, 0, factors), mint.index_select(planes, 0, biases)
+    return mint.minimum(mint.addcmul(bias, logits, factor), kernels.addcdiv(bias, logits, factor))
+
+
+def likeliest(logits, count):
+    return kernels.largest(logits) if count == 1 else kernels.topk(logits, count)
+
+
+def race(values, before, inverse_temperature, excluded, room, noise):
+    probs = kernels.softmax(mint.addcmul(excluded, values.astype(ms.float32), inverse_temperature))
+    left = mint.addmm(room, probs, before)  # in large numbers: top_p less what likelier ids have taken
+    return mint.argmax(mint.minimum(mint.div(probs, noise), left), -1, True)
+
+
+def drawn(logits, before, draw):
+    """One of the likeliest ids of each row, in a kernel more; draw: the other arguments of `race` -> ids int64 `[B, 1]`, the largest
+    logits float32 `[B, K]`.
+    """
+    values, ids = kernels.topk(logits, CANDIDATES)
+    values = values.astype(ms.float32)
+    return mint.gather(ids, -1, race(values, before, *draw)), values
+
+
 # ---- frames ------------------------------------------------------------------------------------------------------------
 
 
 class PreparedFrame:
     """weights: `FrameWeights`. Rows of a launch are sampled each in its own way. noise_width: random numbers per code."""
 
-    noise_width = drawing.CANDIDATES
+    noise_width = CANDIDATES
 
     def __init__(self, weights, bits=products.BITS):
         self.ready = set()
@@ -183,10 +214,10 @@ class PreparedFrame:
     @staticmethod
     def takes(kind):
         """Whether rows can be sampled so: greedily, or among no more than the candidates."""
-        return kind is None or 0 < kind[1] <= drawing.CANDIDATES
+        return kind is None or 0 < kind[1] <= CANDIDATES
 
     def frame(self, hidden, code, noise, kinds):
-        """kinds: how each row samples, see `drawing.Kind`; noise float32 `[B, n - 1, K]`, exponential."""
+        """kinds: how each row samples, see `fused.Kind`; noise float32 `[B, n - 1, K]`, exponential."""
         codes, total, largest = self.run(hidden, code, noise, kinds)
         broken = ~np.isfinite(largest.asnumpy()).all(1)
         if broken.any():
@@ -196,7 +227,7 @@ class PreparedFrame:
     def run(self, hidden, code, noise, kinds):
         """What the launch gives for these, see `_Frame`."""
         rows, dtype = len(hidden), hidden.dtype
-        *same, noise = drawing.draw_inputs(kinds, noise)
+        *same, noise = draw_inputs(kinds, noise)
         summed = np.ones((rows, 1, self.codes), np.float32)
         summed[..., 0] = 0  # of the talker's state
         arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
@@ -234,7 +265,7 @@ class _Frame(nn.Cell):
         self.ropes = tuple(tuple(rounded(table, stack.norm.dtype) for table in pair) for pair in zip(cos, sin))
         self.masks = tuple(Tensor(np.triu(np.ones((1, size, size), bool), 1)) for size in sizes)
         self.last = tuple(Tensor(np.array([size - 1], np.int32)) for size in sizes)
-        self.before, self.counts = Tensor(drawing.before()), (1,) * count
+        self.before, self.counts = Tensor(before()), (1,) * count
 
     def construct(self, hidden, code, summed, inverse_temperature, excluded, room, noise):
         """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `ops.race`, noise
@@ -252,7 +283,7 @@ class _Frame(nn.Cell):
             rows, _ = kernels.add_rms_norm(rows, total, self.norm, self.eps)
             state = mint.index_select(rows.reshape(b, -1, width), 1, self.last[index]).reshape(b, width)
             draw = (inverse_temperature, excluded, room, noises[index].reshape(room.shape))
-            code, largest = sampling.drawn(kernels.dense(state, self.heads[index], None), self.before, draw)
+            code, largest = drawn(kernels.dense(state, self.heads[index], None), self.before, draw)
             embed = kernels.embedding(code, self.tables[index])
             codes = (*codes, code)
         return mint.cat(codes, 1), mint.baddbmm(embed, summed, x), largest

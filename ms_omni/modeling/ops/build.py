@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 
-from . import private_cache, threads
+from . import private_cache
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
@@ -61,7 +61,7 @@ def _prebuilt(name):
                 loaded = ctypes.CDLL(path)
             except OSError:  # made for a newer system's libraries
                 continue
-            threads.register(loaded)
+            _register(loaded)
             return path
     return None
 
@@ -79,7 +79,7 @@ def _compiled(name):
     missing.restype = ctypes.c_char_p
     if missing():
         raise OSError(f"MS_OMNI_MARCH={processor} asks for {missing().decode()}, which this processor does not have")
-    threads.register(loaded)
+    _register(loaded)
     return path
 
 
@@ -125,3 +125,40 @@ def _processor():
             return sorted({line.strip() for line in file if line.startswith(PROCESSOR_KEYS)})
     except OSError:
         return list(os.uname())
+
+
+# ---- how many threads a kernel uses ------------------------------------------------------------------------------------
+
+_libraries: list[ctypes.CDLL] = []
+_limit: int | None = None
+
+
+def available_threads() -> int:
+    """Threads of a kernel: `OMP_NUM_THREADS`, else one per processor that this process may use, in equal parts for the ranks of a job.
+
+    Read from Python's own copy of the environment: MindSpore sets the variable when it is imported, to half of the processors and 8 at most.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if wanted.isdigit() and int(wanted):
+        return min(int(wanted), processors)
+    ranks = os.environ.get("MS_WORKER_NUM", "")
+    return max(processors // int(ranks) if ranks.isdigit() and int(ranks) else processors, 1)
+
+
+def limit_threads(count: int | None) -> None:
+    """From now on kernels use so many threads, or (None) again all that are available."""
+    global _limit
+    _limit = count
+    for library in _libraries:
+        _set_threads(library)
+
+
+def _register(library: ctypes.CDLL) -> None:
+    """Sets the number of threads of a library of kernels, now and whenever it changes."""
+    _libraries.append(library)
+    _set_threads(library)
+
+
+def _set_threads(library):
+    library.ms_omni_use_threads(_limit or available_threads())

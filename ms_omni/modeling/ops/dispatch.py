@@ -13,13 +13,16 @@ from mindspore.common.api import _pynative_executor
 from mindspore.ops.composite import base
 
 from ...locking import exclusive
-from . import ascend_boost
 from .reference import Reference
 
 IMPLEMENTATIONS = ("ascend", "ascend-emulated", "cpu", "reference")
 EMULATION = "tests.ascend_emulation"
 OPERATORS: dict[str, Callable[..., Any]] = {}
 """Every operator of the interface, in the order of their declaration."""
+BOOST = "MS_OMNI_BOOST"
+"""Decode layers in kernels that come with MindSpore (infer_boost), two launches fewer each."""
+DISABLED_KERNELS = "MS_DISABLE_INTERNAL_KERNELS_LIST"
+"""Kernels of its own that MindSpore is not to take, by name; it reads this when it chooses the first one."""
 Interface = TypeVar("Interface", bound=Callable[..., Any])
 
 
@@ -50,7 +53,7 @@ def choose() -> tuple[type[Reference], str]:
     """The implementation to use, and the reason in words. Raises `ValueError` for an unknown name in `MS_OMNI_OPS`, or an unknown value of
     `MS_OMNI_BOOST`.
     """
-    ascend_boost.prepare()
+    prepare_boost()
     name = os.environ.get("MS_OMNI_OPS")
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(f"MS_OMNI_OPS={name!r} is not an implementation; choose one of {sorted(IMPLEMENTATIONS)}")
@@ -85,6 +88,25 @@ def _emulate():
             "wheel; start Python in the clone's folder or name another implementation"
         ) from error
     emulation.install()
+
+
+def boost_wanted() -> bool:
+    """Whether the switch is on. Raises `ValueError` for a value that it does not have."""
+    value = os.environ.get(BOOST, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(
+            f"{BOOST}={value!r} is neither 1 (boosted decode layers, on Ascend) nor 0; set one of them or unset it"
+        )
+    return value == "1"
+
+
+def prepare_boost() -> None:
+    """Where the switch is on: keeps MindSpore from its own SwiGLU, which wants an attribute that only its fusions set, and raises without
+    it. What the user has listed stays.
+    """
+    names = [name for name in os.environ.get(DISABLED_KERNELS, "").split(",") if name]
+    if boost_wanted() and "Swiglu" not in names:
+        os.environ[DISABLED_KERNELS] = ",".join([*names, "Swiglu"])
 
 
 _implementation, _reason = choose()
