@@ -12,6 +12,9 @@ A pass over S new tokens is described by two plain tuples, so that it runs as it
             or an object with `extend(layer, k, v)` of its own (`WindowContext`)
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
@@ -20,9 +23,10 @@ from mindspore.common.initializer import initializer
 from . import BUCKET_TOKENS, ops
 
 MASKED = -1e9
+Place = tuple[Any, ...]
 
 
-def causal_mask(valid, queries, window=None, runs=None):
+def causal_mask(valid: np.ndarray, queries: int, window: int | None = None, runs: np.ndarray | None = None) -> np.ndarray:
     """Additive float32 mask `[B, S, T]` of the last `queries` positions of valid `[B, T]` (bool; False is padding).
 
     window: how many positions a query sees, itself included; runs int `[B, T]`: a query sees those of its own number alone.
@@ -39,7 +43,9 @@ def causal_mask(valid, queries, window=None, runs=None):
     return np.where(allowed, np.float32(0), np.float32(MASKED))
 
 
-def attend(q, k, v, mask, slots, store, layer, scale, stable=False):
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any, slots: Any, store: Any, layer: int, scale: float, stable: bool = False
+) -> Tensor:
     """Stores the keys and values of new tokens and lets them look at all that they may: `[B, S, H * D]`.
 
     q `[B, S, H, D]`, k and v `[B, S, K, D]`; mask and slots: those of place.
@@ -71,7 +77,7 @@ def _blocks(buffer, heads, block):
     return buffer.reshape(-1, heads, block, buffer.shape[-1])
 
 
-def extend(store, layer, k, v, mask, slots):
+def extend(store: Any, layer: int, k: Tensor, v: Tensor, mask: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """Stores new keys and values `[B, K, S, D]` of one layer and returns those to attend to, `[B, K, T, D]`.
 
     A prompt that starts the sequence (T = S) attends to itself without a detour; what follows reads the whole buffer,
@@ -90,7 +96,9 @@ def extend(store, layer, k, v, mask, slots):
     return keys[layer].reshape(b, heads, -1, d), values[layer].reshape(b, heads, -1, v.shape[-1])
 
 
-def whole_sequence(rope, valid, window=None, runs=None):
+def whole_sequence(
+    rope: tuple[Tensor, Tensor], valid: np.ndarray, window: int | None = None, runs: np.ndarray | None = None
+) -> tuple[Place, None]:
     """place and store of a pass over a whole sequence that nobody continues; valid, window, runs: see `causal_mask`."""
     return (*rope, Tensor(causal_mask(valid, valid.shape[1], window, runs)), None), None
 
@@ -103,7 +111,16 @@ class KVCache:
     used up.
     """
 
-    def __init__(self, num_layers, batch_size, num_kv_heads, head_dim, capacity, dtype=ms.float32, bucket=BUCKET_TOKENS):
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: ms.Type = ms.float32,
+        bucket: int = BUCKET_TOKENS,
+    ) -> None:
         self.heads = (batch_size, num_kv_heads)
         self.rows = batch_size * num_kv_heads
         self.head_dim = head_dim
@@ -116,20 +133,20 @@ class KVCache:
         self.keys = self.values = ()
         self.reserve(capacity)
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         """Number of positions filled so far, padding included."""
         return self.length
 
     @property
-    def valid(self):
+    def valid(self) -> np.ndarray:
         """Which of the positions filled so far are no padding, bool `[B, length]`."""
         return self.seen[:, : self.length]
 
-    def clear(self):
+    def clear(self) -> None:
         """Forgets what is stored but keeps the buffers."""
         self.length = 0
 
-    def reserve(self, tokens):
+    def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` positions in all; keeps what is stored."""
         if tokens <= self.capacity:
             return
@@ -155,7 +172,7 @@ class KVCache:
             ops.write_rows(buffer, self.slots(capacity, 0, self.length), kept)
         return buffer
 
-    def take(self, other, copies):
+    def take(self, other: "KVCache", copies: int) -> None:
         """Holds what `other` holds, every batch row of it `copies` times in a row."""
         self.clear()
         self.reserve(other.length)
@@ -169,19 +186,19 @@ class KVCache:
         self.seen[:, : other.length] = other.seen[:, : other.length].repeat(copies, axis=0)
         self.length = other.length
 
-    def slots(self, capacity, start, stop):
+    def slots(self, capacity: int, start: int, stop: int) -> Tensor:
         """Rows of a buffer that hold the positions `[start, stop)` of every batch row and head, int32."""
         rows = np.arange(self.rows)[:, None] * capacity + np.arange(start, stop)
         return Tensor(rows.reshape(-1).astype(np.int32))
 
-    def advance(self, valid):
+    def advance(self, valid: np.ndarray) -> None:
         """Makes room for the next tokens and counts them in; valid `[B, S]` bool, False where a row has padding."""
         start, stop = self.length, self.length + valid.shape[1]
         self.reserve(stop)
         self.seen[:, start:stop] = valid
         self.length = stop
 
-    def admit(self, rope, valid):
+    def admit(self, rope: tuple[Tensor, Tensor], valid: np.ndarray) -> tuple[Place, tuple]:
         """place and store of the next tokens; valid as for `advance`."""
         self.advance(valid)
         start, new = self.length - valid.shape[1], valid.shape[1]
@@ -204,13 +221,13 @@ class WindowContext:
     the pass they hold the last positions of the stream as it then is.
     """
 
-    def __init__(self, keys, values, batch, new, window):
+    def __init__(self, keys: Sequence, values: Sequence, batch: int, new: int, window: int) -> None:
         self.keys, self.values = list(keys), list(values)
         old = 0 if keys[0] is None else keys[0].shape[2]
         self.keep = min(old + new, window - 1)
         self.mask = Tensor(np.repeat(window_mask(old, new, window)[None], batch, 0))
 
-    def extend(self, layer, k, v):
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         k = self._extended(self.keys, layer, k)
         v = self._extended(self.values, layer, v)
         return k, v
@@ -222,7 +239,7 @@ class WindowContext:
         return x
 
 
-def window_mask(old, new, window):
+def window_mask(old: int, new: int, window: int) -> np.ndarray:
     """Additive float32 mask `[new, old + new]` of the last `new` positions: position i sees i - window + 1 .. i."""
     key = np.arange(old + new)
     query = np.arange(old, old + new)[:, None]

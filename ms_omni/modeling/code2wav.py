@@ -5,6 +5,7 @@ codes [B, Q, n] -> mean of Q embeddings -> sliding-window transformer -> upsampl
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -53,7 +54,7 @@ class PreTransformer(Decoder):
     """Mirrors `Qwen3OmniMoeCode2WavTransformerModel`: a dense decoder with layer scales and a sliding window."""
 
     @exact_parameters()
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, [self._layer(config) for _ in range(config.num_hidden_layers)])
         self.window = config.sliding_window
 
@@ -93,7 +94,7 @@ class Code2Wav(Cell):
     transformer_model, decoder_block = PreTransformer, DecoderBlock
 
     @exact_parameters()
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.pre_transformer = self.transformer_model(config)
@@ -127,29 +128,29 @@ class Code2Wav(Cell):
                 cell.stable = True
 
     @property
-    def held_samples(self):
+    def held_samples(self) -> int:
         """Samples that the last frames of a stream still owe (see the class): 555 at the published rates."""
         rates = self.config.upsample_rates
         return sum(math.prod(rates[level:]) for level in range(len(rates)))
 
-    def num_samples(self, frames):
+    def num_samples(self, frames: int) -> int:
         """Length of the wave that `frames` frames give; frames so few that a level has no complete output give 0."""
         return max(self.config.samples_per_frame * frames - self.held_samples, 0)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Embedding:
         return self.code_embedding
 
     @property
-    def total_upsample(self):
+    def total_upsample(self) -> int:
         """Samples per frame: 1920 as published."""
         return self.config.samples_per_frame
 
-    def construct(self, codes):
+    def construct(self, codes: Any) -> Tensor:
         """As the reference's forward: `decode`."""
         return self.decode(codes)
 
-    def chunked_decode(self, codes, chunk_size=300, left_context_size=25):
+    def chunked_decode(self, codes: Any, chunk_size: int = 300, left_context_size: int = 25) -> Tensor:
         """The whole wave, `chunk_size` frames at a time: exactly `decode(codes)`, where the reference's approximates it.
 
         left_context_size changes nothing: a stream remembers all that the sliding window sees. Raises `InputError`.
@@ -160,7 +161,7 @@ class Code2Wav(Cell):
             )
         return self.decode(codes, chunk_size)
 
-    def decode(self, codes, chunk_frames=None):
+    def decode(self, codes: Any, chunk_frames: int | None = None) -> Tensor:
         """The whole wave `[B, 1, num_samples(n)]` of codes `[B, Q, n]`, n >= 0. Raises `InputError`."""
         stream = self.stream()
         codes = check_codes(codes, self.config)
@@ -171,26 +172,26 @@ class Code2Wav(Cell):
             return waves[0] if len(waves) == 1 else ops.concat(waves, -1)
 
     @exclusive
-    def step(self, codes):
+    def step(self, codes: Any) -> Tensor:
         """The next piece of this cell's own stream (see `Code2WavStream.step`)."""
         wave, self.own_state = self.advance(codes, self.own_state)
         return wave
 
-    def reset(self):
+    def reset(self) -> None:
         """Starts this cell's own stream anew."""
         self.own_state = self.new_state()
 
-    def stream(self):
+    def stream(self) -> "Code2WavStream":
         """A new stream, independent of all others."""
         return Code2WavStream(self)
 
-    def new_state(self):
+    def new_state(self) -> Code2WavState:
         """The state of a stream that has not begun; its first step decides the batch size."""
         layers = (None,) * self.config.num_hidden_layers
         return Code2WavState(None, 0, layers, layers, (None,) * self.slots)
 
     @exclusive
-    def advance(self, codes, state):
+    def advance(self, codes: Any, state: Code2WavState) -> tuple[Tensor, Code2WavState]:
         """One step: codes `[B, Q, n]`, n >= 0, and a state -> the wave that n more frames complete, and the next state.
 
         Cost and memory depend on n and on the sliding window, not on what has passed. Raises `InputError`.
@@ -236,16 +237,16 @@ class Code2Wav(Cell):
 class Code2WavStream:
     """One utterance (or batch of them) spoken piece by piece."""
 
-    def __init__(self, code2wav):
+    def __init__(self, code2wav: Code2Wav) -> None:
         self.code2wav = code2wav
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Starts a new utterance."""
         self.state = self.code2wav.new_state()
 
     @exclusive
-    def step(self, codes):
+    def step(self, codes: Any) -> Tensor:
         """The samples `[B, 1, *]` that codes `[B, Q, n]` complete, n >= 0; none at all when the first steps are small.
 
         Raises `InputError` and leaves the stream as it was.
@@ -254,12 +255,12 @@ class Code2WavStream:
         return wave
 
 
-def silence(batch):
+def silence(batch: int) -> Tensor:
     """A wave without samples, `[B, 1, 0]`."""
     return Tensor(np.zeros((batch, 1, 0), np.float32))
 
 
-def check_codes(codes, config):
+def check_codes(codes: Any, config: Any) -> np.ndarray:
     """codes as an integer array `[B, Q, n]` with values in `[0, codebook_size)`, or `InputError`."""
     codes = host_array(codes)
     quantizers, size = config.num_quantizers, config.codebook_size

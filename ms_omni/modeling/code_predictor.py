@@ -5,12 +5,14 @@ input      talker hidden    embed(code 0)    embed_0(code 1)     ...   embed_{n-
 output                      head_0: code 1   head_1: code 2      ...   head_{n-2}: code n-1
 """
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, nn
 
 from ..errors import InputError
 from ..outputs import CodePredictorOutput
-from .cache import MASKED
+from .cache import MASKED, Place
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .forward import answer, given_embeddings, read_stack
 from .layer import Cell
@@ -23,13 +25,13 @@ from .positions import rope_tables
 class CodePredictorModel(Decoder):
     """Mirrors `Qwen3OmniMoeTalkerCodePredictorModel`: a dense decoder and one embedding per residual code."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, [self._layer(config) for _ in range(config.num_hidden_layers)])
         residuals = config.num_code_groups - 1
         self.codec_embedding = nn.CellList([Embedding(config.vocab_size, config.hidden_size) for _ in range(residuals)])
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> nn.CellList:
         return self.codec_embedding
 
     @staticmethod
@@ -44,14 +46,14 @@ class CodePredictor(Cell):
 
     text_model = CodePredictorModel
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.model = self.text_model(config)
         heads = config.num_code_groups - 1
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
 
-    def place(self, position, new, batch_size):
+    def place(self, position: int, new: int, batch_size: int) -> Place:
         """The `place` (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""
         capacity = self.config.num_code_groups
         positions = np.broadcast_to(np.arange(position, position + new), (batch_size, new))
@@ -65,28 +67,28 @@ class CodePredictor(Cell):
         )
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> nn.CellList:
         return self.model.codec_embedding
 
     @property
-    def output_layer(self):
+    def output_layer(self) -> nn.CellList:
         return self.lm_head
 
     def construct(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        generation_steps=None,
-        output_hidden_states=False,
-        output_attentions=None,
-        cache_position=None,
-        return_dict=None,
-    ):
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        generation_steps: int | None = None,
+        output_hidden_states: Any = False,
+        output_attentions: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """The reference's forward -> `CodePredictorOutput`, with the logits of residual code `generation_steps`.
 
         At first inputs_embeds `[B, 2 + n, D]`: talker hidden state, code 0, n residual codes (which give generation_steps);
@@ -126,7 +128,7 @@ class CodePredictor(Cell):
         output = CodePredictorOutput(loss, logits, states.past_key_values, states.hidden_states, None, generation_steps + 1)
         return answer(output, return_dict)
 
-    def read(self, inputs_embeds, place, store, group):
+    def read(self, inputs_embeds: Tensor, place: Place, store: Any, group: int) -> Tensor:
         """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""
         hidden = self.model.run(inputs_embeds, place, store)
         return self.lm_head[group](hidden[:, -1])

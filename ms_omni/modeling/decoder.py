@@ -1,13 +1,15 @@
 """The decoder stack that thinker, talker, code predictor and code2wav's transformer share."""
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
-from .cache import KVCache, attend
+from .cache import KVCache, Place, attend
 from .forward import answer, given_embeddings, read_stack, visual_deepstack
 from .layer import Cell, identity, is_coded
 from .layers import Embedding, GatedMLP, Linear, RMSNorm
@@ -21,7 +23,15 @@ class Attention(Cell):
 
     stable = False
 
-    def __init__(self, hidden_size, num_heads, num_kv_heads, head_dim, bias=False, qk_norm_eps=None):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
@@ -34,11 +44,11 @@ class Attention(Cell):
         self.reduce = identity  # sums the partial results of split heads under a tensor-parallel plan
 
     @property
-    def num_kv_heads(self):
+    def num_kv_heads(self) -> int:
         """Of this process: fewer under a plan that splits them."""
         return self.k_proj.size // self.head_dim
 
-    def construct(self, x, place, store, layer):
+    def construct(self, x: Tensor, place: Place, store: Any, layer: int) -> Tensor:
         """x `[B, S, D]`; place and store: see `cache.py`; layer: the index of this layer there."""
         cos, sin, mask, slots = place
         b, s, _ = x.shape
@@ -52,7 +62,7 @@ class Attention(Cell):
 class DecoderLayer(Cell):
     """Pre-norm attention and MLP with residuals, `[B, S, D]` -> `[B, S, D]`."""
 
-    def __init__(self, hidden_size, eps, self_attn, mlp):
+    def __init__(self, hidden_size: int, eps: float, self_attn: Attention, mlp: Cell) -> None:
         super().__init__()
         self.self_attn = self_attn
         self.mlp = mlp
@@ -62,13 +72,15 @@ class DecoderLayer(Cell):
         self.mlp_layer_scale = identity
         self.is_sparse = isinstance(mlp, SparseMoeBlock)
 
-    def construct(self, x, place, store, layer, router_logits=None):
+    def construct(
+        self, x: Tensor, place: Place, store: Any, layer: int, router_logits: list[Tensor] | None = None
+    ) -> Tensor:
         x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), place, store, layer))
         rows = self.post_attention_layernorm(x)
         return x + self.mlp_layer_scale(self.mlp(rows, router_logits) if self.is_sparse else self.mlp(rows))
 
 
-def build_attention(config, qk_norm):
+def build_attention(config: Any, qk_norm: bool) -> Attention:
     """The attention cell of a decoder config; `qk_norm` says whether queries and keys are normalised per head."""
     return Attention(
         config.hidden_size,
@@ -80,7 +92,7 @@ def build_attention(config, qk_norm):
     )
 
 
-def build_dense_mlp(config):
+def build_dense_mlp(config: Any) -> GatedMLP:
     """The gated MLP of a layer without experts."""
     return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
@@ -95,7 +107,7 @@ class Decoder(Cell):
 
     window = None
 
-    def __init__(self, config, layers):
+    def __init__(self, config: Any, layers: list[DecoderLayer]) -> None:
         super().__init__()
         self.config = config
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
@@ -104,20 +116,20 @@ class Decoder(Cell):
 
     def construct(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        use_cache=None,
-        visual_pos_masks=None,
-        deepstack_visual_embeds=None,
-        output_hidden_states=None,
-        output_router_logits=None,
-        output_attentions=None,
-        cache_position=None,
-        return_dict=None,
-    ):
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        visual_pos_masks: Any = None,
+        deepstack_visual_embeds: Any = None,
+        output_hidden_states: Any = None,
+        output_router_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+    ) -> Any:
         """The reference's forward: ids `[B, S]`, or inputs_embeds `[B, S, D]` -> `DecoderOutput` (return_dict=False: a tuple).
 
         attention_mask `[B, S]`, or over the cached tokens too; position_ids: see `forward.given_positions`, counted from 0
@@ -144,21 +156,21 @@ class Decoder(Cell):
         return answer(output, return_dict)
 
     @property
-    def compilable(self):
+    def compilable(self) -> bool:
         """Whether a pass can be a graph: not where a plan gathers the weights of one layer after another, nor of codes."""
         return self.norm.in_place and not self.coded
 
     @cached_property
-    def coded(self):
+    def coded(self) -> bool:
         """Whether some weights are stored as codes."""
         return is_coded(self)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Any:
         """The table that ids are looked up in, or None."""
         return None
 
-    def embed(self, input_ids):
+    def embed(self, input_ids: np.ndarray) -> Tensor:
         """Embeddings `[B, S, D]` of ids `[B, S]` (numpy). Raises `InputError` for ids outside the table."""
         table = self.input_layer
         if not isinstance(table, Embedding):
@@ -166,17 +178,25 @@ class Decoder(Cell):
         check_ids(input_ids, self.config.vocab_size)
         return table(Tensor(input_ids.astype(np.int32)))
 
-    def rope(self, positions):
+    def rope(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`, all three alike."""
         return rope_tables(positions[0], self.inv_freq)
 
-    def new_cache(self, batch_size, capacity):
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` positions of the kv heads that this process holds."""
         config = self.config
         heads = self.layers[0].self_attn.num_kv_heads
         return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.dtype)
 
-    def run(self, x, place, store, inject=None, observe=None, router_logits=None):
+    def run(
+        self,
+        x: Tensor,
+        place: Place,
+        store: Any,
+        inject: Callable[[int, Tensor], Tensor] | None = None,
+        observe: Callable[[int, Tensor], None] | None = None,
+        router_logits: list[Tensor] | None = None,
+    ) -> Tensor:
         """x `[B, S, D]`; place and store: see `cache.py`.
 
         inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack); router_logits: see `SparseMoeBlock`.
@@ -198,15 +218,15 @@ class MropeDecoder(Decoder):
     sparse_block: the cell class of the mixtures of experts.
     """
 
-    sparse_block = None
+    sparse_block: Any = None
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, [self._layer(config, index) for index in range(config.num_hidden_layers)])
 
     def _layer(self, config, index):
         mlp = self.sparse_block(config) if config.is_sparse_layer(index) else build_dense_mlp(config)
         return DecoderLayer(config.hidden_size, config.rms_norm_eps, build_attention(config, qk_norm=True), mlp)
 
-    def rope(self, positions):
+    def rope(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """cos, sin `[B, S, head_dim / 2]` for positions float32 `[3, B, S]`."""
         return mrope_tables(positions, self.inv_freq, self.config.mrope_section)

@@ -1,17 +1,21 @@
 """What the forward passes have in common: the reference's arguments, turned into what a decoder stack reads."""
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
 from ..errors import InputError
-from ..outputs import DecoderOutput
+from ..outputs import DecoderOutput, ModelOutput
 from . import ops
 from .cache import KVCache
-from .packing import check_shape, finite, host_array, numbers, valid_tokens
+from .packing import Axes, check_shape, finite, host_array, numbers, valid_tokens
 from .prefill import Deepstack, read_tokens
 
 
-def check_arguments(output_attentions=None, cache_position=None, start=0, tokens=0):
+def check_arguments(
+    output_attentions: bool | None = None, cache_position: Any = None, start: int = 0, tokens: int = 0
+) -> None:
     """Refuses attention maps, and cache positions that are not those of the `tokens` that follow `start` cached ones."""
     if output_attentions:
         raise InputError("output_attentions is True, but attention is one kernel here that keeps no maps; leave it out")
@@ -23,7 +27,7 @@ def check_arguments(output_attentions=None, cache_position=None, start=0, tokens
             )
 
 
-def given_tensor(x, name, axes):
+def given_tensor(x: Any, name: str, axes: Axes) -> Tensor:
     """What a caller passed as a tensor: itself where it is one, which may carry a gradient. While a pass is recorded for
     one only its shape is looked at. Raises `InputError` for another shape than axes (see `check_shape`), NaN or infinities.
     """
@@ -35,12 +39,12 @@ def given_tensor(x, name, axes):
     return x
 
 
-def given_embeddings(decoder, x):
+def given_embeddings(decoder: Any, x: Any) -> Tensor:
     """inputs_embeds `[B, S, D]` of a decoder as a tensor, or `InputError`."""
     return given_tensor(x, "inputs_embeds", ("batch", "tokens", decoder.config.hidden_size))
 
 
-def check_cache(decoder, cache):
+def check_cache(decoder: Any, cache: Any) -> None:
     """Raises `InputError` for a cache that is none, or one of another decoder."""
     if cache is None:
         return
@@ -56,7 +60,7 @@ def check_cache(decoder, cache):
         )
 
 
-def wants_cache(use_cache, past_key_values):
+def wants_cache(use_cache: bool | None, past_key_values: Any) -> bool:
     """Whether a pass keeps keys and values: not while it is recorded for a gradient, which does not flow through a cache."""
     if not ops.recording():
         return use_cache is None or bool(use_cache) or past_key_values is not None
@@ -65,7 +69,7 @@ def wants_cache(use_cache, past_key_values):
     return False
 
 
-def new_valid(attention_mask, shape, cache):
+def new_valid(attention_mask: Any, shape: tuple[int, ...], cache: KVCache | None) -> np.ndarray:
     """The mask bool `[B, S]` of the new tokens; one over the cached ones too is cut to its end."""
     if cache is not None and cache.heads[0] != shape[0]:
         raise InputError(f"past_key_values holds {cache.heads[0]} rows, but there are new tokens for {shape[0]}")
@@ -78,7 +82,7 @@ def new_valid(attention_mask, shape, cache):
     return valid[:, -shape[1] :]
 
 
-def given_positions(position_ids, shape):
+def given_positions(position_ids: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
     """Positions float32 `[3, B, S]` and the text row `[B, S]` or None, of what a caller passed for `shape` tokens.
 
     position_ids: `[B, S]` (or `[1, S]` for all rows), `[3, B, S]` (time, height, width), or `[4, B, S]` with a text row before.
@@ -97,7 +101,7 @@ def given_positions(position_ids, shape):
     return (positions[1:], positions[0]) if axes == 4 else (positions, None)
 
 
-def packed_runs(text_row, attention_mask, cache):
+def packed_runs(text_row: np.ndarray | None, attention_mask: Any, cache: KVCache | None) -> np.ndarray | None:
     """Which of several sequences laid end to end each token belongs to, int `[B, S]`: the text positions start again with
     each. None for a single sequence, and where a mask or a cache says what is seen.
     """
@@ -107,25 +111,25 @@ def packed_runs(text_row, attention_mask, cache):
     return runs if (runs != runs[:, :1]).any() else None
 
 
-def counted_positions(valid, cached=0):
+def counted_positions(valid: np.ndarray, cached: Any = 0) -> np.ndarray:
     """Positions float32 `[3, B, S]` of plain text: unpadded tokens counted from `cached` (a number or `[B, 1]`) on."""
     line = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.float32) + cached
     return np.broadcast_to(line.astype(np.float32), (3, *line.shape))
 
 
 def read_stack(
-    decoder,
-    x,
-    attention_mask=None,
-    position_ids=None,
-    past_key_values=None,
-    use_cache=None,
-    output_hidden_states=None,
-    output_router_logits=None,
-    deepstack=None,
-    output_attentions=None,
-    cache_position=None,
-):
+    decoder: Any,
+    x: Tensor,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    past_key_values: Any = None,
+    use_cache: bool | None = None,
+    output_hidden_states: Any = None,
+    output_router_logits: bool | None = None,
+    deepstack: Deepstack | None = None,
+    output_attentions: bool | None = None,
+    cache_position: Any = None,
+) -> DecoderOutput:
     """A decoder stack on embeddings `[B, S, D]` -> `DecoderOutput`; arguments as in `Decoder.construct`."""
     check_cache(decoder, past_key_values)
     shape, cached = tuple(x.shape[:2]), 0 if past_key_values is None else past_key_values.length
@@ -147,7 +151,9 @@ def read_stack(
     return DecoderOutput(hidden, past_key_values, states, None, logits)
 
 
-def visual_deepstack(visual_pos_masks, deepstack_visual_embeds, shape, width):
+def visual_deepstack(
+    visual_pos_masks: Any, deepstack_visual_embeds: Any, shape: tuple[int, ...], width: int
+) -> Deepstack | None:
     """The `Deepstack` of features `[M, D]` per layer at the True places of visual_pos_masks `[B, T]`, or None without.
 
     shape: (B, T); width: D. Raises `InputError`.
@@ -163,6 +169,6 @@ def visual_deepstack(visual_pos_masks, deepstack_visual_embeds, shape, width):
     )
 
 
-def answer(output, return_dict=None):
+def answer(output: ModelOutput, return_dict: bool | None = None) -> Any:
     """The output, or with return_dict=False its fields as a plain tuple."""
     return output.to_tuple() if return_dict is False else output

@@ -1,11 +1,13 @@
 """The base of all cells, and of those that own parameters: how these are made, filled by somebody else, and stored."""
 
 import weakref
-from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Container, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, context, nn
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
@@ -22,7 +24,7 @@ _inside = 0  # calls of cells, one within the other
 
 
 @contextmanager
-def lazy_parameters(dtype):
+def lazy_parameters(dtype: ms.Type) -> Iterator[None]:
     """Inside this context cells are built with parameters of `dtype` that own no memory until they are filled."""
     global _dtype, _lazy
     before, _dtype, _lazy = (_dtype, _lazy), dtype, True
@@ -34,7 +36,7 @@ def lazy_parameters(dtype):
 
 
 @contextmanager
-def exact_parameters():
+def exact_parameters() -> Iterator[None]:
     """Inside this context, or a function under it as a decorator, cells are built with parameters in float32, whatever the rest of a
     model is computed in; they keep that (`keeps_dtype`).
     """
@@ -46,7 +48,7 @@ def exact_parameters():
         _dtype, _exact = before
 
 
-def is_lazy():
+def is_lazy() -> bool:
     """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of.
 
     A caller may say so himself, by MindSpore's `no_init_parameters`, which sets this attribute of the class.
@@ -54,7 +56,7 @@ def is_lazy():
     return _lazy or not getattr(Parameter, "init_param", True)
 
 
-def parameter(*shape, start=None):
+def parameter(*shape: int, start: float | None = None) -> Parameter:
     """A parameter of the dtype in force. start: what it holds in a model from nothing (see `layers.initialise`): None for small
     random numbers, else this number.
     """
@@ -63,25 +65,25 @@ def parameter(*shape, start=None):
     return new
 
 
-class Trainable:
-    """In front of MindSpore's cell: weights that are to be trained are in what is computed in, however they were stored so far."""
+class Trainable(nn.Cell):
+    """A cell whose weights, before they are trained, are widened to the dtype that is computed in."""
 
-    def set_train(self, mode=True):
+    def set_train(self, mode: bool = True) -> Any:
         if mode:
             widen(self)
         return super().set_train(mode)
 
-    def trainable_params(self, recurse=True):
+    def trainable_params(self, recurse: bool = True) -> list[Parameter]:
         widen(self)
         return super().trainable_params(recurse)
 
 
-class Cell(Trainable, nn.Cell):
+class Cell(Trainable):
     """A cell that runs operator by operator, also where MindSpore's context says graph mode: what becomes a graph here is
     compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot. One thread at a time.
     """
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _inside
         with exclusive:
             _inside += 1
@@ -97,7 +99,7 @@ class Cell(Trainable, nn.Cell):
             finally:
                 _inside -= 1
 
-    def held(self):
+    def held(self) -> AbstractContextManager:
         """A context in which the weights of all parts are at hand, for whoever calls those one after another."""
         return nullcontext()
 
@@ -116,7 +118,7 @@ def has_hooks(cell: nn.Cell) -> bool:
     return any(has_hooks(part) for part in cell._cells.values() if part is not None)
 
 
-def identity(x):
+def identity(x: Any) -> Any:
     """x: the default of the places where parallelism puts a collective."""
     return x
 
@@ -140,7 +142,7 @@ class Layer(Cell):
     stable = False
     matrices: tuple[str, ...] = ()
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.source = identity
         self.computed, self.coded, self.kept = _dtype, (), ()
@@ -223,7 +225,9 @@ class Layer(Cell):
         return 4 if self.dtype == ms.float32 else 2
 
 
-def unfilled(old, shape, dtype, end="", made=None):
+def unfilled(
+    old: Parameter, shape: tuple[int, ...], dtype: ms.Type, end: str = "", made: ms.Type | None = None
+) -> Parameter:
     """A parameter that owns no memory until it is filled, in the place of another; it keeps its dtype, and only numbers that are
     computed with as they are can be trained.
 
@@ -265,12 +269,12 @@ def storable(cell: nn.Cell) -> set[str]:
     return {path + leaf for path, layer, leaf in names if not getattr(getattr(layer, leaf), "keeps_dtype", False)}
 
 
-def layers_in(cell: nn.Cell):
+def layers_in(cell: nn.Cell) -> list[tuple[str, "Layer"]]:
     """All layers of a cell, itself included, each with what stands before the names of its parameters."""
     return [(f"{path}.".lstrip("."), layer) for path, layer in cell.cells_and_names() if isinstance(layer, Layer)]
 
 
-def widen(cell: nn.Cell, names=None) -> None:
+def widen(cell: nn.Cell, names: Container[str] | None = None) -> None:
     """`Layer.widen` of all layers of a cell; names: of the parameters, by default of those that are to be trained."""
     for path, layer in layers_in(cell):
         own = layer.kept if names is None else [name for name in layer.kept if path + name in names]
@@ -303,7 +307,7 @@ def check_trainable(cell: nn.Cell) -> None:
             )
 
 
-def filled(old, array, trained=True):
+def filled(old: Parameter, array: np.ndarray, trained: bool = True) -> Parameter:
     """A parameter of these numbers in the place of another. trained: whether it may be, if the other was."""
     new = unfilled(old, array.shape, old.dtype, made=getattr(old, "made", None))
     new.keeps_dtype = getattr(old, "keeps_dtype", False)

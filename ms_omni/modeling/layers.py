@@ -1,8 +1,10 @@
 """The small layers that every part of the model shares."""
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from ..quantised import Quantised, Storage, dequantised, quantised
 from . import ops
@@ -14,15 +16,15 @@ class Matrix(Layer):
 
     matrices = ("weight",)
 
-    def __init__(self, size: int, width: int):
+    def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.weight = parameter(size, width)
         self.size = size
 
-    def operands(self):
+    def operands(self) -> tuple:
         return (self.matrix(),)
 
-    def matrix(self):
+    def matrix(self) -> ops.Matrix:
         """The weight as operators take it: a tensor, or a `Quantised`."""
         if self.coded:
             return Quantised(self.source(self.weight), self.source(self.weight_scale), self.source(self.weight_offset))
@@ -40,7 +42,7 @@ class Matrix(Layer):
         """Another N, in new Parameters: new rows are the mean of the old ones, or normal numbers of that deviation. What is
         stored in some way stays so.
         """
-        stored = self.quantised("weight") if self.coded else self.weight
+        stored: Any = self.quantised("weight") if self.coded else self.weight
         old = dequantised(_arrays(stored)) if self.coded else stored.astype(ms.float32).asnumpy()
         kept, added = min(size, len(old)), max(size - len(old), 0)
         if deviation is None:
@@ -90,26 +92,26 @@ ACTIVATIONS = {
 class Linear(Matrix):
     """`[..., in]` -> `[..., out]`; weight `[out, in]`."""
 
-    def __init__(self, in_features, out_features, bias=True):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(out_features, in_features)
         self.bias = parameter(out_features, start=0.0) if bias else None
 
-    def operands(self):
+    def operands(self) -> tuple[ops.Matrix, Tensor | None]:
         return self.matrix(), self.source(self.bias)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.linear(x, *self.operands(), self.stable)
 
 
 class Embedding(Matrix):
     """Integers `[...]` -> `[..., D]`; weight `[V, D]`."""
 
-    def construct(self, ids):
+    def construct(self, ids: Tensor) -> Tensor:
         if self.as_computed:
             return ops.embedding(*self.rows(ids))
         return ops.embedding(ids, self.matrix(), self.computed)
 
-    def rows(self, ids):
+    def rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """`(places, table)`: the rows of ids `[...]` are `table[places]`, in what is computed in; the table holds all rows, or those
         asked for.
         """
@@ -118,7 +120,7 @@ class Embedding(Matrix):
         return in_order(ids), ops.embedding(ids.reshape(-1), self.matrix(), self.computed)
 
 
-def in_order(ids):
+def in_order(ids: Tensor) -> Tensor:
     """Places of as many rows as there are ids, int32 of their shape."""
     return Tensor(np.arange(ids.size).reshape(ids.shape), ms.int32)
 
@@ -126,55 +128,55 @@ def in_order(ids):
 class RMSNorm(Layer):
     """Root-mean-square norm of the last axis."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = parameter(dim, start=1.0)
         self.eps = eps
 
-    def construct(self, x):
-        return ops.rms_norm(x, *self.operands(), self.eps)
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.operands()[0], self.eps)
 
 
 class LayerNorm(Layer):
     """Layer norm of the last axis."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = parameter(dim, start=1.0)
         self.bias = parameter(dim, start=0.0)
         self.eps = eps
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor, Tensor]:
         return self.source(self.weight), self.source(self.bias)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, *self.operands(), self.eps)
 
 
 class GatedMLP(Cell):
     """`down(act(gate(x)) * up(x))`, `[..., D]` -> `[..., D]`."""
 
-    def __init__(self, hidden_size, intermediate_size, hidden_act="silu"):
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str = "silu") -> None:
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
         self.act_fn = ACTIVATIONS[hidden_act]
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 class ProjectionMLP(Cell):
     """`linear_fc2(act(linear_fc1(x)))`: the vision blocks' MLP and the talker's two projections."""
 
-    def __init__(self, in_features, intermediate_size, out_features, hidden_act):
+    def __init__(self, in_features: int, intermediate_size: int, out_features: int, hidden_act: str) -> None:
         super().__init__()
         self.linear_fc1 = Linear(in_features, intermediate_size)
         self.linear_fc2 = Linear(intermediate_size, out_features)
         self.act_fn = ACTIVATIONS[hidden_act]
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.linear_fc2(self.act_fn(self.linear_fc1(x)))
 
 
@@ -182,7 +184,7 @@ RANGE = 0.02
 """Of the numbers that a model built from a configuration alone starts with, as transformers has it: their standard deviation."""
 
 
-def initialise(cell, deviation=RANGE, numbers=None):
+def initialise(cell: nn.Cell, deviation: float = RANGE, numbers: np.random.Generator | None = None) -> None:
     """Fills every parameter of a cell: with what `layer.parameter` noted as its start, else with normal numbers around 0.
 
     Their standard deviation is `initializer_range` of the configuration of the smallest part that has one. They follow

@@ -1,5 +1,8 @@
 """Training losses: next-token cross-entropy and the router's load balance."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
@@ -10,7 +13,7 @@ from .packing import host_array, whole_numbers
 IGNORED = -100
 
 
-def language_model_loss(logits, labels, num_items_in_batch=None):
+def language_model_loss(logits: Tensor, labels: Any, num_items_in_batch: Any = None) -> Tensor:
     """Mean cross-entropy of logits `[B, T, V]` at t against labels `[B, T]` at t + 1; labels of -100 do not count.
 
     num_items_in_batch: what the sum is divided by instead of the number of labels that count: those of all batches whose
@@ -35,7 +38,7 @@ def language_model_loss(logits, labels, num_items_in_batch=None):
     return loss * (len(kept) / items)
 
 
-def load_balancing_loss(router_logits, top_k, valid):
+def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, valid: np.ndarray) -> Tensor:
     """Auxiliary loss of Fedus et al. 2021 ("Switch Transformers", equations 4-6), over all layers together.
 
     router_logits: one `[B * T, E]` per sparse layer; valid bool `[B, T]`, padding does not count.
@@ -45,12 +48,19 @@ def load_balancing_loss(router_logits, top_k, valid):
     mask = Tensor(valid.reshape(-1).astype(np.float32))
     loads = [ops.expert_load(logits, top_k, mask) for logits in router_logits]
     rows = float(valid.sum()) * len(loads)
-    assigned = sum(load[0] for load in loads) / rows
-    probability = sum(load[1] for load in loads) / rows
+    assigned: Any = sum((load[0] for load in loads[1:]), loads[0][0]) / rows
+    probability: Any = sum((load[1] for load in loads[1:]), loads[0][1]) / rows
     return (assigned * probability).sum() * router_logits[0].shape[-1]
 
 
-def training_losses(config, logits, labels, router_logits, valid, num_items_in_batch=None):
+def training_losses(
+    config: Any,
+    logits: Tensor,
+    labels: Any,
+    router_logits: Sequence[Tensor] | None,
+    valid: np.ndarray,
+    num_items_in_batch: Any = None,
+) -> tuple[Tensor | None, Tensor | None]:
     """The loss of a decoder and the router's auxiliary loss, weighted into it; None where not asked for.
 
     config: the stack's, for `num_experts_per_tok` and `router_aux_loss_coef`; labels int `[B, T]`;

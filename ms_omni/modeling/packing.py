@@ -1,14 +1,18 @@
 """What callers pass as arrays, checked where it enters; and host-side book-keeping for packed sequences."""
 
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from ..arrays import host_array as host_array
 from ..errors import InputError
 
+Axes = Sequence[int | str]
 
-def numbers(x, name):
+
+def numbers(x: Any, name: str) -> np.ndarray:
     """x as an array of real numbers. Raises `InputError` for what is none."""
     try:
         array = host_array(x)
@@ -19,7 +23,7 @@ def numbers(x, name):
     return array
 
 
-def check_shape(x, name, axes):
+def check_shape(x: Any, name: str, axes: Axes) -> None:
     """Raises `InputError` for an array of another shape than axes: lengths, and names of those that may be any but 0."""
     shape = tuple(x.shape)
     if len(shape) != len(axes) or not all(
@@ -28,7 +32,7 @@ def check_shape(x, name, axes):
         raise InputError(f"{name} has shape {list(shape)}, expected [{', '.join(map(str, axes))}], nothing of it empty")
 
 
-def finite(x, name, axes=None):
+def finite(x: Any, name: str, axes: Axes | None = None) -> np.ndarray:
     """x as a float32 array of finite numbers, with axes of the shape that `check_shape` asks for. Raises `InputError`."""
     array = numbers(x, name)
     if array.dtype == bool:
@@ -43,7 +47,7 @@ def finite(x, name, axes=None):
     return array
 
 
-def check_ids(ids, vocabulary):
+def check_ids(ids: np.ndarray, vocabulary: int) -> None:
     """Raises `InputError` for ids that are no integers `[B, T]` of this vocabulary."""
     if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
         raise InputError(
@@ -53,7 +57,7 @@ def check_ids(ids, vocabulary):
         raise InputError(f"input_ids must lie in [0, {vocabulary}); got {ids.min()} to {ids.max()}")
 
 
-def whole_numbers(x, name):
+def whole_numbers(x: Any, name: str) -> np.ndarray:
     """x as int64: the numbers of a grid or a length, which may come as floats. Raises `InputError` for others."""
     given = numbers(x, name)
     with np.errstate(invalid="ignore"):
@@ -63,7 +67,7 @@ def whole_numbers(x, name):
     return whole
 
 
-def patch_grids(x, name, merge):
+def patch_grids(x: Any, name: str, merge: int) -> np.ndarray:
     """Patches `[n, 3]` of pictures in time, height and width as int64. Raises `InputError` for what cannot be such counts."""
     grids = whole_numbers(x, name)
     if grids.shape != (0, 3):
@@ -75,7 +79,7 @@ def patch_grids(x, name, merge):
     return grids
 
 
-def marked(mask, name):
+def marked(mask: Any, name: str) -> np.ndarray:
     """A mask as bool. Raises `InputError` for one that holds anything but 1 and 0 (or True and False)."""
     array = numbers(mask, name)
     valid = array == 1
@@ -85,11 +89,11 @@ def marked(mask, name):
     return valid
 
 
-def valid_tokens(shape, attention_mask):
+def valid_tokens(shape: tuple[int, ...], attention_mask: Any) -> np.ndarray:
     """Which tokens are no padding, bool: those that attention_mask marks with 1; without a mask all of `shape`. `InputError`."""
     return np.ones(shape, bool) if attention_mask is None else marked(attention_mask, "attention_mask")
 
 
-def segments_of(lengths):
+def segments_of(lengths: Iterable[int]) -> tuple[tuple[int, int], ...]:
     """Run-length form `((length, count), ...)` of consecutive segment lengths; zero lengths are left out."""
     return tuple((length, len(list(run))) for length, run in groupby(int(n) for n in lengths if n))

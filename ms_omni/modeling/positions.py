@@ -15,6 +15,9 @@ A rotary table is a pair (cos, sin) of angles for half the head dimension (Su et
 (i, i + D/2). Positions are float32 because video times may be fractional.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
@@ -23,14 +26,14 @@ from .packing import finite, valid_tokens
 
 
 def get_rope_index(
-    config,
-    spatial_merge_size,
-    input_ids,
-    attention_mask=None,
-    image_grid_thw=None,
-    video_grid_thw=None,
-    second_per_grids=None,
-):
+    config: Any,
+    spatial_merge_size: int,
+    input_ids: np.ndarray,
+    attention_mask: Any = None,
+    image_grid_thw: Any = None,
+    video_grid_thw: Any = None,
+    second_per_grids: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions float32 `[3, B, T]` and deltas float32 `[B, 1]`.
 
     The delta of a row is its next position minus its number of tokens: a generated token n (counting unpadded tokens
@@ -53,7 +56,7 @@ def get_rope_index(
     return positions, deltas
 
 
-def media_runs(ids, config):
+def media_runs(ids: np.ndarray, config: Any) -> list[tuple[str, int, int]]:
     """The runs of placeholders in one row of ids `[n]`: a list of (kind, start, stop).
 
     kind: "audio", "image", "video" or "audio_in_video". Raises `InputError` for media that are not kept apart by their
@@ -171,24 +174,24 @@ def _line(count, start):
     return np.tile(np.arange(count).astype(np.float32) + start, (3, 1))
 
 
-def inverse_frequencies(theta, dim):
+def inverse_frequencies(theta: float, dim: int) -> np.ndarray:
     """`theta ** (-2 i / dim)` for i in `[0, dim / 2)` -> float32 `[dim / 2]`."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (np.float32(1.0) / np.power(np.float32(theta), exponents)).astype(np.float32)
 
 
-def rope_tables(positions, inv_freq):
+def rope_tables(positions: np.ndarray, inv_freq: np.ndarray) -> tuple[Tensor, Tensor]:
     """One position per token: positions `[B, T]` -> cos, sin tensors `[B, T, D/2]`."""
     return tuple(Tensor(table) for table in rope_angles(positions, inv_freq))
 
 
-def rope_angles(positions, inv_freq):
+def rope_angles(positions: np.ndarray, inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same on the host: cos, sin float32 `[..., D/2]` for positions `[...]`."""
     angles = np.asarray(positions, np.float32)[..., None] * inv_freq
     return np.cos(angles), np.sin(angles)
 
 
-def mrope_tables(positions, inv_freq, section):
+def mrope_tables(positions: np.ndarray, inv_freq: np.ndarray, section: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Time, height and width positions `[3, B, T]` -> cos, sin tensors `[B, T, D/2]`.
 
     The three axes are interleaved over the frequencies (t, h, w, t, h, w, ...); `section` says how many frequencies
@@ -202,7 +205,7 @@ def mrope_tables(positions, inv_freq, section):
     return _tables(merged)
 
 
-def axial_tables(rows, columns, inv_freq):
+def axial_tables(rows: np.ndarray, columns: np.ndarray, inv_freq: np.ndarray) -> tuple[Tensor, Tensor]:
     """Two-dimensional positions `[N]` each; the first half of the frequencies turns with the row, the second with the
     column -> cos, sin tensors `[N, 2 * len(inv_freq)]`.
     """
@@ -214,7 +217,7 @@ def _tables(angles):
     return Tensor.from_numpy(np.cos(angles)), Tensor.from_numpy(np.sin(angles))
 
 
-def stream_rope_tables(start, new, batch, inv_freq):
+def stream_rope_tables(start: int, new: int, batch: int, inv_freq: np.ndarray) -> tuple[Tensor, Tensor]:
     """cos, sin tensors `[B, new, D/2]` of the positions from `start` on.
 
     The angle is a float64 product: in float32 it would be 0.002 off after an hour of speech (45,000 frames).

@@ -5,11 +5,14 @@ A pass over S tokens after T earlier ones needs a mask `[B, S, T]`, and operator
 last chunk is 61 MB. The numbers are those of one pass over everything.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
 from . import ops
-from .cache import whole_sequence
+from .cache import KVCache, whole_sequence
 
 
 class Watch:
@@ -21,7 +24,7 @@ class Watch:
     Nothing is hooked to the cells: MindSpore compiles every graph of the process anew whenever a hook comes or goes.
     """
 
-    def __init__(self, decoder, hidden_states=False, router_logits=False):
+    def __init__(self, decoder: Any, hidden_states: Any = False, router_logits: bool | None = False) -> None:
         self.layers = len(decoder.layers)
         self.wanted = range(self.layers + 1) if hidden_states is True else hidden_states or ()
         self.hidden_states = [None] * (self.layers + 1)
@@ -32,7 +35,7 @@ class Watch:
         if index in self.wanted:
             self.hidden_states[index] = x
 
-    def finished(self, last):
+    def finished(self, last: Tensor) -> tuple | None:
         """The collected states; the last is the decoder's result after its final norm, as in transformers."""
         if not self.wanted:
             return None
@@ -50,11 +53,11 @@ class Deepstack:
     `[M, D]` per layer; tokens: T.
     """
 
-    def __init__(self, parts, tokens):
+    def __init__(self, parts: list[tuple[np.ndarray, list[Tensor]]], tokens: int) -> None:
         self.parts = parts
         self.tokens = tokens
 
-    def between(self, start, stop):
+    def between(self, start: int, stop: int) -> Callable[[int, Tensor], Tensor] | None:
         """The function `inject(layer, x) -> x` for the tokens `[start, stop)` of every row, or None without any."""
         chosen = []
         for index, features in self.parts:
@@ -79,7 +82,17 @@ def _rows(x, index):
     return x if len(index) == x.shape[0] else ops.gather_rows(x, Tensor(index))
 
 
-def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states=False, router_logits=False, runs=None):
+def read_tokens(
+    decoder: Any,
+    x: Tensor,
+    position_ids: np.ndarray,
+    valid: np.ndarray,
+    cache: KVCache | None,
+    deepstack: Deepstack | None,
+    hidden_states: Any = False,
+    router_logits: bool | None = False,
+    runs: np.ndarray | None = None,
+) -> tuple[Tensor, tuple | None, tuple | None]:
     """The decoder on the tokens that follow what `cache` holds, or on a whole sequence where that is None.
 
     x `[B, S, D]`, position_ids float32 `[3, B, S]`, valid bool `[B, S]`; deepstack: a `Deepstack` or None; hidden_states and
@@ -102,7 +115,7 @@ def read_tokens(decoder, x, position_ids, valid, cache, deepstack, hidden_states
         piece = x if stop - start == tokens else x[:, start:stop]
         watch = Watch(decoder, hidden_states, router_logits)
         hidden = decoder.run(piece, place, store, inject, watch.observer, watch.router_logits)
-        passes.append((hidden, watch.finished(hidden), tuple(watch.router_logits) if router_logits else None))
+        passes.append((hidden, watch.finished(hidden), None if watch.router_logits is None else tuple(watch.router_logits)))
     return passes[0] if len(passes) == 1 else _joined(passes, x.shape[0])
 
 

@@ -4,18 +4,20 @@ Layers that are not in place, cells that a parallel plan has changed, and cells 
 activation, layer scales, stable sums) have no such weights: None, and the cells themselves run.
 """
 
+from typing import Any
+
 import numpy as np
 
 from . import ops
 from .decoder import DecoderLayer
-from .layer import CellsOnly, identity
+from .layer import CellsOnly, Layer, identity
 from .layers import GatedMLP
 from .moe import SharedExpertMoeBlock, SparseMoeBlock
 from .ops import fused
 from .positions import rope_angles
 
 
-def stack_weights(decoder, *others, shared=False):
+def stack_weights(decoder: Any, *others: Layer, shared: bool = False) -> fused.StackWeights | None:
     """`StackWeights` of a `Decoder`, or None; also if one of the other layers, which are to be read beside it, is not in place.
 
     shared: also of one that ranks share.
@@ -28,7 +30,7 @@ def stack_weights(decoder, *others, shared=False):
         return None
 
 
-def frame_weights(talker):
+def frame_weights(talker: Any) -> fused.FrameWeights | None:
     """`FrameWeights` of a `Talker` and its code predictor, or None."""
     predictor = talker.code_predictor
     try:
@@ -59,12 +61,15 @@ def _layer(layer, eps, shared):
     _check(not attention.stable and (shared or attention.reduce is identity))
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     weights, biases = zip(*(projection.stored(shared) for projection in projections))
+    q_norm, k_norm = (None if norm is identity else _norm(norm, eps) for norm in (attention.q_norm, attention.k_norm))
+    names = ("q", "k", "v", "o")
     return fused.LayerWeights(
-        _norm(layer.input_layernorm, eps),
-        *weights,
-        *biases,
-        *(None if norm is identity else _norm(norm, eps) for norm in (attention.q_norm, attention.k_norm)),
-        _norm(layer.post_attention_layernorm, eps),
+        input_norm=_norm(layer.input_layernorm, eps),
+        **dict(zip(names, weights)),
+        **{f"{name}_bias": bias for name, bias in zip(names, biases)},
+        q_norm=q_norm,
+        k_norm=k_norm,
+        post_norm=_norm(layer.post_attention_layernorm, eps),
         sum_heads=_sum(attention.reduce),
         **_mlp(layer.mlp, shared),
     )

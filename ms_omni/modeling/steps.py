@@ -3,17 +3,19 @@ become one compiled graph per shape when they are used enough. The thinker's and
 blocks of a pool: `engine/kv_pool.py`.
 """
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from functools import cached_property
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore.common.initializer import initializer
 
 from ..locking import interruptible
 from . import ops
 from .layer import Cell, explained
+from .ops.fused import Kind
 from .packing import host_array
 from .step_weights import frame_weights
 
@@ -36,7 +38,7 @@ def bucket(rows: Sized | int) -> int:
     return 1 << max((rows if isinstance(rows, int) else len(rows)) - 1, 0).bit_length()
 
 
-def makes_graphs(compile_after):
+def makes_graphs(compile_after: int | None) -> bool:
     """Whether the graphs of packed weights are made before anybody waits: on Ascend, elsewhere (where their kernels are emulated) for
     compile_after 0 alone.
     """
@@ -49,11 +51,11 @@ class Step:
     compile_after: so many calls; None: never.
     """
 
-    def __init__(self, compile_after=COMPILE_AFTER):
+    def __init__(self, compile_after: int | None = COMPILE_AFTER) -> None:
         self.compile_after = compile_after
         self.calls = {}
 
-    def due(self, shape=()):
+    def due(self, shape: tuple = ()) -> bool:
         """Counts a call; whether it is to run as a graph."""
         self.calls[shape] = self.calls.get(shape, 0) + 1
         return self.compile_after is not None and self.calls[shape] > self.compile_after
@@ -62,7 +64,7 @@ class Step:
 class Graph(Cell):
     """A cell that is compiled once: every call has inputs of the same shapes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(auto_prefix=False)
 
     def _pass(self, x, place, store=None):
@@ -74,11 +76,11 @@ class Graph(Cell):
         return self.norm(x)
 
     @cached_property
-    def sums(self):
+    def sums(self) -> list[nn.Cell]:
         """The cells that add up what ranks made. Each counts what it sends, but in a graph it is not called."""
         return [cell for _, cell in self.cells_and_names() if hasattr(cell, "count")]
 
-    def __call__(self, x, *arguments):
+    def __call__(self, x: Tensor, *arguments: Any) -> Any:
         for cell in self.sums:
             cell.count(x)
         with interruptible():
@@ -92,18 +94,18 @@ class FrameStep(Step):
     sampling: (temperature, top_k, top_p), or None for greedy decoding, which does not look at the noise.
     """
 
-    def __init__(self, talker, batch_size, sampling, compile_after=COMPILE_AFTER):
+    def __init__(self, talker: Any, batch_size: int, sampling: Kind, compile_after: int | None = COMPILE_AFTER) -> None:
         super().__init__(compile_after)
         self.sampling = sampling
         self.predictor = talker.code_predictor
         self.groups = self.predictor.config.num_code_groups - 1
-        self.fused = prepared_frame(talker)
+        self.fused: Any = prepared_frame(talker)
         self.mixes = mixed_by(self.fused)(sampling)
         if not self.mixes and mixed_by(self.fused)(None):  # a kind that its graph does not know
             self.fused = self.compile_after = None
-        self.graph = None if self.fused else FrameGraph(talker, batch_size, sampling)
+        self.graph: Any = None if self.fused else FrameGraph(talker, batch_size, sampling)
 
-    def warm(self, rows):
+    def warm(self, rows: int) -> None:
         """Makes the graph for so many rows, where weights are packed."""
         if self.mixes:
             self.fused.ready.add(rows)
@@ -114,17 +116,19 @@ class FrameStep(Step):
                 self.no_noise(rows),
             )
 
-    def noise(self, stream):
+    def noise(self, stream: np.random.Generator) -> np.ndarray:
         """What a row draws of its random stream for a frame, as `__call__` takes it: float32, uniform in [0, 1), or exponential."""
         if self.mixes:
             return stream.standard_exponential((self.groups, self.fused.noise_width), np.float32)
         return stream.random(self.groups, np.float32)
 
-    def no_noise(self, rows):
+    def no_noise(self, rows: int) -> np.ndarray:
         """Room for that of so many rows."""
         return np.zeros((rows, self.groups, self.fused.noise_width) if self.mixes else (rows, self.groups), np.float32)
 
-    def __call__(self, hidden, code, noise, sampling=None):
+    def __call__(
+        self, hidden: Tensor, code: Tensor, noise: Any, sampling: list[Kind] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """hidden `[B, 1, D]` (talker), code 0 int32 `[B, 1]`, noise `[B, ...]`: of each row, see above; sampling: of each row, where they
         may differ (`mixes`) -> codes `[B, n]` and the sum of their embeddings `[B, 1, D]`.
         """
@@ -142,14 +146,14 @@ class FrameStep(Step):
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 
 
-def prepared_frame(talker):
+def prepared_frame(talker: Any) -> Any:
     """What `ops.prepare` makes of a talker's code predictor, or None."""
     weights = frame_weights(talker)
     talker.prepared_frame = weights and ops.prepare(weights, talker.prepared_frame)
     return talker.prepared_frame
 
 
-def mixed_by(prepared):
+def mixed_by(prepared: Any) -> Callable[[Kind], bool]:
     """A function that says of a kind of sampling whether a launch of this prepared frame takes rows of that and other kinds."""
     return getattr(prepared, "takes", lambda sampling: False)
 
@@ -157,7 +161,7 @@ def mixed_by(prepared):
 class FrameGraph(Graph):
     """The loop of `FrameStep` as cells, with its own buffers."""
 
-    def __init__(self, talker, batch_size, sampling):
+    def __init__(self, talker: Any, batch_size: int, sampling: Kind) -> None:
         super().__init__()
         predictor = talker.code_predictor
         self.embed, self.residuals = talker.model.codec_embedding, predictor.model.codec_embedding
@@ -180,10 +184,10 @@ class FrameGraph(Graph):
         )
 
     @ms.jit
-    def construct(self, hidden, code, noise):
+    def construct(self, hidden: Tensor, code: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return self.run(hidden, code, noise)
 
-    def run(self, hidden, code, noise):
+    def run(self, hidden: Tensor, code: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         embed = self.embed(code)
         x, total, codes = ops.concat((hidden, embed), 1), embed, (code,)
         for group in range(self.groups):

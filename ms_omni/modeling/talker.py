@@ -1,7 +1,13 @@
 """The talker: thinker states and text in, code 0 of every codec frame out; its predictor adds the other codes."""
 
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
 from ..errors import InputError
 from ..outputs import TalkerOutput
+from .cache import KVCache
 from .code_predictor import CodePredictor
 from .decoder import MropeDecoder
 from .forward import answer, check_cache, counted_positions, given_embeddings, new_valid, read_stack
@@ -18,12 +24,12 @@ class TalkerModel(MropeDecoder):
 
     sparse_block = SharedExpertMoeBlock
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.codec_embedding = Embedding(config.vocab_size, config.hidden_size)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Embedding:
         return self.codec_embedding
 
 
@@ -36,7 +42,7 @@ class Talker(Cell):
 
     text_model, predictor = TalkerModel, CodePredictor
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         text = config.text_config
@@ -53,35 +59,35 @@ class Talker(Cell):
         return ProjectionMLP(config.thinker_hidden_size, text.intermediate_size, text.hidden_size, text.hidden_act)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Embedding:
         return self.model.codec_embedding
 
     @property
-    def output_layer(self):
+    def output_layer(self) -> Linear:
         return self.codec_head
 
     def construct(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        output_router_logits=False,
-        residual_codes=None,
-        generation_step=None,
-        talker_input_ids=None,
-        image_grid_thw=None,
-        video_grid_thw=None,
-        video_second_per_grid=None,
-        output_hidden_states=False,
-        output_attentions=None,
-        cache_position=None,
-        return_dict=None,
-        num_items_in_batch=None,
-    ):
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = False,
+        residual_codes: Any = None,
+        generation_step: int | None = None,
+        talker_input_ids: Any = None,
+        image_grid_thw: Any = None,
+        video_grid_thw: Any = None,
+        video_second_per_grid: Any = None,
+        output_hidden_states: Any = False,
+        output_attentions: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The reference's forward: rows of the talker `[B, S, D]` (or codes 0 `[B, S]` as input_ids) -> `TalkerOutput`.
 
         attention_mask, position_ids, past_key_values, use_cache, output_*: as for the thinker. Without position_ids they
@@ -135,15 +141,24 @@ class Talker(Cell):
         )
         return answer(output, return_dict)
 
-    def rope_index(self, ids, valid, image_grid_thw=None, video_grid_thw=None, video_second_per_grid=None):
+    def rope_index(
+        self,
+        ids: Any,
+        valid: np.ndarray,
+        image_grid_thw: Any = None,
+        video_grid_thw: Any = None,
+        video_second_per_grid: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows that stand for the thinker's ids `[B, S]`; `InputError`."""
         ids = numbers(ids, "talker_input_ids")
         check_shape(ids, "talker_input_ids", valid.shape)
-        grids = (None if grid is None else whole_numbers(grid, "the grids") for grid in (image_grid_thw, video_grid_thw))
+        images, videos = (
+            None if grid is None else whole_numbers(grid, "the grids") for grid in (image_grid_thw, video_grid_thw)
+        )
         seconds = None if video_second_per_grid is None else host_array(video_second_per_grid)
-        return get_rope_index(self.config, self.config.spatial_merge_size, ids, valid, *grids, seconds)
+        return get_rope_index(self.config, self.config.spatial_merge_size, ids, valid, images, videos, seconds)
 
-    def read(self, inputs_embeds, positions, cache, valid):
+    def read(self, inputs_embeds: Tensor, positions: np.ndarray, cache: KVCache, valid: np.ndarray) -> tuple[Tensor, Tensor]:
         """One pass of generation: inputs_embeds `[B, S, D]`, positions float32 `[3, B, S]`, a `KVCache`, valid bool `[B, S]`.
 
         Returns logits of code 0 `[B, S, V]` and the last hidden states `[B, S, D]`.

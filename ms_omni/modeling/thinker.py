@@ -1,13 +1,15 @@
 """The thinker: audio and vision encoders in front of a mixture-of-experts text decoder."""
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
 from ..errors import InputError
 from ..locking import exclusive
-from ..outputs import ThinkerOutput
+from ..outputs import ThinkerOutput, VisionOutput
 from . import ops
-from .audio_encoder import AudioEncoder, clip_lengths
+from .audio_encoder import AudioEncoder, AudioOutput, clip_lengths
 from .decoder import MropeDecoder
 from .forward import answer, check_arguments, check_cache, counted_positions, given_embeddings, new_valid, read_stack
 from .layer import Cell
@@ -25,12 +27,12 @@ class ThinkerTextModel(MropeDecoder):
 
     sparse_block = SparseMoeBlock
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Embedding:
         return self.embed_tokens
 
 
@@ -40,7 +42,7 @@ class Thinker(Cell):
     audio_encoder, vision_encoder, text_model = AudioEncoder, VisionEncoder, ThinkerTextModel
     has_head = True  # without one, `construct` gives the decoder's states
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.audio_tower = self.audio_encoder(config.audio_config)
@@ -50,18 +52,18 @@ class Thinker(Cell):
             self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Embedding:
         return self.model.embed_tokens
 
     @property
-    def output_layer(self):
+    def output_layer(self) -> Any:
         """The layer that turns hidden states into logits: the head, the tied embedding, or None."""
         if not self.has_head:
             return None
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
 
     @exclusive
-    def logits(self, hidden):
+    def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits `[..., V]` of last hidden states `[..., D]`; under a plan those of this rank's part of V."""
         return self.output_layer.logits(hidden)
 
@@ -70,12 +72,12 @@ class Thinker(Cell):
     @exclusive
     def get_audio_features(
         self,
-        input_features,
-        feature_attention_mask=None,
-        audio_feature_lengths=None,
-        output_attentions=None,
-        return_dict=None,
-    ):
+        input_features: Any,
+        feature_attention_mask: Any = None,
+        audio_feature_lengths: Any = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AudioOutput:
         """Audio tokens `[N, D]` of all clips in order; they also answer to `.last_hidden_state` (5.x).
 
         input_features `[clips, mel, frames]` with feature_attention_mask `[clips, frames]` or audio_feature_lengths
@@ -95,8 +97,13 @@ class Thinker(Cell):
 
     @exclusive
     def get_image_features(
-        self, pixel_values, image_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
-    ):
+        self,
+        pixel_values: Any,
+        image_grid_thw: Any,
+        output_hidden_states: Any = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> VisionOutput:
         """Image tokens `[N, D]` of all images in order and a list of their deepstack features `[N, D]`: a `VisionOutput`."""
         check_arguments(output_attentions)
         return self._see(pixel_values, "pixel_values", image_grid_thw, output_hidden_states)
@@ -106,15 +113,25 @@ class Thinker(Cell):
         return self.visual(pixels, grids, output_hidden_states)
 
     def get_video_features(
-        self, pixel_values_videos, video_grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None
-    ):
+        self,
+        pixel_values_videos: Any,
+        video_grid_thw: Any,
+        output_hidden_states: Any = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> VisionOutput:
         """As `get_image_features`, of videos."""
         check_arguments(output_attentions)
         return self._see(pixel_values_videos, "pixel_values_videos", video_grid_thw, output_hidden_states)
 
     def get_placeholder_mask(
-        self, input_ids, inputs_embeds=None, image_features=None, video_features=None, audio_features=None
-    ):
+        self,
+        input_ids: Any,
+        inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+    ) -> tuple[np.ndarray, ...]:
         """Where the placeholders of images, videos and sounds stand: three bool arrays `[B, T]`.
 
         Features `[N, D]` that are given must be as many as their placeholders, and as wide as inputs_embeds `[B, T, D]`
@@ -135,14 +152,14 @@ class Thinker(Cell):
 
     def get_rope_index(
         self,
-        input_ids,
-        image_grid_thw=None,
-        video_grid_thw=None,
-        attention_mask=None,
-        use_audio_in_video=False,
-        audio_seqlens=None,
-        second_per_grids=None,
-    ):
+        input_ids: Any,
+        image_grid_thw: Any = None,
+        video_grid_thw: Any = None,
+        attention_mask: Any = None,
+        use_audio_in_video: bool = False,
+        audio_seqlens: Any = None,
+        second_per_grids: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Positions float32 `[3, B, T]` and deltas `[B, 1]`; see `positions.get_rope_index`.
 
         use_audio_in_video and audio_seqlens are part of the reference's signature; the tokens already say both.
@@ -163,15 +180,15 @@ class Thinker(Cell):
     @exclusive
     def embed(
         self,
-        input_ids,
-        input_features=None,
-        feature_attention_mask=None,
-        audio_feature_lengths=None,
-        pixel_values=None,
-        image_grid_thw=None,
-        pixel_values_videos=None,
-        video_grid_thw=None,
-    ):
+        input_ids: Any,
+        input_features: Any = None,
+        feature_attention_mask: Any = None,
+        audio_feature_lengths: Any = None,
+        pixel_values: Any = None,
+        image_grid_thw: Any = None,
+        pixel_values_videos: Any = None,
+        video_grid_thw: Any = None,
+    ) -> tuple[Tensor, Deepstack | None]:
         """Embeddings `[B, T, D]` with features in place of placeholders, and a `Deepstack` or None.
 
         Every encoder runs once; placeholders without features, and features without placeholders, are errors.
@@ -202,7 +219,7 @@ class Thinker(Cell):
         return rows.reshape(shape), Deepstack(deepstack, shape[1]) if deepstack else None
 
     @exclusive
-    def embed_text(self, input_ids):
+    def embed_text(self, input_ids: Any) -> Tensor:
         """Embeddings `[B, T, D]` of the ids alone. Raises `InputError` for ids outside the vocabulary."""
         return self.model.embed(input_ids)
 
@@ -221,32 +238,32 @@ class Thinker(Cell):
 
     def construct(
         self,
-        input_ids=None,
-        input_features=None,
-        pixel_values=None,
-        pixel_values_videos=None,
-        image_grid_thw=None,
-        video_grid_thw=None,
-        attention_mask=None,
-        feature_attention_mask=None,
-        audio_feature_lengths=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        output_hidden_states=False,
-        output_router_logits=False,
-        use_audio_in_video=False,
-        video_second_per_grid=None,
-        logits_to_keep=0,
-        whole_logits=True,
-        rope_deltas=None,
-        output_attentions=None,
-        cache_position=None,
-        return_dict=None,
-        num_items_in_batch=None,
-    ):
+        input_ids: Any = None,
+        input_features: Any = None,
+        pixel_values: Any = None,
+        pixel_values_videos: Any = None,
+        image_grid_thw: Any = None,
+        video_grid_thw: Any = None,
+        attention_mask: Any = None,
+        feature_attention_mask: Any = None,
+        audio_feature_lengths: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_hidden_states: Any = False,
+        output_router_logits: bool | None = False,
+        use_audio_in_video: bool = False,
+        video_second_per_grid: Any = None,
+        logits_to_keep: int = 0,
+        whole_logits: bool = True,
+        rope_deltas: Any = None,
+        output_attentions: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput` (return_dict=False: a tuple).
 
         With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, and while MindSpore records it for

@@ -7,6 +7,9 @@ a step needs.
 A whole signal is one step from an empty history, so there is no second implementation.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -21,15 +24,15 @@ class History:
     Cells replace entries of their own slot in this list; the tensors themselves are never written to.
     """
 
-    def __init__(self, tails):
+    def __init__(self, tails: Iterable) -> None:
         self.tails = list(tails)
 
     @classmethod
-    def before(cls, network):
+    def before(cls, network: nn.Cell) -> "History":
         """That of a network whose stream has not begun."""
         return cls([None] * (1 + max(cell.slot for cell in streaming_cells(network))))
 
-    def extend(self, slot, x, width, padded):
+    def extend(self, slot: int, x: Tensor, width: int, padded: bool) -> Tensor:
         """x `[B, C, T]` with up to `width` earlier inputs in front -> `[B, C, n + T]`; keeps the last `width` of that.
 
         Before the first input there are `width` zeros if padded, else nothing.
@@ -40,7 +43,7 @@ class History:
         self.tails[slot] = self._last(x, width)
         return x
 
-    def take(self, slot, x, width):
+    def take(self, slot: int, x: Tensor, width: int) -> Tensor:
         """The `width` inputs before x `[B, C, T]`, zeros before the stream: `[B, C, width]`; keeps the last ones of x."""
         before = self._zeros(x, width) if self.tails[slot] is None else self.tails[slot]
         self.tails[slot] = self._last(x if x.shape[-1] >= width else ops.concat((before, x), -1), width)
@@ -59,34 +62,34 @@ class History:
 class Convolution(Layer):
     """Weight and bias of a convolution."""
 
-    def __init__(self, shape, out_channels):
+    def __init__(self, shape: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
         self.weight = parameter(*shape)
         self.bias = parameter(out_channels, start=0.0)
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor, Tensor]:
         return self.source(self.weight), self.source(self.bias)
 
 
 class StreamingCell(Cell):
     """A cell with a place of its own in the `History`; `slot` is given out by whoever owns the whole network."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.slot = None
+        self.slot: Any = None
 
 
 class CausalConv1d(StreamingCell):
     """`[B, C, T]` -> `[B, M, T]`, zeros before the stream; mirrors `Qwen3OmniMoeCausalConvNet`."""
 
-    def __init__(self, in_channels, out_channels, kernel, dilation=1, groups=1):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = Convolution((out_channels, in_channels // groups, kernel), out_channels)
         self.dilation = dilation
         self.groups = groups
         self.reach = (kernel - 1) * dilation
 
-    def construct(self, x, history):
+    def construct(self, x: Tensor, history: History) -> Tensor:
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=True)
         return ops.conv1d(x, *self.conv.operands(), self.dilation, self.groups)
@@ -104,25 +107,25 @@ class CausalConvTranspose1d(StreamingCell):
         outputs    |  a  | a + b | b + c |  c  |        kept: a + b, b + c; the next step starts from c again
     """
 
-    def __init__(self, in_channels, out_channels, kernel, stride):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = Convolution((in_channels, out_channels, kernel), out_channels)
         self.stride = stride
         self.cut = kernel - stride
         self.reach = self.cut // stride
 
-    def construct(self, x, history):
+    def construct(self, x: Tensor, history: History) -> Tensor:
         if self.reach:
             x = history.extend(self.slot, x, self.reach, padded=False)
         return ops.conv_transpose1d(x, *self.conv.operands(), self.stride, self.cut)
 
 
-def streaming_cells(network):
+def streaming_cells(network: nn.Cell) -> list["StreamingCell"]:
     """The convolutions of a network that remember inputs."""
     return [cell for _, cell in network.cells_and_names() if isinstance(cell, StreamingCell) and cell.reach]
 
 
-def give_out_slots(network):
+def give_out_slots(network: nn.Cell) -> int:
     """Numbers the convolutions of a network that remember inputs; returns how many there are."""
     cells = streaming_cells(network)
     for slot, cell in enumerate(cells):
@@ -138,36 +141,36 @@ NORM_EPS = 1e-6  # fixed in the reference, not part of the configuration
 class LayerScale(Layer):
     """A learnt factor per channel, `[..., D]` -> `[..., D]` (Touvron et al. 2021)."""
 
-    def __init__(self, dim, start):
+    def __init__(self, dim: int, start: float) -> None:
         super().__init__()
         self.scale = parameter(dim, start=start)
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor]:
         return (self.source(self.scale),)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.scale_channels(x, *self.operands())
 
 
 class SnakeBeta(Layer):
     """`x + sin^2(x e^alpha) / e^beta` per channel, `[B, C, T]` -> `[B, C, T]` (Lee et al. 2022, "BigVGAN")."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = parameter(channels, start=0.0)  # of a logarithm
         self.beta = parameter(channels, start=0.0)
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor, Tensor]:
         return self.source(self.alpha), self.source(self.beta)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.snake_beta(x, *self.operands())
 
 
 class ConvNeXtBlock(Layer):
     """Depthwise convolution, then a scaled MLP over channels: `[B, C, T]` -> `[B, C, T]` (Liu et al. 2022)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.dwconv = CausalConv1d(dim, dim, KERNEL, groups=dim)
         self.norm = LayerNorm(dim, NORM_EPS)
@@ -175,10 +178,10 @@ class ConvNeXtBlock(Layer):
         self.pwconv2 = Linear(4 * dim, dim)
         self.gamma = parameter(dim, start=1e-6)
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor]:
         return (self.source(self.gamma),)
 
-    def construct(self, x, history):
+    def construct(self, x: Tensor, history: History) -> Tensor:
         rows = ops.transpose(self.dwconv(x, history), (0, 2, 1))  # [B, T, C]
         rows = self.pwconv2(ops.gelu(self.pwconv1(self.norm(rows))))
         return x + ops.transpose(ops.scale_channels(rows, *self.operands()), (0, 2, 1))
@@ -187,14 +190,14 @@ class ConvNeXtBlock(Layer):
 class ResidualUnit(Cell):
     """Snake, dilated convolution, snake, 1x1 convolution, and the input added: `[B, C, T]` -> `[B, C, T]`."""
 
-    def __init__(self, dim, dilation):
+    def __init__(self, dim: int, dilation: int) -> None:
         super().__init__()
         self.act1 = SnakeBeta(dim)
         self.conv1 = CausalConv1d(dim, dim, KERNEL, dilation)
         self.act2 = SnakeBeta(dim)
         self.conv2 = CausalConv1d(dim, dim, 1)
 
-    def construct(self, x, history):
+    def construct(self, x: Tensor, history: History) -> Tensor:
         before = history.take(self.conv1.slot, x, self.conv1.reach)
         return ops.residual_unit(
             x,
@@ -215,7 +218,7 @@ class DecoderBlock(Cell):
     """
 
     @exact_parameters()
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         in_channels, out_channels = (config.decoder_dim // 2 ** (layer_idx + more) for more in (0, 1))
@@ -225,7 +228,7 @@ class DecoderBlock(Cell):
         self.block = nn.CellList([SnakeBeta(in_channels), upsampling, *units])
         give_out_slots(self)
 
-    def construct(self, hidden, history=None):
+    def construct(self, hidden: Tensor, history: History | None = None) -> Tensor:
         history = History.before(self) if history is None else history
         x = hidden
         snake, upsampling, *units = self.block

@@ -6,10 +6,10 @@ the forms of each are compared on the device with its formula, and one that diff
 """
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import Tensor, mint, ops
 
 from . import (
     ascend_attention,
@@ -24,11 +24,12 @@ from .ascend_step_cases import OF_CODES, STEPS
 from .dispatch import boost_wanted
 from .fused import EncoderWeights, FrameWeights
 from .reference import Reference
+from .stored import Matrix
 
 _matmul = ops.MatMul()
 
 
-def _add_and_layer_norm(x, added, weight, bias, eps):
+def _add_and_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     total = x + added
     return kernels.layer_norm(total, weight, bias, eps), total
 
@@ -80,12 +81,12 @@ class Ascend(Reference):
     race = staticmethod(ascend_steps.race)
 
     @classmethod
-    def packs(cls, weights):
+    def packs(cls, weights: Any) -> bool:
         steps = {"code_frame"} if isinstance(weights, FrameWeights) else {"decoder_step", "decoder_chunk"}
         return ascend_steps.packs(weights) and steps <= cls.steps(ascend_steps.dtype_of(weights)).keys()
 
     @classmethod
-    def prepare(cls, weights, kept=None):
+    def prepare(cls, weights: Any, kept: Any = None) -> Any:
         if isinstance(weights, EncoderWeights):
             return ascend_attention.prepare_encoder(weights, kept)
         steps = cls.steps(ascend_steps.dtype_of(weights))
@@ -93,61 +94,61 @@ class Ascend(Reference):
         return ascend_steps.prepare(weights, kept, "boosted_step" in steps, bits) if cls.packs(weights) else None
 
     @classmethod
-    def steps(cls, dtype):
+    def steps(cls, dtype: ms.Type) -> dict[str, tuple]:
         """Those whose kernels are known for this type, but for what was found to be wrong on this device."""
         known = STEPS if dtype in kernels.ATTENTION_TYPES else {}
         out = cls.WRONG_STEPS | ({(dtype, "boosted_step")} if not boost_wanted() else set())
         return {step: kinds for step, kinds in known.items() if (dtype, step) not in out}
 
     @staticmethod
-    def linear(x, weight, bias=None, stable=False):
+    def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, stable: bool = False) -> Tensor:
         return _linear_of_codes(x, weight, bias) if isinstance(weight, tuple) else kernels.dense(x, weight, bias)
 
     @staticmethod
-    def rms_norm(x, weight, eps):
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return kernels.rms_norm(x, weight, eps)
 
     @staticmethod
-    def layer_norm(x, weight, bias, eps):
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return kernels.layer_norm(x, weight, bias, eps)
 
     @staticmethod
-    def add_layer_norm(x, added, weight, bias, eps):
+    def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return kernels.add_layer_norm(x, added, weight, bias, eps)
 
     @staticmethod
-    def gelu(x):
+    def gelu(x: Tensor) -> Tensor:
         return kernels.gelu(x, "none")
 
     @staticmethod
-    def gelu_tanh(x):
+    def gelu_tanh(x: Tensor) -> Tensor:
         return kernels.gelu(x, "tanh")
 
     @staticmethod
-    def swiglu(gate_up):
+    def swiglu(gate_up: Tensor) -> Tensor:
         return kernels.swiglu(gate_up)
 
     @staticmethod
-    def rotary(x, cos, sin):
+    def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _rotated(x, mint.cat((cos, cos), -1), mint.cat((sin, sin), -1))
 
     @staticmethod
-    def rotary_wide(x, cos, sin):
+    def rotary_wide(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _rotated(x, cos, sin)
 
     @staticmethod
-    def conv1d(x, weight, bias, dilation=1, groups=1):
+    def conv1d(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> Tensor:
         b, c, t = x.shape
         m, c_group, width = weight.shape
         x, weight = x.reshape(b, c, 1, t), weight.reshape(m, c_group, 1, width)
         return kernels.conv2d(x, weight, bias, (1, 1), (0, 0), (1, dilation), groups).reshape(b, m, -1)
 
     @staticmethod
-    def conv2d(x, weight, bias, stride, padding):
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         return kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
 
     @staticmethod
-    def conv_transpose1d(x, weight, bias, stride, trim=0):
+    def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:
         """One product and shifted sums; the vocoder's kernels are one or two strides long.
 
         Input t contributes `x[t] @ weight[:, :, w]` to output `t * stride + w`. Cut into pieces of one stride, the
@@ -176,21 +177,21 @@ class Ascend(Reference):
         return kernels.split(total, (trim, kept, trim), -1)[1] if trim else total
 
     @staticmethod
-    def snake_beta(x, alpha, beta):
+    def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         alpha = mint.exp(alpha).reshape(1, -1, 1)
         beta = 1.0 / (mint.exp(beta).reshape(1, -1, 1) + 1e-9)
         return x + mint.square(mint.sin(x * alpha)) * beta
 
     @staticmethod
-    def scale_channels(x, scale):
+    def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
         return x * scale
 
     @staticmethod
-    def embedding(ids, weight, dtype=None):
+    def embedding(ids: Tensor, weight: Matrix, dtype: ms.Type | None = None) -> Tensor:
         return _rows_of_codes(ids, weight, dtype) if isinstance(weight, tuple) else kernels.embedding(ids, weight)
 
     @staticmethod
-    def embedding_part(ids, weight, first, dtype=None):
+    def embedding_part(ids: Tensor, weight: Matrix, first: int, dtype: ms.Type | None = None) -> Tensor:
         places = ids.astype(ms.int32) - first
         count = weight[0].shape[0] if isinstance(weight, tuple) else weight.shape[0]
         inside = mint.logical_and(places >= 0, places < count)
@@ -202,36 +203,36 @@ class Ascend(Reference):
         return mint.where(inside.reshape(*ids.shape, 1), rows, 0.0)
 
     @staticmethod
-    def gather_rows(x, index):
+    def gather_rows(x: Tensor, index: Tensor) -> Tensor:
         return mint.index_select(x, 0, index)
 
     @staticmethod
-    def weighted_sum_rows(x, index, weights):
+    def weighted_sum_rows(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n, taps = index.shape
         return mint.bmm(weights.astype(x.dtype).reshape(n, 1, taps), kernels.embedding(index, x)).reshape(n, -1)
 
     @staticmethod
-    def scatter_rows(x, index, rows):
+    def scatter_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         return kernels.index_copy(kernels.clone(x), index, rows)
 
     @staticmethod
-    def add_rows(x, index, rows):
+    def add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         return kernels.index_add(x, index, rows)
 
     @staticmethod
-    def write_rows(buffer, index, rows):
+    def write_rows(buffer: Any, index: Tensor, rows: Tensor) -> Any:
         return kernels.index_copy(buffer, index, rows)
 
     @staticmethod
-    def transpose(x, axes):
+    def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         return kernels.transpose(x, axes)
 
     @staticmethod
-    def argmax(x):
+    def argmax(x: Tensor) -> Tensor:
         return mint.argmax(x, -1).astype(ms.int32)
 
     @staticmethod
-    def draw(logits, noise, temperature, top_k, top_p):
+    def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
         scores, ids = kernels.topk(logits.astype(ms.float32) / temperature, size)  # [B, k], descending
         probs = kernels.softmax(scores)
@@ -242,7 +243,7 @@ class Ascend(Reference):
         return mint.gather(ids, 1, mint.clamp(index, None, size - 1)).astype(ms.int32)
 
     @staticmethod
-    def expert_load(logits, k, mask):
+    def expert_load(logits: Tensor, k: int, mask: Tensor) -> tuple[Tensor, Tensor]:
         probs = kernels.softmax(logits.astype(ms.float32))  # [N, E]
         n, e = probs.shape
         indices = kernels.topk(probs, k)[1].reshape(-1)
@@ -264,10 +265,11 @@ class Ascend(Reference):
     """dtypes that the forms have been chosen for, in a class that `settled` has made of this one."""
 
     @classmethod
-    def settled(cls, dtype):
+    def settled(cls, dtype: ms.Type) -> type[Reference]:
         """The vocoder computes in float32 beside every other dtype."""
         wanted = cls.SETTLED | {dtype, ms.float32}
-        return cls if wanted == cls.SETTLED else ascend_settle.settled(cls.__base__ if cls.SETTLED else cls, wanted)
+        base: Any = cls.__base__ if cls.SETTLED else cls
+        return cls if wanted == cls.SETTLED else ascend_settle.settled(base, wanted)
 
 
 def _rotated(x, cos, sin):

@@ -4,6 +4,9 @@ The kernels take heads whose size is a multiple of 16. Smaller ones (72 in the v
 zeros, which change neither the scores nor the first channels of the result.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
@@ -12,13 +15,14 @@ from . import ascend_kernels as kernels
 from .ascend_weights import packed
 from .fused import EncoderWeights
 from .reference import MASKED, Reference
+from .stored import Matrix
 
 ALIGNMENT = 16
 DISCARD_BELOW = -1.0
 """Masks hold 0 where a key counts and about -1e9 where it does not; the kernels want that as bool."""
 
 
-def attention(q, k, v, mask, scale, stable=False):
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, stable: bool = False) -> Tensor:
     """Prompts and single tokens. Types without a kernel and values narrower than keys are left to `Reference`."""
     if q.dtype not in kernels.ATTENTION_TYPES or v.shape[-1] != k.shape[-1]:
         return Reference.attention(q, k, v, mask, scale)
@@ -33,7 +37,9 @@ def attention(q, k, v, mask, scale, stable=False):
     return _unaligned(out.reshape(b, s, h, -1), d).reshape(b, s, h * d)
 
 
-def paged_attention(q, keys, values, tables, first, lengths, scale):
+def paged_attention(
+    q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
     """Single tokens on the blocks where they lie; prompts on a copy of them, for the kernel documents one query per row."""
     known = q.dtype in kernels.ATTENTION_TYPES and q.shape[-1] % ALIGNMENT == 0 and keys.shape[2] % ALIGNMENT == 0
     if not known or q.shape[1] > 1 or values.shape[-1] != keys.shape[-1]:
@@ -46,7 +52,9 @@ def paged_attention(q, keys, values, tables, first, lengths, scale):
     return out.reshape(b, s, h * d)
 
 
-def paged_attention_gathered(q, keys, values, tables, first, lengths, scale):
+def paged_attention_gathered(
+    q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
     """`attention` on a copy of the blocks of each row, zeros behind its end: what is there may be NaN."""
     b, s = q.shape[:2]
     t = tables.shape[1] * keys.shape[2]
@@ -68,7 +76,7 @@ def _of_rows(x, tables, behind):
     return mint.where(behind, 0.0, rows)
 
 
-def packed_attention(q, k, v, segments, scale):
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: tuple[tuple[int, int], ...], scale: float) -> Tensor:
     """All segments in one launch (`varlen_attention`), as far as its limit goes."""
     if q.dtype not in kernels.ATTENTION_TYPES:
         return Reference.packed_attention(q, k, v, segments, scale)
@@ -82,7 +90,7 @@ def packed_attention(q, k, v, segments, scale):
     return _unaligned(_joined(outputs), d).reshape(n, h * d)
 
 
-def packed_attention_by_runs(q, k, v, segments, scale):
+def packed_attention_by_runs(q: Tensor, k: Tensor, v: Tensor, segments: tuple[tuple[int, int], ...], scale: float) -> Tensor:
     """Each run of equally long segments is a batch for `fused_infer_attention`; every card documents that kernel."""
     if q.dtype not in kernels.ATTENTION_TYPES:
         return Reference.packed_attention(q, k, v, segments, scale)
@@ -97,7 +105,7 @@ def packed_attention_by_runs(q, k, v, segments, scale):
     return _unaligned(_joined(outputs), d).reshape(n, h * d)
 
 
-def _launches(segments):
+def _launches(segments) -> tuple[tuple[int, ...], ...]:
     """For each launch the cumulative lengths of its segments; a loop and tuples, which a graph can work out."""
     launches, ends, total = (), (), 0
     for length, count in segments:
@@ -143,7 +151,7 @@ def _unaligned(x, d):
 class PreparedEncoder:
     """The weights of every layer as these kernels take them; kept: another one, of which what fits is taken over."""
 
-    def __init__(self, weights, head_dim, kept=None):
+    def __init__(self, weights: EncoderWeights, head_dim: int, kept: "PreparedEncoder | None" = None) -> None:
         self.weights = weights
         self.half, self.missing = head_dim // 2, -head_dim % ALIGNMENT // 2
         before = kept.attention if kept else [(None,) * 3] * len(weights.layers)
@@ -169,12 +177,12 @@ class PreparedEncoder:
         halves = array.reshape(-1, self.half, *array.shape[1:])
         return np.pad(halves, [(0, 0), (0, self.missing), *[(0, 0)] * (array.ndim - 1)]).reshape(-1, *array.shape[1:])
 
-    def tables(self, cos, sin):
+    def tables(self, cos: Tensor, sin: Tensor) -> Iterator[Tensor]:
         """`[N, D/2]` each -> those of queries and keys below one another, both halves filled, `[2 * N, D]`."""
         return (Tensor(np.tile(self._filled(table.asnumpy().T).T, (2, 2))) for table in (cos, sin))
 
 
-def prepare_encoder(weights, kept=None):
+def prepare_encoder(weights: Any, kept: Any = None) -> PreparedEncoder | None:
     if not isinstance(weights, EncoderWeights):
         return None
     layer = weights.layers[0]
@@ -184,7 +192,9 @@ def prepare_encoder(weights, kept=None):
     return PreparedEncoder(weights, head_dim, kept if isinstance(kept, PreparedEncoder) else None)
 
 
-def encoder_states(cls, x, segments, rope, prepared):
+def encoder_states(
+    cls: Any, x: Tensor, segments: tuple[tuple[int, int], ...], rope: tuple[Tensor, Tensor] | None, prepared: PreparedEncoder
+) -> Iterator[Tensor]:
     eps, tables, made = prepared.weights.eps, rope and tuple(prepared.tables(*rope)), None
     for layer, attention in zip(prepared.weights.layers, prepared.attention):
         if made is None:

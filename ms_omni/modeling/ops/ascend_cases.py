@@ -323,7 +323,7 @@ def _race(rng, published):
     """Noise of which the winner leads by far, and no set that ends close to top_p."""
     for count in (8, 64) if published else (8,):
         c, before = 1e20, np.triu(np.ones((count, count)), 1)
-        values = np.tile(np.arange(count, 0, -1, np.float32) / np.float32(8), (4, 1))
+        values = np.tile(np.arange(count, 0, -1, dtype=np.float32) / np.float32(8), (4, 1))
         excluded = np.where(np.arange(count) < np.array([[count], [count], [3], [1]]), 0.0, -np.inf)
         inverse, shares = np.array([[1.25], [0.5], [1.0], [1.0]]), np.array([[1.0], [0.42], [0.8], [1.0]])
         noise = np.full((4, count), 2.0)

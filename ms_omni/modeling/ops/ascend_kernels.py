@@ -11,7 +11,7 @@ D channels, E experts.
 """
 
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import Parameter, Tensor, mint, ops
 from mindspore.ops.auto_generate import (
     AddcdivExt,
     AddRmsNorm,
@@ -28,6 +28,8 @@ from mindspore.ops.auto_generate import (
     grouped_matmul_v4,
 )
 
+from .stored import Pair
+
 DOCS = "https://www.mindspore.cn/docs/en/r2.7.1/api_python"
 CANN = "https://www.hiascend.com/document/detail/zh/canncommercial/83RC1/API/aolapi/context"
 
@@ -40,7 +42,9 @@ VARLEN_SEGMENTS = 1024
 """`flash_attention_score`, layout TND: "batch is less than or equal to 1024"."""
 
 
-def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout, heads=None):
+def fused_infer_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_heads: int, scale: float, layout: str, heads: int | None = None
+) -> Tensor:
     """Attention of prompts and of single tokens, grouped kv heads, on caches: `ops.fused_infer_attention_score`.
 
     layout "BNSD": q `[B, H, S, D]`, k and v `[B, K, T, D]` -> as q. "BNSD_BSND" (S > 1 only): the same inputs, result
@@ -69,7 +73,18 @@ def fused_infer_attention(q, k, v, mask, kv_heads, scale, layout, heads=None):
     )[0]
 
 
-def paged_infer_attention(q, keys, values, tables, lengths, heads, kv_heads, block, scale, layout):
+def paged_infer_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    heads: int,
+    kv_heads: int,
+    block: int,
+    scale: float,
+    layout: str,
+) -> Tensor:
     """`fused_infer_attention` of single tokens on keys in blocks of P positions, with block_table and actual_seq_lengths_kv.
 
     layout "BNSD": q `[B, H, 1, D]`, keys and values `[blocks, K, P, D]`; "BSH": q `[B, 1, H * D]`, `[blocks, P, K * D]`. tables int32
@@ -94,7 +109,7 @@ def paged_infer_attention(q, keys, values, tables, lengths, heads, kv_heads, blo
     )[0]
 
 
-def varlen_attention(q, k, v, ends, scale):
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, ends: tuple[int, ...], scale: float) -> Tensor:
     """Attention inside each segment of a packed sequence: `ops.flash_attention_score` with layout TND, no mask.
 
     q, k, v `[N, H, D]`, ends: tuple of python ints, the cumulative lengths, the last one N -> `[N, H, D]`.
@@ -110,7 +125,7 @@ def varlen_attention(q, k, v, ends, scale):
     )
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`ops.rms_norm`: x `[..., D]`, weight `[D]` of the same type -> `[..., D]`.
 
     DOCS/ops/mindspore.ops.rms_norm.html, CANN/aclnnRmsNorm.md: float16, bfloat16, float32; 0 < eps <= 1. The second
@@ -120,7 +135,7 @@ def rms_norm(x, weight, eps):
     return ops.rms_norm(x, weight, eps)[0]
 
 
-def add_rms_norm(x, added, weight, eps):
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> Pair:
     """The primitive `AddRmsNorm`: `rms_norm` of x + added, and that sum, both `[..., D]`.
 
     DOCS/ops/mindspore.ops.add_rms_norm.html, CANN/aclnnAddRmsNorm.md: float16, bfloat16, float32; its second result of three is the
@@ -131,14 +146,14 @@ def add_rms_norm(x, added, weight, eps):
     return normalised, total
 
 
-def layer_norm(x, weight, bias, eps):
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """`mint.nn.functional.layer_norm` over the last axis. DOCS/mint/mindspore.mint.nn.functional.layer_norm.html,
     CANN/aclnnLayerNorm.md: float16, bfloat16, float32, statistics in float32. Unverified: nothing that matters here.
     """
     return mint.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-def add_layer_norm(x, added, weight, bias, eps):
+def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Pair:
     """`ops.add_layer_norm` with additional_output: `layer_norm` of x + added over the last axis, and that sum, both `[..., D]`.
 
     DOCS/ops/mindspore.ops.add_layer_norm.html (experimental), CANN/aclnnAddLayerNorm.md: float16, bfloat16, float32; of its four
@@ -149,14 +164,14 @@ def add_layer_norm(x, added, weight, bias, eps):
     return normalised, total
 
 
-def gelu(x, approximate):
+def gelu(x: Tensor, approximate: str) -> Tensor:
     """`mint.nn.functional.gelu`, approximate "none" or "tanh". DOCS/mint/mindspore.mint.nn.functional.gelu.html,
     CANN/aclnnGeluV2.md: float16, bfloat16, float32. Unverified: how close its erf is.
     """
     return mint.nn.functional.gelu(x, approximate=approximate)
 
 
-def swiglu(x):
+def swiglu(x: Tensor) -> Tensor:
     """`ops.swiglu` along the last axis: `silu(first half) * second half`.
 
     DOCS/ops/mindspore.ops.swiglu.html, CANN/aclnnSwiGlu.md: float16, bfloat16, float32; an even number of channels.
@@ -165,7 +180,7 @@ def swiglu(x):
     return ops.swiglu(x, -1)
 
 
-def rotary_position_embedding(x, cos, sin):
+def rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`ops.rotary_position_embedding` in mode 0, pairs (i, i + D/2): `x * cos + [-x2, x1] * sin`.
 
     x `[1, N, H, D]` (BSND), cos and sin `[1, N, 1, D]` (1S1D), both halves filled, all of one type.
@@ -177,7 +192,7 @@ def rotary_position_embedding(x, cos, sin):
     return ops.rotary_position_embedding(x, cos, sin, 0)
 
 
-def topk(x, k):
+def topk(x: Tensor, k: int) -> Pair:
     """`mint.topk` over the last axis, in descending order -> values and int64 indices.
 
     DOCS/mint/mindspore.mint.topk.html, CANN/aclnnTopk.md. Unverified: which of two equal elements comes first.
@@ -185,7 +200,7 @@ def topk(x, k):
     return mint.topk(x, k, -1)
 
 
-def largest(x):
+def largest(x: Tensor) -> Pair:
     """`mint.max` over the last axis -> values and int64 indices `[..., 1]`.
 
     DOCS/mint/mindspore.mint.max.html, CANN/aclnnMaxDim.md. Unverified: that of equal elements the first is found (the cases of
@@ -194,14 +209,14 @@ def largest(x):
     return mint.max(x, -1, True)
 
 
-def softmax(x):
+def softmax(x: Tensor) -> Tensor:
     """`mint.nn.functional.softmax` over the last axis, in the type of x. DOCS/mint/mindspore.mint.nn.functional.softmax.html,
     CANN/aclnnSoftmax.md: float16, bfloat16, float32. Unverified: that it computes in float32 whatever the type.
     """
     return mint.nn.functional.softmax(x, -1)
 
 
-def moe_init_routing(x, indices, experts):
+def moe_init_routing(x: Tensor, indices: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows sorted by expert: the primitive `MoeInitRoutingV2`, dropless (active_num 0, drop_pad_mode 0).
 
     x `[N, D]`, indices int32 `[N, K]` in `[0, experts)` -> rows `[N * K, D]`; places int32 `[N * K]`, where the row of
@@ -216,7 +231,7 @@ def moe_init_routing(x, indices, experts):
     return rows, places, counts
 
 
-def grouped_matmul(x, weight, counts):
+def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """`x[start:end] @ weight[e]` for each group of rows: `grouped_matmul_v4`, split_item 3, group_type 0.
 
     x `[N, C]`, weight `[E, C, M]`, counts int64 `[E]`: rows of each group (group_list_type 1) -> `[N, M]`, undefined in the
@@ -229,7 +244,7 @@ def grouped_matmul(x, weight, counts):
     return grouped_matmul_v4([x], [weight], group_list=counts, split_item=3, group_type=0, group_list_type=1)[0]
 
 
-def grouped_matmul_of_codes(x, codes, scales, offsets, counts):
+def grouped_matmul_of_codes(x: Tensor, codes: Tensor, scales: Tensor, offsets: Tensor, counts: Tensor) -> Tensor:
     """`grouped_matmul` by `(codes + offsets) * scales`: `grouped_matmul_v4` with antiquant_scale and antiquant_offset.
 
     codes int8 `[E, C, M]`, or qint4x2 `[E, C, M / 2]`, two's complement, the even output in the low half; scales and offsets of the
@@ -250,7 +265,7 @@ def grouped_matmul_of_codes(x, codes, scales, offsets, counts):
     )[0]
 
 
-def moe_token_unpermute(rows, places, probs):
+def moe_token_unpermute(rows: Tensor, places: Tensor, probs: Tensor) -> Tensor:
     """`sum_j probs[n, j] * rows[places[n * K + j]]`: `ops.moe_token_unpermute`, padded_mode off.
 
     rows `[N * K, D]`, places int32 `[N * K]` without duplicates, probs `[N, K]` -> `[N, D]` of the type of rows.
@@ -262,7 +277,7 @@ def moe_token_unpermute(rows, places, probs):
     return ops.moe_token_unpermute(rows, places, probs)
 
 
-def dense(x, weight, bias):
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`mint.nn.functional.linear`: x `[..., C]`, weight `[M, C]`, bias `[M]` or None -> `[..., M]`.
 
     DOCS/mint/mindspore.mint.nn.functional.linear.html, CANN/aclnnMatmul.md, CANN/aclnnAddmm.md: sums in float32.
@@ -271,7 +286,9 @@ def dense(x, weight, bias):
     return mint.nn.functional.linear(x, weight, bias)
 
 
-def dense_of_codes(x, codes, scales, offsets, outputs_first, group):
+def dense_of_codes(
+    x: Tensor, codes: Tensor, scales: Tensor, offsets: Tensor | None, outputs_first: bool, group: int
+) -> Tensor:
     """`x @ ((codes + offsets) * scales)`: the primitive `WeightQuantBatchMatmul`, x `[N, C]` -> `[N, M]`.
 
     codes int8 `[M, C]` (outputs_first) or `[C, M]`, or qint4x2 `[C, M / 2]` as in `grouped_matmul_of_codes`; scales and offsets, or None,
@@ -284,7 +301,7 @@ def dense_of_codes(x, codes, scales, offsets, outputs_first, group):
     return WeightQuantBatchMatmul(False, outputs_first, group)(x, codes, scales, offsets, None, None, None)
 
 
-def embedding(ids, weight):
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """`mint.nn.functional.embedding`: rows of weight `[V, D]` at ids `[...]`, int32 or int64 -> `[..., D]`.
 
     DOCS/mint/mindspore.mint.nn.functional.embedding.html, CANN/aclnnEmbedding.md. Unverified: nothing that matters here.
@@ -292,7 +309,15 @@ def embedding(ids, weight):
     return mint.nn.functional.embedding(ids, weight)
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups):
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
     """`mint.nn.functional.conv2d`: x `[B, C, h, w]`, weight `[M, C / groups, kh, kw]`; pairs for the other arguments.
 
     DOCS/mint/mindspore.mint.nn.functional.conv2d.html, CANN/aclnnConvolution.md: float16, bfloat16, float32.
@@ -302,7 +327,7 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
     return mint.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def index_copy(buffer, index, rows):
+def index_copy(buffer: Parameter, index: Tensor, rows: Tensor) -> Parameter:
     """Writes rows `[M, D]` into the Parameter buffer `[N, D]` at index int32 `[M]`, in place: what `Tensor.index_copy_` calls.
 
     DOCS/mindspore/Tensor/mindspore.Tensor.index_copy_.html, CANN/aclnnInplaceIndexCopy.md.
@@ -311,7 +336,7 @@ def index_copy(buffer, index, rows):
     return _index_copy(buffer, 0, index, rows)
 
 
-def index_add(x, index, rows):
+def index_add(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """A copy of x `[N, ...]` with rows `[M, ...]` added at index `[M]`: what `mint.index_add` calls.
 
     DOCS/mint/mindspore.mint.index_add.html, CANN/aclnnIndexAdd.md: float16, bfloat16, float32.
@@ -319,12 +344,12 @@ def index_add(x, index, rows):
     return _index_add(x, 0, index, rows)
 
 
-def addcdiv(x, dividend, divisor):
+def addcdiv(x: Tensor, dividend: Tensor, divisor: Tensor) -> Tensor:
     """`x + dividend / divisor`: what `mint.addcdiv` calls. CANN/aclnnAddcdiv.md: float16, bfloat16, float32."""
     return _addcdiv(x, dividend, divisor)
 
 
-def clone(x):
+def clone(x: Tensor) -> Tensor:
     """A copy: what `mint.clone` calls. CANN/aclnnInplaceCopy.md."""
     return _clone(x)
 
@@ -334,7 +359,7 @@ def clone(x):
 # They have no page of CANN's: what is known is MindSpore's documentation of the primitives, its sources, and how others call them.
 
 
-def apply_rotary_pos_emb(q, k, cos, sin, lengths):
+def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) -> Pair:
     """The primitive `ApplyRotaryPosEmb`, cos_format 2, pairs (i, i + D/2): q `[N, H * D]`, k `[N, K * D]`, cos and sin `[N, D]`, both
     halves filled, all of one type; lengths int32 `[N]` -> q and k turned.
 
@@ -343,7 +368,7 @@ def apply_rotary_pos_emb(q, k, cos, sin, lengths):
     return _rotary_by_halves(q, k, cos, sin, lengths)
 
 
-def reshape_and_cache(k, v, keys, values, slots):
+def reshape_and_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
     """The primitive `ReshapeAndCache`: writes k and v `[N, K * D]` into keys and values `[blocks, P, K, D]`, in place, at row
     `block * P + offset` of slots int32 `[N]` -> what whoever reads them has to depend on.
 
@@ -352,7 +377,9 @@ def reshape_and_cache(k, v, keys, values, slots):
     return _reshape_and_cache(k, v, keys, values, slots)
 
 
-def paged_attention(q, keys, values, tables, lengths, heads, kv_heads, scale):
+def paged_attention(
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, heads: int, kv_heads: int, scale: float
+) -> Tensor:
     """The primitive `PagedAttention`: single tokens q `[N, H, D]` on keys and values `[blocks, P, K, D]`; tables int32 `[N, n]`, lengths
     int32 `[N]` -> as q.
 
@@ -370,23 +397,23 @@ def paged_attention(q, keys, values, tables, lengths, heads, kv_heads, scale):
 # kernels on the host (2.10), and copies of every weight that is read more than once; so a graph takes the spellings below.
 
 
-def split(x, sizes, axis):
+def split(x: Tensor, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
     """x cut along an axis into pieces of these sizes: a tuple. A view outside graphs, one kernel inside. CANN/aclnnSplitWithSize.md."""
     return _split(x, sizes, axis)
 
 
-def contiguous(x):
+def contiguous(x: Tensor) -> Tensor:
     """x without strides: a copy outside graphs where it is a view, free inside, where there are no views."""
     return x.reshape(-1).reshape(x.shape)
 
 
-def transpose(x, axes):
+def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The axes permuted into contiguous memory, one copy; free where only axes of length 1 move. CANN/aclnnPermute.md."""
     shape = tuple(x.shape[axis] for axis in axes)
     moving = [axis for axis in axes if x.shape[axis] != 1]
     return x.reshape(shape) if moving == sorted(moving) else contiguous(ops.transpose(x, axes))
 
 
-def pad(x, before, after):
+def pad(x: Tensor, before: int, after: int) -> Tensor:
     """Zeros in front of and behind the last axis: what `mint.nn.functional.pad` calls. CANN/aclnnConstantPadNd.md."""
     return _pad(x, (before, after), 0.0)

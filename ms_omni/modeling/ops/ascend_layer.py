@@ -7,12 +7,16 @@ What a layer adds is carried beside the sum of those before it, so that a norm a
 MindSpore's compiler: no view and no slice, which in a graph would be kernels on the host and copies of the weights.
 """
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 from . import ascend_kernels as kernels
 from . import ascend_products as products
+from .fused import LayerWeights
+from .stored import Pair
 
 
 class Layer(nn.Cell):
@@ -20,7 +24,14 @@ class Layer(nn.Cell):
     that kernels multiply with, see `ascend_products.py`. How it attends is left to subclasses.
     """
 
-    def __init__(self, weights, eps, head_dim, like=None, bits=products.BITS):
+    def __init__(
+        self,
+        weights: LayerWeights,
+        eps: float,
+        head_dim: int,
+        like: "Layer | None" = None,
+        bits: frozenset[int] = products.BITS,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.eps, self.head_dim, self.scale = eps, head_dim, head_dim**-0.5
         self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
@@ -28,7 +39,8 @@ class Layer(nn.Cell):
         self.heads, self.kv_heads = weights.q.shape[0] // head_dim, weights.k.shape[0] // head_dim
         self.width, self.kv_width = self.heads * head_dim, self.kv_heads * head_dim
         self.sums_heads, self.sums_experts = weights.sum_heads is not None, weights.sum_experts is not None
-        self.sum_heads, self.sum_experts = weights.sum_heads, weights.sum_experts
+        self.sum_heads: Any = weights.sum_heads
+        self.sum_experts: Any = weights.sum_experts
         self.sparse, self.dense = weights.router is not None, weights.gate is not None
         self.stored = like.stored if like else _stored(weights, bits)
         for name, product in self.stored.items():
@@ -39,10 +51,10 @@ class Layer(nn.Cell):
             if self.elsewhere:
                 self.local = Tensor(_local_numbers(weights.router.shape[0], weights.first, self.held))
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: Any) -> Any:
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
 
-    def construct(self, x, total, rope, seen):
+    def construct(self, x: Tensor, total: Tensor | None, rope: Pair, seen: Any) -> Pair:
         """x and total `[N, D]`: what the layer before has added, and what it was added to (None: nothing yet); rope: cos and sin
         `[1, S, 1, D]` of S tokens in each of N / S rows; seen: see `attend` -> the same of this layer.
         """
@@ -56,13 +68,13 @@ class Layer(nn.Cell):
         x, total = self.added(y, total, self.post_norm)
         return self.mlp(x), total
 
-    def added(self, x, total, weight):
+    def added(self, x: Tensor, total: Tensor | None, weight: Tensor) -> Pair:
         """The norm of x + total, and that sum."""
         if total is None:
             return kernels.rms_norm(x, weight, self.eps), x
         return kernels.add_rms_norm(x, total, weight, self.eps)
 
-    def turned(self, q, k, rope, seen):
+    def turned(self, q: Tensor, k: Tensor, rope: Pair, seen: Any) -> Pair:
         """Queries `[N, H * D]` and keys `[N, K * D]`, normalised and rotated."""
         size, d = rope[0].shape[1], self.head_dim
         q = self.normalised(q.reshape(-1, size, self.heads, d), self.q_norm)
@@ -71,10 +83,10 @@ class Layer(nn.Cell):
         k = kernels.rotary_position_embedding(k, rope[0], rope[1])
         return q.reshape(-1, self.width), k.reshape(-1, self.kv_width)
 
-    def normalised(self, x, norm):
+    def normalised(self, x: Tensor, norm: Tensor | None) -> Tensor:
         return x if norm is None else kernels.rms_norm(x, norm, self.eps)
 
-    def mlp(self, x):
+    def mlp(self, x: Tensor) -> Tensor:
         """x `[N, D]` -> `[N, D]`."""
         if not self.sparse:
             return self.dense_mlp(x)
@@ -85,10 +97,10 @@ class Layer(nn.Cell):
             y = mint.addcmul(y, self.dense_mlp(x), mint.sigmoid(self.shared_gate(x)))
         return y
 
-    def dense_mlp(self, x):
+    def dense_mlp(self, x: Tensor) -> Tensor:
         return self.down(kernels.swiglu(self.gates(x)))
 
-    def mixture(self, x):
+    def mixture(self, x: Tensor) -> Tensor:
         """The experts that are here. Weights that are divided by their sum are the softmax of the chosen logits alone."""
         logits = self.router(x)
         if self.normalise:
@@ -107,7 +119,7 @@ class Layer(nn.Cell):
         out = mint.where(mint.greater(to_end, others), self.products(rows, counts), 0.0)
         return kernels.moe_token_unpermute(out, places, weights)
 
-    def products(self, rows, counts):
+    def products(self, rows: Tensor, counts: Tensor) -> Tensor:
         counts = counts.astype(ms.int64)
         hidden = kernels.swiglu(self.experts_gate_up(rows, counts))
         return self.experts_down(hidden, counts)
@@ -143,7 +155,7 @@ class CachedLayer(Layer):
     block = 0
     lengths = np.int64
 
-    def attend(self, q, k, v, seen):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: tuple[Any, ...]) -> Tensor:
         """q `[N, H * D]`, k and v `[N, K * D]` -> `[N, H * D]`. seen: (keys, values, slots, first, second): buffers, and rows int32
         `[N]` of them to write; then tables int32 `[N, n]` and lengths int64 `[N]` of one token in each of N rows; or rows int32
         `[T]` and a mask bool `[1, N, T]`, True discards, of N tokens in one row which sees T positions.
@@ -175,13 +187,13 @@ class BoostedLayer(CachedLayer):
 
     lengths = np.int32
 
-    def turned(self, q, k, rope, seen):
+    def turned(self, q: Tensor, k: Tensor, rope: Pair, seen: Any) -> Pair:
         d = self.head_dim
         q = self.normalised(q.reshape(-1, self.heads, d), self.q_norm).reshape(-1, self.width)
         k = self.normalised(k.reshape(-1, self.kv_heads, d), self.k_norm).reshape(-1, self.kv_width)
         return kernels.apply_rotary_pos_emb(q, k, rope[0].reshape(-1, d), rope[1].reshape(-1, d), seen[4])
 
-    def attend(self, q, k, v, seen):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: tuple[Any, ...]) -> Tensor:
         keys, values, slots, tables, lengths = seen
         shape = (-1, self.block, self.kv_heads, self.head_dim)
         keys, values = keys.reshape(shape), values.reshape(shape)
@@ -193,7 +205,7 @@ class BoostedLayer(CachedLayer):
 class FrameLayer(Layer):
     """Attends to the keys of the same pass. seen: a mask bool `[1, S, S]`, True discards."""
 
-    def attend(self, q, k, v, seen):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         s = seen.shape[-1]
         q, k, v = q.reshape(-1, s, self.width), k.reshape(-1, s, self.kv_width), v.reshape(-1, s, self.kv_width)
         out = kernels.fused_infer_attention(q, k, v, seen, self.kv_heads, self.scale, "BSH", self.heads)

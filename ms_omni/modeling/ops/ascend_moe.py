@@ -6,14 +6,15 @@ x [N, D] --rows by expert--> [N * K, D] --gate_up--> [N * K, 2I] --swiglu--> --d
 import functools
 
 import mindspore as ms
-from mindspore import mint
+from mindspore import Tensor, mint
 
 from . import ascend_kernels as kernels
 from . import ascend_products as products
 from .reference import Reference
+from .stored import Matrix
 
 
-def route_topk(logits, k, normalise):
+def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]:
     """In float32. Weights that are divided by their sum are the softmax of the chosen logits alone."""
     logits = logits.astype(ms.float32)
     if normalise:
@@ -24,7 +25,7 @@ def route_topk(logits, k, normalise):
     return weights, indices.astype(ms.int32)
 
 
-def experts(x, gate_up, down, weights, indices, first=None):
+def experts(x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None) -> Tensor:
     """Two grouped products over the rows sorted by expert; the weights are stored as these want them, `[E, in, out]`.
 
     Pairs whose expert is elsewhere are sorted behind all others and left out of the groups.
@@ -46,7 +47,9 @@ def experts(x, gate_up, down, weights, indices, first=None):
     return kernels.moe_token_unpermute(out, places, weights.astype(x.dtype))
 
 
-def experts_of_all_pairs(x, gate_up, down, weights, indices, first=None):
+def experts_of_all_pairs(
+    x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None
+) -> Tensor:
     """The same where the kernel insists on a group for every row: pairs whose expert is elsewhere go to one that is here,
     with weight 0, and cost as much as the others.
     """

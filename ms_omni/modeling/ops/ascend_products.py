@@ -11,6 +11,8 @@ What is stored as codes stays on the host.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +20,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 
 from ...ascend import MOST, refusal
 from ...errors import warn_once
-from ...quantised import Storage
+from ...quantised import Quantised, Storage
 from . import ascend_kernels as kernels
 from . import ascend_weights as layouts
 from .ascend_weights import Packed, array_type, rows
@@ -31,24 +33,24 @@ PIECE = 256  # outputs of a piece of a product are a multiple of this
 class Product(nn.Cell):
     """packs: held, for what their sources are is asked later."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(auto_prefix=False)
         self.packs = []
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: Any) -> Any:
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
 
-    def packed(self, make, *sources, dtype=None):
+    def packed(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None) -> Parameter:
         """A Parameter made of others. Its maker makes new products when they change."""
         self.packs.append(Packed(make, *sources, dtype=dtype))
         return self.packs[-1].current()
 
-    def bias_of(self, biases):
+    def bias_of(self, biases: Sequence[Parameter | None]) -> Parameter | None:
         if all(bias is None for bias in biases):
             return None
         return biases[0] if len(biases) == 1 else self.packed(rows, *biases)
 
-    def up_to_date(self):
+    def up_to_date(self) -> "Product":
         """Itself, with the numbers that its sources have now."""
         for packed in self.packs:
             packed.current()
@@ -58,22 +60,23 @@ class Product(nn.Cell):
 class Dense(Product):
     """x `[N, in]` -> `[N, out]` by numbers in dtype; the matrices, Parameters or `Quantised`, are `[out, in]`."""
 
-    def __init__(self, weights, biases, dtype):
+    def __init__(self, weights: Sequence[Parameter | Quantised], biases: Sequence[Parameter | None], dtype: ms.Type) -> None:
         super().__init__()
         kinds = [isinstance(weight, tuple) for weight in weights]
         flat = [part for weight in weights for part in (weight if isinstance(weight, tuple) else (weight,))]
-        as_it_is = kinds == [False] and weights[0].dtype == dtype
-        self.weight = weights[0] if as_it_is else self.packed(lambda *parts: _numbers(kinds, parts, dtype), *flat)
+        first: Any = weights[0]
+        as_it_is = kinds == [False] and first.dtype == dtype
+        self.weight = first if as_it_is else self.packed(lambda *parts: _numbers(kinds, parts, dtype), *flat)
         self.bias = self.bias_of(biases)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return kernels.dense(x, self.weight, self.bias)
 
 
 class CodedDense(Product):
     """The same by codes, of which all matrices have as many bits and groups as large; in pieces where a kernel has not so many outputs."""
 
-    def __init__(self, weights, biases, dtype):
+    def __init__(self, weights: Sequence[Quantised], biases: Sequence[Parameter | None], dtype: ms.Type) -> None:
         super().__init__()
         bits, outputs, groups = weights[0].bits, sum(weight.shape[0] for weight in weights), weights[0].scales.shape[-1]
         self.group = 0 if groups == 1 else weights[0].group
@@ -96,7 +99,7 @@ class CodedDense(Product):
             return self.packed(lambda *parts: layouts.across(rows(*parts)[piece]), *codes)
         return self.packed(lambda *parts: layouts.pairs_of_outputs(rows(*parts)[piece]), *codes, dtype=ms.qint4x2)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         made = ()
         for index in range(len(self.codes)):
             codes, scales, offsets = self.codes[index], self.scales[index], self.offsets[index]
@@ -108,7 +111,7 @@ class CodedDense(Product):
 class CodedTable(Product):
     """ids `[...]` -> rows of a `Quantised` `[V, D]` with a scale per row, in dtype."""
 
-    def __init__(self, weight, dtype):
+    def __init__(self, weight: Quantised, dtype: ms.Type) -> None:
         super().__init__()
         self.dtype = dtype
         self.codes = self.packed(lambda codes: codes, weight.codes)
@@ -116,7 +119,7 @@ class CodedTable(Product):
             None if part is None else self.packed(lambda part: part.astype(array_type(dtype)), part) for part in weight[1:]
         )
 
-    def construct(self, ids):
+    def construct(self, ids: Tensor) -> Tensor:
         rows = kernels.embedding(ids, self.codes).astype(self.dtype) * kernels.embedding(ids, self.scales)
         return rows if self.offsets is None else rows + kernels.embedding(ids, self.offsets)
 
@@ -124,34 +127,34 @@ class CodedTable(Product):
 class Table(Product):
     """The same by numbers."""
 
-    def __init__(self, weight, dtype):
+    def __init__(self, weight: Quantised, dtype: ms.Type) -> None:
         super().__init__()
-        self.weight = self.packed(lambda *parts: layouts.numbers(*parts, array_type(dtype)), *weight)
+        self.weight = self.packed(lambda *parts: layouts.numbers(*parts, dtype=array_type(dtype)), *weight)
 
-    def construct(self, ids):
+    def construct(self, ids: Tensor) -> Tensor:
         return kernels.embedding(ids, self.weight)
 
 
 class Grouped(Product):
     """Rows `[N, in]` in groups of counts int64 `[E]` -> `[N, out]` by numbers in dtype, of a Parameter `[E, in, out]` or of a `Quantised`."""
 
-    def __init__(self, weight, dtype):
+    def __init__(self, weight: Parameter | Quantised, dtype: ms.Type) -> None:
         super().__init__()
         if isinstance(weight, tuple):
-            self.weight = self.packed(lambda *parts: layouts.numbers(*parts, array_type(dtype)), *weight)
+            self.weight = self.packed(lambda *parts: layouts.numbers(*parts, dtype=array_type(dtype)), *weight)
         elif weight.dtype != dtype:
             self.weight = self.packed(lambda part: part.astype(array_type(dtype)), weight)
         else:
             self.weight = weight
 
-    def construct(self, x, counts):
+    def construct(self, x: Tensor, counts: Tensor) -> Tensor:
         return kernels.grouped_matmul(x, self.weight, counts)
 
 
 class CodedGrouped(Product):
     """The same by codes."""
 
-    def __init__(self, weight, dtype):
+    def __init__(self, weight: Quantised, dtype: ms.Type) -> None:
         super().__init__()
         make, kind = (layouts.across, None) if weight.bits == 8 else (layouts.pairs_of_outputs, ms.qint4x2)
         self.codes = self.packed(lambda codes: layouts.of_each(make, codes), weight.codes, dtype=kind)
@@ -161,23 +164,25 @@ class CodedGrouped(Product):
         else:
             self.offsets = self.packed(_offsets(slice(None), dtype), weight.scales, weight.offsets)
 
-    def construct(self, x, counts):
+    def construct(self, x: Tensor, counts: Tensor) -> Tensor:
         return kernels.grouped_matmul_of_codes(x, self.codes, self.scales, self.offsets, counts)
 
 
-def dense(weights, biases, dtype, bits=BITS):
+def dense(
+    weights: Sequence[Parameter | Quantised], biases: Sequence[Parameter | None], dtype: ms.Type, bits: frozenset[int] = BITS
+) -> Product:
     """The product with matrices below one another, Parameters or `Quantised`. biases: one of each, or None; bits: see `BITS`."""
     make = CodedDense if _coded(weights, dtype, bits) else Dense
     return _once((*weights, *biases), dtype, make, lambda: make(weights, biases, dtype))
 
 
-def grouped(weight, dtype, bits=BITS):
+def grouped(weight: Parameter | Quantised, dtype: ms.Type, bits: frozenset[int] = BITS) -> Product:
     """The product of groups of rows with stacked experts. bits: see `BITS`."""
     make = CodedGrouped if _coded((weight,), dtype, bits) else Grouped
     return _once((weight,), dtype, make, lambda: make(weight, dtype))
 
 
-def table(weight, dtype):
+def table(weight: Quantised, dtype: ms.Type) -> Product:
     """The rows of a `Quantised`."""
     make = CodedTable if weight.bits == 8 and weight.group == weight.shape[-1] else Table
     return _once((weight,), dtype, make, lambda: make(weight, dtype))
@@ -186,7 +191,7 @@ def table(weight, dtype):
 def _once(parts, dtype, kind, make):
     """A product with codes, made once for as long as they are there, for what they become lies on the card; up to date."""
     flat = [part for whole in parts for part in (whole if isinstance(whole, tuple) else (whole,))]
-    codes = next((part.codes for part in parts if isinstance(part, tuple)), None)
+    codes = next((part.codes for part in parts if isinstance(part, Quantised)), None)
     if codes is None:
         return make()
     made, key = getattr(codes, "products", {}), (kind, dtype, *map(id, flat))
@@ -198,7 +203,7 @@ def _once(parts, dtype, kind, make):
 
 def _coded(weights, dtype, bits):
     """Whether kernels take these as codes; says why not, and what they are given that is not exactly what is stored."""
-    alike = {(weight.bits, weight.group) if isinstance(weight, tuple) else None for weight in weights}
+    alike = {(weight.bits, weight.group) if isinstance(weight, Quantised) else None for weight in weights}
     if len(alike) > 1 or None in alike or weights[0].bits not in bits:
         return False
     first, computed = weights[0], str(dtype).lower()

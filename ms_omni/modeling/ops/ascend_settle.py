@@ -129,9 +129,9 @@ def _method(operator, rules, candidates):
     numbers = {number for *_, number in rules}
     if len(numbers) == 1:
         return candidates[numbers.pop()]
-    method = None
+    method: Any = None
     for dtype, group in _by_dtype(rules):
-        part = None
+        part: Any = None
         for kind, number in reversed(group):
             part = candidates[number] if part is None or kind.fits is None else _either(kind.fits, candidates[number], part)
         method = part if method is None else _typed(DTYPES.get(operator, _dtype), dtype, part, method)
@@ -277,7 +277,7 @@ def _process(log) -> Iterator[Any]:
     if on_card:
         environment["DEVICE_ID"] = str(ms.get_context("device_id"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-    process = subprocess.Popen(COMMAND, env=environment, start_new_session=True, **pipes)
+    process: Any = subprocess.Popen(COMMAND, env=environment, start_new_session=True, **pipes)
     try:
         yield process
     finally:

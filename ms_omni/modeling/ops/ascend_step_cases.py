@@ -8,7 +8,7 @@ far, and rows of a frame are those whose codes are the likeliest by far.
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import mindspore as ms
 import numpy as np
@@ -69,7 +69,8 @@ def _layer(rng, sizes, biases=False, storage=None):
     weights = [_weight(rng, *shape) for shape in shapes]
     others = [_normal(rng, shape[0], scale=0.1) if biases else None for shape in shapes]
     norms = _gain(rng, channels), _gain(rng, channels), _gain(rng, width)
-    layer = LayerWeights(_gain(rng, width), *weights, *others, *norms)
+    arrays: list[Any] = [_gain(rng, width), *weights, *others, *norms]
+    layer = LayerWeights(*arrays)
     if inner:
         layer = layer._replace(
             gate=_weight(rng, inner, width), up=_weight(rng, inner, width), down=_weight(rng, width, inner)
@@ -200,7 +201,7 @@ def _frames(rng, published):
 _numbers = itertools.count()
 
 
-def _parameter(value, dtype):
+def _parameter(value, dtype) -> Any:
     """On the host, where the model's are."""
     if isinstance(value, Quantised):
         codes = Parameter(value.codes, name=f"tried{next(_numbers)}", requires_grad=False)
@@ -222,8 +223,9 @@ def _stack(layers, norm, eps, head_dim):
 
 def _cache(stack, keys, values, block, dtype):
     """Blocks without rows."""
-    buffers = ((_parameter(part, dtype),) for part in (keys, values))
-    return BlockTables(*buffers, stack.layers[0].kv_heads, block, None, None)
+    keys, values = ((_parameter(part, dtype),) for part in (keys, values))
+    none = np.zeros((0, 0), np.int32)
+    return BlockTables(keys, values, stack.layers[0].kv_heads, block, none, none.reshape(-1))
 
 
 def _written(cache, positions):
@@ -246,15 +248,29 @@ def _tokens_through(boosted, ready, layer, norm, head, eps, head_dim, block, key
     return tuple(found)
 
 
-def packed_step(*case, ready=False):
+def packed_step(*case: Any, ready: bool = False) -> tuple:
     return _tokens_through(False, ready, *case)
 
 
-def boosted_step(*case, ready=False):
+def boosted_step(*case: Any, ready: bool = False) -> tuple:
     return _tokens_through(True, ready, *case)
 
 
-def packed_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, table, start, count):
+def packed_chunk(
+    layer: tuple,
+    norm: Tensor,
+    eps: float,
+    head_dim: int,
+    block: int,
+    keys: Tensor,
+    values: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    table: Tensor,
+    start: int,
+    count: int,
+) -> tuple:
     stack, stop = PreparedStack(_stack((layer,), norm, eps, head_dim)), start + count
     cache = _cache(stack, keys, values, block, norm.dtype)
     cache = cache._replace(tables=table.asnumpy()[None], lengths=np.array([stop]))
@@ -262,9 +278,23 @@ def packed_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, t
     return _array(hidden)[:, :count], *_written(cache, np.arange(start, stop)[None])
 
 
-def packed_frame(hidden, code, layers, norm, eps, head_dim, first, embeddings, heads, cos, sin, ready=False):
+def packed_frame(
+    hidden: Tensor,
+    code: Tensor,
+    layers: tuple,
+    norm: Tensor,
+    eps: float,
+    head_dim: int,
+    first: Tensor,
+    embeddings: tuple,
+    heads: tuple,
+    cos: Tensor,
+    sin: Tensor,
+    ready: bool = False,
+) -> tuple:
     parts = [tuple(_parameter(part, norm.dtype) for part in group) for group in ((first,), embeddings, heads)]
-    weights = FrameWeights(_stack(layers, norm, eps, head_dim), *parts[0], *parts[1:], cos.asnumpy(), sin.asnumpy())
+    (first,), embeddings, heads = parts
+    weights = FrameWeights(_stack(layers, norm, eps, head_dim), first, embeddings, heads, cos.asnumpy(), sin.asnumpy())
     frame, rows = PreparedFrame(weights), len(hidden)
     if ready:
         frame.ready.add(rows)
@@ -273,12 +303,12 @@ def packed_frame(hidden, code, layers, norm, eps, head_dim, first, embeddings, h
     return codes.astype(ms.int32), total, largest
 
 
-def cells(*case):
+def cells(*case: Any) -> NoReturn:
     """What runs where a step is not right: its cells, of operators that are."""
     raise NotImplementedError
 
 
-def numbers_of_codes(*case):
+def numbers_of_codes(*case: Any) -> NoReturn:
     """What runs where a step with codes is not right: the same with numbers made of them, which take more memory."""
     raise NotImplementedError
 

@@ -4,25 +4,30 @@ A token and a frame are graphs for the numbers of rows that they have been made 
 prompts, which have any length, the same kernels are called one by one. So nothing is compiled while an answer is made.
 """
 
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn
 
 from ...locking import interruptible
+from ...quantised import Quantised
 from . import ascend_kernels as kernels
 from . import ascend_products as products
 from .ascend_layer import BoostedLayer, CachedLayer, FrameLayer
 from .ascend_weights import place, rounded
-from .fused import CANDIDATES, FrameWeights, before, draw_inputs
+from .fused import CANDIDATES, BlockTables, FrameWeights, Kind, StackWeights, before, draw_inputs
+from .stored import Pair
 
 ALIGNMENT = 16
 
 
-def dtype_of(weights):
+def dtype_of(weights: StackWeights | FrameWeights) -> ms.Type:
     return (weights.stack if isinstance(weights, FrameWeights) else weights).norm.dtype
 
 
-def packs(weights):
+def packs(weights: StackWeights | FrameWeights) -> bool:
     """See `ops.packs`: not float32, nor heads that are no multiple of 16 wide, nor experts or codes of heads in the code predictor."""
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
@@ -35,7 +40,9 @@ def packs(weights):
     return known and not coded and not sparse and weights.heads[0].shape[0] >= CANDIDATES
 
 
-def prepare(weights, kept=None, boosted=False, bits=products.BITS):
+def prepare(
+    weights: StackWeights | FrameWeights, kept: Any = None, boosted: bool = False, bits: frozenset[int] = products.BITS
+) -> "PreparedStack | PreparedFrame":
     if isinstance(weights, FrameWeights):
         return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights, bits)
     return PreparedStack(weights, boosted, bits)
@@ -46,14 +53,14 @@ class Launch:
     cell that is the graph instead, in kernels that are to be had in graphs alone.
     """
 
-    def __init__(self, cell, ready, boosted=None):
+    def __init__(self, cell: nn.Cell, ready: set[int], boosted: nn.Cell | None = None) -> None:
         in_graph, options = (cell, {}) if boosted is None else (boosted, {"infer_boost": "on"})
         for one in (cell, in_graph):
             one.set_train(False)
         self.cell, self.in_graph, self.ready = cell, in_graph, ready
         self.graph = ms.jit(in_graph, jit_level="O0", fullgraph=True, **options)  # of which nothing may be left to Python
 
-    def __call__(self, rows, *inputs):
+    def __call__(self, rows: int, *inputs: Tensor) -> Any:
         if rows not in self.ready:
             return self.cell.construct(*inputs)
         with interruptible():
@@ -65,11 +72,13 @@ class PreparedStack:
     for the buffers of a pool, from the first one on.
     """
 
-    def __init__(self, weights, boosted=False, bits=products.BITS):
+    def __init__(self, weights: StackWeights, boosted: bool = False, bits: frozenset[int] = products.BITS) -> None:
         self.bits = bits
         self.weights, self.norm, self.eps, self.dtype = weights, weights.norm, weights.eps, weights.norm.dtype
-        self.layers = [CachedLayer(layer, weights.eps, weights.head_dim, bits=bits) for layer in weights.layers]
-        self.boosted = [
+        self.layers: list[CachedLayer] = [
+            CachedLayer(layer, weights.eps, weights.head_dim, bits=bits) for layer in weights.layers
+        ]
+        self.boosted: list[CachedLayer] = [
             BoostedLayer(layer, weights.eps, weights.head_dim, like)
             for layer, like in zip(weights.layers, self.layers if boosted else ())
         ]
@@ -77,7 +86,7 @@ class PreparedStack:
         self.sums = [part for part in sums if part is not None]
         self.launch, self.ready = None, set()
 
-    def step(self, x, cos, sin, head, cache):
+    def step(self, x: Tensor, cos: Tensor, sin: Tensor, head: Tensor | Quantised, cache: BlockTables) -> Pair:
         if self.launch is None or self.launch.cell.keys is not cache.keys:
             head = products.dense((head,), (None,), self.dtype, self.bits)
             boosted = _Step(self, self.boosted, head, cache) if self.boosted else None
@@ -93,7 +102,17 @@ class PreparedStack:
         where = slots.astype(np.int32), tables, cache.lengths.astype(step.lengths)
         return self.launch(len(x), x.reshape(len(x), -1), *self._rope(cos, sin), *map(Tensor.from_numpy, where))
 
-    def chunk(self, x, cos, sin, cache, start, inject, observe, wanted):
+    def chunk(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: BlockTables,
+        start: int,
+        inject: Callable[[int, Tensor], Tensor] | None,
+        observe: Callable[[int, Tensor], None] | None,
+        wanted: Container[int],
+    ) -> Tensor:
         size, stop = x.shape[1], int(cache.lengths[0])
         position, block = np.arange(start, start + size), cache.block
         places = np.where(position < stop, self._rows(cache, np.minimum(position, stop - 1)), position % block)
@@ -125,7 +144,7 @@ class PreparedStack:
         return tuple(rounded(full(table.asnumpy()), self.dtype) for table in (cos, sin))
 
 
-def full(table):
+def full(table: np.ndarray) -> np.ndarray:
     return np.concatenate((table, table), -1).reshape(1, -1, 1, 2 * table.shape[-1])
 
 
@@ -150,12 +169,24 @@ class _Step(nn.Cell):
         return self.head(hidden), hidden
 
 
-def decoder_step(x, cos, sin, head, cache, prepared):
+def decoder_step(
+    x: Tensor, cos: Tensor, sin: Tensor, head: Tensor | Quantised, cache: BlockTables, prepared: PreparedStack
+) -> Pair:
     logits, hidden = prepared.step(x, cos, sin, head, cache)
     return logits.reshape(len(x), 1, -1), hidden.reshape(x.shape)
 
 
-def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None, wanted=()):
+def decoder_chunk(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: BlockTables,
+    start: int,
+    prepared: PreparedStack,
+    inject: Callable[[int, Tensor], Tensor] | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
+    wanted: Container[int] = (),
+) -> Tensor:
     return prepared.chunk(x, cos, sin, cache, start, inject, observe, wanted)
 
 
@@ -166,24 +197,26 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
 # exponential form). Ids that may not be drawn get no score above 0.
 
 
-def penalised(logits, planes, factors, biases):
+def penalised(logits: Tensor, planes: Tensor, factors: Tensor, biases: Tensor) -> Tensor:
     """With factors of 1 or more the smaller of product and quotient is the penalised one, whichever sign the logit has."""
     logits = logits.astype(ms.float32)
     factor, bias = mint.index_select(planes, 0, factors), mint.index_select(planes, 0, biases)
     return mint.minimum(mint.addcmul(bias, logits, factor), kernels.addcdiv(bias, logits, factor))
 
 
-def likeliest(logits, count):
+def likeliest(logits: Tensor, count: int) -> Pair:
     return kernels.largest(logits) if count == 1 else kernels.topk(logits, count)
 
 
-def race(values, before, inverse_temperature, excluded, room, noise):
+def race(
+    values: Tensor, before: Tensor, inverse_temperature: Tensor, excluded: Tensor, room: Tensor, noise: Tensor
+) -> Tensor:
     probs = kernels.softmax(mint.addcmul(excluded, values.astype(ms.float32), inverse_temperature))
     left = mint.addmm(room, probs, before)  # in large numbers: top_p less what likelier ids have taken
     return mint.argmax(mint.minimum(mint.div(probs, noise), left), -1, True)
 
 
-def drawn(logits, before, draw):
+def drawn(logits: Tensor, before: Tensor, draw: tuple[Tensor, ...]) -> Pair:
     """One of the likeliest ids of each row, in a kernel more; draw: the other arguments of `race` -> ids int64 `[B, 1]`, the largest
     logits float32 `[B, K]`.
     """
@@ -200,23 +233,23 @@ class PreparedFrame:
 
     noise_width = CANDIDATES
 
-    def __init__(self, weights, bits=products.BITS):
+    def __init__(self, weights: FrameWeights, bits: frozenset[int] = products.BITS) -> None:
         self.ready = set()
         self.launch = Launch(_Frame(weights, bits), self.ready)
         place(_parameters(weights))
         self.sources = _identity(weights)
         self.codes = len(weights.heads) + 1
 
-    def fits(self, weights):
+    def fits(self, weights: FrameWeights) -> bool:
         """Whether it was made of these weights, as they are now."""
         return self.sources == _identity(weights)
 
     @staticmethod
-    def takes(kind):
+    def takes(kind: Kind) -> bool:
         """Whether rows can be sampled so: greedily, or among no more than the candidates."""
         return kind is None or 0 < kind[1] <= CANDIDATES
 
-    def frame(self, hidden, code, noise, kinds):
+    def frame(self, hidden: Tensor, code: Tensor, noise: np.ndarray, kinds: Sequence[Kind]) -> Pair:
         """kinds: how each row samples, see `fused.Kind`; noise float32 `[B, n - 1, K]`, exponential."""
         codes, total, largest = self.run(hidden, code, noise, kinds)
         broken = ~np.isfinite(largest.asnumpy()).all(1)
@@ -224,7 +257,7 @@ class PreparedFrame:
             total = total + Tensor(np.where(broken, np.float32(np.nan), np.float32(0))[:, None, None]).astype(hidden.dtype)
         return codes, total
 
-    def run(self, hidden, code, noise, kinds):
+    def run(self, hidden: Tensor, code: Tensor, noise: np.ndarray, kinds: Sequence[Kind]) -> tuple[Tensor, Tensor, Tensor]:
         """What the launch gives for these, see `_Frame`."""
         rows, dtype = len(hidden), hidden.dtype
         *same, noise = draw_inputs(kinds, noise)
@@ -289,5 +322,5 @@ class _Frame(nn.Cell):
         return mint.cat(codes, 1), mint.baddbmm(embed, summed, x), largest
 
 
-def code_frame(hidden, code, noise, sampling, prepared):
+def code_frame(hidden: Tensor, code: Tensor, noise: np.ndarray, sampling: Sequence[Kind], prepared: PreparedFrame) -> Pair:
     return prepared.frame(hidden, code, noise, sampling)

@@ -1,5 +1,8 @@
 """Matrices stored as codes, and mixtures of experts, for what the operators are tried with on a device (see `ascend_cases.py`)."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 
 from ...quantised import Quantised, Storage, quantised
@@ -7,24 +10,24 @@ from ...quantised import Quantised, Storage, quantised
 GROUP = 128  # of the published sizes
 
 
-def normal(rng, *shape, scale=1.0):
+def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
     """Normal numbers of that deviation, float32."""
     return rng.standard_normal(shape, np.float32) * np.float32(scale)
 
 
-def coded(matrix, storage):
+def coded(matrix: np.ndarray, storage: Storage) -> Quantised:
     """A `Quantised` of arrays, its scales in float32, as is whatever gets rounded to the dtype under test."""
     stored = quantised(matrix, storage)
     return Quantised(stored.codes, stored.scales.astype(np.float32))
 
 
-def coded_stack(matrix, storage, count):
+def coded_stack(matrix: np.ndarray, storage: Storage, count: int) -> Quantised:
     """Of so many matrices, each with the outputs of the one before turned by one."""
     stored = coded(matrix, storage)
     return Quantised(*(np.stack([np.roll(part, number, 0) for number in range(count)]) for part in stored[:2]))
 
 
-def linear_of_codes(rng, published):
+def linear_of_codes(rng: np.random.Generator, published: bool) -> Iterator[tuple]:
     for outputs, inputs, storage in ((96, 64, Storage(8)), (128, 64, Storage(4, 32)), (96, 64, Storage(8, 32))):
         stored = coded(normal(rng, outputs, inputs), storage)
         yield normal(rng, 3, inputs), stored, None
@@ -34,7 +37,7 @@ def linear_of_codes(rng, published):
         yield normal(rng, 4, 2048), coded(normal(rng, 5120, 2048), storage), None
 
 
-def experts_of_codes(rng, published):
+def experts_of_codes(rng: np.random.Generator, published: bool) -> Iterator[tuple]:
     """Experts 0 and the last one stay empty."""
     sizes = [(8, 64, 32, Storage(8)), (8, 64, 32, Storage(4, 32))]
     if published:
@@ -46,11 +49,11 @@ def experts_of_codes(rng, published):
         yield normal(rng, 5, width), *stacks, rng.uniform(0.1, 1, indices.shape), indices, None
 
 
-def is_coded(x, weight, *_, **__):
+def is_coded(x: Any, weight: Any, *_: Any, **__: Any) -> bool:
     return isinstance(weight, tuple)
 
 
-def mixture(rng, tokens, experts, width, inner, k):
+def mixture(rng: np.random.Generator, tokens: int, experts: int, width: int, inner: int, k: int) -> tuple:
     """Each expert is its neighbour turned by one, which costs less than as many random numbers."""
     up, down = normal(rng, width, 2 * inner, scale=width**-0.5), normal(rng, inner, width, scale=inner**-0.5)
     weights = (np.stack([np.roll(part, number, 0) for number in range(experts)]) for part in (up, down))
@@ -58,7 +61,9 @@ def mixture(rng, tokens, experts, width, inner, k):
     return normal(rng, tokens, width), *weights, rng.uniform(0.1, 1, (tokens, k)), indices
 
 
-def experts(tokens, ranks):
+def experts(
+    tokens: tuple[int, int], ranks: tuple[int | None, ...]
+) -> Callable[[np.random.Generator, bool], Iterator[tuple]]:
     """With few tokens most experts are empty, the first and the last among them. ranks: the first expert that is here."""
 
     def cases(rng, published):
@@ -70,13 +75,13 @@ def experts(tokens, ranks):
     return cases
 
 
-def few_whole(x, gate_up, down, weights, indices, first=None):
+def few_whole(x: Any, gate_up: Any, down: Any, weights: Any, indices: Any, first: Any = None) -> bool:
     return first is None and indices.shape[0] <= 16
 
 
-def few(x, gate_up, down, weights, indices, first=None):
+def few(x: Any, gate_up: Any, down: Any, weights: Any, indices: Any, first: Any = None) -> bool:
     return indices.shape[0] <= 16
 
 
-def whole(x, gate_up, down, weights, indices, first=None):
+def whole(x: Any, gate_up: Any, down: Any, weights: Any, indices: Any, first: Any = None) -> bool:
     return first is None

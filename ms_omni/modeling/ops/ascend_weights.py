@@ -31,7 +31,7 @@ class Packed:
     Values that are set and training are noticed; not a value that was assigned in its place, of which nothing is to be seen.
     """
 
-    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None):
+    def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None) -> None:
         self.sources, self._dtype = sources, dtype
         self._make, self._there = make, [source for source in sources if source is not None]
         self._parameter = Parameter(self._made(), name=f"packed{next(_numbers)}", requires_grad=False)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import re
+from collections.abc import Callable
 
 from mindspore import ops
 
@@ -14,7 +15,7 @@ _ROOM = 64  # numbers that describe the shapes of a kernel's results, more than 
 _RETURNED = re.compile(r"AOT kernel\((.+?)\)'s function\(ms_omni_\w+\) is 1\.")
 
 
-def kernel(file, name, dtype=lambda x, *_: x, shape=None):
+def kernel(file: str, name: str, dtype: Callable = lambda x, *_: x, shape: Callable | None = None) -> Callable:
     """The kernel `name` of `<file>.cpp`; dtype: of the results, from those of the inputs; shape: as well, where the
     signature does not say. Calling it with arrays that do not fit one another raises `InputError`.
     """
@@ -52,7 +53,7 @@ def _results(library, name):
     return lambda *inputs: of(tuple(map(tuple, inputs)))
 
 
-def refusal(error):
+def refusal(error: BaseException) -> str | None:
     """Why a kernel refused its arguments while it ran, of the error that MindSpore makes of that; None for another error."""
     hit = _RETURNED.search(str(error))
     return hit and _reason(ctypes.CDLL(hit[1]))

@@ -36,13 +36,14 @@ def operator(interface: Interface) -> Interface:
     with_gradient = getattr(Reference, name, None)
 
     @functools.wraps(interface)
-    def call(*args, **kwargs):
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
         function = None
         if recording():
             Recorded.calls += 1
             function = with_gradient
         return (function or call.__wrapped__)(*args, **kwargs)
 
+    call: Any = dispatched
     call.__signature__ = inspect.signature(interface)
     call.__wrapped__ = getattr(_implementation, name, None)
     OPERATORS[name] = call

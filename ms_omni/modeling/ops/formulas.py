@@ -6,88 +6,94 @@ published sizes; `write_rows` returns what the buffer must hold afterwards.
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ...quantised import Quantised, dequantised
 from .fused import LayerWeights
 
+Matrix = np.ndarray | Quantised
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def softmax(x):
+def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def linear(x, weight, bias=None):
+def linear(x: np.ndarray, weight: Matrix, bias: np.ndarray | None = None) -> np.ndarray:
     y = x @ (dequantised(weight) if isinstance(weight, Quantised) else weight).T
     return y if bias is None else y + bias
 
 
-def embedding(ids, weight):
+def embedding(ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return weight[ids]
 
 
-def embedding_part(ids, weight, first):
+def embedding_part(ids: np.ndarray, weight: np.ndarray, first: int) -> np.ndarray:
     places = ids - first
     here = (places >= 0) & (places < len(weight))
     return weight[np.where(here, places, 0)] * here[..., None]
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * weight
 
 
-def layer_norm(x, weight, bias, eps):
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
     return rms_norm(centred, weight, eps) + bias
 
 
-def add_layer_norm(x, added, weight, bias, eps):
+def add_layer_norm(
+    x: np.ndarray, added: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
     return layer_norm(x + added, weight, bias, eps), x + added
 
 
-def gelu(x):
+def gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + _erf(x / math.sqrt(2)))
 
 
-def gelu_tanh(x):
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def sigmoid(x):
+def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def silu(x):
+def silu(x: np.ndarray) -> np.ndarray:
     return x * sigmoid(x)
 
 
-def quick_gelu(x):
+def quick_gelu(x: np.ndarray) -> np.ndarray:
     return x * sigmoid(1.702 * x)
 
 
-def relu(x):
+def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
-def swiglu(gate_up):
+def swiglu(gate_up: np.ndarray) -> np.ndarray:
     gate, up = np.split(gate_up, 2, axis=-1)
     return silu(gate) * up
 
 
-def rotary(x, cos, sin):
+def rotary(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     low, high = np.split(x, 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def rotary_wide(x, cos, sin):
+def rotary_wide(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return rotary(x, *(table[..., : x.shape[-1] // 2] for table in (cos, sin)))
 
 
-def attention(q, k, v, mask, scale):
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float) -> np.ndarray:
     group = q.shape[2] // k.shape[1]
     out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
     for row, head in np.ndindex(len(q), q.shape[2]):  # one by one: the scores of all would not fit
@@ -96,7 +102,15 @@ def attention(q, k, v, mask, scale):
     return out.reshape(*q.shape[:2], -1)
 
 
-def paged_attention(q, keys, values, tables, first, lengths, scale):
+def paged_attention(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    tables: np.ndarray,
+    first: np.ndarray,
+    lengths: np.ndarray,
+    scale: float,
+) -> np.ndarray:
     out = []
     for row, (table, start, length) in enumerate(zip(tables, first, lengths)):
         k, v = (
@@ -108,7 +122,9 @@ def paged_attention(q, keys, values, tables, first, lengths, scale):
     return np.stack(out)
 
 
-def packed_attention(q, k, v, segments, scale):
+def packed_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, segments: tuple[tuple[int, int], ...], scale: float
+) -> np.ndarray:
     out, start = [], 0
     for length in (length for length, count in segments for _ in range(count)):
         rows = slice(start, start + length)
@@ -118,14 +134,16 @@ def packed_attention(q, k, v, segments, scale):
     return np.concatenate(out)
 
 
-def route_topk(logits, k, normalise):
+def route_topk(logits: np.ndarray, k: int, normalise: bool) -> tuple[np.ndarray, np.ndarray]:
     probs = softmax(logits)
     indices = np.argsort(-probs, axis=-1, kind="stable")[:, :k]
     weights = np.take_along_axis(probs, indices, -1)
     return weights / weights.sum(-1, keepdims=True) if normalise else weights, indices.astype(np.int32)
 
 
-def experts(x, gate_up, down, weights, indices, first=None):
+def experts(
+    x: np.ndarray, gate_up: Matrix, down: Matrix, weights: np.ndarray, indices: np.ndarray, first: int | None = None
+) -> np.ndarray:
     out = np.zeros(x.shape, np.float32)
     for expert in range(gate_up.shape[0]):
         rows, places = np.nonzero(indices == expert + (first or 0))
@@ -142,15 +160,15 @@ def _expert(stack, number):
     return dequantised(Quantised(*(None if part is None else part[number] for part in stack))).T
 
 
-def conv1d(x, weight, bias, dilation=1, groups=1):
+def conv1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int = 1, groups: int = 1) -> np.ndarray:
     channels, width = weight.shape[1:]
     length = x.shape[-1] - (width - 1) * dilation
     x, weight = x.reshape(len(x), groups, channels, -1), weight.reshape(groups, -1, channels, width)
     taps = (weight[..., tap] @ x[..., tap * dilation : tap * dilation + length] for tap in range(width))
-    return sum(taps).reshape(len(x), -1, length) + bias[:, None]
+    return functools.reduce(np.add, taps).reshape(len(x), -1, length) + bias[:, None]
 
 
-def conv_transpose1d(x, weight, bias, stride, trim=0):
+def conv_transpose1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, trim: int = 0) -> np.ndarray:
     width, steps = weight.shape[2], x.shape[2]
     out = np.zeros((len(x), weight.shape[1], (steps - 1) * stride + width), np.float32)
     for tap in range(width):
@@ -158,7 +176,7 @@ def conv_transpose1d(x, weight, bias, stride, trim=0):
     return (out + bias[:, None])[..., trim : max(out.shape[-1] - trim, trim)]
 
 
-def conv2d(x, weight, bias, stride, padding):
+def conv2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     high, wide = weight.shape[2:]
     rows, columns = (x.shape[2] - high) // stride + 1, (x.shape[3] - wide) // stride + 1
@@ -169,21 +187,21 @@ def conv2d(x, weight, bias, stride, padding):
     return out + bias[:, None, None]
 
 
-def snake_beta(x, alpha, beta):
+def snake_beta(x: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
     return x + np.sin(x * np.exp(alpha)[:, None]) ** 2 / (np.exp(beta)[:, None] + 1e-9)
 
 
-def scale_channels(x, scale):
+def scale_channels(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return x * scale
 
 
-def scatter_rows(x, index, rows):
+def scatter_rows(x: np.ndarray, index: np.ndarray, rows: np.ndarray) -> np.ndarray:
     out = x.copy()
     out[index] = rows
     return out
 
 
-def add_rows(x, index, rows):
+def add_rows(x: np.ndarray, index: np.ndarray, rows: np.ndarray) -> np.ndarray:
     out = x.copy()
     np.add.at(out, index, rows)
     return out
@@ -192,31 +210,31 @@ def add_rows(x, index, rows):
 write_rows = scatter_rows
 
 
-def gather_rows(x, index):
+def gather_rows(x: np.ndarray, index: np.ndarray) -> np.ndarray:
     return x[index]
 
 
-def weighted_sum_rows(x, index, weights):
+def weighted_sum_rows(x: np.ndarray, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (weights[..., None] * x[index]).sum(1)
 
 
-def concat(parts, axis):
+def concat(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate(parts, axis)
 
 
-def transpose(x, axes):
+def transpose(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return x.transpose(axes)
 
 
-def clip(x, low, high):
+def clip(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(np.isfinite(x), np.clip(x, low, high), np.nan)
 
 
-def argmax(x):
+def argmax(x: np.ndarray) -> np.ndarray:
     return x.argmax(-1).astype(np.int32)
 
 
-def draw(logits, noise, temperature, top_k, top_p):
+def draw(logits: np.ndarray, noise: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
     order = np.argsort(-logits, axis=-1, kind="stable")[:, : top_k or None]
     probs = softmax(np.take_along_axis(logits, order, -1) / temperature)
     before = probs.cumsum(-1) - probs  # what likelier ids have already taken
@@ -225,27 +243,34 @@ def draw(logits, noise, temperature, top_k, top_p):
     return np.take_along_axis(order, place, -1).astype(np.int32)
 
 
-def penalised(logits, planes, factors, biases):
+def penalised(logits: np.ndarray, planes: np.ndarray, factors: np.ndarray, biases: np.ndarray) -> np.ndarray:
     factor, bias = planes[factors], planes[biases]
     return np.where(logits < 0, logits * factor, logits / factor) + bias
 
 
-def likeliest(logits, count):
+def likeliest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
     return np.take_along_axis(logits, ids, -1), ids
 
 
-def race(values, before, inverse_temperature, excluded, room, noise):
+def race(
+    values: np.ndarray,
+    before: np.ndarray,
+    inverse_temperature: np.ndarray,
+    excluded: np.ndarray,
+    room: np.ndarray,
+    noise: np.ndarray,
+) -> np.ndarray:
     probs = softmax(values * inverse_temperature + excluded)
     free = probs.cumsum(-1) - probs < room / -before.min()
     return np.where(free, probs / noise, -1).argmax(-1)[:, None]
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -np.log(softmax(logits)[np.arange(len(labels)), labels]).mean()
 
 
-def expert_load(logits, k, mask):
+def expert_load(logits: np.ndarray, k: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     probs = softmax(logits)
     chosen = np.argsort(-probs, axis=-1, kind="stable")[:, :k]
     counts = np.zeros(probs.shape[-1], np.float32)
@@ -256,7 +281,17 @@ def expert_load(logits, k, mask):
 # ---- whole steps, of the formulas above: see `ascend_step_cases.py` for the arguments --------------------------------
 
 
-def decoder_step(layer, norm, head, eps, head_dim, block, keys, values, calls):
+def decoder_step(
+    layer: tuple,
+    norm: np.ndarray,
+    head: Matrix,
+    eps: float,
+    head_dim: int,
+    block: int,
+    keys: np.ndarray,
+    values: np.ndarray,
+    calls: tuple,
+) -> tuple[np.ndarray, ...]:
     """Of each call logits, hidden states, and the keys and values that it has written."""
     w, keys, values, found = LayerWeights(*layer), keys.copy(), values.copy(), []
     for x, cos, sin, tables, lengths in calls:
@@ -270,7 +305,21 @@ def decoder_step(layer, norm, head, eps, head_dim, block, keys, values, calls):
 boosted_step = int8_step = int4_step = decoder_step
 
 
-def decoder_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, table, start, count):
+def decoder_chunk(
+    layer: tuple,
+    norm: np.ndarray,
+    eps: float,
+    head_dim: int,
+    block: int,
+    keys: np.ndarray,
+    values: np.ndarray,
+    x: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    table: np.ndarray,
+    start: int,
+    count: int,
+) -> tuple[np.ndarray, ...]:
     """Hidden states of the tokens, and the keys and values that are written."""
     w, buffers, stop = LayerWeights(*layer), (keys.copy(), values.copy()), start + count
     slots = rows_of_buffers(table[None], np.arange(start, stop)[None], block).reshape(-1)
@@ -280,13 +329,13 @@ def decoder_chunk(layer, norm, eps, head_dim, block, keys, values, x, cos, sin, 
     return hidden, *(part[slots] for part in buffers)
 
 
-def code_frame(*case):
+def code_frame(*case: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, the likeliest ones, the sum of their embeddings, and the 64 largest logits of the last one."""
     codes, total, logits = _frame(*case)
     return codes, total, -np.sort(-logits[-1], -1)[:, :64]
 
 
-def leads(*case):
+def leads(*case: Any) -> np.ndarray:
     """By how much each code of a frame is likelier than the next `[B, n - 1]`."""
     best = np.sort(np.stack(_frame(*case)[2], 1), -1)
     return best[..., -1] - best[..., -2]
@@ -325,7 +374,7 @@ def _mlp(w, x):
     return made if w.gate is None else made + sigmoid(linear(x, w.shared_gate)) * dense
 
 
-def rows_of_buffers(tables, positions, block):
+def rows_of_buffers(tables: np.ndarray, positions: np.ndarray, block: int) -> np.ndarray:
     """Rows of buffers `[blocks * P, K * D]` that hold positions `[B, S]` of rows with these blocks."""
     return np.take_along_axis(tables, positions // block, 1) * block + positions % block
 
@@ -333,8 +382,8 @@ def rows_of_buffers(tables, positions, block):
 def _attend(buffers, slots, tables, first, lengths, block, q, k, v, scale):
     for buffer, new in zip(buffers, (k, v)):
         buffer[slots] = new.reshape(len(slots), -1)
-    blocks = (buffer.reshape(-1, block, *k.shape[2:]).transpose(0, 2, 1, 3) for buffer in buffers)
-    return paged_attention(q, *blocks, tables, first, lengths, scale)
+    keys, values = (buffer.reshape(-1, block, *k.shape[2:]).transpose(0, 2, 1, 3) for buffer in buffers)
+    return paged_attention(q, keys, values, tables, first, lengths, scale)
 
 
 def _attend_causally(mask):

@@ -10,13 +10,14 @@ What is kept as codes, a `Quantised`, is looked at as a tuple: in a graph it is 
 """
 
 import functools
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, ops
+from mindspore import Parameter, Tensor, mint, ops
 
-from .stored import dense, gathered, members, picked_one, times, usual_dtype, widened
+from .stored import Matrix, Pair, dense, gathered, members, picked_one, times, usual_dtype, widened
 
 # Built once: constructing a primitive costs as much as a small product.
 _matmul = ops.MatMul()
@@ -63,7 +64,7 @@ class Reference:
     """operator -> functions that compute it in other ways, in the order of preference behind the method itself."""
 
     @staticmethod
-    def linear(x, weight, bias=None, stable=False):
+    def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, stable: bool = False) -> Tensor:
         rows, weight = x.reshape(-1, x.shape[-1]), dense(weight, x.dtype)  # [N, K]
         y = _matmul_transposed(rows, weight)  # [N, M]
         if bias is not None:
@@ -71,19 +72,19 @@ class Reference:
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def embedding(ids, weight, dtype=None):
+    def embedding(ids: Tensor, weight: Matrix, dtype: ms.Type | None = None) -> Tensor:
         dtype = dtype or usual_dtype(weight)
         return dense(gathered(widened(weight, dtype), ids), dtype)
 
     @staticmethod
-    def embedding_part(ids, weight, first, dtype=None):
+    def embedding_part(ids: Tensor, weight: Matrix, first: int, dtype: ms.Type | None = None) -> Tensor:
         places = ids.astype(ms.int32) - first
         inside = ops.logical_and(places >= 0, places < members(weight))
         rows = Reference.embedding(places * inside.astype(ms.int32), weight, dtype)
         return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
 
     @staticmethod
-    def rms_norm(x, weight, eps):
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
         n, d = rows.shape
         scale = mint.rsqrt(mint.mean(mint.square(rows), -1, True) + eps)  # [N, 1]
@@ -91,7 +92,7 @@ class Reference:
         return (rows * ops.tile(weight.reshape(1, d), (n, 1))).reshape(x.shape)
 
     @staticmethod
-    def layer_norm(x, weight, bias, eps):
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)  # [N, D]
         n, d = rows.shape
         rows = rows - ops.tile(mint.mean(rows, -1, True), (1, d))
@@ -100,42 +101,42 @@ class Reference:
         return _bias_add(rows, bias).reshape(x.shape)
 
     @staticmethod
-    def add_layer_norm(x, added, weight, bias, eps):
+    def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x + added
         return Reference.layer_norm(total, weight, bias, eps), total
 
     @staticmethod
-    def gelu(x):
+    def gelu(x: Tensor) -> Tensor:
         return x * 0.5 * (ops.erf(x * 0.7071067811865476) + 1.0)
 
     @staticmethod
-    def gelu_tanh(x):
+    def gelu_tanh(x: Tensor) -> Tensor:
         # tanh(u) = 2 sigmoid(2u) - 1, and MindSpore's CPU sigmoid is the fast one of the two.
         return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
 
     @staticmethod
-    def quick_gelu(x):
+    def quick_gelu(x: Tensor) -> Tensor:
         return x * ops.sigmoid(x * 1.702)
 
     @staticmethod
-    def silu(x):
+    def silu(x: Tensor) -> Tensor:
         return ops.silu(x)
 
     @staticmethod
-    def sigmoid(x):
+    def sigmoid(x: Tensor) -> Tensor:
         return ops.sigmoid(x)
 
     @staticmethod
-    def relu(x):
+    def relu(x: Tensor) -> Tensor:
         return ops.relu(x)
 
     @staticmethod
-    def swiglu(gate_up):
+    def swiglu(gate_up: Tensor) -> Tensor:
         gate, up = _halve(gate_up)
         return ops.silu(gate) * up
 
     @staticmethod
-    def rotary(x, cos, sin):
+    def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads = x.shape[-2]
         repeat = (1,) * (x.ndim - 2) + (heads, 1)
         cos = ops.tile(mint.unsqueeze(cos, -2), repeat)  # [..., H, D/2]
@@ -144,11 +145,11 @@ class Reference:
         return mint.cat((low * cos - high * sin, high * cos + low * sin), -1).astype(x.dtype)
 
     @staticmethod
-    def rotary_wide(x, cos, sin):
+    def rotary_wide(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return Reference.rotary(x, _halve(cos)[0], _halve(sin)[0])
 
     @staticmethod
-    def attention(q, k, v, mask, scale, stable=False):
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, stable: bool = False) -> Tensor:
         b, s, h, d = q.shape
         t, kv_heads = k.shape[2], k.shape[1]
         group = h // kv_heads
@@ -158,14 +159,16 @@ class Reference:
         v = v.reshape(b * kv_heads, t, v.shape[-1])
         scores = _batch_matmul_transposed(q, k).astype(ms.float32) * scale  # [B*K, G*S, T]
         if mask is not None:
-            mask = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
-            scores = scores + mask.reshape(b * kv_heads, group * s, t)
+            tiled = ops.tile(mask.reshape(b, 1, s, t), (1, h, 1, 1))
+            scores = scores + tiled.reshape(b * kv_heads, group * s, t)
         probs = ops.softmax(scores, -1).astype(v.dtype)
         out = _batch_matmul(probs, v).reshape(b, h, s, v.shape[-1])
         return mint.permute(out, (0, 2, 1, 3)).reshape(b, s, -1)
 
     @staticmethod
-    def paged_attention(q, keys, values, tables, first, lengths, scale):
+    def paged_attention(
+        q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+    ) -> Tensor:
         b, s = q.shape[:2]
         blocks = tables.reshape(-1)
         keys = _of_rows(Reference.gather_rows(keys, blocks), b)
@@ -178,7 +181,7 @@ class Reference:
         return Reference.attention(q, keys, values, _paged_mask(first, lengths, s, t), scale)
 
     @staticmethod
-    def packed_attention(q, k, v, segments, scale):
+    def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: tuple[tuple[int, int], ...], scale: float) -> Tensor:
         _n, h, d = q.shape
         outputs, start = [], 0
         for length, count in segments:  # equal neighbours run as one batch
@@ -190,7 +193,7 @@ class Reference:
         return outputs[0] if len(outputs) == 1 else mint.cat(outputs, 0)
 
     @staticmethod
-    def route_topk(logits, k, normalise):
+    def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]:
         probs = ops.softmax(logits.astype(ms.float32), -1)
         weights, indices = ops.topk(probs, k, dim=-1)
         if normalise:
@@ -199,19 +202,21 @@ class Reference:
         return weights, indices.astype(ms.int32)
 
     @staticmethod
-    def experts(x, gate_up, down, weights, indices, first=None):
+    def experts(
+        x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None
+    ) -> Tensor:
         if indices.shape[0] * indices.shape[1] <= Reference.GRAPH_EXPERT_ROWS:
             return _gathered_experts(x, gate_up, down, weights, indices, first)
         return _grouped_experts(x, gate_up, down, weights, indices, first)
 
     @staticmethod
-    def conv1d(x, weight, bias, dilation=1, groups=1):
+    def conv1d(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> Tensor:
         convolution = _conv1d(weight.shape[0], weight.shape[-1], dilation, groups)
         y = convolution(mint.unsqueeze(x, 2), mint.unsqueeze(weight, 2))  # [B, M, 1, T]
         return _bias_add(y, bias).squeeze(2)
 
     @staticmethod
-    def conv_transpose1d(x, weight, bias, stride, trim=0):
+    def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:
         b, _, t = x.shape
         channels, kernel = weight.shape[1:]
         shape = (b, channels, 1, (t - 1) * stride + kernel)
@@ -220,32 +225,32 @@ class Reference:
         return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 
     @staticmethod
-    def conv2d(x, weight, bias, stride, padding):
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         kernel = tuple(weight.shape[2:])
         return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
 
     @staticmethod
-    def snake_beta(x, alpha, beta):
+    def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         b, c, t = x.shape
         alpha = ops.tile(ops.exp(alpha).reshape(1, c, 1), (b, 1, t))
         beta = ops.tile((1.0 / (ops.exp(beta) + 1e-9)).reshape(1, c, 1), (b, 1, t))
         return x + beta * mint.square(ops.sin(x * alpha))
 
     @staticmethod
-    def scale_channels(x, scale):
+    def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
         repeat = tuple(x.shape[:-1]) + (1,)
         return x * ops.tile(scale.reshape((1,) * (x.ndim - 1) + (-1,)), repeat)
 
     @staticmethod
-    def scatter_rows(x, index, rows):
+    def scatter_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         return ops.tensor_scatter_update(x, mint.unsqueeze(index, -1), rows)
 
     @staticmethod
-    def add_rows(x, index, rows):
+    def add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         return ops.tensor_scatter_add(x, mint.unsqueeze(index, -1), rows)
 
     @staticmethod
-    def write_rows(buffer, index, rows):
+    def write_rows(buffer: Any, index: Tensor, rows: Tensor) -> Any:
         if not isinstance(buffer, tuple):
             return _scatter_update(buffer, index, rows)
         codes, scales = _encoded(rows.astype(ms.float32))
@@ -254,36 +259,36 @@ class Reference:
         return buffer
 
     @staticmethod
-    def gather_rows(x, index):
+    def gather_rows(x: Matrix, index: Tensor) -> Tensor:
         if not isinstance(x, tuple):
             return ops.gather(x, index, 0)
         codes, scales = ops.gather(x[0], index, 0), ops.gather(x[1], index, 0)
         return codes.astype(ms.float32) * ops.tile(scales, (1,) * (codes.ndim - 1) + (codes.shape[-1],))
 
     @staticmethod
-    def weighted_sum_rows(x, index, weights):
+    def weighted_sum_rows(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n, taps = index.shape
         rows = ops.gather(x, index.reshape(-1), 0).reshape(n, taps, -1)
         return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, taps), rows).reshape(n, -1)
 
     @staticmethod
-    def concat(parts, axis):
+    def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
         return mint.cat(tuple(parts), axis)
 
     @staticmethod
-    def transpose(x, axes):
+    def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         return mint.permute(x, axes).contiguous()
 
     @staticmethod
-    def clip(x, low, high):
+    def clip(x: Tensor, low: float, high: float) -> Tensor:
         return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp makes a number of NaN
 
     @staticmethod
-    def argmax(x):
+    def argmax(x: Tensor) -> Tensor:
         return ops.argmax(x, -1).astype(ms.int32)
 
     @staticmethod
-    def draw(logits, noise, temperature, top_k, top_p):
+    def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
         scores, ids = ops.topk(logits.astype(ms.float32) / temperature, size, dim=-1)  # [B, k], descending
         probs = ops.softmax(scores, -1)
@@ -295,18 +300,20 @@ class Reference:
         return ops.gather_elements(ids, 1, index).astype(ms.int32)
 
     @staticmethod
-    def penalised(logits, planes, factors, biases):
+    def penalised(logits: Tensor, planes: Tensor, factors: Tensor, biases: Tensor) -> Tensor:
         logits = logits.astype(ms.float32)
         factor, bias = ops.gather(planes, factors, 0), ops.gather(planes, biases, 0)
         return ops.minimum(logits * factor, logits / factor) + bias
 
     @staticmethod
-    def likeliest(logits, count):
+    def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, ids = ops.max(logits, -1, True) if count == 1 else ops.topk(logits, count, dim=-1)
         return values, ids.astype(ms.int64)
 
     @staticmethod
-    def race(values, before, inverse_temperature, excluded, room, noise):
+    def race(
+        values: Tensor, before: Tensor, inverse_temperature: Tensor, excluded: Tensor, room: Tensor, noise: Tensor
+    ) -> Tensor:
         rows, count = values.shape
         scores = values.astype(ms.float32) * ops.tile(inverse_temperature, (1, count)) + excluded
         probs = ops.softmax(scores, -1)
@@ -314,13 +321,13 @@ class Reference:
         return ops.argmax(ops.minimum(probs / noise, left), -1).astype(ms.int64).reshape(rows, 1)
 
     @staticmethod
-    def cross_entropy(logits, labels):
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         log_probs = ops.log_softmax(logits.astype(ms.float32), -1)
         picked = ops.gather_elements(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
         return -mint.mean(picked)
 
     @staticmethod
-    def expert_load(logits, k, mask):
+    def expert_load(logits: Tensor, k: int, mask: Tensor) -> tuple[Tensor, Tensor]:
         probs = ops.softmax(logits.astype(ms.float32), -1)  # [N, E]
         n, e = probs.shape
         _, indices = ops.topk(probs, k, dim=-1)
@@ -329,7 +336,9 @@ class Reference:
         return counts, mint.sum(probs * ops.tile(mask.reshape(n, 1), (1, e)), 0)
 
     @classmethod
-    def residual_unit(cls, x, before, snake, conv, dilation, last_snake, last_conv):
+    def residual_unit(
+        cls, x: Tensor, before: Tensor, snake: Pair, conv: Pair, dilation: int, last_snake: Pair, last_conv: Pair
+    ) -> Tensor:
         y = cls.snake_beta(cls.concat((before, x), -1), *snake)
         y = cls.snake_beta(cls.conv1d(y, *conv, dilation), *last_snake)
         return x + cls.conv1d(y, *last_conv)
@@ -342,24 +351,24 @@ class Reference:
         return cls
 
     @classmethod
-    def steps(cls, dtype):
+    def steps(cls, dtype: ms.Type) -> dict[str, tuple]:
         """Steps that are computed as a whole, and to be compared so: none, or some of `ascend_step_cases.STEPS`."""
         return {}
 
     @staticmethod
-    def packs(weights):
+    def packs(weights: Any) -> bool:
         return False
 
     @staticmethod
-    def prepare(weights, kept=None):
+    def prepare(weights: Any, kept: Any = None) -> Any:
         return None
 
     @staticmethod
-    def place(parameters):
+    def place(parameters: Iterable[Parameter]) -> None:
         pass
 
     @staticmethod
-    def refusal(error):
+    def refusal(error: BaseException) -> str | None:
         return None
 
 

@@ -4,9 +4,13 @@ These are written with MindSpore's kernels that exist on every device, and make 
 """
 
 import mindspore as ms
-from mindspore import mint, ops
+from mindspore import Tensor, mint, ops
 
 from ...quantised import BLOCK, Quantised
+
+Matrix = Tensor | Quantised
+"""As `ops.Matrix`."""
+Pair = tuple[Tensor, Tensor]
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -14,7 +18,7 @@ _batch_matmul = ops.BatchMatMul()
 _batch_matmul_transposed = ops.BatchMatMul(transpose_b=True)
 
 
-def widened(weight, dtype):
+def widened(weight: Matrix, dtype: ms.Type) -> Matrix:
     """bfloat16 that stands beside float32 in float32, everything else as it is."""
     return (
         weight.astype(dtype)
@@ -23,7 +27,7 @@ def widened(weight, dtype):
     )
 
 
-def dense(weight, dtype):
+def dense(weight: Matrix, dtype: ms.Type) -> Tensor:
     """The numbers of a matrix `[..., out, in]` or `[..., in, out]`, or of a `Quantised` `[..., out, in]`, in the dtype of the rows that it
     is multiplied with: bfloat16 beside float32 is widened. The codes of a `Quantised` are taken apart in float32, in which every
     device has what that takes.
@@ -47,7 +51,7 @@ def _spread(values, shape):
     return ops.tile(mint.unsqueeze(values.astype(ms.float32), -1), (1,) * (len(shape) - 1) + (shape[-1],))
 
 
-def gathered(weight, places):
+def gathered(weight: Matrix, places: Tensor) -> Matrix:
     """A matrix or stack of them at places `[...]` of the first axis. MindSpore's CPU gathers no bfloat16, so that is widened before."""
     if not isinstance(weight, tuple):
         return ops.gather(weight, places, 0)
@@ -57,17 +61,17 @@ def gathered(weight, places):
     return Quantised(ops.gather(codes, places, 0), scales, offsets)
 
 
-def usual_dtype(weight):
+def usual_dtype(weight: Matrix) -> ms.Type:
     """Of the rows of a table where nobody says."""
     return ms.float32 if isinstance(weight, tuple) else weight.dtype
 
 
-def members(weight):
+def members(weight: Matrix) -> int:
     """How many rows, or experts, it has."""
     return (weight[0] if isinstance(weight, tuple) else weight).shape[0]
 
 
-def picked_one(weight, expert):
+def picked_one(weight: Matrix, expert: int) -> Matrix:
     """The matrix of an expert."""
     return (
         Quantised(*(part if part is None else part[expert] for part in weight))
@@ -76,7 +80,7 @@ def picked_one(weight, expert):
     )
 
 
-def times(rows, weight):
+def times(rows: Tensor, weight: Matrix) -> Tensor:
     """rows `[..., R, in]` times a matrix of experts, which is `[..., in, out]`, or a `Quantised` `[..., out, in]`."""
     turned, weight = isinstance(weight, tuple), dense(weight, rows.dtype)
     if rows.ndim == 2:
