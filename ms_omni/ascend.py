@@ -30,12 +30,13 @@ DTYPE = "bfloat16"
 def refusal(storage: Storage, shape: tuple[int, ...]) -> str | None:
     """Why no kernel multiplies with codes of a matrix `[out, in]`, or of stacked ones `[E, out, in]`; None where one does."""
     *experts, outputs, inputs = shape
-    in_groups = storage.group not in (None, inputs)
+    group = inputs if storage.group is None else storage.group
+    in_groups = group != inputs
     if not experts:
         line = LINE_BYTES * 8 // storage.bits
         if outputs % line or inputs % LINE_BYTES:
             return f"CANN multiplies with matrices of {storage.bits} bits whose outputs are a multiple of {line} and inputs of {LINE_BYTES}"
-        if in_groups and storage.group % 32:
+        if in_groups and group % 32:
             return "CANN has groups of multiples of 32 inputs"
     elif in_groups and storage.bits == 8:
         return "CANN multiplies with experts of 8 bits that have one scale per output, not per group"

@@ -1,7 +1,7 @@
 """What the matrices of a model read while it answers questions of the user's: for `ms-omni convert --calibrate`."""
 
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ def _conversation(value: Any, where: str) -> list[dict]:
 
 def needed_gb(folder: str | Path) -> float:
     """GB of memory that running the model of a folder takes, about: its weights as they are computed with here, and 2 more."""
-    from .checkpoint.open import open_checkpoint
     from .modeling.ops import keeps_bfloat16
     from .runtime import setup
 
@@ -86,7 +85,7 @@ def needed_gb(folder: str | Path) -> float:
     return sum(entry.size for entry in reader.entries.values()) * itemsize / 1e9 + 2
 
 
-def observe(folder: str | Path, files: list[str | Path], progress=lambda text: None) -> Observed:
+def observe(folder: str | Path, files: list[str | Path], progress: Callable[[str], Any] = lambda text: None) -> Observed:
     """What the matrices of thinker and talker get to see, from what the model of `folder` computes while it answers.
 
     The model is held in memory as a whole. Raises `InputError` where that is too small, before anything is loaded, and for files that
@@ -101,14 +100,13 @@ def observe(folder: str | Path, files: list[str | Path], progress=lambda text: N
             f"calibration runs the model of {folder} in memory: that takes {needed:.1f} GB, and {free:.1f} GB are free ({why}). "
             "Leave --calibrate out, or calibrate on a machine with more memory."
         )
-    from .calibration import watch_inputs
     from .input.processor import Qwen3OmniMoeProcessor
     from .model import Qwen3OmniMoeForConditionalGeneration
 
     processor = Qwen3OmniMoeProcessor.from_pretrained(folder)
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, compile_steps=False, parallel=None)
     speaks = getattr(model, "talker", None) is not None
-    with watch_inputs(model, folder) as inputs:
+    with observe_inputs(model, folder) as inputs:
         for number, messages in enumerate(asked, 1):
             progress(f"calibrating: conversation {number} of {len(asked)} ...")
             encoded = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
@@ -117,29 +115,33 @@ def observe(folder: str | Path, files: list[str | Path], progress=lambda text: N
     return Observed(inputs, {"files": [Path(file).name for file in files], "conversations": len(asked)})
 
 
-def passing(x):
+def unfused(x: Any) -> Any:
     """x; a layer whose parameters are read through anything but `identity` is run as it is, and not as a part of a fused operator."""
     return x
 
 
-class WatchedLinear:
-    """A `Linear` that hands its inputs to `saw`."""
+class ObservedLinear(Linear):
+    """A `Linear` that hands its inputs to `observe`."""
 
-    def construct(self, x):
-        self.saw(x)
+    observe: Callable[..., None]
+
+    def construct(self, x: Any) -> Any:
+        self.observe(x)
         return super().construct(x)
 
 
-class WatchedExperts:
-    """`Experts` that hand their inputs to `saw`."""
+class ObservedExperts(Experts):
+    """`Experts` that hand their inputs to `observe`."""
 
-    def construct(self, x, weights, indices):
-        self.saw(x, indices)
+    observe: Callable[..., None]
+
+    def construct(self, x: Any, weights: Any, indices: Any) -> Any:
+        self.observe(x, indices)
         return super().construct(x, weights, indices)
 
 
 @contextmanager
-def watch_inputs(model, folder: str | Path) -> Iterator[dict[str, Inputs]]:
+def observe_inputs(model: Any, folder: str | Path) -> Iterator[dict[str, Inputs]]:
     """Inside, `{published name: Inputs}` of the linear layers and experts in the decoders of thinker and talker grows."""
     reader = as_published(open_checkpoint(folder))
     root = file_root(reader.entries)
@@ -153,7 +155,7 @@ def watch_inputs(model, folder: str | Path) -> Iterator[dict[str, Inputs]]:
             inputs[stored] = Inputs.of(rows)
 
     def experts(stem):
-        def saw(x, indices):
+        def observe(x, indices):
             rows, chosen = x.asnumpy().astype(np.float32), indices.asnumpy()
             for expert in np.unique(chosen):
                 own = rows[(chosen == expert).any(axis=1)]
@@ -165,23 +167,23 @@ def watch_inputs(model, folder: str | Path) -> Iterator[dict[str, Inputs]]:
                 opened = own @ gate.T
                 note(f"{stem}.{expert}.down_proj", opened / (1 + np.exp(-opened)) * (own @ up.T))
 
-        return saw
+        return observe
 
     def linear(name):
         return lambda x: note(name, x.asnumpy().astype(np.float32).reshape(-1, x.shape[-1]))
 
-    watched = []
+    observed = []
     for name, cell in model.cells_and_names():
         if ".model.layers." not in f".{name}" or "code_predictor" in name or not name.startswith(("thinker.", "talker.")):
             continue
-        kind, saw = (WatchedLinear, linear) if isinstance(cell, Linear) else (WatchedExperts, experts)
+        kind, observer = (ObservedLinear, linear) if isinstance(cell, Linear) else (ObservedExperts, experts)
         if isinstance(cell, (Linear, Experts)):
-            watched.append((cell, type(cell), cell.source))
-            become(cell, kind, saw=saw(name), source=passing)
+            observed.append((cell, type(cell), cell.source))
+            become(cell, kind, observe=observer(name), source=unfused)
     try:
         yield inputs
     finally:
-        for cell, kind, source in watched:
+        for cell, kind, source in observed:
             object.__setattr__(cell, "__class__", kind)
             cell.source = source
 

@@ -245,7 +245,7 @@ def check_attention(options: dict[str, Any]) -> Any:
     return chosen
 
 
-def check_quantize(quantize, group, embeddings) -> None:
+def check_quantize(quantize: Any, group: Any, embeddings: Any) -> None:
     """Raises `InputError` for values of these arguments of `from_pretrained` that mean nothing, whatever the checkpoint is."""
     from .quantised import GROUPS  # numpy
 

@@ -17,7 +17,7 @@ require_mindspore()
 
 from .checkpoint import load_rank_file  # noqa: E402  (needs MindSpore)
 from .checkpoint.load import fill_cell  # noqa: E402
-from .checkpoint.matching import check_counts, file_root, layers_beyond, plan_loading  # noqa: E402  # noqa: E402
+from .checkpoint.matching import check_counts, file_root, layers_beyond, plan_loading  # noqa: E402
 from .checkpoint.open import open_checkpoint, reader_of  # noqa: E402
 from .checkpoint.reader import StateReader  # noqa: E402
 from .checkpoint.shapes import component_shapes  # noqa: E402
@@ -30,6 +30,7 @@ from .checkpoint.storage import scheme as quantisation_scheme  # noqa: E402
 from .config import Qwen3OmniMoeConfig, read_config_json  # noqa: E402
 from .generation.options import GenerationConfig  # noqa: E402
 from .locking import exclusive, restore_interrupts  # noqa: E402
+from .model_object import ModelObject  # noqa: E402
 from .modeling import ops  # noqa: E402
 from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402
 from .parallel import watch  # noqa: E402
@@ -77,7 +78,7 @@ class Planned:
         return codes, dict.fromkeys((self.kept & storable) - codes.keys(), KEPT)
 
 
-class LoadingMixin:
+class LoadingMixin(ModelObject):
     """Builds a cell and fills its parameters, which carry the checkpoint's names behind `checkpoint_prefix`."""
 
     config_class: Any = None
@@ -193,9 +194,10 @@ class LoadingMixin:
                 slices = group and group.make_slices(model, config, prefix, codes)
                 exchange(model, {**codes, **kept})
             if rank_index is not None:
+                assert folder is not None and group is not None, "files of ranks are in a folder, and read by a group"
                 shapes = {prefix + name: shape for name, shape in component_shapes(config, prefix).items()}
                 report = load_rank_file(
-                    model, folder, rank_index, group.mesh.rank, shapes, slices, prefix=prefix, dtype=runtime.dtype
+                    model, folder, rank_index, group.mesh.rank, shapes, slices or {}, prefix=prefix, dtype=runtime.dtype
                 )
             else:
                 shown = progress and (group is None or group.mesh.speaks)
@@ -318,7 +320,7 @@ class LoadingMixin:
         return part if isinstance(part, cls.config_class) else cls.config_class.from_dict(part, "config")
 
 
-def check_patterns(mapping) -> None:
+def check_patterns(mapping: Mapping[str, str] | None) -> None:
     """Raises `InputError` for a `key_mapping` that holds anything but regular expressions and replacements."""
     try:
         for old, new in (mapping or {}).items():
@@ -332,20 +334,20 @@ def keeps_bfloat16() -> bool:
     return require_mindspore().get_context("device_target") == "CPU" and ops.keeps_bfloat16()
 
 
-def config_words(kind) -> set[str]:
+def config_words(kind: Any) -> set[str]:
     """Words that change a configuration of the class: its fields, and those of its text decoder."""
     text = kind.sub_configs.get("text_config")
     return {*kind.model_fields, *kind.attribute_map, *(text.model_fields if text else ())}
 
 
-def changed(config, changes):
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of a configuration with some values changed, those of the text decoder by their own names; `ConfigError`."""
     own = {word: value for word, value in changes.items() if hasattr(config, word)}
     inner = {word: value for word, value in changes.items() if word not in own}
     return config.copy(**own, **({"text_config": inner} if inner else {})) if changes else config
 
 
-def generation_config(folder, given) -> GenerationConfig:
+def generation_config(folder: str | Path | None, given: Any) -> GenerationConfig:
     """The defaults of generation: the folder's, and over them those of a generation config (an object or a dict)."""
     config = GenerationConfig() if folder is None else GenerationConfig.from_pretrained(folder)
     given = given.to_diff_dict() if hasattr(given, "to_diff_dict") else given
@@ -355,6 +357,6 @@ def generation_config(folder, given) -> GenerationConfig:
     return config
 
 
-def loading_info(report) -> dict:
+def loading_info(report: Any) -> dict:
     """What transformers returns with `output_loading_info`: whatever does not fit has been an error before."""
     return {"missing_keys": [], "unexpected_keys": list(report.unused), "mismatched_keys": [], "error_msgs": []}

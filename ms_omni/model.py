@@ -51,12 +51,18 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
     text_model = Qwen3OmniMoeThinkerTextModel
     compile_after, own_engine = COMPILE_AFTER, None
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(Qwen3OmniMoeThinkerConfig.validated(config))
         self.generation_config = GenerationConfig()
 
     def prepare_inputs_for_generation(
-        self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, use_cache=True, **inputs
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool = True,
+        **inputs: Any,
     ) -> dict[str, Any]:
         """What the next forward pass of a loop of the caller's own takes.
 
@@ -71,7 +77,14 @@ class Qwen3OmniMoeThinkerForConditionalGeneration(Qwen3OmniMoePreTrainedModelFor
         first = {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}
         return {**inputs, **prepared, **first}
 
-    def generate(self, input_ids=None, generation_config=None, logits_processor=None, stopping_criteria=None, **kwargs):
+    def generate(
+        self,
+        input_ids: Any = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Prompt and new token ids int64 `[B, T + new]`; rows that ended earlier are padded.
 
         Arguments are the processor's outputs (or `inputs_embeds` `[B, T, D]`: the ids are then the new ones alone), the
@@ -120,10 +133,17 @@ class Qwen3OmniMoeTalkerForConditionalGeneration(SpeechPart, Talker):
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration
     compile_after, own_engine = COMPILE_AFTER, None
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(Qwen3OmniMoeTalkerConfig.validated(config))
 
-    def generate(self, inputs_embeds=None, trailing_text_hidden=None, tts_pad_embed=None, talker_input_ids=None, **kwargs):
+    def generate(
+        self,
+        inputs_embeds: Any = None,
+        trailing_text_hidden: Any = None,
+        tts_pad_embed: Any = None,
+        talker_input_ids: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Codes 0 int64 `[B, n]` of a text that is known, drawn until the end token; `model.generate` speaks while it writes.
 
         inputs_embeds `[B, S, D]` are the talker's rows of the prompt, trailing_text_hidden `[B, n, D]` the text rows behind the
@@ -145,7 +165,7 @@ class Qwen3OmniMoeCode2Wav(SpeechPart, Code2Wav):
     transformer_model = Qwen3OmniMoeCode2WavTransformerModel
     decoder_block = Qwen3OmniMoeCode2WavDecoderBlock
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(Qwen3OmniMoeCode2WavConfig.validated(config))
 
 
@@ -155,7 +175,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
     config_class = Qwen3OmniMoeConfig
     compile_after, own_engine = COMPILE_AFTER, None
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config = Qwen3OmniMoeConfig.validated(config)
         self.folder: Any = None
@@ -182,32 +202,32 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         self.folder, self.request = folder, request
         self.generation_config.load(eos_token_id=self.config.im_end_token_id)
 
-    def construct(self, *_, **__):
+    def construct(self, *_: Any, **__: Any) -> Any:
         """The reference has no forward pass of the whole model either. Raises `InputError`."""
         raise InputError(
             "the whole model has no forward pass: call model.thinker(...), model.talker(...) or model.code2wav(...), or let "
             "model.generate(...) answer"
         )
 
-    def get_decoder(self):
+    def get_decoder(self) -> Any:
         return self.thinker.get_decoder()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
         return self.thinker.get_input_embeddings()
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> Any:
         return self.thinker.get_output_embeddings()
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """As the thinker's; the talker hears of the text through the thinker alone."""
         return self.thinker.resize_token_embeddings(*args, **kwargs)
 
     @property
-    def has_talker(self):
+    def has_talker(self) -> bool:
         """Whether the model can speak."""
         return "talker" in self._cells
 
-    def enable_talker(self):
+    def enable_talker(self) -> None:
         """Loads talker and vocoder from the folder that the model came from. Raises `InputError` if it has none."""
         if self.has_talker:
             return
@@ -223,7 +243,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         self.config = self._configuration(self.folder, replace(self.request, changes={}))
         self.own_engine = None
 
-    def disable_talker(self):
+    def disable_talker(self) -> None:
         """Frees talker and vocoder; the model then answers in text only."""
         if self.has_talker:
             del self.talker, self.code2wav
@@ -231,15 +251,15 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
             self.config = without_speech(self.config)
 
     @property
-    def generation_config(self):
+    def generation_config(self) -> Any:
         """Defaults of the text: those of the thinker."""
         return self.thinker.generation_config
 
     @generation_config.setter
-    def generation_config(self, config):
+    def generation_config(self, config: Any) -> None:
         self.thinker.generation_config = config
 
-    def generate(self, input_ids=None, speaker=None, **kwargs):
+    def generate(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> Any:
         """Answers a prompt: `(text_ids, audio)`, or the text ids alone where there is no speech.
 
         text_ids: prompt and new ids int64 `[B, T + new]`, or a `GenerateOutput` with
@@ -256,7 +276,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
                 answer = text_result(stream)
             return text_alone(answer) if request.speech is None else (answer, join_audio(chunks, len(end.sequences)))
 
-    def stream(self, input_ids=None, speaker=None, **kwargs):
+    def stream(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> Stream:
         """Answers a prompt piece by piece: yields `TextDelta`, `AudioChunk` and at last a `StreamEnd`.
 
         kwargs: the processor's outputs; speaker or spk (a name of the config, default "Ethan"); return_audio or
@@ -270,12 +290,19 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         """
         return Stream(engine_of(self), parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
 
-    def say(self, input_ids=None, speaker=None, **kwargs):
+    def say(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> Stream:
         """As `stream`, but says the assistant turn that the prompt ends with instead of writing one."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
         return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
-    def engine(self, max_rows=16, tokens=None, speech=None, speech_device=None, kv_cache_dtype="auto"):
+    def engine(
+        self,
+        max_rows: int = 16,
+        tokens: int | None = None,
+        speech: str | None = None,
+        speech_device: int | None = None,
+        kv_cache_dtype: str = "auto",
+    ) -> Engine:
         """An `Engine` for many callers: `add(**inputs, ...) -> id`, `step() -> [(id, event), ...]`, `cancel(id)`, `close()`, and
         `read(**inputs) -> id` for what is to be answered later.
 
@@ -292,6 +319,6 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         return Engine(self, max_rows, tokens, speech=speech, speech_device=speech_device, kv_cache_dtype=kv_cache_dtype)
 
 
-def without_speech(config):
+def without_speech(config: Qwen3OmniMoeConfig) -> Qwen3OmniMoeConfig:
     """The configuration of the same model without talker and vocoder."""
     return config.copy(enable_audio_output=False, talker_config=None, code2wav_config=None)

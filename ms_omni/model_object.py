@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, nn
@@ -28,17 +29,18 @@ def _check_memory(cell):
         )
 
 
-class ModelObject(Trainable):
+class ModelObject(Trainable, nn.Cell):
     """Methods of a public model class, or of a part of one, in front of the cell that computes."""
 
     main_input_name = "input_ids"
     base_model_prefix = "model"
+    config: Any
     is_gradient_checkpointing = False
     supports_gradient_checkpointing = False
     _tied_weights_keys = None  # a tied head is the embedding itself here
     _no_split_modules = ()
 
-    def __init__(self, *config):
+    def __init__(self, *config: Any) -> None:
         """From a configuration: with weights as transformers starts them, unless somebody else fills them."""
         if is_lazy():
             super().__init__(*config)
@@ -58,7 +60,7 @@ class ModelObject(Trainable):
 
     from_config = _from_config
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass: `model(...)`."""
         return self(*args, **kwargs)
 
@@ -67,24 +69,24 @@ class ModelObject(Trainable):
 
     # -- mode --------------------------------------------------------------------------------------------------------
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Any:
         """MindSpore's training mode, or with False the other one; returns the model."""
         return self.set_train(mode) if mode else self.eval()
 
-    def eval(self):
+    def eval(self) -> Any:
         """Ends training: nothing is recorded for a gradient any more unless it is asked for; returns the model."""
         self.set_train(False)
         self.set_grad(False)
         return self
 
-    def requires_grad_(self, requires_grad: bool = True):
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
         """Freezes or frees every parameter, but for those that are codes, which have no gradient; returns the model."""
         codes = coded_names(self)
         for name, parameter in self.parameters_and_names():
             parameter.requires_grad = requires_grad and name not in codes
         return self
 
-    def gradient_checkpointing_enable(self, *_, **__) -> None:
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         warnings.warn("gradient checkpointing has no effect: activations are kept until a gradient was taken", stacklevel=2)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -99,7 +101,7 @@ class ModelObject(Trainable):
     # -- device and dtype ----------------------------------------------------------------------------------------------
 
     @property
-    def dtype(self):
+    def dtype(self) -> Any:
         """MindSpore dtype that is computed in; matrices may be stored in another."""
         return next(cell.dtype for cell in self.modules() if isinstance(cell, Layer))
 
@@ -114,7 +116,7 @@ class ModelObject(Trainable):
         return {"": self.device}
 
     @exclusive
-    def to(self, *targets, dtype=None, **_):
+    def to(self, *targets: Any, dtype: Any = None, **_: Any) -> Any:
         """In another dtype, where the device computes in it (CPU: float32 only, said once); devices change nothing.
 
         Raises:
@@ -145,21 +147,21 @@ class ModelObject(Trainable):
             if layer.coded or layer.kept:
                 layer.computed = chosen
 
-    def float(self):
+    def float(self) -> Any:
         return self.to("float32")
 
-    def double(self):
+    def double(self) -> Any:
         """float32, the widest dtype that is computed in."""
         warnings.warn("models are computed in float32 at most; float64 weights become float32", stacklevel=2)
         return self.to("float32")
 
-    def half(self):
+    def half(self) -> Any:
         return self.to("float16")
 
-    def bfloat16(self):
+    def bfloat16(self) -> Any:
         return self.to("bfloat16")
 
-    def cpu(self, *_, **__):
+    def cpu(self, *_: Any, **__: Any) -> Any:
         """Itself: the device is MindSpore's, chosen by `mindspore.set_device`."""
         return self
 
@@ -170,7 +172,9 @@ class ModelObject(Trainable):
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         return iter(self.get_parameters(expand=recurse))
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
         return self.parameters_and_names(name_prefix=prefix, expand=recurse)
 
     def get_parameter(self, target: str) -> Parameter:
@@ -182,7 +186,7 @@ class ModelObject(Trainable):
 
     get_parameter_or_buffer = get_parameter
 
-    def get_memory_footprint(self, *_, **__) -> int:
+    def get_memory_footprint(self, *_: Any, **__: Any) -> int:
         """Bytes of the weights."""
         return sum(parameter.nbytes for parameter in self.get_parameters())
 
@@ -194,20 +198,22 @@ class ModelObject(Trainable):
         if exclude_embeddings:
             cells = [cell for _, cell in self.cells_and_names() if isinstance(cell, Embedding)]
             tables = {id(parameter) for cell in cells for parameter in cell.get_parameters()}
-        meant: dict[int, int] = {}
+        meant: dict[int, Any] = {}
         for _, layer in layers_in(self):
             for codes, *steps in map(layer.quantised, layer.coded):
-                meant |= {id(codes): codes.size * (2 if codes.dtype == ms.uint8 else 1), **dict.fromkeys(map(id, steps), 0)}
-        return sum(
-            meant.get(id(parameter), parameter.size)
+                meant[id(codes)] = codes.size * (2 if codes.dtype == ms.uint8 else 1)
+                meant.update((id(step), 0) for step in steps)
+        counted = [
+            parameter
             for parameter in self.get_parameters()
             if id(parameter) not in tables and (parameter.requires_grad or not only_trainable)
-        )
+        ]
+        return sum(meant.get(id(parameter), parameter.size) for parameter in counted)
 
     def modules(self) -> Iterator[nn.Cell]:
         return (cell for _, cell in self.cells_and_names())
 
-    def named_modules(self, *_, **__) -> Iterator[tuple[str, nn.Cell]]:
+    def named_modules(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Cell]]:
         return self.cells_and_names()
 
     def children(self) -> Iterator[nn.Cell]:
@@ -226,35 +232,35 @@ class ModelObject(Trainable):
     # -- embeddings ----------------------------------------------------------------------------------------------------
 
     @property
-    def base_model(self):
+    def base_model(self) -> Any:
         """The model without its head, or itself."""
         return getattr(self, self.base_model_prefix, self)
 
-    def get_decoder(self):
+    def get_decoder(self) -> Any:
         """The decoder stack of a model that has a head, else the model itself."""
         return getattr(self, "model", self)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
         """The layer that inputs go through first, or None."""
         return getattr(self, "input_layer", None)
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> Any:
         """The head that makes logits (the embedding itself where they are tied), or None."""
         return getattr(self, "output_layer", None)
 
-    def set_input_embeddings(self, value) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self._exchange(self.get_input_embeddings(), value)
 
-    def set_output_embeddings(self, value) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         self._exchange(self.get_output_embeddings(), value)
 
-    def tie_weights(self, *_, **__) -> None:
+    def tie_weights(self, *_: Any, **__: Any) -> None:
         """Nothing is to be done: a tied head is the embedding itself."""
 
     @exclusive
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ):
+    ) -> Any:
         """Gives the vocabulary another size, in embedding, head and configuration; returns the embedding.
 
         New rows are the mean of the old ones, or with mean_resizing=False random as in a new model. An optimizer that was made

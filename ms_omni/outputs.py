@@ -44,17 +44,17 @@ class ModelOutput(Mapping):
         """The fields that are not None."""
         return tuple(getattr(self, name) for name in self.keys())
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
         if key not in self.keys():
             raise KeyError(key)
         return getattr(self, key)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return iter(self.keys())
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.keys())
 
 
@@ -130,13 +130,15 @@ class VisionOutput(tuple):
     hidden_states: Any
     attentions = None
 
-    def __new__(cls, features, deepstack, last_hidden_state=None, hidden_states=None):
+    def __new__(
+        cls, features: Any, deepstack: Any, last_hidden_state: Any = None, hidden_states: Any = None
+    ) -> VisionOutput:
         output = super().__new__(cls, (features, deepstack))
         output.pooler_output, output.deepstack_features = features, deepstack
         output.last_hidden_state, output.hidden_states = last_hidden_state, hidden_states
         return output
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         return getattr(self, key) if isinstance(key, str) else super().__getitem__(key)
 
 

@@ -3,6 +3,8 @@
 The models of `model.py` are made of them, so `isinstance(model.thinker.visual, Qwen3OmniMoeVisionEncoder)` holds.
 """
 
+from typing import Any
+
 from .config import (
     Qwen3OmniMoeAudioEncoderConfig,
     Qwen3OmniMoeCode2WavConfig,
@@ -38,8 +40,8 @@ class Qwen3OmniMoeThinkerTextPreTrainedModel(Qwen3OmniMoePreTrainedModel):
 class Part(Qwen3OmniMoePreTrainedModel):
     """A part that is built from its section of the configuration."""
 
-    def __init__(self, config, *place):
-        super().__init__(self.config_class.validated(config), *place)
+    def __init__(self, config: Any, *index: int) -> None:
+        super().__init__(self.config_class.validated(config), *index)
 
 
 class Qwen3OmniMoeAudioEncoder(Part, AudioEncoder):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,14 @@ from .loading import LoadingMixin
 
 from .checkpoint import save_checkpoint  # isort: skip  (loading explains a missing MindSpore first)
 from .locking import exclusive
-from .model_object import ModelObject
 from .modeling.layer import coded_names, widen
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _ANYWAY = ("is_main_process", "save_function", "push_to_hub", "variant", "token", "save_peft_format", "save_original_format")
 
 
-class PretrainedMixin(LoadingMixin, ModelObject):
+class PretrainedMixin(LoadingMixin):
     """Loads and saves a cell whose parameters carry the checkpoint's names behind `checkpoint_prefix`."""
-
-    config: Any
-    cells: Any  # of MindSpore's Cell
 
     def save_pretrained(
         self,
@@ -56,7 +53,7 @@ class PretrainedMixin(LoadingMixin, ModelObject):
             save_checkpoint(self, Path(save_directory), self.config, dtype, generation_config=defaults, **size)
 
 
-def check_saving(safe_serialization, options):
+def check_saving(safe_serialization: bool, options: Mapping[str, Any]) -> None:
     """Raises `InputError` for what cannot be saved so, and for words that nobody knows."""
     if not safe_serialization:
         raise InputError(
@@ -82,7 +79,7 @@ def as_bytes(size: int | str) -> int:
 
 
 @contextmanager
-def holding(cell, values):
+def holding(cell: Any, values: Mapping[str, Any] | None) -> Iterator[None]:
     """The cell with `values`, tensors by parameter name, in the place of its own for a while. Raises `InputError`."""
     own = dict(cell.parameters_and_names())
     values = values or {}

@@ -8,9 +8,11 @@ import re
 import resource
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import psutil
 
@@ -23,11 +25,11 @@ class Runtime:
     """device: "CPU" or "Ascend"; dtype: MindSpore dtype of weights and activations; reason: why that dtype."""
 
     device: str
-    dtype: object
+    dtype: Any
     reason: str
 
 
-def require_mindspore():
+def require_mindspore() -> ModuleType:
     """Imports MindSpore, or raises `ImportError` with one line that says what to install, or where it cannot run."""
     if sys.platform == "win32":
         raise ImportError(
@@ -45,7 +47,7 @@ def require_mindspore():
 
 
 @contextlib.contextmanager
-def uncollected():
+def uncollected() -> Iterator[None]:
     """Around what makes many objects that all stay: collections of garbage would find nothing, and take a sixth of the time of
     MindSpore's import.
     """
@@ -59,7 +61,7 @@ def uncollected():
 
 
 @exclusive
-def setup(dtype=None):
+def setup(dtype: Any = None) -> Runtime:
     """Prepares MindSpore for inference and returns the `Runtime`. Safe to call more than once.
 
     dtype: see `dtype_name`. On CPU, which computes in float32 only, the half types give a warning and float32: the weights
@@ -122,7 +124,7 @@ DTYPES = {
 """Names of the dtypes to compute in, and what else they are called."""
 
 
-def dtype_name(dtype) -> str | None:
+def dtype_name(dtype: Any) -> str | None:
     """ "float32", "bfloat16" or "float16", or None for the device's own.
 
     dtype: a name ("bf16", "torch.bfloat16"), a dtype of MindSpore, PyTorch or numpy, "auto", None, or a dict of one for each

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,13 @@ WAVE_GAIN = 0.06  # keeps the waveform between -1 and 1
 
 
 def write_tiny_checkpoint(
-    folder: str | Path, *, seed: int = 0, geometry="tiny", dtype: str = "bfloat16", shards: int = 2, talker: bool = True
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    geometry: Any = "tiny",
+    dtype: str = "bfloat16",
+    shards: int = 2,
+    talker: bool = True,
 ) -> Qwen3OmniMoeConfig:
     """Write config, weights, tokenizer, chat template and preprocessor settings to the new folder `folder`.
 

@@ -31,7 +31,7 @@ from ..modeling.ops.fused import CANDIDATES, LEAST_NOISE, Kind, before, draw_ter
 from ..modeling.packing import host_array
 from ..modeling.steps import LAUNCH_ROWS
 
-Found = np.ndarray | Chosen | Likeliest | None
+Found = np.ndarray | Chosen | Likeliest
 KINDS = (False, False), (False, True), (True, False), (True, True)
 """Of launches: whether some rows have penalties, and whether some are sampled."""
 
@@ -39,7 +39,7 @@ KINDS = (False, False), (False, True), (True, False), (True, True)
 class Chooser:
     """For the rows of a head; rows: how many are launched at most. Nothing is compiled but by `warm`; before, operators run one by one."""
 
-    def __init__(self, head: Any, rows: int = LAUNCH_ROWS):
+    def __init__(self, head: Any, rows: int = LAUNCH_ROWS) -> None:
         vocabulary = getattr(head, "vocabulary", None)
         self.dtype, self.width = head.dtype, head.size
         self.first, self.draws = vocabulary.first if vocabulary else 0, vocabulary is None
@@ -67,16 +67,16 @@ class Chooser:
         with interruptible():
             return tuple(map(host_array, self.graphs[(size, *kind)](*inputs)))
 
-    def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Found]:
+    def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Found | None]:
         """What each row chooses by; logits `[B, 1, V]`, the first are of the rows with these samplers, and of one that is None nothing
         is wanted. seen: numbers of rows whose logits somebody looks at.
         """
         if not self.on:
             return list(host_array(logits)[: len(samplers), 0].astype(np.float32))
-        logits, found = logits.reshape(-1, self.width), [None] * len(samplers)
-        rows = [row for row, sampler in enumerate(samplers) if sampler is not None]
-        here = [row for row in rows if row not in seen and expressible(samplers[row])]
-        there = [row for row in rows if row not in here]
+        found: list[Found | None] = [None] * len(samplers)
+        logits, rows = logits.reshape(-1, self.width), dict(enumerate(samplers))
+        here = [row for row, sampler in rows.items() if sampler and row not in seen and expressible(sampler)]
+        there = [row for row, sampler in rows.items() if sampler and row not in here]
         if there:
             lines = host_array(ops.gather_rows(logits, Tensor(np.array(there, np.int32)))).astype(np.float32)
             for row, line in zip(there, lines):
@@ -110,7 +110,8 @@ class Chooser:
         found = (Tensor(slots), Tensor(slots + self.planes.count)) if penalised else ()
         if not (drawn and self.draws):
             return found
-        noise, kinds = np.ones((len(samplers), CANDIDATES), np.float32), [None] * len(samplers)
+        noise = np.ones((len(samplers), CANDIDATES), np.float32)
+        kinds: list[Kind] = [None] * len(samplers)
         for row, sampler in enumerate(samplers):
             if sampler is not None and sampler.params.do_sample:
                 params = sampler.params
@@ -128,7 +129,7 @@ def _terms(kinds: tuple[Kind, ...], count: int) -> tuple[Tensor, ...]:
 class _Choice(Cell):
     """penalised: whether some rows have penalties; drawn: whether some are sampled."""
 
-    def __init__(self, chooser, penalised, drawn):
+    def __init__(self, chooser, penalised, drawn) -> None:
         super().__init__(auto_prefix=False)
         self.penalised, self.draws, self.width = penalised, drawn and chooser.draws, chooser.width
         self.candidates = chooser.count if drawn else 1
@@ -148,7 +149,7 @@ class Planes:
     whoever is chosen for: those that are, and those of before that are still of use.
     """
 
-    def __init__(self, width: int, first: int, count: int):
+    def __init__(self, width: int, first: int, count: int) -> None:
         self.width, self.first, self.count = width, first, count
         numbers = np.repeat(np.array(NEUTRAL, np.float32), count * width)[:, None]
         self.buffer = Parameter(Tensor(numbers), name=f"planes{id(self)}")

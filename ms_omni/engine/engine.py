@@ -6,7 +6,7 @@ callers --add, cancel--> Sequence --> Scheduler --Plan--> ThinkerRunner, SpeechS
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Engine(Work):
         speech: str | None = None,
         speech_device: int | None = None,
         kv_cache_dtype: str = "auto",
-    ):
+    ) -> None:
         super().__init__()
         check_cache_dtype(kv_cache_dtype)
         self.kv_cache_dtype = kv_cache_dtype
@@ -125,7 +125,7 @@ class Engine(Work):
             and (self.model is model or not whole)
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(None), ()  # a copy of a model makes an engine of its own
 
     def _refresh(self) -> None:
@@ -135,13 +135,12 @@ class Engine(Work):
         if self._weights is not None and not self._weights.changed():
             return
         thinker, compile_after = self.thinker_cell, self.model.compile_after
-        blocks = [None if pool is None else pool.capacity + 1 for pool in self.scheduler.pools]
         listen = self.config.talker_config.accept_hidden_layer if self.speaks else None
-        pool = KVPool.of(thinker.model, blocks[THINKER], dtype=self.kv_cache_dtype)
+        pool = KVPool.of(thinker.model, self.scheduler.pool(THINKER).capacity + 1, dtype=self.kv_cache_dtype)
         self.thinker = ThinkerRunner(thinker, pool, ContentCache(FEATURE_BYTES), listen, compile_after, self.max_rows)
         if isinstance(self.speech, SpeechProcess):  # one at a time, for it may fill its card
             self.speech.close()
-        self.speech = self._stage(blocks[TALKER], compile_after) if self.speaks else None
+        self.speech = self._stage(compile_after) if self.speaks else None
         for pool in filter(None, self.scheduler.pools):
             pool.forget()
         cells = self.model._cells if self.whole else {}
@@ -164,11 +163,12 @@ class Engine(Work):
             with exclusive, self.ranks.held():  # no hang, however long it takes
                 stage.warm(size)
 
-    def _stage(self, blocks: int | None, compile_after: int | None) -> SpeechStage | SpeechProcess:
+    def _stage(self, compile_after: int | None) -> SpeechStage | SpeechProcess:
         config, model = self.config, self.model
         ends = self.embeddings([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id])
         if self.apart is not None:
             return SpeechProcess(model, config, ends, self.blocks + 1, self.max_rows, self.device, self.kv_cache_dtype)
+        blocks = self.scheduler.pool(TALKER).capacity + 1
         pool = KVPool.of(model.talker.model, blocks, dtype=self.kv_cache_dtype)
         return SpeechStage(model.talker, model.code2wav, ends, pool, compile_after, self.ranks.codes, self.max_rows)
 
@@ -249,21 +249,24 @@ class Engine(Work):
     @exclusive
     def close(self) -> None:
         """Gives all up, what is under way with an error, and the memory back."""
+        if self.closed:
+            return
         self.let_go()
         for id, row in self.rows.items():
             self.scheduler.cancel(id)
             if not row.ended:
                 row.fail(InputError("the engine was closed before the end of this answer"))
         self.ranks.close()
-        if self.apart is not None and not self.closed:
+        if isinstance(self.speech, SpeechProcess):
             self.speech.close()
-        self.closed, self.thinker, self.speech, self._weights = True, None, None, None
+        self.closed, self.speech, self._weights = True, None, None
+        del self.thinker
 
     def follow(self) -> None:
         """On all ranks but rank 0, where only that one is asked: does what it plans, until it closes its engine."""
         self.ranks.follow()
 
-    def events(self, id: int) -> Iterator[Any]:
+    def events(self, id: int) -> Generator[Any]:
         """The events of one answer; whoever waits for one works for all. Closing the iterator cancels it."""
         return self._events(id, self.rows[id])
 
@@ -344,13 +347,13 @@ class Engine(Work):
         return row
 
     def _admit(self, row: Sequence, number: int, request: Request) -> int:
-        speech, prompt, params = None, row.prompt, row.speech
-        if params is not None:
+        speech, prompt, params, stage = None, row.prompt, row.speech, self.speech
+        if params is not None and stage is not None:
             heard = int(user_mask(prompt.ids[None], prompt.ids[None] >= 0, self.config).sum())
             lead = max(ROLE_ROWS - len(row.turn), 0)
             limit = params.talker.max_new_tokens
             speech = Speech(heard + OPENING_ROWS, limit, tuple(params.chunk_frames), lead, params.named)
-            speech = self.speech.job(speech)
+            speech = stage.job(speech)
         media = tuple((int(call.places[-1]) + 1, len(call.places)) for call in prompt.calls)
         limit, named = (1, True) if request.given or request.reads else (request.text.max_new_tokens, request.named)
         whole = prompt.held or request.options.output_hidden_states  # nothing of it can be left out
@@ -359,8 +362,8 @@ class Engine(Work):
         job = self.scheduler.fitted(job)
         id, row.room = self.ranks.number(job), job.limit
         self.rows[id] = row
-        if params is not None:
-            self.speech.begin(id, params, number, job.speech and job.speech.limit)
+        if params is not None and stage is not None:
+            stage.begin(id, params, number, job.speech and job.speech.limit)
         return id
 
     def forget(self, id: int) -> None:

@@ -57,18 +57,18 @@ def generate_codes(talker: Any, embeds: Any, trailing: Any, pad: Any, kwargs: di
         params = replace(params, seed=ranks.same([fresh_seed()])[0])
     rest = sampling_params({}, "predictor", **PREDICTOR_DEFAULTS, do_sample=params.do_sample, seed=params.seed)
     x = host_array(given_embeddings(talker.model, embeds))
-    batch, _, width = x.shape
-    valid, positions, following = _places(talker, x.shape[:2], inputs)
+    batch, length, width = x.shape
+    valid, positions, following = _places(talker, (batch, length), inputs)
     rows = host_array(given_tensor(trailing, "trailing_text_hidden", (batch, "frames", width)))
     silent = host_array(given_tensor(pad, "tts_pad_embed", (len(pad) if len(pad) == 1 else batch, 1, width)))
     silent = np.broadcast_to(silent, (batch, 1, width))
     speech = SpeechParams(0, params, rest)
-    voices = [GivenVoice(speech, row, np.concatenate([rows[row], silent[row]])) for row in range(batch)]
+    voices = [GivenVoice(speech, row, np.concatenate((rows[row], silent[row]))) for row in range(batch)]
     for voice, line, shown, at, after in zip(voices, x, valid, positions.transpose(1, 0, 2), following):
         voice.rows = Tensor(line[shown]).astype(talker.dtype)
         voice.heard = Heard(None, None, np.zeros(0, bool), np.ascontiguousarray(at[:, shown]), after)
     _speak(talker, voices, ranks)
-    return _result(voices, valid.shape[1], params.pad_id, flags)
+    return _result(voices, length, params.pad_id, flags)
 
 
 def _places(talker, shape, inputs):
@@ -90,7 +90,7 @@ class GivenVoice(Voice):
     `[1, n, D]`: the hidden states behind all that was read.
     """
 
-    def __init__(self, params: SpeechParams, row: int, text: np.ndarray):
+    def __init__(self, params: SpeechParams, row: int, text: np.ndarray) -> None:
         super().__init__(params, row, None)
         self.text, self.states = text, []
 
@@ -106,7 +106,7 @@ class GivenText(SpeechStage):
         rows = np.stack([voice.next_row() for voice in voices] + [voices[0].text[-1]] * (size - len(voices)))
         return Tensor(rows[:, None]).astype(self.talker.dtype)
 
-    def read(self, voice, start, stop):
+    def read(self, voice: GivenVoice, start: int, stop: int) -> Tensor:
         hidden = super().read(voice, start, stop)
         voice.states.append(host_array(hidden)[:, : stop - start])
         return hidden
@@ -117,7 +117,7 @@ class GivenText(SpeechStage):
         super()._predict(voices, codes, hidden)
 
     @staticmethod
-    def sound(voice, frames):
+    def sound(voice: Voice, frames: int) -> None:
         return None
 
 

@@ -69,7 +69,7 @@ class KVPool:
         dtype: ms.Type = ms.float32,
         block: int = BLOCK_TOKENS,
         decoder: Decoder | None = None,
-    ):
+    ) -> None:
         self.decoder = decoder
         self.num_layers, self.heads, self.head_dim, self.dtype, self.block = num_layers, num_kv_heads, head_dim, dtype, block
         self.blocks = blocks
@@ -127,7 +127,8 @@ class KVPool:
     @cached_property
     def stack(self) -> Any:
         """What `ops.prepare` has made of the layers that pack their weights, or None."""
-        return None if self.decoder is None else ops.prepare(stack_weights(self.decoder, shared=True))
+        weights = None if self.decoder is None else stack_weights(self.decoder, shared=True)
+        return None if weights is None else ops.prepare(weights)
 
     @property
     def per_position(self) -> int:
@@ -235,7 +236,9 @@ class PoolStep(Step):
     one per number of rows and width of the tables.
     """
 
-    def __init__(self, decoder: Decoder, output_layer: Cell, pool: KVPool, compile_after: int | None = COMPILE_AFTER):
+    def __init__(
+        self, decoder: Decoder, output_layer: Cell, pool: KVPool, compile_after: int | None = COMPILE_AFTER
+    ) -> None:
         super().__init__(compile_after)
         self.decoder, self.output_layer, self.pool = decoder, output_layer, pool
         self.fused = pool.stack
@@ -256,14 +259,15 @@ class PoolStep(Step):
                 return ops.decoder_step(x, *rope, self.output_layer.stored(shared=True)[0], cache, self.fused)
             except Exception as error:
                 raise explained(error) from None
-        if self.graph.pool_blocks != pool.blocks:  # it has grown
-            self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
+        graph = self.graph
+        if graph is None or graph.pool_blocks != pool.blocks:  # it has grown
+            graph = self.graph = _PoolGraph(self.decoder, self.output_layer, pool)
         slots = Tensor(pool.slots(tables, lengths[:, None] - 1))
         where = _tensors(tables, lengths - 1, lengths)
         fits_graph = len(lengths) * self.top_k <= ops.graph_expert_rows()
         if fits_graph and self.decoder.compilable and self.due(tables.shape):
-            return self.graph(x, *rope, slots, *where)
-        return self.graph.run(x, *rope, slots, *where)
+            return graph(x, *rope, slots, *where)
+        return graph.run(x, *rope, slots, *where)
 
     @property
     def sizes(self) -> list[int]:
@@ -281,17 +285,18 @@ class PoolStep(Step):
 
     def warm(self, rows: int) -> None:
         """Makes the graph for so many rows, where weights are packed. From then on launches have sizes that were made ready."""
-        if self.pool.stack is None or rows in self.sizes:
+        stack = self.pool.stack
+        if stack is None or rows in self.sizes:
             return
         padding = np.zeros((rows, 1), np.int32), np.ones(rows, np.int32)
         x = Tensor(np.zeros((rows, 1, self.decoder.config.hidden_size), np.float32)).astype(self.decoder.norm.dtype)
         rope = self.decoder.rope(np.zeros((3, rows, 1), np.float32))
-        self.fused.ready.add(rows)
+        stack.ready.add(rows)
         self(x, rope, *padding)
 
 
 class _PoolGraph(Graph):
-    def __init__(self, decoder, output_layer, pool):
+    def __init__(self, decoder, output_layer, pool) -> None:
         super().__init__()
         self.layers, self.norm, self.output_layer = decoder.layers, decoder.norm, output_layer
         self.block, self.pool_blocks = pool.block, pool.blocks

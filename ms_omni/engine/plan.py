@@ -49,6 +49,12 @@ class Job:
     reads: bool = False
 
     @property
+    def spoken(self) -> Speech:
+        """How it is spoken, of one that is."""
+        assert self.speech is not None
+        return self.speech
+
+    @property
     def findable(self) -> tuple[bytes, ...]:
         """Keys of what may be found. The last chunk is read even if it is known, for somebody has to draw from it."""
         return self.keys if self.reads else self.keys[: (self.prompt - 1) // self.chunk]
@@ -112,9 +118,10 @@ class Plan:
     def from_array(cls, numbers: Iterable[int]) -> "Plan":
         """The plan again; the array may be longer."""
         rest = map(int, numbers)
-        return cls(
-            *([tuple(next(rest) for _ in range(part.metadata["width"])) for _ in range(next(rest))] for part in fields(cls))
-        )
+        columns: list[Any] = [
+            [tuple(next(rest) for _ in range(part.metadata["width"])) for _ in range(next(rest))] for part in fields(cls)
+        ]
+        return cls(*columns)
 
 
 FRAME_S = 0.08
@@ -191,6 +198,16 @@ class Row:
         return self.text, self.speech
 
     @property
+    def talker(self) -> Track:
+        """What the talker has done, of one that is spoken."""
+        assert self.speech is not None
+        return self.speech
+
+    def track(self, decoder: int) -> Track:
+        """The one of a decoder that it needs."""
+        return self.text if decoder == THINKER else self.talker
+
+    @property
     def speaks(self) -> bool:
         """Whether frames may be made."""
         return self.speech is not None and not self.speech.ended
@@ -203,12 +220,12 @@ class Row:
     @property
     def word(self) -> bool:
         """Whether the next frame has its text: a token each, and silence behind the last."""
-        return self.speech.replays or self.text.ended or self.text.made - self.job.speech.lead > self.speech.made
+        return self.talker.replays or self.text.ended or self.text.made - self.job.spoken.lead > self.talker.made
 
     @property
     def mute(self) -> bool:
         """Whether its first word is not written yet."""
-        return self.text.made <= self.job.speech.lead
+        return self.text.made <= self.job.spoken.lead
 
     @property
     def writes(self) -> bool:
@@ -218,7 +235,7 @@ class Row:
     @property
     def next_frame(self) -> float:
         """When its next frame will be missed."""
-        return self.deadline + (self.speech.made - self.sent) * FRAME_S
+        return self.deadline + (self.talker.made - self.sent) * FRAME_S
 
     @property
     def unheard(self) -> bool:
@@ -239,8 +256,8 @@ class Row:
             return None, self.job.media[self.encoded][1]
         if self.text.chunk:
             return THINKER, self.text.chunk
-        if self.speaks and not self.mute and self.speech.chunk:
-            return TALKER, self.speech.chunk
+        if self.speaks and not self.mute and self.talker.chunk:
+            return TALKER, self.talker.chunk
         return None
 
     def left(self) -> int:

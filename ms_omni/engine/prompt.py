@@ -171,7 +171,7 @@ def _continued(config, inputs, valid, cache, chunk):
     deltas = np.zeros((len(valid), 1), np.float32) if deltas is None else deltas
     found = []
     for row, kept in enumerate(valid):
-        line = ids[row][kept].astype(np.int64)
+        line = host_array(inputs["input_ids"])[row][kept].astype(np.int64)
         positions = np.broadcast_to(np.arange(len(line), dtype=np.float32) + deltas[row, 0], (3, len(line)))
         following = np.float32(len(line) + deltas[row, 0])
         found.append(Prompt(line, positions, following, held=int(held[row]), chunk=chunk))
@@ -190,20 +190,20 @@ def _positions(config, inputs, valid):
         return np.broadcast_to(line, (3, *valid.shape)), np.zeros_like(count)
     merge = config.vision_config.spatial_merge_size
     given = [(name, inputs.get(name)) for name in ("image_grid_thw", "video_grid_thw")]
-    grids = [None if grid is None else patch_grids(grid, name, merge) for name, grid in given]
+    images, videos = (None if grid is None else patch_grids(grid, name, merge) for name, grid in given)
     seconds = inputs.get("video_second_per_grid")
     seconds = None if seconds is None else host_array(seconds)
-    return get_rope_index(config, merge, host_array(inputs["input_ids"]), valid, *grids, seconds)
+    return get_rope_index(config, merge, host_array(inputs["input_ids"]), valid, images, videos, seconds)
 
 
 class _Media:
     """The media of a batch, handed out in the order in which their placeholders stand in its rows."""
 
-    def __init__(self, config, inputs, chunk):
+    def __init__(self, config, inputs, chunk) -> None:
         self.chunk = chunk
         self.config, self.merge = config, config.vision_config.spatial_merge_size
         self.tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
-        self.waiting = {kind: _cut(inputs, *names, self.merge) for kind, names in MEDIA.items()}
+        self.waiting: dict[str, Iterator[tuple]] = {kind: _cut(inputs, *names, self.merge) for kind, names in MEDIA.items()}
         self.waiting["audio"] = _clips(inputs)
         seconds = inputs.get("video_second_per_grid")
         self.seconds = None if seconds is None else host_array(seconds).reshape(-1)
@@ -266,7 +266,7 @@ class _Media:
         short = len(starts) > 1 and frames - starts[-1] < least
         if short and self.chunk == CHUNK:
             starts.pop()
-        parts = [(mel[:, a:b],) for a, b in pairwise([*starts, frames])]
+        parts: list[tuple] = [(mel[:, a:b],) for a, b in pairwise([*starts, frames])]
         if short and self.chunk != CHUNK:
             parts[-1] += (np.zeros((len(mel), least), np.float32),)
         for part in parts:

@@ -415,7 +415,7 @@ class Ranks(Alone):
 class _Samplers:
     """Those of rows with the same `_kind_of`, as `SplitVocabulary` takes them."""
 
-    def __init__(self, rows):
+    def __init__(self, rows) -> None:
         self.rows, self.params = rows, rows[0].params
 
     def adjust(self, logits, first=0):
@@ -444,6 +444,6 @@ def _seeded(request: Request, seeds: Rows[int]) -> Request:
     text, *speech = (
         replace(params, seed=seed) if _draws_freely(params) else params for params, seed in zip(_sampled(request), seeds)
     )
-    if speech:
+    if request.speech is not None:
         return replace(request, text=text, speech=replace(request.speech, talker=speech[0], predictor=speech[1]))
     return replace(request, text=text)

@@ -28,7 +28,7 @@ MIB = 2**20
 class Ring:
     """One direction, seen from one side; the other one's count is what the socket told."""
 
-    def __init__(self, memory: memoryview):
+    def __init__(self, memory: memoryview) -> None:
         self.memory, self.size = memory, len(memory)
         self.written = self.read = 0
 
@@ -53,7 +53,7 @@ class Ring:
 class Channel:
     """One end, for one thread at a time; `wait` may stand beside it. gone: the other side is not there any more."""
 
-    def __init__(self, memory: mmap.mmap, end: socket.socket, first: bool):
+    def __init__(self, memory: mmap.mmap, end: socket.socket, first: bool) -> None:
         end.setblocking(False)
         self.memory, self.socket, self.gone = memory, end, False
         half = len(memory) // 2
@@ -93,7 +93,7 @@ class Channel:
         shapes = [(name, array.dtype.str, array.shape) for name, array in found.items()]
         text = json.dumps([header, shapes]).encode()
         self._queue.append(memoryview(HEAD.pack(len(text)) + text))
-        self._queue += (memoryview(array.reshape(-1).view(np.uint8)) for array in found.values() if array.size)
+        self._queue += (array.reshape(-1).view(np.uint8).data for array in found.values() if array.size)
 
     def pump(self) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Moves what can be moved; returns the messages `(header, arrays)` that have arrived as a whole."""

@@ -45,7 +45,7 @@ class ThinkerRunner:
         listen: int | None = None,
         compile_after: int | None = COMPILE_AFTER,
         rows: int = LAUNCH_ROWS,
-    ):
+    ) -> None:
         self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
         self.chooser = Chooser(thinker.output_layer, rows)
@@ -74,7 +74,7 @@ class ThinkerRunner:
         see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
         return see(*content)
 
-    def read(self, row: Sequence, start: int, stop: int) -> tuple[Found, Any]:
+    def read(self, row: Sequence, start: int, stop: int) -> tuple[Found | None, Any]:
         """Reads a chunk of the prompt -> what the token behind the whole prompt is chosen by, where one is to be chosen; and what a
         talker hears of the chunk, `(embeddings, hidden states)`, each `[n, D]`, or None.
         """
@@ -126,7 +126,7 @@ class ThinkerRunner:
         inject = Deepstack(deepstack, size).between(0, size) if deepstack else None
         return rows.reshape(x.shape), inject
 
-    def decode(self, rows: Rows[Sequence]) -> list[Found]:
+    def decode(self, rows: Rows[Sequence]) -> list[Found | None]:
         """Each row's next token is read -> what the one behind it is chosen by."""
         watched = [row for row in rows if row.text.options.output_hidden_states]
         if watched:
@@ -175,7 +175,7 @@ class Weights:
     in its place, of which nothing is to be seen.
     """
 
-    def __init__(self, cells: Iterable[Any]):
+    def __init__(self, cells: Iterable[Any]) -> None:
         cells, self.tables = list(cells), []
         while cells:
             cell = cells.pop()

@@ -68,6 +68,12 @@ class Scheduler:
             0  # tokens of prompts, those that were read before; how often a row lost its blocks
         )
 
+    def pool(self, decoder: int) -> BlockPool:
+        """The blocks of a decoder that there is."""
+        pool = self.pools[decoder]
+        assert pool is not None
+        return pool
+
     def add(self, job: Job) -> int:
         """The id of a new row. Raises `InputError` as `fitted` does."""
         job = self.fitted(job)
@@ -83,9 +89,9 @@ class Scheduler:
         """With limits up to which it fits alone, so that it can always be finished. Raises `InputError`, see `BlockPool.fitting`."""
         limit, speech = job.limit, job.speech
         if job.prompt:
-            limit = self.pools[THINKER].fitting(job.prompt, limit, job.named, "the answer")
+            limit = self.pool(THINKER).fitting(job.prompt, limit, job.named, "the answer")
         if speech is not None:
-            room = self.pools[TALKER].fitting(speech.prompt, speech.limit, speech.named, "its speech")
+            room = self.pool(TALKER).fitting(speech.prompt, speech.limit, speech.named, "its speech")
             speech = replace(speech, limit=room)
         return replace(job, limit=limit, speech=speech)
 
@@ -128,7 +134,7 @@ class Scheduler:
         """Who gets a frame: those whose next one would be missed first."""
         awake = self.awake()
         need = any(row.unheard or row.dry(now) for row in awake)
-        ready = [row for row in awake if row.speaks and row.speech.steps and not (need and row.calm(now))]
+        ready = [row for row in awake if row.speaks and row.talker.steps and not (need and row.calm(now))]
         able = [row for row in ready if row.word or row.writes]
         return sorted(able, key=lambda row: row.next_frame)[:LAUNCH_ROWS]
 
@@ -155,18 +161,18 @@ class Scheduler:
         """Pieces of sound of one size, that of the first deadline."""
         pieces = []
         for row in sorted((row for row in self.rows.values() if row.speech), key=lambda row: row.deadline):
-            frames = self.piece(row, row.speech.made + (row in speaking and not row.speech.replays) - row.sent, now)
+            frames = self.piece(row, row.talker.made + (row in speaking and not row.talker.replays) - row.sent, now)
             if frames:
-                pieces.append((row.id, frames, bisect_left(row.job.speech.pieces, frames)))
+                pieces.append((row.id, frames, bisect_left(row.job.spoken.pieces, frames)))
         return [(id, frames) for id, frames, size in pieces if size == pieces[0][2]][:LAUNCH_ROWS]
 
     def piece(self, row: Row, frames: int, now: float) -> int:
         """How many of a row's frames become sound now. Pieces grow, but beside others a row gives what it has before it runs dry;
         once it did, it makes whole pieces again.
         """
-        sizes = row.job.speech.pieces
+        sizes = row.job.spoken.pieces
         wanted = sizes[min(row.pieces, len(sizes) - 1)]
-        if row.speech.ended or frames >= wanted:
+        if row.talker.ended or frames >= wanted:
             return min(frames, wanted)
         if row.sent and abs(row.deadline - now) < DRY_S and len(self.rows) > 1:
             return max((size for size in sizes if size <= frames), default=0)
@@ -177,20 +183,20 @@ class Scheduler:
         is: the oldest always goes on. Returns the rows that can.
         """
         for row in sorted(rows, key=lambda row: row.id):
-            track = row.tracks[decoder]
+            track = row.track(decoder)
             while row in self.running and track.full:
-                if (taken := self.pools[decoder].take(1)) is not None:
+                if (taken := self.pool(decoder).take(1)) is not None:
                     track.blocks += taken
-                    plan.blocks.append((row.id, decoder, *taken))
+                    plan.blocks.append((row.id, decoder, taken[0]))
                 elif not self._make_room(plan, decoder):
                     break
-        return [row for row in rows if row in self.running and not row.tracks[decoder].full]
+        return [row for row in rows if row in self.running and not row.track(decoder).full]
 
     def _make_room(self, plan: Plan, decoder: int) -> bool:
         """Of those who hold blocks, and who asks for one does, the newest gives them up, who rests before all. False: it is about to
         wake and then may, or it is who asks, and all others are about to wake.
         """
-        holders = [row for row in self.running if row.tracks[decoder] and row.tracks[decoder].blocks]
+        holders = [row for row in self.running if (track := row.tracks[decoder]) and track.blocks]
         row = max(holders, key=lambda row: (self._rests(row), row.id))
         awake = [other for other in holders if other.id not in self.asleep]
         if not self._rests(row) and (row.id in self.asleep or awake == [row]):
@@ -233,7 +239,7 @@ class Scheduler:
     def _shares(self, row: Row) -> bool:
         """Whether a row at work is about to read the first chunk of a prompt that nobody knows yet."""
         keys = row.job.findable
-        known = self.pools[THINKER].known(keys)
+        known = self.pool(THINKER).known(keys)
         readers = (other for other in self.running if other.text.read <= known * row.job.chunk and not other.text.ended)
         return known < len(keys) and any(other.job.keys[known : known + 1] == keys[known : known + 1] for other in readers)
 
@@ -242,16 +248,17 @@ class Scheduler:
         for decoder, track in enumerate(row.tracks):
             if track is None or track.ended or not track.prompt:
                 continue
-            pool = self.pools[decoder]
+            pool = self.pool(decoder)
             found = pool.find(row.job.findable) if decoder == THINKER else []
             row.payloads += [chunk.payload for chunk in found]
             track.blocks = [block for chunk in found for block in chunk.blocks]
             track.read = len(track.blocks) * BLOCK or (row.job.held if decoder == THINKER else 0)
             room = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
-            if room > pool.room:
+            taken = pool.take(blocks_for(track.known) - len(track.blocks)) if room <= pool.room else None
+            if taken is None:
                 self._release(row)
                 return False
-            track.blocks += pool.take(blocks_for(track.known) - len(track.blocks))
+            track.blocks += taken
         return True
 
     def _read(self, plan: Plan, now: float, busy: bool) -> list[Row]:
@@ -269,7 +276,7 @@ class Scheduler:
             return []
         self._skipped, self._turn = 0, self._turn + 1
         for row in rows:
-            decoder, tokens = row.reading()
+            decoder, tokens = row.reading() or (None, 0)
             cost = max(tokens, CHUNK_COST) // (TALKER_SHARE if decoder == TALKER else 1)
             if left < self.budget and left < cost:
                 continue
@@ -277,9 +284,9 @@ class Scheduler:
             if decoder is None:
                 plan.encode.append((row.id, row.encoded))
                 continue
-            stop = row.tracks[decoder].read + tokens
+            stop = row.track(decoder).read + tokens
             plan.read.append((row.id, decoder, stop - tokens, stop))
-            if decoder == TALKER and stop == row.speech.chunked and row.word:
+            if decoder == TALKER and stop == row.talker.chunked and row.word:
                 ready.append(row)
         return ready
 
@@ -297,14 +304,14 @@ class Scheduler:
         for decoder, ids in ((THINKER, plan.decode), (TALKER, plan.frames)):
             for (id,) in ids:
                 if id in rows:
-                    self._advance(rows[id], decoder, rows[id].tracks[decoder].read + 1, facts)
+                    self._advance(rows[id], decoder, rows[id].track(decoder).read + 1, facts)
         for id, frames in plan.sound:
             if id in rows:
                 self._send(rows[id], frames, now)
         return self._retire(facts)
 
     def _advance(self, row: Row, decoder: int, read: int, facts: Facts) -> None:
-        track = row.tracks[decoder]
+        track = row.track(decoder)
         track.read = read
         if read == track.known and not (decoder == TALKER and row.id in facts.speech_ended):
             track.made += 1
@@ -315,10 +322,10 @@ class Scheduler:
         index = start // size
         if decoder == THINKER and index < len(keys):
             blocks = row.text.blocks[blocks_for(start) : blocks_for(start + size)]
-            self.pools[THINKER].keep(keys[index], keys[index - 1] if index else None, blocks, payload)
+            self.pool(THINKER).keep(keys[index], keys[index - 1] if index else None, blocks, payload)
 
     def _send(self, row: Row, frames: int, now: float) -> None:
-        frames = min(frames, row.speech.made - row.sent)
+        frames = min(frames, row.talker.made - row.sent)
         if frames:
             row.deadline = frames * FRAME_S + (row.deadline if row.sent else now)
             row.sent += frames
@@ -327,7 +334,7 @@ class Scheduler:
     def _retire(self, facts: Facts) -> list[int]:
         for decoder, ids in ((THINKER, facts.text_ended), (TALKER, facts.speech_ended)):
             for row in (self.rows[id] for id in ids if id in self.rows and self.rows[id].tracks[decoder]):
-                row.tracks[decoder].ended = True
+                row.track(decoder).ended = True
                 self._release(row, decoder)
         for id in facts.failed:
             self.cancel(id)
@@ -348,6 +355,6 @@ class Scheduler:
         for decoder in decoders or (THINKER, TALKER):
             track = row.tracks[decoder]
             if track is not None and track.blocks:
-                self.pools[decoder].release(track.blocks)
+                self.pool(decoder).release(track.blocks)
                 track.read, track.blocks = 0, []
         row.payloads.clear()

@@ -21,7 +21,7 @@ class Speaker:
     until all that was made is sent.
     """
 
-    def __init__(self, channel: Channel, settings: dict[str, Any], ends: Any):
+    def __init__(self, channel: Channel, settings: dict[str, Any], ends: Any) -> None:
         runtime.choose_device(settings["target"], settings["device"])
         classes = {"talker": Qwen3OmniMoeTalkerForConditionalGeneration, "code2wav": Qwen3OmniMoeCode2Wav}
         parts = {}
@@ -56,7 +56,7 @@ class Speaker:
         limit, pieces = params.talker.max_new_tokens, params.chunk_frames
         id = self.scheduler.add(Job(0, 0, speech=Speech(arrays["positions"].shape[1], limit, pieces, named=params.named)))
         self.theirs[id], self.ours[header["id"]] = header["id"], id
-        self.stage.begin(id, params, header["row"], self.scheduler.rows[id].job.speech.limit)
+        self.stage.begin(id, params, header["row"], self.scheduler.rows[id].job.spoken.limit)
         states = {name: arrays.get(name) for name in ("text", "media", "is_media", "positions")}
         self.stage.hear(id, Heard(**states, following=header["following"]))
 

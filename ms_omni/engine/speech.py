@@ -80,7 +80,7 @@ class Voice:
     room: codes 0 that may be drawn, for the whole cache holds no more, or None.
     """
 
-    def __init__(self, params: SpeechParams, row: int, code2wav: Any, room: int | None = None):
+    def __init__(self, params: SpeechParams, row: int, code2wav: Any, room: int | None = None) -> None:
         self.params, self.room = params, room
         code, rest = params.talker, params.predictor
         self.sampler = RowSampler(
@@ -88,7 +88,7 @@ class Voice:
         )
         self.noise = row_stream(rest.seed if rest.do_sample else 0, row, purpose=1)
         self.sampling = (rest.temperature, rest.top_k, rest.top_p) if rest.do_sample else None
-        self.heard: Heard | None = None
+        self.heard: Heard
         self.words: list[np.ndarray] = []
         self.ended = False
         self.table: list[int] = []
@@ -114,11 +114,12 @@ class Voice:
             heard.positions[:, -1:] if self.behind == 0 else heard.following + np.full((3, 1), self.behind - 1, np.float32)
         )
 
-    def draws(self, found: Found) -> int | None:
+    def draws(self, found: Found | None) -> int | None:
         """Code 0 of the next frame by what is chosen by, or None: the speech ends here. The last draw makes no frame.
 
         Raises `InputError` for logits that are not finite, and where there is no room for more.
         """
+        assert found is not None, "a row that draws is one that is chosen for"
         code = self.sampler.choose(found)
         self.sampler.note(code)
         self.drawn.append(code)
@@ -149,7 +150,7 @@ class SpeechStage:
         compile_after: int | None = COMPILE_AFTER,
         agree: Callable = lambda draw, count: draw(),
         rows: int = LAUNCH_ROWS,
-    ):
+    ) -> None:
         self.agree = agree
         self.talker, self.code2wav, self.pool, self.compile_after = talker, code2wav, pool, compile_after
         self.bos, self.eos, self.silence = ends

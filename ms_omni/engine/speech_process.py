@@ -64,7 +64,7 @@ class SpeechProcess:
         max_rows: int,
         device: int | None = None,
         kv_cache_dtype: str = "auto",
-    ):
+    ) -> None:
         if device is None and model.device != "CPU":
             raise InputError(
                 f"speech='process' on {model.device} needs a card of its own; give its number as speech_device, counted among "

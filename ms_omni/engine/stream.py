@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Sequence as Rows
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +24,7 @@ class Stream:
     iterator. Several threads may share one.
     """
 
-    def __init__(self, engine: Engine, request: Request):
+    def __init__(self, engine: Engine, request: Request) -> None:
         self.request, self.engine = request, engine
         self._ids = engine.ask(request)
         self.rows = [engine.rows[id] for id in self._ids]
@@ -65,7 +65,7 @@ class Stream:
         return ids.repeat(copies, axis=0).astype(np.int64)
 
 
-def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Iterator[Any]:
+def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Generator[Any]:
     """The events of several answers as those of a batch: a `TextDelta` holds the next token of each, an `AudioChunk` as many
     samples as all who still speak have made. prompt_ids `[B, T]`, pad: what a shorter answer is filled up with.
     """
@@ -75,14 +75,16 @@ def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray
     samples = 0
     while None in ends:
         for index, source in enumerate(sources):
-            event = next(source, source) if ends[index] is None else None
-            if event is source:  # rank 0 has given it up
+            if ends[index] is not None:
+                continue
+            event = next(source, None)
+            if event is None:  # rank 0 has given it up
                 return
             if isinstance(event, TextDelta):
                 texts[index].append(event)
             elif isinstance(event, AudioChunk):
                 sounds[index] = np.concatenate([sounds[index], event.pcm[0]])
-            elif event is not None:
+            else:
                 ends[index] = event
         while any(texts) and all(texts[i] or not rows[i].text.going for i in range(batch)):
             yield _delta([deltas.popleft() if deltas else None for deltas in texts], pad)
@@ -117,11 +119,12 @@ def _chunk(first, sounds, count):
 
 
 def _end(ends, sequences):
-    counts = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
+    tokens, frames = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
     times = [[getattr(end, name) for end in ends] for name in ("first_text_s", "first_audio_s", "total_s")]
     first, heard, total = ([value for value in values if value is not None] for values in times)
     reasons, cached = sum((end.reasons for end in ends), ()), np.concatenate([end.cached_tokens for end in ends])
-    return StreamEnd(sequences, *counts, min(first, default=None), min(heard, default=None), max(total), reasons, cached)
+    first_s, heard_s = min(first, default=None), min(heard, default=None)
+    return StreamEnd(sequences, tokens, frames, first_s, heard_s, max(total), reasons, cached)
 
 
 def text_result(stream: Stream) -> Any:
@@ -198,7 +201,7 @@ def _stacked(states, layer):
     return HostArray.of(whole)
 
 
-def join_audio(chunks, batch):
+def join_audio(chunks: Rows[AudioChunk], batch: int) -> Any:
     """The chunks of a stream as waves: `[1, 1, samples]` for one conversation, a list of `[samples]` for a batch."""
     silence = np.zeros(0, np.float32)
     rows = [
@@ -208,7 +211,7 @@ def join_audio(chunks, batch):
     return rows[0][None, None] if batch == 1 else rows
 
 
-def split_events(events):
+def split_events(events: Iterable[Any]) -> tuple[list[AudioChunk], StreamEnd]:
     """The audio chunks and the end event of a whole stream."""
     chunks, end = [], None
     for event in events:
@@ -222,7 +225,7 @@ def split_events(events):
 
 
 @contextmanager
-def ended_streamer(kwargs):
+def ended_streamer(kwargs: dict) -> Iterator[Any]:
     """Takes the streamer out of the arguments of `generate`. Whatever happens in the block, it is ended.
 
     A streamer has `put(ids)` and `end()`, as transformers' `TextStreamer` and `TextIteratorStreamer`. Raises `InputError` for
@@ -241,7 +244,7 @@ def ended_streamer(kwargs):
         streamer.end()
 
 
-def feed_streamer(events, prompt_ids, streamer):
+def feed_streamer(events: Iterable[Any], prompt_ids: np.ndarray, streamer: Any) -> Iterator[Any]:
     """Passes the events of a stream on; a streamer is given the prompt, then each new token `[B]`."""
     if streamer is not None:
         streamer.put(np.asarray(prompt_ids))

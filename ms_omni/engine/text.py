@@ -29,7 +29,7 @@ class Text:
         options: TextOptions,
         row: int = 0,
         clock: Callable[[], float] = time.perf_counter,
-    ):
+    ) -> None:
         self.params, self.options = params, options
         self.prompt = prompt.astype(np.int64)
         stream = row_stream(params.seed, row) if params.do_sample else None
@@ -81,7 +81,7 @@ class Text:
         if going is None:
             self.reason = self._ended(token, piece) or ("length" if full else "")
         self.going = not self.reason if going is None else going
-        if self.decoder is not None and not self.going and not full:
+        if self.decoder is not None and piece is not None and not self.going and not full:
             piece += self.decoder.rest()
         logprobs = None if self._told is None else (log_probabilities(self._told, token, self.options.logprobs or 0),)
         return TextDelta(np.array([token]), np.ones(1, bool), None if piece is None else (piece,), logprobs)
@@ -152,19 +152,19 @@ does not grow, and a tokenizer that joins neighbours differently than it says th
 class IncrementalDecoder:
     """Turns one row of ids into text piece by piece; a character whose bytes are not all there yet is held back."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.ids = []
+        self.ids: list[int] = []
         self.shown = ""
         self.held = ""  # what is held back
 
-    def push(self, token, final=False):
+    def push(self, token: int, final: bool = False) -> str:
         """The text that this token completes, possibly none; final: nothing follows, so nothing is held back."""
         self.ids.append(int(token))
         self.held = self.tokenizer.decode(self.ids, skip_special_tokens=True)[len(self.shown) :]
         return "" if self.held.endswith("\ufffd") and not final else self.rest()
 
-    def rest(self):
+    def rest(self) -> str:
         """The text that was held back; nothing follows."""
         piece, self.held = self.held, ""
         self.shown += piece

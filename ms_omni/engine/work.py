@@ -28,13 +28,13 @@ WAIT_S = 0.05
 class failing:
     """A context: what goes wrong in it ends these answers, whatever it is, and no others."""
 
-    def __init__(self, *rows: Sequence):
+    def __init__(self, *rows: Sequence) -> None:
         self.rows = rows
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, trace) -> bool:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if not isinstance(error, Exception):
             return False
         for row in self.rows:
@@ -85,7 +85,7 @@ class Work:
                             found = self.thinker.decode(writing)
                     if found is not None:
                         self._decoded(plan, found)
-                    said = self._speak(plan) if self.speech is not None else None
+                    said = self._speak(plan, self.speech) if self.speech is not None else None
                     idle = self._conclude(plan, chunks) and not (plan or said)  # but something is spoken elsewhere
         except Exception as error:  # of nobody alone
             if type(self.ranks) is not Alone:  # the others do not know
@@ -96,7 +96,7 @@ class Work:
             self.busy = False
         self.let_go()
         self.ranks.finish()
-        if idle:
+        if idle and isinstance(self.speech, SpeechProcess):
             exclusive.released(self.speech.wait, WAIT_S)
         return idle or bool(plan)
 
@@ -118,7 +118,8 @@ class Work:
         failed = frozenset(
             id for id, row in self.rows.items() if self.ranks.leads and row.error is not None and not row.ended
         )
-        facts = Facts(*map(frozenset, self._ended), failed, payloads or {})
+        text_ended, speech_ended = map(frozenset, self._ended)
+        facts = Facts(text_ended, speech_ended, failed, payloads or {})
         self._ended = (set(), set())
         self.written.update(self.ranks.done(plan, facts))
         for id in (self.written - elsewhere) | failed:
@@ -147,9 +148,9 @@ class Work:
                 self.rows[id].table.append(block)
         if self.speech is not None:
             self.speech.place(plan)
-        for part, pool in zip((self.thinker, self.speech), self.scheduler.pools):
-            if pool is not None:
-                part.pool.reserve(pool.capacity + 1)
+        self.thinker.pool.reserve(self.scheduler.pool(THINKER).capacity + 1)
+        if isinstance(self.speech, SpeechStage):
+            self.speech.pool.reserve(self.scheduler.pool(TALKER).capacity + 1)
         for id, found in plan.admitted:
             row = self.rows[id]
             if row.speech is not None and not row.told:
@@ -238,7 +239,7 @@ class Work:
         padded = np.array(ids + [0] * (bucket(ids) - len(ids)))[:, None]
         return host_array(self.thinker_cell.embed_text(padded))[: len(ids), 0].astype(np.float32)
 
-    def _tell(self):
+    def _tell(self, speech):
         """Speech is told what was written in this tick."""
         told = {id: self.rows[id].news() for id in self._news if id in self.rows}
         self._news.clear()
@@ -246,28 +247,28 @@ class Work:
         words = self.embeddings(ids) if ids else np.zeros((0, 0), np.float32)
         for id, news in told.items():
             own, words = words[: len(news)], words[len(news) :]
-            self._guard(self.rows[id], self._tell_of, id, own)
+            self._guard(self.rows[id], self._tell_of, id, own, speech)
 
-    def _tell_of(self, row, id, words):
+    def _tell_of(self, row, id, words, speech):
         """Words float32 `[n, D]` of one answer."""
         row.told_all = row.written
         if not row.told and len(words) <= ROLE_ROWS:
             if row.written:  # nothing is to be said
-                self.speech.cancel(id)
+                speech.cancel(id)
                 self._ended[TALKER].add(id)
             return
         if not row.told:
-            embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in zip(*row.states))
-            self.speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
+            embeds, hidden = (ops.concat(parts, 0) if len(parts) > 1 else parts[0] for parts in map(list, zip(*row.states)))
+            speech.hear(id, listen(self.config, row.prompt.ids, row.prompt.grids(), embeds, hidden))
             row.states.clear()
         row.told += len(words)
-        self.speech.tell(id, words, row.written)
+        speech.tell(id, words, row.written)
 
-    def _speak(self, plan):
+    def _speak(self, plan, speech):
         """What is spoken in this tick is handed out, and returned."""
         self.ranks.tell()
-        self._tell()
-        said = self.speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
+        self._tell(speech)
+        said = speech.follow(plan, {id for id, row in self.rows.items() if row.error is not None})
         for id, pcm, codes in said.sounds:
             self.rows[id].sound(pcm, codes, time.perf_counter())
         for id, error in said.failed.items():

@@ -83,11 +83,15 @@ def _sequence(name: str, ids: Any) -> tuple[int, ...]:
 
 
 def _whole(value: Any, low: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= low
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
 
 
 def _number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+    return _real(value) and bool(low <= value <= high)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _positive(value: Any, high: float = LARGEST) -> bool:
@@ -95,7 +99,7 @@ def _positive(value: Any, high: float = LARGEST) -> bool:
 
 
 def _truth(value: Any) -> bool:
-    return isinstance(value, (bool, int, np.bool_)) and value in (True, False)
+    return isinstance(value, (bool, int, np.bool_)) and bool(value in (True, False))
 
 
 def _texts(value: Any) -> bool:
@@ -120,7 +124,7 @@ def _integer(low: int, note: str = "") -> tuple:
 
 
 _share = (lambda value: _positive(value, 1)), "a number in (0, 1]"
-_cutoff = (lambda value: _number(value, 0) and value < 1), "a number in [0, 1) (0: none)"
+_cutoff = (lambda value: _number(value, 0) and bool(value < 1)), "a number in [0, 1) (0: none)"
 _finite = _number, "a number (0: none)"
 _bool = _truth, "True or False"
 _list = _functions, "a list of functions"
@@ -137,7 +141,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "typical_p": _share,
     "epsilon_cutoff": _cutoff,
     "eta_cutoff": _cutoff,
-    "repetition_penalty": ((lambda value: _positive(value) and np.float32(value) > 0), "a number above 0 (1: none)"),
+    "repetition_penalty": ((lambda value: _positive(value) and bool(np.float32(value) > 0)), "a number above 0 (1: none)"),
     "presence_penalty": _finite,
     "frequency_penalty": _finite,
     "no_repeat_ngram_size": _integer(0, " (0: any may repeat)"),

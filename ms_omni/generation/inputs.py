@@ -1,5 +1,6 @@
 """The model inputs among the arguments of a call: what one call of the processor returns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def same(name: str, other: str, kwargs: dict) -> Any:
     return values[0] if values else None
 
 
-def prompt_of(inputs):
+def prompt_of(inputs: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Ids int `[B, T]` of the model inputs and which of them are no padding, bool `[B, T]`.
 
     Of embeddings without ids `[B, 0]` and bool `[B, T]`. Raises `InputError` for a mask that fits neither.

@@ -8,13 +8,22 @@ not be drawn.
 Both are tables of makers: `maker(row)` returns the step for one `RowSampler`, or None where its option is off.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .sampling import RowSampler
 
-def softmax(scores):
+Adjustment = Callable[[np.ndarray, int], None]
+Filter = Callable[[np.ndarray], np.ndarray]
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
     """Softmax of the last axis in float64."""
     scores = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
     return scores / scores.sum(axis=-1, keepdims=True)
@@ -37,7 +46,7 @@ def _banning(ids):
 # -- adjustments -----------------------------------------------------------------------------------------------------
 
 
-def sequence_bias(row):
+def sequence_bias(row: RowSampler) -> Adjustment | None:
     """Adds a number to the last id of a sequence wherever the text ends with what is before it."""
     biases = row.params.sequence_bias
     alone = [(ids[0], bias) for ids, bias in biases if len(ids) == 1]
@@ -55,7 +64,7 @@ def sequence_bias(row):
     return step if biases else None
 
 
-def repetition_penalty(row):
+def repetition_penalty(row: RowSampler) -> Adjustment | None:
     """Divides positive and multiplies negative logits of what stands in the prompt or was said (Keskar et al. 2019)."""
     penalty = np.float32(row.params.repetition_penalty)
 
@@ -67,7 +76,7 @@ def repetition_penalty(row):
     return step if penalty != 1 else None
 
 
-def frequency_penalties(row):
+def frequency_penalties(row: RowSampler) -> Adjustment | None:
     """Takes presence_penalty off what was said, and frequency_penalty for each time that it was; the prompt does not count."""
     presence, frequency = row.params.presence_penalty, row.params.frequency_penalty
 
@@ -79,7 +88,7 @@ def frequency_penalties(row):
     return step if presence or frequency else None
 
 
-def no_repeat_ngram(row):
+def no_repeat_ngram(row: RowSampler) -> Adjustment | None:
     """Bans every id that would complete an n-gram which stands in the text already."""
     size = row.params.no_repeat_ngram_size
     followers, known = defaultdict(set), 0
@@ -97,7 +106,7 @@ def no_repeat_ngram(row):
     return step if size else None
 
 
-def bad_words(row):
+def bad_words(row: RowSampler) -> Adjustment | None:
     """Bans the last id of a sequence wherever the text ends with what is before it; an end token alone is not banned."""
     words = [ids for ids in row.params.bad_words_ids if not (len(ids) == 1 and ids[0] in row.params.eos_token_id)]
 
@@ -110,18 +119,20 @@ def bad_words(row):
     return step if words else None
 
 
-def min_new_tokens(row):
+def min_new_tokens(row: RowSampler) -> Adjustment | None:
     """Bans every end token for so many tokens."""
     count, ban = row.params.min_new_tokens, _banning(row.params.eos_token_id)
+    if ban is None or not count:
+        return None
 
     def step(scores, first):
         if row.new < count:
             ban(scores, first)
 
-    return step if count and ban else None
+    return step
 
 
-def forced_end(row):
+def forced_end(row: RowSampler) -> Adjustment | None:
     """Makes the last token that the limit allows one of forced_eos_token_id."""
     ids = np.array(row.params.forced_eos_token_id, np.int64)
 
@@ -133,7 +144,7 @@ def forced_end(row):
     return step if len(ids) else None
 
 
-def invalid_values(row):
+def invalid_values(row: RowSampler) -> Adjustment | None:
     """Turns NaN into 0 and infinities into the largest numbers there are."""
 
     def step(scores, first):
@@ -142,7 +153,7 @@ def invalid_values(row):
     return step if row.params.remove_invalid_values else None
 
 
-def exponential_decay(row):
+def exponential_decay(row: RowSampler) -> Adjustment | None:
     """Raises the end tokens after `start` new tokens, by a factor that grows with every token."""
     decay, ids = row.params.exponential_decay_length_penalty, np.array(row.params.eos_token_id, np.int64)
 
@@ -156,20 +167,22 @@ def exponential_decay(row):
     return step if decay and len(ids) else None
 
 
-def suppress(row):
+def suppress(row: RowSampler) -> Adjustment | None:
     """Bans ids always."""
     return _banning(row.params.suppress_tokens)
 
 
-def begin_suppress(row):
+def begin_suppress(row: RowSampler) -> Adjustment | None:
     """Bans ids as the first new token."""
     ban = _banning(row.params.begin_suppress_tokens)
+    if ban is None:
+        return None
 
     def step(scores, first):
         if row.new == 0:
             ban(scores, first)
 
-    return step if ban else None
+    return step
 
 
 ADJUSTMENTS = (
@@ -194,7 +207,7 @@ def _kept(scores, keep):
     return np.where(keep, scores, np.float32(-np.inf))
 
 
-def temperature(row):
+def temperature(row: RowSampler) -> Filter | None:
     """Divides by the temperature; where that overflows, differences to the largest."""
     divisor = np.float32(row.params.temperature)
 
@@ -206,7 +219,7 @@ def temperature(row):
     return step if divisor != 1 else None
 
 
-def top_h(row):
+def top_h(row: RowSampler) -> Filter | None:
     """Keeps the likeliest (of 100) up to a share of their entropy (min-p's successor, Potraghloo et al. 2025)."""
     share = row.params.top_h
 
@@ -222,7 +235,7 @@ def top_h(row):
     return step if share is not None else None
 
 
-def top_k(row):
+def top_k(row: RowSampler) -> Filter | None:
     """Keeps the k largest, and ties with the k-th."""
     k = row.params.top_k
 
@@ -232,7 +245,7 @@ def top_k(row):
     return step if k else None
 
 
-def top_p(row):
+def top_p(row: RowSampler) -> Filter | None:
     """Keeps the smallest set of tokens whose probability reaches p, at least one (Holtzman et al. 2020)."""
     p = row.params.top_p
 
@@ -247,7 +260,7 @@ def top_p(row):
     return step if p < 1 else None
 
 
-def min_p(row):
+def min_p(row: RowSampler) -> Filter | None:
     """Drops what is less likely than so many times the likeliest (Nguyen et al. 2024)."""
     share = row.params.min_p
 
@@ -258,7 +271,7 @@ def min_p(row):
     return step if share else None
 
 
-def typical_p(row):
+def typical_p(row: RowSampler) -> Filter | None:
     """Keeps the tokens whose surprise is nearest to the expected one, up to the probability p (Meister et al. 2022)."""
     mass = row.params.typical_p
 
@@ -276,13 +289,13 @@ def typical_p(row):
     return step if mass < 1 else None
 
 
-def epsilon_cutoff(row):
+def epsilon_cutoff(row: RowSampler) -> Filter | None:
     """Drops what is less likely than epsilon, but for the likeliest (Hewitt et al. 2022)."""
     epsilon = row.params.epsilon_cutoff
     return (lambda scores: _above(scores, softmax(scores), epsilon)) if epsilon else None
 
 
-def eta_cutoff(row):
+def eta_cutoff(row: RowSampler) -> Filter | None:
     """As epsilon_cutoff, with a limit that falls with the entropy (Hewitt et al. 2022)."""
     epsilon = row.params.eta_cutoff
 

@@ -132,7 +132,7 @@ def take_text_options(kwargs: dict, inputs: dict, wants_audio: bool = False) -> 
 
 def _lengths(given: dict, kwargs: dict, inputs: dict) -> None:
     """max_length and min_length count the prompt; max_new_tokens and min_new_tokens, which do not, go before them."""
-    prompt = inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1]
+    prompt = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         length = given.get(total)
         if length is None or new in kwargs:
@@ -145,7 +145,7 @@ def _lengths(given: dict, kwargs: dict, inputs: dict) -> None:
 class AllowedTokens:
     """Leaves only the tokens that `function(batch_id, ids [T])` allows next; prompt: the first batch_id."""
 
-    def __init__(self, function: Any, prompt: int = 0):
+    def __init__(self, function: Any, prompt: int = 0) -> None:
         self.function, self.prompt = function, prompt
 
     def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ class GenerationConfig:
     up to the call or to what is set here.
     """
 
-    def __init__(self, **values: Any):
+    def __init__(self, **values: Any) -> None:
         self.__dict__.update(_loaded={}, **values)
 
     def __getattr__(self, name: str) -> Any:
@@ -235,7 +235,7 @@ class GenerationConfig:
 DEFAULT_SPEAKER = "Ethan"
 
 
-def speaker_code(talker_config, speaker):
+def speaker_code(talker_config: Any, speaker: Any) -> int:
     """The codec id of a speaker's name, in any case. Raises `InputError` that lists the known names."""
     known = {name.lower(): code for name, code in talker_config.speaker_id.items()}
     if not isinstance(speaker, str) or speaker.lower() not in known:

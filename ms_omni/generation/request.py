@@ -92,14 +92,14 @@ def arguments_of(kwargs: dict, **positional: Any) -> dict:
     return dict(kwargs)
 
 
-def parse_text_request(thinker, kwargs: dict, whole: bool = False) -> Request:
+def parse_text_request(thinker: Any, kwargs: dict, whole: bool = False) -> Request:
     """The request of `thinker.generate`; whole: see `parse_request`. Raises `InputError` for whatever does not fit this thinker."""
     kwargs = dict(kwargs)
     inputs = take_inputs(kwargs, thinker.config)
     return _without_logprobs(whole, _text_request(thinker, inputs, kwargs, thinker.generation_config, {}))
 
 
-def parse_reading(thinker, kwargs: dict, grows: bool) -> Request:
+def parse_reading(thinker: Any, kwargs: dict, grows: bool) -> Request:
     """The request of `engine.read`. Raises `InputError`, also for options of an answer, for there is none."""
     kwargs = dict(kwargs)
     inputs = take_inputs(kwargs, thinker.config)
@@ -112,7 +112,7 @@ def parse_reading(thinker, kwargs: dict, grows: bool) -> Request:
     return Request(inputs, SamplingParams(max_new_tokens=1), options, reads=True, grows=truth("grows", grows))
 
 
-def parse_request(model, kwargs: dict, given: bool = False, whole: bool = False) -> Request:
+def parse_request(model: Any, kwargs: dict, given: bool = False, whole: bool = False) -> Request:
     """The request of the whole model's methods, split by prefix, once; whole: the caller wants a result and not a stream.
 
     Raises `InputError` for whatever does not fit this model.
@@ -245,7 +245,6 @@ def _wants_audio(model, kwargs: dict, given: bool) -> bool:
 
 def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: dict) -> SpeechParams | None:
     """How to speak, checked whether or not there will be speech; None for a model without a talker (config None)."""
-    speaker_id = vocabulary = None
     for name, options in (("talker", talker), ("predictor", predictor)):
         take_neutral(options, name)
         if options.get("use_cache") is not None:
@@ -255,6 +254,7 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
             options.pop(key, None)
         if unwanted:
             raise InputError(f"{name}_{unwanted[0]} is not to be had: speech is returned as sound")
+    speaker_id, suppressed = 0, {}
     if config is not None:
         speaker_id = speaker_code(config, DEFAULT_SPEAKER if speaker is None else speaker)
         vocabulary = config.text_config.vocab_size
@@ -262,10 +262,11 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
         if talker.get("eos_token_id") is None:
             talker["eos_token_id"] = config.codec_eos_token_id
         ends = SamplingParams(eos_token_id=talker["eos_token_id"]).eos_token_id
-        suppressed = [token for token in tail if token not in ends]  # no other special is a code that can be spoken
+        # No other special is a code that can be spoken.
+        suppressed = {"suppress_tokens": [token for token in tail if token not in ends]}
     elif speaker is not None:
         check("speaker", speaker)
-    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **({"suppress_tokens": suppressed} if config else {}))
+    code = sampling_params(talker, "talker", **TALKER_DEFAULTS, **suppressed)
     unknown = [name for name in predictor if name not in PREDICTOR_OPTIONS]
     if unknown:
         raise InputError(
@@ -276,7 +277,7 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
     frames = _chunk_frames(vocoder)
     if config is None:
         return None
-    code.check_vocabulary(vocabulary)
+    code.check_vocabulary(config.text_config.vocab_size)
     return SpeechParams(speaker_id, code, rest, frames, talker.get("max_new_tokens") is not None)
 
 

@@ -123,7 +123,9 @@ class RowSampler:
     history: ids of prompt and text; seen: each of them once; counts: how often each new one came; new: how many there are.
     """
 
-    def __init__(self, params: SamplingParams, stream: np.random.Generator | None, prompt: Any = (), part: str = "thinker"):
+    def __init__(
+        self, params: SamplingParams, stream: np.random.Generator | None, prompt: Any = (), part: str = "thinker"
+    ) -> None:
         """part: of the model, whose logits are chosen from."""
         self.params, self.stream, self.part, self.new = params, stream, part, 0
         self.history = np.asarray(prompt, np.int64).tolist()
@@ -186,6 +188,7 @@ class RowSampler:
         """A token of filtered scores `[V]`: the likeliest one, or one that is drawn."""
         if not self.params.do_sample:
             return int(scores.argmax())
+        assert self.stream is not None, "a row that samples has a random stream"
         ids = np.flatnonzero(scores > -np.inf)
         return int(ids[draw(softmax(scores[ids]), self.stream)])
 
@@ -201,7 +204,7 @@ class Sampler:
         prompt: Any = None,
         valid: Any = None,
         part: str = "thinker",
-    ):
+    ) -> None:
         """prompt int `[B, T]` and valid bool `[B, T]`: the history that penalties start from; part: see `RowSampler`."""
         params.check_vocabulary(vocab_size)
         self.params = params

@@ -32,7 +32,7 @@ OPENING_ROWS = 9
 """Of the talker that open its turn, see `generation/talker_prompt.py`."""
 
 
-def user_mask(ids, valid, config):
+def user_mask(ids: np.ndarray, valid: np.ndarray, config: Any) -> np.ndarray:
     """Which tokens belong to a user turn, bool `[B, T]`: from `<|im_start|>user` to the next `<|im_start|>`."""
     at = np.where((ids == config.im_start_token_id) & valid, np.arange(ids.shape[1]), -1)
     opened = np.maximum.accumulate(at, axis=1)
@@ -41,7 +41,7 @@ def user_mask(ids, valid, config):
     return (opened >= 0) & (role == config.user_token_id) & valid
 
 
-def assistant_turns(ids, config, given=False):
+def assistant_turns(ids: np.ndarray, config: Any, given: bool = False) -> list[list[int]]:
     """Per row of ids `[B, T]`, padded on the left, the assistant turn that it ends with, from `<|im_start|>` on.
 
     That turn must be open, so that what is written belongs to it; a given one, which is said as it stands, may be closed, and
@@ -63,7 +63,9 @@ def assistant_turns(ids, config, given=False):
     return turns
 
 
-def user_media(ids, valid, mask, config, media):
+def user_media(
+    ids: np.ndarray, valid: np.ndarray, mask: np.ndarray, config: Any, media: Mapping[str, Any]
+) -> dict[str, Any]:
     """The grids of those images and videos that stand in user turns, as arguments of `get_rope_index`."""
     kept = {"image": [], "video": []}
     for row in range(len(ids)):

@@ -83,14 +83,15 @@ class ProcessGroup:
         """Calls and bytes of all collectives so far."""
         return self.comm.traffic
 
-    def check(self, folder: str | Path, arguments: Any, read_config: Callable[[], Any]) -> Any:
+    def check(self, folder: str | Path | None, arguments: Any, read_config: Callable[[], Any]) -> Any:
         """The configuration that `read_config()` gives, once all ranks have found the same checkpoint.
 
         A rank that cannot read its folder, or whose versions, arguments or files differ, is one error on every rank.
-        Nothing is loaded yet.
+        Nothing is loaded yet. folder: None where there is none, and `read_config` says so.
         """
         try:
             config = read_config()
+            assert folder is not None
             mine = {"arguments": f"{self.strategy} {self.options} {arguments}", **fingerprint(folder)}
         except OmniError as error:
             config, mine = None, {"error": f"{type(error).__name__}: {error}"}
