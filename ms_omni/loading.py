@@ -32,7 +32,7 @@ from .generation.options import GenerationConfig  # noqa: E402
 from .locking import exclusive, restore_interrupts  # noqa: E402
 from .model_object import ModelObject  # noqa: E402
 from .modeling import ops  # noqa: E402
-from .modeling.layer import KEPT, exchange, lazy_parameters, storable  # noqa: E402
+from .modeling.layer import BFLOAT16, exchange, lazy_parameters, storable  # noqa: E402
 from .parallel import watch  # noqa: E402
 from .parallel.group import AUTO, choose_strategy, is_shared, join  # noqa: E402
 from .parallel.mesh import start  # noqa: E402
@@ -75,7 +75,7 @@ class Planned:
     def storages(self, storable: set[str]) -> tuple[dict[str, Storage], dict[str, str]]:
         """Of those parameters whose storage can be chosen: codes, and what is kept."""
         codes = {name: storage for name, storage in self.codes.items() if name in storable}
-        return codes, dict.fromkeys((self.kept & storable) - codes.keys(), KEPT)
+        return codes, dict.fromkeys((self.kept & storable) - codes.keys(), BFLOAT16)
 
 
 class LoadingMixin(ModelObject):

@@ -135,7 +135,7 @@ class ModelObject(Trainable, nn.Cell):
             raise InputError(f"a model cannot be had in {name}; expected float32, bfloat16 or float16")
         chosen = setup("float32" if name == "float64" else name).dtype  # says so where the device does not compute in it
         if name == "float32":
-            kept = [path + leaf for path, layer in layers_in(self) for leaf in layer.kept]
+            kept = [path + leaf for path, layer in layers_in(self) for leaf in layer.bfloat16]
             widen(self, kept)
             if kept:
                 self._forget_steps()
@@ -144,7 +144,7 @@ class ModelObject(Trainable, nn.Cell):
                 parameter.set_dtype(chosen)
                 self._forget_steps()
         for _, layer in layers_in(self):
-            if layer.coded or layer.kept:
+            if layer.coded or layer.bfloat16:
                 layer.computed = chosen
 
     def float(self) -> Any:

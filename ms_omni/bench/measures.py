@@ -23,7 +23,7 @@ from ..generation.sampling import SamplingParams
 from ..locking import exclusive
 from ..modeling import ops
 from ..modeling.packing import host_array
-from ..modeling.steps import bucket, makes_graphs
+from ..modeling.steps import bucket, compiles_ahead
 from ..outputs import SPEECH_RATE_HZ, StreamEnd, TextDelta
 from ..parallel.step_costs import EXPERTS, TABLE, TEXT
 from .worker import part
@@ -247,7 +247,7 @@ class Speakers:
             with compiled_at_once(model):
                 self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
         self.stage.pool.reserve(blocks)
-        if makes_graphs(self.model.compile_after):
+        if compiles_ahead(self.model.compile_after):
             self.stage.warm(bucket(rows))
 
     def _record(self):

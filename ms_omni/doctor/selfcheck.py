@@ -186,7 +186,7 @@ def run_stages(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     step = FrameGraph(talker, 1, None)
     embed = floats(talker.get_input_embeddings()(Tensor(first.astype(np.int32))))
     frame = Tensor(np.concatenate([hidden, embed], axis=1)).astype(model.dtype)
-    yield "predictor", floats(talker.code_predictor.read(frame, step.places[0], (step.keys, step.values), 0))
+    yield "predictor", floats(talker.code_predictor.read(frame, step.metadata[0], (step.keys, step.values), 0))
     yield "code2wav", floats(model.code2wav.decode(given["code2wav"]))
 
 

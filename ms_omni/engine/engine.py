@@ -18,7 +18,7 @@ from ..generation.inputs import prompt_of
 from ..generation.request import Request, arguments_of, parse_reading, parse_request, parse_text_request
 from ..generation.talker_prompt import OPENING_ROWS, ROLE_ROWS, assistant_turns, user_mask
 from ..locking import exclusive
-from ..modeling.steps import LAUNCH_ROWS, bucket, launch_sizes, makes_graphs
+from ..modeling.steps import LAUNCH_ROWS, bucket, compiles_ahead, launch_sizes
 from ..outputs import StreamError
 from ..runtime import free_memory_gb
 from .blocks import BlockPool, ContentCache, blocks_for
@@ -82,7 +82,7 @@ class Engine(Work):
             raise InputError("speech='process' is for a model that one process holds; leave it out")
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.apart is None else [])]
         self.shared = grows
-        if grows and makes_graphs(model.compile_after) and KVPool.packs(decoders[THINKER]):
+        if grows and compiles_ahead(model.compile_after) and KVPool.packs(decoders[THINKER]):
             max_rows, grows = LAUNCH_ROWS, False  # graphs are made for buffers of one size
         if tokens is None:
             heard = heard_bytes(decoders[THINKER]) if self.speaks else 0
@@ -155,7 +155,7 @@ class Engine(Work):
 
     def _warm(self, sizes: list[int]) -> None:
         """Makes the graphs for launches of these sizes, where steps are such (see `ops.packs`), so that none is made while anybody waits."""
-        if not makes_graphs(self.model.compile_after) or self.thinker.pool.stack is None:
+        if not compiles_ahead(self.model.compile_after) or self.thinker.pool.stack is None:
             return
         stages = [self.thinker, *([self.speech] if isinstance(self.speech, SpeechStage) else [])]
         missing = [(stage, size) for stage in stages for size in sizes if size not in stage.step.sizes]
@@ -319,7 +319,7 @@ class Engine(Work):
         found = prompts(self.thinker_cell.config, request.inputs, valid, cache, options.prefill_tokens)
         if request.reads:
             found = [prompt.ahead(request.grows) for prompt in found]
-        if self.shared and makes_graphs(self.model.compile_after):
+        if self.shared and compiles_ahead(self.model.compile_after):
             self._warm_for(min(len(found) * options.num_return_sequences, LAUNCH_ROWS))
         try:
             for number, prompt in enumerate(prompt for prompt in found for _ in range(options.num_return_sequences)):

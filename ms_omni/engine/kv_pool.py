@@ -371,12 +371,12 @@ def left_in(cache: KVCache, parts: Rows[tuple[list[Tensor], np.ndarray]], length
     """Per row of the cache what `taken_from` gave, and the columns int `[n]` that it gets of `length`; the others are padding."""
     before = cache.length
     cache.reserve(length)
-    cache.seen[:, before:length] = False
+    cache.attention_mask[:, before:length] = False
     for row, (tensors, columns) in enumerate(parts):
         rows = _rows(cache, row, columns)
         for buffer, tensor in zip((*cache.keys, *cache.values), tensors, strict=True):
             ops.write_rows(buffer, rows, tensor)
-        cache.seen[row, columns] = True
+        cache.attention_mask[row, columns] = True
     cache.length = length
 
 

@@ -7,7 +7,7 @@ from ..errors import OmniError
 from ..generation.request import SpeechParams
 from ..generation.talker_prompt import ROLE_ROWS, Heard
 from ..model import Qwen3OmniMoeCode2Wav, Qwen3OmniMoeTalkerForConditionalGeneration
-from ..modeling.steps import launch_sizes, makes_graphs
+from ..modeling.steps import compiles_ahead, launch_sizes
 from .blocks import BlockPool
 from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
@@ -35,7 +35,7 @@ class Speaker:
         self.stage = SpeechStage(
             **parts, ends=ends, pool=pool, compile_after=settings["compile_after"], rows=settings["max_rows"]
         )
-        if makes_graphs(settings["compile_after"]):
+        if compiles_ahead(settings["compile_after"]):
             for size in launch_sizes(settings["max_rows"]):
                 self.stage.warm(size)
         self.scheduler = Scheduler(BlockPool(1), BlockPool(blocks), settings["max_rows"])

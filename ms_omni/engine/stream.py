@@ -158,7 +158,7 @@ def _cache(stream):
     for row, shown in zip(rows, valid):
         new, count = int(shown[held:].sum()), len(row.text.tokens) - 1
         parts.append((row.left, np.arange(width - new, width + count)))
-    cache.seen[:, :held] = valid[:, :held]
+    cache.attention_mask[:, :held] = valid[:, :held]
     left_in(cache, parts, width + max(len(row.text.tokens) for row in rows) - 1)
     cache.rope_deltas = np.array([[row.prompt.following - np.float32(len(row.prompt))] for row in rows], np.float32)
     return cache

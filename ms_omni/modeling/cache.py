@@ -1,15 +1,15 @@
-"""Where a decoder layer finds the keys and values of earlier tokens, and what it may look at.
+"""Keys and values of earlier tokens, and which of them a decoder layer attends to.
 
-A pass over S new tokens is described by two plain tuples, so that it runs as it is in a compiled graph too:
+A pass over S new tokens is described by two plain tuples, which a compiled graph takes as they are:
 
-    place   (cos, sin, mask, slots): rotary tables `[B, S, D/2]`, additive mask `[B, S, T]`, rows of the buffers to write
-            (cos, sin, (tables, first, lengths), slots): on blocks, see `ops.paged_attention`; slots int32 `[B * S * K]`
-    store   None: one whole sequence, nothing is kept
-            (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
-            (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer, or codes and
-                    scales of such (int8, and float32 `[blocks * K * P, 1]`)
-            (keys, values, P, rows): the same, attended to in a copy: rows int32 `[B * K * T]` of the buffers; with a mask `[B, S, T]`
-            or an object with `extend(layer, k, v)` of its own (`WindowContext`)
+    metadata   (cos, sin, mask, slots): rotary tables `[B, S, D/2]`, additive mask `[B, S, T]`, rows of the buffers to write
+               (cos, sin, (tables, first, lengths), slots): on blocks, see `ops.paged_attention`; slots int32 `[B * S * K]`
+    store      None: one whole sequence, nothing is stored
+               (keys, values): preallocated buffers of a `KVCache`, one Parameter per layer
+               (keys, values, P): buffers in blocks of P positions, `[blocks * K * P, D]`, one Parameter per layer, or codes and
+                       scales of such (int8, and float32 `[blocks * K * P, 1]`)
+               (keys, values, P, rows): the same, attended to in a copy: rows int32 `[B * K * T]` of the buffers; with a mask `[B, S, T]`
+               or an object with `extend(layer, k, v)` of its own (`WindowContext`)
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from mindspore.common.initializer import initializer
 from . import BUCKET_TOKENS, ops
 
 MASKED = -1e9
-Place = tuple[Any, ...]
+AttentionMetadata = tuple[Any, ...]
 
 
 def causal_mask(valid: np.ndarray, queries: int, window: int | None = None, runs: np.ndarray | None = None) -> np.ndarray:
     """Additive float32 mask `[B, S, T]` of the last `queries` positions of valid `[B, T]` (bool; False is padding).
 
-    window: how many positions a query sees, itself included; runs int `[B, T]`: a query sees those of its own number alone.
+    window: how many positions a query attends to, itself included; runs int `[B, T]`: a query attends to its own run alone.
 
-    A query in the padding sees itself, so that its softmax stays finite; nobody reads what it computes.
+    A query in the padding attends to itself, so that its softmax stays finite; the result is not used.
     """
     total = valid.shape[1]
     key, query = np.arange(total), np.arange(total - queries, total)[:, None]
@@ -46,9 +46,9 @@ def causal_mask(valid: np.ndarray, queries: int, window: int | None = None, runs
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Any, slots: Any, store: Any, layer: int, scale: float, stable: bool = False
 ) -> Tensor:
-    """Stores the keys and values of new tokens and lets them look at all that they may: `[B, S, H * D]`.
+    """Stores the keys and values of new tokens and attends to all that the mask allows: `[B, S, H * D]`.
 
-    q `[B, S, H, D]`, k and v `[B, S, K, D]`; mask and slots: those of place.
+    q `[B, S, H, D]`, k and v `[B, S, K, D]`; mask and slots: of the metadata.
     """
     if isinstance(store, tuple) and len(store) > 2:
         return _attend_in_blocks(q, k, v, mask, slots, store, layer, scale)
@@ -80,7 +80,7 @@ def _blocks(buffer, heads, block):
 def extend(store: Any, layer: int, k: Tensor, v: Tensor, mask: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """Stores new keys and values `[B, K, S, D]` of one layer and returns those to attend to, `[B, K, T, D]`.
 
-    A prompt that starts the sequence (T = S) attends to itself without a detour; what follows reads the whole buffer,
+    A prompt that starts the sequence (T = S) attends to its own keys and values; what follows reads the whole buffer,
     which has one shape for many steps.
     """
     if store is None:
@@ -98,8 +98,8 @@ def extend(store: Any, layer: int, k: Tensor, v: Tensor, mask: Tensor, slots: Te
 
 def whole_sequence(
     rope: tuple[Tensor, Tensor], valid: np.ndarray, window: int | None = None, runs: np.ndarray | None = None
-) -> tuple[Place, None]:
-    """place and store of a pass over a whole sequence that nobody continues; valid, window, runs: see `causal_mask`."""
+) -> tuple[AttentionMetadata, None]:
+    """metadata and store of a pass over a whole sequence that is not continued; valid, window, runs: see `causal_mask`."""
     return (*rope, Tensor(causal_mask(valid, valid.shape[1], window, runs)), None), None
 
 
@@ -129,7 +129,7 @@ class KVCache:
         self.bucket = bucket
         self.length = 0
         self.capacity = 0
-        self.seen = np.zeros((batch_size, 0), bool)  # [B, capacity]: which positions are no padding
+        self.attention_mask = np.zeros((batch_size, 0), bool)  # [B, capacity]: False is padding
         self.keys = self.values = ()
         self.reserve(capacity)
 
@@ -139,23 +139,23 @@ class KVCache:
 
     @property
     def valid(self) -> np.ndarray:
-        """Which of the positions filled so far are no padding, bool `[B, length]`."""
-        return self.seen[:, : self.length]
+        """The attention mask of the positions filled so far, bool `[B, length]`: False is padding."""
+        return self.attention_mask[:, : self.length]
 
     def clear(self) -> None:
-        """Forgets what is stored but keeps the buffers."""
+        """Empties the cache; the buffers stay."""
         self.length = 0
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` positions in all; keeps what is stored."""
+        """Makes room for `tokens` positions in all; what is stored stays."""
         if tokens <= self.capacity:
             return
         tokens = max(tokens, 2 * self.capacity)
         capacity = -(-tokens // self.bucket) * self.bucket
         self.keys = self._all_grown("key", self.keys, capacity)
         self.values = self._all_grown("value", self.values, capacity)
-        seen, self.seen = self.seen, np.zeros((self.heads[0], capacity), bool)
-        self.seen[:, : self.length] = seen[:, : self.length]
+        mask, self.attention_mask = self.attention_mask, np.zeros((self.heads[0], capacity), bool)
+        self.attention_mask[:, : self.length] = mask[:, : self.length]
         self.capacity = capacity
 
     def _all_grown(self, kind, buffers, capacity):
@@ -168,12 +168,12 @@ class KVCache:
         # A Parameter made from a view loses in-place writes (MindSpore 2.7.1), so the buffer is created flat.
         buffer = Parameter(initializer("zeros", (self.rows * capacity, self.head_dim), self.dtype), name=name)
         if old is not None and self.length:
-            kept = ops.gather_rows(old, self.slots(self.capacity, 0, self.length))
-            ops.write_rows(buffer, self.slots(capacity, 0, self.length), kept)
+            rows = ops.gather_rows(old, self.slots(self.capacity, 0, self.length))
+            ops.write_rows(buffer, self.slots(capacity, 0, self.length), rows)
         return buffer
 
-    def take(self, other: "KVCache", copies: int) -> None:
-        """Holds what `other` holds, every batch row of it `copies` times in a row."""
+    def copy_from(self, other: "KVCache", copies: int) -> None:
+        """Takes over what `other` holds, every batch row of it `copies` times in a row."""
         self.clear()
         self.reserve(other.length)
         batch, heads = other.heads
@@ -183,7 +183,7 @@ class KVCache:
         for buffers, sources in ((self.keys, other.keys), (self.values, other.values)):
             for buffer, source in zip(buffers, sources):
                 ops.write_rows(buffer, mine, ops.gather_rows(source, theirs))
-        self.seen[:, : other.length] = other.seen[:, : other.length].repeat(copies, axis=0)
+        self.attention_mask[:, : other.length] = other.attention_mask[:, : other.length].repeat(copies, axis=0)
         self.length = other.length
 
     def slots(self, capacity: int, start: int, stop: int) -> Tensor:
@@ -195,11 +195,11 @@ class KVCache:
         """Makes room for the next tokens and counts them in; valid `[B, S]` bool, False where a row has padding."""
         start, stop = self.length, self.length + valid.shape[1]
         self.reserve(stop)
-        self.seen[:, start:stop] = valid
+        self.attention_mask[:, start:stop] = valid
         self.length = stop
 
-    def admit(self, rope: tuple[Tensor, Tensor], valid: np.ndarray) -> tuple[Place, tuple]:
-        """place and store of the next tokens; valid as for `advance`."""
+    def allocate(self, rope: tuple[Tensor, Tensor], valid: np.ndarray) -> tuple[AttentionMetadata, tuple]:
+        """metadata and store of the next tokens; valid as for `advance`."""
         self.advance(valid)
         start, new = self.length - valid.shape[1], valid.shape[1]
         mask = causal_mask(valid, new) if start == 0 and new > 1 else self._mask(start, valid)
@@ -215,7 +215,7 @@ class KVCache:
 
 
 class WindowContext:
-    """The context (see `cache.py`) of the next `new` positions of a stream.
+    """The store and the mask of the next `new` positions of a stream.
 
     keys and values: per layer `[B, K, n, D]`, the last n < window positions that have passed, or None when n = 0. After
     the pass they hold the last positions of the stream as it then is.
@@ -232,15 +232,15 @@ class WindowContext:
         v = self._extended(self.values, layer, v)
         return k, v
 
-    def _extended(self, kept, layer, x):
-        if kept[layer] is not None:
-            x = ops.concat((kept[layer], x), 2)  # [B, K, T, D]
-        kept[layer] = x[:, :, x.shape[2] - self.keep :].contiguous() if self.keep else None
+    def _extended(self, stored, layer, x):
+        if stored[layer] is not None:
+            x = ops.concat((stored[layer], x), 2)  # [B, K, T, D]
+        stored[layer] = x[:, :, x.shape[2] - self.keep :].contiguous() if self.keep else None
         return x
 
 
 def window_mask(old: int, new: int, window: int) -> np.ndarray:
-    """Additive float32 mask `[new, old + new]` of the last `new` positions: position i sees i - window + 1 .. i."""
+    """Additive float32 mask `[new, old + new]` of the last `new` positions: position i attends to i - window + 1 .. i."""
     key = np.arange(old + new)
     query = np.arange(old, old + new)[:, None]
     return np.where((key <= query) & (key > query - window), np.float32(0), np.float32(MASKED))

@@ -29,16 +29,16 @@ from .vocoder_blocks import (
     History,
     LayerScale,
     SnakeBeta,
-    give_out_slots,
+    number_slots,
 )
 
 CHUNK_FRAMES = 50
-"""Frames that `decode` sends through at a time: enough to keep the kernels busy, and memory stays flat."""
+"""Frames that `decode` computes at a time: enough to keep the kernels busy with constant memory."""
 
 
 @dataclass(frozen=True)
 class Code2WavState:
-    """What a stream of `batch` rows remembers after `frames` frames. Never modified, so it can be continued twice.
+    """State of a stream of `batch` rows after `frames` frames. Never modified, so it can be continued twice.
 
     keys, values: per layer `[B, K, n, D]`, n < sliding_window; tails: per convolution `[B, C, n]`, its last inputs.
     """
@@ -72,8 +72,8 @@ class Code2Wav(Cell):
     """Mirrors `Qwen3OmniMoeCode2Wav`; codes are integers `[B, Q, n]` (numpy or Tensor), waves float32 in [-1, 1].
 
     decode(codes)          the whole wave
-    step(codes), reset()   the next piece of one stream, which this cell keeps
-    stream()               a stream of one's own, also with step and reset; any number of them beside one another
+    step(codes), reset()   the next piece of one stream, whose state this cell stores
+    stream()               a separate stream, also with step and reset; any number of them at the same time
     advance(codes, state)  the primitive under all of these: state in, state out
 
     It computes in float32 in every model: `snake_beta` takes sines of large numbers and divides by ones that may be as small as
@@ -101,7 +101,7 @@ class Code2Wav(Cell):
         self.code_embedding = Embedding(config.codebook_size * config.num_quantizers, config.hidden_size)
         self.upsample = nn.CellList([self._upsampling(config, factor) for factor in config.upsampling_ratios])
         self.decoder = nn.CellList(self._decoder(config))
-        self.slots = give_out_slots(self)
+        self.slots = number_slots(self)
         self._ask_for_stable_sums()
         self.reset()
 
@@ -129,7 +129,7 @@ class Code2Wav(Cell):
 
     @property
     def held_samples(self) -> int:
-        """Samples that the last frames of a stream still owe (see the class): 555 at the published rates."""
+        """Samples of the last frames that only the next frames would complete (see the class): 555 at the published rates."""
         rates = self.config.upsample_rates
         return sum(math.prod(rates[level:]) for level in range(len(rates)))
 
@@ -153,7 +153,7 @@ class Code2Wav(Cell):
     def chunked_decode(self, codes: Any, chunk_size: int = 300, left_context_size: int = 25) -> Tensor:
         """The whole wave, `chunk_size` frames at a time: exactly `decode(codes)`, where the reference's approximates it.
 
-        left_context_size changes nothing: a stream remembers all that the sliding window sees. Raises `InputError`.
+        left_context_size changes nothing: a stream stores all of the sliding window. Raises `InputError`.
         """
         if chunk_size < 1 or left_context_size < 0:
             raise InputError(
@@ -218,8 +218,8 @@ class Code2Wav(Cell):
         rows = codes.transpose(0, 2, 1) + np.arange(quantizers) * self.config.codebook_size  # [B, n, Q]
         rows = rows.reshape(-1, quantizers).astype(np.int32)
         mean = np.full(rows.shape, 1 / quantizers, np.float32)
-        places, table = self.code_embedding.rows(Tensor(rows))
-        return ops.weighted_sum_rows(table, places, Tensor(mean)).reshape(batch, frames, -1)
+        indices, table = self.code_embedding.rows(Tensor(rows))
+        return ops.weighted_sum_rows(table, indices, Tensor(mean)).reshape(batch, frames, -1)
 
     def _synthesise(self, x, history):
         """`[B, D, n]` -> `[B, 1, samples]`."""
@@ -235,7 +235,7 @@ class Code2Wav(Cell):
 
 
 class Code2WavStream:
-    """One utterance (or batch of them) spoken piece by piece."""
+    """One utterance (or a batch of them), synthesised piece by piece."""
 
     def __init__(self, code2wav: Code2Wav) -> None:
         self.code2wav = code2wav

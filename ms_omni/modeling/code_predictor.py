@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from ..outputs import CodePredictorOutput
-from .cache import MASKED, Place
+from .cache import MASKED, AttentionMetadata
 from .decoder import Decoder, DecoderLayer, build_attention, build_dense_mlp
 from .forward import answer, given_embeddings, read_stack
 from .layer import Cell
@@ -53,8 +53,8 @@ class CodePredictor(Cell):
         heads = config.num_code_groups - 1
         self.lm_head = nn.CellList([Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(heads)])
 
-    def place(self, position: int, new: int, batch_size: int) -> Place:
-        """The `place` (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""
+    def attention_metadata(self, position: int, new: int, batch_size: int) -> AttentionMetadata:
+        """The metadata (see `cache.py`) of `new` tokens from `position` on, in buffers of one frame."""
         capacity = self.config.num_code_groups
         positions = np.broadcast_to(np.arange(position, position + new), (batch_size, new))
         keys = np.arange(capacity if new == 1 else new)
@@ -128,7 +128,7 @@ class CodePredictor(Cell):
         output = CodePredictorOutput(loss, logits, states.past_key_values, states.hidden_states, None, generation_steps + 1)
         return answer(output, return_dict)
 
-    def read(self, inputs_embeds: Tensor, place: Place, store: Any, group: int) -> Tensor:
+    def read(self, inputs_embeds: Tensor, metadata: AttentionMetadata, store: Any, group: int) -> Tensor:
         """Logits `[B, V]` of residual code `group` (0 .. n-2) after inputs_embeds `[B, S, D]`."""
-        hidden = self.model.run(inputs_embeds, place, store)
+        hidden = self.model.run(inputs_embeds, metadata, store)
         return self.lm_head[group](hidden[:, -1])

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from ..errors import InputError
 from . import ops
-from .cache import KVCache, Place, attend
+from .cache import AttentionMetadata, KVCache, attend
 from .forward import answer, given_embeddings, read_stack, visual_deepstack
 from .layer import Cell, identity, is_coded
 from .layers import Embedding, GatedMLP, Linear, RMSNorm
@@ -48,9 +48,9 @@ class Attention(Cell):
         """Of this process: fewer under a plan that splits them."""
         return self.k_proj.size // self.head_dim
 
-    def construct(self, x: Tensor, place: Place, store: Any, layer: int) -> Tensor:
-        """x `[B, S, D]`; place and store: see `cache.py`; layer: the index of this layer there."""
-        cos, sin, mask, slots = place
+    def construct(self, x: Tensor, metadata: AttentionMetadata, store: Any, layer: int) -> Tensor:
+        """x `[B, S, D]`; metadata and store: see `cache.py`; layer: the index of this layer there."""
+        cos, sin, mask, slots = metadata
         b, s, _ = x.shape
         q = self.q_norm(self.q_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, H, D]
         k = self.k_norm(self.k_proj(x).reshape(b, s, -1, self.head_dim))  # [B, S, K, D]
@@ -73,9 +73,9 @@ class DecoderLayer(Cell):
         self.is_sparse = isinstance(mlp, SparseMoeBlock)
 
     def construct(
-        self, x: Tensor, place: Place, store: Any, layer: int, router_logits: list[Tensor] | None = None
+        self, x: Tensor, metadata: AttentionMetadata, store: Any, layer: int, router_logits: list[Tensor] | None = None
     ) -> Tensor:
-        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), place, store, layer))
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), metadata, store, layer))
         rows = self.post_attention_layernorm(x)
         return x + self.mlp_layer_scale(self.mlp(rows, router_logits) if self.is_sparse else self.mlp(rows))
 
@@ -100,9 +100,9 @@ def build_dense_mlp(config: Any) -> GatedMLP:
 class Decoder(Cell):
     """A stack of decoder layers and the final norm.
 
-    `run` returns the last hidden state `[B, S, D]` and, for whoever watches, calls `observe(i, x)` with the
-    output of layer i - 1 (i = 0: the input) before anything is added to it.
-    window: how many positions a token sees, itself included; None: all.
+    `run` returns the last hidden state `[B, S, D]` and calls `observe(i, x)`, if given, with the output of layer i - 1
+    (i = 0: the input) before anything is added to it.
+    window: how many positions a token attends to, itself included; None: all.
     """
 
     window = None
@@ -133,9 +133,9 @@ class Decoder(Cell):
         """The reference's forward: ids `[B, S]`, or inputs_embeds `[B, S, D]` -> `DecoderOutput` (return_dict=False: a tuple).
 
         attention_mask `[B, S]`, or over the cached tokens too; position_ids: see `forward.given_positions`, counted from 0
-        without; past_key_values: a `KVCache`, made unless use_cache=False. visual_pos_masks `[B, S]` and
+        without; past_key_values: a `KVCache`, created unless use_cache=False. visual_pos_masks `[B, S]` and
         deepstack_visual_embeds (`[M, D]` per layer): features that are added behind the first layers.
-        output_hidden_states: True, or the indices to keep. Raises `InputError`.
+        output_hidden_states: True, or the indices to return. Raises `InputError`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass either input_ids or inputs_embeds, and not both")
@@ -157,7 +157,7 @@ class Decoder(Cell):
 
     @property
     def compilable(self) -> bool:
-        """Whether a pass can be a graph: not where a plan gathers the weights of one layer after another, nor of codes."""
+        """Whether a pass can be a graph: not where a plan gathers the weights layer by layer, nor with weights stored as codes."""
         return self.norm.in_place and not self.coded
 
     @cached_property
@@ -183,7 +183,7 @@ class Decoder(Cell):
         return rope_tables(positions[0], self.inv_freq)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """An empty cache for `capacity` positions of the kv heads that this process holds."""
+        """An empty cache for `capacity` positions of this process's kv heads."""
         config = self.config
         heads = self.layers[0].self_attn.num_kv_heads
         return KVCache(config.num_hidden_layers, batch_size, heads, config.head_dim, capacity, self.norm.dtype)
@@ -191,20 +191,20 @@ class Decoder(Cell):
     def run(
         self,
         x: Tensor,
-        place: Place,
+        metadata: AttentionMetadata,
         store: Any,
         inject: Callable[[int, Tensor], Tensor] | None = None,
         observe: Callable[[int, Tensor], None] | None = None,
         router_logits: list[Tensor] | None = None,
     ) -> Tensor:
-        """x `[B, S, D]`; place and store: see `cache.py`.
+        """x `[B, S, D]`; metadata and store: see `cache.py`.
 
         inject: optional `inject(layer, x) -> x` applied to a layer's output (deepstack); router_logits: see `SparseMoeBlock`.
         """
         if observe is not None:
             observe(0, x)
         for index, layer in enumerate(self.layers):
-            x = layer(x, place, store, index, router_logits)
+            x = layer(x, metadata, store, index, router_logits)
             if observe is not None:
                 observe(index + 1, x)
             if inject is not None:
@@ -213,7 +213,7 @@ class Decoder(Cell):
 
 
 class MropeDecoder(Decoder):
-    """A decoder of thinker or talker: three-dimensional positions, and experts in `sparse_block` where the config says.
+    """A decoder of thinker or talker: three-dimensional positions, and mixtures of experts in the layers that the config names.
 
     sparse_block: the cell class of the mixtures of experts.
     """

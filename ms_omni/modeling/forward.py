@@ -1,4 +1,4 @@
-"""What the forward passes have in common: the reference's arguments, turned into what a decoder stack reads."""
+"""What the forward passes have in common: the reference's arguments, converted into what a decoder stack takes."""
 
 from typing import Any
 
@@ -20,16 +20,16 @@ def check_arguments(
     if output_attentions:
         raise InputError("output_attentions is True, but attention is one kernel here that keeps no maps; leave it out")
     if cache_position is not None:
-        places = host_array(cache_position).reshape(-1)
-        if places.tolist() != list(range(start, start + tokens)):
+        given = host_array(cache_position).reshape(-1)
+        if given.tolist() != list(range(start, start + tokens)):
             raise InputError(
-                f"cache_position is {places.tolist()}, expected {start} .. {start + tokens - 1}: new tokens follow those cached"
+                f"cache_position is {given.tolist()}, expected {start} .. {start + tokens - 1}: new tokens follow those cached"
             )
 
 
 def given_tensor(x: Any, name: str, axes: Axes) -> Tensor:
     """What a caller passed as a tensor: itself where it is one, which may carry a gradient. While a pass is recorded for
-    one only its shape is looked at. Raises `InputError` for another shape than axes (see `check_shape`), NaN or infinities.
+    one only its shape is checked. Raises `InputError` for another shape than axes (see `check_shape`), NaN or infinities.
     """
     if not isinstance(x, Tensor):
         return Tensor(finite(x, name, axes))
@@ -61,7 +61,7 @@ def check_cache(decoder: Any, cache: Any) -> None:
 
 
 def wants_cache(use_cache: bool | None, past_key_values: Any) -> bool:
-    """Whether a pass keeps keys and values: not while it is recorded for a gradient, which does not flow through a cache."""
+    """Whether a pass stores keys and values: not while it is recorded for a gradient, which does not flow through a cache."""
     if not ops.recording():
         return use_cache is None or bool(use_cache) or past_key_values is not None
     if past_key_values is not None:
@@ -103,7 +103,7 @@ def given_positions(position_ids: Any, shape: tuple[int, ...]) -> tuple[np.ndarr
 
 def packed_runs(text_row: np.ndarray | None, attention_mask: Any, cache: KVCache | None) -> np.ndarray | None:
     """Which of several sequences laid end to end each token belongs to, int `[B, S]`: the text positions start again with
-    each. None for a single sequence, and where a mask or a cache says what is seen.
+    each. None for a single sequence, and where a mask or a cache decides what is attended to.
     """
     if text_row is None or attention_mask is not None or cache is not None:
         return None
@@ -154,7 +154,7 @@ def read_stack(
 def visual_deepstack(
     visual_pos_masks: Any, deepstack_visual_embeds: Any, shape: tuple[int, ...], width: int
 ) -> Deepstack | None:
-    """The `Deepstack` of features `[M, D]` per layer at the True places of visual_pos_masks `[B, T]`, or None without.
+    """The `Deepstack` of features `[M, D]` per layer where visual_pos_masks `[B, T]` is True, or None without.
 
     shape: (B, T); width: D. Raises `InputError`.
     """
@@ -162,10 +162,10 @@ def visual_deepstack(
         return None
     mask = numbers(visual_pos_masks, "visual_pos_masks").astype(bool)
     check_shape(mask, "visual_pos_masks", shape)
-    places = np.flatnonzero(mask).astype(np.int32)
-    axes = (len(places), width)
+    indices = np.flatnonzero(mask).astype(np.int32)
+    axes = (len(indices), width)
     return Deepstack(
-        [(places, [given_tensor(x, "deepstack_visual_embeds", axes) for x in deepstack_visual_embeds])], shape[1]
+        [(indices, [given_tensor(x, "deepstack_visual_embeds", axes) for x in deepstack_visual_embeds])], shape[1]
     )
 
 

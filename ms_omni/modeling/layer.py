@@ -1,4 +1,4 @@
-"""The base of all cells, and of those that own parameters: how these are made, filled by somebody else, and stored."""
+"""The base of all cells, and of those that own parameters: how parameters are created, filled from a checkpoint, and stored."""
 
 import weakref
 from collections.abc import Container, Iterator, Mapping
@@ -20,7 +20,7 @@ from . import ops
 
 _dtype = ms.float32
 _lazy = _exact = False
-_inside = 0  # calls of cells, one within the other
+_depth = 0  # nested calls of cells
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def lazy_parameters(dtype: ms.Type) -> Iterator[None]:
 @contextmanager
 def exact_parameters() -> Iterator[None]:
     """Inside this context, or a function under it as a decorator, cells are built with parameters in float32, whatever the rest of a
-    model is computed in; they keep that (`keeps_dtype`).
+    model is computed in; they stay so (`keeps_dtype`).
     """
     global _dtype, _exact
     before, _dtype, _exact = (_dtype, _exact), ms.float32, True
@@ -49,15 +49,15 @@ def exact_parameters() -> Iterator[None]:
 
 
 def is_lazy() -> bool:
-    """Whether cells are being built that somebody else fills: a checkpoint, or the model that they are a part of.
+    """Whether cells are being built that are filled later, from a checkpoint or by the model that they are a part of.
 
-    A caller may say so himself, by MindSpore's `no_init_parameters`, which sets this attribute of the class.
+    MindSpore's `no_init_parameters`, which a caller may use, sets this attribute of the class.
     """
     return _lazy or not getattr(Parameter, "init_param", True)
 
 
 def parameter(*shape: int, start: float | None = None) -> Parameter:
-    """A parameter of the dtype in force. start: what it holds in a model from nothing (see `layers.initialise`): None for small
+    """A parameter of the current dtype. start: its value in an untrained model (see `layers.initialise`): None for small
     random numbers, else this number.
     """
     new = Parameter(initializer("zeros", shape, _dtype))
@@ -79,16 +79,16 @@ class Trainable(nn.Cell):
 
 
 class Cell(Trainable):
-    """A cell that runs operator by operator, also where MindSpore's context says graph mode: what becomes a graph here is
-    compiled by name (`steps.py`), and the rest reads arrays on the host, which a graph cannot. One thread at a time.
+    """A cell that runs operator by operator, also where MindSpore's context is in graph mode: graphs are compiled
+    explicitly (`steps.py`), and the rest reads arrays on the host, which a graph cannot. One thread at a time.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        global _inside
+        global _depth
         with exclusive:
-            _inside += 1
+            _depth += 1
             try:
-                if _inside == 1 and ops.recording():
+                if _depth == 1 and ops.recording():
                     check_trainable(self)
                     widen(self)
                 if context._get_mode() == context.GRAPH_MODE:
@@ -97,46 +97,47 @@ class Cell(Trainable):
             except Exception as error:
                 raise explained(error) from None
             finally:
-                _inside -= 1
+                _depth -= 1
 
     def held(self) -> AbstractContextManager:
-        """A context in which the weights of all parts are at hand, for whoever calls those one after another."""
+        """A context in which the weights of all parts are gathered, for callers of those parts."""
         return nullcontext()
 
 
 def explained(error: Exception) -> Exception:
-    """What a kernel refused, in words, or the error as it is."""
+    """`InputError` with the reason why a kernel refused its arguments, or the error as it is."""
     ops.stop_recording()
     reason = ops.refusal(error)
     return InputError(reason) if reason else error
 
 
 def has_hooks(cell: nn.Cell) -> bool:
-    """Whether somebody's hooks are to be called before or after this cell or a part of it."""
+    """Whether forward hooks are registered on this cell or a part of it."""
     if cell._lazy_forward_pre_hook or cell._lazy_forward_hook:
         return True
     return any(has_hooks(part) for part in cell._cells.values() if part is not None)
 
 
 def identity(x: Any) -> Any:
-    """x: the default of the places where parallelism puts a collective."""
+    """x: the default where parallelism puts a collective."""
     return x
 
 
 class CellsOnly(Exception):
-    """What a fused operator cannot read or do: the cells themselves run."""
+    """A fused operator cannot read or compute this: the cells themselves run."""
 
 
-KEPT = "bfloat16"
-"""A storage beside those of `ms_omni.quantised`: the numbers of a file as they are, widened where they are computed with."""
+BFLOAT16 = "bfloat16"
+"""A storage beside those of `ms_omni.quantised`: bfloat16 as in the file, widened where it is computed with."""
 
 
 class Layer(Cell):
-    """A cell that owns parameters and knows how they are stored: everybody else asks it, and nobody reads them.
+    """A cell that owns parameters and knows how they are stored: other code reads them through `operands` alone.
 
-    Each kind says in `operands` what its operator takes; another storage is another `operands`.
-    source: where a parameter is read; the identity unless a plan keeps it in pieces, then a gather. None stays None.
-    stable: see `ops`. matrices: names of the parameters that `store` can exchange; coded: of those that are codes with scales.
+    Each kind returns from `operands` what its operator takes, for every storage.
+    source: reads a parameter; the identity, or a gather where a plan shards it. None stays None.
+    stable: see `ops`. matrices: names of the parameters that `store` can exchange; coded: of those stored as codes with scales;
+    bfloat16: of those stored in bfloat16 beside another dtype that is computed in.
     """
 
     stable = False
@@ -145,70 +146,72 @@ class Layer(Cell):
     def __init__(self) -> None:
         super().__init__()
         self.source = identity
-        self.computed, self.coded, self.kept = _dtype, (), ()
-        self.as_computed = True  # all of it; a name of its own, for a graph that is compiled from this
+        self.computed, self.coded, self.bfloat16 = _dtype, (), ()
+        self.as_computed = True  # neither coded nor bfloat16; an attribute, as graphs read it
 
     def store(self, storage: "Storage | str | None", *names: str) -> None:
-        """Exchanges matrices (by default all) that nobody has filled yet, which are then filled by name: codes under the name of the
-        matrix, with `NAME_scale` and, where there are some, `NAME_offset`.
+        """Exchanges matrices (by default all) that are not filled yet and are then filled by name: codes under the name of the
+        matrix, with `NAME_scale` and, for storages with offsets, `NAME_offset`.
 
-        storage: a `Storage`; `KEPT`; None: the dtype that is computed in. What is computed stays the same dtype. Raises `InputError`
-        for groups that do not divide.
+        storage: a `Storage`; `BFLOAT16`; None: the dtype that is computed in, which does not change. Raises `InputError` for groups
+        that do not divide.
         """
         for name in names or self.matrices:
             if name in self.coded:
                 raise ValueError(f"{name} is stored as codes already")
-            old, outer = getattr(self, name), name not in self.kept
+            old, outer = getattr(self, name), name not in self.bfloat16
             if storage is None and outer:
                 continue
             if not isinstance(storage, Storage):
-                self.kept = tuple(kept for kept in self.kept if kept != name) + ((name,) if storage else ())
-                setattr(self, name, unfilled(old, old.shape, ms.bfloat16 if storage else self.computed, made=self.computed))
+                self.bfloat16 = tuple(other for other in self.bfloat16 if other != name) + ((name,) if storage else ())
+                setattr(
+                    self, name, unfilled(old, old.shape, ms.bfloat16 if storage else self.computed, created=self.computed)
+                )
                 if storage:
                     getattr(self, name).clone = partial(_cloned, weakref.ref(self), name)
                 continue
             codes, scales = storage.shapes(self.outputs_first(name))
-            self.coded, self.kept = (*self.coded, name), tuple(kept for kept in self.kept if kept != name)
+            self.coded, self.bfloat16 = (*self.coded, name), tuple(other for other in self.bfloat16 if other != name)
             setattr(self, name, unfilled(old, codes, ms.int8 if storage.bits == 8 else ms.uint8))
             setattr(self, f"{name}_scale", unfilled(old, scales, getattr(ms, storage.scale), "_scale"))
             offset = storage.offset and unfilled(old, scales, getattr(ms, storage.offset), "_offset")
             setattr(self, f"{name}_offset", offset)
-        self.as_computed = not (self.coded or self.kept)
+        self.as_computed = not (self.coded or self.bfloat16)
 
     def outputs_first(self, name: str) -> tuple[int, ...]:
         """Shape `[..., out, in]` of a matrix."""
         return tuple(getattr(self, name).shape)
 
     def widen(self, *names: str) -> None:
-        """Matrices (by default those that are to be trained) that are kept in bfloat16 are from now on in what is computed in, as the
-        same Parameters: an optimizer, or a list, that was made before holds them.
+        """Widens matrices (by default those that are to be trained) that are stored in bfloat16 to the dtype that is computed in. They
+        stay the same Parameters, which an optimizer may hold already.
         """
-        for name in self.kept:
+        for name in self.bfloat16:
             parameter = getattr(self, name)
             if name in names or (not names and parameter.requires_grad):
-                self.kept = tuple(kept for kept in self.kept if kept != name)
+                self.bfloat16 = tuple(other for other in self.bfloat16 if other != name)
                 parameter.set_dtype(self.computed)
                 for own in ("asnumpy", "clone"):
                     vars(parameter).pop(own, None)
                 parameter.keeps_dtype = False
-        self.as_computed = not (self.coded or self.kept)
+        self.as_computed = not (self.coded or self.bfloat16)
 
     def quantised(self, name: str) -> Quantised:
         """The parameters of a matrix that is stored as codes."""
         return Quantised(*(getattr(self, name + end) for end in ("", "_scale", "_offset")))
 
     def operands(self) -> tuple:
-        """Its parameters as its operator takes them."""
+        """The parameters as the operator takes them."""
         return (self.source(self.weight),)
 
     @property
     def in_place(self) -> bool:
-        """Whether the parameters lie here as a whole, and its sums may have any order."""
+        """Whether the parameters are whole in this process, and its sums may have any order."""
         return self.source is identity and not self.stable
 
     def stored(self, shared: bool = False) -> tuple:
-        """`operands` for a fused operator, which reads them where they lie, now and later; shared: also of a layer that ranks share,
-        each of which has a part. Raises `CellsOnly`.
+        """`operands` for a fused operator, which stores their addresses; shared: also of a layer that is sharded over ranks. Raises
+        `CellsOnly`.
         """
         if not (self.in_place or (shared and self.source is identity and not self.stable)):
             raise CellsOnly(type(self).__name__)
@@ -216,7 +219,7 @@ class Layer(Cell):
 
     @property
     def dtype(self) -> ms.Type:
-        """What is computed in, however the parameters are stored."""
+        """The dtype that is computed in, however the parameters are stored."""
         return self.weight.dtype if self.as_computed else self.computed
 
     @property
@@ -226,37 +229,36 @@ class Layer(Cell):
 
 
 def unfilled(
-    old: Parameter, shape: tuple[int, ...], dtype: ms.Type, end: str = "", made: ms.Type | None = None
+    old: Parameter, shape: tuple[int, ...], dtype: ms.Type, end: str = "", created: ms.Type | None = None
 ) -> Parameter:
-    """A parameter that owns no memory until it is filled, in the place of another; it keeps its dtype, and only numbers that are
-    computed with as they are can be trained.
+    """A parameter that owns no memory until it is filled, instead of another; it keeps its dtype, and codes cannot be trained.
 
-    made: the dtype that it is made with, which is that of the zeros that MindSpore gives as its gradient where it has no part in a loss.
+    created: the dtype that it is created with. MindSpore returns zeros of that dtype as its gradient where a loss does not depend on it.
     """
     with no_init_parameters():
-        new = Parameter(initializer("zeros", shape, made or dtype), name=old.name + end)
+        new = Parameter(initializer("zeros", shape, created or dtype), name=old.name + end)
     if new.dtype != dtype:
         new.set_dtype(dtype)
     new.requires_grad = old.requires_grad and not end and dtype not in (ms.int8, ms.uint8)
-    new.start, new.keeps_dtype, new.made = getattr(old, "start", None), True, made
+    new.start, new.keeps_dtype, new.created = getattr(old, "start", None), True, created
     if dtype == ms.bfloat16:
         new.asnumpy = partial(_widened_array, weakref.ref(new))
     return new
 
 
 def _widened_array(parameter):
-    """What `asnumpy` of a parameter in bfloat16 gives: numpy has no such numbers, and MindSpore's do not go with every numpy."""
+    """`asnumpy` of a parameter in bfloat16: numpy has no such dtype, and MindSpore's does not work with every numpy."""
     return parameter().astype(ms.float32).asnumpy()
 
 
 def _cloned(layer, name, init="same"):
-    """What `clone` of a parameter that is kept in bfloat16 gives. An optimizer makes its moments so, in what will be computed in."""
+    """`clone` of a parameter stored in bfloat16: widened first, as optimizers create their moments by cloning."""
     layer().widen(name)
     return getattr(layer(), name).clone(init)
 
 
 def exchange(cell: nn.Cell, storages: Mapping[str, "Storage | str"]) -> None:
-    """Lets the layers of a lazily built cell store their matrices as `{name of the parameter: storage}` says, see `Layer.store`."""
+    """`Layer.store` of the layers of a lazily built cell, by `{name of the parameter: storage}`."""
     for path, layer in layers_in(cell):
         for leaf in layer.matrices:
             if path + leaf in storages:
@@ -264,20 +266,20 @@ def exchange(cell: nn.Cell, storages: Mapping[str, "Storage | str"]) -> None:
 
 
 def storable(cell: nn.Cell) -> set[str]:
-    """Names of the parameters that `exchange` is for: matrices, but for those that keep their dtype."""
+    """Names of the parameters that `exchange` can store: matrices, except for those that keep their dtype."""
     names = ((path, layer, leaf) for path, layer in layers_in(cell) for leaf in layer.matrices)
     return {path + leaf for path, layer, leaf in names if not getattr(getattr(layer, leaf), "keeps_dtype", False)}
 
 
 def layers_in(cell: nn.Cell) -> list[tuple[str, "Layer"]]:
-    """All layers of a cell, itself included, each with what stands before the names of its parameters."""
+    """All layers of a cell, itself included, each with the prefix of the names of its parameters."""
     return [(f"{path}.".lstrip("."), layer) for path, layer in cell.cells_and_names() if isinstance(layer, Layer)]
 
 
 def widen(cell: nn.Cell, names: Container[str] | None = None) -> None:
     """`Layer.widen` of all layers of a cell; names: of the parameters, by default of those that are to be trained."""
     for path, layer in layers_in(cell):
-        own = layer.kept if names is None else [name for name in layer.kept if path + name in names]
+        own = layer.bfloat16 if names is None else [name for name in layer.bfloat16 if path + name in names]
         if own:
             layer.widen(*([] if names is None else own))
 
@@ -295,21 +297,21 @@ def coded_names(cell: nn.Cell) -> set[str]:
 
 
 def check_trainable(cell: nn.Cell) -> None:
-    """Raises `InputError` for a cell that is to be trained, but has weights without a gradient. A frozen one passes gradients on."""
+    """Raises `InputError` for a cell that is to be trained, but has weights stored as codes. A frozen one passes gradients on."""
     for path, layer in layers_in(cell):
         for name in layer.coded:
             if not any(parameter.requires_grad for parameter in cell.get_parameters()):
                 return
             raise InputError(
                 f"{path}{name} is stored in {layer.quantised(name).bits} bits, of which there is no gradient; to train, load the "
-                "checkpoint that it was made from, without quantize=, or freeze this model (requires_grad_(False)) and train what is "
+                "checkpoint that it was created from, without quantize=, or freeze this model (requires_grad_(False)) and train what is "
                 "in front of it or behind"
             )
 
 
 def filled(old: Parameter, array: np.ndarray, trained: bool = True) -> Parameter:
-    """A parameter of these numbers in the place of another. trained: whether it may be, if the other was."""
-    new = unfilled(old, array.shape, old.dtype, made=getattr(old, "made", None))
+    """A parameter of these numbers instead of another. trained: whether it may be trained, if the other was."""
+    new = unfilled(old, array.shape, old.dtype, created=getattr(old, "created", None))
     new.keeps_dtype = getattr(old, "keeps_dtype", False)
     new.requires_grad = new.requires_grad and trained
     kind = str(old.dtype).lower()

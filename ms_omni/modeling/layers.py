@@ -12,7 +12,7 @@ from .layer import Cell, Layer, filled, parameter
 
 
 class Matrix(Layer):
-    """A layer with a weight `[N, D]`, which can be the head that makes logits. size: the N that are here."""
+    """A layer with a weight `[N, D]`, which can be the output layer. size: the N of this process."""
 
     matrices = ("weight",)
 
@@ -35,7 +35,7 @@ class Matrix(Layer):
         return ops.linear(hidden, *self.operands())
 
     def whole(self, logits: Tensor) -> Tensor:
-        """`logits` of everything, where a plan splits the N over ranks."""
+        """`logits` of all N, where a plan splits them over ranks."""
         return logits
 
     def resize(self, size: int, deviation: float | None) -> None:
@@ -44,19 +44,19 @@ class Matrix(Layer):
         """
         stored: Any = self.quantised("weight") if self.coded else self.weight
         old = dequantised(_arrays(stored)) if self.coded else stored.astype(ms.float32).asnumpy()
-        kept, added = min(size, len(old)), max(size - len(old), 0)
+        common, added = min(size, len(old)), max(size - len(old), 0)
         if deviation is None:
             new = np.repeat(old.mean(axis=0, keepdims=True), added, axis=0)
         else:
             new = (np.random.standard_normal((added, old.shape[1])) * deviation).astype(old.dtype)
         if self.coded:
-            for name, parts in zip(("weight", "weight_scale", "weight_offset"), _joined(_arrays(stored), kept, new)):
+            for name, parts in zip(("weight", "weight_scale", "weight_offset"), _joined(_arrays(stored), common, new)):
                 if parts is not None:
                     setattr(self, name, filled(getattr(self, name), parts))
-        elif self.kept:
-            self.weight = filled(stored, np.concatenate([old[:kept], new]))
+        elif self.bfloat16:
+            self.weight = filled(stored, np.concatenate([old[:common], new]))
         else:
-            new = Tensor(np.concatenate([old[:kept], new])).astype(stored.dtype)
+            new = Tensor(np.concatenate([old[:common], new])).astype(stored.dtype)
             self.weight = Parameter(new, name=stored.name, requires_grad=stored.requires_grad)
         self.size = size
 
@@ -66,15 +66,15 @@ def _arrays(stored):
     return Quantised(*(None if part is None else part.asnumpy() for part in stored))
 
 
-def _joined(stored, kept, rows):
-    """Codes of the first `kept` rows of a matrix and of other rows, in arrays of the parameters' dtypes."""
+def _joined(stored, count, rows):
+    """Codes of the first `count` rows of a matrix and of other rows, in arrays of the parameters' dtypes."""
     if not len(rows):
-        return [None if old is None else old[:kept] for old in stored]
+        return [None if old is None else old[:count] for old in stored]
     storage = Storage(stored.bits, stored.group, "float32", None if stored.offsets is None else "float32")
     added = quantised(rows, storage)
     if stored.offsets is not None:
         added = added._replace(offsets=np.zeros_like(added.scales))
-    return [None if old is None else np.concatenate([old[:kept], new]) for old, new in zip(stored, added)]
+    return [None if old is None else np.concatenate([old[:count], new]) for old, new in zip(stored, added)]
 
 
 ACTIVATIONS = {
@@ -112,16 +112,16 @@ class Embedding(Matrix):
         return ops.embedding(ids, self.matrix(), self.computed)
 
     def rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`(places, table)`: the rows of ids `[...]` are `table[places]`, in what is computed in; the table holds all rows, or those
-        asked for.
+        """`(indices, table)`: the rows of ids `[...]` are `table[indices]`, in the dtype that is computed in; the table holds all rows, or
+        only these.
         """
         if self.as_computed:
             return (ids, *self.operands())
-        return in_order(ids), ops.embedding(ids.reshape(-1), self.matrix(), self.computed)
+        return consecutive(ids), ops.embedding(ids.reshape(-1), self.matrix(), self.computed)
 
 
-def in_order(ids: Tensor) -> Tensor:
-    """Places of as many rows as there are ids, int32 of their shape."""
+def consecutive(ids: Tensor) -> Tensor:
+    """0, 1, 2, ... as many as there are ids, int32 of their shape."""
     return Tensor(np.arange(ids.size).reshape(ids.shape), ms.int32)
 
 

@@ -25,17 +25,17 @@ def language_model_loss(logits: Tensor, labels: Any, num_items_in_batch: Any = N
     if ((labels != IGNORED) & ((labels < 0) | (labels >= vocabulary))).any():
         raise InputError(f"labels must lie in [0, {vocabulary}) or be {IGNORED}; got {labels.min()} to {labels.max()}")
     targets = labels[:, 1:].reshape(-1)
-    kept = np.flatnonzero(targets != IGNORED).astype(np.int32)
-    if not len(kept):
+    counted = np.flatnonzero(targets != IGNORED).astype(np.int32)
+    if not len(counted):
         raise InputError(f"every label after the first is {IGNORED} (ignored); there is nothing to learn from")
-    rows = ops.gather_rows(logits[:, :-1].reshape(-1, logits.shape[-1]), Tensor(kept))
-    loss = ops.cross_entropy(rows, Tensor(targets[kept].astype(np.int32)))
+    rows = ops.gather_rows(logits[:, :-1].reshape(-1, logits.shape[-1]), Tensor(counted))
+    loss = ops.cross_entropy(rows, Tensor(targets[counted].astype(np.int32)))
     if num_items_in_batch is None:
         return loss
     items = float(host_array(num_items_in_batch))
     if not items >= 1:
         raise InputError(f"num_items_in_batch is {num_items_in_batch}, expected at least 1")
-    return loss * (len(kept) / items)
+    return loss * (len(counted) / items)
 
 
 def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, valid: np.ndarray) -> Tensor:
@@ -61,7 +61,7 @@ def training_losses(
     valid: np.ndarray,
     num_items_in_batch: Any = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The loss of a decoder and the router's auxiliary loss, weighted into it; None where not asked for.
+    """The loss of a decoder and the router's auxiliary loss, weighted into it; None where not requested.
 
     config: the stack's, for `num_experts_per_tok` and `router_aux_loss_coef`; labels int `[B, T]`;
     num_items_in_batch: see `language_model_loss`.

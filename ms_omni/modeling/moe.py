@@ -15,7 +15,7 @@ class Experts(Layer):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
     The layout is `[expert, in, out]`, the one that grouped matrix products want; of codes it is `[expert, out, in]`, as everywhere.
-    first: the number of the first one that is here, where ranks share them.
+    first: the number of this rank's first expert, where ranks share them.
     """
 
     first = None
@@ -58,7 +58,7 @@ class SparseMoeBlock(Cell):
         self.reduce = identity  # sums the experts of all ranks under an expert-parallel plan
 
     def construct(self, x: Tensor, router_logits: list[Tensor] | None = None) -> Tensor:
-        """router_logits: a list that the router's logits `[B * S, E]` are put on, where somebody wants them."""
+        """router_logits: a list that the router's logits `[B * S, E]` are appended to, or None."""
         rows = x.reshape(-1, x.shape[-1])  # [N, D]
         logits = self.gate(rows)
         if router_logits is not None:
@@ -68,7 +68,7 @@ class SparseMoeBlock(Cell):
 
 
 class SharedExpertMoeBlock(SparseMoeBlock):
-    """A mixture of experts plus one expert that sees every token, weighted by a sigmoid gate."""
+    """A mixture of experts plus one expert for every token, weighted by a sigmoid gate."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

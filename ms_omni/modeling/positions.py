@@ -1,6 +1,6 @@
-"""Positions of tokens on the host: (time, height, width) in a multimodal prompt, and the rotary tables that are made of them.
+"""Positions of tokens on the host: (time, height, width) in a multimodal prompt, and their rotary tables.
 
-The positions are read off the tokens themselves, so that every mix of media in a prompt is counted right:
+The positions follow from the tokens themselves, so that any mix of media in a prompt is counted right:
 
     text          one step per token on all three axes
     audio         one step per token (13 tokens per second of sound)
@@ -49,9 +49,9 @@ def get_rope_index(
         ids = ids[mask]
         if not len(ids):
             raise InputError(f"row {row} of the batch holds only padding; give every conversation at least one token")
-        found = walker.walk(ids)
-        positions[:, row, mask] = found
-        deltas[row] = found.max() + np.float32(1) - np.float32(len(ids))
+        own = walker.walk(ids)
+        positions[:, row, mask] = own
+        deltas[row] = own.max() + np.float32(1) - np.float32(len(ids))
     walker.finish()
     return positions, deltas
 
@@ -59,7 +59,7 @@ def get_rope_index(
 def media_runs(ids: np.ndarray, config: Any) -> list[tuple[str, int, int]]:
     """The runs of placeholders in one row of ids `[n]`: a list of (kind, start, stop).
 
-    kind: "audio", "image", "video" or "audio_in_video". Raises `InputError` for media that are not kept apart by their
+    kind: "audio", "image", "video" or "audio_in_video". Raises `InputError` for media that are not separated by their
     start and end tokens.
     """
     kinds = {
@@ -206,7 +206,7 @@ def mrope_tables(positions: np.ndarray, inv_freq: np.ndarray, section: Sequence[
 
 
 def axial_tables(rows: np.ndarray, columns: np.ndarray, inv_freq: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Two-dimensional positions `[N]` each; the first half of the frequencies turns with the row, the second with the
+    """Two-dimensional positions `[N]` each; the first half of the frequencies is for the row, the second for the
     column -> cos, sin tensors `[N, 2 * len(inv_freq)]`.
     """
     parts = [np.asarray(axis, np.float32)[:, None] * inv_freq for axis in (rows, columns)]

@@ -15,31 +15,31 @@ from . import ops
 from .cache import KVCache, whole_sequence
 
 
-class Watch:
-    """What is kept of one call of a decoder; `observer` and `router_logits` go into the call.
+class OutputRecorder:
+    """Records hidden states and router logits of one call of a decoder; `observer` and `router_logits` go into the call.
 
-    hidden_states: True, or the indices to keep (0: the input, i: layer i's output, before deepstack features are
+    hidden_states: True, or the indices to record (0: the input, i: layer i's output, before deepstack features are
     added); the others become None. router_logits becomes a list of one `[B * S, E]` per sparse layer.
 
-    Nothing is hooked to the cells: MindSpore compiles every graph of the process anew whenever a hook comes or goes.
+    No hooks on the cells: MindSpore compiles every graph of the process again when a hook is added or removed.
     """
 
     def __init__(self, decoder: Any, hidden_states: Any = False, router_logits: bool | None = False) -> None:
         self.layers = len(decoder.layers)
-        self.wanted = range(self.layers + 1) if hidden_states is True else hidden_states or ()
+        self.recorded = range(self.layers + 1) if hidden_states is True else hidden_states or ()
         self.hidden_states = [None] * (self.layers + 1)
         self.router_logits = [] if router_logits else None
-        self.observer = self._see_hidden if self.wanted else None
+        self.observer = self._record_hidden if self.recorded else None
 
-    def _see_hidden(self, index, x):
-        if index in self.wanted:
+    def _record_hidden(self, index, x):
+        if index in self.recorded:
             self.hidden_states[index] = x
 
     def finished(self, last: Tensor) -> tuple | None:
         """The collected states; the last is the decoder's result after its final norm, as in transformers."""
-        if not self.wanted:
+        if not self.recorded:
             return None
-        return (*self.hidden_states[:-1], last if self.layers in self.wanted else None)
+        return (*self.hidden_states[:-1], last if self.layers in self.recorded else None)
 
 
 CHUNK_TOKENS = 512
@@ -49,7 +49,7 @@ CHUNK_TOKENS = 512
 class Deepstack:
     """Features that are added to the outputs of the first layers, at the tokens of the pictures they come from.
 
-    parts: `(index, features)` per kind of medium: places int `[M]` among the B * T tokens, row after row, and one
+    parts: `(index, features)` per kind of medium: positions int `[M]` among the B * T tokens, row after row, and one
     `[M, D]` per layer; tokens: T.
     """
 
@@ -64,15 +64,15 @@ class Deepstack:
             row, column = np.divmod(index, self.tokens)
             inside = np.flatnonzero((column >= start) & (column < stop)).astype(np.int32)
             if len(inside):
-                place = (row * (stop - start) + column - start)[inside].astype(np.int32)
-                chosen.append((Tensor(place), [_rows(feature, inside) for feature in features]))
+                position = (row * (stop - start) + column - start)[inside].astype(np.int32)
+                chosen.append((Tensor(position), [_rows(feature, inside) for feature in features]))
         if not chosen:
             return None
 
         def inject(layer, x):
-            for place, features in chosen:
+            for position, features in chosen:
                 if layer < len(features):
-                    x = ops.add_rows(x.reshape(-1, x.shape[-1]), place, features[layer].astype(x.dtype)).reshape(x.shape)
+                    x = ops.add_rows(x.reshape(-1, x.shape[-1]), position, features[layer].astype(x.dtype)).reshape(x.shape)
             return x
 
         return inject
@@ -96,26 +96,28 @@ def read_tokens(
     """The decoder on the tokens that follow what `cache` holds, or on a whole sequence where that is None.
 
     x `[B, S, D]`, position_ids float32 `[3, B, S]`, valid bool `[B, S]`; deepstack: a `Deepstack` or None; hidden_states and
-    router_logits as for `Watch`; runs: see `cache.causal_mask`. Returns the last hidden states `[B, S, D]`, and the watched ones and router logits as `Watch` does.
+    router_logits as for `OutputRecorder`; runs: see `cache.causal_mask`. Returns the last hidden states `[B, S, D]`, and the recorded states and router logits as of `OutputRecorder`.
     Without a cache it is one pass, which has a gradient.
     """
     tokens = x.shape[1]
     if cache is not None:
-        cache.reserve(cache.length + tokens)  # once: every chunk then sees buffers of one shape
+        cache.reserve(cache.length + tokens)  # once, so that every chunk has buffers of one shape
     size = tokens if cache is None else CHUNK_TOKENS
     passes = []
     for start in range(0, tokens, size):
         stop = min(start + size, tokens)
         rope = decoder.rope(position_ids[:, :, start:stop])
         if cache is None:
-            place, store = whole_sequence(rope, valid, decoder.window, runs)
+            metadata, store = whole_sequence(rope, valid, decoder.window, runs)
         else:
-            place, store = cache.admit(rope, valid[:, start:stop])
+            metadata, store = cache.allocate(rope, valid[:, start:stop])
         inject = None if deepstack is None else deepstack.between(start, stop)
         piece = x if stop - start == tokens else x[:, start:stop]
-        watch = Watch(decoder, hidden_states, router_logits)
-        hidden = decoder.run(piece, place, store, inject, watch.observer, watch.router_logits)
-        passes.append((hidden, watch.finished(hidden), None if watch.router_logits is None else tuple(watch.router_logits)))
+        recorder = OutputRecorder(decoder, hidden_states, router_logits)
+        hidden = decoder.run(piece, metadata, store, inject, recorder.observer, recorder.router_logits)
+        passes.append(
+            (hidden, recorder.finished(hidden), None if recorder.router_logits is None else tuple(recorder.router_logits))
+        )
     return passes[0] if len(passes) == 1 else _joined(passes, x.shape[0])
 
 

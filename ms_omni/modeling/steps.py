@@ -1,6 +1,6 @@
 """What generation calls once per token or frame: one fused operator each where there is one (see `ops`); elsewhere cells, which
-become one compiled graph per shape when they are used enough. The thinker's and the talker's step work on the
-blocks of a pool: `engine/kv_pool.py`.
+are compiled to one graph per shape after `COMPILE_AFTER` calls. The steps of thinker and talker, on the blocks of a pool, are in
+`engine/kv_pool.py`.
 """
 
 from collections.abc import Callable, Sized
@@ -20,27 +20,27 @@ from .packing import host_array
 from .step_weights import frame_weights
 
 COMPILE_AFTER = 32
-"""Calls of a step, over all answers, before it is compiled: a graph takes seconds to build and short answers do
-without. Both ways compute the same numbers."""
+"""Calls of a step, over all answers, before it is compiled: a graph takes seconds to build, which short answers do not
+need. Both ways compute the same numbers."""
 
 
 LAUNCH_ROWS = 16
-"""Of the largest launch that a graph is made for."""
+"""Rows of the largest launch that a graph is compiled for."""
 
 
 def launch_sizes(rows: int) -> list[int]:
-    """Of the launches that a graph is made for, for answers to so many rows at a time."""
+    """Rows of the launches that graphs are compiled for, where so many rows are answered at a time."""
     return [1 << power for power in range(bucket(min(rows, LAUNCH_ROWS)).bit_length())]
 
 
 def bucket(rows: Sized | int) -> int:
-    """Rows of the launch that so many take: the next of 1, 2, 4, 8, 16, ..."""
+    """Rows of the launch for so many rows: the next of 1, 2, 4, 8, 16, ..."""
     return 1 << max((rows if isinstance(rows, int) else len(rows)) - 1, 0).bit_length()
 
 
-def makes_graphs(compile_after: int | None) -> bool:
-    """Whether the graphs of packed weights are made before anybody waits: on Ascend, elsewhere (where their kernels are emulated) for
-    compile_after 0 alone.
+def compiles_ahead(compile_after: int | None) -> bool:
+    """Whether graphs over packed weights are compiled before the first request: on Ascend; elsewhere (where their kernels are
+    emulated) for compile_after 0 alone.
     """
     return compile_after is not None and (compile_after == 0 or ms.get_context("device_target") == "Ascend")
 
@@ -67,17 +67,17 @@ class Graph(Cell):
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
 
-    def _pass(self, x, place, store=None):
-        """The pass of `layers` and `norm`, on buffers of its own or a store. Not `Decoder.run`: a graph that reaches a cell takes its
-        `construct` in, and the decoders' reads arrays on the host.
+    def _pass(self, x, metadata, store=None):
+        """The pass of `layers` and `norm`, on buffers of its own or a store. Not `Decoder.run`: a graph compiles `construct` of
+        every cell that it reaches, and that of the decoders reads arrays on the host.
         """
         for index, layer in enumerate(self.layers):
-            x = layer(x, place, store or (self.keys, self.values), index)
+            x = layer(x, metadata, store or (self.keys, self.values), index)
         return self.norm(x)
 
     @cached_property
     def sums(self) -> list[nn.Cell]:
-        """The cells that add up what ranks made. Each counts what it sends, but in a graph it is not called."""
+        """The cells that add up partial sums of ranks. Each counts its traffic, but in a graph it is not called."""
         return [cell for _, cell in self.cells_and_names() if hasattr(cell, "count")]
 
     def __call__(self, x: Tensor, *arguments: Any) -> Any:
@@ -91,7 +91,7 @@ class FrameStep(Step):
     """Codes 1 .. n-1 of one frame: the code predictor's fixed loop, as a whole.
 
     Where there is a fused operator (`ops.code_frame`) that is all of it; else the cells run, as a graph when it pays.
-    sampling: (temperature, top_k, top_p), or None for greedy decoding, which does not look at the noise.
+    sampling: (temperature, top_k, top_p), or None for greedy decoding, which ignores the noise.
     """
 
     def __init__(self, talker: Any, batch_size: int, sampling: Kind, compile_after: int | None = COMPILE_AFTER) -> None:
@@ -101,12 +101,12 @@ class FrameStep(Step):
         self.groups = self.predictor.config.num_code_groups - 1
         self.fused: Any = prepared_frame(talker)
         self.mixes = mixed_by(self.fused)(sampling)
-        if not self.mixes and mixed_by(self.fused)(None):  # a kind that its graph does not know
+        if not self.mixes and mixed_by(self.fused)(None):  # its graph does not support this sampling
             self.fused = self.compile_after = None
         self.graph: Any = None if self.fused else FrameGraph(talker, batch_size, sampling)
 
     def warm(self, rows: int) -> None:
-        """Makes the graph for so many rows, where weights are packed."""
+        """Compiles the graph for so many rows, where weights are packed."""
         if self.mixes:
             self.fused.ready.add(rows)
             hidden = np.zeros((rows, 1, self.predictor.config.hidden_size), np.float32)
@@ -117,13 +117,13 @@ class FrameStep(Step):
             )
 
     def noise(self, stream: np.random.Generator) -> np.ndarray:
-        """What a row draws of its random stream for a frame, as `__call__` takes it: float32, uniform in [0, 1), or exponential."""
+        """Random numbers of a row for a frame, as `__call__` takes them: float32, uniform in [0, 1), or exponential."""
         if self.mixes:
             return stream.standard_exponential((self.groups, self.fused.noise_width), np.float32)
         return stream.random(self.groups, np.float32)
 
     def no_noise(self, rows: int) -> np.ndarray:
-        """Room for that of so many rows."""
+        """An array for the noise of so many rows."""
         return np.zeros((rows, self.groups, self.fused.noise_width) if self.mixes else (rows, self.groups), np.float32)
 
     def __call__(
@@ -147,14 +147,14 @@ class FrameStep(Step):
 
 
 def prepared_frame(talker: Any) -> Any:
-    """What `ops.prepare` makes of a talker's code predictor, or None."""
+    """A talker's code predictor as `ops.prepare` returns it, or None."""
     weights = frame_weights(talker)
     talker.prepared_frame = weights and ops.prepare(weights, talker.prepared_frame)
     return talker.prepared_frame
 
 
 def mixed_by(prepared: Any) -> Callable[[Kind], bool]:
-    """A function that says of a kind of sampling whether a launch of this prepared frame takes rows of that and other kinds."""
+    """A function: whether a launch of this prepared frame takes rows with this and other ways of sampling."""
     return getattr(prepared, "takes", lambda sampling: False)
 
 
@@ -170,7 +170,7 @@ class FrameGraph(Graph):
         config = predictor.config
         self.groups = config.num_code_groups - 1
         starts, lengths = [0, *range(2, self.groups + 1)], [2] + [1] * (self.groups - 1)
-        self.places = tuple(predictor.place(start, new, batch_size) for start, new in zip(starts, lengths))
+        self.metadata = tuple(predictor.attention_metadata(start, new, batch_size) for start, new in zip(starts, lengths))
         rows = batch_size * config.num_key_value_heads * config.num_code_groups
         shape, dtype = (rows, config.head_dim), self.embed.dtype
         self.keys, self.values = (
@@ -191,7 +191,7 @@ class FrameGraph(Graph):
         embed = self.embed(code)
         x, total, codes = ops.concat((hidden, embed), 1), embed, (code,)
         for group in range(self.groups):
-            hidden = self._pass(x, self.places[group])[:, -1:]
+            hidden = self._pass(x, self.metadata[group])[:, -1:]
             logits = self.heads[group](hidden[:, 0])
             code = self._choose(logits, noise[:, group : group + 1])
             x = self.residuals[group](code)

@@ -36,8 +36,8 @@ class TalkerModel(MropeDecoder):
 class Talker(Cell):
     """Mirrors `Qwen3OmniMoeTalkerForConditionalGeneration`.
 
-    `text_projection` turns thinker embeddings `[..., D_thinker]` into talker rows `[..., D]`, `hidden_projection` does
-    the same for thinker hidden states at media tokens.
+    `text_projection` projects thinker embeddings `[..., D_thinker]` to talker rows `[..., D]`, `hidden_projection` thinker hidden
+    states at media tokens.
     """
 
     text_model, predictor = TalkerModel, CodePredictor
@@ -92,7 +92,7 @@ class Talker(Cell):
 
         attention_mask, position_ids, past_key_values, use_cache, output_*: as for the thinker. Without position_ids they
         are those of talker_input_ids, the thinker's ids `[B, S]` (with the grids), or else unpadded rows are counted. labels
-        int `[B, S]` (-100: ignored) add `loss`. residual_codes and generation_step only pass through. Raises `InputError`.
+        int `[B, S]` (-100: ignored) add `loss`. residual_codes and generation_step are only passed through. Raises `InputError`.
         """
         check_cache(self.model, past_key_values)
         cache, cached = past_key_values, 0 if past_key_values is None else past_key_values.length
@@ -149,7 +149,7 @@ class Talker(Cell):
         video_grid_thw: Any = None,
         video_second_per_grid: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows that stand for the thinker's ids `[B, S]`; `InputError`."""
+        """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows in the place of the thinker's ids `[B, S]`; `InputError`."""
         ids = numbers(ids, "talker_input_ids")
         check_shape(ids, "talker_input_ids", valid.shape)
         images, videos = (
@@ -163,6 +163,6 @@ class Talker(Cell):
 
         Returns logits of code 0 `[B, S, V]` and the last hidden states `[B, S, D]`.
         """
-        place, store = cache.admit(self.model.rope(positions), valid)
-        hidden = self.model.run(inputs_embeds, place, store)
+        metadata, store = cache.allocate(self.model.rope(positions), valid)
+        hidden = self.model.run(inputs_embeds, metadata, store)
         return self.codec_head(hidden), hidden

@@ -40,7 +40,7 @@ class Thinker(Cell):
     """Mirrors `Qwen3OmniMoeThinkerForConditionalGeneration` (attribute paths of transformers 4.57)."""
 
     audio_encoder, vision_encoder, text_model = AudioEncoder, VisionEncoder, ThinkerTextModel
-    has_head = True  # without one, `construct` gives the decoder's states
+    has_head = True  # without one, `construct` returns the decoder's states
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Thinker(Cell):
 
     @property
     def output_layer(self) -> Any:
-        """The layer that turns hidden states into logits: the head, the tied embedding, or None."""
+        """The layer that computes logits of hidden states: the head, the tied embedding, or None."""
         if not self.has_head:
             return None
         return self.model.embed_tokens if self.config.text_config.tie_word_embeddings else self.lm_head
@@ -106,9 +106,9 @@ class Thinker(Cell):
     ) -> VisionOutput:
         """Image tokens `[N, D]` of all images in order and a list of their deepstack features `[N, D]`: a `VisionOutput`."""
         check_arguments(output_attentions)
-        return self._see(pixel_values, "pixel_values", image_grid_thw, output_hidden_states)
+        return self._encode_pixels(pixel_values, "pixel_values", image_grid_thw, output_hidden_states)
 
-    def _see(self, pixels, name, grids, output_hidden_states):
+    def _encode_pixels(self, pixels, name, grids, output_hidden_states):
         pixels = finite(pixels, name, ("patches", self.visual.patch_embed.width))
         return self.visual(pixels, grids, output_hidden_states)
 
@@ -122,7 +122,7 @@ class Thinker(Cell):
     ) -> VisionOutput:
         """As `get_image_features`, of videos."""
         check_arguments(output_attentions)
-        return self._see(pixel_values_videos, "pixel_values_videos", video_grid_thw, output_hidden_states)
+        return self._encode_pixels(pixel_values_videos, "pixel_values_videos", video_grid_thw, output_hidden_states)
 
     def get_placeholder_mask(
         self,
@@ -132,7 +132,7 @@ class Thinker(Cell):
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
     ) -> tuple[np.ndarray, ...]:
-        """Where the placeholders of images, videos and sounds stand: three bool arrays `[B, T]`.
+        """Masks of the placeholders of images, videos and audio: three bool arrays `[B, T]`.
 
         Features `[N, D]` that are given must be as many as their placeholders, and as wide as inputs_embeds `[B, T, D]`
         where those are given, or `InputError` is raised.
@@ -267,13 +267,13 @@ class Thinker(Cell):
         """Reads a prompt, or the tokens that follow what `past_key_values` holds -> `ThinkerOutput` (return_dict=False: a tuple).
 
         With a cache (`use_cache`, the default) it reads in chunks (`prefill.py`); without, and while MindSpore records it for
-        a gradient, in one pass that keeps nothing.
+        a gradient, in one pass without a cache.
 
         Arguments are arrays or tensors as the processor returns them. attention_mask `[B, T]` marks padding with 0.
         position_ids: see `forward.given_positions`. labels int `[B, T]` (-100: ignored) add `loss`, their mean or with num_items_in_batch their sum divided by it; output_router_logits adds
         `aux_loss`, weighted into the loss. output_hidden_states: True, or the indices to keep (the others are None);
-        logits_to_keep: logits of only so many last positions (0: all); whole_logits=False: only those of the part of the
-        vocabulary that this process holds under a plan. use_audio_in_video and rope_deltas are the reference's; the tokens and
+        logits_to_keep: logits of only so many last positions (0: all); whole_logits=False: only those of this process's part of the
+        vocabulary under a plan. use_audio_in_video and rope_deltas are the reference's; the tokens and
         the cache already say both. Raises `InputError`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -294,7 +294,7 @@ class Thinker(Cell):
                 video_grid_thw,
             )
             if cache is not None and cache.length and all(part is None for part in media):
-                inputs_embeds = self.embed_text(input_ids)  # a placeholder id that was generated is a word like others
+                inputs_embeds = self.embed_text(input_ids)  # a generated placeholder id is an ordinary token
             else:
                 inputs_embeds, deepstack = self.embed(input_ids, *media)
         valid = new_valid(attention_mask, tuple(inputs_embeds.shape[:2]), cache)
@@ -334,8 +334,8 @@ class Thinker(Cell):
 
     def _positions(self, input_ids, valid, cache, image_grids, video_grids, seconds):
         if cache is not None and cache.length:
-            seen = cache.valid.sum(axis=1, keepdims=True)
-            return counted_positions(valid, seen) + cache.rope_deltas, cache.rope_deltas
+            cached = cache.valid.sum(axis=1, keepdims=True)
+            return counted_positions(valid, cached) + cache.rope_deltas, cache.rope_deltas
         if input_ids is None:
             return counted_positions(valid), np.zeros((len(valid), 1), np.float32)
         return self.get_rope_index(input_ids, image_grids, video_grids, valid, second_per_grids=seconds)

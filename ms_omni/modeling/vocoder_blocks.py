@@ -29,11 +29,11 @@ class History:
 
     @classmethod
     def before(cls, network: nn.Cell) -> "History":
-        """That of a network whose stream has not begun."""
+        """The history of a stream that has not begun."""
         return cls([None] * (1 + max(cell.slot for cell in streaming_cells(network))))
 
     def extend(self, slot: int, x: Tensor, width: int, padded: bool) -> Tensor:
-        """x `[B, C, T]` with up to `width` earlier inputs in front -> `[B, C, n + T]`; keeps the last `width` of that.
+        """x `[B, C, T]` with up to `width` earlier inputs in front -> `[B, C, n + T]`; stores the last `width` of that.
 
         Before the first input there are `width` zeros if padded, else nothing.
         """
@@ -44,7 +44,7 @@ class History:
         return x
 
     def take(self, slot: int, x: Tensor, width: int) -> Tensor:
-        """The `width` inputs before x `[B, C, T]`, zeros before the stream: `[B, C, width]`; keeps the last ones of x."""
+        """The `width` inputs before x `[B, C, T]`, zeros before the stream: `[B, C, width]`; stores the last ones of x."""
         before = self._zeros(x, width) if self.tails[slot] is None else self.tails[slot]
         self.tails[slot] = self._last(x if x.shape[-1] >= width else ops.concat((before, x), -1), width)
         return before
@@ -72,7 +72,7 @@ class Convolution(Layer):
 
 
 class StreamingCell(Cell):
-    """A cell with a place of its own in the `History`; `slot` is given out by whoever owns the whole network."""
+    """A cell with an entry of its own in the `History`; `number_slots` of the whole network numbers the slots."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class CausalConvTranspose1d(StreamingCell):
     came out of the step before, and the last come out of the next. With kernel = 2 * stride:
 
         inputs                 a        b        c
-        outputs    |  a  | a + b | b + c |  c  |        kept: a + b, b + c; the next step starts from c again
+        outputs    |  a  | a + b | b + c |  c  |        returned: a + b, b + c; the next step starts from c again
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
@@ -121,12 +121,12 @@ class CausalConvTranspose1d(StreamingCell):
 
 
 def streaming_cells(network: nn.Cell) -> list["StreamingCell"]:
-    """The convolutions of a network that remember inputs."""
+    """The convolutions of a network that need earlier inputs."""
     return [cell for _, cell in network.cells_and_names() if isinstance(cell, StreamingCell) and cell.reach]
 
 
-def give_out_slots(network: nn.Cell) -> int:
-    """Numbers the convolutions of a network that remember inputs; returns how many there are."""
+def number_slots(network: nn.Cell) -> int:
+    """Numbers the convolutions of a network that need earlier inputs; returns how many there are."""
     cells = streaming_cells(network)
     for slot, cell in enumerate(cells):
         cell.slot = slot
@@ -226,7 +226,7 @@ class DecoderBlock(Cell):
         upsampling = CausalConvTranspose1d(in_channels, out_channels, 2 * rate, rate)
         units = [ResidualUnit(out_channels, dilation) for dilation in DILATIONS]
         self.block = nn.CellList([SnakeBeta(in_channels), upsampling, *units])
-        give_out_slots(self)
+        number_slots(self)
 
     def construct(self, hidden: Tensor, history: History | None = None) -> Tensor:
         history = History.before(self) if history is None else history

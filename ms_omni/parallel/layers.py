@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 from ..modeling import ops
 from ..modeling.audio_encoder import audio_token_count
 from ..modeling.forward import check_arguments
-from ..modeling.layers import in_order
+from ..modeling.layers import consecutive
 from ..modeling.moe import SparseMoeBlock
 from ..modeling.packing import finite
 from ..outputs import VisionOutput
@@ -71,7 +71,7 @@ class ByRow(Mixin):
     def rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         own = self.quantised("weight") if self.coded else self.weight
         rows = ops.embedding_part(ids.reshape(-1), own, self.first, self.dtype)  # [N, D]
-        return in_order(ids), self.all_reduce(rows)
+        return consecutive(ids), self.all_reduce(rows)
 
 
 def split_thinker(model: nn.Cell, slices: dict[str, Any], comm: Collectives) -> SplitVocabulary | None:

@@ -92,8 +92,8 @@ def test_what_was_read_before_is_found_again(model, world):
 
 
 def test_media_are_encoded_once(model, ask, monkeypatch):
-    calls, see = [], type(model.thinker)._see
-    monkeypatch.setattr(type(model.thinker), "_see", lambda self, *args: calls.append(1) or see(self, *args))
+    calls, encode = [], type(model.thinker)._encode_pixels
+    monkeypatch.setattr(type(model.thinker), "_encode_pixels", lambda self, *args: calls.append(1) or encode(self, *args))
     engine, picture = Engine(model), {"image": "circle.png"}
     for question in ("What is this?", "Which colour is it?"):
         list(engine.events(engine.add(**ask(question, picture), return_audio=False, max_new_tokens=2)))

@@ -64,8 +64,8 @@ class Engine:
         lengths = [row.prompt + token + 1 for row in rows]
         tables = self.pool.tables([self.blocks[row] for row in rows], np.array(lengths))
         at = [slice(length - 1, length) for length in lengths]
-        x = np.stack([row.x[place] for row, place in zip(rows, at)])
-        positions = np.concatenate([row.positions[:, :, place] for row, place in zip(rows, at)], 1)
+        x = np.stack([row.x[metadata] for row, metadata in zip(rows, at)])
+        positions = np.concatenate([row.positions[:, :, metadata] for row, metadata in zip(rows, at)], 1)
         padding = (bucket or len(rows)) - len(rows)
         x, positions = np.pad(x, ((0, padding), (0, 0), (0, 0))), np.pad(positions, ((0, 0), (0, padding), (0, 0)))
         tables = np.pad(tables, ((0, padding), (0, (width or tables.shape[1]) - tables.shape[1])))
@@ -87,8 +87,8 @@ def alone(model, head, row, tokens, **settings):
 
 def in_one_pass(model, head, row, stop):
     """The same without any cache: hidden states and logits of `[0, stop)`."""
-    place, store = whole_sequence(model.rope(row.positions[:, :, :stop]), np.ones((1, stop), bool))
-    hidden = model.run(Tensor(row.x[None, :stop]), place, store)
+    metadata, store = whole_sequence(model.rope(row.positions[:, :, :stop]), np.ones((1, stop), bool))
+    hidden = model.run(Tensor(row.x[None, :stop]), metadata, store)
     return hidden.asnumpy()[0], ops.linear(hidden, head.weight).asnumpy()[0]
 
 
@@ -140,8 +140,8 @@ def test_a_token_is_what_the_cells_make_of_it_on_a_contiguous_cache(stack):
         engine.read(row)
     for token, at in [(None, slice(0, 200)), *((token, slice(200 + token, 201 + token)) for token in range(4))]:
         x, positions = np.stack([row.x[at] for row in rows]), np.repeat(rows[0].positions[:, :, at], 3, 1)
-        place, store = cache.admit(model.rope(positions), np.ones(x.shape[:2], bool))
-        hidden = model.run(Tensor(x), place, store)
+        metadata, store = cache.allocate(model.rope(positions), np.ones(x.shape[:2], bool))
+        hidden = model.run(Tensor(x), metadata, store)
         if token is not None:
             expected = ops.linear(hidden, head.weight), hidden
             for found, own in zip(engine.decode(rows, token), expected, strict=True):

@@ -26,8 +26,8 @@ def sequence():
 NO_ROPE = (None, None)
 
 
-def attend(admitted, q, k, v, layer=0):
-    (_, _, mask, slots), store = admitted
+def attend(allocated, q, k, v, layer=0):
+    (_, _, mask, slots), store = allocated
     k, v = (Tensor(np.ascontiguousarray(x.transpose(0, 2, 1, 3))) for x in (k, v))
     keys, values = extend(store, layer, k, v, mask, slots)
     return ops.attention(Tensor(q), keys, values, mask, 0.6).asnumpy()
@@ -41,7 +41,7 @@ def in_pieces(cache, sequence, valid, sizes):
     parts, start = [], 0
     for size in sizes:
         piece = slice(start, start + size)
-        parts.append(attend(cache.admit(NO_ROPE, valid[:, piece]), *(x[:, piece] for x in sequence)))
+        parts.append(attend(cache.allocate(NO_ROPE, valid[:, piece]), *(x[:, piece] for x in sequence)))
         start += size
     assert start == valid.shape[1]
     return np.concatenate(parts, axis=1)
@@ -72,12 +72,12 @@ def test_padding_on_the_left_has_no_influence(sizes, sequence):
     assert np.isfinite(padded).all()
 
 
-def test_layers_are_kept_apart(sequence):
+def test_layers_do_not_mix(sequence):
     cache, valid = new_cache(1, layers=2), np.ones((1, 6), bool)
     first, second = sequence(1, 6), sequence(1, 6)
     for start, stop in ((0, 4), (4, 5), (5, 6)):
-        admitted = cache.admit(NO_ROPE, valid[:, start:stop])
-        got = [attend(admitted, *(a[:, start:stop] for a in x), layer) for layer, x in enumerate((first, second))]
+        allocated = cache.allocate(NO_ROPE, valid[:, start:stop])
+        got = [attend(allocated, *(a[:, start:stop] for a in x), layer) for layer, x in enumerate((first, second))]
     for x, part in zip((first, second), got):
         assert np.abs(attend_whole(valid, *x)[:, 5:] - part).max() < 1e-6
 
@@ -99,9 +99,9 @@ def test_capacity_is_a_whole_number_of_buckets_and_steps_inside_one_keep_their_s
     assert cache.capacity == 8
     x, shapes = sequence(1, 9), []
     for at in range(9):
-        admitted = cache.admit(NO_ROPE, np.ones((1, 1), bool))
-        attend(admitted, *(a[:, at : at + 1] for a in x))
-        shapes.append(tuple(admitted[0][2].shape))
+        allocated = cache.allocate(NO_ROPE, np.ones((1, 1), bool))
+        attend(allocated, *(a[:, at : at + 1] for a in x))
+        shapes.append(tuple(allocated[0][2].shape))
     assert shapes == [(1, 1, 8)] * 8 + [(1, 1, 16)]
     assert cache.get_seq_length() == 9 and cache.capacity == 16
 

@@ -7,13 +7,19 @@ import pytest
 from mindspore import Tensor, nn
 
 from ms_omni.errors import InputError
-from ms_omni.modeling.layer import KEPT, filled, widen
+from ms_omni.modeling.layer import BFLOAT16, filled, widen
 from ms_omni.modeling.layers import Embedding, Linear
 from ms_omni.modeling.moe import Experts
 from ms_omni.modeling.ops.reference import Reference
 from ms_omni.quantised import Quantised, Storage, dequantised, pack, quantised
 
-STORAGES = [KEPT, Storage(8), Storage(8, 48, "float16", "float32"), Storage(4, 32), Storage(4, 96, "float32", "bfloat16")]
+STORAGES = [
+    BFLOAT16,
+    Storage(8),
+    Storage(8, 48, "float16", "float32"),
+    Storage(4, 32),
+    Storage(4, 96, "float32", "bfloat16"),
+]
 INPUTS = 96
 numbers = np.random.default_rng(0)
 
@@ -22,7 +28,7 @@ def fill(layer, name, storage):
     """Stores a matrix in this way, with random numbers -> the numbers that it stands for, float32 `[..., out, in]`."""
     shape = layer.outputs_first(name)
     layer.store(storage, name)
-    if storage == KEPT:
+    if storage == BFLOAT16:
         matrix = numbers.normal(size=shape).astype(ml_dtypes.bfloat16)
         layer.get_parameters()
         own = np.swapaxes(matrix, -1, -2) if len(shape) == 3 else matrix
@@ -54,7 +60,7 @@ def test_a_product_is_with_the_numbers_that_are_meant(storage):
     weight, x = fill(layer, "weight", storage), numbers.normal(size=(2, 3, INPUTS)).astype(np.float32)
     assert layer.dtype == ms.float32 and layer.itemsize == 4 and layer.size == 10
     operand, bias = layer.stored()
-    assert isinstance(operand, Quantised) == (storage != KEPT) and operand.shape == (10, INPUTS)
+    assert isinstance(operand, Quantised) == (storage != BFLOAT16) and operand.shape == (10, INPUTS)
     expected = x @ weight.T + bias.asnumpy()
     close(layer(Tensor(x)), expected)
     close(Reference.linear(Tensor(x), operand, bias), expected)
@@ -103,8 +109,8 @@ class Net(nn.Cell):
 
 def test_what_is_trained_is_widened_and_stays_the_same_parameter():
     net, ids = Net(Embedding(7, INPUTS), Linear(INPUTS, 5)), Tensor(np.array([[1, 3]], np.int32))
-    fill(net.table, "weight", KEPT)
-    weight, parameter = fill(net.head, "weight", KEPT), net.head.weight
+    fill(net.table, "weight", BFLOAT16)
+    weight, parameter = fill(net.head, "weight", BFLOAT16), net.head.weight
     net.table.weight.requires_grad = False
     assert (parameter.asnumpy() == weight).all() and parameter.asnumpy().dtype == np.float32  # also with numpy 2
     before = net(ids).asnumpy()
@@ -117,7 +123,7 @@ def test_what_is_trained_is_widened_and_stays_the_same_parameter():
     assert net.table.weight.dtype == ms.float32 and net.table.stored()[0] is net.table.weight
     for learn in (lambda layer: layer.set_train(), lambda layer: widen(layer, {"weight"})):
         layer = Linear(INPUTS, 5)
-        fill(layer, "weight", KEPT)
+        fill(layer, "weight", BFLOAT16)
         before = layer.weight
         learn(layer)
         assert layer.weight is before and layer.weight.dtype == ms.float32
@@ -140,7 +146,7 @@ def test_a_table_grows_however_it_is_stored(storage):
     mean = weight.mean(axis=0)
     assert layer.size == 9 and (grown[:7] == layer(ids[:7]).asnumpy()).all()
     close(Tensor(grown[:7]), weight)
-    step = np.abs(mean).max() / (7 if storage != KEPT and storage.bits == 4 else 100)
+    step = np.abs(mean).max() / (7 if storage != BFLOAT16 and storage.bits == 4 else 100)
     assert np.abs(grown[7:] - mean).max() <= step
     assert layer.weight.dtype == kind
     layer.resize(3, 0.1)

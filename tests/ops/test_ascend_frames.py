@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni.modeling.ops.reference import Reference
-from ms_omni.modeling.steps import FrameStep, makes_graphs
+from ms_omni.modeling.steps import FrameStep, compiles_ahead
 from tests.ops.test_fused import SMALL, frame_inputs, talker_like
 
 ALIGNED = {**SMALL, "head_dim": 16, "mrope_section": (3, 3, 2), "sparse": (False, False, False), "vocab_size": 211}
@@ -60,9 +60,9 @@ def test_the_second_code_is_drawn_as_often_as_it_is_likely(talker, rng, normal, 
         found += asked(step, rows, np.repeat(code, TIMES, 0), [kind] * TIMES, seed)[0][:, 1].tolist()
     use_operators(Reference)
     predictor = talker.code_predictor
-    place = predictor.place(0, 2, 1)
+    metadata = predictor.attention_metadata(0, 2, 1)
     x = np.concatenate([hidden, talker.model.codec_embedding.weight.asnumpy()[code]], 1)
-    logits = predictor.read(Tensor(x), (*place[:3], None), None, 0).asnumpy()[0] / kind[0]
+    logits = predictor.read(Tensor(x), (*metadata[:3], None), None, 0).asnumpy()[0] / kind[0]
     likeliest = np.argsort(-logits)[: kind[1]]
     shares = np.exp(logits[likeliest] - logits.max())
     shares /= shares.sum()
@@ -100,4 +100,4 @@ def test_weights_given_later_are_used(talker, rng, normal):
 
 
 def test_graphs_are_made_before_anybody_waits_on_ascend_alone():
-    assert makes_graphs(0) and not makes_graphs(None) and not makes_graphs(32)
+    assert compiles_ahead(0) and not compiles_ahead(None) and not compiles_ahead(32)

@@ -38,10 +38,10 @@ def test_code_predictor(model, speech_values, config, close):
     step, logits = FrameGraph(model.talker, len(hidden), None), []
     store = (step.keys, step.values)
     rows = np.concatenate([hidden, _embed(model.talker.get_input_embeddings(), first)], axis=1)
-    logits.append(predictor.read(Tensor(rows), step.places[0], store, 0).asnumpy())
+    logits.append(predictor.read(Tensor(rows), step.metadata[0], store, 0).asnumpy())
     for group in range(1, config["talker_config"]["num_code_groups"] - 1):
         rows = _embed(predictor.model.codec_embedding[group - 1], codes[:, group - 1 : group])
-        logits.append(predictor.read(Tensor(rows), step.places[group], store, group).asnumpy())
+        logits.append(predictor.read(Tensor(rows), step.metadata[group], store, group).asnumpy())
     close(speech_values, "predictor/logits", np.stack(logits), "code predictor: logits")
 
 
