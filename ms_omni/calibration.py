@@ -1,6 +1,5 @@
 """What the matrices of a model read while it answers questions of the user's: for `ms-omni convert --calibrate`."""
 
-import mimetypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from .checkpoint.quantise import Inputs, Observed
 from .errors import InputError
 from .files import read_text
 from .input.load import checked
-from .input.messages import read_values
+from .input.messages import media_type, read_values
 from .modeling.layers import Linear
 from .modeling.moe import Experts
 from .parallel.layers import become
@@ -44,7 +43,7 @@ def _read(path: Path) -> Iterator[list[dict]]:
     elif suffix in CONVERSATIONS:
         yield from (_conversation(value, where) for where, value in read_values(path))
     else:
-        kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
+        kind = media_type(path.name).split("/")[0]
         if kind not in ("image", "audio", "video"):
             raise InputError(
                 f"{path}: expected a text ({', '.join(TEXTS)}), conversations ({', '.join(CONVERSATIONS)}), or a picture, sound or video"

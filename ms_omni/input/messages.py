@@ -302,12 +302,13 @@ def kind_of_file(item: Mapping[str, Any]) -> str | None:
     for key in ("file_data", "data", "filename", "orig_name", "name", "path", "file_path", "url", "uri", "file_url", "file"):
         value = inner.get(key)
         if isinstance(value, (str, PurePath)) and value:
-            texts.append(_media_type(str(value)))
+            texts.append(media_type(str(value)))
     kinds = [text.split("/")[0] for text in texts if text]
     return kinds[0] if kinds and kinds[0] in ("image", "audio", "video") else None
 
 
-def _media_type(text: str) -> str:
+def media_type(text: str) -> str:
+    """The media type of a data: URI, or of a name by its ending, perhaps only "audio", "image" or "video"; "" where it says nothing."""
     if text[:5] == "data:":
         return text[5:].split(";")[0].split(",")[0]
     ending = PurePath(text.split("?")[0]).suffix.lower()

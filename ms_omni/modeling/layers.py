@@ -86,7 +86,7 @@ ACTIVATIONS = {
     "relu": ops.relu,
     "silu": ops.silu,
 }
-"""By transformers' names, three of which are spellings of one formula; config/thinker.py accepts these."""
+"""By transformers' names, three of which are spellings of one formula; config/omni.py accepts these."""
 
 
 class Linear(Matrix):

@@ -32,7 +32,9 @@ MEDIA_OPTIONS = (
 )
 _URI = re.compile(r"(https?|data):", re.IGNORECASE)
 _LOCATION = re.compile(r"\bmessage (\d+)(?:, item (\d+))?")
-UNCHANGED = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+SAMPLES = ("top_p", "top_k", "min_p")
+"""Without a temperature each of these means to sample, but for 0 and 1: no limit, or the likeliest alone."""
+UNCHANGED = (*SAMPLES, "repetition_penalty", "presence_penalty", "frequency_penalty")
 SPEECH_OPTIONS = (
     *("talker_temperature", "talker_top_k", "talker_top_p", "talker_do_sample", "talker_max_new_tokens"),
     *("talker_repetition_penalty", "predictor_temperature", "predictor_top_k", "predictor_top_p", "predictor_do_sample"),
@@ -259,7 +261,7 @@ def engine_options(body: ChatBody, server: Server) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(body, name) for name in UNCHANGED if getattr(body, name) is not None}
     if body.temperature is not None:
         options |= {"temperature": body.temperature, "do_sample": body.temperature > 0}
-    elif any(options.get(name, 0) not in (0, 1) for name in UNCHANGED[:3]):  # which means to sample
+    elif any(options.get(name, 0) not in (0, 1) for name in SAMPLES):
         options["do_sample"] = True
     limit = body.max_completion_tokens or body.max_tokens
     if limit is not None:

@@ -11,7 +11,7 @@ from mindspore import Tensor
 from ms_omni.engine.choice import Chooser, Planes
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError
-from ms_omni.generation.sampling import Chosen, Likeliest, RowSampler, SamplingParams, row_stream
+from ms_omni.generation.sampling import NAMES, Chosen, Likeliest, RowSampler, SamplingParams, row_stream
 from ms_omni.modeling.ops.reference import Reference
 from ms_omni.parallel.vocabulary import SplitVocabulary
 from tests.parallel.ranks import Ranks
@@ -84,12 +84,18 @@ def test_the_likeliest_ids_are_those_of_the_host(chooser, compiled):
 
 def test_only_rows_that_a_device_cannot_choose_for_are_copied(chooser):
     samplers = [sampler_of(params) for params in [{}, *ON_THE_HOST]]
-    logits = logits_of(16)
+    logits = logits_of(len(samplers) + 2)
     found = chooser([*samplers, None, sampler_of({})], Tensor(logits), seen=[len(samplers) + 1])
     assert found.pop(len(samplers)) is None and isinstance(found[0], Chosen)
     for row, line in enumerate(found[1:-1], 1):
         assert (line == logits[row, 0]).all()
     assert (found[-1] == logits[len(samplers) + 1, 0]).all()
+
+
+def test_every_option_is_tried_on_the_device_or_left_to_the_host():
+    tried = {name for params in (*PENALTIES, *DRAWS, *ON_THE_HOST) for name in params}
+    elsewhere = {"max_new_tokens", "forced_eos_token_id", "renormalize_logits", "pad_token_id", "seed"}
+    assert tried | elsewhere == set(NAMES)
 
 
 def test_a_forced_end_is_chosen_on_the_host(chooser):

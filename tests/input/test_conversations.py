@@ -7,7 +7,7 @@ import pytest
 from ms_omni.calibration import questions
 from ms_omni.errors import InputError
 from ms_omni.input.load import checked
-from ms_omni.input.messages import read_values
+from ms_omni.input.messages import kind_of_file, read_values
 
 ONE, OTHER = ([{"role": "user", "content": text}] for text in ("Hello!", "And\u2028then?"))
 
@@ -71,3 +71,12 @@ def test_addresses_are_fetched_later_and_samples_are_samples():
     parts = [{"type": "image", "image": "https://nowhere.invalid/x.jpg"}, {"type": "audio", "audio": [0.5, 0.25]}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": []}]
     assert checked(messages, "here") is messages
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.webp", "a.mkv"])
+def test_files_are_known_by_endings_that_no_system_need_know(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("mimetypes.guess_type", lambda name: (None, None))
+    (tmp_path / name).write_bytes(b"x")
+    path = str(tmp_path / name)
+    kind = kind_of_file({"path": path})
+    assert kind is not None and questions([path])[0][0]["content"][0][kind] == path

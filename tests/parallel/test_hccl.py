@@ -8,6 +8,7 @@ from mindspore._c_expression import MSContext
 from mindspore.communication import management
 
 from ms_omni import runtime
+from ms_omni.config import config_folder
 from ms_omni.parallel import hccl, mesh
 
 NAMES = {setting.name for settings in hccl.SETTINGS.values() for setting in settings}
@@ -66,4 +67,5 @@ def test_nothing_is_set_on_a_processor_nor_outside_a_job(monkeypatch):
 
 def test_each_has_its_source():
     assert all(len(setting.source) > 20 and setting.why for settings in hccl.SETTINGS.values() for setting in settings)
-    assert set(hccl.SETTINGS) == set(runtime.CARDS)
+    files = {path.stem for path in (config_folder() / "hardware").glob("*.json")}
+    assert set(hccl.SETTINGS) == set(runtime.CARDS) == files

@@ -6,7 +6,7 @@
     codes of 4 bits in groups                   [in, out/2], scales [in/g, out]          [E, in, out/2], scales [E, in/g, out]
     codes of 8 bits in groups                   [in, out], scales [in/g, out]            (none)
 
-Codes that no kernel takes (`ascend_storage.py`) become numbers here, and a warning says so. Matrices below one another are one product.
+Codes that no kernel takes (`ms_omni/ascend.py`) become numbers here, and a warning says so. Matrices below one another are one product.
 What is stored as codes stays on the host.
 """
 
