@@ -27,7 +27,7 @@ from ..generation.sampling import Chosen, Likeliest, RowSampler, SamplingParams
 from ..locking import interruptible
 from ..modeling import ops
 from ..modeling.layer import Cell
-from ..modeling.ops.fused import CANDIDATES, LEAST_NOISE, Kind, before, draw_terms
+from ..modeling.ops.fused import CANDIDATES, LEAST_NOISE, Kind, draw_terms, preceding_sums
 from ..modeling.packing import host_array
 from ..modeling.steps import LAUNCH_ROWS
 
@@ -49,7 +49,7 @@ class Chooser:
         self.on = ops.chooses()
         if self.on:
             self.planes = Planes(self.width, self.first, 1 + rows)
-            self.before = Tensor(before(self.count))
+            self.before = Tensor(preceding_sums(self.count))
 
     def warm(self, sizes: Iterable[int], kinds: Iterable[tuple[bool, bool]] = KINDS) -> None:
         """Compiles what launches of so many rows may need."""

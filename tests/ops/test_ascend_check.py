@@ -38,7 +38,7 @@ def settled(ascend, monkeypatch):
         for name, function in kernels.items():
             assert name in KERNELS
             monkeypatch.setattr(ascend_kernels, name, function)
-        monkeypatch.setattr(ascend_settle, "verdict", lambda dtype: (compared(ascend), "FILE"))
+        monkeypatch.setattr(ascend_settle, "load_results", lambda dtype: (compared(ascend), "FILE"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             ops.settle(ms.float32)

@@ -47,7 +47,7 @@ def child(monkeypatch, tmp_path):
         path = tmp_path / "child.py"
         path.write_text(script.format(rows=[list(CLIP), list(ARGMAX)], fault=fault))
         monkeypatch.setattr(settle, "COMMAND", [sys.executable, str(path)])
-        return settle.ask(ms.float32, full=False)
+        return settle.run_comparison(ms.float32, full=False)
 
     return ask
 
@@ -110,7 +110,7 @@ ascend_check.main()
 def test_forms_are_compared_in_a_process_that_one_of_them_ends(monkeypatch, tmp_path):
     (tmp_path / "child.py").write_text(REAL.format(root=ROOT))
     monkeypatch.setattr(settle, "COMMAND", [sys.executable, str(tmp_path / "child.py")])
-    found = settle.ask(ms.float32, full=False)
+    found = settle.run_comparison(ms.float32, full=False)
     assert (
         found.pop(Row("swiglu", "any", 0, EAGER)) == found.pop(Row("decoder_chunk", "any", 0, EAGER)) == "ended with SIGSEGV"
     )
@@ -143,7 +143,7 @@ def settled(monkeypatch):
 
     def choose(*found):
         known = dict(zip((ms.float32, ms.bfloat16), found))
-        monkeypatch.setattr(settle, "verdict", lambda dtype: (known[dtype], "FILE"))
+        monkeypatch.setattr(settle, "load_results", lambda dtype: (known[dtype], "FILE"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             chosen = settle.settled(Ascend, frozenset(known))
@@ -349,16 +349,18 @@ def asked(monkeypatch, tmp_path):
     """The types that were compared in; everything is kept in a folder of this test."""
     found = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(settle, "ask", lambda dtype, full: found.append((str(dtype), full)) or {CLIP: 0.25, ARGMAX: "hung"})
+    monkeypatch.setattr(
+        settle, "run_comparison", lambda dtype, full: found.append((str(dtype), full)) or {CLIP: 0.25, ARGMAX: "hung"}
+    )
     return found
 
 
-def test_a_verdict_is_found_once_and_kept(asked, monkeypatch):
-    first, path = settle.verdict(ms.float32)
-    assert settle.verdict(ms.float32) == (first, path) and first == {CLIP: 0.25, ARGMAX: "hung"} and len(asked) == 1
+def test_results_are_computed_once_and_cached(asked, monkeypatch):
+    first, path = settle.load_results(ms.float32)
+    assert settle.load_results(ms.float32) == (first, path) and first == {CLIP: 0.25, ARGMAX: "hung"} and len(asked) == 1
     with open(path, "r+b") as file:
         file.write(b"x")  # damaged, it is found again
-    assert settle.verdict(ms.float32) == (first, path) and len(asked) == 2
+    assert settle.load_results(ms.float32) == (first, path) and len(asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -369,11 +371,11 @@ def test_a_verdict_is_found_once_and_kept(asked, monkeypatch):
         ("boost_wanted", lambda: True),
     ],
 )
-def test_a_verdict_is_for_what_it_was_found_with(asked, monkeypatch, name, value):
-    settle.verdict(ms.float32)
+def test_results_hold_for_the_versions_they_were_computed_with(asked, monkeypatch, name, value):
+    settle.load_results(ms.float32)
     monkeypatch.setattr(settle, name, value)
-    settle.verdict(ms.float32)
-    settle.verdict(ms.bfloat16)
+    settle.load_results(ms.float32)
+    settle.load_results(ms.bfloat16)
     assert len(asked) == 3
 
 
@@ -382,10 +384,10 @@ def test_a_card_is_compared_in_full_and_unknown_software_is_not_believed_for_lon
     monkeypatch.setattr(ms.hal, "get_device_name", lambda index: "Ascend910B2")
     for parent in (1, 1, 2):
         monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
-        settle.verdict(ms.bfloat16)
+        settle.load_results(ms.bfloat16)
     assert asked == [("BFloat16", True)] * 2 and "compares its operators on Ascend910B2" in capsys.readouterr().err
     monkeypatch.setattr(settle, "versions", lambda: {"cann": "8.3.RC1", "driver": "25.0"})
     for parent in (1, 2):
         monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
-        path = settle.verdict(ms.bfloat16)[1]
+        path = settle.load_results(ms.bfloat16)[1]
     assert len(asked) == 3 and json.loads(Path(path).read_bytes()[:-32])["of"]["driver"] == "25.0"

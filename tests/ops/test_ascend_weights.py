@@ -24,7 +24,7 @@ def test_rows_below_one_another(parts):
     packed = ascend_weights.Packed(ascend_weights.rows, *parts)
     made = packed.current()
     assert made.dtype == ms.bfloat16 and (made.astype(ms.float32).asnumpy() == stacked(parts)).all()
-    assert packed.current() is made and packed.made_of(*parts) and not packed.made_of(*parts[::-1])
+    assert packed.current() is made and packed.is_made_of(*parts) and not packed.is_made_of(*parts[::-1])
 
 
 def test_values_that_are_set_are_noticed(parts):

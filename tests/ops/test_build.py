@@ -41,7 +41,7 @@ def written(monkeypatch):
             made.append(path)
             Path(path).write_bytes(content)
 
-        return Path(private_cache.kept("a.so", make)), len(made)
+        return Path(private_cache.cached_file("a.so", make)), len(made)
 
     return library
 
@@ -134,7 +134,7 @@ def of_another(cache):
 @pytest.mark.parametrize("spoil", [everybodys, linked, of_another, lambda cache: cache.write_text("")])
 def test_a_cache_that_cannot_be_trusted_is_left_alone_with_a_word(written, cache, spoil):
     spoil(cache)
-    private_cache._say.cache_clear()
+    private_cache._warn.cache_clear()
     with pytest.warns(UserWarning, match=f"not kept in {cache}.* this process compiles its own"):
         path, made = written()
     assert path.parent not in (cache, cache.parent / "other") and stat.S_IMODE(path.parent.stat().st_mode) == 0o700

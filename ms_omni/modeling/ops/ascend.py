@@ -1,7 +1,7 @@
 """The operators on Ascend: fused kernels where they exist, elsewhere spellings that suit the device.
 
 `Reference` avoids what is slow on CPU: broadcasting, native convolutions, one kernel per activation. On Ascend these
-are the fast way. What is taken over are single kernels of MindSpore that exist on both. Before the first model is built,
+are the fast way. Inherited are single kernels of MindSpore that exist on both. Before the first model is built,
 the forms of each are compared on the device with its formula, and one that differs is replaced (`ascend_settle.py`).
 """
 
@@ -34,8 +34,8 @@ def _add_and_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, 
     return kernels.layer_norm(total, weight, bias, eps), total
 
 
-# What is stored as codes has to be laid out for the kernels by the host, which a graph cannot ask. The model's graphs hold
-# `ascend_layer.py`, where that was done before; others hold what these wrap.
+# Codes are packed for the kernels on the host, which a graph cannot do. The model's graphs use `ascend_layer.py`, where codes are
+# packed before; other graphs compile the functions that these wrap.
 
 
 def _linear_in_graph(x, weight, bias):
@@ -58,7 +58,7 @@ def _rows_of_codes(ids, weight, dtype):
 
 
 class Ascend(Reference):
-    """A method calls kernels, or `Reference`, but no other operator: each may be replaced by itself."""
+    """A method calls kernels, or `Reference`, but no other operator, so that each can be replaced alone."""
 
     GRAPH_EXPERT_ROWS = 1 << 30  # the experts need nothing from the host, so they can be part of a graph at any size
 
@@ -86,16 +86,16 @@ class Ascend(Reference):
         return ascend_steps.packs(weights) and steps <= cls.steps(ascend_steps.dtype_of(weights)).keys()
 
     @classmethod
-    def prepare(cls, weights: Any, kept: Any = None) -> Any:
+    def prepare(cls, weights: Any, previous: Any = None) -> Any:
         if isinstance(weights, EncoderWeights):
-            return ascend_attention.prepare_encoder(weights, kept)
+            return ascend_attention.prepare_encoder(weights, previous)
         steps = cls.steps(ascend_steps.dtype_of(weights))
         bits = frozenset(number for number, step in OF_CODES.items() if step in steps)
-        return ascend_steps.prepare(weights, kept, "boosted_step" in steps, bits) if cls.packs(weights) else None
+        return ascend_steps.prepare(weights, previous, "boosted_step" in steps, bits) if cls.packs(weights) else None
 
     @classmethod
     def steps(cls, dtype: ms.Type) -> dict[str, tuple]:
-        """Those whose kernels are known for this type, but for what was found to be wrong on this device."""
+        """Those whose kernels support this type, without those that are wrong on this device."""
         known = STEPS if dtype in kernels.ATTENTION_TYPES else {}
         out = cls.WRONG_STEPS | ({(dtype, "boosted_step")} if not boost_wanted() else set())
         return {step: kinds for step, kinds in known.items() if (dtype, step) not in out}
@@ -152,7 +152,7 @@ class Ascend(Reference):
         """One product and shifted sums; the vocoder's kernels are one or two strides long.
 
         Input t contributes `x[t] @ weight[:, :, w]` to output `t * stride + w`. Cut into pieces of one stride, the
-        contributions of piece j of all inputs lie side by side, j strides late:
+        contributions of piece j of all inputs lie side by side, shifted by j strides:
 
             stride      |  0  |  1  |  2  |
             piece 0     |  a  |  b  |     |
@@ -169,12 +169,12 @@ class Ascend(Reference):
         parts = kernels.split(parts, (1,) * pieces, 0) if pieces > 1 else (parts,)
         total = bias.reshape(1, channels, 1)
         for j, part in enumerate(parts):
-            late = part.reshape(b, channels, t * stride)
-            total = total + (kernels.pad(late, j * stride, (pieces - 1 - j) * stride) if pieces > 1 else late)
-        kept = total.shape[-1] - 2 * trim
-        if kept <= 0:
+            shifted = part.reshape(b, channels, t * stride)
+            total = total + (kernels.pad(shifted, j * stride, (pieces - 1 - j) * stride) if pieces > 1 else shifted)
+        length = total.shape[-1] - 2 * trim
+        if length <= 0:
             return mint.zeros((b, channels, 0), dtype=x.dtype)
-        return kernels.split(total, (trim, kept, trim), -1)[1] if trim else total
+        return kernels.split(total, (trim, length, trim), -1)[1] if trim else total
 
     @staticmethod
     def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -192,14 +192,14 @@ class Ascend(Reference):
 
     @staticmethod
     def embedding_part(ids: Tensor, weight: Matrix, first: int, dtype: ms.Type | None = None) -> Tensor:
-        places = ids.astype(ms.int32) - first
+        local_index = ids.astype(ms.int32) - first
         count = weight[0].shape[0] if isinstance(weight, tuple) else weight.shape[0]
-        inside = mint.logical_and(places >= 0, places < count)
-        places = mint.where(inside, places, 0)
+        inside = mint.logical_and(local_index >= 0, local_index < count)
+        local_index = mint.where(inside, local_index, 0)
         if isinstance(weight, tuple):
-            rows = _rows_of_codes(places, weight, dtype)
+            rows = _rows_of_codes(local_index, weight, dtype)
         else:
-            rows = kernels.embedding(places, weight)
+            rows = kernels.embedding(local_index, weight)
         return mint.where(inside.reshape(*ids.shape, 1), rows, 0.0)
 
     @staticmethod
@@ -236,7 +236,7 @@ class Ascend(Reference):
         size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
         scores, ids = kernels.topk(logits.astype(ms.float32) / temperature, size)  # [B, k], descending
         probs = kernels.softmax(scores)
-        before = mint.cumsum(probs, -1) - probs  # what likelier tokens have already taken
+        before = mint.cumsum(probs, -1) - probs  # probability of likelier tokens
         total = mint.cumsum(mint.where(before < top_p, probs, 0.0), -1)
         target = noise * mint.max(total, -1, True)[0]
         index = mint.sum((total <= target).astype(ms.int32), -1, True)
@@ -260,9 +260,9 @@ class Ascend(Reference):
         "experts": (ascend_moe.experts_of_all_pairs,),
     }
     WRONG_STEPS: ClassVar[frozenset] = frozenset()
-    """(dtype, one of `STEPS`): what else takes the place of these, in a class that `settled` has made of this one."""
+    """(dtype, one of `STEPS`) that are replaced on this device, in a class that `settled` returns."""
     SETTLED: ClassVar[frozenset] = frozenset()
-    """dtypes that the forms have been chosen for, in a class that `settled` has made of this one."""
+    """dtypes that the forms have been chosen for, in a class that `settled` returns."""
 
     @classmethod
     def settled(cls, dtype: ms.Type) -> type[Reference]:

@@ -19,7 +19,7 @@ from .stored import Matrix
 
 ALIGNMENT = 16
 DISCARD_BELOW = -1.0
-"""Masks hold 0 where a key counts and about -1e9 where it does not; the kernels want that as bool."""
+"""Masks are 0 for keys that are attended to and about -1e9 for others; the kernels take bool."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, stable: bool = False) -> Tensor:
@@ -40,7 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 def paged_attention(
     q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
-    """Single tokens on the blocks where they lie; prompts on a copy of them, for the kernel documents one query per row."""
+    """Single tokens on the blocks themselves; prompts on a copy of them, as the kernel is documented for one query per row."""
     known = q.dtype in kernels.ATTENTION_TYPES and q.shape[-1] % ALIGNMENT == 0 and keys.shape[2] % ALIGNMENT == 0
     if not known or q.shape[1] > 1 or values.shape[-1] != keys.shape[-1]:
         return paged_attention_gathered(q, keys, values, tables, first, lengths, scale)
@@ -55,7 +55,7 @@ def paged_attention(
 def paged_attention_gathered(
     q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
-    """`attention` on a copy of the blocks of each row, zeros behind its end: what is there may be NaN."""
+    """`attention` on a copy of the blocks of each row, zeros behind its end, where the pool may hold NaN."""
     b, s = q.shape[:2]
     t = tables.shape[1] * keys.shape[2]
     key = mint.arange(0, t, 1, dtype=ms.int32).reshape(1, 1, t)
@@ -149,63 +149,63 @@ def _unaligned(x, d):
 
 
 class PreparedEncoder:
-    """The weights of every layer as these kernels take them; kept: another one, of which what fits is taken over."""
+    """The weights of every layer as these kernels take them; previous: an earlier one, whose packed weights are reused where they are of the same parameters."""
 
-    def __init__(self, weights: EncoderWeights, head_dim: int, kept: "PreparedEncoder | None" = None) -> None:
+    def __init__(self, weights: EncoderWeights, head_dim: int, previous: "PreparedEncoder | None" = None) -> None:
         self.weights = weights
         self.half, self.missing = head_dim // 2, -head_dim % ALIGNMENT // 2
-        before = kept.attention if kept else [(None,) * 3] * len(weights.layers)
+        before = previous.attention if previous else [(None,) * 3] * len(weights.layers)
         self.attention = [self._attention(layer, *old) for layer, old in zip(weights.layers, before)]
 
     def _attention(self, layer, weight, bias, out):
         weights, biases = zip(*layer.projections)
         return (
-            packed(self._rows, *weights, kept=weight),
-            None if all(part is None for part in biases) else packed(self._rows, *biases, kept=bias),
-            packed(self._columns, layer.out[0], kept=out),
+            packed(self._rows, *weights, previous=weight),
+            None if all(part is None for part in biases) else packed(self._rows, *biases, previous=bias),
+            packed(self._columns, layer.out[0], previous=out),
         )
 
     def _rows(self, *arrays):
-        there = next(array for array in arrays if array is not None)
-        return self._filled(np.concatenate([np.zeros_like(there) if array is None else array for array in arrays]))
+        present = next(array for array in arrays if array is not None)
+        return self._filled(np.concatenate([np.zeros_like(present) if array is None else array for array in arrays]))
 
     def _columns(self, array):
         return self._filled(array.T).T
 
     def _filled(self, array):
         """Rows of channels of heads, with zeros behind each half of a head."""
-        halves = array.reshape(-1, self.half, *array.shape[1:])
-        return np.pad(halves, [(0, 0), (0, self.missing), *[(0, 0)] * (array.ndim - 1)]).reshape(-1, *array.shape[1:])
+        parts = array.reshape(-1, self.half, *array.shape[1:])
+        return np.pad(parts, [(0, 0), (0, self.missing), *[(0, 0)] * (array.ndim - 1)]).reshape(-1, *array.shape[1:])
 
     def tables(self, cos: Tensor, sin: Tensor) -> Iterator[Tensor]:
         """`[N, D/2]` each -> those of queries and keys below one another, both halves filled, `[2 * N, D]`."""
         return (Tensor(np.tile(self._filled(table.asnumpy().T).T, (2, 2))) for table in (cos, sin))
 
 
-def prepare_encoder(weights: Any, kept: Any = None) -> PreparedEncoder | None:
+def prepare_encoder(weights: Any, previous: Any = None) -> PreparedEncoder | None:
     if not isinstance(weights, EncoderWeights):
         return None
     layer = weights.layers[0]
     head_dim = layer.out[0].shape[1] // weights.heads
     if layer.out[0].dtype not in kernels.ATTENTION_TYPES or head_dim % 2:
         return None
-    return PreparedEncoder(weights, head_dim, kept if isinstance(kept, PreparedEncoder) else None)
+    return PreparedEncoder(weights, head_dim, previous if isinstance(previous, PreparedEncoder) else None)
 
 
 def encoder_states(
     cls: Any, x: Tensor, segments: tuple[tuple[int, int], ...], rope: tuple[Tensor, Tensor] | None, prepared: PreparedEncoder
 ) -> Iterator[Tensor]:
-    eps, tables, made = prepared.weights.eps, rope and tuple(prepared.tables(*rope)), None
+    eps, tables, added = prepared.weights.eps, rope and tuple(prepared.tables(*rope)), None
     for layer, attention in zip(prepared.weights.layers, prepared.attention):
-        if made is None:
+        if added is None:
             normalised = cls.layer_norm(x, *layer.norm, eps)
         else:
-            normalised, x = cls.add_layer_norm(x, made, *layer.norm, eps)
+            normalised, x = cls.add_layer_norm(x, added, *layer.norm, eps)
         yield x
-        made = _attend(cls, normalised, segments, tables, prepared.weights, attention, layer.out[1])
-        normalised, x = cls.add_layer_norm(x, made, *layer.mlp_norm, eps)
-        made = cls.linear(prepared.weights.activation(cls.linear(normalised, *layer.fc1)), *layer.fc2)
-    yield x + made
+        added = _attend(cls, normalised, segments, tables, prepared.weights, attention, layer.out[1])
+        normalised, x = cls.add_layer_norm(x, added, *layer.mlp_norm, eps)
+        added = cls.linear(prepared.weights.activation(cls.linear(normalised, *layer.fc1)), *layer.fc2)
+    yield x + added
 
 
 def _attend(cls, x, segments, tables, weights, packed, out_bias):

@@ -1,8 +1,8 @@
-"""What the operators are tried with on a device: inputs of every kind that the model has for them.
+"""Test cases of the operators on a device: inputs of every kind that the model has for them.
 
-A kind is a class of shapes for which a device may take another kernel, or tile the same one in another way; forms are chosen
-for each. Small cases hold what is easily got wrong: a small epsilon, padding, experts that stay empty. Published ones have
-the sizes of the published checkpoint. float32 arrays are rounded to the dtype under test, float64 arrays become float32
+A kind is a class of shapes for which a device may use another kernel, or other tiles of the same one; forms are chosen for
+each. Small cases have a small epsilon, padding, and experts without tokens. Published ones have the sizes of the published
+checkpoint. float32 arrays are rounded to the dtype under test, float64 arrays become float32
 tensors, a `Buffer` becomes a Parameter.
 """
 
@@ -28,8 +28,8 @@ class Buffer:
 @dataclass(frozen=True)
 class Kind:
     """name; cases: (a numpy generator, whether at the published sizes too) -> tuples of arguments; fits: whether arguments
-    are of this kind, a function that MindSpore can compile, so no lambda; None: whatever is of no kind before it; compiled:
-    whether the model's graphs hold it; called: whether it is to be had outside graphs, on a card.
+    are of this kind, a function that MindSpore can compile, so no lambda; None: all that is of no kind before it; compiled:
+    whether the model's graphs contain it; called: whether it exists outside graphs, on a card.
     """
 
     name: str
@@ -58,7 +58,7 @@ def _linear(rng, published):
 
 def _rms_norm(rng, published):
     yield _normal(rng, 2, 3, 4, 128), _normal(rng, 128), 1e-6
-    yield _normal(rng, 5, 256, scale=1e-3), _normal(rng, 256), 1e-6  # small enough that eps counts
+    yield _normal(rng, 5, 256, scale=1e-3), _normal(rng, 256), 1e-6  # small enough that eps matters
     for shape in ((1, 1, 2048), (1, 512, 32, 128)) if published else ():
         yield _normal(rng, *shape), _normal(rng, shape[-1]), 1e-6
 
@@ -84,7 +84,7 @@ def _tables(rng, *shape):
 
 
 def _rotary(rng, published):
-    sizes = ((2, 5, 8), (1, 1, 1), (1, 512, 32))  # of which one is of one token, one head
+    sizes = ((2, 5, 8), (1, 1, 1), (1, 512, 32))  # one of them has one token and one head
     for batch, tokens, heads in sizes[: 3 if published else 2]:
         yield (_normal(rng, batch, tokens, heads, 128), *_tables(rng, batch, tokens, 64))
 
@@ -100,10 +100,10 @@ def _rotary_wide(rng, published):
 
 def _mask(batch, queries, keys):
     """Causal for the last queries, and the first keys of the second row are padding."""
-    seen = np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
-    seen = np.repeat(seen[None], batch, 0)
-    seen[1:, :, :2] = False
-    return np.where(seen, 0.0, MASKED)
+    visible = np.arange(keys) <= np.arange(keys - queries, keys)[:, None]
+    visible = np.repeat(visible[None], batch, 0)
+    visible[1:, :, :2] = False
+    return np.where(visible, 0.0, MASKED)
 
 
 def _cached(rng, batch, heads, kv_heads, queries, keys):
@@ -142,7 +142,7 @@ def _one_query(q, k, *_, **__):
 
 
 def _paged(rng, heads, kv_heads, block, rows, width, channels=128):
-    """rows: (length, queries of S that are no padding). NaN behind the end of a row and in blocks that are nobody's."""
+    """rows: (length, queries of S that are no padding). NaN behind the end of a row and in free blocks."""
     blocks, s = sum(-(-length // block) for length, _ in rows) + 2, max(queries for _, queries in rows)
     keys, values = (np.full((blocks, kv_heads, block, channels), np.nan, np.float32) for _ in range(2))
     tables, free = np.zeros((len(rows), width), np.int32), iter(rng.permutation(blocks - 1) + 1)
@@ -163,7 +163,7 @@ def _paged_step(rng, published):
 
 
 def _paged_chunk(rng, published):
-    yield _paged(rng, 16, 2, 16, ((40, 8), (20, 5)), 4)  # the second one ends before its queries do
+    yield _paged(rng, 16, 2, 16, ((40, 8), (20, 5)), 4)  # the second row is shorter than its queries
     if published:
         yield _paged(rng, 32, 4, 128, ((1024, 512),), 8)
         yield _paged(rng, 32, 4, 128, ((527, 15),), 8)
@@ -252,7 +252,7 @@ def _embedding_part(rng, published):
     yield np.array([[3, 0], [8, 12]], np.int32), _normal(rng, 6, 32), 3
 
 
-def _place_rows(rng, published):
+def _replaced_rows(rng, published):
     yield _normal(rng, 9, 32), np.array([7, 2], np.int32), _normal(rng, 2, 32)
     if published:
         yield _normal(rng, 2048, 2048), rng.permutation(2048)[:900].astype(np.int32), _normal(rng, 900, 2048)
@@ -320,7 +320,7 @@ def _likeliest(rng, published):
 
 
 def _race(rng, published):
-    """Noise of which the winner leads by far, and no set that ends close to top_p."""
+    """Noise with a clear winner, and no set whose probability is close to top_p."""
     for count in (8, 64) if published else (8,):
         c, before = 1e20, np.triu(np.ones((count, count)), 1)
         values = np.tile(np.arange(count, 0, -1, dtype=np.float32) / np.float32(8), (4, 1))
@@ -328,7 +328,7 @@ def _race(rng, published):
         inverse, shares = np.array([[1.25], [0.5], [1.0], [1.0]]), np.array([[1.0], [0.42], [0.8], [1.0]])
         noise = np.full((4, count), 2.0)
         noise[np.arange(4), [4, 1, 2, 0]] = 0.01
-        noise[1, 6] = 1e-4  # would win, but is behind top_p
+        noise[1, 6] = 1e-4  # would win, but is outside top_p
         yield values, -c * before, inverse, excluded, np.tile(c * shares, (1, count)), noise
 
 
@@ -380,7 +380,9 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "experts": (
         Kind("codes", experts_of_codes, is_coded, compiled=False),
         Kind("few tokens", experts((1, 1), (None,)), few_whole),
-        Kind("few tokens on a rank", experts((1, 4), (8, 20)), few),  # the last ones do not exist; or nobody wants any
+        Kind(
+            "few tokens on a rank", experts((1, 4), (8, 20)), few
+        ),  # experts 20 and on do not exist, so all pairs are of other ranks
         Kind("many tokens", experts((33, 512), (None,)), whole, compiled=False),
         Kind("many tokens on a rank", experts((33, 512), (8, 20)), None, compiled=False),
     ),
@@ -392,8 +394,8 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "conv2d": _any(_conv2d, compiled=False),
     "snake_beta": _any(_snake_beta, compiled=False),
     "scale_channels": _any(_scale_channels),
-    "scatter_rows": _any(_place_rows, compiled=False),
-    "add_rows": _any(_place_rows, compiled=False),
+    "scatter_rows": _any(_replaced_rows, compiled=False),
+    "add_rows": _any(_replaced_rows, compiled=False),
     "write_rows": _any(_write_rows),
     "gather_rows": _any(_gather_rows),
     "weighted_sum_rows": _any(_weighted_sum_rows),

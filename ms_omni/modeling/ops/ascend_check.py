@@ -1,7 +1,7 @@
 """Compares forms of operators with their formulas on the device, called by themselves and as part of a graph.
 
 `python -c "from ms_omni.modeling.ops.ascend_check import main; main()"` does it as a process of its own, which a fault of the
-device may end: `ascend_settle.py` starts it, listens, and goes on behind the form that ended it.
+device may end: `ascend_settle.py` starts it, reads its results, and continues after the form that ended it.
 """
 
 import json
@@ -67,7 +67,7 @@ def examine(
 ) -> Iterator[tuple[Row, Result | None]]:
     """Yields (row, None) before a comparison and (row, its result) after it.
 
-    What is known is not done again, and behind a form that is right for a kind no other is tried. full: at the published sizes
+    Known results are not computed again, and after a form that is right for a kind no other is compared. full: at the published sizes
     and as part of graphs too, which takes minutes.
     """
     known = dict(known)
@@ -88,11 +88,11 @@ def examine(
 
 def prepared(operator: str, kind: Kind, dtype: ms.Type, published: bool) -> list[tuple[tuple, list[np.ndarray]]]:
     """`[(arguments, expected arrays), ...]`; the formula gets the arguments as they are rounded for the operator."""
-    found = []
+    examples = []
     for case in kind.cases(np.random.default_rng(5), published):
         expected = getattr(formulas, operator)(*(_array(tensor(value, dtype)) for value in case))
-        found.append((case, [np.asarray(part) for part in (expected if isinstance(expected, tuple) else (expected,))]))
-    return found
+        examples.append((case, [np.asarray(part) for part in (expected if isinstance(expected, tuple) else (expected,))]))
+    return examples
 
 
 def compare(form: Callable, cases: list[tuple[tuple, list[np.ndarray]]], dtype: ms.Type, mode: str) -> Result:
@@ -105,7 +105,7 @@ def compare(form: Callable, cases: list[tuple[tuple, list[np.ndarray]]], dtype: 
             parts = actual if isinstance(actual, tuple) else (actual,)
             worst = max([worst, *(_difference(_array(part), wanted) for part, wanted in zip(parts, expected, strict=True))])
             for buffer in (value for value in inputs if isinstance(value, Parameter)):
-                worst = max(worst, _difference(_array(buffer), expected[0]))  # what is written in place is there afterwards
+                worst = max(worst, _difference(_array(buffer), expected[0]))  # the operator writes in place
     except Exception as error:  # CANN and MindSpore report what they do not support as almost anything
         return in_short(error)
     return worst
@@ -172,20 +172,20 @@ def in_short(error: BaseException) -> str:
 def main() -> None:
     """Compares as the arguments say (JSON: dtype, full, known) and prints a line of JSON before and after each row.
 
-    An error may have left the device unable to compute; then this process ends, so that nothing else is taken for wrong.
+    An error may leave the device unable to compute; then this process ends, so that the other forms are not counted as wrong.
     """
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    asked = json.load(sys.stdin)
+    os.dup2(2, 1)  # libraries print to stdout too
+    request = json.load(sys.stdin)
     from .dispatch import implementation
 
-    known = {Row(*row): result for row, result in asked["known"]}
-    for row, result in examine(implementation(), getattr(ms, asked["dtype"]), asked["full"], known):
+    known = {Row(*row): result for row, result in request["known"]}
+    for row, result in examine(implementation(), getattr(ms, request["dtype"]), request["full"], known):
         print(json.dumps([row, result]), file=answer, flush=True)
         if isinstance(result, str) and not _computes():
             os._exit(1)
     print(json.dumps("done"), file=answer, flush=True)
-    os._exit(0)  # a library that crashes while it is unloaded does not change what was found
+    os._exit(0)  # a library that crashes while it is unloaded does not change the results
 
 
 def _computes():

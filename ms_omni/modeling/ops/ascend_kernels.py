@@ -1,8 +1,8 @@
 """The fused kernels of Ascend, one function per kernel of MindSpore 2.7.1, with the arguments that we give it.
 
-Nothing here could be run on an NPU by us. What each docstring says was read in MindSpore 2.7.1's documentation
+We could run none of this on an NPU. The docstrings follow MindSpore 2.7.1's documentation
 (`DOCS`/<api>.html, the installed docstring has the same text) and in CANN's page of the underlying kernel
-(`CANN`/<aclnn name>.md); "unverified" names what they leave open or contradict each other in. `tests/ascend_emulation`
+(`CANN`/<aclnn name>.md); "unverified": what they leave open or contradict each other in. `tests/ascend_emulation`
 has the primitives below these functions in numpy, as strict as these pages, and `ascend_check.py` compares the forms that
 call them on the device before they are used.
 
@@ -187,7 +187,7 @@ def rotary_position_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     DOCS/ops/mindspore.ops.rotary_position_embedding.html, CANN/aclnnRotaryPositionEmbedding.md: float16, bfloat16,
     float32; D even and below 896; B and H below 1000.
-    Unverified: how the kernel tells BSND from BNSD when H or N is 1 (both readings then agree).
+    Unverified: how the kernel distinguishes BSND from BNSD when H or N is 1 (both readings then agree).
     """
     return ops.rotary_position_embedding(x, cos, sin, 0)
 
@@ -203,7 +203,7 @@ def topk(x: Tensor, k: int) -> Pair:
 def largest(x: Tensor) -> Pair:
     """`mint.max` over the last axis -> values and int64 indices `[..., 1]`.
 
-    DOCS/mint/mindspore.mint.max.html, CANN/aclnnMaxDim.md. Unverified: that of equal elements the first is found (the cases of
+    DOCS/mint/mindspore.mint.max.html, CANN/aclnnMaxDim.md. Unverified: that of equal elements the first is returned (the cases of
     the comparison have it), and that NaN is larger than any number.
     """
     return mint.max(x, -1, True)
@@ -219,16 +219,16 @@ def softmax(x: Tensor) -> Tensor:
 def moe_init_routing(x: Tensor, indices: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows sorted by expert: the primitive `MoeInitRoutingV2`, dropless (active_num 0, drop_pad_mode 0).
 
-    x `[N, D]`, indices int32 `[N, K]` in `[0, experts)` -> rows `[N * K, D]`; places int32 `[N * K]`, where the row of
-    pair n * K + j has gone; counts int32 `[experts]`, rows of each (flag 2). The function of MindSpore around it leaves the
-    fourth result away, which is for other modes.
+    x `[N, D]`, indices int32 `[N, K]` in `[0, experts)` -> rows `[N * K, D]`; row_index int32 `[N * K]`, the sorted row of
+    pair n * K + j; counts int32 `[experts]`, rows of each (flag 2). MindSpore's function around it omits the
+    fourth result, which is for other modes.
 
     DOCS/ops/mindspore.ops.moe_init_routing_v2.html, CANN/aclnnMoeInitRoutingV2.md: float16, bfloat16, float32.
     Unverified: older pages of CANN give `rows[i] = x[order[i] % N]`, as if pairs were numbered by columns; MindSpore's
     example and newer pages number them by rows, as here.
     """
-    rows, places, counts, _ = _init_routing(x, indices, 0, 0, experts, 0, 2, False)
-    return rows, places, counts
+    rows, row_index, counts, _ = _init_routing(x, indices, 0, 0, experts, 0, 2, False)
+    return rows, row_index, counts
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -265,16 +265,16 @@ def grouped_matmul_of_codes(x: Tensor, codes: Tensor, scales: Tensor, offsets: T
     )[0]
 
 
-def moe_token_unpermute(rows: Tensor, places: Tensor, probs: Tensor) -> Tensor:
-    """`sum_j probs[n, j] * rows[places[n * K + j]]`: `ops.moe_token_unpermute`, padded_mode off.
+def moe_token_unpermute(rows: Tensor, row_index: Tensor, probs: Tensor) -> Tensor:
+    """`sum_j probs[n, j] * rows[row_index[n * K + j]]`: `ops.moe_token_unpermute`, padded_mode off.
 
-    rows `[N * K, D]`, places int32 `[N * K]` without duplicates, probs `[N, K]` -> `[N, D]` of the type of rows.
+    rows `[N * K, D]`, row_index int32 `[N * K]` without duplicates, probs `[N, K]` -> `[N, D]` of the type of rows.
 
     DOCS/ops/mindspore.ops.moe_token_unpermute.html, CANN/aclnnMoeTokenUnpermute.md: float16, bfloat16, float32; K at most
     512.
     Unverified: everything that a run would show. On CPU MindSpore stops before it looks at the arguments.
     """
-    return ops.moe_token_unpermute(rows, places, probs)
+    return ops.moe_token_unpermute(rows, row_index, probs)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -361,7 +361,7 @@ def clone(x: Tensor) -> Tensor:
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) -> Pair:
     """The primitive `ApplyRotaryPosEmb`, cos_format 2, pairs (i, i + D/2): q `[N, H * D]`, k `[N, K * D]`, cos and sin `[N, D]`, both
-    halves filled, all of one type; lengths int32 `[N]` -> q and k turned.
+    halves filled, all of one type; lengths int32 `[N]` -> rotated q and k.
 
     DOCS/ops/mindspore.ops.ApplyRotaryPosEmb.html. Unverified: what the lengths are for (every token has its own row of the tables).
     """
@@ -370,7 +370,7 @@ def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, lengths
 
 def reshape_and_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
     """The primitive `ReshapeAndCache`: writes k and v `[N, K * D]` into keys and values `[blocks, P, K, D]`, in place, at row
-    `block * P + offset` of slots int32 `[N]` -> what whoever reads them has to depend on.
+    `block * P + offset` of slots int32 `[N]` -> a value that later reads of them must depend on.
 
     Unverified: that it writes into a Parameter that was reshaped.
     """
@@ -391,10 +391,10 @@ def paged_attention(
     return PagedAttention(heads, scale, kv_heads)(q, keys, values, tables, lengths)
 
 
-# ---- layout: what is a launch in a graph and what is none ------------------------------------------------------------
+# ---- layout: at most one launch each in a graph ------------------------------------------------------------------------
 #
-# Operator by operator, MindSpore cuts and turns by looking at the same memory in another way. In a graph its views are
-# kernels on the host (2.10), and copies of every weight that is read more than once; so a graph takes the spellings below.
+# Outside graphs, MindSpore slices and transposes with views, which are no launch. In a graph its views are kernels on the host (2.10),
+# and copies of every weight that is read more than once; so graphs use the functions below.
 
 
 def split(x: Tensor, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:

@@ -28,41 +28,43 @@ def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]
 def experts(x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None) -> Tensor:
     """Two grouped products over the rows sorted by expert; the weights are stored as these want them, `[E, in, out]`.
 
-    Pairs whose expert is elsewhere are sorted behind all others and left out of the groups.
+    Pairs whose expert is on another rank are sorted behind all others and left out of the groups.
     """
     if isinstance(gate_up, tuple):
         return _of_codes(experts, x, gate_up, down, weights, indices, first)
-    held = gate_up.shape[0]
+    local_experts = gate_up.shape[0]
     if first is None:
-        rows, places, counts = kernels.moe_init_routing(x, indices, held)
+        rows, row_index, counts = kernels.moe_init_routing(x, indices, local_experts)
         out = _products(rows, gate_up, down, counts)
     else:
-        place = mint.clamp(indices - first, None, held)
-        rows, places, counts = kernels.moe_init_routing(x, mint.where(place < 0, held, place), held + 1)
-        counts, elsewhere = kernels.split(counts, (held, 1), 0)
+        local_index = mint.clamp(indices - first, None, local_experts)
+        rows, row_index, counts = kernels.moe_init_routing(
+            x, mint.where(local_index < 0, local_experts, local_index), local_experts + 1
+        )
+        counts, others = kernels.split(counts, (local_experts, 1), 0)
         out = _products(rows, gate_up, down, counts)
-        # The product leaves the rows behind the groups as it finds them.
+        # The product leaves the rows behind the groups as they are.
         rows_to_end = mint.arange(rows.shape[0], 0, -1, dtype=ms.int32).reshape(-1, 1)
-        out = mint.where(rows_to_end > elsewhere, out, 0.0)
-    return kernels.moe_token_unpermute(out, places, weights.astype(x.dtype))
+        out = mint.where(rows_to_end > others, out, 0.0)
+    return kernels.moe_token_unpermute(out, row_index, weights.astype(x.dtype))
 
 
 def experts_of_all_pairs(
     x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None
 ) -> Tensor:
-    """The same where the kernel insists on a group for every row: pairs whose expert is elsewhere go to one that is here,
+    """The same where the kernel requires a group for every row: pairs whose expert is on another rank go to a local one
     with weight 0, and cost as much as the others.
     """
     if isinstance(gate_up, tuple):
         return _of_codes(experts_of_all_pairs, x, gate_up, down, weights, indices, first)
-    held = gate_up.shape[0]
+    local_experts = gate_up.shape[0]
     if first is not None:
-        place = indices - first
-        indices = mint.clamp(place, 0, held - 1)
-        weights = mint.where(place == indices, weights, 0.0)
-    rows, places, counts = kernels.moe_init_routing(x, indices, held)
+        local_index = indices - first
+        indices = mint.clamp(local_index, 0, local_experts - 1)
+        weights = mint.where(local_index == indices, weights, 0.0)
+    rows, row_index, counts = kernels.moe_init_routing(x, indices, local_experts)
     out = _products(rows, gate_up, down, counts)
-    return kernels.moe_token_unpermute(out, places, weights.astype(x.dtype))
+    return kernels.moe_token_unpermute(out, row_index, weights.astype(x.dtype))
 
 
 def _products(rows, gate_up, down, counts):
@@ -77,14 +79,14 @@ def _times(rows, weight, counts):
 
 
 class _Stack:
-    """A stack of codes laid out for its kernel, outside graphs."""
+    """A stack of codes packed for its kernel, outside graphs."""
 
     def __init__(self, weight, dtype):
         self.shape, self.product = weight.shape, products.grouped(weight, dtype)
 
 
 def _in_graph(form, x, gate_up, down, weights, indices, first):
-    """A graph cannot lay out codes; the model's graphs hold `ascend_layer.py`, which has them laid out."""
+    """A graph cannot pack codes; the model's graphs use `ascend_layer.py`, where they are packed before."""
     return Reference.experts(x, gate_up, down, weights, indices, first)
 
 

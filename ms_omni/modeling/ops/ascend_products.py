@@ -6,7 +6,7 @@
     codes of 4 bits in groups                   [in, out/2], scales [in/g, out]          [E, in, out/2], scales [E, in/g, out]
     codes of 8 bits in groups                   [in, out], scales [in/g, out]            (none)
 
-Codes that no kernel takes (`ms_omni/ascend.py`) become numbers here, and a warning says so. Matrices below one another are one product.
+Codes that no kernel takes (`ms_omni/ascend.py`) become numbers here, with a warning. Several matrices on the same inputs are one product.
 What is stored as codes stays on the host.
 """
 
@@ -26,12 +26,12 @@ from . import ascend_weights as layouts
 from .ascend_weights import Packed, array_type, rows
 
 BITS = frozenset({8, 4})
-"""Codes that kernels are asked to multiply with."""
+"""Bits of codes that are multiplied with by kernels."""
 PIECE = 256  # outputs of a piece of a product are a multiple of this
 
 
 class Product(nn.Cell):
-    """packs: held, for what their sources are is asked later."""
+    """packs: the packed weights, whose sources are checked in `up_to_date`."""
 
     def __init__(self) -> None:
         super().__init__(auto_prefix=False)
@@ -41,7 +41,7 @@ class Product(nn.Cell):
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in
 
     def packed(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None) -> Parameter:
-        """A Parameter made of others. Its maker makes new products when they change."""
+        """A Parameter packed from others."""
         self.packs.append(Packed(make, *sources, dtype=dtype))
         return self.packs[-1].current()
 
@@ -51,7 +51,7 @@ class Product(nn.Cell):
         return biases[0] if len(biases) == 1 else self.packed(rows, *biases)
 
     def up_to_date(self) -> "Product":
-        """Itself, with the numbers that its sources have now."""
+        """Itself, with the current numbers of its sources."""
         for packed in self.packs:
             packed.current()
         return self
@@ -74,7 +74,7 @@ class Dense(Product):
 
 
 class CodedDense(Product):
-    """The same by codes, of which all matrices have as many bits and groups as large; in pieces where a kernel has not so many outputs."""
+    """The same by codes, of which all matrices have as many bits and groups as large; in pieces where a kernel does not support so many outputs."""
 
     def __init__(self, weights: Sequence[Quantised], biases: Sequence[Parameter | None], dtype: ms.Type) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class CodedDense(Product):
         self.outputs_first = bits == 8 and groups == 1
         size = -(-outputs // -(-outputs // MOST))
         starts = range(0, outputs, outputs if size == outputs else -(-size // PIECE) * PIECE)
-        fields = [[weight[place] for weight in weights] for place in range(3)]
+        fields = [[weight[field] for weight in weights] for field in range(3)]
         pieces = [slice(start, min(start + starts.step, outputs)) for start in starts]
         self.codes = ParameterTuple([self._codes(fields[0], piece, bits) for piece in pieces])
         self.scales = ParameterTuple([self.packed(_scales(piece, dtype), *fields[1]) for piece in pieces])
@@ -100,11 +100,11 @@ class CodedDense(Product):
         return self.packed(lambda *parts: layouts.pairs_of_outputs(rows(*parts)[piece]), *codes, dtype=ms.qint4x2)
 
     def construct(self, x: Tensor) -> Tensor:
-        made = ()
+        outputs = ()
         for index in range(len(self.codes)):
             codes, scales, offsets = self.codes[index], self.scales[index], self.offsets[index]
-            made = (*made, kernels.dense_of_codes(x, codes, scales, offsets, self.outputs_first, self.group))
-        y = made[0] if len(made) == 1 else mint.cat(made, -1)
+            outputs = (*outputs, kernels.dense_of_codes(x, codes, scales, offsets, self.outputs_first, self.group))
+        y = outputs[0] if len(outputs) == 1 else mint.cat(outputs, -1)
         return y if self.bias is None else y + self.bias
 
 
@@ -189,20 +189,20 @@ def table(weight: Quantised, dtype: ms.Type) -> Product:
 
 
 def _once(parts, dtype, kind, make):
-    """A product with codes, made once for as long as they are there, for what they become lies on the card; up to date."""
+    """A product with codes, up to date. It is created once for the same codes, as its packed weights take memory of the card."""
     flat = [part for whole in parts for part in (whole if isinstance(whole, tuple) else (whole,))]
     codes = next((part.codes for part in parts if isinstance(part, Quantised)), None)
     if codes is None:
         return make()
-    made, key = getattr(codes, "products", {}), (kind, dtype, *map(id, flat))
-    if key not in made:
-        made[key] = make()
-        codes.products = made
-    return made[key].up_to_date()
+    products, key = getattr(codes, "products", {}), (kind, dtype, *map(id, flat))
+    if key not in products:
+        products[key] = make()
+        codes.products = products
+    return products[key].up_to_date()
 
 
 def _coded(weights, dtype, bits):
-    """Whether kernels take these as codes; says why not, and what they are given that is not exactly what is stored."""
+    """Whether kernels take these as codes; warns if not, and if scales are rounded."""
     alike = {(weight.bits, weight.group) if isinstance(weight, Quantised) else None for weight in weights}
     if len(alike) > 1 or None in alike or weights[0].bits not in bits:
         return False
@@ -239,9 +239,9 @@ def _scales(piece, dtype):
 
 def _offsets(piece, dtype):
     def make(*parts):
-        half = len(parts) // 2
-        found = [layouts.in_scales(offsets, scales) for scales, offsets in zip(parts[:half], parts[half:])]
-        together = found[0] if half == 1 else rows(*found)
+        count = len(parts) // 2
+        terms = [layouts.in_scales(offsets, scales) for scales, offsets in zip(parts[:count], parts[count:])]
+        together = terms[0] if count == 1 else rows(*terms)
         return layouts.outputs_last(together[..., piece, :], array_type(dtype))
 
     return make

@@ -1,11 +1,11 @@
-"""Which form of each operator is used on this device: found once for an installation and kept, and said aloud.
+"""Which form of each operator is used on this device: compared once for an installation, cached and reported.
 
-A process of its own compares the forms (`ascend_check.py`), since a fault of a device ends the process that meets it, or leaves it
-unable to compute. It has a limit of time for each comparison. What it finds is kept in the user's cache under all that it
-depends on. From that alone the forms are chosen, the same in every process:
+A separate process compares the forms (`ascend_check.py`), since a fault of a device ends the process, or leaves it unable to
+compute. Each comparison has a time limit. The results are stored in the user's cache under all that they depend on. The forms
+are chosen from these results alone, the same in every process:
 
     for each kind of arguments the first form that is right; a warning for every one that is not the first of all;
-    `MS_OMNI_STRICT=1` makes such a warning an error; an operator without a right form for some kind is one always
+    `MS_OMNI_STRICT=1` makes such a warning an error; an operator without a right form for some kind always is an error
 
 No operator communicates, so processes that chose differently would still call the same collectives.
 """
@@ -38,9 +38,9 @@ from .reference import Reference
 EMULATION = "tests.ascend_emulation"  # see `dispatch.py`
 ROOT = str(Path(__file__).resolve().parents[3])
 COMMAND = [sys.executable, "-c", "from ms_omni.modeling.ops.ascend_check import main; main()"]
-START_LIMIT_S, ROW_LIMIT_S = 300, 180  # MindSpore and the device; the kernels of a comparison are built in it
+START_LIMIT_S, ROW_LIMIT_S = 300, 180  # start of MindSpore and the device; a comparison, in which its kernels are built
 JOB = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE")
-"""What makes a process a member of a job; the one that compares is none."""
+"""Variables that make a process a rank of a job, which the one that compares is not."""
 
 
 def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference]:
@@ -53,11 +53,11 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
     chosen: dict[str, list] = {}  # operator -> [(dtype, kind, number of the form), ...]
     outcomes, replaced, wrong = dict.fromkeys(KINDS, ""), [], set()
     for dtype in sorted(dtypes, key=str):
-        found, where = verdict(dtype)
-        full = any(row.mode == GRAPH for row in found)
+        results, where = load_results(dtype)
+        full = any(row.mode == GRAPH for row in results)
         for operator, kinds in {**KINDS, **base.steps(dtype)}.items():
             for kind in kinds:
-                number, reason = choose(base, operator, kind, dtype, found, full)
+                number, reason = choose(base, operator, kind, dtype, results, full)
                 if operator in KINDS:
                     chosen.setdefault(operator, []).append((dtype, kind, number))
                 elif number:
@@ -79,18 +79,18 @@ def settled(base: type[Reference], dtypes: frozenset[ms.Type]) -> type[Reference
 
 
 def choose(
-    base: type[Reference], operator: str, kind: Kind, dtype: ms.Type, found: dict[Row, Result], full: bool
+    base: type[Reference], operator: str, kind: Kind, dtype: ms.Type, results: dict[Row, Result], full: bool
 ) -> tuple[int, str]:
-    """The number of the first form that is right for a kind, and what was found about it and those before it."""
+    """The number of the first form that is right for a kind, and the results of it and those before it, in words."""
     candidates, complaints = forms(base, operator), []
     label = f"{operator}, {kind.name}" if len(KINDS.get(operator, ())) > 1 else operator
     for number, form in enumerate(candidates):
         rows, needed = rows_of(operator, kind, number, full)
-        wrong = [_complaint(form, row, found.get(row), dtype) for row in rows if not is_right(found.get(row), dtype)]
+        wrong = [_complaint(form, row, results.get(row), dtype) for row in rows if not is_right(results.get(row), dtype)]
         if not rows:
             return number, f"{label}: {name_of(form)} is used instead of {name_of(candidates[0])} ({'; '.join(complaints)})"
-        if all(is_right(found.get(row), dtype) for row in needed):
-            gap = max(result for row in needed if isinstance(result := found[row], float))
+        if all(is_right(results.get(row), dtype) for row in needed):
+            gap = max(result for row in needed if isinstance(result := results[row], float))
             instead = f"{name_of(form)} is used instead of {name_of(candidates[0])} ({'; '.join(complaints)}); it " * bool(
                 number
             )
@@ -107,7 +107,7 @@ def choose(
 
 
 def name_of(form: Callable) -> str:
-    """Of a form, as people see it: `reference` for what is `Reference`'s."""
+    """The name of a form in messages: `reference` for one of `Reference`."""
     return "reference" if form.__qualname__.startswith("Reference.") else form.__qualname__
 
 
@@ -125,7 +125,7 @@ def _short(dtype):
 
 
 def _method(operator, rules, candidates):
-    """One form where it is right for everything, else a choice by the type and kind of the arguments; graphs hold either."""
+    """One form where it is right for all arguments, else a choice by their type and kind; both compile in graphs."""
     numbers = {number for *_, number in rules}
     if len(numbers) == 1:
         return candidates[numbers.pop()]
@@ -178,13 +178,13 @@ DTYPES = {"embedding": _dtype_of_table, "embedding_part": _dtype_of_table, "conc
 # ---- what is known about this installation -------------------------------------------------------------------------
 
 
-def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
-    """Results of all comparisons in a type on this device, and the file that keeps them; it is made if need be."""
+def load_results(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
+    """Results of all comparisons in a type on this device, and the file with them; it is written if need be."""
     on_card = ms.get_context("device_target") == "Ascend"
     key = {"dtype": _short(dtype), "card": ms.hal.get_device_name(0) if on_card else "none", "mindspore": ms.__version__}
     key |= {**versions(), "forms": _digest(), "boost": boost_wanted()}
     if on_card and "unknown" in key.values():
-        key["job"] = str(os.getppid())  # what it depends on may change unseen, so it is not believed for longer
+        key["job"] = str(os.getppid())  # an unknown version may change, so the results hold for this job alone
     name = f"operators-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.json"
 
     def make(path: str) -> None:
@@ -193,17 +193,17 @@ def verdict(dtype: ms.Type) -> tuple[dict[Row, Result], str]:
                 f"ms_omni compares its operators on {key['card']} with their formulas in {key['dtype']}: once, some minutes"
             )
             print(text, file=sys.stderr, flush=True)
-        found = ask(dtype, full=on_card)
-        Path(path).write_text(json.dumps({"of": key, "rows": list(found.items())}), encoding="utf-8")
+        results = run_comparison(dtype, full=on_card)
+        Path(path).write_text(json.dumps({"of": key, "rows": list(results.items())}), encoding="utf-8")
 
-    with private_cache.alone(name):  # one process of a job compares, and the others find what it has found
-        path = private_cache.kept(name, make)
+    with private_cache.locked(name):  # one process of a job compares, and the others read its results
+        path = private_cache.cached_file(name, make)
         text = Path(path).read_bytes()[: -private_cache.DIGEST_BYTES]
     return {Row(*row): result for row, result in json.loads(text)["rows"]}, path
 
 
 def _digest():
-    """Of all that decides what is compared: these files, and those of the kernels in numpy where they stand for a card."""
+    """A digest of all that decides what is compared: these files, and those of the kernels in numpy where they emulate a card."""
     folders = [Path(__file__).parent, *map(Path, getattr(sys.modules.get(EMULATION), "__path__", ()))]
     files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -212,56 +212,56 @@ def _digest():
 # ---- the process that compares -------------------------------------------------------------------------------------
 
 
-def ask(dtype: ms.Type, full: bool) -> dict[Row, Result]:
-    """Results of all comparisons (full: see `examine`). One that ends its process, or does not end, is a result as well, and the rest goes on.
+def run_comparison(dtype: ms.Type, full: bool) -> dict[Row, Result]:
+    """Results of all comparisons (full: see `examine`). A crash or a timeout is a result as well, and the others are run in a new process.
 
-    Raises `DeviceError` if that process does not come so far.
+    Raises `DeviceError` if the process fails before its first comparison.
     """
-    found: dict[Row, Result] = {}
+    results: dict[Row, Result] = {}
     while True:
-        before = len(found)
+        before = len(results)
         with tempfile.TemporaryFile() as log, _process(log) as process:
-            asked = {"dtype": _short(dtype), "full": full, "known": list(found.items())}
-            end, row = _listen(process, json.dumps(asked), found)
+            request = {"dtype": _short(dtype), "full": full, "known": list(results.items())}
+            end, row = _read_results(process, json.dumps(request), results)
             log.seek(0)
-            said = " | ".join(log.read().decode(errors="replace").strip().splitlines()[-3:])
+            tail = " | ".join(log.read().decode(errors="replace").strip().splitlines()[-3:])
         if end is None:
-            return found
+            return results
         if row is not None:
-            found[row] = end
-        elif len(found) == before:
-            raise DeviceError(f"the operators cannot be compared on this device: the process that does it {end}: {said}")
+            results[row] = end
+        elif len(results) == before:
+            raise DeviceError(f"the operators cannot be compared on this device: the process that does it {end}: {tail}")
 
 
-def _listen(process, asked, found):
-    """Takes down results until the process is done: (None, None); or (how it ended, the row that it was at or None)."""
-    row, limit_s, kept = None, START_LIMIT_S, b""
+def _read_results(process, request, results):
+    """Reads results until the process is done: (None, None); or (how it ended, the row that it was comparing or None)."""
+    row, limit_s, incomplete = None, START_LIMIT_S, b""
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(asked.encode())
+        process.stdin.write(request.encode())
         process.stdin.close()
     while select.select([process.stdout], [], [], limit_s)[0]:
         piece = os.read(process.stdout.fileno(), 1 << 16)
         if not piece:
             code = process.wait()
             return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}", row
-        *lines, kept = (kept + piece).split(b"\n")
+        *lines, incomplete = (incomplete + piece).split(b"\n")
         for line in lines:
             if line == b'"done"':
                 return None, None
-            of, result = _read(line, row, found)
+            of, result = _parse(line, row, results)
             if of is None:
                 return f"said what is no result: {line[:100]!r}", row
             row, limit_s = of if result is None else None, ROW_LIMIT_S
             if result is not None:
-                found[of] = result
+                results[of] = result
     return f"did not get on within {limit_s} s", row
 
 
-def _read(line, row, found):
-    """(row, its result or None before it) of a line, or (None, None) for one that does not follow on `row`."""
+def _parse(line, row, results):
+    """(row, its result or None before it) of a line, or (None, None) for one that cannot follow `row`."""
     with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
         of, result = Row(*json.loads(line)[0]), json.loads(line)[1]
-        fits = of not in found and of.operator in {**KINDS, **STEPS} and isinstance(result, float | str | None)
+        fits = of not in results and of.operator in {**KINDS, **STEPS} and isinstance(result, float | str | None)
         if fits and row == (None if result is None else of):
             return of, result
     return None, None
@@ -269,7 +269,7 @@ def _read(line, row, found):
 
 @contextlib.contextmanager
 def _process(log) -> Iterator[Any]:
-    """The process that compares, in a session of its own, which is ended with it."""
+    """The process that compares, in a session of its own, which is killed at the end."""
     on_card = ms.get_context("device_target") == "Ascend"
     environment = {name: value for name, value in os.environ.items() if name not in JOB}
     environment["MS_OMNI_OPS"] = "ascend" if on_card else "ascend-emulated"

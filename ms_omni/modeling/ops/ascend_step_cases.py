@@ -1,9 +1,9 @@
-"""What whole steps are tried with on a device (see `ascend_cases.py`), and how: packed layers run as they do in an answer, not in parts,
-for a step calls kernels and no operator that could have been replaced by itself.
+"""Test cases of whole steps on a device (see `ascend_cases.py`), and how they run: packed layers as in generation, not in parts, as a
+step calls kernels and no operator that could be replaced alone.
 
 A graph is called twice, with other lengths, tables and slots: `FusedInferAttentionScore` reads lengths on the host, and a graph that
-went on with the first ones would be wrong from the second token on. Rounding may not turn a choice: of the experts each row wants some by
-far, and rows of a frame are those whose codes are the likeliest by far.
+reused the first ones would be wrong from the second token on. Rounding must not change a choice: the experts of each row lead by far, and
+the rows of a frame are those whose codes lead by far.
 """
 
 import functools
@@ -27,7 +27,7 @@ EPS = 1e-6
 
 
 class Sizes(NamedTuple):
-    """inner: of an expert, or of the dense MLP; shared: of the expert for all; held: experts that are here, from number first on."""
+    """inner: of an expert, or of the dense MLP; shared: of the shared expert; local: experts of this rank, from number first on."""
 
     width: int
     heads: int
@@ -38,14 +38,14 @@ class Sizes(NamedTuple):
     top_k: int = 0
     shared: int = 0
     first: int | None = None
-    held: int = 0
+    local: int = 0
 
 
 SMALL = Sizes(64, 8, 2, 16, 32, 8, 2, 48)
-SMALL_RANK = Sizes(64, 4, 1, 16, 32, 8, 2, first=4, held=4)
+SMALL_RANK = Sizes(64, 4, 1, 16, 32, 8, 2, first=4, local=4)
 SMALL_DENSE = Sizes(64, 4, 2, 16, 96)
 THINKER = Sizes(2048, 32, 4, 128, 768, 128, 8)
-THINKER_RANK = THINKER._replace(heads=16, kv_heads=2, first=64, held=64)
+THINKER_RANK = THINKER._replace(heads=16, kv_heads=2, first=64, local=64)
 TALKER = Sizes(1024, 16, 2, 128, 384, 128, 6, 768)
 CODED = Sizes(64, 8, 2, 16, 64, 8, 2, 64)
 PREDICTOR = Sizes(1024, 16, 8, 128, 3072)
@@ -89,26 +89,26 @@ def _with_codes(layer, storage):
 def _mixture(rng, sizes, layer, storage):
     width, count, inner = sizes.width, sizes.experts, sizes.inner
     up, down = _normal(rng, width, 2 * inner, scale=width**-0.5), _normal(rng, inner, width, scale=inner**-0.5)
-    held = range(sizes.held or count)
-    stacks = (_stacked(part, held, storage) for part in (up, down))
+    local = range(sizes.local or count)
+    stacks = (_stacked(part, local, storage) for part in (up, down))
     router = _weight(rng, count, width)
     for mark in range(MARKS):
         router[rng.permutation(count)[sizes.top_k :], mark] = -3.0
-        layer.o[mark], layer.post_norm[mark] = 0, 1  # which reaches the router as it is
+        layer.o[mark], layer.post_norm[mark] = 0, 1  # so that the mark reaches the router unchanged
     shared = _weight(rng, 1, width) if sizes.shared else None
     fields = dict(zip(("experts_gate_up", "experts_down"), stacks), top_k=sizes.top_k, normalise=True, first=sizes.first)
     return layer._replace(router=router, shared_gate=shared, **fields)
 
 
-def _stacked(part, held, storage):
-    """Experts of which each is the one before turned by one (see `ascend_weight_cases.mixture`); of codes outputs are turned."""
+def _stacked(part, local, storage):
+    """Experts, each the one before rolled by one (see `ascend_weight_cases.mixture`); of codes outputs are rolled."""
     if storage is None:
-        return np.stack([np.roll(part, number, 0) for number in held])
-    return coded_stack(part.T, storage, len(held))
+        return np.stack([np.roll(part, number, 0) for number in local])
+    return coded_stack(part.T, storage, len(local))
 
 
 def _inputs(rng, sizes, rows, mark):
-    """Of rows, each with a mark of its own if there are no more than so many."""
+    """Inputs of so many rows, each with a mark of its own if there are at most `MARKS`."""
     x = _normal(rng, rows, sizes.width)
     if sizes.experts:
         x[:, :MARKS] = 0
@@ -117,7 +117,7 @@ def _inputs(rng, sizes, rows, mark):
 
 
 def _pool(rng, sizes, block, lengths, room):
-    """Keys and values of so many positions in blocks of anybody's, tables for more: NaN behind them, and in blocks that are nobody's."""
+    """Keys and values of so many positions in random blocks, tables with room for more: NaN behind them, and in free blocks."""
     used = [-(-(length + room) // block) for length in lengths]
     shape = ((sum(used) + 2) * block, sizes.kv_heads * sizes.channels)
     keys, values = (np.full(shape, np.nan, np.float32) for _ in range(2))
@@ -178,7 +178,7 @@ def _chunks(rng, published):
 
 
 def _frame(rng, sizes, layers, vocabulary, codes, rows, candidates):
-    """Of many rows those whose codes are the likeliest by far."""
+    """Among many rows those whose codes lead by far."""
     half, width = sizes.channels // 2, sizes.width
     first, *embeddings = (_normal(rng, vocabulary, width) for _ in range(codes))
     heads = tuple(_weight(rng, vocabulary, width) for _ in embeddings)
@@ -204,11 +204,11 @@ _numbers = itertools.count()
 def _parameter(value, dtype) -> Any:
     """On the host, where the model's are."""
     if isinstance(value, Quantised):
-        codes = Parameter(value.codes, name=f"tried{next(_numbers)}", requires_grad=False)
+        codes = Parameter(value.codes, name=f"case{next(_numbers)}", requires_grad=False)
         return Quantised(codes, *(_parameter(part, dtype) for part in value[1:]))
     if not isinstance(value, Tensor):
         return value
-    return Parameter(rounded(_array(value), dtype), name=f"tried{next(_numbers)}")
+    return Parameter(rounded(_array(value), dtype), name=f"case{next(_numbers)}")
 
 
 def _array(tensor):
@@ -235,17 +235,17 @@ def _written(cache, positions):
 
 
 def _tokens_through(boosted, ready, layer, norm, head, eps, head_dim, block, keys, values, calls):
-    stack, found = PreparedStack(_stack((layer,), norm, eps, head_dim), boosted), []
+    stack, outputs = PreparedStack(_stack((layer,), norm, eps, head_dim), boosted), []
     head, cache = _parameter(head, norm.dtype), _cache(stack, keys, values, block, norm.dtype)
     if ready:
         stack.ready.add(len(calls[0][0]))
-    elif boosted:  # where numpy stands in for its kernels
+    elif boosted:  # where numpy emulates its kernels
         stack.layers, stack.boosted = stack.boosted, []
     for x, cos, sin, tables, lengths in calls:
         rows = cache._replace(tables=tables.asnumpy(), lengths=lengths.asnumpy())
-        found += decoder_step(x, cos, sin, head, rows, stack)
-        found += _written(rows, rows.lengths[:, None] - 1)
-    return tuple(found)
+        outputs += decoder_step(x, cos, sin, head, rows, stack)
+        outputs += _written(rows, rows.lengths[:, None] - 1)
+    return tuple(outputs)
 
 
 def packed_step(*case: Any, ready: bool = False) -> tuple:
@@ -304,12 +304,12 @@ def packed_frame(
 
 
 def cells(*case: Any) -> NoReturn:
-    """What runs where a step is not right: its cells, of operators that are."""
+    """Replaces a step that is wrong on a device: its cells, of operators that are right."""
     raise NotImplementedError
 
 
 def numbers_of_codes(*case: Any) -> NoReturn:
-    """What runs where a step with codes is not right: the same with numbers made of them, which take more memory."""
+    """Replaces a step with codes that is wrong on a device: the same with dequantised weights, which take more memory."""
     raise NotImplementedError
 
 
@@ -335,4 +335,4 @@ STEP_FORMS = {
     "int8_step": (packed_step, numbers_of_codes),
     "int4_step": (packed_step, numbers_of_codes),
 }
-"""step -> the form that is compared, and what takes its place, which is no step of this name and not compared as such."""
+"""step -> the form that is compared, and its replacement, which is not compared as this step."""

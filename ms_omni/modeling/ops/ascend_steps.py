@@ -1,7 +1,7 @@
 """Whole steps on Ascend: a token for many rows, a chunk of a prompt, the codes of a frame, over layers whose weights are packed.
 
-A token and a frame are graphs for the numbers of rows that they have been made `ready` for, before anybody waits; for others, as for
-prompts, which have any length, the same kernels are called one by one. So nothing is compiled while an answer is made.
+A token and a frame are graphs for the numbers of rows in `ready`, compiled before the first request; for other numbers, and for
+prompts, which have any length, the same kernels are called one by one. So nothing is compiled during a request.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -17,7 +17,7 @@ from . import ascend_kernels as kernels
 from . import ascend_products as products
 from .ascend_layer import BoostedLayer, CachedLayer, FrameLayer
 from .ascend_weights import place, rounded
-from .fused import CANDIDATES, BlockTables, FrameWeights, Kind, StackWeights, before, draw_inputs
+from .fused import CANDIDATES, BlockTables, FrameWeights, Kind, StackWeights, draw_inputs, preceding_sums
 from .stored import Pair
 
 ALIGNMENT = 16
@@ -41,24 +41,26 @@ def packs(weights: StackWeights | FrameWeights) -> bool:
 
 
 def prepare(
-    weights: StackWeights | FrameWeights, kept: Any = None, boosted: bool = False, bits: frozenset[int] = products.BITS
+    weights: StackWeights | FrameWeights, previous: Any = None, boosted: bool = False, bits: frozenset[int] = products.BITS
 ) -> "PreparedStack | PreparedFrame":
     if isinstance(weights, FrameWeights):
-        return kept if isinstance(kept, PreparedFrame) and kept.fits(weights) else PreparedFrame(weights, bits)
+        return previous if isinstance(previous, PreparedFrame) and previous.fits(weights) else PreparedFrame(weights, bits)
     return PreparedStack(weights, boosted, bits)
 
 
 class Launch:
-    """A cell, as a graph or kernel by kernel. ready: numbers of rows that there is a graph for, or is to be at the next call; boosted: a
-    cell that is the graph instead, in kernels that are to be had in graphs alone.
+    """A cell, as a graph or kernel by kernel. ready: numbers of rows with a graph, which the next call compiles; boosted: a
+    cell that is the graph instead, in kernels that exist in graphs alone.
     """
 
     def __init__(self, cell: nn.Cell, ready: set[int], boosted: nn.Cell | None = None) -> None:
         in_graph, options = (cell, {}) if boosted is None else (boosted, {"infer_boost": "on"})
-        for one in (cell, in_graph):
-            one.set_train(False)
+        for part in (cell, in_graph):
+            part.set_train(False)
         self.cell, self.in_graph, self.ready = cell, in_graph, ready
-        self.graph = ms.jit(in_graph, jit_level="O0", fullgraph=True, **options)  # of which nothing may be left to Python
+        self.graph = ms.jit(
+            in_graph, jit_level="O0", fullgraph=True, **options
+        )  # an error where MindSpore would fall back to Python
 
     def __call__(self, rows: int, *inputs: Tensor) -> Any:
         if rows not in self.ready:
@@ -92,15 +94,15 @@ class PreparedStack:
             boosted = _Step(self, self.boosted, head, cache) if self.boosted else None
             self.launch = Launch(_Step(self, self.layers, head, cache), self.ready, boosted)
         tables = np.zeros((len(x), self.launch.cell.columns), np.int32)
-        width = min(tables.shape[1], cache.tables.shape[1])  # which is filled up to a power of two
+        width = min(tables.shape[1], cache.tables.shape[1])  # padded to a power of two
         tables[:, :width] = cache.tables[:, :width]
         last = cache.lengths - 1
         slots = np.take_along_axis(tables, last[:, None] // cache.block, 1)[:, 0] * cache.block + last % cache.block
-        for part in self.sums if len(x) in self.ready else ():  # which count what they send where no graph has taken them in
+        for part in self.sums if len(x) in self.ready else ():  # which count their traffic, but are not called in a graph
             part.count(x)
         step = self.launch.in_graph if len(x) in self.ready else self.launch.cell
-        where = slots.astype(np.int32), tables, cache.lengths.astype(step.lengths)
-        return self.launch(len(x), x.reshape(len(x), -1), *self._rope(cos, sin), *map(Tensor.from_numpy, where))
+        inputs = slots.astype(np.int32), tables, cache.lengths.astype(step.lengths)
+        return self.launch(len(x), x.reshape(len(x), -1), *self._rope(cos, sin), *map(Tensor.from_numpy, inputs))
 
     def chunk(
         self,
@@ -115,12 +117,12 @@ class PreparedStack:
     ) -> Tensor:
         size, stop = x.shape[1], int(cache.lengths[0])
         position, block = np.arange(start, start + size), cache.block
-        places = np.where(position < stop, self._rows(cache, np.minimum(position, stop - 1)), position % block)
-        held = np.arange(-(-stop // block) * block)
-        rows = self._rows(cache, np.where(held < stop, held, 0))  # for what is nobody's may be NaN
+        slots = np.where(position < stop, self._rows(cache, np.minimum(position, stop - 1)), position % block)
+        cached = np.arange(-(-stop // block) * block)
+        rows = self._rows(cache, np.where(cached < stop, cached, 0))  # free positions may hold NaN
         last = np.minimum(position, stop - 1).astype(np.int32)[None, :, None]
-        mask = mint.greater(Tensor(held.astype(np.int32)), Tensor(last))
-        slots, rows = Tensor(places.astype(np.int32)), Tensor(rows.astype(np.int32))
+        mask = mint.greater(Tensor(cached.astype(np.int32)), Tensor(last))
+        slots, rows = Tensor(slots.astype(np.int32)), Tensor(rows.astype(np.int32))
         rope, total, shape = self._rope(cos, sin), None, x.shape
         if observe is not None and 0 in wanted:
             observe(0, x)
@@ -160,11 +162,11 @@ class _Step(nn.Cell):
             layer.block = cache.block
 
     def construct(self, x, cos, sin, slots, tables, batch_valid_length):
-        """The lengths' name is one that MindSpore may look for: `kernels.paged_attention`."""
+        """MindSpore may look for the lengths by this name: see `kernels.paged_attention`."""
         total = None
         for index, layer in enumerate(self.layers):
-            seen = self.keys[index], self.values[index], slots, tables, batch_valid_length
-            x, total = layer(x, total, (cos, sin), seen)
+            context = self.keys[index], self.values[index], slots, tables, batch_valid_length
+            x, total = layer(x, total, (cos, sin), context)
         hidden, _ = kernels.add_rms_norm(x, total, self.norm, self.eps)
         return self.head(hidden), hidden
 
@@ -198,7 +200,7 @@ def decoder_chunk(
 
 
 def penalised(logits: Tensor, planes: Tensor, factors: Tensor, biases: Tensor) -> Tensor:
-    """With factors of 1 or more the smaller of product and quotient is the penalised one, whichever sign the logit has."""
+    """With factors of 1 or more the smaller of product and quotient is the penalised logit, whatever its sign."""
     logits = logits.astype(ms.float32)
     factor, bias = mint.index_select(planes, 0, factors), mint.index_select(planes, 0, biases)
     return mint.minimum(mint.addcmul(bias, logits, factor), kernels.addcdiv(bias, logits, factor))
@@ -212,7 +214,7 @@ def race(
     values: Tensor, before: Tensor, inverse_temperature: Tensor, excluded: Tensor, room: Tensor, noise: Tensor
 ) -> Tensor:
     probs = kernels.softmax(mint.addcmul(excluded, values.astype(ms.float32), inverse_temperature))
-    left = mint.addmm(room, probs, before)  # in large numbers: top_p less what likelier ids have taken
+    left = mint.addmm(room, probs, before)  # times a large number: top_p minus the probability of likelier ids
     return mint.argmax(mint.minimum(mint.div(probs, noise), left), -1, True)
 
 
@@ -241,12 +243,12 @@ class PreparedFrame:
         self.codes = len(weights.heads) + 1
 
     def fits(self, weights: FrameWeights) -> bool:
-        """Whether it was made of these weights, as they are now."""
+        """Whether it was prepared from these weights, as they are now."""
         return self.sources == _identity(weights)
 
     @staticmethod
     def takes(kind: Kind) -> bool:
-        """Whether rows can be sampled so: greedily, or among no more than the candidates."""
+        """Whether rows can be sampled in this way: greedily, or with top_k up to `CANDIDATES`."""
         return kind is None or 0 < kind[1] <= CANDIDATES
 
     def frame(self, hidden: Tensor, code: Tensor, noise: np.ndarray, kinds: Sequence[Kind]) -> Pair:
@@ -258,18 +260,18 @@ class PreparedFrame:
         return codes, total
 
     def run(self, hidden: Tensor, code: Tensor, noise: np.ndarray, kinds: Sequence[Kind]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the launch gives for these, see `_Frame`."""
+        """The outputs of the launch, see `_Frame`."""
         rows, dtype = len(hidden), hidden.dtype
         *same, noise = draw_inputs(kinds, noise)
         summed = np.ones((rows, 1, self.codes), np.float32)
         summed[..., 0] = 0  # of the talker's state
         arrays = *same, np.ascontiguousarray(noise.swapaxes(0, 1))
-        given = hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
-        return self.launch(rows, *given)
+        inputs = hidden, code.astype(ms.int64), rounded(summed, dtype), *map(Tensor.from_numpy, arrays)
+        return self.launch(rows, *inputs)
 
 
 def _identity(weights):
-    """What is other when any of the weights is."""
+    """Identities and addresses, which differ when any of the weights does."""
     return [(id(part), part.data_ptr()) for part in _parameters(weights)]
 
 
@@ -283,8 +285,8 @@ def _parameters(weights):
 
 
 class _Frame(nn.Cell):
-    """The growing sequence of at most n tokens goes through the layers again for each code: nothing is written, so that nothing has
-    to be copied, and n is small.
+    """The growing sequence of at most n tokens goes through the layers again for each code: n is small, and without a cache nothing
+    has to be copied.
     """
 
     def __init__(self, weights, bits):
@@ -298,7 +300,7 @@ class _Frame(nn.Cell):
         self.ropes = tuple(tuple(rounded(table, stack.norm.dtype) for table in pair) for pair in zip(cos, sin))
         self.masks = tuple(Tensor(np.triu(np.ones((1, size, size), bool), 1)) for size in sizes)
         self.last = tuple(Tensor(np.array([size - 1], np.int32)) for size in sizes)
-        self.before, self.counts = Tensor(before()), (1,) * count
+        self.before, self.counts = Tensor(preceding_sums()), (1,) * count
 
     def construct(self, hidden, code, summed, inverse_temperature, excluded, room, noise):
         """hidden `[B, 1, D]`, code int64 `[B, 1]`, summed `[B, 1, n]`: weights of the sum; then see `ops.race`, noise

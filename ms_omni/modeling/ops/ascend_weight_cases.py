@@ -1,4 +1,4 @@
-"""Matrices stored as codes, and mixtures of experts, for what the operators are tried with on a device (see `ascend_cases.py`)."""
+"""Matrices stored as codes, and mixtures of experts, for the test cases of operators on a device (see `ascend_cases.py`)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +16,13 @@ def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndar
 
 
 def coded(matrix: np.ndarray, storage: Storage) -> Quantised:
-    """A `Quantised` of arrays, its scales in float32, as is whatever gets rounded to the dtype under test."""
+    """A `Quantised` of arrays, its scales in float32, like all that is rounded to the dtype under test."""
     stored = quantised(matrix, storage)
     return Quantised(stored.codes, stored.scales.astype(np.float32))
 
 
 def coded_stack(matrix: np.ndarray, storage: Storage, count: int) -> Quantised:
-    """Of so many matrices, each with the outputs of the one before turned by one."""
+    """A stack of so many matrices, each with the outputs of the one before rolled by one."""
     stored = coded(matrix, storage)
     return Quantised(*(np.stack([np.roll(part, number, 0) for number in range(count)]) for part in stored[:2]))
 
@@ -31,7 +31,7 @@ def linear_of_codes(rng: np.random.Generator, published: bool) -> Iterator[tuple
     for outputs, inputs, storage in ((96, 64, Storage(8)), (128, 64, Storage(4, 32)), (96, 64, Storage(8, 32))):
         stored = coded(normal(rng, outputs, inputs), storage)
         yield normal(rng, 3, inputs), stored, None
-        points = rng.integers(-7, 8, stored.scales.shape)  # which offsets in float32 say exactly
+        points = rng.integers(-7, 8, stored.scales.shape)  # exact as offsets in float32
         yield normal(rng, 1, 2, inputs), stored._replace(offsets=points * stored.scales.astype(float)), normal(rng, outputs)
     for storage in (Storage(8), Storage(4, GROUP)) if published else ():
         yield normal(rng, 4, 2048), coded(normal(rng, 5120, 2048), storage), None
@@ -54,7 +54,7 @@ def is_coded(x: Any, weight: Any, *_: Any, **__: Any) -> bool:
 
 
 def mixture(rng: np.random.Generator, tokens: int, experts: int, width: int, inner: int, k: int) -> tuple:
-    """Each expert is its neighbour turned by one, which costs less than as many random numbers."""
+    """Each expert is its neighbour rolled by one, which costs less than random numbers for all."""
     up, down = normal(rng, width, 2 * inner, scale=width**-0.5), normal(rng, inner, width, scale=inner**-0.5)
     weights = (np.stack([np.roll(part, number, 0) for number in range(experts)]) for part in (up, down))
     indices = np.stack([rng.permutation(experts - 4)[:k] + 2 for _ in range(tokens)]).astype(np.int32)
@@ -64,7 +64,7 @@ def mixture(rng: np.random.Generator, tokens: int, experts: int, width: int, inn
 def experts(
     tokens: tuple[int, int], ranks: tuple[int | None, ...]
 ) -> Callable[[np.random.Generator, bool], Iterator[tuple]]:
-    """With few tokens most experts are empty, the first and the last among them. ranks: the first expert that is here."""
+    """With few tokens most experts are empty, the first and the last among them. ranks: the first expert of this rank."""
 
     def cases(rng, published):
         case = mixture(rng, tokens[0], 16, 64, 32, 4)

@@ -1,7 +1,7 @@
-"""Weights as the kernels of Ascend want them, made on the host of the parameters that the model has.
+"""Weights in the layouts of the kernels of Ascend, packed on the host from the parameters of the model.
 
-MindSpore leaves a parameter on the host until something on the device computes with it: one that is read only here takes no
-memory of the card. What is made belongs to no cell, so neither files nor plans know of it.
+MindSpore leaves a parameter on the host until something on the device computes with it: one that is only packed takes no
+memory of the card. Packed weights belong to no cell, so they are neither saved nor sharded.
 
 Codes have outputs last, but for matrices of 8 bits with a scale per output. A kernel multiplies with `(code + offset) * scale`, where what
 is stored is `code * scale + offset` (`ms_omni.quantised`). So a stored zero point, an offset that is a whole number of scales, is exactly
@@ -18,45 +18,47 @@ from mindspore import Parameter, Tensor
 
 from ...arrays import MODEL_TYPES
 from ...quantised import Quantised, dequantised
-from . import dispatch  # which may be importing this very module
+from . import dispatch  # may be partially initialised, as it imports this module
 
 _numbers = itertools.count()
 _alive: "weakref.WeakSet[Packed]" = weakref.WeakSet()
 
 
 class Packed:
-    """A Parameter made of others. make: of the arrays of the sources, in order, one array; a source None is None. dtype: of the Parameter,
-    where it is not that of the array.
+    """A Parameter packed from others. make: one array from the arrays of the sources, in order, None for a source that is None. dtype: of the
+    Parameter, where it is not that of the array.
 
-    Values that are set and training are noticed; not a value that was assigned in its place, of which nothing is to be seen.
+    It follows `set_data` and training of the sources, but not values that are written in place, which cannot be detected.
     """
 
     def __init__(self, make: Callable[..., np.ndarray], *sources: Parameter | None, dtype: ms.Type | None = None) -> None:
         self.sources, self._dtype = sources, dtype
-        self._make, self._there = make, [source for source in sources if source is not None]
-        self._parameter = Parameter(self._made(), name=f"packed{next(_numbers)}", requires_grad=False)
+        self._make, self._present = make, [source for source in sources if source is not None]
+        self._parameter = Parameter(self._packed_array(), name=f"packed{next(_numbers)}", requires_grad=False)
         _alive.add(self)
 
-    def made_of(self, *sources: Parameter | None) -> bool:
+    def is_made_of(self, *sources: Parameter | None) -> bool:
         """Whether these are its sources, the same objects."""
         return len(sources) == len(self.sources) and all(a is b for a, b in zip(sources, self.sources))
 
     def current(self) -> Parameter:
-        """Always the same Parameter, with the numbers that the sources have now."""
-        if self._state != self._seen():
-            self._parameter.set_data(self._made())
+        """Always the same Parameter, with the current numbers of the sources."""
+        if self._state != self._source_state():
+            self._parameter.set_data(self._packed_array())
         return self._parameter
 
-    def _made(self):
+    def _packed_array(self):
         arrays = [None if source is None else _of_host(source) for source in self.sources]
         made = np.ascontiguousarray(self._make(*arrays))
         made = Tensor.from_numpy(made) if self._dtype is None else Tensor(made, dtype=self._dtype)
-        self._state = self._seen()
-        self._held = [Tensor(source) for source in self._there]  # the same memory, whose address so stays theirs
+        self._state = self._source_state()
+        self._buffers = [
+            Tensor(source) for source in self._present
+        ]  # the same memory, which is not reused while these are alive
         return made
 
-    def _seen(self):
-        return [source.data_ptr() for source in self._there], dispatch.Recorded.calls
+    def _source_state(self):
+        return [source.data_ptr() for source in self._present], dispatch.Recorded.calls
 
 
 def _of_host(parameter):
@@ -70,17 +72,17 @@ def array_type(dtype: ms.Type) -> np.dtype:
     return MODEL_TYPES[name] if name in MODEL_TYPES else np.dtype(name)
 
 
-def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, kept: Packed | None = None) -> Packed:
-    """kept, where it is made of these sources; else a new one."""
-    return kept if kept is not None and kept.made_of(*sources) else Packed(make, *sources)
+def packed(make: Callable[..., np.ndarray], *sources: Parameter | None, previous: Packed | None = None) -> Packed:
+    """`previous` where it is packed from these sources, else a new one."""
+    return previous if previous is not None and previous.is_made_of(*sources) else Packed(make, *sources)
 
 
 def place(parameters: Iterable[Parameter]) -> None:
-    """See `ops.place`: all but codes, and what something is made of, which stay on the host."""
+    """See `ops.place`: all but codes and the sources of packed weights, which stay on the host."""
     sources = {id(source) for packed in _alive for source in packed.sources}
     for parameter in parameters:
         if id(parameter) not in sources and parameter.dtype not in (ms.int8, ms.uint8):
-            parameter.reshape(-1)  # no kernel, and yet MindSpore moves it
+            parameter.reshape(-1)  # launches no kernel, but MindSpore moves the parameter
 
 
 def rows(*arrays: np.ndarray) -> np.ndarray:
@@ -93,7 +95,7 @@ def rounded(array: np.ndarray, dtype: ms.Type) -> Tensor:
     return Tensor.from_numpy(np.ascontiguousarray(array.astype(array_type(dtype))))
 
 
-SIGNS = 0x88  # of both codes in a byte: what adds 8 to them, and makes two's complement of that
+SIGNS = 0x88  # of both codes in a byte: xor converts between codes plus 8 and two's complement
 
 
 def across(matrix: np.ndarray) -> np.ndarray:
@@ -102,15 +104,15 @@ def across(matrix: np.ndarray) -> np.ndarray:
 
 
 def pairs_of_outputs(packed: np.ndarray) -> np.ndarray:
-    """uint8 `[out, in/2]` as `ms_omni.quantised` packs codes -> int8 `[in, out/2]`: two's complement, the even output in the low half."""
+    """uint8 `[out, in/2]` as `ms_omni.quantised` packs codes -> int8 `[in, out/2]`: two's complement, the even output in the low nibble."""
     columns = np.ascontiguousarray(packed.T) ^ SIGNS  # [in/2, out]
-    halves = [half[:, 0::2] | half[:, 1::2] << 4 for half in (columns & 15, columns >> 4)]
-    inputs = np.stack([half.reshape(-1, 16, half.shape[1]) for half in halves], 1)  # [in/32, 2, 16, out/2]
+    nibbles = [part[:, 0::2] | part[:, 1::2] << 4 for part in (columns & 15, columns >> 4)]
+    inputs = np.stack([part.reshape(-1, 16, part.shape[1]) for part in nibbles], 1)  # [in/32, 2, 16, out/2]
     return inputs.reshape(2 * len(columns), -1).view(np.int8)
 
 
 def of_each(make: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) -> np.ndarray:
-    """`make` of every matrix of a stack, one after another, so that nothing else large is made on the way."""
+    """`make` of every matrix of a stack, one after another, without large temporaries."""
     first = make(stack[0])
     made = np.empty((len(stack), *first.shape), first.dtype)
     for number, matrix in enumerate(stack):

@@ -1,9 +1,9 @@
-"""Libraries of this folder's C++ files: those that came compiled with the wheel, where the processor is for them, else compiled on
-first use and kept in the user's own cache (see `private_cache.py`).
+"""Libraries of this folder's C++ files: those that came compiled with the wheel, where the processor supports them, else compiled on
+first use and stored in the user's own cache (see `private_cache.py`).
 
 `CXX` names the compiler (default g++; clang++ will do), `MS_OMNI_MARCH` the processor that it compiles for in the
 compiler's own names (`-march`): the default is native, and x86-64-v2, x86-64-v3 and x86-64-v4 stand for widths of vectors;
-on aarch64 (armv8-a and later) they are NEON's. Where either is set nothing that came compiled is used.
+on aarch64 (armv8-a and later) they are NEON's. Where either is set, no library of the wheel is used.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import subprocess
 from . import private_cache
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-# Nothing that lets a compiler reorder sums or fuse what the source does not: equal rows have equal bits wherever they stand.
+# No flag may let the compiler reorder sums or fuse operations: equal rows have equal bits in any batch.
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread"),
     "-fno-schedule-insns",  # for aarch64 GCC would load so far ahead that sums in registers go to memory
@@ -25,8 +25,8 @@ COMPILE_LIMIT_S = 300
 
 
 PREBUILT = os.path.join(FOLDER, "prebuilt")
-# What a wheel may bring, the best first: flags beside -march, and of the processor's (in Linux's words) those that it must have.
-# Matrix units are asked for when they are used (`has_tiles`), so code for them does no harm where there are none.
+# Libraries that a wheel may contain, the best first: flags beside -march, and the processor's flags (in Linux's names) that it needs.
+# Matrix units are detected at run time (`has_tiles`), so code for them is harmless where there are none.
 WIDTHS = {
     "x86-64-v4": (("-mamx-tile", "-mamx-bf16"), {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     "x86-64-v3": ((), {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
@@ -59,7 +59,7 @@ def _prebuilt(name):
         if os.path.isfile(path) and needed <= has:
             try:
                 loaded = ctypes.CDLL(path)
-            except OSError:  # made for a newer system's libraries
+            except OSError:  # linked to a newer libc
                 continue
             _register(loaded)
             return path
@@ -73,7 +73,7 @@ def _compiled(name):
     settings = repr((compiler, version, FLAGS, processor, _processor())).encode()
     key = hashlib.sha256(_text(name) + settings).hexdigest()[:16]
     command = [compiler[0], *FLAGS, f"-march={processor}", *compiler[1:], source(name)]  # options beside its name win
-    path = private_cache.kept(f"{name}-{key}.so", lambda target: _run([*command, "-o", target]))
+    path = private_cache.cached_file(f"{name}-{key}.so", lambda target: _run([*command, "-o", target]))
     loaded = ctypes.CDLL(path)
     missing = loaded.ms_omni_missing
     missing.restype = ctypes.c_char_p

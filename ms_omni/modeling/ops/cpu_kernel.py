@@ -41,11 +41,11 @@ def _results(library, name):
     def of(inputs):
         shapes = [(ctypes.c_int64 * len(shape))(*shape) for shape in inputs]
         ranks = (ctypes.c_int * len(shapes))(*map(len, shapes))
-        found = (ctypes.c_int64 * _ROOM)()
-        size = function(len(shapes), ranks, (ctypes.c_void_p * len(shapes))(*map(ctypes.addressof, shapes)), found)
+        described = (ctypes.c_int64 * _ROOM)()
+        size = function(len(shapes), ranks, (ctypes.c_void_p * len(shapes))(*map(ctypes.addressof, shapes)), described)
         if size < 0:
             raise InputError(_reason(library))
-        numbers, results = iter(found[:size]), []
+        numbers, results = iter(described[:size]), []
         for rank in numbers:
             results.append([next(numbers) for _ in range(rank)])
         return results[0] if len(results) == 1 else tuple(results)

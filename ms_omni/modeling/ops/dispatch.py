@@ -22,15 +22,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {}
 BOOST = "MS_OMNI_BOOST"
 """Decode layers in kernels that come with MindSpore (infer_boost), two launches fewer each."""
 DISABLED_KERNELS = "MS_DISABLE_INTERNAL_KERNELS_LIST"
-"""Kernels of its own that MindSpore is not to take, by name; it reads this when it chooses the first one."""
+"""Names of MindSpore's own kernels that it must not use; it reads this when it chooses the first kernel."""
 Interface = TypeVar("Interface", bound=Callable[..., Any])
 
 
 def operator(interface: Interface) -> Interface:
     """Declares an operator: a call of it is a call of the method of that name of the implementation in use.
 
-    While MindSpore records a pass to take its gradient that is `Reference`'s, since kernels may have none. A graph is
-    compiled from the method itself, as MindSpore's parser reads the source of what a function wraps.
+    While MindSpore records a pass for its gradient the method is that of `Reference`, since kernels may have none. A graph
+    is compiled from the method itself, as MindSpore's parser reads the source of `__wrapped__`.
     """
     name = interface.__name__
     with_gradient = getattr(Reference, name, None)
@@ -102,8 +102,8 @@ def boost_wanted() -> bool:
 
 
 def prepare_boost() -> None:
-    """Where the switch is on: keeps MindSpore from its own SwiGLU, which wants an attribute that only its fusions set, and raises without
-    it. What the user has listed stays.
+    """Where the switch is on: disables MindSpore's own SwiGLU, which raises without an attribute that only its fusions set. Kernels that
+    the user has listed stay disabled.
     """
     names = [name for name in os.environ.get(DISABLED_KERNELS, "").split(",") if name]
     if boost_wanted() and "Swiglu" not in names:
@@ -119,7 +119,7 @@ def implementation() -> type[Reference]:
 
 
 def use(chosen: type[Reference]) -> None:
-    """Makes the methods of another class the operators. A graph that is compiled already keeps those that it was made of."""
+    """Makes the methods of another class the operators. A graph that is already compiled does not change."""
     global _implementation
     _implementation = chosen
     for name, call in OPERATORS.items():
@@ -127,9 +127,9 @@ def use(chosen: type[Reference]) -> None:
 
 
 def settle(dtype: ms.Type) -> None:
-    """Call before the first model of a dtype is built: lets an implementation compare itself with `Reference`.
+    """Lets an implementation compare itself with `Reference`, before the first model of a dtype is built.
 
-    Operators may be exchanged by it, so nothing may have been compiled with them before.
+    This may replace operators, so no graph may have been compiled with them before.
     """
     settled = _implementation.settled(dtype)
     if settled is not _implementation:
@@ -164,12 +164,11 @@ def _function(cls, name):
 
 # ---- recording for a gradient ----------------------------------------------------------------------------------------
 #
-# MindSpore keeps one record for all threads, so one of them at a time may take a gradient, and nobody computes anything else
-# meanwhile.
+# MindSpore has one record for all threads, so one thread at a time takes a gradient, and no other computes meanwhile.
 
 
 class Recorded:
-    """calls: of operators so far for a gradient, after which weights may be others where they are."""
+    """calls: number of operators recorded for a gradient, after which weights may have changed in place."""
 
     calls = 0
 
@@ -180,13 +179,13 @@ def recording() -> bool:
 
 
 def stop_recording() -> None:
-    """After an error: MindSpore goes on recording when what it records fails, and all that follows would be taken for a part."""
+    """After an error: MindSpore does not stop recording when a recorded pass fails, and would record all that follows."""
     if recording():
         _pynative_executor.clear_res()
 
 
 def _guard(operation):
-    """Lets `mindspore.grad`, `value_and_grad` and what else is made of `operation` wait for the lock."""
+    """Makes `mindspore.grad`, `value_and_grad` and whatever else uses `operation` take the lock."""
     plain = operation.__call__
 
     @functools.wraps(plain)

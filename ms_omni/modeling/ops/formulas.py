@@ -1,7 +1,7 @@
-"""What each operator means, in numpy: what a device must give, within its rounding. Arrays in, arrays out, float32 in between.
+"""The definition of each operator in numpy: a device must agree within its rounding. Arrays in, arrays out, float32 in between.
 
-Signatures and meanings are those of `ops/__init__.py`, without `stable`. These are written to be right and quick enough at the
-published sizes; `write_rows` returns what the buffer must hold afterwards.
+Signatures and meanings are those of `ops/__init__.py`, without `stable`. Written for clarity, and fast enough for the
+published sizes; `write_rows` returns the buffer as it must be afterwards.
 """
 
 import functools
@@ -34,9 +34,9 @@ def embedding(ids: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def embedding_part(ids: np.ndarray, weight: np.ndarray, first: int) -> np.ndarray:
-    places = ids - first
-    here = (places >= 0) & (places < len(weight))
-    return weight[np.where(here, places, 0)] * here[..., None]
+    local_index = ids - first
+    here = (local_index >= 0) & (local_index < len(weight))
+    return weight[np.where(here, local_index, 0)] * here[..., None]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -96,7 +96,7 @@ def rotary_wide(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, scale: float) -> np.ndarray:
     group = q.shape[2] // k.shape[1]
     out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
-    for row, head in np.ndindex(len(q), q.shape[2]):  # one by one: the scores of all would not fit
+    for row, head in np.ndindex(len(q), q.shape[2]):  # one by one, as the scores of all would not fit into memory
         scores = q[row, :, head] @ k[row, head // group].T * scale
         out[row, :, head] = softmax(scores if mask is None else scores + mask[row]) @ v[row, head // group]
     return out.reshape(*q.shape[:2], -1)
@@ -146,10 +146,10 @@ def experts(
 ) -> np.ndarray:
     out = np.zeros(x.shape, np.float32)
     for expert in range(gate_up.shape[0]):
-        rows, places = np.nonzero(indices == expert + (first or 0))
+        rows, ranks = np.nonzero(indices == expert + (first or 0))
         if len(rows):
-            found = swiglu(x[rows] @ _expert(gate_up, expert)) @ _expert(down, expert)
-            np.add.at(out, rows, weights[rows, places, None] * found)
+            hidden = swiglu(x[rows] @ _expert(gate_up, expert)) @ _expert(down, expert)
+            np.add.at(out, rows, weights[rows, ranks, None] * hidden)
     return out
 
 
@@ -237,10 +237,10 @@ def argmax(x: np.ndarray) -> np.ndarray:
 def draw(logits: np.ndarray, noise: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
     order = np.argsort(-logits, axis=-1, kind="stable")[:, : top_k or None]
     probs = softmax(np.take_along_axis(logits, order, -1) / temperature)
-    before = probs.cumsum(-1) - probs  # what likelier ids have already taken
+    before = probs.cumsum(-1) - probs  # probability of likelier ids
     total = (probs * (before < top_p)).cumsum(-1)
-    place = np.minimum((total <= noise * total[:, -1:]).sum(-1, keepdims=True), order.shape[-1] - 1)
-    return np.take_along_axis(order, place, -1).astype(np.int32)
+    index = np.minimum((total <= noise * total[:, -1:]).sum(-1, keepdims=True), order.shape[-1] - 1)
+    return np.take_along_axis(order, index, -1).astype(np.int32)
 
 
 def penalised(logits: np.ndarray, planes: np.ndarray, factors: np.ndarray, biases: np.ndarray) -> np.ndarray:
@@ -292,14 +292,14 @@ def decoder_step(
     values: np.ndarray,
     calls: tuple,
 ) -> tuple[np.ndarray, ...]:
-    """Of each call logits, hidden states, and the keys and values that it has written."""
-    w, keys, values, found = LayerWeights(*layer), keys.copy(), values.copy(), []
+    """Logits, hidden states, and the keys and values that are written, of each call."""
+    w, keys, values, outputs = LayerWeights(*layer), keys.copy(), values.copy(), []
     for x, cos, sin, tables, lengths in calls:
         slots = rows_of_buffers(tables, lengths[:, None] - 1, block).reshape(-1)
         attend = functools.partial(_attend, (keys, values), slots, tables, lengths - 1, lengths, block)
         hidden = rms_norm(_layer(w, x, cos, sin, eps, head_dim, attend), norm, eps)
-        found += [linear(hidden, head), hidden, keys[slots], values[slots]]
-    return tuple(found)
+        outputs += [linear(hidden, head), hidden, keys[slots], values[slots]]
+    return tuple(outputs)
 
 
 boosted_step = int8_step = int4_step = decoder_step
@@ -342,15 +342,15 @@ def leads(*case: Any) -> np.ndarray:
 
 
 def _frame(hidden, code, layers, norm, eps, head_dim, first, embeddings, heads, cos, sin):
-    x, codes, found = np.concatenate([hidden, first[code]], 1), [code], []
+    x, codes, outputs = np.concatenate([hidden, first[code]], 1), [code], []
     for head, embedding in zip(heads, embeddings):
         y, mask = x, np.triu(np.full((x.shape[1],) * 2, np.float32(-1e9)), 1)
         for layer in layers:
             y = _layer(LayerWeights(*layer), y, cos[: y.shape[1]], sin[: y.shape[1]], eps, head_dim, _attend_causally(mask))
-        found.append(linear(rms_norm(y[:, -1], norm, eps), head))
-        codes.append(found[-1].argmax(-1)[:, None].astype(np.int32))
+        outputs.append(linear(rms_norm(y[:, -1], norm, eps), head))
+        codes.append(outputs[-1].argmax(-1)[:, None].astype(np.int32))
         x = np.concatenate([x, embedding[codes[-1]]], 1)
-    return np.concatenate(codes, 1), x[:, 1:].sum(1, keepdims=True), found
+    return np.concatenate(codes, 1), x[:, 1:].sum(1, keepdims=True), outputs
 
 
 def _layer(w, x, cos, sin, eps, head_dim, attend):
@@ -370,8 +370,8 @@ def _mlp(w, x):
         return dense
     rows = x.reshape(-1, x.shape[-1])
     chosen = route_topk(linear(rows, w.router), w.top_k, w.normalise)
-    made = experts(rows, w.experts_gate_up, w.experts_down, *chosen, w.first).reshape(x.shape)
-    return made if w.gate is None else made + sigmoid(linear(x, w.shared_gate)) * dense
+    mixed = experts(rows, w.experts_gate_up, w.experts_down, *chosen, w.first).reshape(x.shape)
+    return mixed if w.gate is None else mixed + sigmoid(linear(x, w.shared_gate)) * dense
 
 
 def rows_of_buffers(tables: np.ndarray, positions: np.ndarray, block: int) -> np.ndarray:

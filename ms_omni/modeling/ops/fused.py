@@ -8,11 +8,11 @@ from mindspore import Parameter, Tensor
 
 
 class LayerWeights(NamedTuple):
-    """Parameters of one decoder layer, None where it has none, and what says how to use them.
+    """Parameters of one decoder layer, None where it has none, and how they are used.
 
     A dense MLP is gate, up, down; with a router these are the shared expert (if shared_gate is there, else None).
     Of a layer that ranks share q, k, v, o and the experts are this rank's: first is the number of its first expert, and sum_heads
-    and sum_experts add up what all ranks made.
+    and sum_experts add up the partial sums of all ranks.
     """
 
     input_norm: Parameter
@@ -51,7 +51,7 @@ class StackWeights(NamedTuple):
 
 
 class BlockTables(NamedTuple):
-    """Keys and values of a stack in blocks of positions, and where each row of a step finds its own.
+    """Keys and values of a stack in blocks of positions, and the blocks of each row of a step.
 
     keys, values: a Parameter `[blocks * K * block, D]` per layer, or a `Quantised` of such (int8, with scales float32
     `[blocks * K * block, 1]`), position p of a row in row `(table[p // block] * K + head) * block + p % block`. tables int32 `[B, n]`: numbers of the blocks of each row; lengths int32
@@ -106,9 +106,9 @@ class EncoderWeights(NamedTuple):
 # ---- how each row draws among its likeliest ids ------------------------------------------------------------------------
 
 CANDIDATES = 64
-"""Of the likeliest ids that one is drawn from; top_k may be as large."""
+"""Number of the likeliest ids that are sampled from, and the largest top_k."""
 SCALE = np.float32(1e20)
-"""Of the room below top_p: with it any room is larger than any score, so that the smaller one is the score or below 0."""
+"""Scale of the room below top_p: any positive room is larger than any score, so the minimum of both is the score or negative."""
 LEAST_NOISE = np.float32(1e-12)
 
 Kind = tuple[float, int, float] | None
@@ -120,7 +120,7 @@ def draw_terms(kinds: Sequence[Kind], count: int = CANDIDATES) -> tuple[np.ndarr
     rows = [(1.0, 1, 1.0) if kind is None else kind for kind in kinds]
     temperature, top_k, top_p = (np.array(column)[:, None] for column in zip(*rows))
     excluded = np.where(np.arange(count) < np.where(top_k == 0, count, top_k), np.float32(0), np.float32(-np.inf))
-    room = SCALE * np.where(top_p < 1, top_p, 2).astype(np.float32)  # at 1 none is left out by rounding
+    room = SCALE * np.where(top_p < 1, top_p, 2).astype(np.float32)  # at 1 rounding excludes none
     return (1 / temperature).astype(np.float32), excluded, np.repeat(room, count, 1)
 
 
@@ -129,6 +129,6 @@ def draw_inputs(kinds: Sequence[Kind], noise: np.ndarray) -> tuple[np.ndarray, .
     return *draw_terms(kinds), np.maximum(noise, LEAST_NOISE)
 
 
-def before(count: int = CANDIDATES) -> np.ndarray:
-    """What sums up, for each candidate, the probabilities of those before it: float32 `[K, K]`, times `-SCALE`."""
+def preceding_sums(count: int = CANDIDATES) -> np.ndarray:
+    """A matrix that sums, for each candidate, the probabilities of those before it: float32 `[K, K]`, times `-SCALE`."""
     return np.triu(np.full((count, count), -SCALE, np.float32), 1)

@@ -1,10 +1,10 @@
-"""Files that this process may load, run and believe: in a folder of the user's that nobody else can write to, checked before each use.
+"""Files that this process may load and run: in a folder of the user's that no other user can write to, checked before each use.
 
-The folder, `ms_omni` in `XDG_CACHE_HOME` (default ~/.cache), is made with mode 0700 whatever the umask. It and every file in it
-must belong to the user, be no link, and be writable by nobody else; a file must end in the digest of what is before it.
-What is not so is made anew. Of the folders above we ask, as pip does, for less than ssh: they may belong to somebody else or be
-open to a group, because what is put in the place of our folder is then not the user's; one that everybody may write to is
-trusted only with the sticky bit, as /tmp. Where the cache cannot be used, a folder lives as long as the process.
+The folder, `ms_omni` in `XDG_CACHE_HOME` (default ~/.cache), is created with mode 0700 whatever the umask. It and every file in it
+must belong to the user, be no link, and be writable by the user alone; a file must end in the digest of its content. What fails
+this is created again. The checks of the folders above are those of pip, weaker than those of ssh: they may belong to another user
+or be open to a group, because a folder put there instead of ours does not belong to the user; one that all users may write to is
+trusted only with the sticky bit, as /tmp. Where the cache cannot be used, a temporary folder is, until the process ends.
 """
 
 import atexit
@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def kept(name: str, make: Callable[[str], object]) -> str:
-    """Path of the file `name` of the cache, after `make(path)` has written it if it is not there as it was written.
+def cached_file(name: str, make: Callable[[str], object]) -> str:
+    """Path of the file `name` of the cache, after `make(path)` has written it if it is missing or damaged.
 
     Raises what `make` raises.
     """
@@ -35,8 +35,8 @@ def kept(name: str, make: Callable[[str], object]) -> str:
 
 
 @contextlib.contextmanager
-def alone(name: str) -> Iterator[None]:
-    """While this lasts no other process of this user's is in it with the same name."""
+def locked(name: str) -> Iterator[None]:
+    """A lock of this name among the processes of this user."""
     path = os.path.join(_folder() or _temporary(), f"{name}.lock")
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -44,7 +44,7 @@ def alone(name: str) -> Iterator[None]:
 
 
 def _folder():
-    """The cache, made if need be; None, after a warning, where it cannot be trusted or written to."""
+    """The cache, created if need be; None, after a warning, where it cannot be trusted or written to."""
     folder = os.path.abspath(os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ms_omni"))
     try:
         _make(folder)
@@ -53,20 +53,20 @@ def _folder():
             raise PermissionError("it is a link, a file, or another user's")
         if not _are_safe(os.path.dirname(folder)):
             raise PermissionError("everybody may write to a folder above it")
-        if _is_shared(status):  # what lies there may be anybody's
+        if _is_shared(status):  # its files may be another user's
             os.chmod(folder, 0o700)
             for entry in os.scandir(folder):
                 _remove(entry.path)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("it cannot be written to")
     except OSError as error:
-        _say(f"compiled kernels are not kept in {folder}: {error.strerror or error}")
+        _warn(f"compiled kernels are not kept in {folder}: {error.strerror or error}")
         return None
     return folder
 
 
 @functools.cache
-def _say(text):
+def _warn(text):
     warnings.warn(f"{text}; this process compiles its own", stacklevel=2)
 
 
@@ -85,7 +85,7 @@ def _make(folder):
 
 
 def _are_safe(folder):
-    """Whether nobody can exchange what lies in a folder, or in those above it, by virtue of everybody's right to write."""
+    """Whether a folder and those above it are not writable by all users, or have the sticky bit."""
     while True:
         mode = os.stat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -100,7 +100,7 @@ def _is_shared(status):
 
 
 def _is_sound(path):
-    """Whether a file is the user's own and as it was written: one that was cut off would end this process when loaded."""
+    """Whether a file is the user's own and as it was written: loading a truncated one would end this process."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
@@ -113,13 +113,13 @@ def _is_sound(path):
 
 
 def _write(path, make):
-    # Under a name of its own first: another process must never load half a file.
+    # Under another name first: another process must never load an incomplete file.
     handle, temporary = tempfile.mkstemp(suffix=".part", dir=os.path.dirname(path))
     os.close(handle)
     try:
         make(temporary)
         with open(temporary, "r+b") as file:
-            file.write(hashlib.sha256(file.read()).digest())  # behind what a loader reads
+            file.write(hashlib.sha256(file.read()).digest())  # behind the part that a loader reads
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o700)

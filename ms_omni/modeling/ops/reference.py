@@ -4,9 +4,9 @@ The spellings are chosen for MindSpore's CPU backend, where they differ by order
 `mint.nn.functional.linear` (100x), a materialised `tile` and a same-shape product instead of a broadcast one (5x), a
 (1, K) `Conv2D` for one-dimensional convolution. Signatures and meanings are documented in `ops/__init__.py`.
 
-What is kept as codes, a `Quantised`, is looked at as a tuple: in a graph it is one, for MindSpore runs named ones in Python.
+A `Quantised` is tested for as a tuple: in a graph it is one, as MindSpore runs named tuples in Python.
 
-`stable` is accepted and changes nothing: MindSpore's products have no order of summation that one could ask for.
+`stable` is accepted and ignored: MindSpore's products have no option for the order of summation.
 """
 
 import functools
@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, ops
 
-from .stored import Matrix, Pair, dense, gathered, members, picked_one, times, usual_dtype, widened
+from .stored import Matrix, Pair, count_of, dense, expert_matrix, gathered, multiply, usual_dtype, widened
 
 # Built once: constructing a primitive costs as much as a small product.
 _matmul = ops.MatMul()
@@ -33,32 +33,32 @@ MASKED = -1e9
 class Reference:
     """Every operator but the whole steps (`decoder_step`, `decoder_chunk`, `code_frame`, `encoder_states`); what a subclass does not define comes from here.
 
-    A method gets no `self`: it must be fit to be part of a graph, and MindSpore compiles functions. One that is composed
-    of other operators only and never compiled is a classmethod, so that it is composed of those of its class.
+    Static methods, as MindSpore compiles functions into graphs. One that is composed of other operators and never compiled is
+    a classmethod, so that it uses those of its class.
     """
 
     GRAPH_EXPERT_ROWS = 64
-    """Up to this many (token, expert) pairs `experts` can be part of a graph: the weights are gathered per pair, nothing
-    is read on the host."""
+    """Up to this many (token, expert) pairs `experts` can be part of a graph: the weights are gathered per pair, without
+    reading on the host."""
 
     PAGES_PROMPTS = False
     """Whether `paged_attention` does without a copy for more than one query."""
 
     CACHES_CODES = True
-    """Whether keys and values may be kept as codes of 8 bits."""
+    """Whether keys and values may be stored as codes of 8 bits."""
 
     READS_CHUNKS = False
     """Whether `decoder_chunk` reads prompts with weights that are not packed."""
 
     CHOOSES = False
-    """Whether logits are better chosen from where they are than on the host."""
+    """Whether ids are sampled on the device rather than on the host."""
 
     KEEPS_BFLOAT16 = False
     """Whether it has kernels for matrices in bfloat16 beside rows in float32; `Reference` widens them at every call."""
 
     VECTORS = ""
     OUTCOMES: ClassVar[dict[str, str]] = {}
-    """operator -> what a comparison on this device said of it (see `settled`)."""
+    """operator -> result of the comparison on this device, in words (see `settled`)."""
 
     OTHER_FORMS: ClassVar[dict[str, tuple]] = {}
     """operator -> functions that compute it in other ways, in the order of preference behind the method itself."""
@@ -78,9 +78,9 @@ class Reference:
 
     @staticmethod
     def embedding_part(ids: Tensor, weight: Matrix, first: int, dtype: ms.Type | None = None) -> Tensor:
-        places = ids.astype(ms.int32) - first
-        inside = ops.logical_and(places >= 0, places < members(weight))
-        rows = Reference.embedding(places * inside.astype(ms.int32), weight, dtype)
+        local_index = ids.astype(ms.int32) - first
+        inside = ops.logical_and(local_index >= 0, local_index < count_of(weight))
+        rows = Reference.embedding(local_index * inside.astype(ms.int32), weight, dtype)
         return ops.masked_fill(rows, mint.unsqueeze(ops.logical_not(inside), -1), 0.0)
 
     @staticmethod
@@ -174,7 +174,7 @@ class Reference:
         keys = _of_rows(Reference.gather_rows(keys, blocks), b)
         values = _of_rows(Reference.gather_rows(values, blocks), b)
         t = keys.shape[2]
-        # What is behind a row is nobody's business, and zero times NaN is NaN.
+        # Positions behind a row may hold NaN, and zero times NaN is NaN.
         beyond = ops.tile(ops.arange(t).reshape(1, t), (b, 1)) >= ops.tile(lengths.reshape(b, 1), (1, t))  # [B, T]
         keys = ops.masked_fill(keys, beyond.reshape(b, 1, t, 1), 0.0).astype(q.dtype)
         values = ops.masked_fill(values, beyond.reshape(b, 1, t, 1), 0.0).astype(q.dtype)
@@ -281,7 +281,7 @@ class Reference:
 
     @staticmethod
     def clip(x: Tensor, low: float, high: float) -> Tensor:
-        return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp makes a number of NaN
+        return ops.clamp(x, low, high) + (x - x)  # the CPU's clamp returns a number for NaN
 
     @staticmethod
     def argmax(x: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class Reference:
         size = logits.shape[-1] if top_k == 0 or top_k > logits.shape[-1] else top_k
         scores, ids = ops.topk(logits.astype(ms.float32) / temperature, size, dim=-1)  # [B, k], descending
         probs = ops.softmax(scores, -1)
-        before = ops.cumsum(probs, -1) - probs  # what likelier tokens have already taken
+        before = ops.cumsum(probs, -1) - probs  # probability of likelier tokens
         total = ops.cumsum(probs * (before < top_p).astype(ms.float32), -1)
         target = noise * total[:, -1:]
         index = (total <= target).astype(ms.int32).sum(-1, keepdims=True)
@@ -343,11 +343,11 @@ class Reference:
         y = cls.snake_beta(cls.conv1d(y, *conv, dilation), *last_snake)
         return x + cls.conv1d(y, *last_conv)
 
-    # ---- what is asked about an implementation (see `dispatch.py`) ----------------------------------------------------
+    # ---- properties of an implementation (see `dispatch.py`) ----------------------------------------------------------
 
     @classmethod
     def settled(cls, dtype: ms.Type) -> "type[Reference]":
-        """The class to use for models of this dtype: one that checks itself on the device gives a subclass of itself."""
+        """The class to use for models of this dtype: one that checks itself on the device returns a subclass of itself."""
         return cls
 
     @classmethod
@@ -360,7 +360,7 @@ class Reference:
         return False
 
     @staticmethod
-    def prepare(weights: Any, kept: Any = None) -> Any:
+    def prepare(weights: Any, previous: Any = None) -> Any:
         return None
 
     @staticmethod
@@ -375,13 +375,13 @@ class Reference:
 def _gathered_experts(x, gate_up, down, weights, indices, first=None):
     n, k = indices.shape
     if first is not None:
-        place = indices - first
-        indices = ops.clamp(place, 0, members(gate_up) - 1)  # those that are not here weigh nothing
-        weights = weights * (place == indices).astype(weights.dtype)
+        local_index = indices - first
+        indices = ops.clamp(local_index, 0, count_of(gate_up) - 1)  # those of other ranks have weight 0
+        weights = weights * (local_index == indices).astype(weights.dtype)
     picked = indices.reshape(-1)  # [N*k]
     rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
     gate_up, down = (gathered(widened(weight, x.dtype), picked) for weight in (gate_up, down))
-    out = times(Reference.swiglu(times(rows, gate_up)), down).reshape(n, k, -1)  # rows: [N*k, 1, D]
+    out = multiply(Reference.swiglu(multiply(rows, gate_up)), down).reshape(n, k, -1)  # rows: [N*k, 1, D]
     return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
 
 
@@ -392,7 +392,7 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     """
     n, k = indices.shape
     flat = indices.asnumpy().reshape(-1) - (first or 0)
-    here = (flat >= 0) & (flat < members(gate_up))
+    here = (flat >= 0) & (flat < count_of(gate_up))
     if not here.any():
         return ops.zeros_like(x)
     order = np.flatnonzero(here)[np.argsort(flat[here], kind="stable")].astype(np.int32)  # pairs, grouped by expert
@@ -401,9 +401,9 @@ def _grouped_experts(x, gate_up, down, weights, indices, first=None):
     parts = ops.split(rows, [int(count) for count in counts], 0)
     outputs = []
     for expert, part in zip(used.tolist(), parts):
-        hidden = Reference.swiglu(times(part, picked_one(gate_up, expert)))
-        outputs.append(times(hidden, picked_one(down, expert)))
-    inverse = np.zeros(n * k, np.int32)  # a pair whose expert is not here takes any row, with weight 0
+        hidden = Reference.swiglu(multiply(part, expert_matrix(gate_up, expert)))
+        outputs.append(multiply(hidden, expert_matrix(down, expert)))
+    inverse = np.zeros(n * k, np.int32)  # a pair whose expert is on another rank takes any row, with weight 0
     inverse[order] = np.arange(len(order), dtype=np.int32)
     if not here.all():
         weights = weights * Tensor(here.reshape(n, k).astype(np.float32)).astype(weights.dtype)
@@ -429,7 +429,7 @@ def _encoded(rows):
 
 
 def _paged_mask(first, lengths, s, t):
-    """Additive `[B, S, T]`: 0 up to a query's own position, none of them behind the end of its row."""
+    """Additive `[B, S, T]`: 0 up to a query's own position and before the end of its row."""
     b = first.shape[0]
     last = ops.tile(first.reshape(b, 1), (1, s)) + ops.tile(ops.arange(s).reshape(1, s), (b, 1))
     last = ops.minimum(last, ops.tile(lengths.reshape(b, 1), (1, s)) - 1)  # [B, S]
@@ -439,11 +439,11 @@ def _paged_mask(first, lengths, s, t):
 
 @functools.cache
 def _conv1d(channels, kernel, dilation, groups):
-    # Kept, because building a primitive takes longer than a small convolution (0.16 ms against 0.07 ms).
+    # Cached, because building a primitive takes longer than a small convolution (0.16 ms against 0.07 ms).
     return ops.Conv2D(channels, (1, kernel), pad_mode="valid", dilation=(1, dilation), group=groups)
 
 
 @functools.cache
 def _conv_transpose1d(channels, kernel, stride):
-    # channels: the inputs', for its gradient is a convolution that has so many outputs; itself it does not look at them.
+    # channels: of the inputs, as its gradient is a convolution with so many outputs; the forward pass ignores them.
     return ops.Conv2DTranspose(channels, (1, kernel), pad_mode="valid", stride=(1, stride))
