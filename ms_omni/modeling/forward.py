@@ -45,7 +45,7 @@ def given_embeddings(decoder: Any, x: Any) -> Tensor:
 
 
 def check_cache(decoder: Any, cache: Any) -> None:
-    """Raises `InputError` for a cache that is none, or one of another decoder."""
+    """Raises `InputError` for what is no cache, or the cache of another decoder."""
     if cache is None:
         return
     if not isinstance(cache, KVCache):

@@ -99,7 +99,7 @@ class Cell(Trainable):
             finally:
                 _depth -= 1
 
-    def held(self) -> AbstractContextManager:
+    def gathered_weights(self) -> AbstractContextManager:
         """A context in which the weights of all parts are gathered, for callers of those parts."""
         return nullcontext()
 

@@ -14,7 +14,7 @@ from .layers import GatedMLP, Linear
 class Experts(Layer):
     """All experts of one block, stacked: gate_up `[E, D, 2I]` (gate and up side by side) and down `[E, I, D]`.
 
-    The layout is `[expert, in, out]`, the one that grouped matrix products want; of codes it is `[expert, out, in]`, as everywhere.
+    The layout is `[expert, in, out]`, the one that grouped matrix products take; of codes it is `[expert, out, in]`, as everywhere.
     first: the number of this rank's first expert, where ranks share them.
     """
 

@@ -1,6 +1,6 @@
-"""The weights of cells as the fused operators take them (`ops/fused.py`), wherever those do exactly what the cells do.
+"""The weights of cells as the fused operators take them (`ops/fused.py`), where those compute exactly what the cells do.
 
-Layers that are not in place, cells that a parallel plan has changed, and cells that have something the operators do not know (another
+Sharded layers, cells that a parallel plan has changed, and cells with features that the operators do not support (another
 activation, layer scales, stable sums) have no such weights: None, and the cells themselves run.
 """
 
@@ -18,9 +18,9 @@ from .positions import rope_angles
 
 
 def stack_weights(decoder: Any, *others: Layer, shared: bool = False) -> fused.StackWeights | None:
-    """`StackWeights` of a `Decoder`, or None; also if one of the other layers, which are to be read beside it, is not in place.
+    """`StackWeights` of a `Decoder`, or None; also if one of the other layers, which are used with it, is sharded.
 
-    shared: also of one that ranks share.
+    shared: also of one that is sharded over ranks.
     """
     try:
         for layer in others:
@@ -50,8 +50,8 @@ def _stack(decoder, shared=False):
     return fused.StackWeights(layers, _norm(decoder.norm, eps), eps, decoder.layers[0].self_attn.head_dim)
 
 
-def _check(known):
-    if not known:
+def _check(supported):
+    if not supported:
         raise CellsOnly
 
 

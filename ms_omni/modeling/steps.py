@@ -141,7 +141,7 @@ class FrameStep(Step):
                 return ops.code_frame(hidden, code, noise, given, self.fused)
             except Exception as error:
                 raise explained(error) from None
-        with self.predictor.held():
+        with self.predictor.gathered_weights():
             compiled = self.predictor.model.compilable and self.due()
             return self.graph(hidden, code, noise) if compiled else self.graph.run(hidden, code, noise)
 

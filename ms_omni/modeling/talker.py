@@ -149,7 +149,7 @@ class Talker(Cell):
         video_grid_thw: Any = None,
         video_second_per_grid: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows in the place of the thinker's ids `[B, S]`; `InputError`."""
+        """Positions float32 `[3, B, S]` and deltas `[B, 1]` of rows that correspond to the thinker's ids `[B, S]`; `InputError`."""
         ids = numbers(ids, "talker_input_ids")
         check_shape(ids, "talker_input_ids", valid.shape)
         images, videos = (

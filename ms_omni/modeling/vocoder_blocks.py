@@ -213,8 +213,8 @@ class ResidualUnit(Cell):
 class DecoderBlock(Cell):
     """Snake, upsampling by the rate of its level, and one residual unit per dilation: `[B, C, T]` -> `[B, C / 2, T * rate]`.
 
-    The first step of a stream gives `rate` fewer (see `CausalConvTranspose1d`), which may leave nothing; so does a whole
-    signal without a history.
+    The first step of a stream, and a whole signal without a history, returns `rate` samples fewer (see `CausalConvTranspose1d`),
+    possibly none.
     """
 
     @exact_parameters()

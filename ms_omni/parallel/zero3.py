@@ -130,14 +130,14 @@ def gather_weights(model: Any, slices: dict[str, Any], comm: Collectives) -> Non
 
 
 class Gathered(Mixin):
-    """A cell that has the weights of its block at hand while it runs. gathering: the `Block`."""
+    """A cell that gathers the weights of its block while it runs. gathering: the `Block`."""
 
     def construct(self, *args: Any, **kwargs: Any) -> Any:
-        with self.held():
+        with self.gathered_weights():
             return super().construct(*args, **kwargs)
 
-    def held(self) -> AbstractContextManager[None]:
-        return self.gathering.held()
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        return self.gathering.gathered_weights()
 
 
 def _cells(part: Any, prefix: str) -> dict[str, Any]:
@@ -247,8 +247,8 @@ class Block:
         return bundle()[index]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Holds the whole weights for the duration of the block; may be nested."""
+    def gathered_weights(self) -> Iterator[None]:
+        """Holds the whole weights inside the context; may be nested."""
         self._enter()
         try:
             yield

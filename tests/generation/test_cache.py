@@ -117,7 +117,7 @@ def test_reserve_makes_room_once():
 
 def test_causal_mask():
     valid = np.array([[False, True, True], [True, True, True]])
-    seen = causal_mask(valid, 2) == 0
-    assert seen.astype(int).tolist() == [[[0, 1, 0], [0, 1, 1]], [[1, 1, 0], [1, 1, 1]]]
+    visible = causal_mask(valid, 2) == 0
+    assert visible.astype(int).tolist() == [[[0, 1, 0], [0, 1, 1]], [[1, 1, 0], [1, 1, 1]]]
     assert set(np.unique(causal_mask(valid, 3))) == {np.float32(0), np.float32(MASKED)}
     assert causal_mask(valid, 3)[0, 0].tolist() == [0, np.float32(MASKED), np.float32(MASKED)]  # padding sees itself

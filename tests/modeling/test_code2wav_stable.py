@@ -167,8 +167,8 @@ def test_attention_of_queries_alone_and_without_excluded_keys():
     mask = np.where((distance >= 0) & (distance < window), 0, -1e9).astype(np.float32)[None]
     whole = ops.attention(*map(Tensor, (q, k, v, mask)), 0.3, True).asnumpy()
     for i in range(0, total, 7):
-        seen = slice(max(i - window + 1, 0), i + 1)
-        part = [x.copy() for x in (q[:, i : i + 1], k[:, :, seen], v[:, :, seen], mask[:, i : i + 1, seen])]
+        visible = slice(max(i - window + 1, 0), i + 1)
+        part = [x.copy() for x in (q[:, i : i + 1], k[:, :, visible], v[:, :, visible], mask[:, i : i + 1, visible])]
         assert np.array_equal(ops.attention(*map(Tensor, part), 0.3, True).asnumpy(), whole[:, i : i + 1])
 
 
@@ -209,9 +209,9 @@ def test_views_are_read_as_they_look(close):
         ops.conv1d(Tensor(x).transpose(0, 2, 1), *map(Tensor, (weight, bias))),
         formulas.conv1d(x.transpose(0, 2, 1), weight, bias, 1, 1),
     )
-    cut, turned = slice(3, 21), np.ascontiguousarray(weight.transpose(1, 0, 2))
-    found = ops.conv_transpose1d(Tensor(x).transpose(0, 2, 1)[..., cut], Tensor(turned), Tensor(bias), 2)
-    close(found, formulas.conv_transpose1d(x.transpose(0, 2, 1)[..., cut], turned, bias, 2))
+    cut, transposed = slice(3, 21), np.ascontiguousarray(weight.transpose(1, 0, 2))
+    found = ops.conv_transpose1d(Tensor(x).transpose(0, 2, 1)[..., cut], Tensor(transposed), Tensor(bias), 2)
+    close(found, formulas.conv_transpose1d(x.transpose(0, 2, 1)[..., cut], transposed, bias, 2))
     close(ops.linear(Tensor(x)[:, ::2], Tensor(weight[..., 0].copy()), None, True), x[:, ::2] @ weight[..., 0].T)
 
 

@@ -66,7 +66,7 @@ def test_all_media_and_padding(size, tiny_model, monkeypatch):
     whole = thinker(**inputs, **options, use_cache=False)
     chunked(monkeypatch, size)
     pieces = thinker(**inputs, **options)
-    real = inputs["attention_mask"] == 1  # nobody reads what is computed for padding
+    real = inputs["attention_mask"] == 1  # results for padding are not used
     for found, expected in zip((pieces.logits, *pieces.hidden_states), (whole.logits, *whole.hidden_states), strict=True):
         close(found, expected, real)
     for found, expected in zip(pieces.router_logits, whole.router_logits, strict=True):

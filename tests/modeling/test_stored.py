@@ -71,8 +71,8 @@ def test_rows_of_a_table(storage):
     layer, ids = Embedding(7, INPUTS), np.array([[6, 0, 2], [2, 2, 5]], np.int32)
     weight = fill(layer, "weight", storage)
     close(layer(Tensor(ids)), weight[ids])
-    places, table = layer.rows(Tensor(ids))
-    close(Tensor(table.asnumpy()[places.asnumpy()]), weight[ids])
+    indices, table = layer.rows(Tensor(ids))
+    close(Tensor(table.asnumpy()[indices.asnumpy()]), weight[ids])
     part = Reference.embedding_part(Tensor(ids), layer.operands()[0], 1, ms.float32)  # ids 1 to 7
     close(part, np.where((ids >= 1)[..., None], weight[np.maximum(ids - 1, 0)], 0))
 

@@ -27,7 +27,7 @@ def library(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (4, 4), (13, 37), (66, 9)])
-def test_every_bfloat16_is_widened_and_turned(library, rows, columns):
+def test_every_bfloat16_is_widened_and_transposed(library, rows, columns):
     x = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns) * 97
     y = np.full((columns, rows + 3), 5, np.float32)
     library.ms_omni_turn_bfloat16(x.ctypes.data, columns, y.ctypes.data, rows + 3, rows, columns)

@@ -150,8 +150,8 @@ def neighbours(x, cos, sin):
 
 def pairs_by_columns(x, indices, experts):
     n, k = indices.shape
-    rows, places, counts = KERNELS["moe_init_routing"](x, indices, experts)
-    return rows, places.reshape(n, k).T.reshape(-1), counts
+    rows, row_index, counts = KERNELS["moe_init_routing"](x, indices, experts)
+    return rows, row_index.reshape(n, k).T.reshape(-1), counts
 
 
 def other_counts(x, weight, counts):
@@ -339,16 +339,16 @@ def test_without_any_kernel_everything_falls_back_and_computes(settled, ascend, 
 def test_models_are_built_after_the_comparison(ascend, tiny_checkpoint, monkeypatch):
     from ms_omni import Qwen3OmniMoeThinkerForConditionalGeneration as Thinker
 
-    seen = []
-    monkeypatch.setattr(ascend, "settled", classmethod(lambda cls, dtype: seen.append(dtype) or cls))
+    dtypes = []
+    monkeypatch.setattr(ascend, "settled", classmethod(lambda cls, dtype: dtypes.append(dtype) or cls))
     Thinker.from_pretrained(tiny_checkpoint, progress=False)
-    assert seen == [ms.float32]
+    assert dtypes == [ms.float32]
 
 
 # ---- boosted layers --------------------------------------------------------------------------------------------------
 
 
-def not_turned(q, k, cos, sin, lengths):
+def not_rotated(q, k, cos, sin, lengths):
     return KERNELS["apply_rotary_pos_emb"](q, k, cos, sin * 0, lengths)
 
 
@@ -379,7 +379,7 @@ def test_boosted_layers_are_compared_and_taken(boost, settled):
 
 @pytest.mark.parametrize(
     "kernel, function",
-    [("apply_rotary_pos_emb", not_turned), ("reshape_and_cache", values_for_keys), ("paged_attention", first_tables)],
+    [("apply_rotary_pos_emb", not_rotated), ("reshape_and_cache", values_for_keys), ("paged_attention", first_tables)],
 )
 def test_boosted_layers_that_are_wrong_are_left_for_the_others(kernel, function, boost, settled):
     _, (said,) = settled(**{kernel: function})
@@ -388,7 +388,7 @@ def test_boosted_layers_that_are_wrong_are_left_for_the_others(kernel, function,
 
 
 def test_without_the_switch_there_are_none(settled):
-    rows, _ = settled(apply_rotary_pos_emb=not_turned)
+    rows, _ = settled(apply_rotary_pos_emb=not_rotated)
     assert not boosted() and "boosted" not in rows["decoder_step"][1]
 
 

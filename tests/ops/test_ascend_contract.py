@@ -82,7 +82,7 @@ def paged_heads(q, tables, lengths, blocks=(6, 16, 2, 32)):
     return Call("PagedAttention", q, *caches, tables, lengths, head_num=8, scale_value=0.2, kv_head_num=2)
 
 
-def turned(q, table, lengths, cos_format=2):
+def rotated(q, table, lengths, cos_format=2):
     return Call("ApplyRotaryPosEmb", q, T(3, 2 * 32), table, table, lengths, cos_format=cos_format)
 
 
@@ -108,8 +108,8 @@ def grouped(x, weight, groups, kind=1):
     return Call("GroupedMatmulV4", x, weight, *(None,) * 6, groups, None, None, None, 3, 0, kind)
 
 
-def of_codes(x, codes, scales, offsets=None, turned=False, group=0, **more):
-    settings = dict(transpose_x=False, transpose_weight=turned, antiquant_group_size=group)
+def of_codes(x, codes, scales, offsets=None, transposed=False, group=0, **more):
+    settings = dict(transpose_x=False, transpose_weight=transposed, antiquant_group_size=group)
     return Call("WeightQuantBatchMatmul", x, codes, scales, offsets, None, None, None, **settings | more)
 
 
@@ -162,8 +162,8 @@ RIGHT = [
     grouped_codes(Codes(4, 32, 24), T(4, 24), T(4, 24)),
     grouped_codes(pairs(4, 32, 12), T(4, 24), T(4, 24)),
     grouped_codes(pairs(4, 32, 12), T(4, 2, 24), ZEROS),
-    of_codes(T(3, 64), Codes(96, 64), T(96), turned=True),
-    of_codes(T(3, 64), Codes(96, 64), T(96), T(96), turned=True),
+    of_codes(T(3, 64), Codes(96, 64), T(96), transposed=True),
+    of_codes(T(3, 64), Codes(96, 64), T(96), T(96), transposed=True),
     of_codes(T(3, 64), Codes(64, 96), T(2, 96), T(2, 96), group=32),
     of_codes(T(3, 64), pairs(64, 64), T(2, 128), group=32),
     of_codes(T(3, 64), pairs(64, 64), T(128), T(128)),
@@ -178,7 +178,7 @@ RIGHT = [
     Call("ConstantPadND", T(3, 9), (0, 7), 0.0),
     Call("Clone", ROWS),
     paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(17, 3)),
-    turned(T(3, 4 * 32), T(3, 32), int32(1, 2, 3)),
+    rotated(T(3, 4 * 32), T(3, 32), int32(1, 2, 3)),
     cached(T(2, 64), int32(3, 40)),
 ]
 
@@ -194,7 +194,7 @@ WRONG = [
     (infer(T(2, 8, 5, 24), T(2, 2, 9, 24), T(2, 2, 9, 24)), DOCUMENTATION, "channels no multiple of 16"),
     (infer(Q, KV, KV, None, mask(2, 1, 5, 8)), DOCUMENTATION, "a mask too narrow"),
     (infer(Q, KV, KV, None, T(2, 1, 5, 9)), DOCUMENTATION, "an additive mask"),
-    (infer(Q, KV, KV, None, mask(2, 1, 5, 9, at=(0, 0, 3))), DOCUMENTATION, "a query that may look at nothing"),
+    (infer(Q, KV, KV, None, mask(2, 1, 5, 9, at=(0, 0, 3))), DOCUMENTATION, "a query without keys"),
     (infer(STEP, KV, KV, layout="BNSD_BSND"), DOCUMENTATION, "that layout for one query"),
     (infer(Q, KV, KV, None, None, None, int32(9, 9)), DOCUMENTATION, "int32 lengths"),
     (infer(Q, KV, KV, None, None, None, int64(9, 10)), DOCUMENTATION, "lengths past the last key"),
@@ -239,17 +239,17 @@ WRONG = [
     (grouped_codes(Codes(4, 32, 24), T(4, 24), None), DOCUMENTATION, "codes without offsets"),
     (grouped_codes(Codes(4, 32, 24), T(4, 24, dtype=ms.float32), T(4, 24)), DOCUMENTATION, "scales in another type"),
     (grouped_codes(Codes(4, 32, 12), T(4, 24), T(4, 24)), DOCUMENTATION, "codes of 8 bits that are half as many"),
-    (of_codes(T(3, 64), Codes(96, 64), T(96)), BOTH, "codes that are not turned"),
-    (of_codes(T(3, 64), Codes(96, 64), T(96, dtype=ms.float16), turned=True), BOTH, "scales in another type"),
-    (of_codes(T(3, 64), Codes(96, 64), T(96), T(1), turned=True), DOCUMENTATION, "one offset for all"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96)), BOTH, "codes that are not transposed"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96, dtype=ms.float16), transposed=True), BOTH, "scales in another type"),
+    (of_codes(T(3, 64), Codes(96, 64), T(96), T(1), transposed=True), DOCUMENTATION, "one offset for all"),
     (of_codes(T(3, 64), Codes(64, 96), T(2, 96)), DOCUMENTATION, "groups that are not announced"),
     (of_codes(T(3, 64), Codes(64, 96), T(4, 96), group=16), DOCUMENTATION, "groups of 16"),
-    (of_codes(T(3, 64), Codes(40, 64), T(40), turned=True), DOCUMENTATION, "outputs that fill no lines"),
+    (of_codes(T(3, 64), Codes(40, 64), T(40), transposed=True), DOCUMENTATION, "outputs that fill no lines"),
     (of_codes(T(3, 64), Codes(64, 64), T(2, 128), group=32), DOCUMENTATION, "codes of 8 bits that are half as many"),
-    (of_codes(T(3, 64), T(96, 64), T(96), turned=True), BOTH, "numbers instead of codes"),
-    (Call("MoeTokenUnpermute", ROWS, int64(*range(6)), T(3, 2)), DOCUMENTATION, "int64 places"),
+    (of_codes(T(3, 64), T(96, 64), T(96), transposed=True), BOTH, "numbers instead of codes"),
+    (Call("MoeTokenUnpermute", ROWS, int64(*range(6)), T(3, 2)), DOCUMENTATION, "int64 indices"),
     (Call("MoeTokenUnpermute", ROWS, int32(*range(6)), T(2, 2)), DOCUMENTATION, "too few probabilities"),
-    (Call("MoeTokenUnpermute", ROWS, int32(0, 0, 1, 2, 3, 4), T(3, 2)), DOCUMENTATION, "a place that comes twice"),
+    (Call("MoeTokenUnpermute", ROWS, int32(0, 0, 1, 2, 3, 4), T(3, 2)), DOCUMENTATION, "a repeated index"),
     (Call("Dense", T(2, 32), T(8, 31), None), BOTH, "other inner sizes"),
     (Call("Addmm", T(3, 9), T(3, 4), T(5, 9), 1, 1), BOTH, "other inner sizes"),
     (Call("Baddbmm", T(2, 3, 9), T(2, 3, 4), T(2, 5, 9), 1, 1), BOTH, "other inner sizes"),
@@ -262,16 +262,16 @@ WRONG = [
     (Call("InplaceIndexCopy", BUFFER, 0, int32(3, 1), T(2, 31)), DOCUMENTATION, "rows too short"),
     (Call("IndexAddExt", ROWS, 0, int32(6), T(1, 32), 1), DOCUMENTATION, "a row past the last"),
     (Call("SplitWithSize", T(3, 9), (2, 6), -1), BOTH, "pieces that leave some over"),
-    (Call("InplaceIndexCopy", BUFFER, 0, int32(3, 7), T(2, 32)), DOCUMENTATION, "a place past the last"),
+    (Call("InplaceIndexCopy", BUFFER, 0, int32(3, 7), T(2, 32)), DOCUMENTATION, "an index out of range"),
     (paged_heads(T(2, 8 * 32), int32((0, 3), (2, 1)), int32(17, 3)), DOCUMENTATION, "two axes"),
     (paged_heads(T(2, 4, 32), int32((0, 3), (2, 1)), int32(17, 3)), DOCUMENTATION, "other heads"),
     (paged_heads(T(2, 8, 32), int32((0, 6), (2, 1)), int32(17, 3)), DOCUMENTATION, "a block past the last"),
     (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(33, 3)), DOCUMENTATION, "longer than the tables"),
     (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int64(17, 3)), DOCUMENTATION, "int64 lengths"),
     (paged_heads(T(2, 8, 32), int32((0, 3), (2, 1)), int32(17, 3), (6, 8, 2, 32)), DOCUMENTATION, "blocks of 8"),
-    (turned(T(3, 4 * 32), T(3, 24), int32(1, 2, 3)), DOCUMENTATION, "tables that fit no head"),
-    (turned(T(3, 4 * 32), T(3, 32), int32(1, 2, 3), 0), DOCUMENTATION, "pairs of neighbours"),
-    (turned(T(3, 4 * 32), T(3, 32), int32(1, 2)), DOCUMENTATION, "lengths of other rows"),
+    (rotated(T(3, 4 * 32), T(3, 24), int32(1, 2, 3)), DOCUMENTATION, "tables that fit no head"),
+    (rotated(T(3, 4 * 32), T(3, 32), int32(1, 2, 3), 0), DOCUMENTATION, "pairs of neighbours"),
+    (rotated(T(3, 4 * 32), T(3, 32), int32(1, 2)), DOCUMENTATION, "lengths of other rows"),
     (cached(T(2, 64), int32(3, 96)), DOCUMENTATION, "a slot past the last"),
     (cached(T(2, 63), int32(3, 40)), DOCUMENTATION, "rows too short"),
     (cached(T(2, 64), int64(3, 40)), DOCUMENTATION, "int64 slots"),

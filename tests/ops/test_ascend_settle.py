@@ -345,7 +345,7 @@ def test_every_kind_is_what_its_cases_are():
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
+def compared_dtypes(monkeypatch, tmp_path):
     """The types that were compared in; everything is kept in a folder of this test."""
     found = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -355,12 +355,16 @@ def asked(monkeypatch, tmp_path):
     return found
 
 
-def test_results_are_computed_once_and_cached(asked, monkeypatch):
+def test_results_are_computed_once_and_cached(compared_dtypes, monkeypatch):
     first, path = settle.load_results(ms.float32)
-    assert settle.load_results(ms.float32) == (first, path) and first == {CLIP: 0.25, ARGMAX: "hung"} and len(asked) == 1
+    assert (
+        settle.load_results(ms.float32) == (first, path)
+        and first == {CLIP: 0.25, ARGMAX: "hung"}
+        and len(compared_dtypes) == 1
+    )
     with open(path, "r+b") as file:
         file.write(b"x")  # damaged, it is found again
-    assert settle.load_results(ms.float32) == (first, path) and len(asked) == 2
+    assert settle.load_results(ms.float32) == (first, path) and len(compared_dtypes) == 2
 
 
 @pytest.mark.parametrize(
@@ -371,23 +375,23 @@ def test_results_are_computed_once_and_cached(asked, monkeypatch):
         ("boost_wanted", lambda: True),
     ],
 )
-def test_results_hold_for_the_versions_they_were_computed_with(asked, monkeypatch, name, value):
+def test_results_hold_for_the_versions_they_were_computed_with(compared_dtypes, monkeypatch, name, value):
     settle.load_results(ms.float32)
     monkeypatch.setattr(settle, name, value)
     settle.load_results(ms.float32)
     settle.load_results(ms.bfloat16)
-    assert len(asked) == 3
+    assert len(compared_dtypes) == 3
 
 
-def test_a_card_is_compared_in_full_and_unknown_software_is_not_believed_for_long(asked, monkeypatch, capsys):
+def test_a_card_is_compared_in_full_and_unknown_software_is_not_believed_for_long(compared_dtypes, monkeypatch, capsys):
     monkeypatch.setattr(ms, "get_context", lambda name: "Ascend")
     monkeypatch.setattr(ms.hal, "get_device_name", lambda index: "Ascend910B2")
     for parent in (1, 1, 2):
         monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
         settle.load_results(ms.bfloat16)
-    assert asked == [("BFloat16", True)] * 2 and "compares its operators on Ascend910B2" in capsys.readouterr().err
+    assert compared_dtypes == [("BFloat16", True)] * 2 and "compares its operators on Ascend910B2" in capsys.readouterr().err
     monkeypatch.setattr(settle, "versions", lambda: {"cann": "8.3.RC1", "driver": "25.0"})
     for parent in (1, 2):
         monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
         path = settle.load_results(ms.bfloat16)[1]
-    assert len(asked) == 3 and json.loads(Path(path).read_bytes()[:-32])["of"]["driver"] == "25.0"
+    assert len(compared_dtypes) == 3 and json.loads(Path(path).read_bytes()[:-32])["of"]["driver"] == "25.0"

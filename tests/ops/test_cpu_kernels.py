@@ -125,26 +125,26 @@ def run(name, arguments, graph):
 
     if not graph:
         return function(*[Tensor(x) if isinstance(x, np.ndarray) else x for x in arguments])
-    places = [i for i, x in enumerate(arguments) if isinstance(x, np.ndarray)]
+    positions = [i for i, x in enumerate(arguments) if isinstance(x, np.ndarray)]
     constants = tuple(x for x in arguments if not isinstance(x, np.ndarray))
-    return _Graph(function, len(arguments), places, constants)(*tensors)
+    return _Graph(function, len(arguments), positions, constants)(*tensors)
 
 
 class _Graph(ms.nn.Cell):
-    """function(*tensors) with the constants in their places, as one compiled graph."""
+    """function(*tensors) with the constants in their positions, as one compiled graph."""
 
-    def __init__(self, function, count, places, constants):
+    def __init__(self, function, count, positions, constants):
         super().__init__()
         self.function = function
-        self.order = tuple(places.index(i) if i in places else -1 for i in range(count))
+        self.order = tuple(positions.index(i) if i in positions else -1 for i in range(count))
         self.constants = constants
 
     @ms.jit
     def construct(self, *tensors):
         arguments, taken = (), 0
-        for place in self.order:
-            if place >= 0:
-                arguments = arguments + (tensors[place],)
+        for position in self.order:
+            if position >= 0:
+                arguments = arguments + (tensors[position],)
             else:
                 arguments = arguments + (self.constants[taken],)
                 taken += 1
@@ -207,24 +207,24 @@ def test_views_are_read_as_what_they_stand_for(view):
 
 @ms.jit
 def _graph_of_views(x, weight):
-    turned = mint.permute(x, (2, 0, 1))
+    transposed = mint.permute(x, (2, 0, 1))
     return (
-        Cpu.silu(turned),
+        Cpu.silu(transposed),
         Cpu.silu(x[:, 1:]),
         Cpu.silu(x[..., 2:4]),
         Cpu.rms_norm(x[1], weight, 1e-6),
-        Cpu.silu(turned.reshape(6, 12)),
+        Cpu.silu(transposed.reshape(6, 12)),
         Cpu.silu(x.swapaxes(0, 2)),
     )
 
 
 def test_views_in_a_graph():
     x, weight = normal(3, 4, 6), normal(6)
-    turned = x.transpose(2, 0, 1)
+    transposed = x.transpose(2, 0, 1)
     expected = (
-        *map(formulas.silu, (turned, x[:, 1:], x[..., 2:4])),
+        *map(formulas.silu, (transposed, x[:, 1:], x[..., 2:4])),
         formulas.rms_norm(x[1], weight, 1e-6),
-        formulas.silu(turned.reshape(6, 12)),
+        formulas.silu(transposed.reshape(6, 12)),
         formulas.silu(x.swapaxes(0, 2)),
     )
     compare(_graph_of_views(Tensor(x), Tensor(weight)), expected)

@@ -148,10 +148,10 @@ def test_what_pads_a_chunk_leaves_no_trace(rng):
     def read(holes):
         step = fused.step_of(model, head, 4)
         x = np.concatenate([rows[:, :5], normal(1, holes, model.config.hidden_size)], 1)
-        rope = model.rope(fused.places([*range(5), *[0] * holes]))
+        rope = model.rope(fused.positions([*range(5), *[0] * holes]))
         hidden = step.pool.read_chunk(model, Tensor(x), rope, 0, 5, [3, 1])
         found = step(
-            Tensor(rows[:, 5:]), model.rope(fused.places([5])), np.array([[3, 1]], np.int32), np.array([6], np.int32)
+            Tensor(rows[:, 5:]), model.rope(fused.positions([5])), np.array([[3, 1]], np.int32), np.array([6], np.int32)
         )
         return [hidden.asnumpy()[:, :5], *(x.asnumpy() for x in found)]
 

@@ -114,20 +114,20 @@ def decode(model, head, rows, tokens, block=BLOCK, padding=0, first=0):
     tables = [list(part) for part in np.split(numbers, np.cumsum(used)[:-1])]
     for row, table in zip(rows, tables):
         count = len(row) - tokens
-        step.pool.read_chunk(model, Tensor(row[None, :count]), model.rope(places(range(count))), 0, count, table)
+        step.pool.read_chunk(model, Tensor(row[None, :count]), model.rope(positions(range(count))), 0, count, table)
     results = []
     for token in range(tokens):
         at = [len(row) - tokens + token for row in rows]
         x = np.stack([row[i] for row, i in zip(rows, at)] + [np.ones_like(rows[0][0])] * padding)
         lengths = np.array([i + 1 for i in at] + [1] * padding, np.int32)
-        rope = model.rope(places(at + [0] * padding).transpose(0, 2, 1))
+        rope = model.rope(positions(at + [0] * padding).transpose(0, 2, 1))
         found = step(Tensor(x[:, None]), rope, step.pool.tables(tables + [[0]] * padding, lengths), lengths)
         assert all(len(x) == batch for x in found)
         results += [x.asnumpy()[: len(rows)] for x in found]
     return step, results
 
 
-def places(numbers):
+def positions(numbers):
     """Rotary positions float32 `[3, 1, S]`."""
     return np.broadcast_to(np.array(numbers, np.float32) * np.float32(1.25), (3, 1, len(numbers)))
 
@@ -146,8 +146,8 @@ def test_decoder_step(stack, model_class, batch, prompt, tokens, rng, normal, cl
     assert plain.fused is None
     for got, want in zip(fused, expected, strict=True):
         close(got, want, 2e-5)
-    for kept, other in zip((*step.pool.keys, *step.pool.values), (*plain.pool.keys, *plain.pool.values)):
-        close(kept, other.asnumpy(), 2e-5)
+    for cached, other in zip((*step.pool.keys, *step.pool.values), (*plain.pool.keys, *plain.pool.values)):
+        close(cached, other.asnumpy(), 2e-5)
 
 
 def test_decoder_step_in_blocks_of_the_size_in_use(rng, normal, close, cells_only):

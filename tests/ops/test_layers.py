@@ -118,7 +118,7 @@ def test_chunks_of_a_prompt(kind, stack, dtype, rng, normal, cells_alone):
     def run(pool, wanted, inject):
         seen, results = {}, []
         for number, (start, count, size) in enumerate(chunks):
-            rope = model.rope(fused.places(range(start, start + size)))
+            rope = model.rope(fused.positions(range(start, start + size)))
             states = {}
             with_added = (lambda layer, x: x + added if layer < 2 else x) if inject and number == 0 else None
             table = [3, 1, 2, 5]
@@ -158,7 +158,7 @@ def test_an_encoder_whose_operators_are_exchanged(rng, normal, use_operators):
 
 def test_what_pads_a_chunk_is_not_computed(rng, normal):
     model, _ = fused.random_stack({}, ThinkerTextModel, rng)
-    x, rope = normal(1, 16, model.config.hidden_size), model.rope(fused.places(range(16)))
+    x, rope = normal(1, 16, model.config.hidden_size), model.rope(fused.positions(range(16)))
     x[:, 3:] = np.nan
     pool = KVPool.of(model, 4, 16)
     hidden = pool.read_chunk(model, Tensor(x), rope, 0, 3, [2]).asnumpy()
@@ -170,7 +170,7 @@ def test_the_layers_are_one_launch(rng, normal, monkeypatch):
     model, _ = fused.random_stack({}, ThinkerTextModel, rng)
     counted, kernel = [], cpu_fused._decoder_chunk
     monkeypatch.setattr(cpu_fused, "_decoder_chunk", lambda *given: counted.append(1) or kernel(*given))
-    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.places(range(16)))
+    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.positions(range(16)))
     KVPool.of(model, 4, 16).read_chunk(model, x, rope, 0, 16, [2], wanted=())
     assert len(counted) == 1
     KVPool.of(model, 4, 16).read_chunk(model, x, rope, 0, 16, [2], None, lambda *_: None, wanted=(0, 1))
@@ -179,7 +179,7 @@ def test_the_layers_are_one_launch(rng, normal, monkeypatch):
 
 def test_hooks_are_called(rng, normal):
     model, _ = fused.random_stack({}, ThinkerTextModel, rng)
-    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.places(range(16)))
+    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.positions(range(16)))
     pool, seen = KVPool.of(model, 4, 16), []
     without = pool.read_chunk(model, x, rope, 0, 16, [2]).asnumpy()
     handle = model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
@@ -218,7 +218,7 @@ def test_segments_that_do_not_cover_the_rows(ends, rng, normal, monkeypatch):
 def test_a_table_of_another_chunk(rng, normal):
     model, _ = fused.random_stack({}, ThinkerTextModel, rng)
     pool, chunk = KVPool.of(model, 4, 16), cpu_fused._Chunk
-    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.places(range(16)))
+    x, rope = Tensor(normal(1, 16, model.config.hidden_size)), model.rope(fused.positions(range(16)))
     pool.read_chunk(model, x, rope, 0, 16, [2])
     for wrong in ({"count": 17}, {"start": 1}, {"count": 0}, {"end": 9}, {"begin": 2, "end": 1}):
         cpu_fused._Chunk = lambda wrong=wrong, **given: chunk(**{**given, **wrong})

@@ -34,7 +34,7 @@ class Row:
 
 
 def pooled(rows, block=P, width=None, spare=2):
-    """The arguments of `ops.paged_attention` up to the scale: blocks in any order, NaN wherever nobody has anything."""
+    """The arguments of `ops.paged_attention` up to the scale: blocks in any order, NaN in free positions."""
     used = [-(-row.length // block) for row in rows]
     numbers = iter(RNG.permutation(sum(used) + spare))
     tables = np.zeros((len(rows), width or max(used)), np.int32)
@@ -45,8 +45,8 @@ def pooled(rows, block=P, width=None, spare=2):
             for position in range(row.length):
                 pool[table[position // block], :, position % block] = x[:, position]
     arrays = np.stack([row.q for row in rows]), *pools, tables
-    places = ([getattr(row, name) for row in rows] for name in ("first", "length"))
-    return [Tensor(x) for x in (*arrays, *(np.array(x, np.int32) for x in places))]
+    columns = ([getattr(row, name) for row in rows] for name in ("first", "length"))
+    return [Tensor(x) for x in (*arrays, *(np.array(x, np.int32) for x in columns))]
 
 
 def attended(rows, function=None, **settings):
@@ -119,8 +119,8 @@ def test_keys_in_one_piece_give_the_same_bits():
         for length in (30, 129, 300, 700):
             row = Row(length, queries)
             q, k, v = (Tensor(x[None]) for x in (row.q, row.k, row.v))
-            seen = np.arange(length) <= row.first + np.arange(queries)[:, None]
-            mask = np.where(seen, np.float32(0), np.float32(-1e9))[None]
+            visible = np.arange(length) <= row.first + np.arange(queries)[:, None]
+            mask = np.where(visible, np.float32(0), np.float32(-1e9))[None]
             found = kernel(q, k, v, Tensor(np.array([0.2], np.float32)), Tensor(mask))
             assert np.array_equal(found.asnumpy(), attended([row]))
 

@@ -76,7 +76,7 @@ FREE = {
 }
 SCALES = {  # (entry, input) that may be float16 as well
     *(("linear_coded", 2), ("linear_coded", 3), ("embedding_coded", 2), ("embedding_coded", 3)),
-    *(("experts_coded", place) for place in (2, 3, 5, 6)),
+    *(("experts_coded", argument) for argument in (2, 3, 5, 6)),
 }
 LIBRARIES = [ctypes.CDLL(build.library(file)) for file in FILES]
 
@@ -88,8 +88,8 @@ def fitting(name):
     ]
     values = {"packed_attention": [(4, 7)], "draw": [(2, 1)], "experts": [(5, -1)], "experts_coded": [(9, -1)]}
     values |= {key: [(5, 1)] for key in ("paged_attention", "paged_attention_tiles")}
-    for place, value in values.get(name, ()):
-        arrays[place][:] = value
+    for argument, value in values.get(name, ()):
+        arrays[argument][:] = value
     return arrays
 
 
@@ -121,18 +121,18 @@ def test_what_does_not_fit_is_refused(name):
     whole = fitting(name)
     if name not in TABLES:
         assert call(name, whole)[0] == 0
-    for place, array in enumerate(whole):
+    for argument, array in enumerate(whole):
         wrong = [
             np.zeros(array.shape, kind)
             for kind in (np.float16, np.float64, INT, LONG, np.float32)
-            if kind != array.dtype and (kind != np.float16 or (name, place) not in SCALES)
+            if kind != array.dtype and (kind != np.float16 or (name, argument) not in SCALES)
         ]
         wrong += [
-            np.zeros(shape, array.dtype) for axis, shape in other_shapes(array.shape) if (name, place, axis) not in FREE
+            np.zeros(shape, array.dtype) for axis, shape in other_shapes(array.shape) if (name, argument, axis) not in FREE
         ]
         for other in wrong:
-            returned, reason = call(name, [*whole[:place], other, *whole[place + 1 :]])
-            assert returned == 1, (place, other.dtype, other.shape)
+            returned, reason = call(name, [*whole[:argument], other, *whole[argument + 1 :]])
+            assert returned == 1, (argument, other.dtype, other.shape)
             assert reason.startswith(f"{name}: "), reason
     assert call(name, whole[:-1])[0] == call(name, [*whole, whole[0]])[0] == 1  # one too few, one too many
 
@@ -155,8 +155,8 @@ NOTHING = {  # arguments that have an axis of rows in front
 @pytest.mark.parametrize("name", NOTHING)
 def test_no_rows_are_fine(name):
     arrays = fitting(name)
-    for place in NOTHING[name]:
-        arrays[place] = arrays[place][:0]
+    for argument in NOTHING[name]:
+        arrays[argument] = arrays[argument][:0]
     assert call(name, arrays)[0] == 0
 
 
@@ -166,7 +166,7 @@ def test_no_outputs_are_fine():
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "reason"),
+    ("name", "argument", "value", "reason"),
     [
         ("experts", 4, 4, "indices hold 4, but there are 4 experts"),
         ("experts", 4, -1, "indices hold -1, but there are 4 experts"),
@@ -176,9 +176,9 @@ def test_no_outputs_are_fine():
         ("packed_attention", 4, 8, "the segments do not cover the rows of q"),
         ("packed_attention", 4, 6, "the segments do not cover the rows of q"),
         *(
-            (name, place, value, reason)
+            (name, argument, value, reason)
             for name in ("paged_attention", "paged_attention_tiles")
-            for place, value, reason in (
+            for argument, value, reason in (
                 (3, 5, "tables hold 5, expected 0 to 4"),
                 (3, -1, "tables hold -1, expected 0 to 4"),
                 (4, 1, "first holds 1 for a length of 1"),
@@ -196,9 +196,9 @@ def test_no_outputs_are_fine():
         ("decoder_chunk", 3, 1 << 40, "the table does not describe a stack"),
     ],
 )
-def test_values_that_lead_outside_are_refused(name, place, value, reason):
+def test_values_that_lead_outside_are_refused(name, argument, value, reason):
     arrays = fitting(name)
-    arrays[place][...] = value
+    arrays[argument][...] = value
     assert call(name, arrays) == (1, f"{name}: {reason}")
 
 

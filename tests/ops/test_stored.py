@@ -54,20 +54,20 @@ def as_tensor(array):
     return Tensor(array.astype(np.float32)).astype(ms.bfloat16) if array.dtype.name == "bfloat16" else Tensor(array)
 
 
-def stored(weight, form, rng, turned=False):
-    """A weight in that form, and the same numbers in float32. turned: it is `[..., K, N]`, codes are not."""
+def stored(weight, form, rng, transposed=False):
+    """A weight in that form, and the same numbers in float32. transposed: it is `[..., K, N]`, codes are not."""
     if form == "bfloat16":
         half = unfilled(weight, weight.shape, ms.bfloat16)  # MindSpore cannot make one of a tensor beside numpy 2
         half.set_data(weight.astype(ms.bfloat16))
         return half, Parameter(half.astype(ms.float32))
     matrix = weight.asnumpy()
-    kept = quantised(np.ascontiguousarray(matrix.swapaxes(-1, -2)) if turned else matrix, form)
+    coded = quantised(np.ascontiguousarray(matrix.swapaxes(-1, -2)) if transposed else matrix, form)
     if form.offset:
-        offsets = 0.1 * rng.standard_normal(kept.scales.shape)
-        kept = kept._replace(offsets=offsets.astype(MODEL_TYPES[form.offset]))
-    plain = dequantised(kept)
-    parts = [None if part is None else as_tensor(part) for part in kept]
-    return Quantised(*parts), Parameter(Tensor(np.ascontiguousarray(plain.swapaxes(-1, -2)) if turned else plain))
+        offsets = 0.1 * rng.standard_normal(coded.scales.shape)
+        coded = coded._replace(offsets=offsets.astype(MODEL_TYPES[form.offset]))
+    plain = dequantised(coded)
+    parts = [None if part is None else as_tensor(part) for part in coded]
+    return Quantised(*parts), Parameter(Tensor(np.ascontiguousarray(plain.swapaxes(-1, -2)) if transposed else plain))
 
 
 def stored_stack(weights, form, rng):
@@ -75,8 +75,8 @@ def stored_stack(weights, form, rng):
     pairs = []
     for layer in weights.layers:
         names = [name for name in cpu_fused._MATRICES if getattr(layer, name) is not None]
-        kept = {name: stored(getattr(layer, name), form_of(name, form), rng, name.startswith("experts_")) for name in names}
-        pairs.append([layer._replace(**{name: kept[name][side] for name in names}) for side in (0, 1)])
+        coded = {name: stored(getattr(layer, name), form_of(name, form), rng, name.startswith("experts_")) for name in names}
+        pairs.append([layer._replace(**{name: coded[name][side] for name in names}) for side in (0, 1)])
     return [weights._replace(layers=tuple(layers)) for layers in zip(*pairs)]
 
 
@@ -92,7 +92,7 @@ def steps(model, weights, head, rows, block=16, padding=0):
     tables = np.arange(batch * used, dtype=np.int32).reshape(batch, used)
     for place in range(length):
         x = np.stack([row[place] for row in rows] + [np.ones_like(rows[0][0])] * padding)[:, None]
-        rope = model.rope(fused.places([place] * batch).transpose(0, 2, 1))
+        rope = model.rope(fused.positions([place] * batch).transpose(0, 2, 1))
         lengths = np.full(batch, place + 1, np.int32)
         cache = BlockTables(pool.keys, pool.values, pool.heads, block, tables, lengths)
         results += [found.asnumpy()[: len(rows)] for found in ops.decoder_step(Tensor(x), *rope, head, cache, prepared)]
@@ -102,15 +102,15 @@ def steps(model, weights, head, rows, block=16, padding=0):
 @pytest.mark.parametrize("stack, form", CASES)
 def test_the_numbers_are_those_of_the_dequantised_matrices(stack, form, rng, normal, close):
     model, head = fused.random_stack(STACKS[stack], TalkerModel, rng)
-    kept, plain = stored_stack(stack_weights(model), FORMS[form], rng)
+    coded, plain = stored_stack(stack_weights(model), FORMS[form], rng)
     kept_head, plain_head = stored(head.weight, FORMS[form], rng)
     rows = [normal(2, model.config.hidden_size) for _ in range(8)]
-    whole = steps(model, kept, kept_head, rows)
+    whole = steps(model, coded, kept_head, rows)
     for got, want in zip(whole, steps(model, plain, plain_head, rows), strict=True):
         close(got, want, 1e-5)
         assert form not in EXACT or stack != "dense, with biases" or np.array_equal(got, want)
     for begin, end in ((0, 1), (2, 4), (3, 8)):  # tiles of one row, of two, of five; seven rows are a tile and one behind it
-        some = steps(model, kept, kept_head, rows[begin:end], padding=begin)
+        some = steps(model, coded, kept_head, rows[begin:end], padding=begin)
         assert all(np.array_equal(one, all_[begin:end]) for one, all_ in zip(some, whole, strict=True))
 
 

@@ -40,14 +40,14 @@ def test_as_many_numbers_as_there_are_members(stack):
     assert call("decoder_step", arrays)[0] == 0 and np.isfinite(arrays[6]).all() and arrays[6].all()
     for buffer in buffers:  # written is the last position of each row
         assert np.argwhere(buffer.any(-1)).tolist() == [[1, 0, 1], [2, 0, 1]]
-    for place, value, reason in (
+    for index, value, reason in (
         (-6, 0, "lengths hold 0, expected 1 to 6"),
         (-5, 7, "lengths hold 7, expected 1 to 6"),
         (-2, 4, "tables hold 4, expected 0 to 3"),
         (-1, -1, "tables hold -1, expected 0 to 3"),
     ):
         arrays[4] = whole.copy()
-        arrays[4][place] = value
+        arrays[4][index] = value
         assert call("decoder_step", arrays) == (1, f"decoder_step: {reason}")
     other = whole.copy()
     other[len(head.view(np.int64)) + cpu_fused._Stack.dtype.fields["layers"][1] // 8] = 3
@@ -68,7 +68,7 @@ def test_keys_and_values_as_codes_have_scales_behind_them(stack):
     for codes, scale in zip(buffers, scales):
         written = [[1, 0, 1], [2, 0, 1]]
         assert np.argwhere(scale[..., 0]).tolist() == np.argwhere(codes.any(-1)).tolist() == written
-        assert all(np.abs(codes[tuple(place)]).max() == 127 for place in written)
+        assert all(np.abs(codes[tuple(index)]).max() == 127 for index in written)
     arrays[4] = cpu_table.table(head, stack.table(), cache, addresses[:4], [2, 5], [1, 0, 3, 2])
     assert call("decoder_step", arrays) == (1, "decoder_step: the table does not describe a stack")
 

@@ -58,7 +58,7 @@ class Reading(Cell):
 def test_parameters_of_one_bundle_come_out_in_their_shapes():
     gather = TwinGather()
     block, parameters = block_of(gather, (6, 2), (4,), (1,))
-    with block.held():
+    with block.gathered_weights():
         for number, (shape, parameter) in enumerate(zip([(6, 2), (4,), (1,)], parameters)):
             weight = block.source(parameter).asnumpy()
             assert weight.shape == shape and (weight == number + 1).all()
@@ -70,7 +70,7 @@ def test_one_gather_for_nested_use_and_none_is_kept():
     block, (parameter,) = block_of(gather, (6, 2))
     cell = Reading(block, parameter)
     become(cell, Gathered, gathering=block)
-    with cell.held():
+    with cell.gathered_weights():
         assert cell() == (6, 2) and cell() == (6, 2)
     assert gather.seen == [4] and block.weights == {}
     block.source(parameter)
@@ -79,7 +79,7 @@ def test_one_gather_for_nested_use_and_none_is_kept():
 
 def test_an_error_inside_frees_the_weights_too():
     block, _ = block_of(TwinGather(), (6, 2))
-    with pytest.raises(KeyError), block.held():
+    with pytest.raises(KeyError), block.gathered_weights():
         raise KeyError
     assert block.weights == {} and block.users == 0
 
@@ -96,9 +96,9 @@ def test_the_next_block_is_gathered_while_one_is_used():
     second, (parameter,) = block_of(gather, (9, 3), ahead=ahead)
     first.following = second
     for _ in range(2):
-        with first.held():
+        with first.gathered_weights():
             assert second.coming is not None
-        with second.held():
+        with second.gathered_weights():
             assert block_weight(second, parameter) == (9, 3) and second.coming is None
     assert gather.seen == [4, 9] * 2 and ahead.order == ["start", "take"] * 2
 

@@ -68,7 +68,7 @@ class Ascend(Reference):
     code_frame = staticmethod(ascend_steps.code_frame)
     CHOOSES = True
 
-    CACHES_CODES = False  # docs/ascend.md says which forms there are, and why none is taken
+    CACHES_CODES = False  # see docs/ascend.md
 
     attention = staticmethod(ascend_attention.attention)
     packed_attention = staticmethod(ascend_attention.packed_attention)

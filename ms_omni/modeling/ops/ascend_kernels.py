@@ -48,13 +48,13 @@ def fused_infer_attention(
     """Attention of prompts and of single tokens, grouped kv heads, on caches: `ops.fused_infer_attention_score`.
 
     layout "BNSD": q `[B, H, S, D]`, k and v `[B, K, T, D]` -> as q. "BNSD_BSND" (S > 1 only): the same inputs, result
-    `[B, S, H, D]`. "BSND": `[B, S, H, D]` throughout; "BSH": `[B, S, H * D]`, which heads says the number of. mask None or bool
+    `[B, S, H, D]`. "BSND": `[B, S, H, D]` throughout; "BSH": `[B, S, H * D]`, heads: H. mask None or bool
     `[B, 1, S, T]` or `[1, S, T]`, True discards (sparse_mode 0).
 
     DOCS/ops/mindspore.ops.fused_infer_attention_score.html, CANN/aclnnFusedInferAttentionScoreV2.md: float16 and bfloat16;
     inputs must be contiguous; D a multiple of 16 and at most 512; H / K at most 64; no row of the mask may discard
     everything (inner_precise 2 would mend it for S > 1). S = 1 takes another kernel (IncreFlashAttention) than S > 1.
-    Softmax runs in float32: bfloat16 knows no other mode (inner_precise 0 asks for it in float16).
+    Softmax runs in float32: bfloat16 has no other mode (inner_precise 0 selects it in float16).
     Unverified: support on Atlas A3, for which CANN documents V3 of this kernel and MindSpore calls V2.
     """
     if heads is None:
@@ -117,7 +117,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, ends: tuple[int, ...], sca
     DOCS/ops/mindspore.ops.flash_attention_score.html, CANN/aclnnFlashAttentionVarLenScore.md: float16 and bfloat16; the
     lengths are cumulative; at most 1024 segments, none empty; D a multiple of 16, at most 512. "Without a mask
     sparse_mode is without effect: everything is computed" (CANN).
-    Unverified: MindSpore's page wants a triangular mask for TND, CANN's does not; CANN lists training cards of Atlas
+    Unverified: MindSpore's page requires a triangular mask for TND, CANN's does not; CANN lists training cards of Atlas
     A2 only. Where it is not to be had, `fused_infer_attention` does the same with one launch per run of equal lengths.
     """
     return ops.flash_attention_score(
@@ -250,7 +250,7 @@ def grouped_matmul_of_codes(x: Tensor, codes: Tensor, scales: Tensor, offsets: T
     codes int8 `[E, C, M]`, or qint4x2 `[E, C, M / 2]`, two's complement, the even output in the low half; scales and offsets of the
     type of x `[E, M]`, of 4 bits also `[E, C / g, M]`, then with offsets of zeros.
 
-    The same pages; of 4 bits CANN's alone says something, and Golden Stick (mindspore_gs/ptq/ptq/hal.py) how MindSpore passes them.
+    The same pages; 4 bits are documented by CANN alone; Golden Stick (mindspore_gs/ptq/ptq/hal.py) shows how MindSpore passes them.
     Unverified: everything that a run would show.
     """
     return grouped_matmul_v4(
@@ -272,7 +272,7 @@ def moe_token_unpermute(rows: Tensor, row_index: Tensor, probs: Tensor) -> Tenso
 
     DOCS/ops/mindspore.ops.moe_token_unpermute.html, CANN/aclnnMoeTokenUnpermute.md: float16, bfloat16, float32; K at most
     512.
-    Unverified: everything that a run would show. On CPU MindSpore stops before it looks at the arguments.
+    Unverified: everything that a run would show. On CPU MindSpore raises before it checks the arguments.
     """
     return ops.moe_token_unpermute(rows, row_index, probs)
 
@@ -356,7 +356,7 @@ def clone(x: Tensor) -> Tensor:
 
 # ---- kernels that come with MindSpore: in graphs with infer_boost alone -----------------------------------------------
 #
-# They have no page of CANN's: what is known is MindSpore's documentation of the primitives, its sources, and how others call them.
+# CANN does not document them: sources are MindSpore's documentation of the primitives, its code, and how others call them.
 
 
 def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) -> Pair:

@@ -26,7 +26,7 @@ def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]
 
 
 def experts(x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None) -> Tensor:
-    """Two grouped products over the rows sorted by expert; the weights are stored as these want them, `[E, in, out]`.
+    """Two grouped products over the rows sorted by expert; the weights are stored in their layout, `[E, in, out]`.
 
     Pairs whose expert is on another rank are sorted behind all others and left out of the groups.
     """

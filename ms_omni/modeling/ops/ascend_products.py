@@ -1,4 +1,4 @@
-"""Products with matrices as they are stored, each a cell with parameters in the layout of its kernel, made on the host.
+"""Products with matrices as they are stored, each a cell with parameters in the layout of its kernel, packed on the host.
 
     numbers                            Dense    [out, in]                      Grouped   [E, in, out]
     codes of 8 bits, scale per output           [out, in], scales [out]                  [E, in, out], scales [E, out]

@@ -175,7 +175,7 @@ DTYPES = {"embedding": _dtype_of_table, "embedding_part": _dtype_of_table, "conc
 """The type that an operator computes in, where it is not that of its first argument."""
 
 
-# ---- what is known about this installation -------------------------------------------------------------------------
+# ---- stored results of this installation ---------------------------------------------------------------------------
 
 
 def load_results(dtype: ms.Type) -> tuple[dict[Row, Result], str]:

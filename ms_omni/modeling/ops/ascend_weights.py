@@ -49,13 +49,13 @@ class Packed:
 
     def _packed_array(self):
         arrays = [None if source is None else _of_host(source) for source in self.sources]
-        made = np.ascontiguousarray(self._make(*arrays))
-        made = Tensor.from_numpy(made) if self._dtype is None else Tensor(made, dtype=self._dtype)
+        array = np.ascontiguousarray(self._make(*arrays))
+        packed = Tensor.from_numpy(array) if self._dtype is None else Tensor(array, dtype=self._dtype)
         self._state = self._source_state()
         self._buffers = [
             Tensor(source) for source in self._present
         ]  # the same memory, which is not reused while these are alive
-        return made
+        return packed
 
     def _source_state(self):
         return [source.data_ptr() for source in self._present], dispatch.Recorded.calls
@@ -114,10 +114,10 @@ def pairs_of_outputs(packed: np.ndarray) -> np.ndarray:
 def of_each(make: Callable[[np.ndarray], np.ndarray], stack: np.ndarray) -> np.ndarray:
     """`make` of every matrix of a stack, one after another, without large temporaries."""
     first = make(stack[0])
-    made = np.empty((len(stack), *first.shape), first.dtype)
+    results = np.empty((len(stack), *first.shape), first.dtype)
     for number, matrix in enumerate(stack):
-        made[number] = make(matrix)
-    return made
+        results[number] = make(matrix)
+    return results
 
 
 def outputs_last(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

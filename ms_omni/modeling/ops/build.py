@@ -35,7 +35,7 @@ WIDTHS = {
 
 
 def library(name: str) -> str:
-    """Path of the library of `<name>.cpp`. Raises `OSError` with one line that says why there is none."""
+    """Path of the library of `<name>.cpp`. Raises `OSError` with one line with the reason where there is none."""
     return _prebuilt(name) or _compiled(name)
 
 
