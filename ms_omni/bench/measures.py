@@ -194,7 +194,7 @@ class Speakers:
     def __init__(self, model: Any, inputs: dict[str, np.ndarray]):
         self.model, self.inputs = model, inputs
         self.prompt: Any = None  # the talker's, as the engine gives it to its speech stage
-        self.words = np.zeros((0, 0), np.float32)
+        self.embeds = np.zeros((0, 0), np.float32)
         self.stage: Any = None
 
     def talk(self, frames: int) -> dict[str, float]:
@@ -242,10 +242,12 @@ class Speakers:
         if self.stage is None:
             stage: Any = fresh_engine(self.model).speech
             model = self.model
-            ends = np.stack([stage.bos, stage.eos, stage.silence])
+            tts_embeds = np.stack([stage.bos, stage.eos, stage.pad])
             pool = KVPool.of(model.talker.model, blocks)
             with compiled_at_once(model):
-                self.stage = SpeechStage(model.talker, model.code2wav, ends, pool, model.compile_after, stage.agree)
+                self.stage = SpeechStage(
+                    model.talker, model.code2wav, tts_embeds, pool, model.compile_after, stage.share_codes
+                )
         self.stage.pool.reserve(blocks)
         if compiles_ahead(self.model.compile_after):
             self.stage.warm(bucket(rows))
@@ -253,20 +255,20 @@ class Speakers:
     def _record(self):
         """What the engine passes to its speech stage for an answer."""
         stage: Any = fresh_engine(self.model).speech
-        hear, tell, words = stage.hear, stage.tell, []
+        set_prompt, append_text, embeds = stage.set_prompt, stage.append_text, []
 
         def prompt(id, value):
             self.prompt = value
-            hear(id, value)
+            set_prompt(id, value)
 
         def text(id, rows, ended):
-            words.extend(rows)
-            tell(id, rows, ended)
+            embeds.extend(rows)
+            append_text(id, rows, ended)
 
-        with mock.patch.multiple(stage, hear=prompt, tell=text):
+        with mock.patch.multiple(stage, set_prompt=prompt, append_text=text):
             for _ in self.model.stream(**self.inputs, **exactly(SPOKEN_TOKENS, SPOKEN_TOKENS)):
                 pass
-        self.words = np.stack(words)
+        self.embeds = np.stack(embeds)
 
     @property
     def _prompt_rows(self):
@@ -282,8 +284,8 @@ class Speakers:
         blocks, chunked, plan = self._blocks(frames), self._prompt_rows - 1, Plan()
         for id in range(rows):
             self.stage.begin(id, params, id)
-            self.stage.hear(id, self.prompt)
-            self.stage.tell(id, self.words, True)
+            self.stage.set_prompt(id, self.prompt)
+            self.stage.append_text(id, self.embeds, True)
             plan.blocks += [(id, TALKER, 1 + id * blocks + number) for number in range(blocks)]
             plan.read += [(id, TALKER, start, min(start + CHUNK, chunked)) for start in range(0, chunked, CHUNK)]
         self._follow(plan)
@@ -294,8 +296,8 @@ class Speakers:
                 self.stage.cancel(id)
 
     def _follow(self, plan: Plan) -> Any:
-        self.stage.place(plan)
-        result = self.stage.follow(plan)
+        self.stage.apply_blocks(plan)
+        result = self.stage.execute(plan)
         for error in result.failed.values():
             raise error
         return result

@@ -41,7 +41,7 @@ class Chunk:
     """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it.
 
     A payload lives as long as its blocks are indexed, or a row that found it uses them; so all payloads together are bounded by the
-    blocks of the pool. See `runner.heard_bytes` for their size.
+    blocks of the pool. See `runner.talker_state_bytes` for their size.
     """
 
     key: bytes

@@ -31,7 +31,7 @@ from ..modeling.ops.fused import CANDIDATES, LEAST_NOISE, Kind, draw_terms, prec
 from ..modeling.packing import host_array
 from ..modeling.steps import LAUNCH_ROWS
 
-Found = np.ndarray | Chosen | Likeliest
+Scores = np.ndarray | Chosen | Likeliest
 KINDS = (False, False), (False, True), (True, False), (True, True)
 """Of launches: whether some rows have penalties, and whether some are sampled."""
 
@@ -48,7 +48,7 @@ class Chooser:
         self.count = min(CANDIDATES, self.width)
         self.on = ops.chooses()
         if self.on:
-            self.planes = Planes(self.width, self.first, 1 + rows)
+            self.planes = PenaltyBuffers(self.width, self.first, 1 + rows)
             self.before = Tensor(preceding_sums(self.count))
 
     def warm(self, sizes: Iterable[int], kinds: Iterable[tuple[bool, bool]] = KINDS) -> None:
@@ -67,13 +67,13 @@ class Chooser:
         with interruptible():
             return tuple(map(host_array, self.graphs[(size, *kind)](*inputs)))
 
-    def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Found | None]:
+    def __call__(self, samplers: Rows[RowSampler | None], logits: Tensor, seen: Collection[int] = ()) -> list[Scores | None]:
         """What each row chooses by; logits `[B, 1, V]`, the first are of the rows with these samplers, and of one that is None nothing
         is wanted. seen: numbers of rows whose logits somebody looks at.
         """
         if not self.on:
             return list(host_array(logits)[: len(samplers), 0].astype(np.float32))
-        found: list[Found | None] = [None] * len(samplers)
+        found: list[Scores | None] = [None] * len(samplers)
         logits, rows = logits.reshape(-1, self.width), dict(enumerate(samplers))
         here = [row for row, sampler in rows.items() if sampler and row not in seen and expressible(sampler)]
         there = [row for row, sampler in rows.items() if sampler and row not in here]
@@ -142,7 +142,7 @@ class _Choice(Cell):
         return values, ids, ops.race(values, self.before, *inputs[-4:]) if self.draws else ids
 
 
-class Planes:
+class PenaltyBuffers:
     """The penalties of some rows on the device: a factor and a bias for each id from `first` on, `width` of them.
 
     buffer float32 `[2 * count * width, 1]`: `count` rows of factors, then the biases; row 0 of both is neutral, and the others go to
@@ -154,7 +154,7 @@ class Planes:
         numbers = np.repeat(np.array(NEUTRAL, np.float32), count * width)[:, None]
         self.buffer = Parameter(Tensor(numbers), name=f"planes{id(self)}")
         self.of: WeakKeyDictionary[RowSampler, int] = WeakKeyDictionary()
-        self.terms: dict[int, Terms] = {}
+        self.terms: dict[int, PenaltyTerms] = {}
 
     def slots(self, samplers: Rows[RowSampler | None]) -> list[int]:
         """The row of each sampler, 0 where it has no penalties; they hold what is penalised now."""
@@ -175,7 +175,7 @@ class Planes:
             slot = min(free) if free else self.of.pop(next(other for other in self.of if other not in samplers))
             if slot in self.terms:
                 changes.update(((slot, id), NEUTRAL) for id in self.terms[slot].told)
-            self.of[sampler], self.terms[slot] = slot, Terms()
+            self.of[sampler], self.terms[slot] = slot, PenaltyTerms()
         changes.update(((slot, id), term) for id, term in self.terms[slot].news(sampler).items())
         return slot
 
@@ -211,7 +211,7 @@ def _draw_fits(params: SamplingParams) -> bool:
     )
 
 
-class Terms:
+class PenaltyTerms:
     """The numbers of one row. told: `{id: (factor, bias)}` of those that are not neutral, as of the last `news`."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..generation.checks import check, take_neutral, truth
 from ..generation.request import PREDICTOR_DEFAULTS, SpeechParams, sampling_params
 from ..generation.sampling import fresh_seed
-from ..generation.talker_prompt import Heard
+from ..generation.talker_prompt import TalkerContext
 from ..locking import exclusive
 from ..modeling.forward import counted_positions, given_embeddings, given_tensor
 from ..modeling.packing import host_array, valid_tokens
@@ -21,7 +21,7 @@ from .kv_pool import KVPool
 from .plan import Facts, Job, Speech
 from .ranks import ranks_of
 from .scheduler import Scheduler
-from .speech import SpeechStage, Voice
+from .speech import SpeechSequence, SpeechStage
 
 INPUTS = ("talker_input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "video_second_per_grid")
 UNUSED = ("use_audio_in_video", "audio_feature_lengths", "use_cache")
@@ -53,25 +53,25 @@ def generate_codes(talker: Any, embeds: Any, trailing: Any, pad: Any, kwargs: di
     params = sampling_params(kwargs, "generate", **defaults)
     params.check_vocabulary(talker.config.text_config.vocab_size)
     ranks = ranks_of(None, talker)
-    if params.do_sample and params.seed is None:
-        params = replace(params, seed=ranks.same([fresh_seed()])[0])
+    if params.needs_seed:
+        params = replace(params, seed=ranks.broadcast([fresh_seed()])[0])
     rest = sampling_params({}, "predictor", **PREDICTOR_DEFAULTS, do_sample=params.do_sample, seed=params.seed)
     x = host_array(given_embeddings(talker.model, embeds))
     batch, length, width = x.shape
-    valid, positions, following = _places(talker, (batch, length), inputs)
+    valid, positions, following = _positions(talker, (batch, length), inputs)
     rows = host_array(given_tensor(trailing, "trailing_text_hidden", (batch, "frames", width)))
     silent = host_array(given_tensor(pad, "tts_pad_embed", (len(pad) if len(pad) == 1 else batch, 1, width)))
     silent = np.broadcast_to(silent, (batch, 1, width))
     speech = SpeechParams(0, params, rest)
-    voices = [GivenVoice(speech, row, np.concatenate((rows[row], silent[row]))) for row in range(batch)]
-    for voice, line, shown, at, after in zip(voices, x, valid, positions.transpose(1, 0, 2), following):
-        voice.rows = Tensor(line[shown]).astype(talker.dtype)
-        voice.heard = Heard(None, None, np.zeros(0, bool), np.ascontiguousarray(at[:, shown]), after)
-    _speak(talker, voices, ranks)
-    return _result(voices, length, params.pad_id, flags)
+    sequences = [GivenSpeechSequence(speech, row, np.concatenate((rows[row], silent[row]))) for row in range(batch)]
+    for sequence, line, mask, at, after in zip(sequences, x, valid, positions.transpose(1, 0, 2), following):
+        sequence.rows = Tensor(line[mask]).astype(talker.dtype)
+        sequence.context = TalkerContext(None, None, np.zeros(0, bool), np.ascontiguousarray(at[:, mask]), after)
+    _speak(talker, sequences, ranks)
+    return _result(sequences, length, params.pad_id, flags)
 
 
-def _places(talker, shape, inputs):
+def _positions(talker, shape, inputs):
     """Which rows are no padding `[B, S]`, positions `[3, B, S]`, and those that follow `[B]`."""
     valid = valid_tokens(shape, inputs["attention_mask"])
     if valid.shape != shape or not valid[:, -1].all():
@@ -85,8 +85,8 @@ def _places(talker, shape, inputs):
     return valid, positions, (deltas[:, 0] + valid.sum(axis=1)).astype(np.float32)
 
 
-class GivenVoice(Voice):
-    """A voice whose text is there as rows `[n, D]` of the talker, one per frame, the last one for all that follow; states
+class GivenSpeechSequence(SpeechSequence):
+    """One whose text is there as rows `[n, D]` of the talker, one per frame, the last one for all that follow; states
     `[1, n, D]`: the hidden states behind all that was read.
     """
 
@@ -95,84 +95,87 @@ class GivenVoice(Voice):
         self.text, self.states = text, []
 
     def next_row(self) -> np.ndarray:
-        """The text row that is said with the next frame."""
-        return self.text[min(self.behind, len(self.text)) - 1]
+        """The text row of the next frame."""
+        return self.text[min(self.steps_read, len(self.text)) - 1]
 
 
-class GivenText(SpeechStage):
-    """The stage of voices without sound."""
+class GivenSpeechStage(SpeechStage):
+    """A stage without a vocoder."""
 
-    def _words(self, voices, size):
-        rows = np.stack([voice.next_row() for voice in voices] + [voices[0].text[-1]] * (size - len(voices)))
+    def _text_rows(self, sequences, size):
+        rows = np.stack([sequence.next_row() for sequence in sequences] + [sequences[0].text[-1]] * (size - len(sequences)))
         return Tensor(rows[:, None]).astype(self.talker.dtype)
 
-    def read(self, voice: GivenVoice, start: int, stop: int) -> Tensor:
-        hidden = super().read(voice, start, stop)
-        voice.states.append(host_array(hidden)[:, : stop - start])
+    def read(self, sequence: GivenSpeechSequence, start: int, stop: int) -> Tensor:
+        hidden = super().read(sequence, start, stop)
+        sequence.states.append(host_array(hidden)[:, : stop - start])
         return hidden
 
-    def _predict(self, voices, codes, hidden):
-        for voice, state in zip(voices, host_array(hidden)):
-            voice.states.append(state[None])
-        super()._predict(voices, codes, hidden)
+    def _predict(self, sequences, codes, hidden):
+        for sequence, state in zip(sequences, host_array(hidden)):
+            sequence.states.append(state[None])
+        super()._predict(sequences, codes, hidden)
 
     @staticmethod
-    def sound(voice: Voice, frames: int) -> None:
+    def sound(sequence: SpeechSequence, frames: int) -> None:
         return None
 
 
-def _speak(talker, voices, ranks):
+def _speak(talker, sequences, ranks):
     """All of them to their ends. Raises what went wrong."""
-    lengths = [voice.rows.shape[0] for voice in voices]
-    limit = voices[0].params.talker.max_new_tokens
-    room = sum(blocks_for(length + limit) for length in lengths)
-    pool = BlockPool(min(room, len(voices)) + 1, room + 1)
-    scheduler = Scheduler(BlockPool(1), pool, max_rows=len(voices))
-    stage = GivenText(
+    lengths = [sequence.rows.shape[0] for sequence in sequences]
+    limit = sequences[0].params.talker.max_new_tokens
+    blocks = sum(blocks_for(length + limit) for length in lengths)
+    pool = BlockPool(min(blocks, len(sequences)) + 1, blocks + 1)
+    scheduler = Scheduler(BlockPool(1), pool, max_rows=len(sequences))
+    stage = GivenSpeechStage(
         talker, None, np.zeros((3, 0)), KVPool.of(talker.model, pool.capacity + 1), talker.compile_after, ranks.codes
     )
-    for voice, length in zip(voices, lengths):
+    for sequence, length in zip(sequences, lengths):
         id = scheduler.add(Job(0, 0, speech=Speech(length, limit, (ALL,))))
-        scheduler.written(id, limit, True)
-        stage.voices[id] = voice
+        scheduler.add_text(id, limit, True)
+        stage.sequences[id] = sequence
     while scheduler.rows:
-        with exclusive, ranks.together():
+        with exclusive, ranks.synchronized():
             plan = scheduler.plan()
             stage.pool.reserve(pool.capacity + 1)
-            stage.place(plan)
-            said = stage.follow(plan)
-            for error in said.failed.values():
+            stage.apply_blocks(plan)
+            output = stage.execute(plan)
+            for error in output.failed.values():
                 raise error
-            scheduler.done(plan, Facts(speech_ended=frozenset(said.ended)))
+            scheduler.done(plan, Facts(speech_ended=frozenset(output.ended)))
 
 
-def _result(voices, width, pad, flags):
-    steps = range(max(len(voice.drawn) for voice in voices))
+def _result(sequences, width, pad, flags):
+    steps = range(max(len(sequence.drawn) for sequence in sequences))
     tokens = np.array(
-        [[voice.drawn[step] if step < len(voice.drawn) else pad for step in steps] for voice in voices], np.int64
+        [[sequence.drawn[step] if step < len(sequence.drawn) else pad for step in steps] for sequence in sequences], np.int64
     )
     ids = HostArray.of(tokens)
     if not flags["return_dict_in_generate"]:
         return ids
-    states = tuple(((_state(voices, step, width),), _codes(voices, step, tokens)) for step in steps)
+    states = tuple(((_state(sequences, step, width),), _codes(sequences, step, tokens)) for step in steps)
     return GenerateOutput(ids, hidden_states=states if flags["output_hidden_states"] else None)
 
 
-def _state(voices, step, width):
+def _state(sequences, step, width):
     """Those that a code was drawn from, `[B, S, D]`; zeros for padding, and for rows that had ended."""
     found = []
-    for voice in voices:
-        chunks = len(voice.states) - len(voice.drawn) + 1
-        parts = voice.states[:chunks] if step == 0 else voice.states[chunks + step - 1 : chunks + step]
-        found.append(np.concatenate(parts, axis=1)[0] if parts else np.zeros((0, voice.states[0].shape[2]), np.float32))
+    for sequence in sequences:
+        chunks = len(sequence.states) - len(sequence.drawn) + 1
+        parts = sequence.states[:chunks] if step == 0 else sequence.states[chunks + step - 1 : chunks + step]
+        found.append(np.concatenate(parts, axis=1)[0] if parts else np.zeros((0, sequence.states[0].shape[2]), np.float32))
     length = width if step == 0 else 1
     return HostArray.of(np.stack([np.pad(state, ((length - len(state), 0), (0, 0))) for state in found]))
 
 
-def _codes(voices, step, tokens):
+def _codes(sequences, step, tokens):
     """Of the frame before, int64 `[B, Q]`."""
     if step == 0:
         return None
-    groups = next(len(voice.codes[0]) for voice in voices if voice.codes)
-    rows = [voice.codes[step - 1][1:] if step <= len(voice.codes) else np.zeros(groups - 1, np.int64) for voice in voices]
+    groups = next(len(sequence.codes[0]) for sequence in sequences if sequence.codes)
+    rows = [
+        sequence.codes[step - 1][1:] if step <= len(sequence.codes) else np.zeros(groups - 1, np.int64)
+        for sequence in sequences
+    ]
     return HostArray.of(np.concatenate([tokens[:, step - 1 : step], np.stack(rows)], axis=1))

@@ -331,7 +331,7 @@ def _tensors(*arrays):
     return tuple(Tensor(array.astype(np.int32)) for array in arrays)
 
 
-def check_held(cache: KVCache, ids: np.ndarray | None, valid: np.ndarray, media_ids: Rows[int]) -> None:
+def check_past(cache: KVCache, ids: np.ndarray | None, valid: np.ndarray, media_ids: Rows[int]) -> None:
     """Raises `InputError` unless ids `[B, T]`, of which `valid` bool `[B, T]` are no padding, go on from what the cache holds."""
     length = cache.length
     if ids is None:
@@ -353,7 +353,7 @@ def check_held(cache: KVCache, ids: np.ndarray | None, valid: np.ndarray, media_
         )
 
 
-def take_over(pool: KVPool, table: Rows[int], cache: KVCache, row: int, columns: np.ndarray) -> None:
+def copy_in(pool: KVPool, table: Rows[int], cache: KVCache, row: int, columns: np.ndarray) -> None:
     """Copies the keys and values at these columns int `[n]` of a row of the cache to the positions 0 .. n - 1 of a row's blocks."""
     places = np.arange(len(columns))[None]
     mine, theirs = _slots(pool, table, places), _rows(cache, row, columns)
@@ -361,14 +361,14 @@ def take_over(pool: KVPool, table: Rows[int], cache: KVCache, row: int, columns:
         ops.write_rows(buffer, mine, ops.gather_rows(stored, theirs))
 
 
-def taken_from(pool: KVPool, table: Rows[int], start: int, stop: int) -> list[Tensor]:
+def copy_out(pool: KVPool, table: Rows[int], start: int, stop: int) -> list[Tensor]:
     """The keys of all layers, then the values, at the positions `[start, stop)` of a row's blocks, each `[n * K, D]`."""
     slots = _slots(pool, table, np.arange(start, stop)[None])
     return [ops.gather_rows(buffer, slots) for buffer in (*pool.keys, *pool.values)]
 
 
-def left_in(cache: KVCache, parts: Rows[tuple[list[Tensor], np.ndarray]], length: int) -> None:
-    """Per row of the cache what `taken_from` gave, and the columns int `[n]` that it gets of `length`; the others are padding."""
+def copy_into_cache(cache: KVCache, parts: Rows[tuple[list[Tensor], np.ndarray]], length: int) -> None:
+    """Per row of the cache what `copy_out` gave, and the columns int `[n]` that it gets of `length`; the others are padding."""
     before = cache.length
     cache.reserve(length)
     cache.attention_mask[:, before:length] = False

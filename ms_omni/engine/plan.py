@@ -1,5 +1,5 @@
 """What the engine and its scheduler exchange: a `Job` comes in, a `Plan` goes out, `Facts` come back; a `Row` is an answer under way,
-in numbers: how far its text and its speech are, and for how long its listener has something to hear.
+in numbers: how far its text and its speech are, and for how long its listener has sound.
 """
 
 from collections.abc import Iterable
@@ -30,10 +30,10 @@ class Speech:
 class Job:
     """One answer in numbers.
 
-    prompt: tokens, 0 where the text is written elsewhere (`Scheduler.written`); limit: tokens that may be written; keys: of the
-    prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; reads: nothing is written behind it; media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
-    its cost, in tokens that could be read instead; held: tokens at its beginning that are copied from elsewhere whenever the row is
-    admitted; asks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
+    prompt: tokens, 0 where the text is written elsewhere (`Scheduler.add_text`); limit: tokens that may be written; keys: of the
+    prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; prefill_only: nothing is written behind it; media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
+    its cost, in tokens that could be read instead; past_tokens: tokens at its beginning that are copied from a cache of the caller's whenever the row
+    is scheduled; has_callbacks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
     somebody has asked for this limit, else it may be less (`Scheduler.fitted`).
     """
 
@@ -42,11 +42,11 @@ class Job:
     keys: tuple[bytes, ...] = ()
     media: tuple[tuple[int, int], ...] = ()
     speech: Speech | None = None
-    held: int = 0
-    asks: bool = False
+    past_tokens: int = 0
+    has_callbacks: bool = False
     named: bool = True
     chunk: int = CHUNK
-    reads: bool = False
+    prefill_only: bool = False
 
     @property
     def spoken(self) -> Speech:
@@ -57,15 +57,15 @@ class Job:
     @property
     def findable(self) -> tuple[bytes, ...]:
         """Keys of what may be found. The last chunk is read even if it is known, for somebody has to draw from it."""
-        return self.keys if self.reads else self.keys[: (self.prompt - 1) // self.chunk]
+        return self.keys if self.prefill_only else self.keys[: (self.prompt - 1) // self.chunk]
 
 
 @dataclass(frozen=True)
 class Facts:
     """What came of a plan that nobody could know before, by ids of rows.
 
-    text_ended: what they drew last ends their text; speech_ended: what they drew is no frame, but the end of their speech, or they
-    have not a word to say; failed: they are given up; payloads: what to keep beside the chunk that was read.
+    text_ended: what they drew last ends their text; speech_ended: what they drew is no frame, but the end of their speech, or there is
+    nothing to speak; failed: they are removed; payloads: what to store beside the chunk that was read.
     """
 
     text_ended: frozenset[int] = frozenset()
@@ -83,9 +83,9 @@ def column(width: int) -> Any:
 class Plan:
     """A tick, in the order in which it is done; whoever has the same rows can follow it, on any rank.
 
-    gone      (row)                  has ended, failed or been cancelled since the last plan
-    dropped   (row)                  gives up its keys and values, and is admitted again later
-    admitted  (row, tokens)          begins, or begins again; so many tokens of its prompt were found in the cache
+    removed   (row)                  has ended, failed or been cancelled since the last plan
+    preempted (row)                  loses its keys and values, and is scheduled again later
+    scheduled (row, tokens)          begins, or begins again; so many tokens of its prompt were found in the cache
     blocks    (row, decoder, block)  to be appended to its table, those that were found among them
     encode    (row, call)            an encoder, for a part of its media
     read      (row, decoder, start, stop)  a chunk of a prompt
@@ -96,9 +96,9 @@ class Plan:
     Whoever has read the last token or frame that is known draws the next one.
     """
 
-    gone: list[tuple[int]] = column(1)
-    dropped: list[tuple[int]] = column(1)
-    admitted: list[tuple[int, int]] = column(2)
+    removed: list[tuple[int]] = column(1)
+    preempted: list[tuple[int]] = column(1)
+    scheduled: list[tuple[int, int]] = column(2)
     blocks: list[tuple[int, int, int]] = column(3)
     encode: list[tuple[int, int]] = column(2)
     read: list[tuple[int, int, int, int]] = column(4)
@@ -126,10 +126,10 @@ class Plan:
 
 FRAME_S = 0.08
 """Sound of a frame."""
-CALM_S = 2.0
-"""Rows with more sound to be heard wait while somebody is in need."""
-DRY_S = 0.5
-"""Rows with less are in need, as are those that were not heard yet."""
+BUFFERED_S = 2.0
+"""Rows with more sound to play wait while another runs out of it."""
+UNDERRUN_S = 0.5
+"""Rows with less are about to run out of it; they go first, as do those without any sound yet."""
 
 
 @dataclass(eq=False)
@@ -179,7 +179,7 @@ class Track:
 class Row:
     """An answer. deadline: when its listener will have heard all that was sent, before that when the first sound is late; sent:
     frames that became sound, in so many pieces; encoded: calls of encoders that were made; payloads: of the chunks that were found
-    when it was admitted.
+    when it was scheduled.
     """
 
     id: int
@@ -218,19 +218,19 @@ class Row:
         return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.made))
 
     @property
-    def word(self) -> bool:
-        """Whether the next frame has its text: a token each, and silence behind the last."""
+    def has_text(self) -> bool:
+        """Whether the text of the next frame is there: a token each, and tts_pad behind the last."""
         return self.talker.replays or self.text.ended or self.text.made - self.job.spoken.lead > self.talker.made
 
     @property
-    def mute(self) -> bool:
-        """Whether its first word is not written yet."""
+    def awaits_text(self) -> bool:
+        """Whether the text of its first frame is not written yet."""
         return self.text.made <= self.job.spoken.lead
 
     @property
-    def writes(self) -> bool:
-        """Whether it could have a word in the tick that makes the frame."""
-        return self.text.steps and not self.text.replays and not self.job.asks
+    def can_write(self) -> bool:
+        """Whether it can write the text of a frame in the tick that makes the frame."""
+        return self.text.steps and not self.text.replays and not self.job.has_callbacks
 
     @property
     def next_frame(self) -> float:
@@ -238,17 +238,17 @@ class Row:
         return self.deadline + (self.talker.made - self.sent) * FRAME_S
 
     @property
-    def unheard(self) -> bool:
+    def awaits_first_output(self) -> bool:
         """Whether its listener (reader, if it does not speak) waits for the first of all."""
         return self.sent == 0 if self.speaks else self.text.made == 0
 
-    def dry(self, now: float) -> bool:
-        """Whether its listener would soon hear nothing more."""
-        return self.speaks and self.sent > 0 and self.deadline - now < DRY_S
+    def underruns(self, now: float) -> bool:
+        """Whether its listener is about to run out of sound."""
+        return self.speaks and self.sent > 0 and self.deadline - now < UNDERRUN_S
 
-    def calm(self, now: float) -> bool:
-        """Whether it has to hear for a while."""
-        return self.sent > 0 and self.deadline - now > CALM_S
+    def well_buffered(self, now: float) -> bool:
+        """Whether its listener has sound for a while."""
+        return self.sent > 0 and self.deadline - now > BUFFERED_S
 
     def reading(self) -> tuple[int | None, int] | None:
         """What it reads next: the decoder of a chunk, or None for media, and how many tokens; or nothing."""
@@ -256,11 +256,11 @@ class Row:
             return None, self.job.media[self.encoded][1]
         if self.text.chunk:
             return THINKER, self.text.chunk
-        if self.speaks and not self.mute and self.talker.chunk:
+        if self.speaks and not self.awaits_text and self.talker.chunk:
             return TALKER, self.talker.chunk
         return None
 
     def left(self) -> int:
-        """Tokens that it has to read until it can be heard."""
+        """Tokens that it has to read until its first sound can be made."""
         media = sum(tokens for _, tokens in self.job.media[self.encoded :])
         return media + sum(max(track.chunked - track.read, 0) for track in self.tracks if track and not track.ended)

@@ -16,7 +16,7 @@ from ..modeling.forward import given_positions
 from ..modeling.packing import finite, host_array, patch_grids, whole_numbers
 from ..modeling.positions import get_rope_index, media_runs
 from .blocks import CHUNK
-from .kv_pool import check_held
+from .kv_pool import check_past
 
 DIGEST_BYTES = 16
 MEDIA = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
@@ -34,31 +34,31 @@ class Medium:
 
     kind: str
     content: tuple[np.ndarray, ...]
-    places: np.ndarray
+    indices: np.ndarray
     pieces: tuple[tuple[tuple[np.ndarray, ...], int], ...]
 
     def before(self, stop: int) -> "Medium":
         """With no more pieces than have tokens in front of this place."""
         starts = np.cumsum([0, *(count for _, count in self.pieces)])
-        count = int((self.places[starts[:-1]] < stop).sum())
-        return replace(self, places=self.places[: starts[count]], pieces=self.pieces[:count])
+        count = int((self.indices[starts[:-1]] < stop).sum())
+        return replace(self, indices=self.indices[: starts[count]], pieces=self.pieces[:count])
 
 
-class Call(NamedTuple):
+class EncoderCall(NamedTuple):
     """Of an encoder: for a piece of a medium, whose features stand at places int32 `[n]` of the prompt; digest: of its content:
     equal pieces, wherever they stand, have equal features.
     """
 
     medium: Medium
     content: tuple[np.ndarray, ...]
-    places: np.ndarray
+    indices: np.ndarray
     digest: bytes
 
 
 @dataclass(frozen=True)
 class Prompt:
     """ids int64 `[T]`; positions float32 `[3, T]`; following: the position of the next token; seconds float `[n]`: of a grid step
-    of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None; held: so many tokens at the
+    of each video, or None; embeds `[T, D]`, given in place of ids, which then are empty, or None; past_tokens: so many tokens at the
     beginning are in a cache of the caller's, with their media; chunk: tokens that are read at a time.
     """
 
@@ -68,23 +68,23 @@ class Prompt:
     media: tuple[Medium, ...] = ()
     seconds: np.ndarray | None = None
     embeds: np.ndarray | None = None
-    held: int = 0
+    past_tokens: int = 0
     chunk: int = CHUNK
 
     def __len__(self) -> int:
         return self.positions.shape[1]
 
     @cached_property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[EncoderCall]:
         """Of encoders, in the order in which reading needs them."""
         found = []
         for medium in self.media:
             start = 0
             for content, count in medium.pieces:
                 own = digest(medium.kind.encode(), *content)
-                found.append(Call(medium, content, medium.places[start : start + count], own))
+                found.append(EncoderCall(medium, content, medium.indices[start : start + count], own))
                 start += count
-        return sorted(found, key=lambda call: call.places[-1])
+        return sorted(found, key=lambda call: call.indices[-1])
 
     def grids(self) -> dict[str, Any]:
         """Of its pictures and videos, as `get_rope_index` takes them, None where there are none."""
@@ -93,14 +93,14 @@ class Prompt:
             "second_per_grids": self.seconds
         }
 
-    def ahead(self, grows: bool) -> "Prompt":
+    def prefix(self, grows: bool) -> "Prompt":
         """Its full chunks alone; grows: as far as they stand in front of the last piece of its last sound, which may change."""
         stop = len(self)
         if grows:
             sounds = [call for call in self.calls if call.medium.kind == "audio"]
-            stop = int(sounds[-1].places[0]) if sounds else 0
+            stop = int(sounds[-1].indices[0]) if sounds else 0
         stop -= stop % self.chunk
-        media = tuple(medium.before(stop) for medium in self.media if medium.places[0] < stop)
+        media = tuple(medium.before(stop) for medium in self.media if medium.indices[0] < stop)
         embeds = None if self.embeds is None else self.embeds[:stop]
         return replace(self, ids=self.ids[:stop], positions=self.positions[:, :stop], media=media, embeds=embeds)
 
@@ -118,9 +118,9 @@ class Prompt:
         text = self.ids if self.embeds is None else self.embeds
         parts = [text[start:stop], self.positions[:, start:stop]]
         for call in self.calls:
-            inside = np.flatnonzero((call.places >= start) & (call.places < stop))
+            inside = np.flatnonzero((call.indices >= start) & (call.indices < stop))
             if len(inside):
-                parts += [call.digest, inside[:1], call.places[inside] - start]
+                parts += [call.digest, inside[:1], call.indices[inside] - start]
         return digest(*parts)
 
 
@@ -151,14 +151,14 @@ def prompts(
     ids = host_array(inputs["input_ids"]).astype(np.int64) if embeds is None else np.empty((len(valid), 0), np.int64)
     media = _Media(config, inputs, chunk)
     found = []
-    for row, kept in enumerate(valid):
-        line = ids[row][kept] if embeds is None else ids[row]
-        own = () if embeds is not None else tuple(media.of(line))
-        following = np.float32(deltas[row, 0] + np.float32(kept.sum()))
-        given = None if embeds is None else embeds[row][kept]
+    for row, mask in enumerate(valid):
+        line = ids[row][mask] if embeds is None else ids[row]
+        own = () if embeds is not None else tuple(media.in_row(line))
+        following = np.float32(deltas[row, 0] + np.float32(mask.sum()))
+        given = None if embeds is None else embeds[row][mask]
         seconds = media.seconds_of(own)
-        places = np.ascontiguousarray(positions[:, row, kept])
-        found.append(Prompt(line, places, following, own, seconds, given, chunk=chunk))
+        own_positions = np.ascontiguousarray(positions[:, row, mask])
+        found.append(Prompt(line, own_positions, following, own, seconds, given, chunk=chunk))
     media.finish()
     return found
 
@@ -166,15 +166,15 @@ def prompts(
 def _continued(config, inputs, valid, cache, chunk):
     """The conversations of which a cache holds the beginning, with media and positions: plain text goes on from there."""
     ids = host_array(inputs["input_ids"]) if "input_ids" in inputs else None
-    check_held(cache, ids, valid, [config.image_token_id, config.video_token_id, config.audio_token_id])
-    held, deltas = valid[:, : cache.length].sum(axis=1), getattr(cache, "rope_deltas", None)
+    check_past(cache, ids, valid, [config.image_token_id, config.video_token_id, config.audio_token_id])
+    past_tokens, deltas = valid[:, : cache.length].sum(axis=1), getattr(cache, "rope_deltas", None)
     deltas = np.zeros((len(valid), 1), np.float32) if deltas is None else deltas
     found = []
-    for row, kept in enumerate(valid):
-        line = host_array(inputs["input_ids"])[row][kept].astype(np.int64)
+    for row, mask in enumerate(valid):
+        line = host_array(inputs["input_ids"])[row][mask].astype(np.int64)
         positions = np.broadcast_to(np.arange(len(line), dtype=np.float32) + deltas[row, 0], (3, len(line)))
         following = np.float32(len(line) + deltas[row, 0])
-        found.append(Prompt(line, positions, following, held=int(held[row]), chunk=chunk))
+        found.append(Prompt(line, positions, following, past_tokens=int(past_tokens[row]), chunk=chunk))
     return found
 
 
@@ -208,12 +208,12 @@ class _Media:
         seconds = inputs.get("video_second_per_grid")
         self.seconds = None if seconds is None else host_array(seconds).reshape(-1)
 
-    def of(self, ids: np.ndarray) -> Iterator[Medium]:
+    def in_row(self, ids: np.ndarray) -> Iterator[Medium]:
         for run, start, stop in media_runs(ids, self.config):
             for kind in ("video", "audio") if run == "audio_in_video" else (run,):
-                places = start + np.flatnonzero(ids[start:stop] == self.tokens[kind]).astype(np.int32)
-                while len(places):  # sounds may stand side by side
-                    medium, places = self._take(kind, places)
+                indices = start + np.flatnonzero(ids[start:stop] == self.tokens[kind]).astype(np.int32)
+                while len(indices):  # sounds may stand side by side
+                    medium, indices = self._take(kind, indices)
                     yield medium
 
     def seconds_of(self, media):
@@ -224,20 +224,20 @@ class _Media:
         own, self.seconds = self.seconds[:count], self.seconds[count:]
         return own
 
-    def _take(self, kind, places):
+    def _take(self, kind, indices):
         content = next(self.waiting[kind], None)
         if content is None:
             raise InputError(
-                f"the prompt has {len(places)} {kind} placeholders more than the {kind} inputs have tokens for; pass all that "
+                f"the prompt has {len(indices)} {kind} placeholders more than the {kind} inputs have tokens for; pass all that "
                 "the processor returned"
             )
         count = self._count(kind, content)
-        if count > len(places):
+        if count > len(indices):
             raise InputError(
-                f"the prompt has {len(places)} placeholders for a medium ({kind}) that makes {count} tokens; pass the ids and "
+                f"the prompt has {len(indices)} placeholders for a medium ({kind}) that makes {count} tokens; pass the ids and "
                 "features of one processor call"
             )
-        return Medium(kind, content, places[:count], tuple(self._pieces(kind, content))), places[count:]
+        return Medium(kind, content, indices[:count], tuple(self._pieces(kind, content))), indices[count:]
 
     def _count(self, kind, content):
         if kind == "audio":

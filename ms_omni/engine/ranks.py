@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -23,35 +22,35 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.request import DIGEST_BYTES, Request, digest, packed, unpacked
-from ..generation.sampling import Likeliest, SamplingParams, fresh_seed
+from ..generation.sampling import Likeliest, fresh_seed
 from ..locking import exclusive
 from ..parallel import watch
 from ..parallel.mesh import Interrupts
 from .blocks import BLOCK
-from .choice import Found
+from .choice import Scores
 from .plan import THINKER, Facts, Job, Plan
 from .sequence import Sequence
 
-WORDS = 512
+MESSAGE_INTS = 512
 """Of a message, in int32; what is longer takes a second one."""
 GO, INTERRUPTED, CLOSED = range(3)
 FOLLOWS = b"\xff" * DIGEST_BYTES
 """In the place of a fingerprint: whoever says so does what it is told."""
 
 
-class Alone:
+class SingleRank:
     """One process: it has nobody to tell.
 
-    leads: whether choices are made here; together: a context around whatever needs all ranks at the same time; held: around what
+    is_leader: whether choices are made here; synchronized: a context around whatever needs all ranks at the same time; defer_interrupts: around what
     all of them do once they have begun with a request, each by itself.
     """
 
-    leads, followed = True, False
+    is_leader, has_followers = True, False
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self.together: Callable[[], AbstractContextManager] = nullcontext
-        self.held: Callable[[], AbstractContextManager] = nullcontext
+        self.synchronized: Callable[[], AbstractContextManager] = nullcontext
+        self.defer_interrupts: Callable[[], AbstractContextManager] = nullcontext
 
     def await_begin(self) -> None:
         """Before a request is begun: comes to where rank 0 is."""
@@ -64,36 +63,36 @@ class Alone:
         """The id of a new row, whose limits fit."""
         return self.engine.scheduler.add(job)
 
-    def asked(self, request: Request, ids: list[int]) -> None:
+    def submitted(self, request: Request, ids: list[int]) -> None:
         """Once a request has rows."""
 
     def plan(self) -> Plan:
         """The next tick."""
         return self.engine.scheduler.plan()
 
-    def tell(self) -> None:
+    def sync_text(self) -> None:
         """Tells the words that are to be spoken in this tick."""
 
     def done(self, plan: Plan, facts: Facts) -> list[int]:
         """What came of a plan is noted -> rows that have ended with it."""
         return self.engine.scheduler.done(plan, facts)
 
-    def heard(self, id: int, count: int) -> list[Any]:
+    def talker_states(self, id: int, count: int) -> list[Any]:
         """What a talker hears of the first `count` tokens of a row, which were found, per chunk."""
         return list(self.engine.scheduler.rows[id].payloads)
 
     def finish(self) -> None:
         """After a tick, and after rows were given up."""
 
-    def least(self, number: int) -> int:
+    def minimum(self, number: int) -> int:
         """The smallest one of all ranks."""
         return number
 
-    def same(self, numbers: list[int]) -> list[int]:
+    def broadcast(self, numbers: list[int]) -> list[int]:
         """Rank 0's numbers."""
         return numbers
 
-    def leave(self, id: int) -> None:
+    def release(self, id: int) -> None:
         """A row is given up here."""
         self.engine.forget(id)
 
@@ -108,78 +107,78 @@ class Alone:
         """So many codes 0, None where a speech ends; `draw()` draws them."""
         return draw()
 
-    def scores(self, rows: Rows[Sequence], found: Rows[Found]) -> list[tuple[Found, bool]]:
+    def scores(self, rows: Rows[Sequence], found: Rows[Scores]) -> list[tuple[Scores, bool]]:
         """What each row chooses from, by what was found of it on every rank, and whether penalties are in there."""
         return [(line, False) for line in found]
 
 
-def ranks_of(engine: Any, *cells: Any) -> Alone:
-    """Of an engine whose model is held by the process group of the first of these cells that has one; None: for `same` alone."""
+def ranks_of(engine: Any, *cells: Any) -> SingleRank:
+    """Of an engine whose model is held by the process group of the first of these cells that has one; None: for `broadcast` alone."""
     group = next((cell.process_group for cell in cells if getattr(cell, "process_group", None) is not None), None)
-    return Alone(engine) if group is None or group.comm.size == 1 else Ranks(engine, group)
+    return SingleRank(engine) if group is None or group.comm.size == 1 else Ranks(engine, group)
 
 
-class Ranks(Alone):
+class Ranks(SingleRank):
     """One of several ranks; group: who they are.
 
-    told: the live rows that were asked here, and how many tokens rank 0 has told of each; resting: whether the others wait for a
-    wake-up; followed: whether they are in `follow`; begun: rank 0 is about to compare a request; letters: requests that are to travel.
+    sent: the live rows that were asked here, and how many tokens rank 0 has told of each; idle: whether the others wait for a
+    wake-up; has_followers: whether they are in `follow`; request_pending: rank 0 is about to compare a request; requests: requests that are to travel.
     """
 
     def __init__(self, engine: Any, group: Any) -> None:
         super().__init__(engine)
         self.comm, self.wakeup, self.vocabulary = group.comm, group.wakeup, group.vocabulary
-        self.leads = self.comm.rank == 0
-        self.together, self.held = self._together, self._held
+        self.is_leader = self.comm.rank == 0
+        self.synchronized, self.defer_interrupts = self._synchronized, self._defer_interrupts
         self.interrupts = Interrupts()
-        self.told: dict[int, int] = {}
-        self.letters: list[bytes] = []
-        self.resting, self.followed, self.begun, self.closed, self.working = True, False, False, False, False
-        self._count, self._thread, self._due = 0, threading.get_ident(), False
-        self._heard: dict[int, tuple[Rows[int], Any]] = {}  # of chunks, by each of their blocks
+        self.sent: dict[int, int] = {}
+        self.requests: list[bytes] = []
+        self.idle, self.has_followers, self.request_pending, self.closed, self.working = True, False, False, False, False
+        self._count, self._thread, self._text_due = 0, threading.get_ident(), False
+        self._talker_states: dict[int, tuple[Rows[int], Any]] = {}  # of chunks, by each of their blocks
 
     # -- what is asked -----------------------------------------------------------------------------------------------
 
     def begin(self, request: Request) -> Request:
-        seeds = [fresh_seed() if _draws_freely(params) else 0 for params in _sampled(request)]
-        if not self.followed:
-            seeds = self._agree(request, seeds + [0] * (3 - len(seeds)))
-        if self.followed and request.options.past_key_values is not None:
+        seeds = [fresh_seed() if params.needs_seed else 0 for params in request.sampling]
+        if not self.has_followers:
+            seeds = self._compare_requests(request, seeds + [0] * (3 - len(seeds)))
+        if self.has_followers and request.options.past_key_values is not None:
             raise InputError(
                 "past_key_values lie on rank 0 alone where the other ranks call engine.follow(); leave them out (what was read "
                 "before is found again without them), or run the same script on every rank"
             )
-        return _seeded(request, seeds)
+        return request.with_seeds(seeds)
 
-    def _agree(self, request: Request, seeds: Rows[int]) -> list[int]:
+    def _compare_requests(self, request: Request, seeds: Rows[int]) -> list[int]:
         """Meets the other ranks and compares what they were asked -> rank 0's seeds."""
-        with self._together():
-            if self.leads:
-                self.wakeup.send() if self.resting else self._say(begun=True)
+        with self._synchronized():
+            if self.is_leader:
+                self.wakeup.send() if self.idle else self._broadcast_plan(request_pending=True)
             return self._compare(digest(request, self.engine.settings), seeds)
 
     def await_begin(self) -> None:
         """There may be ticks of earlier requests on the way."""
-        if self.followed:
+        if self.has_followers:
             return
         self._check_thread()
-        while not (self.leads or self.begun or self.resting):
+        while not (self.is_leader or self.request_pending or self.idle):
             self.engine.tick()
-        if not (self.leads or self.begun):
+        if not (self.is_leader or self.request_pending):
             exclusive.released(self.wakeup.wait)
-        self.begun = False
+        self.request_pending = False
 
-    def _compare(self, said: bytes, seeds: Rows[int]) -> list[int]:
+    def _compare(self, fingerprint: bytes, seeds: Rows[int]) -> list[int]:
         """Rank 0's seeds, once all ranks have said the same, or that they follow. Raises `InputError`."""
         state = bytes([INTERRUPTED if self.interrupts.pending else GO]) * 8
-        mine = said + state + np.array(seeds, np.int64).tobytes()
+        mine = fingerprint + state + np.array(seeds, np.int64).tobytes()
         everyone = [row.tobytes() for row in self.comm.gather_array(np.frombuffer(mine, np.uint8))]
         if everyone[0][DIGEST_BYTES] == INTERRUPTED:
-            self._abandon()
+            self._abort()
         others = [row[:DIGEST_BYTES] for row in everyone]
-        self.followed = all(other == FOLLOWS for other in others[1:])
+        self.has_followers = all(other == FOLLOWS for other in others[1:])
         different = [rank for rank, other in enumerate(others) if other != others[0]]
-        if different and not self.followed:
+        if different and not self.has_followers:
             raise InputError(
                 f"ranks {different} were asked something else than rank 0; run the same script with the same inputs and "
                 "arguments on every rank, or call engine.follow() on all but rank 0"
@@ -196,28 +195,28 @@ class Ranks(Alone):
         self._thread = threading.get_ident()
 
     def number(self, job: Job) -> int:
-        if self.leads:
+        if self.is_leader:
             return super().number(job)
         self._count += 1
         return self._count - 1
 
-    def asked(self, request: Request, ids: list[int]) -> None:
-        if self.followed and self.leads:
-            self.letters.append(packed(request))
+    def submitted(self, request: Request, ids: list[int]) -> None:
+        if self.has_followers and self.is_leader:
+            self.requests.append(packed(request))
         else:
-            self.resting = False
-        self.told |= dict.fromkeys(ids, 0)
+            self.idle = False
+        self.sent |= dict.fromkeys(ids, 0)
 
     # -- a tick ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _synchronized(self) -> Iterator[None]:
         """One thread at a time, and an interruption waits."""
-        with exclusive, self._held(), watch.busy():
+        with exclusive, self._defer_interrupts(), watch.busy():
             yield
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _defer_interrupts(self) -> Iterator[None]:
         """An interruption waits until all ranks can hear of it: for the next message, where there is to be one."""
         with self.interrupts.held():
             outer, self.working = self.working, True
@@ -225,80 +224,82 @@ class Ranks(Alone):
                 yield
             finally:
                 self.working = outer
-        if self.resting and not self.told and not outer and self.interrupts.pending:
+        if self.idle and not self.sent and not outer and self.interrupts.pending:
             self.interrupts.act()
 
     def plan(self) -> Plan:
-        if not self.leads:
-            return self._hear()
+        if not self.is_leader:
+            return self._receive_plan()
         plan = super().plan()
-        self._say(plan)
+        self._broadcast_plan(plan)
         return plan
 
-    def tell(self) -> None:
-        if self._due:
-            self._due = False
-            self._say() if self.leads else self._hear()
+    def sync_text(self) -> None:
+        if self._text_due:
+            self._text_due = False
+            self._broadcast_plan() if self.is_leader else self._receive_plan()
 
     def codes(self, draw: Callable[[], list[int | None]], count: int) -> list[int | None]:
-        drawn = draw() if self.leads else [0] * count
-        told = self.same([-1 if code is None else code for code in drawn])
-        return [None if code < 0 else code for code in told]
+        drawn = draw() if self.is_leader else [0] * count
+        sent = self.broadcast([-1 if code is None else code for code in drawn])
+        return [None if code < 0 else code for code in sent]
 
-    def same(self, numbers: list[int]) -> list[int]:
+    def broadcast(self, numbers: list[int]) -> list[int]:
         return self.comm.broadcast_array(np.array(numbers, np.int64)).tolist() if numbers else []
 
-    def least(self, number: int) -> int:
-        self.wakeup.send() if self.leads else exclusive.released(self.wakeup.wait)
-        with self._together():
+    def minimum(self, number: int) -> int:
+        self.wakeup.send() if self.is_leader else exclusive.released(self.wakeup.wait)
+        with self._synchronized():
             return int(self.comm.gather_array(np.array([number], np.int64)).min())
 
     def done(self, plan: Plan, facts: Facts) -> list[int]:
-        if self.leads:
+        if self.is_leader:
             return super().done(plan, facts)
         for id, decoder, start, stop in plan.read:
             if decoder == THINKER and stop - start == self.engine.rows[id].prompt.chunk:
-                self._note(self.engine.rows[id].table[start // BLOCK : stop // BLOCK], facts.payloads[id])
+                self._store_talker_states(self.engine.rows[id].table[start // BLOCK : stop // BLOCK], facts.payloads[id])
         return []
 
-    def _note(self, blocks: Rows[int], heard: Any) -> None:
+    def _store_talker_states(self, blocks: Rows[int], talker_states: Any) -> None:
         """Keeps what a talker hears of a chunk beside its blocks, until one of them holds another chunk: no more than fit there."""
         for block in blocks:
-            for stale in self._heard.get(block, ((), None))[0]:
-                del self._heard[stale]
-        self._heard.update(dict.fromkeys(blocks, (tuple(blocks), heard)))
+            for stale in self._talker_states.get(block, ((), None))[0]:
+                del self._talker_states[stale]
+        self._talker_states.update(dict.fromkeys(blocks, (tuple(blocks), talker_states)))
 
-    def heard(self, id: int, count: int) -> list[Any]:
-        if self.leads:
-            return super().heard(id, count)
+    def talker_states(self, id: int, count: int) -> list[Any]:
+        if self.is_leader:
+            return super().talker_states(id, count)
         table, chunk = self.engine.rows[id].table, self.engine.rows[id].prompt.chunk
-        return [self._heard[table[start // BLOCK]][1] for start in range(0, count, chunk)]
+        return [self._talker_states[table[start // BLOCK]][1] for start in range(0, count, chunk)]
 
-    def scores(self, rows: Rows[Sequence], found: Rows[Found]) -> list[tuple[Found, bool]]:
+    def scores(self, rows: Rows[Sequence], found: Rows[Scores]) -> list[tuple[Scores, bool]]:
         """One collective for all rows that choose alike."""
-        self._due |= any(row.speech is not None for row in rows)
+        self._text_due |= any(row.speech is not None for row in rows)
         if self.vocabulary is None:
             return super().scores(rows, found)
         kinds: dict[Any, list[int]] = {}
         for index, (row, line) in enumerate(zip(rows, found)):
             kinds.setdefault(_kind_of(row, line), []).append(index)
         scores: list[Any] = [None] * len(rows)
-        for kind, places in kinds.items():
-            lines, samplers = [found[place] for place in places], [rows[place].text.sampler for place in places]
-            for place, line in zip(places, self.vocabulary.together(kind, lines, _Samplers(samplers))):
-                scores[place] = line, kind is not None
+        for kind, indices in kinds.items():
+            lines, samplers = [found[index] for index in indices], [rows[index].text.sampler for index in indices]
+            for index, line in zip(indices, self.vocabulary.together(kind, lines, _Samplers(samplers))):
+                scores[index] = line, kind is not None
         return scores
 
     def finish(self) -> None:
         """Who has its answer may not ask for another tick, so the end of a row is told at once."""
-        if self.leads and not all(map(self._goes_on, self.told)):
-            with self._together():
-                self._say()
+        if self.is_leader and not all(map(self._goes_on, self.sent)):
+            with self._synchronized():
+                self._broadcast_plan()
 
-    def leave(self, id: int) -> None:
-        while not self.leads and id in self.told and not self.begun:  # rank 0 needs this one's part until it is done
+    def release(self, id: int) -> None:
+        while (
+            not self.is_leader and id in self.sent and not self.request_pending
+        ):  # rank 0 needs this one's part until it is done
             self.engine.tick()
-        if self.leads or id not in self.told:
+        if self.is_leader or id not in self.sent:
             self.engine.forget(id)
 
     def _goes_on(self, id: int) -> bool:
@@ -306,110 +307,110 @@ class Ranks(Alone):
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
-    def _say(self, plan: Plan = Plan(), state: int = GO, begun: bool = False) -> None:
+    def _broadcast_plan(self, plan: Plan = Plan(), state: int = GO, request_pending: bool = False) -> None:
         """Rank 0 tells the news, and what is to be done now."""
         state = INTERRUPTED if self.interrupts.pending else state
-        if self.resting:
+        if self.idle:
             self.wakeup.send()
-        news, letters = self._news(), self.letters
-        self.resting, self.letters = not self.told, []
+        updates, requests = self._updates(), self.requests
+        self.idle, self.requests = not self.sent, []
         sizes = [0 if pool is None else pool.capacity for pool in self.engine.scheduler.pools]
-        head = [state, 0, self.resting, begun, *sizes, len(letters), *map(len, letters)]
-        numbers = np.array([*head, *news, *plan.to_array()], np.int32)
+        head = [state, 0, self.idle, request_pending, *sizes, len(requests), *map(len, requests)]
+        numbers = np.array([*head, *updates, *plan.to_array()], np.int32)
         numbers[1] = len(numbers)
-        first = np.zeros(WORDS, np.int32)
-        first[: len(numbers)] = numbers[:WORDS]
+        first = np.zeros(MESSAGE_INTS, np.int32)
+        first[: len(numbers)] = numbers[:MESSAGE_INTS]
         self.comm.broadcast_array(first)
-        if len(numbers) > WORDS:
-            self.comm.broadcast_array(numbers[WORDS:])
-        if letters:
-            self.comm.broadcast_array(np.frombuffer(b"".join(letters), np.uint8))
+        if len(numbers) > MESSAGE_INTS:
+            self.comm.broadcast_array(numbers[MESSAGE_INTS:])
+        if requests:
+            self.comm.broadcast_array(np.frombuffer(b"".join(requests), np.uint8))
         if state == INTERRUPTED:
-            self._abandon()
+            self._abort()
 
-    def _hear(self) -> Plan:
+    def _receive_plan(self) -> Plan:
         """Takes in what rank 0 says."""
-        numbers = self.comm.broadcast_array(np.zeros(WORDS, np.int32))
-        if numbers[1] > WORDS:
-            numbers = np.concatenate([numbers, self.comm.broadcast_array(np.zeros(numbers[1] - WORDS, np.int32))])
+        numbers = self.comm.broadcast_array(np.zeros(MESSAGE_INTS, np.int32))
+        if numbers[1] > MESSAGE_INTS:
+            numbers = np.concatenate([numbers, self.comm.broadcast_array(np.zeros(numbers[1] - MESSAGE_INTS, np.int32))])
         rest = iter(numbers.tolist())
-        state, _, resting, begun, *sizes, count = islice(rest, 7)
+        state, _, idle, request_pending, *sizes, count = islice(rest, 7)
         for pool, size in zip(self.engine.scheduler.pools, sizes):
             if pool is not None:
                 pool.capacity = size
         sizes = list(islice(rest, count))
-        letters = self.comm.broadcast_array(np.zeros(sum(sizes), np.uint8)).tobytes() if sizes else b""
-        self.resting, self.begun, self.closed = bool(resting), bool(begun), state == CLOSED
+        requests = self.comm.broadcast_array(np.zeros(sum(sizes), np.uint8)).tobytes() if sizes else b""
+        self.idle, self.request_pending, self.closed = bool(idle), bool(request_pending), state == CLOSED
         if state == INTERRUPTED:
-            self._abandon()
+            self._abort()
         for stop, size in zip(np.cumsum(sizes), sizes):
-            self.engine.take(unpacked(letters[stop - size : stop]))
-        self._apply(rest)
+            self.engine.enqueue(unpacked(requests[stop - size : stop]))
+        self._apply_updates(rest)
         return Plan.from_array(rest)
 
-    def _news(self) -> list[int]:
+    def _updates(self) -> list[int]:
         """Rows that were given up, then of each row with news: id, how many tokens, whether more follow, whether it has ended,
         the length of its error; the tokens, the error.
         """
         rows, found = self.engine.rows, []
-        gone = [id for id in self.told if id not in rows]
-        for id in self.told.keys() - gone:
-            row, tokens = rows[id], rows[id].text.tokens[self.told[id] :]
+        gone = [id for id in self.sent if id not in rows]
+        for id in self.sent.keys() - gone:
+            row, tokens = rows[id], rows[id].text.tokens[self.sent[id] :]
             error = row.error or (row.late_error if row.ended else None)
             error = b"" if error is None else str(error).encode()
             if tokens or row.ended or error:
-                found.append([id, len(tokens), row.text.going, row.ended, len(error), *tokens, *error])
-            self.told[id] += len(tokens)
-        self.told = {id: count for id, count in self.told.items() if id in rows and not rows[id].ended}
+                found.append([id, len(tokens), row.text.active, row.ended, len(error), *tokens, *error])
+            self.sent[id] += len(tokens)
+        self.sent = {id: count for id, count in self.sent.items() if id in rows and not rows[id].ended}
         return [len(gone), *gone, len(found), *(number for numbers in found for number in numbers)]
 
-    def _apply(self, rest: Iterator[int]) -> None:
+    def _apply_updates(self, rest: Iterator[int]) -> None:
         for id in list(islice(rest, next(rest))):
-            self.told.pop(id, None)
+            self.sent.pop(id, None)
             self.engine.rows[id].ended = True
             self.engine.forget(id)
         for _ in range(next(rest)):
-            id, count, going, ended, length = islice(rest, 5)
+            id, count, active, ended, length = islice(rest, 5)
             row = self.engine.rows[id]
             for left in reversed(range(count)):
-                self.engine.wrote(row, id, row.text.add(next(rest), going=bool(left or going)))
+                self.engine.emit_token(row, id, row.text.add(next(rest), active=bool(left or active)))
             error = bytes(islice(rest, length))
             row.error = InputError(error.decode()) if error else row.error
             if ended:
-                self.told.pop(id, None)
+                self.sent.pop(id, None)
                 self.engine.finish(row)
                 if id not in self.engine.added:
                     del self.engine.rows[id]
 
-    def _abandon(self) -> NoReturn:
+    def _abort(self) -> NoReturn:
         """All ranks give all up at the same place: there was an interruption."""
-        self.engine.give_up()
-        self.told, self.letters, self.resting, self.followed = {}, [], True, False
+        self.engine.abort_all()
+        self.sent, self.requests, self.idle, self.has_followers = {}, [], True, False
         self.interrupts.act()
 
     # -- ranks that only follow --------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        if self.leads:
+        if self.is_leader:
             raise InputError("engine.follow() is for the ranks behind rank 0, which is asked")
         self.await_begin()
-        with self._together():
+        with self._synchronized():
             self._compare(FOLLOWS, [0, 0, 0])
-        self.followed, self.closed = True, False
+        self.has_followers, self.closed = True, False
         while not self.closed:
-            if self.resting:
+            if self.idle:
                 self.wakeup.wait()
             self.engine.tick()
             for row in self.engine.rows.values():  # nobody listens
-                for kept in (row.events, row.watched, row.text.logits):
-                    kept.clear()
-        self.followed = False
+                for stored in (row.events, row.hidden_states, row.text.logits):
+                    stored.clear()
+        self.has_followers = False
 
     def close(self) -> None:
-        if self.leads and self.followed:
-            with self._together():
-                self._say(state=CLOSED)
-            self.followed = False
+        if self.is_leader and self.has_followers:
+            with self._synchronized():
+                self._broadcast_plan(state=CLOSED)
+            self.has_followers = False
 
 
 class _Samplers:
@@ -422,28 +423,9 @@ class _Samplers:
         return np.stack([row.adjusted(line, first) for row, line in zip(self.rows, logits)])
 
 
-def _kind_of(row: Sequence, found: Found) -> Any:
+def _kind_of(row: Sequence, found: Scores) -> Any:
     """What a rank sends of this depends on it; None: everything."""
     params = row.text.params
     if isinstance(found, Likeliest):
         return Likeliest
     return None if row.text.options.whole_logits else params.do_sample and (params.temperature, params.top_k, params.top_h)
-
-
-def _sampled(request: Request) -> list[SamplingParams]:
-    speech = request.speech
-    return [request.text, *([] if speech is None else [speech.talker, speech.predictor])]
-
-
-def _draws_freely(params: SamplingParams) -> bool:
-    return params.do_sample and params.seed is None
-
-
-def _seeded(request: Request, seeds: Rows[int]) -> Request:
-    """With a seed wherever one is drawn with and none was given."""
-    text, *speech = (
-        replace(params, seed=seed) if _draws_freely(params) else params for params, seed in zip(_sampled(request), seeds)
-    )
-    if request.speech is not None:
-        return replace(request, text=text, speech=replace(request.speech, talker=speech[0], predictor=speech[1]))
-    return replace(request, text=text)

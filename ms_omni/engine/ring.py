@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-NOTE = struct.Struct("<QQ")  # bytes that this side has written and read, since the beginning
+COUNTS = struct.Struct("<QQ")  # bytes that this side has written and read, since the beginning
 HEAD = struct.Struct("<I")  # bytes of a message's header
 MIB = 2**20
 
@@ -51,17 +51,17 @@ class Ring:
 
 
 class Channel:
-    """One end, for one thread at a time; `wait` may stand beside it. gone: the other side is not there any more."""
+    """One end, for one thread at a time; `wait` may stand beside it. closed: the other side is not there any more."""
 
     def __init__(self, memory: mmap.mmap, end: socket.socket, first: bool) -> None:
         end.setblocking(False)
-        self.memory, self.socket, self.gone = memory, end, False
+        self.memory, self.socket, self.closed = memory, end, False
         half = len(memory) // 2
         halves = memoryview(memory)[:half], memoryview(memory)[half : 2 * half]
         self.out, self.into = map(Ring, halves if first else halves[::-1])
         self._queue: deque[memoryview] = deque()
-        self._got = bytearray()
-        self._heard, self._note, self._noted = b"", b"", NOTE.pack(0, 0)
+        self._buffer = bytearray()
+        self._received, self._outgoing, self._last_sent = b"", b"", COUNTS.pack(0, 0)
 
     @classmethod
     def pair(cls, size: int) -> tuple["Channel", tuple[int, int]]:
@@ -97,13 +97,13 @@ class Channel:
 
     def pump(self) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Moves what can be moved; returns the messages `(header, arrays)` that have arrived as a whole."""
-        self._listen()
-        self._got += self.into.take()
+        self._receive_counts()
+        self._buffer += self.into.take()
         while self._queue and (count := self.out.put(self._queue[0])):
             rest = self._queue.popleft()[count:]
             if len(rest):
                 self._queue.appendleft(rest)
-        self._say()
+        self._send_counts()
         found = []
         while (message := self._message()) is not None:
             found.append(message)
@@ -112,59 +112,59 @@ class Channel:
     def wait(self, seconds: float | None) -> None:
         """Until there may be something to move, or so many seconds."""
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-            select.select([self.socket], [self.socket] if self._note else [], [], seconds)
+            select.select([self.socket], [self.socket] if self._outgoing else [], [], seconds)
 
     def close(self) -> None:
         """Tells the other side, whoever else holds a copy of the socket; the memory goes with the last of the two."""
-        self.gone = True
+        self.closed = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
-    def _listen(self):
+    def _receive_counts(self):
         """Takes the last note; notes are totals, so one that is left out does not matter."""
         try:
-            while not self.gone:
-                data = self.socket.recv(NOTE.size * 256)
-                self.gone = not data
-                self._heard += data
+            while not self.closed:
+                data = self.socket.recv(COUNTS.size * 256)
+                self.closed = not data
+                self._received += data
         except BlockingIOError:
             pass
         except OSError:
-            self.gone = True
-        whole = len(self._heard) // NOTE.size * NOTE.size
+            self.closed = True
+        whole = len(self._received) // COUNTS.size * COUNTS.size
         if whole:
-            self.into.written, self.out.read = NOTE.unpack_from(self._heard, whole - NOTE.size)
-            self._heard = self._heard[whole:]
+            self.into.written, self.out.read = COUNTS.unpack_from(self._received, whole - COUNTS.size)
+            self._received = self._received[whole:]
 
-    def _say(self):
-        while not self.gone:
-            if not self._note:
-                note = NOTE.pack(self.out.written, self.into.read)
-                if note == self._noted:
+    def _send_counts(self):
+        while not self.closed:
+            if not self._outgoing:
+                counts = COUNTS.pack(self.out.written, self.into.read)
+                if counts == self._last_sent:
                     return
-                self._note = self._noted = note
+                self._outgoing = self._last_sent = counts
             try:
-                self._note = self._note[self.socket.send(self._note) :]
-            except OSError:  # the other side has not listened for a while, or has gone, which `_listen` finds
+                self._outgoing = self._outgoing[self.socket.send(self._outgoing) :]
+            except OSError:  # the other side has not listened for a while, or has gone, which `_receive_counts` finds
                 return
 
     def _message(self):
-        if len(self._got) < HEAD.size:
+        if len(self._buffer) < HEAD.size:
             return None
-        (size,) = HEAD.unpack_from(self._got)
-        if len(self._got) < HEAD.size + size:
+        (size,) = HEAD.unpack_from(self._buffer)
+        if len(self._buffer) < HEAD.size + size:
             return None
-        header, shapes = json.loads(self._got[HEAD.size : HEAD.size + size])
+        header, shapes = json.loads(self._buffer[HEAD.size : HEAD.size + size])
         sizes = [int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize for _, kind, shape in shapes]
         start = HEAD.size + size
-        if len(self._got) < start + sum(sizes):
+        if len(self._buffer) < start + sum(sizes):
             return None
         arrays = {}
         for (name, kind, shape), count in zip(shapes, sizes):
-            arrays[name] = np.frombuffer(self._got[start : start + count], kind).reshape(
+            arrays[name] = np.frombuffer(self._buffer[start : start + count], kind).reshape(
                 shape
             )  # a copy that can be written to
             start += count
-        del self._got[:start]
+        del self._buffer[:start]
         return header, arrays

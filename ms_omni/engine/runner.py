@@ -16,15 +16,15 @@ from ..modeling.packing import host_array
 from ..modeling.prefill import Deepstack
 from ..modeling.steps import COMPILE_AFTER, LAUNCH_ROWS
 from .blocks import BLOCK, ContentCache
-from .choice import Chooser, Found
+from .choice import Chooser, Scores
 from .kv_pool import KVPool, PoolStep
 from .sequence import Sequence
 
 CHUNK_STEP = 16
 
 
-def heard_bytes(decoder: Decoder) -> int:
-    """Memory of what a talker hears of a block, which is kept beside its keys and values: embeddings and hidden states `[BLOCK, D]`.
+def talker_state_bytes(decoder: Decoder) -> int:
+    """Memory of the states for the talker of a block, which are stored beside its keys and values: embeddings and hidden states `[BLOCK, D]`.
 
     At the published sizes (D = 2048, bfloat16) that is 1 MiB of a block and 4 MiB of a chunk of 512 tokens, beside 48 MiB of keys
     and values (48 layers, 4 heads of 128).
@@ -33,8 +33,8 @@ def heard_bytes(decoder: Decoder) -> int:
 
 
 class ThinkerRunner:
-    """thinker: the model's; pool: its keys and values; features: of pieces of media, by their digests; listen: the number of the
-    layer whose states a talker hears, or None; rows: of a launch, at most.
+    """thinker: the model's; pool: its keys and values; features: of pieces of media, by their digests; accept_hidden_layer: the number of the
+    layer whose states the talker reads, or None; rows: of a launch, at most.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class ThinkerRunner:
         thinker: Any,
         pool: KVPool,
         features: ContentCache,
-        listen: int | None = None,
+        accept_hidden_layer: int | None = None,
         compile_after: int | None = COMPILE_AFTER,
         rows: int = LAUNCH_ROWS,
     ) -> None:
-        self.thinker, self.pool, self.features, self.listen = thinker, pool, features, listen
+        self.thinker, self.pool, self.features, self.accept_hidden_layer = thinker, pool, features, accept_hidden_layer
         self.step = PoolStep(thinker.model, thinker.output_layer, pool, compile_after)
         self.chooser = Chooser(thinker.output_layer, rows)
 
@@ -70,13 +70,13 @@ class ThinkerRunner:
             mel, *before = content
             lengths = [frames.shape[1] for frames in (*before, mel)]
             found = self.thinker.get_audio_features(np.concatenate([*before, mel], axis=1), audio_feature_lengths=lengths)
-            return found[-len(call.places) :] if before else found, []
-        see = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
-        return see(*content)
+            return found[-len(call.indices) :] if before else found, []
+        encode = self.thinker.get_image_features if kind == "image" else self.thinker.get_video_features
+        return encode(*content)
 
-    def read(self, row: Sequence, start: int, stop: int) -> tuple[Found | None, Any]:
-        """Reads a chunk of the prompt -> what the token behind the whole prompt is chosen by, where one is to be chosen; and what a
-        talker hears of the chunk, `(embeddings, hidden states)`, each `[n, D]`, or None.
+    def read(self, row: Sequence, start: int, stop: int) -> tuple[Scores | None, Any]:
+        """Reads a chunk of the prompt -> what the token behind the whole prompt is chosen by, where one is to be chosen; and the
+        states for the talker, `(embeddings, hidden states)`, each `[n, D]`, or None.
         """
         count, size = stop - start, chunk_size(stop - start)
         x, inject = self._rows(row, start, stop, size)
@@ -84,24 +84,25 @@ class ThinkerRunner:
         positions[:, 0, :count] = row.prompt.positions[:, start:stop]
         states: dict[int, Tensor] = {}
         rope = self.thinker.model.rope(positions)
-        wanted = None if row.text.options.output_hidden_states else () if self.listen is None else (0, self.listen)
+        layer = self.accept_hidden_layer
+        wanted = None if row.text.options.output_hidden_states else () if layer is None else (0, layer)
         found = states.__setitem__
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, count, row.table, inject, found, wanted)
-        heard = None if self.listen is None else (states[0][0, :count], states[self.listen][0, :count])
-        self._watch(row, states, hidden, count)
-        first = stop == len(row.prompt) and not (row.given or row.reads or row.text.tokens)
-        return self._found([row], self.thinker.logits(hidden[:, count - 1 : count]))[0] if first else None, heard
+        talker_states = None if layer is None else (states[0][0, :count], states[layer][0, :count])
+        self._store_hidden_states(row, states, hidden, count)
+        first = stop == len(row.prompt) and not (row.given or row.prefill_only or row.text.tokens)
+        return self._scores([row], self.thinker.logits(hidden[:, count - 1 : count]))[0] if first else None, talker_states
 
-    def _found(self, rows, logits):
+    def _scores(self, rows, logits):
         """What each row's next token is chosen by, by logits `[B, 1, V]`; nothing of a row that is still reading what it wrote."""
         due = [row.text.sampler if row.choosing else None for row in rows]
         return self.chooser(due, logits, [index for index, row in enumerate(rows) if row.text.options.whole_logits])
 
-    def _watch(self, row, states, hidden, count):
-        """Keeps the states of all layers `[1, count, D]` where they are asked for; the last are those after the final norm."""
+    def _store_hidden_states(self, row, states, hidden, count):
+        """Stores the states of all layers `[1, count, D]` where they are asked for; the last are those after the final norm."""
         if row.text.options.output_hidden_states:
             layers = [states[layer] for layer in range(len(self.thinker.model.layers))] + [hidden]
-            row.watched.append(tuple(HostArray.of(host_array(layer)[:, :count]) for layer in layers))
+            row.hidden_states.append(tuple(HostArray.of(host_array(layer)[:, :count]) for layer in layers))
 
     def _rows(self, row, start, stop, size):
         """Embeddings `[1, size, D]` of a chunk, features in the place of placeholders, and what the deepstack adds, or None."""
@@ -115,24 +116,24 @@ class ThinkerRunner:
         x, deepstack = self.thinker.embed_text(ids), []
         rows = x.reshape(size, -1)
         for number, call in enumerate(prompt.calls):
-            inside = np.flatnonzero((call.places >= start) & (call.places < stop)).astype(np.int32)
+            inside = np.flatnonzero((call.indices >= start) & (call.indices < stop)).astype(np.int32)
             if not len(inside):
                 continue
             features, layers = row.features[number]
-            places, index = (call.places[inside] - start).astype(np.int32), Tensor(inside)
-            rows = ops.scatter_rows(rows, Tensor(places), ops.gather_rows(features, index).astype(rows.dtype))
+            indices, index = (call.indices[inside] - start).astype(np.int32), Tensor(inside)
+            rows = ops.scatter_rows(rows, Tensor(indices), ops.gather_rows(features, index).astype(rows.dtype))
             if layers:
-                deepstack.append((places, [ops.gather_rows(layer, index) for layer in layers]))
+                deepstack.append((indices, [ops.gather_rows(layer, index) for layer in layers]))
         inject = Deepstack(deepstack, size).between(0, size) if deepstack else None
         return rows.reshape(x.shape), inject
 
-    def decode(self, rows: Rows[Sequence]) -> list[Found | None]:
+    def decode(self, rows: Rows[Sequence]) -> list[Scores | None]:
         """Each row's next token is read -> what the one behind it is chosen by."""
-        watched = [row for row in rows if row.text.options.output_hidden_states]
-        if watched:
+        observed = [row for row in rows if row.text.options.output_hidden_states]
+        if observed:
             others = [row for row in rows if not row.text.options.output_hidden_states]
             found = dict(zip(map(id, others), self.decode(others) if others else ()))
-            return [found[id(row)] if id(row) in found else self._watched_step(row) for row in rows]
+            return [found[id(row)] if id(row) in found else self._observed_step(row) for row in rows]
         most = self.step.most
         if most is not None and len(rows) > most:
             return self.decode(rows[:most]) + self.decode(rows[most:])
@@ -140,21 +141,21 @@ class ThinkerRunner:
         ids, positions = np.zeros((size, 1), np.int64), np.zeros((3, size, 1), np.float32)
         for index, row in enumerate(rows):
             ids[index], positions[:, index] = row.next_token(), row.position()
-        tables, lengths = places(self.pool, [row.table for row in rows], [row.read for row in rows], size)
+        tables, lengths = step_tables(self.pool, [row.table for row in rows], [row.read for row in rows], size)
         logits, _ = self.step(self.thinker.embed_text(ids), self.thinker.model.rope(positions), tables, lengths)
-        return self._found(rows, logits)
+        return self._scores(rows, logits)
 
-    def _watched_step(self, row):
-        """The same for one row through the cells, which can be looked into."""
+    def _observed_step(self, row):
+        """The same for one row through the cells, whose states can be observed."""
         states: dict[int, Tensor] = {}
         rope = self.thinker.model.rope(np.full((3, 1, 1), row.position(), np.float32))
         x, start, table = self.thinker.embed_text(np.array([[row.next_token()]])), row.read, row.table
         hidden = self.pool.read_chunk(self.thinker.model, x, rope, start, 1, table, None, states.__setitem__)
-        self._watch(row, states, hidden, 1)
-        return self._found([row], self.thinker.logits(hidden[:, :1]))[0]
+        self._store_hidden_states(row, states, hidden, 1)
+        return self._scores([row], self.thinker.logits(hidden[:, :1]))[0]
 
 
-def places(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+def step_tables(pool: KVPool, tables: Rows[Rows[int]], read: Rows[int], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Tables int32 `[size, n]` and lengths int32 `[size]` of rows with these blocks, of which so many positions were read, that
     read one more; what pads them is in block 0.
     """

@@ -1,19 +1,19 @@
 """Who does what in the next tick: numbers in, a `Plan` out. No model, no device, and the clock is given.
 
-    add --> waiting --admit--> running:  media --> prompt --> text --------------> ended
-               ^                  |                  |          v word by word
-               +----- dropped ----+                  +--> speech: prompt --> frames --> sound
+    add --> waiting --------> running:  media --> prompt --> text ---------------> ended
+               ^                 |                  |          v token by token
+               +--- preempted ---+                  +--> speech: prompt --> frames --> sound
 
 A tick is short, however many callers there are: some tokens of prompts, a token for all who need one now, one launch of frames, one
 of the vocoder. Who comes first follows from one number, a row's deadline: the time at which its listener will have heard all that
 was sent. Before the first sound it is the time from which on the listener waits too long.
 
 Nobody starves: who only writes gets a token in every tick; who speaks gets a frame in every tick while no more speak than fit into a
-launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are admitted
+launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are scheduled
 in the order of their calls, and only newer rows lose their blocks. Who reads ahead of a question waits for all who have asked one.
 
 A row is asleep while a function of its caller's is waited for. It keeps its blocks, and who needs one of them waits; but behind
-REST_S it gives up blocks and place to whoever needs them, newer ones too, for that function may itself wait for their answers.
+REST_S it gives up its blocks and its place among the rows at work to whoever needs them, newer ones too, for that function may itself wait for their answers.
 """
 
 import math
@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 from .blocks import BLOCK, CHUNK, BlockPool, blocks_for
-from .plan import DRY_S, FRAME_S, TALKER, THINKER, Facts, Job, Plan, Row, Track
+from .plan import FRAME_S, TALKER, THINKER, UNDERRUN_S, Facts, Job, Plan, Row, Track
 
 PATIENCE_S = 1.0
 """From a call with a prompt of up to one chunk to the time at which its first sound is late; longer prompts may take longer."""
@@ -37,14 +37,14 @@ TALKER_SHARE = 4
 SKIPS = 3
 """Ticks in a row in which nothing may be read, because somebody would run dry."""
 REST_S = 1.0
-"""How long a row keeps what others need while its caller does not go on."""
+"""How long a row holds what others need while its caller does not go on."""
 
 
 class Scheduler:
     """`add` and `cancel` at any time; `plan`, do it, say what came of it with `done`, and again.
 
     thinker, talker: the pools of blocks; max_rows: rows at work; budget: tokens of prompts per tick; margin: tokens beyond what it
-    reads that must be free when a row is admitted, for nobody knows how much it will write; clock: seconds.
+    reads that must be free when a row is scheduled, since it is unknown how much it will write; clock: seconds.
     """
 
     def __init__(
@@ -62,11 +62,9 @@ class Scheduler:
         self.running: list[Row] = []
         self.waiting: list[Row] = []  # both in the order of their calls
         self.asleep: dict[int, float] = {}  # since when nothing is planned for a row, until the token that it drew is known
-        self._gone: list[int] = []
+        self._removed_ids: list[int] = []
         self._next_id = self._turn = self._skipped = 0
-        self.looked = self.found = self.drops = (
-            0  # tokens of prompts, those that were read before; how often a row lost its blocks
-        )
+        self.prompt_tokens = self.cached_tokens = self.preemptions = 0
 
     def pool(self, decoder: int) -> BlockPool:
         """The blocks of a decoder that there is."""
@@ -100,14 +98,14 @@ class Scheduler:
         if id in self.rows:
             self._remove(self.rows[id])
 
-    def written(self, id: int, tokens: int, ended: bool) -> None:
-        """For text that is written elsewhere: so many more tokens can be spoken, and whether they are the last."""
+    def add_text(self, id: int, tokens: int, ended: bool) -> None:
+        """For text that another process writes: so many more tokens can be spoken, and whether they are the last."""
         if id in self.rows:
             self.rows[id].text.made += tokens
             self.rows[id].text.ended |= ended
 
     def sleep(self, id: int) -> None:
-        """Nothing is planned for a row until it is woken: a function of its caller's has a say in the token that it drew last."""
+        """Nothing is planned for a row until it is woken: a function of its caller's takes part in the choice of its last token."""
         self.asleep[id] = self.clock()
 
     def wake(self, id: int) -> None:
@@ -116,14 +114,14 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """The next tick; empty when nobody can do anything."""
-        now, plan = self.clock(), Plan(gone=[(id,) for id in self._gone])
-        self._gone.clear()
+        now, plan = self.clock(), Plan(removed=[(id,) for id in self._removed_ids])
+        self._removed_ids.clear()
         speaking = self.speaking(now)
         writing = self.writing(speaking)
         writing = self._grow(plan, THINKER, writing)
-        speaking = self._grow(plan, TALKER, [row for row in speaking if row.word or row in writing])
+        speaking = self._grow(plan, TALKER, [row for row in speaking if row.has_text or row in writing])
         writing = [row for row in writing if row in self.running]
-        self._admit(plan)
+        self._schedule_waiting(plan)
         speaking += self._read(plan, now, bool(speaking))[: LAUNCH_ROWS - len(speaking)]
         plan.decode = [(row.id,) for row in writing]
         plan.frames = [(row.id,) for row in speaking]
@@ -133,16 +131,16 @@ class Scheduler:
     def speaking(self, now: float) -> list[Row]:
         """Who gets a frame: those whose next one would be missed first."""
         awake = self.awake()
-        need = any(row.unheard or row.dry(now) for row in awake)
-        ready = [row for row in awake if row.speaks and row.talker.steps and not (need and row.calm(now))]
-        able = [row for row in ready if row.word or row.writes]
+        need = any(row.awaits_first_output or row.underruns(now) for row in awake)
+        ready = [row for row in awake if row.speaks and row.talker.steps and not (need and row.well_buffered(now))]
+        able = [row for row in ready if row.has_text or row.can_write]
         return sorted(able, key=lambda row: row.next_frame)[:LAUNCH_ROWS]
 
     def writing(self, speaking: list[Row]) -> list[Row]:
         """Who gets a token: all who only write, or write again, and those whose next frame needs a word."""
         steps = [row for row in self.awake() if row.text.steps]
-        due = [row for row in steps if row.speaks and not row.word and (row in speaking or row.job.asks)]
-        return [row for row in steps if not row.speaks or row.mute or row.text.replays or row in due]
+        due = [row for row in steps if row.speaks and not row.has_text and (row in speaking or row.job.has_callbacks)]
+        return [row for row in steps if not row.speaks or row.awaits_text or row.text.replays or row in due]
 
     def awake(self) -> list[Row]:
         """Rows at work that go on."""
@@ -154,8 +152,8 @@ class Scheduler:
         """
         rows = [row for row in self.awake() if row.reading()]
         rows = sorted(rows, key=Row.left) if self._turn % 2 else rows
-        waits = any(not row.job.reads for row in self.waiting)
-        return rows if waits else sorted(rows, key=lambda row: row.job.reads)
+        waits = any(not row.job.prefill_only for row in self.waiting)
+        return rows if waits else sorted(rows, key=lambda row: row.job.prefill_only)
 
     def sounding(self, speaking: list[Row], now: float) -> list[tuple[int, int]]:
         """Pieces of sound of one size, that of the first deadline."""
@@ -174,7 +172,7 @@ class Scheduler:
         wanted = sizes[min(row.pieces, len(sizes) - 1)]
         if row.talker.ended or frames >= wanted:
             return min(frames, wanted)
-        if row.sent and abs(row.deadline - now) < DRY_S and len(self.rows) > 1:
+        if row.sent and abs(row.deadline - now) < UNDERRUN_S and len(self.rows) > 1:
             return max((size for size in sizes if size <= frames), default=0)
         return 0
 
@@ -193,47 +191,48 @@ class Scheduler:
         return [row for row in rows if row in self.running and not row.track(decoder).full]
 
     def _make_room(self, plan: Plan, decoder: int) -> bool:
-        """Of those who hold blocks, and who asks for one does, the newest gives them up, who rests before all. False: it is about to
-        wake and then may, or it is who asks, and all others are about to wake.
+        """Preempts the newest of the rows that hold blocks (the one that needs another is among them), resting ones first. False: none
+        may be: it will wake soon, or it is the one that needs a block and all others will wake soon.
         """
         holders = [row for row in self.running if (track := row.tracks[decoder]) and track.blocks]
-        row = max(holders, key=lambda row: (self._rests(row), row.id))
+        row = max(holders, key=lambda row: (self._is_resting(row), row.id))
         awake = [other for other in holders if other.id not in self.asleep]
-        if not self._rests(row) and (row.id in self.asleep or awake == [row]):
+        if not self._is_resting(row) and (row.id in self.asleep or awake == [row]):
             return False
-        self._drop(plan, row)
+        self._preempt(plan, row)
         return True
 
-    def _rests(self, row: Row) -> bool:
+    def _is_resting(self, row: Row) -> bool:
         return self.clock() - self.asleep.get(row.id, math.inf) > REST_S
 
-    def _drop(self, plan: Plan, row: Row) -> None:
-        self.drops += 1
+    def _preempt(self, plan: Plan, row: Row) -> None:
+        self.preemptions += 1
         self._release(row)
         self.running.remove(row)
         insort(self.waiting, row, key=lambda row: row.id)
-        plan.dropped.append((row.id,))
+        plan.preempted.append((row.id,))
         plan.blocks = [entry for entry in plan.blocks if entry[0] != row.id]
 
-    def _admit(self, plan: Plan) -> None:
-        """First come, first served, but who shares what another is reading just now waits for that, and finds it. Who rests makes
-        place.
+    def _schedule_waiting(self, plan: Plan) -> None:
+        """First come, first served, but a row that shares what another is reading just now waits for that, and finds it. Resting rows
+        are preempted for those that wait.
         """
-        for row in sorted(self.waiting, key=lambda row: row.job.reads):
+        for row in sorted(self.waiting, key=lambda row: row.job.prefill_only):
             if row.id in self.asleep or self._shares(row):
                 continue
-            while len(self.running) == self.max_rows or not self._place(row):
-                resting = [row for row in self.running if self._rests(row)]
+            while len(self.running) == self.max_rows or not self._allocate(row):
+                resting = [row for row in self.running if self._is_resting(row)]
                 if not resting:
                     return
-                self._drop(plan, resting[-1])
+                self._preempt(plan, resting[-1])
             self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
-            if not row.text.made and not row.job.reads:
-                self.looked, self.found = self.looked + row.text.prompt, self.found + row.text.read
-            row.text.ended |= row.job.reads and row.text.read == row.text.prompt
+            if not row.text.made and not row.job.prefill_only:
+                self.prompt_tokens += row.text.prompt
+                self.cached_tokens += row.text.read
+            row.text.ended |= row.job.prefill_only and row.text.read == row.text.prompt
             row.encoded = sum(stop <= row.text.read for stop, _ in row.job.media)
-            plan.admitted.append((row.id, row.text.read))
+            plan.scheduled.append((row.id, row.text.read))
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
 
     def _shares(self, row: Row) -> bool:
@@ -243,7 +242,7 @@ class Scheduler:
         readers = (other for other in self.running if other.text.read <= known * row.job.chunk and not other.text.ended)
         return known < len(keys) and any(other.job.keys[known : known + 1] == keys[known : known + 1] for other in readers)
 
-    def _place(self, row: Row) -> bool:
+    def _allocate(self, row: Row) -> bool:
         """Finds or takes blocks for all that a row has to read, if there is room for that and the margin."""
         for decoder, track in enumerate(row.tracks):
             if track is None or track.ended or not track.prompt:
@@ -252,7 +251,7 @@ class Scheduler:
             found = pool.find(row.job.findable) if decoder == THINKER else []
             row.payloads += [chunk.payload for chunk in found]
             track.blocks = [block for chunk in found for block in chunk.blocks]
-            track.read = len(track.blocks) * BLOCK or (row.job.held if decoder == THINKER else 0)
+            track.read = len(track.blocks) * BLOCK or (row.job.past_tokens if decoder == THINKER else 0)
             room = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
             taken = pool.take(blocks_for(track.known) - len(track.blocks)) if room <= pool.room else None
             if taken is None:
@@ -266,12 +265,12 @@ class Scheduler:
         before the first of them is late. Returns the rows that can speak at once.
         """
         rows, ready, left = self.readers(), [], self.budget
-        soonest = min((row.deadline for row in self.awake() if row.dry(now)), default=math.inf)
+        soonest = min((row.deadline for row in self.awake() if row.underruns(now)), default=math.inf)
         self._skipped += 1
         if not rows or (
             busy
             and self._skipped <= SKIPS
-            and soonest < min((row.deadline for row in rows if not row.job.reads), default=math.inf)
+            and soonest < min((row.deadline for row in rows if not row.job.prefill_only), default=math.inf)
         ):
             return []
         self._skipped, self._turn = 0, self._turn + 1
@@ -286,7 +285,7 @@ class Scheduler:
                 continue
             stop = row.track(decoder).read + tokens
             plan.read.append((row.id, decoder, stop - tokens, stop))
-            if decoder == TALKER and stop == row.talker.chunked and row.word:
+            if decoder == TALKER and stop == row.talker.chunked and row.has_text:
                 ready.append(row)
         return ready
 
@@ -299,8 +298,8 @@ class Scheduler:
         for id, decoder, start, stop in plan.read:
             if id in rows:
                 self._advance(rows[id], decoder, stop, facts)
-                if id not in facts.failed:  # of which nobody knows how far it was read
-                    self._keep(rows[id], decoder, start, facts.payloads.get(id))
+                if id not in facts.failed:  # it is unknown how far those were read
+                    self._store_chunk(rows[id], decoder, start, facts.payloads.get(id))
         for decoder, ids in ((THINKER, plan.decode), (TALKER, plan.frames)):
             for (id,) in ids:
                 if id in rows:
@@ -316,7 +315,7 @@ class Scheduler:
         if read == track.known and not (decoder == TALKER and row.id in facts.speech_ended):
             track.made += 1
 
-    def _keep(self, row: Row, decoder: int, start: int, payload: Any) -> None:
+    def _store_chunk(self, row: Row, decoder: int, start: int, payload: Any) -> None:
         """A full chunk of the thinker's prompt can be found from now on."""
         size, keys = row.job.chunk, row.job.keys
         index = start // size
@@ -348,7 +347,7 @@ class Scheduler:
         del self.rows[row.id]
         self.wake(row.id)
         (self.running if row in self.running else self.waiting).remove(row)
-        self._gone.append(row.id)
+        self._removed_ids.append(row.id)
 
     def _release(self, row: Row, *decoders: int) -> None:
         """Gives up a row's blocks, of all decoders if none is named."""

@@ -14,21 +14,21 @@ from .text import Text
 
 @dataclass(eq=False)
 class Sequence:
-    """table: the thinker's blocks; read: how many positions lie in them; states: of the thinker, per chunk that was read, what a
-    talker hears of it: `(embeddings, hidden states)`, each `[n, D]`; features: by the number of their call;
-    watched: the states of all layers per pass, where they are asked for.
+    """table: the thinker's blocks; read: how many positions lie in them; talker_states: the thinker's states per chunk
+    that was read, for the talker: `(embeddings, hidden states)`, each `[n, D]`; features: by the number of their call;
+    hidden_states: the states of all layers per pass, where they are asked for.
 
-    speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; told: how
-    many of its ids the speech knows, those of the text behind them; codes: of what was spoken, int64 `[Q, n]` each; cached: tokens
-    of the prompt that were found read when the row was admitted first; told_all: whether the speech knows that no more text comes.
+    speech: how it is to be spoken, or None; turn: the ids of the assistant turn in the prompt, from its start token on; fed: how
+    many of its ids, and of the text behind them, the speech has; codes: of what was spoken, int64 `[Q, n]` each; cached: tokens of the
+    prompt that were found in the cache when the row was scheduled first; speech_complete: whether the speech has all of the text.
 
-    given: it is said and not written; reads: neither.
+    given: the prompt ends with the text that is spoken, and none is written; prefill_only: nothing is written or spoken.
 
-    room: tokens of text that fit into the whole cache, no more than are wanted.
+    max_tokens: tokens of text that fit into the whole cache, no more than are wanted.
 
-    asked: what `Text.take` takes, until the caller's functions that have a say in it are called.
+    pending_scores: what `Text.choose` takes, until the caller's functions that take part in the choice are called.
 
-    held: `(cache, row, columns)` that hold the first tokens of the prompt, or None; left: keys and values of what was read behind
+    past: `(cache, row, columns)` that hold the first tokens of the prompt, or None; new_kv: keys and values of what was read behind
     them, where they are wanted.
     """
 
@@ -36,22 +36,22 @@ class Sequence:
     text: Text
     turn: list[int] = field(default_factory=list)
     speech: SpeechParams | None = None
-    told: int = 0
+    fed: int = 0
     codes: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     cached: int = 0
-    told_all: bool = False
+    speech_complete: bool = False
     given: bool = False
-    reads: bool = False
-    room: int = 0
+    prefill_only: bool = False
+    max_tokens: int = 0
     table: list[int] = field(default_factory=list)
     read: int = 0
-    states: list[tuple[Any, Any]] = field(default_factory=list)
+    talker_states: list[tuple[Any, Any]] = field(default_factory=list)
     features: dict[int, Any] = field(default_factory=dict)
-    watched: list[tuple] = field(default_factory=list)
-    asked: tuple | None = None
-    held: tuple | None = None
-    left: list | None = None
+    hidden_states: list[tuple] = field(default_factory=list)
+    pending_scores: tuple | None = None
+    past: tuple | None = None
+    new_kv: list | None = None
     events: deque = field(default_factory=deque)
     started: float = 0.0
     first_text_s: float | None = None
@@ -73,17 +73,17 @@ class Sequence:
         """Whether a new token is to be chosen behind what the thinker reads next, which ends with all that was written."""
         return not self.text.tokens or self.read + 1 == len(self.prompt) + len(self.text.tokens)
 
-    def news(self) -> list[int]:
-        """The ids of the assistant turn that its speech was not told yet."""
-        words, start = self.text.words, max(self.told - len(self.turn), 0)
-        return self.turn[self.told :] + words[start:]
+    def unfed_ids(self) -> list[int]:
+        """The ids of the assistant turn that its speech does not have yet."""
+        spoken_ids, start = self.text.spoken_ids, max(self.fed - len(self.turn), 0)
+        return self.turn[self.fed :] + spoken_ids[start:]
 
     @property
-    def written(self) -> bool:
-        """Whether no more text comes that is said."""
-        return self.given or self.text.hushed or not self.text.going
+    def text_complete(self) -> bool:
+        """Whether no more text comes that is spoken."""
+        return self.given or self.text.unspoken or not self.text.active
 
-    def drop(self) -> None:
+    def drop_blocks(self) -> None:
         """Forgets what the blocks held."""
         self.table.clear()
         self.read = 0

@@ -1,11 +1,11 @@
-"""The spoken half in a process of its own, seen from the engine's: the methods of `SpeechStage`, behind which messages travel.
+"""Speech in a process of its own, seen from the engine's: the methods of `SpeechStage`, which send and receive messages.
 
     engine's process   settings, ends                                  loads talker and vocoder, on a card of its own   speech's process
-                       hear (once), tell (a word), cancel       --->   its own scheduler and pool (`speaker.py`)
+                       context (once), text, cancel             --->   its own scheduler and pool (`speech_worker.py`)
                        sounds, ended, failed                    <---
 
-Nobody waits for the other: what is written goes on whatever the speech does. A speech's process ends with the engine's. On CPU each
-has half of the processors.
+Neither waits for the other: texts go on whatever the speech does. A speech's process ends with the engine's. On CPU each has half of
+the processors.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ import numpy as np
 from ..checkpoint.save import save_as_stored
 from ..errors import InputError, ProcessError
 from ..generation.request import SpeechParams
-from ..generation.talker_prompt import Heard
+from ..generation.talker_prompt import TalkerContext
 from ..modeling.layer import is_coded
 from ..modeling.ops import build
 from ..modeling.packing import host_array
 from .blocks import BlockPool
 from .plan import Plan, Speech
 from .ring import MIB, Channel
-from .speech import Said
+from .speech import SpeechOutput
 
 RING_BYTES = 4 * MIB
 END_S = 5.0
-"""Until a process that was told to end is made to."""
+"""Until a process that was asked to end is killed."""
 ROOT = Path(__file__).resolve().parents[2]
-# Nothing that lies where the user happens to be may stand in for a module of Python's.
+# A file of the working directory must not be imported in the place of a module of Python's.
 BEGIN = (
     f"import sys; sys.path = [{str(ROOT)!r}, *filter(None, sys.path)]; from ms_omni.engine.speech_main import main; main()"
 )
-OF_JOBS = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
+RANK_VARIABLES = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
 """Beginnings of the variables that make a process a rank of a job."""
 
 
 class SpeechProcess:
-    """model: the whole one, config: with its talker; ends: see `SpeechStage`; blocks: of the pool, and what it keeps keys and values as;
+    """model: the whole one, config: with its talker; tts_embeds: see `SpeechStage`; blocks: of the pool, whose keys and values have kv_cache_dtype;
     device: number of the card, among those that this process may see.
 
     What speaks is the talker that the model holds (its weights are saved once as they are, codes as codes, into a temporary folder) or, where it was loaded with
@@ -59,7 +59,7 @@ class SpeechProcess:
         self,
         model: Any,
         config: Any,
-        ends: np.ndarray,
+        tts_embeds: np.ndarray,
         blocks: int,
         max_rows: int,
         device: int | None = None,
@@ -74,23 +74,23 @@ class SpeechProcess:
             raise InputError(
                 "speech='process' is for a model in one process; this one is shared by several ranks, which speak together"
             )
-        self.elsewhere: set[int] = set()
+        self.remote: set[int] = set()
         self.lost = ""  # why there is no more sound
         self._pool = BlockPool(blocks)
-        self._opened: dict[int, tuple[SpeechParams, int]] = {}  # until they are heard
+        self._pending: dict[int, tuple[SpeechParams, int]] = {}  # until their context is there
         self._channel, descriptors = Channel.pair(RING_BYTES)
         processors = build.available_threads()
         self.process = _start(descriptors, max(processors // 2, 1))
         build.limit_threads(max(processors - processors // 2, 1))
         self.close = weakref.finalize(self, _end, self.process, self._channel)
-        # A CPU computes in one dtype, whatever it keeps; asked for by name, nothing would be kept.
+        # A CPU computes in one dtype, whatever it stores; asked for by name, nothing would be stored in another.
         dtype = model.request.dtype if model.device == "CPU" and model.request is not None else str(model.dtype)
         settings = {"target": model.device, "device": device, "dtype": dtype}
         settings |= {"blocks": blocks, "kv_cache_dtype": kv_cache_dtype}
         settings |= {"max_rows": max_rows, "compile_after": model.compile_after}
         try:
             with _weights(model, config) as parts:
-                self._channel.send(settings | {"parts": parts}, ends=ends)
+                self._channel.send(settings | {"parts": parts}, tts_embeds=tts_embeds)
                 while not any(header["kind"] == "ready" for header, _ in self._pump()):
                     if self.lost:
                         raise ProcessError(self.lost)
@@ -102,63 +102,63 @@ class SpeechProcess:
     # -- what a stage does -----------------------------------------------------------------------------------------------
 
     def job(self, speech: Speech) -> None:
-        """What the engine's scheduler has to plan of a speech: nothing. Raises `InputError` for what cannot be spoken."""
+        """What the engine's scheduler has to plan of a speech: nothing. Raises `InputError` for what does not fit."""
         if self.lost:
             raise ProcessError(self.lost)
         self._pool.fitting(speech.prompt, speech.limit, speech.named, "its speech")
 
-    def begin(self, id: int, params: SpeechParams, row: int, room: int | None = None) -> None:
-        """See `SpeechStage`; how much room there is is looked for elsewhere."""
-        self.elsewhere.add(id)
-        self._opened[id] = params, row
+    def begin(self, id: int, params: SpeechParams, row: int, max_codes: int | None = None) -> None:
+        """See `SpeechStage`; the process that speaks knows itself how much room there is."""
+        self.remote.add(id)
+        self._pending[id] = params, row
 
-    def hear(self, id: int, heard: Heard) -> None:
+    def set_prompt(self, id: int, context: TalkerContext) -> None:
         """See `SpeechStage`."""
-        if id not in self.elsewhere:
+        if id not in self.remote:
             return
-        params, row = self._opened.pop(id)
+        params, row = self._pending.pop(id)
         text, media = (
-            None if states is None else host_array(states).astype(np.float32) for states in (heard.text, heard.media)
+            None if states is None else host_array(states).astype(np.float32) for states in (context.text, context.media)
         )
-        arrays = {"text": text, "media": media, "is_media": heard.is_media, "positions": heard.positions}
-        header = {"kind": "hear", "id": id, "row": row, "params": asdict(params), "following": float(heard.following)}
+        arrays = {"text": text, "media": media, "is_media": context.is_media, "positions": context.positions}
+        header = {"kind": "context", "id": id, "row": row, "params": asdict(params), "following": float(context.following)}
         self._channel.send(header, **arrays)
 
-    def tell(self, id: int, words: np.ndarray, ended: bool) -> None:
+    def append_text(self, id: int, embeds: np.ndarray, ended: bool) -> None:
         """See `SpeechStage`."""
-        if id in self.elsewhere:
-            self._channel.send({"kind": "tell", "id": id, "ended": ended}, words=words)
+        if id in self.remote:
+            self._channel.send({"kind": "text", "id": id, "ended": ended}, embeds=embeds)
 
     def cancel(self, id: int) -> None:
         """See `SpeechStage`."""
-        if id in self.elsewhere:
-            self.elsewhere.remove(id)
-            if self._opened.pop(id, None) is None:
+        if id in self.remote:
+            self.remote.remove(id)
+            if self._pending.pop(id, None) is None:
                 self._channel.send({"kind": "cancel", "id": id})
 
-    def place(self, plan: Plan) -> None:
-        """No plan is about this."""
+    def apply_blocks(self, plan: Plan) -> None:
+        """Nothing: plans do not count this speech."""
 
-    def follow(self, plan: Plan, failed: Container[int] = ()) -> Said:
-        """What has come since; the plan is not about this."""
-        said = Said()
+    def execute(self, plan: Plan, failed: Container[int] = ()) -> SpeechOutput:
+        """What has come since the last call."""
+        output = SpeechOutput()
         for header, arrays in self._pump():
             kind, id = header["kind"], header.get("id")
-            if id not in self.elsewhere:
+            if id not in self.remote:
                 continue
             if kind == "sound":
-                said.sounds.append((id, arrays["pcm"], arrays["codes"]))
+                output.sounds.append((id, arrays["pcm"], arrays["codes"]))
                 continue
-            self.elsewhere.remove(id)
-            said.ended.add(id)
+            self.remote.remove(id)
+            output.ended.add(id)
             if kind == "failed":
-                said.failed[id] = InputError(header["why"])
+                output.failed[id] = InputError(header["why"])
         if self.lost:
-            said.failed |= {id: ProcessError(self.lost) for id in self.elsewhere}
-            said.ended |= self.elsewhere
-            self.elsewhere.clear()
-            self._opened.clear()
-        return said
+            output.failed |= {id: ProcessError(self.lost) for id in self.remote}
+            output.ended |= self.remote
+            self.remote.clear()
+            self._pending.clear()
+        return output
 
     def wait(self, seconds: float | None) -> None:
         """Until something may have come; for any thread."""
@@ -167,7 +167,7 @@ class SpeechProcess:
     def _pump(self):
         found = [] if self.lost else self._channel.pump()
         why = [header["why"] for header, _ in found if header["kind"] == "lost"]
-        if not self.lost and (why or self._channel.gone):
+        if not self.lost and (why or self._channel.closed):
             self.lost = (
                 f"the process that speaks {why[0] if why else self._ended()}, and with it the sound; texts go on. Ask with "
                 "return_audio=False, or make a new engine to speak again"
@@ -186,7 +186,7 @@ class SpeechProcess:
 
 
 def _start(descriptors, processors):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_JOBS)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
     environment["OMP_NUM_THREADS"] = str(processors)
     arguments = [str(number) for number in (*descriptors, os.getpid())]
     try:
@@ -217,9 +217,9 @@ def _end(process, channel):
 def _weights(model, config):
     """Where talker and vocoder are loaded from: `{part: arguments}`; what has to be saved for that is removed behind it."""
     parts = {name: {"config": getattr(config, f"{name}_config").to_dict()} for name in ("talker", "code2wav")}
-    words = ("variant", "key_mapping", "quantize", "quantize_group", "quantize_embeddings")
+    names = ("variant", "key_mapping", "quantize", "quantize_group", "quantize_embeddings")
     if not model.has_talker:
-        same = {word: getattr(model.request, word) for word in words}
+        same = {name: getattr(model.request, name) for name in names}
         yield {name: {**part, **same, "folder": str(model.folder)} for name, part in parts.items()}
         return
     with tempfile.TemporaryDirectory(prefix="ms_omni-speech-") as folder:
@@ -232,7 +232,7 @@ def _weights(model, config):
         yield parts
 
 
-def speaking_config(model: Any, speech: str | None) -> Any:
+def remote_talker_config(model: Any, speech: str | None) -> Any:
     """None, or for speech="process" the configuration of a model with its talker, here or in its folder. Raises `InputError`."""
     if speech is None:
         return None
@@ -252,7 +252,7 @@ def _with_talker(model):
     return config if config.enable_audio_output else None
 
 
-def with_voice(model: Any, config: Any) -> Any:
+def with_talker(model: Any, config: Any) -> Any:
     """The model as its callers see it; config: of one whose talker is elsewhere, or None."""
     if config is None:
         return model

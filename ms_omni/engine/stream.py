@@ -15,7 +15,7 @@ from ..generation.inputs import prompt_of
 from ..generation.request import Request
 from ..outputs import AudioChunk, GenerateOutput, StreamEnd, TextDelta, TextIds
 from .engine import Engine
-from .kv_pool import left_in
+from .kv_pool import copy_into_cache
 from .sequence import Sequence
 
 
@@ -26,7 +26,7 @@ class Stream:
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self.request, self.engine = request, engine
-        self._ids = engine.ask(request)
+        self._ids = engine.submit(request)
         self.rows = [engine.rows[id] for id in self._ids]
         events, alone = [engine.events(id) for id in self._ids], len(self.rows) == 1
         if alone and len(self.rows[0].prompt) == self.prompt_ids.shape[1]:
@@ -86,7 +86,7 @@ def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray
                 sounds[index] = np.concatenate([sounds[index], event.pcm[0]])
             else:
                 ends[index] = event
-        while any(texts) and all(texts[i] or not rows[i].text.going for i in range(batch)):
+        while any(texts) and all(texts[i] or not rows[i].text.active for i in range(batch)):
             yield _delta([deltas.popleft() if deltas else None for deltas in texts], pad)
         speaking = [len(sounds[i]) for i in range(batch) if ends[i] is None]
         count = min(speaking) if speaking else max(map(len, sounds))
@@ -108,8 +108,8 @@ def _delta(deltas, pad):
     active = np.array([delta is not None for delta in deltas])
     known = any(delta is not None and delta.text is not None for delta in deltas)
     text = tuple("" if delta is None else delta.text[0] for delta in deltas) if known else None
-    told = [delta and delta.logprobs for delta in deltas]
-    logprobs = tuple(found and found[0] for found in told) if any(told) else None
+    known_logprobs = [delta and delta.logprobs for delta in deltas]
+    logprobs = tuple(found and found[0] for found in known_logprobs) if any(known_logprobs) else None
     return TextDelta(tokens, active, text, logprobs)
 
 
@@ -121,10 +121,10 @@ def _chunk(first, sounds, count):
 def _end(ends, sequences):
     tokens, frames = (np.concatenate([getattr(end, name) for end in ends]) for name in ("text_tokens", "frames"))
     times = [[getattr(end, name) for end in ends] for name in ("first_text_s", "first_audio_s", "total_s")]
-    first, heard, total = ([value for value in values if value is not None] for values in times)
+    first, audible, total = ([value for value in values if value is not None] for values in times)
     reasons, cached = sum((end.reasons for end in ends), ()), np.concatenate([end.cached_tokens for end in ends])
-    first_s, heard_s = min(first, default=None), min(heard, default=None)
-    return StreamEnd(sequences, tokens, frames, first_s, heard_s, max(total), reasons, cached)
+    first_text_s, first_audio_s = min(first, default=None), min(audible, default=None)
+    return StreamEnd(sequences, tokens, frames, first_text_s, first_audio_s, max(total), reasons, cached)
 
 
 def text_result(stream: Stream) -> Any:
@@ -155,20 +155,22 @@ def _cache(stream):
     if cache is None:
         cache = stream.engine.thinker_cell.model.new_cache(len(rows), width)
     parts, held = [], cache.length
-    for row, shown in zip(rows, valid):
-        new, count = int(shown[held:].sum()), len(row.text.tokens) - 1
-        parts.append((row.left, np.arange(width - new, width + count)))
+    for row, mask in zip(rows, valid):
+        new, count = int(mask[held:].sum()), len(row.text.tokens) - 1
+        parts.append((row.new_kv, np.arange(width - new, width + count)))
     cache.attention_mask[:, :held] = valid[:, :held]
-    left_in(cache, parts, width + max(len(row.text.tokens) for row in rows) - 1)
+    copy_into_cache(cache, parts, width + max(len(row.text.tokens) for row in rows) - 1)
     cache.rope_deltas = np.array([[row.prompt.following - np.float32(len(row.prompt))] for row in rows], np.float32)
     return cache
 
 
 def _steps(rows, name, length):
     """Per step `[B, V]`; zeros for rows that had ended."""
-    kept = [getattr(row.text, name) for row in rows]
-    empty = np.zeros_like(kept[0][0])
-    return tuple(HostArray.of(np.stack([row[step] if step < len(row) else empty for row in kept])) for step in range(length))
+    steps = [getattr(row.text, name) for row in rows]
+    empty = np.zeros_like(steps[0][0])
+    return tuple(
+        HostArray.of(np.stack([row[step] if step < len(row) else empty for row in steps])) for step in range(length)
+    )
 
 
 def _states(rows):
@@ -184,8 +186,8 @@ def _states(rows):
 def _steps_of(row):
     """The states of a row per step: the chunks of its prompt joined."""
     chunks = -(-len(row.prompt) // row.prompt.chunk)
-    prompt = tuple(np.concatenate(parts, axis=1) for parts in zip(*row.watched[:chunks]))
-    return [prompt, *row.watched[chunks:]]
+    prompt = tuple(np.concatenate(parts, axis=1) for parts in zip(*row.hidden_states[:chunks]))
+    return [prompt, *row.hidden_states[chunks:]]
 
 
 def _stacked(states, layer):

@@ -269,20 +269,20 @@ def take_neutral(kwargs: dict, what: str) -> None:
         neutral, reason = NEEDED[name]
         if value is not None and not (type(value) in (bool, int, float) and value == neutral and value is not True):
             raise InputError(f"{what}: {name} is {value!r}, which is not supported: {reason}")
-    ignored = [name for name in MEANINGLESS.keys() & kwargs.keys() if _is_said(name, kwargs[name])]
+    ignored = [name for name in MEANINGLESS.keys() & kwargs.keys() if _is_set(name, kwargs[name])]
     for name in MEANINGLESS.keys() & kwargs.keys():
         del kwargs[name]
-    say_ignored(ignored, "generate")
+    warn_ignored(ignored, "generate")
 
 
-def _is_said(name: str, value: Any) -> bool:
+def _is_set(name: str, value: Any) -> bool:
     usual = MEANINGLESS[name]
     if usual is ... or value is None or value is False:
         return False
     return not isinstance(value, (bool, int, float, str)) or value not in usual  # an array cannot be looked up
 
 
-def say_ignored(names: list[str], what: str) -> None:
+def warn_ignored(names: list[str], what: str) -> None:
     """A warning for each of the names, once per process."""
     for name in sorted(names):
         warn_once(f"{what}: {name} changes nothing here and is ignored", stacklevel=caller_level())

@@ -67,16 +67,16 @@ class TextOptions:
     unspoken_from: tuple = ()
 
     @property
-    def kept(self) -> bool:
+    def stores_logits(self) -> bool:
         """Whether something of the logits is wanted beside the token."""
         return self.output_scores or self.output_logits or self.logprobs is not None
 
     @property
     def whole_logits(self) -> bool:
         """Whether somebody looks at the logits of the whole vocabulary."""
-        return bool(self.kept or self.logits_processor)
+        return bool(self.stores_logits or self.logits_processor)
 
-    def of(self, prompt: int) -> "TextOptions":
+    def for_row(self, prompt: int) -> "TextOptions":
         """Those of a conversation alone, by its number in the batch."""
         own = (
             AllowedTokens(item.function, prompt) if isinstance(item, AllowedTokens) else item

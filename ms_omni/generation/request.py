@@ -11,7 +11,7 @@ What is unset is looked for in `generation_config=`, then in `model.generation_c
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..modeling.packing import host_array
-from .checks import as_tuple, check, say_ignored, take_neutral, truth
+from .checks import as_tuple, check, take_neutral, truth, warn_ignored
 from .inputs import MODEL_INPUTS, prompt_of, same, take_inputs
 from .options import DEFAULT_SPEAKER, OPTIONS, RESULT_OPTIONS, TEXT_OPTIONS, TextOptions, speaker_code, take_text_options
 from .sampling import NAMES, SamplingParams
@@ -65,7 +65,7 @@ class SpeechParams:
 @dataclass(frozen=True)
 class Request:
     """inputs of the thinker, sampling and options of the text, `SpeechParams` or None, whether the assistant turn is given, the
-    tokenizer for texts of a stream; named: whether the caller has said how many tokens there may be. reads: nothing is written, the
+    tokenizer for texts of a stream; named: whether the caller has said how many tokens there may be. prefill_only: nothing is written, the
     prompt is read ahead of a longer one; grows: with a sound that goes on.
     """
 
@@ -76,11 +76,25 @@ class Request:
     given: bool = False
     tokenizer: Any = None
     named: bool = True
-    reads: bool = False
+    prefill_only: bool = False
     grows: bool = False
 
+    @property
+    def sampling(self) -> list[SamplingParams]:
+        """Of the text, and of code 0 and the other codes of its speech."""
+        return [self.text, *([] if self.speech is None else [self.speech.talker, self.speech.predictor])]
 
-# -- the doors -------------------------------------------------------------------------------------------------------
+    def with_seeds(self, seeds: Sequence[int]) -> "Request":
+        """The same, with one of these wherever a seed is needed; in the order of `sampling`."""
+        text, *speech = (
+            replace(params, seed=seed) if params.needs_seed else params for params, seed in zip(self.sampling, seeds)
+        )
+        if self.speech is not None:
+            return replace(self, text=text, speech=replace(self.speech, talker=speech[0], predictor=speech[1]))
+        return replace(self, text=text)
+
+
+# -- entry points -------------------------------------------------------------------------------------------------------
 
 
 def arguments_of(kwargs: dict, **positional: Any) -> dict:
@@ -106,10 +120,10 @@ def parse_reading(thinker: Any, kwargs: dict, grows: bool) -> Request:
     options = take_text_options(
         {name: kwargs.pop(name) for name in ("prefill_tokens",) if kwargs.get(name) is not None}, inputs
     )
-    left = list(_said(kwargs))
+    left = list(_not_none(kwargs))
     if left:
         raise InputError(f"read has no argument {left[0]!r}: it takes the processor's outputs, prefill_tokens and grows")
-    return Request(inputs, SamplingParams(max_new_tokens=1), options, reads=True, grows=truth("grows", grows))
+    return Request(inputs, SamplingParams(max_new_tokens=1), options, prefill_only=True, grows=truth("grows", grows))
 
 
 def parse_request(model: Any, kwargs: dict, given: bool = False, whole: bool = False) -> Request:
@@ -141,7 +155,7 @@ def parse_request(model: Any, kwargs: dict, given: bool = False, whole: bool = F
 
 def _text_request(thinker, inputs: dict, kwargs: dict, settings: Any, defaults: dict, wants_audio: bool = False) -> Request:
     config = kwargs.pop("generation_config", None)
-    kwargs = {**_settings(settings), **_settings(config), **_said(kwargs)}
+    kwargs = {**_settings(settings), **_settings(config), **_not_none(kwargs)}
     take_neutral(kwargs, "generate")
     options = take_text_options(kwargs, inputs, wants_audio)
     params = sampling_params(kwargs, "generate", **{**TEXT_DEFAULTS, **defaults})
@@ -170,17 +184,19 @@ def _settings(config: Any) -> dict:
         if read is None:
             raise InputError(f"generation_config is {config!r}, expected a GenerationConfig or a dict")
         config = read()
-    say_ignored([name for name in _said(config) if name not in OPTIONS and not name.startswith("_")], "generation_config")
-    return {name: value for name, value in _said(config).items() if name in OPTIONS}
+    warn_ignored(
+        [name for name in _not_none(config) if name not in OPTIONS and not name.startswith("_")], "generation_config"
+    )
+    return {name: value for name, value in _not_none(config).items() if name in OPTIONS}
 
 
 def _wanted_results(kwargs: dict) -> list[str]:
     """Which options of a whole result are wanted."""
-    said = {name: value for name, value in _said(kwargs).items() if name in RESULT_OPTIONS}
+    said = {name: value for name, value in _not_none(kwargs).items() if name in RESULT_OPTIONS}
     return [name for name, value in said.items() if name == "streamer" or truth(name, value)]
 
 
-def _said(kwargs: Mapping) -> dict:
+def _not_none(kwargs: Mapping) -> dict:
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
@@ -210,7 +226,7 @@ def sampling_params(kwargs: dict, what: str, **defaults: Any) -> SamplingParams:
     if unknown:
         raise InputError("; ".join(_unknown(name, what) for name in unknown))
     try:
-        return SamplingParams(**{**defaults, **_said(kwargs)})
+        return SamplingParams(**{**defaults, **_not_none(kwargs)})
     except InputError as error:  # its message begins with the name
         raise InputError(str(error) if what == "generate" else f"{what}_{error}") from None
 
@@ -284,7 +300,7 @@ def _speech(config: Any, speaker: Any, talker: dict, predictor: dict, vocoder: d
 def _chunk_frames(vocoder: dict) -> tuple:
     frames = vocoder.pop("chunk_frames", None)
     meaningless = [name for name in VOCODER_MEANINGLESS if vocoder.pop(name, None) is not None]
-    say_ignored([f"token2wav_{name}" for name in meaningless], "generate (speech is the same in pieces of any size)")
+    warn_ignored([f"token2wav_{name}" for name in meaningless], "generate (speech is the same in pieces of any size)")
     if vocoder:
         raise InputError(f"token2wav_{next(iter(vocoder))} is unknown; the vocoder's one option is token2wav_chunk_frames")
     return check("token2wav_chunk_frames", CHUNK_FRAMES if frames is None else as_tuple(frames))
@@ -325,7 +341,7 @@ def _parts(request: Request) -> Iterator[Any]:
         "speech": request.speech and asdict(request.speech),
         "named": request.named,
         "given": request.given,
-        "reads": [request.reads, request.grows],
+        "reads": [request.prefill_only, request.grows],
         "copies": options.num_return_sequences,
         "prefill": options.prefill_tokens,
         "unspoken": options.unspoken_from,
@@ -356,5 +372,5 @@ def unpacked(data: bytes) -> Request:
         unspoken_from=tuple(header["unspoken"]),
     )
     speech = header["speech"] and SpeechParams.from_dict(header["speech"])
-    flags = {name: header[name] for name in ("given", "named")} | dict(zip(("reads", "grows"), header["reads"]))
+    flags = {name: header[name] for name in ("given", "named")} | dict(zip(("prefill_only", "grows"), header["reads"]))
     return Request(inputs, SamplingParams(**header["text"]), options, speech, **flags)

@@ -94,6 +94,11 @@ class SamplingParams:
             raise InputError(f"suppress_tokens holds all {vocab_size} tokens of the vocabulary, so none is left to choose")
 
     @property
+    def needs_seed(self) -> bool:
+        """Whether numbers are drawn, and none are named to draw them by."""
+        return self.do_sample and self.seed is None
+
+    @property
     def pad_id(self) -> int:
         """The id that fills rows which ended early: pad_token_id, else the first eos id, else 0."""
         return self.pad_token_id if self.pad_token_id is not None else (self.eos_token_id or (0,))[0]

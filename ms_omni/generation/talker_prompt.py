@@ -67,22 +67,22 @@ def user_media(
     ids: np.ndarray, valid: np.ndarray, mask: np.ndarray, config: Any, media: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The grids of those images and videos that stand in user turns, as arguments of `get_rope_index`."""
-    kept = {"image": [], "video": []}
+    selected = {"image": [], "video": []}
     for row in range(len(ids)):
         line, in_user = ids[row][valid[row]], mask[row][valid[row]]
         for kind, start, _ in media_runs(line, config):
             if kind in ("image", "video", "audio_in_video"):
-                kept["image" if kind == "image" else "video"].append(in_user[start])
+                selected["image" if kind == "image" else "video"].append(in_user[start])
     picked = {"image_grid_thw": "image", "video_grid_thw": "video", "second_per_grids": "video"}
-    return {name: _select(media.get(name), kept[kind]) for name, kind in picked.items()}
+    return {name: _select(media.get(name), selected[kind]) for name, kind in picked.items()}
 
 
-def _select(values, kept):
-    return None if values is None else np.asarray(values)[np.array(kept, bool)]
+def _select(values, selected):
+    return None if values is None else np.asarray(values)[np.array(selected, bool)]
 
 
 @dataclass(frozen=True)
-class Heard:
+class TalkerContext:
     """The user turns, U tokens of them: text `[Ut, D]` embeddings and media `[Um, D]` hidden states of the thinker, None where there
     are none, is_media bool `[U]` says which; positions float32 `[3, U + OPENING_ROWS]` of the talker's rows, following: the next.
     """
@@ -94,45 +94,47 @@ class Heard:
     following: np.float32
 
 
-def listen(config: Any, ids: np.ndarray, grids: Mapping[str, Any], embeds: Tensor, hidden: Tensor) -> Heard:
+def talker_context(config: Any, ids: np.ndarray, grids: Mapping[str, Any], embeds: Tensor, hidden: Tensor) -> TalkerContext:
     """Of a prompt with ids int64 `[T]`, whose embeddings and hidden states are `[T, D]`; grids: see `Prompt.grids`."""
     thinker, talker, valid = config.thinker_config, config.talker_config, np.ones((1, len(ids)), bool)
     mask = user_mask(ids[None], valid, config)
-    places = np.flatnonzero(mask[0]).astype(np.int32)
-    is_media = np.isin(ids[places], (thinker.audio_token_id, thinker.image_token_id, thinker.video_token_id))
-    line = np.concatenate([ids[places], np.full(OPENING_ROWS, config.tts_pad_token_id)])[None]
+    indices = np.flatnonzero(mask[0]).astype(np.int32)
+    is_media = np.isin(ids[indices], (thinker.audio_token_id, thinker.image_token_id, thinker.video_token_id))
+    line = np.concatenate([ids[indices], np.full(OPENING_ROWS, config.tts_pad_token_id)])[None]
     found = user_media(ids[None], valid, mask, thinker, grids)
     positions, deltas = get_rope_index(talker, talker.spatial_merge_size, line, np.ones(line.shape, bool), **found)
     following = np.float32(deltas[0, 0] + np.float32(line.shape[1]))
-    text, media = _rows(embeds, places[~is_media]), _rows(hidden, places[is_media])
-    return Heard(text, media, is_media, positions[:, 0].astype(np.float32), following)
+    text, media = _rows(embeds, indices[~is_media]), _rows(hidden, indices[is_media])
+    return TalkerContext(text, media, is_media, positions[:, 0].astype(np.float32), following)
 
 
-def _rows(states, places):
-    return ops.gather_rows(states, Tensor(places)) if len(places) else None
+def _rows(states, indices):
+    return ops.gather_rows(states, Tensor(indices)) if len(indices) else None
 
 
-def talker_rows(talker: Any, heard: Heard, words: Sequence[np.ndarray], ends: Sequence[np.ndarray], speaker: int) -> Tensor:
-    """All rows `[S, D]` of the talker's prompt. words: the thinker's embeddings `[D]` of the assistant turn up to its first word;
+def talker_rows(
+    talker: Any, context: TalkerContext, embeds: Sequence[np.ndarray], ends: Sequence[np.ndarray], speaker: int
+) -> Tensor:
+    """All rows `[S, D]` of the talker's prompt. embeds: the thinker's embeddings `[D]` of the assistant turn up to its first word;
     ends: those of what begins and fills silence (`tts_bos`, `tts_pad`).
     """
-    rows = Tensor(np.zeros((len(heard.is_media), talker.config.text_config.hidden_size), np.float32)).astype(talker.dtype)
+    rows = Tensor(np.zeros((len(context.is_media), talker.config.text_config.hidden_size), np.float32)).astype(talker.dtype)
     sides = (
-        (~heard.is_media, heard.text, talker.text_projection),
-        (heard.is_media, heard.media, talker.hidden_projection),
+        (~context.is_media, context.text, talker.text_projection),
+        (context.is_media, context.media, talker.hidden_projection),
     )
     for chosen, states, project in sides:
         if states is not None:
             states = states if isinstance(states, Tensor) else Tensor(states).astype(talker.dtype)
             rows = ops.scatter_rows(rows, Tensor(np.flatnonzero(chosen).astype(np.int32)), project(states))
-    return ops.concat((rows, _opening(talker, words, ends, speaker)), 0)
+    return ops.concat((rows, _opening(talker, embeds, ends, speaker)), 0)
 
 
-def _opening(talker, words, ends, speaker):
-    config, (begin, silence) = talker.config, ends
+def _opening(talker, embeds, ends, speaker):
+    config, (begin, pad) = talker.config, ends
     names = ("nothink_id", "think_bos_id", "think_eos_id"), ("pad_id", "bos_id")
     before, after = ([getattr(config, f"codec_{name}") for name in part] for part in names)
     codes = talker.get_input_embeddings()(Tensor(np.array([[*before, speaker, *after]], np.int32)))[0]
     silent = Tensor(np.zeros((ROLE_ROWS, codes.shape[-1]), np.float32)).astype(codes.dtype)
-    text = np.stack([*words[:ROLE_ROWS], *[silence] * 4, begin, words[ROLE_ROWS]])
+    text = np.stack([*embeds[:ROLE_ROWS], *[pad] * 4, begin, embeds[ROLE_ROWS]])
     return talker.text_projection(Tensor(text).astype(talker.dtype)) + ops.concat((silent, codes), 0)

@@ -224,7 +224,7 @@ class _EngineState(Collector):
         if engine is None:
             return
         scheduler = engine.scheduler
-        running = sum(not row.job.reads for row in [*scheduler.running])
+        running = sum(not row.job.prefill_only for row in [*scheduler.running])
         waiting = max(self.server.worker.pending - running, 0)
         yield self._family(GaugeMetricFamily, "vllm:num_requests_running", "Answers at work", running)
         yield self._family(GaugeMetricFamily, "vllm:num_requests_waiting", "Answers that wait for a place", waiting)
@@ -233,9 +233,9 @@ class _EngineState(Collector):
                 share = pool.used / max(pool.limit, 1)
                 yield self._family(GaugeMetricFamily, name, "Share of the cache that answers use, 0 to 1", share)
         for name, text, value in (
-            ("vllm:prefix_cache_queries", "Tokens of prompts that were looked for in the cache", scheduler.looked),
-            ("vllm:prefix_cache_hits", "Of these, tokens that were found", scheduler.found),
-            ("vllm:num_preemptions", "Times that an answer gave up its place for older ones", scheduler.drops),
+            ("vllm:prefix_cache_queries", "Tokens of prompts that were looked for in the cache", scheduler.prompt_tokens),
+            ("vllm:prefix_cache_hits", "Of these, tokens that were found", scheduler.cached_tokens),
+            ("vllm:num_preemptions", "Times that an answer gave up its place for older ones", scheduler.preemptions),
         ):
             yield self._family(CounterMetricFamily, name, text, value)
 

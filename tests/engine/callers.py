@@ -113,9 +113,9 @@ def codes(row: Sequence) -> list[list[int]]:
 def check_empty(engine: Engine) -> None:
     """Nobody is left anywhere, and all blocks are back."""
     scheduler = engine.scheduler
-    assert not engine.rows and not engine.added and not engine.written
+    assert not engine.rows and not engine.added and not engine.finishing
     assert not scheduler.rows and not scheduler.running and not scheduler.waiting and not scheduler.asleep
-    assert engine.speech is None or not (engine.speech.elsewhere or getattr(engine.speech, "voices", ()))
+    assert engine.speech is None or not (engine.speech.remote or getattr(engine.speech, "sequences", ()))
     assert all(pool.used == 0 and pool.free + pool.cached == pool.capacity for pool in scheduler.pools if pool is not None)
 
 
@@ -167,10 +167,10 @@ class Callers:
     def _watched(self, plan: Plan) -> Plan:
         """Notes who is dropped, finds what was read before, and has its prompt cut."""
         marks = defaultdict(Counter, {id: call.marks for id, call in self.calls.items()})
-        for (id,) in plan.dropped:
+        for (id,) in plan.preempted:
             marks[id]["dropped and rebuilt"] = 1
             marks[id]["dropped while speaking"] |= int(bool(marks[id]["frames"]))
-        for id, found in plan.admitted:
+        for id, found in plan.scheduled:
             marks[id]["prefix found"] |= int(found > 0 and not marks[id]["dropped and rebuilt"])
         for id, decoder, start, _ in plan.read:
             marks[id]["prompt cut"] |= int(decoder == THINKER and start > 0)

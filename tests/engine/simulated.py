@@ -74,8 +74,8 @@ def processor() -> Costs:
 @dataclass(frozen=True)
 class Caller:
     """at: when it calls; ids: its prompt; text: tokens until the end one, that included; frames: until the end, None without
-    speech; fails: tokens until it does; cancels: seconds after the call; asks: seconds that a function of its own takes to choose a
-    token, None without one; named: whether it says how long its answer may be; chunk: tokens that are read at a time; reads: no more
+    speech; fails: tokens until it does; cancels: seconds after the call; has_callbacks: seconds that a function of its own takes to choose a
+    token, None without one; named: whether it says how long its answer may be; chunk: tokens that are read at a time; prefill_only: no more
     than that is done (text: 0).
     """
 
@@ -87,10 +87,10 @@ class Caller:
     media: tuple = ()
     fails: int | None = None
     cancels: float | None = None
-    asks: float | None = None
+    has_callbacks: float | None = None
     named: bool = True
     chunk: int = CHUNK
-    reads: bool = False
+    prefill_only: bool = False
 
     @property
     def prompt(self):
@@ -99,9 +99,9 @@ class Caller:
     def job(self) -> Job:
         limits = (self.text, (self.frames or 0) + 1) if self.named else UNNAMED
         speech = None if self.frames is None else Speech(self.talker, limits[TALKER], named=self.named)
-        asks = self.asks is not None
+        has_callbacks = self.has_callbacks is not None
         keys, limit = keys_of(self.ids, self.chunk), max(limits[THINKER], 1)
-        return Job(self.prompt, limit, keys, self.media, speech, 0, asks, self.named, self.chunk, self.reads)
+        return Job(self.prompt, limit, keys, self.media, speech, 0, has_callbacks, self.named, self.chunk, self.prefill_only)
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Answer:
     encoded: int = 0
     tables: tuple = ()
     read: list = field(default_factory=list)
-    dropped: int = 0
+    preempted: int = 0
 
     @property
     def said(self):
@@ -130,7 +130,7 @@ class Answer:
     def first_sound(self):
         return self.heard[0][0] if self.heard else None
 
-    def dry(self) -> float:
+    def underruns(self) -> float:
         """Seconds of silence within its speech."""
         silence, end = 0.0, None
         for time, frames in self.heard:
@@ -203,9 +203,9 @@ class Simulation:
         """Does what a plan says, and looks whether it can be done."""
         answers, costs = self.answers, self.costs
         text_ended, speech_ended, failed = set(), set(), set()
-        for (id,) in plan.dropped:
-            answers[id].dropped += 1
-        for id, found in plan.admitted:
+        for (id,) in plan.preempted:
+            answers[id].preempted += 1
+        for id, found in plan.scheduled:
             answers[id].tables, answers[id].read = ([], []), [found, 0]
             answers[id].encoded = sum(stop <= found for stop, _ in answers[id].caller.media)
         for id, decoder, block in plan.blocks:
@@ -224,7 +224,7 @@ class Simulation:
             for position in range(start, stop):
                 self._write(id, decoder, position)
             self._look(id, decoder, stop)
-            if decoder == THINKER and answer.caller.reads:
+            if decoder == THINKER and answer.caller.prefill_only:
                 text_ended |= {id} if stop == answer.caller.prompt else set()
             elif decoder == THINKER and stop == len(answer.ids):
                 self._draw(id, text_ended, speech_ended, failed)
@@ -267,11 +267,11 @@ class Simulation:
                 self.ended["failed"] += facts[2]
 
     def _draw(self, id, *facts):
-        if self.answers[id].caller.asks is None:
+        if self.answers[id].caller.has_callbacks is None:
             self._choose(id, *facts)
         else:
             self.scheduler.sleep(id)
-            self.asleep[id] = self.now + self.answers[id].caller.asks
+            self.asleep[id] = self.now + self.answers[id].caller.has_callbacks
 
     def _choose(self, id, text_ended, speech_ended, failed):
         answer = self.answers[id]
@@ -324,7 +324,7 @@ class RoundRobin(Scheduler):
 
     def speaking(self, now):
         rows = [row for row in self.running if row.speaks and row.speech.steps]
-        return [row for row in rows if row.word or (row.text.steps and not row.text.replays)]
+        return [row for row in rows if row.has_text or (row.text.steps and not row.text.replays)]
 
     def readers(self):
         return [row for row in self.running if row.reading()]

@@ -112,7 +112,7 @@ class Soak(Callers):
         """Somebody whose request is refused, or fails in the middle."""
         if sort == len(FAULTS):
             id = self.call(kind, "'NoneType' object", return_audio=True, **SPOKEN)
-            self.engine.speech.voices[id].stream = None  # the vocoder breaks down
+            self.engine.speech.sequences[id].stream = None  # the vocoder breaks down
             return
         try:
             if sort > len(FAULTS):

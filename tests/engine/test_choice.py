@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.engine.choice import Chooser, Planes
+from ms_omni.engine.choice import Chooser, PenaltyBuffers
 from ms_omni.engine.engine import Engine
 from ms_omni.errors import InputError
 from ms_omni.generation.sampling import NAMES, Chosen, Likeliest, RowSampler, SamplingParams, row_stream
@@ -145,7 +145,7 @@ def test_a_row_draws_the_same_alone_and_beside_others(chooser):
 
 def test_slots_go_to_others_without_a_trace(ascend):
     """Ten rows on three slots, of which some are forgotten."""
-    planes, params = Planes(SIZE, 0, 4), {"repetition_penalty": 1.5, "suppress_tokens": (1, 2)}
+    planes, params = PenaltyBuffers(SIZE, 0, 4), {"repetition_penalty": 1.5, "suppress_tokens": (1, 2)}
     samplers = [sampler_of(params, prompt=(row, 50 + row)) for row in range(10)]
     for step in range(12):
         rows = [samplers[(step + more) % len(samplers)] for more in (0, 3, 5)]

@@ -70,9 +70,9 @@ def test_where_there_is_too_little_room_rows_are_dropped_and_rebuilt(model, ask)
         single = Engine(model, max_rows=1, tokens=512)
         expected.append(answer(list(single.events(single.add(**request)))))
     engine = Engine(model, max_rows=4, tokens=896)
-    dropped, plan = [], engine.scheduler.plan
-    engine.scheduler.plan = lambda: dropped.extend((found := plan()).dropped) or found
-    assert [answer(events) for events in run(engine, requests)] == expected and dropped
+    preempted, plan = [], engine.scheduler.plan
+    engine.scheduler.plan = lambda: preempted.extend((found := plan()).preempted) or found
+    assert [answer(events) for events in run(engine, requests)] == expected and preempted
     check_empty(engine)
 
 

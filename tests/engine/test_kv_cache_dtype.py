@@ -130,10 +130,10 @@ def test_callers_get_what_they_get_alone(world):
 def test_rows_that_were_dropped_go_on_as_if_they_had_not_been(world):
     requests = [{**world.ask(f"What is {n} plus 2?"), "max_new_tokens": 150, "eos_token_id": []} for n in range(2)]
     engines = [Engine(world.model.thinker, tokens=tokens, **INT8) for tokens in (1024, 384)]
-    dropped, plan = [], engines[1].scheduler.plan
-    engines[1].scheduler.plan = lambda: dropped.extend((found := plan()).dropped) or found
+    preempted, plan = [], engines[1].scheduler.plan
+    engines[1].scheduler.plan = lambda: preempted.extend((found := plan()).preempted) or found
     roomy, tight = (answers_of(engine, requests) for engine in engines)
-    assert tight == roomy and dropped
+    assert tight == roomy and preempted
 
 
 def answers_of(engine, requests):

@@ -8,7 +8,7 @@ import pytest
 from ms_omni.engine import scheduler
 from ms_omni.engine.engine import Engine
 from ms_omni.engine.kv_pool import KVPool
-from ms_omni.engine.runner import heard_bytes
+from ms_omni.engine.runner import talker_state_bytes
 from ms_omni.errors import InputError
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError, TextDelta
 from tests.engine.callers import answer, check_empty
@@ -162,10 +162,10 @@ def test_who_does_not_go_on_starves_nobody(model, ask, impatient):
         )
         thread.start()
         assert entered.wait(60)
-        dropped, drop = [], scheduler.Scheduler._drop
-        engine.scheduler._drop = lambda plan, row: dropped.append(row.id) or drop(engine.scheduler, plan, row)
+        preempted, drop = [], scheduler.Scheduler._preempt
+        engine.scheduler._preempt = lambda plan, row: preempted.append(row.id) or drop(engine.scheduler, plan, row)
         list(engine.events(engine.add(**question, max_new_tokens=256 - length, eos_token_id=[])))
-        assert dropped == [0]
+        assert preempted == [0]
         go.set()
         thread.join(60)
     finally:
@@ -190,12 +190,12 @@ def test_what_a_talker_hears_is_counted(model, monkeypatch):
     from ms_omni.engine import engine as module
 
     decoder = model.thinker.model
-    assert heard_bytes(decoder) == 2 * 128 * decoder.config.hidden_size * 4
+    assert talker_state_bytes(decoder) == 2 * 128 * decoder.config.hidden_size * 4
     asked = []
     monkeypatch.setattr(module, "_blocks_that_fit", lambda nbytes, *_: asked.append(nbytes) or 8)
     Engine(model), Engine(model.thinker)
     alone = KVPool.block_bytes(decoder)
-    assert asked == [alone + KVPool.block_bytes(model.talker.model) + heard_bytes(decoder), alone]
+    assert asked == [alone + KVPool.block_bytes(model.talker.model) + talker_state_bytes(decoder), alone]
 
 
 def test_what_a_talker_hears_goes_with_its_blocks(model, ask):
@@ -205,4 +205,4 @@ def test_what_a_talker_hears_goes_with_its_blocks(model, ask):
     for question in ("What?", "Why?"):
         run(engine, engine.add(**ask(question + long), return_audio=False, max_new_tokens=2))
         (chunk,) = kept.values()
-        assert sum(part.nbytes for part in chunk.payload) == 4 * heard_bytes(model.thinker.model)
+        assert sum(part.nbytes for part in chunk.payload) == 4 * talker_state_bytes(model.thinker.model)

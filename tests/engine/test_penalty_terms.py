@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ms_omni.engine.choice import Terms, expressible
+from ms_omni.engine.choice import PenaltyTerms, expressible
 from ms_omni.generation.sampling import RowSampler, SamplingParams
 
 SIZE = 40
@@ -18,7 +18,7 @@ PARAMS = [
 
 @pytest.mark.parametrize("params", PARAMS, ids=["repetition", "said", "both", "banned", "ends"])
 def test_penalties_are_those_of_the_host(params):
-    sampler, terms = RowSampler(SamplingParams(**params), None, (9, 9, 11, 30)), Terms()
+    sampler, terms = RowSampler(SamplingParams(**params), None, (9, 9, 11, 30)), PenaltyTerms()
     rng, (factor, bias) = np.random.default_rng(3), np.repeat(np.float32([[1], [0]]), SIZE, 1)
     for token in (5, 6, 5, 5, 30, 7, 9, 5):
         assert expressible(sampler)

@@ -51,10 +51,10 @@ def test_positions_and_features_are_those_of_the_whole(tiny_model, case, name, m
         assert np.array_equal(own.positions, positions[:, row, valid[row]])
         assert own.following == deltas[row, 0] + len(own)
         rows = host_array(thinker.embed_text(own.ids[None]))[0].copy()
-        ends = [call.places[-1] for call in own.calls]
+        ends = [call.indices[-1] for call in own.calls]
         assert ends == sorted(ends)  # what lies before a place in the prompt is a beginning of the calls
         for call in own.calls:
-            rows[call.places] = encoded(thinker, call.medium.kind, call.content)[-len(call.places) :]
+            rows[call.indices] = encoded(thinker, call.medium.kind, call.content)[-len(call.indices) :]
         assert np.array_equal(rows, whole[row, valid[row]])
 
 

@@ -80,7 +80,7 @@ def test_what_was_sent_before_the_end_arrives():
     theirs.send({"last": "word"})
     theirs.pump()
     theirs.close()
-    assert ours.pump() == [({"last": "word"}, {})] and ours.gone
+    assert ours.pump() == [({"last": "word"}, {})] and ours.closed
     ours.wait(None)  # does not wait
     ours.send({"number": 1}, x=np.zeros(1000))
     assert ours.pump() == []

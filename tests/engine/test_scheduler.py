@@ -10,7 +10,7 @@ import pytest
 
 import ms_omni.engine.scheduler as module
 from ms_omni.engine.blocks import BlockPool
-from ms_omni.engine.plan import CALM_S, FRAME_S, TALKER, THINKER, Facts, Job, Plan, Speech
+from ms_omni.engine.plan import BUFFERED_S, FRAME_S, TALKER, THINKER, Facts, Job, Plan, Speech
 from ms_omni.engine.scheduler import Scheduler
 from ms_omni.errors import InputError
 
@@ -63,7 +63,7 @@ def test_it_needs_the_standard_library_only():
 
 
 def test_a_plan_is_one_array():
-    plan = Plan(gone=[(3,)], blocks=[(4, 1, 17), (4, 0, 18)], read=[(4, 0, 512, 700)], sound=[(2, 25)])
+    plan = Plan(removed=[(3,)], blocks=[(4, 1, 17), (4, 0, 18)], read=[(4, 0, 512, 700)], sound=[(2, 25)])
     numbers = plan.to_array()
     assert len(numbers) == 9 + 1 + 6 + 4 + 2 and Plan.from_array(array("i", [*numbers, 0, 0, 7])) == plan
     assert plan and not Plan() and Plan.from_array(Plan().to_array()) == Plan()
@@ -72,7 +72,7 @@ def test_a_plan_is_one_array():
 def test_text(scheduler):
     id = scheduler.add(Job(600, 100))
     assert filled(tick(scheduler)) == {
-        "admitted": [(id, 0)],
+        "scheduled": [(id, 0)],
         "blocks": [(id, THINKER, block) for block in (1, 2, 3, 4, 5)],
         "read": [(id, THINKER, 0, 512)],
     }
@@ -82,7 +82,7 @@ def test_text(scheduler):
     assert filled(tick(scheduler)) == {"blocks": [(id, THINKER, 6)], "decode": [(id,)]}  # position 640
     plan = scheduler.plan()
     assert scheduler.done(plan, Facts(text_ended=frozenset([id]))) == [id]
-    assert scheduler.pools[THINKER].used == 0 and filled(scheduler.plan()) == {"gone": [(id,)]}
+    assert scheduler.pools[THINKER].used == 0 and filled(scheduler.plan()) == {"removed": [(id,)]}
     assert not scheduler.plan()
 
 
@@ -123,18 +123,18 @@ def test_what_would_not_fit_alone_is_refused():
     with pytest.raises(InputError, match="its speech needs 257 tokens"):
         scheduler.add(Job(10, 10, speech=Speech(57, 200)))
     scheduler.add(Job(1000, 280))
-    assert tick(scheduler).admitted == [(0, 0)]  # though there is no margin
+    assert tick(scheduler).scheduled == [(0, 0)]  # though there is no margin
 
 
 def test_admission_waits_for_room_in_the_order_of_calls():
     scheduler = Scheduler(BlockPool(11), max_rows=3, margin=256)
     ids = [scheduler.add(Job(prompt, 256)) for prompt in (300, 900, 10, 10, 10)]
-    assert tick(scheduler).admitted == [(ids[0], 0)]  # the second has no room, and nobody passes it
+    assert tick(scheduler).scheduled == [(ids[0], 0)]  # the second has no room, and nobody passes it
     scheduler.cancel(ids[0])
-    assert tick(scheduler).admitted == [(ids[1], 0)]
+    assert tick(scheduler).scheduled == [(ids[1], 0)]
     scheduler.cancel(ids[1])
-    assert tick(scheduler).admitted == [(id, 0) for id in ids[2:]]
-    assert tick(scheduler).gone == [] and scheduler.pools[THINKER].used == 3
+    assert tick(scheduler).scheduled == [(id, 0) for id in ids[2:]]
+    assert tick(scheduler).removed == [] and scheduler.pools[THINKER].used == 3
 
 
 def test_cancelled_and_failed_rows_give_back_at_once(scheduler):
@@ -143,7 +143,7 @@ def test_cancelled_and_failed_rows_give_back_at_once(scheduler):
     scheduler.cancel(ids[0])
     assert scheduler.pools[THINKER].used == 2
     assert scheduler.done(plan, Facts(failed=frozenset([ids[1]]))) == [] and scheduler.pools[THINKER].used == 1
-    assert filled(tick(scheduler)) == {"gone": [(ids[0],), (ids[1],)], "decode": [(ids[2],)]}
+    assert filled(tick(scheduler)) == {"removed": [(ids[0],), (ids[1],)], "decode": [(ids[2],)]}
     scheduler.cancel(ids[0])
     scheduler.cancel(99)
 
@@ -156,15 +156,15 @@ def test_the_newest_row_is_dropped_and_rebuilt():
     for _ in range(28):
         assert tick(scheduler).decode == [(old,), (new,)]
     plan = tick(scheduler)
-    assert plan.blocks == [(old, THINKER, 3)] and plan.dropped == [(new,)] and plan.decode == [(old,)]
+    assert plan.blocks == [(old, THINKER, 3)] and plan.preempted == [(new,)] and plan.decode == [(old,)]
     for _ in range(10):
         assert filled(tick(scheduler)) == {"decode": [(old,)]}
     tick(scheduler, text_ended=[old])
     text = scheduler.rows[new].text
     assert (text.read, text.made) == (0, 29)
     assert filled(tick(scheduler)) == {
-        "gone": [(old,)],
-        "admitted": [(new, 0)],
+        "removed": [(old,)],
+        "scheduled": [(new, 0)],
         "blocks": [(new, THINKER, block) for block in text.blocks],
         "read": [(new, THINKER, 0, 100)],
     }
@@ -180,9 +180,9 @@ def test_growing_for_speech_may_drop_a_row_that_has_just_grown():
     scheduler = Scheduler(BlockPool(101), BlockPool(3), margin=0)
     old = scheduler.add(Job(1, 500, speech=Speech(127, 100)))
     new = scheduler.add(Job(127, 500, speech=Speech(1, 100)))
-    while (plan := tick(scheduler)) and not plan.dropped:
+    while (plan := tick(scheduler)) and not plan.preempted:
         assert len(scheduler.running) == 2
-    assert plan.dropped == [(new,)] and plan.frames == [(old,)] and new not in {entry[0] for entry in plan.blocks}
+    assert plan.preempted == [(new,)] and plan.frames == [(old,)] and new not in {entry[0] for entry in plan.blocks}
 
 
 def test_a_second_question_reads_what_is_new(scheduler):
@@ -196,10 +196,10 @@ def test_a_second_question_reads_what_is_new(scheduler):
         scheduler.done(plan, Facts(payloads={first: payload}))
     second = scheduler.add(Job(1500, 10, keys, media))
     plan = tick(scheduler)
-    assert plan.admitted == [(second, 1024)] and plan.encode == [(second, 1)] and len(plan.blocks) == 12
+    assert plan.scheduled == [(second, 1024)] and plan.encode == [(second, 1)] and len(plan.blocks) == 12
     assert scheduler.rows[second].payloads == [None, "a"]
     exact = scheduler.add(Job(1024, 10, keys_of(ids[:1024])))
-    assert tick(scheduler).admitted == [(exact, 512)]  # its last chunk is read, to draw from
+    assert tick(scheduler).scheduled == [(exact, 512)]  # its last chunk is read, to draw from
 
 
 def test_of_a_burst_one_reads_what_all_share(scheduler):
@@ -207,12 +207,12 @@ def test_of_a_burst_one_reads_what_all_share(scheduler):
     ids = list(range(1500))
     rows = [scheduler.add(Job(1500, 10, keys_of(ids[:1100] + [row] * 400))) for row in range(3)]
     other = scheduler.add(Job(600, 10, keys_of(ids[1:601])))
-    read, admitted = [], {}
+    read, scheduled = [], {}
     while len(read) < 7:
         plan = tick(scheduler)
-        admitted |= dict(plan.admitted)
+        scheduled |= dict(plan.scheduled)
         read += [(row, start) for row, _, start, _ in plan.read]
-    assert admitted == {rows[0]: 0, other: 0, rows[1]: 1024, rows[2]: 1024}
+    assert scheduled == {rows[0]: 0, other: 0, rows[1]: 1024, rows[2]: 1024}
     assert sorted(read) == [
         (rows[0], 0),
         (rows[0], 512),
@@ -227,18 +227,18 @@ def test_of_a_burst_one_reads_what_all_share(scheduler):
 def test_who_would_have_read_what_others_wait_for_may_go(scheduler):
     keys = keys_of(range(1500))
     first, second = (scheduler.add(Job(1500, 10, keys)) for _ in range(2))
-    assert tick(scheduler).admitted == [(first, 0)]
+    assert tick(scheduler).scheduled == [(first, 0)]
     scheduler.cancel(first)
-    assert tick(scheduler).admitted == [(second, 512)]
+    assert tick(scheduler).scheduled == [(second, 512)]
 
 
 def test_calm_rows_wait_while_somebody_is_in_need(scheduler, clock):
-    row = speak(scheduler, 1 + round(CALM_S / FRAME_S))
+    row = speak(scheduler, 1 + round(BUFFERED_S / FRAME_S))
     assert tick(scheduler).frames == [(row,)]
     other = scheduler.add(Job(1500, 10))
     tick(scheduler)  # admits it
     assert tick(scheduler).frames == []
-    assert scheduler.rows[other].unheard
+    assert scheduler.rows[other].awaits_first_output
     clock.now += 10 * FRAME_S
     assert tick(scheduler).frames == [(row,)]
 
@@ -269,12 +269,12 @@ def test_a_row_gives_what_it_has_before_it_runs_dry(scheduler, clock):
 def test_text_that_is_written_elsewhere(clock):
     scheduler = Scheduler(BlockPool(1), BlockPool(11), clock=clock)
     row = scheduler.add(Job(0, 0, speech=Speech(10, 50, (2,))))
-    assert filled(tick(scheduler)) == {"admitted": [(row, 0)], "blocks": [(row, TALKER, 1)]}
+    assert filled(tick(scheduler)) == {"scheduled": [(row, 0)], "blocks": [(row, TALKER, 1)]}
     assert not scheduler.plan()
-    scheduler.written(row, 2, False)
+    scheduler.add_text(row, 2, False)
     assert filled(tick(scheduler)) == {"read": [(row, TALKER, 0, 9)], "frames": [(row,)]}
     assert tick(scheduler).sound == [(row, 2)] and not scheduler.plan()
-    scheduler.written(row, 0, True)
+    scheduler.add_text(row, 0, True)
     plan = tick(scheduler, speech_ended=[row])
     assert plan.frames == [(row,)] and not scheduler.rows
 
@@ -293,19 +293,19 @@ def test_a_chunk_that_failed_is_not_found(scheduler):
     tick(scheduler)
     assert tick(scheduler, failed=[first]).read == [(first, THINKER, 512, 1024)]
     second = scheduler.add(job)
-    assert tick(scheduler).admitted == [(second, 512)]
+    assert tick(scheduler).scheduled == [(second, 512)]
 
 
 def test_who_reads_ahead_waits_for_who_asks():
     """For a place, and at its work; but not where somebody waits for that."""
     scheduler = Scheduler(BlockPool(101), max_rows=3)
-    ahead, other = (scheduler.add(Job(2000, 0, keys_of(range(n, n + 2000)), reads=True)) for n in (0, 5))
-    assert scheduler.plan().admitted == [(ahead, 0), (other, 0)]
+    ahead, other = (scheduler.add(Job(2000, 0, keys_of(range(n, n + 2000)), prefill_only=True)) for n in (0, 5))
+    assert scheduler.plan().scheduled == [(ahead, 0), (other, 0)]
     one = scheduler.add(Job(1500, 10))
     plan = tick(scheduler)
-    assert plan.admitted == [(one, 0)] and plan.read == [(one, THINKER, 0, 512)]
-    late, two = scheduler.add(Job(600, 0, reads=True)), scheduler.add(Job(1500, 10))
+    assert plan.scheduled == [(one, 0)] and plan.read == [(one, THINKER, 0, 512)]
+    late, two = scheduler.add(Job(600, 0, prefill_only=True)), scheduler.add(Job(1500, 10))
     assert {id for id, *_ in tick(scheduler).read + tick(scheduler).read} >= {ahead}  # a place is waited for
     scheduler.cancel(other)
-    assert tick(scheduler).admitted == [(two, 0)] and late in scheduler.rows
-    assert scheduler.found == 0 and scheduler.looked == 3000
+    assert tick(scheduler).scheduled == [(two, 0)] and late in scheduler.rows
+    assert scheduler.cached_tokens == 0 and scheduler.prompt_tokens == 3000

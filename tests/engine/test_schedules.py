@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ms_omni.engine.blocks import blocks_for
-from ms_omni.engine.plan import CALM_S, FRAME_S
+from ms_omni.engine.plan import BUFFERED_S, FRAME_S
 from ms_omni.engine.scheduler import LAUNCH_ROWS, SKIPS, Scheduler
 from tests.engine.simulated import Caller, RoundRobin, Simulation, ascend, ignore, processor
 
@@ -37,7 +37,7 @@ def read_otherwise(draw, caller):
     if draw.random() < 0.85:
         return caller
     ids = caller.ids[: len(caller.ids) // caller.chunk * caller.chunk]
-    return replace(caller, ids=ids, text=0, frames=None, fails=None, reads=True)
+    return replace(caller, ids=ids, text=0, frames=None, fails=None, prefill_only=True)
 
 
 class Watch:
@@ -48,22 +48,22 @@ class Watch:
 
     def __call__(self, simulation, plan):
         running, now = simulation.scheduler.running, simulation.now
-        begun = {id for id, _ in plan.admitted}
+        begun = {id for id, _ in plan.scheduled}
         rows = [row for row in running if row.id not in begun]
         for row in rows:
             assert row.speaks or not row.text.steps or (row.id,) in plan.decode, "who only writes does so in every tick"
             able = (
                 row.speaks
                 and row.speech.steps
-                and (row.word or row.text.steps)
+                and (row.has_text or row.text.steps)
                 and not row.text.replays
-                and not row.calm(now)
+                and not row.well_buffered(now)
             )
             self.missed[row.id] = self.missed.get(row.id, 0) + 1 if able and (row.id,) not in plan.frames else 0
-            ahead = 2 * round(CALM_S / FRAME_S)  # frames that it may have more than the others, who catch up first
+            ahead = 2 * round(BUFFERED_S / FRAME_S)  # frames that it may have more than the others, who catch up first
             assert self.missed[row.id] <= ahead * ((len(running) - 1) // LAUNCH_ROWS), "who speaks has its turn"
-        waits = any(not row.job.reads for row in simulation.scheduler.waiting)  # then who reads ahead counts as well
-        oldest = next((row for row in running if row.reading() and (waits or not row.job.reads)), None)
+        waits = any(not row.job.prefill_only for row in simulation.scheduler.waiting)  # then who reads ahead counts as well
+        oldest = next((row for row in running if row.reading() and (waits or not row.job.prefill_only)), None)
         reads = oldest is None or oldest.id in {entry[0] for entry in (*plan.encode, *plan.read)}
         self.behind = 0 if reads or oldest is not self.oldest else self.behind + 1
         self.oldest = oldest
@@ -149,7 +149,7 @@ def silence(callers, costs, kind):
         factors.append(costs.factor() * sum(row.speaks for row in simulation.scheduler.running))
 
     simulation = Simulation(callers, costs, kind=kind, max_rows=64).run(watch).check()
-    dry = [answer.dry() for answer in simulation.answers.values()]
+    dry = [answer.underruns() for answer in simulation.answers.values()]
     return sum(dry), sum(seconds > 0 for seconds in dry), max(factors)
 
 

@@ -26,10 +26,10 @@ def test_a_limit_that_nobody_named_is_what_fits():
     assert scheduler.fitted(Job(1152, 1024, named=False)).limit == BLOCK
 
 
-def full(clock, asks):
-    """Two rows that hold all blocks; `asks` says which of them fall asleep. The next token of the first needs another block."""
+def full(clock, has_callbacks):
+    """Two rows that hold all blocks; `has_callbacks` says which of them fall asleep. The next token of the first needs another block."""
     scheduler = Scheduler(BlockPool(4), margin=0, clock=clock)
-    rows = [scheduler.add(Job(prompt, 150, asks=one)) for prompt, one in zip((128, 200), asks)]
+    rows = [scheduler.add(Job(prompt, 150, has_callbacks=one)) for prompt, one in zip((128, 200), has_callbacks)]
     tick(scheduler)
     assert scheduler.pools[THINKER].room == 0
     return scheduler, rows
@@ -42,20 +42,20 @@ def test_who_needs_a_block_of_a_sleeper_waits_for_it(clock):
     clock.now += REST_S / 2
     assert not scheduler.plan() and len(scheduler.running) == 2
     scheduler.wake(new)
-    assert filled(tick(scheduler)) == {"dropped": [(new,)], "blocks": [(old, THINKER, 2)], "decode": [(old,)]}
+    assert filled(tick(scheduler)) == {"preempted": [(new,)], "blocks": [(old, THINKER, 2)], "decode": [(old,)]}
 
 
 def test_a_sleeper_gives_its_blocks_up_after_a_while(clock):
-    """Also to newer rows, and is not admitted before it wakes; then it goes on where it was."""
+    """Also to newer rows, and is not scheduled before it wakes; then it goes on where it was."""
     scheduler, (old, new) = full(clock, (True, False))
     scheduler.sleep(old)
     while tick(scheduler):
         pass
     assert scheduler.rows[new].text.read == 256 and len(scheduler.running) == 2
     clock.now += 2 * REST_S
-    assert filled(tick(scheduler)) == {"dropped": [(old,)], "blocks": [(new, THINKER, 1)], "decode": [(new,)]}
+    assert filled(tick(scheduler)) == {"preempted": [(old,)], "blocks": [(new, THINKER, 1)], "decode": [(new,)]}
     tick(scheduler, text_ended=[new])
-    assert filled(tick(scheduler)) == {"gone": [(new,)]} and scheduler.pools[THINKER].used == 0
+    assert filled(tick(scheduler)) == {"removed": [(new,)]} and scheduler.pools[THINKER].used == 0
     scheduler.wake(old)
     assert tick(scheduler).read == [(old, THINKER, 0, 128)]
     assert scheduler.rows[old].text.made == 1 and tick(scheduler).decode == [(old,)]
@@ -67,7 +67,7 @@ def test_a_sleeper_may_end_without_its_blocks(clock):
     while tick(scheduler):
         pass
     clock.now += 2 * REST_S
-    assert tick(scheduler).dropped == [(old,)]
+    assert tick(scheduler).preempted == [(old,)]
     scheduler.wake(old)
     assert scheduler.done(scheduler.plan(), Facts(text_ended=frozenset([old]))) == [old]
     scheduler.cancel(new)
@@ -76,21 +76,21 @@ def test_a_sleeper_may_end_without_its_blocks(clock):
 
 def test_a_sleeper_makes_place_for_whom_its_function_may_ask(clock):
     scheduler = Scheduler(BlockPool(11), max_rows=1, clock=clock)
-    outer = scheduler.add(Job(10, 50, asks=True))
+    outer = scheduler.add(Job(10, 50, has_callbacks=True))
     tick(scheduler)
     scheduler.sleep(outer)
     inner = scheduler.add(Job(10, 50))
     assert not scheduler.plan()
     clock.now += 2 * REST_S
     plan = tick(scheduler)
-    assert (plan.dropped, plan.admitted, plan.read) == ([(outer,)], [(inner, 0)], [(inner, THINKER, 0, 10)])
+    assert (plan.preempted, plan.scheduled, plan.read) == ([(outer,)], [(inner, 0)], [(inner, THINKER, 0, 10)])
 
 
 def test_who_waits_for_a_block_says_no_word_that_is_not_written(clock):
     """A frame whose word cannot be written in this tick waits with it."""
     scheduler = Scheduler(BlockPool(4), BlockPool(11), margin=0, clock=clock)
     row = scheduler.add(Job(128, 100, speech=Speech(1, 100)))
-    sleeper = scheduler.add(Job(129, 100, asks=True))
+    sleeper = scheduler.add(Job(129, 100, has_callbacks=True))
     plan = tick(scheduler)
     scheduler.sleep(sleeper)
     while plan.frames or not scheduler.rows[row].speech.made:
@@ -98,16 +98,16 @@ def test_who_waits_for_a_block_says_no_word_that_is_not_written(clock):
     assert not plan and scheduler.rows[row].text.made == 1 == scheduler.rows[row].speech.made
     scheduler.wake(sleeper)
     plan = tick(scheduler)
-    assert (plan.dropped, plan.decode, plan.frames) == ([(sleeper,)], [(row,)], [(row,)])
+    assert (plan.preempted, plan.decode, plan.frames) == ([(sleeper,)], [(row,)], [(row,)])
 
 
 def asking(draw, caller):
     """Some callers have functions, a few of which take their time; some do not say how long their answers may be."""
-    asks = draw.choice([None, None, 0.0, 0.01, draw.uniform(0, 3) if caller.text < 20 else 0.1])
+    has_callbacks = draw.choice([None, None, 0.0, 0.01, draw.uniform(0, 3) if caller.text < 20 else 0.1])
     named = draw.random() < 0.5
     text = caller.text if named else draw.choice([caller.text, 3000])
     frames = caller.frames if named or not caller.frames else draw.choice([caller.frames, 5000])
-    return Caller(**{**vars(caller), "asks": asks, "named": named, "text": text, "frames": frames})
+    return Caller(**{**vars(caller), "has_callbacks": has_callbacks, "named": named, "text": text, "frames": frames})
 
 
 @pytest.mark.parametrize("block", range(5))
@@ -139,4 +139,4 @@ def test_answers_without_limits_fill_all_and_harm_nobody():
     short = [Caller(0.01 * index, (9, index), 40, 50) for index in range(3)]
     simulation = Simulation([*endless, *short], ascend(), (7, 9)).run().check()
     assert [answer.limits for answer in simulation.answers.values()] == [(668, 959)] * 2 + [(40, 50)] * 3
-    assert any(answer.dropped for answer in simulation.answers.values())
+    assert any(answer.preempted for answer in simulation.answers.values())

@@ -71,7 +71,7 @@ def test_same_answers(engine, world, seed):
             callers.cancel(int(draw.choice(sorted(callers.calls))))
     assert not callers.faults
     check_empty(engine)
-    assert not engine.speech.elsewhere
+    assert not engine.speech.remote
 
 
 def test_codes(engine, model, requests):
@@ -186,7 +186,7 @@ def test_what_cannot_be_spoken_is_refused(engine, requests, writer, model):
 
 
 def test_a_process_that_cannot_load_says_why(writer, monkeypatch):
-    config = speech_process.speaking_config(writer, "process")
+    config = speech_process.remote_talker_config(writer, "process")
     monkeypatch.setattr(writer, "folder", ROOT / "docs")
     with pytest.raises(ProcessError, match="CheckpointError: .* holds no weights"):
         speech_process.SpeechProcess(writer, config, np.zeros((3, 192)), blocks=2, max_rows=1)

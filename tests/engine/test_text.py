@@ -32,21 +32,21 @@ def likely(token):
 def written(found, tokens):
     """The tokens that are taken, said one after another, until it ends."""
     for token in tokens:
-        if not found.going:
+        if not found.active:
             break
-        found.take(likely(token))
+        found.choose(likely(token))
     return found.tokens
 
 
 def test_it_ends_with_its_end_token_which_is_no_word():
     found = text()
     assert written(found, [5, 6, END, 7]) == [5, 6, END]
-    assert found.words == [5, 6] and not found.going and found.ids().tolist() == [[3, 9, 5, 6, END]]
+    assert found.spoken_ids == [5, 6] and not found.active and found.ids().tolist() == [[3, 9, 5, 6, END]]
 
 
 def test_it_ends_with_its_limit_and_the_last_word_is_said():
     found = text(max_new_tokens=2)
-    assert written(found, [5, 6, 7]) == found.words == [5, 6]
+    assert written(found, [5, 6, 7]) == found.spoken_ids == [5, 6]
 
 
 @pytest.mark.parametrize("strings, expected", [(("cd",), "abcd"), (("d", "b"), "ab"), (("xyz",), "abcde")])
@@ -73,7 +73,7 @@ def test_what_the_caller_says():
 )
 def test_what_the_caller_says_wrongly(options, words):
     with pytest.raises(InputError, match=words):
-        text(options=options).take(likely(3))
+        text(options=options).choose(likely(3))
 
 
 @pytest.mark.parametrize("params", [{}, {"do_sample": True, "seed": 3, "top_k": 5}, {"repetition_penalty": 1.7}])
@@ -85,7 +85,7 @@ def test_every_row_chooses_as_the_same_row_of_a_batch(params):
     for _ in range(20):
         logits = rng.standard_normal((3, VOCABULARY)).astype(np.float32)
         expected = batch(logits).tolist()
-        assert [int(row.take(line).token[0]) for row, line in zip(rows, logits)] == expected
+        assert [int(row.choose(line).token[0]) for row, line in zip(rows, logits)] == expected
 
 
 def test_pieces_of_text_join_and_nothing_is_held_back_at_the_end(processor):
@@ -112,10 +112,10 @@ def test_it_knows_why_it_ended(tokens, options, reason):
     times = iter(range(9))
     found = text(clock=lambda: next(times), options=options, max_new_tokens=3)
     written(found, tokens)
-    assert found.reason == reason and found.going == (not reason)
+    assert found.reason == reason and found.active == (not reason)
 
 
 def test_nothing_is_said_from_some_tokens_on():
     found = text(options={"unspoken_from": (7,)})
     assert written(found, [5, 7, 8, END]) == [5, 7, 8, END]
-    assert found.words == [5] and found.hushed
+    assert found.spoken_ids == [5] and found.unspoken

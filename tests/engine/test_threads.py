@@ -81,7 +81,7 @@ def test_one_thread_steps_while_others_ask_and_leave(world):
     check_empty(engine)
 
 
-@pytest.mark.parametrize("where", ["listen", "take", "encode", "sound"])
+@pytest.mark.parametrize("where", ["talker_context", "choose", "encode", "sound"])
 def test_what_fails_in_one_answer_does_not_meet_another(world, monkeypatch, where):
     """Wherever it is, and whatever."""
     engine, asked = Engine(world.model), world.ask("What number do you hear?", {"audio": "digits.wav"})
@@ -91,18 +91,20 @@ def test_what_fails_in_one_answer_does_not_meet_another(world, monkeypatch, wher
     def failing(*_):
         raise KeyError("nobody thought of this")
 
-    if where == "listen":
-        listen = work.listen
+    if where == "talker_context":
+        talker_context = work.talker_context
         monkeypatch.setattr(
-            work, "listen", lambda config, ids, *rest: (failing if ids is row.prompt.ids else listen)(config, ids, *rest)
+            work,
+            "talker_context",
+            lambda config, ids, *rest: (failing if ids is row.prompt.ids else talker_context)(config, ids, *rest),
         )
-    elif where == "take":
-        monkeypatch.setattr(row.text, "take", failing)
+    elif where == "choose":
+        monkeypatch.setattr(row.text, "choose", failing)
     elif where == "encode":
         encode = engine.thinker.encode
         monkeypatch.setattr(engine.thinker, "encode", lambda own, call: (failing if own is row else encode)(own, call))
     else:
-        monkeypatch.setattr(engine.speech.voices[bad].stream, "step", failing)
+        monkeypatch.setattr(engine.speech.sequences[bad].stream, "step", failing)
     good = {engine.add(**world.request(kind)): kind for kind in (1, 7)}
     events = {id: [] for id in (bad, *good)}
     while engine.added:

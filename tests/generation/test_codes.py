@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from ms_omni.errors import InputError
-from tests.voices import codes_of, watched_voices
+from tests.voices import codes_of, observed_speech
 
 FRAMES, WORDS = 6, 3
 
@@ -14,7 +14,7 @@ FRAMES, WORDS = 6, 3
 def spoken(tiny_model, ask):
     """Arguments of `talker.generate` for a batch, and the codes `[B, Q, n]` that `model.generate` made of it."""
     config, embed = tiny_model.config, tiny_model.thinker.get_input_embeddings()
-    with watched_voices() as voices:
+    with observed_speech() as voices:
         ids, _ = tiny_model.generate(
             **ask("hello world", "yes"),
             max_new_tokens=WORDS,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ms_omni.engine.text import MOST, IncrementalDecoder
+from ms_omni.engine.text import MAX_IDS, IncrementalDecoder
 from ms_omni.outputs import TextDelta
 
 TEXT = "Füße, 你好\n\nand 🎵 then\n"
@@ -28,7 +28,7 @@ def test_a_long_line_is_not_decoded_from_its_beginning_on(processor):
         SimpleNamespace(decode=lambda ids, **kwargs: seen.append(len(ids)) or decode(ids, **kwargs))
     )
     assert "".join(decoder.push(token, final=index == len(ids) - 1) for index, token in enumerate(ids)) == line
-    assert len(ids) > 700 and max(seen) < MOST + 8
+    assert len(ids) > 700 and max(seen) < MAX_IDS + 8
 
 
 def test_what_is_held_back_comes_out_at_the_end(processor):

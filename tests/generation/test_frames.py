@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.engine.speech import SpeechStage, Voice
+from ms_omni.engine.speech import SpeechSequence, SpeechStage
 from ms_omni.errors import InputError
 from ms_omni.generation.request import SpeechParams
 from ms_omni.generation.sampling import SamplingParams
@@ -42,7 +42,7 @@ def test_talker_positions_go_on_from_the_prompt_one_by_one(speak, monkeypatch):
 
     def watched(self, ids, said):
         for id in ids:
-            seen.setdefault(id, []).append(self.voices[id].position[:, 0].tolist())
+            seen.setdefault(id, []).append(self.sequences[id].position[:, 0].tolist())
         frames(self, ids, said)
 
     monkeypatch.setattr(SpeechStage, "frames", watched)
@@ -91,9 +91,9 @@ class Broken:
 
 
 def test_nan_in_codes_or_sound_is_an_error_that_names_the_part():
-    voice = Voice(SpeechParams(0, SamplingParams(), SamplingParams()), 0, SimpleNamespace(stream=Broken))
+    sequence = SpeechSequence(SpeechParams(0, SamplingParams(), SamplingParams()), 0, SimpleNamespace(stream=Broken))
     with pytest.raises(InputError, match="the talker or code predictor's logits hold NaN"):
-        voice.draws(np.full(4, np.nan, np.float32))
-    voice.codes.append(np.zeros(3, np.int64))
+        sequence.next_code(np.full(4, np.nan, np.float32))
+    sequence.codes.append(np.zeros(3, np.int64))
     with pytest.raises(InputError, match="the vocoder's samples hold NaN"):
-        SpeechStage.sound(voice, 1)
+        SpeechStage.sound(sequence, 1)

@@ -18,14 +18,14 @@ INPUTS = {
 }
 SPEECH = SpeechParams(1, PARAMS, SamplingParams(), named=False)
 REQUEST = Request(
-    INPUTS, PARAMS, TextOptions(num_return_sequences=2, prefill_tokens=128), SPEECH, True, named=False, reads=True
+    INPUTS, PARAMS, TextOptions(num_return_sequences=2, prefill_tokens=128), SPEECH, True, named=False, prefill_only=True
 )
 
 
 def test_what_decides_on_the_work_arrives():
     found = unpacked(packed(REQUEST))
     assert (found.text, found.speech, found.given, found.named) == (PARAMS, SPEECH, True, False)
-    assert found.reads and not found.grows
+    assert found.prefill_only and not found.grows
     assert found.options == REQUEST.options and not found.options.whole_logits
     assert found.inputs.keys() == INPUTS.keys() and found.inputs["use_audio_in_video"] is True
     for name in ("input_ids", "pixel_values"):
@@ -49,7 +49,7 @@ def test_a_digest_sees_every_difference():
     others += [
         replace(REQUEST, given=False),
         replace(REQUEST, named=True),
-        replace(REQUEST, reads=False),
+        replace(REQUEST, prefill_only=False),
         replace(REQUEST, grows=True),
         replace(REQUEST, options=TextOptions(num_return_sequences=2, prefill_tokens=256)),
         replace(REQUEST, options=TextOptions(stop_strings=("a",))),

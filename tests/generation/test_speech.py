@@ -15,7 +15,7 @@ from ms_omni.engine.engine import engine_of
 from ms_omni.engine.stream import join_audio, split_events
 from ms_omni.generation import sampling
 from ms_omni.outputs import AudioChunk, StreamEnd, TextDelta
-from tests.voices import codes_of, watched_voices
+from tests.voices import codes_of, observed_speech
 
 TEXTS = ("hello world", "what is this? one two three", "yes")
 FRAMES, WORDS = 6, 5
@@ -29,7 +29,7 @@ def run(tiny_model):
     """`run(**kwargs)`: all events of one stream, and the codes `[frames, Q]` of each row."""
 
     def stream(method="stream", **kwargs):
-        with watched_voices() as voices:
+        with observed_speech() as voices:
             events = list(getattr(tiny_model, method)(**kwargs))
         chunks, end = split_events(events)
         waves, codes = join_audio(chunks, len(end.sequences)), list(map(codes_of, voices))
@@ -248,7 +248,7 @@ def test_saying_nothing_is_an_empty_wave(run, ask):
 @pytest.mark.parametrize("how", ["closed", "dropped"])
 def test_breaking_off_gives_all_up(how, tiny_model, ask, free):
     engine, options = engine_of(tiny_model), {**GREEDY, "eos_token_id": [], "talker_eos_token_id": []}
-    with watched_voices() as voices:
+    with observed_speech() as voices:
         stream = tiny_model.stream(**ask(TEXTS[0]), **options, token2wav_chunk_frames=1)
         next(event for event in stream if isinstance(event, AudioChunk))
     assert len(engine.rows) == 1 and all(pool.used for pool in engine.scheduler.pools)
@@ -297,7 +297,7 @@ def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
     ]
     inputs = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 4, 6], [1, 8, 4]]
-    with watched_voices() as voices:
+    with observed_speech() as voices:
         _, wave = tiny_model.generate(
             **inputs,
             max_new_tokens=2,
@@ -307,7 +307,7 @@ def test_speech_about_pictures_in_every_turn_and_sound(tiny_model, processor):
             talker_eos_token_id=[],
         )
     assert wave.shape == (1, 1, 1920 * 2 - 555)
-    time, height, width = voices[0].heard.positions
+    time, height, width = voices[0].context.positions
     (first, *_), tokens = np.flatnonzero(time != width), 6
     first -= 1  # the picture's corner has equal positions
     assert (width[first : first + tokens] - first).tolist() == [0, 1, 2] * 2

@@ -22,20 +22,20 @@ IDS = SimpleNamespace(im_start_token_id=10, im_end_token_id=END, assistant_token
 
 
 class Speaking:
-    """An answer and what its speech was told of it. limit: of its tokens."""
+    """An answer and what its speech was given of it. limit: of its tokens."""
 
     def __init__(self, turn=OPENING, limit=100, given=False):
         params = SamplingParams(max_new_tokens=limit, eos_token_id=END)
         self.row = Sequence(None, Text(np.array([1]), params, TextOptions()), turn=list(turn), given=given)
-        self.stage = SimpleNamespace(eos=TTS_EOS, silence=TTS_PAD)
-        self.voice = SimpleNamespace(words=[], ended=False)
+        self.stage = SimpleNamespace(eos=TTS_EOS, pad=TTS_PAD)
+        self.sequence = SimpleNamespace(embeds=[], ended=False)
         self.tell()
 
     def tell(self):
-        news = self.row.news()
-        self.row.told += len(news)
-        self.voice.words += news
-        self.voice.ended = self.row.written
+        news = self.row.unfed_ids()
+        self.row.fed += len(news)
+        self.sequence.embeds += news
+        self.sequence.ended = self.row.text_complete
         return news
 
     def write(self, *tokens):
@@ -46,7 +46,7 @@ class Speaking:
         return self
 
     def read(self, count):
-        return [SpeechStage._said(self.stage, self.voice, index) for index in range(count)]
+        return [SpeechStage._text_embed(self.stage, self.sequence, index) for index in range(count)]
 
 
 def test_every_word_at_its_frame():
@@ -60,17 +60,17 @@ def test_text_that_was_cut_off_is_said_to_its_last_word():
 
 def test_an_empty_answer_has_nothing_to_say():
     speaking = Speaking().write(END)
-    assert speaking.row.told == len(OPENING) and speaking.row.written
+    assert speaking.row.fed == len(OPENING) and speaking.row.text_complete
     assert speaking.read(5) == [*OPENING, TTS_EOS, TTS_PAD]
 
 
 def test_what_is_written_is_told_once():
     speaking = Speaking()
-    assert not speaking.row.news() and not speaking.voice.ended
+    assert not speaking.row.unfed_ids() and not speaking.sequence.ended
     speaking.row.text.add(1), speaking.row.text.add(2)
     assert speaking.tell() == [1, 2] and speaking.tell() == []
     speaking.row.text.add(END)
-    assert speaking.tell() == [] and speaking.voice.ended
+    assert speaking.tell() == [] and speaking.sequence.ended
 
 
 def test_no_word_is_said_before_it_is_written():

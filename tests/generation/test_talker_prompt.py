@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ms_omni.generation.talker_prompt import assistant_turns, listen, talker_rows, user_mask, user_media
+from ms_omni.generation.talker_prompt import assistant_turns, talker_context, talker_rows, user_mask, user_media
 
 START, USER, ASSISTANT, SYSTEM, END = 1, 2, 3, 4, 5
 A, I, V = 90, 91, 92
@@ -147,7 +147,7 @@ def plain_rows(model, ids, hidden, text, speaker):
 def test_rows_follow_the_layout(apart, tiny_model, ids, states):
     """Speech that is made elsewhere is given arrays."""
     config = tiny_model.config
-    heard = listen(config, ids, {}, *states)
+    heard = talker_context(config, ids, {}, *states)
     if apart:
         text, media = (part if part is None else part.asnumpy() for part in (heard.text, heard.media))
         heard = replace(heard, text=text, media=media)
@@ -163,7 +163,7 @@ def test_rows_follow_the_layout(apart, tiny_model, ids, states):
 
 
 def test_positions_count_the_kept_rows_only(tiny_model, ids, states):
-    heard = listen(tiny_model.config, ids, {}, *states)
+    heard = talker_context(tiny_model.config, ids, {}, *states)
     count = {18: 18, 7: 13}[len(ids)]
     assert heard.positions.tolist() == [list(range(count))] * 3
     assert heard.following == count

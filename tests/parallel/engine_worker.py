@@ -102,13 +102,13 @@ def same(found, expected):
     ]
 
 
-def dropped(model, folder):
+def preempted(model, folder):
     """Answers that fit while they are short, and not when they are long."""
     requests = [{**inputs_of(folder, "text"), **TEXT, "seed": seed, "max_new_tokens": 150} for seed in range(3)]
     expected = one_by_one(model, requests)
     engine, drops = engine_of(model, tokens=384), []
     plan = engine.ranks.plan
-    engine.ranks.plan = lambda: drops.extend((found := plan()).dropped) or found
+    engine.ranks.plan = lambda: drops.extend((found := plan()).preempted) or found
     return same(run(engine, requests), expected) + [len(drops) > 0]
 
 
@@ -300,7 +300,7 @@ def main():
         "ahead": lambda: ahead(model, folder, rank),
         "interrupted": lambda: interrupted(model, requests, rank),
         "interrupted early": lambda: interrupted_early(model, requests, expected[:1], rank),
-        "dropped": lambda: dropped(model, folder),
+        "dropped": lambda: preempted(model, folder),
         "again": lambda: same(run(engine_of(model), requests), expected),
     }
     facts, began = {}, time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ms_omni.config import Qwen3OmniMoeConfig
-from ms_omni.engine.ranks import WORDS
+from ms_omni.engine.ranks import MESSAGE_INTS
 from ms_omni.parallel.plan import expert_parallel_plan, splits_heads
 from tests.parallel.answers import answers, compare
 from tests.parallel.launching import ROOT, msrun
@@ -61,7 +61,7 @@ def token_traffic(model, workers):
     nbytes = {
         "all_reduce": 4 * blocks * text.hidden_size,
         "all_gather": 8 * gathers * workers,
-        "broadcast": 4 * WORDS,
+        "broadcast": 4 * MESSAGE_INTS,
     }
     return [calls, nbytes]
 
