@@ -1,8 +1,8 @@
 """What a file is, and whether it is whole. Containers say how long they are; decoders often return what is left of a cut file without
 an error.
 
-Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), AIFF, ISO media (MP4, MOV,
-M4A), Matroska and WebM, Ogg, GIF. FLAC, MP3 and others are left to the decoder, which sees whether the last frame is whole: where
+Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), Wave64, AIFF, AU, CAF, ISO media
+(MP4, MOV, M4A), Matroska and WebM, Ogg, GIF. FLAC, MP3 and others are left to the decoder, which sees whether the last frame is whole: where
 it is, a header that declares more is wrong.
 Files without a declared length cannot be distinguished from whole ones and are taken as they are: MPEG-TS, FLV, raw streams, MP3 without a
 length header, and Ogg or live Matroska that was stopped between two pages or clusters.
@@ -29,6 +29,7 @@ _SIGNATURES = (
     (b"BM", "a BMP picture"),
     (b"II*\0", "a TIFF picture"),
     (b"MM\0*", "a TIFF picture"),
+    (b"qoif", "a QOI picture"),
     (b"8BPS", "a Photoshop picture"),
     (b"\0\0\1\0", "an ICO picture"),
     (b"\xff\x0a", "a JPEG XL picture"),
@@ -185,6 +186,12 @@ def check_whole(file: BinaryIO, name: str) -> bytes:
         missing = _ogg_missing(file, size)
     elif head[:4] == b"FORM":
         missing = _iff_missing(head, size)
+    elif head[:4] == b".snd":
+        missing = _au_missing(head, size)
+    elif head[:4] == b"caff":
+        missing = _caf_missing(file, size)
+    elif head == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb":
+        missing = _wave64_missing(file, size)
     elif head[:4] == b"GIF8":
         missing = _gif_missing(file, size)
     else:
@@ -221,6 +228,32 @@ def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
 def _iff_missing(head: bytes, size: int) -> int:
     missing = struct.unpack(">I", head[4:8])[0] + 8 - size
     return missing if missing > _MISCOUNT_BYTES else 0
+
+
+def _au_missing(head: bytes, size: int) -> int:
+    start, length = struct.unpack(">II", head[4:12])
+    missing = 0 if length >= _UNKNOWN_RIFF_SIZE else start + length - size
+    return missing if missing > _MISCOUNT_BYTES else 0
+
+
+def _caf_missing(file: BinaryIO, size: int) -> int:
+    """Bytes by which a chunk reaches beyond the end; that of the samples may declare -1: up to the end of the file."""
+    position = 8
+    while position + 12 <= size:
+        file.seek(position)
+        length = struct.unpack(">4xq", file.read(12))[0]
+        if length < 0:
+            return 0
+        position += 12 + length
+    return position - size if position > size + _MISCOUNT_BYTES else 0
+
+
+def _wave64_missing(file: BinaryIO, size: int) -> int:
+    """Bytes that the header of a Wave64 file declares beyond the end."""
+    file.seek(16)
+    raw = file.read(8)
+    declared = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
+    return declared - size if _MISCOUNT_BYTES < declared - size < 1 << 62 else 0
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:

@@ -34,9 +34,9 @@ _WRAPPERS = ("file", "source", "composite", "image", "audio", "video", "image_ur
 SOURCE_KEYS = (*_ARRAY, *_BYTES, *_TEXT, *_LOCATIONS, "file", "source")
 _RATES = ("sampling_rate", "sample_rate")
 _MEDIA_TYPES = {  # endings that Python's table leaves to the system
-    **dict.fromkeys((".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wav", ".mp3"), "audio"),
+    **dict.fromkeys((".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wav", ".mp3", ".caf", ".w64"), "audio"),
     **dict.fromkeys((".mkv", ".webm", ".flv", ".m4v", ".ts", ".mp4", ".mov", ".avi"), "video"),
-    **dict.fromkeys((".webp", ".avif", ".heic", ".heif", ".jpg", ".jpeg", ".png"), "image"),
+    **dict.fromkeys((".webp", ".avif", ".heic", ".heif", ".jpg", ".jpeg", ".png", ".qoi"), "image"),
 }
 REQUEST = "Read this text aloud."
 _NOT_BLANK = re.compile(r"\S")

@@ -93,13 +93,28 @@ def test_wav_headers_that_miscount(tmp_path):
         load_audio(content[:-2000])
 
 
-@pytest.mark.parametrize("kind, subtype", [("RF64", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"), ("MAT5", "PCM_16")])
+@pytest.mark.parametrize(
+    "kind, subtype", [("RF64", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"), ("AU", "PCM_16"), ("MAT5", "PCM_16")]
+)
 def test_rarer_formats(tmp_path, kind, subtype):
     path = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind, subtype=subtype)
     assert load_audio(path).shape == (16000,)
-    if kind == "RF64":
+    for share in (0.3, 0.7, 0.97) if kind != "MAT5" else ():
         with pytest.raises(MediaError, match="cut short"):
-            load_audio(cut(path, 0.7))
+            load_audio(cut(path, share))
+
+
+@pytest.mark.parametrize("kind, place, unknown", [("AU", 8, b"\xff" * 4), ("W64", 16, bytes(8)), ("W64", 16, b"\xff" * 8)])
+def test_sounds_whose_writers_did_not_know_their_length(tmp_path, kind, place, unknown):
+    """Into a pipe: what is there is all."""
+    content = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind).read_bytes()
+    assert load_audio(content[:place] + unknown + content[place + len(unknown) :]).shape == (16000,)
+
+
+def test_a_caf_whose_writer_did_not_know_its_length(tmp_path):
+    content = wav(tmp_path / "a.caf", tone(1.0, 16000)).read_bytes()
+    place = content.index(b"data") + 4
+    assert load_audio(content[:place] + b"\xff" * 8 + content[place + 8 :]).shape == (16000,)
 
 
 def test_a_header_that_promises_more_than_all_frames_hold(tmp_path):

@@ -73,7 +73,7 @@ def test_addresses_are_fetched_later_and_samples_are_samples():
     assert checked(messages, "here") is messages
 
 
-@pytest.mark.parametrize("name", ["a.flac", "a.webp", "a.mkv"])
+@pytest.mark.parametrize("name", ["a.flac", "a.webp", "a.caf", "a.w64", "a.qoi", "a.mkv"])
 def test_files_are_known_by_endings_that_no_system_need_know(name, tmp_path, monkeypatch):
     monkeypatch.setattr("mimetypes.guess_type", lambda name: (None, None))
     (tmp_path / name).write_bytes(b"x")

@@ -19,7 +19,7 @@ def picture(width=60, height=40):
     return Image.new("RGB", (width, height), COLOUR)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif", "qoi"])
 def test_formats(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     picture().save(path)
@@ -69,7 +69,7 @@ def test_exif_rotation_is_applied(tmp_path):
     assert turned.size == (40, 60) and turned.getpixel((39, 0)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tiff"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tiff", "qoi"])
 @pytest.mark.parametrize("share", [0.4, 0.97])
 def test_cut_files_are_refused(tmp_path, suffix, share):
     rng = np.random.default_rng(0)

@@ -36,14 +36,14 @@ def survives(load, content):
     return True
 
 
-@pytest.mark.parametrize("suffix", ["jpeg", "png", "bmp", "gif", "webp", "tiff"])
+@pytest.mark.parametrize("suffix", ["jpeg", "png", "bmp", "gif", "webp", "tiff", "qoi"])
 def test_pictures(suffix):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(buffer, suffix)
     assert survives(load_image, buffer.getvalue())
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "aiff", "m4a"])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "m4a"])
 def test_sounds(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "m4a":
