@@ -14,7 +14,7 @@ import numpy as np
 from ms_omni.arrays import to_array
 from ms_omni.errors import MediaError, caller_level
 from ms_omni.input.container import Track, open_track
-from ms_omni.input.integrity import check_whole, is_mp3_frame_cut, mp3_declares_length, size_bytes
+from ms_omni.input.integrity import check_whole, declared_frames, is_mp3_frame_cut, mp3_declares_length, size_bytes
 from ms_omni.input.media import LARGEST, limits
 from ms_omni.input.sources import ACCEPTED, DICT_ACCEPTED
 
@@ -28,7 +28,20 @@ _EARLY_S = 0.1  # the padding of encoders is shorter
 _BLOCK = 1 << 16  # samples of a piece from libsndfile
 _OGG_FIRST_PAGE = 2
 _FOR_FFMPEG = (b"RIFF", b"RF64", b"fLaC")
-_FFMPEG_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG")  # whose headers libsndfile trusts
+_FFMPEG_FORMATS = (
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "FLAC",
+    "MP3",
+    "MPEG",
+    "XI",
+)  # whose headers libsndfile trusts; XI is of instruments
+_CHECKED = ("wav", "avi", "voc")  # whose sizes `check_whole` has compared; the durations that FFmpeg states are estimates
+_COUNTED_S = {  # whose headers count the samples: as many seconds less are rounding
+    **dict.fromkeys(("ape", "nistsphere", "qoa", "tak", "tta", "wv"), _SHORT_S),
+    **dict.fromkeys(("mpc", "mpc8"), _EARLY_S),
+}
 _GROWTH = 60 * SAMPLING_RATE_HZ
 _GAP_S = 0.1  # timestamps are rounded; only an audible gap counts
 
@@ -255,7 +268,7 @@ def _pieces_of_file(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int
     mp3 = head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
     readers = [] if mp3 or head[:4] in _FOR_FFMPEG else _libsndfile_readers(file)
     for reader in readers:
-        yield from _with_soundfile(reader, name)
+        yield from _with_soundfile(reader, file, name)
     if not readers:
         yield from _with_ffmpeg(file, name)
 
@@ -299,21 +312,21 @@ def _with_ffmpeg(file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
             yield _mono(frame), frame.sample_rate
             seconds += frame.samples / frame.sample_rate
         declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        if _is_cut(track, seconds < declared_s - _SHORT_S):
+        if _is_cut(track, declared_s - seconds):
             raise MediaError(
-                f"{name} is cut short: it ends after {seconds:.2f} of {declared_s:.2f} s, within a frame. Copy or download "
-                "it again."
+                f"{name} is cut short: it ends after {seconds:.2f} of {declared_s:.2f} s. Copy or download it again."
             )
         track.check()
 
 
-def _is_cut(track: Track, is_short: bool) -> bool:
-    """Whether the end is missing; where the last frame is whole, a header that declares more is wrong, and what is there is all."""
+def _is_cut(track: Track, missing_s: float) -> bool:
+    """Whether the end is missing; where the last frame is whole, most headers that declare more are wrong, and what is there is all."""
     if track.format == "mp3":  # half a frame is decoded without an error
         return track.last is not None and is_mp3_frame_cut(bytes(track.last)) and mp3_declares_length(track.file)
-    # The sizes that a WAV file declares are checked before, by `check_whole`.
-    by_size = track.stream.codec_context.name.startswith("pcm_") and track.format != "wav"
-    return is_short and (track.last_broken or by_size or track.packets < track.stream.frames)
+    if missing_s > _COUNTED_S.get(track.format, math.inf):
+        return True
+    by_count = track.stream.codec_context.name.startswith("pcm_") or track.packets < track.stream.frames
+    return missing_s > _SHORT_S and (track.last_broken or (by_count and track.format not in _CHECKED))
 
 
 class _Part:
@@ -321,6 +334,13 @@ class _Part:
 
     def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
         self.file, self.start, self.size, self.position = file, start, stop - start, 0
+        self.head = b""  # in place of the first bytes
+        head = self.read(12)
+        if head[:4] in (b".snd", b"dns.") and head[8:] == bytes(
+            4
+        ):  # an AU sound written into a pipe: libsndfile would find it empty
+            self.head = head[:8] + b"\xff" * 4
+        self.position = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
@@ -334,6 +354,8 @@ class _Part:
         left = max(0, self.size - self.position)
         self.file.seek(self.start + self.position)
         content = self.file.read(left if count < 0 else min(count, left))
+        head = self.head[self.position : self.position + len(content)]
+        content = head + content[len(head) :]
         self.position += len(content)
         return content
 
@@ -355,9 +377,12 @@ def _libsndfile_readers(file: BinaryIO) -> list[Any]:
     return [] if any(sound.format in _FFMPEG_FORMATS for sound in sounds) else sounds
 
 
-def _with_soundfile(sound: Any, name: str) -> Iterator[tuple[np.ndarray, int]]:
+def _with_soundfile(sound: Any, file: BinaryIO, name: str) -> Iterator[tuple[np.ndarray, int]]:
     import soundfile
 
+    read, declared = 0, declared_frames(file, sound.format, sound.channels)
+    if sound.format != "OGG":  # of Ogg libsndfile may only estimate the length
+        declared = max(declared, sound.frames)
     with sound:
         while True:
             try:
@@ -366,12 +391,12 @@ def _with_soundfile(sound: Any, name: str) -> Iterator[tuple[np.ndarray, int]]:
                 raise MediaError(f"{name} is damaged: {error}") from error
             if not len(samples):
                 break
+            read += len(samples)
             yield samples.mean(axis=1, dtype=np.float32), sound.samplerate
-        if sound.tell() < sound.frames and sound.format != "OGG":  # of Ogg libsndfile may only estimate the length
-            raise MediaError(
-                f"{name} is cut short or damaged: {sound.tell()} of {sound.frames} samples can be read. Copy or download "
-                "it again."
-            )
+    if read < declared:
+        raise MediaError(
+            f"{name} is cut short or damaged: {read} of {declared} samples can be read. Copy or download it again."
+        )
 
 
 def _ogg_links(file: BinaryIO) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ FORMATS = (
 )
 _JUMP_S, _LEAP_S = 1.0, 10.0  # shorter ones are rounding, reordering or gaps
 _PLAYABLE = ("sound", "video", "MP4", "QuickTime", "3GP", "Matroska", "Ogg", "Media", "MPEG")  # in the words of `describe`
+_MOST_CHANNELS = 1024  # as libsndfile has it
 MOST_BROKEN = 0.05  # of a track's packets: so many are skipped with a warning, as players do
 
 
@@ -64,6 +65,9 @@ def _sound_stream(demuxer: Any, name: str) -> Any:
     stream = demuxer.streams.best("audio")
     if stream is None:
         raise MediaError(f"{name} has no sound track.")
+    channels = stream.codec_context.channels if stream.codec_context else 0
+    if channels > _MOST_CHANNELS:  # which end the process in some versions of FFmpeg
+        raise MediaError(f"{name} is damaged: it declares {channels} channels; expected at most {_MOST_CHANNELS}.")
     return stream
 
 
@@ -164,7 +168,7 @@ class Track:
 
         context = self.stream.codec_context
         bits = re.match(r"pcm_[suf](\d+)", context.name)
-        over = packet.size % (int(bits[1]) // 8 * context.channels) if bits else 0
+        over = packet.size % (int(bits[1]) // 8 * max(1, context.channels)) if bits else 0
         if not over:
             return packet
         whole = av.Packet(bytes(packet)[: packet.size - over])

@@ -1,16 +1,19 @@
 """What a file is, and whether it is whole. Containers say how long they are; decoders often return what is left of a cut file without
 an error.
 
-Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), Wave64, AIFF, AU, CAF, ISO media
-(MP4, MOV, M4A), Matroska and WebM, Ogg, GIF. FLAC, MP3 and others are left to the decoder, which sees whether the last frame is whole: where
-it is, a header that declares more is wrong.
-Files without a declared length cannot be distinguished from whole ones and are taken as they are: MPEG-TS, FLV, raw streams, MP3 without a
-length header, and Ogg or live Matroska that was stopped between two pages or clusters.
+Checked here, from the container's own structure and before any decoding: RIFF (WAV, AVI), Wave64, AIFF and 8SVX, AU, CAF, VOC, DSF,
+SoX, ASF (WMA), RealMedia, ISO media (MP4, MOV, M4A), Matroska and WebM, Ogg, GIF. `declared_frames` is for sounds whose headers count
+samples where the decoder does not heed them (NIST SPHERE, MAT, AVR, MPC2K, WVE). FLAC, MP3 and others are left to the decoder, which
+sees whether the last frame is whole: where it is, a header that declares more is wrong.
+Files without a declared length cannot be distinguished from whole ones and are taken as they are: MPEG-TS, FLV, NUT, raw streams (AC-3,
+DTS, AMR, GSM, MP2, ...), SWF, IRCAM, PVF and PAF, MP3 without a length header, Ogg, VOC or live Matroska that was stopped between two
+pages, blocks or clusters, and what was written into a pipe with a length of 0 or the largest number.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -18,6 +21,8 @@ from typing import BinaryIO
 from ms_omni.errors import MediaError
 
 _UNKNOWN_RIFF_SIZE = 0x7FFFF000  # writers to a pipe leave 0, 0x7fffffff or 0xffffffff minus a header
+_UNKNOWN_IFF_SIZES = (0x7F00, 0x7FFF, 0xFFFF)  # the upper halves of those that they leave in AIFF, with 0
+_UNKNOWN_SIZE = 1 << 60  # of 64 bits
 _MISCOUNT_BYTES = 64  # a size that counts the header as content, or a lost byte, is no cut
 _OGG_TAIL_BYTES = 1 << 17  # a page is at most 65,307 bytes
 _HEAD_BYTES = 512
@@ -174,28 +179,30 @@ def check_whole(file: BinaryIO, name: str) -> bytes:
     size = size_bytes(file)
     file.seek(0)
     head = file.read(12)
+    start = head[:4]
     if len(head) < 12:
         missing = 0  # too short for any header: the decoder will say so
-    elif head[:4] in (b"RIFF", b"RF64", b"BW64"):
+    elif start in (b"RIFF", b"RF64", b"BW64"):
         missing = _riff_missing(file, head, size)
     elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         missing = _iso_missing(file, size)
-    elif head[:4] == b"\x1a\x45\xdf\xa3":
+    elif start == b"\x1a\x45\xdf\xa3":
         missing = _matroska_missing(file, size)
-    elif head[:4] == b"OggS":
+    elif start == b"OggS":
         missing = _ogg_missing(file, size)
-    elif head[:4] == b"FORM":
-        missing = _iff_missing(head, size)
-    elif head[:4] == b".snd":
-        missing = _au_missing(head, size)
-    elif head[:4] == b"caff":
-        missing = _caf_missing(file, size)
-    elif head == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb":
-        missing = _wave64_missing(file, size)
-    elif head[:4] == b"GIF8":
+    elif start == b"caff":
+        missing = _chunks_missing(file, size, 8, ">4xQ", 12)
+    elif start == b".RMF":
+        missing = _chunks_missing(file, size, 0, ">4xI")
+    elif start == b"\x30\x26\xb2\x75":
+        missing = _chunks_missing(file, size, 0, "<16xQ27x")  # a broadcast declares only the 50 bytes before its packets
+    elif head == b"Creative Voi":
+        missing = _voc_missing(file, size)
+    elif start == b"GIF8":
         missing = _gif_missing(file, size)
     else:
-        missing = 0
+        missing = _declared_end(head + file.read(28)) - size
+        missing = missing if missing > _MISCOUNT_BYTES else 0
     if missing > 0:
         raise MediaError(
             f"{name} is cut short: its container declares {missing} bytes more than the {size} "
@@ -225,35 +232,65 @@ def _riff_missing(file: BinaryIO, head: bytes, size: int) -> int:
     return position - size if position > size + 1 else 0
 
 
-def _iff_missing(head: bytes, size: int) -> int:
-    missing = struct.unpack(">I", head[4:8])[0] + 8 - size
-    return missing if missing > _MISCOUNT_BYTES else 0
+def _declared_end(head: bytes) -> int:
+    """Where a sound ends by the first 40 bytes of its header; 0 when they do not say it."""
+    if len(head) < 40:
+        return 0
+    if head[:4] == b"FORM":
+        length = struct.unpack(">4xI", head[:8])[0]
+        return 8 + length if length >> 16 not in _UNKNOWN_IFF_SIZES else 0
+    if head[:4] in (b".snd", b"dns."):
+        start, length = struct.unpack(">4xII" if head[:1] == b"." else "<4xII", head[:12])
+        return start + length if length < 0xFFFFFFFF else 0
+    end = 0
+    if head[:4] == b"riff":  # Wave64
+        end = struct.unpack("<16xQ", head[:24])[0]
+    elif head[:4] == b"DSD ":
+        end = struct.unpack("<12xQ", head[:20])[0]
+    elif head[:4] in (b".SoX", b"XoS."):
+        header, samples = struct.unpack("<4xIQ" if head[:1] == b"." else ">4xIQ", head[:16])
+        end = 4 + header + 4 * samples
+    return end if end < _UNKNOWN_SIZE else 0
 
 
-def _au_missing(head: bytes, size: int) -> int:
-    start, length = struct.unpack(">II", head[4:12])
-    missing = 0 if length >= _UNKNOWN_RIFF_SIZE else start + length - size
-    return missing if missing > _MISCOUNT_BYTES else 0
-
-
-def _caf_missing(file: BinaryIO, size: int) -> int:
-    """Bytes by which a chunk reaches beyond the end; that of the samples may declare -1: up to the end of the file."""
-    position = 8
-    while position + 12 <= size:
+def _chunks_missing(file: BinaryIO, size: int, position: int, header: str, more: int = 0) -> int:
+    """Bytes by which the last chunk from `position` on reaches beyond the end. The length in its header is of it all but `more` bytes."""
+    width = struct.calcsize(header)
+    while position + width <= size:
         file.seek(position)
-        length = struct.unpack(">4xq", file.read(12))[0]
-        if length < 0:
+        length = struct.unpack(header, file.read(width))[0] + more
+        if not width <= length < _UNKNOWN_SIZE:  # up to the end of the file, or padding
             return 0
-        position += 12 + length
+        position += length
     return position - size if position > size + _MISCOUNT_BYTES else 0
 
 
-def _wave64_missing(file: BinaryIO, size: int) -> int:
-    """Bytes that the header of a Wave64 file declares beyond the end."""
-    file.seek(16)
-    raw = file.read(8)
-    declared = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-    return declared - size if _MISCOUNT_BYTES < declared - size < 1 << 62 else 0
+def _voc_missing(file: BinaryIO, size: int) -> int:
+    """Bytes by which the last block of a VOC sound reaches beyond the end."""
+    file.seek(20)
+    position = int.from_bytes(file.read(2), "little")
+    while position + 4 <= size:
+        file.seek(position)
+        block = file.read(4)
+        if not block[0]:  # closes the sound
+            return 0
+        position += 4 + int.from_bytes(block[1:], "little")
+    return max(0, position - size)
+
+
+def declared_frames(file: BinaryIO, kind: str, channels: int) -> int:
+    """How many samples of each channel the header declares, of those kinds (in libsndfile's words) whose decoder trusts the file's size; else 0."""
+    file.seek(0)
+    head = file.read(1 << 14)
+    if kind == "NIST":
+        stated = re.search(rb"sample_count -i (\d+)", head)
+        return int(stated[1]) if stated else 0
+    if kind in ("MAT4", "MAT5"):  # a matrix of channels by samples, both counts in front of its name
+        at = head.find(b"wavedata") - 16
+        shapes = [struct.unpack_from(order, head, at) for order in ("<II", ">II")] if at >= 0 else []
+        return next((frames for rows, frames in shapes if rows == channels), 0)
+    place = {"AVR": ">26xI", "MPC2K": "<30xI", "WVE": ">18xI"}.get(kind)
+    return struct.unpack_from(place, head)[0] if place and len(head) > 40 else 0
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:

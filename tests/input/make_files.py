@@ -87,6 +87,8 @@ def write_sound(path: Path, samples: np.ndarray, rate_hz: int, codec: str, cover
     """A sound file through FFmpeg's libraries, with a cover picture `[H, W, 3]` if there is one."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate_hz, layout=_LAYOUTS[samples.shape[1]])
+        if codec == "wmav2":  # knows no default
+            stream.bit_rate = 64000
         if cover is not None:
             picture = container.add_stream("png", width=cover.shape[1], height=cover.shape[0], pix_fmt="rgb24")
             picture.disposition = av.stream.Disposition.attached_pic

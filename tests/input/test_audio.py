@@ -1,5 +1,7 @@
 """Sound of every kind to 16 kHz mono, and damaged files."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -93,22 +95,114 @@ def test_wav_headers_that_miscount(tmp_path):
         load_audio(content[:-2000])
 
 
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
-    "kind, subtype", [("RF64", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"), ("AU", "PCM_16"), ("MAT5", "PCM_16")]
+    "kind", ["RF64", "W64", "CAF", "AU", "SVX", "VOC", "NIST", "MAT4", "MAT5", "AVR", "MPC2K", "WVE", "HTK", "SDS"]
 )
-def test_rarer_formats(tmp_path, kind, subtype):
-    path = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind, subtype=subtype)
+def test_rarer_formats_and_their_cut_copies(tmp_path, kind, channels):
+    channels = 1 if kind in ("SVX", "WVE", "HTK", "SDS") else channels
+    rate_hz = 8000 if kind == "WVE" else 16000
+    path = wav(tmp_path / "a.x", tone(1.0, rate_hz, channels), rate_hz, format=kind)
     assert load_audio(path).shape == (16000,)
-    for share in (0.3, 0.7, 0.97) if kind != "MAT5" else ():
+    for share in (0.3, 0.5, 0.7, 0.97):
+        with pytest.raises(MediaError, match={"HTK": "cannot be read", "SDS": "damaged"}.get(kind, "cut short")):
+            load_audio(cut(path, share))
+
+
+@pytest.mark.parametrize("channels, complaint", [(0, "no sound track"), (0x7F000001, "channels|no sound track")])
+def test_headers_with_no_channels_or_millions(tmp_path, channels, complaint):
+    content = wav(tmp_path / "a.caf", tone(1.0, 16000)).read_bytes()
+    place = content.index(b"desc") + 12 + 24
+    with pytest.raises(MediaError, match=complaint):
+        load_audio(content[:place] + struct.pack(">I", channels) + content[place + 4 :])
+
+
+@pytest.mark.parametrize("kind, subtype", [("AU", "G721_32"), ("W64", "GSM610"), ("AIFF", "GSM610")])
+def test_sounds_in_which_nothing_can_be_sought(tmp_path, kind, subtype):
+    path = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind, subtype=subtype)
+    assert abs(len(load_audio(path)) - 16000) < 200
+    with pytest.raises(MediaError, match="cut short"):
+        load_audio(cut(path, 0.7))
+
+
+@pytest.mark.parametrize(
+    "name, codec, rate_hz",
+    [
+        ("a.sox", "pcm_s32le", 16000),
+        ("a.tta", "tta", 16000),
+        ("a.wv", "wavpack", 16000),
+        ("a.voc", "pcm_s16le", 16000),
+        ("a.voc", "pcm_u8", 16000),
+        ("a.avi", "pcm_s16le", 16000),
+        ("a.rm", "ac3", 48000),
+        ("a.wma", "wmav2", 44100),
+    ],
+)
+def test_rarer_formats_of_ffmpeg_and_their_cut_copies(tmp_path, name, codec, rate_hz):
+    path = write_sound(tmp_path / name, tone(3.0, rate_hz), rate_hz, codec)
+    assert abs(len(load_audio(path)) - 48000) < 1200
+    for share in (0.3, 0.5, 0.7, 0.97):
         with pytest.raises(MediaError, match="cut short"):
             load_audio(cut(path, share))
 
 
-@pytest.mark.parametrize("kind, place, unknown", [("AU", 8, b"\xff" * 4), ("W64", 16, bytes(8)), ("W64", 16, b"\xff" * 8)])
-def test_sounds_whose_writers_did_not_know_their_length(tmp_path, kind, place, unknown):
+def qoa(declared, samples):
+    """Frames of at most 5,120 samples at 16 kHz, 20 of them in 8 bytes."""
+    content = b"qoaf" + struct.pack(">I", declared)
+    for first in range(0, samples, 5120):
+        count = min(5120, samples - first)
+        slices = -(-count // 20)
+        header = struct.pack(">BBHHH", 1, 0, 16000, count, 24 + 8 * slices)
+        content += header + bytes(16) + bytes(range(8)) * slices
+    return content
+
+
+def test_a_qoa_sound_without_its_last_frames():
+    assert load_audio(qoa(16000, 16000)).shape == (16000,)
+    for content in (qoa(16000, 16000)[:-200], qoa(16000, 10240)):
+        with pytest.raises(MediaError, match="cut short"):
+            load_audio(content)
+
+
+def test_a_dsf_sound_without_its_end():
+    samples = b"\x69" * (4096 * 12)
+    layout = struct.pack("<QIIIIIIQII", 52, 1, 0, 1, 1, 2822400, 1, len(samples) * 8, 4096, 0)
+    content = b"DSD " + struct.pack("<QQQ", 28, 92 + len(samples), 0) + b"fmt " + layout
+    content += b"data" + struct.pack("<Q", 12 + len(samples)) + samples
+    assert abs(len(load_audio(content)) - 2229) < 2
+    with pytest.raises(MediaError, match="cut short"):
+        load_audio(content[:30000])
+
+
+@pytest.mark.parametrize("kind", ["IRCAM", "PVF", "PAF"])
+def test_formats_that_do_not_say_how_long_they_are(tmp_path, kind):
+    """What is there is all, as of raw streams."""
+    path = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind)
+    assert load_audio(path).shape == (16000,)
+
+
+@pytest.mark.parametrize(
+    "kind, endian, place, unknown",
+    [
+        ("AU", "FILE", 8, b"\xff" * 4),
+        ("AU", "FILE", 8, bytes(4)),
+        ("AU", "LITTLE", 8, bytes(4)),
+        ("AIFF", "FILE", 4, bytes(4)),
+        ("AIFF", "FILE", 4, b"\x7f\0\0\x2e"),  # SoX
+        ("AIFF", "FILE", 4, b"\xff" * 4),
+        ("W64", "FILE", 16, bytes(8)),
+        ("W64", "FILE", 16, b"\xff" * 8),
+    ],
+)
+def test_sounds_whose_writers_did_not_know_their_length(tmp_path, kind, endian, place, unknown):
     """Into a pipe: what is there is all."""
-    content = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind).read_bytes()
+    content = wav(tmp_path / "a.x", tone(1.0, 16000), format=kind, endian=endian).read_bytes()
     assert load_audio(content[:place] + unknown + content[place + len(unknown) :]).shape == (16000,)
+
+
+def test_a_sox_sound_whose_writer_did_not_know_its_length(tmp_path):
+    content = write_sound(tmp_path / "a.sox", tone(1.0, 16000), 16000, "pcm_s32le").read_bytes()
+    assert load_audio(content[:8] + bytes(8) + content[16:]).shape == (16000,)
 
 
 def test_a_caf_whose_writer_did_not_know_its_length(tmp_path):

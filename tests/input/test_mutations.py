@@ -43,7 +43,7 @@ def test_pictures(suffix):
     assert survives(load_image, buffer.getvalue())
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "m4a"])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "voc", "nist", "mat5", "m4a"])
 def test_sounds(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "m4a":
