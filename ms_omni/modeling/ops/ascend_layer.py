@@ -45,11 +45,12 @@ class Layer(nn.Cell):
         self.stored = like.stored if like else _stored(weights, bits)
         for name, product in self.stored.items():
             setattr(self, name, product)
-        if self.sparse:
-            self.top_k, self.normalise, self.local_experts = weights.top_k, weights.normalise, weights.experts_down.shape[0]
+        router, down = weights.router, weights.experts_down
+        if router is not None and down is not None:
+            self.top_k, self.normalise, self.local_experts = weights.top_k, weights.normalise, down.shape[0]
             self.is_sharded = weights.first is not None
             if self.is_sharded:
-                self.local_index = Tensor(_local_numbers(weights.router.shape[0], weights.first, self.local_experts))
+                self.local_index = Tensor(_local_numbers(router.shape[0], weights.first, self.local_experts))
 
     def __call__(self, *inputs: Any) -> Any:
         return self.construct(*inputs)  # no graph of its own, whatever mode MindSpore is in

@@ -6,6 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from ...quantised import Quantised
+
+Matrix = Parameter | Quantised
+
 
 class LayerWeights(NamedTuple):
     """Parameters of one decoder layer, None where it has none, and how they are used.
@@ -16,24 +20,24 @@ class LayerWeights(NamedTuple):
     """
 
     input_norm: Parameter
-    q: Parameter
-    k: Parameter
-    v: Parameter
-    o: Parameter
-    q_bias: Parameter
-    k_bias: Parameter
-    v_bias: Parameter
-    o_bias: Parameter
-    q_norm: Parameter
-    k_norm: Parameter
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    o: Matrix
+    q_bias: Parameter | None
+    k_bias: Parameter | None
+    v_bias: Parameter | None
+    o_bias: Parameter | None
+    q_norm: Parameter | None
+    k_norm: Parameter | None
     post_norm: Parameter
-    gate: Parameter = None
-    up: Parameter = None
-    down: Parameter = None
-    shared_gate: Parameter = None
-    router: Parameter = None
-    experts_gate_up: Parameter = None
-    experts_down: Parameter = None
+    gate: Matrix | None = None
+    up: Matrix | None = None
+    down: Matrix | None = None
+    shared_gate: Matrix | None = None
+    router: Matrix | None = None
+    experts_gate_up: Matrix | None = None
+    experts_down: Matrix | None = None
     top_k: int = 0
     normalise: bool = False
     first: int | None = None
@@ -44,7 +48,7 @@ class LayerWeights(NamedTuple):
 class StackWeights(NamedTuple):
     """A decoder stack with SiLU-gated MLPs: its layers, the final norm, the eps of all its norms."""
 
-    layers: tuple
+    layers: tuple[LayerWeights, ...]
     norm: Parameter
     eps: float
     head_dim: int
@@ -72,9 +76,9 @@ class FrameWeights(NamedTuple):
     """
 
     stack: StackWeights
-    first_embedding: Parameter
-    embeddings: tuple
-    heads: tuple
+    first_embedding: Matrix
+    embeddings: tuple[Matrix, ...]
+    heads: tuple[Matrix, ...]
     cos: np.ndarray
     sin: np.ndarray
 
