@@ -12,7 +12,7 @@ from .config import (
     read_config_json,
 )
 from .errors import InputError
-from .parts import (
+from .pretrained import (
     Qwen3OmniMoeAudioEncoder,
     Qwen3OmniMoeCode2WavDecoderBlock,
     Qwen3OmniMoeCode2WavTransformerModel,
@@ -24,7 +24,7 @@ from .parts import (
     Qwen3OmniMoeVisionEncoder,
 )
 
-from mindspore import nn  # isort: skip  (parts explain a missing MindSpore first)
+from mindspore import nn  # isort: skip  (pretrained explains a missing MindSpore first)
 
 from .engine.engine import Engine, engine_of
 from .engine.given_text import generate_codes

@@ -28,10 +28,9 @@ from .prompt import Prompt, prompts
 from .ranks import SingleRank, ranks_of
 from .runner import ThinkerRunner, Weights, talker_state_bytes
 from .scheduler import Scheduler
-from .sequence import Sequence
+from .sequence import Sequence, Text
 from .speech import SpeechStage, seeded
 from .speech_process import SpeechProcess, remote_talker_config, with_talker
-from .text import Text
 from .work import Work
 
 IDLE_S = 0.001

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ms_omni.engine.engine import Engine
-from ms_omni.engine.text import log_probabilities
+from ms_omni.engine.sequence import log_probabilities
 from ms_omni.errors import InputError
 from ms_omni.outputs import TextDelta
 from tests.engine.callers import answer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ms_omni.engine.text import Text
+from ms_omni.engine.sequence import Text
 from ms_omni.errors import InputError
 from ms_omni.generation.options import TextOptions
 from ms_omni.generation.sampling import Sampler, SamplingParams

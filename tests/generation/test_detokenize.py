@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ms_omni.engine.text import MAX_IDS, IncrementalDecoder
+from ms_omni.engine.sequence import MAX_IDS, IncrementalDecoder
 from ms_omni.outputs import TextDelta
 
 TEXT = "Füße, 你好\n\nand 🎵 then\n"

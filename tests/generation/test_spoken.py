@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ms_omni.engine.sequence import Sequence
+from ms_omni.engine.sequence import Sequence, Text
 from ms_omni.engine.speech import SpeechStage
-from ms_omni.engine.text import Text
 from ms_omni.errors import InputError
 from ms_omni.generation.options import TextOptions
 from ms_omni.generation.sampling import SamplingParams

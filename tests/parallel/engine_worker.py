@@ -15,7 +15,7 @@ import numpy as np
 
 from ms_omni import Qwen3OmniMoeForConditionalGeneration
 from ms_omni.engine.engine import Engine
-from ms_omni.engine.text import log_probabilities
+from ms_omni.engine.sequence import log_probabilities
 from ms_omni.errors import InputError
 from ms_omni.outputs import AudioChunk, StreamEnd, StreamError
 from ms_omni.parallel import start
