@@ -252,8 +252,8 @@ class HostArray(np.ndarray):
     def split(self, size: Any, dim: int = 0) -> tuple:
         """Parts of `size` entries (the last may be shorter), or of the sizes given."""
         length = self.shape[dim]
-        places = range(size, length, size) if isinstance(size, (int, np.integer)) else np.cumsum(size)[:-1]
-        return tuple(np.split(self, list(places), axis=dim))
+        bounds = range(size, length, size) if isinstance(size, (int, np.integer)) else np.cumsum(size)[:-1]
+        return tuple(np.split(self, list(bounds), axis=dim))
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple:
         return self.split(-(-self.shape[dim] // chunks), dim)

@@ -40,13 +40,13 @@ class ProcessError(OmniError):
 
 
 PACKAGE = str(Path(__file__).parent)
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def warn_once(message: str, stacklevel: int = 2) -> None:
     """Warn, unless this process has already said the same."""
-    if message not in _said:
-        _said.add(message)
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 

@@ -121,26 +121,26 @@ def new_folder(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     Raises:
         CheckpointError: `target` exists and is not an empty folder, the disk lacks `needed_bytes`, or writing fails.
     """
-    place = Path(os.path.realpath(target))
+    path = Path(os.path.realpath(target))
     with explained(target):
         # A mounted folder, or one in somebody else's, can only be filled, not replaced.
-        inside = place.is_dir() and (os.path.ismount(place) or not os.access(place.parent, os.W_OK))
-        parent, name = (place, "") if inside else (place.parent, place.name)
+        inside = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))
+        parent, name = (path, "") if inside else (path.parent, path.name)
         _check_space(parent, needed_bytes)
         parent.mkdir(parents=True, exist_ok=True)
         with _partial_folder(parent, name) as partial:
-            others = {item.name for item in place.iterdir()} - {partial.name} if place.is_dir() else {}
-            if others or (os.path.lexists(place) and not place.is_dir()):
+            others = {item.name for item in path.iterdir()} - {partial.name} if path.is_dir() else {}
+            if others or (os.path.lexists(path) and not path.is_dir()):
                 raise CheckpointError(
                     f"{target} exists and is not an empty folder; nothing is overwritten. Choose another name."
                 )
             yield partial
             if inside:
-                _move_files(partial, place, _files_in(partial))
+                _move_files(partial, path, _files_in(partial))
                 return
-            if place.is_dir():
-                shutil.copymode(place, partial)
-            os.replace(partial, place)
+            if path.is_dir():
+                shutil.copymode(path, partial)
+            os.replace(partial, path)
 
 
 @contextmanager
@@ -157,12 +157,12 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
         CheckpointError: `folder` is no folder, holds a foreign file of the same name, the disk lacks `needed_bytes`, or
             writing fails.
     """
-    place = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(folder))
     with explained(folder):
-        if os.path.lexists(place) and not place.is_dir():
+        if os.path.lexists(path) and not path.is_dir():
             raise CheckpointError(f"{folder} is no folder; nothing is overwritten. Choose another name.")
-        is_new = not place.is_dir()
-        parent, name = (place.parent, place.name) if is_new else (place, "")
+        is_new = not path.is_dir()
+        parent, name = (path.parent, path.name) if is_new else (path, "")
         _check_space(parent, needed_bytes)
         parent.mkdir(parents=True, exist_ok=True)
         with _partial_folder(parent, name) as partial:
@@ -171,25 +171,25 @@ def saved_files(folder: str | Path, needed_bytes: int = 0, replaces: Iterable[st
             if is_new:
                 _write_own(partial, partial, set(files))
                 try:
-                    os.replace(partial, place)
+                    os.replace(partial, path)
                     return
                 except OSError:
-                    if not place.is_dir():  # another process made it meanwhile: then its files stay
+                    if not path.is_dir():  # another process made it meanwhile: then its files stay
                         raise
                 (partial / OWN_FILES).unlink()
-            with _locked(place):
-                _put_files(partial, files, place, replaces)
+            with _locked(path):
+                _put_files(partial, files, path, replaces)
 
 
-def _put_files(partial: Path, files: list[str], place: Path, replaces: Iterable[str]) -> None:
-    refuse_foreign(partial, place, replaces)
-    own = own_files(place) | set(files)
-    _write_own(partial, place, own)  # first, so that after a kill the new files are known as ours
-    _move_files(partial, place, files)
-    old = _matching(place, replaces) & own - set(files)
+def _put_files(partial: Path, files: list[str], path: Path, replaces: Iterable[str]) -> None:
+    refuse_foreign(partial, path, replaces)
+    own = own_files(path) | set(files)
+    _write_own(partial, path, own)  # first, so that after a kill the new files are known as ours
+    _move_files(partial, path, files)
+    old = _matching(path, replaces) & own - set(files)
     for name in sorted(old, key=lambda name: name not in _LAST):
-        (place / name).unlink(missing_ok=True)
-    _write_own(partial, place, own - old)
+        (path / name).unlink(missing_ok=True)
+    _write_own(partial, path, own - old)
 
 
 def own_files(folder: str | Path) -> set[str]:
@@ -254,7 +254,7 @@ def _write_own(partial: Path, folder: Path, names: set[str]) -> None:
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed_bytes:
         raise CheckpointError(f"{there} has {free:,} bytes free, {needed_bytes:,} are needed.")

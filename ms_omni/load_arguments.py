@@ -128,7 +128,7 @@ REFUSED = {
 }
 KNOWN = frozenset({*HUB, *MODEL, *PROCESSOR, *IDLE, *_ALWAYS, *REFUSED})
 _NOTHING = (None, False, "", {}, [], ())
-_said: set[str] = set()
+_warned: set[str] = set()
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "kernels")
 
@@ -148,13 +148,13 @@ def sort_out(
         InputError: a word that nobody knows, with one that is close, or one that would change answers and cannot be honoured.
     """
     meant, keys = set(meant), set(keys)
-    kept, idle = {}, []
+    meaningful, idle = {}, []
     for word, value in given.items():
         _check_type(word, value, owner)
         if word in HUB:
             continue
         if word in meant or word in keys:
-            kept[word] = value
+            meaningful[word] = value
         elif word in REFUSED:
             if not _is_nothing(value):
                 raise InputError(f"{owner}.from_pretrained: {word} is {_shown(value)}, but {REFUSED[word]}")
@@ -167,8 +167,8 @@ def sort_out(
                 idle.append(word)
         elif word not in _ALWAYS:
             raise InputError(f"{owner}.from_pretrained has no argument {word!r}{_close(word, meant | keys)}")
-    _say(idle)
-    return hub_options(given, owner), kept
+    _warn_idle(idle)
+    return hub_options(given, owner), meaningful
 
 
 def hub_options(given: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -194,16 +194,16 @@ def _close(word, meant):
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _say(words):
+def _warn_idle(words):
     """One warning for the words that this process has not heard of yet."""
-    new = [word for word in dict.fromkeys(words) if word not in _said]
+    new = [word for word in dict.fromkeys(words) if word not in _warned]
     if new:
-        _said.update(new)
+        _warned.update(new)
         reasons = {word: IDLE.get(word, "it belongs to another class") for word in new}
-        said = "; ".join(
+        text = "; ".join(
             f"{', '.join(w for w in new if reasons[w] == why)} ({why})" for why in dict.fromkeys(reasons.values())
         )
-        warnings.warn(f"from_pretrained: without effect here: {said}", stacklevel=caller_level())
+        warnings.warn(f"from_pretrained: without effect here: {text}", stacklevel=caller_level())
 
 
 def _is_nothing(value):

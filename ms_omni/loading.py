@@ -58,12 +58,12 @@ class Request:
     quantize_embeddings: bool = False
 
 
-TAKEN = {field.name for field in dataclasses.fields(Request)} & set(MODEL)
+REQUEST_OPTIONS = {field.name for field in dataclasses.fields(Request)} & set(MODEL)
 """Keyword arguments that go into it as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class LoadPlan:
     """Weights that fit a configuration: how they are read, and how parameters are stored: as codes, or `kept` in bfloat16."""
 
     reader: Any
@@ -144,7 +144,7 @@ class LoadingMixin(ModelObject):
         dtype = asked_dtype(options)
         check_quantize(quantize, quantize_group, quantize_embeddings)
         attention = check_attention(options)
-        own = {word: options.pop(word) for word in TAKEN & options.keys()}
+        own = {word: options.pop(word) for word in REQUEST_OPTIONS & options.keys()}
         own |= {"dtype": dtype, "quantize": quantize, "quantize_group": quantize_group}
         name = pretrained_model_name_or_path
         changes = {word: value for word, value in options.items() if value is not None}
@@ -244,7 +244,7 @@ class LoadingMixin(ModelObject):
 
     @classmethod
     def _plan(cls, config, folder, request, rank_index):
-        """The `Planned` of weights that fit the configuration. Raises `CheckpointError` for others."""
+        """The `LoadPlan` of weights that fit the configuration. Raises `CheckpointError` for others."""
         prefix = cls.checkpoint_prefix
         keeps = request.dtype != "float32" and keeps_bfloat16()
         if rank_index is not None:
@@ -258,7 +258,7 @@ class LoadingMixin(ModelObject):
             codes = {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}
             known = rank_index.parameters if rank_index.dtype == "BF16" and keeps else ()
             kept = {name.removeprefix(prefix) for name in known if name.startswith(prefix)}
-            return Planned(None, [], [], codes, kept)
+            return LoadPlan(None, [], [], codes, kept)
         if request.state_dict is not None:
             reader = StateReader(request.state_dict)
         else:
@@ -269,8 +269,8 @@ class LoadingMixin(ModelObject):
         asked = request.config is not None or request.changes  # what the folder's own configuration leaves out is damage
         spare = layers_beyond(config, stored, prefix) if asked else ()
         if spare:
-            said = f"{len(spare)} stored tensors of layers beyond those that the configuration asks for are left out"
-            warn_once(f"from_pretrained: {said}", stacklevel=caller_level())
+            message = f"{len(spare)} stored tensors of layers beyond those that the configuration asks for are left out"
+            warn_once(f"from_pretrained: {message}", stacklevel=caller_level())
         shapes = component_shapes(config, prefix)
         try:
             fills, unused = plan_loading(shapes, reader, prefix, spare)
@@ -282,7 +282,7 @@ class LoadingMixin(ModelObject):
         scheme = cls._scheme(config, folder, request)
         codes = storages(fills, reader, scheme, prefix)
         kept = stored_in(fills, reader, "BF16") if keeps else set()
-        return Planned(reader, fills, unused, codes, kept)
+        return LoadPlan(reader, fills, unused, codes, kept)
 
     @classmethod
     def _scheme(cls, config, folder, request):

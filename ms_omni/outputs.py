@@ -228,8 +228,8 @@ UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 def unpacked_into_two(depth: int = 2) -> bool:
     """Whether the frame that asked for an iterator is just unpacking it into two names: `a, b = x` and nothing else."""
     frame = sys._getframe(depth)
-    code, place = frame.f_code.co_code, frame.f_lasti
-    return code[place] == UNPACK and code[place + 1] == 2
+    code, index = frame.f_code.co_code, frame.f_lasti
+    return code[index] == UNPACK and code[index + 1] == 2
 
 
 class TextIds(HostArray):

@@ -20,7 +20,7 @@ from ..modeling import BLOCK_TOKENS as BLOCK
 CHUNK = 512
 """Tokens of a prompt that are read at a time, from a multiple of as many on, where nobody wants fewer."""
 SCRATCH = 0
-"""The block that rows write to which only pad a launch: it is nobody's."""
+"""The block that rows write to which only pad a launch."""
 
 
 def blocks_for(tokens: int) -> int:
@@ -38,7 +38,7 @@ def cache_full(what: str, prompt: int, made: int, option: str) -> CacheFull:
 
 @dataclass(eq=False)
 class Chunk:
-    """A chunk that was read: its blocks, and a payload that its reader left with it. children: those that were read behind it.
+    """A chunk that was read: its blocks, and a payload that belongs to it. children: those that were read behind it.
 
     A payload lives as long as its blocks are indexed, or a row that found it uses them; so all payloads together are bounded by the
     blocks of the pool. See `runner.talker_state_bytes` for their size.
@@ -54,7 +54,7 @@ class Chunk:
 class BlockPool:
     """The blocks 1 .. blocks - 1 of a cache. `free + cached + used == capacity` at any time.
 
-    limit: so many it may come to have when that is not enough, at least twice as many each time.
+    limit: the pool may grow up to so many blocks, by a factor of two at least each time.
     """
 
     def __init__(self, blocks: int, limit: int = 0) -> None:
@@ -83,12 +83,12 @@ class BlockPool:
         return self.capacity - self.free - self.cached
 
     @property
-    def room(self) -> int:
+    def available(self) -> int:
         """Blocks that can be taken."""
         return self.free + self.cached + self.limit - self.capacity
 
     def fitting(self, prompt: int, limit: int, named: bool, what: str) -> int:
-        """How many of `limit` tokens fit behind a prompt if nobody else is there. Raises `InputError` where that are not all of a
+        """How many of `limit` tokens fit behind a prompt in an empty cache. Raises `InputError` where that are not all of a
         limit that somebody has named, and of another one not even a block of them.
         """
         least = prompt + (limit if named else min(limit, BLOCK))
@@ -100,10 +100,10 @@ class BlockPool:
         return min(limit, self.limit * BLOCK - prompt)
 
     def take(self, count: int) -> list[int] | None:
-        """So many blocks for one user, or None, and nothing has changed, if there are not as many. What was not used for the
-        longest time is forgotten for it.
+        """So many blocks for one user; None, with nothing changed, where there are not as many. The least recently used chunks are
+        forgotten for it.
         """
-        if count > self.room:
+        if count > self.available:
             return None
         self._grow(count - self.free - self.cached)
         while count > self.free:
@@ -137,10 +137,10 @@ class BlockPool:
                 self._users[block] += 1
         return found
 
-    def keep(self, key: bytes, parent: bytes | None, blocks: Sequence[int], payload: Any = None) -> None:
-        """Remembers a chunk that was read into blocks which the caller uses; parent: the key of the chunk before it.
+    def store(self, key: bytes, parent: bytes | None, blocks: Sequence[int], payload: Any = None) -> None:
+        """Indexes a chunk that was read into blocks which the caller uses; parent: the key of the chunk before it.
 
-        Of two rows that read the same at the same time the first is remembered. A chunk whose parent is gone cannot be found.
+        Of two rows that read the same at the same time the first one's is indexed. A chunk whose parent is gone cannot be found.
         """
         before = self._chunks.get(parent) if parent is not None else None
         if key in self._chunks or (parent is not None and before is None):
@@ -179,7 +179,7 @@ class BlockPool:
         while chunks:
             chunk = chunks.pop()
             chunks += chunk.children
-            chunk.children.clear()  # no circle keeps its payload
+            chunk.children.clear()  # a cycle of references would hold the payload longer
             del self._chunks[chunk.key]
             for block in chunk.blocks:
                 del self._chunk_of[block]
@@ -205,7 +205,7 @@ class ContentCache:
         return self._entries[key][0]
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
-        """size: bytes of the value; one that exceeds the whole budget is not kept."""
+        """size: bytes of the value; one that exceeds the whole budget is not stored."""
         self.size -= self._entries.pop(key, (None, 0))[1]
         if size > self.budget:
             return

@@ -1,8 +1,8 @@
 """Keys and values of all answers in blocks of one pool, and the two passes that read and write them.
 
 A row is a sequence of its own: position p stands in block `table[p // P]`, offset p % P. A prompt is read in chunks, one row
-at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each of its own length (`PoolStep`). Who owns which
-block is decided elsewhere. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
+at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each of its own length (`PoolStep`). `blocks.py` says which row
+owns which block. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from ..quantised import Quantised
 Pair = tuple[Tensor, Tensor]
 _numbers = itertools.count()  # of buffers, whose names are so the same in each run
 CACHE_DTYPES = ("auto", "int8")
-"""What keys and values may be kept as: in the type that is computed in, or as codes with a scale per token and head."""
+"""How keys and values may be stored: in the type that is computed in, or as codes with a scale per token and head."""
 SCALE_BYTES = 4
 PACKED_BLOCK = 16
 """Positions that a block of a pool for packed weights is a multiple of."""
@@ -42,7 +42,7 @@ def table_width(blocks: int) -> int:
 
 
 def check_cache_dtype(dtype: str) -> None:
-    """Raises `InputError` unless keys and values may be kept as that on this device: see `KVPool.of`."""
+    """Raises `InputError` unless keys and values can be stored so on this device: see `KVPool.of`."""
     if dtype not in CACHE_DTYPES:
         raise InputError(f"kv_cache_dtype is {dtype!r}, expected one of {', '.join(CACHE_DTYPES)}")
     if dtype == "int8" and not ops.caches_codes():
@@ -98,15 +98,15 @@ class KVPool:
         return [buffer.codes for buffer in buffers], [buffer.scales for buffer in buffers]
 
     def reserve(self, blocks: int) -> None:
-        """Makes room for so many blocks in all, where there is less; keeps what is stored."""
+        """Makes room for so many blocks in all, where there is less; what is stored remains."""
         if blocks <= self.blocks:
             return
         old = self.parts
-        kept = Tensor(np.arange(len(old[0][0]), dtype=np.int32))
+        rows = Tensor(np.arange(len(old[0][0]), dtype=np.int32))
         self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
         for news, olds in zip(self.parts, old):
             for buffer, stored in zip(news, olds):
-                ops.write_rows(buffer, kept, stored)
+                ops.write_rows(buffer, rows, stored)
         self.blocks = blocks
         if self.stack is not None:
             self.stack.ready.clear()
@@ -219,13 +219,13 @@ class KVPool:
 
     def _copied(self, tables, queries, stop):
         """The mask `[1, S, T]` of queries at positions `[1, S]` of one row, and the rows of the buffers int32 `[K * T]` that hold its
-        `stop` positions; those that fill its last block up repeat the first, for what is nobody's may be NaN.
+        `stop` positions; those that fill its last block up repeat the first, since unused rows may hold NaN.
         """
         position = np.arange(-(-stop // self.block) * self.block)
         known = np.where(position < stop, position, 0)[None]
         rows = self.slots(tables, known).reshape(len(position), -1).T
-        seen = position <= np.minimum(queries, stop - 1)[..., None]
-        mask = np.where(seen, np.float32(0), np.float32(MASKED))
+        visible = position <= np.minimum(queries, stop - 1)[..., None]
+        mask = np.where(visible, np.float32(0), np.float32(MASKED))
         return Tensor(mask), Tensor(np.ascontiguousarray(rows).reshape(-1))
 
 
@@ -314,8 +314,8 @@ class _PoolGraph(Graph):
         keys, values = self.keys, self.values
         if self.scaled:
             keys, values = _with_scales(keys, self.key_scales), _with_scales(values, self.value_scales)
-        place, store = (cos, sin, (tables, first, lengths), slots), (keys, values, self.block)
-        hidden = self._pass(x, place, store)
+        metadata, store = (cos, sin, (tables, first, lengths), slots), (keys, values, self.block)
+        hidden = self._pass(x, metadata, store)
         return self.output_layer.logits(hidden), hidden
 
 
@@ -355,8 +355,8 @@ def check_past(cache: KVCache, ids: np.ndarray | None, valid: np.ndarray, media_
 
 def copy_in(pool: KVPool, table: Rows[int], cache: KVCache, row: int, columns: np.ndarray) -> None:
     """Copies the keys and values at these columns int `[n]` of a row of the cache to the positions 0 .. n - 1 of a row's blocks."""
-    places = np.arange(len(columns))[None]
-    mine, theirs = _slots(pool, table, places), _rows(cache, row, columns)
+    positions = np.arange(len(columns))[None]
+    mine, theirs = _slots(pool, table, positions), _rows(cache, row, columns)
     for buffer, stored in zip((*pool.keys, *pool.values), (*cache.keys, *cache.values), strict=True):
         ops.write_rows(buffer, mine, ops.gather_rows(stored, theirs))
 
@@ -380,9 +380,9 @@ def copy_into_cache(cache: KVCache, parts: Rows[tuple[list[Tensor], np.ndarray]]
     cache.length = length
 
 
-def _slots(pool, table, places):
-    tables = pool.tables([table], [int(places.max()) + 1])
-    return Tensor(pool.slots(tables, places))
+def _slots(pool, table, positions):
+    tables = pool.tables([table], [int(positions.max()) + 1])
+    return Tensor(pool.slots(tables, positions))
 
 
 def _rows(cache, row, columns):

@@ -134,7 +134,8 @@ UNDERRUN_S = 0.5
 
 @dataclass(eq=False)
 class Track:
-    """What one decoder has done for a row: the first `read` of the `known` positions are in its blocks, `made` of them were drawn.
+    """What one decoder has done for a row: the first `read` of the `known` positions are in its blocks; drawn: how
+    many of those behind the prompt there are.
 
     chunked: positions that are read in chunks of `size`; the others are read in steps. Reading the last known position draws another, so a
     track that has lost its blocks simply reads again: chunks first, then steps, and nothing is drawn twice.
@@ -145,14 +146,14 @@ class Track:
     chunked: int
     size: int = CHUNK
     read: int = 0
-    made: int = 0
+    drawn: int = 0
     ended: bool = False
     blocks: list[int] = field(default_factory=list)
 
     @property
     def known(self) -> int:
         """Positions that can be read by now."""
-        return self.prompt + self.made
+        return self.prompt + self.drawn
 
     @property
     def full(self) -> bool:
@@ -215,17 +216,17 @@ class Row:
     @property
     def done(self) -> bool:
         """Whether all was written, and all that was made is sent."""
-        return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.made))
+        return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.drawn))
 
     @property
     def has_text(self) -> bool:
         """Whether the text of the next frame is there: a token each, and tts_pad behind the last."""
-        return self.talker.replays or self.text.ended or self.text.made - self.job.spoken.lead > self.talker.made
+        return self.talker.replays or self.text.ended or self.text.drawn - self.job.spoken.lead > self.talker.drawn
 
     @property
     def awaits_text(self) -> bool:
         """Whether the text of its first frame is not written yet."""
-        return self.text.made <= self.job.spoken.lead
+        return self.text.drawn <= self.job.spoken.lead
 
     @property
     def can_write(self) -> bool:
@@ -235,12 +236,12 @@ class Row:
     @property
     def next_frame(self) -> float:
         """When its next frame will be missed."""
-        return self.deadline + (self.talker.made - self.sent) * FRAME_S
+        return self.deadline + (self.talker.drawn - self.sent) * FRAME_S
 
     @property
     def awaits_first_output(self) -> bool:
         """Whether its listener (reader, if it does not speak) waits for the first of all."""
-        return self.sent == 0 if self.speaks else self.text.made == 0
+        return self.sent == 0 if self.speaks else self.text.drawn == 0
 
     def underruns(self, now: float) -> bool:
         """Whether its listener is about to run out of sound."""

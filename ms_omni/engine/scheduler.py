@@ -89,8 +89,8 @@ class Scheduler:
         if job.prompt:
             limit = self.pool(THINKER).fitting(job.prompt, limit, job.named, "the answer")
         if speech is not None:
-            room = self.pool(TALKER).fitting(speech.prompt, speech.limit, speech.named, "its speech")
-            speech = replace(speech, limit=room)
+            frames = self.pool(TALKER).fitting(speech.prompt, speech.limit, speech.named, "its speech")
+            speech = replace(speech, limit=frames)
         return replace(job, limit=limit, speech=speech)
 
     def cancel(self, id: int) -> None:
@@ -101,7 +101,7 @@ class Scheduler:
     def add_text(self, id: int, tokens: int, ended: bool) -> None:
         """For text that another process writes: so many more tokens can be spoken, and whether they are the last."""
         if id in self.rows:
-            self.rows[id].text.made += tokens
+            self.rows[id].text.drawn += tokens
             self.rows[id].text.ended |= ended
 
     def sleep(self, id: int) -> None:
@@ -159,7 +159,7 @@ class Scheduler:
         """Pieces of sound of one size, that of the first deadline."""
         pieces = []
         for row in sorted((row for row in self.rows.values() if row.speech), key=lambda row: row.deadline):
-            frames = self.piece(row, row.talker.made + (row in speaking and not row.talker.replays) - row.sent, now)
+            frames = self.piece(row, row.talker.drawn + (row in speaking and not row.talker.replays) - row.sent, now)
             if frames:
                 pieces.append((row.id, frames, bisect_left(row.job.spoken.pieces, frames)))
         return [(id, frames) for id, frames, size in pieces if size == pieces[0][2]][:LAUNCH_ROWS]
@@ -227,7 +227,7 @@ class Scheduler:
                 self._preempt(plan, resting[-1])
             self.waiting.remove(row)
             insort(self.running, row, key=lambda row: row.id)
-            if not row.text.made and not row.job.prefill_only:
+            if not row.text.drawn and not row.job.prefill_only:
                 self.prompt_tokens += row.text.prompt
                 self.cached_tokens += row.text.read
             row.text.ended |= row.job.prefill_only and row.text.read == row.text.prompt
@@ -252,8 +252,8 @@ class Scheduler:
             row.payloads += [chunk.payload for chunk in found]
             track.blocks = [block for chunk in found for block in chunk.blocks]
             track.read = len(track.blocks) * BLOCK or (row.job.past_tokens if decoder == THINKER else 0)
-            room = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
-            taken = pool.take(blocks_for(track.known) - len(track.blocks)) if room <= pool.room else None
+            needed = blocks_for(min(track.known + self.margin, track.prompt + track.limit)) - len(track.blocks)
+            taken = pool.take(blocks_for(track.known) - len(track.blocks)) if needed <= pool.available else None
             if taken is None:
                 self._release(row)
                 return False
@@ -313,7 +313,7 @@ class Scheduler:
         track = row.track(decoder)
         track.read = read
         if read == track.known and not (decoder == TALKER and row.id in facts.speech_ended):
-            track.made += 1
+            track.drawn += 1
 
     def _store_chunk(self, row: Row, decoder: int, start: int, payload: Any) -> None:
         """A full chunk of the thinker's prompt can be found from now on."""
@@ -321,10 +321,10 @@ class Scheduler:
         index = start // size
         if decoder == THINKER and index < len(keys):
             blocks = row.text.blocks[blocks_for(start) : blocks_for(start + size)]
-            self.pool(THINKER).keep(keys[index], keys[index - 1] if index else None, blocks, payload)
+            self.pool(THINKER).store(keys[index], keys[index - 1] if index else None, blocks, payload)
 
     def _send(self, row: Row, frames: int, now: float) -> None:
-        frames = min(frames, row.talker.made - row.sent)
+        frames = min(frames, row.talker.drawn - row.sent)
         if frames:
             row.deadline = frames * FRAME_S + (row.deadline if row.sent else now)
             row.sent += frames

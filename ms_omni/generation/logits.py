@@ -30,7 +30,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _inside(ids, first, scores):
-    """Those of the ids that are among the scores, as places in them."""
+    """The indices into the scores of those ids that they hold."""
     return ids[(ids >= first) & (ids < first + len(scores))] - first
 
 
@@ -57,27 +57,27 @@ def sequence_bias(row: RowSampler) -> Adjustment | None:
         inside = (alone_ids >= first) & (alone_ids < first + len(scores))
         np.add.at(scores, alone_ids[inside] - first, added[inside])
         for ids, bias in longer:
-            place = ids[-1] - first
-            if 0 <= place < len(scores) and row.ends_with(ids[:-1]):
-                scores[place] += np.float32(bias)
+            index = ids[-1] - first
+            if 0 <= index < len(scores) and row.ends_with(ids[:-1]):
+                scores[index] += np.float32(bias)
 
     return step if biases else None
 
 
 def repetition_penalty(row: RowSampler) -> Adjustment | None:
-    """Divides positive and multiplies negative logits of what stands in the prompt or was said (Keskar et al. 2019)."""
+    """Divides positive and multiplies negative logits of ids of the prompt or the text (Keskar et al. 2019)."""
     penalty = np.float32(row.params.repetition_penalty)
 
     def step(scores, first):
-        places = _inside(row.seen, first, scores)
-        held = scores[places]
-        scores[places] = np.where(held < 0, held * penalty, held / penalty)
+        indices = _inside(row.seen, first, scores)
+        values = scores[indices]
+        scores[indices] = np.where(values < 0, values * penalty, values / penalty)
 
     return step if penalty != 1 else None
 
 
 def frequency_penalties(row: RowSampler) -> Adjustment | None:
-    """Takes presence_penalty off what was said, and frequency_penalty for each time that it was; the prompt does not count."""
+    """Subtracts presence_penalty from ids of the text, and frequency_penalty for each time; the prompt does not count."""
     presence, frequency = row.params.presence_penalty, row.params.frequency_penalty
 
     def step(scores, first):
@@ -112,9 +112,9 @@ def bad_words(row: RowSampler) -> Adjustment | None:
 
     def step(scores, first):
         for ids in words:
-            place = ids[-1] - first
-            if 0 <= place < len(scores) and row.ends_with(ids[:-1]):
-                scores[place] = -np.inf
+            index = ids[-1] - first
+            if 0 <= index < len(scores) and row.ends_with(ids[:-1]):
+                scores[index] = -np.inf
 
     return step if words else None
 
@@ -160,9 +160,9 @@ def exponential_decay(row: RowSampler) -> Adjustment | None:
     def step(scores, first):
         late = row.new - decay[0]
         if late > 0:
-            places = _inside(ids, first, scores)
-            places = places[np.isfinite(scores[places])]
-            scores[places] += np.abs(scores[places]) * np.float32(decay[1] ** late - 1)
+            indices = _inside(ids, first, scores)
+            indices = indices[np.isfinite(scores[indices])]
+            scores[indices] += np.abs(scores[indices]) * np.float32(decay[1] ** late - 1)
 
     return step if decay and len(ids) else None
 
@@ -203,7 +203,7 @@ ADJUSTMENTS = (
 # -- filters ---------------------------------------------------------------------------------------------------------
 
 
-def _kept(scores, keep):
+def _masked(scores, keep):
     return np.where(keep, scores, np.float32(-np.inf))
 
 
@@ -227,10 +227,10 @@ def top_h(row: RowSampler) -> Filter | None:
         order = np.argsort(-scores, kind="stable")[:100]
         probabilities = softmax(scores[order])
         entropy = -probabilities * np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
-        kept = np.zeros(len(scores), bool)
-        kept[order] = np.cumsum(entropy) <= share * entropy.sum()
-        kept[order[0]] = True
-        return _kept(scores, kept)
+        keep = np.zeros(len(scores), bool)
+        keep[order] = np.cumsum(entropy) <= share * entropy.sum()
+        keep[order[0]] = True
+        return _masked(scores, keep)
 
     return step if share is not None else None
 
@@ -240,7 +240,7 @@ def top_k(row: RowSampler) -> Filter | None:
     k = row.params.top_k
 
     def step(scores):
-        return _kept(scores, scores >= np.partition(scores, -k)[-k]) if k < len(scores) else scores
+        return _masked(scores, scores >= np.partition(scores, -k)[-k]) if k < len(scores) else scores
 
     return step if k else None
 
@@ -266,7 +266,7 @@ def min_p(row: RowSampler) -> Filter | None:
 
     def step(scores):
         probabilities = softmax(scores)
-        return _kept(scores, probabilities >= share * probabilities.max())
+        return _masked(scores, probabilities >= share * probabilities.max())
 
     return step if share else None
 
@@ -282,9 +282,9 @@ def typical_p(row: RowSampler) -> Filter | None:
         distance = np.abs(surprise - (probabilities * surprise).sum())
         order = np.argsort(distance, kind="stable")
         last = min((np.cumsum(probabilities[order]) < mass).sum(), len(ids) - 1)
-        kept = np.zeros(len(scores), bool)
-        kept[ids] = distance <= distance[order[last]]
-        return _kept(scores, kept)
+        keep = np.zeros(len(scores), bool)
+        keep[ids] = distance <= distance[order[last]]
+        return _masked(scores, keep)
 
     return step if mass < 1 else None
 
@@ -308,7 +308,7 @@ def eta_cutoff(row: RowSampler) -> Filter | None:
 
 
 def _above(scores, probabilities, limit):
-    return _kept(scores, (probabilities >= limit) | (scores == scores.max()))
+    return _masked(scores, (probabilities >= limit) | (scores == scores.max()))
 
 
 FILTERS = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff)

@@ -123,7 +123,7 @@ class Likeliest(NamedTuple):
 
 
 class RowSampler:
-    """What one row chooses by: its parameters, a random stream of its own, and what was said so far.
+    """What one row chooses by: its parameters, a random stream of its own, and the ids so far.
 
     history: ids of prompt and text; seen: each of them once; counts: how often each new one came; new: how many there are.
     """

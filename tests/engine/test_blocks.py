@@ -16,7 +16,7 @@ def read(pool, keys, payload=None):
     known = len(blocks) // EACH
     blocks += pool.take(EACH * len(keys) - len(blocks))
     for index in range(known, len(keys)):
-        pool.keep(keys[index], keys[index - 1] if index else None, blocks[index * EACH : (index + 1) * EACH], payload)
+        pool.store(keys[index], keys[index - 1] if index else None, blocks[index * EACH : (index + 1) * EACH], payload)
     return blocks
 
 
@@ -65,7 +65,7 @@ def test_a_payload_lives_as_long_as_its_blocks_are_known():
             for index, key in enumerate((b"a", b"b", b"c")):
                 payload = Payload()
                 kept.append(weakref.ref(payload))
-                pool.keep(key, (b"a", b"b")[index - 1] if index else None, blocks[4 * index : 4 * index + 4], payload)
+                pool.store(key, (b"a", b"b")[index - 1] if index else None, blocks[4 * index : 4 * index + 4], payload)
             del payload
             pool.release(blocks)
             assert all(one() for one in kept)
@@ -104,15 +104,15 @@ def test_what_was_not_used_for_the_longest_time_is_forgotten_from_the_end():
 def test_with_a_chunk_all_that_follow_it_are_forgotten():
     pool = BlockPool(13)
     early, late = pool.take(4), pool.take(8)
-    pool.keep("a", None, early)
-    pool.keep("a", None, late[:4])  # the first is remembered
-    pool.keep("b", "a", late[4:])
+    pool.store("a", None, early)
+    pool.store("a", None, late[:4])  # the first is remembered
+    pool.store("b", "a", late[4:])
     pool.release(early)
     assert counts(pool) == (0, 4, 8)
     assert pool.take(4) == early[:4] and pool.find("ab") == [] and counts(pool) == (0, 0, 12)
     pool.release(late)
     assert counts(pool) == (8, 0, 4)  # not cached: nobody could find it
-    pool.keep("c", "b", early)
+    pool.store("c", "b", early)
     assert pool.find("abc") == []
     pool.release(early)
     assert counts(pool) == (12, 0, 0)
@@ -121,8 +121,8 @@ def test_with_a_chunk_all_that_follow_it_are_forgotten():
 def test_unused_followers_are_free_at_once():
     pool = BlockPool(17)
     early, late = pool.take(4), pool.take(8)
-    pool.keep("a", None, early)
-    pool.keep("b", "a", late[4:])
+    pool.store("a", None, early)
+    pool.store("b", "a", late[4:])
     pool.release(early)
     pool.release(late)
     assert counts(pool) == (8, 8, 0)
@@ -155,10 +155,10 @@ def test_blocks_for():
 def test_a_pool_that_grows():
     """At least twice as large when it has to be, up to its limit; what is cached goes first."""
     pool = BlockPool(5, 21)
-    assert (pool.capacity, pool.limit, pool.room) == (4, 20, 20)
+    assert (pool.capacity, pool.limit, pool.available) == (4, 20, 20)
     first = pool.take(4)
     assert pool.capacity == 4
-    pool.keep(b"a", None, first)
+    pool.store(b"a", None, first)
     pool.release(first)
     assert pool.take(3) and pool.capacity == 4 and pool.cached == 0
     assert len(set(pool.take(2))) == 2 and pool.capacity == 8
@@ -170,8 +170,8 @@ def test_a_pool_that_grows():
 def test_what_is_forgotten_is_not_found():
     pool = BlockPool(13)
     used, left = pool.take(4), pool.take(4)
-    pool.keep(b"a", None, used)
-    pool.keep(b"b", b"a", left)
+    pool.store(b"a", None, used)
+    pool.store(b"b", b"a", left)
     pool.release(left)
     pool.forget()
     assert pool.find([b"a", b"b"]) == [] and (pool.free, pool.cached, pool.used) == (8, 0, 4)

@@ -85,7 +85,7 @@ def test_the_likeliest_ids_are_those_of_the_host(chooser, compiled):
 def test_only_rows_that_a_device_cannot_choose_for_are_copied(chooser):
     samplers = [sampler_of(params) for params in [{}, *ON_THE_HOST]]
     logits = logits_of(len(samplers) + 2)
-    found = chooser([*samplers, None, sampler_of({})], Tensor(logits), seen=[len(samplers) + 1])
+    found = chooser([*samplers, None, sampler_of({})], Tensor(logits), observed=[len(samplers) + 1])
     assert found.pop(len(samplers)) is None and isinstance(found[0], Chosen)
     for row, line in enumerate(found[1:-1], 1):
         assert (line == logits[row, 0]).all()

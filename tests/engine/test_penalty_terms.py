@@ -22,9 +22,9 @@ def test_penalties_are_those_of_the_host(params):
     rng, (factor, bias) = np.random.default_rng(3), np.repeat(np.float32([[1], [0]]), SIZE, 1)
     for token in (5, 6, 5, 5, 30, 7, 9, 5):
         assert expressible(sampler)
-        for id, term in terms.news(sampler).items():
+        for id, term in terms.update(sampler).items():
             factor[id], bias[id] = term
-        assert not terms.news(sampler)
+        assert not terms.update(sampler)
         logits = rng.normal(size=SIZE).astype(np.float32)
         found = np.minimum(logits * factor, logits / factor) + bias
         assert (found == sampler.adjusted(logits)).all()

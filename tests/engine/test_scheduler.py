@@ -161,7 +161,7 @@ def test_the_newest_row_is_dropped_and_rebuilt():
         assert filled(tick(scheduler)) == {"decode": [(old,)]}
     tick(scheduler, text_ended=[old])
     text = scheduler.rows[new].text
-    assert (text.read, text.made) == (0, 29)
+    assert (text.read, text.drawn) == (0, 29)
     assert filled(tick(scheduler)) == {
         "removed": [(old,)],
         "scheduled": [(new, 0)],
@@ -169,9 +169,9 @@ def test_the_newest_row_is_dropped_and_rebuilt():
         "read": [(new, THINKER, 0, 100)],
     }
     made = []
-    while text.made < 31:
+    while text.drawn < 31:
         assert tick(scheduler).decode == [(new,)]
-        made.append(text.made)
+        made.append(text.drawn)
     assert made == [29] * 28 + [30, 31]
 
 

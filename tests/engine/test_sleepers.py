@@ -31,7 +31,7 @@ def full(clock, has_callbacks):
     scheduler = Scheduler(BlockPool(4), margin=0, clock=clock)
     rows = [scheduler.add(Job(prompt, 150, has_callbacks=one)) for prompt, one in zip((128, 200), has_callbacks)]
     tick(scheduler)
-    assert scheduler.pools[THINKER].room == 0
+    assert scheduler.pools[THINKER].available == 0
     return scheduler, rows
 
 
@@ -58,7 +58,7 @@ def test_a_sleeper_gives_its_blocks_up_after_a_while(clock):
     assert filled(tick(scheduler)) == {"removed": [(new,)]} and scheduler.pools[THINKER].used == 0
     scheduler.wake(old)
     assert tick(scheduler).read == [(old, THINKER, 0, 128)]
-    assert scheduler.rows[old].text.made == 1 and tick(scheduler).decode == [(old,)]
+    assert scheduler.rows[old].text.drawn == 1 and tick(scheduler).decode == [(old,)]
 
 
 def test_a_sleeper_may_end_without_its_blocks(clock):
@@ -93,9 +93,9 @@ def test_who_waits_for_a_block_says_no_word_that_is_not_written(clock):
     sleeper = scheduler.add(Job(129, 100, has_callbacks=True))
     plan = tick(scheduler)
     scheduler.sleep(sleeper)
-    while plan.frames or not scheduler.rows[row].speech.made:
+    while plan.frames or not scheduler.rows[row].speech.drawn:
         plan = tick(scheduler)
-    assert not plan and scheduler.rows[row].text.made == 1 == scheduler.rows[row].speech.made
+    assert not plan and scheduler.rows[row].text.drawn == 1 == scheduler.rows[row].speech.drawn
     scheduler.wake(sleeper)
     plan = tick(scheduler)
     assert (plan.preempted, plan.decode, plan.frames) == ([(sleeper,)], [(row,)], [(row,)])

@@ -29,7 +29,7 @@ def new(ids, inputs):
 
 
 def test_neutral_values_change_nothing(thinker, batch, greedy_tokens, monkeypatch):
-    monkeypatch.setattr(errors, "_said", set())
+    monkeypatch.setattr(errors, "_warned", set())
     neutral = {
         "num_beams": 1,
         "use_cache": True,
@@ -52,7 +52,7 @@ def test_neutral_values_change_nothing(thinker, batch, greedy_tokens, monkeypatc
     }
     assert new(thinker.generate(**batch, **FREE, **neutral), batch) == greedy_tokens(batch, NEW).tolist()
     assert new(thinker.generate(**batch, **FREE, use_cache=False), batch) == greedy_tokens(batch, NEW).tolist()
-    assert not errors._said  # no word on any of them
+    assert not errors._warned  # no word on any of them
 
 
 def test_ids_by_position_and_by_the_name_inputs(thinker, ask, greedy_tokens):

@@ -327,7 +327,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name, value, reason, co
 
 
 def test_what_changes_nothing_is_said_once(counting_thinker, monkeypatch):
-    monkeypatch.setattr(errors, "_said", set())
+    monkeypatch.setattr(errors, "_warned", set())
     options = {"cache_implementation": "quantized", "synced_gpus": True, "length_penalty": 2.0, "bos_token_id": 1}
     with pytest.warns(UserWarning) as said:
         first = write(counting_thinker, max_new_tokens=2, **options)

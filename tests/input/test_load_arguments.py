@@ -17,7 +17,7 @@ def load(folder, **options):
 
 
 def test_what_has_no_effect_is_said_once(folder, monkeypatch):
-    monkeypatch.setattr(load_arguments, "_said", set())
+    monkeypatch.setattr(load_arguments, "_warned", set())
     given = {
         "use_fast": True,
         "trust_remote_code": True,

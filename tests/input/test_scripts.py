@@ -31,7 +31,7 @@ def video(tmp_path_factory):
 @pytest.fixture
 def unheard(monkeypatch):
     """No remark has been made yet."""
-    monkeypatch.setattr(errors, "_said", set())
+    monkeypatch.setattr(errors, "_warned", set())
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

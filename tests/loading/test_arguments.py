@@ -17,7 +17,7 @@ from ms_omni.runtime import dtype_name
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(load_arguments, "_said", set())
+    monkeypatch.setattr(load_arguments, "_warned", set())
 
 
 def silently(given, **options):

@@ -81,7 +81,7 @@ def nothing_is_built(monkeypatch):
     ],
 )
 def test_first_lines(tiny_checkpoint, options, monkeypatch):
-    monkeypatch.setattr(load_arguments, "_said", set())
+    monkeypatch.setattr(load_arguments, "_warned", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = VOCODER.from_pretrained(pretrained_model_name_or_path=str(tiny_checkpoint), **options)
@@ -205,7 +205,7 @@ def test_a_part_that_the_file_lacks_is_counted_too(copy, content, nothing_is_bui
 
 def test_fewer_layers_may_be_asked_for(tiny_checkpoint, copy, content):
     load = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained
-    errors._said.clear()
+    errors._warned.clear()
     with pytest.warns(UserWarning, match=r"from_pretrained: \d+ stored tensors of layers beyond .* are left out"):
         short, info = load(tiny_checkpoint, num_hidden_layers=1, output_loading_info=True)
     assert len(short.model.layers) == 1 and "thinker.model.layers.1.mlp.gate.weight" in info["unexpected_keys"]
