@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <pthread.h>
 #include <sched.h>
 #ifdef __aarch64__
 #include <sys/auxv.h>
@@ -30,7 +31,6 @@
 #include <new>
 #include <numeric>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -231,6 +231,53 @@ extern "C" void ms_omni_use_threads(int count) { threads_to_use.store(std::max(c
 
 namespace {
 
+// Threads that call body(context), as many of them as the system gives; they have to end before this does.
+//
+// Where this process computes on all of its processors, each thread begins on one of its own and may move from then on. Left to
+// itself, Linux often puts a new thread of a virtual machine where its creator computes, though another processor is idle (one that
+// is halted looks preempted), and there it waits for the end of a time slice: 3 ms, which is longer than most kernels take.
+class Threads {
+ public:
+  void start(i64 count, void *(*body)(void *), void *context) {
+#if defined(__linux__)
+    cpu_set_t all;
+    const bool placed = count > 0 && !sched_getaffinity(0, sizeof all, &all) && CPU_COUNT(&all) == available_threads();
+    int processor = sched_getcpu();
+#endif
+    for (i64 i = 0; i < count; ++i) {
+      pthread_attr_t attributes;
+      pthread_attr_init(&attributes);
+#if defined(__linux__)
+      if (placed) {
+        do processor = (processor + 1) % CPU_SETSIZE;
+        while (!CPU_ISSET(processor, &all));
+        cpu_set_t first;
+        CPU_ZERO(&first);
+        CPU_SET(processor, &first);
+        pthread_attr_setaffinity_np(&attributes, sizeof first, &first);
+      }
+#endif
+      pthread_t thread;
+      const bool refused = pthread_create(&thread, &attributes, body, context);
+      pthread_attr_destroy(&attributes);
+      if (refused) return;
+#if defined(__linux__)
+      if (placed) pthread_setaffinity_np(thread, sizeof all, &all);
+#endif
+      threads_.push_back(thread);
+    }
+  }
+
+  ~Threads() {
+    for (pthread_t thread : threads_) pthread_join(thread, nullptr);
+  }
+
+  i64 size() const { return threads_.size(); }
+
+ private:
+  std::vector<pthread_t> threads_;
+};
+
 // Runs task(i) for i in [0, tasks). nanoseconds: estimate for all of them; a thread must have 100 us to do.
 template <class Task>
 void for_each(i64 tasks, double nanoseconds, const Task &task) {
@@ -239,13 +286,9 @@ void for_each(i64 tasks, double nanoseconds, const Task &task) {
   auto work = [&] {
     for (i64 i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
   };
-  std::vector<std::thread> threads;
-  try {
-    for (i64 i = 1; i < workers; ++i) threads.emplace_back(work);
-  } catch (const std::system_error &) {  // no more threads to be had: those that run, and this one, do it all
-  }
+  Threads threads;
+  threads.start(workers - 1, [](void *context) -> void * { return (*static_cast<decltype(work) *>(context))(), nullptr; }, &work);
   work();
-  for (auto &thread : threads) thread.join();
 }
 
 // The same over [0, n) in pieces: task(begin, end).

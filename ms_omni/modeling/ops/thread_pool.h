@@ -14,16 +14,10 @@ class ThreadPool {
   // nanoseconds: estimate of all that will be run; a thread must have 100 us to do.
   explicit ThreadPool(double nanoseconds) {
     const i64 size = std::min<i64>(available_threads(), static_cast<i64>(nanoseconds / 1e5));
-    try {
-      for (i64 i = 1; i < size; ++i) threads_.emplace_back([this] { help(); });
-    } catch (const std::system_error &) {  // no more threads to be had: those that run, and the caller, do it all
-    }
+    threads_.start(size - 1, [](void *pool) -> void * { return static_cast<ThreadPool *>(pool)->help(), nullptr; }, this);
   }
 
-  ~ThreadPool() {
-    ended_.store(true, std::memory_order_release);
-    for (auto &thread : threads_) thread.join();
-  }
+  ~ThreadPool() { ended_.store(true, std::memory_order_release); }
 
   ThreadPool(const ThreadPool &) = delete;
   ThreadPool &operator=(const ThreadPool &) = delete;
@@ -34,7 +28,7 @@ class ThreadPool {
   // not begun: a thread that the system has put aside delays nothing.
   template <class Task>
   void run(i64 tasks, const Task &task) {
-    if (threads_.empty() || tasks < 2) {
+    if (threads_.size() == 0 || tasks < 2) {
       for (i64 i = 0; i < tasks; ++i) task(i);
       return;
     }
@@ -88,13 +82,13 @@ class ThreadPool {
 #endif
   }
 
-  std::vector<std::thread> threads_;
   alignas(64) std::atomic<uint64_t> ticket_{0};  // round << 32 | tasks left
   std::atomic<void (*)(const void *, i64)> call_{nullptr};
   std::atomic<const void *> context_{nullptr};
   uint64_t round_ = 0;
   alignas(64) std::atomic<i64> done_{0};
   alignas(64) std::atomic<bool> ended_{false};
+  Threads threads_;  // the last member, so that they have ended before the others go
 };
 
 }  // namespace
