@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import ops
 from .encoder import Encoder, check_kind, stored
 from .forward import check_arguments
-from .layer import Cell, Layer, parameter
+from .layer import Cell, Layer, has_hooks, parameter
 from .layers import ACTIVATIONS, LayerNorm, Linear
 from .ops.fused import EncoderLayerWeights
 from .packing import finite, host_array, marked, segments_of, whole_numbers
@@ -123,6 +123,10 @@ class Conv2d(Layer):
     def construct(self, x):
         return ops.conv2d(x, *self.operands(), stride=2, padding=1)
 
+    def activated(self, x):
+        """What gelu makes of the convolution."""
+        return ops.conv2d(x, *self.operands(), stride=2, padding=1, gelu=True)
+
 
 class AudioOutput(Tensor):
     """Audio tokens `[N, D]`, a tensor in all it does, which also has the reference's names for itself."""
@@ -223,24 +227,27 @@ class AudioEncoder(Encoder):
 
     def encode(self, chunks, rows, segments, states=None):
         """The device part, of what `pack` returns -> `[N, out]`; states: a list for the layers' inputs and last output."""
-        x = self.downsample(Tensor(chunks))  # [C, t, D]
+        x = self.downsample(chunks)  # [C, t, D]
         x = ops.gather_rows(x.reshape(-1, x.shape[-1]), Tensor(rows))  # [N, D]
-        passed = self.states(x, segments)
+        passed = self.states(x, segments, wanted=(len(self.layers),) if states is None else None)
         for x in passed:
             if states is not None:
                 states.append(x)
-        return self.proj2(self.act(self.proj1(self.ln_post(x))))
+        return self.project(x, x.shape[-1], self.ln_post, self.proj1, self.act, self.proj2)
 
     def downsample(self, chunks):
         """Convolutions, projection and positions, `conv_chunksize` chunks at a time: -> `[C, t, D]`."""
         limit = self.config.conv_chunksize
-        parts = [self._downsample(chunks[i : i + limit]) for i in range(0, chunks.shape[0], limit)]
+        parts = [self._downsample(Tensor(chunks[i : i + limit])) for i in range(0, chunks.shape[0], limit)]
         return parts[0] if len(parts) == 1 else ops.concat(parts, 0)
 
     def _downsample(self, chunks):
         x = chunks.astype(self.conv2d1.dtype)
         for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
-            x = ops.gelu(convolution(x))
+            if type(convolution) is Conv2d and not has_hooks(convolution):
+                x = convolution.activated(x)
+            else:
+                x = ops.gelu(convolution(x))
         c, channels, bands, t = x.shape
         x = self.conv_out(ops.transpose(x, (0, 3, 1, 2)).reshape(c, t, channels * bands))
         positions = np.broadcast_to(self.positions[:t], (c, *self.positions[:t].shape))

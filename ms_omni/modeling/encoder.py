@@ -1,11 +1,36 @@
-"""What the encoders of pictures and sound share: layers in a row, fused where an implementation can."""
+"""What the encoders of pictures and sound share: layers in a row and projectors, fused where an implementation can."""
+
+from mindspore import nn
 
 from . import ops
 from .layer import Cell, CellsOnly, has_hooks
-from .ops.fused import EncoderWeights
+from .layers import LayerNorm, Linear
+from .ops.fused import EncoderWeights, ProjectorWeights
 
 
-class Encoder(Cell):
+class Projector(Cell):
+    """projection: what the fused operator works on; it is made of the parameters and no part of the model."""
+
+    projection = None
+
+    def project(self, x, width, norm, fc1, activation, fc2):
+        """`fc2(activation(fc1(norm(x))))`: x `[N, D]`, of which fc1 takes `width` numbers at a time -> `[N * D / width, out]`."""
+        self.projection = self._prepare_projection(norm, fc1, activation, fc2)
+        if self.projection:
+            return ops.projector(x, self.projection)
+        return fc2(activation(fc1(norm(x).reshape(-1, width))))
+
+    def _prepare_projection(self, norm, fc1, activation, fc2):
+        if ops.recording() or isinstance(activation, nn.Cell) or any(map(has_hooks, (norm, fc1, fc2))):
+            return None
+        try:
+            (norm_weights,), (up, down) = stored(LayerNorm, norm), stored(Linear, fc1, fc2)
+        except CellsOnly:
+            return None
+        return ops.prepare(ProjectorWeights(norm_weights, up, down, norm.eps, activation), self.projection)
+
+
+class Encoder(Projector):
     """prepared: what the fused operator works on; it is made of the parameters and no part of the model. stacked: the layers."""
 
     prepared = None
@@ -18,16 +43,21 @@ class Encoder(Cell):
     def stacked(self):
         return self.layers
 
-    def states(self, x, segments, rope=None):
-        """Yields x `[N, D]`, and what each of the layers makes of it, in turn. rope: where they take one."""
+    def states(self, x, segments, rope=None, wanted=None):
+        """Yields x `[N, D]` (number 0), and what each of the layers makes of it (1, 2, ...), in turn. rope: where they take one; wanted:
+        the numbers of those that are yielded, None for all.
+        """
         layers = self.stacked
+        wanted = range(len(layers) + 1) if wanted is None else wanted
         self.ready()
         if self.prepared:
-            yield from ops.encoder_states(x, segments, rope, self.prepared)
+            yield from ops.encoder_states(x, segments, rope, self.prepared, wanted)
             return
-        yield x
-        for layer in layers:
+        for number, layer in enumerate(layers):
+            if number in wanted:
+                yield x
             x = layer(x, segments) if rope is None else layer(x, segments, rope)
+        if len(layers) in wanted:
             yield x
 
     def _prepare(self, layers):

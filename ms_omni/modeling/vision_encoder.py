@@ -12,9 +12,9 @@ from mindspore import Tensor, nn
 from ..errors import InputError
 from ..outputs import VisionOutput
 from . import ops
-from .encoder import Encoder, check_kind, stored
+from .encoder import Encoder, Projector, check_kind, stored
 from .forward import check_arguments, given_tensor
-from .layer import Cell
+from .layer import Cell, has_hooks
 from .layers import Embedding, LayerNorm, Linear, ProjectionMLP
 from .ops.fused import EncoderLayerWeights
 from .packing import patch_grids, segments_of
@@ -120,7 +120,7 @@ class PatchEmbed(Cell):
         return self.proj(x)
 
 
-class PatchMerger(Cell):
+class PatchMerger(Projector):
     """Merges `merge * merge` neighbouring patches: `[N, D]` -> `[N / merge^2, out]`."""
 
     def __init__(self, config, use_postshuffle_norm):
@@ -131,10 +131,12 @@ class PatchMerger(Cell):
         self.mlp = nn.CellList([Linear(self.merged, self.merged), Gelu(), Linear(self.merged, config.out_hidden_size)])
 
     def construct(self, x):
-        x = self.ln_q(x.reshape(-1, self.merged) if self.use_postshuffle_norm else x).reshape(-1, self.merged)
-        for layer in self.mlp:
-            x = layer(x)
-        return x
+        fc1, activation, fc2 = self.mlp
+        if type(activation) is Gelu and not has_hooks(activation):
+            activation = ops.gelu
+        if self.use_postshuffle_norm:
+            x = x.reshape(-1, self.merged)
+        return self.project(x, self.merged, self.ln_q, fc1, activation, fc2)
 
 
 class Gelu(Cell):
@@ -201,12 +203,15 @@ class VisionEncoder(Encoder):
 
     def encode(self, x, segments, rope, watched=False):
         """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""
+        mergers = {
+            layer + 1: merger for layer, merger in zip(self.config.deepstack_visual_indexes, self.merger_list, strict=True)
+        }
+        wanted = sorted({*range(len(self.blocks) + 1)} if watched else {*mergers, len(self.blocks)})
         deepstack, states = [], [] if watched else None
-        passed = self.states(x, segments, rope)
-        for index, x in enumerate(passed, start=-1):
+        passed = zip(wanted, self.states(x, segments, rope, wanted), strict=True)
+        for number, x in passed:
             if watched:
                 states.append(x)
-            if index in self.config.deepstack_visual_indexes:
-                merger = self.merger_list[self.config.deepstack_visual_indexes.index(index)]
-                deepstack.append(merger(x))
+            if number in mergers:
+                deepstack.append(mergers[number](x))
         return VisionOutput(self.merger(x), deepstack, x, tuple(states) if watched else None)

@@ -60,7 +60,10 @@ def test_conv_transpose1d(batch, channels, out, width, stride, length, normal, t
 def test_conv2d(channels, out, kernel, stride, padding, size, normal, tensors, close):
     x, weight, bias = normal(2, channels, *size), normal(out, channels, *kernel), normal(out)
     expected = formulas.conv2d(x, weight, bias, stride, padding)
-    close(ops.conv2d(*tensors(x, weight, bias), stride, padding), expected, 5e-6)
+    found = ops.conv2d(*tensors(x, weight, bias), stride, padding)
+    close(found, expected, 5e-6)
+    activated = ops.conv2d(*tensors(x, weight, bias), stride, padding, gelu=True)
+    assert np.array_equal(activated.asnumpy(), ops.gelu(found).asnumpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (2, 7, 1)])

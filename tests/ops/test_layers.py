@@ -12,18 +12,20 @@ from ms_omni.errors import InputError
 from ms_omni.modeling import ops
 from ms_omni.modeling.audio_encoder import AudioEncoder, AudioEncoderLayer
 from ms_omni.modeling.layer import has_hooks
+from ms_omni.modeling.layers import Linear
 from ms_omni.modeling.ops import cpu_kernel
 from ms_omni.modeling.ops.reference import Reference
 from ms_omni.modeling.positions import axial_tables
 from ms_omni.modeling.talker import TalkerModel
 from ms_omni.modeling.thinker import ThinkerTextModel
-from ms_omni.modeling.vision_encoder import VisionBlock, VisionEncoder
+from ms_omni.modeling.vision_encoder import PatchMerger, VisionBlock, VisionEncoder
 from ms_omni.quantised import Storage
 from tests.ops import test_fused as fused
 from tests.ops.test_stored import stored
 
 try:
     from ms_omni.modeling.ops import cpu_encoder, cpu_fused
+    from ms_omni.modeling.ops.cpu import Cpu
 except OSError as error:
     pytest.skip(f"no kernels here: {error}", allow_module_level=True)
 
@@ -94,6 +96,9 @@ def test_layers_of_an_encoder(kind, layers, width, form, segments, rng, normal, 
         rope = Tensor(normal(rows, half)), Tensor(normal(rows, half))
     x = Tensor(normal(rows, width))
     whole = [state.asnumpy() for state in model.states(x, segments, rope)]
+    for wanted in ((2,), (0, 2), (1,), ()):
+        found = [state.asnumpy() for state in model.states(x, segments, rope, wanted)]
+        assert len(found) == len(wanted) and all(map(np.array_equal, found, [whole[number] for number in wanted]))
     assert type(model.prepared) is cpu_encoder.PreparedEncoder and len(whole) == len(cells) + 1
     prepared = model.prepared
     assert [*model.states(x, segments, rope)] and model.prepared is prepared  # not made a second time
@@ -102,6 +107,58 @@ def test_layers_of_an_encoder(kind, layers, width, form, segments, rng, normal, 
     for got, want in zip(whole, model.states(x, segments, rope), strict=True):
         assert np.array_equal(got, want.asnumpy())
     assert model.prepared is None
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("postshuffle", [False, True])
+def test_a_projector(postshuffle, form, rng, normal, use_operators):
+    """Bit for bit its cells, which run where somebody has hooks; other parameters are used at once."""
+    merger = fused.fill(
+        PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), postshuffle), rng
+    )
+    for linear in merger.mlp[0], merger.mlp[2]:
+        if form != "float32":
+            weight = stored(linear.weight, "bfloat16" if form == "bfloat16" else Storage(8, None, "float32"), rng)[0]
+            linear.operands = lambda operands=(weight, linear.bias): operands
+    x, seen = Tensor(normal(44, 20)), []
+    whole = merger(x).asnumpy()
+    assert type(merger.projection) is cpu_encoder.PreparedProjector and whole.shape == (11, 24)
+    prepared = merger.projection
+    assert np.array_equal(merger(x).asnumpy(), whole) and merger.projection is prepared
+    handle = merger.mlp[1].register_forward_hook(lambda *_: seen.append(1))
+    assert np.array_equal(merger(x).asnumpy(), whole) and seen == [1] and merger.projection is None
+    handle.remove()
+    merger.ln_q.weight = ms.Parameter(normal(*merger.ln_q.weight.shape), name="other")
+    changed = merger(x).asnumpy()
+    assert not np.array_equal(changed, whole)
+    use_operators(type("CellsAlone", (Cpu,), {"prepare": staticmethod(Reference.prepare)}))
+    assert np.array_equal(merger(x).asnumpy(), changed) and merger.projection is None
+
+
+def test_a_projector_of_other_sizes(rng, normal):
+    merger = PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), False)
+    merger.mlp[2] = Linear(76, 24)
+    with pytest.raises(InputError, match=r"a projector: fc2 is float32 \[24, 76\], expected .* \[24, 80\]"):
+        merger(Tensor(normal(44, 20)))
+    with pytest.raises(InputError, match="projector"):
+        cell = fused.fill(PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), False), rng)
+        try:
+            cell(Tensor(normal(43, 20))).asnumpy()
+        except RuntimeError as error:
+            raise InputError(ops.refusal(error)) from None
+
+
+def test_an_encoder_takes_few_launches(rng, normal, monkeypatch):
+    """Layers up to the next state that somebody wants are one."""
+    model, counted, kernel = (
+        encoder(AudioEncoder, [fused.fill(layer, rng) for layer in audio(depth=4)]),
+        [],
+        cpu_encoder._encoder_layers,
+    )
+    monkeypatch.setattr(cpu_encoder, "_encoder_layers", lambda *given: counted.append(1) or kernel(*given))
+    for wanted, launches in (((4,), 1), ((0, 2, 4), 2), (None, 4)):
+        counted.clear()
+        assert len([*model.states(Tensor(normal(9, 24)), ((9, 1),), None, wanted)]) and len(counted) == launches
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int8"])
@@ -209,7 +266,7 @@ def test_segments_that_do_not_cover_the_rows(ends, rng, normal, monkeypatch):
     monkeypatch.setattr(cpu_encoder, "segment_ends", lambda _: Tensor(np.array(ends, np.int32)))
     with pytest.raises(InputError, match="segments do not cover the rows"):
         try:
-            for state in ops.encoder_states(Tensor(normal(10, 24)), None, None, model.prepared):
+            for state in ops.encoder_states(Tensor(normal(10, 24)), None, None, model.prepared, (2,)):
                 state.asnumpy()
         except RuntimeError as error:
             raise InputError(ops.refusal(error)) from None

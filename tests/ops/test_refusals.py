@@ -47,7 +47,7 @@ ENTRIES = {
         [(3, 8)],
     ),
     "experts": ([(3, 8), (4, 8, 10), (4, 5, 8), (3, 2), ((3, 2), INT), ((1,), INT)], [(3, 8)]),
-    "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2), INT)], [(2, 5, 9, 8)]),
+    "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2, 1), INT)], [(2, 5, 9, 8)]),
     "attention": ATTENTION,
     "attention_tiles": ATTENTION,
     **dict.fromkeys(("paged_attention", "paged_attention_tiles"), PAGED),
@@ -62,17 +62,18 @@ ENTRIES = {
     ),
     "decoder_step": ([(2, 1, 8), (2, 1, 2), (2, 1, 2), (9, 8), ((40,), LONG)], [(2, 1, 9), (2, 1, 8)]),
     "code_frame": ([(2, 1, 8), ((2, 1), INT), (2, 3), ((40,), LONG)], [((2, 4), INT), (2, 1, 8)]),
-    "encoder_layer": ([(7, 8), ((1,), INT), ((40,), LONG), (7, 2), (7, 2)], [(7, 8)]),
+    "encoder_layers": ([(7, 8), ((1,), INT), ((40,), LONG), (7, 2), (7, 2)], [(7, 8)]),
+    "projector": ([(8, 6), ((23,), LONG), ((12,), INT), ((5,), INT)], [(4, 5)]),
     "decoder_chunk": ([(1, 3, 8), (1, 3, 2), (1, 3, 2), ((40,), LONG)], [(1, 3, 8)]),
 }
-TABLES = ("decoder_step", "code_frame", "encoder_layer", "decoder_chunk")  # of zeros they describe nothing
+TABLES = ("decoder_step", "code_frame", "encoder_layers", "projector", "decoder_chunk")  # of zeros they describe nothing
 # (entry, input, axis) whose length nothing else tells.
 FREE = {
     ("embedding", 1, 0),
     *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0), ("decoder_chunk", 3, 0)),
-    *(("encoder_layer", 1, 0), ("encoder_layer", 2, 0)),
+    *(("encoder_layers", 1, 0), ("encoder_layers", 2, 0), ("projector", 1, 0)),
     *(("paged_attention", 3, 1), ("paged_attention_tiles", 3, 1)),
-    *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1)),
+    *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1), ("conv2d", 3, 2)),
 }
 SCALES = {  # (entry, input) that may be float16 as well
     *(("linear_coded", 2), ("linear_coded", 3), ("embedding_coded", 2), ("embedding_coded", 3)),
@@ -190,8 +191,10 @@ def test_no_outputs_are_fine():
         ("decoder_step", 4, 0, "the table does not describe a stack"),
         ("decoder_step", 4, 1 << 40, "the table does not describe a stack"),
         ("code_frame", 3, 0, "the table does not describe a predictor of 3 codes"),
-        ("encoder_layer", 2, 0, "the table does not describe a layer"),
-        ("encoder_layer", 2, 1 << 40, "the table does not describe a layer"),
+        ("encoder_layers", 2, 0, "the table does not describe layers"),
+        ("encoder_layers", 2, 1 << 40, "the table does not describe layers"),
+        ("projector", 1, 0, "the table does not describe a projector"),
+        ("projector", 1, 1 << 40, "the table does not describe a projector"),
         ("decoder_chunk", 3, 0, "the table does not describe a stack"),
         ("decoder_chunk", 3, 1 << 40, "the table does not describe a stack"),
     ],

@@ -74,6 +74,7 @@ def test_describe_says_which_class_an_operator_comes_from(use_operators):
         "decoder_chunk",
         "code_frame",
         "encoder_states",
+        "projector",
     }
 
 

@@ -21,7 +21,7 @@ from mindspore import Parameter, Tensor
 
 from ...quantised import Quantised
 from .dispatch import Recorded, describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
-from .fused import BlockTables, EncoderWeights, FrameWeights, StackWeights
+from .fused import BlockTables, EncoderWeights, FrameWeights, ProjectorWeights, StackWeights
 
 Pair = tuple[Tensor, Tensor]
 Matrix = Tensor | Quantised
@@ -224,8 +224,8 @@ def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim:
 
 
 @operator
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`."""
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
+    """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`; gelu: followed by `gelu`."""
 
 
 @operator
@@ -348,9 +348,9 @@ def packs(weights: StackWeights | FrameWeights) -> bool:
     return implementation().packs(weights)
 
 
-def prepare(weights: StackWeights | FrameWeights | EncoderWeights, kept: Any = None) -> Any:
-    """What `decoder_step` (of `StackWeights`), `code_frame` (of `FrameWeights`, see `fused.py`) or `encoder_states` (of
-    `EncoderWeights`) takes for these weights, or None where the cells must run. Parameters that are given other data later are
+def prepare(weights: StackWeights | FrameWeights | EncoderWeights | ProjectorWeights, kept: Any = None) -> Any:
+    """What `decoder_step` (of `StackWeights`), `code_frame` (of `FrameWeights`, see `fused.py`), `encoder_states` (of
+    `EncoderWeights`) or `projector` (of `ProjectorWeights`) takes for these weights, or None where the cells must run. Parameters that are given other data later are
     read with that.
 
     kept: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
@@ -406,11 +406,19 @@ def code_frame(hidden: Tensor, code: Tensor, noise: Any, sampling: Any, prepared
 
 
 @operator
-def encoder_states(x: Tensor, segments: tuple[tuple[int, int], ...], rope: Pair | None, prepared: Any) -> Iterator[Tensor]:
-    """Yields x `[N, D]`, and what each layer of an encoder makes of it, in turn.
+def encoder_states(
+    x: Tensor, segments: tuple[tuple[int, int], ...], rope: Pair | None, prepared: Any, wanted: Container[int]
+) -> Iterator[Tensor]:
+    """Yields those of the states x `[N, D]` (number 0) and what each layer of an encoder makes of it (1, 2, ...) whose numbers are wanted,
+    in turn.
 
     segments: see `packed_attention`; rope: cos and sin `[N, D/2]` of `rotary`, or None.
     """
+
+
+@operator
+def projector(x: Tensor, prepared: Any) -> Tensor:
+    """`fc2(activation(fc1(norm(x))))`: x `[N, D]`, of which fc1 takes `inputs` numbers at a time -> `[N * D / inputs, outputs]`."""
 
 
 @operator

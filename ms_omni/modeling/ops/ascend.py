@@ -22,7 +22,7 @@ from . import (
 from . import ascend_kernels as kernels
 from .ascend_step_cases import OF_CODES, STEPS
 from .dispatch import boost_wanted
-from .fused import EncoderWeights, FrameWeights
+from .fused import EncoderWeights, FrameWeights, ProjectorWeights
 from .reference import Reference
 from .stored import Matrix
 
@@ -87,6 +87,8 @@ class Ascend(Reference):
 
     @classmethod
     def prepare(cls, weights: Any, previous: Any = None) -> Any:
+        if isinstance(weights, ProjectorWeights):
+            return None
         if isinstance(weights, EncoderWeights):
             return ascend_attention.prepare_encoder(weights, previous)
         steps = cls.steps(ascend_steps.dtype_of(weights))
@@ -143,9 +145,10 @@ class Ascend(Reference):
         x, weight = x.reshape(b, c, 1, t), weight.reshape(m, c_group, 1, width)
         return kernels.conv2d(x, weight, bias, (1, 1), (0, 0), (1, dilation), groups).reshape(b, m, -1)
 
-    @staticmethod
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        return kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
+    @classmethod
+    def conv2d(cls, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
+        made = kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
+        return cls.gelu(made) if gelu else made
 
     @staticmethod
     def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:

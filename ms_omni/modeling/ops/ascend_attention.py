@@ -4,7 +4,7 @@ The kernels take heads whose size is a multiple of 16. Smaller ones (72 in the v
 zeros, which change neither the scores nor the first channels of the result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import mindspore as ms
@@ -193,19 +193,26 @@ def prepare_encoder(weights: Any, previous: Any = None) -> PreparedEncoder | Non
 
 
 def encoder_states(
-    cls: Any, x: Tensor, segments: tuple[tuple[int, int], ...], rope: tuple[Tensor, Tensor] | None, prepared: PreparedEncoder
+    cls: Any,
+    x: Tensor,
+    segments: tuple[tuple[int, int], ...],
+    rope: tuple[Tensor, Tensor] | None,
+    prepared: PreparedEncoder,
+    wanted: Container[int],
 ) -> Iterator[Tensor]:
     eps, tables, added = prepared.weights.eps, rope and tuple(prepared.tables(*rope)), None
-    for layer, attention in zip(prepared.weights.layers, prepared.attention):
+    for number, (layer, attention) in enumerate(zip(prepared.weights.layers, prepared.attention)):
         if added is None:
             normalised = cls.layer_norm(x, *layer.norm, eps)
         else:
             normalised, x = cls.add_layer_norm(x, added, *layer.norm, eps)
-        yield x
+        if number in wanted:
+            yield x
         added = _attend(cls, normalised, segments, tables, prepared.weights, attention, layer.out[1])
         normalised, x = cls.add_layer_norm(x, added, *layer.mlp_norm, eps)
         added = cls.linear(prepared.weights.activation(cls.linear(normalised, *layer.fc1)), *layer.fc2)
-    yield x + added
+    if len(prepared.attention) in wanted:
+        yield x + added
 
 
 def _attend(cls, x, segments, tables, weights, packed, out_bias):

@@ -22,7 +22,7 @@ from mindspore import Tensor, mint
 
 from . import build, cpu_encoder, cpu_fused, cpu_kernel
 from .cpu_kernel import kernel
-from .fused import EncoderWeights
+from .fused import EncoderWeights, ProjectorWeights
 from .reference import Reference
 
 ATTENTION_SCORES = 1 << 13
@@ -79,10 +79,11 @@ class Cpu(Reference):
     decoder_chunk = staticmethod(cpu_fused.decoder_chunk)
     code_frame = staticmethod(cpu_fused.code_frame)
     encoder_states = staticmethod(cpu_encoder.encoder_states)
+    projector = staticmethod(cpu_encoder.projector)
 
     @staticmethod
     def prepare(weights, kept=None):
-        return (cpu_encoder if isinstance(weights, EncoderWeights) else cpu_fused).prepare(weights, kept)
+        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(weights, kept)
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
@@ -213,10 +214,10 @@ class Cpu(Reference):
         return _conv_transpose1d(x, weight, bias, _settings(stride, trim + 1))
 
     @staticmethod
-    def conv2d(x, weight, bias, stride, padding):
+    def conv2d(x, weight, bias, stride, padding, gelu=False):
         if not _suits(x, weight, bias):
-            return Reference.conv2d(x, weight, bias, stride, padding)
-        return _conv2d(x, weight, bias, _settings(stride, padding + 1))
+            return Reference.conv2d(x, weight, bias, stride, padding, gelu)
+        return _conv2d(x, weight, bias, _settings(stride, padding + 1, gelu + 1))
 
     @staticmethod
     def snake_beta(x, alpha, beta):

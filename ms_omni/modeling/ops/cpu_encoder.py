@@ -1,4 +1,4 @@
-"""Layers of an encoder as C++ kernels (`layers.cpp`): float32 on CPU, with weights as they are stored, a launch for each layer."""
+"""Layers of an encoder and its projectors as C++ kernels (`layers.cpp`): float32 on CPU, with weights as they are stored."""
 
 import functools
 import operator
@@ -9,14 +9,15 @@ from mindspore import Tensor
 
 from ...errors import InputError
 from ...quantised import Quantised
-from .cpu_fused import matrix
 from .cpu_kernel import kernel, structs
-from .cpu_table import address, check_matrix, parts_of, table
+from .cpu_table import Template, check_matrix, parts_of, table
+from .fused import EncoderLayerWeights, EncoderWeights
 
-_encoder_layer = kernel("layers", "encoder_layer")
-(_Layer,) = structs("layers", "EncoderLayer")
+_encoder_layers = kernel("layers", "encoder_layers")
+_projector = kernel("layers", "projector")
+_Encoder, _Layer, _Projector = structs("layers", "Encoder", "EncoderLayer", "Projector")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
-"""Those that a layer knows, in the order of `encoder_layer`."""
+"""Those that the kernels know, in their order."""
 
 
 class PreparedEncoder:
@@ -31,21 +32,47 @@ class PreparedEncoder:
         joined = len(weights.layers[0].projections) == 1
         activation = ACTIVATIONS.index(weights.activation.__name__)
         self.settings = {**sizes, "joined": joined, "scale": weights.scale, "eps": weights.eps, "activation": activation}
+        self.layers = []
+        for layer in weights.layers:
+            matrices, vectors = _members(layer)
+            self.layers.append(Template())
+            self.layers[-1].add(_Layer, matrices | vectors)
 
-    def table(self, layer):
-        """That of a layer, with the addresses of its parameters as they are now."""
-        matrices, vectors = _members(layer)
-        known = {name: matrix(weight).item() for name, weight in matrices.items()}
-        return table(_Layer(**known, **{name: address(vector) for name, vector in vectors.items()}, **self.settings))
+    def table(self, begin, end):
+        """That of some layers, with the addresses of their parameters as they are now."""
+        layers = self.layers[begin:end]
+        return table(_Encoder(**self.settings, layers=len(layers)), *(layer.table() for layer in layers))
 
 
-def _members(layer):
-    """The matrices and the vectors of a layer by their names in the struct."""
-    q, k, v = layer.projections if len(layer.projections) == 3 else (*layer.projections, (None, None), (None, None))
-    products = {"q": q, "k": k, "v": v, "out": layer.out, "fc1": layer.fc1, "fc2": layer.fc2}
+class PreparedProjector:
+    """weights: `ProjectorWeights`."""
+
+    def __init__(self, weights):
+        self.weights, self.parts = weights, _parts(weights)
+        (inner, self.inputs), (self.outputs, _) = weights.fc1[0].shape, weights.fc2[0].shape
+        self.norm_width = weights.norm[0].shape[0]
+        matrices, vectors = _members(weights)
+        for name, shape in (("fc1", (inner, self.inputs)), ("fc2", (self.outputs, inner))):
+            check_matrix(f"a projector: {name}", matrices[name], shape)
+        lengths = {"norm": self.norm_width, "norm_bias": self.norm_width, "fc1_bias": inner, "fc2_bias": self.outputs}
+        _check_lengths("a projector", vectors, lengths)
+        self.template, activation = Template(), ACTIVATIONS.index(weights.activation.__name__)
+        values = {"norm_width": self.norm_width, "inner": inner, "activation": activation, "eps": weights.eps}
+        self.template.add(_Projector, matrices | vectors, **values)
+
+
+def _members(weights):
+    """The matrices and the vectors of a layer or a projector by their names in the struct."""
+    products, norms = {"fc1": weights.fc1, "fc2": weights.fc2}, {"norm": weights.norm}
+    if isinstance(weights, EncoderLayerWeights):
+        q, k, v = (
+            weights.projections if len(weights.projections) == 3 else (*weights.projections, (None, None), (None, None))
+        )
+        products |= {"q": q, "k": k, "v": v, "out": weights.out}
+        norms["mlp_norm"] = weights.mlp_norm
     vectors = {f"{name}_bias": bias for name, (_, bias) in products.items()}
-    for name in ("norm", "mlp_norm"):
-        vectors[name], vectors[f"{name}_bias"] = getattr(layer, name)
+    for name, (weight, bias) in norms.items():
+        vectors |= {name: weight, f"{name}_bias": bias}
     return {name: weight for name, (weight, _) in products.items()}, vectors
 
 
@@ -64,41 +91,64 @@ def _check_shapes(layer, first):
     for name, weight in matrices.items():
         if weight is not None:
             check_matrix(f"a layer of an encoder: {name}", weight, shapes[name])
+    _check_lengths("a layer of an encoder", vectors, lengths)
+
+
+def _check_lengths(what, vectors, lengths):
     for name, vector in vectors.items():
         if vector is not None and tuple(vector.shape) != (lengths[name],):
-            raise InputError(f"a layer of an encoder: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
+            raise InputError(f"{what}: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
 
 
 def prepare(weights, kept=None):
-    """A `PreparedEncoder`, or `kept` where it is of the same parameters; None for what the kernel does not do."""
-    if isinstance(kept, PreparedEncoder):
+    """A `PreparedEncoder` or `PreparedProjector`, or `kept` where it is of the same parameters; None for what the kernels do not do."""
+    kind = PreparedEncoder if isinstance(weights, EncoderWeights) else PreparedProjector
+    if isinstance(kept, kind):
         parts = _parts(weights)
         if len(kept.parts) == len(parts) and all(map(operator.is_, parts, kept.parts)):
             return kept
-    matrices, vectors = zip(*map(_members, weights.layers))
+    matrices, vectors = zip(*map(_members, _layers(weights)))
     stored = [part for layer in matrices for part in layer.values() if part is not None]
     plain = [part for layer in vectors for part in layer.values() if part is not None]
     known = all(isinstance(part, Quantised) or part.dtype in (ms.float32, ms.bfloat16) for part in stored)
     if not known or any(part.dtype != ms.float32 for part in plain) or weights.activation.__name__ not in ACTIVATIONS:
         return None
-    return PreparedEncoder(weights)
+    return kind(weights)
+
+
+def _layers(weights):
+    return weights.layers if isinstance(weights, EncoderWeights) else (weights,)
 
 
 def _parts(weights):
     """All parameters."""
     parts = []
-    for matrices, vectors in map(_members, weights.layers):
+    for matrices, vectors in map(_members, _layers(weights)):
         parts += [part for weight in matrices.values() for part in parts_of(weight).values()]
         parts += vectors.values()
     return parts
 
 
-def encoder_states(x, segments, rope, prepared):
-    ends = segment_ends(segments)
-    yield x
-    for layer in prepared.weights.layers:
-        x = _encoder_layer(x, ends, Tensor.from_numpy(prepared.table(layer)), *(rope or ()))
+def encoder_states(x, segments, rope, prepared, wanted):
+    """A launch for all layers up to the next whose output is wanted."""
+    ends, begin = segment_ends(segments), 0
+    if 0 in wanted:
         yield x
+    for end in range(1, len(prepared.layers) + 1):
+        if end in wanted:
+            x = _encoder_layers(x, ends, Tensor.from_numpy(prepared.table(begin, end)), *(rope or ()))
+            begin = end
+            yield x
+
+
+def projector(x, prepared):
+    return _projector(x, Tensor.from_numpy(prepared.template.table()), _lengths(prepared.inputs), _lengths(prepared.outputs))
+
+
+@functools.cache
+def _lengths(count):
+    """An array whose length tells a size: MindSpore remembers the shape of a result by the shapes of the inputs."""
+    return ms.mint.zeros(count, dtype=ms.int32)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from mindspore import Tensor
 from ...errors import InputError
 from ...quantised import Quantised
 from .cpu_kernel import kernel, structs
-from .cpu_table import address, check_matrix, described, parts_of, table
+from .cpu_table import Template, address, check_matrix, described, parts_of, table
 from .fused import FrameWeights
 
 _decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
@@ -35,31 +35,14 @@ class PreparedStack:
             _check_shapes(_layer_shapes(weights, first, layer), layer._asdict())
         _check_shapes({"norm": (first.q.shape[1],)}, {"norm": weights.norm})
         self.sizes = _sizes(weights, first)
-        stack = _Stack(**self.sizes, eps=weights.eps, norm=0, layers=len(weights.layers))
-        there, start = (
-            {_Stack.dtype.fields["norm"][1]: weights.norm},
-            stack.nbytes,
-        )  # parameters by the byte of their address
-        layers = []
+        self.template = Template()
+        self.template.add(_Stack, {"norm": weights.norm}, **self.sizes, eps=weights.eps, layers=len(weights.layers))
         for layer in weights.layers:
-            parts = {name: described(getattr(layer, name)) for name in _MATRICES}
-            layers.append(_Layer(**_settings(layer), **dict.fromkeys(_VECTORS, 0), **parts))
-            for name in (*_VECTORS, *_MATRICES):
-                there |= _places(start + _Layer.dtype.fields[name][1], getattr(layer, name))
-            start += _Layer.dtype.itemsize
-        self.empty = table(stack, *layers)  # without addresses
-        self.parameters, self.places = list(there.values()), np.array([*there]) // 8
+            self.template.add(_Layer, {name: getattr(layer, name) for name in (*_VECTORS, *_MATRICES)}, **_settings(layer))
 
     def table(self):
         """The stack and its layers, with the addresses of the parameters as they are now."""
-        filled = self.empty.copy()
-        filled[self.places] = [address(part) for part in self.parameters]
-        return filled
-
-
-def _places(start, weight):
-    """The tensors of a weight by the byte of their address, for a `Matrix` (or a pointer) that begins at byte `start`."""
-    return {start + _Matrix.dtype.fields[name][1]: part for name, part in parts_of(weight).items()}
+        return self.template.table()
 
 
 def matrix(weight):

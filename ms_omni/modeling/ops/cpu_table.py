@@ -93,3 +93,31 @@ def address(part) -> int:
 def table(*parts) -> np.ndarray:
     """Structs and addresses one behind the other, int64."""
     return np.concatenate([np.asarray(part).view(np.int64) for part in parts])
+
+
+class Template:
+    """A table of structs as it is at every call but for the addresses of parameters, which are filled in anew: one that was given other
+    data is read where it is then.
+    """
+
+    def __init__(self):
+        self.numbers, self.parameters, self.positions = np.zeros(0, np.int64), [], []
+
+    def add(self, struct: Struct, weights: dict, **values) -> None:
+        """One more struct, of the members that are weights (`Matrix` or a pointer; see `parts_of`) and of the others."""
+        matrices = {name for name in weights if struct.kinds[name] == "Matrix"}
+        members = {name: described(weight) if name in matrices else 0 for name, weight in weights.items()}
+        start = self.numbers.nbytes
+        self.numbers = table(self.numbers, struct(**members, **values))
+        for name, weight in weights.items():
+            member, offset = struct.dtype.fields[name][:2]
+            for part, parameter in parts_of(weight).items():
+                within = member.fields[part][1] if name in matrices else 0
+                self.positions.append((start + offset + within) // self.numbers.itemsize)
+                self.parameters.append(parameter)
+
+    def table(self) -> np.ndarray:
+        """int64, with the addresses as they are now."""
+        filled = self.numbers.copy()
+        filled[self.positions] = [address(parameter) for parameter in self.parameters]
+        return filled

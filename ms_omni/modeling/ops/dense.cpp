@@ -170,11 +170,12 @@ struct Picture {
 constexpr i64 kPlanes = 4 << 20;  // floats of the pictures that are laid out at a time
 
 // settings: the lengths stand for the stride s and the padding + 1.
-KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
-               "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
+KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p, g] -> "
+               "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < g, 0 < h, 0 < w") {
   const i64 out = a['M'], steps = a['C'] * a['h'] * a['w'], positions = a.size("y", 2), size = a['H'] * a['W'];
   const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 2), a.dim("y", 3)};
   const float *x = a.get("x"), *bias = a.get("bias");
+  const bool activated = a['g'] > 1;  // by gelu
   float *results = a.get("y");
   Sources weight(out);
   for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
@@ -204,8 +205,11 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
           picture.pack(planes.get() + unit * picture_size, first + at, std::min<i64>(kWide, columns - at), taps.data() + i, k, panels + at * kSum);
       };
       multiply(packed, 0, out, steps, y.data(), first, columns, nullptr, pack, space.get());
-      for (i64 m = 0; m < out; ++m)
-        map(columns, y[m] + first, [shift = bias[m]](vec x) { return x + shift; }, y[m] + first);
+      for (i64 m = 0; m < out; ++m) {
+        float *made = y[m] + first;
+        map(columns, made, [shift = bias[m]](vec x) { return x + shift; }, made);
+        if (activated) map(columns, made, [](vec x) { return gaussian_linear(x); }, made);
+      }
     });
   }
   return 0;

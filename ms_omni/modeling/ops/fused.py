@@ -107,6 +107,16 @@ class EncoderWeights(NamedTuple):
     activation: Callable[[Tensor], Tensor]
 
 
+class ProjectorWeights(NamedTuple):
+    """`fc2(activation(fc1(norm(x))))` of layer norm: pairs of weight and bias. Rows of fc1 may be several of the norm, or one part of it."""
+
+    norm: tuple
+    fc1: tuple
+    fc2: tuple
+    eps: float
+    activation: Callable[[Tensor], Tensor]
+
+
 # ---- how each row draws among its likeliest ids ------------------------------------------------------------------------
 
 CANDIDATES = 64

@@ -17,15 +17,26 @@ void add(ThreadPool &pool, const float *a, const float *b, float *y, i64 n) {
 // ---- encoders ------------------------------------------------------------------------------------------------------
 
 // joined: q makes queries, keys and values one behind the other. activation: gelu, gelu_tanh, silu.
+#define MS_OMNI_ENCODER(_)                                                                                                 \
+  _(i64, joined) _(i64, heads) _(i64, head_dim) _(i64, inner) _(i64, activation) _(double, scale) _(double, eps)           \
+  _(i64, layers)
+
 #define MS_OMNI_ENCODER_LAYER(_)                                                                                           \
   _(const float *, norm) _(const float *, norm_bias) _(Matrix, q) _(Matrix, k) _(Matrix, v)                                \
   _(const float *, q_bias) _(const float *, k_bias) _(const float *, v_bias) _(Matrix, out) _(const float *, out_bias)     \
   _(const float *, mlp_norm) _(const float *, mlp_norm_bias)                                                              \
-  _(Matrix, fc1) _(const float *, fc1_bias) _(Matrix, fc2) _(const float *, fc2_bias)                                      \
-  _(i64, joined) _(i64, heads) _(i64, head_dim) _(i64, inner) _(i64, activation) _(double, scale) _(double, eps)
+  _(Matrix, fc1) _(const float *, fc1_bias) _(Matrix, fc2) _(const float *, fc2_bias)
 
+#define MS_OMNI_PROJECTOR(_)                                                                                               \
+  _(const float *, norm) _(const float *, norm_bias) _(Matrix, fc1) _(const float *, fc1_bias) _(Matrix, fc2)              \
+  _(const float *, fc2_bias) _(i64, norm_width) _(i64, inner) _(i64, activation) _(double, eps)
+
+STRUCT(Encoder, MS_OMNI_ENCODER);
+NAMES(Encoder, Encoder, MS_OMNI_ENCODER)
 STRUCT(EncoderLayer, MS_OMNI_ENCODER_LAYER);
 NAMES(EncoderLayer, EncoderLayer, MS_OMNI_ENCODER_LAYER)
+STRUCT(Projector, MS_OMNI_PROJECTOR);
+NAMES(Projector, Projector, MS_OMNI_PROJECTOR)
 
 constexpr double kActivationWork = 0.6;  // nanoseconds for a number
 
@@ -46,51 +57,72 @@ void norm_rows(ThreadPool &pool, const float *x, const float *weight, const floa
   });
 }
 
-// One layer; ends: of the segments, within which rows attend to one another; cos, sin: of `rotary`, where it takes them.
-KERNEL(encoder_layer, "x[N, D] ends:i[n] table:l[t] cos?[N, d] sin?[N, d] -> y[N, D]") {
+// Layers in a row; ends: of the segments, within which rows attend to one another; cos, sin: of `rotary`, where they take them.
+KERNEL(encoder_layers, "x[N, D] ends:i[n] table:l[t] cos?[N, d] sin?[N, d] -> y[N, D]") {
   Table t(a.get<i64>("table"), a['t']);
-  const EncoderLayer l = t.next<EncoderLayer>();
-  const i64 rows = a['N'], width = a['D'], d = l.head_dim, all_heads = l.heads * d, step = 3 * all_heads;
-  const float *cos = a.get("cos"), *sin = a.get("sin");
-  if (!t.read() || l.heads < 1 || d < 1 || l.inner < 1 || l.activation < 0 || l.activation > 2)
-    return refuse("encoder_layer: the table does not describe a layer");
-  if (!cos != !sin || (cos && 2 * a['d'] != d)) return refuse("encoder_layer: cos and sin are not of half a head, " + std::to_string(d) + " / 2");
-  double work = product_work(rows, width, step) + product_work(rows, all_heads, width) + 2 * product_work(rows, width, l.inner);
-  Space<> normed(rows * width), qkv(rows * step), attended(rows * all_heads), hidden(rows * l.inner), made(rows * width);
+  const auto s = t.next<Encoder>();
+  const EncoderLayer *layers = t.next<EncoderLayer>(s.layers);
+  const i64 rows = a['N'], width = a['D'], d = s.head_dim, all_heads = s.heads * d, step = 3 * all_heads;
+  const float *cos = a.get("cos"), *sin = a.get("sin"), *x = a.get("x");
+  if (!t.read() || s.layers < 1 || s.heads < 1 || d < 1 || s.inner < 1 || s.activation < 0 || s.activation > 2)
+    return refuse("encoder_layers: the table does not describe layers");
+  if (!cos != !sin || (cos && 2 * a['d'] != d)) return refuse("encoder_layers: cos and sin are not of half a head, " + std::to_string(d) + " / 2");
+  double work = product_work(rows, width, step) + product_work(rows, all_heads, width) + 2 * product_work(rows, width, s.inner);
+  Space<> normed(rows * width), qkv(rows * step), attended(rows * all_heads), hidden(rows * s.inner), made(rows * width);
   std::vector<Piece> pieces;
   for (i64 i = 0, begin = 0, end; i < a['n'] || begin < rows; ++i, begin = end) {
     end = i < a['n'] ? a.get<int32_t>("ends")[i] : -1;
-    if (end < begin || end > rows) return refuse("encoder_layer: the segments do not cover the rows of x");
-    for (i64 head = 0; head < l.heads; ++head) {
+    if (end < begin || end > rows) return refuse("encoder_layers: the segments do not cover the rows of x");
+    for (i64 head = 0; head < s.heads; ++head) {
       float *q = qkv.get() + begin * step + head * d;
       add_pieces(pieces, {q, nullptr, {q + all_heads, step}, {q + 2 * all_heads, step}, attended.get() + begin * all_heads + head * d,
-                          end - begin, end - begin, 1, d, d, step, all_heads, static_cast<float>(l.scale)});
+                          end - begin, end - begin, 1, d, d, step, all_heads, static_cast<float>(s.scale)});
     }
   }
-  ThreadPool pool(work + pieces_work(pieces));
-  norm_rows(pool, a.get("x"), l.norm, l.norm_bias, l.eps, normed.get(), rows, width);
-  if (l.joined) {
-    product(pool, l.q, l.q_bias, normed.get(), rows, width, step, qkv.get(), step);
-  } else {
-    product(pool, l.q, l.q_bias, normed.get(), rows, width, all_heads, qkv.get(), step);
-    product(pool, l.k, l.k_bias, normed.get(), rows, width, all_heads, qkv.get() + all_heads, step);
-    product(pool, l.v, l.v_bias, normed.get(), rows, width, all_heads, qkv.get() + 2 * all_heads, step);
-  }
-  if (cos)
-    pool.run_ranges(rows, 2.0 * all_heads, [&](i64 begin, i64 end) {
-      for (i64 row = begin; row < end; ++row)
-        for (float *x = qkv.get() + row * step, *stop = x + 2 * all_heads; x < stop; x += d)
-          rotate(x, cos + row * d / 2, sin + row * d / 2, x, d / 2);
-    });
-  run(pool, pieces);
-  product(pool, l.out, l.out_bias, attended.get(), rows, all_heads, width, made.get(), width);
+  ThreadPool pool(s.layers * (work + pieces_work(pieces)));
   float *y = a.get("y");
-  add(pool, a.get("x"), made.get(), y, rows * width);
-  norm_rows(pool, y, l.mlp_norm, l.mlp_norm_bias, l.eps, normed.get(), rows, width);
-  product(pool, l.fc1, l.fc1_bias, normed.get(), rows, width, l.inner, hidden.get(), l.inner);
-  activate_rows(pool, l.activation, hidden.get(), rows * l.inner);
-  product(pool, l.fc2, l.fc2_bias, hidden.get(), rows, l.inner, width, made.get(), width);
-  add(pool, y, made.get(), y, rows * width);
+  for (const EncoderLayer *l = layers; l < layers + s.layers; ++l, x = y) {
+    norm_rows(pool, x, l->norm, l->norm_bias, s.eps, normed.get(), rows, width);
+    if (s.joined) {
+      product(pool, l->q, l->q_bias, normed.get(), rows, width, step, qkv.get(), step);
+    } else {
+      product(pool, l->q, l->q_bias, normed.get(), rows, width, all_heads, qkv.get(), step);
+      product(pool, l->k, l->k_bias, normed.get(), rows, width, all_heads, qkv.get() + all_heads, step);
+      product(pool, l->v, l->v_bias, normed.get(), rows, width, all_heads, qkv.get() + 2 * all_heads, step);
+    }
+    if (cos)
+      pool.run_ranges(rows, 2.0 * all_heads, [&](i64 begin, i64 end) {
+        for (i64 row = begin; row < end; ++row)
+          for (float *head = qkv.get() + row * step, *stop = head + 2 * all_heads; head < stop; head += d)
+            rotate(head, cos + row * d / 2, sin + row * d / 2, head, d / 2);
+      });
+    run(pool, pieces);
+    product(pool, l->out, l->out_bias, attended.get(), rows, all_heads, width, made.get(), width);
+    add(pool, x, made.get(), y, rows * width);
+    norm_rows(pool, y, l->mlp_norm, l->mlp_norm_bias, s.eps, normed.get(), rows, width);
+    product(pool, l->fc1, l->fc1_bias, normed.get(), rows, width, s.inner, hidden.get(), s.inner);
+    activate_rows(pool, s.activation, hidden.get(), rows * s.inner);
+    product(pool, l->fc2, l->fc2_bias, hidden.get(), rows, s.inner, width, made.get(), width);
+    add(pool, y, made.get(), y, rows * width);
+  }
+  return 0;
+}
+
+// y = fc2(activation(fc1(norm(x)))): m numbers of x, which are one row or several, for each row of y.
+KERNEL(projector, "x[N, D] table:l[t] in:i[m] out:i[O] -> y[N * D / m, O] | 0 < m") {
+  Table t(a.get<i64>("table"), a['t']);
+  const auto p = t.next<Projector>();
+  const i64 all = a['N'] * a['D'], in = a['m'], rows = all / in;
+  if (!t.read() || p.norm_width < 1 || p.inner < 1 || p.activation < 0 || p.activation > 2)
+    return refuse("projector: the table does not describe a projector");
+  if (all % in || all % p.norm_width)
+    return refuse("projector: " + std::to_string(all) + " numbers are not rows of " + std::to_string(in) + " and of " + std::to_string(p.norm_width));
+  ThreadPool pool(product_work(rows, in, p.inner) + product_work(rows, p.inner, a['O']));
+  Space<> normed(all), hidden(rows * p.inner);
+  norm_rows(pool, a.get("x"), p.norm, p.norm_bias, p.eps, normed.get(), all / p.norm_width, p.norm_width);
+  product(pool, p.fc1, p.fc1_bias, normed.get(), rows, in, p.inner, hidden.get(), p.inner);
+  activate_rows(pool, p.activation, hidden.get(), rows * p.inner);
+  product(pool, p.fc2, p.fc2_bias, hidden.get(), rows, p.inner, a['O'], a.get("y"), a['O']);
   return 0;
 }
 

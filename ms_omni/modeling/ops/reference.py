@@ -31,7 +31,7 @@ MASKED = -1e9
 
 
 class Reference:
-    """Every operator but the whole steps (`decoder_step`, `decoder_chunk`, `code_frame`, `encoder_states`); what a subclass does not define comes from here.
+    """Every operator but the whole steps (`decoder_step`, `decoder_chunk`, `code_frame`, `encoder_states`, `projector`); what a subclass does not define comes from here.
 
     Static methods, as MindSpore compiles functions into graphs. One that is composed of other operators and never compiled is
     a classmethod, so that it uses those of its class.
@@ -225,9 +225,10 @@ class Reference:
         return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 
     @staticmethod
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
         kernel = tuple(weight.shape[2:])
-        return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
+        made = _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
+        return Reference.gelu(made) if gelu else made
 
     @staticmethod
     def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
