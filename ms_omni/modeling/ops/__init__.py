@@ -348,14 +348,14 @@ def packs(weights: StackWeights | FrameWeights) -> bool:
     return implementation().packs(weights)
 
 
-def prepare(weights: StackWeights | FrameWeights | EncoderWeights | ProjectorWeights, kept: Any = None) -> Any:
+def prepare(weights: StackWeights | FrameWeights | EncoderWeights | ProjectorWeights, previous: Any = None) -> Any:
     """What `decoder_step` (of `StackWeights`), `code_frame` (of `FrameWeights`, see `fused.py`), `encoder_states` (of
     `EncoderWeights`) or `projector` (of `ProjectorWeights`) takes for these weights, or None where the cells must run. Parameters that are given other data later are
     read with that.
 
-    kept: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
+    previous: what an earlier call returned for weights of the same kind; what still holds of it is not done again.
     """
-    return implementation().prepare(weights, kept)
+    return implementation().prepare(weights, previous)
 
 
 def place(parameters: Iterable[Parameter]) -> None:

@@ -82,8 +82,8 @@ class Cpu(Reference):
     projector = staticmethod(cpu_encoder.projector)
 
     @staticmethod
-    def prepare(weights, kept=None):
-        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(weights, kept)
+    def prepare(weights, previous=None):
+        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(weights, previous)
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):

@@ -100,13 +100,13 @@ def _check_lengths(what, vectors, lengths):
             raise InputError(f"{what}: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
 
 
-def prepare(weights, kept=None):
-    """A `PreparedEncoder` or `PreparedProjector`, or `kept` where it is of the same parameters; None for what the kernels do not do."""
+def prepare(weights, previous=None):
+    """A `PreparedEncoder` or `PreparedProjector`, or `previous` where it is of the same parameters; None for what the kernels do not do."""
     kind = PreparedEncoder if isinstance(weights, EncoderWeights) else PreparedProjector
-    if isinstance(kept, kind):
+    if isinstance(previous, kind):
         parts = _parts(weights)
-        if len(kept.parts) == len(parts) and all(map(operator.is_, parts, kept.parts)):
-            return kept
+        if len(previous.parts) == len(parts) and all(map(operator.is_, parts, previous.parts)):
+            return previous
     matrices, vectors = zip(*map(_members, _layers(weights)))
     stored = [part for layer in matrices for part in layer.values() if part is not None]
     plain = [part for layer in vectors for part in layer.values() if part is not None]

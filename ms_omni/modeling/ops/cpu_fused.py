@@ -127,7 +127,7 @@ class PreparedFrame:
         return table(self.stack.table(), frame, *map(matrix, (*weights.embeddings, *weights.heads)))
 
 
-def prepare(weights, kept=None):
+def prepare(weights, previous=None):
     frame = isinstance(weights, FrameWeights)
     stack = weights.stack if frame else weights
     vectors = [stack.norm, *(getattr(layer, name) for layer in stack.layers for name in _VECTORS)]
