@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
-if TYPE_CHECKING:  # commands that talk to nobody need none
+if TYPE_CHECKING:  # only commands that talk to a server need it
     import httpx
 
 JSON = {"Content-Type": "application/json"}
@@ -16,7 +16,7 @@ LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 
 class ServerError(Exception):
-    """What a server says is wrong, or is wrong with what it says."""
+    """An error that a server reports, or an answer of it that cannot be used."""
 
 
 def api_base(url: str) -> str:
@@ -64,7 +64,7 @@ async def first_model(client: "httpx.AsyncClient", base: str) -> str:
 async def chunks(client: "httpx.AsyncClient", base: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks of a chat completion, as they come.
 
-    Raises `ServerError` when the server refuses, says that something is wrong or ends in the middle, and `httpx.HTTPError`.
+    Raises `ServerError` when the server refuses, reports an error or ends in the middle, and `httpx.HTTPError`.
     """
     content = json.dumps(body).encode()  # httpx's own refuses what a terminal may give, bytes that are no text
     async with client.stream("POST", f"{base}/chat/completions", content=content, headers=JSON) as response:
@@ -105,16 +105,16 @@ def _object(data):
 
 
 def refusal(response: "httpx.Response") -> str:
-    """What an answer that was read, and is an error, says."""
+    """The message of an answer that was read, and is an error."""
     try:
-        said = message_of(response.json())
+        message = message_of(response.json())
     except ValueError:
-        said = None
-    return f"{response.status_code}: {said or response.reason_phrase}"
+        message = None
+    return f"{response.status_code}: {message or response.reason_phrase}"
 
 
 def message_of(body: Any) -> str | None:
-    """What an error object of OpenAI's, or one of its relatives, says."""
+    """The message of an error object of OpenAI's, or of a similar one."""
     error = body.get("error", body) if isinstance(body, dict) else body
-    said = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
-    return said if isinstance(said, str) else None
+    message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None

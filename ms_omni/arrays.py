@@ -53,7 +53,7 @@ def host_array(x: Any) -> np.ndarray:
 
 
 def to_array(value: Any) -> np.ndarray | None:
-    """Numpy view of an array or of a tensor (PyTorch's and MindSpore's, told by their methods), else None."""
+    """Numpy view of an array or of a tensor (PyTorch's and MindSpore's, recognised by their methods), else None."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)  # subclasses may give methods another meaning
     if hasattr(value, "detach") and hasattr(value, "numpy"):  # PyTorch: off the graph and the device first
@@ -241,7 +241,7 @@ class HostArray(np.ndarray):
         return self.expand(*other.shape)
 
     def repeat(self, *counts: Any, **kwargs: Any) -> HostArray:
-        if kwargs:  # numpy's function, or whoever writes `axis=`
+        if kwargs:  # numpy's function, or a script that writes `axis=`
             return super().repeat(*counts, **kwargs)
         counts = counts[0] if isinstance(counts[0], (tuple, list)) else counts
         return np.tile(self, counts)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, each of which says what was got, what was expected and what to do; and remarks that a process makes once."""
+"""Errors that a user can cause, with what was got, what was expected and what to do; and warnings that a process gives once."""
 
 import sys
 import warnings
@@ -18,7 +18,7 @@ class CacheFull(InputError):
 
 
 class MediaError(OmniError):
-    """A picture, sound or video that cannot be read, or that holds nothing to look at or listen to. where: its place, if it has one."""
+    """A picture, sound or video that cannot be read, or that holds nothing to look at or listen to. where: its address or path, if known."""
 
     where = ""
 
@@ -44,7 +44,7 @@ _warned: set[str] = set()
 
 
 def warn_once(message: str, stacklevel: int = 2) -> None:
-    """Warn, unless this process has already said the same."""
+    """Warn, unless this process has already given the same warning."""
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, stacklevel=stacklevel + 1)

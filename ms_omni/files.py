@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 
 from .errors import CheckpointError, InputError
 
-SPOOLED_BYTES = 16 << 20  # more is not kept in memory
+SPOOLED_BYTES = 16 << 20  # more goes to a file
 TEXT_BYTES = 256 << 20  # a checkpoint's settings take at most some MB
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
@@ -26,7 +26,7 @@ _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getatt
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """A regular file for reading. Raises `OSError` for anything else: a pipe or device could block, or never end.
 
-    What is looked at is what was opened, so that nobody can put another file there in between.
+    The opened file is checked, and not its path, where another file could be put in between.
     """
     file = os.open(path, os.O_RDONLY | _NO_WAITING)
     try:
@@ -51,7 +51,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def spooled(pieces: Iterable[bytes], limit_bytes: int) -> bytes | IO[bytes]:
-    """All pieces joined: bytes, or where they are large a named temporary file, which goes when nobody holds it any more.
+    """All pieces joined: bytes, or where they are large a named temporary file, which is removed with its last reference.
 
     Raises:
         ValueError: they have more than `limit_bytes`.
@@ -123,7 +123,7 @@ def new_folder(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(target))
     with explained(target):
-        # A mounted folder, or one in somebody else's, can only be filled, not replaced.
+        # A mounted folder, or one in a folder that is not ours, can only be filled, not replaced.
         inside = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))
         parent, name = (path, "") if inside else (path.parent, path.name)
         _check_space(parent, needed_bytes)
@@ -285,7 +285,7 @@ def _partial_folder(parent: Path, name: str) -> Iterator[Path]:
         lock = _lock(partial, wait=True)
         if partial.is_dir():
             break
-        if lock is not None:  # somebody took it for a killed run's before it was locked, and has now removed it
+        if lock is not None:  # another run took it for a killed run's before it was locked, and has now removed it
             os.close(lock)
     try:
         yield partial
@@ -307,7 +307,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, wait: bool = False) -> int | None:
-    """An open, locked file descriptor of a folder; None where somebody else holds the lock, or nothing can be locked."""
+    """An open, locked file descriptor of a folder; None where another process holds the lock, or nothing can be locked."""
     if fcntl is None or folder.is_symlink():
         return None
     try:

@@ -1,7 +1,7 @@
 """Keyword arguments of `from_pretrained`: one table for models, processors and configurations.
 
 Scripts pass what transformers, mindone and peers know. A word has a meaning (the callee names those that it gives one), or no
-effect here (said in a warning, each word once per process), or it would change answers and is refused.
+effect here (named in a warning, each word once per process), or it would change answers and is refused.
 """
 
 import difflib
@@ -100,7 +100,7 @@ IDLE = {
 }
 # What is done in any case.
 _ALWAYS = (
-    "use_cache",  # what a call keeps changes no answer
+    "use_cache",  # caching changes no answer
     "low_cpu_mem_usage",
     "weights_only",
     "resume_download",
@@ -145,7 +145,7 @@ def sort_out(
         keys: words of its own: fields of a configuration.
 
     Raises:
-        InputError: a word that nobody knows, with one that is close, or one that would change answers and cannot be honoured.
+        InputError: an unknown word, with one that is close, or one that would change answers and cannot be honoured.
     """
     meant, keys = set(meant), set(keys)
     meaningful, idle = {}, []
@@ -195,7 +195,7 @@ def _close(word, meant):
 
 
 def _warn_idle(words):
-    """One warning for the words that this process has not heard of yet."""
+    """One warning for the words that this process has not warned of yet."""
     new = [word for word in dict.fromkeys(words) if word not in _warned]
     if new:
         _warned.update(new)
@@ -231,7 +231,7 @@ def check_attention(options: dict[str, Any]) -> Any:
     """Takes the choice of an attention kernel out of `options` and returns it; the device's own is used, to the same numbers.
 
     Raises:
-        InputError: a name that nobody knows.
+        InputError: an unknown name.
     """
     chosen = options.pop("attn_implementation", None)
     for name in chosen.values() if isinstance(chosen, Mapping) else [chosen]:

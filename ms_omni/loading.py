@@ -64,18 +64,18 @@ REQUEST_OPTIONS = {field.name for field in dataclasses.fields(Request)} & set(MO
 
 @dataclasses.dataclass(frozen=True)
 class LoadPlan:
-    """Weights that fit a configuration: how they are read, and how parameters are stored: as codes, or `kept` in bfloat16."""
+    """Weights that fit a configuration: how they are read, and how parameters are stored: as `codes`, or in `bfloat16`."""
 
     reader: Any
     fills: list
     unused: list[str]
     codes: dict[str, Storage]
-    kept: set[str]
+    bfloat16: set[str]
 
     def storages(self, storable: set[str]) -> tuple[dict[str, Storage], dict[str, str]]:
-        """Of those parameters whose storage can be chosen: codes, and what is kept."""
+        """Of those parameters whose storage can be chosen: codes, and what is bfloat16."""
         codes = {name: storage for name, storage in self.codes.items() if name in storable}
-        return codes, dict.fromkeys((self.kept & storable) - codes.keys(), BFLOAT16)
+        return codes, dict.fromkeys((self.bfloat16 & storable) - codes.keys(), BFLOAT16)
 
 
 class LoadingMixin(ModelObject):
@@ -112,7 +112,7 @@ class LoadingMixin(ModelObject):
                 read and the same numbers; dtype="float32" widens them, for an optimizer of the caller's own perhaps.
             attn_implementation, use_flash_attention_2: all choices mean the same numbers; the device's kernels are used.
             config: a configuration, a dict or a folder, instead of the checkpoint's; it has to fit the weights, but may have
-                fewer layers (said in a warning).
+                fewer layers (which gives a warning).
             enable_audio_output: False leaves talker and code2wav out.
             generation_config: end and padding ids instead of generation_config.json's.
             state_dict: arrays by name, instead of the folder's weights.
@@ -128,15 +128,15 @@ class LoadingMixin(ModelObject):
                 mode).
             split_heads: for "ep", whether attention heads are split; by default where they divide.
             quantize: "int8" (one scale per output) or "int4" (one per group of inputs): the matrices that
-                `checkpoint/storage.py` lists are rounded to these while they are read, a tensor at a time, and kept so. A folder
-                that is quantised already is kept as it is stored; leave it out there.
+                `checkpoint/storage.py` lists are rounded to these while they are read, a tensor at a time. A folder
+                that is quantised already is loaded as it is stored; leave it out there.
             quantize_group: inputs that share a scale, 128, 64 or 32; by default the largest that divides all matrices.
             quantize_embeddings: whether the table of tokens has 8 bits too.
             **kwargs: fields of the configuration, to be changed. What transformers knows and has no effect here
-                (device_map, trust_remote_code, ...) is said in a warning.
+                (device_map, trust_remote_code, ...) gives a warning.
 
         Raises:
-            InputError: arguments that nobody knows or that would change answers and cannot be honoured, before anything
+            InputError: arguments that are unknown or that would change answers and cannot be honoured, before anything
                 is read.
             CheckpointError: with every problem found, before anything is built or allocated.
         """
@@ -162,7 +162,7 @@ class LoadingMixin(ModelObject):
     def _load(cls, request, dtype, progress, compile_steps, parallel, split_heads):
         options = {} if split_heads is None else {"split_heads": split_heads}
         if is_shared(parallel) and request.name is not None:
-            start()  # first of all, so that nobody waits for this process while it downloads
+            start()  # first of all, so that no rank waits for this process while it downloads
         folder, missing = cls._find(request)
         rank_index = None
         if folder is not None:
@@ -190,9 +190,9 @@ class LoadingMixin(ModelObject):
                 ops.settle(runtime.dtype)
                 with lazy_parameters(runtime.dtype), uncollected():
                     model = cls(config)
-                codes, kept = source.storages(storable(model))
+                codes, bfloat16 = source.storages(storable(model))
                 slices = group and group.make_slices(model, config, prefix, codes)
-                exchange(model, {**codes, **kept})
+                exchange(model, {**codes, **bfloat16})
             if rank_index is not None:
                 assert folder is not None and group is not None, "files of ranks are in a folder, and read by a group"
                 shapes = {prefix + name: shape for name, shape in component_shapes(config, prefix).items()}
@@ -228,7 +228,7 @@ class LoadingMixin(ModelObject):
 
     @classmethod
     def _find(cls, request):
-        """(folder, None), or (None, the error that there is no such folder), which all ranks are to hear of."""
+        """(folder, None), or (None, the error that there is no such folder), which all ranks are to report."""
         if request.name is None:
             return None, None
 
@@ -257,8 +257,8 @@ class LoadingMixin(ModelObject):
             own = {name: kind for name, kind in rank_index.storages.items() if name.startswith(prefix)}
             codes = {name.removeprefix(prefix): Storage(**kind) for name, kind in own.items()}
             known = rank_index.parameters if rank_index.dtype == "BF16" and keeps else ()
-            kept = {name.removeprefix(prefix) for name in known if name.startswith(prefix)}
-            return LoadPlan(None, [], [], codes, kept)
+            bfloat16 = {name.removeprefix(prefix) for name in known if name.startswith(prefix)}
+            return LoadPlan(None, [], [], codes, bfloat16)
         if request.state_dict is not None:
             reader = StateReader(request.state_dict)
         else:
@@ -281,8 +281,8 @@ class LoadingMixin(ModelObject):
             raise CheckpointError(f"{error}\n{left_out}") from None
         scheme = cls._scheme(config, folder, request)
         codes = storages(fills, reader, scheme, prefix)
-        kept = stored_in(fills, reader, "BF16") if keeps else set()
-        return LoadPlan(reader, fills, unused, codes, kept)
+        bfloat16 = stored_in(fills, reader, "BF16") if keeps else set()
+        return LoadPlan(reader, fills, unused, codes, bfloat16)
 
     @classmethod
     def _scheme(cls, config, folder, request):
@@ -305,7 +305,7 @@ class LoadingMixin(ModelObject):
         else:
             config = cls._given_config(request.config)
         if folder is not None:
-            reader_of(folder)  # what nobody reads is not downloaded
+            reader_of(folder)  # checkpoints of other formats are not downloaded
         return changed(config, request.changes)
 
     @classmethod

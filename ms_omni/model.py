@@ -219,7 +219,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         return self.thinker.get_output_embeddings()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As the thinker's; the talker hears of the text through the thinker alone."""
+        """As the thinker's; the talker has no vocabulary of texts."""
         return self.thinker.resize_token_embeddings(*args, **kwargs)
 
     @property
@@ -291,7 +291,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         return Stream(engine_of(self), parse_request(self, arguments_of(kwargs, input_ids=input_ids, speaker=speaker)))
 
     def say(self, input_ids: Any = None, speaker: str | None = None, **kwargs: Any) -> Stream:
-        """As `stream`, but says the assistant turn that the prompt ends with instead of writing one."""
+        """As `stream`, but speaks the assistant turn that the prompt ends with instead of writing one."""
         arguments = arguments_of(kwargs, input_ids=input_ids, speaker=speaker)
         return Stream(engine_of(self), parse_request(self, arguments, given=True))
 
@@ -313,7 +313,7 @@ class Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoePreTrainedModel, nn.Cell)
         among those that this process may see. It loads the talker from the model's folder if the model was loaded with
         enable_audio_output=False, else it gets a copy. Where it dies, texts go on, and what is spoken ends with a `ProcessError`.
 
-        kv_cache_dtype="int8" (CPU): keys and values are kept as whole numbers of 8 bits with a scale for each token and head, so
+        kv_cache_dtype="int8" (CPU): keys and values are stored as whole numbers of 8 bits with a scale for each token and head, so
         that the same memory holds 3.9 times as many tokens of heads of 128. Raises `InputError` where that cannot be.
         """
         return Engine(self, max_rows, tokens, speech=speech, speech_device=speech_device, kv_cache_dtype=kv_cache_dtype)

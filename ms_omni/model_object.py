@@ -41,7 +41,7 @@ class ModelObject(Trainable, nn.Cell):
     _no_split_modules = ()
 
     def __init__(self, *config: Any) -> None:
-        """From a configuration: with weights as transformers starts them, unless somebody else fills them."""
+        """From a configuration: with weights as transformers starts them, unless they are loaded."""
         if is_lazy():
             super().__init__(*config)
             return
@@ -90,7 +90,7 @@ class ModelObject(Trainable, nn.Cell):
         warnings.warn("gradient checkpointing has no effect: activations are kept until a gradient was taken", stacklevel=2)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing is to be done: MindSpore returns gradients and keeps none."""
+        """Nothing is to be done: MindSpore returns gradients and stores none."""
 
     def enable_input_require_grads(self) -> None:
         """Nothing is to be done: MindSpore takes a gradient with respect to what it is asked for."""
@@ -117,7 +117,7 @@ class ModelObject(Trainable, nn.Cell):
 
     @exclusive
     def to(self, *targets: Any, dtype: Any = None, **_: Any) -> Any:
-        """In another dtype, where the device computes in it (CPU: float32 only, said once); devices change nothing.
+        """In another dtype, where the device computes in it (CPU: float32 only, with a warning); devices change nothing.
 
         Raises:
             InputError: what is neither a device nor a floating-point dtype.
@@ -133,11 +133,11 @@ class ModelObject(Trainable, nn.Cell):
         name = name if name == "bfloat16" else as_dtype(dtype).name
         if name not in ("bfloat16", "float16", "float32", "float64"):
             raise InputError(f"a model cannot be had in {name}; expected float32, bfloat16 or float16")
-        chosen = setup("float32" if name == "float64" else name).dtype  # says so where the device does not compute in it
+        chosen = setup("float32" if name == "float64" else name).dtype  # warns where the device does not compute in it
         if name == "float32":
-            kept = [path + leaf for path, layer in layers_in(self) for leaf in layer.bfloat16]
-            widen(self, kept)
-            if kept:
+            stored = [path + leaf for path, layer in layers_in(self) for leaf in layer.bfloat16]
+            widen(self, stored)
+            if stored:
                 self._forget_steps()
         for parameter in self.get_parameters():
             if parameter.dtype != dtype_of(parameter, chosen):

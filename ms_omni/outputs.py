@@ -75,7 +75,7 @@ class ThinkerOutput(ModelOutput):
 
     loss and aux_loss: scalars; logits `[B, T, V]`; past_key_values: a `KVCache`; hidden_states: num_layers + 1 tensors
     `[B, T, D]` (the input embeddings, the layers' outputs before deepstack features are added, the last one after the
-    final norm) when asked for; attentions: always None, no kernel keeps them; router_logits: one `[B * T, E]` per sparse
+    final norm) when asked for; attentions: always None, no kernel returns them; router_logits: one `[B * T, E]` per sparse
     layer when asked for; rope_deltas float32 `[B, 1]`.
     """
 

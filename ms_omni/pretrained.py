@@ -163,7 +163,7 @@ class Qwen3OmniMoeCode2WavDecoderBlock(Part, DecoderBlock):
 
 
 def check_saving(safe_serialization: bool, options: Mapping[str, Any]) -> None:
-    """Raises `InputError` for what cannot be saved so, and for words that nobody knows."""
+    """Raises `InputError` for what cannot be saved so, and for unknown arguments."""
     if not safe_serialization:
         raise InputError(
             "safe_serialization=False asks for a pickle of PyTorch's; only safetensors are written, leave it out"
@@ -189,7 +189,7 @@ def as_bytes(size: int | str) -> int:
 
 @contextmanager
 def holding(cell: Any, values: Mapping[str, Any] | None) -> Iterator[None]:
-    """The cell with `values`, tensors by parameter name, in the place of its own for a while. Raises `InputError`."""
+    """The cell with `values`, tensors by parameter name, instead of its own for a while. Raises `InputError`."""
     own = dict(cell.parameters_and_names())
     values = values or {}
     codes = sorted(coded_names(cell) & values.keys())
@@ -204,7 +204,7 @@ def holding(cell: Any, values: Mapping[str, Any] | None) -> Iterator[None]:
     if not values:
         yield
         return
-    with exclusive:  # nobody is to compute with them meanwhile
+    with exclusive:  # no other thread may compute with them meanwhile
         widen(cell, values)  # numbers of the caller's are not rounded
         before = {name: own[name].value().copy() for name in values}
         try:

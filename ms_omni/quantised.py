@@ -1,4 +1,4 @@
-"""Matrices stored as whole numbers of 8 or 4 bits with scales: what they are, in numpy and for whoever computes with them.
+"""Matrices stored as whole numbers of 8 or 4 bits with scales: their layout, and how numpy packs and unpacks them.
 
     weight[n, k] = codes[n, k] * scales[n, k // group] + offsets[n, k // group]
 

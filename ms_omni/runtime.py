@@ -71,7 +71,7 @@ def setup(dtype: Any = None) -> Runtime:
     device = ms.get_context("device_target")
     if device == "CPU":
         _prepare_cpu(ms)
-    _read_a_number(ms)
+    _read_first_tensor(ms)
     return Runtime(device, *_resolve_dtype(ms, device, dtype))
 
 
@@ -97,7 +97,7 @@ def choose_device(target: str, number: int | None = None) -> None:
     require_mindspore().set_device(target, **({} if number is None else {"device_id": number}))
 
 
-def _read_a_number(ms):
+def _read_first_tensor(ms):
     """Beside numpy 2, MindSpore 2.10 fails where it first reads a number, and only there; numpy prints a page about it, and
     a handler of MindSpore's own is left in the place of Python's for SIGINT.
     """
@@ -163,7 +163,7 @@ GROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usa
 
 
 def free_memory_gb() -> tuple[float, str]:
-    """(GB that this process may still take, what says so)."""
+    """(GB that this process may still take, which limit that is)."""
     found = [(available_gb(), "of the machine")]
     for limit, use in zip(GROUP_LIMITS, GROUP_USES):
         allowed, used = _number(limit), _number(use)

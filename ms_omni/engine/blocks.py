@@ -4,8 +4,8 @@
     blocks   |  1  |  2  |  3  |  4  |  5  |  6  |  7  |  8  |  9  |              a block holds 128 tokens
     keys     hash(what was read)       hash(key of chunk 0, what was read)
 
-A block is free, used (by one row or by several that read the same), or cached: nobody uses it, but it holds a chunk that may be
-asked for again. All of this is book-keeping over numbers; the keys and values themselves are somewhere else.
+A block is free, used (by one row or by several that read the same), or cached: no row uses it, but it holds a chunk that may be
+found again. All of this is book-keeping over numbers; the keys and values themselves are somewhere else.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from ..errors import CacheFull, InputError
 from ..modeling import BLOCK_TOKENS as BLOCK
 
 CHUNK = 512
-"""Tokens of a prompt that are read at a time, from a multiple of as many on, where nobody wants fewer."""
+"""Tokens of a prompt that are read at a time, from a multiple of as many on, where prefill_tokens is not given."""
 SCRATCH = 0
 """The block that rows write to which only pad a launch."""
 
@@ -28,11 +28,11 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-def cache_full(what: str, prompt: int, made: int, option: str) -> CacheFull:
+def cache_full(what: str, prompt: int, count: int, option: str) -> CacheFull:
     """Of an answer without a named limit that has filled a whole cache alone."""
     return CacheFull(
-        f"{what} was cut off after {made}: with the {prompt} tokens of its prompt they fill the engine's cache, which holds "
-        f"{prompt + made}. Name a limit that fits, {option}={made} or less, or make an engine with more: model.engine(tokens=...)"
+        f"{what} was cut off after {count}: with the {prompt} tokens of its prompt they fill the engine's cache, which holds "
+        f"{prompt + count}. Name a limit that fits, {option}={count} or less, or make an engine with more: model.engine(tokens=...)"
     )
 
 
@@ -74,7 +74,7 @@ class BlockPool:
 
     @property
     def cached(self) -> int:
-        """Blocks that nobody uses and that hold a chunk."""
+        """Blocks that no row uses and that hold a chunk."""
         return self._cached
 
     @property
@@ -89,7 +89,7 @@ class BlockPool:
 
     def fitting(self, prompt: int, limit: int, named: bool, what: str) -> int:
         """How many of `limit` tokens fit behind a prompt in an empty cache. Raises `InputError` where that are not all of a
-        limit that somebody has named, and of another one not even a block of them.
+        limit that was given, and of a default not even a block of them.
         """
         least = prompt + (limit if named else min(limit, BLOCK))
         if blocks_for(least) > self.limit:
@@ -165,7 +165,7 @@ class BlockPool:
                 self._cached += len(chunk.blocks)
 
     def _reuse(self, chunk: Chunk) -> bool:
-        """Takes a chunk from those that nobody uses; says whether it was one."""
+        """Takes a chunk from those that no row uses; returns whether it was one."""
         if self._unused.pop(chunk.key, None) is None:
             return False
         self._cached -= len(chunk.blocks)

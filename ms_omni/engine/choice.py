@@ -71,7 +71,7 @@ class Chooser:
         self, samplers: Rows[RowSampler | None], logits: Tensor, observed: Collection[int] = ()
     ) -> list[Scores | None]:
         """What each row chooses by; logits `[B, 1, V]`, the first are of the rows with these samplers, and of one that is None nothing
-        is wanted. observed: numbers of rows whose logits somebody looks at.
+        is wanted. observed: numbers of rows whose logits are wanted on the host.
         """
         if not self.enabled:
             return list(host_array(logits)[: len(samplers), 0].astype(np.float32))

@@ -38,9 +38,9 @@ IDLE_S = 0.001
 FEATURE_BYTES = 256 * 2**20
 """Of features of media that are cached for those who send the same again."""
 MEMORY_SHARE = 0.5
-"""Of the memory that is free, for keys and values, where nobody says how many tokens."""
+"""Of the memory that is free, for keys and values, where `tokens` is not given."""
 ROW_TOKENS = 4096
-"""Tokens per row that are enough, where nobody says how many."""
+"""Tokens per row that are enough, where `tokens` is not given."""
 FIRST_BLOCKS = 4
 """Of an engine that grows."""
 
@@ -83,7 +83,7 @@ class Engine(Work):
         decoders = [self.thinker_cell.model, *([model.talker.model] if self.speaks and self.remote_config is None else [])]
         self.shared = grows
         if grows and compiles_ahead(model.compile_after) and KVPool.packs(decoders[THINKER]):
-            max_rows, grows = LAUNCH_ROWS, False  # graphs are made for buffers of one size
+            max_rows, grows = LAUNCH_ROWS, False  # graphs are compiled for buffers of one size
         if tokens is None:
             states = talker_state_bytes(decoders[THINKER]) if self.speaks else 0
             stored = sum(KVPool.block_bytes(decoder, dtype=kv_cache_dtype) for decoder in decoders)
@@ -154,7 +154,7 @@ class Engine(Work):
             self._warm([bucket(rows)])
 
     def _warm(self, sizes: list[int]) -> None:
-        """Makes the graphs for launches of these sizes, where steps are such (see `ops.packs`), so that none is made while anybody waits."""
+        """Compiles the graphs for launches of these sizes, where steps are graphs (see `ops.packs`), before any caller waits for them."""
         if not compiles_ahead(self.model.compile_after) or self.thinker.pool.stack is None:
             return
         stages = [self.thinker, *([self.speech] if isinstance(self.speech, SpeechStage) else [])]
@@ -176,7 +176,7 @@ class Engine(Work):
 
     @exclusive
     def add(self, input_ids: Any = None, speaker: str | None = None, given: bool = False, **kwargs: Any) -> int:
-        """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`; given: says the assistant turn that the
+        """Asks for one answer; arguments as of `model.stream`, or of `thinker.generate`; given: speaks the assistant turn that the
         prompt ends with, as `model.say` does. Returns its id. Raises `InputError`.
         """
         request = self._parsed(arguments_of(kwargs, input_ids=input_ids, speaker=speaker), given)
@@ -189,10 +189,10 @@ class Engine(Work):
 
     @exclusive
     def read(self, input_ids: Any = None, grows: bool = False, prefill_tokens: int | None = None, **kwargs: Any) -> int:
-        """Reads a prompt ahead: whoever adds one that begins alike, with the same prefill_tokens, finds it read.
+        """Reads a prompt ahead: a later one that begins alike, with the same prefill_tokens, finds it in the cache.
 
         kwargs: the processor's outputs. Only whole chunks of prefill_tokens are read; grows: of a prompt whose last sound goes on, no
-        more than stands before the last of the windows that it is heard in. Returns an id, whose one event is a `StreamEnd` with
+        more than stands before the last window of the encoder in it. Returns an id, whose one event is a `StreamEnd` with
         the sequences that are in the cache then. Raises `InputError`.
         """
         arguments = arguments_of(kwargs, input_ids=input_ids, prefill_tokens=prefill_tokens)
@@ -268,7 +268,7 @@ class Engine(Work):
         self.ranks.follow()
 
     def events(self, id: int) -> Generator[Any]:
-        """The events of one answer; whoever waits for one works for all. Closing the iterator cancels it."""
+        """The events of one answer; a caller that waits for them runs ticks for all. Closing the iterator cancels the answer."""
         return self._events(id, self.rows[id])
 
     def _events(self, id, row):
@@ -278,7 +278,7 @@ class Engine(Work):
                     with exclusive:
                         if row.pending_scores is not None:
                             self._run_callbacks(id, row)
-                        idle = not (row.events or row.ended or self.tick())  # somebody else may have worked for this one
+                        idle = not (row.events or row.ended or self.tick())  # another thread may have run the tick
                     if idle:
                         time.sleep(IDLE_S)
                     continue
@@ -299,7 +299,7 @@ class Engine(Work):
 
     @exclusive
     def submit(self, request: Request) -> list[int]:
-        """The ids of the conversations of a request, each as often as it wants answers to it. Raises `InputError`."""
+        """Adds a request -> the ids of its conversations, each as often as it is answered. Raises `InputError`."""
         if self.closed:
             raise InputError("this engine is closed; make another one with model.engine()")
         self.drop_cancelled()
@@ -379,7 +379,7 @@ class Engine(Work):
         return id
 
     def forget(self, id: int) -> None:
-        """Removes an answer; nobody reads its events any more."""
+        """Removes an answer, whose events are not read any more."""
         self.rows.pop(id, None)
         self.added.discard(id)
         self.finishing.discard(id)
@@ -405,7 +405,7 @@ MAX_ROWS = 64
 
 @exclusive
 def engine_of(model: Any) -> Engine:
-    """That of a model, or of a thinker, made at the first call; it begins small and grows.
+    """That of a model, or of a thinker, created at the first call; it begins small and grows.
 
     A thinker shares the engine of the model that it is a part of, once that has one.
     """

@@ -1,4 +1,4 @@
-"""`talker.generate` as in transformers: codes of a text that is known, from rows that the caller has made."""
+"""`talker.generate` as in transformers: codes of a text that is known, from rows that the caller has computed."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ from .speech import SpeechSequence, SpeechStage
 
 INPUTS = ("talker_input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "video_second_per_grid")
 UNUSED = ("use_audio_in_video", "audio_feature_lengths", "use_cache")
-"""The tokens say both, and there is always a cache."""
+"""The tokens show the first two, and there is always a cache."""
 ALL = 2**31 - 1
 """Frames of a piece that no speech has."""
 

@@ -2,7 +2,7 @@
 
 A row is a sequence of its own: position p stands in block `table[p // P]`, offset p % P. A prompt is read in chunks, one row
 at a time (`KVPool.read_chunk`); tokens are decoded for many rows at once, each of its own length (`PoolStep`). `blocks.py` says which row
-owns which block. Block 0 is scratch: what pads a chunk or a batch is written there and read by nobody.
+owns which block. Block 0 is scratch: what pads a chunk or a batch is written there and never read.
 """
 
 import itertools
@@ -104,8 +104,8 @@ class KVPool:
         old = self.parts
         rows = Tensor(np.arange(len(old[0][0]), dtype=np.int32))
         self.keys, self.values = (self._buffers(kind, blocks) for kind in ("key", "value"))
-        for news, olds in zip(self.parts, old):
-            for buffer, stored in zip(news, olds):
+        for new_buffers, old_buffers in zip(self.parts, old):
+            for buffer, stored in zip(new_buffers, old_buffers):
                 ops.write_rows(buffer, rows, stored)
         self.blocks = blocks
         if self.stack is not None:
@@ -209,7 +209,7 @@ class KVPool:
         return decoder.run(x, (*rope, where, Tensor(slots)), store, inject, observe)
 
     def _reader(self, decoder):
-        """What `ops.decoder_chunk` takes for a decoder, or None where its cells are to run: somebody's hooks are called by them alone."""
+        """What `ops.decoder_chunk` takes for a decoder, or None where its cells are to run, which alone call hooks."""
         if self.stack is not None or not ops.reads_chunks():
             return self.stack
         if self._read is None or self._read[0] is not decoder:
@@ -275,7 +275,7 @@ class PoolStep(Step):
         return [] if self.pool.stack is None else sorted(self.pool.stack.ready)
 
     def size(self, rows: int) -> int:
-        """Of the launch for so many rows, at most `most`: of what was made ready, the next."""
+        """Of the launch for so many rows, at most `most`: the next size that was compiled."""
         return next((size for size in self.sizes if size >= rows), None) or bucket(rows)
 
     @property
@@ -284,7 +284,7 @@ class PoolStep(Step):
         return self.sizes[-1] if self.sizes else None
 
     def warm(self, rows: int) -> None:
-        """Makes the graph for so many rows, where weights are packed. From then on launches have sizes that were made ready."""
+        """Compiles the graph for so many rows, where weights are packed. From then on launches have the sizes that were compiled."""
         stack = self.pool.stack
         if stack is None or rows in self.sizes:
             return

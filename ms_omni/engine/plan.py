@@ -1,5 +1,5 @@
 """What the engine and its scheduler exchange: a `Job` comes in, a `Plan` goes out, `Facts` come back; a `Row` is an answer under way,
-in numbers: how far its text and its speech are, and for how long its listener has sound.
+in numbers: how far its text and its speech are, and for how long there is sound to play.
 """
 
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ class Speech:
 class Job:
     """One answer in numbers.
 
-    prompt: tokens, 0 where the text is written elsewhere (`Scheduler.add_text`); limit: tokens that may be written; keys: of the
+    prompt: tokens, 0 where another process writes the text (`Scheduler.add_text`); limit: tokens that may be written; keys: of the
     prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; prefill_only: nothing is written behind it; media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
     its cost, in tokens that could be read instead; past_tokens: tokens at its beginning that are copied from a cache of the caller's whenever the row
     is scheduled; has_callbacks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
-    somebody has asked for this limit, else it may be less (`Scheduler.fitted`).
+    the caller has given this limit, else it may be less (`Scheduler.fitted`).
     """
 
     prompt: int
@@ -56,13 +56,13 @@ class Job:
 
     @property
     def findable(self) -> tuple[bytes, ...]:
-        """Keys of what may be found. The last chunk is read even if it is known, for somebody has to draw from it."""
+        """Keys of what may be found. The last chunk is read even if it is known, since a token is drawn from it."""
         return self.keys if self.prefill_only else self.keys[: (self.prompt - 1) // self.chunk]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What came of a plan that nobody could know before, by ids of rows.
+    """What came of a plan and could not be known before, by ids of rows.
 
     text_ended: what they drew last ends their text; speech_ended: what they drew is no frame, but the end of their speech, or there is
     nothing to speak; failed: they are removed; payloads: what to store beside the chunk that was read.
@@ -81,7 +81,7 @@ def column(width: int) -> Any:
 
 @dataclass
 class Plan:
-    """A tick, in the order in which it is done; whoever has the same rows can follow it, on any rank.
+    """A tick, in the order in which it is executed, by any rank that has the same rows.
 
     removed   (row)                  has ended, failed or been cancelled since the last plan
     preempted (row)                  loses its keys and values, and is scheduled again later
@@ -91,7 +91,7 @@ class Plan:
     read      (row, decoder, start, stop)  a chunk of a prompt
     decode    (row)                  a token is read by the thinker
     frames    (row)                  a frame is read by the talker
-    sound     (row, frames)          a piece for the vocoder; this tick's frame is counted, and missing if none was made
+    sound     (row, frames)          a piece for the vocoder; this tick's frame is counted, and missing where none was drawn
 
     Whoever has read the last token or frame that is known draws the next one.
     """
@@ -178,8 +178,8 @@ class Track:
 
 @dataclass(eq=False)
 class Row:
-    """An answer. deadline: when its listener will have heard all that was sent, before that when the first sound is late; sent:
-    frames that became sound, in so many pieces; encoded: calls of encoders that were made; payloads: of the chunks that were found
+    """An answer. deadline: when all sound that was sent will have been played, before any when the first sound is late; sent:
+    frames that became sound, in so many pieces; encoded: calls of encoders that are done; payloads: of the chunks that were found
     when it was scheduled.
     """
 
@@ -215,7 +215,7 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether all was written, and all that was made is sent."""
+        """Whether the text has ended, and all of the speech is sent."""
         return self.text.ended and (self.speech is None or (self.speech.ended and self.sent == self.speech.drawn))
 
     @property
@@ -240,7 +240,7 @@ class Row:
 
     @property
     def awaits_first_output(self) -> bool:
-        """Whether its listener (reader, if it does not speak) waits for the first of all."""
+        """Whether no sound was sent yet, or no token where it does not speak."""
         return self.sent == 0 if self.speaks else self.text.drawn == 0
 
     def underruns(self, now: float) -> bool:

@@ -27,8 +27,8 @@ MEDIA = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_vi
 class Medium:
     """A picture, video or sound.
 
-    content: what its encoder takes: patches `[N, C]` and grid int64 `[1, 3]`, or mel frames `[mel, frames]`; places int32 `[n]`:
-    which tokens of the prompt its features stand for; pieces: the content in parts that an encoder looks at one by one, and the
+    content: what its encoder takes: patches `[N, C]` and grid int64 `[1, 3]`, or mel frames `[mel, frames]`; indices int32
+    `[n]`: which tokens of the prompt its features stand for; pieces: the content in parts that an encoder looks at one by one, and the
     tokens of each, so that others need not wait for the whole: frames of a video, windows of a sound.
     """
 
@@ -38,14 +38,14 @@ class Medium:
     pieces: tuple[tuple[tuple[np.ndarray, ...], int], ...]
 
     def before(self, stop: int) -> "Medium":
-        """With no more pieces than have tokens in front of this place."""
+        """With no more pieces than have tokens in front of this index."""
         starts = np.cumsum([0, *(count for _, count in self.pieces)])
         count = int((self.indices[starts[:-1]] < stop).sum())
         return replace(self, indices=self.indices[: starts[count]], pieces=self.pieces[:count])
 
 
 class EncoderCall(NamedTuple):
-    """Of an encoder: for a piece of a medium, whose features stand at places int32 `[n]` of the prompt; digest: of its content:
+    """Of an encoder: for a piece of a medium, whose features stand at indices int32 `[n]` of the prompt; digest: of its content:
     equal pieces, wherever they stand, have equal features.
     """
 

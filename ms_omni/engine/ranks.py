@@ -1,10 +1,10 @@
 """One engine over several ranks: rank 0 decides, the others do the same.
 
-    rank 0    add, cancel -> Scheduler -> [ news | plan ] -> launches -> tokens, codes -> events
+    rank 0    add, cancel -> Scheduler -> [updates|plan] -> launches -> tokens, codes -> events
                                                |                             |
     others                       (woken)  one message a tick  -> launches   (in the next message; code 0 of frames at once)
 
-The news are what came of earlier ticks: tokens, rows that have ended, failed or were given up. Where nothing is asked, the others
+Updates are what came of earlier ticks: tokens, rows that have ended, failed or were cancelled. Where there is no request, the others
 wait to be woken, outside of any collective. There are two ways to ask, and the ranks find out which it is:
 
     every rank runs the same script    nothing travels; they compare fingerprints, once per request, and each has the answer
@@ -35,11 +35,11 @@ MESSAGE_INTS = 512
 """Of a message, in int32; what is longer takes a second one."""
 GO, INTERRUPTED, CLOSED = range(3)
 FOLLOWS = b"\xff" * DIGEST_BYTES
-"""In the place of a fingerprint: whoever says so does what it is told."""
+"""Instead of a fingerprint: this rank is in `Engine.follow`."""
 
 
 class SingleRank:
-    """One process: it has nobody to tell.
+    """One process, which shares its model with no other.
 
     is_leader: whether choices are made here; synchronized: a context around whatever needs all ranks at the same time; defer_interrupts: around what
     all of them do once they have begun with a request, each by itself.
@@ -56,7 +56,7 @@ class SingleRank:
         """Before a request is begun: comes to where rank 0 is."""
 
     def begin(self, request: Request) -> Request:
-        """Before a request is looked at: the one that all ranks were asked, with seeds that they share."""
+        """Before a request gets rows: the same, which all ranks have, with seeds that they share."""
         return request
 
     def number(self, job: Job) -> int:
@@ -78,7 +78,7 @@ class SingleRank:
         return self.engine.scheduler.done(plan, facts)
 
     def talker_states(self, id: int, count: int) -> list[Any]:
-        """What a talker hears of the first `count` tokens of a row, which were found, per chunk."""
+        """The states for the talker of the first `count` tokens of a row, which were found, per chunk."""
         return list(self.engine.scheduler.rows[id].payloads)
 
     def finish(self) -> None:
@@ -121,8 +121,8 @@ def ranks_of(engine: Any, *cells: Any) -> SingleRank:
 class Ranks(SingleRank):
     """One of several ranks; group: who they are.
 
-    sent: the live rows that were asked here, and how many tokens rank 0 has told of each; idle: whether the others wait for a
-    wake-up; has_followers: whether they are in `follow`; request_pending: rank 0 is about to compare a request; requests: requests that are to travel.
+    sent: the live rows of this rank's requests, and how many tokens of each rank 0 has sent; idle: whether the others wait for a
+    wake-up; has_followers: whether they are in `follow`; request_pending: rank 0 is about to compare a request; requests: packed ones that are still to be sent.
     """
 
     def __init__(self, engine: Any, group: Any) -> None:
@@ -169,7 +169,7 @@ class Ranks(SingleRank):
         self.request_pending = False
 
     def _compare(self, fingerprint: bytes, seeds: Rows[int]) -> list[int]:
-        """Rank 0's seeds, once all ranks have said the same, or that they follow. Raises `InputError`."""
+        """Rank 0's seeds, once all ranks have the same fingerprint, or are in `follow`. Raises `InputError`."""
         state = bytes([INTERRUPTED if self.interrupts.pending else GO]) * 8
         mine = fingerprint + state + np.array(seeds, np.int64).tobytes()
         everyone = [row.tobytes() for row in self.comm.gather_array(np.frombuffer(mine, np.uint8))]
@@ -217,7 +217,7 @@ class Ranks(SingleRank):
 
     @contextmanager
     def _defer_interrupts(self) -> Iterator[None]:
-        """An interruption waits until all ranks can hear of it: for the next message, where there is to be one."""
+        """An interruption waits until all ranks can learn of it: for the next message, where there is to be one."""
         with self.interrupts.held():
             outer, self.working = self.working, True
             try:
@@ -261,7 +261,7 @@ class Ranks(SingleRank):
         return []
 
     def _store_talker_states(self, blocks: Rows[int], talker_states: Any) -> None:
-        """Keeps what a talker hears of a chunk beside its blocks, until one of them holds another chunk: no more than fit there."""
+        """Stores the states for the talker of a chunk by its blocks, until one of them holds another chunk."""
         for block in blocks:
             for stale in self._talker_states.get(block, ((), None))[0]:
                 del self._talker_states[stale]
@@ -289,7 +289,7 @@ class Ranks(SingleRank):
         return scores
 
     def finish(self) -> None:
-        """Who has its answer may not ask for another tick, so the end of a row is told at once."""
+        """Sends the end of a row at once, since its caller may not run another tick."""
         if self.is_leader and not all(map(self._goes_on, self.sent)):
             with self._synchronized():
                 self._broadcast_plan()
@@ -308,7 +308,7 @@ class Ranks(SingleRank):
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def _broadcast_plan(self, plan: Plan = Plan(), state: int = GO, request_pending: bool = False) -> None:
-        """Rank 0 tells the news, and what is to be done now."""
+        """Rank 0 sends the updates, and the plan of this tick."""
         state = INTERRUPTED if self.interrupts.pending else state
         if self.idle:
             self.wakeup.send()
@@ -329,7 +329,7 @@ class Ranks(SingleRank):
             self._abort()
 
     def _receive_plan(self) -> Plan:
-        """Takes in what rank 0 says."""
+        """Receives both, and applies the updates."""
         numbers = self.comm.broadcast_array(np.zeros(MESSAGE_INTS, np.int32))
         if numbers[1] > MESSAGE_INTS:
             numbers = np.concatenate([numbers, self.comm.broadcast_array(np.zeros(numbers[1] - MESSAGE_INTS, np.int32))])
@@ -349,12 +349,12 @@ class Ranks(SingleRank):
         return Plan.from_array(rest)
 
     def _updates(self) -> list[int]:
-        """Rows that were given up, then of each row with news: id, how many tokens, whether more follow, whether it has ended,
+        """Rows that were cancelled, then of each row with something new: id, how many tokens, whether more follow, whether it has ended,
         the length of its error; the tokens, the error.
         """
         rows, found = self.engine.rows, []
-        gone = [id for id in self.sent if id not in rows]
-        for id in self.sent.keys() - gone:
+        cancelled = [id for id in self.sent if id not in rows]
+        for id in self.sent.keys() - cancelled:
             row, tokens = rows[id], rows[id].text.tokens[self.sent[id] :]
             error = row.error or (row.late_error if row.ended else None)
             error = b"" if error is None else str(error).encode()
@@ -362,7 +362,7 @@ class Ranks(SingleRank):
                 found.append([id, len(tokens), row.text.active, row.ended, len(error), *tokens, *error])
             self.sent[id] += len(tokens)
         self.sent = {id: count for id, count in self.sent.items() if id in rows and not rows[id].ended}
-        return [len(gone), *gone, len(found), *(number for numbers in found for number in numbers)]
+        return [len(cancelled), *cancelled, len(found), *(number for numbers in found for number in numbers)]
 
     def _apply_updates(self, rest: Iterator[int]) -> None:
         for id in list(islice(rest, next(rest))):
@@ -383,7 +383,7 @@ class Ranks(SingleRank):
                     del self.engine.rows[id]
 
     def _abort(self) -> NoReturn:
-        """All ranks give all up at the same place: there was an interruption."""
+        """Ends all answers on all ranks, at the same message: there was an interruption."""
         self.engine.abort_all()
         self.sent, self.requests, self.idle, self.has_followers = {}, [], True, False
         self.interrupts.act()
@@ -401,7 +401,7 @@ class Ranks(SingleRank):
             if self.idle:
                 self.wakeup.wait()
             self.engine.tick()
-            for row in self.engine.rows.values():  # nobody listens
+            for row in self.engine.rows.values():  # their events are read on rank 0
                 for stored in (row.events, row.hidden_states, row.text.logits):
                     stored.clear()
         self.has_followers = False

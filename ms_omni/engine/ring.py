@@ -1,10 +1,10 @@
-"""Messages between two processes: the bytes go through memory that both share, the news of them through a socket.
+"""Messages between two processes: the bytes go through memory that both share, the counts of them through a socket.
 
     one side   --- bytes --->  [ ring of one direction ]  --- bytes --->   the other
                <-- bytes ----  [ ring of the other     ]  <-- bytes ----
                <- how many were written and read so far, 16 bytes ->
 
-A ring is read only up to what the socket has said, so no processor can see the one before the other. Nobody waits for room: what does
+A ring is read only up to the count that came by the socket, so no processor can see the one before the other. Sending never waits: what does
 not fit stays with its sender until there is some. A message may be larger than the ring. Only the standard library and numpy here.
 """
 
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 class Ring:
-    """One direction, seen from one side; the other one's count is what the socket told."""
+    """One direction, seen from one side; the other one's count came by the socket."""
 
     def __init__(self, memory: memoryview) -> None:
         self.memory, self.size = memory, len(memory)
@@ -115,7 +115,7 @@ class Channel:
             select.select([self.socket], [self.socket] if self._outgoing else [], [], seconds)
 
     def close(self) -> None:
-        """Tells the other side, whoever else holds a copy of the socket; the memory goes with the last of the two."""
+        """Shuts the socket down, which the other side notices even if a copy of it is open; the memory goes with the last of the two."""
         self.closed = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
@@ -146,7 +146,7 @@ class Channel:
                 self._outgoing = self._last_sent = counts
             try:
                 self._outgoing = self._outgoing[self.socket.send(self._outgoing) :]
-            except OSError:  # the other side has not listened for a while, or has gone, which `_receive_counts` finds
+            except OSError:  # it is full, or the other side has ended, which `_receive_counts` finds
                 return
 
     def _message(self):

@@ -173,7 +173,7 @@ class Weights:
     """Those of some cells as they are now, where they are used (see `ops.place`); whatever packs them is prepared before.
 
     `changed` notices cells and parameters that were exchanged, values that were set, and training; not a value that was assigned
-    in its place, of which nothing is to be seen.
+    in its place, which leaves no trace.
     """
 
     def __init__(self, cells: Iterable[Any]) -> None:

@@ -5,8 +5,8 @@
                +--- preempted ---+                  +--> speech: prompt --> frames --> sound
 
 A tick is short, however many callers there are: some tokens of prompts, a token for all who need one now, one launch of frames, one
-of the vocoder. Who comes first follows from one number, a row's deadline: the time at which its listener will have heard all that
-was sent. Before the first sound it is the time from which on the listener waits too long.
+of the vocoder. Who comes first follows from one number, a row's deadline: the time at which all sound that was sent will
+have been played. Before the first sound it is the time from which on it is late.
 
 Nobody starves: who only writes gets a token in every tick; who speaks gets a frame in every tick while no more speak than fit into a
 launch, else after those who are further behind; the oldest prompt is read in at least one of 2 * (SKIPS + 1) ticks; rows are scheduled
@@ -35,13 +35,13 @@ CHUNK_COST = 128
 TALKER_SHARE = 4
 """Tokens of the talker that count as one of the thinker: at least so much smaller it is in the published sizes."""
 SKIPS = 3
-"""Ticks in a row in which nothing may be read, because somebody would run dry."""
+"""Ticks in a row in which nothing may be read, because a row would run out of sound."""
 REST_S = 1.0
 """How long a row holds what others need while its caller does not go on."""
 
 
 class Scheduler:
-    """`add` and `cancel` at any time; `plan`, do it, say what came of it with `done`, and again.
+    """`add` and `cancel` at any time; `plan`, execute it, report what came of it to `done`, and again.
 
     thinker, talker: the pools of blocks; max_rows: rows at work; budget: tokens of prompts per tick; margin: tokens beyond what it
     reads that must be free when a row is scheduled, since it is unknown how much it will write; clock: seconds.
@@ -113,7 +113,7 @@ class Scheduler:
         self.asleep.pop(id, None)
 
     def plan(self) -> Plan:
-        """The next tick; empty when nobody can do anything."""
+        """The next tick; empty when no row can go on."""
         now, plan = self.clock(), Plan(removed=[(id,) for id in self._removed_ids])
         self._removed_ids.clear()
         speaking = self.speaking(now)
@@ -148,7 +148,7 @@ class Scheduler:
 
     def readers(self) -> list[Row]:
         """Who reads, in order: every second time the oldest first, else those who have least to read; those ahead of a question
-        last, unless somebody with one waits, for what they read or for their place.
+        last, unless a row with one waits, for what they read or for room among the rows at work.
         """
         rows = [row for row in self.awake() if row.reading()]
         rows = sorted(rows, key=Row.left) if self._turn % 2 else rows
@@ -236,7 +236,7 @@ class Scheduler:
             plan.blocks += [(row.id, decoder, b) for decoder, track in enumerate(row.tracks) if track for b in track.blocks]
 
     def _shares(self, row: Row) -> bool:
-        """Whether a row at work is about to read the first chunk of a prompt that nobody knows yet."""
+        """Whether a row at work is about to read the first chunk of a prompt that is not in the cache yet."""
         keys = row.job.findable
         known = self.pool(THINKER).known(keys)
         readers = (other for other in self.running if other.text.read <= known * row.job.chunk and not other.text.ended)
@@ -261,7 +261,7 @@ class Scheduler:
         return True
 
     def _read(self, plan: Plan, now: float, busy: bool) -> list[Row]:
-        """Media and chunks of prompts, as many as the budget allows, one of a row; nothing for a while if somebody would run dry
+        """Media and chunks of prompts, as many as the budget allows, one of a row; nothing for a while if a row would run out of sound
         before the first of them is late. Returns the rows that can speak at once.
         """
         rows, ready, left = self.readers(), [], self.budget

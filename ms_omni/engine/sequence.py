@@ -122,7 +122,7 @@ class Text:
         return "stop" if any(stops) else "time" if late else ""
 
     def _shows(self, strings: Rows[str], piece: str) -> bool:
-        """Whether the text contains one of the strings; what lies farther back than the longest has been looked at."""
+        """Whether the text contains one of the strings; what lies farther back than the longest was searched before."""
         text = self.emitted + piece + self.decoder.pending
         longest = max(map(len, strings))
         self.emitted = (self.emitted + piece)[-longest:]
@@ -177,7 +177,7 @@ class IncrementalDecoder:
         """The text that was held back; nothing follows."""
         piece, self.pending = self.pending, ""
         self.emitted += piece
-        if piece.endswith("\n"):  # a safe place to forget: no character spans a line's end
+        if piece.endswith("\n"):  # what came before can be forgotten: no character spans a line's end
             self.ids, self.emitted = [], ""
         elif len(self.ids) > MAX_IDS:
             self.ids = self.ids[-CONTEXT_IDS:]

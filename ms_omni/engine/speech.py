@@ -134,7 +134,7 @@ class SpeechSequence:
 
 
 class SpeechStage:
-    """`begin`, `set_prompt` and `append_text` say what is to be spoken, `apply_blocks` and `execute` do what a plan asks for.
+    """`begin`, `set_prompt` and `append_text` take what is to be spoken, `apply_blocks` and `execute` do what a plan asks for.
 
     tts_embeds float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker; share_codes: see
     `ranks.SingleRank.codes`; rows: of a launch, at most.

@@ -253,7 +253,7 @@ def _with_talker(model):
 
 
 def with_talker(model: Any, config: Any) -> Any:
-    """The model as its callers see it; config: of one whose talker is elsewhere, or None."""
+    """The model as its callers see it; config: of one whose talker is in another process, or None."""
     if config is None:
         return model
     parts = {"thinker": model.thinker, "generation_config": model.generation_config}

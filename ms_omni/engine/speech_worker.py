@@ -18,7 +18,7 @@ from .speech import SpeechStage
 
 class SpeechWorker:
     """remote_ids: ids of the engine by those of the scheduler here; local_ids: the other way round; errors: of speeches that have failed,
-    until all that was made is sent.
+    until all of their sound is sent.
     """
 
     def __init__(self, channel: Channel, settings: dict[str, Any], tts_embeds: Any) -> None:

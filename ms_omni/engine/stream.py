@@ -42,7 +42,7 @@ class Stream:
         with self._lock:
             try:
                 return next(self._events)
-            except BaseException:  # also the end, and an interruption: nobody asks for the others any more
+            except BaseException:  # also the end, and an interruption: the other rows are not read any more
                 self._cancel()
                 raise
 
@@ -67,7 +67,7 @@ class Stream:
 
 def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Generator[Any]:
     """The events of several answers as those of a batch: a `TextDelta` holds the next token of each, an `AudioChunk` as many
-    samples as all who still speak have made. prompt_ids `[B, T]`, pad: what a shorter answer is filled up with.
+    samples as there are of all rows that still speak. prompt_ids `[B, T]`, pad: what a shorter answer is filled up with.
     """
     batch = len(rows)
     texts, sounds = [deque() for _ in rows], [np.zeros(0, np.float32) for _ in rows]

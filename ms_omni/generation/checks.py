@@ -13,7 +13,7 @@ from ..errors import InputError, caller_level, warn_once
 LARGEST = float(np.finfo(np.float32).max)
 """Scores are float32: a number beyond would be infinite there."""
 LOGPROBS = 20
-"""Of the likeliest tokens, as many as servers of this kind tell."""
+"""Of the likeliest tokens, as many as servers of this kind return."""
 PREFILL_TOKENS = 128, 256, 384, 512
 """Of a prompt that may be read at a time: whole blocks of the cache."""
 
@@ -222,7 +222,7 @@ NEEDED = {
     "watermarking_config": (None, "watermarks are not built; add one with logits_processor"),
     "custom_generate": (None, "only the built-in loop is run; use model.stream for one of your own"),
 }
-"""The one value, beside None, that means "not wanted"; whatever else is said would change the answer."""
+"""The one value, beside None, that means "not wanted"; any other would change the answer."""
 
 MEANINGLESS = {
     "cache_implementation": ("dynamic", "static", "hybrid", "offloaded"),

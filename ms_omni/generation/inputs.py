@@ -31,7 +31,7 @@ BELONGS = {
     "feature_attention_mask": "input_features",
     "audio_feature_lengths": "input_features",
 }
-"""What says nothing without another input."""
+"""Inputs that mean nothing without another one."""
 
 
 def take_inputs(kwargs: dict, thinker_config: Any) -> dict:

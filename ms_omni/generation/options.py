@@ -47,7 +47,8 @@ class TextOptions:
     output_scores, else None. logits_processor: functions `(input_ids [B, T], scores [B, V]) -> scores`. keep_cache:
     the keys and values are wanted. past_key_values: a cache that holds the beginning of the prompt. logprobs: how many of the
     likeliest tokens a `TextDelta` names with their log-probabilities, beside the one that was chosen; None: nothing of this.
-    unspoken_from: ids from the first of which on nothing of the text is said. prefill_tokens: of a prompt that are read at a time, and found again at a multiple of as many; None: the most.
+    unspoken_from: ids from the first of which on the text is not spoken. prefill_tokens: of a prompt that are read at
+    a time, and found again at a multiple of as many; None: the most.
     """
 
     stop_strings: tuple = ()
@@ -73,7 +74,7 @@ class TextOptions:
 
     @property
     def whole_logits(self) -> bool:
-        """Whether somebody looks at the logits of the whole vocabulary."""
+        """Whether the logits of the whole vocabulary are needed on the host."""
         return bool(self.stores_logits or self.logits_processor)
 
     def for_row(self, prompt: int) -> "TextOptions":

@@ -141,7 +141,7 @@ def parse_request(model: Any, kwargs: dict, given: bool = False, whole: bool = F
     text = _merge_text(take_prefixed(kwargs, "thinker_"), kwargs)
     unwanted = _wanted_results(text)
     if unwanted and not whole:
-        getattr(text.get("streamer"), "end", lambda: None)()  # whoever reads it is not to wait
+        getattr(text.get("streamer"), "end", lambda: None)()  # or its reader would wait
         raise InputError(f"{unwanted[0]} is for generate, which returns a result; a stream yields its events")
     config = model.generation_config  # its file's end tokens are, as in the reference, those of the thinker alone
     settings = {"pad_token_id": config.pad_token_id, **config.changes()} if hasattr(config, "changes") else config
@@ -192,8 +192,8 @@ def _settings(config: Any) -> dict:
 
 def _wanted_results(kwargs: dict) -> list[str]:
     """Which options of a whole result are wanted."""
-    said = {name: value for name, value in _not_none(kwargs).items() if name in RESULT_OPTIONS}
-    return [name for name, value in said.items() if name == "streamer" or truth(name, value)]
+    given = {name: value for name, value in _not_none(kwargs).items() if name in RESULT_OPTIONS}
+    return [name for name, value in given.items() if name == "streamer" or truth(name, value)]
 
 
 def _not_none(kwargs: Mapping) -> dict:
@@ -320,7 +320,7 @@ LENGTH_BYTES = 8
 
 
 def packed(request: Request) -> bytes:
-    """Functions stay where they are: they are called where the choices are made."""
+    """A request as bytes, without functions: those are called on rank 0, where tokens are chosen."""
     return b"".join(_parts(request))
 
 

@@ -27,7 +27,7 @@ from ..modeling import ops
 from ..modeling.positions import get_rope_index, media_runs
 
 ROLE_ROWS = 3
-"""Of the assistant turn that are not said: im_start, assistant, newline."""
+"""Of the assistant turn that are not spoken: im_start, assistant, newline."""
 OPENING_ROWS = 9
 """Of the talker that open its turn, see `generation/talker_prompt.py`."""
 
@@ -44,7 +44,7 @@ def user_mask(ids: np.ndarray, valid: np.ndarray, config: Any) -> np.ndarray:
 def assistant_turns(ids: np.ndarray, config: Any, given: bool = False) -> list[list[int]]:
     """Per row of ids `[B, T]`, padded on the left, the assistant turn that it ends with, from `<|im_start|>` on.
 
-    That turn must be open, so that what is written belongs to it; a given one, which is said as it stands, may be closed, and
+    That turn must be open, so that what is written belongs to it; a given one, which is spoken as it stands, may be closed, and
     comes without what closes it. Raises `InputError` for a row that ends otherwise.
     """
     turns = []
@@ -113,10 +113,10 @@ def _rows(states, indices):
 
 
 def talker_rows(
-    talker: Any, context: TalkerContext, embeds: Sequence[np.ndarray], ends: Sequence[np.ndarray], speaker: int
+    talker: Any, context: TalkerContext, embeds: Sequence[np.ndarray], tts_embeds: Sequence[np.ndarray], speaker: int
 ) -> Tensor:
     """All rows `[S, D]` of the talker's prompt. embeds: the thinker's embeddings `[D]` of the assistant turn up to its first word;
-    ends: those of what begins and fills silence (`tts_bos`, `tts_pad`).
+    tts_embeds: those of `tts_bos` and `tts_pad`.
     """
     rows = Tensor(np.zeros((len(context.is_media), talker.config.text_config.hidden_size), np.float32)).astype(talker.dtype)
     sides = (
@@ -127,14 +127,14 @@ def talker_rows(
         if states is not None:
             states = states if isinstance(states, Tensor) else Tensor(states).astype(talker.dtype)
             rows = ops.scatter_rows(rows, Tensor(np.flatnonzero(chosen).astype(np.int32)), project(states))
-    return ops.concat((rows, _opening(talker, embeds, ends, speaker)), 0)
+    return ops.concat((rows, _opening(talker, embeds, tts_embeds, speaker)), 0)
 
 
-def _opening(talker, embeds, ends, speaker):
-    config, (begin, pad) = talker.config, ends
+def _opening(talker, embeds, tts_embeds, speaker):
+    config, (bos, pad) = talker.config, tts_embeds
     names = ("nothink_id", "think_bos_id", "think_eos_id"), ("pad_id", "bos_id")
     before, after = ([getattr(config, f"codec_{name}") for name in part] for part in names)
     codes = talker.get_input_embeddings()(Tensor(np.array([[*before, speaker, *after]], np.int32)))[0]
     silent = Tensor(np.zeros((ROLE_ROWS, codes.shape[-1]), np.float32)).astype(codes.dtype)
-    text = np.stack([*embeds[:ROLE_ROWS], *[pad] * 4, begin, embeds[ROLE_ROWS]])
+    text = np.stack([*embeds[:ROLE_ROWS], *[pad] * 4, bos, embeds[ROLE_ROWS]])
     return talker.text_projection(Tensor(text).astype(talker.dtype)) + ops.concat((silent, codes), 0)
