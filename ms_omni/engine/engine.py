@@ -267,7 +267,7 @@ class Engine(Work):
         """On all ranks but rank 0, where only that one is asked: does what it plans, until it closes its engine."""
         self.ranks.follow()
 
-    def events(self, id: int) -> Generator[Any]:
+    def events(self, id: int) -> Generator[Any, None, None]:
         """The events of one answer; a caller that waits for them runs ticks for all. Closing the iterator cancels the answer."""
         return self._events(id, self.rows[id])
 

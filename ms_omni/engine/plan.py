@@ -31,10 +31,11 @@ class Job:
     """One answer in numbers.
 
     prompt: tokens, 0 where another process writes the text (`Scheduler.add_text`); limit: tokens that may be written; keys: of the
-    prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; prefill_only: nothing is written behind it; media: `(stop, tokens)` per call of an encoder: where the tokens end that it is for, and
-    its cost, in tokens that could be read instead; past_tokens: tokens at its beginning that are copied from a cache of the caller's whenever the row
-    is scheduled; has_callbacks: its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether
-    the caller has given this limit, else it may be less (`Scheduler.fitted`).
+    prompt's full chunks (`Prompt.keys`), of `chunk` tokens each; prefill_only: nothing is written behind it; media: `(stop,
+    tokens)` per call of an encoder: where the tokens end that it is for, and its cost, in tokens that could be read instead;
+    past_tokens: tokens at its beginning that are copied from a cache of the caller's whenever the row is scheduled; has_callbacks:
+    its tokens are chosen between two ticks, by functions of the caller's (`Scheduler.asleep`); named: whether the caller has given
+    this limit, else it may be less (`Scheduler.fitted`).
     """
 
     prompt: int

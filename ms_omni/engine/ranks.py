@@ -41,8 +41,8 @@ FOLLOWS = b"\xff" * DIGEST_BYTES
 class SingleRank:
     """One process, which shares its model with no other.
 
-    is_leader: whether choices are made here; synchronized: a context around whatever needs all ranks at the same time; defer_interrupts: around what
-    all of them do once they have begun with a request, each by itself.
+    is_leader: whether choices are made here; synchronized: a context around whatever needs all ranks at the same time;
+    defer_interrupts: around what all of them do once they have begun with a request, each by itself.
     """
 
     is_leader, has_followers = True, False
@@ -122,7 +122,8 @@ class Ranks(SingleRank):
     """One of several ranks; group: who they are.
 
     sent: the live rows of this rank's requests, and how many tokens of each rank 0 has sent; idle: whether the others wait for a
-    wake-up; has_followers: whether they are in `follow`; request_pending: rank 0 is about to compare a request; requests: packed ones that are still to be sent.
+    wake-up; has_followers: whether they are in `follow`; request_pending: rank 0 is about to compare a request; requests: packed
+    ones that are still to be sent.
     """
 
     def __init__(self, engine: Any, group: Any) -> None:

@@ -13,7 +13,8 @@ launch, else after those who are further behind; the oldest prompt is read in at
 in the order of their calls, and only newer rows lose their blocks. Who reads ahead of a question waits for all who have asked one.
 
 A row is asleep while a function of its caller's is waited for. It keeps its blocks, and who needs one of them waits; but behind
-REST_S it gives up its blocks and its place among the rows at work to whoever needs them, newer ones too, for that function may itself wait for their answers.
+REST_S it gives up its blocks and its place among the rows at work to whoever needs them, newer ones too, for that function may
+itself wait for their answers.
 """
 
 import math

@@ -73,7 +73,8 @@ def seeded(params: SpeechParams) -> SpeechParams:
 
 
 class SpeechSequence:
-    """The speech of one answer. context: what was asked, see `TalkerContext`; embeds: the thinker's embeddings `[D]` of the assistant turn so far, ended: whether they are all.
+    """The speech of one answer. context: what was asked, see `TalkerContext`; embeds: the thinker's embeddings `[D]` of the
+    assistant turn so far, ended: whether they are all.
 
     table: its blocks, read: positions in them; rows `[S, D]`: the talker's prompt; inputs: what was read behind it; codes int64
     `[Q]` per frame; total: the summed embeddings of the last one; frames, of which so many have become sound. row: see `Text`;
@@ -136,8 +137,8 @@ class SpeechSequence:
 class SpeechStage:
     """`begin`, `set_prompt` and `append_text` take what is to be spoken, `apply_blocks` and `execute` do what a plan asks for.
 
-    tts_embeds float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker; share_codes: see
-    `ranks.SingleRank.codes`; rows: of a launch, at most.
+    tts_embeds float32 `[3, D]`: the thinker's embeddings of tts_bos, tts_eos and tts_pad; pool: keys and values of the talker;
+    share_codes: see `ranks.SingleRank.codes`; rows: of a launch, at most.
     """
 
     remote: Set[int] = frozenset()

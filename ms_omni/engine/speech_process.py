@@ -1,6 +1,6 @@
 """Speech in a process of its own, seen from the engine's: the methods of `SpeechStage`, which send and receive messages.
 
-    engine's process   settings, ends                                  loads talker and vocoder, on a card of its own   speech's process
+    engine's process   settings, tts_embeds                            loads talker and vocoder, on a card of its own   speech's process
                        context (once), text, cancel             --->   its own scheduler and pool (`speech_worker.py`)
                        sounds, ended, failed                    <---
 
@@ -48,11 +48,12 @@ RANK_VARIABLES = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
 
 
 class SpeechProcess:
-    """model: the whole one, config: with its talker; tts_embeds: see `SpeechStage`; blocks: of the pool, whose keys and values have kv_cache_dtype;
-    device: number of the card, among those that this process may see.
+    """model: the whole one, config: with its talker; tts_embeds: see `SpeechStage`; blocks: of the pool, whose keys and values have
+    kv_cache_dtype; device: number of the card, among those that this process may see.
 
-    What speaks is the talker that the model holds (its weights are saved once as they are, codes as codes, into a temporary folder) or, where it was loaded with
-    enable_audio_output=False, that of the model's folder, which so is in memory once. Raises `InputError`, `ProcessError`.
+    What speaks is the talker that the model holds (its weights are saved once as they are, codes as codes, into a temporary folder)
+    or, where it was loaded with enable_audio_output=False, that of the model's folder, which so is in memory once. Raises
+    `InputError`, `ProcessError`.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class Stream:
         return ids.repeat(copies, axis=0).astype(np.int64)
 
 
-def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Generator[Any]:
+def merged(rows: Rows[Sequence], sources: Rows[Iterator], prompt_ids: np.ndarray, pad: int) -> Generator[Any, None, None]:
     """The events of several answers as those of a batch: a `TextDelta` holds the next token of each, an `AudioChunk` as many
     samples as there are of all rows that still speak. prompt_ids `[B, T]`, pad: what a shorter answer is filled up with.
     """

@@ -83,7 +83,9 @@ class Cpu(Reference):
 
     @staticmethod
     def prepare(weights, previous=None):
-        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(weights, previous)
+        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(
+            weights, previous
+        )
 
     @staticmethod
     def linear(x, weight, bias=None, stable=False):
