@@ -4,6 +4,9 @@ mel [128, n] --chunks of 100 frames--> [C, 1, 128, 100] --3 convolutions, stride
     --linear, + sinusoids--> [C, 13, D] --valid rows, packed--> [N, D] --layers in windows of 8 s--> [N, out]
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -19,12 +22,12 @@ from .packing import finite, host_array, marked, segments_of, whole_numbers
 NORM_EPS = 1e-5
 
 
-def conv_length(frames):
+def conv_length(frames: Any) -> Any:
     """Length after one convolution of kernel 3, stride 2, padding 1."""
     return (frames - 1) // 2 + 1
 
 
-def audio_token_count(frames, n_window):
+def audio_token_count(frames: Any, n_window: int) -> Any:
     """Number of encoder outputs for mel frames (an int or an array): 13 per whole chunk of `2 * n_window` = 100.
 
     Reference: `_get_feat_extract_output_lengths` (module level; the method of the same purpose is wrong).
@@ -34,7 +37,7 @@ def audio_token_count(frames, n_window):
     return conv_length(conv_length(conv_length(rest))) + whole * conv_length(conv_length(conv_length(chunk)))
 
 
-def clip_lengths(features, mask, lengths):
+def clip_lengths(features: Any, mask: Any, lengths: Any) -> np.ndarray:
     """Mel frames of each clip `[clips]` of features `[clips, mel, frames]`; mask `[clips, frames]` or lengths `[clips]`; without
     either all. Raises `InputError` for a mask or lengths that do not fit.
     """
@@ -53,7 +56,7 @@ def clip_lengths(features, mask, lengths):
     return lengths
 
 
-def sinusoids(length, channels, max_timescale=10000):
+def sinusoids(length: int, channels: int, max_timescale: int = 10000) -> np.ndarray:
     """Sine and cosine position table `[length, channels]` (Vaswani et al. 2017, in Whisper's layout)."""
     step = np.log(max_timescale) / (channels // 2 - 1)
     scales = np.exp((-step * np.arange(channels // 2)).astype(np.float32))
@@ -64,7 +67,7 @@ def sinusoids(length, channels, max_timescale=10000):
 class AudioAttention(Cell):
     """Full attention inside each window, `[N, D]` -> `[N, D]`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.heads = config.encoder_attention_heads
         self.scale = (config.d_model // self.heads) ** -0.5
@@ -73,7 +76,7 @@ class AudioAttention(Cell):
         self.v_proj = Linear(config.d_model, config.d_model)
         self.out_proj = Linear(config.d_model, config.d_model)
 
-    def construct(self, x, segments):
+    def construct(self, x: Tensor, segments: tuple[tuple[int, int], ...]) -> Tensor:
         shape = (x.shape[0], self.heads, -1)
         q, k, v = (proj(x).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))  # [N, H, D]
         return self.out_proj(ops.packed_attention(q, k, v, segments, self.scale))
@@ -82,7 +85,7 @@ class AudioAttention(Cell):
 class AudioEncoderLayer(Cell):
     """Pre-norm transformer layer on packed rows."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.self_attn = AudioAttention(config)
         self.self_attn_layer_norm = LayerNorm(config.d_model, NORM_EPS)
@@ -91,11 +94,11 @@ class AudioEncoderLayer(Cell):
         self.final_layer_norm = LayerNorm(config.d_model, NORM_EPS)
         self.activation_fn = ACTIVATIONS[config.activation_function]
 
-    def construct(self, x, segments):
+    def construct(self, x: Tensor, segments: tuple[tuple[int, int], ...]) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), segments)
         return x + self.fc2(self.activation_fn(self.fc1(self.final_layer_norm(x))))
 
-    def weights(self):
+    def weights(self) -> EncoderLayerWeights:
         """`EncoderLayerWeights`. Raises `CellsOnly`."""
         attn = self.self_attn
         for kind, cell in ((AudioEncoderLayer, self), (AudioAttention, attn)):
@@ -104,7 +107,7 @@ class AudioEncoderLayer(Cell):
         *qkv, out, up, down = stored(Linear, attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, self.fc1, self.fc2)
         return EncoderLayerWeights(norm, tuple(qkv), out, mlp_norm, up, down)
 
-    def settings(self):
+    def settings(self) -> tuple[int, float, float, Callable[[Tensor], Tensor]]:
         """What `EncoderWeights` has beside the layers."""
         return self.self_attn.heads, self.self_attn.scale, NORM_EPS, self.activation_fn
 
@@ -112,18 +115,18 @@ class AudioEncoderLayer(Cell):
 class Conv2d(Layer):
     """3 x 3 convolution with stride 2 and padding 1."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.weight = parameter(out_channels, in_channels, 3, 3)
         self.bias = parameter(out_channels, start=0.0)
 
-    def operands(self):
+    def operands(self) -> tuple[Tensor, Tensor]:
         return self.source(self.weight), self.source(self.bias)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, *self.operands(), stride=2, padding=1)
 
-    def activated(self, x):
+    def activated(self, x: Tensor) -> Tensor:
         """What gelu makes of the convolution."""
         return ops.conv2d(x, *self.operands(), stride=2, padding=1, gelu=True)
 
@@ -131,10 +134,11 @@ class Conv2d(Layer):
 class AudioOutput(Tensor):
     """Audio tokens `[N, D]`, a tensor in all it does, which also has the reference's names for itself."""
 
-    hidden_states = attentions = None
+    hidden_states: Any = None
+    attentions: Any = None
 
     @classmethod
-    def of(cls, tensor, hidden_states=None):
+    def of(cls, tensor: Any, hidden_states: Iterable[Tensor] | None = None) -> "AudioOutput":
         """The same tensor; where it came from, for a gradient, goes with it."""
         tensor.__class__ = cls
         if hidden_states is not None:
@@ -142,7 +146,7 @@ class AudioOutput(Tensor):
         return tensor
 
     @property
-    def last_hidden_state(self):
+    def last_hidden_state(self) -> "AudioOutput":
         return self
 
     pooler_output = last_hidden_state
@@ -151,7 +155,7 @@ class AudioOutput(Tensor):
 class AudioEncoder(Encoder):
     """Mirrors `Qwen3OmniMoeAudioEncoder`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         channels, width = config.downsample_hidden_size, config.d_model
@@ -169,18 +173,18 @@ class AudioEncoder(Encoder):
         self.positions = sinusoids(min(chunk, config.max_source_positions), width)
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Cell:
         return self.conv2d1
 
     def construct(
         self,
-        input_features,
-        feature_lens=None,
-        aftercnn_lens=None,
-        output_hidden_states=None,
-        output_attentions=None,
-        return_dict=None,
-    ):
+        input_features: Any,
+        feature_lens: Any = None,
+        aftercnn_lens: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AudioOutput:
         """Encodes clips laid end to end: input_features `[mel, total frames]`, feature_lens `[clips]` -> `[N, out]`.
 
         The tensor also answers to the reference's `.last_hidden_state` and, with output_hidden_states, to `.hidden_states`:
@@ -193,7 +197,7 @@ class AudioEncoder(Encoder):
         states = [] if output_hidden_states else None
         return AudioOutput.of(self.encode(chunks, rows, segments, states), states)
 
-    def pack(self, features, lengths):
+    def pack(self, features: Any, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[tuple[int, int], ...]]:
         """Cuts clips into chunks, on the host.
 
         Returns chunks `[C, 1, mel, frames]` float32, the rows of the chunk grid that hold tokens int32 `[N]`, and the
@@ -225,7 +229,9 @@ class AudioEncoder(Encoder):
             sizes += [window] * (total // window) + ([total % window] if total % window else [])
         return segments_of(sizes)
 
-    def encode(self, chunks, rows, segments, states=None):
+    def encode(
+        self, chunks: np.ndarray, rows: np.ndarray, segments: tuple[tuple[int, int], ...], states: list[Tensor] | None = None
+    ) -> Tensor:
         """The device part, of what `pack` returns -> `[N, out]`; states: a list for the layers' inputs and last output."""
         x = self.downsample(chunks)  # [C, t, D]
         x = ops.gather_rows(x.reshape(-1, x.shape[-1]), Tensor(rows))  # [N, D]
@@ -235,7 +241,7 @@ class AudioEncoder(Encoder):
                 states.append(x)
         return self.project(x, x.shape[-1], self.ln_post, self.proj1, self.act, self.proj2)
 
-    def downsample(self, chunks):
+    def downsample(self, chunks: np.ndarray) -> Tensor:
         """Convolutions, projection and positions, `conv_chunksize` chunks at a time: -> `[C, t, D]`."""
         limit = self.config.conv_chunksize
         parts = [self._downsample(Tensor(chunks[i : i + limit])) for i in range(0, chunks.shape[0], limit)]

@@ -1,6 +1,9 @@
 """What the encoders of pictures and sound share: layers in a row and projectors, fused where an implementation can."""
 
-from mindspore import nn
+from collections.abc import Container, Iterator
+from typing import Any
+
+from mindspore import Tensor, nn
 
 from . import ops
 from .layer import Cell, CellsOnly, has_hooks
@@ -11,9 +14,9 @@ from .ops.fused import EncoderWeights, ProjectorWeights
 class Projector(Cell):
     """projection: what the fused operator works on; it is made of the parameters and no part of the model."""
 
-    projection = None
+    projection: Any = None
 
-    def project(self, x, width, norm, fc1, activation, fc2):
+    def project(self, x: Tensor, width: int, norm: Cell, fc1: Cell, activation: Any, fc2: Cell) -> Tensor:
         """`fc2(activation(fc1(norm(x))))`: x `[N, D]`, of which fc1 takes `width` numbers at a time -> `[N * D / width, out]`."""
         self.projection = self._prepare_projection(norm, fc1, activation, fc2)
         if self.projection:
@@ -33,17 +36,24 @@ class Projector(Cell):
 class Encoder(Projector):
     """prepared: what the fused operator works on; it is made of the parameters and no part of the model. stacked: the layers."""
 
-    prepared = None
+    prepared: Any = None
+    layers: Any
 
-    def ready(self):
+    def ready(self) -> None:
         """Packs the weights before they are used, where there is the fused operator."""
         self.prepared = self._prepare(self.stacked)
 
     @property
-    def stacked(self):
+    def stacked(self) -> Any:
         return self.layers
 
-    def states(self, x, segments, rope=None, wanted=None):
+    def states(
+        self,
+        x: Tensor,
+        segments: tuple[tuple[int, int], ...],
+        rope: ops.Pair | None = None,
+        wanted: Container[int] | None = None,
+    ) -> Iterator[Tensor]:
         """Yields x `[N, D]` (number 0), and what each of the layers makes of it (1, 2, ...), in turn. rope: where they take one; wanted:
         the numbers of those that are yielded, None for all.
         """
@@ -71,13 +81,13 @@ class Encoder(Projector):
         return ops.prepare(weights, self.prepared)
 
 
-def check_kind(kind, *cells):
-    """Raises `CellsOnly` where something of another kind has taken the place of one of these cells."""
+def check_kind(kind: type[Cell], *cells: Any) -> None:
+    """Raises `CellsOnly` where something of another kind has replaced one of these cells."""
     if any(type(cell) is not kind for cell in cells):
         raise CellsOnly
 
 
-def stored(kind, *cells):
+def stored(kind: type[Cell], *cells: Any) -> tuple:
     """(weight, bias) of each of these cells, all of this kind. Raises `CellsOnly`."""
     check_kind(kind, *cells)
     return tuple(cell.stored() for cell in cells)

@@ -5,6 +5,8 @@ pixels [N, C*t*p*p] --linear, + interpolated positions--> [N, D] --blocks, atten
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -23,7 +25,7 @@ from .positions import axial_tables, inverse_frequencies
 NORM_EPS = 1e-6
 
 
-def grid_positions(grids, merge):
+def grid_positions(grids: np.ndarray, merge: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column `[N]` each of every patch, in the order of merged blocks: all patches of a block in a row."""
     rows, columns = [], []
     for t, h, w in grids.tolist():
@@ -34,7 +36,7 @@ def grid_positions(grids, merge):
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def interpolation_taps(index, size, side):
+def interpolation_taps(index: np.ndarray, size: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Bilinear resampling of an axis of `side` learned positions to `size`, corners aligned.
 
     index `[N]`, size `[N]` -> neighbours `[N, 2]` and weights float32 `[N, 2]`.
@@ -64,14 +66,14 @@ def _positions(grids, merge, side, frequencies):
 class VisionAttention(Cell):
     """Full attention inside each frame, `[N, D]` -> `[N, D]`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.heads = config.num_heads
         self.scale = (config.hidden_size // config.num_heads) ** -0.5
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
-    def construct(self, x, segments, rope):
+    def construct(self, x: Tensor, segments: tuple[tuple[int, int], ...], rope: ops.Pair) -> Tensor:
         qkv = ops.transpose(
             self.qkv(x).reshape(x.shape[0], 3, self.heads, -1), (1, 0, 2, 3)
         )  # parts that kernels need not copy
@@ -83,18 +85,18 @@ class VisionAttention(Cell):
 class VisionBlock(Cell):
     """Pre-norm transformer block on packed patches."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config.hidden_size, NORM_EPS)
         self.norm2 = LayerNorm(config.hidden_size, NORM_EPS)
         self.attn = VisionAttention(config)
         self.mlp = ProjectionMLP(config.hidden_size, config.intermediate_size, config.hidden_size, config.hidden_act)
 
-    def construct(self, x, segments, rope):
+    def construct(self, x: Tensor, segments: tuple[tuple[int, int], ...], rope: ops.Pair) -> Tensor:
         x = x + self.attn(self.norm1(x), segments, rope)
         return x + self.mlp(self.norm2(x))
 
-    def weights(self):
+    def weights(self) -> EncoderLayerWeights:
         """`EncoderLayerWeights`. Raises `CellsOnly`."""
         attn, mlp = self.attn, self.mlp
         for kind, cell in ((VisionBlock, self), (VisionAttention, attn), (ProjectionMLP, mlp)):
@@ -103,7 +105,7 @@ class VisionBlock(Cell):
         qkv, out, up, down = stored(Linear, attn.qkv, attn.proj, mlp.linear_fc1, mlp.linear_fc2)
         return EncoderLayerWeights(norm1, (qkv,), out, norm2, up, down)
 
-    def settings(self):
+    def settings(self) -> tuple[int, float, float, Callable[[Tensor], Tensor]]:
         """What `EncoderWeights` has beside the layers."""
         return self.attn.heads, self.attn.scale, NORM_EPS, self.mlp.act_fn
 
@@ -111,26 +113,26 @@ class VisionBlock(Cell):
 class PatchEmbed(Cell):
     """The 3-D convolution whose kernel equals its stride, as the one linear layer that it is."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.width = config.in_channels * config.temporal_patch_size * config.patch_size**2
         self.proj = Linear(self.width, config.hidden_size)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.proj(x)
 
 
 class PatchMerger(Projector):
     """Merges `merge * merge` neighbouring patches: `[N, D]` -> `[N / merge^2, out]`."""
 
-    def __init__(self, config, use_postshuffle_norm):
+    def __init__(self, config: Any, use_postshuffle_norm: bool) -> None:
         super().__init__()
         self.merged = config.hidden_size * config.spatial_merge_size**2
         self.use_postshuffle_norm = use_postshuffle_norm
         self.ln_q = LayerNorm(self.merged if use_postshuffle_norm else config.hidden_size, NORM_EPS)
         self.mlp = nn.CellList([Linear(self.merged, self.merged), Gelu(), Linear(self.merged, config.out_hidden_size)])
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         fc1, activation, fc2 = self.mlp
         if type(activation) is Gelu and not has_hooks(activation):
             activation = ops.gelu
@@ -142,14 +144,14 @@ class PatchMerger(Projector):
 class Gelu(Cell):
     """Keeps the numbering of the checkpoint: `mlp.0` and `mlp.2` are linear, `mlp.1` is this."""
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return ops.gelu(x)
 
 
 class VisionEncoder(Encoder):
     """Mirrors `Qwen3OmniMoeVisionEncoder`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.spatial_merge_size = config.spatial_merge_size
@@ -163,19 +165,26 @@ class VisionEncoder(Encoder):
         self.inv_freq = inverse_frequencies(config.rope_theta, head_dim // 2)
 
     @property
-    def stacked(self):
+    def stacked(self) -> nn.CellList:
         return self.blocks
 
     @property
-    def input_layer(self):
+    def input_layer(self) -> Cell:
         return self.patch_embed
 
     @property
-    def deepstack_merger_list(self):
+    def deepstack_merger_list(self) -> nn.CellList:
         """The reference's other name of `merger_list`."""
         return self.merger_list
 
-    def construct(self, hidden_states, grid_thw, output_hidden_states=None, output_attentions=None, return_dict=None):
+    def construct(
+        self,
+        hidden_states: Any,
+        grid_thw: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> VisionOutput:
         """hidden_states `[N, C*t*p*p]` pixels of all images or frames, grid_thw `[n, 3]` in patches -> `VisionOutput`: the merged
         features `[N / merge^2, out]` and the list of deepstack features of the same shape.
 
@@ -187,12 +196,12 @@ class VisionEncoder(Encoder):
         segments = segments_of(np.repeat(grids[:, 1] * grids[:, 2], grids[:, 0]))
         settings = self.spatial_merge_size, self.side, tuple(self.inv_freq.tolist())
         index, weights, rope = _positions(tuple(map(tuple, grids.tolist())), *settings)
-        places, table = self.pos_embed.rows(index)
+        index, table = self.pos_embed.rows(index)
         x = self.patch_embed(pixels.astype(self.patch_embed.proj.dtype))
-        x = x + ops.weighted_sum_rows(table, places, weights)
+        x = x + ops.weighted_sum_rows(table, index, weights)
         return self.encode(x, segments, rope, output_hidden_states)
 
-    def check_grids(self, grids, patches):
+    def check_grids(self, grids: Any, patches: int) -> np.ndarray:
         grids = patch_grids(grids, "grid_thw", self.spatial_merge_size)
         if grids.prod(axis=1).sum() != patches:
             raise InputError(
@@ -201,13 +210,15 @@ class VisionEncoder(Encoder):
             )
         return grids
 
-    def encode(self, x, segments, rope, watched=False):
-        """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are kept."""
+    def encode(
+        self, x: Tensor, segments: tuple[tuple[int, int], ...], rope: ops.Pair, watched: bool | None = False
+    ) -> VisionOutput:
+        """The blocks on embedded patches `[N, D]`; watched: their inputs and the last output are returned too."""
         mergers = {
             layer + 1: merger for layer, merger in zip(self.config.deepstack_visual_indexes, self.merger_list, strict=True)
         }
         wanted = sorted({*range(len(self.blocks) + 1)} if watched else {*mergers, len(self.blocks)})
-        deepstack, states = [], [] if watched else None
+        deepstack, states = [], []
         passed = zip(wanted, self.states(x, segments, rope, wanted), strict=True)
         for number, x in passed:
             if watched:

@@ -22,6 +22,7 @@ from mindspore import Parameter, Tensor
 from ...quantised import Quantised
 from .dispatch import Recorded, describe, implementation, operator, owner, recording, settle, stop_recording  # noqa: F401
 from .fused import BlockTables, EncoderWeights, FrameWeights, ProjectorWeights, StackWeights
+from .reference import Reference
 
 Pair = tuple[Tensor, Tensor]
 Matrix = Tensor | Quantised
@@ -37,7 +38,7 @@ def refusal(error: Exception) -> str | None:
 
 def graph_expert_rows() -> int:
     """Largest number of (token, expert) pairs for which `experts` can be part of a compiled graph."""
-    return owner(implementation(), "experts").GRAPH_EXPERT_ROWS
+    return (owner(implementation(), "experts") or Reference).GRAPH_EXPERT_ROWS
 
 
 def chooses() -> bool:
@@ -47,7 +48,7 @@ def chooses() -> bool:
 
 def pages_prompts() -> bool:
     """Whether `paged_attention` reads the blocks of a prompt where they lie; else it is better copied once, for `attention`."""
-    return owner(implementation(), "paged_attention").PAGES_PROMPTS
+    return (owner(implementation(), "paged_attention") or Reference).PAGES_PROMPTS
 
 
 def keeps_bfloat16() -> bool:
@@ -106,6 +107,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 @operator
 def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Pair:
     """`layer_norm` of x + added, both `[..., D]`, and that sum."""
+    raise NotImplementedError
 
 
 @operator
@@ -198,6 +200,7 @@ def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]
 
     `normalise` divides the weights by their sum (the config's `norm_topk_prob`).
     """
+    raise NotImplementedError
 
 
 @operator
@@ -311,6 +314,7 @@ def likeliest(logits: Tensor, count: int) -> Pair:
 
     For count 1 the id is the first of equals; for more any of them may come first.
     """
+    raise NotImplementedError
 
 
 @operator
@@ -333,6 +337,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 @operator
 def expert_load(logits: Tensor, k: int, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Router statistics over the tokens with mask `[N]` 1.0: `(assignments per expert [E], summed probability [E])`."""
+    raise NotImplementedError
 
 
 # ---- whole steps and units: one launch where the operators above need many --------------------------------------------
@@ -372,6 +377,7 @@ def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Matrix, cache: Block
     x `[B, 1, D]`, cos and sin `[B, 1, D/2]`, head `[V, D]`; cache: the blocks of each row, which have room for the new token
     and are written to -> logits `[B, 1, V]`, hidden `[B, 1, D]` (after the final norm).
     """
+    raise NotImplementedError
 
 
 @operator
@@ -403,6 +409,7 @@ def code_frame(hidden: Tensor, code: Tensor, noise: Any, sampling: Any, prepared
     NaN where logits were NaN or infinite. Weights that are packed let each row sample in its own way: sampling is a list of them, and
     noise an array `[B, n-1, K]`, exponential, of K candidates for each code.
     """
+    raise NotImplementedError
 
 
 @operator
@@ -414,6 +421,7 @@ def encoder_states(
 
     segments: see `packed_attention`; rope: cos and sin `[N, D/2]` of `rotary`, or None.
     """
+    raise NotImplementedError
 
 
 @operator

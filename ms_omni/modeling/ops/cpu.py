@@ -15,6 +15,7 @@ Importing this module compiles the kernels; it raises `OSError` where that canno
 """
 
 import functools
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -24,6 +25,7 @@ from . import build, cpu_encoder, cpu_fused, cpu_kernel
 from .cpu_kernel import kernel
 from .fused import EncoderWeights, ProjectorWeights
 from .reference import Reference
+from .stored import Matrix, Pair
 
 ATTENTION_SCORES = 1 << 13
 """Up to this many scores per head an `attention` takes each query by itself; more are computed in tiles."""
@@ -40,7 +42,7 @@ _rotary = kernel("kernels", "rotary")
 _route_topk = kernel("kernels", "route_topk", lambda *_: (ms.float32, ms.int32))
 _scale_channels = kernel("kernels", "scale_channels")
 _weighted_sum_rows = kernel("kernels", "weighted_sum_rows")
-_transpose = kernel("kernels", "transpose", shape=lambda x, order: [x[place - 1] for place in order])
+_transpose = kernel("kernels", "transpose", shape=lambda x, order: [x[length - 1] for length in order])
 _argmax = kernel("kernels", "argmax", lambda _: ms.int32)
 _draw = kernel("kernels", "draw", lambda *_: ms.int32)
 _linear = kernel("dense", "linear")
@@ -82,24 +84,24 @@ class Cpu(Reference):
     projector = staticmethod(cpu_encoder.projector)
 
     @staticmethod
-    def prepare(weights, previous=None):
-        return (cpu_encoder if isinstance(weights, (EncoderWeights, ProjectorWeights)) else cpu_fused).prepare(
-            weights, previous
-        )
+    def prepare(weights: Any, previous: Any = None) -> Any:
+        if isinstance(weights, (EncoderWeights, ProjectorWeights)):
+            return cpu_encoder.prepare(weights, previous)
+        return cpu_fused.prepare(weights, previous)
 
     @staticmethod
-    def linear(x, weight, bias=None, stable=False):
+    def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, stable: bool = False) -> Tensor:
         if x.dtype != ms.float32 or not _stored(weight):
             return Reference.linear(x, weight, bias)
         biases = () if bias is None else (bias,)
         return _linear_coded(x, *_parts(weight), *biases) if isinstance(weight, tuple) else _linear(x, weight, *biases)
 
     @staticmethod
-    def embedding(ids, weight, dtype=None):
+    def embedding(ids: Tensor, weight: Matrix, dtype: ms.Type | None = None) -> Tensor:
         return Cpu.embedding_part(ids, weight, None, dtype)
 
     @staticmethod
-    def embedding_part(ids, weight, first, dtype=None):
+    def embedding_part(ids: Tensor, weight: Matrix, first: int | None, dtype: ms.Type | None = None) -> Tensor:
         coded = isinstance(weight, tuple)
         if (dtype or (ms.float32 if coded else weight.dtype)) != ms.float32 or not _stored(weight):
             return (
@@ -115,41 +117,41 @@ class Cpu(Reference):
         return _embedding_coded(ids, codes, scales, offsets, _width(width), first)
 
     @staticmethod
-    def rms_norm(x, weight, eps):
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _rms_norm(x, weight, _floats(eps)) if _suits(x, weight) else Reference.rms_norm(x, weight, eps)
 
     @staticmethod
-    def layer_norm(x, weight, bias, eps):
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         if not _suits(x, weight, bias):
             return Reference.layer_norm(x, weight, bias, eps)
         return _layer_norm(x, weight, bias, _floats(eps))
 
     @staticmethod
-    def gelu(x):
+    def gelu(x: Tensor) -> Tensor:
         return _gelu(x) if _suits(x) else Reference.gelu(x)
 
     @staticmethod
-    def gelu_tanh(x):
+    def gelu_tanh(x: Tensor) -> Tensor:
         return _gelu_tanh(x) if _suits(x) else Reference.gelu_tanh(x)
 
     @staticmethod
-    def silu(x):
+    def silu(x: Tensor) -> Tensor:
         return _silu(x) if _suits(x) else Reference.silu(x)
 
     @staticmethod
-    def sigmoid(x):
+    def sigmoid(x: Tensor) -> Tensor:
         return _sigmoid(x) if _suits(x) else Reference.sigmoid(x)
 
     @staticmethod
-    def swiglu(gate_up):
+    def swiglu(gate_up: Tensor) -> Tensor:
         return _swiglu(gate_up) if _suits(gate_up) else Reference.swiglu(gate_up)
 
     @staticmethod
-    def rotary(x, cos, sin):
+    def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _rotary(x, cos, sin) if _suits(x, cos, sin) else Reference.rotary(x, cos, sin)
 
     @staticmethod
-    def attention(q, k, v, mask, scale, stable=False):
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, stable: bool = False) -> Tensor:
         if not _suits(q, k, v):
             return Reference.attention(q, k, v, mask, scale)
         queries = q.shape[1]
@@ -158,7 +160,9 @@ class Cpu(Reference):
         return kernel(q, k, v, _floats(scale)) if mask is None else kernel(q, k, v, _floats(scale), mask)
 
     @staticmethod
-    def paged_attention(q, keys, values, tables, first, lengths, scale):
+    def paged_attention(
+        q: Tensor, keys: Matrix, values: Matrix, tables: Tensor, first: Tensor, lengths: Tensor, scale: float
+    ) -> Tensor:
         k, v, scales = keys, values, ()
         if isinstance(keys, tuple):
             k, v, scales = keys[0], values[0], (keys[1], values[1])
@@ -168,7 +172,7 @@ class Cpu(Reference):
         return kernel(q, k, v, tables, first, lengths, _floats(scale), *scales)
 
     @staticmethod
-    def write_rows(buffer, index, rows):
+    def write_rows(buffer: Any, index: Tensor, rows: Tensor) -> Any:
         if not (isinstance(buffer, tuple) and _suits(rows)):
             return Reference.write_rows(buffer, index, rows)
         codes, scales = _encode_rows(rows)
@@ -177,30 +181,32 @@ class Cpu(Reference):
         return buffer
 
     @staticmethod
-    def packed_attention(q, k, v, segments, scale):
+    def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: tuple[tuple[int, int], ...], scale: float) -> Tensor:
         if not _suits(q, k, v):
             return Reference.packed_attention(q, k, v, segments, scale)
         return _packed_attention(q, k, v, _floats(scale), cpu_encoder.segment_ends(segments))
 
     @staticmethod
-    def route_topk(logits, k, normalise):
+    def route_topk(logits: Tensor, k: int, normalise: bool) -> tuple[Tensor, Tensor]:
         if not _suits(logits) or k > logits.shape[-1]:
             return Reference.route_topk(logits, k, normalise)
         return _route_topk(logits, _integers(*(int(normalise),) * k))
 
     @staticmethod
-    def experts(x, gate_up, down, weights, indices, first=None):
+    def experts(
+        x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None
+    ) -> Tensor:
         coded = isinstance(gate_up, tuple)
         fits = _stored(gate_up) and _stored(down) and coded == isinstance(down, tuple)
         if not fits or not _suits(x, weights) or indices.dtype != ms.int32:
             return Reference.experts(x, gate_up, down, weights, indices, first)
-        place = _integers(-1 if first is None else first)
+        offset = _integers(-1 if first is None else first)
         if coded:
-            return _experts_coded(x, *_parts(gate_up), *_parts(down), weights, indices, place)
-        return _experts(x, gate_up, down, weights, indices, place)
+            return _experts_coded(x, *_parts(gate_up), *_parts(down), weights, indices, offset)
+        return _experts(x, gate_up, down, weights, indices, offset)
 
     @staticmethod
-    def conv1d(x, weight, bias, dilation=1, groups=1):
+    def conv1d(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> Tensor:
         if not _suits(x, weight, bias):
             return Reference.conv1d(x, weight, bias, dilation, groups)
         if x.shape[2] == (weight.shape[2] - 1) * dilation:
@@ -208,7 +214,7 @@ class Cpu(Reference):
         return _conv1d(x, weight, bias, _settings(dilation, groups))
 
     @staticmethod
-    def conv_transpose1d(x, weight, bias, stride, trim=0):
+    def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:
         if not _suits(x, weight, bias):
             return Reference.conv_transpose1d(x, weight, bias, stride, trim)
         if (x.shape[2] - 1) * stride + weight.shape[2] <= 2 * trim:
@@ -216,44 +222,46 @@ class Cpu(Reference):
         return _conv_transpose1d(x, weight, bias, _settings(stride, trim + 1))
 
     @staticmethod
-    def conv2d(x, weight, bias, stride, padding, gelu=False):
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
         if not _suits(x, weight, bias):
             return Reference.conv2d(x, weight, bias, stride, padding, gelu)
         return _conv2d(x, weight, bias, _settings(stride, padding + 1, gelu + 1))
 
     @staticmethod
-    def snake_beta(x, alpha, beta):
+    def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         return _snake_beta(x, alpha, beta) if _suits(x, alpha, beta) else Reference.snake_beta(x, alpha, beta)
 
     @classmethod
-    def residual_unit(cls, x, before, snake, conv, dilation, last_snake, last_conv):
+    def residual_unit(
+        cls, x: Tensor, before: Tensor, snake: Pair, conv: Pair, dilation: int, last_snake: Pair, last_conv: Pair
+    ) -> Tensor:
         if not _suits(x):
             return super().residual_unit(x, before, snake, conv, dilation, last_snake, last_conv)
         return _residual_unit(x, before, *snake, *conv, *last_snake, *last_conv, _settings(dilation))
 
     @staticmethod
-    def scale_channels(x, scale):
+    def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
         return _scale_channels(x, scale) if _suits(x, scale) else Reference.scale_channels(x, scale)
 
     @staticmethod
-    def weighted_sum_rows(x, index, weights):
+    def weighted_sum_rows(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if not _suits(x, weights) or index.dtype != ms.int32:
             return Reference.weighted_sum_rows(x, index, weights)
         return _weighted_sum_rows(x, index, weights)
 
     @staticmethod
-    def transpose(x, axes):
+    def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
         order = [axis for axis in axes if x.shape[axis] != 1]
         if order == sorted(order):  # only axes of length 1 move
             return x.reshape([x.shape[axis] for axis in axes])
         return _transpose(x, _order(tuple(axes))) if _suits(x) else Reference.transpose(x, axes)
 
     @staticmethod
-    def argmax(x):
+    def argmax(x: Tensor) -> Tensor:
         return _argmax(x) if _suits(x) and x.ndim > 1 else Reference.argmax(x)
 
     @staticmethod
-    def draw(logits, noise, temperature, top_k, top_p):
+    def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         if not _suits(logits, noise):
             return Reference.draw(logits, noise, temperature, top_k, top_p)
         return _draw(logits, noise, _floats(temperature, top_k, top_p))
@@ -278,8 +286,8 @@ def _parts(weight):
     return codes, scales, _floats(0.0) if offsets is None else offsets
 
 
-# Kernels take constants as arrays. These are kept, because building one takes as long as a launch. Where the shape of the
-# result depends on them they are told by a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
+# Kernels take constants as arrays. These are cached, because building one takes as long as a launch. Where the shape of the
+# result depends on them they are given as a shape: MindSpore remembers the shape of a result by the shapes of the inputs.
 
 
 @functools.cache

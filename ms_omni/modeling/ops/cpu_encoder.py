@@ -2,6 +2,8 @@
 
 import functools
 import operator
+from collections.abc import Container, Iterator
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -11,7 +13,8 @@ from ...errors import InputError
 from ...quantised import Quantised
 from .cpu_kernel import kernel, structs
 from .cpu_table import Template, check_matrix, parts_of, table
-from .fused import EncoderLayerWeights, EncoderWeights
+from .fused import EncoderLayerWeights, EncoderWeights, ProjectorWeights
+from .stored import Pair
 
 _encoder_layers = kernel("layers", "encoder_layers")
 _projector = kernel("layers", "projector")
@@ -21,9 +24,9 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 
 
 class PreparedEncoder:
-    """weights: `EncoderWeights`."""
+    """The tables of an encoder's layers, apart from the addresses."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: EncoderWeights) -> None:
         self.weights, self.parts = weights, _parts(weights)
         for layer in weights.layers:
             _check_shapes(layer, weights.layers[0])
@@ -38,16 +41,16 @@ class PreparedEncoder:
             self.layers.append(Template())
             self.layers[-1].add(_Layer, matrices | vectors)
 
-    def table(self, begin, end):
+    def table(self, begin: int, end: int) -> np.ndarray:
         """That of some layers, with the addresses of their parameters as they are now."""
         layers = self.layers[begin:end]
         return table(_Encoder(**self.settings, layers=len(layers)), *(layer.table() for layer in layers))
 
 
 class PreparedProjector:
-    """weights: `ProjectorWeights`."""
+    """The table of a projector, apart from the addresses."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: ProjectorWeights) -> None:
         self.weights, self.parts = weights, _parts(weights)
         (inner, self.inputs), (self.outputs, _) = weights.fc1[0].shape, weights.fc2[0].shape
         self.norm_width = weights.norm[0].shape[0]
@@ -100,10 +103,9 @@ def _check_lengths(what, vectors, lengths):
             raise InputError(f"{what}: {name} is {list(vector.shape)}, expected [{lengths[name]}]")
 
 
-def prepare(weights, previous=None):
+def prepare(weights: EncoderWeights | ProjectorWeights, previous: Any = None) -> PreparedEncoder | PreparedProjector | None:
     """A `PreparedEncoder` or `PreparedProjector`, or `previous` where it is of the same parameters; None for what the kernels do not do."""
-    kind = PreparedEncoder if isinstance(weights, EncoderWeights) else PreparedProjector
-    if isinstance(previous, kind):
+    if isinstance(previous, PreparedEncoder if isinstance(weights, EncoderWeights) else PreparedProjector):
         parts = _parts(weights)
         if len(previous.parts) == len(parts) and all(map(operator.is_, parts, previous.parts)):
             return previous
@@ -113,7 +115,7 @@ def prepare(weights, previous=None):
     known = all(isinstance(part, Quantised) or part.dtype in (ms.float32, ms.bfloat16) for part in stored)
     if not known or any(part.dtype != ms.float32 for part in plain) or weights.activation.__name__ not in ACTIVATIONS:
         return None
-    return kind(weights)
+    return PreparedEncoder(weights) if isinstance(weights, EncoderWeights) else PreparedProjector(weights)
 
 
 def _layers(weights):
@@ -129,7 +131,9 @@ def _parts(weights):
     return parts
 
 
-def encoder_states(x, segments, rope, prepared, wanted):
+def encoder_states(
+    x: Tensor, segments: tuple[tuple[int, int], ...], rope: Pair | None, prepared: PreparedEncoder, wanted: Container[int]
+) -> Iterator[Tensor]:
     """A launch for all layers up to the next whose output is wanted."""
     ends, begin = segment_ends(segments), 0
     if 0 in wanted:
@@ -141,18 +145,18 @@ def encoder_states(x, segments, rope, prepared, wanted):
             yield x
 
 
-def projector(x, prepared):
+def projector(x: Tensor, prepared: PreparedProjector) -> Tensor:
     return _projector(x, Tensor.from_numpy(prepared.template.table()), _lengths(prepared.inputs), _lengths(prepared.outputs))
 
 
 @functools.cache
 def _lengths(count):
-    """An array whose length tells a size: MindSpore remembers the shape of a result by the shapes of the inputs."""
+    """An array whose length is a size: MindSpore remembers the shape of a result by the shapes of the inputs."""
     return ms.mint.zeros(count, dtype=ms.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def segment_ends(segments):
+def segment_ends(segments: tuple[tuple[int, int], ...]) -> Tensor:
     """int32 `[n]`: where each of the segments ends, see `packed_attention`."""
     lengths = np.repeat([length for length, _ in segments], [count for _, count in segments])
     return Tensor(np.cumsum(lengths).astype(np.int32))

@@ -5,6 +5,9 @@ hundreds; the table is filled anew at each call, so a parameter that was given o
 caller keeps the cells, and so the parameters, alive.
 """
 
+from collections.abc import Callable, Container
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
@@ -13,7 +16,8 @@ from ...errors import InputError
 from ...quantised import Quantised
 from .cpu_kernel import kernel, structs
 from .cpu_table import Template, address, check_matrix, described, parts_of, table
-from .fused import FrameWeights
+from .fused import BlockTables, FrameWeights, Kind, StackWeights
+from .stored import Matrix, Pair
 
 _decoder_step = kernel("fused", "decoder_step", lambda x, *_: (x, x))
 _decoder_chunk = kernel("layers", "decoder_chunk")
@@ -28,7 +32,7 @@ _VECTORS, _MATRICES = (
 class PreparedStack:
     """The table of a stack, apart from what changes with every call."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: StackWeights) -> None:
         self.weights = weights
         first = weights.layers[0]
         for layer in weights.layers:
@@ -40,12 +44,12 @@ class PreparedStack:
         for layer in weights.layers:
             self.template.add(_Layer, {name: getattr(layer, name) for name in (*_VECTORS, *_MATRICES)}, **_settings(layer))
 
-    def table(self):
+    def table(self) -> np.ndarray:
         """The stack and its layers, with the addresses of the parameters as they are now."""
         return self.template.table()
 
 
-def matrix(weight):
+def matrix(weight: Matrix) -> np.ndarray:
     """A `Matrix` with its addresses."""
     filled = np.array([described(weight)], _Matrix.dtype)
     for name, part in parts_of(weight).items():
@@ -54,19 +58,17 @@ def matrix(weight):
 
 
 def _layer_shapes(weights, first, layer):
-    """What the parameters of a layer have to be, as the table tells their sizes once for all: {name: shape}."""
+    """What the parameters of a layer have to be, as the table has their sizes once for all: {name: shape}."""
     sizes = _sizes(weights, first) | _settings(layer)
     width, d, inner = sizes["width"], sizes["head_dim"], sizes["inner"]
     queries, keys, experts, expert_inner = sizes["heads"] * d, sizes["kv_heads"] * d, sizes["experts"], sizes["expert_inner"]
-    shapes = {"input_norm": (width,), "post_norm": (width,), "q_norm": (d,), "k_norm": (d,)}
+    shapes: dict[str, tuple[int, ...]] = {"input_norm": (width,), "post_norm": (width,), "q_norm": (d,), "k_norm": (d,)}
     for name, outputs, inputs in (("q", queries, width), ("k", keys, width), ("v", keys, width), ("o", width, queries)):
         shapes |= {name: (outputs, inputs), f"{name}_bias": (outputs,)}
     shapes |= {"gate": (inner, width), "up": (inner, width), "down": (width, inner), "shared_gate": (1, width)}
-    shapes |= {"experts_gate_up": (experts, 2 * expert_inner, width), "experts_down": (experts, width, expert_inner)}
-    for name in ("experts_gate_up", "experts_down"):
-        if not isinstance(getattr(layer, name), Quantised):
-            experts, outputs, inputs = shapes[name]
-            shapes[name] = (experts, inputs, outputs)
+    for name, outputs, inputs in (("experts_gate_up", 2 * expert_inner, width), ("experts_down", width, expert_inner)):
+        coded = isinstance(getattr(layer, name), Quantised)
+        shapes[name] = (experts, outputs, inputs) if coded else (experts, inputs, outputs)
     return {**shapes, "router": (experts, width)}
 
 
@@ -98,7 +100,7 @@ def _settings(layer):
 class PreparedFrame:
     """The table of a code predictor, whose weights are read once per code."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: FrameWeights) -> None:
         self.stack = PreparedStack(weights.stack)
         self.weights = weights
         width, d = self.stack.sizes["width"], self.stack.sizes["head_dim"]
@@ -109,7 +111,7 @@ class PreparedFrame:
         )
         _check_shapes(dict.fromkeys(("cos", "sin"), (len(weights.heads) + 1, d // 2)), weights._asdict())
 
-    def table(self, sampling):
+    def table(self, sampling: Kind) -> np.ndarray:
         """The numbers that `code_frame` in fused.cpp reads."""
         weights = self.weights
         temperature, top_k, top_p = sampling or (1.0, 0, 1.0)
@@ -127,12 +129,11 @@ class PreparedFrame:
         return table(self.stack.table(), frame, *map(matrix, (*weights.embeddings, *weights.heads)))
 
 
-def prepare(weights, previous=None):
-    frame = isinstance(weights, FrameWeights)
-    stack = weights.stack if frame else weights
+def prepare(weights: StackWeights | FrameWeights, previous: Any = None) -> PreparedStack | PreparedFrame | None:
+    stack = weights.stack if isinstance(weights, FrameWeights) else weights
     vectors = [stack.norm, *(getattr(layer, name) for layer in stack.layers for name in _VECTORS)]
     matrices = [getattr(layer, name) for layer in stack.layers for name in _MATRICES]
-    if frame:
+    if isinstance(weights, FrameWeights):
         matrices += [weights.first_embedding, *weights.embeddings, *weights.heads]
         if any(layer.router is not None for layer in stack.layers):
             return None
@@ -141,17 +142,27 @@ def prepare(weights, previous=None):
         isinstance(part, Quantised) or part.dtype in (ms.float32, ms.bfloat16) for part in matrices if part is not None
     ):
         return None
-    return PreparedFrame(weights) if frame else PreparedStack(weights)
+    return PreparedFrame(weights) if isinstance(weights, FrameWeights) else PreparedStack(weights)
 
 
-def decoder_step(x, cos, sin, head, cache, prepared):
+def decoder_step(x: Tensor, cos: Tensor, sin: Tensor, head: Matrix, cache: BlockTables, prepared: PreparedStack) -> Pair:
     _check_cache(cache, x.shape[0], prepared)
     check_matrix("a decoder step: the output layer", head, (head.shape[0], prepared.sizes["width"]))
     whole = table(matrix(head), prepared.table(), *_cache_table(cache))
     return _decoder_step(x, cos, sin, parts_of(head)["numbers"], Tensor.from_numpy(whole))
 
 
-def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None, wanted=()):
+def decoder_chunk(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cache: BlockTables,
+    start: int,
+    prepared: PreparedStack,
+    inject: Callable[[int, Tensor], Tensor] | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
+    wanted: Container[int] = (),
+) -> Tensor:
     """A launch for all layers up to the next whose output somebody adds to or looks at."""
     _check_cache(cache, 1, prepared)
     whole, layers = table(prepared.table(), *_cache_table(cache)), len(prepared.weights.layers)
@@ -170,7 +181,7 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
             continue
         finished = plain and not seen  # else the final norm is one of what comes of it
         x, begin = run(x, begin, end, finished), end
-        if seen:
+        if observe is not None and seen:
             observe(end, x)
         if inject is not None:
             x = inject(end - 1, x)
@@ -180,9 +191,9 @@ def decoder_chunk(x, cos, sin, cache, start, prepared, inject=None, observe=None
 def _cache_table(cache):
     numbers, scales = _buffers(cache)
     blocks = numbers[0].shape[0] // (cache.heads * cache.block)
-    place = _Cache(blocks=blocks, block=cache.block, width=cache.tables.shape[1], scaled=bool(scales))
+    sizes = _Cache(blocks=blocks, block=cache.block, width=cache.tables.shape[1], scaled=bool(scales))
     buffers = [address(part) for part in (*numbers, *scales)]
-    return place, buffers, cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
+    return sizes, buffers, cache.lengths.astype(np.int64), cache.tables.reshape(-1).astype(np.int64)
 
 
 def _buffers(cache):
@@ -214,5 +225,5 @@ def _check_cache(cache, rows, prepared):
         )
 
 
-def code_frame(hidden, code, noise, sampling, prepared):
+def code_frame(hidden: Tensor, code: Tensor, noise: Tensor, sampling: Kind, prepared: PreparedFrame) -> Pair:
     return _code_frame(hidden, code, noise, Tensor.from_numpy(prepared.table(sampling)))

@@ -1,6 +1,7 @@
 """What a kernel takes besides tensors: structs of C++, filled by the names of their members, as one array of int64."""
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from ...errors import InputError
 from ...quantised import BLOCK, Quantised
 
 KINDS = ("float32", "bfloat16", "float16", "int8", "uint8")
-"""Of numbers in a stored matrix: `Kind` in stored.h by its place."""
+"""Of numbers in a stored matrix: `Kind` in stored.h by its index."""
 SCALES = KINDS[:3]
 
 
@@ -17,7 +18,7 @@ class Struct:
     A call makes one, of the values of all members by name.
     """
 
-    def __init__(self, library: ctypes.CDLL, name: str):
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.name = name
         function = getattr(library, f"ms_omni_members_of_{name}")
         function.restype = ctypes.c_char_p
@@ -25,12 +26,12 @@ class Struct:
         self.kinds = {name: kind for kind, name in members}
         self.dtype = np.dtype([(name, _dtype(library, kind)) for name, kind in self.kinds.items()])
 
-    def __call__(self, **values) -> np.ndarray:
+    def __call__(self, **values: Any) -> np.ndarray:
         """`[1]` of `dtype`."""
-        if values.keys() != self.dtype.fields.keys():
-            wrong = sorted(values.keys() ^ self.dtype.fields.keys())
+        if values.keys() != self.kinds.keys():
+            wrong = sorted(values.keys() ^ self.kinds.keys())
             raise TypeError(f"the struct {self.name} in C++ and its values in Python differ in {', '.join(wrong)}")
-        return np.array([tuple(values[name] for name in self.dtype.names)], self.dtype)
+        return np.array([tuple(values[name] for name in self.kinds)], self.dtype)
 
 
 def _dtype(library, kind):
@@ -39,25 +40,29 @@ def _dtype(library, kind):
     return np.dtype(np.int64) if kind.endswith("*") else Struct(library, kind).dtype
 
 
-def parts_of(weight) -> dict:
+def _offset(dtype, name):
+    return (dtype.fields or {})[name][1]
+
+
+def parts_of(weight: Any) -> dict[str, Any]:
     """The tensors of a weight by the name that `Matrix` in stored.h has for them: a tensor's, those of a `Quantised`, or none of None."""
     parts = dict(zip(("numbers", "scales", "offsets"), weight)) if isinstance(weight, Quantised) else {"numbers": weight}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def described(weight) -> tuple:
+def described(weight: Any) -> tuple:
     """The members of `Matrix` for a weight (see `parts_of`), with 0 for addresses."""
     kinds = {name: KINDS.index(kind_of(part)) for name, part in parts_of(weight).items()}
     group = weight.group if isinstance(weight, Quantised) else 0
     return 0, 0, 0, kinds.get("numbers", 0), kinds.get("scales", 0), kinds.get("offsets", 0), group
 
 
-def kind_of(part) -> str:
+def kind_of(part: Any) -> str:
     """The type of a tensor's or an array's numbers by name."""
     return str(part.dtype).lower()
 
 
-def check_matrix(what: str, weight, shape: tuple[int, ...]):
+def check_matrix(what: str, weight: Any, shape: tuple[int, ...]) -> None:
     """Raises `InputError` for a weight that is no matrix of this shape `[..., N, K]` in a form that the kernels read: addresses say
     none of it. what: whose it is, and its name.
     """
@@ -83,14 +88,14 @@ def check_matrix(what: str, weight, shape: tuple[int, ...]):
         )
 
 
-def address(part) -> int:
+def address(part: Any) -> int:
     """Where the numbers of a tensor or an array begin, 0 for None. Whoever takes it keeps the part alive."""
     if part is None:
         return 0
     return part.ctypes.data if type(part) is np.ndarray else part.data_ptr()
 
 
-def table(*parts) -> np.ndarray:
+def table(*parts: Any) -> np.ndarray:
     """Structs and addresses one behind the other, int64."""
     return np.concatenate([np.asarray(part).view(np.int64) for part in parts])
 
@@ -100,19 +105,19 @@ class Template:
     data is read where it is then.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.numbers, self.parameters, self.positions = np.zeros(0, np.int64), [], []
 
-    def add(self, struct: Struct, weights: dict, **values) -> None:
+    def add(self, struct: Struct, weights: dict[str, Any], **values: Any) -> None:
         """One more struct, of the members that are weights (`Matrix` or a pointer; see `parts_of`) and of the others."""
         matrices = {name for name in weights if struct.kinds[name] == "Matrix"}
         members = {name: described(weight) if name in matrices else 0 for name, weight in weights.items()}
         start = self.numbers.nbytes
         self.numbers = table(self.numbers, struct(**members, **values))
         for name, weight in weights.items():
-            member, offset = struct.dtype.fields[name][:2]
+            offset = _offset(struct.dtype, name)
             for part, parameter in parts_of(weight).items():
-                within = member.fields[part][1] if name in matrices else 0
+                within = _offset(struct.dtype[name], part) if name in matrices else 0
                 self.positions.append((start + offset + within) // self.numbers.itemsize)
                 self.parameters.append(parameter)
 
