@@ -1,4 +1,5 @@
-"""Builds and tests the C++ kernels with every compiler and for every width of vectors that are here.
+"""Builds the C++ kernels with every compiler and for every width of vectors that are here; tests one compiler's of each width, and
+whether the others make the same numbers.
 
     python .ci/kernels.py [--compilers g++,clang++] [--widths x86-64-v2,native]
     python .ci/kernels.py --widths armv8-a              cross-built, and run under qemu-user (g++-aarch64-linux-gnu, qemu-user-static)
@@ -91,7 +92,8 @@ def main() -> int:
     start = time.perf_counter()
     compile_all(builds)
     print(f"{len(builds)} builds of {len(FILES)} files: {time.perf_counter() - start:.0f} s", flush=True)
-    outcomes = [test(build) for build in builds]
+    tested = {build.width: build for build in reversed(builds)}  # one compiler's; the others have to make the same bits
+    outcomes = [test(build) for build in tested.values()]
     return 0 if all(outcomes) and same_numbers(builds) else 1
 
 

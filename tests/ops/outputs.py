@@ -7,11 +7,13 @@ builds for vectors of the same width with the same multiply-adds.
 import hashlib
 import json
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from ms_omni import runtime
 from ms_omni.modeling import ops
+from ms_omni.quantised import Quantised, Storage, quantised
 
 
 def outputs() -> dict[str, str]:
@@ -24,7 +26,21 @@ def outputs() -> dict[str, str]:
     def integers(high, *shape):
         return Tensor(rng.integers(0, high, shape).astype(np.int32))
 
+    def codes(bits, *shape):
+        storage = Storage(bits, 32 if bits == 4 else None, "float32")
+        parts = quantised(rng.standard_normal(shape).astype(np.float32), storage)
+        return Quantised(*(None if part is None else Tensor(part) for part in parts))
+
+    weights = {"bfloat16": normal(300, 640).astype(ms.bfloat16), "int8": codes(8, 300, 640), "int4": codes(4, 300, 640)}
     found = {
+        **{
+            f"linear of {rows} rows, {kind}": ops.linear(normal(rows, 640), weight)
+            for kind, weight in weights.items()
+            for rows in (1, 5, 70)
+        },
+        "experts, int8": ops.experts(
+            normal(40, 128), codes(8, 6, 2 * 96, 128), codes(8, 6, 128, 96), normal(40, 2), integers(6, 40, 2)
+        ),
         "linear": ops.linear(normal(70, 600), normal(300, 600), normal(300)),
         "linear of one row": ops.linear(normal(1, 700), normal(900, 700)),
         "experts": ops.experts(
