@@ -126,10 +126,6 @@ class Conv2d(Layer):
     def construct(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, *self.operands(), stride=2, padding=1)
 
-    def activated(self, x: Tensor) -> Tensor:
-        """What gelu makes of the convolution."""
-        return ops.conv2d(x, *self.operands(), stride=2, padding=1, gelu=True)
-
 
 class AudioOutput(Tensor):
     """Audio tokens `[N, D]`, a tensor in all it does, which also has the reference's names for itself."""
@@ -249,10 +245,11 @@ class AudioEncoder(Encoder):
 
     def _downsample(self, chunks):
         x = chunks.astype(self.conv2d1.dtype)
-        for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
-            if type(convolution) is Conv2d and not has_hooks(convolution):
-                x = convolution.activated(x)
-            else:
+        convolutions = self.conv2d1, self.conv2d2, self.conv2d3
+        if all(type(convolution) is Conv2d and not has_hooks(convolution) for convolution in convolutions):
+            x = ops.downsample(x, [convolution.operands() for convolution in convolutions])
+        else:
+            for convolution in convolutions:
                 x = ops.gelu(convolution(x))
         c, channels, bands, t = x.shape
         x = self.conv_out(ops.transpose(x, (0, 3, 1, 2)).reshape(c, t, channels * bands))

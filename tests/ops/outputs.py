@@ -65,7 +65,7 @@ def outputs() -> dict[str, str]:
         "packed_attention": ops.packed_attention(
             normal(400, 4, 36), normal(400, 4, 36), normal(400, 4, 36), ((100, 4),), 0.2
         ),
-        "conv2d": ops.conv2d(normal(2, 9, 40, 60), normal(30, 9, 3, 3), normal(30), 2, 1, gelu=True),
+        "conv2d": ops.conv2d(normal(2, 9, 40, 60), normal(30, 9, 3, 3), normal(30), 2, 1),
         "conv1d": ops.conv1d(normal(1, 40, 700), normal(50, 40, 7), normal(50), 2),
         "conv_transpose1d": ops.conv_transpose1d(normal(1, 60, 300), normal(60, 30, 8), normal(30), 4, 2),
         "residual_unit": ops.residual_unit(

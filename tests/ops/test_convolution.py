@@ -60,10 +60,20 @@ def test_conv_transpose1d(batch, channels, out, width, stride, length, normal, t
 def test_conv2d(channels, out, kernel, stride, padding, size, normal, tensors, close):
     x, weight, bias = normal(2, channels, *size), normal(out, channels, *kernel), normal(out)
     expected = formulas.conv2d(x, weight, bias, stride, padding)
-    found = ops.conv2d(*tensors(x, weight, bias), stride, padding)
-    close(found, expected, 5e-6)
-    activated = ops.conv2d(*tensors(x, weight, bias), stride, padding, gelu=True)
-    assert np.array_equal(activated.asnumpy(), ops.gelu(found).asnumpy())
+    close(ops.conv2d(*tensors(x, weight, bias), stride, padding), expected, 5e-6)
+
+
+@pytest.mark.parametrize("count, size, out", [(1, (1, 1), 3), (3, (17, 10), 5), (9, (128, 100), 48), (2, (8, 9), 33)])
+def test_downsample(count, size, out, normal, tensors):
+    """Bit for bit what the convolutions make one by one, for as many pictures as stay near or more."""
+    x, *weights = tensors(
+        normal(count, 1, *size), normal(out, 1, 3, 3), normal(out, out, 3, 3) * 0.1, normal(out, out, 3, 3) * 0.1
+    )
+    layers, expected = [(weight, *tensors(normal(out))) for weight in weights], x
+    for layer in layers:
+        expected = ops.gelu(ops.conv2d(expected, *layer, 2, 1))
+    found = ops.downsample(x, layers)
+    assert found.shape == expected.shape and np.array_equal(found.asnumpy(), expected.asnumpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (2, 7, 1)])

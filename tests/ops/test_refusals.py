@@ -47,7 +47,8 @@ ENTRIES = {
         [(3, 8)],
     ),
     "experts": ([(3, 8), (4, 8, 10), (4, 5, 8), (3, 2), ((3, 2), INT), ((1,), INT)], [(3, 8)]),
-    "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2, 1), INT)], [(2, 5, 9, 8)]),
+    "conv2d": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), ((1, 2), INT)], [(2, 5, 9, 8)]),
+    "downsample": ([(2, 3, 9, 8), (5, 3, 3, 3), (5,), (5, 5, 3, 3), (5,), (5, 5, 3, 3), (5,)], [(2, 5, 2, 1)]),
     "attention": ATTENTION,
     "attention_tiles": ATTENTION,
     **dict.fromkeys(("paged_attention", "paged_attention_tiles"), PAGED),
@@ -73,7 +74,7 @@ FREE = {
     *(("weighted_sum_rows", 0, 0), ("decoder_step", 4, 0), ("code_frame", 3, 0), ("decoder_chunk", 3, 0)),
     *(("encoder_layers", 1, 0), ("encoder_layers", 2, 0), ("projector", 1, 0)),
     *(("paged_attention", 3, 1), ("paged_attention_tiles", 3, 1)),
-    *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1), ("conv2d", 3, 2)),
+    *(("route_topk", 0, 1), ("argmax", 0, 2), ("draw", 0, 1), ("downsample", 0, 2), ("downsample", 0, 3)),
 }
 SCALES = {  # (entry, input) that may be float16 as well
     *(("linear_coded", 2), ("linear_coded", 3), ("embedding_coded", 2), ("embedding_coded", 3)),
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_refused(name):
 
 NOTHING = {  # arguments that have an axis of rows in front
     **{name: (0, -1) for name, (inputs, _) in ENTRIES.items() if inputs[0] in (ROWS[0], (2, 3, 16))},
-    **dict.fromkeys(("conv1d", "conv_transpose1d", "conv2d", "snake_beta"), (0, -1)),
+    **dict.fromkeys(("conv1d", "conv_transpose1d", "conv2d", "downsample", "snake_beta"), (0, -1)),
     **dict.fromkeys(("attention", "attention_tiles"), (0, 1, 2, 4, 5)),
     "experts": (0, 3, 4, 6),
     "experts_coded": (0, 7, 8, 10),

@@ -227,8 +227,13 @@ def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim:
 
 
 @operator
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
-    """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`; gelu: followed by `gelu`."""
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Convolution with zero padding on all four sides: x `[B, C, H, W]`, weight `[M, C, h, w]`."""
+
+
+@operator
+def downsample(x: Tensor, layers: Sequence[Pair]) -> Tensor:
+    """Convolutions (weight, bias) with stride 2 and padding 1 behind one another, each followed by `gelu`; x `[B, C, H, W]`."""
 
 
 @operator

@@ -145,10 +145,9 @@ class Ascend(Reference):
         x, weight = x.reshape(b, c, 1, t), weight.reshape(m, c_group, 1, width)
         return kernels.conv2d(x, weight, bias, (1, 1), (0, 0), (1, dilation), groups).reshape(b, m, -1)
 
-    @classmethod
-    def conv2d(cls, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
-        made = kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
-        return cls.gelu(made) if gelu else made
+    @staticmethod
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        return kernels.conv2d(x, weight, bias, (stride, stride), (padding, padding), (1, 1), 1)
 
     @staticmethod
     def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:

@@ -15,6 +15,7 @@ Importing this module compiles the kernels; it raises `OSError` where that canno
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
@@ -50,6 +51,7 @@ _linear_coded = kernel("dense", "linear_coded")
 _embedding = kernel("dense", "embedding", lambda *_: ms.float32)
 _embedding_coded = kernel("dense", "embedding_coded", lambda *_: ms.float32)
 _conv2d = kernel("dense", "conv2d")
+_downsample = kernel("dense", "downsample")
 _experts = kernel("dense", "experts")
 _experts_coded = kernel("dense", "experts_coded")
 _attention = kernel("attention", "attention")
@@ -222,10 +224,17 @@ class Cpu(Reference):
         return _conv_transpose1d(x, weight, bias, _settings(stride, trim + 1))
 
     @staticmethod
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         if not _suits(x, weight, bias):
-            return Reference.conv2d(x, weight, bias, stride, padding, gelu)
-        return _conv2d(x, weight, bias, _settings(stride, padding + 1, gelu + 1))
+            return Reference.conv2d(x, weight, bias, stride, padding)
+        return _conv2d(x, weight, bias, _settings(stride, padding + 1))
+
+    @classmethod
+    def downsample(cls, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        parts = [part for layer in layers for part in layer]
+        if not _suits(x, *parts) or len(layers) != 3 or tuple(parts[0].shape[2:]) != (3, 3):
+            return super().downsample(x, layers)
+        return _downsample(x, *parts)
 
     @staticmethod
     def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

@@ -170,47 +170,95 @@ struct Picture {
 constexpr i64 kPlanes = 4 << 20;  // floats of the pictures that are laid out at a time
 
 // settings: the lengths stand for the stride s and the padding + 1.
-KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p, g] -> "
-               "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < g, 0 < h, 0 < w") {
-  const i64 out = a['M'], steps = a['C'] * a['h'] * a['w'], positions = a.size("y", 2), size = a['H'] * a['W'];
+// A convolution of pictures `[C, H, W]`, whose weights are packed once; activated: followed by gelu.
+class Convolution {
+ public:
+  Convolution(const Picture &picture, i64 out, const float *weight, const float *bias, bool activated)
+      : picture_(picture), out_(out), steps_(picture.channels * picture.taps_h * picture.taps_w), positions_(picture.rows * picture.columns),
+        bias_(bias), activated_(activated), taps_(picture.taps()), packed_(out, steps_) {
+    Sources rows(out);
+    for (i64 m = 0; m < out; ++m) rows[m] = weight + m * steps_;
+    packed_.pack(rows.data(), out, steps_);
+  }
+
+  i64 size() const { return out_ * positions_; }  // of what becomes of one picture
+  double work(i64 pictures) const { return (0.012 * steps_ + (activated_ ? 0.6 : 0)) * size() * pictures; }
+
+  // y `[count, M, rows, columns]` of x `[count, C, H, W]`.
+  void run(ThreadPool &pool, const float *x, i64 count, float *y) {
+    const i64 panels = (positions_ + kWide - 1) / kWide, fair = count * panels / (4 * pool.size());
+    const i64 together = std::max<i64>(1, std::min(kTogether, fair)), groups = (panels + together - 1) / together;
+    const i64 size = picture_.height * picture_.width, picture_size = picture_.channels * picture_.channel_size();
+    const i64 units = std::max<i64>(1, std::min(count, kPlanes / std::max<i64>(picture_size, 1)));
+    Space<> planes(units * picture_size + kLanes);
+    for (i64 begin = 0; begin < count; begin += units) {
+      const i64 now = std::min(units, count - begin);
+      pool.run_ranges(now * picture_.channels, picture_.channel_size() * 1.0, [&](i64 first, i64 end) {
+        for (i64 i = first; i < end; ++i)
+          picture_.lay_out(x + (begin * picture_.channels + i) * size, planes.get() + i * picture_.channel_size());
+      });
+      pool.run(now * groups, [&](i64 task) {
+        const i64 unit = task / groups, first = task % groups * together * kWide;
+        const i64 columns = std::min<i64>(together * kWide, positions_ - first);
+        Targets rows(out_);
+        for (i64 m = 0; m < out_; ++m) rows[m] = y + ((begin + unit) * out_ + m) * positions_;
+        Space<> space(together * kWide * kSum + kLanes);
+        const auto pack = [&](i64 i, i64 k, float *panels) {
+          for (i64 at = 0; at < columns; at += kWide)
+            picture_.pack(planes.get() + unit * picture_size, first + at, std::min<i64>(kWide, columns - at), taps_.data() + i, k,
+                          panels + at * kSum);
+        };
+        multiply(packed_, 0, out_, steps_, rows.data(), first, columns, nullptr, pack, space.get());
+        for (i64 m = 0; m < out_; ++m) {
+          float *row = rows[m] + first;
+          const float shift = bias_[m];
+          if (activated_) map(columns, row, [shift](vec x) { return gaussian_linear(x + shift); }, row);
+          else map(columns, row, [shift](vec x) { return x + shift; }, row);
+        }
+      });
+    }
+  }
+
+ private:
+  Picture picture_;
+  i64 out_, steps_, positions_;
+  const float *bias_;
+  bool activated_;
+  std::vector<i64> taps_;
+  Packed packed_;
+};
+
+KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
+               "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
   const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 2), a.dim("y", 3)};
-  const float *x = a.get("x"), *bias = a.get("bias");
-  const bool activated = a['g'] > 1;  // by gelu
-  float *results = a.get("y");
-  Sources weight(out);
-  for (i64 m = 0; m < out; ++m) weight[m] = a.get("weight") + m * steps;
-  Packed packed(out, steps);
-  packed.pack(weight.data(), out, steps);
-  ThreadPool pool(0.012 * a.size("y") * steps);
-  const i64 panels = (positions + kWide - 1) / kWide, fair = a['B'] * panels / (4 * pool.size());
-  const i64 together = std::max<i64>(1, std::min(kTogether, fair));
-  const i64 groups = (panels + together - 1) / together, picture_size = picture.channels * picture.channel_size();
-  const i64 units = std::max<i64>(1, std::min(a['B'], kPlanes / std::max<i64>(picture_size, 1)));
-  const std::vector<i64> taps = picture.taps();
-  Space<> planes(units * picture_size + kLanes);
-  for (i64 begin = 0; begin < a['B']; begin += units) {
-    const i64 count = std::min(units, a['B'] - begin);
-    pool.run_ranges(count * picture.channels, picture.channel_size() * 1.0, [&](i64 first, i64 end) {
-      for (i64 i = first; i < end; ++i)
-        picture.lay_out(x + (begin * picture.channels + i) * size, planes.get() + i * picture.channel_size());
-    });
-    pool.run(count * groups, [&](i64 task) {
-      const i64 unit = task / groups, first = task % groups * together * kWide;
-      const i64 columns = std::min<i64>(together * kWide, positions - first);
-      Targets y(out);
-      for (i64 m = 0; m < out; ++m) y[m] = results + ((begin + unit) * out + m) * positions;
-      Space<> space(together * kWide * kSum + kLanes);
-      const auto pack = [&](i64 i, i64 k, float *panels) {
-        for (i64 at = 0; at < columns; at += kWide)
-          picture.pack(planes.get() + unit * picture_size, first + at, std::min<i64>(kWide, columns - at), taps.data() + i, k, panels + at * kSum);
-      };
-      multiply(packed, 0, out, steps, y.data(), first, columns, nullptr, pack, space.get());
-      for (i64 m = 0; m < out; ++m) {
-        float *made = y[m] + first;
-        map(columns, made, [shift = bias[m]](vec x) { return x + shift; }, made);
-        if (activated) map(columns, made, [](vec x) { return gaussian_linear(x); }, made);
-      }
-    });
+  Convolution convolution(picture, a['M'], a.get("weight"), a.get("bias"), false);
+  ThreadPool pool(convolution.work(a['B']));
+  convolution.run(pool, a.get("x"), a['B'], a.get("y"));
+  return 0;
+}
+
+// Three convolutions with stride 2 and padding 1, each followed by gelu, for as many pictures at a time as stay near.
+KERNEL(downsample, "x[B, C, H, W] weight1[M, C, h, w] bias1[M] weight2[M, M, h, w] bias2[M] weight3[M, M, h, w] bias3[M] -> "
+                   "y[B, M, (H - 1) / 8 + 1, (W - 1) / 8 + 1] | 0 < H, 0 < W, 2 < h, h < 4, 2 < w, w < 4") {
+  const i64 pictures = a['B'];
+  i64 channels = a['C'], height = a['H'], width = a['W'];
+  std::vector<Convolution> layers;
+  double work = 0;
+  for (const char *number : {"1", "2", "3"}) {
+    const Picture picture{channels, height, width, 3, 3, 2, 1, (height - 1) / 2 + 1, (width - 1) / 2 + 1};
+    const std::string weight = std::string("weight") + number, bias = std::string("bias") + number;
+    layers.emplace_back(picture, a['M'], a.get(weight.c_str()), a.get(bias.c_str()), true);
+    work += layers.back().work(pictures);
+    channels = a['M'], height = picture.rows, width = picture.columns;
+  }
+  const i64 near = std::max<i64>(1, std::min(pictures, kPlanes / std::max<i64>(layers[0].size(), 1)));
+  Space<> first(near * layers[0].size()), second(near * layers[1].size());
+  ThreadPool pool(work);
+  for (i64 begin = 0; begin < pictures; begin += near) {
+    const i64 count = std::min(near, pictures - begin);
+    layers[0].run(pool, a.get("x") + begin * a['C'] * a['H'] * a['W'], count, first.get());
+    layers[1].run(pool, first.get(), count, second.get());
+    layers[2].run(pool, second.get(), count, a.get("y") + begin * layers[2].size());
   }
   return 0;
 }

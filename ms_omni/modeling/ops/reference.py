@@ -225,10 +225,15 @@ class Reference:
         return y[..., trim : max(shape[-1] - trim, trim)] if trim else y
 
     @staticmethod
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool = False) -> Tensor:
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         kernel = tuple(weight.shape[2:])
-        made = _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
-        return Reference.gelu(made) if gelu else made
+        return _bias_add(ops.Conv2D(weight.shape[0], kernel, pad_mode="pad", pad=padding, stride=stride)(x, weight), bias)
+
+    @classmethod
+    def downsample(cls, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        for weight, bias in layers:
+            x = cls.gelu(cls.conv2d(x, weight, bias, 2, 1))
+        return x
 
     @staticmethod
     def snake_beta(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
