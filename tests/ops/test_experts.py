@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ms_omni.modeling import ops
-from ms_omni.modeling.ops import reference
+from ms_omni.modeling.ops import reference, stored
 from ms_omni.modeling.ops.reference import Reference
 from tests.ops import formulas
 
@@ -43,7 +43,7 @@ def moe(normal, rng, n, e, k, d=6, inner=5):
     return normal(n, d), normal(e, d, 2 * inner), normal(e, inner, d), weights, indices
 
 
-PATHS = {"gathered": reference._gathered_experts, "grouped": reference._grouped_experts}
+PATHS = {"gathered": stored.gathered_experts, "grouped": stored.grouped_experts}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -76,7 +76,7 @@ def test_both_sides_of_the_switch_between_the_paths(rows, normal, rng, tensors, 
     taken = []
     for name in PATHS:
         function = PATHS[name]
-        monkeypatch.setattr(reference, f"_{name}_experts", lambda *a, f=function, n=name: taken.append(n) or f(*a))
+        monkeypatch.setattr(reference, f"{name}_experts", lambda *a, f=function, n=name: taken.append(n) or f(*a))
     case = moe(normal, rng, rows // 2, 6, 2)
     close(Reference.experts(*tensors(*case)), formulas.experts(*case), 5e-6)
     assert taken == ["gathered" if rows <= Reference.GRAPH_EXPERT_ROWS else "grouped"]

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, mint, ops
 
-from .stored import Matrix, Pair, count_of, dense, expert_matrix, gathered, multiply, usual_dtype, widened
+from .stored import Matrix, Pair, count_of, dense, encoded, gathered, gathered_experts, grouped_experts, usual_dtype, widened
 
 # Built once: constructing a primitive costs as much as a small product.
 _matmul = ops.MatMul()
@@ -206,8 +205,8 @@ class Reference:
         x: Tensor, gate_up: Matrix, down: Matrix, weights: Tensor, indices: Tensor, first: int | None = None
     ) -> Tensor:
         if indices.shape[0] * indices.shape[1] <= Reference.GRAPH_EXPERT_ROWS:
-            return _gathered_experts(x, gate_up, down, weights, indices, first)
-        return _grouped_experts(x, gate_up, down, weights, indices, first)
+            return gathered_experts(x, gate_up, down, weights, indices, first)
+        return grouped_experts(x, gate_up, down, weights, indices, first)
 
     @staticmethod
     def conv1d(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, groups: int = 1) -> Tensor:
@@ -259,7 +258,7 @@ class Reference:
     def write_rows(buffer: Any, index: Tensor, rows: Tensor) -> Any:
         if not isinstance(buffer, tuple):
             return _scatter_update(buffer, index, rows)
-        codes, scales = _encoded(rows.astype(ms.float32))
+        codes, scales = encoded(rows.astype(ms.float32))
         _scatter_update(buffer[0], index, codes)
         _scatter_update(buffer[1], index, scales)
         return buffer
@@ -378,60 +377,10 @@ class Reference:
         return None
 
 
-def _gathered_experts(x, gate_up, down, weights, indices, first=None):
-    n, k = indices.shape
-    if first is not None:
-        local_index = indices - first
-        indices = ops.clamp(local_index, 0, count_of(gate_up) - 1)  # those of other ranks have weight 0
-        weights = weights * (local_index == indices).astype(weights.dtype)
-    picked = indices.reshape(-1)  # [N*k]
-    rows = ops.tile(x.reshape(n, 1, -1), (1, k, 1)).reshape(n * k, 1, -1)
-    gate_up, down = (gathered(widened(weight, x.dtype), picked) for weight in (gate_up, down))
-    out = multiply(Reference.swiglu(multiply(rows, gate_up)), down).reshape(n, k, -1)  # rows: [N*k, 1, D]
-    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
-
-
-def _grouped_experts(x, gate_up, down, weights, indices, first=None):
-    """Tokens sorted by expert, one product per expert in use, results brought back into token order.
-
-    The split sizes must be known on the host: one read of `indices` per block, during prefill only.
-    """
-    n, k = indices.shape
-    flat = indices.asnumpy().reshape(-1) - (first or 0)
-    here = (flat >= 0) & (flat < count_of(gate_up))
-    if not here.any():
-        return ops.zeros_like(x)
-    order = np.flatnonzero(here)[np.argsort(flat[here], kind="stable")].astype(np.int32)  # pairs, grouped by expert
-    used, counts = np.unique(flat[here], return_counts=True)
-    rows = ops.gather(x, Tensor(order // k), 0)
-    parts = ops.split(rows, [int(count) for count in counts], 0)
-    outputs = []
-    for expert, part in zip(used.tolist(), parts):
-        hidden = Reference.swiglu(multiply(part, expert_matrix(gate_up, expert)))
-        outputs.append(multiply(hidden, expert_matrix(down, expert)))
-    inverse = np.zeros(n * k, np.int32)  # a pair whose expert is on another rank takes any row, with weight 0
-    inverse[order] = np.arange(len(order), dtype=np.int32)
-    if not here.all():
-        weights = weights * Tensor(here.reshape(n, k).astype(np.float32)).astype(weights.dtype)
-    out = ops.gather(mint.cat(outputs, 0), Tensor(inverse), 0).reshape(n, k, -1)
-    return _batch_matmul(weights.astype(x.dtype).reshape(n, 1, k), out).reshape(x.shape)
-
-
 def _of_rows(blocks, rows):
     """`[B * n, K, P, D]` -> `[B, K, n * P, D]`."""
     _, heads, block, d = blocks.shape
     return mint.permute(blocks.reshape(rows, -1, heads, block, d), (0, 2, 1, 3, 4)).reshape(rows, heads, -1, d)
-
-
-def _encoded(rows):
-    """float32 `[M, D]` -> the nearest multiples of the scale of each row, max |x| / 127: int8 `[M, D]`, float32 `[M, 1]`. Of a row that is
-    not finite the scale is not either.
-    """
-    scales = mint.max(mint.abs(rows), -1, True)[0] / 127.0 + mint.sum(rows - rows, -1, True)
-    steps = ops.tile(scales, (1, rows.shape[-1]))
-    some = steps > 0
-    codes = ops.clamp(ops.round(rows / ops.select(some, steps, ops.ones_like(steps))), -127.0, 127.0)
-    return ops.select(some, codes, ops.zeros_like(codes)).astype(ms.int8), scales
 
 
 def _paged_mask(first, lengths, s, t):
