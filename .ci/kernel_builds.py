@@ -19,23 +19,22 @@ CROSS_WIDTHS = ("armv8-a", "armv8.4-a+sve")
 FILES = ("dense", "attention", "wave", "fused", "layers", "kernels")
 
 
-def part(name: str, tree: Path = ROOT) -> types.ModuleType:
-    """A module of `ms_omni.modeling.ops` in a checkout, without the package itself: that imports MindSpore."""
-    package = f"ops_of_{abs(hash(tree))}"
-    sys.modules.setdefault(package, types.ModuleType(package)).__path__ = [str(tree / "ms_omni" / "modeling" / "ops")]
+def part(name: str) -> types.ModuleType:
+    """A module of `ms_omni.modeling.ops` without the package itself: that imports MindSpore."""
+    package = "ops_alone"
+    sys.modules.setdefault(package, types.ModuleType(package)).__path__ = [str(ROOT / "ms_omni" / "modeling" / "ops")]
     return importlib.import_module(f"{package}.{name}")
 
 
 class Build(NamedTuple):
-    """One compiler and width for the kernels of a checkout."""
+    """One compiler and width for the kernels."""
 
     compiler: str
     width: str
-    tree: Path = ROOT
 
     @property
     def name(self) -> str:
-        return f"{self.compiler} {self.width}" + (f" {self.tree.name}" if self.tree != ROOT else "")
+        return f"{self.compiler} {self.width}"
 
     @property
     def emulated(self) -> bool:
@@ -49,9 +48,7 @@ class Build(NamedTuple):
         """Path of one of its libraries, compiled if need be. Raises `OSError` as `build.py` does."""
         if self.emulated:
             emulated.install()
-        module = part("build", self.tree)
-        # Checkouts from before MS_OMNI_MARCH have the width among their flags.
-        module.FLAGS = tuple(f"-march={self.width}" if flag.startswith("-march") else flag for flag in module.FLAGS)
+        module = part("build")
         before = dict(os.environ)
         os.environ.update(self.environment)
         try:
@@ -61,10 +58,10 @@ class Build(NamedTuple):
             os.environ.update(before)
 
 
-def builds_here(compilers=COMPILERS, widths=WIDTHS, trees=(ROOT,)) -> list[Build]:
+def builds_here(compilers=COMPILERS, widths=WIDTHS) -> list[Build]:
     """Those that can be compiled and run on this machine; says in one line each what is left out, and why."""
     found = []
-    for build in (Build(compiler, width, tree) for width in widths for compiler in compilers for tree in trees):
+    for build in (Build(compiler, width) for width in widths for compiler in compilers):
         if build.emulated != (build.width in CROSS_WIDTHS):
             continue
         try:

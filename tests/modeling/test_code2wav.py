@@ -217,7 +217,7 @@ def test_tensors_are_taken_as_well(vocoder, geometry, whole):
 
 
 @pytest.mark.parametrize(
-    "codes, said",
+    "codes, message",
     [
         (np.zeros((1, 2, 5), np.int64), r"shape \[1, 2, 5\].*\[batch, 3, frames\]"),
         (np.zeros((3, 5), np.int64), r"shape \[3, 5\]"),
@@ -228,8 +228,8 @@ def test_tensors_are_taken_as_well(vocoder, geometry, whole):
     ],
     ids=["quantizers", "rank", "no rows", "dtype", "too large", "negative"],
 )
-def test_wrong_codes_are_refused(vocoders, codes, said):
-    with pytest.raises(InputError, match=said):
+def test_wrong_codes_are_refused(vocoders, codes, message):
+    with pytest.raises(InputError, match=message):
         vocoders["bare"].decode(codes)
 
 

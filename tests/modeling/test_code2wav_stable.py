@@ -91,8 +91,8 @@ def test_conv1d(channels, outputs, width, dilation, groups, close):
     close(whole, formulas.conv1d(x, weight, bias, dilation, groups))
     for length in LENGTHS:
         part = x[1:, :, length : 2 * length + reach][..., :420]
-        found = ops.conv1d(Tensor(part.copy()), *settings).asnumpy()
-        assert np.array_equal(found, whole[1:, :, length : length + found.shape[-1]])
+        result = ops.conv1d(Tensor(part.copy()), *settings).asnumpy()
+        assert np.array_equal(result, whole[1:, :, length : length + result.shape[-1]])
     assert ops.conv1d(Tensor(x[..., :reach].copy()), *settings).shape == (2, outputs, 0) if reach else True
 
 
@@ -115,10 +115,10 @@ def test_conv_transpose1d(channels, outputs, width, stride, close):
     close(whole, formulas.conv_transpose1d(x, weight, bias, stride))
     for length in LENGTHS:
         part = x[1:, :, 17 : 17 + length + reach]
-        found = ops.conv_transpose1d(Tensor(part.copy()), *settings).asnumpy()
-        found = found[..., reach * stride : part.shape[-1] * stride]
+        result = ops.conv_transpose1d(Tensor(part.copy()), *settings).asnumpy()
+        result = result[..., reach * stride : part.shape[-1] * stride]
         first = (17 + reach) * stride
-        assert np.array_equal(found, whole[1:, :, first : first + found.shape[-1]])
+        assert np.array_equal(result, whole[1:, :, first : first + result.shape[-1]])
 
 
 def test_conv_transpose1d_leaves_out_both_ends():
@@ -143,8 +143,8 @@ def test_residual_unit(channels, width, dilation, close):
     history = np.concatenate([before, x], -1)
     for length in LENGTHS:
         part = slice(length, min(2 * length, total))
-        found = ops.residual_unit(Tensor(x[..., part].copy()), Tensor(history[..., length : length + reach].copy()), *parts)
-        assert np.array_equal(found.asnumpy(), whole[..., part])
+        result = ops.residual_unit(Tensor(x[..., part].copy()), Tensor(history[..., length : length + reach].copy()), *parts)
+        assert np.array_equal(result.asnumpy(), whole[..., part])
 
 
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (48, 96), (131, 19), (300, 7)])
@@ -210,8 +210,8 @@ def test_views_are_read_as_they_look(close):
         formulas.conv1d(x.transpose(0, 2, 1), weight, bias, 1, 1),
     )
     cut, transposed = slice(3, 21), np.ascontiguousarray(weight.transpose(1, 0, 2))
-    found = ops.conv_transpose1d(Tensor(x).transpose(0, 2, 1)[..., cut], Tensor(transposed), Tensor(bias), 2)
-    close(found, formulas.conv_transpose1d(x.transpose(0, 2, 1)[..., cut], transposed, bias, 2))
+    result = ops.conv_transpose1d(Tensor(x).transpose(0, 2, 1)[..., cut], Tensor(transposed), Tensor(bias), 2)
+    close(result, formulas.conv_transpose1d(x.transpose(0, 2, 1)[..., cut], transposed, bias, 2))
     close(ops.linear(Tensor(x)[:, ::2], Tensor(weight[..., 0].copy()), None, True), x[:, ::2] @ weight[..., 0].T)
 
 

@@ -25,8 +25,8 @@ class Sight:
         self.pixels = np.random.default_rng(1).standard_normal((40, self.encoder.patch_embed.width), np.float32)
 
     def __call__(self):
-        found = self.encoder(Tensor(self.pixels), np.array([[1, 4, 4], [2, 2, 6]]), output_hidden_states=True)
-        return found.last_hidden_state, found.pooler_output, *found.deepstack_features, *found.hidden_states
+        result = self.encoder(Tensor(self.pixels), np.array([[1, 4, 4], [2, 2, 6]]), output_hidden_states=True)
+        return result.last_hidden_state, result.pooler_output, *result.deepstack_features, *result.hidden_states
 
 
 class Hearing:
@@ -37,8 +37,8 @@ class Hearing:
         self.sound = np.random.default_rng(1).standard_normal((config.num_mel_bins, 430), np.float32)
 
     def __call__(self):
-        found = self.encoder(self.sound, np.array([230, 200]), output_hidden_states=True)
-        return found, *found.hidden_states
+        result = self.encoder(self.sound, np.array([230, 200]), output_hidden_states=True)
+        return result, *result.hidden_states
 
 
 @pytest.fixture(params=[Sight, Hearing])
@@ -54,10 +54,10 @@ def one(request, ascend, tiny_model):
 
 def check(one, ascend, use_operators):
     """The layers fused, and by themselves."""
-    found = one()
+    result = one()
     assert one.encoder.prepared is not None
     use_operators(Reference)
-    for ours, theirs in zip(found, one(), strict=True):
+    for ours, theirs in zip(result, one(), strict=True):
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), rtol=0, atol=1e-4 * np.abs(theirs.asnumpy()).max())
     assert one.encoder.prepared is None
     use_operators(ascend)

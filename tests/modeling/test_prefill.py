@@ -16,10 +16,10 @@ def chunked(monkeypatch, size):
     monkeypatch.setattr(prefill, "CHUNK_TOKENS", size)
 
 
-def close(found, expected, rows=slice(None)):
-    found, expected = found.asnumpy()[rows], expected.asnumpy()[rows]
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+def close(result, expected, rows=slice(None)):
+    result, expected = result.asnumpy()[rows], expected.asnumpy()[rows]
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def media_prompt(thinker):
@@ -67,10 +67,10 @@ def test_all_media_and_padding(size, tiny_model, monkeypatch):
     chunked(monkeypatch, size)
     pieces = thinker(**inputs, **options)
     real = inputs["attention_mask"] == 1  # results for padding are not used
-    for found, expected in zip((pieces.logits, *pieces.hidden_states), (whole.logits, *whole.hidden_states), strict=True):
-        close(found, expected, real)
-    for found, expected in zip(pieces.router_logits, whole.router_logits, strict=True):
-        close(found, expected, real.reshape(-1))
+    for result, expected in zip((pieces.logits, *pieces.hidden_states), (whole.logits, *whole.hidden_states), strict=True):
+        close(result, expected, real)
+    for result, expected in zip(pieces.router_logits, whole.router_logits, strict=True):
+        close(result, expected, real.reshape(-1))
     assert pieces.past_key_values.length == inputs["input_ids"].shape[1]
 
 
@@ -99,15 +99,15 @@ def test_generation_in_chunks(tiny_model, monkeypatch):
     options = {"max_new_tokens": 5, "eos_token_id": [], "return_audio": False}
     expected, _ = tiny_model.generate(input_ids=ids, **options)
     chunked(monkeypatch, 9)
-    found, _ = tiny_model.generate(input_ids=ids, **options)
-    assert np.array_equal(found, expected)
+    result, _ = tiny_model.generate(input_ids=ids, **options)
+    assert np.array_equal(result, expected)
 
 
 def test_deepstack_of_a_piece():
     features = [Tensor(np.arange(8, dtype=np.float32).reshape(4, 2) + 1)]
     deepstack = Deepstack([(np.array([1, 3, 6, 7]), features)], 5)  # row 0: columns 1, 3; row 1: columns 1, 2
     x = Tensor(np.zeros((2, 2, 2), np.float32))
-    found = deepstack.between(1, 3)(0, x).asnumpy()
-    assert found.tolist() == [[[1, 2], [0, 0]], [[5, 6], [7, 8]]]
+    result = deepstack.between(1, 3)(0, x).asnumpy()
+    assert result.tolist() == [[[1, 2], [0, 0]], [[5, 6], [7, 8]]]
     assert deepstack.between(1, 3)(1, x) is x
     assert deepstack.between(4, 5) is None

@@ -91,10 +91,10 @@ class Library:
         return struct.unpack("<q", self._read(name, 8))[0]
 
     def _read(self, name, size):
-        found = self._process.stdout.read(size)
-        if len(found) < size:
-            raise RuntimeError(f"{name} of {self._name} ended its process with {self._process.wait()}: {found!r}")
-        return found
+        received = self._process.stdout.read(size)
+        if len(received) < size:
+            raise RuntimeError(f"{name} of {self._name} ended its process with {self._process.wait()}: {received!r}")
+        return received
 
     def __del__(self):
         self._process.stdin.close()
@@ -106,7 +106,7 @@ class Request:
     """Memory of this process that goes to the other one and comes back."""
 
     def __init__(self):
-        self.blocks, self.links, self.places, self.own = [], [], {}, []
+        self.blocks, self.links, self.slots, self.own = [], [], {}, []
 
     def block(self, data: bytes) -> tuple:
         self.blocks.append(data)
@@ -114,30 +114,30 @@ class Request:
 
     def memory(self, address: int, size: int) -> tuple:
         """The block of memory that begins here; once, however often it is named. Addresses in it (a table) as well."""
-        if (address, size) not in self.places:
-            self.places[address, size] = place = self.block(ctypes.string_at(address, size) if size else b"")
-            self.own.append((place[1], address))
-        return self.places[address, size]
+        if (address, size) not in self.slots:
+            self.slots[address, size] = slot = self.block(ctypes.string_at(address, size) if size else b"")
+            self.own.append((slot[1], address))
+        return self.slots[address, size]
 
     def table(self, address: int, size: int) -> tuple:
         """Memory of int64, some of them addresses that are known."""
-        place = self.memory(address, size)
-        for at, number in enumerate(struct.unpack(f"<{size // 8}q", self.blocks[place[1]])):
+        slot = self.memory(address, size)
+        for at, number in enumerate(struct.unpack(f"<{size // 8}q", self.blocks[slot[1]])):
             if number in sizes:
-                self.links.append((place[1], 8 * at, self.memory(number, sizes[number])[1]))
-        return place
+                self.links.append((slot[1], 8 * at, self.memory(number, sizes[number])[1]))
+        return slot
 
     def pointers(self, blocks) -> tuple:
-        place = self.block(bytes(8 * len(blocks)))
-        self.links += [(place[1], 8 * at, block[1]) for at, block in enumerate(blocks)]
-        return place
+        slot = self.block(bytes(8 * len(blocks)))
+        self.links += [(slot[1], 8 * at, block[1]) for at, block in enumerate(blocks)]
+        return slot
 
     def run(self, library, name, arguments):
         returned, after = library.run(name, NUMBER, self.blocks, self.links, arguments)
         linked = {block for block, *_ in self.links}
-        for place, address in self.own:
-            if place not in linked and after[place] != self.blocks[place]:
-                ctypes.memmove(address, after[place], len(after[place]))
+        for slot, address in self.own:
+            if slot not in linked and after[slot] != self.blocks[slot]:
+                ctypes.memmove(address, after[slot], len(after[slot]))
         return returned
 
 

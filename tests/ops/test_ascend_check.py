@@ -60,8 +60,8 @@ def test_kernels_that_do_as_documented_are_used(settled, ascend):
 
 @pytest.mark.parametrize("implementation", [Reference, Cpu])
 def test_every_implementation_agrees_with_the_formulas(implementation):
-    found = compared(implementation)
-    assert {row.operator for row in found} == set(KINDS) and all(is_right(result, ms.float32) for result in found.values())
+    actual = compared(implementation)
+    assert {row.operator for row in actual} == set(KINDS) and all(is_right(result, ms.float32) for result in actual.values())
 
 
 @pytest.mark.parametrize("operator", CASES)
@@ -72,9 +72,9 @@ def test_results_have_the_types_and_values_of_the_reference(operator, ascend, cl
             results(form(*[tensor(value, ms.float32) for value in arguments]))
             for form in (getattr(Reference, operator), getattr(ascend, operator), *ascend.OTHER_FORMS.get(operator, ()))
         )
-        for found in ours:
-            assert [x.dtype for x in found] == [x.dtype for x in theirs]
-            for x, expected in zip(found, theirs):
+        for actual in ours:
+            assert [x.dtype for x in actual] == [x.dtype for x in theirs]
+            for x, expected in zip(actual, theirs):
                 close(x, expected.asnumpy(), 2e-5)
 
 
@@ -85,8 +85,8 @@ def results(value):
 def test_forms_are_compared_as_part_of_graphs_too(ascend):
     few = {operator: KINDS[operator] for operator in ("rotary", "write_rows", "route_topk")}
     with mock.patch.dict(KINDS, few, clear=True), mock.patch.dict(STEPS, clear=True):
-        found = compared(ascend, full=True)
-    assert {row.mode for row in found} == {EAGER, GRAPH} and all(is_right(result, ms.float32) for result in found.values())
+        actual = compared(ascend, full=True)
+    assert {row.mode for row in actual} == {EAGER, GRAPH} and all(is_right(result, ms.float32) for result in actual.values())
 
 
 def test_every_operator_but_those_that_consist_of_others_is_compared(ascend):

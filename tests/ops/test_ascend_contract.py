@@ -316,9 +316,9 @@ def test_every_primitive_has_a_contract():
 
 @pytest.mark.parametrize("call", RIGHT, ids=lambda call: call.primitive)
 def test_results_are_those_that_mindspore_infers(call):
-    found = described(computed(call, ms.bfloat16))
-    expected = inferred(call) or found
-    assert found == expected
+    actual = described(computed(call, ms.bfloat16))
+    expected = inferred(call) or actual
+    assert actual == expected
     expected = [(shape, ms.float32 if dtype == ms.bfloat16 else dtype) for shape, dtype in expected]
     assert described(computed(call, ms.float32)) == expected
 

@@ -148,9 +148,9 @@ def test_two_processes_may_compile_at_once(cache):
         + (program.replace("ms_omni.modeling.ops", "ops"))
     )
     processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.communicate()[0] for process in processes}
-    assert len(said) == 1 and [process.returncode for process in processes] == [0, 0]
-    assert os.listdir(cache) == [Path(said.pop().strip()).name]
+    printed = {process.communicate()[0] for process in processes}
+    assert len(printed) == 1 and [process.returncode for process in processes] == [0, 0]
+    assert os.listdir(cache) == [Path(printed.pop().strip()).name]
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

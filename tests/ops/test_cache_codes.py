@@ -34,9 +34,9 @@ ROWS[5, :2] = 127, 0.5  # half way between two codes: the even one
 def test_each_row_is_rounded_by_its_own_scale(function):
     pool, index = buffer(20), np.array([3, 19, 0, 7, 8, 9, 1, 2, 4], np.int32)
     function(pool, Tensor(index), Tensor(ROWS))
-    found, expected = arrays(pool), quantised(ROWS, CODES)
-    assert np.array_equal(found.codes[index], expected.codes) and np.array_equal(found.scales[index], expected.scales)
-    assert np.isnan(np.delete(found.scales, index, 0)).all() and (np.delete(found.codes, index, 0) == 77).all()
+    result, expected = arrays(pool), quantised(ROWS, CODES)
+    assert np.array_equal(result.codes[index], expected.codes) and np.array_equal(result.scales[index], expected.scales)
+    assert np.isnan(np.delete(result.scales, index, 0)).all() and (np.delete(result.codes, index, 0) == 77).all()
     read = ops.gather_rows(pool, Tensor(index)).asnumpy()
     assert np.array_equal(read, dequantised(expected))
     assert (np.abs(read - ROWS) <= expected.scales * 0.5001).all()
@@ -85,8 +85,8 @@ def test_it_is_attention_to_what_is_read_back(rows, close):
 @pytest.mark.parametrize("rows", PROMPTS + STEPS)
 def test_it_is_near_attention_to_what_was_written(rows):
     """Of the largest of each answer 1.5 % at most; numbers of a normal distribution have a step of about 2 % of their deviation."""
-    found, expected = attended(rows), np.stack([row.expected() for row in rows])
-    assert np.abs(found - expected).max() < 0.015 * np.abs(expected).max()
+    result, expected = attended(rows), np.stack([row.expected() for row in rows])
+    assert np.abs(result - expected).max() < 0.015 * np.abs(expected).max()
 
 
 @needs_kernels
@@ -97,13 +97,13 @@ def test_every_row_has_the_bits_of_its_lone_run(queries, d):
     alone = [attended([row], block=128)[0] for row in rows]
     for block, width, spare in ((16, 64, 2), (48, 40, 1), (640, 1, 0)):
         for batch in (rows[::-1], rows[2:5]):
-            found = attended(batch, block=block, width=width, spare=spare)
-            assert all(np.array_equal(own, alone[rows.index(row)]) for row, own in zip(batch, found, strict=True))
+            result = attended(batch, block=block, width=width, spare=spare)
+            assert all(np.array_equal(own, alone[rows.index(row)]) for row, own in zip(batch, result, strict=True))
 
 
 def test_other_types_read_the_same_pool():
     """A model that computes in bfloat16 has the same codes, and answers of its own type."""
     q, *rest = as_codes(pooled([Row(40)]))
-    found = Reference.paged_attention(q.astype(ms.float16), *rest, 0.2)
-    assert found.dtype == ms.float16
-    assert np.abs(found.asnumpy() - ops.paged_attention(q, *rest, 0.2).asnumpy()).max() < 2e-3
+    result = Reference.paged_attention(q.astype(ms.float16), *rest, 0.2)
+    assert result.dtype == ms.float16
+    assert np.abs(result.asnumpy() - ops.paged_attention(q, *rest, 0.2).asnumpy()).max() < 2e-3

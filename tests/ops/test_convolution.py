@@ -72,8 +72,8 @@ def test_downsample(count, size, out, normal, tensors):
     layers, expected = [(weight, *tensors(normal(out))) for weight in weights], x
     for layer in layers:
         expected = ops.gelu(ops.conv2d(expected, *layer, 2, 1))
-    found = ops.downsample(x, layers)
-    assert found.shape == expected.shape and np.array_equal(found.asnumpy(), expected.asnumpy())
+    result = ops.downsample(x, layers)
+    assert result.shape == expected.shape and np.array_equal(result.asnumpy(), expected.asnumpy())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (2, 7, 1)])
@@ -85,6 +85,6 @@ def test_snake_beta(shape, normal, tensors, close):
 def test_snake_beta_of_huge_numbers(tensors):
     """Beyond what float32 can turn into an angle: the number itself, and no accident of a conversion."""
     x = np.array([[[1e8, -1e12, 9e30, -3e38, np.inf, np.nan]]], np.float32)
-    found = ops.snake_beta(*tensors(x, np.zeros(1, np.float32), np.zeros(1, np.float32))).asnumpy()
-    np.testing.assert_array_equal(found[..., :4], x[..., :4])
-    assert np.isnan(found[0, 0, 5]) and not np.isfinite(found[0, 0, 4])
+    result = ops.snake_beta(*tensors(x, np.zeros(1, np.float32), np.zeros(1, np.float32))).asnumpy()
+    np.testing.assert_array_equal(result[..., :4], x[..., :4])
+    assert np.isnan(result[0, 0, 5]) and not np.isfinite(result[0, 0, 4])

@@ -37,8 +37,8 @@ def normal(*shape):
 )
 def test_linear(rows, inputs, outputs, biased, close):
     x, weight, bias = normal(rows, inputs), normal(outputs, inputs), normal(outputs) if biased else None
-    found = Cpu.linear(Tensor(x), Tensor(weight), Tensor(bias) if biased else None)
-    close(found, formulas.f64(x) @ weight.T + (bias if biased else 0))
+    result = Cpu.linear(Tensor(x), Tensor(weight), Tensor(bias) if biased else None)
+    close(result, formulas.f64(x) @ weight.T + (bias if biased else 0))
 
 
 def test_a_row_has_the_same_bits_in_every_batch():
@@ -154,6 +154,6 @@ def test_scores_far_apart_do_not_overflow(close):
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
 def test_extremes(name):
     values = np.array([np.inf, np.nan, 300, -300, 0, -0.0, 1e-30], np.float32)
-    found = getattr(Cpu, name)(Tensor(values)).asnumpy()
-    assert found[0] == np.inf and np.isnan(found[1]) and found[2] == 300 and abs(found[3]) < 1e-30
-    assert (found[4:6] == 0).all() and found[6] == np.float32(1e-30) / 2
+    result = getattr(Cpu, name)(Tensor(values)).asnumpy()
+    assert result[0] == np.inf and np.isnan(result[1]) and result[2] == 300 and abs(result[3]) < 1e-30
+    assert (result[4:6] == 0).all() and result[6] == np.float32(1e-30) / 2

@@ -25,11 +25,11 @@ STORAGES = {
 }
 
 
-def same(found, expected, size):
+def same(result, expected, size):
     """size: of the terms that are added up; of a few sums all may be small."""
     if "AMX" not in Cpu.VECTORS:
-        return np.array_equal(found, expected)
-    return np.abs(found - expected).max() <= 3e-6 * max(np.abs(expected).max(), size)
+        return np.array_equal(result, expected)
+    return np.abs(result - expected).max() <= 3e-6 * max(np.abs(expected).max(), size)
 
 
 def normal(*shape):
@@ -68,10 +68,10 @@ CASES = [(how, inputs) for inputs in (1, 7, 96, 288, 800) for how in ("bfloat16"
 def test_linear(how, inputs, rows, outputs, biased):
     weight, numbers = stored(normal(outputs, inputs), how)
     x, bias = Tensor(normal(rows, inputs)), Tensor(normal(outputs)) if biased else None
-    found = Cpu.linear(x, weight, bias).asnumpy()
+    result = Cpu.linear(x, weight, bias).asnumpy()
     size = np.sqrt(np.square(x.asnumpy()).sum(-1).max() * np.square(numbers).sum(-1).max())
-    assert same(found, Cpu.linear(x, Tensor(numbers), bias).asnumpy(), size)
-    assert np.array_equal(Cpu.linear(x[-1:], weight, bias).asnumpy(), found[-1:])  # alone as in company
+    assert same(result, Cpu.linear(x, Tensor(numbers), bias).asnumpy(), size)
+    assert np.array_equal(Cpu.linear(x[-1:], weight, bias).asnumpy(), result[-1:])  # alone as in company
 
 
 @pytest.mark.parametrize("how, inputs", CASES)
@@ -101,10 +101,10 @@ def test_experts(how, n, e, k, inner):
         wide, narrow = (np.ascontiguousarray(part.swapaxes(1, 2)) for part in (wide, narrow))
     index = np.stack([RNG.permutation(e)[:k] for _ in range(n)]).astype(np.int32)
     x, weights, index = map(Tensor, (normal(n, 96), normal(n, k), index))
-    found = Cpu.experts(x, gate_up, down, weights, index).asnumpy()
-    assert same(found, Cpu.experts(x, Tensor(wide), Tensor(narrow), weights, index).asnumpy(), 0)
+    result = Cpu.experts(x, gate_up, down, weights, index).asnumpy()
+    assert same(result, Cpu.experts(x, Tensor(wide), Tensor(narrow), weights, index).asnumpy(), 0)
     alone = Cpu.experts(x[-1:], gate_up, down, weights[-1:], index[-1:]).asnumpy()
-    assert np.array_equal(alone, found[-1:])
+    assert np.array_equal(alone, result[-1:])
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_every_row_has_the_bits_of_its_lone_run(queries):
     alone = [attended([row], block=128)[0] for row in rows]
     for block, width, spare in ((16, 64, 2), (32, 33, 9), (48, 40, 1), (256, 3, 2), (640, 1, 0)):
         for batch in (rows, rows[::-1], rows[2:5]):
-            found = attended(batch, block=block, width=width, spare=spare)
-            for row, own in zip(batch, found):
+            result = attended(batch, block=block, width=width, spare=spare)
+            for row, own in zip(batch, result):
                 assert np.array_equal(own, alone[rows.index(row)])
 
 
@@ -121,8 +121,8 @@ def test_keys_in_one_piece_give_the_same_bits():
             q, k, v = (Tensor(x[None]) for x in (row.q, row.k, row.v))
             visible = np.arange(length) <= row.first + np.arange(queries)[:, None]
             mask = np.where(visible, np.float32(0), np.float32(-1e9))[None]
-            found = kernel(q, k, v, Tensor(np.array([0.2], np.float32)), Tensor(mask))
-            assert np.array_equal(found.asnumpy(), attended([row]))
+            result = kernel(q, k, v, Tensor(np.array([0.2], np.float32)), Tensor(mask))
+            assert np.array_equal(result.asnumpy(), attended([row]))
 
 
 class Attend(Cell):

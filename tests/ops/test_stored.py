@@ -90,12 +90,12 @@ def steps(model, weights, head, rows, block=16, padding=0):
     used = -(-length // block)
     pool, prepared, results = KVPool.of(model, batch * used, block), ops.prepare(weights), []
     tables = np.arange(batch * used, dtype=np.int32).reshape(batch, used)
-    for place in range(length):
-        x = np.stack([row[place] for row in rows] + [np.ones_like(rows[0][0])] * padding)[:, None]
-        rope = model.rope(fused.positions([place] * batch).transpose(0, 2, 1))
-        lengths = np.full(batch, place + 1, np.int32)
+    for position in range(length):
+        x = np.stack([row[position] for row in rows] + [np.ones_like(rows[0][0])] * padding)[:, None]
+        rope = model.rope(fused.positions([position] * batch).transpose(0, 2, 1))
+        lengths = np.full(batch, position + 1, np.int32)
         cache = BlockTables(pool.keys, pool.values, pool.heads, block, tables, lengths)
-        results += [found.asnumpy()[: len(rows)] for found in ops.decoder_step(Tensor(x), *rope, head, cache, prepared)]
+        results += [result.asnumpy()[: len(rows)] for result in ops.decoder_step(Tensor(x), *rope, head, cache, prepared)]
     return results
 
 
@@ -151,13 +151,13 @@ WRONG = {
 def test_what_does_not_fit_is_refused_before_it_is_read(wrong, rng):
     model, _ = fused.random_stack(ROUND, TalkerModel, rng)
     weights = stack_weights(model)
-    change, said = WRONG[wrong]
+    change, message = WRONG[wrong]
     bad = change(stored(weights.layers[1].q, FORMS["int8 in groups, with offsets"], rng)[0])
     changed = weights._replace(layers=(weights.layers[0], weights.layers[1]._replace(q=bad), weights.layers[2]))
     if wrong == "float16":  # is what cells are for
         assert ops.prepare(changed) is None
         return
-    with pytest.raises(InputError, match=f"a decoder step: q has .*{said}"):
+    with pytest.raises(InputError, match=f"a decoder step: q has .*{message}"):
         ops.prepare(changed)
     rows = [np.ones((1, 96), np.float32)]
     with pytest.raises(InputError, match="a decoder step: the output layer"):

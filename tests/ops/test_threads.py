@@ -42,8 +42,8 @@ def test_what_a_process_may_use(variables, expected, monkeypatch):
 def test_mindspores_own_setting_is_not_the_users():
     """It sets `OMP_NUM_THREADS` for the whole process, to half of the processors and at most 8."""
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MS_WORKER_NUM")}
-    found = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    assert int(found.stdout.split()[-1]) == PROCESSORS
+    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) == PROCESSORS
 
 
 def test_every_library_gets_the_number(monkeypatch):
