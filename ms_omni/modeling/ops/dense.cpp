@@ -237,7 +237,8 @@ KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
   return 0;
 }
 
-// Three convolutions with stride 2 and padding 1, each followed by gelu, for as many pictures at a time as stay near.
+// Three convolutions with stride 2 and padding 1, each followed by gelu, for as many pictures at a time as stay near; for one of each
+// thread at least, as the last convolution has few columns.
 KERNEL(downsample, "x[B, C, H, W] weight1[M, C, h, w] bias1[M] weight2[M, M, h, w] bias2[M] weight3[M, M, h, w] bias3[M] -> "
                    "y[B, M, (H - 1) / 8 + 1, (W - 1) / 8 + 1] | 0 < H, 0 < W, 2 < h, h < 4, 2 < w, w < 4") {
   const i64 pictures = a['B'];
@@ -251,9 +252,9 @@ KERNEL(downsample, "x[B, C, H, W] weight1[M, C, h, w] bias1[M] weight2[M, M, h, 
     work += layers.back().work(pictures);
     channels = a['M'], height = picture.rows, width = picture.columns;
   }
-  const i64 near = std::max<i64>(1, std::min(pictures, kPlanes / std::max<i64>(layers[0].size(), 1)));
-  Space<> first(near * layers[0].size()), second(near * layers[1].size());
   ThreadPool pool(work);
+  const i64 near = std::min(pictures, std::max(pool.size(), kPlanes / std::max<i64>(layers[0].size(), 1)));
+  Space<> first(near * layers[0].size()), second(near * layers[1].size());
   for (i64 begin = 0; begin < pictures; begin += near) {
     const i64 count = std::min(near, pictures - begin);
     layers[0].run(pool, a.get("x") + begin * a['C'] * a['H'] * a['W'], count, first.get());
