@@ -246,7 +246,8 @@ class AudioEncoder(Encoder):
     def _downsample(self, chunks):
         x = chunks.astype(self.conv2d1.dtype)
         convolutions = self.conv2d1, self.conv2d2, self.conv2d3
-        if all(type(convolution) is Conv2d and not has_hooks(convolution) for convolution in convolutions):
+        plain = all(type(convolution) is Conv2d and not has_hooks(convolution) for convolution in convolutions)
+        if plain and not ops.recording():  # a gradient may have hooks of its own
             x = ops.downsample(x, [convolution.operands() for convolution in convolutions])
         else:
             for convolution in convolutions:

@@ -19,7 +19,7 @@ class Projector(Cell):
     def project(self, x: Tensor, width: int, norm: Cell, fc1: Cell, activation: Any, fc2: Cell) -> Tensor:
         """`fc2(activation(fc1(norm(x))))`: x `[N, D]`, of which fc1 takes `width` numbers at a time -> `[N * D / width, out]`."""
         self.projection = self._prepare_projection(norm, fc1, activation, fc2)
-        if self.projection:
+        if self.projection and self.projection.inputs == width and self.projection.norm_width == x.shape[-1]:
             return ops.projector(x, self.projection)
         return fc2(activation(fc1(norm(x).reshape(-1, width))))
 

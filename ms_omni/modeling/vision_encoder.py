@@ -134,7 +134,7 @@ class PatchMerger(Projector):
 
     def construct(self, x: Tensor) -> Tensor:
         fc1, activation, fc2 = self.mlp
-        if type(activation) is Gelu and not has_hooks(activation):
+        if type(activation) is Gelu and not has_hooks(activation) and not ops.recording():
             activation = ops.gelu
         if self.use_postshuffle_norm:
             x = x.reshape(-1, self.merged)

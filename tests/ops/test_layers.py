@@ -135,6 +135,42 @@ def test_a_projector(postshuffle, form, rng, normal, use_operators):
     assert np.array_equal(merger(x).asnumpy(), changed) and merger.projection is None
 
 
+@pytest.mark.parametrize("what", ["layers", "projector"])
+def test_what_is_prepared_of_weights_that_change_in_place(what, rng, normal):
+    """Matrices in bfloat16 become float32 in the same parameters; settings are read anew."""
+    if what == "layers":
+        model = encoder(AudioEncoder, [fused.fill(layer, rng) for layer in audio()])
+        linears = [layer.fc1 for layer in model.layers]
+        x, run = Tensor(normal(9, 24)), lambda: [*model.states(x, ((9, 1),))][-1].asnumpy()
+    else:
+        model = fused.fill(
+            PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), False), rng
+        )
+        linears = [model.mlp[0]]
+        x, run = Tensor(normal(8, 20)), lambda: model(x).asnumpy()
+    for linear in linears:
+        linear.weight = stored(linear.weight, "bfloat16", rng)[0]
+    before = run()
+    for linear in linears:
+        numbers = linear.weight.astype(ms.float32)
+        linear.weight.set_dtype(ms.float32)
+        linear.weight.set_data(numbers)
+    assert np.abs(run() - before).max() <= 1e-4 * np.abs(before).max()
+    for norm in [layer.self_attn_layer_norm for layer in model.layers] if what == "layers" else [model.ln_q]:
+        norm.eps = 3.0
+    if what == "layers":
+        model.layers[0].settings = lambda: (3, 8**-0.5, 3.0, ops.gelu)
+    assert np.abs(run() - before).max() > 1e-2 * np.abs(before).max()
+
+
+def test_hooks_of_a_gradient_are_called(rng, normal):
+    merger = fused.fill(PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), False), rng)
+    called = []
+    merger.mlp[1].register_backward_hook(lambda *_: called.append("gelu"))
+    ms.value_and_grad(lambda x: merger(x).sum())(Tensor(normal(8, 20)))
+    assert called == ["gelu"]
+
+
 def test_a_projector_of_other_sizes(rng, normal):
     merger = PatchMerger(SimpleNamespace(hidden_size=20, spatial_merge_size=2, out_hidden_size=24), False)
     merger.mlp[2] = Linear(76, 24)

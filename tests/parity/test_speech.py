@@ -6,7 +6,7 @@ import pytest
 from tests.reference.cases import Case
 from tests.reference.record_columns import columns
 from tests.reference.store import DATA, Reference
-from tests.voices import codes_of, watched_voices
+from tests.voices import codes_of, observed_speech
 
 WAVE_TOLERANCE = 2e-3
 EARLY = "batch+early_text"
@@ -28,7 +28,7 @@ class Spoken:
             "thinker_forced_eos_token_id": end,
             **arguments,
         }
-        with watched_voices() as self.voices:
+        with observed_speech() as self.voices:
             self.ids, audio = model.generate(
                 **case.inputs,
                 speaker="Ethan",
@@ -103,7 +103,7 @@ def single(case, row):
 def check_prompts(voices, values, key, close):
     """The rows that the talker reads of each conversation, and their three-dimensional positions."""
     assert [len(voice.rows) for voice in voices] == values[f"{key}/prompt_mask"].sum(axis=1).tolist()
-    rows, positions = [voice.rows.asnumpy() for voice in voices], [voice.heard.positions for voice in voices]
+    rows, positions = [voice.rows.asnumpy() for voice in voices], [voice.context.positions for voice in voices]
     close(values, f"{key}/prompt", np.concatenate(rows), "speech: talker prompt")
     np.testing.assert_allclose(np.concatenate(positions, axis=1), values[f"{key}/positions"], rtol=1e-6)
 
@@ -117,7 +117,7 @@ def check_steps(voice, values, key, row, count, close):
     close(values, f"{key}/logits/{row}", logits[:, columns(logits.shape[-1])], "speech: talker logits of each step")
     expected = values[f"{key}/step_positions/{row}"]
     np.testing.assert_allclose(
-        np.broadcast_to(voice.heard.following + np.arange(count), expected.shape), expected, rtol=1e-6
+        np.broadcast_to(voice.context.following + np.arange(count), expected.shape), expected, rtol=1e-6
     )
 
 

@@ -233,20 +233,22 @@ namespace {
 
 // Threads that call body(context), as many of them as the system gives; they have to end before this does.
 //
-// Where this process computes on all of its processors, each thread begins on one of its own and may move from then on. Left to
-// itself, Linux often puts a new thread of a virtual machine where its creator computes, though another processor is idle (one that
-// is halted looks preempted), and there it waits for the end of a time slice: 3 ms, which is longer than most kernels take.
+// Where they and their creator are as many as the processors that this process may use, each begins on one of its own and may move from
+// then on. Left to itself, Linux often puts a new thread of a virtual machine where its creator computes, though another processor is
+// idle (one that is halted looks preempted), and there it waits for the end of a time slice: 3 ms, longer than most kernels take.
 class Threads {
  public:
   void start(i64 count, void *(*body)(void *), void *context) {
+    if (count < 1) return;
+    threads_.reserve(count);  // what is thrown behind a thread that runs would leave it alone
 #if defined(__linux__)
     cpu_set_t all;
-    const bool placed = count > 0 && !sched_getaffinity(0, sizeof all, &all) && CPU_COUNT(&all) == available_threads();
+    const bool placed = !sched_getaffinity(0, sizeof all, &all) && CPU_COUNT(&all) == count + 1;
     int processor = sched_getcpu();
 #endif
     for (i64 i = 0; i < count; ++i) {
-      pthread_attr_t attributes;
-      pthread_attr_init(&attributes);
+      pthread_t thread;
+      bool begun = false;
 #if defined(__linux__)
       if (placed) {
         do processor = (processor + 1) % CPU_SETSIZE;
@@ -254,16 +256,15 @@ class Threads {
         cpu_set_t first;
         CPU_ZERO(&first);
         CPU_SET(processor, &first);
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
         pthread_attr_setaffinity_np(&attributes, sizeof first, &first);
+        begun = !pthread_create(&thread, &attributes, body, context);  // some sandboxes forbid it
+        pthread_attr_destroy(&attributes);
+        if (begun) pthread_setaffinity_np(thread, sizeof all, &all);
       }
 #endif
-      pthread_t thread;
-      const bool refused = pthread_create(&thread, &attributes, body, context);
-      pthread_attr_destroy(&attributes);
-      if (refused) return;
-#if defined(__linux__)
-      if (placed) pthread_setaffinity_np(thread, sizeof all, &all);
-#endif
+      if (!begun && pthread_create(&thread, nullptr, body, context)) return;
       threads_.push_back(thread);
     }
   }

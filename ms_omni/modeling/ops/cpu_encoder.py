@@ -27,7 +27,7 @@ class PreparedEncoder:
     """The tables of an encoder's layers, apart from the addresses."""
 
     def __init__(self, weights: EncoderWeights) -> None:
-        self.weights, self.parts = weights, _parts(weights)
+        self.weights, self.basis = weights, _basis(weights)
         for layer in weights.layers:
             _check_shapes(layer, weights.layers[0])
         channels = weights.layers[0].out[0].shape[1]
@@ -51,7 +51,7 @@ class PreparedProjector:
     """The table of a projector, apart from the addresses."""
 
     def __init__(self, weights: ProjectorWeights) -> None:
-        self.weights, self.parts = weights, _parts(weights)
+        self.weights, self.basis = weights, _basis(weights)
         (inner, self.inputs), (self.outputs, _) = weights.fc1[0].shape, weights.fc2[0].shape
         self.norm_width = weights.norm[0].shape[0]
         matrices, vectors = _members(weights)
@@ -104,10 +104,10 @@ def _check_lengths(what, vectors, lengths):
 
 
 def prepare(weights: EncoderWeights | ProjectorWeights, previous: Any = None) -> PreparedEncoder | PreparedProjector | None:
-    """A `PreparedEncoder` or `PreparedProjector`, or `previous` where it is of the same parameters; None for what the kernels do not do."""
+    """A `PreparedEncoder` or `PreparedProjector`, or `previous` where it was made of the same; None for what the kernels do not do."""
     if isinstance(previous, PreparedEncoder if isinstance(weights, EncoderWeights) else PreparedProjector):
-        parts = _parts(weights)
-        if len(previous.parts) == len(parts) and all(map(operator.is_, parts, previous.parts)):
+        (parts, *others), (previous_parts, *previous_others) = _basis(weights), previous.basis
+        if others == previous_others and all(map(operator.is_, parts, previous_parts)):
             return previous
     matrices, vectors = zip(*map(_members, _layers(weights)))
     stored = [part for layer in matrices for part in layer.values() if part is not None]
@@ -122,13 +122,14 @@ def _layers(weights):
     return weights.layers if isinstance(weights, EncoderWeights) else (weights,)
 
 
-def _parts(weights):
-    """All parameters."""
+def _basis(weights):
+    """What is prepared depends on it: all parameters, the types of their numbers, as one may be widened in place, and the settings."""
     parts = []
     for matrices, vectors in map(_members, _layers(weights)):
         parts += [part for weight in matrices.values() for part in parts_of(weight).values()]
         parts += vectors.values()
-    return parts
+    kinds = [None if part is None else part.dtype for part in parts]
+    return parts, kinds, [value for value in weights if not isinstance(value, tuple)]
 
 
 def encoder_states(

@@ -169,7 +169,6 @@ struct Picture {
 
 constexpr i64 kPlanes = 4 << 20;  // floats of the pictures that are laid out at a time
 
-// settings: the lengths stand for the stride s and the padding + 1.
 // A convolution of pictures `[C, H, W]`, whose weights are packed once; activated: followed by gelu.
 class Convolution {
  public:
@@ -228,6 +227,7 @@ class Convolution {
   Packed packed_;
 };
 
+// settings: the lengths stand for the stride s and the padding + 1.
 KERNEL(conv2d, "x[B, C, H, W] weight[M, C, h, w] bias[M] settings:i[s, p] -> "
                "y[B, M, (H + 2*(p - 1) - h) / s + 1, (W + 2*(p - 1) - w) / s + 1] | 0 < s, 0 < p, 0 < h, 0 < w") {
   const Picture picture{a['C'], a['H'], a['W'], a['h'], a['w'], a['s'], a['p'] - 1, a.dim("y", 2), a.dim("y", 3)};

@@ -115,8 +115,9 @@ KERNEL(projector, "x[N, D] table:l[t] in:i[m] out:i[O] -> y[N * D / m, O] | 0 < 
   const i64 all = a['N'] * a['D'], in = a['m'], rows = all / in;
   if (!t.read() || p.norm_width < 1 || p.inner < 1 || p.activation < 0 || p.activation > 2)
     return refuse("projector: the table does not describe a projector");
-  if (all % in || all % p.norm_width)
-    return refuse("projector: " + std::to_string(all) + " numbers are not rows of " + std::to_string(in) + " and of " + std::to_string(p.norm_width));
+  if (all % in || a['D'] != p.norm_width)
+    return refuse("projector: rows of x hold " + std::to_string(a['D']) + " numbers, expected " + std::to_string(p.norm_width) +
+                  ", and in all a multiple of " + std::to_string(in));
   ThreadPool pool(product_work(rows, in, p.inner) + product_work(rows, p.inner, a['O']));
   Space<> normed(all), hidden(rows * p.inner);
   norm_rows(pool, a.get("x"), p.norm, p.norm_bias, p.eps, normed.get(), all / p.norm_width, p.norm_width);
