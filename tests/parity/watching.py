@@ -32,10 +32,11 @@ def watching_states(encoder):
     """
     seen, states = [], encoder.states
 
-    def watched(*arguments):
-        for x in states(*arguments):
-            seen.append(x.asnumpy().copy())
-            yield x
+    def watched(x, segments, rope=None, wanted=None):
+        for number, state in enumerate(states(x, segments, rope)):
+            seen.append(state.asnumpy().copy())
+            if wanted is None or number in wanted:
+                yield state
 
     object.__setattr__(encoder, "states", watched)
     try:
