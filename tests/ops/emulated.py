@@ -212,15 +212,17 @@ def pytest_configure():
 
     install()
     ops.Custom = entries.Custom
-    from ms_omni.modeling.ops import cpu_encoder, cpu_fused, cpu_table
+    from ms_omni.modeling.ops import cpu_fused, cpu_table
+
+    address = cpu_table.address
 
     def known(part):
-        at = cpu_table.address(part)
+        at = address(part)
         if at:
             sizes[at] = part.nbytes
         return at
 
-    cpu_fused.address = cpu_encoder.address = known
+    cpu_table.address = cpu_fused.address = known
 
 
 if __name__ == "__main__":
