@@ -23,7 +23,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from . import build, cpu_encoder, cpu_fused, cpu_kernel
-from .cpu_kernel import kernel
+from .cpu_kernel import kernel, lengths
 from .fused import EncoderWeights, ProjectorWeights
 from .reference import Reference
 from .stored import Matrix, Pair
@@ -116,7 +116,7 @@ class Cpu(Reference):
             return _embedding(ids, weight, first)
         codes, scales, offsets = _parts(weight)
         width = codes.shape[-1] * (2 if codes.dtype == ms.uint8 else 1)
-        return _embedding_coded(ids, codes, scales, offsets, _width(width), first)
+        return _embedding_coded(ids, codes, scales, offsets, lengths(width), first)
 
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -213,7 +213,7 @@ class Cpu(Reference):
             return Reference.conv1d(x, weight, bias, dilation, groups)
         if x.shape[2] == (weight.shape[2] - 1) * dilation:
             return mint.zeros((x.shape[0], weight.shape[0], 0))
-        return _conv1d(x, weight, bias, _settings(dilation, groups))
+        return _conv1d(x, weight, bias, lengths(dilation, groups))
 
     @staticmethod
     def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, trim: int = 0) -> Tensor:
@@ -221,13 +221,13 @@ class Cpu(Reference):
             return Reference.conv_transpose1d(x, weight, bias, stride, trim)
         if (x.shape[2] - 1) * stride + weight.shape[2] <= 2 * trim:
             return mint.zeros((x.shape[0], weight.shape[1], 0))
-        return _conv_transpose1d(x, weight, bias, _settings(stride, trim + 1))
+        return _conv_transpose1d(x, weight, bias, lengths(stride, trim + 1))
 
     @staticmethod
     def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         if not _suits(x, weight, bias):
             return Reference.conv2d(x, weight, bias, stride, padding)
-        return _conv2d(x, weight, bias, _settings(stride, padding + 1))
+        return _conv2d(x, weight, bias, lengths(stride, padding + 1))
 
     @classmethod
     def downsample(cls, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -246,7 +246,7 @@ class Cpu(Reference):
     ) -> Tensor:
         if not _suits(x):
             return super().residual_unit(x, before, snake, conv, dilation, last_snake, last_conv)
-        return _residual_unit(x, before, *snake, *conv, *last_snake, *last_conv, _settings(dilation))
+        return _residual_unit(x, before, *snake, *conv, *last_snake, *last_conv, lengths(dilation))
 
     @staticmethod
     def scale_channels(x: Tensor, scale: Tensor) -> Tensor:
@@ -307,16 +307,6 @@ def _floats(*values):
 @functools.cache
 def _integers(*values):
     return Tensor(np.array(values, np.int32))
-
-
-@functools.cache
-def _settings(*values):
-    return mint.zeros(values, dtype=ms.int32)
-
-
-@functools.cache
-def _width(width):
-    return mint.zeros(width, dtype=ms.int32)
 
 
 @functools.cache

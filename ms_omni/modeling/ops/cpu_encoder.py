@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from ...errors import InputError
 from ...quantised import Quantised
-from .cpu_kernel import kernel, structs
+from .cpu_kernel import kernel, lengths, structs
 from .cpu_table import Template, check_matrix, parts_of, table
 from .fused import EncoderLayerWeights, EncoderWeights, ProjectorWeights
 from .stored import Pair
@@ -147,13 +147,7 @@ def encoder_states(
 
 
 def projector(x: Tensor, prepared: PreparedProjector) -> Tensor:
-    return _projector(x, Tensor.from_numpy(prepared.template.table()), _lengths(prepared.inputs), _lengths(prepared.outputs))
-
-
-@functools.cache
-def _lengths(count):
-    """An array whose length is a size: MindSpore remembers the shape of a result by the shapes of the inputs."""
-    return ms.mint.zeros(count, dtype=ms.int32)
+    return _projector(x, Tensor.from_numpy(prepared.template.table()), lengths(prepared.inputs), lengths(prepared.outputs))
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,8 @@ import functools
 import re
 from collections.abc import Callable
 
-from mindspore import ops
+import mindspore as ms
+from mindspore import Tensor, mint, ops
 
 from ...errors import InputError
 from . import build
@@ -26,6 +27,14 @@ def kernel(file: str, name: str, dtype: Callable = lambda x, *_: x, shape: Calla
 def structs(file: str, *names: str) -> list[Struct]:
     """Those of `<file>.cpp`."""
     return [Struct(ctypes.CDLL(_path(file)), name) for name in names]
+
+
+@functools.cache
+def lengths(*values: int) -> Tensor:
+    """An array whose lengths are settings of a kernel that shapes depend on: MindSpore remembers the shape of a result by the shapes of
+    the inputs.
+    """
+    return mint.zeros(values, dtype=ms.int32)
 
 
 @functools.cache
