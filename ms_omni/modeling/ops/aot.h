@@ -14,8 +14,11 @@
 #ifdef __aarch64__
 #include <sys/auxv.h>
 #endif
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
-#define MS_OMNI_AMX  // the compiler knows matrix units; has_tiles() says whether this process may use them
+// The compiler knows matrix units (clang before 17 writes its macros with one underscore less); has_tiles() says whether this
+// process may use them.
+#if defined(__AVX512F__) && defined(__linux__) && \
+    ((defined(__AMX_TILE__) && defined(__AMX_BF16__)) || (defined(__AMXTILE__) && defined(__AMXBF16__)))
+#define MS_OMNI_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
