@@ -36,6 +36,13 @@ STACKS = {
     "odd": fused.ODD,
     "dense, with biases": {**ROUND, "sparse": (False,) * 3, "attention_bias": True},
     "threads": {**WIDE, "intermediate_size": 1120},
+    "blocks": {
+        **ROUND,
+        "hidden_size": 256,
+        "head_dim": 64,
+        "moe_intermediate_size": 384,
+        "shared_expert_intermediate_size": 128,
+    },
 }
 FORMS = {
     "bfloat16": "bfloat16",
@@ -44,9 +51,18 @@ FORMS = {
     "int4": Storage(4, 32, "bfloat16"),
     "int4 with offsets": Storage(4, 32, "float16", "bfloat16"),
 }
+WIDE_FORMS = {  # with a stack whose matrices such groups divide
+    "int8 in groups of 128, with offsets": Storage(8, 128, "float32", "float32"),
+    "int8 with offsets": Storage(8, None, "bfloat16", "float16"),
+    "int4 in groups of 64": Storage(4, 64, "bfloat16"),
+    "int4 in groups of 128, with offsets": Storage(4, 128, "float16", "bfloat16"),
+    "int4 with one scale a row": Storage(4, None, "float32"),
+}
 CASES = [(stack, form) for stack in STACKS for form in FORMS if stack != "odd" or form in ("bfloat16", "int8")]
-EXACT = {"bfloat16", "int8", "int4"}
-"""Forms whose dequantised numbers no rounding has touched: where a matrix lies the same way, as no experts do, bits are the same."""
+CASES += [("blocks", form) for form in WIDE_FORMS]
+EXACT = {"bfloat16"} if "VNNI" in ops.vectors() else {"bfloat16", "int8", "int4"}
+"""Forms whose dequantised numbers no rounding has touched: where a matrix lies the same way, as no experts do, bits are the same. Products
+of bytes (VNNI) sum whole numbers, which are rounded elsewhere."""
 
 
 def as_tensor(array):
@@ -102,8 +118,9 @@ def steps(model, weights, head, rows, block=16, padding=0):
 @pytest.mark.parametrize("stack, form", CASES)
 def test_the_numbers_are_those_of_the_dequantised_matrices(stack, form, rng, normal, close):
     model, head = fused.random_stack(STACKS[stack], TalkerModel, rng)
-    coded, plain = stored_stack(stack_weights(model), FORMS[form], rng)
-    kept_head, plain_head = stored(head.weight, FORMS[form], rng)
+    storage = {**FORMS, **WIDE_FORMS}[form]
+    coded, plain = stored_stack(stack_weights(model), storage, rng)
+    kept_head, plain_head = stored(head.weight, storage, rng)
     rows = [normal(2, model.config.hidden_size) for _ in range(8)]
     whole = steps(model, coded, kept_head, rows)
     for got, want in zip(whole, steps(model, plain, plain_head, rows), strict=True):
@@ -112,6 +129,20 @@ def test_the_numbers_are_those_of_the_dequantised_matrices(stack, form, rng, nor
     for begin, end in ((0, 1), (2, 4), (3, 8)):  # tiles of one row, of two, of five; seven rows are a tile and one behind it
         some = steps(model, coded, kept_head, rows[begin:end], padding=begin)
         assert all(np.array_equal(one, all_[begin:end]) for one, all_ in zip(some, whole, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_finite_stays_so_and_in_its_row(form, rng, normal):
+    model, head = fused.random_stack(ROUND, TalkerModel, rng)
+    coded, _ = stored_stack(stack_weights(model), FORMS[form], rng)
+    kept_head, _ = stored(head.weight, FORMS[form], rng)
+    rows = [normal(1, 96) for _ in range(3)]
+    logits, _ = steps(model, coded, kept_head, rows)
+    for wrong in (np.nan, np.inf):
+        got, _ = steps(
+            model, coded, kept_head, [rows[0], np.where(np.arange(96) == 70, np.float32(wrong), rows[1]), rows[2]]
+        )
+        assert np.isnan(got[1]).all() and np.array_equal(got[[0, 2]], logits[[0, 2]])
 
 
 @pytest.mark.parametrize("form", FORMS)

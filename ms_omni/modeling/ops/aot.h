@@ -22,6 +22,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define MS_OMNI_VNNI  // the compiler knows products of bytes; has_vnni() says whether this processor does
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -202,11 +205,21 @@ inline bool has_tiles() {
 #endif
 }
 
+inline bool has_vnni() {
+#ifdef MS_OMNI_VNNI
+  static const bool has = __builtin_cpu_supports("avx512vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 // The vectors that this file was compiled for, and how many floats are in one (see vectors.h).
 extern "C" const char *ms_omni_vectors() {
-  if (has_tiles()) return "AVX-512 and AMX, 16 floats";
+  if (has_tiles()) return has_vnni() ? "AVX-512, VNNI and AMX, 16 floats" : "AVX-512 and AMX, 16 floats";
+  if (has_vnni()) return "AVX-512 and VNNI, 16 floats";
 #if defined(__AVX512F__)
   return "AVX-512, 16 floats";
 #elif defined(__AVX2__)

@@ -26,9 +26,9 @@ COMPILE_LIMIT_S = 300
 
 PREBUILT = os.path.join(FOLDER, "prebuilt")
 # Libraries that a wheel may contain, the best first: flags beside -march, and the processor's flags (in Linux's names) that it needs.
-# Matrix units are detected at run time (`has_tiles`), so code for them is harmless where there are none.
+# Matrix units and products of bytes are detected at run time (`has_tiles`, `has_vnni`), so code for them is harmless where there are none.
 WIDTHS = {
-    "x86-64-v4": (("-mamx-tile", "-mamx-bf16"), {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    "x86-64-v4": (("-mamx-tile", "-mamx-bf16", "-mavx512vnni"), {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
     "x86-64-v3": ((), {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
     "armv8-a": ((), {"asimd"}),
 }

@@ -103,7 +103,9 @@ struct Expert {
     if (w.kind == kBfloat16) return in_order(static_cast<const Bfloat16 *>(w.numbers), x, begin, n, y, distance);
     Floats together(rows > 1 ? rows * in : 0);
     for (i64 row = 0; rows > 1 && row < rows; ++row) std::copy_n(x[row], in, together.data() + row * in);
-    dot_block(rows > 1 ? together.data() : x[0], rows, in, {w, nullptr, distance, y, false, number * out + begin}, 0, n);
+    Inputs inputs(rows > 1 ? together.data() : x[0], rows, in);
+    inputs.write_for(w);
+    inputs.multiply({w, nullptr, distance, y, false, number * out + begin}, 0, n);
   }
 
  private:

@@ -182,6 +182,7 @@ inline void with_numbers(const Matrix &m, const Function &function) {
 class Scales {
  public:
   i64 groups = 1, group;
+  bool shifted = false;  // whether there are offsets
 
   explicit Scales(i64 in) : group(in) {}  // none
 
@@ -189,7 +190,7 @@ class Scales {
 
   Scales(const Matrix &m, i64 in, i64 row, i64 rows) : group(in) {
     if (!m.scales) return;
-    group = m.group, groups = in / group;
+    group = m.group, groups = in / group, shifted = m.offsets;
     const i64 n = rows * groups;
     space_ = Space<>(2 * n);
     shifts_ = space_.get() + n;
@@ -198,6 +199,9 @@ class Scales {
     else std::fill_n(shifts_, n, 0.f);
     if (m.kind == kInt4) add_scaled(shifts_, space_.get(), -8.f, n);
   }
+
+  const float *scales(i64 row) const { return space_.get() + row * groups; }
+  const float *shifts(i64 row) const { return shifts_ + row * groups; }
 
   template <class W>
   Widener<W> of(i64 row, i64 g) const {  // row: 0 is the first of them
