@@ -1,5 +1,6 @@
 """Builds the C++ kernels with every compiler and for every width of vectors that are here; tests one compiler's of each width with all
-tests, the others' whole layers, and whether they make the same numbers.
+tests, the others' whole layers, and whether they make the same numbers. Builds for SVE have those of NEON to make, which is all that is
+tested of them: kernels use vectors of NEON, and qemu-user takes twenty times as long for what compilers make of the rest.
 
     python .ci/kernels.py [--compilers g++,clang++] [--widths x86-64-v2,native]
     python .ci/kernels.py --widths armv8-a              cross-built, and run under qemu-user (g++-aarch64-linux-gnu, qemu-user-static)
@@ -76,13 +77,13 @@ def test(build: Build, whole: bool) -> bool:
 
 
 def same_numbers(builds: list[Build]) -> bool:
-    """Whether the compilers agree about every kernel at each width, bit by bit."""
+    """Whether the compilers agree about every kernel at each width of vectors, bit by bit."""
     found, agree = {}, True
     for build in builds:
         through = ("-m", "tests.ops.emulated") if build.emulated else ("-m",)
         done = run(build, *through, "tests.ops.outputs", stdout=subprocess.PIPE, check=True)  # why it fails is to be seen
         digests = json.loads(done.stdout.splitlines()[-1])
-        other, expected = found.setdefault(build.width, (build, digests))
+        other, expected = found.setdefault("NEON" if build.emulated else build.width, (build, digests))
         different = [name for name in expected if digests[name] != expected[name]]
         if different:
             print(f"{build.name} and {other.name} differ in {', '.join(different)}")
@@ -102,7 +103,7 @@ def main() -> int:
     compile_all(builds)
     print(f"{len(builds)} builds of {len(FILES)} files: {time.perf_counter() - start:.0f} s", flush=True)
     first = {build.width: build for build in reversed(builds)}
-    outcomes = [test(build, build == first[build.width]) for build in builds]
+    outcomes = [test(build, build == first[build.width]) for build in builds if "sve" not in build.width]
     return 0 if all(outcomes) and same_numbers(builds) else 1
 
 

@@ -7,6 +7,8 @@ Importing this module compiles the kernels; it raises `OSError` where that canno
   bfloat16 and codes of 8 and 4 bits are widened while they are packed (`panels.h`), so a product with them is one of float32. With few
   rows, as most experts have, they are widened in registers instead (`few_rows.h`). On processors with matrix units (AMX) those
   matrices are multiplied there, in float32's precision (`amx.h`).
+- `fused.cpp`: steps of decoders in one launch. Their few rows stream all weights past (`products.h`), and codes are summed as whole
+  numbers where the processor multiplies bytes (VNNI, `digits.h`).
 - `attention.cpp`: attention of many queries, scores never stored as a whole.
 - `layers.cpp`: whole layers of encoders, and of decoders that read a prompt: the same functions without a launch between.
 - `wave.cpp`: the vocoder's convolutions with one order of summation. MindSpore's own choose the order by the shape, so that
