@@ -260,15 +260,17 @@ class Stack {
     first_.push_back(count);
   }
 
-  // Outputs of a matrix that one task makes: whole cache lines, and enough tasks for the thread pool.
-  i64 panel(const ThreadPool &pool, i64 outputs) const {
-    const i64 wanted = std::max<i64>(1, 4 * pool.size() / std::max<i64>(used_, 1));
+  // Outputs of a matrix that one task makes: whole cache lines, and enough tasks for the thread pool. Codes lie output by output, so that
+  // small tasks read them in long runs too and threads end together.
+  i64 panel(const ThreadPool &pool, const Matrix &w, i64 outputs) const {
+    const i64 each = w.kind == kInt8 || w.kind == kInt4 ? 16 : 4;
+    const i64 wanted = std::max<i64>(1, each * pool.size() / std::max<i64>(used_, 1));
     return std::max<i64>(64, (outputs / wanted + 63) / 64 * 64);
   }
 
   // hidden_ [pair] = silu(gate) * up
   void widen_experts(ThreadPool &pool, const Layer &l) {
-    const i64 inner = l.expert_inner, step = panel(pool, inner), panels = (inner + step - 1) / step;
+    const i64 inner = l.expert_inner, step = panel(pool, l.experts_gate_up, inner), panels = (inner + step - 1) / step;
     hidden_.resize(pairs_.size() * inner);
     pool.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, inner - begin);
@@ -293,7 +295,7 @@ class Stack {
 
   // results_ [pair] = hidden_ [pair] down
   void narrow_experts(ThreadPool &pool, const Layer &l) {
-    const i64 inner = l.expert_inner, step = panel(pool, width), panels = (width + step - 1) / step;
+    const i64 inner = l.expert_inner, step = panel(pool, l.experts_down, width), panels = (width + step - 1) / step;
     results_.resize(pairs_.size() * width);
     pool.run(used_ * panels, [&](i64 task) {
       const i64 use = task / panels, begin = task % panels * step, n = std::min(step, width - begin);

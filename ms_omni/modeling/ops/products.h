@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr i64 kFetch = 64 * 1024;  // bytes of weights per task: long enough to be fetched at full speed
+constexpr i64 kLeast = 64 * 1024, kMost = 160 * 1024;  // bytes of weights per task: long enough to be fetched at full speed
 constexpr int kRowTile = 6;        // rows of x whose sums stay in registers
 constexpr int kOutputs = kVectors;  // outputs that share what is loaded of x
 
@@ -25,7 +25,7 @@ struct Product {
 // A line of the rows of the next tile: of rows so short the processor finds out too late that each is read in order. The first cache
 // waits for few lines at a time, fewer than memory could send; so lines further on go to the second one first.
 inline void fetch_ahead(const char *line) {
-  constexpr i64 kFar = 8192;
+  constexpr i64 kFar = 6144;
   __builtin_prefetch(line);
   __builtin_prefetch(line + kFar, 0, 2);
 }
@@ -208,10 +208,11 @@ class Inputs {
 
 // Several linear layers of the same x `[rows, in]`, shared among the threads of the pool.
 inline void multiply(ThreadPool &pool, const float *x, i64 rows, i64 in, std::initializer_list<Product> products) {
-  const auto fetch = [=](const Product &p) {
-    return std::max<i64>(1, kFetch / std::max<i64>(1, row_bytes(p.w, in)) / (2 * kOutputs)) * 2 * kOutputs;
+  const auto fetch = [&](const Product &p) {
+    const i64 row = std::max<i64>(1, row_bytes(p.w, in)), bytes = std::clamp(row * p.out / (4 * pool.size()), kLeast, kMost);
+    return std::max<i64>(1, bytes / row / (2 * kOutputs)) * 2 * kOutputs;
   };
-  const auto tasks_of = [=](const Product &p) { return (p.out + fetch(p) - 1) / fetch(p); };
+  const auto tasks_of = [&](const Product &p) { return (p.out + fetch(p) - 1) / fetch(p); };
   i64 tasks = 0;
   for (const auto &p : products) tasks += tasks_of(p);
   Inputs inputs(x, rows, in);
