@@ -1,6 +1,8 @@
 """Loading: dtypes, prefixes, checkpoints of the thinker alone, memory."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ import pytest
 
 from ms_omni.checkpoint import load_checkpoint
 from ms_omni.checkpoint.names import COMPONENTS
+from ms_omni.checkpoint.parameters import fresh
 from ms_omni.config import Qwen3OmniMoeConfig
 from ms_omni.errors import CheckpointError
 from tests.checkpoint.conftest import edit_json, lazy, rewrite, tensors_of
@@ -196,3 +199,12 @@ def write_large_thinker(folder):
         for source in sources("thinker." + name, tuple(parameter.shape), patch_shape)
     ]
     write_shards(folder, pending, {"format": "pt"}, shard_bytes=60_000_000)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="only Linux says how memory lies")
+def test_large_weights_lie_in_huge_pages():
+    array = fresh((3, 1 << 20), np.dtype(np.float32))
+    with open("/proc/self/smaps") as file:
+        areas = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$", file.read(), re.MULTILINE | re.DOTALL)
+    (flags,) = [flags for begin, end, flags in areas if int(begin, 16) <= array.ctypes.data < int(end, 16)]
+    assert "hg" in flags.split() or not os.path.exists("/sys/kernel/mm/transparent_hugepage")
