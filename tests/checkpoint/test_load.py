@@ -206,5 +206,7 @@ def test_large_weights_lie_in_huge_pages():
     array = fresh((3, 1 << 20), np.dtype(np.float32))
     with open("/proc/self/smaps") as file:
         areas = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$", file.read(), re.MULTILINE | re.DOTALL)
+    if not areas:
+        pytest.skip("this system does not say how memory lies")
     (flags,) = [flags for begin, end, flags in areas if int(begin, 16) <= array.ctypes.data < int(end, 16)]
     assert "hg" in flags.split() or not os.path.exists("/sys/kernel/mm/transparent_hugepage")

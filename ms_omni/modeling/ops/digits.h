@@ -1,5 +1,5 @@
-// Products of few rows with codes of 8 or 4 bits that are summed as whole numbers, on AVX-512's VNNI: a third of the instructions that
-// it takes to widen the codes.
+// Products of few rows with codes of 8 or 4 bits that are summed as whole numbers, by AVX-512's products of bytes (VNNI): that takes
+// fewer instructions than to widen the codes.
 //
 // x is written with three digits of 8 bits, base 256, in units that are a power of two for each block of kDigitBlock inputs: with 23
 // bits below the block's largest number, where float32 has 24 for each number. A block's sums of digits times codes are exact:
