@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 TESTS = (
     *("tests/ops/test_refusals.py", "tests/ops/test_cpu_kernels.py::test_kernel", "tests/ops/test_cpu_dense.py"),
     *("tests/ops/test_fused.py::test_code_frame", "tests/ops/test_convolution.py", "tests/modeling/test_code2wav_stable.py"),
-    "tests/ops/test_layers.py",
+    *("tests/ops/test_layers.py", "tests/ops/test_stored.py"),
 )
 SELECTION = "not graph and not operator_says and not pieces_equal"  # a graph needs MindSpore's own call
 OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g1 -O1"
