@@ -30,10 +30,14 @@ inline void fetch_ahead(const char *line) {
   __builtin_prefetch(line + kFar, 0, 2);
 }
 
-// What is made of the sums of an output and a row.
-inline void put(const Product &p, i64 row, i64 j, float total) {
-  float &y = p.y[row * p.out + j];
-  y = total + (p.bias ? p.bias[j] : 0.f) + (p.add ? y : 0.f);
+// What is made of the sums of outputs from j on and rows from `row` on.
+template <int Outputs, int Rows>
+inline void put(const Product &p, i64 row, i64 j, const float (&totals)[Outputs][Rows]) {
+  for (int o = 0; o < Outputs; ++o)
+    for (int r = 0; r < Rows; ++r) {
+      float &y = p.y[(row + r) * p.out + j + o];
+      y = totals[o][r] + (p.bias ? p.bias[j + o] : 0.f) + (p.add ? y : 0.f);
+    }
 }
 
 // Outputs of rows of x `[rows, in]`, some of both at a time; w: the numbers of p.w, scales: of outputs from `first` on. An output is
@@ -85,8 +89,7 @@ struct DotTiles {
     float totals[Outputs][Rows];
     MS_OMNI_UNROLL for (int o = 0; o < Outputs; ++o)
       MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) totals[o][r] = total(sum[o][r]) + rest[o][r];
-    for (int o = 0; o < Outputs; ++o)
-      for (int r = 0; r < Rows; ++r) put(p, row + r, j + o, totals[o][r]);
+    put(p, row, j, totals);
   }
 };
 
@@ -132,8 +135,7 @@ struct DigitTiles {
     float totals[Outputs][Rows];
     MS_OMNI_UNROLL for (int o = 0; o < Outputs; ++o)
       MS_OMNI_UNROLL for (int r = 0; r < Rows; ++r) totals[o][r] = total(sum[o][r]);
-    for (int o = 0; o < Outputs; ++o)
-      for (int r = 0; r < Rows; ++r) put(p, row + r, j + o, totals[o][r]);
+    put(p, row, j, totals);
   }
 };
 #endif
